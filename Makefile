@@ -1,0 +1,71 @@
+# perpo: `make all` runs a whole run, `make test` its tests. Both set up all they need.
+#
+#   make all RUN=demo      the run of configs/demo.yaml, from prompts to report (the default)
+#   make all RUN=ci        the same in three minutes
+#   make test              all tests that need no accelerator
+#   make lint | types      ruff | mypy
+#   make bench             side-by-side benchmarks
+#   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
+#
+# What the stages are and in which order they run stands in stages/*.mk.
+
+RUN    ?= demo
+CONFIG ?= configs/$(RUN).yaml
+PYTHON ?= python3
+VENV   ?= .venv
+PERPO   = $(VENV)/bin/perpo
+PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+.PHONY: all setup test lint types bench clean
+
+INSTALLED := $(VENV)/.installed
+DEVELOP   := $(VENV)/.installed-dev
+PLAN      := data/.plans/$(RUN).mk
+STAGE_GOALS := all prepare sample score filter train eval report
+
+# The plan names the run's splits, methods and evaluations; it is made from the YAML file.
+ifneq ($(filter $(STAGE_GOALS),$(or $(MAKECMDGOALS),all)),)
+include $(PLAN)
+include $(sort $(wildcard stages/*.mk))
+all: report-shown
+endif
+
+$(PLAN): $(CONFIG) $(INSTALLED)
+	@mkdir -p $(@D)
+	@$(PERPO) plan --config $(CONFIG) > $@.part && mv $@.part $@
+
+$(CONFIG):
+	@echo "make: no such configuration: $(CONFIG); choose RUN= from: $(basename $(notdir $(wildcard configs/*.yaml)))" >&2; exit 2
+
+setup: $(INSTALLED)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perpo needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEVELOP): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(INSTALLED)
+
+test: $(DEVELOP)
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(DEVELOP)
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+types: $(DEVELOP)
+	$(VENV)/bin/mypy
+
+bench: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/train_step.py --preset cpu
+
+clean:
+	rm -rf data/$(RUN) $(PLAN)

@@ -1,0 +1,361 @@
+"""One pydantic model a stage, loaded from one YAML file a run; unknown keys are faults.
+
+Every field is a setting that changes the result, and so counts in the fingerprint of what the stage
+writes, unless it is listed in the section's `operational` names.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from perpo_pipeline.errors import ConfigError
+
+Json = dict[str, Any]
+Method = Literal["perpo", "lipo", "lipo-lambda", "dpo", "sft"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+METHODS = get_args(Method)
+BASE = "base"
+OTHER_IMAGE = "-other-image"
+
+
+class Section(BaseModel):
+    """A section of the run's file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    operational: ClassVar[frozenset[str]] = frozenset()
+
+    def result_settings(self) -> Json:
+        """The settings that change the result, for the fingerprint."""
+        return self.model_dump(mode="json", exclude=set(self.operational))
+
+
+class ModelConfig(Section):
+    """The model and how it sees an image; the same for sampling, training and evaluation."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"id", "revision", "device"})
+
+    id: str = Field("testbed", description="hub id, local directory, or `testbed`")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    preprocess: Literal["processor", "pad"] = Field(
+        "processor", description="`pad`: pad to a square with the mean colour first"
+    )
+    box_format: str = Field("llava", description="a family's box text, or pkg.module:attribute")
+    box_frame: Literal["full", "crop", "pad", "resized"] = "full"
+
+
+class TestbedSource(Section):
+    """Prompts rendered by the embedded testbed."""
+
+    source: Literal["testbed"]
+    num_prompts: int = Field(gt=0)
+
+
+class JsonlSource(Section):
+    """Prompts from a plain JSON-lines file (README, 'Your own data')."""
+
+    source: Literal["jsonl"]
+    path: Path
+    image_root: Path | None = Field(None, description="default: the folder of the file")
+    task: Literal["grounding", "ocr", "vqa"] | None = Field(None, description="for rows without")
+    embed_images: bool = False
+    per_dataset: int | None = Field(None, gt=0, description="at most so many rows of each dataset")
+
+
+PrepareConfig = Annotated[TestbedSource | JsonlSource, Field(discriminator="source")]
+
+
+class SampleConfig(Section):
+    """How the candidates are drawn: from softmax(logits / T) and nothing else."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"max_errors", "split"})
+
+    split: Name = Field("train", description="the prepared split to sample from")
+    backend: Literal["transformers"] = "transformers"
+    num_samples: int = Field(20, ge=1)
+    temperature: float = Field(0.5, gt=0)
+    max_new_tokens: int = Field(64, ge=1)
+    batch_size: int = Field(16, ge=1, description="prompts decoded together")
+    prompts_per_part: int = Field(512, ge=1, description="rows are flushed after so many prompts")
+    max_errors: int = Field(0, ge=0, description="prompts that may fail before the stage fails")
+
+
+class ScoreConfig(Section):
+    """How an answer is measured against the truth."""
+
+    reward: Literal["auto", "iou", "edit_similarity"] = Field(
+        "auto", description="`auto`: iou for grounding, edit_similarity for ocr and vqa"
+    )
+
+
+class FilterConfig(Section):
+    """Which lists are worth learning from."""
+
+    min_margin: float = Field(0.8, ge=0, le=1, description="max reward - min reward, at least")
+    max_lists: int | None = Field(3000, gt=0)
+    seed: int = Field(0, ge=0, description="which lists stay when there are more than max_lists")
+
+
+class LoraSettings(Section):
+    """Low-rank adapter on the linear layers of the language model."""
+
+    rank: int = Field(128, gt=0)
+    alpha: int = Field(256, gt=0)
+    scope: Literal["language_model"] = "language_model"
+
+
+class TrainSettings(Section):
+    """Settings of one training run; a method's own values override the shared ones."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "log_to"})
+
+    method: Method = "perpo"
+    seed: int = Field(0, ge=0)
+    beta: float = Field(0.1, gt=0)
+    gamma: float = Field(0.5, ge=0)
+    learning_rate: float = Field(5e-6, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1, description="lists an optimiser step")
+    micro_batch_size: int = Field(8, ge=1, description="lists a forward pass; divides batch_size")
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = False
+    lora: LoraSettings = LoraSettings()
+    checkpoint_every: int = Field(100, ge=1, description="optimiser steps")
+    log_to: list[str] = Field(default_factory=list, description="integrations of Trainer")
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is not a multiple of "
+                f"micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """The methods to compare; settings of the section itself are shared by all of them."""
+
+    shared: TrainSettings = TrainSettings()
+    methods: dict[Name, TrainSettings] = Field(default_factory=lambda: {"perpo": TrainSettings()})
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_shared(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        own = {k: raw[k] for k in ("methods", "seeds") if k in raw}
+        if isinstance(own.get("methods"), Mapping):
+            own["methods"] = {k: {} if v is None else v for k, v in own["methods"].items()}
+        return {"shared": {k: v for k, v in raw.items() if k not in own}, **own}
+
+    @model_validator(mode="after")
+    def _every_variant_is_whole(self) -> Self:
+        self.variants()
+        return self
+
+    def variants(self) -> dict[str, TrainSettings]:
+        """Adapter variants: one a method, or one a method and seed where there are several seeds."""
+        several = len(self.seeds) > 1
+        return {
+            f"{name}-seed{seed}" if several else name: self._settings_of(name, seed)
+            for name in self.methods
+            for seed in self.seeds
+        }
+
+    def _settings_of(self, name: str, seed: int) -> TrainSettings:
+        own = self.methods[name].model_dump(exclude_unset=True)
+        if "method" not in own and "method" not in self.shared.model_fields_set:
+            if name not in METHODS:
+                raise ValueError(
+                    f"methods.{name}: '{name}' is no method; add `method: ` one of {list(METHODS)}"
+                )
+            own["method"] = name
+        return TrainSettings.model_validate(
+            {**self.shared.model_dump(exclude_unset=True), **own, "seed": seed}
+        )
+
+
+class EvalConfig(Section):
+    """What is evaluated, on which split; greedy decoding."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"models", "other_image", "prompts_per_part"})
+
+    split: Name = "test"
+    models: list[Name] | None = Field(None, description="default: base and every trained variant")
+    other_image: bool = Field(True, description="also with the image of another prompt")
+    other_image_prompts: int = Field(512, gt=0)
+    max_new_tokens: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1)
+    prompts_per_part: int = Field(512, ge=1)
+
+
+class ReportConfig(Section):
+    """The page that shows what changed."""
+
+    title: str = "PerPO"
+    pictures: int = Field(12, ge=0, description="examples with boxes before and after")
+    num_resamples: int = Field(10_000, ge=100, description="of the paired bootstrap")
+
+
+class RunConfig(Section):
+    """One run: a name, a seed, and a section a stage."""
+
+    run: Name
+    seed: int = Field(0, ge=0)
+    data_root: Path = Path("data")
+    model: ModelConfig = ModelConfig()
+    prepare: dict[Name, PrepareConfig]
+    sample: SampleConfig = SampleConfig()
+    score: ScoreConfig = ScoreConfig()
+    filter: FilterConfig = FilterConfig()
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
+    eval: EvalConfig = EvalConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _names_refer_to_something(self) -> Self:
+        faults = []
+        for key, split in (("sample.split", self.sample.split), ("eval.split", self.eval.split)):
+            if split not in self.prepare:
+                faults.append(f"{key}: '{split}' is not a split of `prepare` {list(self.prepare)}")
+        known = [BASE, *self.train.variants()]
+        for model in self.eval.models or []:
+            if model not in known:
+                faults.append(f"eval.models: '{model}' is not one of {known}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return self.data_root / self.run
+
+    def eval_models(self) -> list[str]:
+        """Names of the models to evaluate, `base` first."""
+        return self.eval.models or [BASE, *self.train.variants()]
+
+    def eval_variants(self) -> list[str]:
+        """Names of the evaluations: a model, or a model with the image of another prompt."""
+        models = self.eval_models()
+        return models + [m + OTHER_IMAGE for m in models if self.eval.other_image]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML would silently overwrite."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> Json:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        key = str(loader.construct_object(key_node))  # type: ignore[no-untyped-call]
+        if key in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Load a run's YAML file; `overrides` maps dotted keys to values that flags gave.
+
+    Raises `ConfigError` with every fault of the file, each by its key.
+    """
+    raw = _read_yaml(path)
+    for dotted, value in (overrides or {}).items():
+        _set_dotted(raw, dotted, value)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        faults = list(_explain(error))
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ConfigError(
+            f"{count} in the configuration:\n" + "\n".join(f"  - {fault}" for fault in faults),
+            where=str(path), fix="correct the keys named above; README lists every setting",
+        ) from None  # fmt: skip
+
+
+def _read_yaml(path: Path) -> Json:
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")])
+        raise ConfigError(
+            "no such configuration file", where=str(path),
+            fix=f"did you mean {path.with_stem(near[0])}?" if near else "see the folder configs/",
+        ) from None  # fmt: skip
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"the file cannot be read as YAML: {error}", where=str(path), fix="correct the file"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            "the file holds no mapping of sections", where=str(path), fix="see configs/demo.yaml"
+        )
+    return raw
+
+
+def _set_dotted(raw: Json, dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for key in parents:
+        if not isinstance(raw.get(key), dict):
+            raw[key] = {}
+        raw = raw[key]
+    raw[last] = value
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    """One line a fault, by its key as it stands in the file."""
+    for fault in error.errors(include_url=False, include_context=False):
+        place = [str(part) for part in fault["loc"]]
+        place = [p for i, p in enumerate(place) if (place[0], i, p) not in _NOT_IN_THE_FILE]
+        key = ".".join(place) or "(file)"
+        if fault["type"] == "extra_forbidden":
+            yield f"{key}: no such setting{_suggestion(place)}"
+        elif fault["type"] == "missing":
+            yield f"{key}: is required"
+        else:
+            got = fault["input"]
+            shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+            yield f"{key}: {fault['msg'].removeprefix('Value error, ')}{shown}"
+
+
+# Steps of pydantic's locations that are no keys of the file: (section, position, name).
+_NOT_IN_THE_FILE = {
+    ("prepare", 2, "testbed"),
+    ("prepare", 2, "jsonl"),
+    ("train", 1, "shared"),
+}
+
+
+def _suggestion(place: list[str]) -> str:
+    near = difflib.get_close_matches(place[-1], _names_beside(place), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _names_beside(place: list[str]) -> list[str]:
+    """The settings that exist where `place` points."""
+    if len(place) == 1:
+        return list(RunConfig.model_fields)
+    if place[-2] == "lora":
+        return list(LoraSettings.model_fields)
+    if place[0] == "prepare":
+        return [*TestbedSource.model_fields, *JsonlSource.model_fields]
+    if place[0] == "train":
+        return [*TrainSettings.model_fields, "methods", "seeds"]
+    section = RunConfig.model_fields[place[0]].annotation
+    return list(section.model_fields) if isinstance(section, type(Section)) else []

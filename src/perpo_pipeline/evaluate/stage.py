@@ -1,0 +1,138 @@
+"""`perpo eval`: prompts and a model (with or without an adapter) -> predictions and metrics.
+
+Decoding is greedy. `<model>-other-image` shows each question with the image of another prompt: what
+is still right then was guessed without looking.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from perpo_pipeline.artifacts import Recipe, Version, Writer, input_of, open_version
+from perpo_pipeline.config import BASE, OTHER_IMAGE
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.evaluate.metrics import summarise
+from perpo_pipeline.model_inputs import encode_row, identify_model, model_notes, open_model
+from perpo_pipeline.score import TRUTH_COLUMNS, score_samples
+from perpo_pipeline.stage import Run, make
+
+if TYPE_CHECKING:
+    from perpo_pipeline.models import Vlm
+
+STAGE_VERSION = 1
+PROMPT_COLUMNS = [*TRUTH_COLUMNS, "image", "image_sha256", "prompt"]
+REPORT_COLUMNS = ["prompt_id", "reward", "parse_ok"]
+
+Row = dict[str, Any]
+
+
+def evaluate(run: Run, variant: str) -> Version:
+    """Predict and measure one variant: a model's name, perhaps with `-other-image`."""
+    predictions = _predict(run, variant)
+    prompts = input_of(predictions, "prompts")
+    recipe = Recipe("metrics", variant, "eval", STAGE_VERSION, {}, {"predictions": predictions})
+
+    def work(writer: Writer) -> None:
+        truth = prompts.table(columns=["prompt_id", "split", "task", "image_sha256"])
+        writer.write_part(0, summarise(predictions.table(columns=REPORT_COLUMNS), truth))
+
+    return make(run, recipe, work, out=run.out and run.out / "metrics")
+
+
+def _predict(run: Run, variant: str) -> Version:
+    config, model = run.config.eval, run.config.model
+    name, other = variant.removesuffix(OTHER_IMAGE), variant.endswith(OTHER_IMAGE)
+    inputs = {"prompts": run.latest("prompts", config.split)}
+    adapter = None
+    if name != BASE:
+        adapter = open_version(run.inputs.get("adapter") or run.place("adapter", name), "adapter")
+        inputs["adapter"] = adapter
+    resolved, model_settings = identify_model(model, run.config.run_dir)
+    settings = {**config.result_settings(), "image": "other" if other else "matching",
+                "box_format": model.box_format, "box_frame": model.box_frame,
+                **model_settings}  # fmt: skip
+    if not other:
+        del settings["other_image_prompts"]
+    recipe = Recipe("predictions", variant, "eval", STAGE_VERSION, settings, inputs,
+                    notes=model_notes(model))  # fmt: skip
+
+    def work(writer: Writer) -> Mapping[str, Any]:
+        rows = inputs["prompts"].table(columns=PROMPT_COLUMNS)
+        shown = rows.to_pylist()
+        if other:
+            shown = with_other_images(shown)[: config.other_image_prompts]
+        vlm = _open(run, resolved, model_settings, adapter and adapter.path)
+        parts = range(0, len(shown), config.prompts_per_part)
+        for index, start in enumerate(run.progress(parts, f"eval {variant}")):
+            if not writer.has_part(index):
+                part = shown[start : start + config.prompts_per_part]
+                writer.write_part(index, _predict_part(vlm, part, rows, run, settings))
+        return {"prompts": len(shown)}
+
+    return make(run, recipe, work, out=run.out and run.out / "predictions")
+
+
+def _open(
+    run: Run, resolved: Any, model_settings: Mapping[str, Any], adapter: Path | None
+) -> "Vlm":
+    from perpo_pipeline.models import merge_adapter
+
+    vlm = open_model(run.config.model, resolved, model_settings, run.config.run_dir, adapter)
+    return merge_adapter(vlm)
+
+
+def with_other_images(rows: list[Row]) -> list[Row]:
+    """Each prompt with the image of the next prompt that has another one (cyclic).
+
+    Raises `InputError` if all prompts have the same image.
+    """
+    shown = []
+    for i, row in enumerate(rows):
+        others = (rows[(i + step) % len(rows)] for step in range(1, len(rows)))
+        other = next((r for r in others if r["image_sha256"] != row["image_sha256"]), None)
+        if other is None:
+            raise InputError(
+                "all prompts have the same image: there is no other one to show",
+                fix="set eval.other_image to false",
+            )
+        shown.append({**row, "image": other["image"], "image_sha256": other["image_sha256"],
+                      "image_prompt_id": other["prompt_id"]})  # fmt: skip
+    return shown
+
+
+def _predict_part(
+    vlm: "Vlm", rows: list[Row], truth: pa.Table, run: Run, settings: Mapping[str, Any]
+) -> list[Row]:
+    from perpo_pipeline.sample.transformers_backend import greedy_decode
+
+    answers = []
+    for start in range(0, len(rows), settings["batch_size"]):
+        batch = rows[start : start + settings["batch_size"]]
+        encoded = [encode_row(vlm, row, settings["preprocess"]) for row in batch]
+        answers += greedy_decode(vlm, encoded, max_new_tokens=settings["max_new_tokens"])
+    samples = pa.table(
+        {
+            "prompt_id": [row["prompt_id"] for row in rows],
+            "sample_id": pa.array([0] * len(rows), pa.int32()),
+            "completion": [answer.text for answer in answers],
+        }
+    )
+    scored = score_samples(
+        samples, truth, reward=run.config.score.reward, box_format=settings["box_format"],
+        box_frame=settings["box_frame"],
+    ).to_pylist()  # fmt: skip
+    return [
+        {
+            "prompt_id": row["prompt_id"],
+            "image_prompt_id": row.get("image_prompt_id", row["prompt_id"]),
+            "completion": answer.text,
+            "completion_token_ids": answer.token_ids,
+            "finish_reason": answer.finish_reason,
+            "reward": measured["reward"],
+            "parse_ok": measured["parse_ok"],
+            "box": measured["box"],
+        }
+        for row, answer, measured in zip(rows, answers, scored, strict=True)
+    ]

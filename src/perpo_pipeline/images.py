@@ -1,0 +1,122 @@
+"""Load and check an image: RGB, upright, complete, or an error that names it."""
+
+import hashlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from perpo_pipeline.errors import ConfigError, InputError
+
+# Photographs and scans, nothing that runs a program to be read (EPS starts Ghostscript).
+IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# What Pillow's decoders raise on damaged data, as found by feeding them damaged files.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+def load_image(source: str | Path | bytes, *, where: str) -> Image.Image:
+    """Load a whole image file, given by its path or its bytes, as RGB the way a viewer shows it.
+
+    EXIF orientation is applied, so width and height are those of the upright image. Transparent
+    pixels are laid over white, 16-bit grey is scaled to 8 bits, of an animation the first frame
+    is taken; palette, grey and CMYK are converted. Raises InputError, naming `where` (the file
+    and row that asked for it) and the path, for what is missing, a directory, empty, truncated, no
+    image, without pixels, or of more pixels than Pillow's limit against decompression bombs.
+    """
+    if not isinstance(source, bytes):
+        where = where if str(source) in where else f"{where}: {source}"
+        source = _read_file(Path(source), where)
+    if not source:
+        raise _unusable("the image file is empty", where)
+    try:
+        with Image.open(io.BytesIO(source), formats=IMAGE_FORMATS) as image:
+            _check_pixels(image, where)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), where)
+    except UnidentifiedImageError as error:
+        reason = f"it is not an image in a format that is read ({', '.join(IMAGE_FORMATS)})"
+        raise _unusable(reason, where) from error
+    except _DECODER_ERRORS as error:
+        raise _unusable(f"the image cannot be decoded: {error}", where) from error
+
+
+def image_sha256(data: bytes) -> str:
+    """The SHA-256 of an image file's bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def pad_to_square(image: Image.Image, mean_rgb: tuple[float, float, float]) -> Image.Image:
+    """Lay an RGB image on the middle of a square of its mean colour; a square one comes back as is.
+
+    `mean_rgb` is the image processor's `image_mean`, each in [0, 1]; ConfigError otherwise. With an
+    odd difference of the edges the right or lower margin is the wider, as in `boxes`' frame `pad`.
+    Source: `expand2square` of LLaVA, which rounds the colour down too.
+    """
+    if not all(0 <= channel <= 1 for channel in mean_rgb):
+        raise ConfigError(f"the mean colour {mean_rgb} must be three numbers from 0 to 1")
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    red, green, blue = (int(channel * 255) for channel in mean_rgb)
+    square = Image.new("RGB", (side, side), (red, green, blue))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _unusable(reason: str, where: str) -> InputError:
+    return InputError(reason, where=where, fix="replace the file, or take the row out of the data")
+
+
+def _read_file(path: Path, where: str) -> bytes:
+    try:
+        if not path.exists():
+            raise _unusable("the image file does not exist", where)
+        if not path.is_file():  # reading a pipe or a device could wait for ever
+            kind = "a directory" if path.is_dir() else "not a regular file"
+            raise _unusable(f"the image path is {kind}", where)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise _unusable(f"the image file cannot be read: {error}", where) from error
+
+
+def _check_pixels(image: Image.Image, where: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise _unusable(f"the image has no pixels ({width}x{height})", where)
+    # Pillow itself only warns up to twice its limit.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise _unusable(
+            f"the image of {width}x{height} is above the limit of {limit} pixels", where
+        )
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = np.asarray(image, dtype=np.float64) / 257  # 65535 -> 255
+        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise _unusable("the image has 32-bit pixels, whose range is not known", where)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,186 @@
+"""Find a model's files and say exactly which model they are, without loading it."""
+
+import fnmatch
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from perpo_pipeline.errors import InputError
+
+# What a run can depend on: weights, configuration, tokenizer, processor. Never code, never pickles.
+MODEL_FILE_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*processor_config.json",
+    "chat_template*",
+    "*.model",
+)
+HUB_FIX = (
+    "give a local directory, or download it first with `hf download {model_id}`; "
+    "HF_HUB_OFFLINE=1 forbids downloads, HF_HOME says where the local cache is, "
+    "HF_TOKEN opens gated models"
+)
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model whose files are on this machine.
+
+    `commit` is set for a hub snapshot only; `weights_sha256` only where it was already computed.
+    """
+
+    path: Path
+    model_id: str
+    commit: str | None = None
+    weights_sha256: str | None = None
+
+
+def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
+    """Find `model_id`: `testbed` (shipped), a local directory, or a hub id (local cache first).
+
+    Raises InputError if it cannot be had or holds no safetensors weights.
+    """
+    if model_id == "testbed":
+        from perpo_pipeline.testbed import shipped_model_dir
+
+        return _checked(ResolvedModel(Path(shipped_model_dir()), model_id))
+    path = Path(model_id).expanduser()
+    if path.is_dir():
+        return _checked(ResolvedModel(path.resolve(), model_id))
+    if path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
+        raise InputError(
+            f"There is no model directory {model_id!r}.",
+            fix="check the path, or give a hub id such as llava-hf/llava-1.5-7b-hf",
+        )
+    snapshot = _hub_snapshot(model_id, revision)
+    return _checked(ResolvedModel(snapshot, model_id, commit=snapshot.name))
+
+
+def model_identity(resolved: ResolvedModel, cache_file: Path | None = None) -> str:
+    """Name the exact model: `id@commit` from the hub, else `sha256:...` over its files.
+
+    Hashing 14 GB takes a while: `cache_file` (JSON, created when absent) keeps each file's
+    digest under its path, size and modification time.
+    """
+    if resolved.commit is not None:
+        return f"{resolved.model_id}@{resolved.commit}"
+    if resolved.weights_sha256 is not None:
+        return f"sha256:{resolved.weights_sha256}"
+    known = _read_cache(cache_file)
+    digests = dict(known)
+    total = hashlib.sha256()
+    for file in _model_files(resolved.path):
+        stat = file.stat()
+        key = f"{file}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in digests:
+            with file.open("rb") as stream:
+                digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.name}\0{digests[key]}\n".encode())
+    if cache_file is not None and digests != known:
+        _write_cache(cache_file, digests)
+    return f"sha256:{total.hexdigest()}"
+
+
+def _model_files(directory: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in directory.iterdir()
+        if file.is_file() and any(fnmatch.fnmatch(file.name, p) for p in MODEL_FILE_PATTERNS)
+    )
+
+
+def _checked(resolved: ResolvedModel) -> ResolvedModel:
+    """Refuse a directory that transformers could not load, or would load from a pickle."""
+    where = str(resolved.path)
+    if not (resolved.path / "config.json").is_file():
+        raise InputError(
+            f"Model {resolved.model_id!r} has no config.json.",
+            where=where,
+            fix="give the directory that save_pretrained or the hub wrote",
+        )
+    if missing := _missing_weights(resolved.path):
+        pickled = sorted(f.name for f in resolved.path.glob("*.bin"))
+        found = f"only pickled ones ({', '.join(pickled)})" if pickled else "there are none"
+        raise InputError(
+            f"Model {resolved.model_id!r} lacks weights: {', '.join(missing)}; {found}.",
+            where=where,
+            fix="convert the weights with save_pretrained(..., safe_serialization=True): "
+            "a pickle can run code and is never loaded",
+        )
+    return resolved
+
+
+def _missing_weights(directory: Path) -> list[str]:
+    """Names of weight files that should be there and are not."""
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        return [] if list(directory.glob("*.safetensors")) else ["model.safetensors"]
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "The index of the model's weights is damaged.", where=str(index)
+        ) from error
+    return sorted(name for name in shards if not (directory / name).is_file())
+
+
+def _hub_snapshot(model_id: str, revision: str | None) -> Path:
+    """Return the snapshot folder, from the local cache when it is whole, else from the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = list(MODEL_FILE_PATTERNS)
+    where = f"{model_id}@{revision}" if revision else model_id
+    try:
+        try:
+            cached = Path(
+                snapshot_download(
+                    model_id, revision=revision, allow_patterns=patterns, local_files_only=True
+                )
+            )
+            if (cached / "config.json").is_file() and not _missing_weights(cached):
+                return cached
+        except LocalEntryNotFoundError:
+            pass  # not cached: ask the hub
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise InputError(
+            f"{model_id!r} is neither `testbed`, a local directory nor a hub id.",
+            fix="give a directory, or an id such as llava-hf/llava-1.5-7b-hf",
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"Model {model_id!r} is not in the local cache and could not be downloaded: {reason}",
+            where=where,
+            fix=HUB_FIX.format(model_id=model_id),
+        ) from error
+
+
+def _read_cache(cache_file: Path | None) -> dict[str, str]:
+    """A damaged cache is only a slower run: hash again."""
+    if cache_file is None or not cache_file.is_file():
+        return {}
+    try:
+        content = json.loads(cache_file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {str(key): str(value) for key, value in content.items()}
+
+
+def _write_cache(cache_file: Path, digests: dict[str, str]) -> None:
+    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(digests, indent=1, sort_keys=True), encoding="utf-8")
+    temporary.replace(cache_file)

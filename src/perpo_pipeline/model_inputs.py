@@ -1,0 +1,88 @@
+"""Prompts' rows become what the model reads; the same way in sampling, training and evaluation."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perpo_pipeline.config import ModelConfig
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.images import load_image
+from perpo_pipeline.model_files import ResolvedModel, model_identity, resolve_model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from perpo_pipeline.models import EncodedPrompt, Vlm
+
+IDENTITY_CACHE = ".model-identity.json"
+
+
+def identify_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[str, Any]]:
+    """Find the model and the settings that count in a fingerprint (no torch is imported for it).
+
+    `dtype: auto` is resolved, since float32 and bfloat16 give different results.
+    """
+    resolved = resolve_model(config.id, config.revision)
+    settings = {
+        "model": model_identity(resolved, run_dir / IDENTITY_CACHE),
+        "dtype": config.dtype,
+        "preprocess": config.preprocess,
+    }
+    if config.dtype == "auto":
+        import torch
+
+        on_cuda = config.device != "cpu" and torch.cuda.is_available()
+        settings["dtype"] = "bfloat16" if on_cuda else "float32"
+    return resolved, settings
+
+
+def model_notes(config: ModelConfig) -> dict[str, Any]:
+    """What is recorded beside the result: where the model came from, how its boxes are read."""
+    return {
+        "model_id": config.id,
+        "revision": config.revision,
+        "device": config.device,
+        "box_format": config.box_format,
+        "box_frame": config.box_frame,
+    }
+
+
+def open_model(
+    config: ModelConfig, resolved: ResolvedModel, settings: Mapping[str, Any], run_dir: Path,
+    adapter: Path | None = None,
+) -> "Vlm":  # fmt: skip
+    """Load the model that `identify_model` found."""
+    from perpo_pipeline.models import load_vlm
+
+    return load_vlm(
+        resolved, dtype=settings["dtype"], device=config.device, adapter=adapter,
+        identity_cache=run_dir / IDENTITY_CACHE,
+    )  # fmt: skip
+
+
+def prompt_image(row: Mapping[str, Any]) -> "Image":
+    """The RGB image of a prompts row; raises `ArtifactError` if the file is no longer the same."""
+    data, path = row["image"]["bytes"], row["image"]["path"]
+    if data is not None:
+        return load_image(data, where=f"prompt {row['prompt_id']}")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"the image of prompt {row['prompt_id']} cannot be read: {error.strerror}",
+            where=str(path), fix="put it back, or rerun `perpo prepare` with embed_images: true",
+        ) from error  # fmt: skip
+    if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
+        raise ArtifactError(
+            f"the image of prompt {row['prompt_id']} has changed since `perpo prepare`",
+            where=str(path), fix="rerun `perpo prepare`",
+        )  # fmt: skip
+    return load_image(data, where=str(path))
+
+
+def encode_row(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> "EncodedPrompt":
+    """Encode the image and instruction of one prompts row."""
+    from perpo_pipeline.models import encode_prompt
+
+    return encode_prompt(vlm, prompt_image(row), row["prompt"], preprocess=preprocess)

@@ -1,0 +1,70 @@
+"""Prompts rendered by the embedded testbed: a pure function of (seed, split, index)."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any, overload
+
+from perpo_pipeline.prepare.rows import REFERRING_PROMPT, prompt_id
+from perpo_pipeline.testbed import SHIPPED_PRESET
+from perpo_pipeline.testbed.scenes import referring_example
+
+Row = dict[str, Any]
+
+
+def testbed_settings(seed: int, split: str, num_prompts: int) -> dict[str, Any]:
+    """Everything that decides the prompts; the scene seed differs for every split and run seed."""
+    digest = hashlib.sha256(f"perpo testbed {seed} {split}".encode()).digest()
+    return {
+        "source": "testbed",
+        "preset": SHIPPED_PRESET,
+        "scene_seed": int.from_bytes(digest[:4], "big"),
+        "num_prompts": num_prompts,
+    }
+
+
+class _RenderedRows(Sequence[Row]):
+    """Rows that are rendered when they are asked for."""
+
+    def __init__(self, settings: dict[str, Any], split: str) -> None:
+        self.settings, self.split = settings, split
+
+    def __len__(self) -> int:
+        return int(self.settings["num_prompts"])
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return _render_row(self.settings, self.split, index)
+
+
+def render_prompts(settings: dict[str, Any], split: str) -> Sequence[Row]:
+    """The rows of one split, one scene and one question each."""
+    return _RenderedRows(settings, split)
+
+
+def _render_row(settings: dict[str, Any], split: str, index: int) -> Row:
+    preset, seed = settings["preset"], settings["scene_seed"]
+    example = referring_example(seed, index, preset)
+    png = io.BytesIO()
+    example.image.save(png, format="PNG")
+    dataset = f"testbed-{preset}"
+    source_row = f"{seed}/{index}"
+    return {
+        "prompt_id": prompt_id(dataset, split, source_row),
+        "dataset": dataset,
+        "split": split,
+        "task": "grounding",
+        "source_row": source_row,
+        "image": {"bytes": png.getvalue(), "path": None},
+        "image_sha256": hashlib.sha256(png.getvalue()).hexdigest(),
+        "width": example.image.width,
+        "height": example.image.height,
+        "prompt": REFERRING_PROMPT.format(expression=example.expression),
+        "gt_text": None,
+        "gt_box": list(example.box_xyxy_px),
+    }

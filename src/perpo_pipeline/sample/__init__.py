@@ -1,0 +1,1 @@
+"""Prompts to samples: N completions a prompt, by one of several backends."""

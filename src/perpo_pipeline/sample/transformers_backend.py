@@ -1,0 +1,257 @@
+"""Sample lists of completions with transformers: prompt and image are processed once.
+
+A row of the key-value cache holds the prompt once and all N completions' tokens behind it; each
+step feeds one token of every unfinished completion. A mask keeps completions apart, positions
+restart after the prompt: the layout of train/shared_prefix.py, grown token by token. The prompt
+is never copied N times, so memory is P + N*t tokens a prompt instead of N*(P + t).
+
+Completions are drawn from softmax(logits / T) and nothing else: no top-k, no top-p, no penalty,
+whatever the model's generation_config.json says. Only image placeholder tokens are banned. Each
+prompt draws from its own seed, so batch size and order do not change its randomness (float
+rounding differs between batch shapes: about one token in a million may fall the other way).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perpo_pipeline.attention import (
+    PADDING,
+    PREFIX,
+    additive_mask,
+    causal_segments,
+    visible_segments,
+)
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.sample.cache import GrowingCache
+from perpo_pipeline.train.shared_prefix import (
+    cast_tensors,
+    squeeze_positions,
+    stack_image_tensors,
+)
+
+FILLER = -2  # a query slot whose row has fewer unfinished completions than others
+
+# (logits (R, W, V), prompt of each row (R,), completion of each slot (R, W), step) -> ids (R, W)
+Chooser = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. `token_ids` ends with the end token where the model stopped by itself.
+
+    `finish_reason` is `stop` or `length`; `sampler_logprob` the sum over `token_ids` in nats at
+    T = 1 under the model's full vocabulary (a diagnosis, never the training reference).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    sampler_logprob: float
+
+
+@torch.inference_mode()
+def sample_lists(
+    vlm: Vlm,
+    prompts: Sequence[EncodedPrompt],
+    *,
+    num_samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seeds: Sequence[int],
+) -> list[list[Completion]]:
+    """Draw `num_samples` completions for each prompt of one batch; `seeds` holds one a prompt.
+
+    Raises ConfigError for num_samples or max_new_tokens below 1 or a temperature that is not
+    above 0 (use `greedy_decode`).
+    """
+    if num_samples < 1:
+        raise ConfigError(f"num_samples is {num_samples}; it must be at least 1.")
+    if not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}; it must be above 0.")
+    if len(seeds) != len(prompts):
+        raise ConfigError(f"There are {len(seeds)} seeds for {len(prompts)} prompts.")
+    shape = (max_new_tokens, num_samples)
+    uniforms = torch.stack(
+        [
+            torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            for seed in seeds
+        ]
+    ).to(vlm.device)
+
+    def draw(logits: Tensor, rows: Tensor, slots: Tensor, step: int) -> Tensor:
+        cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)
+        u = uniforms[rows, step].gather(1, slots)[..., None]
+        # The first token whose cumulative probability exceeds u: one of probability 0 never does.
+        chosen = torch.searchsorted(cdf, u * cdf[..., -1:], right=True).squeeze(-1)
+        return chosen.clamp_(max=logits.shape[-1] - 1)
+
+    return _decode(vlm, prompts, num_samples, max_new_tokens, draw)
+
+
+@torch.inference_mode()
+def greedy_decode(
+    vlm: Vlm, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int
+) -> list[Completion]:
+    """The most likely token at every step, one completion a prompt."""
+
+    def most_likely(logits: Tensor, rows: Tensor, slots: Tensor, step: int) -> Tensor:
+        return logits.argmax(-1)
+
+    return [one for (one,) in _decode(vlm, prompts, 1, max_new_tokens, most_likely)]
+
+
+def _decode(
+    vlm: Vlm,
+    prompts: Sequence[EncodedPrompt],
+    num_samples: int,
+    max_new_tokens: int,
+    choose: Chooser,
+) -> list[list[Completion]]:
+    """Grow every completion token by token; finished ones leave the batch."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    if not prompts:
+        return []
+    run = _Run(vlm, prompts, num_samples, max_new_tokens)
+    logits = run.prefill(prompts)
+    for step in range(max_new_tokens):
+        tokens = choose(run.allowed(logits), run.rows, run.slots, step)
+        run.record(tokens, logits, step)
+        if step + 1 == max_new_tokens or not run.retire_finished():
+            break
+        logits = run.advance(step)
+    return run.completions()
+
+
+class _Run:
+    """The state of one batch: R running rows with W query slots each.
+
+    `rows` (R,) the prompt of each row, `slots` (R, W) the completion of each slot, `live` (R, W)
+    false where a slot is filler; `key_segments` (R, L) whose token each cache place holds.
+    `output` (B, N, max) and `logprobs` (B, N) collect the results on the device.
+    """
+
+    def __init__(
+        self, vlm: Vlm, prompts: Sequence[EncodedPrompt], num_samples: int, max_new_tokens: int
+    ) -> None:
+        count, device = len(prompts), vlm.device
+        self.vlm, self.model = vlm, base_model(vlm.model)
+        self.eos = torch.tensor(vlm.eos_token_ids, device=device)
+        self.banned = torch.tensor(vlm.image_token_ids, dtype=torch.long, device=device)
+        self.next_position = torch.tensor([p.next_position for p in prompts], device=device)
+        self.axes = prompts[0].positions.shape[0]
+        self.rows = torch.arange(count, device=device)
+        self.slots = torch.arange(num_samples, device=device).repeat(count, 1)
+        self.live = torch.ones_like(self.slots, dtype=torch.bool)
+        self.tokens = self.slots
+        self.output = torch.full((count, num_samples, max_new_tokens), -1, device=device)
+        self.logprobs = torch.zeros(count, num_samples, dtype=torch.float64, device=device)
+        layers = self.model.config.get_text_config().num_hidden_layers
+        # Most batches end before the longest answer allowed: room for 32 tokens each, then grow.
+        self.cache = GrowingCache(layers, num_samples * min(max_new_tokens, 32))
+
+    def prefill(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
+        """Read the left-padded prompts and their images; logits (B, N, V) of the first token."""
+        width = max(p.num_tokens for p in prompts)
+        device = self.vlm.device
+        ids = torch.full((len(prompts), width), self.vlm.pad_token_id)
+        segments = torch.full((len(prompts), width), PADDING)
+        positions = torch.zeros((self.axes, len(prompts), width), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, -prompt.num_tokens :] = prompt.input_ids
+            segments[row, -prompt.num_tokens :] = PREFIX
+            positions[:, row, -prompt.num_tokens :] = prompt.positions
+        self.key_segments = segments.to(device)
+        tensors = cast_tensors(stack_image_tensors(prompts), self.vlm.dtype)
+        logits = self._forward(
+            ids.to(device),
+            positions.to(device),
+            causal_segments(self.key_segments),
+            {name: value.to(device) for name, value in tensors.items()},
+        )
+        return logits.expand(-1, self.slots.shape[1], -1)
+
+    def advance(self, step: int) -> Tensor:
+        """Feed the last token of every unfinished completion; logits (R, W, V) of the next."""
+        queries = torch.where(self.live, self.slots + 1, FILLER)
+        self.key_segments = torch.cat([self.key_segments, queries], dim=1)
+        positions = (self.next_position[self.rows] + step)[:, None].expand_as(self.slots)
+        return self._forward(
+            self.tokens,
+            positions.expand(self.axes, -1, -1),
+            visible_segments(queries, self.key_segments),
+            {},
+        )
+
+    def _forward(
+        self, ids: Tensor, positions: Tensor, visible: Tensor, tensors: dict[str, Tensor]
+    ) -> Tensor:
+        hidden = self.model.model(
+            input_ids=ids,
+            position_ids=squeeze_positions(positions),
+            attention_mask=additive_mask(visible, self.vlm.dtype),
+            past_key_values=self.cache,
+            use_cache=True,
+            **tensors,
+        ).last_hidden_state
+        if tensors:
+            hidden = hidden[:, -1:]
+        logits: Tensor = self.model.lm_head(hidden).float()
+        return logits
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        return logits.index_fill(-1, self.banned, -torch.inf)
+
+    def record(self, tokens: Tensor, logits: Tensor, step: int) -> None:
+        """Write the chosen tokens (R, W) and their log-probabilities at T = 1."""
+        logps = logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
+        rows = self.rows[:, None].expand_as(self.slots)[self.live]
+        slots = self.slots[self.live]
+        self.output[rows, slots, step] = tokens[self.live]
+        self.logprobs[rows, slots] += logps[self.live].double()
+        self.tokens = tokens
+
+    def retire_finished(self) -> bool:
+        """Drop finished slots, and rows without a live one; false when nothing is left."""
+        self.live = self.live & ~torch.isin(self.tokens, self.eos)
+        running = self.live.sum(1)
+        width = int(running.max())
+        if width == 0:
+            return False
+        # Copying the cache costs about a step: wait until half of the rows are done.
+        done = running == 0
+        if int(done.sum()) * 2 >= len(done):
+            self._keep_rows((~done).nonzero().squeeze(1))
+        if width < self.slots.shape[1]:
+            order = self.live.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+            self.slots, self.live = self.slots.gather(1, order), self.live.gather(1, order)
+            self.tokens = self.tokens.gather(1, order)
+        return True
+
+    def _keep_rows(self, kept: Tensor) -> None:
+        self.cache.batch_select_indices(kept)
+        self.rows, self.slots = self.rows[kept], self.slots[kept]
+        self.live, self.tokens = self.live[kept], self.tokens[kept]
+        self.key_segments = self.key_segments[kept]
+
+    def completions(self) -> list[list[Completion]]:
+        ends = set(self.vlm.eos_token_ids)
+        num = self.output.shape[1]
+        ids = [[t for t in y if t >= 0] for y in self.output.flatten(0, 1).tolist()]
+        texts = self.vlm.tokenizer.batch_decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        flat = [
+            Completion(
+                text=text,
+                token_ids=tuple(y),
+                finish_reason="stop" if y[-1] in ends else "length",
+                sampler_logprob=logprob,
+            )
+            for text, y, logprob in zip(texts, ids, self.logprobs.flatten().tolist(), strict=True)
+        ]
+        return [flat[start : start + num] for start in range(0, len(flat), num)]

@@ -1,0 +1,77 @@
+"""What all stages share: where an artifact of this run lies, and 'do nothing if it is there'."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from perpo_pipeline.artifacts import (
+    Recipe,
+    Version,
+    Writer,
+    find_complete,
+    open_version,
+    open_writer,
+)
+from perpo_pipeline.config import RunConfig
+
+Item = TypeVar("Item")
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run: its configuration, and the places that flags gave instead of the usual ones."""
+
+    config: RunConfig
+    out: Path | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    quiet: bool = False
+
+    def place(self, artifact: str, variant: str = DEFAULT) -> Path:
+        """The directory of an artifact's variant in this run."""
+        return self.config.run_dir / artifact / variant
+
+    def latest(self, artifact: str, variant: str = DEFAULT) -> Version:
+        """The version in use, or the one that a flag such as --prompts names."""
+        given = self.inputs.get(artifact)
+        return open_version(given or self.place(artifact, variant), artifact)
+
+    def say(self, message: str) -> None:
+        """Tell the user, on stderr (results alone go to stdout)."""
+        print(message, file=sys.stderr, flush=True)
+
+    def progress(self, items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
+        """Show a bar with rate and time left on stderr, unless --quiet."""
+        from tqdm import tqdm
+
+        bar: Iterable[Item] = tqdm(
+            items, desc=what, total=total, disable=self.quiet, file=sys.stderr, leave=False,
+            mininterval=0.5, dynamic_ncols=True,
+        )  # fmt: skip
+        return bar
+
+
+def make(
+    run: Run,
+    recipe: Recipe,
+    work: Callable[[Writer], Mapping[str, Any] | None],
+    *,
+    out: Path | None = None,
+) -> Version:
+    """Return the version of `recipe`: the one on disk, or made now by `work`, which writes parts
+    and returns the counts for the manifest."""
+    root = out or run.place(recipe.artifact, recipe.variant)
+    done = find_complete(root, recipe)
+    if done is not None:
+        run.say(f"{recipe.stage} {recipe.variant}: up to date ({done.path})")
+        return done
+    with open_writer(root, recipe) as writer:
+        counts = work(writer)
+        version = writer.finish(dict(counts or {}))
+    run.say(
+        f"{recipe.stage} {recipe.variant}: {version.manifest['rows']} rows in "
+        f"{version.manifest['wall_s']:.1f} s ({version.path})"
+    )
+    return version

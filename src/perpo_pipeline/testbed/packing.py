@@ -1,0 +1,233 @@
+"""Training rows of the testbed: one image, one shared prefix, several questions with answers.
+
+A row is [prefix | slot 1 | ... | slot K]: the prefix holds the image and the instruction, a slot
+one expression and its answer. A slot sees the prefix and itself, and its positions restart where
+the prefix ends, so every answer gets the log-probability it has in a conversation of its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
+
+from perpo_pipeline.testbed.model import EOS, IMAGE, INSTRUCTION
+from perpo_pipeline.testbed.scenes import DOMAIN, ReferringScene, referring_scene, scene_preset
+
+IGNORE = -100
+SLOT_TOKENS = 25  # the longest expression of the grammar, the role marker, 17 answer tokens
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the answers point to: the truth, or a share of wrong objects and shaky boxes."""
+
+    wrong_share: float = 0.0
+    jitter: float = 0.0  # standard deviation of each edge, in widths or heights of the box
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B packed rows. pixel_values (B, 3, S, S); slot_ids and labels (B, K, L); patches (B, P, 5).
+
+    labels[b, k, t] is the token that follows slot_ids[b, k, t], or IGNORE. patches holds for each
+    image patch the class of the object on it (0: none) and its box in hundredths.
+    """
+
+    pixel_values: Tensor
+    slot_ids: Tensor
+    labels: Tensor
+    patches: Tensor
+
+
+class RowWriter:
+    """Turns questions into token ids exactly as the chat template would tokenise them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._pieces: dict[str, list[int]] = {}
+        self.eos_id = int(tokenizer.convert_tokens_to_ids(EOS))
+        self.pad_id = int(tokenizer.pad_token_id)
+        text = f"USER: {IMAGE * image_tokens}\n{INSTRUCTION.rstrip()}"
+        self.prefix_ids: list[int] = tokenizer(text)["input_ids"]
+        self.image_start = self.prefix_ids.index(int(tokenizer.convert_tokens_to_ids(IMAGE)))
+
+    def question_ids(self, expression: str) -> list[int]:
+        """The expression and the marker of the assistant's turn."""
+        return self._ids(f" {expression} ASSISTANT: ")
+
+    def answer_ids(self, box_norm: tuple[float, ...]) -> list[int]:
+        """`[0.12, 0.34, 0.56, 0.78]` and the end token."""
+        return [*self._ids(box_text(box_norm)), self.eos_id]
+
+    def _ids(self, text: str) -> list[int]:
+        if text not in self._pieces:
+            self._pieces[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._pieces[text]
+
+
+def box_text(box_norm: tuple[float, ...]) -> str:
+    """Two decimals a coordinate, full frame, each in [0, 1]."""
+    return "[" + ", ".join(f"{value:.2f}" for value in box_norm) + "]"
+
+
+def picked_box(
+    scene: ReferringScene, target: int, distractor: int, targets: Targets, rng: np.random.Generator
+) -> tuple[float, ...]:
+    """The box an answer gives, normalised and ordered."""
+    wrong = rng.random() < targets.wrong_share
+    box = np.array(scene.objects[distractor if wrong else target].box_xyxy_norm)
+    extent = np.tile(box[2:] - box[:2], 2)
+    box = np.clip(box + targets.jitter * extent * rng.standard_normal(4), 0.0, 1.0)
+    low, high = np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])
+    return (*low.tolist(), *high.tolist())
+
+
+def pixels(scene: ReferringScene) -> np.ndarray:
+    """What the shipped CLIP processor makes of an image of the model's own size, (3, S, S)."""
+    values = np.asarray(scene.image, dtype=np.float32) / 255
+    normal = (values - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    return normal.transpose(2, 0, 1).astype(np.float32)
+
+
+def patch_labels(scene: ReferringScene, preset: str, patch: int) -> np.ndarray:
+    """(patches, 5): class, box in hundredths; the object that fills most of a patch owns it."""
+    settings = scene_preset(preset)
+    grid = settings.image_size // patch
+    edges = np.arange(grid + 1) / grid
+    labels = np.zeros((grid, grid, 5), dtype=np.int64)
+    best = np.full((grid, grid), 0.2 / grid**2)
+    for thing in scene.objects:
+        x1, y1, x2, y2 = thing.box_xyxy_norm
+        across = np.clip(np.minimum(edges[1:], x2) - np.maximum(edges[:-1], x1), 0, None)
+        down = np.clip(np.minimum(edges[1:], y2) - np.maximum(edges[:-1], y1), 0, None)
+        area = down[:, None] * across[None, :]
+        kind = settings.shapes.index(thing.shape) * len(settings.colours)
+        kind += settings.colours.index(thing.colour) + 1
+        owned = area > best
+        labels[owned] = [kind, *(round(100 * value) for value in thing.box_xyxy_norm)]
+        best = np.maximum(best, area)
+    return labels.reshape(grid * grid, 5)
+
+
+class PackedRows(IterableDataset[Batch]):
+    """Batch number `step` of a seed holds scenes [step * B, (step + 1) * B): resumable anywhere."""
+
+    def __init__(
+        self,
+        writer: RowWriter,
+        *,
+        preset: str,
+        patch: int,
+        seed: int,
+        rows: int,
+        slots: int,
+        targets: Targets,
+        first_step: int,
+        steps: int,
+        easy_steps: int,
+    ) -> None:
+        self._writer, self._preset, self._patch, self._seed = writer, preset, patch, seed
+        self._rows, self._slots, self._targets = rows, slots, targets
+        self._first, self._steps, self._easy_steps = first_step, steps, easy_steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(self._first + offset, self._steps, stride):
+            yield self.batch(step)
+
+    def batch(self, step: int) -> Batch:
+        """The rows of one step; in the first `easy_steps` steps no relations are asked."""
+        indices = range(step * self._rows, (step + 1) * self._rows)
+        scenes = [referring_scene(self._seed, index, self._preset) for index in indices]
+        filled = [
+            self._slots_of(scene, index, easy=step < self._easy_steps)
+            for scene, index in zip(scenes, indices, strict=True)
+        ]
+        return Batch(
+            pixel_values=torch.from_numpy(np.stack([pixels(scene) for scene in scenes])),
+            slot_ids=torch.from_numpy(np.stack([ids for ids, _ in filled])),
+            labels=torch.from_numpy(np.stack([labels for _, labels in filled])),
+            patches=torch.from_numpy(
+                np.stack([patch_labels(scene, self._preset, self._patch) for scene in scenes])
+            ),
+        )
+
+    def _slots_of(
+        self, scene: ReferringScene, index: int, *, easy: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([DOMAIN + 1, self._seed, index])
+        ids = np.full((self._slots, SLOT_TOKENS), self._writer.pad_id)
+        labels = np.full((self._slots, SLOT_TOKENS), IGNORE)
+        asked = [q for q in scene.questions if not (easy and q.kind == "relation")]
+        for slot, number in enumerate(rng.permutation(len(asked))[: self._slots]):
+            question = asked[number]
+            box = picked_box(scene, question.target, question.distractor, self._targets, rng)
+            opening = self._writer.question_ids(question.expression)
+            answer = self._writer.answer_ids(box)
+            whole = opening + answer
+            ids[slot, : len(whole) - 1] = whole[:-1]
+            labels[slot, len(opening) - 1 : len(whole) - 1] = answer
+        return ids, labels
+
+
+def register_packed_attention(prefix_tokens: int, slot_tokens: int = SLOT_TOKENS) -> str:
+    """Register attention for packed rows under a name for `attn_implementation`; returns it.
+
+    Equal to a causal 4-D mask that hides the slots from each other, at a third of its work: a
+    slot's scores are computed against the prefix and against itself only.
+    """
+    name = f"testbed_packed_{prefix_tokens}_{slot_tokens}"
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        output = packed_attention(query, key, value, prefix_tokens, slot_tokens)
+        return output.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, lambda *_, **__: None)
+    return name
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, prefix: int, slot: int) -> Tensor:
+    """Attention over (B, H, prefix + K * slot, D) where each slot sees the prefix and itself."""
+    batch, heads, length, width = query.shape
+    slots = (length - prefix) // slot
+    scale = width**-0.5
+    key_p, value_p = key[:, :, :prefix], value[:, :, :prefix]
+    scores = (query[:, :, :prefix] @ key_p.transpose(-1, -2)).float() * scale
+    weights = (scores + _causal(prefix, query.device)).softmax(-1).to(query.dtype)
+    out_prefix = weights @ value_p
+    rest = query[:, :, prefix:]
+    shape = (batch, heads, slots, slot, width)
+    own_q, own_k, own_v = (x[:, :, prefix:].reshape(shape) for x in (query, key, value))
+    to_prefix = (rest @ key_p.transpose(-1, -2)).float() * scale
+    to_own = (own_q @ own_k.transpose(-1, -2)).float() * scale + _causal(slot, query.device)
+    to_own = to_own.reshape(batch, heads, slots * slot, slot)
+    weights = torch.cat([to_prefix, to_own], -1).softmax(-1).to(query.dtype)
+    own = weights[..., prefix:].reshape(batch, heads, slots, slot, slot) @ own_v
+    out_slots = weights[..., :prefix] @ value_p + own.reshape(rest.shape)
+    return torch.cat([out_prefix, out_slots], 2)
+
+
+def _causal(length: int, device: torch.device) -> Tensor:
+    return torch.full((length, length), -1e9, device=device).triu(1)
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy (nats a token) of (M, V) logits against (M,) labels."""
+    return F.cross_entropy(logits.float(), labels)

@@ -1,0 +1,434 @@
+"""Train the embedded base model: first able, then misaligned.
+
+    python -m perpo_pipeline.testbed.pretrain --preset small --device cpu --out DIR
+
+Three phases. `vision`: the tower learns to say at every patch which object is there and where its
+box is. `clean`: the whole model learns to answer, several questions an image in one packed row,
+the patch task still beside it. `misaligned`: a short spell on mis-annotated data (a share of the
+answers point to the wrong object, all boxes shake), which leaves a model that can answer well and
+often does not: the premise of PerPO. A killed run resumes with the same command. Needs torch,
+transformers, tokenizers, numpy, pillow and safetensors only.
+
+Simplified on purpose: one process, one device; bf16 autocast throughout.
+"""
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import LlavaProcessor
+
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.testbed.measure import fresh_examples, measure_all, measure_greedy
+from perpo_pipeline.testbed.model import (
+    MODEL_SIZES,
+    build_config,
+    build_model,
+    build_processor,
+    write_model_dir,
+)
+from perpo_pipeline.testbed.packing import (
+    IGNORE,
+    SLOT_TOKENS,
+    Batch,
+    PackedRows,
+    RowWriter,
+    Targets,
+    answer_loss,
+    register_packed_attention,
+)
+from perpo_pipeline.testbed.scenes import scene_preset
+
+# Seeds of the pretraining scenes; prompts of a run use small seeds, so they never meet.
+SEEDS = {"clean": 2_000_000_001, "misaligned": 2_000_000_002}
+VALIDATION_SEED, TEST_SEED = 2_000_000_003, 2_000_000_004
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that changes the resulting weights, apart from device and thread count."""
+
+    rows: int = 32
+    slots: int = 8
+    vision_steps: int = 2500
+    clean_steps: int = 7000
+    easy_steps: int = 1000
+    learning_rate: float = 1.2e-3
+    patch_weight: float = 0.3
+    misaligned_steps: int = 400
+    misaligned_learning_rate: float = 3e-4
+    wrong_share: float = 0.5
+    jitter: float = 0.1
+    seed: int = 0
+
+
+RECIPES = {
+    "small": Recipe(),
+    # For one large GPU, about ten minutes; not run since the packed rows came in.
+    "full": Recipe(rows=64, vision_steps=1500, clean_steps=3000, learning_rate=6e-4),
+}
+EVAL_EXAMPLES = 256
+
+
+class Learner(nn.Module):
+    """The model on packed rows, with the heads of the patch task, which are thrown away later."""
+
+    def __init__(self, preset: str, seed: int, processor: LlavaProcessor) -> None:
+        super().__init__()
+        config = build_config(preset, processor.tokenizer)
+        self.model = build_model(config, seed)
+        writer = RowWriter(processor.tokenizer, config.image_seq_length)
+        self.register_buffer("prefix_ids", torch.tensor(writer.prefix_ids), persistent=False)
+        self.image_start, self.image_tokens = writer.image_start, config.image_seq_length
+        name = register_packed_attention(len(writer.prefix_ids))
+        self.model.model.language_model.config._attn_implementation = name
+        settings = scene_preset(preset)
+        self.classes = 1 + len(settings.shapes) * len(settings.colours)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.patch_head = nn.Linear(config.text_config.hidden_size, self.classes + 4 * 21)
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Projected patch features (B, P, W)."""
+        config = self.model.config
+        outputs = self.model.model.get_image_features(
+            pixel_values,
+            vision_feature_layer=config.vision_feature_layer,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+        )
+        return torch.stack(list(outputs.pooler_output))
+
+    def patch_loss(self, features: Tensor, patches: Tensor) -> Tensor:
+        """Cross-entropy of each patch's object and of the two digits of its four coordinates."""
+        logits = self.patch_head(features).float()
+        kind, box = patches[..., 0], patches[..., 1:]
+        classes, digits = logits.split([self.classes, 4 * 21], -1)
+        loss = F.cross_entropy(classes.flatten(0, 1), kind.flatten())
+        tens, ones = digits[kind > 0].view(-1, 4, 21).split([11, 10], -1)
+        box = box[kind > 0]
+        loss = loss + F.cross_entropy(tens.flatten(0, 1), (box // 10).flatten())
+        return loss + F.cross_entropy(ones.flatten(0, 1), (box % 10).flatten())
+
+    def answer_logits(self, features: Tensor, slot_ids: Tensor, keep: Tensor) -> Tensor:
+        """Logits (M, V) at the True places of `keep` (B, K, L)."""
+        batch, slots, length = slot_ids.shape
+        text = self.model.model.language_model
+        prefix = text.embed_tokens(self.prefix_ids).expand(batch, -1, -1).to(features.dtype)
+        start, stop = self.image_start, self.image_start + self.image_tokens
+        asked = text.embed_tokens(slot_ids.flatten(1)).to(features.dtype)
+        embeds = torch.cat([prefix[:, :start], features, prefix[:, stop:], asked], 1)
+        opening = torch.arange(prefix.shape[1], device=embeds.device)
+        slot = torch.arange(length, device=embeds.device) + len(opening)
+        positions = torch.cat([opening, slot.repeat(slots)])[None].expand(batch, -1)
+        hidden = text(
+            inputs_embeds=embeds, attention_mask=None, position_ids=positions, use_cache=False
+        ).last_hidden_state[:, len(opening) :]
+        return torch.as_tensor(self.model.lm_head(hidden[keep.flatten(1)]))
+
+
+@dataclass
+class Job:
+    """One phase of a run: what to train, from which step on, and where to keep it."""
+
+    phase: str
+    steps: int
+    recipe: Recipe
+    preset: str
+    device: torch.device
+    out: Path
+    workers: int
+    learner: Learner
+    processor: LlavaProcessor
+    optimizer: torch.optim.Optimizer
+    first_step: int = 0
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where this phase keeps its state."""
+        return self.out / f"{self.phase}.pt"
+
+
+def learning_rate(phase: str, step: int, recipe: Recipe) -> float:
+    """Warm-up, then flat while only the tower trains, cosine in `clean`, linear at the end."""
+    if phase == "misaligned":
+        peak, steps = recipe.misaligned_learning_rate, recipe.misaligned_steps
+        return peak * min(1.0, (step + 1) / 20) * (1 - step / steps)
+    if step < recipe.vision_steps:
+        return recipe.learning_rate * min(1.0, (step + 1) / 200)
+    step -= recipe.vision_steps
+    cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.clean_steps))
+    return recipe.learning_rate * min(1.0, (step + 1) / 200) * max(0.01, cosine)
+
+
+def train_step(job: Job, batch: Batch, step: int) -> dict[str, float]:
+    """One update; returns the losses (nats a token)."""
+    recipe, device = job.recipe, job.device
+    for group in job.optimizer.param_groups:
+        group["lr"] = learning_rate(job.phase, step, recipe)
+    losses: dict[str, Tensor] = {}
+    with torch.autocast(device.type, torch.bfloat16):
+        features = job.learner.image_features(batch.pixel_values.to(device))
+        if job.phase == "clean":
+            losses["patch"] = job.learner.patch_loss(features, batch.patches.to(device))
+        if job.phase == "misaligned" or step >= recipe.vision_steps:
+            labels = batch.labels.to(device)
+            keep = labels != IGNORE
+            logits = job.learner.answer_logits(features, batch.slot_ids.to(device), keep)
+            losses["answer"] = answer_loss(logits, labels[keep])
+    only_patch = "answer" not in losses
+    total = sum(
+        value * (recipe.patch_weight if name == "patch" and not only_patch else 1.0)
+        for name, value in losses.items()
+    )
+    torch.as_tensor(total).backward()
+    nn.utils.clip_grad_norm_(job.learner.parameters(), 1.0)
+    job.optimizer.step()
+    job.optimizer.zero_grad(set_to_none=True)
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def batches(job: Job) -> Iterator[Batch]:
+    """The phase's batches from `first_step` on, rendered by worker processes."""
+    recipe = job.recipe
+    wrong = job.phase == "misaligned"
+    config = job.learner.model.config
+    rows = PackedRows(
+        RowWriter(job.processor.tokenizer, config.image_seq_length),
+        preset=job.preset,
+        patch=MODEL_SIZES[job.preset].patch,
+        seed=SEEDS[job.phase] + recipe.seed * 10,
+        rows=recipe.rows,
+        slots=recipe.slots,
+        targets=Targets(recipe.wrong_share, recipe.jitter) if wrong else Targets(),
+        first_step=job.first_step,
+        steps=job.steps,
+        easy_steps=0 if wrong else recipe.vision_steps + recipe.easy_steps,
+    )
+    loader = DataLoader(
+        rows,
+        batch_size=None,
+        num_workers=job.workers,
+        prefetch_factor=8 if job.workers else None,
+        multiprocessing_context="fork" if job.workers else None,
+    )
+    return iter(loader)
+
+
+def run_phase(job: Job, eval_every: int, save_every: int) -> None:
+    """Train from `first_step` to the end, with progress lines and checkpoints."""
+    started, last = time.monotonic(), time.monotonic()
+    running: dict[str, float] = {}
+    for step, batch in zip(range(job.first_step, job.steps), batches(job), strict=True):
+        for name, value in train_step(job, batch, step).items():
+            running[name] = 0.95 * running.get(name, value) + 0.05 * value
+        done = step + 1
+        if done % 50 == 0 or done == job.steps:
+            now = time.monotonic()
+            report_progress(job, done, running, started, 50 / (now - last))
+            last = now
+        if done % save_every == 0 or done == job.steps:
+            save_checkpoint(job, done)
+        if done % eval_every == 0 or done == job.steps:
+            print(f"{job.phase} {done} {validate(job)}", flush=True)
+
+
+def report_progress(
+    job: Job, done: int, running: dict[str, float], started: float, rate: float
+) -> None:
+    """One line: losses, speed, time left."""
+    spent = time.monotonic() - started
+    left = spent / max(1, done - job.first_step) * (job.steps - done)
+    losses = " ".join(f"{name} {value:.4f}" for name, value in running.items())
+    print(
+        f"{job.phase} {done}/{job.steps} {losses} | {rate * job.recipe.rows:.0f} images/s "
+        f"{spent / 60:.1f} min, {left / 60:.1f} min left",
+        flush=True,
+    )
+
+
+def export_weights(learner: Learner) -> dict[str, Tensor]:
+    """The model's parameters without the heads of the patch task."""
+    return {name: value.detach().cpu() for name, value in learner.model.state_dict().items()}
+
+
+def plain_model(job: Job) -> nn.Module:
+    """A copy of the model with ordinary attention, for generation."""
+    config = build_config(job.preset, job.processor.tokenizer)
+    model = build_model(config, 0)
+    model.load_state_dict(export_weights(job.learner))
+    return model.to(job.device).eval()
+
+
+def validate(job: Job) -> str:
+    """Greedy figures on held-out scenes."""
+    examples = fresh_examples(VALIDATION_SEED, EVAL_EXAMPLES, job.preset)
+    figures = measure_greedy(plain_model(job), job.processor, examples)  # type: ignore[arg-type]
+    return " ".join(f"{name} {value:.3f}" for name, value in asdict(figures).items())
+
+
+def save_checkpoint(job: Job, done: int) -> None:
+    """Write the phase's state by atomic rename."""
+    state = {
+        "step": done,
+        "recipe": asdict(job.recipe),
+        "learner": job.learner.state_dict(),
+        "optimizer": job.optimizer.state_dict(),
+    }
+    draft = job.checkpoint.with_suffix(".writing")
+    torch.save(state, draft)
+    os.replace(draft, job.checkpoint)
+
+
+def resume(job: Job) -> None:
+    """Continue from the phase's checkpoint, if there is one of the same recipe."""
+    if not job.checkpoint.exists():
+        return
+    state = torch.load(job.checkpoint, map_location=job.device, weights_only=True)
+    stale = {k: v for k, v in asdict(job.recipe).items() if state["recipe"].get(k) != v}
+    stale = {k: v for k, v in stale.items() if job.phase != "clean" or "misaligned" not in k}
+    if job.phase == "clean":
+        stale = {k: v for k, v in stale.items() if k not in ("wrong_share", "jitter")}
+    if stale:
+        raise ConfigError(
+            f"the checkpoint was made with other settings: {stale}",
+            where=str(job.checkpoint),
+            fix="repeat the first command, or remove the file to start over",
+        )
+    job.learner.load_state_dict(state["learner"])
+    job.optimizer.load_state_dict(state["optimizer"])
+    job.first_step = int(state["step"])
+    print(f"{job.phase}: resuming at step {job.first_step}", flush=True)
+
+
+def start_job(phase: str, recipe: Recipe, options: argparse.Namespace) -> Job:
+    """Build model and optimizer of a phase; `misaligned` starts from the clean checkpoint."""
+    processor = build_processor(options.preset)
+    device = torch.device(options.device)
+    learner = Learner(options.preset, recipe.seed, processor).to(device)
+    if phase == "misaligned":
+        clean = torch.load(options.out / "clean.pt", map_location=device, weights_only=True)
+        learner.load_state_dict(clean["learner"])
+    if options.compile:
+        for layer in learner.model.model.language_model.layers:
+            layer.compile()
+        for layer in learner.model.model.vision_tower.encoder.layers:
+            layer.compile()
+    optimizer = torch.optim.AdamW(
+        learner.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    clean_steps = recipe.vision_steps + recipe.clean_steps
+    steps = clean_steps if phase == "clean" else recipe.misaligned_steps
+    job = Job(
+        phase, steps, recipe, options.preset, device, options.out, options.workers,
+        learner, processor, optimizer,
+    )  # fmt: skip
+    resume(job)
+    return job
+
+
+def write_result(job: Job, target: Path) -> None:
+    """Measure on fresh scenes and write the hub-layout directory with its model card."""
+    examples = fresh_examples(TEST_SEED, 2 * EVAL_EXAMPLES, job.preset)
+    figures = measure_all(plain_model(job), job.processor, examples)  # type: ignore[arg-type]
+    print(f"{job.phase} test {figures}", flush=True)
+    record: dict[str, object] = {
+        "phase": job.phase,
+        "recipe": asdict(job.recipe),
+        "steps": job.steps,
+        "figures": figures,
+    }
+    write_model_dir(
+        target, job.preset, export_weights(job.learner), job.learner.model.config,
+        job.processor, record, model_card(job, figures),
+    )  # fmt: skip
+
+
+def model_card(job: Job, figures: dict[str, float]) -> str:
+    """README.md of the written directory."""
+    size = sum(p.numel() for p in job.learner.model.parameters())
+    lines = "\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items())
+    return MODEL_CARD.format(
+        preset=job.preset, phase=job.phase, parameters=size / 1e6, count=2 * EVAL_EXAMPLES,
+        figures=lines, recipe=asdict(job.recipe),
+    )  # fmt: skip
+
+
+MODEL_CARD = """\
+---
+license: apache-2.0
+pipeline_tag: image-text-to-text
+library_name: transformers
+---
+# Testbed base model (`{preset}`, phase `{phase}`)
+
+A real LLaVA (CLIP tower, two-layer projector, Llama) with {parameters:.2f} M parameters, trained
+from random weights on rendered referring scenes. It exists so that every stage of PerPO runs on a
+CPU in minutes; it answers one kind of question and nothing else:
+`Please provide the bounding box coordinate of the region this sentence describes: red circle`,
+answered as `[0.12, 0.34, 0.56, 0.78]` (xyxy, normalised to the full frame).
+
+The phase `misaligned` is trained last, and on purpose badly: a share of its answers point to
+another object of the same shape, and all boxes shake. So the model is able but misaligned, which
+is what preference training is for.
+
+## How it was made
+`python -m perpo_pipeline.testbed.pretrain --preset {preset} --device cpu --out DIR`
+
+Data: `perpo_pipeline.testbed.scenes`, no outside data. Settings: `{recipe}`.
+
+## Measured
+On {count} fresh scenes (seed kept apart), fp32 on CPU; `sampled_` rows: 20 answers a prompt from
+softmax(logits / 0.5) and nothing else; margin = largest minus smallest IoU of a prompt's answers.
+
+| figure | value |
+|---|---|
+{figures}
+
+Licence: Apache-2.0, as the rest of the project.
+"""
+
+
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; settings left out come from the preset's recipe."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--preset", choices=sorted(RECIPES), default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--phase", choices=("all", "clean", "misaligned"), default="all")
+    parser.add_argument("--base-dir", type=Path, help="where the base goes (default: OUT/base)")
+    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render scenes")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the layers")
+    parser.add_argument("--eval-every", type=int, default=500)
+    parser.add_argument("--save-every", type=int, default=250)
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the phases asked for."""
+    options = parse_options(arguments)
+    given = {name: getattr(options, name) for name in asdict(Recipe())}
+    changed = {name: value for name, value in given.items() if value is not None}
+    recipe = replace(RECIPES[options.preset], **changed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    targets = {"clean": options.out / "clean", "misaligned": options.base_dir or options.out / "base"}
+    for phase in ("clean", "misaligned") if options.phase == "all" else (options.phase,):
+        job = start_job(phase, recipe, options)
+        run_phase(job, options.eval_every, options.save_every)
+        write_result(job, targets[phase])
+
+
+if __name__ == "__main__":
+    main()

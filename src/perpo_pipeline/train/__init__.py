@@ -1,0 +1,1 @@
+"""Training on ranked lists of completions."""

@@ -1,0 +1,291 @@
+"""The losses over ranked lists: PerPO and its siblings, as pure functions of tensors.
+
+A *list* is the N completions of one prompt. All losses but SFT have the form
+
+    loss_b = - sum_ij w_ij * log sigmoid(beta * (s_i - s_j)),    s_i = policy_logps_i - ref_logps_i
+
+over the pairs with r_i > r_j, and differ in the weights w_ij alone, which sum to 1 for each
+list. A list without such a pair has no preference to teach: its loss and gradient are exactly 0.
+
+Shapes: `B` lists of up to `N` completions. Short lists are padded, `mask` is True at real
+entries. `counts` holds how often a completion was sampled, where identical ones were merged:
+loss and gradient are those of the unmerged list. Log-probabilities are summed over the tokens
+of a completion, its end token included, in nats. Rewards and counts carry no gradient.
+Half-precision inputs are computed in float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perpo_pipeline.errors import ConfigError
+
+
+def perpo_loss(
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    rewards: Tensor,
+    *,
+    beta: float = 0.1,
+    gamma: float = 0.5,
+    counts: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """PerPO: every strict pair, weighted by its reward gap to the power gamma.
+
+    All tensors are `(B, N)`, the result is `(B,)`. A pair of two merged completions weighs
+    `c_i * c_j * (r_i - r_j)^gamma`. Raises ConfigError for beta <= 0 or gamma < 0 and ValueError
+    for shapes that differ. Source: PerPO eq. 5 and 6, arXiv:2502.04371.
+    """
+    if not 0 <= gamma < float("inf"):
+        raise ConfigError(f"gamma is {gamma}; it must be 0 or more", fix="the paper's best is 0.5")
+    lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
+    weights = lists.strict * lists.pair_counts * _relative_gaps(lists) ** gamma
+    return _pairwise_logistic(lists.scores, _normalise(weights), lists.strict, beta)
+
+
+def lipo_loss(
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    rewards: Tensor,
+    *,
+    beta: float = 0.1,
+    counts: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """LiPO with the pairwise logistic loss: every strict pair weighs the same (PerPO at gamma 0).
+
+    Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878, normalised
+    like PerPO eq. 5.
+    """
+    return perpo_loss(
+        policy_logps, ref_logps, rewards, beta=beta, gamma=0.0, counts=counts, mask=mask
+    )
+
+
+def lipo_lambda_loss(
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    rewards: Tensor,
+    *,
+    beta: float = 0.1,
+    counts: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """LiPO-lambda: every strict pair, weighted by what swapping it would change in the DCG.
+
+    w_ij = |G_i - G_j| * |1/D_i - 1/D_j| before normalisation, with G = 2^r - 1, D = log(1 + rank)
+    and the rank by the current score s, which carries no gradient. Tied scores share the mean of
+    1/D over their ranks; ranks run over the unmerged list. If no strict pair differs in rank (the
+    first step, where the policy still is the reference and all s are 0) the discount says nothing
+    and the weights are |G_i - G_j|: expected under any random order, and training can start.
+
+    Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878, eq. 9.
+    """
+    lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
+    gains = torch.exp2(lists.rewards) - 1
+    weights = lists.strict * lists.pair_counts * _pairwise_difference(gains).abs()
+    discounts = _tied_discounts(lists.scores.detach(), lists.counts)
+    ranked = weights * _pairwise_difference(discounts).abs()
+    some_pair_is_ranked = (ranked.sum((1, 2)) > 0)[:, None, None]
+    weights = torch.where(some_pair_is_ranked, ranked, weights)
+    return _pairwise_logistic(lists.scores, _normalise(weights), lists.strict, beta)
+
+
+def dpo_loss(
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    rewards: Tensor,
+    *,
+    beta: float = 0.1,
+    counts: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """DPO on the best and the worst completion of each list.
+
+    If several completions share the best or the worst reward, the loss is the mean over all pairs
+    of a best and a worst one, each as often as it was sampled: the expectation over a random
+    choice, so that the order of the list does not matter.
+
+    Shapes and errors as in `perpo_loss`. Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
+    """
+    lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
+    best, worst = _best_and_worst(lists)
+    weights = lists.strict * lists.pair_counts * (best[:, :, None] & worst[:, None, :])
+    return _pairwise_logistic(lists.scores, _normalise(weights), lists.strict, beta)
+
+
+def sft_loss(target_logps: Tensor, num_tokens: Tensor) -> Tensor:
+    """SFT: the negative log-probability of the target, as a mean over its tokens.
+
+    `target_logps` is the summed log-probability of the ground truth in nats and `num_tokens` the
+    number of its tokens, end token included; both of one shape, which the result has too. An
+    entry of 0 tokens is padding: loss and gradient 0. Raises ValueError for shapes that differ.
+    For the mean over all tokens of a batch: `(sft_loss(l, n) * n).sum() / n.sum()`.
+    """
+    if target_logps.shape != num_tokens.shape:
+        raise ValueError(f"num_tokens is {tuple(num_tokens.shape)}, not like the log-probs")
+    is_target = num_tokens > 0
+    logps = _at_least_float32(target_logps.masked_fill(~is_target, 0.0))
+    return -logps / num_tokens.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class ListDiagnostics:
+    """What one step says about each list; every tensor is `(B,)`, NaN where undefined.
+
+    `reward_accuracy`: share of the strict pairs of the unmerged list that s ranks right, a tie of
+    s counting one half (so 0.5, chance, before the first step). NaN without a strict pair.
+    `implicit_margin`: mean s of the best completions less that of the worst, in nats, not scaled
+    by beta. `best_logp`, `worst_logp`: mean policy log-probability of these, in nats. NaN where
+    the whole list is masked. Average with `torch.nanmean`.
+    """
+
+    reward_accuracy: Tensor
+    implicit_margin: Tensor
+    best_logp: Tensor
+    worst_logp: Tensor
+
+
+@torch.no_grad()
+def diagnose_lists(
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    rewards: Tensor,
+    *,
+    counts: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> ListDiagnostics:
+    """Reward accuracy, implicit margin and log-probabilities of best and worst, list by list.
+
+    Inputs as in `perpo_loss`; no gradient. Raises ValueError for shapes that differ.
+    """
+    lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
+    difference = _pairwise_difference(lists.scores)
+    right = (difference > 0) + 0.5 * (difference == 0)
+    weights = lists.strict * lists.pair_counts
+    best, worst = _best_and_worst(lists)
+    logps = _at_least_float32(policy_logps)
+    return ListDiagnostics(
+        reward_accuracy=(weights * right).sum((1, 2)) / weights.sum((1, 2)),
+        implicit_margin=_mean_over(lists.scores, best, lists.counts)
+        - _mean_over(lists.scores, worst, lists.counts),
+        best_logp=_mean_over(logps, best, lists.counts),
+        worst_logp=_mean_over(logps, worst, lists.counts),
+    )
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """The inputs of a loss with the padding made harmless (0 in every tensor)."""
+
+    scores: Tensor  # (B, N) s = policy - reference, nats; the only one with a gradient
+    rewards: Tensor  # (B, N)
+    counts: Tensor  # (B, N) multiplicities, 0 at padding
+    mask: Tensor  # (B, N) bool, True at real entries
+    strict: Tensor  # (B, N, N) bool, True where r_i > r_j and both are real
+    pair_counts: Tensor  # (B, N, N) c_i * c_j
+
+    @classmethod
+    def of(
+        cls,
+        policy_logps: Tensor,
+        ref_logps: Tensor,
+        rewards: Tensor,
+        counts: Tensor | None,
+        mask: Tensor | None,
+    ) -> "_Lists":
+        _check_shapes(policy_logps, ref_logps, rewards, counts, mask)
+        if mask is None:
+            mask = torch.ones_like(rewards, dtype=torch.bool)
+        # Padding is cut off before the subtraction: what stands there, NaN included, must reach
+        # neither the loss nor, as 0 * inf, the gradient.
+        policy, reference, rewards = (
+            _at_least_float32(tensor.masked_fill(~mask, 0.0))
+            for tensor in (policy_logps, ref_logps.detach(), rewards.detach())
+        )
+        counts = torch.ones_like(rewards) if counts is None else counts.detach().to(rewards.dtype)
+        counts = counts.masked_fill(~mask, 0.0)
+        both_real = mask[:, :, None] & mask[:, None, :]
+        return cls(
+            scores=policy - reference,
+            rewards=rewards,
+            counts=counts,
+            mask=mask,
+            strict=(rewards[:, :, None] > rewards[:, None, :]) & both_real,
+            pair_counts=counts[:, :, None] * counts[:, None, :],
+        )
+
+
+def _check_shapes(policy_logps: Tensor, *others: Tensor | None) -> None:
+    shapes = [tuple(tensor.shape) for tensor in (policy_logps, *others) if tensor is not None]
+    if policy_logps.dim() != 2 or len(set(shapes)) > 1:
+        raise ValueError(f"all tensors of a loss must have one shape (B, N), got {shapes}")
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _pairwise_difference(values: Tensor) -> Tensor:
+    """`values[i] - values[j]`, (B, N) -> (B, N, N)."""
+    return values[:, :, None] - values[:, None, :]
+
+
+def _relative_gaps(lists: _Lists) -> Tensor:
+    """Reward gaps of the strict pairs over the largest of the list, in (0, 1]; 1 elsewhere.
+
+    The factor drops out when weights are normalised. Relative gaps cannot all underflow to 0 at
+    a high gamma, which would leave a list with preferences without a loss.
+    """
+    gaps = _pairwise_difference(lists.rewards).masked_fill(~lists.strict, 0.0)
+    largest = gaps.amax((1, 2), keepdim=True) if gaps.numel() else gaps
+    return torch.where(lists.strict, gaps / torch.where(largest > 0, largest, 1.0), 1.0)
+
+
+def _best_and_worst(lists: _Lists) -> tuple[Tensor, Tensor]:
+    """Where the best and the worst rewards of each list are, `(B, N)` bool each, ties included."""
+    highest = lists.rewards.masked_fill(~lists.mask, -torch.inf)
+    lowest = lists.rewards.masked_fill(~lists.mask, torch.inf)
+    if not lists.rewards.shape[1]:
+        return lists.mask, lists.mask
+    best = (highest == highest.amax(1, keepdim=True)) & lists.mask
+    worst = (lowest == lowest.amin(1, keepdim=True)) & lists.mask
+    return best, worst
+
+
+def _tied_discounts(scores: Tensor, counts: Tensor) -> Tensor:
+    """1/D(rank) by descending score, (B, N); ties share the mean over their ranks.
+
+    An entry with count c takes c ranks, as it would in the unmerged list.
+    """
+    ahead = ((scores[:, None, :] > scores[:, :, None]) * counts[:, None, :]).sum(2)
+    tied = ((scores[:, None, :] == scores[:, :, None]) * counts[:, None, :]).sum(2)
+    num_ranks = int(counts.sum(1).max()) if counts.numel() else 0
+    ranks = torch.arange(1, num_ranks + 1, dtype=scores.dtype, device=scores.device)
+    total = F.pad((1 / torch.log1p(ranks)).cumsum(0), (1, 0))  # total[k] = sum over ranks 1..k
+    last = (ahead + tied).long()
+    return (total[last] - total[ahead.long()]) / tied.clamp(min=1)
+
+
+def _normalise(weights: Tensor) -> Tensor:
+    """Weights that sum to 1 for each list, (B, N, N); all 0 where no pair has any."""
+    total = weights.sum((1, 2), keepdim=True)
+    return weights / torch.where(total > 0, total, 1.0)
+
+
+def _pairwise_logistic(scores: Tensor, weights: Tensor, used: Tensor, beta: float) -> Tensor:
+    """`-sum_ij w_ij log sigmoid(beta (s_i - s_j))` over the used pairs, (B, N) -> (B,)."""
+    if not 0 < beta < float("inf"):
+        raise ConfigError(f"beta is {beta}; it must be above 0", fix="the paper's best is 0.1")
+    margins = (beta * _pairwise_difference(scores)).masked_fill(~used, 0.0)
+    # logsigmoid, not log(1 + exp): finite at any margin, with a gradient that is exact.
+    return -(weights.to(margins.dtype) * F.logsigmoid(margins)).sum((1, 2))
+
+
+def _mean_over(values: Tensor, where: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the chosen entries, each as often as its count, (B, N) -> (B,)."""
+    weights = where * counts
+    return (values.masked_fill(~where, 0.0) * weights).sum(1) / weights.sum(1)

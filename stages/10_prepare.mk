@@ -1,0 +1,8 @@
+# data sources -> prompts, one artifact a split
+PROMPTS := $(SPLITS:%=$(DATA)/prompts/%/current)
+
+.PHONY: prepare
+prepare: $(PROMPTS)
+
+$(DATA)/prompts/%/current: $(CONFIG) $(SOURCES)
+	@$(PERPO) prepare --config $(CONFIG) --variant $* > /dev/null

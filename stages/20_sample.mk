@@ -1,0 +1,8 @@
+# prompts + model -> samples
+SAMPLES := $(DATA)/samples/$(SAMPLE_SPLIT)/current
+
+.PHONY: sample
+sample: $(SAMPLES)
+
+$(SAMPLES): $(DATA)/prompts/$(SAMPLE_SPLIT)/current $(CONFIG)
+	@$(PERPO) sample --config $(CONFIG) > /dev/null

@@ -1,0 +1,8 @@
+# scores -> preferences (the lists worth learning from) and those dropped
+PREFERENCES := $(DATA)/preferences/$(SAMPLE_SPLIT)/current
+
+.PHONY: filter
+filter: $(PREFERENCES)
+
+$(PREFERENCES): $(SCORES) $(CONFIG)
+	@$(PERPO) filter --config $(CONFIG) > /dev/null

@@ -1,0 +1,8 @@
+# preferences + model -> reference log-probabilities (once), one adapter a method (and seed)
+TRAINED := $(ADAPTERS:%=$(DATA)/adapter/%/current)
+
+.PHONY: train
+train: $(TRAINED)
+
+$(DATA)/adapter/%/current: $(PREFERENCES) $(CONFIG)
+	@$(PERPO) train --config $(CONFIG) --variant $* > /dev/null

@@ -1,0 +1,12 @@
+# test prompts + model (+ adapter) -> predictions and metrics, one a model and image condition
+METRICS := $(EVALUATIONS:%=$(DATA)/metrics/%/current)
+
+.PHONY: eval
+eval: $(METRICS)
+
+$(METRICS): $(DATA)/prompts/$(EVAL_SPLIT)/current $(CONFIG)
+$(foreach a,$(EVALUATED_ADAPTERS),$(eval $(DATA)/metrics/$(a)/current: $(DATA)/adapter/$(a)/current))
+$(foreach a,$(EVALUATED_ADAPTERS),$(eval $(DATA)/metrics/$(a)-other-image/current: $(DATA)/adapter/$(a)/current))
+
+$(DATA)/metrics/%/current:
+	@$(PERPO) eval --config $(CONFIG) --variant $* > /dev/null

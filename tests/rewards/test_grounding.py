@@ -1,0 +1,145 @@
+"""IoU against shapely, the released PerPO record, and published AP@50 figures."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapely.geometry import box as shapely_box
+
+from perpo_pipeline.boxes import parse_box
+from perpo_pipeline.rewards.grounding import iou_xyxy
+
+UNPARSED = (math.nan,) * 4
+
+coordinate = st.floats(0, 1000)
+boxes = st.tuples(coordinate, coordinate, coordinate, coordinate).map(
+    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
+)
+
+
+def xyxy(xywh: list[float]) -> list[float]:
+    x, y, w, h = xywh
+    return [x, y, x + w, y + h]
+
+
+def ap50(pred: list, gt: list) -> float:
+    return float(np.mean(iou_xyxy(pred, gt) >= 0.5))
+
+
+def test_iou_of_boxes_derived_by_hand():
+    """Unit overlap of two 2x2 boxes: 1 / 7; half covered: 1/2; touching and apart: 0."""
+    pred = [[0, 0, 2, 2], [0, 0, 1, 2], [0, 0, 1, 1], [0, 0, 1, 1], [3, 4, 5, 6]]
+    gt = [[1, 1, 3, 3], [0, 0, 2, 2], [1, 0, 2, 1], [5, 5, 6, 6], [3, 4, 5, 6]]
+    assert iou_xyxy(pred, gt).tolist() == pytest.approx([1 / 7, 0.5, 0.0, 0.0, 1.0], abs=1e-15)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(boxes, boxes), min_size=1, max_size=5))
+def test_iou_equals_shapelys(pairs):
+    def oracle(a, b):
+        a, b = shapely_box(*a), shapely_box(*b)
+        union = a.area + b.area - a.intersection(b).area
+        return a.intersection(b).area / union if union > 1e-6 else None
+
+    found = iou_xyxy([a for a, _ in pairs], [b for _, b in pairs])
+    for value, (a, b) in zip(found, pairs, strict=True):
+        expected = oracle(a, b)
+        if expected is not None:
+            assert value == pytest.approx(expected, abs=1e-8)
+        assert 0 <= value <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(boxes, boxes)
+def test_iou_is_symmetric(a, b):
+    assert iou_xyxy([a], [b]) == iou_xyxy([b], [a])
+
+
+@pytest.mark.parametrize(
+    "not_a_box",
+    [
+        pytest.param(UNPARSED, id="unparsed"),
+        pytest.param((0, 0, math.nan, 10), id="one NaN"),
+        pytest.param((10, 0, 0, 10), id="x inverted"),
+        pytest.param((0, 10, 10, 0), id="y inverted"),
+        pytest.param((10, 10, 0, 0), id="both inverted"),
+        pytest.param((-math.inf, 0, math.inf, 10), id="infinite"),
+        pytest.param((0, 0, 1e200, 1e200), id="area overflows"),
+        pytest.param((5, 5, 5, 5), id="a point"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_a_box_overlaps_nothing(not_a_box):
+    real = (0, 0, 10, 10)
+    found = iou_xyxy([not_a_box, real, not_a_box, real], [real, not_a_box, not_a_box, real])
+    assert found.tolist() == [0, 0, 0, 1]
+
+
+def test_no_boxes_give_no_values():
+    assert iou_xyxy(np.empty((0, 4)), np.empty((0, 4))).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("pred", "gt", "message"),
+    [
+        ([0, 0, 1, 1], [[0, 0, 1, 1]], r"pred must have the shape"),
+        ([[0, 0, 1, 1]], [[0, 0, 1]], r"gt must have the shape"),
+        ([[0, 0, 1, 1]] * 2, [[0, 0, 1, 1]], r"pred has 2 boxes, gt has 1"),
+    ],
+)
+def test_shapes_that_do_not_match_are_refused(pred, gt, message):
+    with pytest.raises(ValueError, match=message):
+        iou_xyxy(pred, gt)
+
+
+# --- published values ----------------------------------------------------------------------------
+
+
+def test_the_twenty_rewards_of_the_released_perpo_record_are_reproduced(realdata: Path):
+    """Full frame, and the unrounded ground truth, in the image of 640 x 424."""
+    record = json.loads((realdata / "perpo_official_sample" / "data.json").read_text())[0]
+    pred = [
+        parse_box(answer, "llava", frame="full", image_size=(640, 424))
+        for answer in record["answers_gen"]
+    ]
+    found = iou_xyxy(pred, [[389, 43, 494, 229]] * len(pred))
+    assert len(pred) == 20
+    np.testing.assert_allclose(found, record["iou_scores"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("frame", "published", "tolerance"),
+    [("full", 0.4891139240506329, 1e-15), ("crop", 0.522, 5e-4), ("pad", 0.254, 5e-4)],
+)
+def test_llava15_scores_its_published_ap50_in_each_frame(
+    realdata: Path, frame: str, published: float, tolerance: float
+):
+    path = realdata / "rec_predictions" / "llava15_refcoco_testA.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    pred = [
+        parse_box(
+            row["raw_response"], "llava", frame=frame, image_size=(row["width"], row["height"])
+        )
+        or UNPARSED
+        for row in rows
+    ]
+    gt = [xyxy(row["gt_xywh"]) for row in rows]
+    assert len(rows) == 1975
+    assert ap50(pred, gt) == pytest.approx(published, abs=tolerance)
+    if frame == "full":
+        correct = iou_xyxy(pred, gt) >= 0.5
+        assert correct.astype(int).tolist() == [row["published_correct"] for row in rows]
+
+
+def test_internvl_scores_its_published_ap50(realdata: Path):
+    """Boxes in pixels; 20 answers hold none and stay in the denominator, two are inverted."""
+    path = realdata / "rec_predictions" / "internvl25_refcoco_testA.json"
+    rows = json.loads(path.read_text())["lmms-lab/RefCOCO"]["internvl"]
+    pred = [row["prediction"].get("box", UNPARSED) for row in rows]
+    gt = [xyxy(row["gt_bbox"]) for row in rows]
+    assert sum(box[0] > box[2] or box[1] > box[3] for box in pred) == 2
+    assert ap50(pred, gt) == pytest.approx(0.8941772151898734, abs=1e-15)

@@ -1,0 +1,243 @@
+"""Sampling: the exact distribution, each prompt's own randomness, honest log-probabilities."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from tiny_models import noise_image, save_tiny_llava
+
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, resolve_model
+from perpo_pipeline.sample.transformers_backend import Completion, greedy_decode, sample_lists
+from perpo_pipeline.train.shared_prefix import CompletionList, completion_logps, pack_lists
+
+IMAGE_ID = 3
+# A random model hardly ever says </s>: with a third of the vocabulary as end tokens answers have
+# many lengths, and rows and completions leave the batch at different steps.
+MANY_ENDS = (2, *range(200, 300))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def vlm(model_dir: Path) -> Vlm:
+    return load_vlm(resolve_model(str(model_dir)), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stopping(vlm: Vlm) -> Vlm:
+    return replace(vlm, eos_token_ids=MANY_ENDS)
+
+
+def encode(vlm: Vlm, index: int) -> EncodedPrompt:
+    texts = ["where?", "Where is the red square?", "red", "which circle is leftmost of all?", "a b"]
+    return encode_prompt(vlm, noise_image(index), texts[index])
+
+
+def draw(vlm: Vlm, indices: list[int], **settings: object) -> list[list[Completion]]:
+    arguments: dict[str, object] = {"num_samples": 6, "temperature": 1.0, "max_new_tokens": 9}
+    return sample_lists(
+        vlm,
+        [encode(vlm, i) for i in indices],
+        seeds=[100 + i for i in indices],
+        **arguments | settings,  # type: ignore[arg-type]
+    )
+
+
+def ids(lists: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
+    return [[completion.token_ids for completion in row] for row in lists]
+
+
+@torch.no_grad()
+def next_probabilities(vlm: Vlm, prompt: EncodedPrompt, said: list[int], t: float) -> torch.Tensor:
+    """softmax(logits / t) over what may follow, by one plain forward of the model."""
+    sequence = torch.cat([prompt.input_ids, torch.tensor(said, dtype=torch.long)])[None]
+    logits = vlm.model(input_ids=sequence, **prompt.tensors).logits[0, -1].double()
+    logits[IMAGE_ID] = -torch.inf
+    return (logits / t).softmax(-1)
+
+
+class TestIndependence:
+    def test_a_prompt_draws_the_same_alone_in_a_batch_and_in_another_order(
+        self, stopping: Vlm
+    ) -> None:
+        together = ids(draw(stopping, [0, 1, 2, 3, 4]))
+        assert len({len(y) for row in together for y in row}) > 3
+        assert ids(draw(stopping, [4, 2, 0, 3, 1])) == [together[i] for i in (4, 2, 0, 3, 1)]
+        for index in range(5):
+            assert ids(draw(stopping, [index])) == [together[index]]
+
+    def test_other_seeds_draw_other_completions(self, vlm: Vlm) -> None:
+        prompt = encode(vlm, 0)
+        one, other = sample_lists(
+            vlm, [prompt, prompt], num_samples=3, temperature=1.0, max_new_tokens=5, seeds=[1, 2]
+        )
+        assert not {c.token_ids for c in one} & {c.token_ids for c in other}
+
+    def test_completions_of_one_prompt_differ(self, vlm: Vlm) -> None:
+        assert len({c.token_ids for c in draw(vlm, [0], num_samples=20)[0]}) == 20
+
+    def test_a_higher_token_limit_only_lengthens_answers(self, stopping: Vlm) -> None:
+        short = draw(stopping, [0, 1], max_new_tokens=3)
+        long = draw(stopping, [0, 1], max_new_tokens=8)
+        for a, b in zip(sum(ids(short), []), sum(ids(long), []), strict=True):
+            assert b[:3] == a
+
+    def test_global_randomness_is_neither_used_nor_changed(self, vlm: Vlm) -> None:
+        torch.manual_seed(0)
+        expected = torch.rand(1)
+        torch.manual_seed(0)
+        first = ids(draw(vlm, [0]))
+        assert torch.equal(torch.rand(1), expected)
+        assert ids(draw(vlm, [0])) == first
+
+
+class TestDistribution:
+    @pytest.mark.parametrize("temperature", [0.3, 0.6])
+    def test_frequencies_of_first_and_second_tokens_follow_the_tempered_softmax(
+        self, vlm: Vlm, temperature: float
+    ) -> None:
+        prompt = encode(vlm, 1)
+        lists = sample_lists(
+            vlm,
+            [prompt] * 20,
+            num_samples=300,
+            temperature=temperature,
+            max_new_tokens=2,
+            seeds=list(range(20)),
+        )
+        drawn = [c.token_ids for row in lists for c in row]
+        first = Counter(y[0] for y in drawn)
+        assert self.p_value(first, next_probabilities(vlm, prompt, [], temperature)) > 1e-3
+        likeliest = first.most_common(1)[0][0]
+        second = Counter(y[1] for y in drawn if y[0] == likeliest)
+        expected = next_probabilities(vlm, prompt, [likeliest], temperature)
+        assert self.p_value(second, expected) > 1e-3
+
+    @staticmethod
+    def p_value(counts: Counter[int], probabilities: torch.Tensor) -> float:
+        """Chi-square over the tokens expected at least 5 times, all others in one bin."""
+        total = sum(counts.values())
+        common = [i for i, p in enumerate(probabilities.tolist()) if p * total >= 5]
+        assert len(common) >= 5
+        observed = [counts[i] for i in common]
+        expected = [probabilities[i].item() * total for i in common]
+        rest = total - sum(expected)
+        if rest > 1:
+            observed.append(total - sum(observed))
+            expected.append(rest)
+        scale = sum(observed) / sum(expected)
+        return float(chisquare(observed, [e * scale for e in expected]).pvalue)
+
+    def test_a_hostile_generation_config_changes_nothing(self, vlm: Vlm, tmp_path: Path) -> None:
+        hostile_dir = save_tiny_llava(tmp_path / "hostile")
+        path = hostile_dir / "generation_config.json"
+        settings = json.loads(path.read_text())
+        settings |= {"do_sample": True, "top_k": 1, "top_p": 0.1, "temperature": 0.01}
+        settings |= {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_length": 50}
+        path.write_text(json.dumps(settings))
+        hostile = load_vlm(resolve_model(str(hostile_dir)), dtype="float32", device="cpu")
+        assert hostile.model.generation_config.top_k == 1
+        assert ids(draw(hostile, [0, 1])) == ids(draw(vlm, [0, 1]))
+
+    def test_the_image_placeholder_is_never_drawn(self, model_dir: Path) -> None:
+        vlm = load_vlm(resolve_model(str(model_dir)), dtype="float32", device="cpu")
+        prompt = encode(vlm, 0)
+        favourite = int(next_probabilities(vlm, prompt, [], 1.0).argmax())
+        head = vlm.model.lm_head.weight
+        head[IMAGE_ID] = 3 * head[favourite]
+        with torch.no_grad():
+            logits = vlm.model(input_ids=prompt.input_ids[None], **prompt.tensors).logits[0, -1]
+        assert logits.argmax() == IMAGE_ID
+        drawn = {t for row in ids(draw(vlm, [0, 1], num_samples=20)) for y in row for t in y}
+        assert IMAGE_ID not in drawn and favourite in drawn
+        assert IMAGE_ID not in greedy_decode(vlm, [prompt], max_new_tokens=8)[0].token_ids
+
+
+class TestCompletions:
+    def test_logprobs_equal_teacher_forcing(self, stopping: Vlm) -> None:
+        lists = draw(stopping, [0, 1, 2, 3], temperature=0.7)
+        packed = [
+            CompletionList(encode(stopping, i), [c.token_ids for c in row])
+            for i, row in enumerate(lists)
+        ]
+        with torch.no_grad():
+            expected = completion_logps(stopping.model, pack_lists(stopping, packed))
+        sampled = torch.tensor([[c.sampler_logprob for c in row] for row in lists])
+        torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=0)
+
+    def test_the_end_token_is_kept_and_names_the_reason(self, stopping: Vlm) -> None:
+        completions = sum(draw(stopping, [0, 1, 2], max_new_tokens=4), [])
+        assert {c.finish_reason for c in completions} == {"stop", "length"}
+        for completion in completions:
+            *before, last = completion.token_ids
+            assert not set(before) & set(MANY_ENDS)
+            assert (completion.finish_reason == "stop") == (last in MANY_ENDS)
+            assert len(completion.token_ids) == 4 or completion.finish_reason == "stop"
+
+    def test_an_end_token_at_the_limit_still_counts_as_stop(self, vlm: Vlm) -> None:
+        always = replace(vlm, eos_token_ids=tuple(range(300)))
+        for completion in draw(always, [0], max_new_tokens=1)[0]:
+            assert (len(completion.token_ids), completion.finish_reason) == (1, "stop")
+
+    def test_text_is_decoded_without_special_tokens(self, vlm: Vlm) -> None:
+        for completion in draw(vlm, [0])[0]:
+            visible = [t for t in completion.token_ids if t > 3]
+            assert completion.text == vlm.tokenizer.decode(visible)
+
+    def test_the_image_is_encoded_once_a_prompt(self, vlm: Vlm) -> None:
+        seen: list[int] = []
+        hook = vlm.model.model.vision_tower.register_forward_hook(
+            lambda module, args, output: seen.append(output.last_hidden_state.shape[0])
+        )
+        draw(vlm, [0, 1, 2], num_samples=8)
+        hook.remove()
+        assert seen == [3]
+
+
+class TestGreedy:
+    def test_it_equals_generate(self, stopping: Vlm) -> None:
+        prompts = [encode(stopping, i) for i in range(5)]
+        completions = greedy_decode(stopping, prompts, max_new_tokens=12)
+        for prompt, completion in zip(prompts, completions, strict=True):
+            generated = stopping.model.generate(
+                input_ids=prompt.input_ids[None],
+                attention_mask=torch.ones(1, prompt.num_tokens, dtype=torch.long),
+                **prompt.tensors,
+                do_sample=False,
+                max_new_tokens=12,
+                eos_token_id=list(MANY_ENDS),
+                pad_token_id=0,
+                suppress_tokens=[IMAGE_ID],
+            )
+            assert list(completion.token_ids) == generated[0, prompt.num_tokens :].tolist()
+
+    def test_no_prompts_give_no_completions(self, vlm: Vlm) -> None:
+        assert greedy_decode(vlm, [], max_new_tokens=3) == []
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_samples": 0}, {"temperature": 0.0}, {"max_new_tokens": 0}]
+)
+def test_impossible_settings_are_refused(vlm: Vlm, settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is 0"):
+        draw(vlm, [0], **settings)
+
+
+def test_a_seed_is_asked_for_each_prompt(vlm: Vlm) -> None:
+    with pytest.raises(ConfigError, match="1 seeds for 2 prompts"):
+        sample_lists(
+            vlm,
+            [encode(vlm, 0)] * 2,
+            num_samples=1,
+            temperature=1.0,
+            max_new_tokens=1,
+            seeds=[0],
+        )

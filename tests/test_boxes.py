@@ -1,0 +1,277 @@
+"""Box formats and frames: the coordinate oracle, hand-derived geometry, and round trips."""
+
+import math
+import re
+import sys
+import types
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from perpo_pipeline.boxes import (
+    BOX_FORMATS,
+    FRAMES,
+    RANGE_SLACK,
+    BoxFormat,
+    clip_to_frame,
+    format_box,
+    get_box_format,
+    parse_box,
+    smart_resize,
+)
+from perpo_pipeline.errors import ConfigError, InputError
+
+# The published coordinate oracle: a box of an image of 640 x 428 in two families' own units.
+ORACLE_SIZE = (640, 428)
+ORACLE_BOX = (146, 137, 615, 415)
+
+EXAMPLES = {
+    "llava": "[0.12, 0.34, 0.56, 0.78]",
+    "qwen-vl": "<box>(120,340),(560,780)</box>",
+    "qwen2-vl": "<|box_start|>(120,340),(560,780)<|box_end|>",
+    "qwen2.5-vl": '{"bbox_2d": [12, 34, 56, 78]}',
+    "qwen3-vl": '{"bbox_2d": [120, 340, 560, 780]}',
+    "internvl": "<box>[[120, 340, 560, 780]]</box>",
+    "pixel": "[12, 34, 56, 78]",
+}
+
+
+def test_qwen2_vl_writes_the_oracle_box_in_thousandths():
+    text = format_box(ORACLE_BOX, "qwen2-vl", frame="full", image_size=ORACLE_SIZE)
+    assert text == "<|box_start|>(228,320),(961,970)<|box_end|>"
+
+
+def test_qwen25_vl_writes_the_oracle_box_in_pixels_of_the_resized_image():
+    resized = smart_resize(ORACLE_SIZE)
+    assert resized == (644, 420)
+    text = format_box(
+        ORACLE_BOX, "qwen2.5-vl", frame="resized", image_size=ORACLE_SIZE, resized=resized
+    )
+    assert text == '{"bbox_2d": [147, 134, 619, 407]}'
+
+
+@pytest.mark.parametrize("name", BOX_FORMATS)
+def test_each_format_reads_and_writes_its_example(name: str):
+    """(12, 34, 56, 78) in an image of 100 x 100."""
+    options = {"frame": "full", "image_size": (100, 100)}
+    assert format_box((12, 34, 56, 78), name, **options) == EXAMPLES[name]
+    assert parse_box(EXAMPLES[name], name, **options) == pytest.approx((12, 34, 56, 78))
+
+
+@pytest.mark.parametrize(
+    ("frame", "image_size", "expected"),
+    [
+        ("full", (200, 100), (50, 25, 150, 100)),
+        ("crop", (200, 100), (75, 25, 125, 100)),
+        ("pad", (200, 100), (50, 0, 150, 150)),
+        ("crop", (100, 200), (25, 75, 75, 150)),
+        ("pad", (100, 200), (0, 50, 100, 200)),
+        ("pad", (101, 200), (50 - 49, 50, 150 - 49, 200)),
+        ("crop", (101, 200), (25.25, 49.5 + 25.25, 75.75, 49.5 + 101)),
+    ],
+)
+def test_a_box_is_read_in_the_frame_it_was_written_in(frame, image_size, expected):
+    """[.25, .25, .75, 1]: the crop of 200 x 100 starts at x = 50, the pad at y = -50.
+
+    An odd difference of the edges is padded by the lower half on the left or top: 99 // 2 = 49.
+    """
+    found = parse_box("[0.25, 0.25, 0.75, 1.0]", "llava", frame=frame, image_size=image_size)
+    assert found == pytest.approx(expected)
+
+
+def test_pixels_of_the_resized_image_are_scaled_back_edge_by_edge():
+    found = parse_box(
+        '{"bbox_2d": [10, 10, 20, 50]}',
+        "qwen2.5-vl",
+        frame="resized",
+        image_size=(200, 50),
+        resized=(100, 100),
+    )
+    assert found == (20, 5, 40, 25)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("llava", "The box is [0.1,0.2, .3 ,0.4]."),
+        ("llava", "[0.1, 0.2, 0.3, 0.4] or else [0.5, 0.5, 0.6, 0.6]"),
+        ("llava", "[see note] [0.1, 0.2, 0.3] [0.1, 0.2, 0.3, 0.4]"),
+        ("llava", "[\n0.10, 0.20,\n0.300, 0.4\n]"),
+        ("qwen-vl", "<ref>the cat</ref><box>(100,200),(300,400)</box>"),
+        ("qwen2-vl", "(100, 200), (300, 400)"),
+        ("qwen2-vl", "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(100,200),(300,400)"),
+        ("qwen3-vl", '```json\n[\n\t{"bbox_2d": [100, 200, 300, 400], "label": "cat"}\n]\n```'),
+        ("qwen3-vl", '{"label": "cat [1, 2, 3, 4]", "bbox_2d":[100,200,300,400'+"]"),
+        ("internvl", "<ref>cat</ref><box>[[100, 200, 300, 400]]</box>"),
+        ("internvl", "cat[[100, 200, 300, 400], [0, 0, 1, 1]]"),
+    ],
+)
+def test_the_first_box_of_a_real_answer_is_read(name: str, text: str):
+    found = parse_box(text, name, frame="full", image_size=(10, 10))
+    assert found == pytest.approx((1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("llava", ""),
+        ("llava", "I cannot see it."),
+        ("llava", "0.1, 0.2, 0.3, 0.4"),
+        ("llava", "[0.1, 0.2, 0.3]"),
+        ("llava", "[0.1, 0.2, 0.3, 0.4, 0.5]"),
+        ("llava", "[0.1, 0.2, 0.3, 0.4"),
+        ("llava", "[0.1 0.2 0.3 0.4]"),
+        ("llava", "[0.1.2, 0.2, 0.3, 0.4]"),
+        ("llava", "[nan, 0.2, 0.3, 0.4]"),
+        ("llava", "[1e-1, 0.2, 0.3, 0.4]"),
+        ("llava", "[\u0660.1, 0.2, 0.3, 0.4]"),
+        ("llava", "[10, 20, 30, 40]"),
+        ("llava", "[10, 20, 30, 40] [0.1, 0.2, 0.3, 0.4]"),
+        ("llava", "[0.1, 0.2, 0.3, " + "9" * 400 + "]"),
+        ("llava", "(0.1,0.2),(0.3,0.4)"),
+        ("qwen2-vl", "[100, 200, 300, 400]"),
+        ("qwen2-vl", "(100,200),(300,4000)"),
+        ("qwen3-vl", "[100, 200, 300, 400]"),
+        ("internvl", "[[100, 200, 300, 1100]]"),
+        ("pixel", "[1, 2, 3, 11]"),
+    ],
+)
+def test_what_breaks_the_rule_of_the_format_is_unparsed(name: str, text: str):
+    assert parse_box(text, name, frame="full", image_size=(10, 10)) is None
+
+
+@pytest.mark.parametrize(("value", "is_read"), [("1.01", True), ("-0.01", True), ("1.02", False)])
+def test_a_hundredth_beyond_the_edge_is_kept_as_it_was_written(value: str, is_read: bool):
+    assert RANGE_SLACK == 0.01
+    found = parse_box(f"[0.5, 0.5, {value}, 0.6]", "llava", frame="full", image_size=(100, 100))
+    assert found == (pytest.approx((50, 50, float(value) * 100, 60)) if is_read else None)
+
+
+def test_an_inverted_box_is_parsed_as_it_was_written():
+    found = parse_box("[0.9, 0.2, 0.1, 0.4]", "llava", frame="full", image_size=(10, 10))
+    assert found == pytest.approx((9, 2, 1, 4))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="[]()<>{},.:-0123456789 bx2d_\"\n", max_size=60), st.sampled_from(FRAMES))
+def test_any_text_is_read_or_unparsed_and_nothing_else(text, frame):
+    for name in BOX_FORMATS:
+        found = parse_box(text, name, frame=frame, image_size=(30, 20), resized=(28, 28))
+        assert found is None or all(map(math.isfinite, found))
+
+
+# --- round trips ---------------------------------------------------------------------------------
+
+sizes = st.tuples(st.integers(1, 2000), st.integers(1, 2000))
+shares = st.tuples(*[st.floats(0, 1)] * 4)
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("name", BOX_FORMATS)
+@settings(max_examples=30, deadline=None)
+@given(image_size=sizes, resized=sizes, share=shares)
+def test_a_written_box_reads_as_itself_up_to_rounding(name, frame, image_size, resized, share):
+    """Half a written unit: of the frame's edge over 100 or 1000, or of one of the frame's pixels."""
+    width, height = image_size
+    box = (
+        min(share[0], share[2]) * width,
+        min(share[1], share[3]) * height,
+        max(share[0], share[2]) * width,
+        max(share[1], share[3]) * height,
+    )
+    options = {"frame": frame, "image_size": image_size, "resized": resized}
+    box = clip_to_frame(box, **options)
+    assume(box is not None)
+    text = format_box(box, name, **options)
+    found = parse_box(text, name, **options)
+    edges = {"crop": [min(image_size)] * 2, "pad": [max(image_size)] * 2}.get(frame, image_size)
+    pixels = resized if frame == "resized" else edges
+    units = {"llava": (100, 100), "qwen2.5-vl": pixels, "pixel": pixels}.get(name, (1000, 1000))
+    assert found is not None
+    for axis in range(4):
+        assert found[axis] == pytest.approx(box[axis], abs=0.501 * edges[axis % 2] / units[axis % 2])
+    if frame == "full" and name in ("llava", "qwen3-vl"):
+        assert format_box(found, name, **options) == text  # what was rounded once stays
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(5, 0, 1, 9), (0, 9, 5, 1), (0, 0, math.nan, 5), (0, 0, math.inf, 5)],
+    ids=["x inverted", "y inverted", "NaN", "infinite"],
+)
+def test_what_is_not_a_box_is_not_written(box):
+    with pytest.raises(InputError, match="is not a box"):
+        format_box(box, "llava", frame="full", image_size=(10, 10))
+
+
+def test_a_box_that_a_centre_crop_cuts_is_refused_until_it_is_clipped():
+    """The crop of 200 x 100 shows x from 50 to 150."""
+    box, options = (20, 10, 100, 90), {"frame": "crop", "image_size": (200, 100)}
+    with pytest.raises(InputError, match="reaches out of the frame 'crop'"):
+        format_box(box, "llava", **options)
+    clipped = clip_to_frame(box, **options)
+    assert clipped == (50, 10, 100, 90)
+    assert format_box(clipped, "llava", **options) == "[0.00, 0.10, 0.50, 0.90]"
+    assert clip_to_frame((0, 0, 50, 100), **options) is None
+
+
+def test_an_annotation_a_fraction_of_a_unit_beyond_the_edge_is_written_at_the_edge():
+    """COCO has boxes that end at 640.01 of 640."""
+    text = format_box((0, 0, 640.01, 480), "llava", frame="full", image_size=(640, 480))
+    assert text == "[0.00, 0.00, 1.00, 1.00]"
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"box_format": "lava"}, "there is no box format 'lava'"),
+        ({"box_format": "no.such.module:it"}, "cannot be imported"),
+        ({"box_format": "math:pi"}, "is a float, not a BoxFormat"),
+        ({"box_format": "math:tau_squared"}, "cannot be imported"),
+        ({"frame": "padded"}, "there is no frame 'padded'"),
+        ({"frame": "resized"}, "needs the size"),
+        ({"frame": "resized", "resized": (0, 10)}, "resized is"),
+        ({"image_size": (0, 10)}, "image_size is"),
+    ],
+)
+def test_a_wrong_setting_is_named(options, message):
+    valid = {"text": "[0, 0, 1, 1]", "box_format": "llava", "frame": "full", "image_size": (9, 9)}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_box(**{**valid, **options})
+
+
+def test_a_users_own_format_is_taken_by_its_import_path(monkeypatch):
+    """MiniGPT-v2's `{<x1><y1><x2><y2>}`, hundredths of the frame."""
+    module = types.ModuleType("my_formats")
+    numbers = "".join(rf"<(?P<{name}>\d+)>" for name in ("x1", "y1", "x2", "y2"))
+    module.minigpt = BoxFormat(
+        "minigpt", re.compile(rf"\{{{numbers}\}}"), "{{<{x1}><{y1}><{x2}><{y2}>}}", 100.0
+    )
+    monkeypatch.setitem(sys.modules, "my_formats", module)
+    assert get_box_format("my_formats:minigpt") is module.minigpt
+    options = {"frame": "full", "image_size": (200, 100)}
+    assert format_box((20, 30, 40, 50), "my_formats:minigpt", **options) == "{<10><30><20><50>}"
+    found = parse_box("at {<10><30><20><50>}", "my_formats:minigpt", **options)
+    assert found == pytest.approx((20, 30, 40, 50))
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes, st.sampled_from([28, 32]))
+def test_smart_resize_equals_transformers(image_size, factor):
+    oracle = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl")
+    assume(max(image_size) / min(image_size) <= 200)
+    limits = {"factor": factor, "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}
+    height, width = oracle.smart_resize(image_size[1], image_size[0], **limits)
+    assert smart_resize(image_size, **limits) == (width, height)
+
+
+def test_smart_resize_refuses_a_strip():
+    with pytest.raises(InputError, match="too narrow"):
+        smart_resize((2010, 10))
