@@ -102,7 +102,7 @@ def test_pixels_of_the_resized_image_are_scaled_back_edge_by_edge():
         ("qwen2-vl", "(100, 200), (300, 400)"),
         ("qwen2-vl", "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(100,200),(300,400)"),
         ("qwen3-vl", '```json\n[\n\t{"bbox_2d": [100, 200, 300, 400], "label": "cat"}\n]\n```'),
-        ("qwen3-vl", '{"label": "cat [1, 2, 3, 4]", "bbox_2d":[100,200,300,400'+"]"),
+        ("qwen3-vl", '{"label": "cat [1, 2, 3, 4]", "bbox_2d":[100,200,300,400' + "]"),
         ("internvl", "<ref>cat</ref><box>[[100, 200, 300, 400]]</box>"),
         ("internvl", "cat[[100, 200, 300, 400], [0, 0, 1, 1]]"),
     ],
@@ -154,7 +154,7 @@ def test_an_inverted_box_is_parsed_as_it_was_written():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(alphabet="[]()<>{},.:-0123456789 bx2d_\"\n", max_size=60), st.sampled_from(FRAMES))
+@given(st.text(alphabet='[]()<>{},.:-0123456789 bx2d_"\n', max_size=60), st.sampled_from(FRAMES))
 def test_any_text_is_read_or_unparsed_and_nothing_else(text, frame):
     for name in BOX_FORMATS:
         found = parse_box(text, name, frame=frame, image_size=(30, 20), resized=(28, 28))
@@ -172,7 +172,7 @@ shares = st.tuples(*[st.floats(0, 1)] * 4)
 @settings(max_examples=30, deadline=None)
 @given(image_size=sizes, resized=sizes, share=shares)
 def test_a_written_box_reads_as_itself_up_to_rounding(name, frame, image_size, resized, share):
-    """Half a written unit: of the frame's edge over 100 or 1000, or of one of the frame's pixels."""
+    """Half a written unit: a hundredth or thousandth of the frame's edge, or one of its pixels."""
     width, height = image_size
     box = (
         min(share[0], share[2]) * width,
@@ -190,7 +190,9 @@ def test_a_written_box_reads_as_itself_up_to_rounding(name, frame, image_size, r
     units = {"llava": (100, 100), "qwen2.5-vl": pixels, "pixel": pixels}.get(name, (1000, 1000))
     assert found is not None
     for axis in range(4):
-        assert found[axis] == pytest.approx(box[axis], abs=0.501 * edges[axis % 2] / units[axis % 2])
+        assert found[axis] == pytest.approx(
+            box[axis], abs=0.501 * edges[axis % 2] / units[axis % 2]
+        )
     if frame == "full" and name in ("llava", "qwen3-vl"):
         assert format_box(found, name, **options) == text  # what was rounded once stays
 
@@ -265,7 +267,7 @@ def test_a_users_own_format_is_taken_by_its_import_path(monkeypatch):
 @settings(max_examples=200, deadline=None)
 @given(sizes, st.sampled_from([28, 32]))
 def test_smart_resize_equals_transformers(image_size, factor):
-    oracle = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl")
+    oracle = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     assume(max(image_size) / min(image_size) <= 200)
     limits = {"factor": factor, "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}
     height, width = oracle.smart_resize(image_size[1], image_size[0], **limits)

@@ -101,7 +101,7 @@ class TestResolve:
     def test_a_missing_shard_is_named(self, copy: Path) -> None:
         index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
         (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(InputError, match="lacks weights: model-00002.safetensors"):
+        with pytest.raises(InputError, match=r"lacks weights: model-00002\.safetensors"):
             resolve_model(str(copy))
 
 

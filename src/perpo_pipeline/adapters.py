@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ def attach_adapter(vlm: Vlm, adapter: Path) -> Vlm:
     try:
         with safe_open(weights, framework="pt") as stored:
             saved = set(stored.keys())
-        model = PeftModel.from_pretrained(vlm.model, adapter, is_trainable=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of missing keys: an error below
+            model = PeftModel.from_pretrained(vlm.model, adapter, is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ArtifactError(
             f"The adapter does not fit the model: {first_line(error)}", where=str(adapter)

@@ -190,7 +190,7 @@ def smart_resize(
     _check_size(image_size, "image_size")
     if max(image_size) / min(image_size) > 200:
         raise InputError(f"an image of {width}x{height} pixels is too narrow: edge ratio above 200")
-    new_width, new_height = (max(factor, round(edge / factor) * factor) for edge in image_size)
+    new_width, new_height = (round(edge / factor) * factor for edge in image_size)
     if new_width * new_height > max_pixels:
         ratio = math.sqrt(width * height / max_pixels)
         new_width, new_height = (

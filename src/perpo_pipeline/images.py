@@ -12,18 +12,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from perpo_pipeline.errors import ConfigError, InputError
 
 # Photographs and scans, nothing that runs a program to be read (EPS starts Ghostscript).
-IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 # What Pillow's decoders raise on damaged data, as found by feeding them damaged files.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
-    TypeError,
+    RuntimeError,
     EOFError,
     LookupError,
-    ArithmeticError,
-    NotImplementedError,
+    TypeError,
+    OverflowError,
     MemoryError,
     struct.error,
     zlib.error,
@@ -46,13 +46,16 @@ def load_image(source: str | Path | bytes, *, where: str) -> Image.Image:
         source = _read_file(Path(source), where)
     if not source:
         raise _unusable("the image file is empty", where)
+    Image.init()  # loads the plugins; a build of Pillow may lack one
+    formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
     try:
-        with Image.open(io.BytesIO(source), formats=IMAGE_FORMATS) as image:
+        with Image.open(io.BytesIO(source), formats=formats) as image:
             _check_pixels(image, where)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), where)
+            is_16_bit = _is_16_bit(image)  # the upright copy no longer knows its file format
+            return _to_rgb(ImageOps.exif_transpose(image), is_16_bit, where)
     except UnidentifiedImageError as error:
-        reason = f"it is not an image in a format that is read ({', '.join(IMAGE_FORMATS)})"
+        reason = f"it is no image, damaged at its start, or in none of {', '.join(formats)}"
         raise _unusable(reason, where) from error
     except _DECODER_ERRORS as error:
         raise _unusable(f"the image cannot be decoded: {error}", where) from error
@@ -110,8 +113,13 @@ def _check_pixels(image: Image.Image, where: str) -> None:
         )
 
 
-def _to_rgb(image: Image.Image, where: str) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+def _is_16_bit(image: Image.Image) -> bool:
+    """Whether grey values run from 0 to 65535, which PNG and PGM may hold in 32-bit numbers."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _to_rgb(image: Image.Image, is_16_bit: bool, where: str) -> Image.Image:
+    if is_16_bit:
         grey = np.asarray(image, dtype=np.float64) / 257  # 65535 -> 255
         return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):

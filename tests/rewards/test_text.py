@@ -89,8 +89,6 @@ def test_fox_edit_distances_are_reproduced(realdata: Path):
 def test_published_code_point_distances_are_reproduced(realdata: Path):
     pages = json.loads((realdata / "ocr_cer" / "pairs.json").read_text())
     found = edit_similarities([p["ocr"] for p in pages], [p["gt"] for p in pages])
-    expected = [
-        1 - p["codepoint_levenshtein"] / max(p["len_gt"], p["len_ocr"]) for p in pages
-    ]
+    expected = [1 - p["codepoint_levenshtein"] / max(p["len_gt"], p["len_ocr"]) for p in pages]
     assert len(pages) == 39
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.train.losses import (
     diagnose_lists,
     dpo_loss,
@@ -92,14 +92,14 @@ def test_dpo_takes_the_best_and_the_worst_of_the_list():
 
 def test_dpo_averages_over_tied_bests_and_worsts():
     """Bests s = 2 and 0, worsts s = 1 and -3: the mean of the four pair losses at beta 1."""
-    expected = (pair_loss(2, 1, 1) + pair_loss(2, -3, 1) + pair_loss(0, 1, 1) + pair_loss(0, -3, 1))
+    expected = pair_loss(2, 1, 1) + pair_loss(2, -3, 1) + pair_loss(0, 1, 1) + pair_loss(0, -3, 1)
     loss = dpo_loss(row(2, 1, 0, -3), row(0, 0, 0, 0), row(0.9, 0.1, 0.9, 0.1), beta=1.0)
     assert loss.item() == pytest.approx(expected / 4, rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", LIST_LOSSES)
 def test_gradient_at_zero_scores_pushes_the_better_up_by_half_beta(loss: Loss):
-    """d/ds of softplus(-beta m) at m = 0 is -beta / 2 for the better and +beta / 2 for the worse."""
+    """d/ds of softplus(-beta m) at m = 0: -beta / 2 for the better, +beta / 2 for the worse."""
     rewards = row(0.8, 0.3)
     grad = grad_of(loss, zeros_like_list(rewards), zeros_like_list(rewards), rewards, beta=0.3)
     torch.testing.assert_close(grad, row(-0.15, 0.15))
@@ -183,7 +183,9 @@ def test_merged_completions_give_the_loss_and_gradient_of_the_unmerged_list(loss
         row(*rewards).repeat_interleave(repeat, dim=1),
     )
     torch.testing.assert_close(once, many, rtol=1e-12, atol=1e-12)
-    grads = [torch.autograd.grad(value.sum(), at) for value, at in ((once, merged), (many, unmerged))]
+    grads = [
+        torch.autograd.grad(value.sum(), at) for value, at in ((once, merged), (many, unmerged))
+    ]
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-12)
 
 
@@ -324,24 +326,41 @@ def test_two_completions_give_the_loss_and_gradient_of_trls_dpo(loss: Loss, beta
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-def test_perpo_equals_raxs_pairwise_logistic_loss(gamma: float):
+def rax_pairwise_logistic(scores: Tensor, rewards: Tensor, weights_fn, beta: float) -> float:
+    """rax's loss with its weights divided by their sum over the strict pairs; inputs `(N,)`."""
     rax = pytest.importorskip("rax")
     import jax.numpy as jnp
 
-    def gap_weights(scores, labels, **_):
-        return jnp.abs(labels[:, None] - labels[None, :]) ** gamma
-
-    generator = torch.Generator().manual_seed(1)
-    scores = torch.randn(1, 20, generator=generator)
-    rewards = torch.rand(1, 20, generator=generator)
-    scaled, labels = jnp.asarray(0.1 * scores[0].numpy()), jnp.asarray(rewards[0].numpy())
+    scaled, labels = jnp.asarray(beta * scores.numpy()), jnp.asarray(rewards.numpy())
     total = rax.pairwise_logistic_loss(
-        scaled, labels, lambdaweight_fn=gap_weights, reduce_fn=jnp.sum
+        scaled, labels, lambdaweight_fn=weights_fn, reduce_fn=jnp.sum
     )
-    gaps = (rewards[0][:, None] - rewards[0][None, :]).clamp(min=0)
-    ours = perpo_loss(scores, torch.zeros_like(scores), rewards, gamma=gamma)
-    assert ours.item() == pytest.approx(float(total) / (gaps**gamma).sum().item(), rel=1e-5)
+    strict = (labels[:, None] > labels[None, :]).ravel()
+    return float(total / jnp.where(strict, weights_fn(scaled, labels), 0.0).sum())
+
+
+def twenty_random_completions() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(20, generator=generator) * 5, torch.rand(20, generator=generator)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_perpo_equals_raxs_pairwise_logistic_loss(gamma: float):
+    def gap_weights(scores, labels, **_):
+        return abs(labels[:, None] - labels[None, :]).ravel() ** gamma
+
+    scores, rewards = twenty_random_completions()
+    ours = perpo_loss(scores[None], torch.zeros(1, 20), rewards[None], gamma=gamma)
+    theirs = rax_pairwise_logistic(scores, rewards, gap_weights, beta=0.1)
+    assert ours.item() == pytest.approx(theirs, rel=1e-5)
+
+
+def test_lipo_lambda_equals_rax_with_its_dcg_weights():
+    rax = pytest.importorskip("rax")
+    scores, rewards = twenty_random_completions()
+    ours = lipo_lambda_loss(scores[None], torch.zeros(1, 20), rewards[None])
+    theirs = rax_pairwise_logistic(scores, rewards, rax.dcg_lambdaweight, beta=0.1)
+    assert ours.item() == pytest.approx(theirs, rel=1e-5)
 
 
 # --- extreme inputs ------------------------------------------------------------------------------
@@ -404,7 +423,7 @@ def test_lists_of_a_batch_do_not_touch_each_other(loss: Loss):
     torch.testing.assert_close(loss(s, reference, r), each)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(lists, st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]))
 def test_perpo_gradients_match_finite_differences(drawn, gamma):
     scores, rewards, counts, _ = drawn
@@ -469,6 +488,28 @@ def test_shapes_that_would_broadcast_are_refused(loss: Loss):
         loss(torch.zeros(3), torch.zeros(3), torch.zeros(3))
 
 
+@pytest.mark.parametrize("loss", [*LIST_LOSSES, diagnose_lists])
+@pytest.mark.parametrize(
+    ("rewards", "counts", "message"),
+    [
+        ([0.1, math.nan], [1, 1], "reward"),
+        ([0.1, math.inf], [1, 1], "reward"),
+        ([0.1, 0.2], [1, 0], "count"),
+        ([0.1, 0.2], [-1, 1], "count"),
+    ],
+)
+def test_a_reward_or_count_that_would_be_ignored_is_refused(loss: Loss, rewards, counts, message):
+    s = row(1, 0)
+    with pytest.raises(InputError, match=message):
+        loss(s, s, row(*rewards), counts=torch.tensor([counts]))
+
+
+@pytest.mark.parametrize("loss", LIST_LOSSES)
+def test_no_lists_have_no_loss(loss: Loss):
+    nothing = torch.zeros(0, 3)
+    assert loss(nothing, nothing, nothing).shape == (0,)
+
+
 # --- diagnostics ---------------------------------------------------------------------------------
 
 
@@ -478,9 +519,7 @@ def test_diagnostics_match_values_derived_by_hand():
     Pairs: (0,1) x2 wrong, (0,2) x2 tied = one half each, (1,2) x1 right: (0 + 1 + 1) / 5 = .4.
     """
     policy, reference = row(-4, -3, -9), row(-5, -5, -10)
-    found = diagnose_lists(
-        policy, reference, row(0.9, 0.5, 0.1), counts=torch.tensor([[2, 1, 1]])
-    )
+    found = diagnose_lists(policy, reference, row(0.9, 0.5, 0.1), counts=torch.tensor([[2, 1, 1]]))
     assert found.reward_accuracy.item() == pytest.approx(0.4)
     assert found.implicit_margin.item() == 0.0
     assert found.best_logp.item() == -4.0

@@ -10,8 +10,14 @@ from tiny_models import noise_image, save_tiny_llava
 from torch import Tensor
 
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, lora_config
-from perpo_pipeline.models import resolve_model
+from perpo_pipeline.models import (
+    EncodedPrompt,
+    Vlm,
+    encode_prompt,
+    load_vlm,
+    lora_config,
+    resolve_model,
+)
 from perpo_pipeline.train import shared_prefix
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,

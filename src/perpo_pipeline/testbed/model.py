@@ -30,9 +30,7 @@ from transformers import (
 
 from perpo_pipeline.testbed.scenes import COLOURS, EXTREMES, PRESETS, RELATIONS, scene_preset
 
-INSTRUCTION = (
-    "Please provide the bounding box coordinate of the region this sentence describes: "
-)
+INSTRUCTION = "Please provide the bounding box coordinate of the region this sentence describes: "
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, IMAGE)
 VOCAB_SIZE = 704
@@ -55,7 +53,7 @@ CHAT_TEMPLATE = """\
 # A role marker is one piece, "0." and "1." are one piece, every other digit stands alone.
 PIECES = r" ?\p{Lu}{2,}: |[01]\.| ?\p{L}+|\p{N}|, | ?[^\s\p{L}\p{N}]|\s"
 
-COMMON_ENGLISH = """
+COMMON_ENGLISH = """\
 the a an of in on at to and or with is are from by for behind next near front back side top bottom
 left right middle center upper lower far close corner man woman boy girl guy lady person people kid
 child player baby hand head shirt jacket hat hair glasses pants jeans shoes dress wearing holding
@@ -65,8 +63,7 @@ two three car bus truck train bike motorcycle boat plane horse cow sheep dog cat
 giraffe bear chair couch table bed bench desk bowl plate cup glass bottle cake pizza sandwich banana
 apple carrot broccoli donut umbrella bag suitcase phone laptop screen keyboard book clock vase
 flower tree grass water sky wall window door street sign picture image photo object thing what where
-which how many does this that there it answer question yes no not describe box text page word read
-""".split()
+which how many does this that there it answer question yes no not describe box text page word read"""
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def _tokenizer_corpus() -> list[str]:
     shapes = {shape for preset in PRESETS.values() for shape in preset.shapes} | {"shape"}
     words = sorted({*shapes, *COLOURS, *EXTREMES, *" ".join(RELATIONS).split(), "the"})
     prompt = f"USER: \n{INSTRUCTION}" + " ".join(words) + " ASSISTANT: [0.1, 0.2, 1.0, 0.3]"
-    return [prompt] * 5000 + [f" {word}" for word in COMMON_ENGLISH for _ in range(20)]
+    return [prompt] * 5000 + [f" {word}" for word in COMMON_ENGLISH.split() for _ in range(20)]
 
 
 def build_processor(preset: str) -> LlavaProcessor:
@@ -131,9 +128,11 @@ def build_processor(preset: str) -> LlavaProcessor:
     image_processor = CLIPImageProcessor(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer,
         patch_size=MODEL_SIZES[preset].patch,
         vision_feature_select_strategy="default",
         chat_template=CHAT_TEMPLATE,
@@ -145,7 +144,7 @@ def build_processor(preset: str) -> LlavaProcessor:
 def build_config(preset: str, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     """LlavaConfig of a preset; ids come from the tokenizer."""
     size, side = MODEL_SIZES[preset], scene_preset(preset).image_size
-    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))))
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.text_width,
@@ -239,7 +238,7 @@ def write_model_dir(
         save_file(half, draft / "model.safetensors", metadata={"format": "pt"})
         draft_config = type(config).from_dict(config.to_dict())
         draft_config.architectures = ["LlavaForConditionalGeneration"]
-        draft_config.dtype = torch.float16
+        draft_config.dtype = torch.float32  # what to compute in: half precision crawls on a CPU
         draft_config.save_pretrained(draft)
         text = config.text_config
         GenerationConfig(

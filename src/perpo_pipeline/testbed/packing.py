@@ -132,10 +132,12 @@ class PackedRows(IterableDataset[Batch]):
         first_step: int,
         steps: int,
         easy_steps: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self._writer, self._preset, self._patch, self._seed = writer, preset, patch, seed
         self._rows, self._slots, self._targets = rows, slots, targets
         self._first, self._steps, self._easy_steps = first_step, steps, easy_steps
+        self._rank, self._world = share
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
@@ -144,8 +146,8 @@ class PackedRows(IterableDataset[Batch]):
             yield self.batch(step)
 
     def batch(self, step: int) -> Batch:
-        """The rows of one step; in the first `easy_steps` steps no relations are asked."""
-        indices = range(step * self._rows, (step + 1) * self._rows)
+        """This process's rows of a step; in the first `easy_steps` steps no relations are asked."""
+        indices = range(step * self._rows + self._rank, (step + 1) * self._rows, self._world)
         scenes = [referring_scene(self._seed, index, self._preset) for index in indices]
         filled = [
             self._slots_of(scene, index, easy=step < self._easy_steps)

@@ -233,9 +233,7 @@ def valid_questions(
         yield Question(expression, target, others[int(rng.integers(len(others)))], kind)
 
 
-def _expressions(
-    objects: list[SceneObject], preset: ScenePreset
-) -> Iterator[tuple[str, int, str]]:
+def _expressions(objects: list[SceneObject], preset: ScenePreset) -> Iterator[tuple[str, int, str]]:
     named: dict[tuple[str, str], list[int]] = {}
     by_shape: dict[str, list[int]] = {}
     for j, thing in enumerate(objects):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, InputError
 
 
 def perpo_loss(
@@ -36,8 +36,9 @@ def perpo_loss(
     """PerPO: every strict pair, weighted by its reward gap to the power gamma.
 
     All tensors are `(B, N)`, the result is `(B,)`. A pair of two merged completions weighs
-    `c_i * c_j * (r_i - r_j)^gamma`. Raises ConfigError for beta <= 0 or gamma < 0 and ValueError
-    for shapes that differ. Source: PerPO eq. 5 and 6, arXiv:2502.04371.
+    `c_i * c_j * (r_i - r_j)^gamma`. Raises ConfigError for beta <= 0 or gamma < 0, InputError for
+    a reward that is not finite or a count below 1, and ValueError for shapes that differ.
+    Source: PerPO eq. 5 and 6, arXiv:2502.04371.
     """
     if not 0 <= gamma < float("inf"):
         raise ConfigError(f"gamma is {gamma}; it must be 0 or more", fix="the paper's best is 0.5")
@@ -160,7 +161,7 @@ def diagnose_lists(
 ) -> ListDiagnostics:
     """Reward accuracy, implicit margin and log-probabilities of best and worst, list by list.
 
-    Inputs as in `perpo_loss`; no gradient. Raises ValueError for shapes that differ.
+    Inputs and errors as in `perpo_loss`; no gradient.
     """
     lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
     difference = _pairwise_difference(lists.scores)
@@ -208,6 +209,7 @@ class _Lists:
         )
         counts = torch.ones_like(rewards) if counts is None else counts.detach().to(rewards.dtype)
         counts = counts.masked_fill(~mask, 0.0)
+        _check_values(rewards, counts, mask)
         both_real = mask[:, :, None] & mask[:, None, :]
         return cls(
             scores=policy - reference,
@@ -223,6 +225,15 @@ def _check_shapes(policy_logps: Tensor, *others: Tensor | None) -> None:
     shapes = [tuple(tensor.shape) for tensor in (policy_logps, *others) if tensor is not None]
     if policy_logps.dim() != 2 or len(set(shapes)) > 1:
         raise ValueError(f"all tensors of a loss must have one shape (B, N), got {shapes}")
+
+
+def _check_values(rewards: Tensor, counts: Tensor, mask: Tensor) -> None:
+    """Refuse what comparisons would skip over without a word: NaN is neither above nor below."""
+    if not bool((rewards.isfinite() & ((counts > 0) | ~mask)).all()):
+        raise InputError(
+            "a completion has a reward that is not finite or a count below 1",
+            fix="rerun the score and filter stages",
+        )
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

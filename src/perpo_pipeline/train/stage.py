@@ -94,7 +94,7 @@ def _train_adapter(
     model_settings: Mapping[str, Any], writer: Writer, variant: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Train, put the adapter's files into the version, return the rows of the log."""
-    from perpo_pipeline.models import ADAPTER_RECORD
+    from perpo_pipeline.adapters import ADAPTER_RECORD
     from perpo_pipeline.train.trainer import fit
 
     policy, history = fit(

@@ -1,0 +1,155 @@
+"""Examples before and after, chosen without looking: by a hash, in fixed shares of each outcome."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from perpo_pipeline.model_inputs import prompt_image
+from perpo_pipeline.prepare.rows import REFERRING_PROMPT
+from perpo_pipeline.report.data import Floats, Inputs, Outcomes, right
+
+IMPROVED, UNCHANGED, WORSENED = "improved", "unchanged", "worsened"
+SHARES = {IMPROVED: 0.5, UNCHANGED: 0.25, WORSENED: 0.25}
+LONGEST_SIDE_PX = 640
+LONGEST_TEXT = 240
+PROMPT_COLUMNS = ["prompt_id", "image", "image_sha256", "width", "height", "prompt", "gt_text",
+                  "gt_box"]  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One model's answer: text, reward and box (xyxy, pixels of the original image)."""
+
+    text: str
+    reward: float
+    box: list[float] | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One example; `source` is a data URI, boxes are xyxy in pixels of the original image."""
+
+    outcome: str
+    question: str
+    source: str
+    width: int
+    height: int
+    truth_box: list[float] | None
+    truth_text: str | None
+    before: Answer
+    after: Answer
+
+
+def outcomes_of(before: Floats, after: Floats, *, is_grounding: bool) -> list[str]:
+    """For each prompt: improved, unchanged or worsened.
+
+    A box changes when it becomes right or wrong (IoU 0.5), a text when its reward changes.
+    """
+    if is_grounding:
+        before, after = right(before), right(after)
+    gained, lost = after > before, after < before
+    return [
+        IMPROVED if up else WORSENED if down else UNCHANGED
+        for up, down in zip(gained, lost, strict=True)
+    ]
+
+
+def choose(prompt_ids: Sequence[str], outcomes: Sequence[str], wanted: int) -> list[int]:
+    """Rows to show: half improved, a quarter unchanged, a quarter worsened, as far as there are.
+
+    Within an outcome those with the smallest sha256 of the prompt_id are taken, which neither
+    depends on the order of the rows nor on how large a change is. Where one outcome has too few,
+    the page shows fewer pictures.
+    """
+    chosen = []
+    for outcome, quota in _quotas(wanted).items():
+        rows = [i for i, found in enumerate(outcomes) if found == outcome]
+        rows.sort(key=lambda i: hashlib.sha256(prompt_ids[i].encode()).digest())
+        chosen += rows[:quota]
+    return chosen
+
+
+def _quotas(wanted: int) -> dict[str, int]:
+    rest = {outcome: int(wanted * share) for outcome, share in SHARES.items()}
+    return {**rest, IMPROVED: wanted - rest[UNCHANGED] - rest[WORSENED]}
+
+
+def read_pictures(
+    inputs: Inputs, outcomes: Outcomes, before: str, after: str, wanted: int
+) -> tuple[list[Picture], dict[str, int]]:
+    """The examples for two variants, and how many prompts there are of each outcome."""
+    ids = outcomes.prompts["prompt_id"].to_list()
+    rewards = (outcomes.rewards[variant] for variant in (before, after))
+    changes = outcomes_of(*rewards, is_grounding=outcomes.is_grounding)
+    counts = {outcome: changes.count(outcome) for outcome in SHARES}
+    chosen = {ids[i]: changes[i] for i in choose(ids, changes, wanted)}
+    prompts = _rows_of(inputs.prompts.batches(PROMPT_COLUMNS), chosen)
+    columns = ["prompt_id", "completion", "reward", "box"]
+    answers = [
+        _rows_of(inputs.predictions[variant].batches(columns), chosen)
+        for variant in (before, after)
+    ]
+    return [
+        _picture(prompts[key], outcome, *(_answer(rows[key]) for rows in answers))
+        for key, outcome in chosen.items()
+    ], counts
+
+
+def _rows_of(batches: Iterable[pa.Table], wanted: Collection[str]) -> dict[str, Row]:
+    keys = pa.array(list(wanted), pa.string())
+    return {
+        row["prompt_id"]: row
+        for batch in batches
+        for row in batch.filter(pc.is_in(batch["prompt_id"], keys)).to_pylist()
+    }
+
+
+def _answer(row: Row) -> Answer:
+    return Answer(_shortened(row["completion"]), row["reward"], row["box"])
+
+
+def _picture(prompt: Row, outcome: str, before: Answer, after: Answer) -> Picture:
+    prefix, suffix = REFERRING_PROMPT.split("{expression}")
+    question = prompt["prompt"].removeprefix(prefix).removesuffix(suffix)
+    text = prompt["gt_text"]
+    return Picture(
+        outcome=outcome,
+        question=_shortened(question),
+        source=data_uri(prompt_image(prompt)),
+        width=prompt["width"],
+        height=prompt["height"],
+        truth_box=prompt["gt_box"],
+        truth_text=None if text is None else _shortened(text),
+        before=before,
+        after=after,
+    )
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image for the page: at most LONGEST_SIDE_PX; PNG if small (kept exact), else JPEG."""
+    longest = max(image.size)
+    small = longest <= LONGEST_SIDE_PX // 2
+    if longest > LONGEST_SIDE_PX:
+        image = image.copy()
+        image.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.LANCZOS)
+    sink = io.BytesIO()
+    if small:
+        image.save(sink, format="PNG", optimize=True)
+    else:
+        image.save(sink, format="JPEG", quality=82, optimize=True)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"
+
+
+def _shortened(text: str) -> str:
+    over = len(text) - LONGEST_TEXT
+    return text if over <= 0 else f"{text[:LONGEST_TEXT]} … ({over} more characters)"

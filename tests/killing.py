@@ -1,0 +1,109 @@
+"""Kill a stage at every point where it touches the disk. Run as a script by test_kill.py.
+
+The parent imports everything once and never computes; each attempt is a forked child that ends
+itself with SIGKILL at its k-th disk event: no handler runs, no buffer is flushed.
+
+    python tests/killing.py WORKDIR CONFIG STAGE OUTPUT.json [STAGE_ARGUMENT ...]
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from transformers import TrainerState
+
+import perpo_pipeline.evaluate.stage
+import perpo_pipeline.report.stage
+import perpo_pipeline.sample.stage
+import perpo_pipeline.train.stage
+import perpo_pipeline.train.trainer  # noqa: F401
+from perpo_pipeline import cli
+
+COMPLETED = 0
+
+
+class Killer:
+    """Counts disk events (before and after each) and kills the process at the one chosen."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.seen = at, 0
+
+    def event(self) -> None:
+        self.seen += 1
+        if self.seen == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self.event()
+            result = function(*args, **kwargs)
+            self.event()
+            return result
+
+        return wrapped
+
+    def install(self) -> None:
+        os.replace = self.around(os.replace)
+        os.fsync = self.around(os.fsync)
+        shutil.rmtree = self.around(shutil.rmtree)  # type: ignore[assignment]
+        torch.save = self.around(torch.save)
+        safetensors.torch.save_file = self.around(safetensors.torch.save_file)
+        TrainerState.save_to_json = self.around(TrainerState.save_to_json)  # type: ignore[method-assign]
+
+
+def attempt(arguments: list[str], kill_at: int | None, count_file: Path | None = None) -> int:
+    """Run the command in a forked child; its exit status, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        if not os.environ.get("PERPO_KILLING_VERBOSE"):
+            os.dup2(sink, 2)
+        killer = Killer(kill_at)
+        killer.install()
+        status = 1
+        try:
+            cli.main([*arguments, "--quiet"])
+            status = COMPLETED
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        finally:
+            if count_file is not None:
+                count_file.write_text(str(killer.seen))
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def main() -> None:
+    workdir, config, stage, output, *rest = sys.argv[1:]
+    os.chdir(workdir)
+    command = [stage, "--config", config, *rest]
+    before = Path("before")
+    shutil.copytree("data", before, dirs_exist_ok=True)
+    count_file = Path("events")
+    reference = attempt(command, None, count_file)
+    shutil.move("data", "uninterrupted")
+    events = int(count_file.read_text())
+    outcomes = []
+    for kill_at in range(1, events + 1):
+        shutil.copytree(before, "data")
+        killed = attempt(command, kill_at)
+        resumed = attempt(command, None)
+        shutil.move("data", f"killed-{kill_at}")
+        outcomes.append({"kill_at": kill_at, "killed": killed, "resumed": resumed})
+    Path(output).write_text(
+        json.dumps({"reference": reference, "events": events, "outcomes": outcomes})
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The plain JSON-lines form: checked row by row, every fault told with its line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from perpo_pipeline.config import JsonlSource
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.prepare.jsonl import read_jsonl
+
+GOOD = {"image": "a.png", "prompt": "Where?", "task": "grounding", "gt_box": [1, 2, 8, 9]}
+
+
+def dataset(tmp_path: Path, *rows: Any) -> JsonlSource:
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (20, 10), "blue").save(tmp_path / "b.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    (tmp_path / "text.png").write_text("no image at all")
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    return JsonlSource(source="jsonl", path=tmp_path / "data.jsonl")
+
+
+def test_a_good_row_keeps_its_values(tmp_path: Path) -> None:
+    rows, _ = read_jsonl(dataset(tmp_path, GOOD), "train")
+    (row,) = rows
+    assert row["gt_box"] == [1.0, 2.0, 8.0, 9.0]
+    assert (row["width"], row["height"], row["prompt"]) == (20, 10, "Where?")
+    assert row["image"] == {"bytes": None, "path": str((tmp_path / "a.png").resolve())}
+
+
+def test_an_expression_gets_the_papers_instruction(tmp_path: Path) -> None:
+    row = {**GOOD, "expression": "glass behind burger"}
+    del row["prompt"]
+    (read,), _ = read_jsonl(dataset(tmp_path, row), "train")
+    assert read["prompt"] == (
+        "Please provide the bounding box coordinate of the region this sentence describes: "
+        "glass behind burger"
+    )
+
+
+def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
+    source = dataset(tmp_path, GOOD).model_copy(update={"embed_images": True})
+    (row,), _ = read_jsonl(source, "train")
+    assert row["image"]["bytes"] == (tmp_path / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ({**GOOD, "gt_box": [8, 2, 1, 9]}, "inverted or empty"),
+        ({**GOOD, "gt_box": [1, 2, 1, 9]}, "inverted or empty"),
+        ({**GOOD, "gt_box": [1, 2, 8, 19]}, "outside the image of 20x10"),
+        ({**GOOD, "gt_box": [-3, 2, 8, 9]}, "outside the image"),
+        ({**GOOD, "gt_box": [1, 2, 8]}, "not four finite numbers"),
+        ({**GOOD, "gt_box": [1, 2, 8, "9"]}, "not four finite numbers"),
+        ({**GOOD, "gt_box": None}, "not four finite numbers"),
+        ({**GOOD, "image": "missing.png"}, "No such file"),
+        ({**GOOD, "image": "torn.png"}, "torn.png"),
+        ({**GOOD, "image": "text.png"}, "text.png"),
+        ({**GOOD, "image": "."}, "directory"),
+        ({**GOOD, "extra": 1}, "unknown keys ['extra']"),
+        ({**GOOD, "task": "guess"}, "`task` is 'guess'"),
+        ({**GOOD, "task": "ocr"}, "`gt_text` is missing"),
+        ({**GOOD, "expression": "x"}, "either `prompt` or `expression`"),
+        ({**GOOD, "prompt": 3}, "`prompt` is not text"),
+        ("{broken", "not JSON"),
+        ("[1]", "not a JSON object"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_line_and_nothing_is_read(
+    tmp_path: Path, bad: Any, told: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        read_jsonl(dataset(tmp_path, GOOD, bad), "train")
+    assert "1 bad rows" in str(caught.value)
+    assert "line 2: " in str(caught.value) and told in str(caught.value)
+
+
+def test_half_a_pixel_outside_is_rounding_and_stays_as_it_is(tmp_path: Path) -> None:
+    (row,), _ = read_jsonl(dataset(tmp_path, {**GOOD, "gt_box": [-0.4, 2, 20.3, 9]}), "train")
+    assert row["gt_box"] == [-0.4, 2.0, 20.3, 9.0]
+
+
+def test_faults_of_many_rows_come_together(tmp_path: Path) -> None:
+    rows = [{**GOOD, "gt_box": [9, 9, 1, 1]}] * 30
+    with pytest.raises(InputError, match=r"30 bad rows[\s\S]*and 10 more"):
+        read_jsonl(dataset(tmp_path, *rows), "train")
+
+
+def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'x' occurs twice"):
+        read_jsonl(dataset(tmp_path, {**GOOD, "id": "x"}, {**GOOD, "id": "x"}), "train")
+
+
+def test_the_same_image_and_text_twice_are_two_prompts(tmp_path: Path) -> None:
+    rows, _ = read_jsonl(dataset(tmp_path, GOOD, GOOD), "train")
+    assert rows[0]["prompt_id"] != rows[1]["prompt_id"]
+
+
+def test_equal_amounts_are_taken_from_each_dataset(tmp_path: Path) -> None:
+    rows = [{**GOOD, "dataset": name} for name in "aaabbb"]
+    source = dataset(tmp_path, *rows).model_copy(update={"per_dataset": 2})
+    read, _ = read_jsonl(source, "train")
+    assert [row["dataset"] for row in read] == ["a", "a", "b", "b"]
+
+
+def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the dataset is empty"):
+        read_jsonl(dataset(tmp_path), "train")
+
+
+def test_a_missing_file_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such dataset file"):
+        read_jsonl(JsonlSource(source="jsonl", path=tmp_path / "none.jsonl"), "train")
+
+
+def test_a_changed_image_changes_the_facts_that_are_fingerprinted(tmp_path: Path) -> None:
+    source = dataset(tmp_path, GOOD)
+    _, before = read_jsonl(source, "train")
+    other = tmp_path / "moved"
+    other.mkdir()
+    source = dataset(other, GOOD)
+    Image.new("RGB", (20, 10), "green").save(other / "a.png")
+    _, after = read_jsonl(source, "train")
+    assert before["file_sha256"] == after["file_sha256"]
+    assert before["images_sha256"] != after["images_sha256"]

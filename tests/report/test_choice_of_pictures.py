@@ -1,0 +1,61 @@
+import base64
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perpo_pipeline.report.pictures import choose, data_uri, outcomes_of
+
+IDS = [f"prompt-{i}" for i in range(60)]
+OUTCOMES = ["improved", "unchanged", "worsened"] * 20
+
+
+def test_a_box_improves_when_it_becomes_right_and_not_when_it_only_gets_closer():
+    before, after = np.array([0.49, 0.5, 0.1, 0.9]), np.array([0.5, 0.49, 0.4, 0.6])
+    found = outcomes_of(before, after, is_grounding=True)
+    assert found == ["improved", "worsened", "unchanged", "unchanged"]
+
+
+def test_a_text_improves_with_any_gain():
+    before, after = np.array([0.1, 0.4, 0.4]), np.array([0.2, 0.3, 0.4])
+    found = outcomes_of(before, after, is_grounding=False)
+    assert found == ["improved", "worsened", "unchanged"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shares"), [(12, (6, 3, 3)), (8, (4, 2, 2)), (5, (3, 1, 1)), (1, (1, 0, 0))]
+)
+def test_half_improved_a_quarter_unchanged_a_quarter_worsened(wanted, shares):
+    count = Counter(OUTCOMES[i] for i in choose(IDS, OUTCOMES, wanted))
+    assert (count["improved"], count["unchanged"], count["worsened"]) == shares
+
+
+def test_the_choice_does_not_depend_on_the_order_of_the_rows():
+    order = np.random.default_rng(0).permutation(60)
+    ids, outcomes = [IDS[i] for i in order], [OUTCOMES[i] for i in order]
+    assert [ids[i] for i in choose(ids, outcomes, 12)] == [
+        IDS[i] for i in choose(IDS, OUTCOMES, 12)
+    ]
+
+
+def test_where_none_worsened_no_other_picture_takes_the_place():
+    outcomes = ["improved"] * 30 + ["unchanged"] * 30
+    assert Counter(outcomes[i] for i in choose(IDS, outcomes, 12)) == {
+        "improved": 6,
+        "unchanged": 3,
+    }
+
+
+def test_a_small_image_is_embedded_exactly_and_a_large_one_is_shrunk():
+    noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    kind, small = _decode(data_uri(Image.fromarray(noise)))
+    assert kind == "data:image/png" and np.array_equal(np.asarray(small), noise)
+    kind, large = _decode(data_uri(Image.new("RGB", (2000, 1000), "red")))
+    assert kind == "data:image/jpeg" and large.size == (640, 320)
+
+
+def _decode(uri):
+    kind, data = uri.split(";base64,")
+    return kind, Image.open(io.BytesIO(base64.b64decode(data)))

@@ -1,0 +1,251 @@
+"""The page of a synthetic run, read back with an HTML parser."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from synthetic_run import make_synthetic_run
+
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.report.data import open_inputs, read_outcomes
+from perpo_pipeline.report.stage import report
+
+VOID = {"meta", "img", "br", "link", "input", "hr", "source"}
+HOSTILE = "<script>alert(1)</script> & \"quoted\" <img src=x onerror='x'> {index}"
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags with attributes, table rows as text, text; and nesting."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.open, self.rows, self.text = [], [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append((dict(attrs), []))
+        if tag in ("td", "th"):
+            self.rows[-1][1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][1][-1] += data
+        if not {"style", "script"} & set(self.open):
+            self.text.append(data)
+
+    def row(self, key, value):
+        """The cells of the one table row with this attribute, white space made plain."""
+        (found,) = [cells for attrs, cells in self.rows if attrs.get(key) == value]
+        return [" ".join(cell.split()) for cell in found]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_synthetic_run(tmp_path_factory.mktemp("run"), methods=("perpo", "dpo", "sft"))
+
+
+@pytest.fixture(scope="module")
+def version(run):
+    return report(run)
+
+
+@pytest.fixture(scope="module")
+def html(version):
+    return (version.path / "report.html").read_text(encoding="utf-8")
+
+
+def _metrics(run, variant):
+    return {row["name"]: row for row in run.latest("metrics", variant).table().to_pylist()}
+
+
+def _percent(row):
+    return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def test_every_tag_is_closed_and_no_id_is_there_twice(html):
+    page = Page(html)
+    assert page.open == []
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', html))
+    assert used <= set(ids)
+
+
+def test_the_page_needs_nothing_from_outside(html):
+    page = Page(html)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base"}
+    for _, attrs in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            assert attrs.get(name, "#").startswith(("#", "data:image/"))
+    assert "http" not in html and "@import" not in html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+
+
+@pytest.mark.parametrize("method", ["base", "sft", "dpo", "perpo"])
+def test_the_table_holds_the_metrics_of_the_artifacts(run, html, method):
+    cells = Page(html).row("data-method", method)
+    metrics = _metrics(run, method)
+    assert cells[1:5] == [_percent(metrics[m]) for m in ("ap50", "ap75", "miou", "parse_rate")]
+    assert cells[5] == _percent(_metrics(run, f"{method}-other-image")["ap50"])
+    assert cells[6] == "40"
+
+
+def test_the_rows_stand_in_the_order_of_the_papers_table(html):
+    rows = [attrs["data-method"] for attrs, _ in Page(html).rows if "data-method" in attrs]
+    assert rows == ["base", "sft", "dpo", "perpo", "oracle"]
+
+
+def test_the_oracle_row_is_the_best_sample_of_each_list(run, html):
+    scores = run.latest("scores", "train").table().to_pylist()
+    best = {}
+    for row in scores:
+        best[row["prompt_id"]] = max(row["reward"], best.get(row["prompt_id"], 0))
+    share = sum(reward >= 0.5 for reward in best.values()) / len(best)
+    assert Page(html).row("data-method", "oracle")[1].startswith(f"{100 * share:.1f} [")
+
+
+def test_the_paired_differences_are_those_of_the_metrics(run, version):
+    rows = {(row["metric"], row["worse"]): row for row in version.table().to_pylist()}
+    assert set(rows) == {(m, w) for m in ("ap50", "mean_reward") for w in ("base", "sft", "dpo")}
+    names = {"ap50": "ap50", "mean_reward": "miou"}
+    for (metric, worse), row in rows.items():
+        ours, theirs = (_metrics(run, v)[names[metric]]["value"] for v in ("perpo", worse))
+        assert row["difference"] == pytest.approx(ours - theirs, abs=1e-12)
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert (row["better"], row["n"]) == ("perpo", 40)
+    assert rows["ap50", "base"]["low"] > 0  # 0.9 against 0.45 of 40: a true effect
+
+
+def test_the_headline_claims_what_the_intervals_support(run, html):
+    text = " ".join("".join(Page(html).text).split())
+    base, perpo = _metrics(run, "base")["ap50"], _metrics(run, "perpo")["ap50"]
+    assert perpo["low"] > base["high"]
+    assert f"PerPO raises AP@50 from {100 * base['value']:.1f} %" in text
+    assert "intervals do not overlap" in text
+
+
+def test_kept_and_dropped_lists_are_counted_by_reason(run, html):
+    text = " ".join("".join(Page(html).text).split())
+    counts = run.latest("preferences", "train").manifest["counts"]
+    assert f"kept: {counts['kept']}" in text
+    assert f"dropped: margin too small: {counts['dropped']['margin_too_small']}" in text
+
+
+def test_each_picture_shows_the_truth_and_both_predictions(html):
+    page = Page(html)
+    pictures = [attrs for tag, attrs in page.tags if tag == "figure" and "data-outcome" in attrs]
+    assert 6 <= len(pictures) <= 12
+    strokes = [attrs["stroke"] for tag, attrs in page.tags if tag == "rect" and "stroke" in attrs]
+    assert strokes.count("#15803d") == len(pictures)
+    assert strokes.count("#e2661a") + html.count("IoU no box") == len(pictures)
+
+
+def test_every_artifact_is_in_the_lineage(run, html):
+    text = "".join(Page(html).text)
+    names = [("prompts", "train"), ("samples", "train"), ("scores", "train"),
+             ("preferences", "train"), ("adapter", "dpo"), ("predictions", "base"),
+             ("metrics", "perpo-other-image")]  # fmt: skip
+    for artifact, variant in names:
+        assert f"{artifact} / {variant}" in text
+        assert run.latest(artifact, variant).fingerprint in text
+
+
+def test_the_same_inputs_are_up_to_date_and_the_same_page(run, version, html, capsys):
+    assert report(run).path == version.path
+    assert "up to date" in capsys.readouterr().err
+    again = report(dataclasses.replace(run, out=run.config.data_root / "again"))
+    assert again.path != version.path
+    assert (again.path / "report.html").read_text(encoding="utf-8") == html
+
+
+def test_hostile_text_is_shown_and_not_run(tmp_path):
+    run = make_synthetic_run(tmp_path, expression=HOSTILE, title="<b>bold</b>", pictures=4)
+    html = (report(run).path / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not any("onerror" in attrs for _, attrs in page.tags)
+    assert '<script>alert(1)</script> & "quoted" <img src=x' in "".join(page.text)
+    assert "<b>bold</b>" in "".join(page.text)
+
+
+def test_several_seeds_are_shown_as_their_mean_with_each_seed_below(tmp_path):
+    run = make_synthetic_run(tmp_path, methods=("perpo", "sft"), seeds=(3, 4))
+    version = report(run)
+    page = Page((version.path / "report.html").read_text(encoding="utf-8"))
+    seeds = [_metrics(run, f"perpo-seed{seed}")["ap50"] for seed in (3, 4)]
+    mean = {key: (seeds[0][key] + seeds[1][key]) / 2 for key in ("value", "low", "high")}
+    assert page.row("data-method", "perpo")[1] == _percent(mean)
+    assert page.row("data-variant", "perpo-seed4")[1] == _percent(seeds[1])
+    first = version.table().to_pylist()[0]
+    base = _metrics(run, "base")["ap50"]["value"]
+    assert (first["metric"], first["better"], first["worse"]) == ("ap50", "perpo", "base")
+    assert first["difference"] == pytest.approx(mean["value"] - base, abs=1e-12)
+
+
+def test_a_run_on_text_has_its_own_columns_and_the_least_distance_is_best(tmp_path):
+    run = make_synthetic_run(tmp_path, task="ocr", expression="Read page {index} $x$")
+    html = (report(run).path / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    metric = _metrics(run, "perpo")["edit_distance"]
+    assert page.row("data-method", "perpo")[1] == (
+        f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+    )
+    assert "lowers edit distance" in html and "AP@50" not in html
+    (best,) = re.findall(r'<td class="best">\s*<span class="value">([\d.]+)', html)
+    values = [_metrics(run, v)["edit_distance"]["value"] for v in ("base", "sft", "dpo", "perpo")]
+    assert best == f"{min(values):.3f}"
+
+
+def test_a_run_without_training_still_has_a_page(tmp_path):
+    run = make_synthetic_run(tmp_path)
+    only_base = run.config.eval.model_copy(update={"models": ["base"]})
+    run = dataclasses.replace(run, config=run.config.model_copy(update={"eval": only_base}))
+    version = report(run)
+    assert version.manifest["rows"] == 0
+    assert "Prompt by prompt" not in (version.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_is_not_there_yet_is_named(tmp_path):
+    run = make_synthetic_run(tmp_path)
+    shutil.rmtree(run.place("metrics", "dpo"))
+    with pytest.raises(ArtifactError, match=r"metrics/dpo(.|\n)*run the stage"):
+        report(run)
+
+
+def test_predictions_of_other_prompts_are_refused(run):
+    inputs = open_inputs(run)
+    mixed = dataclasses.replace(inputs, prompts=inputs.sampled_prompts)
+    with pytest.raises(ArtifactError, match="predictions of base"):
+        read_outcomes(mixed)
+
+
+@pytest.mark.browser
+def test_nothing_is_wider_than_a_phone(html, tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    probe = """<script>
+        document.body.style.width = "360px";
+        document.title = "wide " + document.body.scrollWidth;
+    </script>"""
+    page = tmp_path / "page.html"
+    page.write_text(html.replace("</body>", probe + "</body>"), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,2000"]
+    shown = subprocess.run([chromium, *flags, "--dump-dom", page.as_uri()], capture_output=True,
+                           text=True, timeout=60, check=True)  # fmt: skip
+    assert re.search(r"<title>wide (\d+)</title>", shown.stdout)[1] == "360"

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+
+from perpo_pipeline.report.data import Comparison, Estimate
+from perpo_pipeline.report.wording import blindness, duration, shown, verdict
+
+BASE = Estimate(0.40, 0.35, 0.45, 100)
+
+
+def _paired(low, high):
+    return Comparison("ap50", "perpo", "base", (low + high) / 2, low, high, 100)
+
+
+def _sentence(after, low, high, metric="ap50", base=BASE):
+    return verdict(metric, "PerPO", base, after, _paired(low, high)).replace("\u00a0", " ")
+
+
+def test_a_clear_gain_is_stated_with_both_intervals():
+    assert _sentence(Estimate(0.6, 0.55, 0.65, 100), 0.1, 0.3) == (
+        "PerPO raises AP@50 from 40.0 % [35.0, 45.0] to 60.0 % [55.0, 65.0]; "
+        "the 95 % intervals do not overlap."
+    )
+
+
+def test_a_clear_loss_is_called_one():
+    sentence = _sentence(Estimate(0.2, 0.15, 0.25, 100), -0.3, -0.1)
+    assert "lowers AP@50" in sentence and "has become worse" in sentence
+
+
+def test_a_lower_edit_distance_is_a_gain_and_has_no_percent_sign():
+    sentence = _sentence(Estimate(0.2, 0.15, 0.25, 100), 0.1, 0.3, metric="edit_distance")
+    assert "lowers edit distance from 0.400 [0.350, 0.450] to 0.200" in sentence
+    assert "worse" not in sentence
+
+
+def test_overlapping_intervals_leave_it_to_the_paired_difference():
+    after = Estimate(0.44, 0.39, 0.49, 100)
+    assert "is a gain whose interval leaves out zero" in _sentence(after, 0.01, 0.07)
+    assert "this run shows no change" in _sentence(after, -0.01, 0.09)
+    assert "raises" not in _sentence(after, 0.01, 0.07) + _sentence(after, -0.01, 0.09)
+
+
+def test_intervals_that_touch_overlap():
+    assert "overlap, but" in _sentence(Estimate(0.5, 0.45, 0.55, 100), 0.05, 0.15)
+
+
+def test_intervals_that_are_not_known_support_no_claim():
+    unknown = Estimate(0.9, math.nan, math.nan, 1)
+    sentence = _sentence(unknown, math.nan, math.nan)
+    assert "too few images" in sentence and "n/a" in sentence
+
+
+def test_the_blindness_check_names_both_values():
+    sentence = blindness("ap50", "PerPO", BASE, Estimate(0.05, 0.01, 0.09, 64))
+    assert sentence.replace("\u00a0", " ") == (
+        "Shown the image of another prompt, PerPO has AP@50 5.0 % [1.0, 9.0] instead of 40.0 "
+        "(n = 64)."
+    )
+
+
+def test_an_unknown_metric_keeps_its_name():
+    assert shown("my_metric").label == "my_metric"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.26, "0.3 s"), (42.2, "42 s"), (600, "10 min"), (5399, "90 min"), (7200, "2.0 h")],
+)
+def test_durations_read_as_one_would_say_them(seconds, text):
+    assert duration(seconds) == text

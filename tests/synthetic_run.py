@@ -1,0 +1,196 @@
+"""A small finished run on disk, made through the artifact API without any model.
+
+The answers are drawn around the truth: each method is right with its own probability, so that the
+page has a true effect to show. score, filter and the metrics are the real ones.
+"""
+
+import io
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from perpo_pipeline.artifacts import Recipe, Version, Writer
+from perpo_pipeline.boxes import format_box
+from perpo_pipeline.config import OTHER_IMAGE, RunConfig, TrainSettings
+from perpo_pipeline.evaluate.metrics import summarise
+from perpo_pipeline.filter import filter_lists
+from perpo_pipeline.images import image_sha256
+from perpo_pipeline.prepare.rows import REFERRING_PROMPT, prompt_id
+from perpo_pipeline.score import score, score_samples
+from perpo_pipeline.stage import Run, make
+
+SIZE = (64, 48)
+RIGHT = {"base": 0.45, "sft": 0.7, "dpo": 0.65, "lipo": 0.75, "lipo-lambda": 0.75, "perpo": 0.9}
+METHODS = ("perpo", "sft", "dpo")
+Row = dict[str, Any]
+
+
+def synthetic_config(
+    root: Path, *, num_prompts: int = 40, task: str = "grounding", seeds: tuple[int, ...] = (0,),
+    methods: tuple[str, ...] = METHODS, **report: Any,
+) -> RunConfig:  # fmt: skip
+    """The configuration of a synthetic run; `report` holds settings of its report section."""
+    source = {"source": "testbed", "num_prompts": num_prompts}
+    return RunConfig.model_validate(
+        {
+            "run": "synthetic",
+            "data_root": str(root),
+            "prepare": {"train": source, "test": source},
+            "sample": {"num_samples": 6},
+            "filter": {"min_margin": 0.6 if task == "grounding" else 0.2},
+            "train": {"methods": {name: {} for name in methods}, "seeds": list(seeds)},
+            "eval": {"other_image_prompts": max(2, num_prompts // 2)},
+            "report": {"title": "PerPO on drawn boxes", "num_resamples": 500, **report},
+        }
+    )
+
+
+def make_synthetic_run(
+    root: Path, *, task: str = "grounding", expression: str = "box number {index}",
+    right: Mapping[str, float] = RIGHT, **config: Any,
+) -> Run:  # fmt: skip
+    """Write all artifacts that come before the report, and return the run.
+
+    `expression` is the question (with `{index}`), `right` how often each method's box is right.
+    """
+    run = Run(synthetic_config(root, task=task, **config), quiet=True)
+    for split, source in run.config.prepare.items():
+        rows = [_prompt(split, i, task, expression) for i in range(source.num_prompts)]
+        settings = {"rows_sha256": sha256(repr(rows).encode()).hexdigest()}
+        _write(run, Recipe("prompts", split, "prepare", 1, settings), rows)
+    _write_samples(run)
+    score(run, "train")
+    filter_lists(run, "train")
+    for name, settings in run.config.train.variants().items():
+        _write_adapter(run, name, settings)
+    for variant in run.config.eval_variants():
+        name = variant.removesuffix(OTHER_IMAGE)
+        method = "base" if name == "base" else run.config.train.variants()[name].method
+        _write_evaluation(run, variant, 0.05 if name != variant else right[method])
+    return run
+
+
+def _write(run: Run, recipe: Recipe, rows: list[Row]) -> Version:
+    def work(writer: Writer) -> None:
+        writer.write_part(0, rows)
+
+    return make(run, recipe, work)
+
+
+def _prompt(split: str, index: int, task: str, expression: str) -> Row:
+    """Two prompts share one image: an expression for each of its two boxes."""
+    rng = np.random.default_rng([index // 2, len(split)])
+    boxes = [_random_box(rng), _random_box(rng)]
+    image = Image.new("RGB", SIZE, (235, 238, 240))
+    for box, colour in zip(boxes, ("#cc4444", "#4466cc"), strict=True):
+        ImageDraw.Draw(image).rectangle(box, fill=colour)
+    sink = io.BytesIO()
+    image.save(sink, format="PNG")
+    grounding = task == "grounding"
+    question = expression.format(index=index)
+    return {
+        "prompt_id": prompt_id("drawn", split, str(index)),
+        "dataset": "drawn-boxes",
+        "split": split,
+        "task": task,
+        "source_row": str(index),
+        "image": {"bytes": sink.getvalue(), "path": None},
+        "image_sha256": image_sha256(sink.getvalue()),
+        "width": SIZE[0],
+        "height": SIZE[1],
+        "prompt": REFERRING_PROMPT.format(expression=question) if grounding else question,
+        "gt_text": None if grounding else f"the quick brown fox {index}",
+        "gt_box": boxes[index % 2] if grounding else None,
+    }
+
+
+def _random_box(rng: np.random.Generator) -> list[float]:
+    x, y = rng.uniform(2, 34), rng.uniform(2, 24)
+    return [float(v) for v in (x, y, x + rng.uniform(10, 26), y + rng.uniform(10, 20))]
+
+
+def _answer(row: Row, probability: float, rng: np.random.Generator) -> str:
+    """The truth, a little off, with the given probability; else far off, or no box at all."""
+    is_right, fails = rng.random() < probability, rng.random() < 0.15
+    if row["task"] != "grounding":
+        return str(row["gt_text"]) if is_right else str(row["gt_text"])[: rng.integers(3, 15)]
+    if not is_right and fails:
+        return "I cannot see it."
+    shift = rng.normal(0, 1.0, 4) if is_right else rng.uniform(9, 16, 4)
+    box = [float(v) for v in np.clip(np.array(row["gt_box"]) + shift, 0, SIZE * 2)]
+    return format_box((box[0], box[1], box[2], box[3]), "llava", frame="full", image_size=SIZE)
+
+
+def _write_samples(run: Run) -> Version:
+    prompts = run.latest("prompts", "train")
+    rows = []
+    for i, prompt in enumerate(prompts.table().to_pylist()):
+        rng = np.random.default_rng([1, i])
+        probability = rng.choice([0.0, 0.5, 1.0], p=[0.2, 0.6, 0.2])
+        for sample_id in range(run.config.sample.num_samples):
+            answer = _answer(prompt, probability, rng)
+            rows.append({"prompt_id": prompt["prompt_id"], "sample_id": sample_id,
+                         **_completion(answer), "seed": i, "sampler_logprob": -1.0})  # fmt: skip
+    settings = run.config.sample.result_settings()
+    notes = {"model_id": run.config.model.id}
+    recipe = Recipe("samples", "train", "sample", 1, settings, {"prompts": prompts}, notes)
+    return _write(run, recipe, rows)
+
+
+def _completion(answer: str) -> Row:
+    return {"completion": answer, "completion_token_ids": [ord(c) for c in answer],
+            "finish_reason": "stop"}  # fmt: skip
+
+
+def _write_adapter(run: Run, name: str, settings: TrainSettings) -> Version:
+    rng = np.random.default_rng(list(name.encode()))
+    ranked = settings.method != "sft"
+    rows: list[Row] = []
+    for step in range(1, 61):
+        done = step / 60
+        rows.append({
+            "step": step, "epoch": done, "learning_rate": 1e-4 * (1 - done), "grad_norm": 1.0,
+            "loss": (0.69 if ranked else 2.0) * np.exp(-done) + rng.normal(0, 0.03),
+            "reward_accuracy": min(1, 0.5 + done / 2 + rng.normal(0, 0.03)) if ranked else None,
+            "implicit_margin": rng.normal(3, 0.3) * done if ranked else None,
+            "best_logp": rng.normal(-4, 0.2) + done if ranked else None,
+            "worst_logp": None, "kl": None, "tokens_per_s": 1000.0,
+        })  # fmt: skip
+    inputs = {"preferences": run.latest("preferences", "train")}
+    recipe = Recipe("adapter", name, "train", 1, settings.result_settings(), inputs)
+    return _write(run, recipe, rows)
+
+
+def _write_evaluation(run: Run, variant: str, probability: float) -> Version:
+    prompts = run.latest("prompts", "test")
+    rows = prompts.table().to_pylist()
+    is_other = variant.endswith(OTHER_IMAGE)
+    shown = rows[: run.config.eval.other_image_prompts] if is_other else rows
+    rng = np.random.default_rng(list(variant.encode()))
+    answers = [_answer(row, probability, rng) for row in shown]
+    samples = [{"prompt_id": row["prompt_id"], "sample_id": 0, "completion": answer}
+               for row, answer in zip(shown, answers, strict=True)]  # fmt: skip
+    scored = score_samples(_table(samples), prompts.table(), reward="auto", box_format="llava",
+                           box_frame="full").to_pylist()  # fmt: skip
+    predictions = [
+        {"prompt_id": row["prompt_id"], "image_prompt_id": row["prompt_id"], **_completion(answer),
+         **{key: measured[key] for key in ("reward", "parse_ok", "box")}}
+        for row, answer, measured in zip(shown, answers, scored, strict=True)
+    ]  # fmt: skip
+    inputs = {"prompts": prompts}
+    if not variant.startswith("base"):
+        inputs["adapter"] = run.latest("adapter", variant.removesuffix(OTHER_IMAGE))
+    settings = {"variant": variant, "probability": probability}
+    made = _write(run, Recipe("predictions", variant, "eval", 1, settings, inputs), predictions)
+    measured = summarise(made.table(), prompts.table())
+    return _write(run, Recipe("metrics", variant, "eval", 1, {}, {"predictions": made}), measured)
+
+
+def _table(rows: list[Row]) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(rows)

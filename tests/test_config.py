@@ -1,0 +1,131 @@
+"""The run's file: every fault at once, by its key; every shipped recipe parses."""
+
+from pathlib import Path
+
+import pytest
+
+from perpo_pipeline.config import load_config
+from perpo_pipeline.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+MINIMAL = """
+run: demo
+prepare:
+  train: {source: testbed, num_prompts: 10}
+  test: {source: testbed, num_prompts: 3}
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_parses(path: Path) -> None:
+    config = load_config(path)
+    assert config.train.variants() and config.eval_variants()
+
+
+def test_the_papers_grounding_recipe_has_the_papers_numbers() -> None:
+    config = load_config(CONFIGS / "llava15-grounding.yaml")
+    perpo = config.train.variants()["perpo"]
+    assert (config.sample.num_samples, config.sample.temperature) == (20, 0.5)
+    assert (config.filter.min_margin, config.filter.max_lists) == (0.8, 3000)
+    assert (perpo.beta, perpo.gamma, perpo.learning_rate, perpo.batch_size) == (0.1, 0.5, 5e-6, 8)
+    assert (perpo.lora.rank, perpo.lora.alpha) == (128, 256)
+
+
+def test_all_faults_are_reported_at_once_each_by_its_key(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+run: demo
+modle: {}
+prepare:
+  train: {source: testbed, num_prompts: ten}
+sample: {temprature: 0.5, num_samples: 0}
+train:
+  learnin_rate: 1.0e-4
+  methods: {perpo: {beta: x}, sft: {lora: {rnk: 3}}}
+""",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    for expected in (
+        "modle: no such setting; did you mean 'model'?",
+        "prepare.train.num_prompts: Input should be a valid integer",
+        "sample.temprature: no such setting; did you mean 'temperature'?",
+        "sample.num_samples: Input should be greater than or equal to 1",
+        "train.learnin_rate: no such setting; did you mean 'learning_rate'?",
+        "train.methods.perpo.beta: Input should be a valid number",
+        "train.methods.sft.lora.rnk: no such setting; did you mean 'rank'?",
+    ):
+        assert expected in message
+    assert str(path) in message
+
+
+def test_a_method_inherits_the_sections_settings_and_overrides_them(tmp_path: Path) -> None:
+    text = MINIMAL + "train: {learning_rate: 1.0e-4, methods: {perpo: {beta: 2}, dpo: , w: {method: sft, learning_rate: 3.0e-4}}}"
+    variants = load_config(write(tmp_path, text)).train.variants()
+    assert (variants["perpo"].beta, variants["perpo"].learning_rate) == (2.0, 1e-4)
+    assert (variants["dpo"].method, variants["dpo"].beta) == ("dpo", 0.1)
+    assert (variants["w"].method, variants["w"].learning_rate) == ("sft", 3e-4)
+
+
+def test_several_seeds_make_a_variant_each(tmp_path: Path) -> None:
+    text = MINIMAL + "train: {seeds: [0, 7], methods: {perpo: }}"
+    config = load_config(write(tmp_path, text))
+    assert {n: s.seed for n, s in config.train.variants().items()} == {
+        "perpo-seed0": 0,
+        "perpo-seed7": 7,
+    }
+    assert "perpo-seed7-other-image" in config.eval_variants()
+
+
+def test_a_variant_that_is_no_method_must_name_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'mine' is no method"):
+        load_config(write(tmp_path, MINIMAL + "train: {methods: {mine: {beta: 1}}}"))
+
+
+def test_a_split_that_is_not_prepared_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eval\.split: 'val' is not a split"):
+        load_config(write(tmp_path, MINIMAL + "eval: {split: val}"))
+
+
+def test_a_key_given_twice_is_a_fault_not_an_overwrite(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'run' is given twice"):
+        load_config(write(tmp_path, MINIMAL + "run: other\n"))
+
+
+def test_micro_batches_must_fill_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a multiple"):
+        load_config(write(tmp_path, MINIMAL + "train: {batch_size: 8, micro_batch_size: 3}"))
+
+
+def test_a_missing_file_suggests_one_that_exists() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean .*demo\.yaml"):
+        load_config(CONFIGS / "dmo.yaml")
+
+
+def test_flags_override_the_file_and_are_checked_like_it(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    assert load_config(path, {"filter.min_margin": 0.3}).filter.min_margin == 0.3
+    with pytest.raises(ConfigError, match=r"filter\.min_margin"):
+        load_config(path, {"filter.min_margin": 3})
+
+
+def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    one, other = load_config(path), load_config(path, {"train.checkpoint_every": 7})
+    assert (
+        one.train.variants()["perpo"].result_settings()
+        == other.train.variants()["perpo"].result_settings()
+    )
+    changed = load_config(path, {"train.beta": 7.0})
+    assert (
+        one.train.variants()["perpo"].result_settings()
+        != changed.train.variants()["perpo"].result_settings()
+    )

@@ -1,0 +1,121 @@
+"""A kill before and after every write and rename, then the same command: the same rows.
+
+Also what the next command sees of a killed one: whole earlier artifacts, never a torn one.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from safetensors.torch import load_file
+
+from perpo_pipeline.artifacts import Version, damaged_files, open_version
+
+KILLING = Path(__file__).with_name("killing.py")
+CONFIG = """
+run: k
+model: {id: testbed, dtype: float32, device: cpu}
+prepare:
+  train: {source: testbed, num_prompts: 6}
+  test: {source: testbed, num_prompts: 4}
+sample: {num_samples: 4, max_new_tokens: 24, batch_size: 2, prompts_per_part: 4}
+filter: {min_margin: 0.01}
+train:
+  batch_size: 2
+  micro_batch_size: 1
+  checkpoint_every: 1
+  learning_rate: 1.0e-3
+  lora: {rank: 2, alpha: 4}
+  methods: {perpo: {beta: 1.0}}
+eval: {max_new_tokens: 24, batch_size: 2, prompts_per_part: 2, models: [base], other_image: false}
+report: {num_resamples: 100, pictures: 1}
+"""
+STAGES = ["prepare", "sample", "score", "filter", "train", "eval", "report"]
+ARTIFACTS = {
+    "prepare": ["prompts/train"],
+    "sample": ["samples/train"],
+    "score": ["scores/train"],
+    "filter": ["preferences/train"],
+    "train": ["reference/train", "adapter/perpo"],
+    "eval": ["predictions/base", "metrics/base"],
+    "report": ["report/default"],
+}
+WALL_CLOCK = ["tokens_per_s"]
+
+
+def run_stage(workdir: Path, stage: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "perpo_pipeline.cli", stage, "--config", "k.yaml", "--quiet"],
+        cwd=workdir, check=True, capture_output=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run before any stage; stages are added as the tests go on, in order."""
+    workdir = tmp_path_factory.mktemp("kill")
+    (workdir / "k.yaml").write_text(CONFIG)
+    (workdir / "data").mkdir()
+    return workdir
+
+
+def rows_of(version: Version) -> dict[str, pa.Table]:
+    tables = {record["table"] for record in version.manifest["parts"]}
+    return {name: version.table(name) for name in tables}
+
+
+def assert_same(found: Version, expected: Version) -> None:
+    assert damaged_files(found) == []
+    assert found.fingerprint == expected.fingerprint
+    wanted, got = rows_of(expected), rows_of(found)
+    assert got.keys() == wanted.keys()
+    for name, table in wanted.items():
+        assert_same_rows(got[name], table)
+    for weights in expected.path.glob("*.safetensors"):
+        ours, theirs = load_file(found.path / weights.name), load_file(weights)
+        assert ours.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            assert float((ours[key] - tensor).abs().max()) <= 1e-6
+
+
+def assert_same_rows(got: pa.Table, wanted: pa.Table) -> None:
+    kept = [name for name in wanted.column_names if name not in WALL_CLOCK]
+    left, right = pl.DataFrame(got.select(kept)), pl.DataFrame(wanted.select(kept))
+    assert left.equals(right) or _close(left, right)
+
+
+def _close(left: pl.DataFrame, right: pl.DataFrame) -> bool:
+    """Equal but for the last digits of floats."""
+    floats = [name for name, kind in right.schema.items() if kind == pl.Float64]
+    if not left.drop(floats).equals(right.drop(floats)):
+        return False
+    distance = (left.select(floats) - right.select(floats)).select(pl.all().abs().max())
+    return all((value or 0.0) <= 1e-5 for value in distance.row(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_killed_anywhere_ends_with_the_same_rows(
+    upstream: Path, tmp_path: Path, stage: str
+) -> None:
+    output = tmp_path / "outcome.json"
+    subprocess.run(["cp", "-r", str(upstream / "data"), str(upstream / "k.yaml"), str(tmp_path)],
+                   check=True)  # fmt: skip
+    command = [sys.executable, str(KILLING), str(tmp_path), "k.yaml", stage, str(output)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    outcome = json.loads(output.read_text())
+    assert outcome["reference"] == 0
+    assert outcome["events"] >= 8, "started, part, manifest and current: each a write and a rename"
+    assert len(outcome["outcomes"]) == outcome["events"]
+    for entry in outcome["outcomes"]:
+        assert entry["killed"] == -9, f"the kill at event {entry['kill_at']} did not happen"
+        assert entry["resumed"] == 0, f"killed at event {entry['kill_at']}, not resumable"
+        for artifact in ARTIFACTS[stage]:
+            found = open_version(tmp_path / f"killed-{entry['kill_at']}" / "k" / artifact)
+            assert_same(found, open_version(tmp_path / "uninterrupted" / "k" / artifact))
+    run_stage(upstream, stage)

@@ -1,0 +1,232 @@
+"""The tiny LLaVA: hub layout, tokenizer, chat template, and the shipped weights themselves."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from perpo_pipeline.testbed import SHIPPED_PRESET, shipped_model_dir
+from perpo_pipeline.testbed.measure import (
+    answer_ious,
+    fresh_examples,
+    iou,
+    measure_greedy,
+    parse_answer,
+    swap_images,
+)
+from perpo_pipeline.testbed.model import (
+    INSTRUCTION,
+    build_config,
+    build_model,
+    build_processor,
+    build_tokenizer,
+    hub_parameter_name,
+    sincos_positions,
+    write_model_dir,
+)
+from perpo_pipeline.testbed.scenes import PRESETS, referring_example
+
+MAX_BYTES = 10 * 1024**2
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    folder = shipped_model_dir()
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+    return model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=60))
+def test_any_text_survives_the_tokenizer(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert tokenizer.decode(ids) == text
+
+
+def test_no_token_holds_two_digits(tokenizer):
+    vocabulary = tokenizer.get_vocab()
+    assert not [token for token in vocabulary if sum(c.isdigit() for c in token) > 1]
+    pieces = tokenizer.tokenize("[0.12, 1.00, 2024]")
+    assert pieces == ["[", "0.", "1", "2", ",Ġ", "1.", "0", "0", ",Ġ", "2", "0", "2", "4", "]"]
+
+
+def test_the_words_of_the_testbed_are_single_tokens(tokenizer):
+    text = " blue square left of the largest leftmost circle ASSISTANT: "
+    assert len(tokenizer.tokenize(text)) == 9
+
+
+def test_chat_template_writes_llava_turns():
+    processor = build_processor("small")
+    answer = "[0.12, 0.34, 0.56, 0.78]"
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what"}]}
+    reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    prompt = "USER: <image>\nwhat ASSISTANT: "
+    assert processor.apply_chat_template([user], add_generation_prompt=True) == prompt
+    assert processor.apply_chat_template([user, reply]) == f"{prompt}{answer}</s>"
+
+
+def test_chat_template_accepts_plain_strings():
+    processor = build_processor("small")
+    messages = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "that"}]
+    text = processor.tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text == "USER: what ASSISTANT: that</s>"
+
+
+def test_chat_template_marks_the_answer_tokens():
+    processor = build_processor("small")
+    messages = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "[0.12]"}]
+    out = processor.tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    marked = [i for i, m in zip(out["input_ids"], out["assistant_masks"], strict=True) if m]
+    assert processor.tokenizer.decode(marked) == "[0.12]</s>"
+
+
+def test_prompt_has_one_placeholder_a_patch_and_the_expression_last():
+    processor = build_processor("small")
+    content = [{"type": "image"}, {"type": "text", "text": f"{INSTRUCTION}red circle"}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    inputs = processor(text=text, images=referring_example(0, 0).image, return_tensors="pt")
+    ids = inputs["input_ids"][0].tolist()
+    image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert ids.count(image_id) == (64 // 8) ** 2
+    assert processor.tokenizer.decode(ids[-3:]) == " red circle ASSISTANT: "
+    assert inputs["pixel_values"].shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_written_directory_loads_with_equal_weights(tmp_path, preset):
+    processor = build_processor(preset)
+    config = build_config(preset, processor.tokenizer)
+    model = build_model(config, 0)
+    weights = {name: value.half().float() for name, value in model.state_dict().items()}
+    write_model_dir(tmp_path / "m", preset, weights, config, processor, {"a": 1}, "# card\n")
+    loaded, info = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "m", output_loading_info=True, local_files_only=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.dtype == torch.float32
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    assert json.loads((tmp_path / "m/testbed.json").read_text()) == {"preset": preset, "a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_writing_over_a_directory_replaces_all_of_it(tmp_path):
+    processor = build_processor("small")
+    config = build_config("small", processor.tokenizer)
+    (tmp_path / "stale.bin").write_text("old")
+    for seed in (0, 1):
+        weights = build_model(config, seed).state_dict()
+        write_model_dir(tmp_path, "small", weights, config, processor, {"seed": seed}, "# card\n")
+    assert not (tmp_path / "stale.bin").exists()
+    assert json.loads((tmp_path / "testbed.json").read_text())["seed"] == 1
+
+
+def test_hub_names_are_those_of_llava_15():
+    """Left: transformers 5.x in memory. Right: the names in llava-hf/llava-1.5-7b-hf."""
+    pairs = {
+        "model.vision_tower.encoder.layers.0.mlp.fc1.weight": (
+            "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"
+        ),
+        "model.vision_tower.pre_layrnorm.bias": "vision_tower.vision_model.pre_layrnorm.bias",
+        "model.multi_modal_projector.linear_1.bias": "multi_modal_projector.linear_1.bias",
+        "model.language_model.embed_tokens.weight": "language_model.model.embed_tokens.weight",
+        "model.language_model.norm.weight": "language_model.model.norm.weight",
+        "lm_head.weight": "language_model.lm_head.weight",
+    }
+    assert {name: hub_parameter_name(name) for name in pairs} == pairs
+
+
+def test_position_table_tells_every_patch_apart():
+    table = torch.from_numpy(sincos_positions(8, 128))
+    distances = torch.cdist(table, table) + torch.eye(64) * 1e3
+    assert table.shape == (64, 128)
+    assert distances.min() > 1
+
+
+def test_shipped_directory_is_small_and_named_as_on_a_hub():
+    folder = shipped_model_dir()
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_BYTES
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    prefixes = {".".join(name.split(".")[:2]) for name in names}
+    assert prefixes == {
+        "vision_tower.vision_model",
+        "language_model.model",
+        "language_model.lm_head",
+        "multi_modal_projector.linear_1",
+        "multi_modal_projector.linear_2",
+    }
+    assert json.loads((folder / "testbed.json").read_text())["preset"] == SHIPPED_PRESET
+    assert "license: apache-2.0" in (folder / "README.md").read_text()
+
+
+def test_shipped_tokenizer_is_the_one_the_code_builds(shipped, tokenizer):
+    text = f"{INSTRUCTION}largest triangle [0.12, 1.00] naïve 漢字"
+    assert shipped[1].tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_shipped_model_looks_and_answers(shipped):
+    model, processor = shipped
+    examples = fresh_examples(77, 64, SHIPPED_PRESET)
+    figures = measure_greedy(model, processor, examples)
+    assert figures.ap50 > 0.3
+    assert figures.parse_rate > 0.9
+    assert measure_greedy(model, processor, swap_images(examples)).ap50 < 0.2
+
+
+def test_own_greedy_decoding_equals_generate(shipped):
+    model, processor = shipped
+    examples = fresh_examples(78, 8, SHIPPED_PRESET)
+    ious, _ = answer_ious(model, processor, examples)
+    for example, (value,) in zip(examples, ious.tolist(), strict=True):
+        content = [
+            {"type": "image", "image": example.image},
+            {"type": "text", "text": INSTRUCTION + example.expression},
+        ]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=20)
+        text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        box = parse_answer(text)
+        truth = [edge / example.image.width for edge in example.box_xyxy_px]
+        assert value == pytest.approx(iou(box, truth) if box else 0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("[0.12, 0.34, 0.56, 0.78]", (0.12, 0.34, 0.56, 0.78)),
+        ("[0.12, 0.34, 1.00, 0.78]", (0.12, 0.34, 1.0, 0.78)),
+        ("[0.12, 0.34, 0.12, 0.78]", None),
+        ("[0.12, 0.34, 1.56, 0.78]", None),
+        ("[0.12, 0.34, 0.56]", None),
+        ("a [0.12, 0.34, 0.56, 0.78]", None),
+    ],
+)
+def test_answers_are_parsed_as_a_whole(text, box):
+    assert parse_answer(text) == box
+
+
+def test_iou_of_quarter_overlap():
+    """Unit squares shifted by half along both axes: 0.25 / 1.75."""
+    assert iou((0, 0, 1, 1), (0.5, 0.5, 1.5, 1.5)) == pytest.approx(1 / 7)
