@@ -10,17 +10,19 @@ released      as the authors' code does it: image encoded for each completion, f
               positions, reference model run online (h200: gradient checkpointing too)
 
 A step is forward, loss and backward on LoRA weights. The repeats of the ways are interleaved, so
-that a busy machine slows all alike. The token bound N(P + A) / (P + NA) is what sharing could
-give if the time followed the number of tokens alone.
+that a busy machine slows all alike; the processor's seconds are given beside the wall's. The
+token bound N(P + A) / (P + NA) is what sharing could give if the time followed the
+number of tokens alone.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,7 +178,7 @@ def step(vlm: Vlm, lists: Sequence[CompletionList], logps: Logps, *, online: boo
 
 
 @contextlib.contextmanager
-def checkpointing(vlm: Vlm, wanted: bool):
+def checkpointing(vlm: Vlm, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
@@ -187,31 +189,34 @@ def checkpointing(vlm: Vlm, wanted: bool):
     vlm.model.eval()
 
 
-def timed(vlm: Vlm, run: Callable[[], None]) -> float:
+def timed(vlm: Vlm, run: Callable[[], None]) -> tuple[float, float]:
+    """Wall seconds, and this process's seconds of processor (what a shared machine leaves true)."""
     synchronise = torch.cuda.synchronize if vlm.device.type == "cuda" else lambda: None
     synchronise()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     run()
     synchronise()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
-def measure(vlm: Vlm, preset: Preset, repeats: int) -> dict[str, list[float]]:
-    """Seconds a list of each way, one warm-up and then `repeats` interleaved ones."""
+def measure(vlm: Vlm, preset: Preset, repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Wall and processor seconds a list of each way: a warm-up, then `repeats` interleaved."""
     lists = random_lists(preset)
     ways: dict[str, tuple[Logps, Sequence[CompletionList], bool, bool]] = {
         "shared": (shared, lists, False, False),
         "concatenated": (concatenated, lists[:1], False, False),
         "released": (released, lists[:1], True, preset.checkpointing),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for repeat in range(-1, repeats):
         for name, (logps, some, online, checkpointed) in ways.items():
             with checkpointing(vlm, checkpointed):
-                taken = timed(vlm, lambda w=(some, logps, online): step(vlm, *w[:2], online=w[2]))
+                run = functools.partial(step, vlm, some, logps, online=online)
+                wall, busy = (taken / len(some) for taken in timed(vlm, run))
             if repeat >= 0:
-                seconds[name].append(taken / len(some))
-            print(f"{name:14s} {taken / len(some):8.3f} s a list", flush=True)
+                seconds[name].append((wall, busy))
+            note = "" if repeat >= 0 else " (warm-up)"
+            print(f"{name:14s} {wall:8.3f} s a list, {busy:8.3f} s of processor{note}", flush=True)
     return seconds
 
 
@@ -231,21 +236,25 @@ def differences(vlm: Vlm, preset: Preset) -> dict[str, float]:
     return {name: (logps - plain).abs().max().item() for name, logps in others.items()}
 
 
-def summarise(preset: Preset, seconds: dict[str, list[float]]) -> dict[str, object]:
+def summarise(preset: Preset, seconds: dict[str, list[tuple[float, float]]]) -> dict[str, object]:
+    """Median, least and most of each way, and the ratios of the medians against the token bound."""
     num, prefix, answer = preset.num_samples, preset.prefix_tokens, preset.answer_tokens
     bound = num * (prefix + answer) / (prefix + num * answer)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    ratio = median["concatenated"] / median["shared"]
-    return {
-        "seconds_a_list": {
-            name: {"median": median[name], "min": min(values), "max": max(values)}
-            for name, values in seconds.items()
-        },
-        "token_bound": bound,
-        "concatenated_over_shared": ratio,
-        "share_of_token_bound": ratio / bound,
-        "released_over_shared": median["released"] / median["shared"],
-    }
+    result: dict[str, object] = {"token_bound": bound}
+    for clock, index in (("wall", 0), ("processor", 1)):
+        taken = {name: [pair[index] for pair in pairs] for name, pairs in seconds.items()}
+        median = {name: statistics.median(values) for name, values in taken.items()}
+        ratio = median["concatenated"] / median["shared"]
+        result[clock] = {
+            "seconds_a_list": {
+                name: {"median": median[name], "min": min(values), "max": max(values)}
+                for name, values in taken.items()
+            },
+            "concatenated_over_shared": ratio,
+            "share_of_token_bound": ratio / bound,
+            "released_over_shared": median["released"] / median["shared"],
+        }
+    return result
 
 
 def main() -> None:
@@ -253,7 +262,10 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="processor threads (default: torch's)")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     preset = PRESETS[arguments.preset]
     device = torch.device("cpu" if arguments.preset == "cpu" else "cuda")
     torch.manual_seed(0)

@@ -66,7 +66,9 @@ def test_going_back_to_an_old_setting_finds_it_without_work(tmp_path: Path) -> N
 def test_the_fingerprint_depends_on_settings_inputs_and_stage_not_on_notes(tmp_path: Path) -> None:
     base = recipe().fingerprint
     upstream = write(tmp_path)
-    assert Recipe("scores", "train", "score", 1, {"reward": "iou"}, notes={"x": 1}).fingerprint == base
+    assert (
+        Recipe("scores", "train", "score", 1, {"reward": "iou"}, notes={"x": 1}).fingerprint == base
+    )
     assert recipe(extra=1).fingerprint != base
     assert Recipe("scores", "train", "score", 2, {"reward": "iou"}).fingerprint != base
     with_input = Recipe("scores", "train", "score", 1, {"reward": "iou"}, {"samples": upstream})

@@ -69,6 +69,7 @@ def test_each_format_reads_and_writes_its_example(name: str):
         ("pad", (100, 200), (0, 50, 100, 200)),
         ("pad", (101, 200), (50 - 49, 50, 150 - 49, 200)),
         ("crop", (101, 200), (25.25, 49.5 + 25.25, 75.75, 49.5 + 101)),
+        ("crop", (200, 101), (49.5 + 25.25, 25.25, 49.5 + 75.75, 101)),
     ],
 )
 def test_a_box_is_read_in_the_frame_it_was_written_in(frame, image_size, expected):

@@ -68,7 +68,10 @@ train:
 
 
 def test_a_method_inherits_the_sections_settings_and_overrides_them(tmp_path: Path) -> None:
-    text = MINIMAL + "train: {learning_rate: 1.0e-4, methods: {perpo: {beta: 2}, dpo: , w: {method: sft, learning_rate: 3.0e-4}}}"
+    text = (
+        MINIMAL + "train: {learning_rate: 1.0e-4, methods: {perpo: {beta: 2}, dpo: , "
+        "w: {method: sft, learning_rate: 3.0e-4}}}"
+    )
     variants = load_config(write(tmp_path, text)).train.variants()
     assert (variants["perpo"].beta, variants["perpo"].learning_rate) == (2.0, 1e-4)
     assert (variants["dpo"].method, variants["dpo"].beta) == ("dpo", 0.1)

@@ -65,7 +65,9 @@ def test_the_cap_chooses_independently_of_row_order_and_keeps_the_rest_aside() -
     names = [f"p{i}" for i in range(50)]
     config = FilterConfig(min_margin=0.1, max_lists=10)
     forward = select_lists(gather_lists(*tables({n: one([1.0, 0.0]) for n in names})), config)
-    backward = select_lists(gather_lists(*tables({n: one([1.0, 0.0]) for n in names[::-1]})), config)
+    backward = select_lists(
+        gather_lists(*tables({n: one([1.0, 0.0]) for n in names[::-1]})), config
+    )
     chosen = [row["prompt_id"] for row in forward[0]]
     assert len(chosen) == 10 and chosen == sorted(chosen, key=names.index)
     assert set(chosen) == {row["prompt_id"] for row in backward[0]}

@@ -29,7 +29,9 @@ app = typer.Typer(
 )
 
 Config = Annotated[Path, typer.Option("--config", help="the run's YAML file")]
-RunName = Annotated[str | None, typer.Option("--run", help="name of the run, instead of the file's")]
+RunName = Annotated[
+    str | None, typer.Option("--run", help="name of the run, instead of the file's")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="directory to write to, outright")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars (for logs)")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
@@ -78,7 +80,9 @@ def _print_paths(versions: "list[Version]") -> None:
 
 @app.command()
 def prepare(
-    source: Annotated[str | None, typer.Argument(help="testbed or jsonl; default: the file's")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="testbed or jsonl; default: the file's")
+    ] = None,
     path: Annotated[Path | None, typer.Argument(help="the jsonl file")] = None,
     config: Config = DEFAULT_CONFIG,
     variant: Annotated[str | None, typer.Option("--variant", help="the split")] = None,
@@ -268,7 +272,9 @@ def report(
 def inspect(
     directory: Annotated[Path, typer.Argument(help="an artifact, or one version of it")],
     rows: Annotated[int, typer.Option(help="rows to show")] = 3,
-    verify: Annotated[bool, typer.Option("--verify", help="check the sha256 of every file")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="check the sha256 of every file")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Print an artifact: rows, schema version, lineage, settings, a few rows.

@@ -46,7 +46,7 @@ class ModelConfig(Section):
         "processor", description="`pad`: pad to a square with the mean colour first"
     )
     box_format: str = Field("llava", description="a family's box text, or pkg.module:attribute")
-    box_frame: Literal["full", "crop", "pad", "resized"] = "full"
+    box_frame: Literal["full", "crop", "pad"] = "full"
 
 
 class TestbedSource(Section):
@@ -257,13 +257,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> Json:
     seen: set[str] = set()
     for key_node, _ in node.value:
-        key = str(loader.construct_object(key_node))  # type: ignore[no-untyped-call]
+        key = str(loader.construct_object(key_node))
         if key in seen:
             raise yaml.MarkedYAMLError(
                 problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark
             )
         seen.add(key)
-    return loader.construct_mapping(node, deep=True)
+    return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
 
 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)

@@ -33,7 +33,9 @@ def examine() -> str:
     lines += _vllm_fit(fixes)
     lines.append(_compiler_line(fixes))
     lines.append("")
-    lines += [f"run: {fix}" for fix in dict.fromkeys(fixes)] or ["everything that is needed is here"]
+    lines += [f"run: {fix}" for fix in dict.fromkeys(fixes)] or [
+        "everything that is needed is here"
+    ]
     return "\n".join(lines)
 
 
@@ -71,7 +73,7 @@ def _accelerator_lines() -> list[str]:
         return ["cuda           none: runs on the CPU, in float32"]
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return [
-        f"cuda           {torch.version.cuda}, device {i}: {d.name}, {d.total_memory / 2**30:.0f} GiB"
+        f"cuda           {torch.version.cuda}, {i}: {d.name}, {d.total_memory / 2**30:.0f} GiB"
         for i, d in enumerate(devices)
     ]
 

@@ -1,10 +1,10 @@
 """The errors a user can cause; the command line catches `PerpoError` and exits with 2.
 
-    PerpoError
-    ├── ConfigError     a setting in the YAML, or a flag, is wrong
-    ├── InputError      a file, row, image or answer that was given cannot be used
-    ├── ArtifactError   an artifact is missing, damaged, or does not fit
-    └── MissingDependencyError   an optional package is not installed
+PerpoError
+├── ConfigError     a setting in the YAML, or a flag, is wrong
+├── InputError      a file, row, image or answer that was given cannot be used
+├── ArtifactError   an artifact is missing, damaged, or does not fit
+└── MissingDependencyError   an optional package is not installed
 """
 
 

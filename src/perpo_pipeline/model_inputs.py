@@ -53,7 +53,11 @@ def open_model(
     adapter: Path | None = None,
 ) -> "Vlm":  # fmt: skip
     """Load the model that `identify_model` found."""
+    from transformers.utils import logging
+
     from perpo_pipeline.models import load_vlm
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     return load_vlm(
         resolved, dtype=settings["dtype"], device=config.device, adapter=adapter,

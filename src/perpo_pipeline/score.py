@@ -58,8 +58,8 @@ def score_samples(
 ) -> pa.Table:
     """Score completions; the result has SCORES' columns and the rows of `samples`, in order.
 
-    `samples` needs prompt_id, sample_id, completion; `prompts` the TRUTH_COLUMNS. `reward` is `iou`,
-    `edit_similarity`, or `auto` (by the prompt's task). Raises `ArtifactError` if a sample's prompt
+    `samples` needs prompt_id, sample_id, completion; `prompts` the TRUTH_COLUMNS. `reward` is
+    `iou`, `edit_similarity`, or `auto` (by the prompt's task). Raises `ArtifactError` if a sample's prompt
     or the truth that the reward needs is missing.
     """
     rows = pl.DataFrame(samples.select(["prompt_id", "sample_id", "completion"]))
@@ -110,9 +110,7 @@ def _check_truth(joined: pl.DataFrame, reward: str) -> None:
             f"{lost.height} samples belong to no prompt, the first to {lost['prompt_id'][0]}",
             fix="give the prompts that were sampled with --prompts",
         )
-    needs_box = (
-        pl.col("task") == "grounding" if reward == "auto" else pl.lit(reward == "iou")
-    )
+    needs_box = pl.col("task") == "grounding" if reward == "auto" else pl.lit(reward == "iou")
     missing = joined.filter(
         (needs_box & pl.col("gt_box").is_null()) | (~needs_box & pl.col("gt_text").is_null())
     )

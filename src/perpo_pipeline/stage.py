@@ -42,7 +42,9 @@ class Run:
         """Tell the user, on stderr (results alone go to stdout)."""
         print(message, file=sys.stderr, flush=True)
 
-    def progress(self, items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
+    def progress(
+        self, items: Iterable[Item], what: str, total: int | None = None
+    ) -> Iterable[Item]:
         """Show a bar with rate and time left on stderr, unless --quiet."""
         from tqdm import tqdm
 

@@ -106,6 +106,21 @@ def test_a_single_image_says_nothing_about_the_spread():
     assert math.isnan(high)
 
 
+def test_few_values_give_students_interval_on_average():
+    """Twenty normal values, 200 times: nearly as wide as mean +- t(19) s / sqrt(20), seeded.
+
+    The bootstrap's own tails are a little light (.985); without the factor sqrt(n / (n - 1)) the
+    ratio is .962.
+    """
+    rng = np.random.default_rng(3)
+    ratios = []
+    for _ in range(200):
+        values = rng.normal(size=20)
+        _, low, high = mean_interval(values, num_resamples=4000)
+        ratios.append((high - low) / (2 * 2.0930 * values.std(ddof=1) / math.sqrt(20)))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.025)
+
+
 @pytest.mark.parametrize(
     ("num_clusters", "cluster_size", "floor"), [(8, 1, 0.92), (8, 4, 0.90), (40, 3, 0.92)]
 )

@@ -41,6 +41,10 @@ def test_overlapping_intervals_leave_it_to_the_paired_difference():
     assert "raises" not in _sentence(after, 0.01, 0.07) + _sentence(after, -0.01, 0.09)
 
 
+def test_the_same_value_is_no_change():
+    assert "leaves AP@50 at 40.0 % [35.0, 45.0]" in _sentence(BASE, 0, 0)
+
+
 def test_intervals_that_touch_overlap():
     assert "overlap, but" in _sentence(Estimate(0.5, 0.45, 0.55, 100), 0.05, 0.15)
 

@@ -459,6 +459,14 @@ def test_gaps_that_underflow_at_a_high_gamma_keep_their_weight():
     assert loss.item() == pytest.approx(pair_loss(1, -1, 0.1), rel=1e-12)
 
 
+def test_padding_does_not_make_the_gaps_of_real_completions_vanish():
+    """Against a padding of reward 0 the gap of 1e-8 at gamma 50 would underflow."""
+    s, r = row(1, -1, 0), row(0.9, 0.9 - 1e-8, 0)
+    mask = torch.tensor([[True, True, False]])
+    loss = perpo_loss(s, torch.zeros_like(s), r, gamma=50, mask=mask)
+    assert loss.item() == pytest.approx(pair_loss(1, -1, 0.1), rel=1e-12)
+
+
 def test_rewards_keep_their_own_precision_when_log_probabilities_are_float32():
     """Two rewards one part in 1e12 apart tie in float32, but are a strict pair as given."""
     s = row(0, 0, dtype=torch.float32)

@@ -274,3 +274,15 @@ def test_unusable_lists_are_refused(vlm: Vlm, completions: list[list[int]], mess
         pack_lists(vlm, lists)
     with pytest.raises(InputError, match=message):
         completion_logps_separate(vlm, lists)
+
+
+def test_the_shipped_model_gives_the_same_packed_and_separate() -> None:
+    shipped = load_vlm(resolve_model("testbed"), dtype="float32", device="cpu")
+    drawn = [encode_prompt(shipped, noise_image(i, 64, 64), f"red square {i}") for i in range(2)]
+    lists = [
+        CompletionList(p, [random_completion(n, n) for n in range(15, 23)][: 8 - 3 * i])
+        for i, p in enumerate(drawn)
+    ]
+    with torch.no_grad():
+        plain = completion_logps_separate(shipped, lists)
+    assert (packed(shipped, lists) - plain).abs().max() < 1e-4

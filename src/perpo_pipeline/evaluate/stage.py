@@ -63,7 +63,7 @@ def _predict(run: Run, variant: str) -> Version:
         shown = rows.to_pylist()
         if other:
             shown = with_other_images(shown)[: config.other_image_prompts]
-        vlm = _open(run, resolved, model_settings, adapter and adapter.path)
+        vlm = _open(run, resolved, model_settings, None if adapter is None else adapter.path)
         parts = range(0, len(shown), config.prompts_per_part)
         for index, start in enumerate(run.progress(parts, f"eval {variant}")):
             if not writer.has_part(index):

@@ -35,7 +35,7 @@ CURVE_TITLES = {
     "loss": "Loss",
     "reward_accuracy": "Reward accuracy",
     "implicit_margin": "Implicit margin (nats)",
-    "best_logp": "Log-probability of the best answers (nats)",
+    "best_logp": "Log-prob. of the best answers (nats)",
     "learning_rate": "Learning rate",
 }
 DROP_REASONS = {
@@ -182,8 +182,11 @@ def _table(contents: Contents) -> Json:
     }
 
 
-def _best(name: str, rows: Sequence[TableRow]) -> float:
+def _best(name: str, rows: Sequence[TableRow]) -> float | None:
+    """The best value of a column; None where all rows have the same."""
     values = [row.metrics[name].value for row in rows]
+    if len(set(values)) == 1:
+        return None
     return max(values) if shown(name).higher_is_better else min(values)
 
 

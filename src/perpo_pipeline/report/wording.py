@@ -75,6 +75,8 @@ def verdict(
         gained = (after.value > base.value) == how.higher_is_better
         end = "" if gained else ", so the model has become worse"
         return f"{label} {verb} {change}; the 95 % intervals do not overlap{end}."
+    if after.value == base.value:
+        return f"{label} leaves {how.label} at {how.full(after)}: this run shows no change."
     start = f"{label} takes {change}"
     if paired is None or paired.low != paired.low or paired.high != paired.high:
         return f"{start}; there are too few images to say how sure that is."

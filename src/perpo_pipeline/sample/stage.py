@@ -124,7 +124,7 @@ class _Sampler:
         if self.failed > self.config.max_errors:
             first = errors[-1] if errors else {"prompt_id": "?", "reason": "see `errors`"}
             raise InputError(
-                f"{self.failed} prompts cannot be sampled (max_errors is {self.config.max_errors}), "
+                f"{self.failed} prompts cannot be sampled (max_errors {self.config.max_errors}), "
                 f"for instance {first['prompt_id']}: {first['reason']}",
                 where=where, fix="repair the data and rerun `perpo prepare`, or raise max_errors",
             )  # fmt: skip

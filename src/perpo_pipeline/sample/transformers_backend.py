@@ -83,7 +83,9 @@ def sample_lists(
     ).to(vlm.device)
 
     def draw(logits: Tensor, rows: Tensor, slots: Tensor, step: int) -> Tensor:
-        cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)
+        # Unnormalised: u is scaled by the total instead.
+        weights = logits.sub(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
+        cdf = weights.cumsum(-1, dtype=torch.float64)
         u = uniforms[rows, step].gather(1, slots)[..., None]
         # The first token whose cumulative probability exceeds u: one of probability 0 never does.
         chosen = torch.searchsorted(cdf, u * cdf[..., -1:], right=True).squeeze(-1)

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from perpo_pipeline.testbed.model import INSTRUCTION
 from perpo_pipeline.testbed.scenes import ReferringExample, referring_example
@@ -53,7 +53,7 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
 
 
-def prompt_text(processor: LlavaProcessor, expression: str) -> str:
+def prompt_text(processor: Any, expression: str) -> str:
     """The chat prompt of one question, with the image placeholder."""
     content = [{"type": "image"}, {"type": "text", "text": INSTRUCTION + expression}]
     messages = [{"role": "user", "content": content}]
@@ -62,8 +62,8 @@ def prompt_text(processor: LlavaProcessor, expression: str) -> str:
 
 @torch.no_grad()
 def generate_answers(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: Any,
+    processor: Any,
     examples: Sequence[ReferringExample],
     *,
     num_samples: int = 1,
@@ -81,7 +81,9 @@ def generate_answers(
     generator = torch.Generator(device=model.device).manual_seed(seed)
     eos = int(model.config.text_config.eos_token_id)
     mask = inputs["attention_mask"]
-    out = model(**inputs, use_cache=True, logits_to_keep=1)
+    # Left padding must not count as positions; only `generate` sees to that by itself.
+    first_positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    out = model(**inputs, position_ids=first_positions, use_cache=True, logits_to_keep=1)
     cache, logits = out.past_key_values, out.logits[:, -1]
     positions = mask.sum(-1)
     if num_samples > 1:
@@ -118,8 +120,8 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> T
 
 
 def answer_ious(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: Any,
+    processor: Any,
     examples: Sequence[ReferringExample],
     *,
     num_samples: int = 1,
@@ -160,8 +162,8 @@ def swap_images(examples: Sequence[ReferringExample]) -> list[ReferringExample]:
 
 
 def measure_greedy(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: Any,
+    processor: Any,
     examples: Sequence[ReferringExample],
 ) -> Greedy:
     """Greedy AP@50, mean IoU and parse rate."""
@@ -170,8 +172,8 @@ def measure_greedy(
 
 
 def measure_sampled(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: Any,
+    processor: Any,
     examples: Sequence[ReferringExample],
     num_samples: int = 20,
     temperature: float = 0.5,
@@ -187,8 +189,8 @@ def measure_sampled(
 
 
 def measure_all(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: Any,
+    processor: Any,
     examples: Sequence[ReferringExample],
 ) -> dict[str, float]:
     """All figures of the model card, rounded."""

@@ -12,9 +12,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -63,7 +65,8 @@ two three car bus truck train bike motorcycle boat plane horse cow sheep dog cat
 giraffe bear chair couch table bed bench desk bowl plate cup glass bottle cake pizza sandwich banana
 apple carrot broccoli donut umbrella bag suitcase phone laptop screen keyboard book clock vase
 flower tree grass water sky wall window door street sign picture image photo object thing what where
-which how many does this that there it answer question yes no not describe box text page word read"""
+which how many does this that there it answer question yes no not describe box text page word read
+"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos_id)]
     )
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    built: PreTrainedTokenizerFast = make(
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=EOS,
@@ -112,6 +116,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         model_max_length=1024,
     )
+    return built
 
 
 def _tokenizer_corpus() -> list[str]:
@@ -130,7 +135,8 @@ def build_processor(preset: str) -> LlavaProcessor:
     )
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
-    return LlavaProcessor(
+    make: Any = LlavaProcessor
+    processor: LlavaProcessor = make(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=MODEL_SIZES[preset].patch,
@@ -139,12 +145,13 @@ def build_processor(preset: str) -> LlavaProcessor:
         image_token=IMAGE,
         num_additional_image_tokens=1,
     )
+    return processor
 
 
 def build_config(preset: str, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     """LlavaConfig of a preset; ids come from the tokenizer."""
     size, side = MODEL_SIZES[preset], scene_preset(preset).image_size
-    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
+    ids = {token: token_id(tokenizer, token) for token in SPECIAL_TOKENS}
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.text_width,
@@ -175,12 +182,17 @@ def build_config(preset: str, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig
     )
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """Id of one token of the vocabulary."""
+    return int(tokenizer.get_vocab()[token])
+
+
 def build_model(config: LlavaConfig, seed: int) -> LlavaForConditionalGeneration:
     """Random weights from `seed`; the tower's positions start as 2-D sines and cosines."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
-    vision = config.vision_config
+    vision: Any = config.vision_config
     grid = vision.image_size // vision.patch_size
     table = torch.from_numpy(sincos_positions(grid, vision.hidden_size))
     embeddings = model.model.vision_tower.embeddings
@@ -196,7 +208,7 @@ def build_model(config: LlavaConfig, seed: int) -> LlavaForConditionalGeneration
     return model
 
 
-def sincos_positions(grid: int, width: int) -> np.ndarray:
+def sincos_positions(grid: int, width: int) -> NDArray[np.float32]:
     """Fixed 2-D table (grid * grid, width): a quarter each sin/cos of column and of row."""
     quarter = width // 4
     frequencies = np.pi * 2.0 ** np.linspace(-1, np.log2(grid) - 1, quarter)
@@ -240,8 +252,9 @@ def write_model_dir(
         draft_config.architectures = ["LlavaForConditionalGeneration"]
         draft_config.dtype = torch.float32  # what to compute in: half precision crawls on a CPU
         draft_config.save_pretrained(draft)
-        text = config.text_config
-        GenerationConfig(
+        text: Any = config.text_config
+        generation: Any = GenerationConfig
+        generation(
             bos_token_id=text.bos_token_id,
             eos_token_id=text.eos_token_id,
             pad_token_id=text.pad_token_id,

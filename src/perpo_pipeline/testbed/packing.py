@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
 
-from perpo_pipeline.testbed.model import EOS, IMAGE, INSTRUCTION
+from perpo_pipeline.testbed.model import EOS, IMAGE, INSTRUCTION, PAD, token_id
 from perpo_pipeline.testbed.scenes import DOMAIN, ReferringScene, referring_scene, scene_preset
 
 IGNORE = -100
@@ -52,11 +53,11 @@ class RowWriter:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._pieces: dict[str, list[int]] = {}
-        self.eos_id = int(tokenizer.convert_tokens_to_ids(EOS))
-        self.pad_id = int(tokenizer.pad_token_id)
+        self.eos_id = token_id(tokenizer, EOS)
+        self.pad_id = token_id(tokenizer, PAD)
         text = f"USER: {IMAGE * image_tokens}\n{INSTRUCTION.rstrip()}"
         self.prefix_ids: list[int] = tokenizer(text)["input_ids"]
-        self.image_start = self.prefix_ids.index(int(tokenizer.convert_tokens_to_ids(IMAGE)))
+        self.image_start = self.prefix_ids.index(token_id(tokenizer, IMAGE))
 
     def question_ids(self, expression: str) -> list[int]:
         """The expression and the marker of the assistant's turn."""
@@ -89,14 +90,14 @@ def picked_box(
     return (*low.tolist(), *high.tolist())
 
 
-def pixels(scene: ReferringScene) -> np.ndarray:
+def pixels(scene: ReferringScene) -> NDArray[np.float32]:
     """What the shipped CLIP processor makes of an image of the model's own size, (3, S, S)."""
     values = np.asarray(scene.image, dtype=np.float32) / 255
-    normal = (values - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
-    return normal.transpose(2, 0, 1).astype(np.float32)
+    mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
+    return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1))
 
 
-def patch_labels(scene: ReferringScene, preset: str, patch: int) -> np.ndarray:
+def patch_labels(scene: ReferringScene, preset: str, patch: int) -> NDArray[np.int64]:
     """(patches, 5): class, box in hundredths; the object that fills most of a patch owns it."""
     settings = scene_preset(preset)
     grid = settings.image_size // patch
@@ -164,10 +165,10 @@ class PackedRows(IterableDataset[Batch]):
 
     def _slots_of(
         self, scene: ReferringScene, index: int, *, easy: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rng = np.random.default_rng([DOMAIN + 1, self._seed, index])
-        ids = np.full((self._slots, SLOT_TOKENS), self._writer.pad_id)
-        labels = np.full((self._slots, SLOT_TOKENS), IGNORE)
+        ids = np.full((self._slots, SLOT_TOKENS), self._writer.pad_id, dtype=np.int64)
+        labels = np.full((self._slots, SLOT_TOKENS), IGNORE, dtype=np.int64)
         asked = [q for q in scene.questions if not (easy and q.kind == "relation")]
         for slot, number in enumerate(rng.permutation(len(asked))[: self._slots]):
             question = asked[number]

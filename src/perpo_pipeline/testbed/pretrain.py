@@ -6,8 +6,8 @@ Three phases. `vision`: the tower learns to say at every patch which object is t
 box is. `clean`: the whole model learns to answer, several questions an image in one packed row,
 the patch task still beside it. `misaligned`: a short spell on mis-annotated data (a share of the
 answers point to the wrong object, all boxes shake), which leaves a model that can answer well and
-often does not: the premise of PerPO. A killed run resumes with the same command. Needs torch,
-transformers, tokenizers, numpy, pillow and safetensors only.
+often does not: the premise of PerPO. A killed run resumes with the same command; a phase may then
+be given another length. Needs torch, transformers, tokenizers, numpy, pillow, safetensors only.
 
 On a shared CPU two processes of one thread beat one of two threads by far:
 
@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -87,8 +88,8 @@ class Learner(nn.Module):
 
     def __init__(self, preset: str, seed: int, processor: LlavaProcessor) -> None:
         super().__init__()
-        config = build_config(preset, processor.tokenizer)
-        self.model = build_model(config, seed)
+        config: Any = build_config(preset, processor.tokenizer)
+        self.model: Any = build_model(config, seed)
         writer = RowWriter(processor.tokenizer, config.image_seq_length)
         self.register_buffer("prefix_ids", torch.tensor(writer.prefix_ids), persistent=False)
         self.image_start, self.image_tokens = writer.image_start, config.image_seq_length
@@ -192,7 +193,8 @@ def train_step(job: Job, batch: Batch, step: int) -> dict[str, float]:
         value * (recipe.patch_weight if name == "patch" and not only_patch else 1.0)
         for name, value in losses.items()
     )
-    torch.as_tensor(total).backward()
+    backward: Any = torch.as_tensor(total).backward
+    backward()
     average_gradients(job.learner)
     nn.utils.clip_grad_norm_(job.learner.parameters(), 1.0)
     job.optimizer.step()
@@ -207,8 +209,11 @@ def average_gradients(learner: nn.Module) -> None:
     gradients = [p.grad for p in learner.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
     dist.all_reduce(flat)
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    start = 0
+    for gradient in gradients:
+        stop = start + gradient.numel()
+        gradient.copy_(flat[start:stop].view_as(gradient))
+        start = stop
 
 
 def process_share() -> tuple[int, int]:
@@ -283,10 +288,10 @@ def export_weights(learner: Learner) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in learner.model.state_dict().items()}
 
 
-def plain_model(job: Job) -> nn.Module:
+def plain_model(job: Job) -> Any:
     """A copy of the model with ordinary attention, for generation."""
     config = build_config(job.preset, job.processor.tokenizer)
-    model = build_model(config, 0)
+    model: Any = build_model(config, 0)
     model.load_state_dict(export_weights(job.learner))
     return model.to(job.device).eval()
 
@@ -294,7 +299,7 @@ def plain_model(job: Job) -> nn.Module:
 def validate(job: Job) -> str:
     """Greedy figures on held-out scenes."""
     examples = fresh_examples(VALIDATION_SEED, EVAL_EXAMPLES, job.preset)
-    figures = measure_greedy(plain_model(job), job.processor, examples)  # type: ignore[arg-type]
+    figures = measure_greedy(plain_model(job), job.processor, examples)
     return " ".join(f"{name} {value:.3f}" for name, value in asdict(figures).items())
 
 
@@ -316,10 +321,12 @@ def resume(job: Job) -> None:
     if not job.checkpoint.exists():
         return
     state = torch.load(job.checkpoint, map_location=job.device, weights_only=True)
-    stale = {k: v for k, v in asdict(job.recipe).items() if state["recipe"].get(k) != v}
-    stale = {k: v for k, v in stale.items() if job.phase != "clean" or "misaligned" not in k}
+    # The length of a phase may change on the way: how fast a machine is shows only then.
+    free = {"clean_steps"} if job.phase == "clean" else {"misaligned_steps"}
     if job.phase == "clean":
-        stale = {k: v for k, v in stale.items() if k not in ("wrong_share", "jitter")}
+        free |= {"misaligned_steps", "misaligned_learning_rate", "wrong_share", "jitter"}
+    given = asdict(job.recipe)
+    stale = {k: v for k, v in given.items() if k not in free and state["recipe"].get(k) != v}
     if stale:
         raise ConfigError(
             f"the checkpoint was made with other settings: {stale}",
@@ -361,7 +368,7 @@ def start_job(phase: str, recipe: Recipe, options: argparse.Namespace) -> Job:
 def write_result(job: Job, target: Path) -> None:
     """Measure on fresh scenes and write the hub-layout directory with its model card."""
     examples = fresh_examples(TEST_SEED, 2 * EVAL_EXAMPLES, job.preset)
-    figures = measure_all(plain_model(job), job.processor, examples)  # type: ignore[arg-type]
+    figures = measure_all(plain_model(job), job.processor, examples)
     print(f"{job.phase} test {figures}", flush=True)
     record: dict[str, object] = {
         "phase": job.phase,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from perpo_pipeline.boxes import format_box
+from perpo_pipeline.boxes import clip_to_frame, format_box
 from perpo_pipeline.config import ModelConfig
-from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.model_inputs import encode_row
 from perpo_pipeline.train.shared_prefix import CompletionList, ListBatch, pack_lists
 
@@ -67,7 +67,9 @@ class ListCollator:
         packed = pack_lists(
             self.vlm,
             [
-                CompletionList(encode_row(self.vlm, entry.prompt, self.preprocess), entry.completions)
+                CompletionList(
+                    encode_row(self.vlm, entry.prompt, self.preprocess), entry.completions
+                )
                 for entry in lists
             ],
         )
@@ -127,12 +129,20 @@ def ground_truth_lists(
 
 
 def ground_truth_text(prompt: Row, model: ModelConfig) -> str:
-    """The answer that the truth asks for: a box in the model's text format, or the text itself."""
+    """The answer that the truth asks for: a box in the model's text format, or the text itself.
+
+    What of the box lies outside the frame is cut off; raises `InputError` if nothing is left.
+    """
     if prompt["task"] == "grounding":
         size = (prompt["width"], prompt["height"])
-        return format_box(
-            tuple(prompt["gt_box"]), model.box_format, frame=model.box_frame, image_size=size
-        )
+        box = clip_to_frame(tuple(prompt["gt_box"]), frame=model.box_frame, image_size=size)
+        if box is None:
+            raise InputError(
+                f"the box of prompt {prompt['prompt_id']} lies outside the frame "
+                f"'{model.box_frame}': no answer can name it",
+                fix="use model.preprocess: pad with box_frame full, or leave such prompts out",
+            )
+        return format_box(box, model.box_format, frame=model.box_frame, image_size=size)
     return str(prompt["gt_text"])
 
 

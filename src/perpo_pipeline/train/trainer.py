@@ -46,61 +46,6 @@ WHOLE = "whole"
 KEPT_CHECKPOINTS = 2
 
 
-class ListDataset(Dataset[TrainingList]):
-    """The training lists, by number."""
-
-    def __init__(self, lists: Sequence[TrainingList]) -> None:
-        self.lists = lists
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-    def __getitem__(self, index: int) -> TrainingList:
-        return self.lists[index]
-
-
-class ListTrainer(Trainer):
-    """Trains a `ListPolicy` with one of the list losses."""
-
-    def __init__(self, settings: TrainSettings, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.objective = OBJECTIVES[settings.method]
-        self.settings = settings
-        self.diagnostics: list[dict[str, float]] = []
-        self.tokens, self.clock = 0, time.monotonic()
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Mean loss of the lists of one micro-batch."""
-        batch: TrainingBatch = inputs["batch"].to(self.args.device)
-        logps = model(batch.lists)
-        if self.settings.method != "sft":
-            self.diagnostics.append(_diagnose(logps.detach(), batch))
-        self.tokens += int((batch.lists.segments >= 0).sum())
-        return self.objective(logps, batch, self.settings)
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add what the losses cannot tell to each line of the log."""
-        if "loss" in logs:
-            now = time.monotonic()
-            logs["tokens_per_s"] = self.tokens / max(now - self.clock, 1e-9)
-            for key in self.diagnostics[0] if self.diagnostics else ():
-                logs[key] = sum(d[key] for d in self.diagnostics) / len(self.diagnostics)
-            self.diagnostics, self.tokens, self.clock = [], 0, now
-        super().log(logs, *args, **kwargs)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A checkpoint holds the adapter alone: the base is known by its identity."""
-        self.model.model.save_pretrained(output_dir or self.args.output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from peft import set_peft_model_state_dict
-
-        weights = load_file(os.path.join(resume_from_checkpoint, "adapter_model.safetensors"))
-        set_peft_model_state_dict(self.model.model, weights)
-
-
 Objective = Callable[[Tensor, TrainingBatch, TrainSettings], Tensor]
 
 
@@ -154,6 +99,67 @@ def _diagnose(logps: Tensor, batch: TrainingBatch) -> dict[str, float]:
         "worst_logp": float(found.worst_logp.nanmean()),
         "kl": float(kl),
     }
+
+
+class ListDataset(Dataset[TrainingList]):
+    """The training lists, by number."""
+
+    def __init__(self, lists: Sequence[TrainingList]) -> None:
+        self.lists = lists
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def __getitem__(self, index: int) -> TrainingList:
+        return self.lists[index]
+
+
+class ListTrainer(Trainer):
+    """Trains a `ListPolicy` with one of the list losses."""
+
+    def __init__(self, settings: TrainSettings, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.objective: Objective = OBJECTIVES[settings.method]
+        self.settings = settings
+        self.diagnostics: list[dict[str, float]] = []
+        self.tokens, self.clock = 0, time.monotonic()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Mean loss of the lists of one micro-batch."""
+        batch: TrainingBatch = inputs["batch"].to(self.args.device)
+        logps = model(batch.lists)
+        if self.settings.method != "sft":
+            self.diagnostics.append(_diagnose(logps.detach(), batch))
+        self.tokens += int((batch.lists.segments >= 0).sum())
+        return self.objective(logps, batch, self.settings)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add what the losses cannot tell to each line of the log."""
+        if "loss" in logs:
+            now = time.monotonic()
+            logs["tokens_per_s"] = self.tokens / max(now - self.clock, 1e-9)
+            for key in self.diagnostics[0] if self.diagnostics else ():
+                logs[key] = sum(d[key] for d in self.diagnostics) / len(self.diagnostics)
+            self.diagnostics, self.tokens, self.clock = [], 0, now
+        super().log(logs, *args, **kwargs)
+
+    @property
+    def adapter(self) -> Any:
+        """The PEFT model inside the policy that is trained."""
+        policy: Any = self.model
+        return policy.model
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """A checkpoint holds the adapter alone: the base is known by its identity."""
+        self.adapter.save_pretrained(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from peft import set_peft_model_state_dict
+
+        weights = load_file(os.path.join(resume_from_checkpoint, "adapter_model.safetensors"))
+        set_peft_model_state_dict(self.adapter, weights)
 
 
 class _MarkWhole(TrainerCallback):
