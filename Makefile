@@ -20,6 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
+.NOTPARALLEL:  # two trainings at a time would compute the reference twice
 .PHONY: all setup test lint types bench clean
 
 INSTALLED := $(VENV)/.installed

@@ -69,7 +69,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(1024, 2, 16, 2752, 2048, (128, 512, 2, 2), 32, "float32", 1, False),
+    "cpu": Preset(768, 2, 12, 2048, 2048, (128, 512, 2, 2), 32, "float32", 1, False),
     "h200": Preset(4096, 32, 32, 11008, 32064, (1024, 4096, 24, 16), 128, "bfloat16", 8, True, 636),
 }
 Logps = Callable[[Vlm, Sequence[CompletionList]], Tensor]

@@ -46,6 +46,7 @@ modle: {}
 prepare:
   train: {source: testbed, num_prompts: ten}
 sample: {temprature: 0.5, num_samples: 0}
+eval: {split: validaton}
 train:
   learnin_rate: 1.0e-4
   methods: {perpo: {beta: x}, sft: {lora: {rnk: 3}}}
@@ -59,6 +60,7 @@ train:
         "prepare.train.num_prompts: Input should be a valid integer",
         "sample.temprature: no such setting; did you mean 'temperature'?",
         "sample.num_samples: Input should be greater than or equal to 1",
+        "eval.split: 'validaton' is not a split of `prepare` ['train']",
         "train.learnin_rate: no such setting; did you mean 'learning_rate'?",
         "train.methods.perpo.beta: Input should be a valid number",
         "train.methods.sft.lora.rnk: no such setting; did you mean 'rank'?",

@@ -10,14 +10,13 @@ Every file arrives by write, fsync and rename, so that a process killed at any m
 files only; the same command then goes on after the last whole part. A version is never overwritten.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,12 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perpo_pipeline.atomic import (
+    file_sha256,
+    os_errors_explained,
+    sync_directory,
+    write_atomically,
+)
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.provenance import git_commit, package_versions
 from perpo_pipeline.schemas import ALL, TableSchema
@@ -192,7 +197,7 @@ class Writer:
         return self.recipe.artifact if prefix == "part" else prefix
 
     def _whole_parts(self) -> dict[str, int]:
-        """Rows of each part that an earlier run of this very recipe has left; others are removed."""
+        """Rows of each part that an earlier run of this recipe has left; others are removed."""
         done = {}
         for part in sorted(self.path.glob("*.parquet")):
             rows = _rows_if_of(part, self.recipe.fingerprint)
@@ -277,37 +282,14 @@ def set_current(root: Path, name: str) -> None:
     write_atomically(root / CURRENT, lambda sink: sink.write(f"{name}\n".encode()))
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write` with a file that takes the place of `path` only when it is whole and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with os_errors_explained(path):
-        try:
-            with temporary.open("wb") as sink:
-                write(sink)
-                sink.flush()
-                os.fsync(sink.fileno())
-            os.replace(temporary, path)
-            _sync_directory(path.parent)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
 def adopt_files(source: Path, writer: Writer) -> None:
     """Move files that a library wrote (an adapter, a page) from `source` into the version."""
     for file in sorted(source.iterdir()):
         with os_errors_explained(writer.path), file.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(file, writer.path / file.name)
-    _sync_directory(writer.path)
+    sync_directory(writer.path)
     shutil.rmtree(source)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def damaged_files(version: Version) -> list[str]:
@@ -319,22 +301,6 @@ def damaged_files(version: Version) -> list[str]:
         if not (version.path / r["file"]).is_file()
         or file_sha256(version.path / r["file"]) != r["sha256"]
     ]
-
-
-@contextmanager
-def os_errors_explained(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses while writing `path` into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise ArtifactError(
-            "the disk is full" if full else f"cannot write: {error.strerror or error}",
-            where=str(path),
-            fix="free some space" * full
-            + "check the directory and its permissions" * (not full)
-            + ", then run the same command: it goes on after the last whole part",
-        ) from error
 
 
 def _lock_or_raise(lock: IO[str], path: Path) -> None:
@@ -435,11 +401,3 @@ def _lineage_records(path: Path, inputs: Mapping[str, Version]) -> Json:
         }
         for name, version in inputs.items()
     }
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -164,7 +164,7 @@ class TrainConfig(Section):
         return self
 
     def variants(self) -> dict[str, TrainSettings]:
-        """Adapter variants: one a method, or one a method and seed where there are several seeds."""
+        """Adapter variants: one a method, or a method and seed where there are several seeds."""
         several = len(self.seeds) > 1
         return {
             f"{name}-seed{seed}" if several else name: self._settings_of(name, seed)
@@ -224,10 +224,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _names_refer_to_something(self) -> Self:
-        faults = []
-        for key, split in (("sample.split", self.sample.split), ("eval.split", self.eval.split)):
-            if split not in self.prepare:
-                faults.append(f"{key}: '{split}' is not a split of `prepare` {list(self.prepare)}")
+        splits = {"sample.split": self.sample.split, "eval.split": self.eval.split}
+        faults = _unprepared(splits, list(self.prepare))
         known = [BASE, *self.train.variants()]
         for model in self.eval.models or []:
             if model not in known:
@@ -248,6 +246,15 @@ class RunConfig(Section):
         """Names of the evaluations: a model, or a model with the image of another prompt."""
         models = self.eval_models()
         return models + [m + OTHER_IMAGE for m in models if self.eval.other_image]
+
+
+def _unprepared(splits: Mapping[str, Any], prepared: list[str]) -> list[str]:
+    """A fault for each setting that names a split which is not prepared."""
+    return [
+        f"{key}: '{split}' is not a split of `prepare` {prepared}"
+        for key, split in splits.items()
+        if split not in prepared
+    ]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -281,6 +288,8 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunCo
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         faults = list(_explain(error))
+        if not any("is not a split of" in fault for fault in faults):
+            faults += _unprepared(*_raw_splits(raw))
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(
             f"{count} in the configuration:\n" + "\n".join(f"  - {fault}" for fault in faults),
@@ -307,6 +316,17 @@ def _read_yaml(path: Path) -> Json:
             "the file holds no mapping of sections", where=str(path), fix="see configs/demo.yaml"
         )
     return raw
+
+
+def _raw_splits(raw: Json) -> tuple[Json, list[str]]:
+    """Splits named and prepared in a file that has faults elsewhere."""
+    prepare = raw.get("prepare")
+    named = {
+        f"{section}.split": raw[section]["split"]
+        for section in ("sample", "eval")
+        if isinstance(raw.get(section), dict) and "split" in raw[section]
+    }
+    return (named, list(prepare)) if isinstance(prepare, dict) else ({}, [])
 
 
 def _set_dotted(raw: Json, dotted: str, value: Any) -> None:

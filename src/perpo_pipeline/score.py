@@ -58,9 +58,9 @@ def score_samples(
 ) -> pa.Table:
     """Score completions; the result has SCORES' columns and the rows of `samples`, in order.
 
-    `samples` needs prompt_id, sample_id, completion; `prompts` the TRUTH_COLUMNS. `reward` is
-    `iou`, `edit_similarity`, or `auto` (by the prompt's task). Raises `ArtifactError` if a sample's prompt
-    or the truth that the reward needs is missing.
+    `samples` needs prompt_id, sample_id, completion; `prompts` the TRUTH_COLUMNS; `reward` is
+    `iou`, `edit_similarity`, or `auto` (by the prompt's task). Raises `ArtifactError` if a sample's
+    prompt or the truth that the reward needs is missing.
     """
     rows = pl.DataFrame(samples.select(["prompt_id", "sample_id", "completion"]))
     truth = pl.DataFrame(prompts.select(TRUTH_COLUMNS))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.testbed.learner import Learner
 from perpo_pipeline.testbed.measure import prompt_text
 from perpo_pipeline.testbed.model import build_config, build_model, build_processor
 from perpo_pipeline.testbed.packing import (
@@ -19,7 +20,7 @@ from perpo_pipeline.testbed.packing import (
     patch_labels,
     picked_box,
 )
-from perpo_pipeline.testbed.pretrain import Learner, Recipe, learning_rate, main
+from perpo_pipeline.testbed.pretrain import Recipe, learning_rate, main
 from perpo_pipeline.testbed.scenes import SceneObject, referring_scene
 
 TINY = ["--preset", "small", "--rows", "2", "--slots", "2", "--workers", "0", "--threads", "1"]

@@ -2,7 +2,8 @@
 
 from dataclasses import asdict
 
-from perpo_pipeline.artifacts import Recipe, Version, Writer, write_atomically
+from perpo_pipeline.artifacts import Recipe, Version, Writer
+from perpo_pipeline.atomic import write_atomically
 from perpo_pipeline.config import BASE
 from perpo_pipeline.report.data import (
     Comparison,

@@ -27,12 +27,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import LlavaProcessor
 
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.testbed.card import model_card
+from perpo_pipeline.testbed.learner import Learner
 from perpo_pipeline.testbed.measure import fresh_examples, measure_all, measure_greedy
 from perpo_pipeline.testbed.model import (
     MODEL_SIZES,
@@ -48,9 +49,7 @@ from perpo_pipeline.testbed.packing import (
     RowWriter,
     Targets,
     answer_loss,
-    register_packed_attention,
 )
-from perpo_pipeline.testbed.scenes import scene_preset
 
 # Seeds of the pretraining scenes; prompts of a run use small seeds, so they never meet.
 SEEDS = {"clean": 2_000_000_001, "misaligned": 2_000_000_002}
@@ -81,62 +80,6 @@ RECIPES = {
     "full": Recipe(rows=64, vision_steps=1500, clean_steps=3000, learning_rate=6e-4),
 }
 EVAL_EXAMPLES = 256
-
-
-class Learner(nn.Module):
-    """The model on packed rows, with the heads of the patch task, which are thrown away later."""
-
-    def __init__(self, preset: str, seed: int, processor: LlavaProcessor) -> None:
-        super().__init__()
-        config: Any = build_config(preset, processor.tokenizer)
-        self.model: Any = build_model(config, seed)
-        writer = RowWriter(processor.tokenizer, config.image_seq_length)
-        self.register_buffer("prefix_ids", torch.tensor(writer.prefix_ids), persistent=False)
-        self.image_start, self.image_tokens = writer.image_start, config.image_seq_length
-        name = register_packed_attention(len(writer.prefix_ids))
-        self.model.model.language_model.config._attn_implementation = name
-        settings = scene_preset(preset)
-        self.classes = 1 + len(settings.shapes) * len(settings.colours)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.patch_head = nn.Linear(config.text_config.hidden_size, self.classes + 4 * 21)
-
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Projected patch features (B, P, W)."""
-        config = self.model.config
-        outputs = self.model.model.get_image_features(
-            pixel_values,
-            vision_feature_layer=config.vision_feature_layer,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-        )
-        return torch.stack(list(outputs.pooler_output))
-
-    def patch_loss(self, features: Tensor, patches: Tensor) -> Tensor:
-        """Cross-entropy of each patch's object and of the two digits of its four coordinates."""
-        logits = self.patch_head(features).float()
-        kind, box = patches[..., 0], patches[..., 1:]
-        classes, digits = logits.split([self.classes, 4 * 21], -1)
-        loss = F.cross_entropy(classes.flatten(0, 1), kind.flatten())
-        tens, ones = digits[kind > 0].view(-1, 4, 21).split([11, 10], -1)
-        box = box[kind > 0]
-        loss = loss + F.cross_entropy(tens.flatten(0, 1), (box // 10).flatten())
-        return loss + F.cross_entropy(ones.flatten(0, 1), (box % 10).flatten())
-
-    def answer_logits(self, features: Tensor, slot_ids: Tensor, keep: Tensor) -> Tensor:
-        """Logits (M, V) at the True places of `keep` (B, K, L)."""
-        batch, slots, length = slot_ids.shape
-        text = self.model.model.language_model
-        prefix = text.embed_tokens(self.prefix_ids).expand(batch, -1, -1).to(features.dtype)
-        start, stop = self.image_start, self.image_start + self.image_tokens
-        asked = text.embed_tokens(slot_ids.flatten(1)).to(features.dtype)
-        embeds = torch.cat([prefix[:, :start], features, prefix[:, stop:], asked], 1)
-        opening = torch.arange(prefix.shape[1], device=embeds.device)
-        slot = torch.arange(length, device=embeds.device) + len(opening)
-        positions = torch.cat([opening, slot.repeat(slots)])[None].expand(batch, -1)
-        hidden = text(
-            inputs_embeds=embeds, attention_mask=None, position_ids=positions, use_cache=False
-        ).last_hidden_state[:, len(opening) :]
-        return torch.as_tensor(self.model.lm_head(hidden[keep.flatten(1)]))
 
 
 @dataclass
@@ -370,6 +313,14 @@ def write_result(job: Job, target: Path) -> None:
     examples = fresh_examples(TEST_SEED, 2 * EVAL_EXAMPLES, job.preset)
     figures = measure_all(plain_model(job), job.processor, examples)
     print(f"{job.phase} test {figures}", flush=True)
+    card = model_card(
+        preset=job.preset,
+        phase=job.phase,
+        parameters=sum(p.numel() for p in job.learner.model.parameters()),
+        count=2 * EVAL_EXAMPLES,
+        figures=figures,
+        recipe=asdict(job.recipe),
+    )
     record: dict[str, object] = {
         "phase": job.phase,
         "recipe": asdict(job.recipe),
@@ -378,53 +329,8 @@ def write_result(job: Job, target: Path) -> None:
     }
     write_model_dir(
         target, job.preset, export_weights(job.learner), job.learner.model.config,
-        job.processor, record, model_card(job, figures),
+        job.processor, record, card,
     )  # fmt: skip
-
-
-def model_card(job: Job, figures: dict[str, float]) -> str:
-    """README.md of the written directory."""
-    size = sum(p.numel() for p in job.learner.model.parameters())
-    lines = "\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items())
-    return MODEL_CARD.format(
-        preset=job.preset, phase=job.phase, parameters=size / 1e6, count=2 * EVAL_EXAMPLES,
-        figures=lines, recipe=asdict(job.recipe),
-    )  # fmt: skip
-
-
-MODEL_CARD = """\
----
-license: apache-2.0
-pipeline_tag: image-text-to-text
-library_name: transformers
----
-# Testbed base model (`{preset}`, phase `{phase}`)
-
-A real LLaVA (CLIP tower, two-layer projector, Llama) with {parameters:.2f} M parameters, trained
-from random weights on rendered referring scenes. It exists so that every stage of PerPO runs on a
-CPU in minutes; it answers one kind of question and nothing else:
-`Please provide the bounding box coordinate of the region this sentence describes: red circle`,
-answered as `[0.12, 0.34, 0.56, 0.78]` (xyxy, normalised to the full frame).
-
-The phase `misaligned` is trained last, and on purpose badly: a share of its answers point to
-another object of the same shape, and all boxes shake. So the model is able but misaligned, which
-is what preference training is for.
-
-## How it was made
-`python -m perpo_pipeline.testbed.pretrain --preset {preset} --device cpu --out DIR`
-
-Data: `perpo_pipeline.testbed.scenes`, no outside data. Settings: `{recipe}`.
-
-## Measured
-On {count} fresh scenes (seed kept apart), fp32 on CPU; `sampled_` rows: 20 answers a prompt from
-softmax(logits / 0.5) and nothing else; margin = largest minus smallest IoU of a prompt's answers.
-
-| figure | value |
-|---|---|
-{figures}
-
-Licence: Apache-2.0, as the rest of the project.
-"""
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -7,14 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.artifacts import (
-    Recipe,
-    Version,
-    Writer,
-    adopt_files,
-    input_of,
-    write_atomically,
-)
+from perpo_pipeline.artifacts import Recipe, Version, Writer, adopt_files, input_of
+from perpo_pipeline.atomic import write_atomically
 from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.model_inputs import identify_model, model_notes, open_model

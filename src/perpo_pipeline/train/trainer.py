@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from perpo_pipeline.artifacts import write_atomically
+from perpo_pipeline.atomic import write_atomically
 from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.train.lists import ListCollator, TrainingBatch, TrainingList
 from perpo_pipeline.train.losses import (
