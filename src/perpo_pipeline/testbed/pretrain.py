@@ -62,12 +62,12 @@ class Recipe:
 
     rows: int = 32
     slots: int = 8
-    vision_steps: int = 2500
-    clean_steps: int = 7000
-    easy_steps: int = 1000
+    vision_steps: int = 2000
+    clean_steps: int = 3000
+    easy_steps: int = 800
     learning_rate: float = 1.2e-3
     patch_weight: float = 0.3
-    misaligned_steps: int = 400
+    misaligned_steps: int = 300
     misaligned_learning_rate: float = 3e-4
     wrong_share: float = 0.5
     jitter: float = 0.1
@@ -329,7 +329,7 @@ def write_result(job: Job, target: Path) -> None:
     }
     write_model_dir(
         target, job.preset, export_weights(job.learner), job.learner.model.config,
-        job.processor, record, card,
+        build_processor(job.preset), record, card,  # a used one would bring its padding along
     )  # fmt: skip
 
 
