@@ -67,10 +67,10 @@ class Recipe:
     easy_steps: int = 800
     learning_rate: float = 1.2e-3
     patch_weight: float = 0.3
-    misaligned_steps: int = 300
+    misaligned_steps: int = 250
     misaligned_learning_rate: float = 3e-4
-    wrong_share: float = 0.5
-    jitter: float = 0.1
+    wrong_share: float = 0.4
+    jitter: float = 0.08
     seed: int = 0
 
 
