@@ -25,10 +25,13 @@ SHELL := /bin/bash
 
 INSTALLED := $(VENV)/.installed
 DEVELOP   := $(VENV)/.installed-dev
-PLAN      := data/.plans/$(RUN).mk
+PLAN      := data/.plans/$(subst /,_,$(CONFIG)).mk
 STAGE_GOALS := all prepare sample score filter train eval report
 
 # The plan names the run's splits, methods and evaluations; it is made from the YAML file.
+# Whatever may change a result sends Make to the stages, which find out by fingerprint.
+SETTINGS := $(CONFIG) $(INSTALLED) $(shell find src -name '*.py' -o -name '*.safetensors')
+
 ifneq ($(filter $(STAGE_GOALS),$(or $(MAKECMDGOALS),all)),)
 include $(PLAN)
 include $(sort $(wildcard stages/*.mk))
@@ -54,7 +57,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(DEVELOP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@ $(INSTALLED)
+	@touch $@; test -e $(INSTALLED) || touch $(INSTALLED)
 
 test: $(DEVELOP)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
@@ -69,4 +72,5 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/train_step.py --preset cpu
 
 clean:
+	@test -n "$(RUN)" || { echo "make: RUN is empty" >&2; exit 2; }
 	rm -rf data/$(RUN) $(PLAN)

@@ -4,5 +4,5 @@ PROMPTS := $(SPLITS:%=$(DATA)/prompts/%/current)
 .PHONY: prepare
 prepare: $(PROMPTS)
 
-$(DATA)/prompts/%/current: $(CONFIG) $(SOURCES)
+$(DATA)/prompts/%/current: $(SETTINGS) $(wildcard $(SOURCES))
 	@$(PERPO) prepare --config $(CONFIG) --variant $* > /dev/null

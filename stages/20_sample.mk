@@ -4,5 +4,5 @@ SAMPLES := $(DATA)/samples/$(SAMPLE_SPLIT)/current
 .PHONY: sample
 sample: $(SAMPLES)
 
-$(SAMPLES): $(DATA)/prompts/$(SAMPLE_SPLIT)/current $(CONFIG)
+$(SAMPLES): $(DATA)/prompts/$(SAMPLE_SPLIT)/current $(SETTINGS)
 	@$(PERPO) sample --config $(CONFIG) > /dev/null

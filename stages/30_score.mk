@@ -4,5 +4,5 @@ SCORES := $(DATA)/scores/$(SAMPLE_SPLIT)/current
 .PHONY: score
 score: $(SCORES)
 
-$(SCORES): $(SAMPLES) $(CONFIG)
+$(SCORES): $(SAMPLES) $(SETTINGS)
 	@$(PERPO) score --config $(CONFIG) > /dev/null

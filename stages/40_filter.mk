@@ -4,5 +4,5 @@ PREFERENCES := $(DATA)/preferences/$(SAMPLE_SPLIT)/current
 .PHONY: filter
 filter: $(PREFERENCES)
 
-$(PREFERENCES): $(SCORES) $(CONFIG)
+$(PREFERENCES): $(SCORES) $(SETTINGS)
 	@$(PERPO) filter --config $(CONFIG) > /dev/null

@@ -4,5 +4,5 @@ TRAINED := $(ADAPTERS:%=$(DATA)/adapter/%/current)
 .PHONY: train
 train: $(TRAINED)
 
-$(DATA)/adapter/%/current: $(PREFERENCES) $(CONFIG)
+$(DATA)/adapter/%/current: $(PREFERENCES) $(SETTINGS)
 	@$(PERPO) train --config $(CONFIG) --variant $* > /dev/null

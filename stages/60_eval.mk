@@ -4,7 +4,7 @@ METRICS := $(EVALUATIONS:%=$(DATA)/metrics/%/current)
 .PHONY: eval
 eval: $(METRICS)
 
-$(METRICS): $(DATA)/prompts/$(EVAL_SPLIT)/current $(CONFIG)
+$(METRICS): $(DATA)/prompts/$(EVAL_SPLIT)/current $(SETTINGS)
 $(foreach a,$(EVALUATED_ADAPTERS),$(eval $(DATA)/metrics/$(a)/current: $(DATA)/adapter/$(a)/current))
 $(foreach a,$(EVALUATED_ADAPTERS),$(eval $(DATA)/metrics/$(a)-other-image/current: $(DATA)/adapter/$(a)/current))
 

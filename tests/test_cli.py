@@ -164,3 +164,32 @@ def test_a_jsonl_file_needs_no_section_in_the_configuration(
     code = run("prepare", "jsonl", "mine.jsonl", "--task", "vqa", "--config", "r.yaml",
                "--variant", "mine", "--quiet")  # fmt: skip
     assert code == 0 and "data/r/prompts/mine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--learning-rate", "1e-4"),
+        ("prepare", "--num-prompts", "3"),
+        ("prepare", "--task", "ocr"),
+        ("eval", "--adapter", "somewhere"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(
+    workdir: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert run(*arguments, "--config", "r.yaml") == 2
+    assert "perpo: error" in capsys.readouterr().err and not (workdir / "data").exists()
+
+
+def test_gc_leaves_a_version_that_is_being_written(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perpo_pipeline.artifacts import Recipe, open_writer
+
+    root = workdir / "data/r/scores/train"
+    with open_writer(root, Recipe("scores", "train", "score", 1, {})) as writer:
+        assert run("gc", "--config", "r.yaml", "--yes") == 0
+        assert writer.path.is_dir() and capsys.readouterr().out == ""
+    assert run("gc", "--config", "r.yaml", "--yes") == 0
+    assert not writer.path.exists()

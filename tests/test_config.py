@@ -134,3 +134,32 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         one.train.variants()["perpo"].result_settings()
         != changed.train.variants()["perpo"].result_settings()
     )
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ("train: {methods: {base: {method: sft}}}", "methods.base: this name is reserved"),
+        ("train: {methods: {a-other-image: {method: sft}}}", "this name is reserved"),
+        ("train: {seed: 5}", "give `seeds: [...]`"),
+        ("train: {methods: {perpo: {seed: 5}}}", "give `seeds: [...]`"),
+        ("sample: {temperature: .inf}", "sample.temperature"),
+        ("sample: {num_samples: true}", "sample.num_samples: Input should be a number"),
+        ("model: {box_format: lava}", "model.box_format"),
+        ("model: {box_format: qwen2.5-vl}", "not supported yet"),
+        ("eval: {models: []}", "eval.models"),
+        ("eval: {models: [perpoo]}", "eval.models: 'perpoo' is not one of"),
+    ],
+)
+def test_what_would_be_ignored_or_misread_is_a_fault(
+    tmp_path: Path, extra: str, told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL + extra))
+    assert told in str(caught.value)
+
+
+def test_batch_sizes_are_checked_once_shared_and_own_are_merged(tmp_path: Path) -> None:
+    text = MINIMAL + "train: {micro_batch_size: 2, methods: {perpo: {batch_size: 4}}}"
+    variant = load_config(write(tmp_path, text)).train.variants()["perpo"]
+    assert (variant.batch_size, variant.micro_batch_size) == (4, 2)

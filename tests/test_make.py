@@ -72,4 +72,5 @@ def test_only_what_follows_from_a_changed_setting_is_made_again(tmp_path: Path) 
         assert versions(data) == changed
         assert " rows in " not in said and said.count("up to date") >= 7
     finally:
-        (ROOT / "data/.plans/test-make.mk").unlink(missing_ok=True)
+        plan = str(config).replace("/", "_")
+        (ROOT / f"data/.plans/{plan}.mk").unlink(missing_ok=True)

@@ -303,6 +303,18 @@ def damaged_files(version: Version) -> list[str]:
     ]
 
 
+def being_written(path: Path) -> bool:
+    """Whether a running process holds the lock of the version directory."""
+    try:
+        with (path / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _lock_or_raise(lock: IO[str], path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -340,7 +352,7 @@ def _read_manifest(directory: Path) -> Json:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"the manifest cannot be read: {error}", where=str(file),
-            fix="remove this directory and rerun its stage",
+            fix="remove this directory and the file `current` beside it, then rerun its stage",
         ) from error  # fmt: skip
     return manifest
 
@@ -387,7 +399,7 @@ def _read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(
             f"a part is missing or damaged: {error}", where=str(part),
-            fix="remove its directory and rerun the stage that made it",
+            fix="remove its directory and the file `current` beside that, then rerun its stage",
         ) from error  # fmt: skip
 
 

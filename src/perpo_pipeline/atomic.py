@@ -13,9 +13,9 @@ from perpo_pipeline.errors import ArtifactError
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write` with a file that takes the place of `path` only when it is whole and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with os_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as sink:
                 write(sink)

@@ -103,6 +103,11 @@ def prepare(
     from perpo_pipeline.prepare.stage import prepare as prepare_stage
 
     settings: dict[str, Any] = {}
+    if source is None and (task or image_root):
+        raise ConfigError("--task and --image-root belong to a jsonl file",
+                          fix="perpo prepare jsonl FILE --task ...")  # fmt: skip
+    if num_prompts is not None and source is None and variant is None:
+        raise ConfigError("--num-prompts is of one split", fix="choose it with --variant")
     if source is not None:
         split = variant or "train"
         section = {"source": source, "path": path and str(path), "task": task,
@@ -110,7 +115,7 @@ def prepare(
                    "num_prompts": num_prompts}  # fmt: skip
         settings[f"prepare.{split}"] = {k: v for k, v in section.items() if v is not None}
         variant = split
-    elif num_prompts is not None and variant is not None:
+    elif num_prompts is not None:
         settings[f"prepare.{variant}.num_prompts"] = num_prompts
     opened = _open_run(config, run=run, out=out, quiet=quiet, settings=settings)
     splits = _each(list(opened.config.prepare), variant, out)
@@ -214,12 +219,13 @@ def train(
     from perpo_pipeline.train.stage import train as train_stage
 
     variant = variant or method
+    if variant is None and (beta or gamma is not None or learning_rate):
+        raise ConfigError("--beta, --gamma and --learning-rate are of one variant",
+                          fix="choose it with --variant or --method")  # fmt: skip
     own = {"method": method, "beta": beta, "gamma": gamma, "learning_rate": learning_rate}
     settings: dict[str, Any] = {"model.id": model}
     if variant is not None:
         settings |= {f"train.methods.{variant}.{k}": v for k, v in own.items()}
-    else:
-        settings |= {f"train.{k}": v for k, v in own.items()}
     opened = _open_run(config, run=run, out=out, quiet=quiet, settings=settings,
                        inputs={"preferences": preferences})  # fmt: skip
     names = _each(list(opened.config.train.variants()), variant, out)
@@ -244,6 +250,9 @@ def eval_command(
     """
     from perpo_pipeline.evaluate.stage import evaluate
 
+    if adapter is not None and variant in (None, "base", "base-other-image"):
+        raise ConfigError("--adapter is of one trained variant",
+                          fix="name it with --variant, e.g. perpo")  # fmt: skip
     opened = _open_run(config, run=run, out=out, quiet=quiet, settings={"model.id": model},
                        inputs={"prompts": prompts, "adapter": adapter})  # fmt: skip
     names = _each(opened.config.eval_variants(), variant, out)

@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from perpo_pipeline.boxes import get_box_format
 from perpo_pipeline.errors import ConfigError
 
 Json = dict[str, Any]
@@ -22,10 +31,21 @@ BASE = "base"
 OTHER_IMAGE = "-other-image"
 
 
+def _no_truth_value(value: Any) -> Any:
+    """YAML's true would pass as 1."""
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_truth_value)]
+Float = Annotated[float, BeforeValidator(_no_truth_value)]
+
+
 class Section(BaseModel):
     """A section of the run's file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     operational: ClassVar[frozenset[str]] = frozenset()
 
     def result_settings(self) -> Json:
@@ -48,12 +68,25 @@ class ModelConfig(Section):
     box_format: str = Field("llava", description="a family's box text, or pkg.module:attribute")
     box_frame: Literal["full", "crop", "pad"] = "full"
 
+    @field_validator("box_format")
+    @classmethod
+    def _is_a_format(cls, name: str) -> str:
+        if name == "qwen2.5-vl":
+            raise ValueError(
+                "qwen2.5-vl writes pixels of the resized image, a frame that is not supported yet"
+            )
+        try:
+            get_box_format(name)
+        except ConfigError as error:
+            raise ValueError(error.what) from error
+        return name
+
 
 class TestbedSource(Section):
     """Prompts rendered by the embedded testbed."""
 
     source: Literal["testbed"]
-    num_prompts: int = Field(gt=0)
+    num_prompts: Int = Field(gt=0)
 
 
 class JsonlSource(Section):
@@ -64,7 +97,7 @@ class JsonlSource(Section):
     image_root: Path | None = Field(None, description="default: the folder of the file")
     task: Literal["grounding", "ocr", "vqa"] | None = Field(None, description="for rows without")
     embed_images: bool = False
-    per_dataset: int | None = Field(None, gt=0, description="at most so many rows of each dataset")
+    per_dataset: Int | None = Field(None, gt=0, description="at most so many rows of each dataset")
 
 
 PrepareConfig = Annotated[TestbedSource | JsonlSource, Field(discriminator="source")]
@@ -77,12 +110,12 @@ class SampleConfig(Section):
 
     split: Name = Field("train", description="the prepared split to sample from")
     backend: Literal["transformers"] = "transformers"
-    num_samples: int = Field(20, ge=1)
-    temperature: float = Field(0.5, gt=0)
-    max_new_tokens: int = Field(64, ge=1)
-    batch_size: int = Field(16, ge=1, description="prompts decoded together")
-    prompts_per_part: int = Field(512, ge=1, description="rows are flushed after so many prompts")
-    max_errors: int = Field(0, ge=0, description="prompts that may fail before the stage fails")
+    num_samples: Int = Field(20, ge=1)
+    temperature: Float = Field(0.5, gt=0)
+    max_new_tokens: Int = Field(64, ge=1)
+    batch_size: Int = Field(16, ge=1, description="prompts decoded together")
+    prompts_per_part: Int = Field(512, ge=1, description="rows are flushed after so many prompts")
+    max_errors: Int = Field(0, ge=0, description="prompts that may fail before the stage fails")
 
 
 class ScoreConfig(Section):
@@ -96,16 +129,16 @@ class ScoreConfig(Section):
 class FilterConfig(Section):
     """Which lists are worth learning from."""
 
-    min_margin: float = Field(0.8, ge=0, le=1, description="max reward - min reward, at least")
-    max_lists: int | None = Field(3000, gt=0)
-    seed: int = Field(0, ge=0, description="which lists stay when there are more than max_lists")
+    min_margin: Float = Field(0.8, ge=0, le=1, description="max reward - min reward, at least")
+    max_lists: Int | None = Field(3000, gt=0)
+    seed: Int = Field(0, ge=0, description="which lists stay when there are more than max_lists")
 
 
 class LoraSettings(Section):
     """Low-rank adapter on the linear layers of the language model."""
 
-    rank: int = Field(128, gt=0)
-    alpha: int = Field(256, gt=0)
+    rank: Int = Field(128, gt=0)
+    alpha: Int = Field(256, gt=0)
     scope: Literal["language_model"] = "language_model"
 
 
@@ -115,30 +148,30 @@ class TrainSettings(Section):
     operational: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "log_to"})
 
     method: Method = "perpo"
-    seed: int = Field(0, ge=0)
-    beta: float = Field(0.1, gt=0)
-    gamma: float = Field(0.5, ge=0)
-    learning_rate: float = Field(5e-6, gt=0)
-    epochs: float = Field(1.0, gt=0)
-    batch_size: int = Field(8, ge=1, description="lists an optimiser step")
-    micro_batch_size: int = Field(8, ge=1, description="lists a forward pass; divides batch_size")
-    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    seed: Int = Field(0, ge=0)
+    beta: Float = Field(0.1, gt=0)
+    gamma: Float = Field(0.5, ge=0)
+    learning_rate: Float = Field(5e-6, gt=0)
+    epochs: Float = Field(1.0, gt=0)
+    batch_size: Int = Field(8, ge=1, description="lists an optimiser step")
+    micro_batch_size: Int = Field(8, ge=1, description="lists a forward pass; divides batch_size")
+    warmup_ratio: Float = Field(0.0, ge=0, le=1)
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: Float = Field(0.0, ge=0)
+    max_grad_norm: Float = Field(1.0, gt=0)
     gradient_checkpointing: bool = False
     lora: LoraSettings = LoraSettings()
-    checkpoint_every: int = Field(100, ge=1, description="optimiser steps")
+    checkpoint_every: Int = Field(100, ge=1, description="optimiser steps")
     log_to: list[str] = Field(default_factory=list, description="integrations of Trainer")
 
-    @model_validator(mode="after")
-    def _micro_batches_fill_the_batch(self) -> Self:
+    def fault(self) -> str | None:
+        """What does not fit together (checked once shared and own settings are merged)."""
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(
+            return (
                 f"batch_size ({self.batch_size}) is not a multiple of "
                 f"micro_batch_size ({self.micro_batch_size})"
             )
-        return self
+        return None
 
 
 class TrainConfig(Section):
@@ -146,7 +179,7 @@ class TrainConfig(Section):
 
     shared: TrainSettings = TrainSettings()
     methods: dict[Name, TrainSettings] = Field(default_factory=lambda: {"perpo": TrainSettings()})
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Int] = Field(default_factory=lambda: [0], min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -160,7 +193,14 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _every_variant_is_whole(self) -> Self:
-        self.variants()
+        for name, settings in (*self.methods.items(), ("shared", self.shared)):
+            if "seed" in settings.model_fields_set:
+                raise ValueError(f"{name}: give `seeds: [...]` of the section instead of `seed`")
+        for name, settings in self.variants().items():
+            if name == BASE or name.endswith(OTHER_IMAGE):
+                raise ValueError(f"methods.{name}: this name is reserved; choose another")
+            if fault := settings.fault():
+                raise ValueError(f"methods.{name}: {fault}")
         return self
 
     def variants(self) -> dict[str, TrainSettings]:
@@ -188,30 +228,32 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """What is evaluated, on which split; greedy decoding."""
 
-    operational: ClassVar[frozenset[str]] = frozenset({"models", "other_image", "prompts_per_part"})
+    operational: ClassVar[frozenset[str]] = frozenset({"models", "other_image"})
 
     split: Name = "test"
-    models: list[Name] | None = Field(None, description="default: base and every trained variant")
+    models: list[Name] | None = Field(
+        None, min_length=1, description="default: base and every trained variant"
+    )
     other_image: bool = Field(True, description="also with the image of another prompt")
-    other_image_prompts: int = Field(512, gt=0)
-    max_new_tokens: int = Field(64, ge=1)
-    batch_size: int = Field(64, ge=1)
-    prompts_per_part: int = Field(512, ge=1)
+    other_image_prompts: Int = Field(512, gt=0)
+    max_new_tokens: Int = Field(64, ge=1)
+    batch_size: Int = Field(64, ge=1)
+    prompts_per_part: Int = Field(512, ge=1)
 
 
 class ReportConfig(Section):
     """The page that shows what changed."""
 
     title: str = "PerPO"
-    pictures: int = Field(12, ge=0, description="examples with boxes before and after")
-    num_resamples: int = Field(10_000, ge=100, description="of the paired bootstrap")
+    pictures: Int = Field(12, ge=0, description="examples with boxes before and after")
+    num_resamples: Int = Field(10_000, ge=100, description="of the paired bootstrap")
 
 
 class RunConfig(Section):
     """One run: a name, a seed, and a section a stage."""
 
     run: Name
-    seed: int = Field(0, ge=0)
+    seed: Int = Field(0, ge=0)
     data_root: Path = Path("data")
     model: ModelConfig = ModelConfig()
     prepare: dict[Name, PrepareConfig]
@@ -240,7 +282,8 @@ class RunConfig(Section):
 
     def eval_models(self) -> list[str]:
         """Names of the models to evaluate, `base` first."""
-        return self.eval.models or [BASE, *self.train.variants()]
+        every = [BASE, *self.train.variants()]
+        return every if self.eval.models is None else self.eval.models
 
     def eval_variants(self) -> list[str]:
         """Names of the evaluations: a model, or a model with the image of another prompt."""

@@ -8,8 +8,10 @@ from typing import Any
 
 from perpo_pipeline.artifacts import (
     CURRENT,
+    MANIFEST,
     STARTED,
     Version,
+    being_written,
     damaged_files,
     open_version,
 )
@@ -91,23 +93,23 @@ def _cell(value: Any) -> str:
 def collect_garbage(run_dir: Path, *, remove: bool) -> list[Path]:
     """Version directories under `run_dir` that no `current` file and no lineage of one refers to.
 
-    Unfinished versions count as unused unless `current` leads to them.
+    Unfinished versions count as unused unless `current` leads to them or a process writes them.
     """
     used: set[Path] = set()
     frontier = [
-        open_version(pointer.parent)
+        pointer.parent / pointer.read_text().strip()
         for pointer in sorted(run_dir.glob(f"*/*/{CURRENT}"))
-        if (pointer.parent / pointer.read_text().strip()).is_dir()
     ]
     while frontier:
-        version = frontier.pop()
-        if version.path.resolve() in used:
+        path = frontier.pop().resolve()
+        if path in used:
             continue
-        used.add(version.path.resolve())
-        parents = [version.path / r["path"] for r in version.manifest["inputs"].values()]
-        frontier += [open_version(parent) for parent in parents if parent.is_dir()]
+        used.add(path)
+        if (path / MANIFEST).is_file():
+            inputs = json.loads((path / MANIFEST).read_text())["inputs"]
+            frontier += [path / record["path"] for record in inputs.values()]
     found = {p.parent.resolve() for p in run_dir.glob(f"*/*/*/{STARTED}")}
-    unused = sorted(found - used)
+    unused = sorted(path for path in found - used if not being_written(path))
     if remove:
         for path in unused:
             shutil.rmtree(path)

@@ -1,5 +1,6 @@
 """Find a model's files and say exactly which model they are, without loading it."""
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -180,7 +181,9 @@ def _read_cache(cache_file: Path | None) -> dict[str, str]:
 
 
 def _write_cache(cache_file: Path, digests: dict[str, str]) -> None:
-    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    """Keep the digests; where that fails, the next run hashes again."""
     temporary = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(digests, indent=1, sort_keys=True), encoding="utf-8")
-    temporary.replace(cache_file)
+    with contextlib.suppress(OSError):
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(digests, indent=1, sort_keys=True), encoding="utf-8")
+        temporary.replace(cache_file)

@@ -33,6 +33,11 @@ class Run:
         """The directory of an artifact's variant in this run."""
         return self.config.run_dir / artifact / variant
 
+    @property
+    def scratch(self) -> Path:
+        """Where things are kept that no artifact is: inside --out where it is given."""
+        return self.out or self.config.run_dir
+
     def latest(self, artifact: str, variant: str = DEFAULT) -> Version:
         """The version in use, or the one that a flag such as --prompts names."""
         given = self.inputs.get(artifact)

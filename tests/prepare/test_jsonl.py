@@ -57,7 +57,7 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ({**GOOD, "gt_box": [-3, 2, 8, 9]}, "outside the image"),
         ({**GOOD, "gt_box": [1, 2, 8]}, "not four finite numbers"),
         ({**GOOD, "gt_box": [1, 2, 8, "9"]}, "not four finite numbers"),
-        ({**GOOD, "gt_box": None}, "not four finite numbers"),
+        ({**GOOD, "gt_box": None}, "`gt_box` is missing"),
         ({**GOOD, "image": "missing.png"}, "No such file"),
         ({**GOOD, "image": "torn.png"}, "torn.png"),
         ({**GOOD, "image": "text.png"}, "text.png"),
@@ -67,6 +67,11 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ({**GOOD, "task": "ocr"}, "`gt_text` is missing"),
         ({**GOOD, "expression": "x"}, "either `prompt` or `expression`"),
         ({**GOOD, "prompt": 3}, "`prompt` is not text"),
+        ({**GOOD, "gt_box": [0, 0, 1, 10**400]}, "not four finite numbers"),
+        ({**GOOD, "image": "a\x00.png"}, "holds a character that is no text"),
+        ({**GOOD, "prompt": "a \ud800 b"}, "holds a character that is no text"),
+        ({**GOOD, "task": "ocr", "gt_text": "x", "gt_box": [1, 2, 3]}, "not four finite numbers"),
+        ('{"image": ' + "[" * 100_000, "not JSON"),
         ("{broken", "not JSON"),
         ("[1]", "not a JSON object"),
     ],
@@ -78,6 +83,12 @@ def test_a_bad_row_is_told_with_its_line_and_nothing_is_read(
         read_jsonl(dataset(tmp_path, GOOD, bad), "train")
     assert "1 bad rows" in str(caught.value)
     assert "line 2: " in str(caught.value) and told in str(caught.value)
+
+
+def test_a_null_box_beside_a_text_is_no_box(tmp_path: Path) -> None:
+    row = {**GOOD, "task": "ocr", "gt_text": "x", "gt_box": None}
+    (read,), _ = read_jsonl(dataset(tmp_path, row), "train")
+    assert read["gt_box"] is None and read["gt_text"] == "x"
 
 
 def test_half_a_pixel_outside_is_rounding_and_stays_as_it_is(tmp_path: Path) -> None:
@@ -104,8 +115,9 @@ def test_the_same_image_and_text_twice_are_two_prompts(tmp_path: Path) -> None:
 def test_equal_amounts_are_taken_from_each_dataset(tmp_path: Path) -> None:
     rows = [{**GOOD, "dataset": name} for name in "aaabbb"]
     source = dataset(tmp_path, *rows).model_copy(update={"per_dataset": 2})
-    read, _ = read_jsonl(source, "train")
+    read, facts = read_jsonl(source, "train")
     assert [row["dataset"] for row in read] == ["a", "a", "b", "b"]
+    assert facts["left_out_by_per_dataset"] == 2
 
 
 def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:

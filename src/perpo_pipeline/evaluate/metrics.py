@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def summarise(predictions: pa.Table, prompts: pa.Table) -> list[Row]:
-    """METRICS rows, one a metric and split.
+    """METRICS rows, one a metric, split and kind of task.
 
     `predictions` needs prompt_id, reward, parse_ok; `prompts` prompt_id, split, task, image_sha256.
     Grounding gives `ap50` and `ap75` (share of prompts with IoU >= 0.5, 0.75; an answer without a
@@ -21,17 +21,17 @@ def summarise(predictions: pa.Table, prompts: pa.Table) -> list[Row]:
     rows = pl.DataFrame(predictions).join(
         pl.DataFrame(prompts), on="prompt_id", how="left", maintain_order="left"
     )
+    rows = rows.with_columns(grounding=pl.col("task") == "grounding")
     return [
         _metric(name, values, group)
-        for group in rows.partition_by("split", maintain_order=True)
+        for group in rows.partition_by("split", "grounding", maintain_order=True)
         for name, values in _values(group).items()
     ]
 
 
 def _values(group: pl.DataFrame) -> dict[str, np.ndarray[Any, Any]]:
     reward = group["reward"].to_numpy()
-    grounding = (group["task"] == "grounding").all()
-    if not grounding:
+    if not group["grounding"][0]:
         return {"edit_distance": 1.0 - reward}
     return {
         "ap50": (reward >= 0.5).astype(float),

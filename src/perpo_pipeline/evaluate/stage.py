@@ -49,8 +49,9 @@ def _predict(run: Run, variant: str) -> Version:
     if name != BASE:
         adapter = open_version(run.inputs.get("adapter") or run.place("adapter", name), "adapter")
         inputs["adapter"] = adapter
-    resolved, model_settings = identify_model(model, run.config.run_dir)
+    resolved, model_settings = identify_model(model, run.scratch)
     settings = {**config.result_settings(), "image": "other" if other else "matching",
+        "reward": run.config.score.reward,
                 "box_format": model.box_format, "box_frame": model.box_frame,
                 **model_settings}  # fmt: skip
     if not other:
@@ -79,7 +80,7 @@ def _open(
 ) -> "Vlm":
     from perpo_pipeline.models import merge_adapter
 
-    vlm = open_model(run.config.model, resolved, model_settings, run.config.run_dir, adapter)
+    vlm = open_model(run.config.model, resolved, model_settings, run.scratch, adapter)
     return merge_adapter(vlm)
 
 
@@ -120,7 +121,7 @@ def _predict_part(
         }
     )
     scored = score_samples(
-        samples, truth, reward=run.config.score.reward, box_format=settings["box_format"],
+        samples, truth, reward=settings["reward"], box_format=settings["box_format"],
         box_frame=settings["box_frame"],
     ).to_pylist()  # fmt: skip
     return [

@@ -57,6 +57,7 @@ def read_jsonl(source: JsonlSource, split: str) -> tuple[Sequence[Row], dict[str
         )
     digest = hashlib.sha256("".join(r["prompt_id"] + r["image_sha256"] for r in rows).encode())
     facts = {
+        "left_out_by_per_dataset": sum(taken.values()) - len(rows),
         "file_sha256": hashlib.sha256(source.path.read_bytes()).hexdigest(),
         "images_sha256": digest.hexdigest(),
         "image_root": str(root.resolve()),
@@ -80,7 +81,7 @@ def _lines(path: Path, faults: list[str]) -> Iterator[tuple[int, Row]]:
             continue
         try:
             raw = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             faults.append(f"line {number}: not JSON: {error}")
             continue
         if isinstance(raw, dict):
@@ -101,10 +102,11 @@ def _check_row(
     except InputError as error:
         return {}, f"image {path}: {error.what}"
     task = raw.get("task", source.task)
-    if task == "grounding":
-        fault = box_fault(raw["gt_box"], image.width, image.height)
+    given_box = raw.get("gt_box")
+    if given_box is not None or task == "grounding":
+        fault = box_fault(given_box, image.width, image.height)
     dataset, source_row = str(raw.get("dataset", source.path.stem)), str(raw.get("id", line))
-    box = [float(v) for v in raw["gt_box"]] if "gt_box" in raw and fault is None else None
+    box = [float(v) for v in given_box] if given_box is not None and fault is None else None
     prompt = raw.get("prompt") or REFERRING_PROMPT.format(expression=raw.get("expression"))
     return {
         "prompt_id": prompt_id(dataset, split, source_row),
@@ -137,8 +139,9 @@ def _image_facts(path: Path) -> _ImageFacts:
     """Decode an image once, however many rows ask about it; raises `InputError`."""
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError(error.strerror or str(error), where=str(path)) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(reason, where=str(path)) from error
     image = load_image(data, where=str(path))
     return _ImageFacts(hashlib.sha256(data).hexdigest(), image.width, image.height)
 
@@ -148,8 +151,10 @@ def _key_fault(raw: Row, source: JsonlSource) -> str | None:
     if unknown:
         return f"unknown keys {unknown}; known: {sorted(KEYS)}"
     for key in ("image", "prompt", "expression", "gt_text"):
-        if key in raw and not isinstance(raw[key], str):
+        if raw.get(key) is not None and not isinstance(raw[key], str):
             return f"`{key}` is not text: {raw[key]!r}"
+    if fault := _text_fault(raw):
+        return fault
     if not raw.get("image"):
         return "`image` is missing"
     if bool(raw.get("prompt")) == bool(raw.get("expression")):
@@ -158,7 +163,16 @@ def _key_fault(raw: Row, source: JsonlSource) -> str | None:
     if task not in TASKS:
         return f"`task` is {task!r}; give one of {list(TASKS)} in the row or in the configuration"
     truth = "gt_box" if task == "grounding" else "gt_text"
-    return None if truth in raw else f"`{truth}` is missing (task {task})"
+    return None if raw.get(truth) is not None else f"`{truth}` is missing (task {task})"
+
+
+def _text_fault(raw: Row) -> str | None:
+    """A lone surrogate or a NUL, which no file name and no table can hold."""
+    for key in ("image", "prompt", "expression", "gt_text", "id", "dataset"):
+        text = str(raw.get(key, ""))
+        if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
+            return f"`{key}` holds a character that is no text: {text[:60]!r}"
+    return None
 
 
 def _raise_faults(path: Path, faults: list[str]) -> None:

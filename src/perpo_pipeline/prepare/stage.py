@@ -37,6 +37,6 @@ def prepare(run: Run, split: str) -> Version:
             if not writer.has_part(index):
                 chunk = [rows[i] for i in range(start, min(start + PROMPTS_PER_PART, len(rows)))]
                 writer.write_part(index, chunk)
-        return {"prompts": len(rows)}
+        return {"prompts": len(rows), "left_out": settings.get("left_out_by_per_dataset", 0)}
 
     return make(run, recipe, work, out=run.out)

@@ -27,7 +27,7 @@ def sample(run: Run, split: str) -> Version:
     A prompt that cannot be sampled goes to `errors` with its reason; more than `max_errors` of
     them and the stage fails, keeping what is done.
     """
-    config, run_dir = run.config.sample, run.config.run_dir
+    config, run_dir = run.config.sample, run.scratch
     prompts = run.latest("prompts", split)
     resolved, model_settings = identify_model(run.config.model, run_dir)
     settings = {
@@ -76,10 +76,11 @@ def _write_chunk(
         batch = chunk.slice(start, batch_size).to_pylist()
         rows += sampler.sample_batch(batch, errors)
         next(bar, None)
+    # Nothing of this part is written if too many fail: once repaired, they are tried again.
+    sampler.check_errors(errors, str(writer.path))
     if errors:
         writer.write_part(index, errors, table="errors")
     writer.write_part(index, rows)
-    sampler.check_errors(errors, str(writer.path))
 
 
 class _Sampler:

@@ -68,6 +68,8 @@ def sample_lists(
     Raises ConfigError for num_samples or max_new_tokens below 1 or a temperature that is not
     above 0 (use `greedy_decode`).
     """
+    if not prompts:
+        return []
     if num_samples < 1:
         raise ConfigError(f"num_samples is {num_samples}; it must be at least 1.")
     if not temperature > 0:

@@ -1,6 +1,7 @@
 """`perpo train`: preferences and a model -> the adapter artifact (PEFT files and training log)."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from perpo_pipeline.artifacts import Recipe, Version, Writer, adopt_files, input_of
 from perpo_pipeline.atomic import write_atomically
 from perpo_pipeline.config import TrainSettings
-from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.errors import ArtifactError, ConfigError
 from perpo_pipeline.model_inputs import identify_model, model_notes, open_model
 from perpo_pipeline.schemas import ADAPTER_LOG
 from perpo_pipeline.stage import Run, make
@@ -31,10 +32,11 @@ NO_SPACE_BYTES = 2**20
 
 def train(run: Run, variant: str) -> Version:
     """Train one variant (a method with its settings) on the run's preferences."""
+    _check_one_process()
     settings = run.config.train.variants()[variant]
     preferences = run.latest("preferences", run.config.sample.split)
     prompts = input_of(preferences, "prompts")
-    resolved, model_settings = identify_model(run.config.model, run.config.run_dir)
+    resolved, model_settings = identify_model(run.config.model, run.scratch)
     counted = {**settings.result_settings(), **model_settings}
     if settings.method == "sft":
         counted |= {"box_format": run.config.model.box_format,
@@ -45,7 +47,7 @@ def train(run: Run, variant: str) -> Version:
 
     def work(writer: Writer) -> Mapping[str, Any]:
         if not writer.has_part(0):
-            vlm = open_model(run.config.model, resolved, model_settings, run.config.run_dir)
+            vlm = open_model(run.config.model, resolved, model_settings, run.scratch)
             lists = _training_lists(run, vlm, preferences, prompts, settings, model_settings)
             with _full_disk_explained(writer.path):
                 log = _train_adapter(run, vlm, lists, settings, model_settings, writer, variant)
@@ -54,6 +56,16 @@ def train(run: Run, variant: str) -> Version:
         return {"steps": writer.read_part(0).num_rows, "lists": preferences.manifest["rows"]}
 
     return make(run, recipe, work, out=run.out)
+
+
+def _check_one_process() -> None:
+    """Several processes would multiply the batch that the fingerprint names."""
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
+        raise ConfigError(
+            f"`perpo train` was started in {world_size} processes; it runs in one so far",
+            fix="start it without torchrun",
+        )
 
 
 def _training_lists(
@@ -75,7 +87,7 @@ def _training_lists(
         return ground_truth_lists(rows, by_id, vlm, run.config.model)
     reference = make_reference(
         run, vlm, preferences, by_id, model_settings, batch_size=settings.micro_batch_size,
-        place=run.place("reference", preferences.variant),
+        place=run.out / "reference" if run.out else run.place("reference", preferences.variant),
     )  # fmt: skip
     logps = reference.table().to_pydict()
     by_prompt = dict(zip(logps["prompt_id"], logps["ref_logps"], strict=True))

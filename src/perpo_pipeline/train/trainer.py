@@ -239,7 +239,7 @@ def _arguments(
     settings: TrainSettings, num_lists: int, checkpoints: Path, device: str
 ) -> TrainingArguments:
     steps = math.ceil(num_lists / settings.batch_size) * settings.epochs
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         seed=settings.seed,
         data_seed=settings.seed,
@@ -262,6 +262,8 @@ def _arguments(
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several would be DataParallel: a larger batch
+    return arguments
 
 
 def _scheduler(settings: TrainSettings) -> str:
