@@ -87,22 +87,56 @@ def main() -> None:
     workdir, config, stage, output, *rest = sys.argv[1:]
     os.chdir(workdir)
     command = [stage, "--config", config, *rest]
-    before = Path("before")
-    shutil.copytree("data", before, dirs_exist_ok=True)
-    count_file = Path("events")
+    for name in ("data", config):
+        copy(Path(name), Path("uninterrupted") / name)
+    count_file = Path("events").resolve()
+    os.chdir("uninterrupted")
     reference = attempt(command, None, count_file)
-    shutil.move("data", "uninterrupted")
+    os.chdir(workdir)
     events = int(count_file.read_text())
-    outcomes = []
+    running: set[int] = set()
     for kill_at in range(1, events + 1):
-        shutil.copytree(before, "data")
-        killed = attempt(command, kill_at)
-        resumed = attempt(command, None)
-        shutil.move("data", f"killed-{kill_at}")
-        outcomes.append({"kill_at": kill_at, "killed": killed, "resumed": resumed})
+        if len(running) == (os.cpu_count() or 1):
+            running.discard(os.wait()[0])
+        running.add(in_background(lambda k=kill_at: kill_and_resume(command, config, k)))
+    while running:
+        running.discard(os.wait()[0])
+    outcomes = [json.loads(Path(f"killed-{k}/outcome").read_text()) for k in range(1, events + 1)]
     Path(output).write_text(
         json.dumps({"reference": reference, "events": events, "outcomes": outcomes})
     )
+
+
+def in_background(work: Callable[[], None]) -> int:
+    """Run `work` in a forked child; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+    finally:
+        os._exit(0)
+
+
+def kill_and_resume(command: list[str], config: str, kill_at: int) -> None:
+    """One kill and the same command again, in a directory of their own."""
+    place = Path(f"killed-{kill_at}").resolve()
+    for name in ("data", config):
+        copy(Path(name), place / name)
+    os.chdir(place)
+    killed = attempt(command, kill_at)
+    resumed = attempt(command, None)
+    record = {"kill_at": kill_at, "killed": killed, "resumed": resumed}
+    (place / "outcome").write_text(json.dumps(record))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or a tree."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)
 
 
 if __name__ == "__main__":

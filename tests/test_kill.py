@@ -116,6 +116,6 @@ def test_a_stage_killed_anywhere_ends_with_the_same_rows(
         assert entry["killed"] == -9, f"the kill at event {entry['kill_at']} did not happen"
         assert entry["resumed"] == 0, f"killed at event {entry['kill_at']}, not resumable"
         for artifact in ARTIFACTS[stage]:
-            found = open_version(tmp_path / f"killed-{entry['kill_at']}" / "k" / artifact)
-            assert_same(found, open_version(tmp_path / "uninterrupted" / "k" / artifact))
+            found = open_version(tmp_path / f"killed-{entry['kill_at']}/data/k" / artifact)
+            assert_same(found, open_version(tmp_path / "uninterrupted/data/k" / artifact))
     run_stage(upstream, stage)
