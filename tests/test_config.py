@@ -151,9 +151,7 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("eval: {models: [perpoo]}", "eval.models: 'perpoo' is not one of"),
     ],
 )
-def test_what_would_be_ignored_or_misread_is_a_fault(
-    tmp_path: Path, extra: str, told: str
-) -> None:
+def test_what_would_be_ignored_or_misread_is_a_fault(tmp_path: Path, extra: str, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, MINIMAL + extra))
     assert told in str(caught.value)
