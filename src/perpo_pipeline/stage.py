@@ -50,11 +50,11 @@ class Run:
     def progress(
         self, items: Iterable[Item], what: str, total: int | None = None
     ) -> Iterable[Item]:
-        """Show a bar with rate and time left on stderr, unless --quiet."""
+        """Show a bar with rate and time left on a terminal, unless --quiet."""
         from tqdm import tqdm
 
         bar: Iterable[Item] = tqdm(
-            items, desc=what, total=total, disable=self.quiet, file=sys.stderr, leave=False,
+            items, desc=what, total=total, disable=self.quiet or None, file=sys.stderr, leave=False,
             mininterval=0.5, dynamic_ncols=True,
         )  # fmt: skip
         return bar

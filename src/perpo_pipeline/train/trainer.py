@@ -185,7 +185,7 @@ class _Progress(TrainerCallback):
         from tqdm import tqdm
 
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what,
-                        disable=self.quiet, leave=False, dynamic_ncols=True)  # fmt: skip
+                        disable=self.quiet or None, leave=False, dynamic_ncols=True)  # fmt: skip
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
