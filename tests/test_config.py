@@ -161,3 +161,15 @@ def test_batch_sizes_are_checked_once_shared_and_own_are_merged(tmp_path: Path) 
     text = MINIMAL + "train: {micro_batch_size: 2, methods: {perpo: {batch_size: 4}}}"
     variant = load_config(write(tmp_path, text)).train.variants()["perpo"]
     assert (variant.batch_size, variant.micro_batch_size) == (4, 2)
+
+
+def test_every_setting_is_listed_for_the_user() -> None:
+    from perpo_pipeline import config
+
+    listed = (CONFIGS / "README.md").read_text()
+    sections = [value for value in vars(config).values()
+                if isinstance(value, type) and issubclass(value, config.Section)]  # fmt: skip
+    names = {name for section in sections for name in section.model_fields}
+    headings = {line.removeprefix("## ") for line in listed.splitlines() if line.startswith("## ")}
+    unlisted = {name for name in names if f"`{name}`" not in listed} - headings - {"shared"}
+    assert len(names) > 40 and not unlisted

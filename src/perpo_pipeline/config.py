@@ -336,7 +336,7 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunCo
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(
             f"{count} in the configuration:\n" + "\n".join(f"  - {fault}" for fault in faults),
-            where=str(path), fix="correct the keys named above; README lists every setting",
+            where=str(path), fix="correct these keys; configs/README.md lists every setting",
         ) from None  # fmt: skip
 
 
