@@ -193,3 +193,16 @@ def test_gc_leaves_a_version_that_is_being_written(
         assert writer.path.is_dir() and capsys.readouterr().out == ""
     assert run("gc", "--config", "r.yaml", "--yes") == 0
     assert not writer.path.exists()
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perpo_pipeline.prepare import stage
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "prepare", interrupted)
+    assert run("prepare", "--config", "r.yaml") == 130
+    assert "the same command goes on" in capsys.readouterr().err

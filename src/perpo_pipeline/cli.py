@@ -355,9 +355,10 @@ def main(argv: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"perpo: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        print("perpo: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as ended:  # typer has turned Ctrl-C into this
+        if ended.code == EXIT_INTERRUPTED:
+            print("perpo: interrupted; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":
