@@ -4,15 +4,17 @@ import contextlib
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.models import Vlm, first_line
+from perpo_pipeline.errors import ArtifactError, first_line
+
+if TYPE_CHECKING:
+    from perpo_pipeline.models import Vlm
 
 ADAPTER_RECORD = "perpo_adapter.json"  # written beside the adapter: {"base_identity": ...}
 
 
-def attach_adapter(vlm: Vlm, adapter: Path) -> Vlm:
+def attach_adapter(vlm: "Vlm", adapter: Path) -> "Vlm":
     """Put a PEFT adapter on the model after checking that it was trained on this very base."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
@@ -41,7 +43,7 @@ def attach_adapter(vlm: Vlm, adapter: Path) -> Vlm:
     return vlm
 
 
-def _check_adapter_files(vlm: Vlm, adapter: Path) -> None:
+def _check_adapter_files(vlm: "Vlm", adapter: Path) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors", ADAPTER_RECORD):
         if not (adapter / name).is_file():
             raise ArtifactError(

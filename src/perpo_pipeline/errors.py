@@ -35,3 +35,9 @@ class ArtifactError(PerpoError):
 
 class MissingDependencyError(PerpoError):
     """An optional package is needed and not installed."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, without the stack of advice behind it."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import InputError, first_line
 
 # What a run can depend on: weights, configuration, tokenizer, processor. Never code, never pickles.
 MODEL_FILE_PATTERNS = (
@@ -159,9 +159,9 @@ def _hub_snapshot(model_id: str, revision: str | None) -> Path:
             fix="give a directory, or an id such as llava-hf/llava-1.5-7b-hf",
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"Model {model_id!r} is not in the local cache and could not be downloaded: {reason}",
+            f"Model {model_id!r} is not in the local cache and could not be downloaded: "
+            f"{first_line(error)}",
             where=where,
             fix=HUB_FIX.format(model_id=model_id),
         ) from error

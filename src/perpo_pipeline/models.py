@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.errors import ConfigError, InputError, first_line
 from perpo_pipeline.images import pad_to_square
 from perpo_pipeline.model_files import ResolvedModel, model_identity, resolve_model
 
@@ -243,12 +243,6 @@ def merge_adapter(vlm: Vlm) -> Vlm:
     if callable(merge):
         vlm.model = merge().eval()
     return vlm
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, without the stack of advice behind it."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _choose_device(device: str) -> torch.device:

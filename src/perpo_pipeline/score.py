@@ -65,8 +65,9 @@ def score_samples(
     rows = pl.DataFrame(samples.select(["prompt_id", "sample_id", "completion"]))
     truth = pl.DataFrame(prompts.select(TRUTH_COLUMNS))
     joined = rows.join(truth, on="prompt_id", how="left", maintain_order="left")
-    _check_truth(joined, reward)
+    _check_prompts(joined)
     by_iou = _uses_iou(joined, reward)
+    _check_truth(joined, by_iou, reward)
     rewards = np.zeros(joined.height)
     parse_ok = np.ones(joined.height, dtype=bool)
     boxes: list[list[float] | None] = [None] * joined.height
@@ -103,16 +104,21 @@ def _uses_iou(joined: pl.DataFrame, reward: str) -> np.ndarray[Any, np.dtype[np.
     return np.full(joined.height, reward == "iou")
 
 
-def _check_truth(joined: pl.DataFrame, reward: str) -> None:
+def _check_prompts(joined: pl.DataFrame) -> None:
     lost = joined.filter(pl.col("task").is_null())
     if lost.height:
         raise ArtifactError(
             f"{lost.height} samples belong to no prompt, the first to {lost['prompt_id'][0]}",
             fix="give the prompts that were sampled with --prompts",
         )
-    needs_box = pl.col("task") == "grounding" if reward == "auto" else pl.lit(reward == "iou")
+
+
+def _check_truth(
+    joined: pl.DataFrame, by_iou: np.ndarray[Any, np.dtype[np.bool_]], reward: str
+) -> None:
+    needs_box = pl.Series(by_iou)
     missing = joined.filter(
-        (needs_box & pl.col("gt_box").is_null()) | (~needs_box & pl.col("gt_text").is_null())
+        (needs_box & joined["gt_box"].is_null()) | (~needs_box & joined["gt_text"].is_null())
     )
     if missing.height:
         raise ArtifactError(

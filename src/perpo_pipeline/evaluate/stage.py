@@ -51,7 +51,7 @@ def _predict(run: Run, variant: str) -> Version:
         inputs["adapter"] = adapter
     resolved, model_settings = identify_model(model, run.scratch)
     settings = {**config.result_settings(), "image": "other" if other else "matching",
-        "reward": run.config.score.reward,
+                "reward": run.config.score.reward,
                 "box_format": model.box_format, "box_frame": model.box_frame,
                 **model_settings}  # fmt: skip
     if not other:

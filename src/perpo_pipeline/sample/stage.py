@@ -122,8 +122,8 @@ class _Sampler:
     def check_errors(self, errors: list[Row], where: str) -> None:
         """Raise `InputError` once more prompts have failed than the configuration allows."""
         self.failed += len(errors)
-        if self.failed > self.config.max_errors:
-            first = errors[-1] if errors else {"prompt_id": "?", "reason": "see `errors`"}
+        if errors and self.failed > self.config.max_errors:
+            first = errors[-1]
             raise InputError(
                 f"{self.failed} prompts cannot be sampled (max_errors {self.config.max_errors}), "
                 f"for instance {first['prompt_id']}: {first['reason']}",

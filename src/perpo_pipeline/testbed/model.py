@@ -30,9 +30,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from perpo_pipeline.prepare.rows import REFERRING_PROMPT
 from perpo_pipeline.testbed.scenes import COLOURS, EXTREMES, PRESETS, RELATIONS, scene_preset
 
-INSTRUCTION = "Please provide the bounding box coordinate of the region this sentence describes: "
+INSTRUCTION = REFERRING_PROMPT.removesuffix("{expression}")
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, IMAGE)
 VOCAB_SIZE = 704

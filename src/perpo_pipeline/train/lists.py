@@ -64,15 +64,8 @@ class ListCollator:
         self.vlm, self.preprocess = vlm, preprocess
 
     def __call__(self, lists: Sequence[TrainingList]) -> dict[str, TrainingBatch]:
-        packed = pack_lists(
-            self.vlm,
-            [
-                CompletionList(
-                    encode_row(self.vlm, entry.prompt, self.preprocess), entry.completions
-                )
-                for entry in lists
-            ],
-        )
+        pairs = [(entry.prompt, entry.completions) for entry in lists]
+        packed = pack_rows(self.vlm, pairs, self.preprocess)
         batch = TrainingBatch(
             lists=packed,
             rewards=_pad([entry.rewards for entry in lists]),
@@ -80,6 +73,19 @@ class ListCollator:
             ref_logps=_pad([entry.ref_logps or [0.0] * len(entry.rewards) for entry in lists]),
         )
         return {"batch": batch}
+
+
+def pack_rows(
+    vlm: "Vlm", pairs: Sequence[tuple[Row, Sequence[Sequence[int]]]], preprocess: str
+) -> ListBatch:
+    """Encode each prompts row and pack it with its completions (token ids) for one forward."""
+    return pack_lists(
+        vlm,
+        [
+            CompletionList(encode_row(vlm, prompt, preprocess), completions)
+            for prompt, completions in pairs
+        ],
+    )
 
 
 def ranked_lists(

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer
-from perpo_pipeline.model_inputs import encode_row
 from perpo_pipeline.stage import Run, make
-from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, reference_logps
+from perpo_pipeline.train.lists import pack_rows
+from perpo_pipeline.train.shared_prefix import reference_logps
 
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
@@ -47,14 +47,9 @@ def _logps_of(
     found: list[dict[str, Any]] = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        lists = [
-            CompletionList(
-                encode_row(vlm, prompts[row["prompt_id"]], model_settings["preprocess"]),
-                row["completion_token_ids"],
-            )
-            for row in batch
-        ]
-        (logps,) = reference_logps(vlm.model, [pack_lists(vlm, lists)])
+        pairs = [(prompts[row["prompt_id"]], row["completion_token_ids"]) for row in batch]
+        packed = pack_rows(vlm, pairs, model_settings["preprocess"])
+        (logps,) = reference_logps(vlm.model, [packed])
         for row, values in zip(batch, logps.tolist(), strict=True):
             kept = values[: len(row["completion_token_ids"])]
             found.append({"prompt_id": row["prompt_id"], "ref_logps": kept})
