@@ -1,290 +1,333 @@
-"""Time one PerPO step three ways, side by side in one run with random weights.
+"""Time one preference-training step several ways, side by side, on random weights.
 
     python benchmarks/train_step.py --preset cpu --json train_step.json
-    python benchmarks/train_step.py --preset h200 --json train_step.json      (a GPU, bf16, 7B)
+    python benchmarks/train_step.py --preset h200 --json train_step.json    (7B shapes, bf16, CUDA)
+    python benchmarks/train_step.py --preset h200 --recipe     (a whole run over 3,000 lists, CUDA)
 
-shared        the shared prefix of train/shared_prefix.py: one row a list
-concatenated  one full row a completion; everything else as above: the image encoded once a list,
-              the head at answer positions only, cached reference, causal attention without a mask
-released      as the authors' code does it: image encoded for each completion, fp32 logits of all
-              positions, reference model run online (h200: gradient checkpointing too)
+shared-prefix               ours: the prefix is read once for all completions of a list
+concatenated-same-settings  one full row a completion, everything else as ours
+concatenated                as the PerPO authors' code does it
+trl                         TRL's DPOTrainer as documented for VLMs (pairs; needs trl, datasets)
 
-A step is forward, loss and backward on LoRA weights. The repeats of the ways are interleaved, so
-that a busy machine slows all alike; the processor's seconds are given beside the wall's. The
-token bound N(P + A) / (P + NA) is what sharing could give if the time followed the
-number of tokens alone.
+A step is forward, loss and backward on LoRA weights, all on the same lists and weights; the
+repeats of the ways are interleaved, so that a busy machine slows all alike, and medians are
+reported. It needs torch, transformers, peft and a checkout. What is simplified: lists of one
+regime are equally long, and batches are prepared before the clock starts.
 """
 
 import argparse
 import contextlib
-import functools
+import importlib.util
 import json
+import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import Tensor
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
+
+if importlib.util.find_spec("perpo_pipeline") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, and TRL would report its use
+
+import transformers
+from train_step_models import Regime, Shape, build_vlm, random_lists
+from train_step_recipe import run_recipe
+from train_step_variants import VARIANTS, Setup, Work, full_row_logps, full_rows
+
+from perpo_pipeline.models import Vlm
+from perpo_pipeline.train.master_weights import MasterAdamW
+from perpo_pipeline.train.throughput import FlopCounter, measured_peak
+
+LLAVA_7B = Shape(
+    "llava", 4096, 11008, 32, 32, 32, vocab=32064, tower=(1024, 4096, 24, 16), tile_px=336, rank=128
 )
-
-from perpo_pipeline.models import FAMILIES, EncodedPrompt, Vlm, base_model, lora_config
-from perpo_pipeline.train.losses import perpo_loss
-from perpo_pipeline.train.shared_prefix import (
-    CompletionList,
-    completion_logps,
-    pack_lists,
-    token_logps,
+QWEN_7B = Shape(
+    "qwen2_5_vl", 3584, 18944, 28, 28, 4, vocab=152064, tower=(1280, 3420, 32, 16), tile_px=0, rank=128
+)  # fmt: skip
+LLAVA_NEXT_7B = replace(LLAVA_7B, model_type="llava_next")
+SMALL = Shape(
+    "llava", 768, 2048, 2, 12, 12, vocab=2048, tower=(128, 512, 2, 2), tile_px=336, rank=32
 )
+SMALLER = replace(SMALL, hidden=512, intermediate=1408, heads=8, kv_heads=8)
+SMALL_NEXT = replace(SMALLER, model_type="llava_next", tile_px=84)
+SMALL_QWEN = replace(SMALLER, model_type="qwen2_5_vl", kv_heads=2)
 
-IMAGE_ID = 3
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Shapes of the model and of the lists; the image always gives 24 x 24 = 576 tokens."""
-
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    vocab: int
-    tower: tuple[int, int, int, int]  # hidden, intermediate, layers, heads
-    rank: int
-    dtype: str
-    lists: int  # of a shared step; the other ways take one list a step and are as fast a list
-    checkpointing: bool
-    prefix_tokens: int = 600
-    answer_tokens: int = 26
-    num_samples: int = 20
-
-
-PRESETS = {
-    "cpu": Preset(768, 2, 12, 2048, 2048, (128, 512, 2, 2), 32, "float32", 1, False),
-    "h200": Preset(4096, 32, 32, 11008, 32064, (1024, 4096, 24, 16), 128, "bfloat16", 8, True, 636),
+# Beside the first regime, those of the CPU are scaled down in about one proportion.
+PRESETS: dict[str, dict[str, Regime]] = {
+    "cpu": {
+        "llava15-grounding": Regime(SMALL, (336, 336), 576, 600, 26, 20, lists=1),
+        "llava15-grounding-n2": Regime(SMALL, (336, 336), 576, 600, 26, 2, lists=2, full_lists=2),
+        "llava-next-grounding": Regime(SMALL_NEXT, (168, 168), 192, 210, 3, 20, lists=2),
+        "dense-ocr": Regime(SMALL_NEXT, (168, 168), 192, 210, 72, 20, lists=1, checkpointing=True),
+        "qwen25-vl-grounding": Regime(SMALL_QWEN, (392, 392), 196, 230, 13, 20, lists=2),
+    },
+    "h200": {
+        "llava15-grounding": Regime(LLAVA_7B, (336, 336), 576, 636, 26, 20),
+        "llava15-grounding-n2": Regime(LLAVA_7B, (336, 336), 576, 636, 26, 2, full_lists=8),
+        # 640 x 672 fills 46 of 48 rows of features: 576 + 46 * (48 + a new line) tokens.
+        "llava-next-grounding": Regime(LLAVA_NEXT_7B, (640, 672), 2830, 2890, 26, 20, lists=3),
+        "dense-ocr": Regime(
+            LLAVA_NEXT_7B, (640, 672), 2830, 2920, 1000, 20, lists=1, checkpointing=True
+        ),
+        "qwen25-vl-grounding": Regime(QWEN_7B, (560, 560), 400, 460, 26, 20),
+    },
 }
-Logps = Callable[[Vlm, Sequence[CompletionList]], Tensor]
+PADDING = 7  # tokens: bf16 must be judged against what other padding changes, not against zero
 
 
-def build(preset: Preset, device: torch.device) -> Vlm:
-    """A LLaVA with random weights and a LoRA adapter whose B matrices are not zero."""
-    width, inner, layers, heads = preset.tower
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
-            num_attention_heads=heads, image_size=336, patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=preset.vocab, hidden_size=preset.hidden,
-            intermediate_size=preset.intermediate, num_hidden_layers=preset.layers,
-            num_attention_heads=preset.heads, max_position_embeddings=4096,
-        ),
-        image_token_index=IMAGE_ID, image_seq_length=576,
-    )  # fmt: skip
-    dtype = getattr(torch, preset.dtype)
-    torch.set_default_dtype(dtype)
-    with device:
-        model = LlavaForConditionalGeneration(config)
-    torch.set_default_dtype(torch.float32)
-    vlm = Vlm(
-        model=model.requires_grad_(False).eval(), processor=None,
-        tokenizer=SimpleNamespace(pad_token_id=0), family=FAMILIES["llava"], device=device,
-        dtype=dtype, eos_token_ids=(2,), image_token_ids=(IMAGE_ID,), identity="random",
-    )  # fmt: skip
-    lora: LoraConfig = lora_config(vlm, preset.rank, 2 * preset.rank)
-    vlm.model = get_peft_model(model, lora, autocast_adapter_dtype=False)
-    for name, parameter in vlm.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.01)
-    return vlm
+@dataclass
+class Timing:
+    """What was measured of one variant; `work` is None once it cannot go on."""
+
+    work: Work | None
+    note: str = ""
+    seconds: list[float] = field(default_factory=list)  # for one list
+    peak_gib: float | None = None
+    logps: torch.Tensor | None = None
 
 
-def random_lists(preset: Preset) -> list[CompletionList]:
-    """Lists of random tokens: image, text, and N answers of exactly A tokens."""
-    generator = torch.Generator().manual_seed(0)
-
-    def tokens(*shape: int) -> Tensor:
-        return torch.randint(10, preset.vocab, shape, generator=generator)
-
-    lists = []
-    for _ in range(preset.lists):
-        text = tokens(preset.prefix_tokens - 576)
-        ids = torch.cat([text[:5], torch.full((576,), IMAGE_ID), text[5:]])
-        pixels = torch.randn(1, 3, 336, 336, generator=generator)
-        prompt = EncodedPrompt(
-            ids, {"pixel_values": pixels}, torch.arange(len(ids))[None], len(ids),
-            (336, 336), (336, 336), (336, 336),
-        )  # fmt: skip
-        answers = tokens(preset.num_samples, preset.answer_tokens).tolist()
-        lists.append(CompletionList(prompt, answers))
-    return lists
-
-
-def shared(vlm: Vlm, lists: Sequence[CompletionList]) -> Tensor:
-    return completion_logps(vlm.model, pack_lists(vlm, lists))
-
-
-def concatenated(vlm: Vlm, lists: Sequence[CompletionList], padding: int = 0) -> Tensor:
-    """Full rows for one list; its last tokens are left out, as in a shared row."""
-    (entry,) = lists
-    inner = base_model(vlm.model)
-    answers = torch.tensor(entry.completions, device=vlm.device)
-    num, prefix = len(answers), entry.prompt.num_tokens
-    prompt_ids = entry.prompt.input_ids.to(vlm.device).expand(num, -1)
-    ids = torch.nn.functional.pad(torch.cat([prompt_ids, answers[:, :-1]], dim=1), (0, padding))
-    pixels = entry.prompt.tensors["pixel_values"].to(vlm.device, vlm.dtype)
-    features = torch.cat(inner.model.get_image_features(pixels).pooler_output)
-    embeds = inner.get_input_embeddings()(ids)
-    is_image = (ids == IMAGE_ID)[..., None].expand_as(embeds)
-    embeds = embeds.masked_scatter(is_image, features.repeat(num, 1).to(embeds.dtype))
-    hidden = inner.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    last = hidden[:, prefix - 1 : prefix - 1 + answers.shape[1]].flatten(0, 1)
-    return token_logps(inner.lm_head, last, answers.flatten()).view(1, num, -1).sum(-1)
-
-
-def released(vlm: Vlm, lists: Sequence[CompletionList]) -> Tensor:
-    (entry,) = lists
-    answers = torch.tensor(entry.completions, device=vlm.device)
-    prefix = entry.prompt.num_tokens
-    ids = torch.cat([entry.prompt.input_ids.to(vlm.device).expand(len(answers), -1), answers], 1)
-    pixels = entry.prompt.tensors["pixel_values"].to(vlm.device, vlm.dtype)
-    logits = vlm.model(
-        input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False,
-        pixel_values=pixels.repeat(len(answers), 1, 1, 1),
-    ).logits.float()  # fmt: skip
-    logps = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    return logps[:, prefix - 1 :].sum(-1)[None]
-
-
-def step(vlm: Vlm, lists: Sequence[CompletionList], logps: Logps, *, online: bool) -> None:
-    """Forward, PerPO loss and backward; the reference is run here only if `online`."""
-    vlm.model.zero_grad()
-    policy = logps(vlm, lists)
-    reference = policy.detach()
-    if online:
-        with torch.no_grad(), vlm.model.disable_adapter():
-            reference = logps(vlm, lists)
-    rewards = torch.linspace(0, 1, policy.shape[1], device=vlm.device).expand_as(policy)
-    perpo_loss(policy, reference, rewards).mean().backward()
-
-
-@contextlib.contextmanager
-def checkpointing(vlm: Vlm, wanted: bool) -> Iterator[None]:
-    if not wanted:
-        yield
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    on_cuda = options.preset != "cpu"
+    if on_cuda and not torch.cuda.is_available():
+        raise SystemExit(f"--preset {options.preset} and --recipe need a CUDA device")
+    device = torch.device("cuda" if on_cuda else "cpu")
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    regimes = {name: PRESETS[options.preset][name] for name in options.regime}
+    if options.recipe:
+        for name, regime in regimes.items():
+            vlm, _ = build_vlm(regime.shape, dtype, device)
+            print(f"{name}: {run_recipe(vlm, regime)}", flush=True)
         return
-    vlm.model.train()
-    vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
-    yield
-    vlm.model.gradient_checkpointing_disable()
-    vlm.model.eval()
+    # Every way has one length: each gets kernels made for it, none those for any length.
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    peak = measured_peak(device, dtype) if on_cuda else None
+    rows, header = [], describe(options, regimes, device, dtype, peak)
+    for name, setup in setups(regimes, dtype, device):
+        timings = measure(name, setup, options.variant, options.repeats)
+        header["max_abs_dlogp_nats"][name] = differences(setup, timings)
+        found = summarise(name, setup, timings, peak)
+        if (ours := timings.get("shared-prefix")) and ours.work:
+            full = full_step_seconds(ours.work, setup.vlm, options.repeats)
+            found[-1]["full_step_ms_per_prompt"] = 1e3 * full
+        print_table(name, setup.regime, found)
+        rows += found
+    if options.json:
+        text = json.dumps({"header": header, "rows": rows}, indent=2)
+        options.json.write_text(text + "\n", encoding="utf-8")
 
 
-def timed(vlm: Vlm, run: Callable[[], None]) -> tuple[float, float]:
-    """Wall seconds, and this process's seconds of processor (what a shared machine leaves true)."""
-    synchronise = torch.cuda.synchronize if vlm.device.type == "cuda" else lambda: None
-    synchronise()
-    start, busy = time.perf_counter(), time.process_time()
-    run()
-    synchronise()
-    return time.perf_counter() - start, time.process_time() - busy
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    regimes = list(PRESETS["cpu"])
+    parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
+    parser.add_argument("--regime", nargs="+", choices=regimes, help="default: all")
+    parser.add_argument("--variant", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="processor threads (default: torch's)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--recipe", action="store_true", help="time a whole run over 3,000 lists")
+    options = parser.parse_args(arguments)
+    if options.recipe and options.preset == "cpu":
+        parser.error("--recipe is for --preset h200")
+    options.regime = options.regime or (regimes[:1] if options.recipe else regimes)
+    return options
 
 
-def measure(vlm: Vlm, preset: Preset, repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and processor seconds a list of each way: a warm-up, then `repeats` interleaved."""
-    lists = random_lists(preset)
-    ways: dict[str, tuple[Logps, Sequence[CompletionList], bool, bool]] = {
-        "shared": (shared, lists, False, False),
-        "concatenated": (concatenated, lists[:1], False, False),
-        "released": (released, lists[:1], True, preset.checkpointing),
-    }
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for repeat in range(-1, repeats):
-        for name, (logps, some, online, checkpointed) in ways.items():
-            with checkpointing(vlm, checkpointed):
-                run = functools.partial(step, vlm, some, logps, online=online)
-                wall, busy = (taken / len(some) for taken in timed(vlm, run))
-            if repeat >= 0:
-                seconds[name].append((wall, busy))
-            note = "" if repeat >= 0 else " (warm-up)"
-            print(f"{name:14s} {wall:8.3f} s a list, {busy:8.3f} s of processor{note}", flush=True)
-    return seconds
+def setups(regimes: dict[str, Regime], dtype: torch.dtype, device: torch.device) -> Any:
+    """Each regime's model and lists; regimes of one shape that follow each other share the model."""
+    shape = None
+    for name, regime in regimes.items():
+        if regime.shape != shape:
+            vlm = twin = setup = None  # frees the last model before the next is built
+            torch.compiler.reset()
+            vlm, twin = build_vlm(regime.shape, dtype, device)
+            shape = regime.shape
+        lists = random_lists(vlm, regime, max(regime.lists, regime.full_lists))
+        setup = Setup(vlm, twin, regime, lists)
+        yield name, setup
+
+
+def measure(
+    regime_name: str, setup: Setup, variants: Sequence[str], repeats: int
+) -> dict[str, Timing]:
+    """A warm-up of each variant, then `repeats` interleaved ones; what runs out of memory drops out."""
+    timings = {}
+    for name in (name for name in VARIANTS if name in variants):
+        if name == "trl" and setup.regime.num_samples != 2:
+            continue
+        try:
+            timings[name] = warm_up(name, setup)
+        except ImportError as error:
+            print(f"{regime_name}: {name} is left out: {error}", flush=True)
+    for repeat in range(repeats):
+        print(f"{regime_name}: repeat {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
+        for timing in timings.values():
+            if timing.work:
+                run(timing)
+    return timings
+
+
+def warm_up(name: str, setup: Setup) -> Timing:
+    """Prepare a variant and run it once; with gradient checkpointing if memory asks for it."""
+    timing = Timing(None)
+    for checkpointing in sorted({setup.regime.checkpointing, True}):
+        regime = replace(setup.regime, checkpointing=checkpointing)
+        with contextlib.suppress(torch.OutOfMemoryError):
+            timing = Timing(VARIANTS[name](replace(setup, regime=regime)))
+            run(timing)
+            timing.seconds.clear()
+        if timing.work:
+            if checkpointing != setup.regime.checkpointing:
+                timing.note = "gradient checkpointing, since memory runs out without it"
+            return timing
+        torch.cuda.empty_cache()
+    return Timing(None, "out of memory")
+
+
+def run(timing: Timing) -> None:
+    """Run and time one step; out of memory ends the variant."""
+    work = timing.work
+    assert work is not None
+    on_cuda = torch.cuda.is_available() and next(work.model.parameters()).is_cuda
+    with work.settings():
+        work.model.zero_grad()
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        try:
+            timing.logps = work.step()
+        except torch.OutOfMemoryError:
+            timing.work, timing.note = None, "out of memory"
+        if on_cuda:
+            torch.cuda.synchronize()
+            timing.peak_gib = torch.cuda.max_memory_allocated() / 2**30
+        timing.seconds.append((time.perf_counter() - start) / work.num_lists)
+        work.model.zero_grad()
+
+
+def full_step_seconds(work: Work, vlm: Vlm, repeats: int) -> float:
+    """Median seconds a list with the optimiser; at a learning rate of 0, so that nothing moves."""
+    trained = [p for p in work.model.parameters() if p.requires_grad]
+    optimizer = MasterAdamW(trained, lr=0.0)
+
+    def step() -> torch.Tensor:
+        logps = work.step()
+        optimizer.step()
+        return logps
+
+    timing = Timing(replace(work, step=step))
+    for _ in range(repeats + 1):
+        run(timing)
+    return statistics.median(timing.seconds[1:])
 
 
 @torch.no_grad()
-def differences(vlm: Vlm, preset: Preset) -> dict[str, float]:
-    """Largest |dlogp| between the ways, and between two concatenated runs of other padding.
-
-    The last is what rounding alone does: bf16 must be judged against it, not against zero.
-    """
-    entry = random_lists(preset)[:1]
-    plain = concatenated(vlm, entry)
-    others = {
-        "shared": shared(vlm, entry),
-        "released": released(vlm, entry),
-        "concatenated_padded": concatenated(vlm, entry, padding=7),
-    }
-    return {name: (logps - plain).abs().max().item() for name, logps in others.items()}
-
-
-def summarise(preset: Preset, seconds: dict[str, list[tuple[float, float]]]) -> dict[str, object]:
-    """Median, least and most of each way, and the ratios of the medians against the token bound."""
-    num, prefix, answer = preset.num_samples, preset.prefix_tokens, preset.answer_tokens
-    bound = num * (prefix + answer) / (prefix + num * answer)
-    result: dict[str, object] = {"token_bound": bound}
-    for clock, index in (("wall", 0), ("processor", 1)):
-        taken = {name: [pair[index] for pair in pairs] for name, pairs in seconds.items()}
-        median = {name: statistics.median(values) for name, values in taken.items()}
-        ratio = median["concatenated"] / median["shared"]
-        result[clock] = {
-            "seconds_a_list": {
-                name: {"median": median[name], "min": min(values), "max": max(values)}
-                for name, values in taken.items()
-            },
-            "concatenated_over_shared": ratio,
-            "share_of_token_bound": ratio / bound,
-            "released_over_shared": median["released"] / median["shared"],
-        }
-    return result
+def differences(setup: Setup, timings: dict[str, Timing]) -> dict[str, float]:
+    """Largest |dlogp| in nats: ours against full rows as timed, and full rows of two paddings."""
+    found = {}
+    ours, full = (timings.get(name) for name in ("shared-prefix", "concatenated-same-settings"))
+    if ours and full and ours.logps is not None and full.logps is not None:
+        num = min(len(ours.logps), len(full.logps))
+        found["shared-prefix"] = largest(ours.logps[:num] - full.logps[:num])
+    if full and full.work:
+        # Kernels for yet another length would take a minute to compile.
+        with torch.compiler.set_stance("force_eager"):
+            plain, padded = (
+                full_row_logps(setup.vlm, *full_rows(setup.vlm, setup.lists[:1], padding))
+                for padding in (0, PADDING)
+            )
+        found["two paddings"] = largest(plain - padded)
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="processor threads (default: torch's)")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    preset = PRESETS[arguments.preset]
-    device = torch.device("cpu" if arguments.preset == "cpu" else "cuda")
-    torch.manual_seed(0)
-    vlm = build(preset, device)
-    on_gpu = device.type == "cuda"
-    result = {
-        "preset": arguments.preset,
-        "settings": asdict(preset),
-        "repeats": arguments.repeats,
+def largest(values: torch.Tensor) -> float:
+    return float(values.abs().max())
+
+
+def summarise(
+    regime_name: str, setup: Setup, timings: dict[str, Timing], peak: float | None
+) -> list[dict[str, Any]]:
+    """A row for each variant; figures that need a variant which was not run are null."""
+    bound = setup.regime.token_bound
+    median = {n: statistics.median(t.seconds) for n, t in timings.items() if t.work}
+    flops_of = FlopCounter(setup.vlm.model)
+    rows = []
+    for name, timing in timings.items():
+        row: dict[str, Any] = {
+            "regime": regime_name, "variant": name, "token_bound": bound, "note": timing.note,
+            "ms_per_prompt": None, "peak_gib": timing.peak_gib,
+        }  # fmt: skip
+        rows.append(row)
+        if not timing.work:
+            continue
+        seconds, batch = median[name], timing.work.rows
+        row["ms_per_prompt"] = 1e3 * seconds
+        row["ms_range"] = [1e3 * min(timing.seconds), 1e3 * max(timing.seconds)]
+        row["lists_per_step"] = timing.work.num_lists
+        row["tokens_per_s"] = batch.num_packed / timing.work.num_lists / seconds
+        if "concatenated" in median:
+            row["faster_than_concatenated"] = median["concatenated"] / seconds
+        if name == "shared-prefix" and "concatenated-same-settings" in median:
+            ratio = median["concatenated-same-settings"] / seconds
+            row["share_of_token_bound"] = ratio / bound
+        if peak:
+            flops = flops_of.count(batch) / timing.work.num_lists
+            row["share_of_matmul_rate"] = flops / seconds / peak
+    return rows
+
+
+def print_table(regime_name: str, regime: Regime, rows: list[dict[str, Any]]) -> None:
+    columns = {
+        "ms/prompt": ("ms_per_prompt", "{:.1f}"), "tokens/s": ("tokens_per_s", "{:,.0f}"),
+        "peak GiB": ("peak_gib", "{:.1f}"), "x concatenated": ("faster_than_concatenated", "{:.1f}"),
+        "of bound": ("share_of_token_bound", "{:.2f}"),
+        "of matmul": ("share_of_matmul_rate", "{:.2f}"),
+    }  # fmt: skip
+    print(
+        f"\n{regime_name}: prefix {regime.prefix_tokens} ({regime.image_tokens} image), answers "
+        f"{regime.num_samples} x {regime.answer_tokens} tokens, token bound {regime.token_bound:.1f}"
+    )
+    print(f"{'':28s}" + "".join(f"{title:>16s}" for title in columns))
+    for row in rows:
+        values = [(row.get(key), form) for key, form in columns.values()]
+        cells = ["-" if value is None else form.format(value) for value, form in values]
+        print(f"{row['variant']:28s}" + "".join(f"{c:>16s}" for c in cells) + "  " + row["note"])
+        if full := row.get("full_step_ms_per_prompt"):
+            print(f"{'  with the optimiser':28s}{full:16.1f}")
+    sys.stdout.flush()
+
+
+def describe(
+    options: argparse.Namespace, regimes: dict[str, Regime], device: torch.device,
+    dtype: torch.dtype, peak: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    on_cuda = device.type == "cuda"
+    return {
+        "preset": options.preset,
+        "machine": torch.cuda.get_device_name() if on_cuda else platform.machine(),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
-        "machine": torch.cuda.get_device_name() if on_gpu else platform.machine(),
-        **summarise(preset, measure(vlm, preset, arguments.repeats)),
-        "max_abs_dlogp_nats": differences(vlm, preset),
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        "repeats": options.repeats,
+        "dtype": str(dtype),
+        "peak_gib": "torch.cuda.max_memory_allocated" if on_cuda
+        else "null: peaks of one process cannot be told apart on the CPU",
+        "matmul_tflops": peak / 1e12 if peak else None,
+        "settings": {name: asdict(regime) for name, regime in regimes.items()},
+        "max_abs_dlogp_nats": {},
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -105,11 +105,6 @@ def test_a_key_given_twice_is_a_fault_not_an_overwrite(tmp_path: Path) -> None:
         load_config(write(tmp_path, MINIMAL + "run: other\n"))
 
 
-def test_micro_batches_must_fill_the_batch(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a multiple"):
-        load_config(write(tmp_path, MINIMAL + "train: {batch_size: 8, micro_batch_size: 3}"))
-
-
 def test_a_missing_file_suggests_one_that_exists() -> None:
     with pytest.raises(ConfigError, match=r"did you mean .*demo\.yaml"):
         load_config(CONFIGS / "dmo.yaml")
@@ -124,11 +119,13 @@ def test_flags_override_the_file_and_are_checked_like_it(tmp_path: Path) -> None
 
 def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
-    one, other = load_config(path), load_config(path, {"train.checkpoint_every": 7})
-    assert (
-        one.train.variants()["perpo"].result_settings()
-        == other.train.variants()["perpo"].result_settings()
-    )
+    one = load_config(path)
+    for name, value in [("checkpoint_every", 7), ("max_tokens_per_step", 99), ("compile", False)]:
+        other = load_config(path, {f"train.{name}": value})
+        assert (
+            one.train.variants()["perpo"].result_settings()
+            == other.train.variants()["perpo"].result_settings()
+        )
     changed = load_config(path, {"train.beta": 7.0})
     assert (
         one.train.variants()["perpo"].result_settings()
@@ -141,6 +138,9 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
     [
         ("train: {methods: {base: {method: sft}}}", "methods.base: this name is reserved"),
         ("train: {methods: {a-other-image: {method: sft}}}", "this name is reserved"),
+        ("train: {methods: {sft: {sft_weight: 1.0}}}", "methods.sft: sft has no preferences"),
+        ("train: {label_smoothing: 0.5}", "train.label_smoothing"),
+        ("train: {scope: []}", "train.scope"),
         ("train: {seed: 5}", "give `seeds: [...]`"),
         ("train: {methods: {perpo: {seed: 5}}}", "give `seeds: [...]`"),
         ("sample: {temperature: .inf}", "sample.temperature"),
@@ -157,10 +157,12 @@ def test_what_would_be_ignored_or_misread_is_a_fault(tmp_path: Path, extra: str,
     assert told in str(caught.value)
 
 
-def test_batch_sizes_are_checked_once_shared_and_own_are_merged(tmp_path: Path) -> None:
-    text = MINIMAL + "train: {micro_batch_size: 2, methods: {perpo: {batch_size: 4}}}"
-    variant = load_config(write(tmp_path, text)).train.variants()["perpo"]
-    assert (variant.batch_size, variant.micro_batch_size) == (4, 2)
+def test_settings_are_checked_once_shared_and_own_are_merged(tmp_path: Path) -> None:
+    shared = MINIMAL + "train: {scope: [projector], methods: {perpo: "
+    variant = load_config(write(tmp_path, shared + "{tuning: full}}}")).train.variants()["perpo"]
+    assert (variant.tuning, variant.scope) == ("full", ["projector"])
+    with pytest.raises(ConfigError, match="leaves nothing for LoRA"):
+        load_config(write(tmp_path, shared + "{}}}"))
 
 
 def test_every_setting_is_listed_for_the_user() -> None:

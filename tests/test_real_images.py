@@ -19,7 +19,6 @@ sample: {{num_samples: 4, max_new_tokens: 24}}
 filter: {{min_margin: 0.0}}
 train:
   batch_size: 8
-  micro_batch_size: 4
   lora: {{rank: 2, alpha: 4}}
   methods: {{sft: , perpo: }}
 eval: {{max_new_tokens: 24, other_image_prompts: 8}}

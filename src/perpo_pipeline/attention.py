@@ -1,14 +1,121 @@
 """Which token sees which, when several completions share one prefix.
 
-Every token carries a segment number: 0 = prefix, 1..N = completion, negative = padding. A query
-sees the prefix and its own segment, nothing else; order inside a sequence is the caller's.
+Two descriptions of the same rule. Training packs whole lists: every token has `Spans`, the keys it
+sees, from which come a dense mask or FlexAttention's block mask. Decoding grows a cache in which
+the tokens of a completion do not lie side by side: every place carries a segment number, 0 =
+prefix, 1..N = completion, negative = padding.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 PREFIX = 0
 PADDING = -1
+BLOCK_TOKENS = 128  # FlexAttention's block of queries and of keys
+SHARED_PREFIX = "perpo_shared_prefix"  # the name of our attention function in transformers
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The keys that each query of packed rows sees; every tensor is (R, T), places in the row.
+
+    Query q sees the keys [prefix_start, prefix_end) and [own_start, q]. A prefix token has an empty
+    prefix span and `own_start` at the start of its prefix; a padding token sees itself alone, so
+    that no softmax runs over nothing.
+    """
+
+    prefix_start: Tensor
+    prefix_end: Tensor
+    own_start: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Spans":
+        """The spans on `device`."""
+        return Spans(
+            *(
+                t.to(device, non_blocking=non_blocking)
+                for t in (self.prefix_start, self.prefix_end, self.own_start)
+            )
+        )
+
+    def visible(self) -> Tensor:
+        """(R, T, T) bool: query (second axis) sees key (last axis)."""
+        keys = torch.arange(self.own_start.shape[1], device=self.own_start.device)
+        in_prefix = (keys >= self.prefix_start[..., None]) & (keys < self.prefix_end[..., None])
+        return in_prefix | ((keys >= self.own_start[..., None]) & (keys <= keys[:, None]))
+
+
+def block_mask(spans: Spans) -> BlockMask:
+    """FlexAttention's mask of packed rows; T must be a multiple of BLOCK_TOKENS.
+
+    Which blocks are empty, partial or full is worked out from the spans, T x T/128 values at a
+    time: the library's `create_block_mask` would build dense T x T masks.
+    """
+    prefix_start, prefix_end, own_start = (
+        t.to(torch.int32) for t in (spans.prefix_start, spans.prefix_end, spans.own_start)
+    )
+    num_rows, length = own_start.shape
+    if length % BLOCK_TOKENS:
+        raise ValueError(f"rows of {length} tokens are no multiple of {BLOCK_TOKENS}")
+    queries = torch.arange(length, device=own_start.device)
+    first = torch.arange(0, length, BLOCK_TOKENS, device=own_start.device)  # (T/128,) first keys
+    last = first + BLOCK_TOKENS - 1
+
+    def touches(start: Tensor, end: Tensor) -> Tensor:  # [start, end) meets the block of keys
+        return (start[..., None] <= last) & (end[..., None] > first)
+
+    def covers(start: Tensor, end: Tensor) -> Tensor:
+        return (start[..., None] <= first) & (end[..., None] > last)
+
+    after = (queries + 1).expand(num_rows, -1)
+    has_prefix = (prefix_end > prefix_start)[..., None]
+    some = (touches(prefix_start, prefix_end) & has_prefix) | touches(own_start, after)
+    whole = (covers(prefix_start, prefix_end) & has_prefix) | covers(own_start, after)
+    by_block = (num_rows, 1, length // BLOCK_TOKENS, BLOCK_TOKENS, -1)
+    some, whole = some.view(by_block).any(3), whole.view(by_block).all(3)
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        in_prefix = (key >= prefix_start[row, query]) & (key < prefix_end[row, query])
+        return in_prefix | ((key >= own_start[row, query]) & (key <= query))
+
+    partial_blocks, full_blocks = _ordered(some & ~whole), _ordered(whole)
+    return BlockMask.from_kv_blocks(
+        *partial_blocks, *full_blocks, BLOCK_SIZE=BLOCK_TOKENS, mask_mod=sees
+    )
+
+
+def shared_prefix_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention: Flex where the mask is a `BlockMask`, else SDPA (None = causal)."""
+    if isinstance(attention_mask, BlockMask):
+        output: tuple[Tensor, Tensor | None] = flex_attention_forward(
+            module, query, key, value, attention_mask, **kwargs
+        )
+        return output
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def use_flex_attention(model: Any) -> None:
+    """Let the text model of a transformers VLM take block masks; the vision tower keeps SDPA.
+
+    Under a name of our own, since some families refuse `flex_attention` by name.
+    """
+    AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
+    AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
+    model.set_attn_implementation({"text_config": SHARED_PREFIX})
+
+
+def uses_flex_attention(model: Any) -> bool:
+    """Whether `use_flex_attention` was called on this transformers model."""
+    return bool(model.config.get_text_config()._attn_implementation == SHARED_PREFIX)
 
 
 def visible_segments(query_segments: Tensor, key_segments: Tensor) -> Tensor:
@@ -34,3 +141,10 @@ def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, 1, Q, K) bool -> how many key blocks each query block has, and which, those first."""
+    counts = blocks.sum(-1, dtype=torch.int32)
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    return counts, order.contiguous()

@@ -207,6 +207,15 @@ def train(
     beta: Annotated[float | None, typer.Option(help="scale of the implicit score")] = None,
     gamma: Annotated[float | None, typer.Option(help="exponent of the reward gap")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="peak of the schedule")] = None,
+    forward: Annotated[
+        str | None, typer.Option(help="auto, shared-prefix, or concatenated (slow, safe)")
+    ] = None,
+    max_tokens_per_step: Annotated[
+        int | None, typer.Option(help="tokens a forward pass; lower it when memory runs out")
+    ] = None,
+    drop_too_long: Annotated[
+        bool, typer.Option("--drop-too-long", help="leave out lists longer than the context")
+    ] = False,
     run: RunName = None,
     out: Out = None,
     quiet: Quiet = False,
@@ -223,7 +232,9 @@ def train(
         raise ConfigError("--beta, --gamma and --learning-rate are of one variant",
                           fix="choose it with --variant or --method")  # fmt: skip
     own = {"method": method, "beta": beta, "gamma": gamma, "learning_rate": learning_rate}
-    settings: dict[str, Any] = {"model.id": model}
+    settings: dict[str, Any] = {"model.id": model, "train.forward": forward,
+                                "train.max_tokens_per_step": max_tokens_per_step,
+                                "train.drop_too_long": drop_too_long or None}  # fmt: skip
     if variant is not None:
         settings |= {f"train.methods.{variant}.{k}": v for k, v in own.items()}
     opened = _open_run(config, run=run, out=out, quiet=quiet, settings=settings,

@@ -135,42 +135,66 @@ class FilterConfig(Section):
 
 
 class LoraSettings(Section):
-    """Low-rank adapter on the linear layers of the language model."""
+    """Low-rank adapter on linear layers."""
 
     rank: Int = Field(128, gt=0)
     alpha: Int = Field(256, gt=0)
-    scope: Literal["language_model"] = "language_model"
 
 
 class TrainSettings(Section):
     """Settings of one training run; a method's own values override the shared ones."""
 
-    operational: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "log_to"})
+    # The operational ones change the result by no more than rounding.
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"max_tokens_per_step", "gradient_checkpointing", "compile", "num_workers",
+         "checkpoint_every", "log_to"}
+    )  # fmt: skip
 
     method: Method = "perpo"
     seed: Int = Field(0, ge=0)
     beta: Float = Field(0.1, gt=0)
     gamma: Float = Field(0.5, ge=0)
+    label_smoothing: Float = Field(
+        0.0, ge=0, lt=0.5, description="share of the preferences taken as flipped"
+    )
+    sft_weight: Float = Field(
+        0.0, ge=0, description="weight of the best completion's loss per token, as an anchor"
+    )
     learning_rate: Float = Field(5e-6, gt=0)
     epochs: Float = Field(1.0, gt=0)
     batch_size: Int = Field(8, ge=1, description="lists an optimiser step")
-    micro_batch_size: Int = Field(8, ge=1, description="lists a forward pass; divides batch_size")
+    max_tokens_per_step: Int = Field(
+        10_240, ge=1, description="packed tokens a forward pass; lower it when memory runs out"
+    )
     warmup_ratio: Float = Field(0.0, ge=0, le=1)
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: Float = Field(0.0, ge=0)
     max_grad_norm: Float = Field(1.0, gt=0)
-    gradient_checkpointing: bool = False
+    tuning: Literal["lora", "full"] = "lora"
+    scope: list[Literal["language_model", "projector", "vision_tower"]] = Field(
+        default=["language_model"], min_length=1, description="what is trained"
+    )
     lora: LoraSettings = LoraSettings()
+    forward: Literal["auto", "shared-prefix", "concatenated"] = Field(
+        "auto", description="`concatenated`: one full row a completion, slow and safe"
+    )
+    compile: bool | None = Field(None, description="decoder layers; default: on CUDA")
+    gradient_checkpointing: bool = Field(False, description="less memory, a third slower")
+    num_workers: Int | None = Field(
+        None, ge=0, description="processes that prepare images; default: several on CUDA, else 0"
+    )
+    drop_too_long: bool = Field(
+        False, description="leave out lists longer than the context, instead of an error"
+    )
     checkpoint_every: Int = Field(100, ge=1, description="optimiser steps")
     log_to: list[str] = Field(default_factory=list, description="integrations of Trainer")
 
     def fault(self) -> str | None:
         """What does not fit together (checked once shared and own settings are merged)."""
-        if self.batch_size % self.micro_batch_size:
-            return (
-                f"batch_size ({self.batch_size}) is not a multiple of "
-                f"micro_batch_size ({self.micro_batch_size})"
-            )
+        if self.tuning == "lora" and self.scope == ["projector"]:
+            return "scope [projector] leaves nothing for LoRA; use tuning: full"
+        if self.method == "sft" and (self.sft_weight or self.label_smoothing):
+            return "sft has no preferences: sft_weight and label_smoothing are not for it"
         return None
 
 

@@ -90,3 +90,21 @@ def encode_row(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> "EncodedP
     from perpo_pipeline.models import encode_prompt
 
     return encode_prompt(vlm, prompt_image(row), row["prompt"], preprocess=preprocess)
+
+
+def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int:
+    """Tokens of an encoded prompts row, from the image's size where the processor can tell."""
+    from perpo_pipeline.models import render_prompt
+    from perpo_pipeline.processors import count_prompt_tokens
+
+    side = max(row["width"], row["height"])
+    size = (side, side) if preprocess == "pad" else (row["width"], row["height"])
+    count = count_prompt_tokens(vlm.processor, render_prompt(vlm, row["prompt"]), size)
+    return encode_row(vlm, row, preprocess).num_tokens if count is None else count
+
+
+def context_length(vlm: "Vlm") -> int | None:
+    """The most tokens that the language model was made for; None where its config does not say."""
+    config: Any = vlm.model.config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)

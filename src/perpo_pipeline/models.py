@@ -8,15 +8,16 @@ torchvision backend differ a little.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from perpo_pipeline.errors import ConfigError, InputError, first_line
-from perpo_pipeline.images import pad_to_square
 from perpo_pipeline.model_files import ResolvedModel, model_identity, resolve_model
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = [
     "FAMILIES",
@@ -26,39 +27,41 @@ __all__ = [
     "Vlm",
     "encode_prompt",
     "load_vlm",
-    "lora_config",
     "merge_adapter",
     "model_identity",
     "render_prompt",
     "resolve_model",
 ]
 
-LORA_LINEARS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-
 
 @dataclass(frozen=True)
 class Family:
     """What differs between model families, as data.
 
-    `box_format` and `frame` are what the family's own answers use (see boxes.py), a default for
-    the config; `position_axes` is 3 for multimodal rotary positions (time, height, width).
+    `projector` and `vision_tower` are module paths inside the transformers model; `box_format` and
+    `frame` what the family's own answers use (see boxes.py), a default for the config;
+    `position_axes` is 3 for multimodal rotary positions (time, height, width). A family that is not
+    `known` was never tried: it is sampled and trained the plain way.
     """
 
     name: str
-    projector: str
-    box_format: str
-    frame: str
+    projector: tuple[str, ...] = ("multi_modal_projector",)
+    vision_tower: str = "vision_tower"
+    box_format: str = "llava"
+    frame: str = "full"
     position_axes: int = 1
+    known: bool = True
 
 
+_QWEN_MERGERS = ("visual.merger", "visual.deepstack_merger_list")
 # transformers' model_type -> family
 FAMILIES: dict[str, Family] = {
-    "llava": Family("llava", "multi_modal_projector", "llava", "full"),
-    "llava_next": Family("llava-next", "multi_modal_projector", "llava", "full"),
-    "llava_onevision": Family("llava-onevision", "multi_modal_projector", "llava", "full"),
-    "qwen2_5_vl": Family("qwen2.5-vl", "visual.merger", "qwen2.5-vl", "resized", 3),
-    "qwen3_vl": Family("qwen3-vl", "visual.merger", "qwen3-vl", "full", 3),
-    "internvl": Family("internvl", "multi_modal_projector", "internvl", "full"),
+    "llava": Family("llava"),
+    "llava_next": Family("llava-next"),
+    "llava_onevision": Family("llava-onevision"),
+    "qwen2_5_vl": Family("qwen2.5-vl", _QWEN_MERGERS[:1], "visual", "qwen2.5-vl", "resized", 3),
+    "qwen3_vl": Family("qwen3-vl", _QWEN_MERGERS, "visual", "qwen3-vl", "full", 3),
+    "internvl": Family("internvl", box_format="internvl"),
 }
 
 
@@ -68,7 +71,8 @@ class Vlm:
 
     `model` is the transformers model, or a PeftModel around it. `identity` names the base model
     exactly. `image_token_ids` are the placeholders that stand for image features: they are input
-    only, no completion may hold one.
+    only, no completion may hold one. `full_attention` is false where a text layer attends
+    otherwise (sliding window, softcap, linear), so that sharing a prefix would be wrong.
     """
 
     model: nn.Module
@@ -81,6 +85,12 @@ class Vlm:
     image_token_ids: tuple[int, ...]
     identity: str
     adapter: Path | None = None
+    full_attention: bool = True
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether completions may share one prefix: tried with this family, and exact."""
+        return self.family.known and self.full_attention
 
     @property
     def pad_token_id(self) -> int:
@@ -97,7 +107,8 @@ class EncodedPrompt:
     a leading image axis; `positions` (A, P) rotary positions, A = 1 or 3 axes; the answer's first
     token has position `next_position` on every axis. `image_size` and `resized` are (width,
     height) of the given image and of what the vision tower sees (None where the image is cut
-    into tiles); `padded_size` is the size after `preprocess="pad"`.
+    into tiles); `padded_size` is the size after `preprocess="pad"`. `token_types` (P,) is what
+    the models with three axes need to work out positions by themselves.
     """
 
     input_ids: Tensor
@@ -108,6 +119,7 @@ class EncodedPrompt:
     padded_size: tuple[int, int]
     resized: tuple[int, int] | None
     text: str = field(repr=False, default="")
+    token_types: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -133,7 +145,7 @@ def load_vlm(
     torch_dtype = _choose_dtype(dtype, target)
     identity = model_identity(resolved, identity_cache)
     model, processor = _load_pretrained(resolved, torch_dtype)
-    family = _check_architecture(model.config, str(resolved.path))
+    family = FAMILIES.get(model.config.model_type) or Family(model.config.model_type, known=False)
     _disable_dropout(model)
     model = model.to(target).requires_grad_(False).eval()
     vlm = Vlm(
@@ -146,6 +158,7 @@ def load_vlm(
         eos_token_ids=_eos_token_ids(model, processor.tokenizer, str(resolved.path)),
         image_token_ids=_image_token_ids(model.config),
         identity=identity,
+        full_attention=_has_full_attention(model.config),
     )
     if adapter is None:
         return vlm
@@ -175,7 +188,7 @@ def render_prompt(vlm: Vlm, prompt: str) -> str:
 
 
 def encode_prompt(
-    vlm: Vlm, image: Image.Image, prompt: str, *, preprocess: str = "processor"
+    vlm: Vlm, image: "Image.Image", prompt: str, *, preprocess: str = "processor"
 ) -> EncodedPrompt:
     """Encode an RGB image and an instruction; tensors stay on the CPU.
 
@@ -188,6 +201,8 @@ def encode_prompt(
     text = render_prompt(vlm, prompt)
     given = image.size
     if preprocess == "pad":
+        from perpo_pipeline.images import pad_to_square
+
         red, green, blue = vlm.processor.image_processor.image_mean
         image = pad_to_square(image, (red, green, blue))
     # A template that writes the begin token itself must not get a second one.
@@ -212,28 +227,7 @@ def encode_prompt(
         padded_size=image.size,
         resized=_resized(vlm, tensors),
         text=text,
-    )
-
-
-def lora_config(vlm: Vlm, rank: int, alpha: int, scope: str = "language_model") -> Any:
-    """LoRA on every linear layer of the language model, dropout 0 (a shared prefix needs it).
-
-    scope `language_model+projector` also trains the projector in full. The pattern matches whole
-    module paths, so the vision tower's layers of the same names stay frozen.
-    """
-    from peft import LoraConfig
-
-    if scope not in ("language_model", "language_model+projector"):
-        raise ConfigError(
-            f"LoRA scope is {scope!r}; it must be language_model or language_model+projector."
-        )
-    projector = [vlm.family.projector] if scope.endswith("projector") else None
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        target_modules=rf".*language_model.*\.({LORA_LINEARS})",
-        modules_to_save=projector,
+        token_types=None if token_types is None else token_types[0],
     )
 
 
@@ -269,7 +263,9 @@ def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, Any]:
     from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
+
+    from perpo_pipeline.processors import load_processor
 
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -281,9 +277,7 @@ def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, 
             trust_remote_code=False,
             output_loading_info=True,
         )
-        processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            resolved.path, backend="pil", local_files_only=True, trust_remote_code=False
-        )
+        processor = load_processor(resolved.path)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise InputError(
             f"Model {resolved.model_id!r} cannot be loaded: {first_line(error)}",
@@ -301,28 +295,15 @@ def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, 
     return model, processor
 
 
-def _check_architecture(config: Any, where: str) -> Family:
-    """Refuse families and layers for which packed sequences are wrong or untried."""
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise InputError(
-            f"Model type {config.model_type!r} is not supported.",
-            where=where,
-            fix=f"use one of {', '.join(sorted(FAMILIES))}",
-        )
+def _has_full_attention(config: Any) -> bool:
+    """Whether every text layer attends to all that came before, without softcap."""
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ["full_attention"])
     windowed = layers != {"full_attention"} or (
         getattr(text, "sliding_window", None) is not None
         and getattr(text, "use_sliding_window", True)
     )
-    if windowed or getattr(text, "attn_logit_softcapping", None):
-        raise InputError(
-            "The language model has layers other than full attention (sliding window, softcap or "
-            "linear): sharing a prefix between completions would change its results.",
-            where=where,
-        )
-    return family
+    return not windowed and not getattr(text, "attn_logit_softcapping", None)
 
 
 def _disable_dropout(model: nn.Module) -> None:

@@ -89,7 +89,7 @@ DROPPED_LISTS = _table("dropped", 1, prompt_id=STRING, reason=STRING, margin=(FL
 REFERENCE = _table("reference", 1, prompt_id=STRING, ref_logps=pa.list_(FLOAT))
 ADAPTER_LOG = _table(
     "adapter",
-    1,
+    2,
     step=INT32,
     epoch=FLOAT,
     loss=FLOAT,
@@ -101,6 +101,7 @@ ADAPTER_LOG = _table(
     worst_logp=(FLOAT, True),
     kl=(FLOAT, True),
     tokens_per_s=FLOAT,
+    mfu=(FLOAT, True),
 )
 PREDICTIONS = _table(
     "predictions",

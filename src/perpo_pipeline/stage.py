@@ -51,13 +51,19 @@ class Run:
         self, items: Iterable[Item], what: str, total: int | None = None
     ) -> Iterable[Item]:
         """Show a bar with rate and time left on a terminal, unless --quiet."""
+        bar: Iterable[Item] = self.bar(what, items=items, total=total)
+        return bar
+
+    def bar(
+        self, what: str, *, items: Iterable[Any] | None = None, total: int | None = None
+    ) -> Any:
+        """tqdm's bar, to be updated by hand where `items` is None."""
         from tqdm import tqdm
 
-        bar: Iterable[Item] = tqdm(
+        return tqdm(
             items, desc=what, total=total, disable=self.quiet or None, file=sys.stderr, leave=False,
             mininterval=0.5, dynamic_ncols=True,
         )  # fmt: skip
-        return bar
 
 
 def make(

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.train.losses import (
+    best_completion_nll,
     diagnose_lists,
     dpo_loss,
     lipo_lambda_loss,
@@ -39,8 +41,9 @@ def softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
-def pair_loss(s_better: float, s_worse: float, beta: float) -> float:
-    return softplus(-beta * (s_better - s_worse))
+def pair_loss(s_better: float, s_worse: float, beta: float, smoothing: float = 0.0) -> float:
+    margin = beta * (s_better - s_worse)
+    return (1 - smoothing) * softplus(-margin) + smoothing * softplus(margin)
 
 
 def grad_of(loss: Loss, logps: Tensor, reference: Tensor, rewards: Tensor, **options) -> Tensor:
@@ -95,6 +98,46 @@ def test_dpo_averages_over_tied_bests_and_worsts():
     expected = pair_loss(2, 1, 1) + pair_loss(2, -3, 1) + pair_loss(0, 1, 1) + pair_loss(0, -3, 1)
     loss = dpo_loss(row(2, 1, 0, -3), row(0, 0, 0, 0), row(0.9, 0.1, 0.9, 0.1), beta=1.0)
     assert loss.item() == pytest.approx(expected / 4, rel=1e-12)
+
+
+def test_smoothed_perpo_matches_the_same_list_derived_by_hand():
+    """softplus(1) = 1.313262, so at e = .1 the pair losses are .9 * .313262 + .1 * 1.313262
+
+    = .413262, .9 * .474077 + .1 * .974077 = .524077, .9 * .974077 + .1 * .474077 = .924077, and
+    the loss (.5 * .413262 + 1 * .524077 + .866025 * .924077) / 2.366025 = .647069.
+    """
+    loss = perpo_loss(
+        row(-3, -7, -4), row(-5, -7, -5), row(1, 0.75, 0), beta=0.5, label_smoothing=0.1
+    )
+    assert loss.item() == pytest.approx(0.647069, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", LIST_LOSSES)
+def test_a_smoothed_preference_is_satisfied_at_the_log_odds_of_a_true_label(loss: Loss):
+    """d/dm of -(1-e) log sigmoid(m) - e log sigmoid(-m) is e - sigmoid(-m).
+
+    At e = .2 that is 0 at m = log 4 (without smoothing it never is), and beyond it the better one
+    is pushed down again; at m = 0 it is -.3, so -+.3 * beta for the two.
+    """
+    rewards, optimum = row(0.8, 0.3), math.log(4)
+
+    def grad_at(margin: float) -> Tensor:
+        s = row(margin, 0)
+        options = {"beta": 1.0, "label_smoothing": 0.2}
+        return grad_of(loss, s, torch.zeros_like(s), rewards, **options)
+
+    torch.testing.assert_close(grad_at(0), row(-0.3, 0.3))
+    torch.testing.assert_close(grad_at(optimum), row(0, 0), rtol=0, atol=1e-15)
+    assert grad_at(optimum + 1)[0, 0] > 0.1
+
+
+@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_smoothing_a_pair_costs_minus_log_sigmoid_to_the_last_bit(loss: Loss, dtype):
+    scores = torch.randn(50, 2, generator=torch.Generator().manual_seed(2), dtype=dtype) * 30
+    rewards = torch.tensor([[0.9, 0.1]], dtype=dtype).expand(50, 2)
+    found = loss(scores, torch.zeros_like(scores), rewards, beta=0.1, label_smoothing=0.0)
+    assert torch.equal(found, -F.logsigmoid(0.1 * (scores[:, 0] - scores[:, 1])))
 
 
 @pytest.mark.parametrize("loss", LIST_LOSSES)
@@ -199,14 +242,14 @@ def test_shifting_all_log_probabilities_of_the_policy_changes_nothing(loss: Loss
 # --- an independent double loop ------------------------------------------------------------------
 
 
-def loop_perpo(scores, rewards, counts, beta, gamma):
+def loop_perpo(scores, rewards, counts, beta, gamma, smoothing):
     total = value = 0.0
     for i, r_i in enumerate(rewards):
         for j, r_j in enumerate(rewards):
             if r_i > r_j:
                 weight = counts[i] * counts[j] * math.pow(r_i - r_j, gamma)
                 total += weight
-                value += weight * pair_loss(scores[i], scores[j], beta)
+                value += weight * pair_loss(scores[i], scores[j], beta, smoothing)
     return value / total if total else 0.0
 
 
@@ -231,14 +274,20 @@ def loop_lipo_lambda(scores, rewards, counts, beta):
 
 
 @quick
-@given(lists, st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.sampled_from([0.05, 0.1, 1.0]))
-def test_perpo_equals_a_double_loop(drawn, gamma, beta):
+@given(
+    lists,
+    st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    st.sampled_from([0.05, 0.1, 1.0]),
+    st.sampled_from([0.0, 0.1, 0.49]),
+)
+def test_perpo_equals_a_double_loop(drawn, gamma, beta, smoothing):
     scores, rewards, counts, _ = drawn
     s = row(*scores)
     loss = perpo_loss(
-        s, torch.zeros_like(s), row(*rewards), beta=beta, gamma=gamma, counts=torch.tensor([counts])
-    )
-    expected = loop_perpo(scores, rewards, counts, beta, gamma)
+        s, torch.zeros_like(s), row(*rewards), beta=beta, gamma=gamma, label_smoothing=smoothing,
+        counts=torch.tensor([counts]),
+    )  # fmt: skip
+    expected = loop_perpo(scores, rewards, counts, beta, gamma, smoothing)
     assert loss.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
 
 
@@ -269,17 +318,28 @@ def test_lipo_lambda_has_a_gradient_at_the_first_step():
 # --- outside implementations ---------------------------------------------------------------------
 
 
-def trl_sigmoid_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+def trl_loss(
+    policy: Tensor,
+    reference: Tensor,
+    beta: float,
+    *,
+    terms: dict[str, float] | None = None,
+    smoothing: float = 0.0,
+    num_tokens: int = 1,
+) -> Tensor:
     """The loss that TRL's own DPOTrainer computes from given log-probabilities, (B, [best, worst]).
 
-    A stand-in for the model hands the trainer one completion token a row.
+    A stand-in for the model hands the trainer completions of `num_tokens` tokens that share the
+    log-probability evenly. `terms` weighs TRL's loss types; without it, its "sigmoid".
     """
     pytest.importorskip("trl")
     from trl import DPOTrainer
 
+    terms = terms or {"sigmoid": 1.0}
+
     def stack(logps: Tensor) -> Tensor:  # TRL's batch is [chosen, rejected]; a prompt token first
-        tokens = logps.T.reshape(-1, 1)
-        return torch.cat([torch.zeros_like(tokens), tokens], dim=1)
+        tokens = logps.T.reshape(-1, 1) / num_tokens
+        return torch.cat([torch.zeros_like(tokens), tokens.expand(-1, num_tokens)], dim=1)
 
     def model(**_: object) -> SimpleNamespace:
         log_probs = stack(policy)
@@ -290,7 +350,8 @@ def trl_sigmoid_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
 
     model.training = True  # type: ignore[attr-defined]
     trainer = SimpleNamespace(
-        model=model, beta=beta, loss_types=["sigmoid"], loss_weights=[1.0], label_smoothing=0.0,
+        model=model, beta=beta, loss_types=list(terms), loss_weights=list(terms.values()),
+        label_smoothing=smoothing,
         f_divergence_type="reverse_kl", ld_alpha=None, precompute_ref_logps=True,
         use_weighting=False, aux_loss_enabled=False, _tp_size=1, _total_train_tokens=0,
         _metrics=defaultdict(lambda: defaultdict(list)), args=SimpleNamespace(),
@@ -300,9 +361,9 @@ def trl_sigmoid_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
     )  # fmt: skip
     rows = 2 * len(policy)
     inputs = {
-        "input_ids": torch.ones(rows, 3, dtype=torch.long),
-        "attention_mask": torch.ones(rows, 3, dtype=torch.long),
-        "completion_mask": torch.tensor([[0, 0, 1]] * rows),
+        "input_ids": torch.ones(rows, 2 + num_tokens, dtype=torch.long),
+        "attention_mask": torch.ones(rows, 2 + num_tokens, dtype=torch.long),
+        "completion_mask": torch.tensor([[0, 0] + [1] * num_tokens] * rows),
         "ref_chosen_logps": reference[:, 0],
         "ref_rejected_logps": reference[:, 1],
     }
@@ -312,16 +373,56 @@ def trl_sigmoid_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
 @pytest.mark.parametrize("loss", LIST_LOSSES)
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 def test_two_completions_give_the_loss_and_gradient_of_trls_dpo(loss: Loss, beta: float):
+    policy, reference, rewards = five_pairs()
+    assert_same_loss_and_gradient(
+        lambda at: loss(at, reference, rewards, beta=beta).mean(),
+        lambda at: trl_loss(at, reference, beta),
+        policy,
+    )
+
+
+@pytest.mark.parametrize("loss", LIST_LOSSES)
+def test_two_completions_give_the_loss_and_gradient_of_trls_smoothed_dpo(loss: Loss):
+    """TRL smooths in its "aot" loss, which sorts over the batch: in a batch of one it is DPO."""
+    policy, reference, rewards = five_pairs()
+    each = [slice(i, i + 1) for i in range(len(policy))]
+    assert_same_loss_and_gradient(
+        lambda at: loss(at, reference, rewards, beta=0.5, label_smoothing=0.3).sum(),
+        lambda at: sum(
+            trl_loss(at[i], reference[i], 0.5, terms={"aot": 1.0}, smoothing=0.3) for i in each
+        ),
+        policy,
+    )
+
+
+def test_dpo_with_the_anchor_gives_the_loss_and_gradient_of_trls_rpo():
+    """TRL's is the mean over all tokens of the batch, so here all completions have three."""
+    policy, reference, rewards = five_pairs()
+    num_tokens = torch.full((5, 2), 3)
+    assert_same_loss_and_gradient(
+        lambda at: (
+            dpo_loss(at, reference, rewards).mean()
+            + 0.7 * best_completion_nll(at, rewards, num_tokens).mean()
+        ),
+        lambda at: trl_loss(at, reference, 0.1, terms={"sigmoid": 1, "sft": 0.7}, num_tokens=3),
+        policy,
+    )
+
+
+def five_pairs() -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of policy and reference, and rewards, (5, [best, worst]) each."""
     generator = torch.Generator().manual_seed(0)
     policy = torch.randn(5, 2, generator=generator, dtype=torch.float64) * 8 - 30
     reference = torch.randn(5, 2, generator=generator, dtype=torch.float64) * 8 - 30
-    rewards = torch.tensor([[0.9, 0.1]], dtype=torch.float64).expand(5, 2)
-    theirs_at, ours_at = policy.clone().requires_grad_(), policy.clone().requires_grad_()
-    theirs = trl_sigmoid_loss(theirs_at, reference, beta)
-    ours = loss(ours_at, reference, rewards, beta=beta).mean()
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    return policy, reference, torch.tensor([[0.9, 0.1]], dtype=torch.float64).expand(5, 2)
+
+
+def assert_same_loss_and_gradient(ours: Loss, theirs: Loss, at: Tensor) -> None:
+    ours_at, theirs_at = at.clone().requires_grad_(), at.clone().requires_grad_()
+    found, expected = ours(ours_at), theirs(theirs_at)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(
-        torch.autograd.grad(ours, ours_at), torch.autograd.grad(theirs, theirs_at), rtol=1e-12,
+        torch.autograd.grad(found, ours_at), torch.autograd.grad(expected, theirs_at), rtol=1e-12,
         atol=1e-15,
     )  # fmt: skip
 
@@ -378,6 +479,17 @@ def test_log_ratios_of_ten_thousand_stay_finite_and_exact(loss: Loss, dtype: tor
     grad = grad_of(loss, wrong, reference, rewards)
     torch.testing.assert_close(grad.double(), row(-0.1, 0.1), rtol=4e-3, atol=0)
     assert grad_of(loss, right, reference, rewards).abs().max() < 1e-30
+
+
+@pytest.mark.parametrize("loss", LIST_LOSSES)
+def test_smoothed_log_ratios_of_ten_thousand_stay_finite_and_exact(loss: Loss):
+    """Margins -+2000 at e = .25: .75 * 2000 where wrong, .25 * 2000 where right."""
+    s = torch.tensor([[-1e4, 1e4], [1e4, -1e4]])
+    rewards = torch.tensor([[1.0, 0.0]]).expand(2, 2)
+    options = {"beta": 0.1, "label_smoothing": 0.25}
+    assert loss(s, torch.zeros(2, 2), rewards, **options).tolist() == [1500.0, 500.0]
+    grad = grad_of(loss, s, torch.zeros(2, 2), rewards, **options)
+    torch.testing.assert_close(grad, torch.tensor([[-0.075, 0.075], [0.025, -0.025]]))
 
 
 @pytest.mark.parametrize("loss", LIST_LOSSES)
@@ -489,6 +601,14 @@ def test_a_beta_that_is_no_scale_is_refused(loss: Loss, beta: float):
 
 
 @pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("smoothing", [-0.1, 0.5, math.nan])
+def test_a_smoothing_that_leaves_no_preference_is_refused(loss: Loss, smoothing: float):
+    s = row(1, 0)
+    with pytest.raises(ConfigError, match="label_smoothing is"):
+        loss(s, s, s, label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("loss", LIST_LOSSES)
 def test_shapes_that_would_broadcast_are_refused(loss: Loss):
     with pytest.raises(ValueError, match="one shape"):
         loss(torch.zeros(2, 3), torch.zeros(1, 3), torch.zeros(2, 3))
@@ -516,6 +636,94 @@ def test_a_reward_or_count_that_would_be_ignored_is_refused(loss: Loss, rewards,
 def test_no_lists_have_no_loss(loss: Loss):
     nothing = torch.zeros(0, 3)
     assert loss(nothing, nothing, nothing).shape == (0,)
+
+
+# --- the anchor on the best completion ----------------------------------------------------------
+
+
+def anchor_and_grad(logps: Tensor, *args: Tensor, **options: Tensor) -> tuple[Tensor, Tensor]:
+    at = logps.clone().requires_grad_()
+    anchor = best_completion_nll(at, *args, **options)
+    return anchor, torch.autograd.grad(anchor.sum(), at)[0]
+
+
+def test_the_anchor_matches_a_list_derived_by_hand():
+    """Bests are 0 and 2 with 6 / 3 = 2 and 9 / 6 = 1.5 nats a token, sampled once and thrice:
+
+    (2 + 3 * 1.5) / 4 = 1.625. Gradients: -1/4 / 3 = -1/12 and -3/4 / 6 = -1/8.
+    """
+    anchor, grad = anchor_and_grad(
+        row(-6, -2, -9), row(0.9, 0.1, 0.9), torch.tensor([[3, 2, 6]]),
+        counts=torch.tensor([[1, 5, 3]]),
+    )  # fmt: skip
+    assert anchor.tolist() == [1.625]
+    torch.testing.assert_close(grad, row(-1 / 12, 0, -1 / 8))
+
+
+@quick
+@given(lists, st.lists(st.integers(1, 30), min_size=7, max_size=7))
+def test_the_anchor_knows_neither_order_nor_merging(drawn, tokens):
+    scores, rewards, counts, order = drawn
+    repeat = torch.tensor(counts)
+    listed = row(*scores), row(*rewards), torch.tensor([tokens[: len(scores)]])
+    expected, grad = anchor_and_grad(*listed, counts=repeat[None])
+    shuffled, shuffled_grad = anchor_and_grad(
+        *(t[:, order] for t in listed), counts=repeat[None, order]
+    )
+    torch.testing.assert_close(shuffled, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shuffled_grad, grad[:, order], rtol=1e-12, atol=1e-12)
+    unmerged, each = anchor_and_grad(*(t.repeat_interleave(repeat, dim=1) for t in listed))
+    torch.testing.assert_close(unmerged, expected, rtol=1e-12, atol=1e-12)
+    merged = torch.stack([copies.sum() for copies in each[0].split(counts)])
+    torch.testing.assert_close(merged, grad[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("filler", [math.nan, math.inf, -math.inf, 1e30])
+def test_the_anchor_ignores_padding_whatever_stands_in_it(filler: float):
+    """The best of the real ones is entry 1: 8 nats over 4 tokens; the second list has none."""
+    logps = torch.tensor([[-1.0, -8.0, filler], [filler, filler, filler]])
+    rewards = torch.tensor([[0.2, 0.4, filler], [filler, 0.9, filler]])
+    num_tokens = torch.tensor([[1, 4, 0], [0, 3, 0]])
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    anchor, grad = anchor_and_grad(logps, rewards, num_tokens, mask=mask)
+    assert anchor.tolist() == [2.0, 0.0]
+    assert grad.tolist() == [[0.0, -0.25, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_a_list_without_completions_has_no_anchor():
+    nothing = torch.zeros(2, 0)
+    assert best_completion_nll(nothing, nothing, nothing).tolist() == [0.0, 0.0]
+    nothing = torch.zeros(0, 3)
+    assert best_completion_nll(nothing, nothing, nothing).shape == (0,)
+
+
+def test_the_gradient_of_the_anchor_is_the_policys_alone_and_matches_finite_differences():
+    rewards = row(0.9, 0.4, 0.9, 0).requires_grad_()
+    num_tokens, counts = torch.tensor([[3, 5, 2, 4]]), torch.tensor([[2, 1, 1, 3]])
+    logps = row(-3, -4, -5, -2).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda at: best_completion_nll(at, rewards.detach(), num_tokens, counts=counts), (logps,)
+    )
+    best_completion_nll(logps, rewards, num_tokens, counts=counts).sum().backward()
+    assert rewards.grad is None
+
+
+def test_the_anchor_of_half_precision_log_probabilities_is_computed_in_float32():
+    """-256 / 3 is 85.5 in bfloat16; rewards of another type do not change the result's."""
+    logps = row(-256, -1, dtype=torch.bfloat16)
+    anchor = best_completion_nll(logps, row(1, 0), torch.tensor([[3, 1]]))
+    assert anchor.dtype == torch.float32
+    assert anchor.item() == pytest.approx(256 / 3, rel=1e-6)
+
+
+def test_an_anchor_of_what_cannot_be_compared_is_refused():
+    s, tokens = row(1, 0), torch.tensor([[1, 1]])
+    with pytest.raises(ValueError, match="num_tokens"):
+        best_completion_nll(s, s, tokens[0])
+    with pytest.raises(ValueError, match="one shape"):
+        best_completion_nll(s, s[0], tokens)
+    with pytest.raises(InputError, match="reward"):
+        best_completion_nll(s, row(0.1, math.nan), tokens)
 
 
 # --- diagnostics ---------------------------------------------------------------------------------

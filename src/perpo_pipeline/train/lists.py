@@ -5,22 +5,32 @@ SFT trains on the ground truth, DPO on the best and the worst completion, the ot
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from perpo_pipeline.boxes import clip_to_frame, format_box
 from perpo_pipeline.config import ModelConfig
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.model_inputs import encode_row
-from perpo_pipeline.train.shared_prefix import CompletionList, ListBatch, pack_lists
+from perpo_pipeline.attention import uses_flex_attention
+from perpo_pipeline.models import base_model
+from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenate_lists
+from perpo_pipeline.train.shared_prefix import (
+    CompletionList,
+    PackedBatch,
+    group_by_tokens,
+    pack_lists,
+)
 
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
 
 Row = Mapping[str, Any]
+Forward = Literal["shared-prefix", "concatenated"]
 
 
 @dataclass(frozen=True)
@@ -35,72 +45,116 @@ class TrainingList:
     completions: Sequence[Sequence[int]]
     rewards: Sequence[float]
     counts: Sequence[int]
-    ref_logps: Sequence[float] | None
+    ref_logps: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What the loss needs: packed lists, and `(B, N)` rewards, counts, ref_logps (0 at padding)."""
+    """What the loss needs: B lists for one forward, and `(B, N)` rewards, counts, ref_logps."""
 
-    lists: ListBatch
+    prompt_ids: Sequence[str]
+    lists: PackedBatch | ConcatenatedBatch
     rewards: Tensor
     counts: Tensor
     ref_logps: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TrainingBatch":
         """The batch on `device`."""
-        return TrainingBatch(
-            self.lists.to(device, non_blocking),
-            self.rewards.to(device, non_blocking=non_blocking),
-            self.counts.to(device, non_blocking=non_blocking),
-            self.ref_logps.to(device, non_blocking=non_blocking),
+        return replace(
+            self,
+            lists=self.lists.to(device, non_blocking),
+            rewards=self.rewards.to(device, non_blocking=non_blocking),
+            counts=self.counts.to(device, non_blocking=non_blocking),
+            ref_logps=self.ref_logps.to(device, non_blocking=non_blocking),
         )
+
+
+class ListDataset(Dataset[TrainingList]):
+    """The training lists, by number."""
+
+    def __init__(self, lists: Sequence[TrainingList]) -> None:
+        self.lists = lists
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def __getitem__(self, index: int) -> TrainingList:
+        return self.lists[index]
 
 
 class ListCollator:
-    """Encodes the images and prompts of some lists and packs them for one forward."""
+    """Encodes the images and prompts of some lists and packs them, a forward's worth at a time.
 
-    def __init__(self, vlm: "Vlm", preprocess: str) -> None:
+    Gives `{"batches": [...]}`: together the lists of the call, each batch of at most `max_tokens`
+    tokens (a longer list is a batch by itself).
+    """
+
+    def __init__(self, vlm: "Vlm", preprocess: str, forward: Forward, max_tokens: int) -> None:
         self.vlm, self.preprocess = vlm, preprocess
+        self.forward, self.max_tokens = forward, max_tokens
 
-    def __call__(self, lists: Sequence[TrainingList]) -> dict[str, TrainingBatch]:
-        pairs = [(entry.prompt, entry.completions) for entry in lists]
-        packed = pack_rows(self.vlm, pairs, self.preprocess)
-        batch = TrainingBatch(
-            lists=packed,
-            rewards=_pad([entry.rewards for entry in lists]),
-            counts=_pad([entry.counts for entry in lists]),
-            ref_logps=_pad([entry.ref_logps or [0.0] * len(entry.rewards) for entry in lists]),
+    def __call__(self, lists: Sequence[TrainingList]) -> dict[str, list[TrainingBatch]]:
+        encoded = [
+            CompletionList(encode_row(self.vlm, entry.prompt, self.preprocess), entry.completions)
+            for entry in lists
+        ]
+        groups = group_lists(self.vlm, encoded, self.forward, self.max_tokens)
+        return {
+            "batches": [
+                _batch(
+                    [lists[i] for i in group],
+                    pack(self.vlm, [encoded[i] for i in group], self.forward),
+                )
+                for group in groups
+            ]
+        }
+
+
+def group_lists(
+    vlm: "Vlm", lists: Sequence[CompletionList], forward: Forward, max_tokens: int
+) -> list[list[int]]:
+    """Indices of the lists that go through one forward together, at most `max_tokens` a forward."""
+    if forward == "shared-prefix":
+        lengths = [entry.num_packed_tokens for entry in lists]
+        return group_by_tokens(
+            lengths, max_tokens, in_one_row=uses_flex_attention(base_model(vlm.model))
         )
-        return {"batch": batch}
+    lengths = [
+        len(entry.completions) * (entry.prompt.num_tokens + max(map(len, entry.completions)))
+        for entry in lists
+    ]
+    return group_by_tokens(lengths, max_tokens, in_one_row=True)
 
 
-def pack_rows(
-    vlm: "Vlm", pairs: Sequence[tuple[Row, Sequence[Sequence[int]]]], preprocess: str
-) -> ListBatch:
-    """Encode each prompts row and pack it with its completions (token ids) for one forward."""
-    return pack_lists(
-        vlm,
-        [
-            CompletionList(encode_row(vlm, prompt, preprocess), completions)
-            for prompt, completions in pairs
-        ],
-    )
+def pack(
+    vlm: "Vlm", lists: Sequence[CompletionList], forward: Forward
+) -> PackedBatch | ConcatenatedBatch:
+    """The lists for one forward."""
+    if forward == "shared-prefix":
+        return pack_lists(vlm, lists)
+    return concatenate_lists(vlm, lists)
 
 
-def ranked_lists(
-    preferences: Sequence[Row], prompts: Mapping[str, Row], reference: Mapping[str, list[float]]
-) -> list[TrainingList]:
-    """Whole lists, in the order of the preferences; raises `ArtifactError` for a missing key."""
+def ranked_lists(preferences: Sequence[Row], prompts: Mapping[str, Row]) -> list[TrainingList]:
+    """Whole lists, in the order of the preferences; raises `ArtifactError` for a missing prompt."""
     return [
         TrainingList(
             prompt=_find(prompts, row["prompt_id"], "prompts"),
             completions=row["completion_token_ids"],
             rewards=row["rewards"],
             counts=row["counts"],
-            ref_logps=_find(reference, row["prompt_id"], "reference"),
         )
         for row in preferences
+    ]
+
+
+def with_reference(
+    lists: Sequence[TrainingList], reference: Mapping[str, Sequence[float]]
+) -> list[TrainingList]:
+    """The lists with their reference log-probabilities; raises `ArtifactError` where one lacks."""
+    return [
+        replace(entry, ref_logps=_find(reference, entry.prompt["prompt_id"], "reference"))
+        for entry in lists
     ]
 
 
@@ -121,17 +175,11 @@ def best_against_worst(entry: TrainingList) -> TrainingList:
     )
 
 
-def ground_truth_lists(
-    preferences: Sequence[Row], prompts: Mapping[str, Row], vlm: "Vlm", model: ModelConfig
-) -> list[TrainingList]:
-    """The targets of SFT: the truth of the same prompts, in the model's own answer format."""
-    lists = []
-    for row in preferences:
-        prompt = _find(prompts, row["prompt_id"], "prompts")
-        answer = ground_truth_text(prompt, model)
-        ids = target_token_ids(vlm, prompt["prompt"], answer)
-        lists.append(TrainingList(prompt, [ids], [1.0], [1], None))
-    return lists
+def ground_truth_list(entry: TrainingList, vlm: "Vlm", model: ModelConfig) -> TrainingList:
+    """The target of SFT: the truth of the same prompt, in the model's own answer format."""
+    answer = ground_truth_text(entry.prompt, model)
+    ids = target_token_ids(vlm, entry.prompt["prompt"], answer)
+    return TrainingList(entry.prompt, [ids], [1.0], [1])
 
 
 def ground_truth_text(prompt: Row, model: ModelConfig) -> str:
@@ -189,6 +237,16 @@ def _find(table: Mapping[str, Any], prompt_id: str, name: str) -> Any:
             f"prompt {prompt_id} is in the preferences, not in the {name}",
             fix="rerun the stages from `perpo sample` on",
         ) from None
+
+
+def _batch(lists: Sequence[TrainingList], packed: PackedBatch | ConcatenatedBatch) -> TrainingBatch:
+    return TrainingBatch(
+        prompt_ids=[entry.prompt["prompt_id"] for entry in lists],
+        lists=packed,
+        rewards=_pad([entry.rewards for entry in lists]),
+        counts=_pad([entry.counts for entry in lists]),
+        ref_logps=_pad([entry.ref_logps or [0.0] * len(entry.rewards) for entry in lists]),
+    )
 
 
 def _pad(rows: Sequence[Sequence[float]]) -> Tensor:

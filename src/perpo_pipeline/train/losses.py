@@ -12,6 +12,11 @@ entries. `counts` holds how often a completion was sampled, where identical ones
 loss and gradient are those of the unmerged list. Log-probabilities are summed over the tokens
 of a completion, its end token included, in nats. Rewards and counts carry no gradient.
 Half-precision inputs are computed in float32.
+
+`label_smoothing` is the probability e that a preference is the wrong way round: log sigmoid(m)
+then is (1 - e) * log sigmoid(m) + e * log sigmoid(-m), whose optimum is the finite margin
+m = log((1 - e) / e). Source: Mitchell 2023, "A note on DPO with noisy preferences",
+https://ericmitchell.ai/cdpo.pdf. `best_completion_nll` is an anchor to add to any of these losses.
 """
 
 from dataclasses import dataclass
@@ -30,21 +35,25 @@ def perpo_loss(
     *,
     beta: float = 0.1,
     gamma: float = 0.5,
+    label_smoothing: float = 0.0,
     counts: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
     """PerPO: every strict pair, weighted by its reward gap to the power gamma.
 
     All tensors are `(B, N)`, the result is `(B,)`. A pair of two merged completions weighs
-    `c_i * c_j * (r_i - r_j)^gamma`. Raises ConfigError for beta <= 0 or gamma < 0, InputError for
-    a reward that is not finite or a count below 1, and ValueError for shapes that differ.
+    `c_i * c_j * (r_i - r_j)^gamma`. Raises ConfigError for beta <= 0, gamma < 0 or label_smoothing
+    outside [0, 0.5), InputError for a reward that is not finite or a count below 1, and ValueError
+    for shapes that differ.
     Source: PerPO eq. 5 and 6, arXiv:2502.04371.
     """
     if not 0 <= gamma < float("inf"):
         raise ConfigError(f"gamma is {gamma}; it must be 0 or more", fix="the paper's best is 0.5")
     lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
     weights = lists.strict * lists.pair_counts * _relative_gaps(lists) ** gamma
-    return _pairwise_logistic(lists.scores, _normalise(weights), lists.strict, beta)
+    return _pairwise_logistic(
+        lists.scores, _normalise(weights), lists.strict, beta, label_smoothing
+    )
 
 
 def lipo_loss(
@@ -53,6 +62,7 @@ def lipo_loss(
     rewards: Tensor,
     *,
     beta: float = 0.1,
+    label_smoothing: float = 0.0,
     counts: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -62,8 +72,9 @@ def lipo_loss(
     like PerPO eq. 5.
     """
     return perpo_loss(
-        policy_logps, ref_logps, rewards, beta=beta, gamma=0.0, counts=counts, mask=mask
-    )
+        policy_logps, ref_logps, rewards, beta=beta, gamma=0.0, label_smoothing=label_smoothing,
+        counts=counts, mask=mask,
+    )  # fmt: skip
 
 
 def lipo_lambda_loss(
@@ -72,6 +83,7 @@ def lipo_lambda_loss(
     rewards: Tensor,
     *,
     beta: float = 0.1,
+    label_smoothing: float = 0.0,
     counts: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -92,7 +104,9 @@ def lipo_lambda_loss(
     ranked = weights * _pairwise_difference(discounts).abs()
     some_pair_is_ranked = (ranked.sum((1, 2)) > 0)[:, None, None]
     weights = torch.where(some_pair_is_ranked, ranked, weights)
-    return _pairwise_logistic(lists.scores, _normalise(weights), lists.strict, beta)
+    return _pairwise_logistic(
+        lists.scores, _normalise(weights), lists.strict, beta, label_smoothing
+    )
 
 
 def dpo_loss(
@@ -101,6 +115,7 @@ def dpo_loss(
     rewards: Tensor,
     *,
     beta: float = 0.1,
+    label_smoothing: float = 0.0,
     counts: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -115,7 +130,9 @@ def dpo_loss(
     lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
     best, worst = _best_and_worst(lists)
     weights = lists.strict * lists.pair_counts * (best[:, :, None] & worst[:, None, :])
-    return _pairwise_logistic(lists.scores, _normalise(weights), lists.strict, beta)
+    return _pairwise_logistic(
+        lists.scores, _normalise(weights), lists.strict, beta, label_smoothing
+    )
 
 
 def sft_loss(target_logps: Tensor, num_tokens: Tensor) -> Tensor:
@@ -131,6 +148,31 @@ def sft_loss(target_logps: Tensor, num_tokens: Tensor) -> Tensor:
     is_target = num_tokens > 0
     logps = _at_least_float32(target_logps.masked_fill(~is_target, 0.0))
     return -logps / num_tokens.clamp(min=1)
+
+
+def best_completion_nll(
+    policy_logps: Tensor,
+    rewards: Tensor,
+    num_tokens: Tensor,
+    *,
+    counts: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The anchor: the best completion's negative log-probability, as a mean over its tokens.
+
+    For `loss + sft_weight * anchor`: a list loss rewards the margin alone, and may lower the best
+    completion as long as the others fall further. All tensors are `(B, N)`, `num_tokens` counts
+    the tokens of a completion with its end token; the result is `(B,)`, in nats a token. Several
+    that share the best reward give the mean over them, each as often as it was sampled, so in a
+    list without a preference all count. A list that is all padding gives 0, gradient included.
+
+    Errors as in `perpo_loss`. Source: RPO, Pang et al. 2024, arXiv:2404.19733.
+    """
+    lists = _Lists.of(policy_logps, torch.zeros_like(policy_logps), rewards, counts, mask)
+    per_token = sft_loss(lists.scores, num_tokens)
+    best, _ = _best_and_worst(lists)
+    anchor = _mean_over(per_token, best, lists.counts.to(per_token.dtype))
+    return anchor.masked_fill(~lists.mask.any(1), 0.0)
 
 
 @dataclass(frozen=True)
@@ -287,13 +329,23 @@ def _normalise(weights: Tensor) -> Tensor:
     return weights / torch.where(total > 0, total, 1.0)
 
 
-def _pairwise_logistic(scores: Tensor, weights: Tensor, used: Tensor, beta: float) -> Tensor:
-    """`-sum_ij w_ij log sigmoid(beta (s_i - s_j))` over the used pairs, (B, N) -> (B,)."""
+def _pairwise_logistic(
+    scores: Tensor, weights: Tensor, used: Tensor, beta: float, label_smoothing: float
+) -> Tensor:
+    """`-sum_ij w_ij log sigmoid(beta (s_i - s_j))`, smoothed, over used pairs, (B, N) -> (B,)."""
     if not 0 < beta < float("inf"):
         raise ConfigError(f"beta is {beta}; it must be above 0", fix="the paper's best is 0.1")
+    if not 0 <= label_smoothing < 0.5:
+        raise ConfigError(
+            f"label_smoothing is {label_smoothing}; it must be in [0, 0.5)",
+            fix="0 takes every preference as given; at 0.5 there would be none left",
+        )
     margins = (beta * _pairwise_difference(scores)).masked_fill(~used, 0.0)
     # logsigmoid, not log(1 + exp): finite at any margin, with a gradient that is exact.
-    return -(weights.to(margins.dtype) * F.logsigmoid(margins)).sum((1, 2))
+    log_likelihoods = F.logsigmoid(margins)
+    if label_smoothing:  # log sigmoid(-m) = log sigmoid(m) - m: one term says both
+        log_likelihoods = log_likelihoods - label_smoothing * margins
+    return -(weights.to(margins.dtype) * log_likelihoods).sum((1, 2))
 
 
 def _mean_over(values: Tensor, where: Tensor, counts: Tensor) -> Tensor:

@@ -5,52 +5,62 @@ from the sampler, whose numerics differ.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import DataLoader
+
 from perpo_pipeline.artifacts import Recipe, Version, Writer
+from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.stage import Run, make
-from perpo_pipeline.train.lists import pack_rows
-from perpo_pipeline.train.shared_prefix import reference_logps
+from perpo_pipeline.train.engine import memory_explained, reference_logps
+from perpo_pipeline.train.lists import Forward, ListCollator, ListDataset, TrainingList
+from perpo_pipeline.train.trainer import num_workers
 
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LISTS_PER_PART = 512
+LISTS_PER_CALL = 16  # encoded together, then grouped by length
 
 
 def make_reference(
-    run: Run, vlm: "Vlm", preferences: Version, prompts: Mapping[str, Any],
-    model_settings: Mapping[str, Any], *, batch_size: int, place: Any,
+    run: Run, vlm: "Vlm", preferences: Version, lists: Sequence[TrainingList],
+    settings: TrainSettings, model_settings: Mapping[str, Any], forward: Forward, place: Path,
 ) -> Version:  # fmt: skip
-    """Compute (or find) the reference log-probabilities of `preferences`, aligned with its rows."""
+    """Compute (or find) the reference log-probabilities of `lists`, one row each, in their order.
+
+    The key is the base model, its preprocessing, the forward and the preferences; nothing of the
+    method or of its training.
+    """
     recipe = Recipe("reference", preferences.variant, "reference", STAGE_VERSION,
-                    {**model_settings, "batch_size": batch_size},
-                    {"preferences": preferences})  # fmt: skip
+                    {**model_settings, "forward": forward}, {"preferences": preferences})  # fmt: skip
+    collate = ListCollator(vlm, model_settings["preprocess"], forward, settings.max_tokens_per_step)
+
+    def logps_of(part: Sequence[TrainingList]) -> list[dict[str, Any]]:
+        loader: DataLoader[TrainingList] = DataLoader(
+            ListDataset(part), batch_size=LISTS_PER_CALL, collate_fn=collate,
+            num_workers=num_workers(settings, vlm.device.type),
+        )  # fmt: skip
+        found: dict[str, list[float]] = {}
+        for call in loader:
+            with memory_explained(settings):
+                found |= reference_logps(vlm.model, call["batches"])
+            bar.update(min(LISTS_PER_CALL, len(part) - bar.n % LISTS_PER_PART))
+        ids = [entry.prompt["prompt_id"] for entry in part]
+        return [{"prompt_id": prompt_id, "ref_logps": found[prompt_id]} for prompt_id in ids]
 
     def work(writer: Writer) -> Mapping[str, Any]:
-        rows = preferences.table(columns=["prompt_id", "completion_token_ids"]).to_pylist()
-        starts = range(0, len(rows), LISTS_PER_PART)
-        for index, start in enumerate(run.progress(starts, "reference log-probabilities")):
-            if not writer.has_part(index):
-                part = rows[start : start + LISTS_PER_PART]
-                writer.write_part(index, _logps_of(vlm, part, prompts, model_settings, batch_size))
-        return {"lists": len(rows)}
+        starts = range(0, len(lists), LISTS_PER_PART)
+        for index, start in enumerate(starts):
+            part = lists[start : start + LISTS_PER_PART]
+            if writer.has_part(index):
+                bar.update(len(part))
+            else:
+                writer.write_part(index, logps_of(part))
+        return {"lists": len(lists)}
 
-    return make(run, recipe, work, out=place)
-
-
-def _logps_of(
-    vlm: "Vlm", rows: Sequence[Mapping[str, Any]], prompts: Mapping[str, Any],
-    model_settings: Mapping[str, Any], batch_size: int,
-) -> list[dict[str, Any]]:  # fmt: skip
-    found: list[dict[str, Any]] = []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        pairs = [(prompts[row["prompt_id"]], row["completion_token_ids"]) for row in batch]
-        packed = pack_rows(vlm, pairs, model_settings["preprocess"])
-        (logps,) = reference_logps(vlm.model, [packed])
-        for row, values in zip(batch, logps.tolist(), strict=True):
-            kept = values[: len(row["completion_token_ids"])]
-            found.append({"prompt_id": row["prompt_id"], "ref_logps": kept})
-    return found
+    bar = run.bar("reference log-probabilities", total=len(lists))
+    with bar:
+        return make(run, recipe, work, out=place)

@@ -1,13 +1,15 @@
 """Log-probabilities of whole lists in one forward: the prefix is read once for all completions.
 
-A row is `[prefix | y_1 | ... | y_n | padding]`. Every y_i sees the prefix and itself, positions
+A list is packed as `[prefix | y_1 | ... | y_n]`. Every y_i sees the prefix and itself, positions
 restart after the prefix, and the last prefix token predicts the first token of every y_i. A list
 of N answers of A tokens behind a prefix of P costs P + N*A tokens instead of N*(P + A); the image
 is encoded once. Exact: the same log-probabilities and gradients as separate forwards, to rounding.
+
+With FlexAttention (CUDA) many lists share a row, padded at its end to one of few lengths so that
+compiled kernels are reused; with a dense mask each list has a row of its own.
 """
 
-import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,12 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perpo_pipeline.attention import PADDING, additive_mask, causal_segments
+from perpo_pipeline.attention import (
+    BLOCK_TOKENS,
+    Spans,
+    additive_mask,
+    block_mask,
+    uses_flex_attention,
+)
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.models import EncodedPrompt, Vlm, base_model
 
-# Logits held at a time: 2^25 fp32 values = 128 MiB (1,048 positions of a 32,000 vocabulary).
-LOGIT_BUDGET = 2**25
+# Logits held at a time: 2^26 fp32 values = 256 MiB (2,097 positions of a 32,000 vocabulary).
+LOGIT_BUDGET = 2**26
+LENGTHS_AN_OCTAVE = 16  # kinds of row lengths between T and 2T: at most 1/16 of a row is padding
 
 
 @dataclass(frozen=True)
@@ -31,19 +40,25 @@ class CompletionList:
     prompt: EncodedPrompt
     completions: Sequence[Sequence[int]]
 
+    @property
+    def num_packed_tokens(self) -> int:
+        """Tokens of the packed list; the last one of a completion predicts nothing, so is left out."""
+        return self.prompt.num_tokens + sum(len(y) - 1 for y in self.completions)
+
 
 @dataclass(frozen=True)
-class ListBatch:
-    """B packed lists; N is the longest list's length, K the completion tokens of all together.
+class PackedBatch:
+    """B packed lists in R rows of T tokens; N is the longest list's length.
 
-    `input_ids`, `segments` (B, T); `positions` (A, B, T) with A = 1 or 3 axes; `tensors` the pixel
-    tensors; `predictors` (K,) index into the B*T positions, `targets` (K,) the token predicted
-    there, `places` (K,) index into B*N*L (L = the longest completion); `num_tokens` (B, N) tokens
-    of each completion, 0 where a list is shorter; `mask` (B, N) true where there is a completion.
+    `input_ids` (R, T), `spans` the keys each of them sees, `positions` (A, R, T) with A = 1 or 3
+    axes; `tensors` the pixel tensors. K = the completion tokens of all lists: `predictors` (K,)
+    index into the R*T places, `targets` (K,) the token predicted there, `places` (K,) index into
+    B*N*L (L = `max_tokens`, the longest completion). `num_tokens` (B, N) tokens of each completion,
+    0 where a list is shorter; `num_packed` tokens of all rows without padding.
     """
 
     input_ids: Tensor
-    segments: Tensor
+    spans: Spans
     positions: Tensor
     tensors: dict[str, Tensor]
     predictors: Tensor
@@ -51,17 +66,19 @@ class ListBatch:
     places: Tensor
     num_tokens: Tensor
     max_tokens: int
+    num_packed: int
 
     @property
     def mask(self) -> Tensor:
+        """(B, N) true where there is a completion."""
         return self.num_tokens > 0
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "ListBatch":
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
         """The batch on `device`; this signature is the one accelerate calls."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
             for name in (f.name for f in fields(self))
-            if isinstance(value := getattr(self, name), Tensor)
+            if isinstance(value := getattr(self, name), Tensor | Spans)
         }
         moved["tensors"] = {
             name: value.to(device, non_blocking=non_blocking)
@@ -70,60 +87,95 @@ class ListBatch:
         return replace(self, **moved)
 
 
-class ListPolicy(nn.Module):
-    """What a Trainer wraps: `forward(batch)` gives the lists' log-probabilities `(B, N)`.
-
-    DDP, FSDP and ZeRO act at the wrapped module's forward, so all the work happens inside it.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: ListBatch) -> Tensor:
-        return completion_logps(self.model, batch)
-
-
-def pack_lists(vlm: Vlm, lists: Sequence[CompletionList]) -> ListBatch:
-    """Pack lists into one right-padded batch on the CPU.
+def pack_lists(
+    vlm: Vlm, lists: Sequence[CompletionList], *, one_row: bool | None = None
+) -> PackedBatch:
+    """Pack lists on the CPU, a row each, or all in one row (default: where Flex is in use).
 
     Raises InputError for an empty list or completion, and for a completion with an image
     placeholder: the model would put image features in its place.
     """
-    _check_lists(lists, vlm.image_token_ids)
-    rows = [_pack_row(entry) for entry in lists]
-    length = max(ids.shape[0] for ids, _, _ in rows)
+    check_lists(lists, vlm.image_token_ids)
+    if one_row is None:
+        one_row = uses_flex_attention(base_model(vlm.model))
+    starts = _starts(lists, one_row)
+    packed = [_pack(entry, start) for entry, (_, start) in zip(lists, starts, strict=True)]
+    rows = [packed] if one_row else [[one] for one in packed]
+    joined = [_join(row) for row in rows]
+    length = max(row.input_ids.shape[0] for row in joined)
+    if one_row:
+        length = row_length(length)
     num = max(len(entry.completions) for entry in lists)
     num_tokens = torch.zeros(len(lists), num, dtype=torch.long)
     for b, entry in enumerate(lists):
         num_tokens[b, : len(entry.completions)] = torch.tensor([len(y) for y in entry.completions])
     max_tokens = int(num_tokens.max())
-    predictors, targets, places = _targets(lists, length, num, max_tokens)
-    return ListBatch(
-        input_ids=_right_pad([ids for ids, _, _ in rows], vlm.pad_token_id),
-        segments=_right_pad([segments for _, segments, _ in rows], PADDING),
-        positions=_right_pad_axes([positions for _, _, positions in rows]),
+    first_places = [row * length + start for row, start in starts]
+    predictors, targets, places = _targets(lists, first_places, num, max_tokens)
+    padded = [_pad(row, length, vlm.pad_token_id) for row in joined]
+    return PackedBatch(
+        input_ids=torch.stack([row.input_ids for row in padded]),
+        spans=Spans(*(torch.stack([row.spans[i] for row in padded]) for i in range(3))),
+        positions=torch.stack([row.positions for row in padded], dim=1),
         tensors=stack_image_tensors([entry.prompt for entry in lists]),
         predictors=predictors,
         targets=targets,
         places=places,
         num_tokens=num_tokens,
         max_tokens=max_tokens,
+        num_packed=sum(entry.num_packed_tokens for entry in lists),
     )
 
 
-def completion_logps(model: nn.Module, batch: ListBatch) -> Tensor:
+def group_by_tokens(
+    lengths: Sequence[int], max_tokens: int, *, in_one_row: bool
+) -> list[list[int]]:
+    """Split lists into groups of at most `max_tokens` tokens, padding to equal rows included.
+
+    `lengths` are the tokens of each list; in one row none is padded. Longest first, each into the
+    first group with room: lists of a group are of like length. A list longer than `max_tokens` is
+    a group by itself. Returns indices into `lengths`.
+    """
+    groups: list[list[int]] = []
+    used: list[int] = []  # tokens of each group
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for number, group in enumerate(groups):
+            # A row of its own is as long as the group's first list, the longest.
+            cost = lengths[index] if in_one_row else lengths[group[0]]
+            if used[number] + cost <= max_tokens:
+                group.append(index)
+                used[number] += cost
+                break
+        else:
+            groups.append([index])
+            used.append(lengths[index])
+    return groups
+
+
+def row_length(num_tokens: int) -> int:
+    """The length that a row of `num_tokens` is padded to: a multiple of Flex's blocks.
+
+    Few lengths, at most LENGTHS_AN_OCTAVE between T and 2T, so that compiled kernels are reused.
+    """
+    step = max(BLOCK_TOKENS, (1 << num_tokens.bit_length() - 1) // LENGTHS_AN_OCTAVE)
+    return -(-num_tokens // step) * step
+
+
+def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     """Summed log-probabilities (B, N) in nats, fp32; 0 where a list has no completion."""
     inner = base_model(model)
-    device = inner.get_input_embeddings().weight.device
-    batch = batch.to(device)
-    dtype = inner.dtype
+    batch = batch.to(inner.get_input_embeddings().weight.device)
+    mask: Any = (
+        block_mask(batch.spans)
+        if uses_flex_attention(inner)
+        else additive_mask(batch.spans.visible(), inner.dtype)
+    )
     hidden = inner.model(
         input_ids=batch.input_ids,
-        attention_mask=additive_mask(causal_segments(batch.segments), dtype),
+        attention_mask=mask,
         position_ids=squeeze_positions(batch.positions),
         use_cache=False,
-        **cast_tensors(batch.tensors, dtype),
+        **cast_tensors(batch.tensors, inner.dtype),
     ).last_hidden_state
     logps = token_logps(inner.lm_head, hidden.flatten(0, 1)[batch.predictors], batch.targets)
     # One place a token: no two writes meet, so the sum is deterministic on every device.
@@ -132,51 +184,13 @@ def completion_logps(model: nn.Module, batch: ListBatch) -> Tensor:
     return table.view(*batch.num_tokens.shape, batch.max_tokens).sum(-1)
 
 
-def completion_logps_separate(
-    vlm: Vlm, lists: Sequence[CompletionList], *, rows_per_forward: int = 64
-) -> Tensor:
-    """The plain way: one full sequence a completion, image and prompt repeated. (B, N) in nats.
-
-    Slow; the oracle of the tests and the other side of the benchmark.
-    """
-    _check_lists(lists, vlm.image_token_ids)
-    singles = [CompletionList(entry.prompt, [y]) for entry in lists for y in entry.completions]
-    parts = [
-        _plain_logps(vlm, singles[start : start + rows_per_forward])
-        for start in range(0, len(singles), rows_per_forward)
-    ]
-    flat = iter(torch.cat(parts))
-    num = max(len(entry.completions) for entry in lists)
-    zero = parts[0].new_zeros(())
-    return torch.stack(
-        [
-            torch.stack([next(flat) for _ in e.completions] + [zero] * (num - len(e.completions)))
-            for e in lists
-        ]
-    )
-
-
-@torch.no_grad()
-def reference_logps(model: nn.Module, batches: Iterable[ListBatch]) -> list[Tensor]:
-    """Log-probabilities (B, N) of each batch under the model without its adapter, on the CPU."""
-    disable = getattr(model, "disable_adapter", None)
-    was_training = model.training
-    model.eval()
-    try:
-        with disable() if callable(disable) else contextlib.nullcontext():
-            return [completion_logps(model, batch).cpu() for batch in batches]
-    finally:
-        model.train(was_training)
-
-
 def token_logps(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
     """log p(target) at each position, fp32. `hidden` (K, D), `targets` (K,) -> (K,).
 
     Logits are made in chunks of at most LOGIT_BUDGET values; with more than one chunk the
     backward pass makes them again instead of keeping them.
     """
-    vocab = lm_head.weight.shape[0]
-    rows = max(1, LOGIT_BUDGET // max(1, vocab))
+    rows = max(1, LOGIT_BUDGET // lm_head.out_features)
     if hidden.shape[0] <= rows:
         return _chunk_logps(lm_head, hidden, targets)
     chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
@@ -207,11 +221,8 @@ def squeeze_positions(positions: Tensor) -> Tensor:
     return positions[0] if positions.shape[0] == 1 else positions
 
 
-def _chunk_logps(lm_head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return -F.cross_entropy(lm_head(hidden).float(), targets, reduction="none")
-
-
-def _check_lists(lists: Sequence[CompletionList], image_token_ids: Sequence[int]) -> None:
+def check_lists(lists: Sequence[CompletionList], image_token_ids: Sequence[int]) -> None:
+    """Raise InputError for lists that no forward can be right for."""
     if not lists:
         raise InputError("There are no lists to pack.")
     for b, entry in enumerate(lists):
@@ -229,29 +240,79 @@ def _check_lists(lists: Sequence[CompletionList], image_token_ids: Sequence[int]
                 )
 
 
-def _pack_row(entry: CompletionList) -> tuple[Tensor, Tensor, Tensor]:
-    """`input_ids` (t,), `segments` (t,), `positions` (A, t) of one list.
+@dataclass(frozen=True)
+class _Row:
+    """A row, or the part of it that is one list: (t,) ids, (A, t) positions, 3 x (t,) spans."""
 
-    The last token of a completion predicts nothing, so it is left out.
-    """
+    input_ids: Tensor
+    positions: Tensor
+    spans: tuple[Tensor, Tensor, Tensor]
+
+
+def _starts(lists: Sequence[CompletionList], one_row: bool) -> list[tuple[int, int]]:
+    """Row of each list and the place in it where the list begins."""
+    if not one_row:
+        return [(b, 0) for b in range(len(lists))]
+    ends = torch.tensor([entry.num_packed_tokens for entry in lists]).cumsum(0).tolist()
+    return [(0, start) for start in [0, *ends[:-1]]]
+
+
+def _pack(entry: CompletionList, start: int) -> _Row:
+    """One list, beginning at place `start` of its row."""
     prompt = entry.prompt
     answers = [torch.as_tensor(y[:-1], dtype=torch.long) for y in entry.completions]
-    segments = [torch.zeros(prompt.num_tokens, dtype=torch.long)]
-    segments += [torch.full((len(y),), n + 1) for n, y in enumerate(answers)]
-    steps = torch.cat([torch.arange(len(y)) for y in answers]) + prompt.next_position
-    positions = torch.cat([prompt.positions, steps.expand(prompt.positions.shape[0], -1)], dim=1)
-    return torch.cat([prompt.input_ids, *answers]), torch.cat(segments), positions
+    lengths = torch.tensor([len(y) for y in answers])
+    end = start + prompt.num_tokens  # of the prefix
+    first = (end + lengths.cumsum(0) - lengths).repeat_interleave(lengths)  # of each token's answer
+    steps = torch.arange(end, end + len(first)) - first + prompt.next_position
+    zeros = torch.zeros(prompt.num_tokens, dtype=torch.long)
+    return _Row(
+        input_ids=torch.cat([prompt.input_ids, *answers]),
+        positions=torch.cat([prompt.positions, steps.expand(prompt.positions.shape[0], -1)], dim=1),
+        spans=(
+            torch.cat([zeros, torch.full_like(first, start)]),
+            torch.cat([zeros, torch.full_like(first, end)]),
+            torch.cat([zeros + start, first]),
+        ),
+    )
+
+
+def _join(parts: Sequence[_Row]) -> _Row:
+    prefix_start, prefix_end, own_start = (
+        torch.cat([part.spans[i] for part in parts]) for i in range(3)
+    )
+    return _Row(
+        input_ids=torch.cat([part.input_ids for part in parts]),
+        positions=torch.cat([part.positions for part in parts], dim=1),
+        spans=(prefix_start, prefix_end, own_start),
+    )
+
+
+def _pad(row: _Row, length: int, pad_token_id: int) -> _Row:
+    """Fill up to `length` with tokens that see themselves alone."""
+    used = row.input_ids.shape[0]
+    end = (0, length - used)
+    prefix_start, prefix_end, own_start = row.spans
+    return _Row(
+        input_ids=F.pad(row.input_ids, end, value=pad_token_id),
+        positions=F.pad(row.positions, end),
+        spans=(
+            F.pad(prefix_start, end),
+            F.pad(prefix_end, end),
+            torch.cat([own_start, torch.arange(used, length)]),
+        ),
+    )
 
 
 def _targets(
-    lists: Sequence[CompletionList], length: int, num: int, max_tokens: int
+    lists: Sequence[CompletionList], first_places: Sequence[int], num: int, max_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`predictors`, `targets`, `places` (K,): who predicts which token, and whose it is."""
     predictors: list[int] = []
     targets: list[int] = []
     places: list[int] = []
-    for b, entry in enumerate(lists):
-        last_of_prefix = b * length + entry.prompt.num_tokens - 1
+    for b, (entry, first_place) in enumerate(zip(lists, first_places, strict=True)):
+        last_of_prefix = first_place + entry.prompt.num_tokens - 1
         start = last_of_prefix + 1
         for n, completion in enumerate(entry.completions):
             count = len(completion)
@@ -264,38 +325,5 @@ def _targets(
     return torch.tensor(predictors), torch.tensor(targets), torch.tensor(places)
 
 
-def _plain_logps(vlm: Vlm, singles: Sequence[CompletionList]) -> Tensor:
-    """One row a completion, causal attention with a 2-D padding mask, logits of all positions."""
-    prompts = [entry.prompt for entry in singles]
-    answers = [torch.as_tensor(entry.completions[0]) for entry in singles]
-    ids = _right_pad([torch.cat([p.input_ids, y]) for p, y in zip(prompts, answers, strict=True)])
-    lengths = torch.tensor([p.num_tokens + len(y) for p, y in zip(prompts, answers, strict=True)])
-    places = torch.arange(ids.shape[1])
-    is_token = places < lengths[:, None]
-    is_answer = is_token & (places >= torch.tensor([p.num_tokens for p in prompts])[:, None])
-    positions = [
-        torch.cat([p.positions, (p.next_position + torch.arange(len(y))).expand(axes, -1)], dim=1)
-        for p, y in zip(prompts, answers, strict=True)
-        if (axes := p.positions.shape[0])
-    ]
-    tensors = cast_tensors(stack_image_tensors(prompts), vlm.dtype)
-    ids, is_answer = ids.to(vlm.device), is_answer.to(vlm.device)
-    logits = base_model(vlm.model)(
-        input_ids=ids,
-        attention_mask=is_token.long().to(vlm.device),
-        position_ids=squeeze_positions(_right_pad_axes(positions)).to(vlm.device),
-        use_cache=False,
-        **{name: value.to(vlm.device) for name, value in tensors.items()},
-    ).logits.float()
-    logps = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    summed: Tensor = (logps * is_answer[:, 1:]).sum(-1)
-    return summed
-
-
-def _right_pad(rows: Sequence[Tensor], value: int = 0) -> Tensor:
-    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
-
-
-def _right_pad_axes(rows: Sequence[Tensor]) -> Tensor:
-    """(A, t) each -> (A, B, T)."""
-    return _right_pad([row.T for row in rows]).permute(2, 0, 1)
+def _chunk_logps(lm_head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    return -F.cross_entropy(lm_head(hidden).float(), targets, reduction="none")

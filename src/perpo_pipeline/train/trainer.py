@@ -1,7 +1,8 @@
 """transformers' Trainer over lists: it brings checkpoints, resume, logging and distributed launch.
 
-Only three things are ours: the loss, what a checkpoint holds (the adapter, not the base), and a
-marker file that makes a checkpoint count only when it is whole.
+Ours are the loss, the split of a step into forwards of a bounded number of tokens, an optimiser
+that keeps fp32 masters of bf16 weights, what a checkpoint holds (what is trained, not the base),
+and a marker file that makes a checkpoint count only when it is whole.
 """
 
 import math
@@ -13,9 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -26,92 +25,109 @@ from transformers import (
     TrainingArguments,
 )
 
+from perpo_pipeline.adapters import load_trained, save_trained
 from perpo_pipeline.atomic import write_atomically
 from perpo_pipeline.config import TrainSettings
-from perpo_pipeline.train.lists import ListCollator, TrainingBatch, TrainingList
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.train.engine import ListPolicy, memory_explained
+from perpo_pipeline.train.lists import (
+    Forward,
+    ListCollator,
+    ListDataset,
+    TrainingBatch,
+    TrainingList,
+)
 from perpo_pipeline.train.losses import (
+    ListDiagnostics,
+    best_completion_nll,
     diagnose_lists,
     dpo_loss,
     lipo_lambda_loss,
     lipo_loss,
     perpo_loss,
-    sft_loss,
 )
-from perpo_pipeline.train.shared_prefix import ListPolicy
+from perpo_pipeline.train.master_weights import MasterAdamW
+from perpo_pipeline.train.scope import lora_config, unfreeze
+from perpo_pipeline.train.throughput import FlopCounter, measured_peak
 
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
 
 WHOLE = "whole"
 KEPT_CHECKPOINTS = 2
+IMAGE_WORKERS = 8  # processes that prepare images where a GPU would wait for them
 
-
-Objective = Callable[[Tensor, TrainingBatch, TrainSettings], Tensor]
-
-
-def _perpo(logps: Tensor, batch: TrainingBatch, s: TrainSettings) -> Tensor:
-    losses = perpo_loss(
-        logps, batch.ref_logps, batch.rewards, beta=s.beta, gamma=s.gamma, counts=batch.counts,
-        mask=batch.lists.mask,
-    )  # fmt: skip
-    return losses.mean()
-
-
-def _of_pairs(loss: Callable[..., Tensor]) -> Objective:
-    """A sibling of PerPO's loss that has no gamma."""
-
-    def objective(logps: Tensor, batch: TrainingBatch, s: TrainSettings) -> Tensor:
-        losses = loss(
-            logps, batch.ref_logps, batch.rewards, beta=s.beta, counts=batch.counts,
-            mask=batch.lists.mask,
-        )  # fmt: skip
-        return losses.mean()
-
-    return objective
-
-
-def _sft(logps: Tensor, batch: TrainingBatch, s: TrainSettings) -> Tensor:
-    """Mean over all target tokens of the micro-batch."""
-    num_tokens = batch.lists.num_tokens
-    return (sft_loss(logps, num_tokens) * num_tokens).sum() / num_tokens.sum()
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "perpo": _perpo,
-    "lipo": _of_pairs(lipo_loss),
-    "lipo-lambda": _of_pairs(lipo_lambda_loss),
-    "dpo": _of_pairs(dpo_loss),
-    "sft": _sft,
+LIST_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "perpo": perpo_loss,
+    "lipo": lipo_loss,
+    "lipo-lambda": lipo_lambda_loss,
+    "dpo": dpo_loss,
 }
 
 
-def _diagnose(logps: Tensor, batch: TrainingBatch) -> dict[str, float]:
-    """Means over the lists; `kl` estimates KL(reference || policy) on the sampled completions."""
-    found = diagnose_lists(
-        logps, batch.ref_logps, batch.rewards, counts=batch.counts, mask=batch.lists.mask
-    )
-    weights = batch.counts * batch.lists.mask
-    kl = ((batch.ref_logps - logps) * weights).sum() / weights.sum()
-    return {
-        "reward_accuracy": float(found.reward_accuracy.nanmean()),
-        "implicit_margin": float(found.implicit_margin.nanmean()),
-        "best_logp": float(found.best_logp.nanmean()),
-        "worst_logp": float(found.worst_logp.nanmean()),
-        "kl": float(kl),
-    }
+def list_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) -> Tensor:
+    """The loss of each list of a batch, `(B, N)` log-probabilities -> `(B,)`; not for SFT."""
+    extra = {"gamma": settings.gamma} if settings.method == "perpo" else {}
+    losses = LIST_LOSSES[settings.method](
+        logps, batch.ref_logps, batch.rewards, beta=settings.beta, counts=batch.counts,
+        mask=batch.lists.mask, label_smoothing=settings.label_smoothing, **extra,
+    )  # fmt: skip
+    if settings.sft_weight:
+        anchor = best_completion_nll(
+            logps, batch.rewards, batch.lists.num_tokens, counts=batch.counts, mask=batch.lists.mask
+        )
+        losses = losses + settings.sft_weight * anchor
+    return losses
 
 
-class ListDataset(Dataset[TrainingList]):
-    """The training lists, by number."""
+class StepLog:
+    """What the losses of an optimiser step cannot tell, gathered over its forwards."""
 
-    def __init__(self, lists: Sequence[TrainingList]) -> None:
-        self.lists = lists
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
+        self.flops_of = FlopCounter(model) if on_cuda else None
+        dtype = next(model.parameters()).dtype
+        self.peak = measured_peak(device, dtype) if on_cuda else 0.0
+        self.clock = time.monotonic()
+        self._restart()
 
-    def __len__(self) -> int:
-        return len(self.lists)
+    def _restart(self) -> None:
+        self.tokens, self.flops = 0, 0.0
+        self.lists: list[ListDiagnostics] = []
+        self.kl: list[tuple[float, float]] = []  # sum over completions, and how many
 
-    def __getitem__(self, index: int) -> TrainingList:
-        return self.lists[index]
+    def add(self, logps: Tensor | None, batch: TrainingBatch) -> None:
+        """One forward; `logps` is None where there is no preference (SFT)."""
+        self.tokens += batch.lists.num_packed
+        self.flops += self.flops_of.count(batch.lists) if self.flops_of else 0.0
+        if logps is None:
+            return
+        self.lists.append(
+            diagnose_lists(
+                logps, batch.ref_logps, batch.rewards, counts=batch.counts, mask=batch.lists.mask
+            )
+        )
+        weights = batch.counts * batch.lists.mask
+        gap = (batch.ref_logps - logps) * weights
+        self.kl.append((float(gap.sum()), float(weights.sum())))
+
+    def close(self) -> dict[str, float]:
+        """Means over the lists since the last call, tokens a second, and on CUDA the MFU.
+
+        `kl` estimates KL(reference || policy), in nats, on the sampled completions.
+        """
+        now = time.monotonic()
+        seconds, self.clock = max(now - self.clock, 1e-9), now
+        found = {"tokens_per_s": self.tokens / seconds}
+        if self.peak:
+            found["mfu"] = self.flops / seconds / self.peak
+        if self.lists:
+            for name in ("reward_accuracy", "implicit_margin", "best_logp", "worst_logp"):
+                values = torch.cat([getattr(diagnosis, name) for diagnosis in self.lists])
+                found[name] = float(values.nanmean())
+            found["kl"] = sum(gap for gap, _ in self.kl) / sum(count for _, count in self.kl)
+        self._restart()
+        return found
 
 
 class ListTrainer(Trainer):
@@ -119,47 +135,69 @@ class ListTrainer(Trainer):
 
     def __init__(self, settings: TrainSettings, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.objective: Objective = OBJECTIVES[settings.method]
         self.settings = settings
-        self.diagnostics: list[dict[str, float]] = []
-        self.tokens, self.clock = 0, time.monotonic()
+        self.step_log = StepLog(self.policy, self.args.device)
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Mean loss of the lists of one micro-batch."""
-        batch: TrainingBatch = inputs["batch"].to(self.args.device)
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any) -> Tensor:
+        """Forward and backward of one step's lists, batch after batch; the step's loss."""
+        model.train()
+        batches: Sequence[TrainingBatch] = inputs["batches"]
+        sft = self.settings.method == "sft"
+        total = sum(_weight(batch, sft) for batch in batches)
+        losses = []
+        for batch in batches:
+            with memory_explained(self.settings):
+                losses.append(self._forward_backward(model, batch.to(self.args.device), total))
+        return torch.stack(losses).sum()
+
+    def _forward_backward(self, model: nn.Module, batch: TrainingBatch, total: float) -> Tensor:
+        """This batch's share of the step's loss: a mean over lists, for SFT over target tokens."""
         logps = model(batch.lists)
-        if self.settings.method != "sft":
-            self.diagnostics.append(_diagnose(logps.detach(), batch))
-        self.tokens += int((batch.lists.segments >= 0).sum())
-        return self.objective(logps, batch, self.settings)
+        if self.settings.method == "sft":
+            losses = -logps.sum(1)
+            self.step_log.add(None, batch)
+        else:
+            losses = list_losses(logps, batch, self.settings)
+            self.step_log.add(logps.detach(), batch)
+        if not bool(losses.isfinite().all()):
+            raise InputError(
+                f"the loss is {losses.tolist()} at step {self.state.global_step + 1}",
+                where=f"prompts {', '.join(batch.prompt_ids)}",
+                fix="lower train.learning_rate, or look at these prompts with `perpo inspect`",
+            )
+        loss: Tensor = losses.sum() / total
+        self.accelerator.backward(loss)
+        return loss.detach()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what the losses cannot tell to each line of the log."""
         if "loss" in logs:
-            now = time.monotonic()
-            logs["tokens_per_s"] = self.tokens / max(now - self.clock, 1e-9)
-            for key in self.diagnostics[0] if self.diagnostics else ():
-                logs[key] = sum(d[key] for d in self.diagnostics) / len(self.diagnostics)
-            self.diagnostics, self.tokens, self.clock = [], 0, now
+            logs.update(self.step_log.close())
         super().log(logs, *args, **kwargs)
 
     @property
-    def adapter(self) -> Any:
-        """The PEFT model inside the policy that is trained."""
+    def policy(self) -> Any:
+        """The transformers or PEFT model inside the `ListPolicy` that is trained."""
         policy: Any = self.model
         return policy.model
 
+    def save_trained(self, directory: str | Path) -> None:
+        """Write what was trained; an adapter in fp32, as the optimiser keeps it."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        masters = optimizer.masters() if isinstance(optimizer, MasterAdamW) else {}
+        save_trained(self.policy, Path(directory), masters)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A checkpoint holds the adapter alone: the base is known by its identity."""
-        self.adapter.save_pretrained(output_dir or self.args.output_dir)
+        """A checkpoint holds what is trained alone: the base is known by its identity."""
+        self.save_trained(output_dir or str(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from peft import set_peft_model_state_dict
+        load_trained(self.policy, Path(resume_from_checkpoint))
 
-        weights = load_file(os.path.join(resume_from_checkpoint, "adapter_model.safetensors"))
-        set_peft_model_state_dict(self.adapter, weights)
+
+def _weight(batch: TrainingBatch, sft: bool) -> float:
+    """What a step's loss is a mean over: its lists, or for SFT its target tokens."""
+    return float(batch.lists.num_tokens.sum()) if sft else len(batch.prompt_ids)
 
 
 class _MarkWhole(TrainerCallback):
@@ -203,36 +241,52 @@ class _Progress(TrainerCallback):
 
 def fit(
     vlm: "Vlm", lists: Sequence[TrainingList], settings: TrainSettings, preprocess: str,
-    checkpoints: Path, *, name: str = "train", quiet: bool = False,
-) -> tuple[nn.Module, list[dict[str, Any]]]:  # fmt: skip
-    """Train an adapter on `lists`; goes on after the last whole checkpoint in `checkpoints`.
+    forward: Forward, checkpoints: Path, *, name: str = "train", quiet: bool = False,
+) -> tuple[ListTrainer, list[dict[str, Any]]]:  # fmt: skip
+    """Train on `lists`; goes on after the last whole checkpoint in `checkpoints`.
 
-    Returns the PEFT model and one log entry an optimiser step. The adapter's first weights, the
+    Returns the trainer and one log entry an optimiser step. The adapter's first weights, the
     order of the lists and so the result depend on `settings.seed` alone.
     """
-    from peft import get_peft_model
-
-    from perpo_pipeline.models import lora_config
-
     torch.manual_seed(settings.seed)
-    config = lora_config(vlm, settings.lora.rank, settings.lora.alpha, settings.lora.scope)
-    policy = get_peft_model(vlm.model, config)
-    if settings.gradient_checkpointing:
-        policy.enable_input_require_grads()
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    policy = _trainable(vlm, settings)
     trainer = ListTrainer(
         settings,
         model=ListPolicy(policy),
         args=_arguments(settings, len(lists), checkpoints, vlm.device.type),
         train_dataset=ListDataset(lists),
-        data_collator=ListCollator(vlm, preprocess),
+        data_collator=ListCollator(vlm, preprocess, forward, settings.max_tokens_per_step),
+        optimizer_cls_and_kwargs=(MasterAdamW, {"lr": settings.learning_rate}),
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
     trainer.add_callback(_MarkWhole())
     trainer.add_callback(_Progress(name, quiet))
     trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
-    return policy, [entry for entry in trainer.state.log_history if "loss" in entry]
+    return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def num_workers(settings: TrainSettings, device: str) -> int:
+    """Processes that prepare images beside the forward passes."""
+    if settings.num_workers is not None:
+        return settings.num_workers
+    return min(IMAGE_WORKERS, max(1, (os.cpu_count() or 1) - 1)) if device == "cuda" else 0
+
+
+def _trainable(vlm: "Vlm", settings: TrainSettings) -> Any:
+    """The model with gradients where the settings want them, in the dtype that it computes in."""
+    from peft import get_peft_model
+
+    policy: Any = vlm.model
+    if settings.tuning == "lora":
+        config = lora_config(vlm, settings.lora.rank, settings.lora.alpha, settings.scope)
+        # PEFT's own default, an fp32 adapter on a bf16 base, costs a third of the speed.
+        policy = get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
+    else:
+        unfreeze(vlm, settings.scope)
+    if settings.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
 
 
 def _arguments(
@@ -245,13 +299,11 @@ def _arguments(
         data_seed=settings.seed,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        per_device_train_batch_size=settings.batch_size,
         warmup_steps=math.ceil(settings.warmup_ratio * steps),
         lr_scheduler_type=_scheduler(settings),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch",
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -261,6 +313,7 @@ def _arguments(
         report_to=settings.log_to or "none",
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
+        dataloader_num_workers=num_workers(settings, device),
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several would be DataParallel: a larger batch
     return arguments

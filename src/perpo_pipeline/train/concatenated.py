@@ -1,0 +1,116 @@
+"""The plain way to a list's log-probabilities: one full sequence a completion.
+
+Slow (image and prompt are read N times), but nothing here is special: causal attention with a 2-D
+padding mask, and positions that the model works out by itself. It is what `train.forward:
+concatenated` uses, what unknown families start with, and what the shared prefix is checked against.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from perpo_pipeline.models import Vlm, base_model
+from perpo_pipeline.train.shared_prefix import (
+    CompletionList,
+    cast_tensors,
+    check_lists,
+    stack_image_tensors,
+    token_logps,
+)
+
+
+@dataclass(frozen=True)
+class ConcatenatedBatch:
+    """B lists as M full rows of T tokens, one a completion, right-padded.
+
+    `input_ids`, `attention_mask` and `is_answer` (M, T); `tensors` the pixel tensors, one image a
+    row; `token_types` (M, T) for the families that work out positions from them; `places` (M,)
+    index into B*N; `num_tokens` (B, N) as in `PackedBatch`, `num_packed` tokens without padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    is_answer: Tensor
+    tensors: dict[str, Tensor]
+    token_types: Tensor | None
+    places: Tensor
+    num_tokens: Tensor
+    num_packed: int
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, N) true where there is a completion."""
+        return self.num_tokens > 0
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "ConcatenatedBatch":
+        """The batch on `device`; this signature is the one accelerate calls."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            attention_mask=move(self.attention_mask),
+            is_answer=move(self.is_answer),
+            tensors={name: move(value) for name, value in self.tensors.items()},
+            token_types=None if self.token_types is None else move(self.token_types),
+            places=move(self.places),
+            num_tokens=move(self.num_tokens),
+        )
+
+
+def concatenate_lists(
+    vlm: Vlm, lists: Sequence[CompletionList], *, extra_padding: int = 0
+) -> ConcatenatedBatch:
+    """Full rows on the CPU; `extra_padding` tokens more than needed. Raises like `pack_lists`."""
+    check_lists(lists, vlm.image_token_ids)
+    num = max(len(entry.completions) for entry in lists)
+    rows = [(b, n, entry) for b, entry in enumerate(lists) for n in range(len(entry.completions))]
+    lengths = [entry.prompt.num_tokens + len(entry.completions[n]) for _, n, entry in rows]
+    shape = (len(rows), max(lengths) + extra_padding)
+    ids = torch.full(shape, vlm.pad_token_id)
+    attended, is_answer = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    token_types = torch.zeros(shape, dtype=torch.long)
+    num_tokens = torch.zeros(len(lists), num, dtype=torch.long)
+    for row, ((b, n, entry), length) in enumerate(zip(rows, lengths, strict=True)):
+        prefix, completion = entry.prompt.num_tokens, entry.completions[n]
+        ids[row, :prefix] = entry.prompt.input_ids
+        ids[row, prefix:length] = torch.as_tensor(completion)
+        attended[row, :length] = 1
+        is_answer[row, prefix:length] = True
+        num_tokens[b, n] = len(completion)
+        if entry.prompt.token_types is not None:
+            token_types[row, :prefix] = entry.prompt.token_types
+    typed = lists[0].prompt.token_types is not None
+    return ConcatenatedBatch(
+        input_ids=ids,
+        attention_mask=attended,
+        is_answer=is_answer,
+        tensors=stack_image_tensors([entry.prompt for _, _, entry in rows]),
+        token_types=token_types if typed else None,
+        places=torch.tensor([b * num + n for b, n, _ in rows]),
+        num_tokens=num_tokens,
+        num_packed=sum(lengths),
+    )
+
+
+def concatenated_logps(model: nn.Module, batch: ConcatenatedBatch) -> Tensor:
+    """Summed log-probabilities (B, N) in nats, fp32; 0 where a list has no completion."""
+    inner = base_model(model)
+    batch = batch.to(inner.get_input_embeddings().weight.device)
+    types = {} if batch.token_types is None else {"mm_token_type_ids": batch.token_types}
+    hidden = inner.model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        **types,
+        **cast_tensors(batch.tensors, inner.dtype),
+    ).last_hidden_state
+    answers = batch.is_answer[:, 1:]
+    logps = token_logps(inner.lm_head, hidden[:, :-1][answers], batch.input_ids[:, 1:][answers])
+    by_row = logps.new_zeros(answers.shape).masked_scatter(answers, logps).sum(-1)
+    table = logps.new_zeros(batch.num_tokens.numel()).index_put((batch.places,), by_row)
+    return table.view(batch.num_tokens.shape)

@@ -1,0 +1,100 @@
+"""Ready a model for list log-probabilities, and run the forward that was chosen.
+
+Reference and policy go through the same forward. It is the shared prefix where that is known to be
+exact, and one full row a completion (`concatenated`) for families and layers that nobody tried.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from perpo_pipeline.attention import use_flex_attention
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.models import Vlm, base_model
+from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenated_logps
+from perpo_pipeline.train.shared_prefix import PackedBatch, packed_logps
+
+if TYPE_CHECKING:
+    from perpo_pipeline.config import TrainSettings
+    from perpo_pipeline.train.lists import Forward, TrainingBatch
+
+RECOMPILE_LIMIT = 256  # row lengths, with and without gradients: more kernels than torch's 8
+
+
+class ListPolicy(nn.Module):
+    """What a Trainer wraps: `forward(lists)` gives the lists' log-probabilities `(B, N)`.
+
+    DDP, FSDP and ZeRO act at the wrapped module's forward, so all the work happens inside it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, lists: PackedBatch | ConcatenatedBatch) -> Tensor:
+        if isinstance(lists, PackedBatch):
+            return packed_logps(self.model, lists)
+        return concatenated_logps(self.model, lists)
+
+
+def choose_forward(vlm: Vlm, wanted: str) -> "Forward":
+    """Resolve `train.forward`; raises ConfigError where sharing a prefix would be wrong."""
+    if wanted == "concatenated":
+        return "concatenated"
+    if not vlm.full_attention:
+        if wanted == "auto":
+            return "concatenated"
+        raise ConfigError(
+            "forward is shared-prefix, but the language model has layers other than full attention "
+            "(sliding window, softcap or linear): sharing a prefix would change its results",
+            fix="use train.forward: concatenated",
+        )
+    return "shared-prefix" if vlm.family.known or wanted == "shared-prefix" else "concatenated"
+
+
+def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None:
+    """Set attention and compilation of the text model; before the reference pass and training."""
+    inner = base_model(vlm.model)
+    on_cuda = vlm.device.type == "cuda"
+    if forward == "shared-prefix" and on_cuda:
+        use_flex_attention(inner)
+    if on_cuda if settings.compile is None else settings.compile:
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+        for layer in inner.model.language_model.layers:
+            layer.compile()
+
+
+@torch.no_grad()
+def reference_logps(model: nn.Module, batches: Sequence["TrainingBatch"]) -> dict[str, list[float]]:
+    """Log-probabilities of each prompt's completions under `model` as it is, in nats."""
+    policy = ListPolicy(model)
+    found: dict[str, list[float]] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            counts = batch.lists.mask.sum(1).tolist()
+            rows = policy(batch.lists).tolist()
+            for prompt_id, count, row in zip(batch.prompt_ids, counts, rows, strict=True):
+                found[prompt_id] = row[:count]
+    finally:
+        model.train(was_training)
+    return found
+
+
+@contextlib.contextmanager
+def memory_explained(settings: "TrainSettings") -> Iterator[None]:
+    """Say which setting to lower when the accelerator's memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = [f"lower train.max_tokens_per_step (now {settings.max_tokens_per_step})"]
+        if not settings.gradient_checkpointing:
+            advice.append("set train.gradient_checkpointing: true")
+        raise ConfigError(
+            f"the accelerator's memory ran out: {str(error).splitlines()[0]}",
+            fix="; ".join(advice) + "; the same command then goes on after the last checkpoint",
+        ) from error

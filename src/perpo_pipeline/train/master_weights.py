@@ -1,0 +1,113 @@
+"""AdamW for modules in bf16: what is trained has float32 master copies in the optimiser's state.
+
+A bf16 number has 8 significant bits, so an update below 1/512 of a weight rounds away: at a
+learning rate of 5e-6 nearly every update of every weight above 0.003. Here torch's own AdamW
+updates float32 masters, in which small updates add up, and the module gets them rounded. Forward
+and backward stay in bf16.
+
+Simplified: gradients come as the module has them, summed over micro-batches and clipped in bf16.
+Under ZeRO use DeepSpeed's own master weights, not these.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perpo_pipeline.errors import ArtifactError
+
+MASTER = "master"
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """torch's AdamW with all its options, computed on float32 masters of half-precision weights.
+
+    A master starts as a copy of its parameter at the first step that has a gradient for it. From
+    then on the module holds its rounding, and what others write into the module is overwritten.
+    Weights in float32 or wider have no master and are updated to the last bit as by torch.
+    `state_dict` holds the masters too. Not for `fused=True` under a GradScaler, which speaks to
+    the fused kernel past this class; bf16 needs none.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update masters and module; as torch's."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        masters = {p: self._master(p) for p in self._parameters() if p.grad is not None}
+        adamw = self._adamw_on(masters)
+        for p, master in masters.items():
+            adamw.state[master] = {k: v for k, v in self.state[p].items() if k != MASTER}
+            if master is not p:
+                master.grad = None if p.grad is None else p.grad.to(master.dtype)
+        adamw.step()
+        for p, master in masters.items():
+            self.state[p] = adamw.state[master]
+            if master is not p:
+                self.state[p][MASTER] = master
+                p.copy_(master)
+                master.grad = None
+        return loss
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on bit by bit from a `state_dict`; the module gets its masters, rounded.
+
+        Raises ArtifactError for the state of a run in another precision, ValueError for groups
+        that do not fit.
+        """
+        # torch casts what it loads to the type of the parameter, which would round masters and
+        # moments. It loads them for parameters without elements that are of the masters' type.
+        stand_ins = {
+            p: torch.empty(0, dtype=_master_dtype(p), device=p.device) for p in self._parameters()
+        }
+        adamw = self._adamw_on(stand_ins)
+        adamw.load_state_dict(state_dict)
+        loaded = {p: adamw.state[s] for p, s in stand_ins.items() if s in adamw.state}
+        if any((MASTER in state) != _needs_master(p) for p, state in loaded.items()):
+            raise ArtifactError(
+                "the saved state of the optimiser is of a run in another precision",
+                fix="train in the precision of the checkpoint, or start without it",
+            )
+        super().load_state_dict({**state_dict, "state": {}})
+        for p, state in loaded.items():
+            self.state[p] = state
+            if MASTER in state:
+                p.copy_(state[MASTER])
+
+    def masters(self) -> dict[Tensor, Tensor]:
+        """For each parameter its unrounded value, float32 or wider, without a gradient.
+
+        The live tensors, not copies, except where no step has been taken.
+        """
+        return {p: self._master(p).detach() for p in self._parameters()}
+
+    def _master(self, p: Tensor) -> Tensor:
+        """The master in the state, or one to begin with; the parameter where it needs none."""
+        if p in self.state and MASTER in self.state[p]:
+            master: Tensor = self.state[p][MASTER]
+            return master
+        return p.detach().to(_master_dtype(p)) if _needs_master(p) else p
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _adamw_on(self, masters: Mapping[Tensor, Tensor]) -> torch.optim.AdamW:
+        """torch's AdamW with the settings of now, the scheduler's learning rate among them."""
+        return torch.optim.AdamW(
+            [
+                {**group, "params": [masters[p] for p in group["params"] if p in masters]}
+                for group in self.param_groups
+            ]
+        )
+
+
+def _needs_master(p: Tensor) -> bool:
+    return p.dtype in (torch.bfloat16, torch.float16)
+
+
+def _master_dtype(p: Tensor) -> torch.dtype:
+    return torch.float32 if _needs_master(p) else p.dtype

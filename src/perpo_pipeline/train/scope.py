@@ -1,0 +1,92 @@
+"""Which weights of a model are trained: a LoRA adapter on them, or the weights themselves."""
+
+import re
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.models import Vlm, base_model
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+LANGUAGE_MODEL = "language_model"
+LORA_LINEARS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+
+
+def lora_config(
+    vlm: Vlm, rank: int, alpha: int, scope: Collection[str] = (LANGUAGE_MODEL,)
+) -> "LoraConfig":
+    """LoRA, dropout 0 (a shared prefix needs it), on the linear layers that `scope` names.
+
+    `language_model`: attention and feed-forward; `vision_tower`: every linear layer of the tower;
+    `projector`: trained in full beside the adapter, as in the authors' scripts. The pattern holds
+    whole module paths, so that layers of the same name elsewhere stay frozen. Raises ConfigError
+    for a part that is not known for an untried family.
+    """
+    from peft import LoraConfig
+
+    _check_scope(vlm, scope)
+    patterns = []
+    if LANGUAGE_MODEL in scope:
+        patterns.append(rf".*\.language_model\..*\.({LORA_LINEARS})")
+    if "vision_tower" in scope:
+        patterns += [re.escape(name) for name in _tower_linears(vlm)]
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="|".join(f"({pattern})" for pattern in patterns) or None,
+        modules_to_save=list(_projectors(vlm)) if "projector" in scope else None,
+    )
+
+
+def unfreeze(vlm: Vlm, scope: Collection[str]) -> None:
+    """Let gradients reach every weight of the parts that `scope` names (full fine-tuning)."""
+    _check_scope(vlm, scope)
+    inner = base_model(vlm.model)
+    projectors = list(_projectors(vlm)) if vlm.family.known else []
+    for name, parameter in inner.named_parameters():
+        if any(f".{projector}." in f".{name}" for projector in projectors):
+            part = "projector"
+        elif f".{vlm.family.vision_tower}." in f".{name}":
+            part = "vision_tower"
+        elif ".language_model." in f".{name}" or name.startswith("lm_head."):
+            part = LANGUAGE_MODEL
+        else:
+            continue
+        parameter.requires_grad_(part in scope)
+
+
+def _check_scope(vlm: Vlm, scope: Collection[str]) -> None:
+    unknown = sorted(set(scope) - {LANGUAGE_MODEL})
+    if unknown and not vlm.family.known:
+        raise ConfigError(
+            f"train.scope has {unknown}: where these are in a '{vlm.family.name}' is not known",
+            fix="use scope: [language_model]",
+        )
+
+
+def _projectors(vlm: Vlm) -> Iterator[str]:
+    """Paths of the modules that bring image features into the text model's width."""
+    core: Any = base_model(vlm.model).model
+    for path in vlm.family.projector:
+        module = core.get_submodule(path)
+        if isinstance(module, nn.ModuleList):  # has no forward of its own that could be wrapped
+            yield from (f"{path}.{index}" for index in range(len(module)))
+        else:
+            yield path
+
+
+def _tower_linears(vlm: Vlm) -> list[str]:
+    """Full paths of the vision tower's linear layers, the projector's excepted."""
+    tower, projectors = f".{vlm.family.vision_tower}.", tuple(_projectors(vlm))
+    return [
+        name
+        for name, module in base_model(vlm.model).named_modules()
+        if isinstance(module, nn.Linear)
+        and tower in f".{name}"
+        and not any(f".{projector}." in f".{name}." for projector in projectors)
+    ]

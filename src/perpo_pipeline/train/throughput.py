@@ -1,0 +1,66 @@
+"""How much of the accelerator a training step uses (model FLOPs utilisation).
+
+Counted is what the text model and its head must do, once: no vision tower, no recomputation. The
+peak is the rate of a large matrix product measured on the device itself, so no table of cards.
+"""
+
+import time
+
+import torch
+from torch import nn
+
+from perpo_pipeline.models import base_model
+from perpo_pipeline.train.concatenated import ConcatenatedBatch
+from perpo_pipeline.train.shared_prefix import PackedBatch
+
+MATRIX = 8192
+REPEATS = 10
+
+
+class FlopCounter:
+    """FLOPs of a forward and backward over a batch; the model's sizes are read once.
+
+    2 a weight and token forward, 2 more for the gradient of the activations, 2 more where the
+    weight is trained; attention over the pairs that see each other (forward 1, backward 2).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        inner = base_model(model)
+        text = inner.config.get_text_config()
+        linears = [m for m in inner.model.language_model.modules() if isinstance(m, nn.Linear)]
+        self.a_token = sum(_of_weight(linear.weight) for linear in linears)
+        self.a_target = _of_weight(inner.lm_head.weight)
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        layers, heads = text.num_hidden_layers, text.num_attention_heads
+        self.a_pair = 3 * 2 * 2 * head_dim * heads * layers  # query x key and weight x value
+
+    def count(self, lists: PackedBatch | ConcatenatedBatch) -> float:
+        """FLOPs of one training forward and backward over `lists`."""
+        num_targets = float(lists.num_tokens.sum())
+        linear = self.a_token * lists.num_packed + self.a_target * num_targets
+        return float(linear + self.a_pair * _visible_pairs(lists))
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of an 8192 x 8192 x 8192 product on a CUDA device."""
+    a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
+    for repeats in (2, REPEATS):  # the first round warms up
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            a @ b
+        torch.cuda.synchronize(device)
+    return float(2 * MATRIX**3 * REPEATS / (time.perf_counter() - start))
+
+
+def _of_weight(weight: torch.Tensor) -> int:
+    return weight.numel() * (6 if weight.requires_grad else 4)
+
+
+def _visible_pairs(lists: PackedBatch | ConcatenatedBatch) -> float:
+    if isinstance(lists, ConcatenatedBatch):
+        lengths = lists.attention_mask.sum(1).double()
+        return float((lengths * (lengths + 1) / 2).sum())
+    spans = lists.spans
+    places = torch.arange(spans.own_start.shape[1], device=spans.own_start.device)
+    return float((spans.prefix_end - spans.prefix_start + places + 1 - spans.own_start).sum())

@@ -1,0 +1,224 @@
+"""Training on the shipped testbed model: the step, its settings, and what is written."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from perpo_pipeline.adapters import attach_adapter, write_record
+from perpo_pipeline.config import TrainSettings
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.model_inputs import encode_row
+from perpo_pipeline.models import Vlm, load_vlm, resolve_model
+from perpo_pipeline.prepare import testbed as testbed_prompts
+from perpo_pipeline.sample.transformers_backend import sample_lists
+from perpo_pipeline.train.engine import reference_logps
+from perpo_pipeline.train.lists import (
+    Forward,
+    ListCollator,
+    TrainingList,
+    best_against_worst,
+    with_reference,
+)
+from perpo_pipeline.train.trainer import ListTrainer, fit, list_losses
+
+PREPROCESS = "processor"
+SETTINGS: dict[str, Any] = {
+    "batch_size": 4, "learning_rate": 5e-4, "beta": 1.0, "lora": {"rank": 8, "alpha": 16},
+    "lr_scheduler": "constant", "checkpoint_every": 10_000,
+}  # fmt: skip
+
+
+def settings(**changed: Any) -> TrainSettings:
+    return TrainSettings.model_validate({**SETTINGS, **changed})
+
+
+def load_testbed(dtype: str = "float32") -> Vlm:
+    return load_vlm(resolve_model("testbed"), dtype=dtype, device="cpu")
+
+
+def make_lists(num_prompts: int, num_samples: int) -> list[TrainingList]:
+    """Sampled lists with the shortest distance to 0.5 in the text's digits as a stand-in reward."""
+    vlm = load_testbed()
+    chosen = testbed_prompts.testbed_settings(0, "train", num_prompts)
+    rows = testbed_prompts.render_prompts(chosen, "train")[:]
+    encoded = [encode_row(vlm, row, PREPROCESS) for row in rows]
+    drawn = sample_lists(
+        vlm, encoded, num_samples=num_samples, temperature=1.0, max_new_tokens=24,
+        seeds=list(range(num_prompts)),
+    )  # fmt: skip
+    lists = []
+    for row, completions in zip(rows, drawn, strict=True):
+        distinct = list({c.token_ids: c for c in completions}.values())
+        if len(distinct) > 1:
+            rewards = [i / (len(distinct) - 1) for i in range(len(distinct))]
+            ids = [list(c.token_ids) for c in distinct]
+            lists.append(TrainingList(row, ids, rewards, [1] * len(distinct)))
+    collate = ListCollator(vlm, PREPROCESS, "shared-prefix", 10_000)
+    return with_reference(lists, reference_logps(vlm.model, collate(lists)["batches"]))
+
+
+@pytest.fixture(scope="module")
+def lists() -> list[TrainingList]:
+    return make_lists(num_prompts=12, num_samples=4)
+
+
+def run(
+    lists: Sequence[TrainingList], chosen: TrainSettings, where: Path, *,
+    forward: Forward = "shared-prefix", dtype: str = "float32",
+) -> tuple[ListTrainer, list[dict[str, Any]]]:  # fmt: skip
+    return fit(load_testbed(dtype), lists, chosen, PREPROCESS, forward, where, quiet=True)
+
+
+def losses(history: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([entry["loss"] for entry in history], dtype=torch.float64)
+
+
+def test_fifty_steps_of_both_forwards_have_the_same_losses(
+    lists: list[TrainingList], tmp_path: Path
+) -> None:
+    chosen = settings(epochs=9.0, learning_rate=1e-4, batch_size=2)
+    shared = losses(run(lists, chosen, tmp_path / "a")[1])
+    plain = losses(run(lists, chosen, tmp_path / "b", forward="concatenated")[1])
+    assert len(shared) >= 50
+    assert (shared - plain).abs().max() < 1e-4
+    assert shared[-5:].mean() < shared[:5].mean() - 0.1  # and something was learnt
+
+
+@pytest.mark.parametrize("method", ["perpo", "sft"])
+def test_the_token_budget_changes_a_step_by_rounding_alone(
+    lists: list[TrainingList], tmp_path: Path, method: str
+) -> None:
+    if method == "sft":
+        lists = [replace(e, completions=e.completions[:1], rewards=[1.0], counts=[1],
+                         ref_logps=None) for e in lists]  # fmt: skip
+    whole, parts = (
+        run(lists, settings(method=method, max_tokens_per_step=budget), tmp_path / str(budget))
+        for budget in (10_000, 1)  # 1: every list is a forward by itself
+    )
+    assert (losses(whole[1]) - losses(parts[1])).abs().max() < 1e-5
+    ours, theirs = (t.policy.state_dict() for t in (whole[0], parts[0]))
+    lora = [name for name in ours if "lora_B" in name]
+    assert lora and all(ours[n].abs().max() > 0 for n in lora)
+    assert max(float((ours[n] - theirs[n]).abs().max()) for n in lora) < 1e-4
+
+
+def test_the_first_step_starts_at_chance(lists: list[TrainingList], tmp_path: Path) -> None:
+    """Policy = reference: every pair's loss is log 2, accuracy one half, and nothing has moved."""
+    _, history = run(lists, settings(epochs=4.0), tmp_path)
+    first = history[0]
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert first["implicit_margin"] == pytest.approx(0, abs=1e-3)
+    assert first["kl"] == pytest.approx(0, abs=1e-3)
+    assert first["best_logp"] < 0 and first["worst_logp"] < 0 and first["tokens_per_s"] > 0
+    assert history[-1]["reward_accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("method", ["lipo", "lipo-lambda", "dpo"])
+def test_other_methods_learn_the_order(
+    lists: list[TrainingList], tmp_path: Path, method: str
+) -> None:
+    if method == "dpo":
+        lists = [best_against_worst(entry) for entry in lists]
+    _, history = run(lists, settings(method=method, epochs=4.0), tmp_path)
+    assert losses(history)[-3:].mean() < 0.6
+    assert history[-1]["reward_accuracy"] > 0.6
+
+
+def test_the_anchor_and_smoothing_reach_the_loss(lists: list[TrainingList]) -> None:
+    """Two lists of three completions; s = policy - reference, beta 1, gamma 0: uniform pairs."""
+    some = [replace(e, completions=e.completions[:3], rewards=[0.0, 0.5, 1.0], counts=[1] * 3,
+                    ref_logps=[-1.0, -2.0, -3.0]) for e in lists[:2]]  # fmt: skip
+    collate = ListCollator(load_testbed(), PREPROCESS, "shared-prefix", 10_000)
+    (batch,) = collate(some)["batches"]
+    logps = torch.tensor([[-2.0, -2.0, -2.0], [-1.0, -2.0, -3.0]])  # s = [-1, 0, 1] and zeros
+    margins = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0]])
+    right, flipped = (-torch.nn.functional.logsigmoid(sign * margins).mean(1) for sign in (1, -1))
+    best = -logps[:, 2] / batch.lists.num_tokens[:, 2]
+    for smoothing, weight in [(0.0, 0.0), (0.25, 0.0), (0.0, 2.0), (0.25, 2.0)]:
+        chosen = settings(gamma=0.0, label_smoothing=smoothing, sft_weight=weight)
+        expected = (1 - smoothing) * right + smoothing * flipped + weight * best
+        torch.testing.assert_close(list_losses(logps, batch, chosen), expected)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_prompts(
+    lists: list[TrainingList], tmp_path: Path
+) -> None:
+    broken = replace(lists[0], ref_logps=[float("nan")] * len(lists[0].completions))
+    with pytest.raises(InputError) as caught:
+        run([broken, *lists[1:4]], settings(), tmp_path)
+    assert "nan" in str(caught.value) and lists[0].prompt["prompt_id"] in str(caught.value)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_what_is_trained_comes_back_onto_the_base(
+    lists: list[TrainingList], tmp_path: Path, tuning: str
+) -> None:
+    scope = ["language_model", "projector"]
+    trainer, history = run(lists, settings(tuning=tuning, scope=scope, learning_rate=1e-4),
+                           tmp_path / "run")  # fmt: skip
+    assert len(history) == 3
+    trainer.save_trained(tmp_path / "saved")
+    vlm = load_testbed()
+    write_record(tmp_path / "saved", {"base_identity": vlm.identity})
+    loaded = attach_adapter(vlm, tmp_path / "saved")
+    batches = ListCollator(vlm, PREPROCESS, "shared-prefix", 10_000)(lists)["batches"]
+    again = reference_logps(loaded.model, batches)
+    trained = reference_logps(trainer.policy, batches)
+    base = {entry.prompt["prompt_id"]: entry.ref_logps for entry in lists}
+    for prompt_id, logps in trained.items():
+        assert again[prompt_id] == pytest.approx(logps, abs=1e-5)
+        assert max(abs(a - b) for a, b in zip(logps, base[prompt_id], strict=True)) > 1e-3
+
+
+def test_full_tuning_leaves_the_rest_alone(lists: list[TrainingList], tmp_path: Path) -> None:
+    trainer, _ = run(lists, settings(tuning="full", learning_rate=1e-4), tmp_path / "run")
+    trainer.save_trained(tmp_path)
+    saved = load_file(tmp_path / "trained_weights.safetensors")
+    base = dict(load_testbed().model.named_parameters())
+    assert saved and all("language_model" in n or n.startswith("lm_head") for n in saved)
+    assert all(not torch.equal(weight, base[name]) for name, weight in saved.items())
+    for name, parameter in trainer.policy.named_parameters():
+        assert (name in saved) == parameter.requires_grad
+        assert name in saved or torch.equal(parameter, base[name])
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_resumed_run_ends_as_an_uninterrupted_one_in_bfloat16(
+    lists: list[TrainingList], tmp_path: Path, tuning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(tuning=tuning, checkpoint_every=2, learning_rate=1e-4, epochs=2.0)
+    whole, expected = run(lists, chosen, tmp_path / "whole", dtype="bfloat16")
+    real_step = ListTrainer.training_step
+
+    def interrupted(self: ListTrainer, *args: Any) -> torch.Tensor:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return real_step(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ListTrainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(lists, chosen, tmp_path / "torn", dtype="bfloat16")
+    resumed, history = run(lists, chosen, tmp_path / "torn", dtype="bfloat16")
+    assert [e["step"] for e in history] == [e["step"] for e in expected]
+    assert losses(history).tolist() == losses(expected).tolist()
+    for name, weight in whole.policy.state_dict().items():
+        assert torch.equal(weight, resumed.policy.state_dict()[name]), name
+
+
+def test_adapters_compute_in_bfloat16_and_are_saved_unrounded(
+    lists: list[TrainingList], tmp_path: Path
+) -> None:
+    trainer, _ = run(lists, settings(learning_rate=1e-5), tmp_path / "run", dtype="bfloat16")
+    inside = {n: p for n, p in trainer.policy.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in inside.values()} == {torch.bfloat16}
+    trainer.save_trained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert {t.dtype for t in saved.values()} == {torch.float32} and len(saved) == len(inside)
+    rounded = [torch.equal(t, t.bfloat16().float()) for t in saved.values()]
+    assert not any(rounded)
