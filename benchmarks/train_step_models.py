@@ -57,7 +57,7 @@ class Regime:
 
     The image of `image_px` (height, width) gives `image_tokens` of the `prefix_tokens`. `lists` go
     into one step of the shared prefix, `full_lists` into one of the ways with full rows.
-    `checkpointing`: ours, and the full rows with the same settings, recompute activations.
+    `checkpointing`: all ways recompute activations; `full_checkpointing`: those with full rows.
     """
 
     shape: Shape
@@ -66,9 +66,10 @@ class Regime:
     prefix_tokens: int
     answer_tokens: int
     num_samples: int
-    lists: int = 8
+    lists: int
     full_lists: int = 1
     checkpointing: bool = False
+    full_checkpointing: bool = False
 
     @property
     def token_bound(self) -> float:
@@ -78,7 +79,7 @@ class Regime:
 
 
 def build_vlm(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Vlm, nn.Module]:
-    """A model with random weights, a LoRA whose B is not zero, ready to train as `perpo train` has it.
+    """A random model with a LoRA whose B is not zero, readied as `perpo train` does it.
 
     Also its twin for TRL: modules of their own, without adapter, compilation and our attention,
     around the same weights.

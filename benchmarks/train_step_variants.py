@@ -56,13 +56,14 @@ class Work:
 
 def shared_prefix(setup: Setup) -> Work:
     """Ours: one list after another in a row (on the CPU a row each), every prefix once."""
-    vlm = setup.vlm
-    rows = pack_lists(vlm, setup.lists).to(vlm.device)
+    vlm, lists = setup.vlm, setup.lists[: setup.regime.lists]
+    rows = pack_lists(vlm, lists).to(vlm.device)
 
     def step() -> Tensor:
         return backward(packed_logps(vlm.model, rows))
 
-    return Work(step, vlm.model, len(setup.lists), rows, lambda: same_settings(setup))
+    wanted = setup.regime.checkpointing
+    return Work(step, vlm.model, len(lists), rows, lambda: checkpointing(vlm, wanted))
 
 
 def concatenated_same_settings(setup: Setup) -> Work:
@@ -73,7 +74,8 @@ def concatenated_same_settings(setup: Setup) -> Work:
     def step() -> Tensor:
         return backward(full_row_logps(vlm, rows, positions))
 
-    return Work(step, vlm.model, len(lists), rows, lambda: same_settings(setup))
+    wanted = setup.regime.checkpointing or setup.regime.full_checkpointing
+    return Work(step, vlm.model, len(lists), rows, lambda: checkpointing(vlm, wanted))
 
 
 def concatenated(setup: Setup) -> Work:
@@ -98,7 +100,8 @@ def concatenated(setup: Setup) -> Work:
             reference = logps()
         return backward(policy, reference)
 
-    return Work(step, vlm.model, len(lists), rows, lambda: released_settings(vlm))
+    wanted = setup.regime.checkpointing or vlm.device.type == "cuda"
+    return Work(step, vlm.model, len(lists), rows, lambda: released_settings(vlm, wanted))
 
 
 def trl(setup: Setup) -> Work:
@@ -203,26 +206,22 @@ def full_rows(
     return rows.to(vlm.device), torch.stack(positions, dim=1).to(vlm.device)
 
 
-def same_settings(setup: Setup) -> AbstractContextManager[Any]:
-    return checkpointing(setup.vlm) if setup.regime.checkpointing else nullcontext()
-
-
 @contextlib.contextmanager
-def released_settings(vlm: Vlm) -> Iterator[None]:
-    """No compiled layers, adapters in fp32, and on CUDA gradient checkpointing."""
-    on_cuda = vlm.device.type == "cuda"
+def released_settings(vlm: Vlm, checkpointed: bool) -> Iterator[None]:
+    """No compiled layers, and adapters in fp32."""
     with (
         torch.compiler.set_stance("force_eager"),
-        checkpointing(vlm) if on_cuda else nullcontext(),
+        checkpointing(vlm, checkpointed),
         adapters_in(torch.float32, vlm),
     ):
         yield
 
 
 @contextlib.contextmanager
-def checkpointing(vlm: Vlm) -> Iterator[None]:
+def checkpointing(vlm: Vlm, wanted: bool) -> Iterator[None]:
     model: Any = vlm.model
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    if wanted:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:

@@ -9,19 +9,21 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import CHAT_TEMPLATE, noise_image, save_tiny_llava
 
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.models import (
+    FAMILIES,
     Vlm,
     encode_prompt,
     load_vlm,
-    lora_config,
     merge_adapter,
     model_identity,
     resolve_model,
 )
-from perpo_pipeline.train.shared_prefix import CompletionList, completion_logps, pack_lists
+from perpo_pipeline.train.scope import lora_config
+from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 
 IMAGE_ID = 3
 IMAGE_TOKENS = 16  # 32 px / 8 px patches, squared
@@ -174,13 +176,49 @@ class TestLoad:
         load(copy)
         assert not witness.exists()
 
-    def test_sliding_windows_are_refused(self, tmp_path: Path) -> None:
+    def test_a_sliding_window_is_no_full_attention(self, tmp_path: Path) -> None:
+        """Mistral's: every layer has the window. Such a model is loaded, but shares no prefix."""
         directory = save_tiny_llava(tmp_path / "mistral")
+        assert load(directory).full_attention
         config = json.loads((directory / "config.json").read_text())
-        config["text_config"] |= {"model_type": "mistral", "sliding_window": 8}
-        (directory / "config.json").write_text(json.dumps(config))
-        with pytest.raises(InputError, match="sliding window"):
-            load(directory)
+        mistral = config["text_config"] | {"model_type": "mistral", "sliding_window": 8}
+        edit_json(directory / "config.json", text_config=mistral)
+        vlm = load(directory)
+        assert vlm.family.known and not vlm.full_attention and not vlm.shares_prefix
+        unwindowed = mistral | {"sliding_window": None}
+        edit_json(directory / "config.json", text_config=unwindowed)
+        assert load(directory).full_attention
+
+    def test_one_layer_with_a_window_is_enough(self, tmp_path: Path) -> None:
+        """Qwen's configs name a window and switch it off; switched on, it holds from a layer on."""
+        directory = save_tiny_family("llava_onevision", tmp_path / "onevision")
+        config = json.loads((directory / "config.json").read_text())
+        text = config["text_config"] | {"sliding_window": 8}
+        edit_json(directory / "config.json", text_config=text)
+        assert load(directory).full_attention
+        layers = ["full_attention", "full_attention", "sliding_attention"]
+        windowed = text | {"use_sliding_window": True, "layer_types": layers}
+        edit_json(directory / "config.json", text_config=windowed)
+        assert not load(directory).full_attention
+
+    def test_capped_scores_are_no_full_attention(self, copy: Path) -> None:
+        """As Gemma 2 has them: a softcap on the scores, which no shared kernel knows of."""
+        text = json.loads((copy / "config.json").read_text())["text_config"]
+        edit_json(copy / "config.json", text_config=text | {"attn_logit_softcapping": 50.0})
+        assert not load(copy).full_attention
+
+    @pytest.mark.parametrize("model_type", MODEL_TYPES)
+    def test_every_known_family_shares_its_prefix(self, model_type: str, tmp_path: Path) -> None:
+        vlm = load(save_tiny_family(model_type, tmp_path / model_type))
+        assert vlm.family is FAMILIES[model_type] and vlm.shares_prefix
+
+    def test_a_family_that_was_never_tried_is_loaded_and_shares_nothing(
+        self, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delitem(FAMILIES, "llava")
+        vlm = load(model_dir)
+        assert vlm.family.name == "llava" and not vlm.family.known
+        assert vlm.full_attention and not vlm.shares_prefix
 
     def test_dropout_is_off_even_in_training_mode(self, tmp_path: Path) -> None:
         vlm = load(save_tiny_llava(tmp_path / "dropout", attention_dropout=0.5))
@@ -188,7 +226,7 @@ class TestLoad:
         prompt = encode_prompt(vlm, noise_image(0), "where?")
         batch = pack_lists(vlm, [CompletionList(prompt, [[5, 6, 2]])])
         with torch.no_grad():
-            first, second = (completion_logps(vlm.model, batch) for _ in range(2))
+            first, second = (packed_logps(vlm.model, batch) for _ in range(2))
         assert torch.equal(first, second)
 
     @pytest.mark.parametrize("setting", [{"dtype": "float16"}, {"device": "tpu"}])
@@ -273,7 +311,7 @@ class TestAdapter:
         prompt = encode_prompt(vlm, noise_image(0), "where?")
         lists = [CompletionList(prompt, [[5, 6, 2], [9, 2]])]
         with torch.no_grad():
-            return completion_logps(vlm.model, pack_lists(vlm, lists))
+            return packed_logps(vlm.model, pack_lists(vlm, lists))
 
     def test_it_changes_the_model_and_merging_it_changes_nothing_more(
         self, model_dir: Path, adapter: Path
@@ -283,20 +321,6 @@ class TestAdapter:
         assert (with_adapter - self.logps(load(model_dir))).abs().min() > 1e-3
         merged = self.logps(merge_adapter(replace(adapted)))
         torch.testing.assert_close(merged, with_adapter, atol=1e-4, rtol=0)
-
-    def test_only_the_language_model_gets_adapters(self, model_dir: Path) -> None:
-        vlm = load(model_dir)
-        model = get_peft_model(vlm.model, lora_config(vlm, rank=2, alpha=4))
-        names = [name for name, p in model.named_parameters() if p.requires_grad]
-        assert len(names) == 2 * 7 * 2  # layers, linears, A and B
-        assert all("language_model" in name and "vision" not in name for name in names)
-
-    def test_the_projector_trains_in_full_when_asked(self, model_dir: Path) -> None:
-        vlm = load(model_dir)
-        config = lora_config(vlm, rank=2, alpha=4, scope="language_model+projector")
-        model = get_peft_model(vlm.model, config)
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        assert sum("multi_modal_projector" in name for name in trained) == 4
 
     def test_another_base_is_refused(self, adapter: Path, tmp_path: Path) -> None:
         other = save_tiny_llava(tmp_path / "other", seed=1)

@@ -20,7 +20,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 PREFIX = 0
 PADDING = -1
 BLOCK_TOKENS = 128  # FlexAttention's block of queries and of keys
-SHARED_PREFIX = "perpo_shared_prefix"  # the name of our attention function in transformers
+# Names of our attention function in transformers: with block masks, and with masks of the last rows.
+FLEX, SPLIT = "perpo_flex", "perpo_split"
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,18 @@ class Spans:
             )
         )
 
-    def visible(self) -> Tensor:
-        """(R, T, T) bool: query (second axis) sees key (last axis)."""
+    def visible(self, first: int = 0) -> Tensor:
+        """(R, T - first, T) bool: query (second axis, from `first` on) sees key (last axis)."""
         keys = torch.arange(self.own_start.shape[1], device=self.own_start.device)
-        in_prefix = (keys >= self.prefix_start[..., None]) & (keys < self.prefix_end[..., None])
-        return in_prefix | ((keys >= self.own_start[..., None]) & (keys <= keys[:, None]))
+        start, end, own = (
+            t[:, first:, None] for t in (self.prefix_start, self.prefix_end, self.own_start)
+        )
+        return ((keys >= start) & (keys < end)) | ((keys >= own) & (keys <= keys[first:, None]))
+
+    def num_causal(self) -> int:
+        """How many first places of every row are plain causal: the shortest row's first prefix."""
+        causal = self.own_start == 0
+        return int(causal.long().cumprod(1).sum(1).min())
 
 
 def block_mask(spans: Spans) -> BlockMask:
@@ -94,28 +102,56 @@ def block_mask(spans: Spans) -> BlockMask:
 def shared_prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention: Flex where the mask is a `BlockMask`, else SDPA (None = causal)."""
+    """transformers' attention: Flex where the mask is a `BlockMask`, else SDPA (None = causal).
+
+    An additive mask with fewer rows than there are queries is for the last of them; those before
+    are plain causal, so that the prefix takes half the work and none of it sees the answers.
+    """
     if isinstance(attention_mask, BlockMask):
         output: tuple[Tensor, Tensor | None] = flex_attention_forward(
             module, query, key, value, attention_mask, **kwargs
         )
         return output
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    causal = 0 if attention_mask is None else query.shape[2] - attention_mask.shape[2]
+    if causal <= 0:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    first, _ = sdpa_attention_forward(
+        module, query[:, :, :causal], key[:, :, :causal], value[:, :, :causal], None, **kwargs
+    )
+    last, _ = sdpa_attention_forward(
+        module, query[:, :, causal:], key, value, attention_mask, **kwargs
+    )
+    return torch.cat([first, last], dim=1), None
 
 
-def use_flex_attention(model: Any) -> None:
-    """Let the text model of a transformers VLM take block masks; the vision tower keeps SDPA.
+def use_shared_prefix_attention(model: Any, *, flex: bool) -> None:
+    """Let the text model of a transformers VLM take our masks; the vision tower keeps SDPA.
 
-    Under a name of our own, since some families refuse `flex_attention` by name.
+    Under names of our own, since some families refuse `flex_attention` by name.
     """
-    AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
-    AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
-    model.set_attn_implementation({"text_config": SHARED_PREFIX})
+    name = FLEX if flex else SPLIT
+    AttentionInterface.register(name, shared_prefix_attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.set_attn_implementation({"text_config": name})
 
 
 def uses_flex_attention(model: Any) -> bool:
-    """Whether `use_flex_attention` was called on this transformers model."""
-    return bool(model.config.get_text_config()._attn_implementation == SHARED_PREFIX)
+    """Whether this transformers model's text part takes block masks."""
+    return _implementation(model) == FLEX
+
+
+def packed_mask(model: Any, spans: Spans) -> Any:
+    """The mask of packed rows in the form that this transformers model's attention takes."""
+    if uses_flex_attention(model):
+        return block_mask(spans)
+    first = spans.num_causal() if _implementation(model) == SPLIT else 0
+    # At least one row: a mask without rows would be no mask.
+    first = min(first, spans.own_start.shape[1] - 1)
+    return additive_mask(spans.visible(first), model.dtype)
+
+
+def _implementation(model: Any) -> str:
+    return str(model.config.get_text_config()._attn_implementation)
 
 
 def visible_segments(query_segments: Tensor, key_segments: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from tiny_models import noise_image, save_tiny_llava
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.sample.transformers_backend import Completion, greedy_decode, sample_lists
-from perpo_pipeline.train.shared_prefix import CompletionList, completion_logps, pack_lists
+from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 
 IMAGE_ID = 3
 # A random model hardly ever says </s>: with a third of the vocabulary as end tokens answers have
@@ -169,7 +169,7 @@ class TestCompletions:
             for i, row in enumerate(lists)
         ]
         with torch.no_grad():
-            expected = completion_logps(stopping.model, pack_lists(stopping, packed))
+            expected = packed_logps(stopping.model, pack_lists(stopping, packed))
         sampled = torch.tensor([[c.sampler_logprob for c in row] for row in lists])
         torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=0)
 

@@ -1,31 +1,28 @@
-"""The shared-prefix forward against plain forwards: same numbers, same gradients."""
+"""Packing lists into rows, and what the packed forward gives: same numbers, same gradients."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from peft import get_peft_model
 from tiny_models import noise_image, save_tiny_llava
 from torch import Tensor
 
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.models import (
-    EncodedPrompt,
-    Vlm,
-    encode_prompt,
-    load_vlm,
-    lora_config,
-    resolve_model,
-)
+from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train import shared_prefix
+from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
+from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
-    ListPolicy,
-    completion_logps,
-    completion_logps_separate,
+    group_by_tokens,
     pack_lists,
-    reference_logps,
+    packed_logps,
+    row_length,
 )
 
 EOS = 2
@@ -81,43 +78,8 @@ def lora_gradients(vlm: Vlm) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def packed(vlm: Vlm, lists: Sequence[CompletionList]) -> Tensor:
-    return completion_logps(vlm.model, pack_lists(vlm, lists))
-
-
-def test_packed_logps_equal_one_forward_of_transformers_for_each_completion(vlm: Vlm) -> None:
-    lists = uneven_lists(vlm)
-    logps = packed(vlm, lists)
-    for b, entry in enumerate(lists):
-        for n, completion in enumerate(entry.completions):
-            ids = torch.cat([entry.prompt.input_ids, torch.tensor(completion)])[None]
-            with torch.no_grad():
-                logits = vlm.model(input_ids=ids, **entry.prompt.tensors).logits[0]
-            start = entry.prompt.num_tokens
-            table = logits[start - 1 : -1].log_softmax(-1)
-            expected = sum(table[i, token].item() for i, token in enumerate(completion))
-            assert logps[b, n].item() == pytest.approx(expected, abs=1e-4)
-
-
-def test_the_batched_plain_way_gives_the_same(vlm: Vlm) -> None:
-    lists = uneven_lists(vlm)
-    with torch.no_grad():
-        plain = completion_logps_separate(vlm, lists, rows_per_forward=4)
-    assert (packed(vlm, lists) - plain).abs().max() < 1e-4
-
-
-def test_lora_gradients_equal_those_of_separate_forwards(lora_vlm: Vlm) -> None:
-    lists = uneven_lists(lora_vlm)
-    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    batch = pack_lists(lora_vlm, lists)
-    (completion_logps(lora_vlm.model, batch) * weights).sum().backward()
-    ours = lora_gradients(lora_vlm)
-    (completion_logps_separate(lora_vlm, lists) * weights).sum().backward()
-    plain = lora_gradients(lora_vlm)
-    assert len(ours) == 28 and ours.keys() == plain.keys()
-    for name, gradient in ours.items():
-        assert gradient.norm() > 0
-        assert (gradient - plain[name]).norm() < 1e-4 * plain[name].norm(), name
+def packed(vlm: Vlm, lists: Sequence[CompletionList], one_row: bool = False) -> Tensor:
+    return packed_logps(vlm.model, pack_lists(vlm, lists, one_row=one_row))
 
 
 def test_the_order_of_completions_does_not_matter(vlm: Vlm) -> None:
@@ -141,7 +103,7 @@ def test_shorter_lists_are_padded_with_zeros_and_masked(vlm: Vlm) -> None:
     assert batch.num_tokens.tolist() == [[5, 9, 2, 7], [1, 12, 0, 0], [4, 4, 3, 0]]
     assert batch.mask.tolist() == [[True] * 4, [True, True, False, False], [True] * 3 + [False]]
     with torch.no_grad():
-        logps = completion_logps(vlm.model, batch)
+        logps = packed_logps(vlm.model, batch)
     assert torch.equal(logps == 0, ~batch.mask)
 
 
@@ -150,18 +112,102 @@ def test_a_row_is_the_prefix_and_the_completions_without_their_last_tokens(vlm: 
     length = prompt.num_tokens
     batch = pack_lists(vlm, [CompletionList(prompt, [[11, 12, 13], [21, EOS]])])
     assert batch.input_ids[0, length:].tolist() == [11, 12, 21]
-    assert batch.segments[0, length - 1 :].tolist() == [0, 1, 1, 2]
     assert batch.positions[0, 0, length:].tolist() == [length, length + 1, length]
+    spans = batch.spans
+    assert spans.prefix_start[0].tolist() == [0] * (length + 3)
+    assert spans.prefix_end[0].tolist() == [0] * length + [length] * 3
+    assert spans.own_start[0].tolist() == [0] * length + [length, length, length + 2]
     last = length - 1  # the last prefix token predicts both first tokens
     assert batch.predictors.tolist() == [last, length, length + 1, last, length + 2]
     assert batch.targets.tolist() == [11, 12, 13, 21, EOS]
+    assert batch.places.tolist() == [0, 1, 2, 3, 4]
+    assert batch.num_packed == length + 3
+
+
+def test_in_one_row_lists_follow_each_other_and_the_end_is_padding(vlm: Vlm) -> None:
+    """Prefixes of P and Q tokens, completions of 3 and 2 tokens: P + 2 tokens, then Q + 1."""
+    first, second = prompts(vlm)[:2]
+    lists = [CompletionList(first, [[11, 12, 13]]), CompletionList(second, [[21, EOS]])]
+    batch = pack_lists(vlm, lists, one_row=True)
+    begin = first.num_tokens + 2
+    end = begin + second.num_tokens + 1
+    assert batch.input_ids.shape == (1, 128) and batch.num_packed == end < 128
+    ids = [*first.input_ids.tolist(), 11, 12, *second.input_ids.tolist(), 21]
+    assert batch.input_ids[0].tolist() == ids + [vlm.pad_token_id] * (128 - end)
+    positions = [*range(begin), *range(second.num_tokens + 1), *[0] * (128 - end)]
+    assert batch.positions[0, 0].tolist() == positions
+    seen = batch.spans.visible()[0]
+    assert seen[begin].nonzero().flatten().tolist() == [begin]  # nothing of the list before
+    assert seen[end - 1].nonzero().flatten().tolist() == list(range(begin, end))
+    assert torch.equal(seen[end:], torch.eye(128).bool()[end:])
+    last_of_first, last_of_second = first.num_tokens - 1, end - 2
+    assert batch.predictors.tolist() == [
+        last_of_first, last_of_first + 1, last_of_first + 2, last_of_second, last_of_second + 1
+    ]  # fmt: skip
+    assert batch.places.tolist() == [0, 1, 2, 3, 4]  # (B, N, L) = (2, 1, 3)
+
+
+def test_a_batch_moves_with_every_tensor_in_it(vlm: Vlm) -> None:
+    moved = pack_lists(vlm, uneven_lists(vlm)).to("meta")
+    spans = moved.spans
+    tensors = [moved.input_ids, moved.positions, moved.predictors, moved.targets, moved.places,
+               moved.num_tokens, spans.prefix_start, spans.prefix_end, spans.own_start,
+               *moved.tensors.values()]  # fmt: skip
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+class TestGrouping:
+    LENGTHS = st.lists(st.integers(1, 300), max_size=40)
+
+    @given(LENGTHS, st.integers(50, 400), st.booleans())
+    @example([], 100, True)
+    def test_every_list_once_and_the_budget_kept(
+        self, lengths: list[int], max_tokens: int, in_one_row: bool
+    ) -> None:
+        groups = group_by_tokens(lengths, max_tokens, in_one_row=in_one_row)
+        assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+        for group in groups:
+            sizes = [lengths[i] for i in group]
+            tokens = sum(sizes) if in_one_row else len(sizes) * max(sizes)
+            assert tokens <= max_tokens or len(group) == 1
+        assert all(len(g) == 1 for g in groups if max(lengths[i] for i in g) > max_tokens)
+
+    @given(LENGTHS, st.integers(50, 400))
+    def test_no_two_rows_would_fit_into_one(self, lengths: list[int], max_tokens: int) -> None:
+        groups = group_by_tokens(lengths, max_tokens, in_one_row=True)
+        used = sorted(sum(lengths[i] for i in group) for group in groups)
+        assert len(used) < 2 or used[0] + used[1] > max_tokens
+
+    @given(LENGTHS, st.integers(50, 400))
+    def test_padded_rows_of_a_group_are_of_like_length(
+        self, lengths: list[int], max_tokens: int
+    ) -> None:
+        """Sorted by length, the groups are cuts of the whole: none reaches over another."""
+        groups = group_by_tokens(lengths, max_tokens, in_one_row=False)
+        ranges = [(max(g), min(g)) for g in ([lengths[i] for i in group] for group in groups)]
+        assert all(shortest >= longest for (_, shortest), (longest, _) in pairwise(ranges))
+
+    def test_padding_counts_where_rows_are_padded(self) -> None:
+        """60 + 30 + 30 fit into 120 in one row; as three rows of 60 they would be 180 tokens."""
+        assert group_by_tokens([30, 60, 30], 120, in_one_row=True) == [[1, 0, 2]]
+        assert group_by_tokens([30, 60, 30], 120, in_one_row=False) == [[1, 0], [2]]
+
+
+def test_rows_have_few_lengths_and_little_padding() -> None:
+    tokens = range(1, 2**15 + 1)
+    lengths = [row_length(n) for n in tokens]
+    for n, length in zip(tokens, lengths, strict=True):
+        assert length >= n and length % 128 == 0
+        assert length - n < max(128, n / 16)
+    for octave in range(7, 15):
+        assert len({x for x in lengths if 2**octave < x <= 2 ** (octave + 1)}) <= 16
 
 
 def test_the_head_in_chunks_gives_the_same_values_and_gradients(
     lora_vlm: Vlm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = pack_lists(lora_vlm, uneven_lists(lora_vlm))
-    whole = completion_logps(lora_vlm.model, batch)
+    whole = packed_logps(lora_vlm.model, batch)
     whole.sum().backward()
     gradients = lora_gradients(lora_vlm)
     rows_seen: list[int] = []
@@ -170,32 +216,12 @@ def test_the_head_in_chunks_gives_the_same_values_and_gradients(
     )
     vocab = lora_vlm.model.get_base_model().lm_head.weight.shape[0]
     monkeypatch.setattr(shared_prefix, "LOGIT_BUDGET", 7 * vocab)
-    chunked = completion_logps(lora_vlm.model, batch)
+    chunked = packed_logps(lora_vlm.model, batch)
     assert max(rows_seen) == 7 and sum(rows_seen) == len(batch.targets)
     chunked.sum().backward()
     torch.testing.assert_close(chunked, whole, atol=1e-4, rtol=0)
     for name, gradient in lora_gradients(lora_vlm).items():
         assert (gradient - gradients[name]).norm() <= 1e-4 * gradients[name].norm()
-
-
-def test_each_image_is_encoded_once_and_without_a_graph(lora_vlm: Vlm) -> None:
-    seen: list[tuple[int, bool]] = []
-    core = lora_vlm.model.get_base_model().model
-    core.multi_modal_projector.register_forward_hook(
-        lambda module, args, output: seen.append((output.shape[0], output.requires_grad))
-    )
-    completion_logps(lora_vlm.model, pack_lists(lora_vlm, uneven_lists(lora_vlm)))
-    assert seen == [(3, False)]  # three lists of nine completions
-
-
-def test_a_trained_projector_gets_gradients(model_dir: Path) -> None:
-    vlm = load_vlm(resolve_model(str(model_dir)), dtype="float32", device="cpu")
-    config = lora_config(vlm, rank=2, alpha=4, scope="language_model+projector")
-    vlm.model = get_peft_model(vlm.model, config)
-    completion_logps(vlm.model, pack_lists(vlm, uneven_lists(vlm))).sum().backward()
-    named = dict(vlm.model.named_parameters())
-    trained = [n for n, p in named.items() if "projector" in n and p.requires_grad]
-    assert trained and all(named[name].grad.norm() > 0 for name in trained)
 
 
 def test_eager_attention_gives_the_same(model_dir: Path, vlm: Vlm) -> None:
@@ -213,16 +239,17 @@ def test_padding_gives_no_nan_in_bfloat16(model_dir: Path) -> None:
         CompletionList(prompts(vlm)[0], [[7, EOS]]),
         CompletionList(prompts(vlm)[1], long_row),
     ]
-    logps = completion_logps(vlm.model, pack_lists(vlm, lists))
+    logps = packed_logps(vlm.model, pack_lists(vlm, lists))
     assert logps.dtype == torch.float32 and logps.isfinite().all()
     logps.sum().backward()
     assert all(gradient.isfinite().all() for gradient in lora_gradients(vlm).values())
 
 
-def test_a_list_is_independent_of_its_neighbours(vlm: Vlm) -> None:
+@pytest.mark.parametrize("one_row", [False, True])
+def test_a_list_is_independent_of_its_neighbours(vlm: Vlm, one_row: bool) -> None:
     lists = uneven_lists(vlm)
     alone = [packed(vlm, [entry])[0] for entry in lists]
-    together = packed(vlm, lists)
+    together = packed(vlm, lists, one_row)
     for b, logps in enumerate(alone):
         torch.testing.assert_close(together[b, : len(logps)], logps, atol=1e-4, rtol=0)
 
@@ -235,29 +262,6 @@ def test_completions_do_not_see_each_other(vlm: Vlm) -> None:
     )
     assert one[0] != other[0]
     assert one[1] == other[1]
-
-
-def test_the_reference_is_the_model_without_its_adapter(vlm: Vlm, lora_vlm: Vlm) -> None:
-    batches = [pack_lists(vlm, [entry]) for entry in uneven_lists(vlm)]
-    references = reference_logps(lora_vlm.model, batches)
-    for batch, reference in zip(batches, references, strict=True):
-        with torch.no_grad():
-            base = completion_logps(vlm.model, batch)
-            adapted = completion_logps(lora_vlm.model, batch)
-        assert torch.equal(reference, base)
-        assert (adapted - base).abs().min() > 1e-3
-        assert not reference.requires_grad
-    assert lora_vlm.model.training
-
-
-def test_the_policy_module_trains_the_adapter_through_its_forward(lora_vlm: Vlm) -> None:
-    batch = pack_lists(lora_vlm, uneven_lists(lora_vlm))
-    policy = ListPolicy(lora_vlm.model)
-    logps = policy(batch)
-    assert torch.equal(logps, completion_logps(lora_vlm.model, batch))
-    logps.sum().backward()
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    assert len(trained) == 28 and all(p.grad is not None for p in trained)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +277,12 @@ def test_unusable_lists_are_refused(vlm: Vlm, completions: list[list[int]], mess
     with pytest.raises(InputError, match=message):
         pack_lists(vlm, lists)
     with pytest.raises(InputError, match=message):
-        completion_logps_separate(vlm, lists)
+        concatenate_lists(vlm, lists)
+
+
+def test_no_lists_are_refused(vlm: Vlm) -> None:
+    with pytest.raises(InputError, match="no lists"):
+        pack_lists(vlm, [])
 
 
 def test_the_shipped_model_gives_the_same_packed_and_separate() -> None:
@@ -284,5 +293,5 @@ def test_the_shipped_model_gives_the_same_packed_and_separate() -> None:
         for i, p in enumerate(drawn)
     ]
     with torch.no_grad():
-        plain = completion_logps_separate(shipped, lists)
+        plain = concatenated_logps(shipped.model, concatenate_lists(shipped, lists))
     assert (packed(shipped, lists) - plain).abs().max() < 1e-4

@@ -1,140 +1,166 @@
-"""The shared prefix on families other than LLaVA-1.5, against transformers' own plain forward."""
+"""The shared prefix on all families, against transformers' own plain forward of each completion."""
 
-from dataclasses import replace
-from types import SimpleNamespace
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from peft import get_peft_model
+from tiny_families import MODEL_TYPES, save_tiny_family
+from tiny_models import noise_image
+from torch import Tensor
 
-from perpo_pipeline.models import FAMILIES, EncodedPrompt, Vlm, _prompt_positions
+from perpo_pipeline.attention import block_mask, use_shared_prefix_attention
+from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.sample.transformers_backend import sample_lists
-from perpo_pipeline.train.shared_prefix import CompletionList, completion_logps, pack_lists
+from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
+from perpo_pipeline.train.scope import lora_config
+from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 
-IMAGE_ID = 3
-COMPLETIONS = [[11, 12, 13, 2], [21, 2], [31, 32, 33, 34, 35]]
-
-
-def wrap(model: torch.nn.Module, family: str) -> Vlm:
-    for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and "vis" not in name:
-            torch.nn.init.normal_(parameter, std=0.12)
-    return Vlm(
-        model=model.requires_grad_(False).eval(), processor=None,
-        tokenizer=SimpleNamespace(
-            pad_token_id=0, batch_decode=lambda ids, **kw: [str(y) for y in ids]
-        ),
-        family=FAMILIES[family], device=torch.device("cpu"), dtype=torch.float32,
-        eos_token_ids=(2,), image_token_ids=(IMAGE_ID,), identity="random",
-    )  # fmt: skip
+# Images that are cut or kept in different ways, with prompts of different lengths.
+PROMPTS = [
+    ((48, 40), "where is it?"),
+    ((90, 40), "Where is the red square right_of the blue circle?"),
+    ((64, 64), "red"),
+]
+LENGTHS = [[5, 9, 2, 7], [1, 12], [4, 4, 3]]  # tokens of each completion
 
 
-def qwen() -> tuple[Vlm, EncodedPrompt, dict[str, torch.Tensor]]:
-    """Tiny Qwen2.5-VL and an image of 4 x 6 patches: 2 x 3 tokens on three position axes."""
-    torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3],
-                                "rope_theta": 1e4},
-        },
-        vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
-            "out_hidden_size": 64, "fullatt_block_indexes": [1], "window_size": 56,
-        },
-        image_token_id=IMAGE_ID, vision_start_token_id=4, vision_end_token_id=5,
-        video_token_id=6,
-    )  # fmt: skip
-    vlm = wrap(Qwen2_5_VLForConditionalGeneration(config), "qwen2_5_vl")
-    ids = torch.tensor([[1, 40, 4, *[IMAGE_ID] * 6, 5, 41, 42, 43]])
-    types = (ids == IMAGE_ID).int()
-    tensors = {
-        "pixel_values": torch.randn(24, 3 * 2 * 14 * 14),
-        "image_grid_thw": torch.tensor([[1, 4, 6]]),
-    }
-    positions = _prompt_positions(vlm, ids, types, tensors)
-    prompt = EncodedPrompt(
-        ids[0], tensors, positions, int(positions.max()) + 1, (84, 56), (84, 56), (84, 56)
-    )
-    return vlm, prompt, {"mm_token_type_ids": types}
+@pytest.fixture(scope="module", params=MODEL_TYPES)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_family(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def llava_next() -> tuple[Vlm, EncodedPrompt, dict[str, torch.Tensor]]:
-    """Tiny LLaVA-NeXT: a square image as a base tile and 2 x 2 tiles, with new-line features."""
-    torch.manual_seed(0)
-    config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            image_size=32, patch_size=8,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=100, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2,
-        ),
-        image_token_index=IMAGE_ID, image_grid_pinpoints=[[64, 64]],
-    )  # fmt: skip
-    vlm = wrap(LlavaNextForConditionalGeneration(config), "llava_next")
-    count = 16 + 8 * (8 + 1)  # base tile, then 8 rows of 8 and a new-line each
-    ids = torch.tensor([1, 40, *[IMAGE_ID] * count, 41, 42])
-    tensors = {
-        "pixel_values": torch.randn(1, 5, 3, 32, 32),
-        "image_sizes": torch.tensor([[64, 64]]),
-    }
-    prompt = EncodedPrompt(
-        ids, tensors, torch.arange(len(ids))[None], len(ids), (64, 64), (64, 64), None
-    )
-    return vlm, prompt, {}
+@pytest.fixture(scope="module")
+def vlm(directory: Path) -> Vlm:
+    return load(directory)
 
 
-@pytest.mark.parametrize("build", [qwen, llava_next])
-def test_packed_logps_equal_the_plain_forward(build) -> None:  # type: ignore[no-untyped-def]
-    vlm, prompt, extra = build()
-    # A second list with another prefix length in the batch: rows are padded and aligned.
-    other = replace(
-        prompt,
-        input_ids=torch.cat([prompt.input_ids, torch.tensor([50, 51])]),
-        positions=torch.cat(
-            [prompt.positions, prompt.next_position + torch.arange(2).expand(
-                prompt.positions.shape[0], -1)], dim=1,
-        ),
-        next_position=prompt.next_position + 2,
-    )  # fmt: skip
-    lists = [CompletionList(prompt, COMPLETIONS), CompletionList(other, COMPLETIONS[:2])]
+def load(directory: Path) -> Vlm:
+    return load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
+
+
+def prompts(vlm: Vlm) -> list[EncodedPrompt]:
+    return [
+        encode_prompt(vlm, noise_image(seed, *size), text)
+        for seed, (size, text) in enumerate(PROMPTS)
+    ]
+
+
+def uneven_lists(vlm: Vlm) -> list[CompletionList]:
+    generator = torch.Generator().manual_seed(0)
+
+    def completion(length: int) -> list[int]:
+        words = torch.randint(10, 290, (length - 1,), generator=generator)
+        return [*words.tolist(), vlm.eos_token_ids[0]]
+
+    return [
+        CompletionList(prompt, [completion(length) for length in lengths])
+        for prompt, lengths in zip(prompts(vlm), LENGTHS, strict=True)
+    ]
+
+
+@torch.no_grad()
+def own_forward(vlm: Vlm, prompt: EncodedPrompt, completion: Sequence[int]) -> float:
+    """One plain forward of the whole transformers model; it works out positions and mask itself."""
+    ids = torch.cat([prompt.input_ids, torch.tensor(completion)])[None]
+    types = {}
+    if prompt.token_types is not None:
+        padded = torch.nn.functional.pad(prompt.token_types, (0, len(completion)))
+        types = {"mm_token_type_ids": padded[None]}
+    logits = vlm.model(input_ids=ids, **types, **prompt.tensors).logits[0]
+    logps = logits[prompt.num_tokens - 1 : -1].log_softmax(-1)
+    return float(logps.gather(1, torch.tensor(completion)[:, None]).sum())
+
+
+def own_forwards(vlm: Vlm, lists: Sequence[CompletionList]) -> Tensor:
+    rows = [[own_forward(vlm, entry.prompt, y) for y in entry.completions] for entry in lists]
+    width = max(map(len, rows))
+    return torch.tensor([row + [0.0] * (width - len(row)) for row in rows])
+
+
+@pytest.mark.parametrize("one_row", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+def test_packed_logps_equal_the_models_own_forwards(
+    directory: Path, vlm: Vlm, split: bool, one_row: bool
+) -> None:
+    """With transformers' SDPA over the whole mask, and with the prefix as a causal part of it."""
+    lists = uneven_lists(vlm)
+    batch = pack_lists(vlm, lists, one_row=one_row)
+    assert len(batch.input_ids) == (1 if one_row else 3)
+    packing = load(directory)
+    if split:
+        use_shared_prefix_attention(packing.model, flex=False)
     with torch.no_grad():
-        logps = completion_logps(vlm.model, pack_lists(vlm, lists))
-    for b, entry in enumerate(lists):
-        for n, completion in enumerate(entry.completions):
-            ids = torch.cat([entry.prompt.input_ids, torch.tensor(completion)])[None]
-            padded = {
-                name: torch.nn.functional.pad(value, (0, ids.shape[1] - value.shape[1]))
-                for name, value in extra.items()
-            }
-            with torch.no_grad():
-                logits = vlm.model(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), **padded,
-                    **entry.prompt.tensors,
-                ).logits[0]  # fmt: skip
-            table = logits[entry.prompt.num_tokens - 1 : -1].log_softmax(-1)
-            expected = sum(table[i, token].item() for i, token in enumerate(completion))
-            assert logps[b, n].item() == pytest.approx(expected, abs=1e-4)
+        logps = packed_logps(packing.model, batch)
+    torch.testing.assert_close(logps, own_forwards(vlm, lists), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("build", [qwen, llava_next])
-def test_sampled_logprobs_equal_teacher_forcing(build) -> None:  # type: ignore[no-untyped-def]
-    vlm, prompt, _ = build()
-    (row,) = sample_lists(
-        vlm, [prompt], num_samples=5, temperature=1.0, max_new_tokens=6, seeds=[0]
-    )
-    entry = CompletionList(prompt, [c.token_ids for c in row])
+def test_concatenated_logps_equal_the_models_own_forwards(vlm: Vlm) -> None:
+    lists = uneven_lists(vlm)
     with torch.no_grad():
-        expected = completion_logps(vlm.model, pack_lists(vlm, [entry]))[0]
-    sampled = torch.tensor([c.sampler_logprob for c in row])
+        logps = concatenated_logps(vlm.model, concatenate_lists(vlm, lists))
+    torch.testing.assert_close(logps, own_forwards(vlm, lists), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow  # torch compiles its kernel for the CPU
+def test_flex_attention_gives_the_models_own_forwards(directory: Path, vlm: Vlm) -> None:
+    """The first list is long enough for blocks in which nothing is masked."""
+    question = "".join(f" {number}" for number in range(60))
+    answers = [[*range(start, start + 60), vlm.eos_token_ids[0]] for start in (20, 90, 160)]
+    long = CompletionList(encode_prompt(vlm, noise_image(7), question), answers)
+    lists = [long, *uneven_lists(vlm)]
+    flex = load(directory)
+    use_shared_prefix_attention(flex.model, flex=True)
+    batch = pack_lists(flex, lists)
+    assert len(batch.input_ids) == 1
+    assert block_mask(batch.spans).full_kv_num_blocks.sum() > 0
+    with torch.no_grad():
+        logps = packed_logps(flex.model, batch)
+    torch.testing.assert_close(logps, own_forwards(vlm, lists), atol=1e-4, rtol=0)
+
+
+def test_lora_gradients_equal_those_of_separate_forwards(directory: Path) -> None:
+    """In rows of their own and in one row, with both masks, from an adapter that is not zero."""
+    vlm = load(directory)
+    torch.manual_seed(3)
+    vlm.model = get_peft_model(vlm.model, lora_config(vlm, rank=4, alpha=8)).train()
+    for name, parameter in vlm.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    lists = uneven_lists(vlm)
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+    def gradients(logps: Tensor) -> dict[str, Tensor]:
+        (logps * weights).sum().backward()
+        named = dict(vlm.model.named_parameters())
+        found = {n: p.grad.clone() for n, p in named.items() if p.grad is not None}
+        vlm.model.zero_grad()
+        return found
+
+    plain = gradients(concatenated_logps(vlm.model, concatenate_lists(vlm, lists)))
+    layers = len(vlm.model.get_base_model().model.language_model.layers)
+    assert len(plain) == layers * 7 * 2  # linear layers, A and B
+    for split, one_row in product((False, True), (False, True)):
+        if split:
+            use_shared_prefix_attention(vlm.model.get_base_model(), flex=False)
+        ours = gradients(packed_logps(vlm.model, pack_lists(vlm, lists, one_row=one_row)))
+        assert ours.keys() == plain.keys()
+        for name, gradient in ours.items():
+            assert gradient.norm() > 0
+            assert (gradient - plain[name]).norm() < 1e-4 * plain[name].norm(), name
+
+
+def test_sampled_logprobs_equal_teacher_forcing(vlm: Vlm) -> None:
+    drawn = sample_lists(
+        vlm, prompts(vlm), num_samples=5, temperature=1.0, max_new_tokens=6, seeds=[0, 1, 2]
+    )
+    lists = [
+        CompletionList(prompt, [c.token_ids for c in row])
+        for prompt, row in zip(prompts(vlm), drawn, strict=True)
+    ]
+    with torch.no_grad():
+        expected = packed_logps(vlm.model, pack_lists(vlm, lists))
+    sampled = torch.tensor([[c.sampler_logprob for c in row] for row in drawn])
     torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=0)

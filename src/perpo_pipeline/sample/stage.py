@@ -39,7 +39,11 @@ def sample(run: Run, split: str) -> Version:
                     notes=model_notes(run.config.model))  # fmt: skip
 
     def work(writer: Writer) -> Mapping[str, Any]:
+        from perpo_pipeline.sample.plain import explain
+
         vlm = open_model(run.config.model, resolved, model_settings, run_dir)
+        if not vlm.shares_prefix:
+            run.say(f"sample {split}: {explain(vlm)}")
         table = prompts.table(columns=PROMPT_COLUMNS)
         sampler = _Sampler(vlm, config, run.config.seed, model_settings["preprocess"])
         starts = range(0, table.num_rows, config.batch_size)

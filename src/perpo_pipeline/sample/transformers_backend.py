@@ -9,6 +9,8 @@ Completions are drawn from softmax(logits / T) and nothing else: no top-k, no to
 whatever the model's generation_config.json says. Only image placeholder tokens are banned. Each
 prompt draws from its own seed, so batch size and order do not change its randomness (float
 rounding differs between batch shapes: about one token in a million may fall the other way).
+
+Models that cannot share a prefix, or never did, go through plain.py: the same, but slow.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +28,7 @@ from perpo_pipeline.attention import (
 )
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.sample import plain
 from perpo_pipeline.sample.cache import GrowingCache
 from perpo_pipeline.train.shared_prefix import (
     cast_tensors,
@@ -76,6 +79,18 @@ def sample_lists(
         raise ConfigError(f"temperature is {temperature}; it must be above 0.")
     if len(seeds) != len(prompts):
         raise ConfigError(f"There are {len(seeds)} seeds for {len(prompts)} prompts.")
+    _check_limit(max_new_tokens)
+    if not vlm.shares_prefix:
+        return [
+            _completions(
+                vlm,
+                *plain.draw_list(
+                    vlm, prompt, num_samples=num_samples, temperature=temperature,
+                    max_new_tokens=max_new_tokens, seed=seed,
+                ),
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]  # fmt: skip
     shape = (max_new_tokens, num_samples)
     uniforms = torch.stack(
         [
@@ -100,7 +115,14 @@ def sample_lists(
 def greedy_decode(
     vlm: Vlm, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int
 ) -> list[Completion]:
-    """The most likely token at every step, one completion a prompt."""
+    """The most likely token at every step, one completion a prompt.
+
+    Raises ConfigError for max_new_tokens below 1.
+    """
+    _check_limit(max_new_tokens)
+    if not vlm.shares_prefix:
+        found = [plain.most_likely(vlm, p, max_new_tokens=max_new_tokens) for p in prompts]
+        return [one for drawn in found for one in _completions(vlm, *drawn)]
 
     def most_likely(logits: Tensor, rows: Tensor, slots: Tensor, step: int) -> Tensor:
         return logits.argmax(-1)
@@ -116,8 +138,6 @@ def _decode(
     choose: Chooser,
 ) -> list[list[Completion]]:
     """Grow every completion token by token; finished ones leave the batch."""
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
     if not prompts:
         return []
     run = _Run(vlm, prompts, num_samples, max_new_tokens)
@@ -129,6 +149,29 @@ def _decode(
             break
         logits = run.advance(step)
     return run.completions()
+
+
+def _check_limit(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+
+
+def _completions(
+    vlm: Vlm, ids: Sequence[Sequence[int]], logprobs: Sequence[float]
+) -> list[Completion]:
+    ends = set(vlm.eos_token_ids)
+    texts = vlm.tokenizer.batch_decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [
+        Completion(
+            text=text,
+            token_ids=tuple(y),
+            finish_reason="stop" if y[-1] in ends else "length",
+            sampler_logprob=logprob,
+        )
+        for text, y, logprob in zip(texts, ids, logprobs, strict=True)
+    ]
 
 
 class _Run:
@@ -243,19 +286,7 @@ class _Run:
         self.key_segments = self.key_segments[kept]
 
     def completions(self) -> list[list[Completion]]:
-        ends = set(self.vlm.eos_token_ids)
         num = self.output.shape[1]
         ids = [[t for t in y if t >= 0] for y in self.output.flatten(0, 1).tolist()]
-        texts = self.vlm.tokenizer.batch_decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        flat = [
-            Completion(
-                text=text,
-                token_ids=tuple(y),
-                finish_reason="stop" if y[-1] in ends else "length",
-                sampler_logprob=logprob,
-            )
-            for text, y, logprob in zip(texts, ids, self.logprobs.flatten().tolist(), strict=True)
-        ]
+        flat = _completions(self.vlm, ids, self.logprobs.flatten().tolist())
         return [flat[start : start + num] for start in range(0, len(flat), num)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from perpo_pipeline.attention import use_flex_attention
+from perpo_pipeline.attention import use_shared_prefix_attention
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.models import Vlm, base_model
 from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenated_logps
@@ -59,8 +59,8 @@ def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None
     """Set attention and compilation of the text model; before the reference pass and training."""
     inner = base_model(vlm.model)
     on_cuda = vlm.device.type == "cuda"
-    if forward == "shared-prefix" and on_cuda:
-        use_flex_attention(inner)
+    if forward == "shared-prefix":
+        use_shared_prefix_attention(inner, flex=on_cuda)
     if on_cuda if settings.compile is None else settings.compile:
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         for layer in inner.model.language_model.layers:

@@ -18,13 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perpo_pipeline.attention import (
-    BLOCK_TOKENS,
-    Spans,
-    additive_mask,
-    block_mask,
-    uses_flex_attention,
-)
+from perpo_pipeline.attention import BLOCK_TOKENS, Spans, packed_mask, uses_flex_attention
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.models import EncodedPrompt, Vlm, base_model
 
@@ -165,14 +159,9 @@ def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     """Summed log-probabilities (B, N) in nats, fp32; 0 where a list has no completion."""
     inner = base_model(model)
     batch = batch.to(inner.get_input_embeddings().weight.device)
-    mask: Any = (
-        block_mask(batch.spans)
-        if uses_flex_attention(inner)
-        else additive_mask(batch.spans.visible(), inner.dtype)
-    )
     hidden = inner.model(
         input_ids=batch.input_ids,
-        attention_mask=mask,
+        attention_mask=packed_mask(inner, batch.spans),
         position_ids=squeeze_positions(batch.positions),
         use_cache=False,
         **cast_tensors(batch.tensors, inner.dtype),

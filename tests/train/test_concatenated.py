@@ -1,0 +1,75 @@
+"""The plain way where it is the only right one: a language model with sliding windows."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import noise_image, save_tiny_llava
+
+from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
+from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
+from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+
+COMPLETIONS = [[[11, 12, 13, 2], [21, 2]], [[31, 32, 33, 34, 2]]]
+
+
+def load(directory: Path) -> Vlm:
+    return load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
+    """A Mistral text model, each of whose tokens sees the 8 last ones."""
+    directory = save_tiny_llava(tmp_path_factory.mktemp("mistral"))
+    config = json.loads((directory / "config.json").read_text())
+    config["text_config"] |= {"model_type": "mistral", "sliding_window": 8}
+    (directory / "config.json").write_text(json.dumps(config))
+    return load(directory)
+
+
+def some_lists(vlm: Vlm) -> list[CompletionList]:
+    return [
+        CompletionList(encode_prompt(vlm, noise_image(i), "where is it" + "?" * i), completions)
+        for i, completions in enumerate(COMPLETIONS)
+    ]
+
+
+@torch.no_grad()
+def test_windows_are_kept_as_in_the_models_own_forward(windowed: Vlm) -> None:
+    """A shared prefix would not be exact here: its mask knows no window."""
+    lists = some_lists(windowed)
+    logps = concatenated_logps(windowed.model, concatenate_lists(windowed, lists))
+    for b, entry in enumerate(lists):
+        for n, completion in enumerate(entry.completions):
+            ids = torch.cat([entry.prompt.input_ids, torch.tensor(completion)])[None]
+            logits = windowed.model(input_ids=ids, **entry.prompt.tensors).logits[0]
+            table = logits[entry.prompt.num_tokens - 1 : -1].log_softmax(-1)
+            expected = float(table.gather(1, torch.tensor(completion)[:, None]).sum())
+            assert logps[b, n].item() == pytest.approx(expected, abs=1e-4)
+    shared = packed_logps(windowed.model, pack_lists(windowed, lists))
+    assert (shared - logps).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_extra_padding_changes_nothing_but_the_shape(windowed: Vlm) -> None:
+    lists = some_lists(windowed)
+    exact, padded = (concatenate_lists(windowed, lists, extra_padding=n) for n in (0, 5))
+    assert padded.input_ids.shape[1] == exact.input_ids.shape[1] + 5
+    longest = max(entry.prompt.num_tokens for entry in lists) + 5
+    assert exact.input_ids.shape == (3, longest)
+    assert exact.num_tokens.tolist() == [[4, 2], [5, 0]] == padded.num_tokens.tolist()
+    tokens = 2 * lists[0].prompt.num_tokens + lists[1].prompt.num_tokens + 4 + 2 + 5
+    assert exact.num_packed == padded.num_packed == tokens
+    torch.testing.assert_close(
+        concatenated_logps(windowed.model, padded),
+        concatenated_logps(windowed.model, exact),
+        atol=1e-4, rtol=0,
+    )  # fmt: skip
+
+
+def test_a_batch_moves_with_every_tensor_in_it(windowed: Vlm) -> None:
+    moved = concatenate_lists(windowed, some_lists(windowed)).to("meta")
+    tensors = [moved.input_ids, moved.attention_mask, moved.is_answer, moved.places,
+               moved.num_tokens, *moved.tensors.values()]  # fmt: skip
+    assert {tensor.device.type for tensor in tensors} == {"meta"}

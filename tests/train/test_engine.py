@@ -1,0 +1,237 @@
+"""Which forward is chosen, how a model is readied for it, and what the reference pass gives."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from tiny_families import save_tiny_family
+from tiny_models import noise_image
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from perpo_pipeline.attention import uses_flex_attention
+from perpo_pipeline.config import TrainSettings
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.models import Family, Vlm, encode_prompt, load_vlm, resolve_model
+from perpo_pipeline.train.concatenated import concatenate_lists
+from perpo_pipeline.train.engine import (
+    ListPolicy,
+    choose_forward,
+    memory_explained,
+    ready_model,
+    reference_logps,
+)
+from perpo_pipeline.train.lists import TrainingBatch
+from perpo_pipeline.train.scope import lora_config
+from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen3_vl"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def vlm(directory: Path) -> Vlm:
+    return load(directory)
+
+
+@pytest.fixture
+def lora_vlm(directory: Path) -> Vlm:
+    """With an adapter that changes the model, in training mode."""
+    vlm = load(directory)
+    torch.manual_seed(3)
+    vlm.model = get_peft_model(vlm.model, lora_config(vlm, rank=4, alpha=8)).train()
+    for name, parameter in vlm.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return vlm
+
+
+def load(directory: Path) -> Vlm:
+    return load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
+
+
+def uneven_lists(vlm: Vlm) -> list[CompletionList]:
+    end = vlm.eos_token_ids[0]
+    completions = [[[11, 12, 13, end], [21, end], [31, 32, 33, 34, end]], [[41, end]],
+                   [[51, 52, end], [end]]]  # fmt: skip
+    return [
+        CompletionList(encode_prompt(vlm, noise_image(i), "where" + "?" * i), some)
+        for i, some in enumerate(completions)
+    ]
+
+
+def gradients(vlm: Vlm, logps: Tensor) -> dict[str, Tensor]:
+    (logps * torch.arange(1.0, 1 + logps.numel()).view_as(logps)).sum().backward()
+    named = dict(vlm.model.named_parameters())
+    found = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+    vlm.model.zero_grad()
+    return found
+
+
+def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert ours.keys() == expected.keys() and len(ours) > 0
+    for name, gradient in ours.items():
+        assert expected[name].norm() > 0
+        assert (gradient - expected[name]).norm() < 1e-4 * expected[name].norm(), name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "full_attention", "chosen"),
+    [
+        ("auto", True, True, "shared-prefix"),
+        ("auto", False, True, "concatenated"),
+        ("auto", True, False, "concatenated"),
+        ("auto", False, False, "concatenated"),
+        ("shared-prefix", True, True, "shared-prefix"),
+        ("shared-prefix", False, True, "shared-prefix"),
+        ("shared-prefix", True, False, None),
+        ("shared-prefix", False, False, None),
+        ("concatenated", True, True, "concatenated"),
+        ("concatenated", False, True, "concatenated"),
+        ("concatenated", True, False, "concatenated"),
+        ("concatenated", False, False, "concatenated"),
+    ],
+)
+def test_the_forward_is_shared_where_it_is_tried_or_asked_for_and_never_where_it_is_wrong(
+    vlm: Vlm, wanted: str, known: bool, full_attention: bool, chosen: str | None
+) -> None:
+    model = replace(vlm, family=Family("some", known=known), full_attention=full_attention)
+    assert model.shares_prefix is (known and full_attention)
+    if chosen is None:
+        with pytest.raises(ConfigError, match="layers other than full attention") as caught:
+            choose_forward(model, wanted)
+        assert caught.value.fix == "use train.forward: concatenated"
+    else:
+        assert choose_forward(model, wanted) == chosen
+
+
+def batches_of(vlm: Vlm, forward: str) -> list[TrainingBatch]:
+    """The first two lists together, then the third."""
+    lists = uneven_lists(vlm)
+    batches = []
+    for ids in ([0, 1], [2]):
+        some = [lists[i] for i in ids]
+        packed = (pack_lists if forward == "shared-prefix" else concatenate_lists)(vlm, some)
+        numbers = torch.zeros(packed.num_tokens.shape)
+        batches.append(TrainingBatch([f"prompt {i}" for i in ids], packed, *[numbers] * 3))
+    return batches
+
+
+@pytest.mark.parametrize("forward", ["shared-prefix", "concatenated"])
+def test_the_reference_is_the_models_log_probabilities_by_prompt(
+    lora_vlm: Vlm, forward: str
+) -> None:
+    """Of the model as it is, adapter included; without the zeros that fill up shorter lists."""
+    lists = uneven_lists(lora_vlm)
+    reference = reference_logps(lora_vlm.model, batches_of(lora_vlm, forward))
+    assert list(reference) == ["prompt 0", "prompt 1", "prompt 2"]
+    assert lora_vlm.model.training
+    with torch.no_grad():
+        expected = packed_logps(lora_vlm.model, pack_lists(lora_vlm, lists))
+        with lora_vlm.model.disable_adapter():
+            base = packed_logps(lora_vlm.model, pack_lists(lora_vlm, lists))
+    for entry, row, without, logps in zip(lists, expected, base, reference.values(), strict=True):
+        count = len(entry.completions)
+        assert logps == pytest.approx(row[:count].tolist(), abs=1e-4)
+        assert (torch.tensor(logps) - without[:count]).abs().max() > 1e-3
+
+
+def test_the_policy_module_runs_either_forward(lora_vlm: Vlm) -> None:
+    policy, lists = ListPolicy(lora_vlm.model), uneven_lists(lora_vlm)
+    packed = policy(pack_lists(lora_vlm, lists))
+    plain = policy(concatenate_lists(lora_vlm, lists))
+    assert packed.shape == plain.shape == (3, 3)
+    torch.testing.assert_close(packed, plain, atol=1e-4, rtol=0)
+    packed.sum().backward()
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None for p in trained)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(lora_vlm: Vlm) -> None:
+    """Decoder layers run twice, the frozen vision tower's blocks once."""
+    batch = pack_lists(lora_vlm, uneven_lists(lora_vlm))
+    usual = packed_logps(lora_vlm.model, batch)
+    expected = gradients(lora_vlm, usual)
+    core = lora_vlm.model.get_base_model().model
+    tower = core.visual.blocks[0] if hasattr(core, "visual") else core.vision_tower
+    runs: list[str] = []
+    for name, module in (("decoder", core.language_model.layers[0].mlp), ("tower", tower)):
+        module.register_forward_pre_hook(lambda module, args, name=name: runs.append(name))
+    lora_vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+    lora_vlm.model.train()
+    logps = packed_logps(lora_vlm.model, batch)
+    torch.testing.assert_close(logps, usual)
+    assert_same_gradients(gradients(lora_vlm, logps), expected)
+    assert sorted(runs) == ["decoder", "decoder", "tower"]
+
+
+class TestReady:
+    @pytest.fixture(autouse=True)
+    def fresh_compiler(self) -> Iterator[None]:
+        """Compiled code and limits of one test must not reach another."""
+        with torch._dynamo.config.patch(recompile_limit=8):
+            torch._dynamo.reset()
+            yield
+        torch._dynamo.reset()
+
+    def compiled(self, vlm: Vlm) -> list[bool]:
+        layers = vlm.model.model.language_model.layers
+        return [layer._compiled_call_impl is not None for layer in layers]
+
+    @pytest.mark.parametrize("choice", [None, False])
+    def test_on_a_cpu_nothing_changes_unless_asked(
+        self, directory: Path, choice: bool | None
+    ) -> None:
+        vlm = load(directory)
+        ready_model(vlm, "shared-prefix", TrainSettings(compile=choice))
+        assert not uses_flex_attention(vlm.model)
+        assert not any(self.compiled(vlm))
+
+    @pytest.mark.parametrize("forward", ["shared-prefix", "concatenated"])
+    def test_on_cuda_a_shared_prefix_takes_flex_attention_and_layers_are_compiled(
+        self, directory: Path, forward: Any
+    ) -> None:
+        vlm = replace(load(directory), device=torch.device("cuda"))  # only asked for its kind
+        ready_model(vlm, forward, TrainSettings())
+        assert uses_flex_attention(vlm.model) is (forward == "shared-prefix")
+        assert all(self.compiled(vlm))
+        uncompiled = replace(load(directory), device=torch.device("cuda"))
+        ready_model(uncompiled, forward, TrainSettings(compile=False))
+        assert not any(self.compiled(uncompiled))
+
+    @pytest.mark.slow  # torch compiles forward and backward for the CPU
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks, and hides
+    @pytest.mark.parametrize("directory", ["llava"], indirect=True)
+    def test_compiled_layers_give_the_same(self, lora_vlm: Vlm) -> None:
+        batch = pack_lists(lora_vlm, uneven_lists(lora_vlm))
+        usual = packed_logps(lora_vlm.model, batch)
+        expected = gradients(lora_vlm, usual)
+        ready_model(lora_vlm, "shared-prefix", TrainSettings(compile=True))
+        counters.clear()
+        logps = packed_logps(lora_vlm.model, batch)
+        assert counters["stats"]["unique_graphs"] > 0
+        torch.testing.assert_close(logps, usual, atol=1e-4, rtol=0)
+        assert_same_gradients(gradients(lora_vlm, logps), expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_memory_that_runs_out_names_the_settings_to_change(checkpointing: bool) -> None:
+    settings = TrainSettings(max_tokens_per_step=1234, gradient_checkpointing=checkpointing)
+    with pytest.raises(ConfigError) as caught, memory_explained(settings):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nsecond line")
+    assert "CUDA out of memory. Tried to allocate 2 GiB" in str(caught.value)
+    assert "second line" not in str(caught.value)
+    fix = str(caught.value.fix)
+    assert "train.max_tokens_per_step (now 1234)" in fix
+    assert ("train.gradient_checkpointing: true" in fix) is not checkpointing
+
+
+def test_other_errors_are_left_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="something else"), memory_explained(TrainSettings()):
+        raise RuntimeError("something else")

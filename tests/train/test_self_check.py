@@ -1,0 +1,157 @@
+"""The check before a run: quiet on healthy models, loud on each way a shared prefix goes wrong."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_families import save_tiny_family
+from tiny_models import noise_image
+
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
+from perpo_pipeline.train import self_check
+from perpo_pipeline.train.concatenated import concatenate_lists
+from perpo_pipeline.train.self_check import Comparison, check_shared_prefix
+from perpo_pipeline.train.shared_prefix import CompletionList, PackedBatch, pack_lists
+
+FAMILIES = ["llava", "qwen2_5_vl"]
+DTYPES = ["float32", "bfloat16"]
+
+
+@pytest.fixture(scope="module")
+def vlms(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Vlm]:
+    root = tmp_path_factory.mktemp("families")
+    paths: dict[str, str] = {n: str(save_tiny_family(n, Path(root / n))) for n in FAMILIES}
+    return {
+        (name, dtype): load_vlm(resolve_model(path), dtype=dtype, device="cpu")
+        for name, path in [*paths.items(), ("testbed", "testbed")]
+        for dtype in DTYPES
+    }
+
+
+def uneven_list(vlm: Vlm, seed: int = 0) -> CompletionList:
+    """For Qwen the image takes fewer positions than tokens: the two ends of the prefix differ."""
+    generator = torch.Generator().manual_seed(seed)
+    words = [torch.randint(10, 200, (n,), generator=generator).tolist() for n in (4, 8, 1, 11, 19)]
+    prompt = encode_prompt(vlm, noise_image(seed, 64, 64), "where is it?")
+    return CompletionList(prompt, [[*y, vlm.eos_token_ids[0]] for y in words])
+
+
+def completions_see_each_other(batch: PackedBatch) -> PackedBatch:
+    """Plain causal attention over the row."""
+    ends = batch.spans.prefix_end
+    own_start = torch.where(ends > 0, ends, batch.spans.own_start)
+    return replace(batch, spans=replace(batch.spans, own_start=own_start))
+
+
+def prefix_end_is_cut(batch: PackedBatch) -> PackedBatch:
+    shorter = (batch.spans.prefix_end - 1).clamp(min=0)
+    return replace(batch, spans=replace(batch.spans, prefix_end=shorter))
+
+
+def positions_go_on(batch: PackedBatch) -> PackedBatch:
+    """Positions count through the row instead of starting again behind the prefix."""
+    prefix = int(batch.spans.prefix_end.max())
+    first = batch.positions[:, :, prefix : prefix + 1]
+    steps = torch.arange(batch.input_ids.shape[1] - prefix)
+    through = torch.cat([batch.positions[:, :, :prefix], first + steps], dim=-1)
+    return replace(batch, positions=through)
+
+
+def positions_count_tokens(batch: PackedBatch) -> PackedBatch:
+    """Answers start at the prefix's number of tokens instead of the end of its three axes."""
+    prefix = int(batch.spans.prefix_end.max())
+    positions = batch.positions.clone()
+    positions[:, :, prefix:] += prefix - positions[:, :, prefix : prefix + 1]
+    assert not torch.equal(positions, batch.positions)
+    return replace(batch, positions=positions)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", [*FAMILIES, "testbed"])
+def test_healthy_models_pass(vlms: dict[tuple[str, str], Vlm], family: str, dtype: str) -> None:
+    vlm = vlms[family, dtype]
+    for seed in range(8):
+        found = check_shared_prefix(vlm, uneven_list(vlm, seed), max_tokens=10_000)
+        assert found.shared <= found.allowed and found.magnitude > 10
+        assert dtype == "bfloat16" or found.allowed < 0.01
+
+
+@pytest.mark.parametrize(
+    ("family", "fault"),
+    [(family, fault)
+     for family in FAMILIES
+     for fault in (completions_see_each_other, prefix_end_is_cut, positions_go_on)]
+    + [("qwen2_5_vl", positions_count_tokens)],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_broken_prefix_is_refused_with_the_figures(
+    vlms: dict[tuple[str, str], Vlm], family: str, dtype: str,
+    fault: Callable[[PackedBatch], PackedBatch], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    vlm = vlms[family, dtype]
+    monkeypatch.setattr(self_check, "pack_lists", lambda *args: fault(pack_lists(*args)))
+    entry = uneven_list(vlm)
+    found = self_check.compare_forwards(vlm, entry, max_tokens=10_000)
+    assert found.shared > 0.05
+    with pytest.raises(InputError, match="not exact on this model") as caught:
+        check_shared_prefix(vlm, entry, max_tokens=10_000)
+    assert str(found) in str(caught.value)
+    assert "train.forward: concatenated" in str(caught.value.fix)
+
+
+def test_log_probabilities_that_are_not_numbers_are_refused(
+    vlms: dict[tuple[str, str], Vlm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = vlms["llava", "float32"]
+    monkeypatch.setattr(self_check, "packed_logps", lambda *args: torch.full((1, 5), torch.nan))
+    with pytest.raises(InputError, match="nan nats"):
+        check_shared_prefix(vlm, uneven_list(vlm), max_tokens=10_000)
+
+
+def test_figures_are_told() -> None:
+    """Allowed is 3 x 0.05: more than what rounding does, 1e-4 + 1e-5 x 200 = 0.0021."""
+    found = Comparison(shared=0.02, plain=0.05, magnitude=200.0)
+    assert found.allowed == pytest.approx(0.15)
+    assert str(found) == (
+        "shared prefix against separate forwards: 0.02 nats (allowed 0.15; separate forwards "
+        "among themselves 0.05, log-probabilities up to 200)"
+    )
+    assert replace(found, plain=0.0).allowed == pytest.approx(0.0021)
+
+
+def test_plain_rows_keep_to_the_token_budget(
+    vlms: dict[tuple[str, str], Vlm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = vlms["llava", "float32"]
+    entry = uneven_list(vlm)
+    sizes: list[tuple[int, int]] = []
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        batch = concatenate_lists(*args, **kwargs)
+        sizes.append(tuple(batch.input_ids.shape))
+        return batch
+
+    monkeypatch.setattr(self_check, "concatenate_lists", recorded)
+    longest = entry.prompt.num_tokens + 20
+    whole = check_shared_prefix(vlm, entry, max_tokens=10_000)
+    assert [rows for rows, _ in sizes] == [5, 5, 5]
+    assert {length - longest for _, length in sizes} == {0, 67, 131}
+    sizes.clear()
+    budget = 2 * (longest + 67)
+    parts = check_shared_prefix(vlm, entry, max_tokens=budget)
+    assert all(rows * length <= budget or rows == 1 for rows, length in sizes)
+    assert sum(rows for rows, _ in sizes) == 15
+    assert parts.magnitude == pytest.approx(whole.magnitude, abs=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(vlms: dict[tuple[str, str], Vlm], training: bool) -> None:
+    vlm = vlms["llava", "float32"]
+    vlm.model.train(training)
+    check_shared_prefix(vlm, uneven_list(vlm), max_tokens=10_000)
+    assert vlm.model.training is training
+    vlm.model.eval()

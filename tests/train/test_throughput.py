@@ -1,0 +1,129 @@
+"""Counted FLOPs against those that torch counts while the very batch runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from tiny_models import save_tiny_llava
+from torch.utils.flop_counter import FlopCounterMode
+
+from perpo_pipeline.models import EncodedPrompt, Vlm, load_vlm, resolve_model
+from perpo_pipeline.train import throughput
+from perpo_pipeline.train.concatenated import (
+    ConcatenatedBatch,
+    concatenate_lists,
+    concatenated_logps,
+)
+from perpo_pipeline.train.scope import lora_config, unfreeze
+from perpo_pipeline.train.shared_prefix import (
+    CompletionList,
+    PackedBatch,
+    pack_lists,
+    packed_logps,
+)
+from perpo_pipeline.train.throughput import FlopCounter, measured_peak
+
+# The tiny model's text part, see tiny_models.
+LAYERS, WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 2, 64, 128, 4, 2, 16, 300
+Q, KV, MLP = WIDTH * WIDTH, WIDTH * KV_HEADS * HEAD_DIM, WIDTH * INNER
+WEIGHTS = LAYERS * (2 * Q + 2 * KV + 3 * MLP)  # q and o, k and v, gate and up and down
+# Scores and weighted sum, 2 FLOPs a multiplication, forward once and backward twice.
+A_PAIR = 2 * 2 * 3 * HEADS * HEAD_DIM * LAYERS
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture
+def vlm(directory: Path) -> Vlm:
+    """With attention as plain matrix products, which torch counts; all pairs, seen or not."""
+    vlm = load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
+    vlm.model.set_attn_implementation("eager")
+    return vlm
+
+
+def text_list(num_prompt: int, lengths: list[int]) -> CompletionList:
+    """Without an image: the vision tower does not run."""
+    ids = torch.arange(20, 20 + num_prompt)
+    prompt = EncodedPrompt(
+        ids, {}, torch.arange(num_prompt)[None], num_prompt, (1, 1), (1, 1), None
+    )
+    return CompletionList(prompt, [[*range(30, 30 + n - 1), 2] for n in lengths])
+
+
+def measured(vlm: Vlm, batch: PackedBatch | ConcatenatedBatch) -> float:
+    forward = packed_logps if isinstance(batch, PackedBatch) else concatenated_logps
+    vlm.model.train()
+    with FlopCounterMode(display=False) as counter:
+        forward(vlm.model, batch).sum().backward()
+    return float(counter.get_total_flops())
+
+
+def test_a_packed_list_costs_what_torch_measures_less_the_pairs_that_no_one_sees(vlm: Vlm) -> None:
+    unfreeze(vlm, ["language_model"])
+    batch = pack_lists(vlm, [text_list(40, [5, 9, 13])])
+    length = 40 + 4 + 8 + 12
+    assert batch.input_ids.shape == (1, length)
+    # Causal in the prefix and in each answer, and each answer token sees the prefix.
+    seen = sum(n * (n + 1) // 2 for n in (40, 4, 8, 12)) + 40 * (4 + 8 + 12)
+    assert int(batch.spans.visible().sum()) == seen
+    counted = FlopCounter(vlm.model).count(batch)
+    assert counted == 6 * (WEIGHTS * length + WIDTH * VOCABULARY * 27) + A_PAIR * seen
+    unseen = A_PAIR * (length**2 - seen)
+    assert measured(vlm, batch) == counted + unseen
+
+
+def test_plain_rows_cost_what_torch_measures_less_the_pairs_ahead(vlm: Vlm) -> None:
+    """Two rows of equal length, so that none is padded; every row is read in full."""
+    unfreeze(vlm, ["language_model"])
+    batch = concatenate_lists(vlm, [text_list(40, [10, 10])])
+    counted = FlopCounter(vlm.model).count(batch)
+    seen = 2 * 50 * 51 // 2
+    assert counted == 6 * (WEIGHTS * 100 + WIDTH * VOCABULARY * 20) + A_PAIR * seen
+    unseen = A_PAIR * (2 * 50**2 - seen)
+    assert measured(vlm, batch) == counted + unseen
+
+
+def test_frozen_weights_under_lora_cost_no_gradient_of_their_own(vlm: Vlm) -> None:
+    """As counted, but for the first layer: below it nothing is trained, so torch does not work
+    out the gradients of what q, k and v are given there."""
+    rank = 4
+    vlm.model = get_peft_model(vlm.model, lora_config(vlm, rank=rank, alpha=8))
+    batch = pack_lists(vlm, [text_list(40, [5, 9, 13])])
+    length = batch.input_ids.shape[1]
+    narrow = KV_HEADS * HEAD_DIM
+    into, out = [WIDTH] * 6 + [INNER], [WIDTH, WIDTH, narrow, narrow, INNER, INNER, WIDTH]
+    adapter = LAYERS * rank * (sum(into) + sum(out))
+    seen = int(batch.spans.visible().sum())
+    counted = FlopCounter(vlm.model).count(batch)
+    linear = (4 * WEIGHTS + 6 * adapter) * length + 4 * WIDTH * VOCABULARY * 27
+    assert counted == linear + A_PAIR * seen
+    spared = 2 * length * (Q + 2 * KV + 3 * rank * WIDTH)
+    unseen = A_PAIR * (length**2 - seen)
+    assert measured(vlm, batch) == counted - spared + unseen
+    assert spared < 0.05 * counted
+
+
+def test_padding_is_not_counted(vlm: Vlm) -> None:
+    """Beyond the one pair that a padding token is with itself, so that its softmax has a value."""
+    counter = FlopCounter(vlm.model)
+    lists = [text_list(40, [5, 9]), text_list(17, [3])]
+    alone = sum(counter.count(pack_lists(vlm, [entry])) for entry in lists)
+    for one_row, places in ((False, 2 * 52), (True, 128)):
+        padding = places - (52 + 19)
+        together = pack_lists(vlm, lists, one_row=one_row)
+        assert counter.count(together) == alone + A_PAIR * padding
+    rows = [concatenate_lists(vlm, [entry], extra_padding=7) for entry in lists]
+    assert counter.count(concatenate_lists(vlm, lists)) == sum(map(counter.count, rows))
+
+
+def test_the_peak_is_the_products_flops_over_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten products of 8 x 8 x 8 in half a second; the rounds that warm up are not counted."""
+    times = iter([0.0, 7.0, 7.5])
+    monkeypatch.setattr(throughput, "MATRIX", 8)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert measured_peak(torch.device("cpu"), torch.float32) == 10 * 2 * 8**3 / 0.5
