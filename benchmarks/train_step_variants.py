@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from train_step_models import END, IMAGE, PAD, PATCH_PX, UNKNOWN, Regime
 
@@ -194,8 +195,13 @@ def full_rows(
 
     Positions are (3, M, T) for the models with three axes, else None: counted from 0.
     """
-    rows = concatenate_lists(vlm, lists, extra_padding=padding)
-    rows = replace(rows, tensors=stack_image_tensors([entry.prompt for entry in lists]))
+    rows = concatenate_lists(vlm, lists)
+    rows = replace(
+        rows,
+        input_ids=F.pad(rows.input_ids, (0, padding)),
+        is_answer=F.pad(rows.is_answer, (0, padding)),
+        tensors=stack_image_tensors([entry.prompt for entry in lists]),
+    )
     if vlm.family.position_axes == 1:
         return rows.to(vlm.device), None
     positions = []

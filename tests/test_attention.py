@@ -259,6 +259,7 @@ class TestModels:
         assert torch.equal(whole, additive_mask(spans.visible(), torch.float32))
         use_shared_prefix_attention(vlm.model, flex=False)
         assert torch.equal(packed_mask(vlm.model, spans), whole[:, :, 3:])
+        assert packed_mask(vlm.model, spans_of([[(9, [])]], 9)).shape == (1, 1, 1, 9)
         use_shared_prefix_attention(vlm.model, flex=True)
         assert isinstance(packed_mask(vlm.model, spans), BlockMask)
 
@@ -284,7 +285,7 @@ class TestModels:
     def test_plain_forwards_stay_what_they_were(self, vlm: Vlm, flex: bool) -> None:
         """With a padding mask, and with no mask at all, which must go on meaning causal."""
         (entry,) = lists = self.lists(vlm, [5])
-        batch = concatenate_lists(vlm, lists, extra_padding=3)
+        batch = concatenate_lists(vlm, lists, left_padding=3)
         types = entry.prompt.token_types
         inputs = {"input_ids": entry.prompt.input_ids[None], **entry.prompt.tensors} | (
             {} if types is None else {"mm_token_type_ids": types[None]}

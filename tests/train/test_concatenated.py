@@ -52,9 +52,9 @@ def test_windows_are_kept_as_in_the_models_own_forward(windowed: Vlm) -> None:
 
 
 @torch.no_grad()
-def test_extra_padding_changes_nothing_but_the_shape(windowed: Vlm) -> None:
+def test_padding_changes_nothing_but_the_shape(windowed: Vlm) -> None:
     lists = some_lists(windowed)
-    exact, padded = (concatenate_lists(windowed, lists, extra_padding=n) for n in (0, 5))
+    exact, padded = (concatenate_lists(windowed, lists, left_padding=n) for n in (0, 5))
     assert padded.input_ids.shape[1] == exact.input_ids.shape[1] + 5
     longest = max(entry.prompt.num_tokens for entry in lists) + 5
     assert exact.input_ids.shape == (3, longest)

@@ -13,7 +13,7 @@ from tiny_models import noise_image
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from perpo_pipeline.attention import uses_flex_attention
+from perpo_pipeline.attention import SPLIT, uses_flex_attention
 from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.models import Family, Vlm, encode_prompt, load_vlm, resolve_model
@@ -155,6 +155,7 @@ def test_the_policy_module_runs_either_forward(lora_vlm: Vlm) -> None:
 
 def test_gradient_checkpointing_gives_the_same_gradients(lora_vlm: Vlm) -> None:
     """Decoder layers run twice, the frozen vision tower's blocks once."""
+    ready_model(lora_vlm, "shared-prefix", TrainSettings())
     batch = pack_lists(lora_vlm, uneven_lists(lora_vlm))
     usual = packed_logps(lora_vlm.model, batch)
     expected = gradients(lora_vlm, usual)
@@ -185,12 +186,14 @@ class TestReady:
         return [layer._compiled_call_impl is not None for layer in layers]
 
     @pytest.mark.parametrize("choice", [None, False])
-    def test_on_a_cpu_nothing_changes_unless_asked(
+    def test_on_a_cpu_nothing_is_compiled_unless_asked(
         self, directory: Path, choice: bool | None
     ) -> None:
         vlm = load(directory)
+        ready_model(vlm, "concatenated", TrainSettings(compile=choice))
+        assert vlm.model.config.get_text_config()._attn_implementation == "sdpa"
         ready_model(vlm, "shared-prefix", TrainSettings(compile=choice))
-        assert not uses_flex_attention(vlm.model)
+        assert vlm.model.config.get_text_config()._attn_implementation == SPLIT
         assert not any(self.compiled(vlm))
 
     @pytest.mark.parametrize("forward", ["shared-prefix", "concatenated"])

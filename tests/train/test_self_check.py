@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +9,12 @@ import torch
 from tiny_families import save_tiny_family
 from tiny_models import noise_image
 
+from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train import self_check
 from perpo_pipeline.train.concatenated import concatenate_lists
+from perpo_pipeline.train.engine import ready_model
 from perpo_pipeline.train.self_check import Comparison, check_shared_prefix
 from perpo_pipeline.train.shared_prefix import CompletionList, PackedBatch, pack_lists
 
@@ -23,13 +24,17 @@ DTYPES = ["float32", "bfloat16"]
 
 @pytest.fixture(scope="module")
 def vlms(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Vlm]:
+    """Ready to train, as the stage has them when it checks."""
     root = tmp_path_factory.mktemp("families")
-    paths: dict[str, str] = {n: str(save_tiny_family(n, Path(root / n))) for n in FAMILIES}
-    return {
+    paths = {name: str(save_tiny_family(name, root / name)) for name in FAMILIES}
+    loaded = {
         (name, dtype): load_vlm(resolve_model(path), dtype=dtype, device="cpu")
         for name, path in [*paths.items(), ("testbed", "testbed")]
         for dtype in DTYPES
     }
+    for vlm in loaded.values():
+        ready_model(vlm, "shared-prefix", TrainSettings())
+    return loaded
 
 
 def uneven_list(vlm: Vlm, seed: int = 0) -> CompletionList:

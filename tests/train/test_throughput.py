@@ -116,7 +116,7 @@ def test_padding_is_not_counted(vlm: Vlm) -> None:
         padding = places - (52 + 19)
         together = pack_lists(vlm, lists, one_row=one_row)
         assert counter.count(together) == alone + A_PAIR * padding
-    rows = [concatenate_lists(vlm, [entry], extra_padding=7) for entry in lists]
+    rows = [concatenate_lists(vlm, [entry], left_padding=7) for entry in lists]
     assert counter.count(concatenate_lists(vlm, lists)) == sum(map(counter.count, rows))
 
 

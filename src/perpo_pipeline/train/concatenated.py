@@ -63,27 +63,29 @@ class ConcatenatedBatch:
 
 
 def concatenate_lists(
-    vlm: Vlm, lists: Sequence[CompletionList], *, extra_padding: int = 0
+    vlm: Vlm, lists: Sequence[CompletionList], *, left_padding: int = 0
 ) -> ConcatenatedBatch:
-    """Full rows on the CPU; `extra_padding` tokens more than needed. Raises like `pack_lists`."""
+    """Full rows on the CPU, `left_padding` tokens before each. Raises like `pack_lists`."""
     check_lists(lists, vlm.image_token_ids)
     num = max(len(entry.completions) for entry in lists)
     rows = [(b, n, entry) for b, entry in enumerate(lists) for n in range(len(entry.completions))]
     lengths = [entry.prompt.num_tokens + len(entry.completions[n]) for _, n, entry in rows]
-    shape = (len(rows), max(lengths) + extra_padding)
+    shape = (len(rows), left_padding + max(lengths))
     ids = torch.full(shape, vlm.pad_token_id)
     attended, is_answer = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
     token_types = torch.zeros(shape, dtype=torch.long)
     num_tokens = torch.zeros(len(lists), num, dtype=torch.long)
     for row, ((b, n, entry), length) in enumerate(zip(rows, lengths, strict=True)):
-        prefix, completion = entry.prompt.num_tokens, entry.completions[n]
-        ids[row, :prefix] = entry.prompt.input_ids
-        ids[row, prefix:length] = torch.as_tensor(completion)
-        attended[row, :length] = 1
-        is_answer[row, prefix:length] = True
+        completion = entry.completions[n]
+        prefix_end = left_padding + entry.prompt.num_tokens
+        end = left_padding + length
+        ids[row, left_padding:prefix_end] = entry.prompt.input_ids
+        ids[row, prefix_end:end] = torch.as_tensor(completion)
+        attended[row, left_padding:end] = 1
+        is_answer[row, prefix_end:end] = True
         num_tokens[b, n] = len(completion)
         if entry.prompt.token_types is not None:
-            token_types[row, :prefix] = entry.prompt.token_types
+            token_types[row, left_padding:prefix_end] = entry.prompt.token_types
     typed = lists[0].prompt.token_types is not None
     return ConcatenatedBatch(
         input_ids=ids,

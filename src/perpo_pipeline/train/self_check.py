@@ -1,7 +1,8 @@
 """Before a run trains: does the shared prefix give what the plain way gives, on this very model?
 
 In bf16 two plain runs differ too, so the measure is how far apart plain runs with different
-padding are, not zero (FlexAttention, SDPA and padded SDPA round in different places).
+padding are, not zero. The padding is on the left: behind a row it would leave the rounding of
+everything before it as it was.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_lo
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 
 ALLOWED = 3.0  # times the difference between plain runs
-PADDINGS = (0, 67, 131)  # tokens beyond what the plain rows need
+PADDINGS = (0, 67, 131)  # tokens before each row: kernels then cut all of it in other places
 # What fp32 rounding does where plain runs happen to agree to the bit: nats, and a nat of log-prob.
 ROUNDING = (1e-4, 1e-5)
 
@@ -35,6 +36,7 @@ class Comparison:
 
     @property
     def allowed(self) -> float:
+        """The largest `shared` of a model on which the shared prefix is exact."""
         return max(ALLOWED * self.plain, ROUNDING[0] + ROUNDING[1] * self.magnitude)
 
     def __str__(self) -> str:
@@ -82,7 +84,7 @@ def _plain(vlm: Vlm, entry: CompletionList, padding: int, max_tokens: int) -> It
     rows = max(1, max_tokens // longest)
     for start in range(0, len(entry.completions), rows):
         some = CompletionList(entry.prompt, entry.completions[start : start + rows])
-        batch = concatenate_lists(vlm, [some], extra_padding=padding)
+        batch = concatenate_lists(vlm, [some], left_padding=padding)
         yield concatenated_logps(vlm.model, batch)[0]
 
 
