@@ -20,7 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 PREFIX = 0
 PADDING = -1
 BLOCK_TOKENS = 128  # FlexAttention's block of queries and of keys
-# Names of our attention function in transformers: with block masks, and with masks of the last rows.
+# Our attention function's names in transformers: with block masks; with masks of the last rows.
 FLEX, SPLIT = "perpo_flex", "perpo_split"
 
 

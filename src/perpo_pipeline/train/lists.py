@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from perpo_pipeline.attention import uses_flex_attention
 from perpo_pipeline.boxes import clip_to_frame, format_box
 from perpo_pipeline.config import ModelConfig
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.model_inputs import encode_row
-from perpo_pipeline.attention import uses_flex_attention
 from perpo_pipeline.models import base_model
 from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenate_lists
 from perpo_pipeline.train.shared_prefix import (

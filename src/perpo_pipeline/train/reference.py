@@ -34,8 +34,9 @@ def make_reference(
     The key is the base model, its preprocessing, the forward and the preferences; nothing of the
     method or of its training.
     """
-    recipe = Recipe("reference", preferences.variant, "reference", STAGE_VERSION,
-                    {**model_settings, "forward": forward}, {"preferences": preferences})  # fmt: skip
+    key = {**model_settings, "forward": forward}
+    recipe = Recipe("reference", preferences.variant, "reference", STAGE_VERSION, key,
+                    {"preferences": preferences})  # fmt: skip
     collate = ListCollator(vlm, model_settings["preprocess"], forward, settings.max_tokens_per_step)
 
     def logps_of(part: Sequence[TrainingList]) -> list[dict[str, Any]]:

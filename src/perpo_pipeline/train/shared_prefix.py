@@ -36,7 +36,7 @@ class CompletionList:
 
     @property
     def num_packed_tokens(self) -> int:
-        """Tokens of the packed list; the last one of a completion predicts nothing, so is left out."""
+        """Tokens of the packed list; a completion's last one predicts nothing and is left out."""
         return self.prompt.num_tokens + sum(len(y) - 1 for y in self.completions)
 
 
