@@ -47,8 +47,8 @@ from perpo_pipeline.train.throughput import FlopCounter, measured_peak
 LLAVA_7B = Shape("llava", 4096, 11008, 32, 32, 32, 32064, (1024, 4096, 24, 16), 336, rank=128)
 QWEN_7B = Shape("qwen2_5_vl", 3584, 18944, 28, 28, 4, 152064, (1280, 3420, 32, 16), 0, rank=128)
 NEXT_7B = replace(LLAVA_7B, model_type="llava_next")
-SMALL = Shape("llava", 1024, 2752, 2, 8, 8, 1024, (128, 512, 2, 2), 336, rank=32)
-SMALLER = replace(SMALL, hidden=512, intermediate=1408, heads=8, kv_heads=8)
+SMALL = Shape("llava", 1536, 4096, 2, 12, 12, 1024, (128, 512, 2, 2), 336, rank=32)
+SMALLER = replace(SMALL, hidden=768, intermediate=2048, heads=6, kv_heads=6)
 SMALL_NEXT = replace(SMALLER, model_type="llava_next", tile_px=84)
 SMALL_QWEN = replace(SMALLER, model_type="qwen2_5_vl", kv_heads=2)
 
