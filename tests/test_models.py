@@ -201,6 +201,13 @@ class TestLoad:
         edit_json(directory / "config.json", text_config=windowed)
         assert not load(directory).full_attention
 
+    def test_a_layer_that_is_linear_is_no_full_attention(self, copy: Path) -> None:
+        text = json.loads((copy / "config.json").read_text())["text_config"]
+        for layer, full in (("full_attention", True), ("linear_attention", False)):
+            layers = ["full_attention", layer]
+            edit_json(copy / "config.json", text_config=text | {"layer_types": layers})
+            assert load(copy).full_attention is full
+
     def test_capped_scores_are_no_full_attention(self, copy: Path) -> None:
         """As Gemma 2 has them: a softcap on the scores, which no shared kernel knows of."""
         text = json.loads((copy / "config.json").read_text())["text_config"]

@@ -20,6 +20,10 @@ class PerpoError(Exception):
             lines.append(f"  fix:   {fix}")
         super().__init__("\n".join(lines))
 
+    def parts(self) -> tuple[str, str | None, str | None]:
+        """What, where and fix, to carry it to another process."""
+        return self.what, self.where, self.fix
+
 
 class ConfigError(PerpoError):
     """A setting in the run's YAML file or a flag is wrong."""

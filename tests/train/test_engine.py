@@ -19,6 +19,7 @@ from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.models import Family, Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train.concatenated import concatenate_lists
 from perpo_pipeline.train.engine import (
+    RECOMPILE_LIMIT,
     ListPolicy,
     choose_forward,
     memory_explained,
@@ -204,6 +205,7 @@ class TestReady:
         ready_model(vlm, forward, TrainSettings())
         assert uses_flex_attention(vlm.model) is (forward == "shared-prefix")
         assert all(self.compiled(vlm))
+        assert torch._dynamo.config.recompile_limit == RECOMPILE_LIMIT
         uncompiled = replace(load(directory), device=torch.device("cuda"))
         ready_model(uncompiled, forward, TrainSettings(compile=False))
         assert not any(self.compiled(uncompiled))
@@ -233,6 +235,15 @@ def test_memory_that_runs_out_names_the_settings_to_change(checkpointing: bool) 
     fix = str(caught.value.fix)
     assert "train.max_tokens_per_step (now 1234)" in fix
     assert ("train.gradient_checkpointing: true" in fix) is not checkpointing
+
+
+def test_memory_that_runs_out_on_one_list_asks_for_shorter_lists() -> None:
+    """A lower budget would not help: a list is never split."""
+    settings = TrainSettings(gradient_checkpointing=True)
+    with pytest.raises(ConfigError) as caught, memory_explained(settings, num_lists=1):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    fix = str(caught.value.fix)
+    assert "sample.num_samples" in fix and "max_tokens_per_step" not in fix
 
 
 def test_other_errors_are_left_as_they_are() -> None:

@@ -18,6 +18,7 @@ from perpo_pipeline.train import shared_prefix
 from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
 from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import (
+    LENGTHS_AN_OCTAVE,
     CompletionList,
     group_by_tokens,
     pack_lists,
@@ -198,9 +199,9 @@ def test_rows_have_few_lengths_and_little_padding() -> None:
     lengths = [row_length(n) for n in tokens]
     for n, length in zip(tokens, lengths, strict=True):
         assert length >= n and length % 128 == 0
-        assert length - n < max(128, n / 16)
+        assert length - n < max(128, n / LENGTHS_AN_OCTAVE)
     for octave in range(7, 15):
-        assert len({x for x in lengths if 2**octave < x <= 2 ** (octave + 1)}) <= 16
+        assert len({x for x in lengths if 2**octave < x <= 2 ** (octave + 1)}) <= LENGTHS_AN_OCTAVE
 
 
 def test_the_head_in_chunks_gives_the_same_values_and_gradients(

@@ -9,6 +9,8 @@ import pytest
 from perpo_pipeline import models
 from perpo_pipeline.artifacts import open_version
 from perpo_pipeline.cli import main
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.train import lists as train_lists
 from perpo_pipeline.train import stage as train_stage
 
 CONFIG = """
@@ -116,3 +118,19 @@ def test_images_are_prepared_by_other_processes_just_the_same(workdir: Path) -> 
     assert perpo("train", "--variant", "perpo") == 0
     again = open_version(Path("data/other/adapter/perpo")).table()["loss"].to_pylist()
     assert again == first
+
+
+def test_an_image_that_changed_is_told_by_a_worker_as_it_would_be_without(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = InputError("the image has changed", where="photo.png", fix="rerun `perpo prepare`")
+
+    def fail(*args: object) -> None:
+        raise told
+
+    monkeypatch.setattr(train_lists, "encode_row", fail)
+    text = CONFIG.replace("batch_size: 4\n", "batch_size: 4\n  num_workers: 2\n")
+    (workdir / "r.yaml").write_text(text)
+    capsys.readouterr()
+    assert perpo("train", "--variant", "perpo") == 2
+    assert str(told) in capsys.readouterr().err

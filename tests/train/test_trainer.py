@@ -222,3 +222,23 @@ def test_adapters_compute_in_bfloat16_and_are_saved_unrounded(
     assert {t.dtype for t in saved.values()} == {torch.float32} and len(saved) == len(inside)
     rounded = [torch.equal(t, t.bfloat16().float()) for t in saved.values()]
     assert not any(rounded)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    lists: list[TrainingList], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ListTrainer._forward_backward
+
+    def broken(self: ListTrainer, *args: Any) -> torch.Tensor:
+        loss = real(self, *args)
+        if self.state.global_step == 1:
+            next(p for p in self.policy.parameters() if p.requires_grad).grad[0, 0] = torch.inf
+        return loss
+
+    monkeypatch.setattr(ListTrainer, "_forward_backward", broken)
+    with pytest.raises(InputError, match="gradient's norm is inf at step 2") as caught:
+        run(lists, settings(checkpoint_every=1), tmp_path)
+    assert any(entry.prompt["prompt_id"] in str(caught.value) for entry in lists)
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    saved = load_file(tmp_path / "checkpoint-1/adapter_model.safetensors")
+    assert all(bool(weight.isfinite().all()) for weight in saved.values())

@@ -63,8 +63,8 @@ def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None
         use_shared_prefix_attention(inner, flex=on_cuda)
     if on_cuda if settings.compile is None else settings.compile:
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-        for layer in inner.model.language_model.layers:
-            layer.compile()
+        for layer in inner.get_decoder().layers:
+            layer.compile(dynamic=False)  # Flex's kernels for any length check bounds everywhere
 
 
 @torch.no_grad()
@@ -86,12 +86,14 @@ def reference_logps(model: nn.Module, batches: Sequence["TrainingBatch"]) -> dic
 
 
 @contextlib.contextmanager
-def memory_explained(settings: "TrainSettings") -> Iterator[None]:
-    """Say which setting to lower when the accelerator's memory runs out."""
+def memory_explained(settings: "TrainSettings", num_lists: int = 0) -> Iterator[None]:
+    """Say which setting to lower when the accelerator's memory runs out on `num_lists` lists."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         advice = [f"lower train.max_tokens_per_step (now {settings.max_tokens_per_step})"]
+        if num_lists == 1:  # a list is never split
+            advice = ["use shorter lists: fewer sample.num_samples, lower sample.max_new_tokens"]
         if not settings.gradient_checkpointing:
             advice.append("set train.gradient_checkpointing: true")
         raise ConfigError(

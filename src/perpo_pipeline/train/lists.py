@@ -4,6 +4,7 @@ SFT trains on the ground truth, DPO on the best and the worst completion, the ot
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from perpo_pipeline.attention import uses_flex_attention
 from perpo_pipeline.boxes import clip_to_frame, format_box
 from perpo_pipeline.config import ModelConfig
-from perpo_pipeline.errors import ArtifactError, InputError
+from perpo_pipeline.errors import ArtifactError, InputError, PerpoError
 from perpo_pipeline.model_inputs import encode_row
 from perpo_pipeline.models import base_model
 from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenate_lists
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Forward = Literal["shared-prefix", "concatenated"]
+IMAGE_WORKERS = 4  # where a GPU would wait for images; each holds some batches in shared memory
 
 
 @dataclass(frozen=True)
@@ -86,28 +88,48 @@ class ListCollator:
     """Encodes the images and prompts of some lists and packs them, a forward's worth at a time.
 
     Gives `{"batches": [...]}`: together the lists of the call, each batch of at most `max_tokens`
-    tokens (a longer list is a batch by itself).
+    tokens (a longer list is a batch by itself), or `{"failed": error}` for `raise_failure`: an
+    error that is raised in a worker process would come out without its advice.
     """
 
     def __init__(self, vlm: "Vlm", preprocess: str, forward: Forward, max_tokens: int) -> None:
         self.vlm, self.preprocess = vlm, preprocess
         self.forward, self.max_tokens = forward, max_tokens
 
-    def __call__(self, lists: Sequence[TrainingList]) -> dict[str, list[TrainingBatch]]:
+    def __call__(self, lists: Sequence[TrainingList]) -> dict[str, Any]:
+        try:
+            return {"batches": self._batches(lists)}
+        except PerpoError as error:
+            return {"failed": error.parts()}
+
+    def _batches(self, lists: Sequence[TrainingList]) -> list[TrainingBatch]:
         encoded = [
             CompletionList(encode_row(self.vlm, entry.prompt, self.preprocess), entry.completions)
             for entry in lists
         ]
         groups = group_lists(self.vlm, encoded, self.forward, self.max_tokens)
-        return {
-            "batches": [
-                _batch(
-                    [lists[i] for i in group],
-                    pack(self.vlm, [encoded[i] for i in group], self.forward),
-                )
-                for group in groups
-            ]
-        }
+        return [
+            _batch(
+                [lists[i] for i in group],
+                pack(self.vlm, [encoded[i] for i in group], self.forward),
+            )
+            for group in groups
+        ]
+
+
+def raise_failure(collated: Mapping[str, Any]) -> None:
+    """Raise what the collator could not do."""
+    if "failed" in collated:
+        what, where, fix = collated["failed"]
+        raise InputError(what, where=where, fix=fix)
+
+
+def num_workers(wanted: int | None, device: str) -> int:
+    """Processes that prepare images beside the forward passes."""
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0))
+    return min(IMAGE_WORKERS, max(1, cores - 1)) if device == "cuda" else 0
 
 
 def group_lists(

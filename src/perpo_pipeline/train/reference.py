@@ -14,8 +14,14 @@ from perpo_pipeline.artifacts import Recipe, Version, Writer
 from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.stage import Run, make
 from perpo_pipeline.train.engine import memory_explained, reference_logps
-from perpo_pipeline.train.lists import Forward, ListCollator, ListDataset, TrainingList
-from perpo_pipeline.train.trainer import num_workers
+from perpo_pipeline.train.lists import (
+    Forward,
+    ListCollator,
+    ListDataset,
+    TrainingList,
+    num_workers,
+    raise_failure,
+)
 
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
@@ -42,10 +48,11 @@ def make_reference(
     def logps_of(part: Sequence[TrainingList]) -> list[dict[str, Any]]:
         loader: DataLoader[TrainingList] = DataLoader(
             ListDataset(part), batch_size=LISTS_PER_CALL, collate_fn=collate,
-            num_workers=num_workers(settings, vlm.device.type),
+            num_workers=num_workers(settings.num_workers, vlm.device.type),
         )  # fmt: skip
         found: dict[str, list[float]] = {}
         for call in loader:
+            raise_failure(call)
             with memory_explained(settings):
                 found |= reference_logps(vlm.model, call["batches"])
             bar.update(min(LISTS_PER_CALL, len(part) - bar.n % LISTS_PER_PART))

@@ -31,7 +31,7 @@ def lora_config(
     _check_scope(vlm, scope)
     patterns = []
     if LANGUAGE_MODEL in scope:
-        patterns.append(rf".*\.language_model\..*\.({LORA_LINEARS})")
+        patterns.append(rf".*{re.escape(_text_model(vlm))}\..*\.({LORA_LINEARS})")
     if "vision_tower" in scope:
         patterns += [re.escape(name) for name in _tower_linears(vlm)]
     return LoraConfig(
@@ -53,7 +53,7 @@ def unfreeze(vlm: Vlm, scope: Collection[str]) -> None:
             part = "projector"
         elif f".{vlm.family.vision_tower}." in f".{name}":
             part = "vision_tower"
-        elif ".language_model." in f".{name}" or name.startswith("lm_head."):
+        elif name.startswith(f"{_text_model(vlm)}.") or name.startswith("lm_head."):
             part = LANGUAGE_MODEL
         else:
             continue
@@ -67,6 +67,13 @@ def _check_scope(vlm: Vlm, scope: Collection[str]) -> None:
             f"train.scope has {unknown}: where these are in a '{vlm.family.name}' is not known",
             fix="use scope: [language_model]",
         )
+
+
+def _text_model(vlm: Vlm) -> str:
+    """Path of the text model inside the transformers model."""
+    inner: Any = base_model(vlm.model)
+    decoder = inner.get_decoder()
+    return str(next(name for name, module in inner.named_modules() if module is decoder))
 
 
 def _projectors(vlm: Vlm) -> Iterator[str]:

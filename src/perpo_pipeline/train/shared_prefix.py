@@ -6,7 +6,7 @@ of N answers of A tokens behind a prefix of P costs P + N*A tokens instead of N*
 is encoded once. Exact: the same log-probabilities and gradients as separate forwards, to rounding.
 
 With FlexAttention (CUDA) many lists share a row, padded at its end to one of few lengths so that
-compiled kernels are reused; with a dense mask each list has a row of its own.
+compiled kernels are reused; elsewhere each list has a row of its own.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,10 @@ from perpo_pipeline.attention import BLOCK_TOKENS, Spans, packed_mask, uses_flex
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.models import EncodedPrompt, Vlm, base_model
 
-# Logits held at a time: 2^26 fp32 values = 256 MiB (2,097 positions of a 32,000 vocabulary).
+# Logits made at a time: 2^26 fp32 values = 256 MiB (2,097 positions of a 32,000 vocabulary), of
+# which a few copies live at once.
 LOGIT_BUDGET = 2**26
-LENGTHS_AN_OCTAVE = 16  # kinds of row lengths between T and 2T: at most 1/16 of a row is padding
+LENGTHS_AN_OCTAVE = 8  # kinds of row lengths between T and 2T: at most 1/8 of a row is padding
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,10 @@ def pack_lists(
 def group_by_tokens(
     lengths: Sequence[int], max_tokens: int, *, in_one_row: bool
 ) -> list[list[int]]:
-    """Split lists into groups of at most `max_tokens` tokens, padding to equal rows included.
+    """Split lists into groups of at most `max_tokens` tokens, with the padding to equal rows.
 
-    `lengths` are the tokens of each list; in one row none is padded. Longest first, each into the
+    `lengths` are the tokens of each list; in one row none is padded but the row's end, which does
+    not count here (`row_length`). Longest first, each into the
     first group with room: lists of a group are of like length. A list longer than `max_tokens` is
     a group by itself. Returns indices into `lengths`.
     """

@@ -89,11 +89,11 @@ def _train(
     forward = _choose_forward(run, vlm, settings)
     ready_model(vlm, forward, settings)
     lists = ranked_lists(*_rows_and_prompts(preferences, prompts))
-    if forward == "shared-prefix":
-        _check_forward(run, vlm, lists[0], preprocess, settings)
+    sampled = lists
     if settings.method == "sft":
         lists = [ground_truth_list(entry, vlm, run.config.model) for entry in lists]
     lists, dropped = _that_fit(run, vlm, lists, preprocess, drop=settings.drop_too_long)
+    _check_forward(run, vlm, _same_prompt(sampled, lists[0]), preprocess, settings, forward)
     if settings.method != "sft":
         lists = _with_reference(run, vlm, preferences, lists, settings, model_settings, forward)
     trainer, history = fit(
@@ -143,15 +143,27 @@ def _rows_and_prompts(
     return rows, by_id
 
 
+def _same_prompt(lists: "Sequence[TrainingList]", entry: "TrainingList") -> "TrainingList":
+    """The sampled list of the prompt of `entry` (for SFT that one holds the truth alone)."""
+    wanted = entry.prompt["prompt_id"]
+    return next(one for one in lists if one.prompt["prompt_id"] == wanted)
+
+
 def _check_forward(
-    run: Run, vlm: "Vlm", entry: "TrainingList", preprocess: str, settings: TrainSettings
-) -> None:
-    """Both ways on one list of the run; raises InputError where they differ."""
+    run: Run, vlm: "Vlm", entry: "TrainingList", preprocess: str, settings: TrainSettings,
+    forward: "Forward",
+) -> None:  # fmt: skip
+    """One list of the run against another way to the same numbers; InputError where they differ."""
     from perpo_pipeline.train.engine import memory_explained
-    from perpo_pipeline.train.self_check import check_shared_prefix
+    from perpo_pipeline.train.self_check import check_own_head, check_shared_prefix
     from perpo_pipeline.train.shared_prefix import CompletionList
 
     encoded = CompletionList(encode_row(vlm, entry.prompt, preprocess), entry.completions)
+    if not vlm.family.known:
+        with memory_explained(settings):
+            check_own_head(vlm, encoded)
+    if forward == "concatenated":
+        return
     with memory_explained(settings):
         found = check_shared_prefix(vlm, encoded, max_tokens=settings.max_tokens_per_step)
     run.say(f"train: self-check passed; {found}")

@@ -27,7 +27,7 @@ class FlopCounter:
     def __init__(self, model: nn.Module) -> None:
         inner = base_model(model)
         text = inner.config.get_text_config()
-        linears = [m for m in inner.model.language_model.modules() if isinstance(m, nn.Linear)]
+        linears = [m for m in inner.get_decoder().modules() if isinstance(m, nn.Linear)]
         self.a_token = sum(_of_weight(linear.weight) for linear in linears)
         self.a_target = _of_weight(inner.lm_head.weight)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -6,7 +6,6 @@ and a marker file that makes a checkpoint count only when it is whole.
 """
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +35,8 @@ from perpo_pipeline.train.lists import (
     ListDataset,
     TrainingBatch,
     TrainingList,
+    num_workers,
+    raise_failure,
 )
 from perpo_pipeline.train.losses import (
     ListDiagnostics,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 
 WHOLE = "whole"
 KEPT_CHECKPOINTS = 2
-IMAGE_WORKERS = 8  # processes that prepare images where a GPU would wait for them
 
 LIST_LOSSES: dict[str, Callable[..., Tensor]] = {
     "perpo": perpo_loss,
@@ -141,12 +141,14 @@ class ListTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any) -> Tensor:
         """Forward and backward of one step's lists, batch after batch; the step's loss."""
         model.train()
+        raise_failure(inputs)
         batches: Sequence[TrainingBatch] = inputs["batches"]
+        self.prompt_ids = [prompt_id for batch in batches for prompt_id in batch.prompt_ids]
         sft = self.settings.method == "sft"
         total = sum(_weight(batch, sft) for batch in batches)
         losses = []
         for batch in batches:
-            with memory_explained(self.settings):
+            with memory_explained(self.settings, len(batch.prompt_ids)):
                 losses.append(self._forward_backward(model, batch.to(self.args.device), total))
         return torch.stack(losses).sum()
 
@@ -168,6 +170,18 @@ class ListTrainer(Trainer):
         loss: Tensor = losses.sum() / total
         self.accelerator.backward(loss)
         return loss.detach()
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip; a gradient that is not finite stops the run before it reaches the weights."""
+        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        if norm is not None and not math.isfinite(float(norm)):
+            raise InputError(
+                f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}",
+                where=f"prompts {', '.join(self.prompt_ids)}",
+                fix="lower train.learning_rate, or look at these prompts with `perpo inspect`; the "
+                "same command goes on after the last checkpoint",
+            )
+        return norm
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what the losses cannot tell to each line of the log."""
@@ -266,13 +280,6 @@ def fit(
     return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-def num_workers(settings: TrainSettings, device: str) -> int:
-    """Processes that prepare images beside the forward passes."""
-    if settings.num_workers is not None:
-        return settings.num_workers
-    return min(IMAGE_WORKERS, max(1, (os.cpu_count() or 1) - 1)) if device == "cuda" else 0
-
-
 def _trainable(vlm: "Vlm", settings: TrainSettings) -> Any:
     """The model with gradients where the settings want them, in the dtype that it computes in."""
     from peft import get_peft_model
@@ -313,7 +320,7 @@ def _arguments(
         report_to=settings.log_to or "none",
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
-        dataloader_num_workers=num_workers(settings, device),
+        dataloader_num_workers=num_workers(settings.num_workers, device),
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several would be DataParallel: a larger batch
     return arguments
