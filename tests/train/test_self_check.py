@@ -116,7 +116,9 @@ def test_a_model_that_changes_its_logits_behind_the_head_is_refused(
     """As Granite divides them and Gemma caps them; our forwards stop at the head."""
     vlm, entry = vlms[family, dtype], uneven_list(vlms[family, dtype])
     check_own_head(vlm, entry)
-    for change in (lambda logits: logits / 1.5, lambda logits: 30 * torch.tanh(logits / 30)):
+    # The logits are small: Gemma's cap of 30 is within the noise of bf16.
+    cap = 30 if dtype == "float32" else 5
+    for change in (lambda logits: logits / 1.5, lambda logits: cap * torch.tanh(logits / cap)):
 
         def changed(module: Any, args: Any, output: Any, change: Any = change) -> None:
             output.logits = change(output.logits)
