@@ -48,7 +48,7 @@ LLAVA_7B = Shape("llava", 4096, 11008, 32, 32, 32, 32064, (1024, 4096, 24, 16), 
 QWEN_7B = Shape("qwen2_5_vl", 3584, 18944, 28, 28, 4, 152064, (1280, 3420, 32, 16), 0, rank=128)
 NEXT_7B = replace(LLAVA_7B, model_type="llava_next")
 SMALL = Shape("llava", 1536, 4096, 2, 12, 12, 1024, (128, 512, 2, 2), 336, rank=32)
-SMALLER = replace(SMALL, hidden=768, intermediate=2048, heads=6, kv_heads=6)
+SMALLER = replace(SMALL, hidden=512, intermediate=1408, heads=8, kv_heads=8)
 SMALL_NEXT = replace(SMALLER, model_type="llava_next", tile_px=84)
 SMALL_QWEN = replace(SMALLER, model_type="qwen2_5_vl", kv_heads=2)
 
@@ -146,7 +146,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
     parser.add_argument("--regime", nargs="+", choices=regimes, help="default: all")
     parser.add_argument("--variant", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="processor threads (default: torch's)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--recipe", action="store_true", help="time a whole run over 3,000 lists")
