@@ -100,6 +100,7 @@ def _prompt(split: str, index: int, task: str, expression: str) -> Row:
         "source_row": str(index),
         "image": {"bytes": sink.getvalue(), "path": None},
         "image_sha256": image_sha256(sink.getvalue()),
+        "image_notes": [],
         "width": SIZE[0],
         "height": SIZE[1],
         "prompt": REFERRING_PROMPT.format(expression=question) if grounding else question,
@@ -143,7 +144,7 @@ def _write_samples(run: Run) -> Version:
 
 def _completion(answer: str) -> Row:
     return {"completion": answer, "completion_token_ids": [ord(c) for c in answer],
-            "finish_reason": "stop"}  # fmt: skip
+            "finish_reason": "stop", "resized": SIZE}  # fmt: skip
 
 
 def _write_adapter(run: Run, name: str, settings: TrainSettings) -> Version:

@@ -4,6 +4,7 @@ import math
 import re
 import sys
 import types
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import assume, given, settings
@@ -19,8 +20,11 @@ from perpo_pipeline.boxes import (
     get_box_format,
     parse_box,
     smart_resize,
+    unusual_boxes,
 )
+from perpo_pipeline.config import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.models import FAMILIES, Family
 
 # The published coordinate oracle: a box of an image of 640 x 428 in two families' own units.
 ORACLE_SIZE = (640, 428)
@@ -35,6 +39,26 @@ EXAMPLES = {
     "internvl": "<box>[[120, 340, 560, 780]]</box>",
     "pixel": "[12, 34, 56, 78]",
 }
+
+# A user's own: MiniGPT-v2's `{<x1><y1><x2><y2>}`, hundredths of the frame.
+OWN = "my_formats:minigpt"
+OWN_FORMAT = BoxFormat(
+    "minigpt",
+    re.compile(r"\{" + "".join(rf"<(?P<{name}>\d+)>" for name in ("x1", "y1", "x2", "y2")) + r"\}"),
+    "{{<{x1}><{y1}><{x2}><{y2}>}}",
+    100.0,
+    instruction="[refer] where is {expression}?",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_module() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        module = types.ModuleType("my_formats")
+        module.minigpt = OWN_FORMAT
+        module.mute = BoxFormat("mute", OWN_FORMAT.pattern, "", None, instruction="where?")
+        patch.setitem(sys.modules, "my_formats", module)
+        yield
 
 
 def test_qwen2_vl_writes_the_oracle_box_in_thousandths():
@@ -169,7 +193,7 @@ shares = st.tuples(*[st.floats(0, 1)] * 4)
 
 
 @pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize("name", BOX_FORMATS)
+@pytest.mark.parametrize("name", [*BOX_FORMATS, OWN])
 @settings(max_examples=30, deadline=None)
 @given(image_size=sizes, resized=sizes, share=shares)
 def test_a_written_box_reads_as_itself_up_to_rounding(name, frame, image_size, resized, share):
@@ -188,7 +212,8 @@ def test_a_written_box_reads_as_itself_up_to_rounding(name, frame, image_size, r
     found = parse_box(text, name, **options)
     edges = {"crop": [min(image_size)] * 2, "pad": [max(image_size)] * 2}.get(frame, image_size)
     pixels = resized if frame == "resized" else edges
-    units = {"llava": (100, 100), "qwen2.5-vl": pixels, "pixel": pixels}.get(name, (1000, 1000))
+    in_hundredths, in_pixels = name in ("llava", OWN), name in ("qwen2.5-vl", "pixel")
+    units = (100, 100) if in_hundredths else pixels if in_pixels else (1000, 1000)
     assert found is not None
     for axis in range(4):
         assert found[axis] == pytest.approx(
@@ -196,6 +221,90 @@ def test_a_written_box_reads_as_itself_up_to_rounding(name, frame, image_size, r
         )
     if frame == "full" and name in ("llava", "qwen3-vl"):
         assert format_box(found, name, **options) == text  # what was rounded once stays
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, shares)
+def test_pixels_of_the_image_as_qwen_resizes_it_come_back_to_half_a_pixel(image_size, share):
+    assume(max(image_size) / min(image_size) <= 200)
+    (width, height), resized = image_size, smart_resize(image_size)
+    x1, x2 = sorted((share[0] * width, share[2] * width))
+    y1, y2 = sorted((share[1] * height, share[3] * height))
+    options = {"frame": "resized", "image_size": image_size, "resized": resized}
+    found = parse_box(
+        format_box((x1, y1, x2, y2), "qwen2.5-vl", **options), "qwen2.5-vl", **options
+    )
+    assert found is not None
+    for axis, value in enumerate((x1, y1, x2, y2)):
+        half_a_pixel = 0.501 * image_size[axis % 2] / resized[axis % 2]
+        assert found[axis] == pytest.approx(value, abs=half_a_pixel)
+
+
+# --- asking --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [
+        (
+            "llava",
+            "Please provide the bounding box coordinate of the region this sentence describes: "
+            "the {red} cat",
+        ),
+        (
+            "internvl",
+            "Please provide the bounding box coordinate of the region this sentence describes: "
+            "<ref>the {red} cat</ref>",
+        ),
+        (
+            "qwen2.5-vl",
+            "Locate the {red} cat, output its bbox coordinates using JSON format.",
+        ),
+        (
+            "qwen3-vl",
+            'Locate every object that matches the description "the {red} cat" in the image. '
+            "Report bbox coordinates in JSON format.",
+        ),
+        (OWN, "[refer] where is the {red} cat?"),
+    ],
+)
+def test_each_format_asks_its_familys_question(name: str, question: str):
+    assert get_box_format(name).ask("the {red} cat") == question
+
+
+@pytest.mark.parametrize("name", [*BOX_FORMATS, OWN])
+@given(st.text())
+def test_an_expression_is_found_again_in_its_question(name: str, expression: str):
+    box_format = get_box_format(name)
+    assert box_format.asked_for(box_format.ask(expression)) == expression
+    assert box_format.asked_for("How many cats are there?") is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings_", "told"),
+    [
+        ("llava", {}, None),
+        ("llava", {"box_frame": "crop"}, None),
+        ("llava", {"preprocess": "pad", "box_frame": "pad"}, None),
+        ("llava", {"preprocess": "pad", "box_frame": "crop"}, "answer in llava, full"),
+        ("llava", {"box_frame": "pad"}, "answer in llava, full"),
+        ("llava_next", {"box_frame": "crop"}, "answer in llava, full"),
+        ("qwen2_5_vl", {}, "answer in qwen2.5-vl, resized"),
+        ("qwen2_5_vl", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, None),
+        ("qwen2_5_vl", {"box_format": "pixel", "box_frame": "resized"}, "box_format pixel"),
+        ("qwen3_vl", {"box_format": "qwen3-vl"}, None),
+        ("qwen3_vl", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, "answer in qwen3-vl"),
+        ("internvl", {"box_format": "internvl"}, None),
+        ("internvl", {"box_format": "llava"}, "answer in internvl, full"),
+    ],
+)
+def test_settings_that_are_not_the_familys_own_are_told(model_type, settings_, told):
+    found = unusual_boxes(FAMILIES[model_type], ModelConfig(**settings_))
+    assert found is None if told is None else told in found
+
+
+def test_nothing_is_told_about_an_untried_family():
+    assert unusual_boxes(Family("other", known=False), ModelConfig(box_format="internvl")) is None
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -238,6 +347,7 @@ def test_an_annotation_a_fraction_of_a_unit_beyond_the_edge_is_written_at_the_ed
         ({"box_format": "no.such.module:it"}, "cannot be imported"),
         ({"box_format": "math:pi"}, "is a float, not a BoxFormat"),
         ({"box_format": "math:tau_squared"}, "cannot be imported"),
+        ({"box_format": "my_formats:mute"}, "needs one {expression}"),
         ({"frame": "padded"}, "there is no frame 'padded'"),
         ({"frame": "resized"}, "needs the size"),
         ({"frame": "resized", "resized": (0, 10)}, "resized is"),
@@ -250,18 +360,11 @@ def test_a_wrong_setting_is_named(options, message):
         parse_box(**{**valid, **options})
 
 
-def test_a_users_own_format_is_taken_by_its_import_path(monkeypatch):
-    """MiniGPT-v2's `{<x1><y1><x2><y2>}`, hundredths of the frame."""
-    module = types.ModuleType("my_formats")
-    numbers = "".join(rf"<(?P<{name}>\d+)>" for name in ("x1", "y1", "x2", "y2"))
-    module.minigpt = BoxFormat(
-        "minigpt", re.compile(rf"\{{{numbers}\}}"), "{{<{x1}><{y1}><{x2}><{y2}>}}", 100.0
-    )
-    monkeypatch.setitem(sys.modules, "my_formats", module)
-    assert get_box_format("my_formats:minigpt") is module.minigpt
+def test_a_users_own_format_is_taken_by_its_import_path():
+    assert get_box_format(OWN) is OWN_FORMAT
     options = {"frame": "full", "image_size": (200, 100)}
-    assert format_box((20, 30, 40, 50), "my_formats:minigpt", **options) == "{<10><30><20><50>}"
-    found = parse_box("at {<10><30><20><50>}", "my_formats:minigpt", **options)
+    assert format_box((20, 30, 40, 50), OWN, **options) == "{<10><30><20><50>}"
+    found = parse_box("at {<10><30><20><50>}", OWN, **options)
     assert found == pytest.approx((20, 30, 40, 50))
 
 

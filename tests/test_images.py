@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.images import image_sha256, load_image, pad_to_square
+from perpo_pipeline.images import (
+    image_sha256,
+    load_image,
+    load_image_with_notes,
+    pad_to_square,
+)
 
 WHERE = "prompts.jsonl, line 3"
 
@@ -32,16 +37,17 @@ def gradient(width: int = 64, height: int = 48) -> Image.Image:
     return Image.fromarray(noise)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
+def png(width: int, height: int, bits: int = 8, *, pixels: bytes | None = None) -> bytes:
+    """An RGB PNG by hand; without `pixels` it claims a size and holds none."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    body = b"" if pixels is None else chunk(b"IDAT", zlib.compress(pixels))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
 
 def pixel_of(data: bytes) -> tuple[int, ...]:
@@ -116,14 +122,15 @@ def test_the_first_frame_of_an_animation_is_taken():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied(orientation: int, file_format: str):
     """Stored 32 x 16 with a white left upper quarter; where it is shown, per EXIF 2.3 (tag 274)."""
     image = Image.new("RGB", (32, 16))
     image.paste("white", (0, 0, 16, 8))
     exif = Image.Exif()
     exif[274] = orientation
-    shown = load_image(encode(image, file_format, exif=exif), where=WHERE)
+    shown, notes = load_image_with_notes(encode(image, file_format, exif=exif), where=WHERE)
+    assert notes == (() if orientation == 1 else ("exif-orientation",))
     turned = orientation > 4
     assert shown.size == ((16, 32) if turned else (32, 16))
     corner = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "tr", 7: "br", 8: "bl"}[orientation]
@@ -131,6 +138,68 @@ def test_exif_orientation_is_applied(orientation: int, file_format: str):
     assert min(shown.getpixel((x, y))) > 240
     assert max(shown.getpixel((shown.width - 1 - x, y))) < 15
     assert max(shown.getpixel((x, shown.height - 1 - y))) < 15
+
+
+def animation(file_format: str) -> bytes:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    options = {"save_all": True, "append_images": frames[1:], "lossless": True}
+    return encode(frames[0], file_format, **options)
+
+
+def upside_down_cmyk() -> bytes:
+    exif = Image.Exif()
+    exif[274] = 3
+    return encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(encode(gradient()), (), id="RGB PNG"),
+        pytest.param(encode(gradient(), "JPEG"), (), id="JPEG"),
+        pytest.param(encode(Image.new("RGBA", (2, 2), (9, 9, 9, 255))), (), id="opaque alpha"),
+        pytest.param(
+            encode(Image.new("RGBA", (2, 2), (9, 9, 9, 254))), ("alpha-over-white",), id="alpha"
+        ),
+        pytest.param(
+            encode(Image.new("P", (2, 2), 0), transparency=0),
+            ("alpha-over-white", "palette"),
+            id="palette key",
+        ),
+        pytest.param(palette("red"), ("palette",), id="palette"),
+        pytest.param(encode(Image.new("1", (2, 2), 1)), ("grey",), id="bitmap"),
+        pytest.param(encode(Image.new("L", (2, 2), 7)), ("grey",), id="grey"),
+        pytest.param(
+            encode(Image.new("LA", (2, 2), (9, 0))), ("alpha-over-white", "grey"), id="grey, alpha"
+        ),
+        pytest.param(encode(grey16(1000)), ("16-bit", "grey"), id="16-bit grey"),
+        pytest.param(b"P5 1 1 65535\n\xff\xff", ("16-bit", "grey"), id="16-bit PGM"),
+        pytest.param(
+            png(1, 1, 16, pixels=b"\x00" + b"\x80\x01" * 3), ("16-bit",), id="16-bit colours"
+        ),
+        pytest.param(
+            encode(Image.new("CMYK", (2, 2), (0, 9, 9, 0)), "TIFF"), ("cmyk",), id="CMYK TIFF"
+        ),
+        pytest.param(upside_down_cmyk(), ("exif-orientation", "cmyk"), id="turned CMYK JPEG"),
+        pytest.param(encode(Image.new("LAB", (2, 2)), "TIFF"), ("lab",), id="LAB"),
+        pytest.param(animation("GIF"), ("first-frame", "palette"), id="animated GIF"),
+        pytest.param(animation("PNG"), ("first-frame",), id="animated PNG"),
+        pytest.param(animation("WEBP"), ("first-frame",), id="animated WEBP"),
+        pytest.param(animation("TIFF"), ("first-frame",), id="pages of a TIFF"),
+    ],
+)
+def test_what_was_done_to_an_image_is_noted(data: bytes, expected: tuple[str, ...]):
+    assert load_image_with_notes(data, where=WHERE)[1] == expected
+
+
+def test_a_damaged_second_frame_does_not_touch_the_first():
+    data = animation("GIF")
+    second = data.rindex(b"\x2c")  # the last image descriptor
+    for end in range(second, len(data)):
+        image, notes = load_image_with_notes(data[:end], where=WHERE)
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+        assert "palette" in notes
+    assert "first-frame" in notes
 
 
 def test_a_path_and_its_bytes_give_the_same_image(tmp_path: Path):
@@ -167,10 +236,10 @@ def test_real_photographs_have_the_size_of_their_annotations(realdata: Path):
         pytest.param(encode(gradient(), "WEBP")[:1500], "cannot be decoded", id="truncated WEBP"),
         pytest.param(encode(gradient())[:40], "damaged at its start", id="header only"),
         pytest.param(b"GIF89a" + bytes(7) + b";", "", id="GIF without a frame"),
-        pytest.param(png_header(0, 5), "", id="zero width"),
+        pytest.param(png(0, 5), "", id="zero width"),
         pytest.param(b"P6 0 0 255\n", "", id="zero size"),
-        pytest.param(png_header(9_500, 9_500), "limit", id="above Pillow's warning"),
-        pytest.param(png_header(30_000, 30_000), "limit", id="above Pillow's error"),
+        pytest.param(png(9_500, 9_500), "limit", id="above Pillow's warning"),
+        pytest.param(png(30_000, 30_000), "limit", id="above Pillow's error"),
         pytest.param(
             encode(Image.new("F", (2, 2), 0.5), "TIFF"), "32-bit pixels", id="floating point"
         ),
@@ -193,7 +262,7 @@ def test_unusable_data_is_refused_by_name(data: bytes, reason: str, tmp_path: Pa
 @pytest.mark.filterwarnings("error")
 def test_a_decompression_bomb_is_refused_where_warnings_are_errors_too():
     with pytest.raises(InputError, match="limit"):
-        load_image(png_header(9_500, 9_500), where=WHERE)
+        load_image(png(9_500, 9_500), where=WHERE)
 
 
 def test_a_missing_file_is_refused_by_its_path(tmp_path: Path):

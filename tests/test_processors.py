@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import CHAT_TEMPLATE, noise_image
 from transformers.image_processing_backends import PilBackend
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, resolve_model
-from perpo_pipeline.processors import count_prompt_tokens, load_processor
+from perpo_pipeline.processors import count_prompt_tokens, load_processor, resized_size
 
 # width, height: landscape, portrait, square, tiny, odd, long, large
 SIZES = [(48, 40), (40, 96), (64, 64), (8, 8), (71, 53), (300, 40), (31, 211), (1000, 700)]
@@ -144,6 +147,60 @@ def test_counted_tokens_are_those_of_the_encoded_prompt(vlm: Vlm, preprocess: st
             prompt = encode_prompt(vlm, noise_image(0, *size), question, preprocess=preprocess)
             counted = count_prompt_tokens(vlm.processor, prompt.text, prompt.padded_size)
             assert counted == prompt.num_tokens
+
+
+@pytest.mark.parametrize("preprocess", ["processor", "pad"])
+def test_resized_size_is_that_of_the_encoded_prompt(vlm: Vlm, preprocess: str) -> None:
+    name, found = vlm.family.name, set()
+    for size in SIZES:
+        prompt = encode_prompt(vlm, noise_image(0, *size), QUESTION, preprocess=preprocess)
+        assert resized_size(vlm.processor, prompt.padded_size) == prompt.resized
+        found.add(prompt.resized)
+    if name == "llava":
+        assert found == {(32, 32)}  # the crop
+    elif name in ("llava-next", "llava-onevision"):
+        assert found == {None}
+    elif name == "internvl":
+        assert found <= {None, (32, 32)} and None in found  # a tile, or several
+    else:
+        assert None not in found and len(found) >= (6 if preprocess == "processor" else 2)
+
+
+@pytest.mark.parametrize(("model_type", "factor"), [("qwen2_5_vl", 28), ("qwen3_vl", 32)])
+@settings(max_examples=100, deadline=None)
+@given(width=st.integers(1, 4000), height=st.integers(1, 4000))
+def test_resized_size_of_qwen_is_the_librarys_smart_resize(
+    model_type: str, factor: int, width: int, height: int, vlms: dict[str, Vlm]
+) -> None:
+    assume(max(width, height) / min(width, height) <= 200)
+    limits = {"min_pixels": 2 * factor**2, "max_pixels": 12 * factor**2}  # tiny_families.py
+    expected = smart_resize(height, width, factor=factor, **limits)[::-1]
+    assert resized_size(vlms[model_type].processor, (width, height)) == expected
+
+
+def test_resized_size_of_the_coordinate_oracle_at_qwens_own_limits(
+    directories: dict[str, Path],
+) -> None:
+    """The published example: 640 x 428 becomes 644 x 420."""
+    processor = load_processor(directories["qwen2_5_vl"])
+    processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+    assert resized_size(processor, (640, 428)) == (644, 420)
+    with pytest.raises(InputError, match="too narrow"):
+        resized_size(processor, (2010, 10))
+
+
+def test_resized_size_follows_llavas_settings_and_says_none_beyond_them(
+    directories: dict[str, Path],
+) -> None:
+    processor = load_processor(directories["llava"])
+    settings_ = processor.image_processor
+    settings_.crop_size = {"height": 24, "width": 40}
+    assert resized_size(processor, (90, 30)) == (40, 24)
+    settings_.do_center_crop = False
+    assert resized_size(processor, (90, 30)) is None  # by the shortest edge
+    settings_.size = {"height": 20, "width": 30}
+    assert resized_size(processor, (90, 30)) == (30, 20)
+    assert resized_size(SimpleNamespace(image_processor=settings_), (90, 30)) is None
 
 
 def test_sizes_make_different_counts_where_the_family_cuts_or_keeps_them(

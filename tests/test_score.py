@@ -77,6 +77,34 @@ def test_a_reward_without_its_truth_is_an_error_not_a_zero() -> None:
                       reward="edit_similarity", **LLAVA)  # fmt: skip
 
 
+def resized_samples(*rows: tuple[str, str, tuple[int, int] | None]) -> pa.Table:
+    sizes = pa.array([size for *_, size in rows], pa.list_(pa.int32()))
+    return samples(*[(key, text) for key, text, _ in rows]).append_column("resized", sizes)
+
+
+RESIZED = {"box_format": "qwen2.5-vl", "box_frame": "resized"}
+
+
+def test_pixels_of_the_resized_image_are_read_by_each_rows_own_size() -> None:
+    """The same text is (0, 0, 50, 50) of 100 x 100 seen at 56 x 56, (0, 0, 25, 50) at 112 x 56."""
+    truth = prompts(prompt("a", gt_box=[0, 0, 50, 50]), prompt("b", gt_box=[0, 0, 50, 50]))
+    text = '```json\n[{"bbox_2d": [0, 0, 28, 28], "label": "cat"}]\n```'
+    given = resized_samples(("b", text, (112, 56)), ("a", text, (56, 56)), ("a", "?", (56, 56)))
+    scored = score_samples(given, truth, reward="iou", **RESIZED)
+    assert scored["box"].to_pylist()[:2] == [[0, 0, 25, 50], [0, 0, 50, 50]]
+    assert scored["reward"].to_pylist() == pytest.approx([0.5, 1.0, 0.0])
+
+
+def test_an_answer_without_the_size_that_its_frame_needs_names_the_stage_to_rerun() -> None:
+    truth = prompts(prompt("a", gt_box=[0, 0, 50, 50]), prompt("t", task="ocr", gt_text="abcd"))
+    given = resized_samples(("a", "?", (56, 56)), ("a", "?", None), ("t", "abcd", None))
+    with pytest.raises(ArtifactError, match="1 answers lack, the first of prompt a") as caught:
+        score_samples(given, truth, reward="auto", **RESIZED)
+    assert "rerun `perpo sample`" in str(caught.value)
+    scored = score_samples(given[2:], truth, reward="auto", **RESIZED)
+    assert scored["reward"].to_pylist() == [1.0]  # a text needs none
+
+
 def test_the_official_sample_is_reproduced_to_1e9(realdata: Path) -> None:
     """The released record's 20 IoUs, with the unrounded truth in the full-image frame."""
     record = json.loads((realdata / "perpo_official_sample/data.json").read_text())[0]

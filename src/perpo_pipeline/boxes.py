@@ -1,14 +1,15 @@
-"""How model families write a box as text, and what the numbers in it mean.
+"""How model families ask for a box and write it as text, and what the numbers in it mean.
 
 Two settings decide, and neither is ever guessed from the text:
 
 - the *format*: how four numbers are written and what one unit is: a fraction of the frame,
-  a thousandth of it, or one of its pixels.
+  a thousandth of it, or one of its pixels; and the question that such an answer belongs to.
 - the *frame*: which picture the numbers refer to. `full` is the original, un-padded image;
   `crop` its centred square with the side of the short edge (what is left after CLIP's processor
   resized the shortest edge and cropped the centre); `pad` the centred square with the side of the
   long edge (the image padded, as in the original LLaVA); `resized` the image resized as a whole
-  to a given size (Qwen2.5-VL's pixels are those of the resized image: see `smart_resize`).
+  to a given size (Qwen2.5-VL's pixels are those of the resized image: see `smart_resize`), which
+  differs from prompt to prompt and is recorded with every answer.
 
 What counts as parsed, for every format: the *first* place in the text that has the format's shape
 with four plain decimal numbers is taken, later ones are ignored; its numbers must lie inside the
@@ -21,8 +22,13 @@ import importlib
 import math
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from perpo_pipeline.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from perpo_pipeline.config import ModelConfig
+    from perpo_pipeline.models import Family
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
@@ -34,6 +40,12 @@ FRAMES = ("full", "crop", "pad", "resized")
 # 1.01 or 1001 at an edge, and rounding moves a coordinate by half a hundredth.
 RANGE_SLACK = 0.01
 
+EXPRESSION = "{expression}"
+# LLaVA's question, and the paper's (METHOD: 'The paper's recipes').
+_ASK = (
+    "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
+)
+
 
 @dataclass(frozen=True)
 class BoxFormat:
@@ -41,7 +53,8 @@ class BoxFormat:
 
     `pattern` finds it, with named groups x1, y1, x2, y2; `template` writes it (`str.format` with
     these names). A coordinate is `scale` units across the frame, None meaning the frame's pixels,
-    and is written with `decimals` decimals.
+    and is written with `decimals` decimals. `instruction` asks for it: `{expression}` stands for
+    what is looked for.
     """
 
     name: str
@@ -49,6 +62,18 @@ class BoxFormat:
     template: str
     scale: float | None
     decimals: int = 0
+    instruction: str = _ASK
+
+    def ask(self, expression: str) -> str:
+        """The question for the box of what `expression` describes."""
+        return self.instruction.replace(EXPRESSION, expression)
+
+    def asked_for(self, question: str) -> str | None:
+        """The expression in a question that `ask` made, None for any other text."""
+        before, after = self.instruction.split(EXPRESSION)
+        if not (question.startswith(before) and question.endswith(after)):
+            return None
+        return question.removeprefix(before).removesuffix(after)
 
 
 def _number(name: str) -> str:
@@ -71,10 +96,27 @@ BOX_FORMATS: dict[str, BoxFormat] = {
             "<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>",
             1000.0,
         ),
-        BoxFormat("qwen2.5-vl", re.compile(_JSON), _JSON_TEMPLATE, None),
-        BoxFormat("qwen3-vl", re.compile(_JSON), _JSON_TEMPLATE, 1000.0),
         BoxFormat(
-            "internvl", re.compile(_BRACKETED), "<box>[[{x1}, {y1}, {x2}, {y2}]]</box>", 1000.0
+            "qwen2.5-vl",  # the question of Qwen's cookbook
+            re.compile(_JSON),
+            _JSON_TEMPLATE,
+            None,
+            instruction="Locate {expression}, output its bbox coordinates using JSON format.",
+        ),
+        BoxFormat(
+            "qwen3-vl",  # the question of Qwen3-VL's report, appendix on evaluation
+            re.compile(_JSON),
+            _JSON_TEMPLATE,
+            1000.0,
+            instruction='Locate every object that matches the description "{expression}" in the '
+            "image. Report bbox coordinates in JSON format.",
+        ),
+        BoxFormat(
+            "internvl",  # the question of InternVL's evaluation of RefCOCO
+            re.compile(_BRACKETED),
+            "<box>[[{x1}, {y1}, {x2}, {y2}]]</box>",
+            1000.0,
+            instruction=_ASK.replace(EXPRESSION, f"<ref>{EXPRESSION}</ref>"),
         ),
         BoxFormat("pixel", re.compile(_BRACKETED), "[{x1}, {y1}, {x2}, {y2}]", None),
     )
@@ -170,7 +212,30 @@ def get_box_format(name: str) -> BoxFormat:
         ) from error
     if not isinstance(found, BoxFormat):
         raise ConfigError(f"{name!r} is a {type(found).__name__}, not a BoxFormat")
+    if found.instruction.count(EXPRESSION) != 1:
+        raise ConfigError(f"the instruction of the box format {name!r} needs one {EXPRESSION}")
     return found
+
+
+def unusual_boxes(family: "Family", model: "ModelConfig") -> str | None:
+    """What to tell the user where the settings are not what the family's own answers use, or None.
+
+    A model trained to answer otherwise is why it is no error. Nothing is known of an untried
+    family. The frame may also be what was done to the pixels: `pad` where they are padded, `crop`
+    for LLaVA-1.5, whose processor crops.
+    """
+    frames = {family.frame}
+    if model.preprocess == "pad":
+        frames.add("pad")
+    elif family.name == "llava":
+        frames.add("crop")
+    if not family.known or (model.box_format == family.box_format and model.box_frame in frames):
+        return None
+    return (
+        f"boxes are read and written as box_format {model.box_format}, box_frame "
+        f"{model.box_frame}, but {family.name} models answer in {family.box_format}, "
+        f"{family.frame}: change these settings, unless yours was trained otherwise"
+    )
 
 
 def smart_resize(

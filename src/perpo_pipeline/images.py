@@ -1,4 +1,10 @@
-"""Load and check an image: RGB, upright, complete, or an error that names it."""
+"""Load and check an image: RGB, upright, complete, or an error that names it.
+
+What was done to a file is told as notes, which `perpo prepare` records with every prompt:
+`first-frame` (of an animation or a file of several pages), `exif-orientation` (turned or mirrored),
+`16-bit` (brought to 8 bits a channel), `alpha-over-white` (some pixel was not opaque), and what the
+colours were if not RGB: `palette`, `grey`, `cmyk` or another of Pillow's modes in small letters.
+"""
 
 import hashlib
 import io
@@ -7,7 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from perpo_pipeline.errors import ConfigError, InputError
 
@@ -32,14 +38,30 @@ _DECODER_ERRORS = (
 )
 
 
+# Pillow's mode -> note; every mode that is not listed is its own note.
+_COLOUR_NOTES = {
+    **dict.fromkeys(("RGB", "RGBA", "RGBX", "RGBa"), ""),
+    **dict.fromkeys(("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"), "grey"),
+    **dict.fromkeys(("P", "PA"), "palette"),
+}
+
+
 def load_image(source: str | Path | bytes, *, where: str) -> Image.Image:
+    """The image of `load_image_with_notes`, alone."""
+    return load_image_with_notes(source, where=where)[0]
+
+
+def load_image_with_notes(
+    source: str | Path | bytes, *, where: str
+) -> tuple[Image.Image, tuple[str, ...]]:
     """Load a whole image file, given by its path or its bytes, as RGB the way a viewer shows it.
 
     EXIF orientation is applied, so width and height are those of the upright image. Transparent
     pixels are laid over white, 16-bit grey is scaled to 8 bits, of an animation the first frame
-    is taken; palette, grey and CMYK are converted. Raises InputError, naming `where` (the file
-    and row that asked for it) and the path, for what is missing, a directory, empty, truncated, no
-    image, without pixels, or of more pixels than Pillow's limit against decompression bombs.
+    is taken; palette, grey and CMYK are converted; the notes say which of it was done. Raises
+    InputError, naming `where` (the file and row that asked for it) and the path, for what is
+    missing, a directory, empty, truncated, no image, without pixels, or of more pixels than
+    Pillow's limit against decompression bombs.
     """
     if not isinstance(source, bytes):
         where = where if str(source) in where else f"{where}: {source}"
@@ -51,9 +73,21 @@ def load_image(source: str | Path | bytes, *, where: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(source), formats=formats) as image:
             _check_pixels(image, where)
+            # Asked before the pixels are decoded: afterwards a TIFF has been turned already, and
+            # colours of 16 bits have become 8.
+            is_deep, is_turned = _is_deep(image), _is_turned(image)
             image.load()
             is_16_bit = _is_16_bit(image)  # the upright copy no longer knows its file format
-            return _to_rgb(ImageOps.exif_transpose(image), is_16_bit, where)
+            rgb, is_blended = _to_rgb(ImageOps.exif_transpose(image), is_16_bit, where)
+            colours = _COLOUR_NOTES.get(image.mode, image.mode.lower())
+            notes = {
+                "first-frame": _has_more_frames(image),
+                "exif-orientation": is_turned,
+                "16-bit": is_16_bit or is_deep,
+                "alpha-over-white": is_blended,
+                colours: bool(colours),
+            }
+            return rgb, tuple(note for note, holds in notes.items() if holds)
     except UnidentifiedImageError as error:
         reason = f"it is no image, damaged at its start, or in none of {', '.join(formats)}"
         raise _unusable(reason, where) from error
@@ -113,18 +147,38 @@ def _check_pixels(image: Image.Image, where: str) -> None:
         )
 
 
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether the file holds colours of 16 bits a channel, of which Pillow decodes the upper 8."""
+    return image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    """Whether a second frame follows; looking for it may leave the image at that frame."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except _DECODER_ERRORS:
+        return True  # it is there, damaged, and nobody needs it
+
+
 def _is_16_bit(image: Image.Image) -> bool:
     """Whether grey values run from 0 to 65535, which PNG and PGM may hold in 32-bit numbers."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
-def _to_rgb(image: Image.Image, is_16_bit: bool, where: str) -> Image.Image:
+def _to_rgb(image: Image.Image, is_16_bit: bool, where: str) -> tuple[Image.Image, bool]:
+    """The image as RGB, and whether anything transparent was laid over white."""
     if is_16_bit:
         grey = np.asarray(image, dtype=np.float64) / 257  # 65535 -> 255
-        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB"), False
     if image.mode in ("I", "F"):
         raise _unusable("the image has 32-bit pixels, whose range is not known", where)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+        white = Image.new("RGBA", layer.size, "white")
+        is_blended = bool(np.asarray(layer)[..., 3].min() < 255)
+        return Image.alpha_composite(white, layer).convert("RGB"), is_blended
+    return image.convert("RGB"), False

@@ -2,10 +2,15 @@
 
 `load_vlm` gives a `Vlm`, `encode_prompt` turns an image and an instruction into what the model
 reads. Sampling, training and evaluation all go through these two, so they see the same tokens
-and pixels. Image processing uses the PIL backend: it is always there, and pixel values of the
-torchvision backend differ a little.
+and pixels; where another engine holds the weights, `load_front` gives the rest. Image processing
+uses the PIL backend: it is always there, and pixel values of the torchvision backend differ a
+little.
 """
 
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +30,13 @@ __all__ = [
     "Family",
     "ResolvedModel",
     "Vlm",
+    "adds_special_tokens",
     "encode_prompt",
+    "load_front",
     "load_vlm",
     "merge_adapter",
     "model_identity",
+    "prepare_image",
     "render_prompt",
     "resolve_model",
 ]
@@ -145,26 +153,41 @@ def load_vlm(
     torch_dtype = _choose_dtype(dtype, target)
     identity = model_identity(resolved, identity_cache)
     model, processor = _load_pretrained(resolved, torch_dtype)
-    family = FAMILIES.get(model.config.model_type) or Family(model.config.model_type, known=False)
     _disable_dropout(model)
     model = model.to(target).requires_grad_(False).eval()
-    vlm = Vlm(
-        model=model,
-        processor=processor,
-        tokenizer=processor.tokenizer,
-        family=family,
-        device=target,
-        dtype=torch_dtype,
-        eos_token_ids=_eos_token_ids(model, processor.tokenizer, str(resolved.path)),
-        image_token_ids=_image_token_ids(model.config),
-        identity=identity,
-        full_attention=_has_full_attention(model.config),
-    )
+    vlm = _wrap(resolved, model, processor, target, torch_dtype, identity)
     if adapter is None:
         return vlm
     from perpo_pipeline.adapters import attach_adapter
 
     return attach_adapter(vlm, adapter)
+
+
+def load_front(
+    resolved: ResolvedModel, *, adapter: Path | None = None, identity_cache: Path | None = None
+) -> Vlm:
+    """Load all but the weights (about a second): for backends whose weights are elsewhere.
+
+    The model has shapes only, on torch's meta device: enough for `encode_prompt`, and for the
+    checks of an adapter, which are those of `load_vlm`. Raises as `load_vlm` does.
+    """
+    identity = model_identity(resolved, identity_cache)
+    model, processor = _load_empty(resolved)
+    vlm = _wrap(resolved, model, processor, torch.device("cpu"), torch.float32, identity)
+    if adapter is None:
+        return vlm
+    from perpo_pipeline.adapters import attach_adapter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: weights put on the meta device are lost
+        return attach_adapter(vlm, adapter)
+
+
+def family_of(resolved: ResolvedModel) -> Family:
+    """The family that a model's config.json names, without loading the model."""
+    config = json.loads((resolved.path / "config.json").read_text(encoding="utf-8"))
+    name = str(config.get("model_type"))
+    return FAMILIES.get(name) or Family(name, known=False)
 
 
 def base_model(model: nn.Module) -> Any:
@@ -187,30 +210,46 @@ def render_prompt(vlm: Vlm, prompt: str) -> str:
     return str(vlm.processor.apply_chat_template(messages, add_generation_prompt=True))
 
 
+def prepare_image(vlm: Vlm, image: "Image.Image", preprocess: str) -> "Image.Image":
+    """The RGB image that is handed to the processor.
+
+    preprocess: `processor` leaves it as it is; `pad` pads it to a centred square with the
+    processor's mean colour (LLaVA's `image_aspect_ratio pad`). Raises ConfigError for others.
+    """
+    if preprocess not in ("processor", "pad"):
+        raise ConfigError(f"preprocess is {preprocess!r}; it must be 'processor' or 'pad'.")
+    if preprocess == "processor":
+        return image
+    from perpo_pipeline.images import pad_to_square
+
+    red, green, blue = vlm.processor.image_processor.image_mean
+    return pad_to_square(image, (red, green, blue))
+
+
+def adds_special_tokens(vlm: Vlm, text: str) -> bool:
+    """Whether the tokenizer shall add its begin token to a rendered prompt.
+
+    A template that writes the begin token itself must not get a second one.
+    """
+    bos = vlm.tokenizer.bos_token
+    return not (bos and text.startswith(bos))
+
+
 def encode_prompt(
     vlm: Vlm, image: "Image.Image", prompt: str, *, preprocess: str = "processor"
 ) -> EncodedPrompt:
     """Encode an RGB image and an instruction; tensors stay on the CPU.
 
-    preprocess: `processor` hands the image over as it is; `pad` first pads it to a centred square
-    with the processor's mean colour (LLaVA's `image_aspect_ratio pad`). Raises InputError if the
-    prompt holds the image placeholder, ConfigError for an unknown `preprocess`.
+    preprocess: see `prepare_image`. Raises InputError if the prompt holds the image placeholder,
+    ConfigError for an unknown `preprocess`.
     """
-    if preprocess not in ("processor", "pad"):
-        raise ConfigError(f"preprocess is {preprocess!r}; it must be 'processor' or 'pad'.")
-    text = render_prompt(vlm, prompt)
     given = image.size
-    if preprocess == "pad":
-        from perpo_pipeline.images import pad_to_square
-
-        red, green, blue = vlm.processor.image_processor.image_mean
-        image = pad_to_square(image, (red, green, blue))
-    # A template that writes the begin token itself must not get a second one.
-    bos = vlm.tokenizer.bos_token
+    image = prepare_image(vlm, image, preprocess)
+    text = render_prompt(vlm, prompt)
     inputs = vlm.processor(
         images=[image],
         text=[text],
-        add_special_tokens=not (bos and text.startswith(bos)),
+        add_special_tokens=adds_special_tokens(vlm, text),
         return_tensors="pt",
     )
     input_ids = inputs.pop("input_ids")
@@ -261,13 +300,64 @@ def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
-def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, Any]:
+def _wrap(
+    resolved: ResolvedModel, model: Any, processor: Any, device: torch.device, dtype: torch.dtype,
+    identity: str,
+) -> Vlm:  # fmt: skip
+    model_type = model.config.model_type
+    return Vlm(
+        model=model,
+        processor=processor,
+        tokenizer=processor.tokenizer,
+        family=FAMILIES.get(model_type) or Family(model_type, known=False),
+        device=device,
+        dtype=dtype,
+        eos_token_ids=_eos_token_ids(model, processor.tokenizer, str(resolved.path)),
+        image_token_ids=_image_token_ids(model.config),
+        identity=identity,
+        full_attention=_has_full_attention(model.config),
+    )
+
+
+@contextmanager
+def _load_errors_explained(resolved: ResolvedModel) -> Iterator[None]:
     from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise InputError(
+            f"Model {resolved.model_id!r} cannot be loaded: {first_line(error)}",
+            where=str(resolved.path),
+            fix="give a vision-language model in transformers' own layout, whole",
+        ) from error
+
+
+def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
+    """The model on the meta device, as `from_pretrained` would make it, and its processor."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    from perpo_pipeline.processors import load_processor
+
+    files_only: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    build: Any = AutoModelForImageTextToText
+    with _load_errors_explained(resolved):
+        config = AutoConfig.from_pretrained(resolved.path, **files_only)
+        with torch.device("meta"):
+            model = build.from_config(config).requires_grad_(False).eval()
+        if (resolved.path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                resolved.path, local_files_only=True
+            )
+        return model, load_processor(resolved.path)
+
+
+def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
 
     from perpo_pipeline.processors import load_processor
 
-    try:
+    with _load_errors_explained(resolved):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             resolved.path,
             dtype=dtype,
@@ -278,12 +368,6 @@ def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, 
             output_loading_info=True,
         )
         processor = load_processor(resolved.path)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise InputError(
-            f"Model {resolved.model_id!r} cannot be loaded: {first_line(error)}",
-            where=str(resolved.path),
-            fix="give a vision-language model in transformers' own layout, whole",
-        ) from error
     model, info = loaded
     absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if absent:

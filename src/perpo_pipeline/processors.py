@@ -1,4 +1,4 @@
-"""Load a model's processor for images and text only, and count tokens without touching pixels.
+"""Load a model's processor for images and text only; token counts and sizes without any pixels.
 
 transformers (5.19) makes the processors of LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL and InternVL
 together with a video processor. That part exists for torchvision alone: where torchvision is
@@ -10,6 +10,7 @@ left out; everything else is the library's own class, read from the model's own 
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.boxes import Size, smart_resize
 from perpo_pipeline.errors import InputError
 
 
@@ -50,7 +51,7 @@ def without_video(processor_class: Any) -> Any:
     return type(processor_class.__name__, (processor_class,), overrides)
 
 
-def count_prompt_tokens(processor: Any, text: str, size: tuple[int, int]) -> int | None:
+def count_prompt_tokens(processor: Any, text: str, size: Size) -> int | None:
     """Tokens of `encode_prompt` for a rendered prompt and an image of `size` (width, height).
 
     `text` holds one image placeholder; `size` is the image's after any padding. None where the
@@ -70,6 +71,41 @@ def count_prompt_tokens(processor: Any, text: str, size: tuple[int, int]) -> int
     bos = tokenizer.bos_token
     special = not (bos and text.startswith(bos))
     return len(tokenizer(text, add_special_tokens=special)["input_ids"]) - 1 + image_tokens
+
+
+def resized_size(processor: Any, size: Size) -> Size | None:
+    """(width, height) of what the vision tower sees of an image of `size`, which is after padding.
+
+    Equals `EncodedPrompt.resized`, from the settings alone. None where the image is cut into tiles
+    (LLaVA-NeXT and LLaVA-OneVision always, InternVL beyond one tile), and for processors whose
+    rule is not known here. Raises InputError for an edge ratio that the model refuses.
+    """
+    from transformers import InternVLProcessor, LlavaProcessor, Qwen2VLImageProcessorPil
+
+    settings = processor.image_processor
+    if isinstance(settings, Qwen2VLImageProcessorPil):
+        return smart_resize(
+            size,
+            factor=settings.patch_size * settings.merge_size,
+            min_pixels=settings.size["shortest_edge"],
+            max_pixels=settings.size["longest_edge"],
+        )
+    if isinstance(processor, LlavaProcessor):
+        return _width_and_height(settings.crop_size if settings.do_center_crop else settings.size)
+    if isinstance(processor, InternVLProcessor):
+        return _width_and_height(settings.size) if _count_tiles(processor, size) == 1 else None
+    return None
+
+
+def _count_tiles(processor: Any, size: Size) -> int:
+    found = processor._get_num_multimodal_tokens(image_sizes=[size[::-1]])  # (height, width)
+    return int(found["num_image_patches"][0])
+
+
+def _width_and_height(size: Any) -> Size | None:
+    """A size setting in pixels; None for a rule such as a shortest edge."""
+    width, height = size["width"], size["height"]
+    return None if width is None or height is None else (int(width), int(height))
 
 
 def _check_backend(processor: Any, path: Path) -> None:

@@ -2,7 +2,9 @@
 
 A version goes up whenever a column is added, removed or changes its meaning; readers refuse
 a version they do not know. All text is UTF-8; boxes are xyxy in pixels of the original image;
-log-probabilities are summed over tokens, in nats, at temperature 1.
+log-probabilities are summed over tokens, in nats, at temperature 1. `image_notes` names what was
+done to an image file to make it RGB (images.py); `resized` is the size of what the vision tower saw
+of the image shown, null where that was cut into tiles.
 """
 
 from dataclasses import dataclass
@@ -33,11 +35,12 @@ def _table(
 STRING, INT32, INT64, FLOAT, BOOL = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
 TOKEN_IDS = pa.list_(INT32)
 BOX = pa.list_(FLOAT)
+SIZE = pa.list_(INT32)  # width, height in pixels
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", STRING)])
 
 PROMPTS = _table(
     "prompts",
-    1,
+    2,
     prompt_id=STRING,
     dataset=STRING,
     split=STRING,
@@ -45,6 +48,7 @@ PROMPTS = _table(
     source_row=STRING,
     image=IMAGE,
     image_sha256=STRING,
+    image_notes=pa.list_(STRING),
     width=INT32,
     height=INT32,
     prompt=STRING,
@@ -53,7 +57,7 @@ PROMPTS = _table(
 )
 SAMPLES = _table(
     "samples",
-    1,
+    2,
     prompt_id=STRING,
     sample_id=INT32,
     completion=STRING,
@@ -61,6 +65,7 @@ SAMPLES = _table(
     finish_reason=STRING,
     seed=INT64,
     sampler_logprob=(FLOAT, True),
+    resized=(SIZE, True),
 )
 SAMPLE_ERRORS = _table("errors", 1, prompt_id=STRING, reason=STRING)
 SCORES = _table(
@@ -105,12 +110,13 @@ ADAPTER_LOG = _table(
 )
 PREDICTIONS = _table(
     "predictions",
-    1,
+    2,
     prompt_id=STRING,
     image_prompt_id=STRING,
     completion=STRING,
     completion_token_ids=TOKEN_IDS,
     finish_reason=STRING,
+    resized=(SIZE, True),
     reward=FLOAT,
     parse_ok=BOOL,
     box=(BOX, True),

@@ -4,7 +4,7 @@ The core, `score_samples`, is pure; rows keep the order of the samples, part by 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer, input_of
-from perpo_pipeline.boxes import parse_box
+from perpo_pipeline.boxes import Box, Size, parse_box
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.rewards.grounding import iou_xyxy
 from perpo_pipeline.rewards.text import edit_similarities
@@ -58,11 +58,13 @@ def score_samples(
 ) -> pa.Table:
     """Score completions; the result has SCORES' columns and the rows of `samples`, in order.
 
-    `samples` needs prompt_id, sample_id, completion; `prompts` the TRUTH_COLUMNS; `reward` is
-    `iou`, `edit_similarity`, or `auto` (by the prompt's task). Raises `ArtifactError` if a sample's
-    prompt or the truth that the reward needs is missing.
+    `samples` needs prompt_id, sample_id, completion, and `resized` in the frame of that name;
+    `prompts` the TRUTH_COLUMNS; `reward` is `iou`, `edit_similarity`, or `auto` (by the prompt's
+    task). Raises `ArtifactError` if a sample's prompt, the truth that the reward needs, or a size
+    that the frame needs is missing.
     """
-    rows = pl.DataFrame(samples.select(["prompt_id", "sample_id", "completion"]))
+    columns = ["prompt_id", "sample_id", "completion"]
+    rows = pl.DataFrame(samples.select(columns + ["resized"] * (box_frame == "resized")))
     truth = pl.DataFrame(prompts.select(TRUTH_COLUMNS))
     joined = rows.join(truth, on="prompt_id", how="left", maintain_order="left")
     _check_prompts(joined)
@@ -128,11 +130,26 @@ def _check_truth(
         )
 
 
-def _parse_boxes(
-    answers: pl.DataFrame, box_format: str, frame: str
-) -> list[tuple[float, float, float, float] | None]:
+def _parse_boxes(answers: pl.DataFrame, box_format: str, frame: str) -> list[Box | None]:
     sizes = zip(answers["width"], answers["height"], strict=True)
     return [
-        parse_box(text, box_format, frame=frame, image_size=size)
-        for text, size in zip(answers["completion"], sizes, strict=True)
+        parse_box(text, box_format, frame=frame, image_size=size, resized=resized)
+        for text, size, resized in zip(
+            answers["completion"], sizes, _resized_sizes(answers, frame), strict=True
+        )
     ]
+
+
+def _resized_sizes(answers: pl.DataFrame, frame: str) -> Sequence[Size | None]:
+    """For each answer the size of the resized image, where the frame needs it."""
+    if frame != "resized":
+        return [None] * answers.height
+    missing = answers.filter(pl.col("resized").is_null())
+    if missing.height:
+        raise ArtifactError(
+            f"box_frame 'resized' needs the size of the resized image, which {missing.height} "
+            f"answers lack, the first of prompt {missing['prompt_id'][0]}",
+            fix="rerun `perpo sample`; for a model that cuts images into tiles, which has no such "
+            "size, choose another model.box_frame",
+        )
+    return [(width, height) for width, height in answers["resized"].to_list()]

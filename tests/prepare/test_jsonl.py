@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from perpo_pipeline.config import JsonlSource
+from perpo_pipeline.boxes import BOX_FORMATS
+from perpo_pipeline.config import JsonlSource, RunConfig
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.prepare.jsonl import read_jsonl
+from perpo_pipeline.prepare.stage import prepare
+from perpo_pipeline.stage import Run
 
 GOOD = {"image": "a.png", "prompt": "Where?", "task": "grounding", "gt_box": [1, 2, 8, 9]}
 
@@ -24,8 +27,12 @@ def dataset(tmp_path: Path, *rows: Any) -> JsonlSource:
     return JsonlSource(source="jsonl", path=tmp_path / "data.jsonl")
 
 
+def read_rows(source: JsonlSource, split: str, box_format: str = "llava") -> Any:
+    return read_jsonl(source, split, BOX_FORMATS[box_format])
+
+
 def test_a_good_row_keeps_its_values(tmp_path: Path) -> None:
-    rows, _ = read_jsonl(dataset(tmp_path, GOOD), "train")
+    rows, _ = read_rows(dataset(tmp_path, GOOD), "train")
     (row,) = rows
     assert row["gt_box"] == [1.0, 2.0, 8.0, 9.0]
     assert (row["width"], row["height"], row["prompt"]) == (20, 10, "Where?")
@@ -35,7 +42,7 @@ def test_a_good_row_keeps_its_values(tmp_path: Path) -> None:
 def test_an_expression_gets_the_papers_instruction(tmp_path: Path) -> None:
     row = {**GOOD, "expression": "glass behind burger"}
     del row["prompt"]
-    (read,), _ = read_jsonl(dataset(tmp_path, row), "train")
+    (read,), _ = read_rows(dataset(tmp_path, row), "train")
     assert read["prompt"] == (
         "Please provide the bounding box coordinate of the region this sentence describes: "
         "glass behind burger"
@@ -44,7 +51,7 @@ def test_an_expression_gets_the_papers_instruction(tmp_path: Path) -> None:
 
 def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
     source = dataset(tmp_path, GOOD).model_copy(update={"embed_images": True})
-    (row,), _ = read_jsonl(source, "train")
+    (row,), _ = read_rows(source, "train")
     assert row["image"]["bytes"] == (tmp_path / "a.png").read_bytes()
 
 
@@ -80,63 +87,98 @@ def test_a_bad_row_is_told_with_its_line_and_nothing_is_read(
     tmp_path: Path, bad: Any, told: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        read_jsonl(dataset(tmp_path, GOOD, bad), "train")
+        read_rows(dataset(tmp_path, GOOD, bad), "train")
     assert "1 bad rows" in str(caught.value)
     assert "line 2: " in str(caught.value) and told in str(caught.value)
 
 
 def test_a_null_box_beside_a_text_is_no_box(tmp_path: Path) -> None:
     row = {**GOOD, "task": "ocr", "gt_text": "x", "gt_box": None}
-    (read,), _ = read_jsonl(dataset(tmp_path, row), "train")
+    (read,), _ = read_rows(dataset(tmp_path, row), "train")
     assert read["gt_box"] is None and read["gt_text"] == "x"
 
 
 def test_half_a_pixel_outside_is_rounding_and_stays_as_it_is(tmp_path: Path) -> None:
-    (row,), _ = read_jsonl(dataset(tmp_path, {**GOOD, "gt_box": [-0.4, 2, 20.3, 9]}), "train")
+    (row,), _ = read_rows(dataset(tmp_path, {**GOOD, "gt_box": [-0.4, 2, 20.3, 9]}), "train")
     assert row["gt_box"] == [-0.4, 2.0, 20.3, 9.0]
 
 
 def test_faults_of_many_rows_come_together(tmp_path: Path) -> None:
     rows = [{**GOOD, "gt_box": [9, 9, 1, 1]}] * 30
     with pytest.raises(InputError, match=r"30 bad rows[\s\S]*and 10 more"):
-        read_jsonl(dataset(tmp_path, *rows), "train")
+        read_rows(dataset(tmp_path, *rows), "train")
 
 
 def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'x' occurs twice"):
-        read_jsonl(dataset(tmp_path, {**GOOD, "id": "x"}, {**GOOD, "id": "x"}), "train")
+        read_rows(dataset(tmp_path, {**GOOD, "id": "x"}, {**GOOD, "id": "x"}), "train")
 
 
 def test_the_same_image_and_text_twice_are_two_prompts(tmp_path: Path) -> None:
-    rows, _ = read_jsonl(dataset(tmp_path, GOOD, GOOD), "train")
+    rows, _ = read_rows(dataset(tmp_path, GOOD, GOOD), "train")
     assert rows[0]["prompt_id"] != rows[1]["prompt_id"]
 
 
 def test_equal_amounts_are_taken_from_each_dataset(tmp_path: Path) -> None:
     rows = [{**GOOD, "dataset": name} for name in "aaabbb"]
     source = dataset(tmp_path, *rows).model_copy(update={"per_dataset": 2})
-    read, facts = read_jsonl(source, "train")
+    read, facts = read_rows(source, "train")
     assert [row["dataset"] for row in read] == ["a", "a", "b", "b"]
     assert facts["left_out_by_per_dataset"] == 2
 
 
 def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the dataset is empty"):
-        read_jsonl(dataset(tmp_path), "train")
+        read_rows(dataset(tmp_path), "train")
 
 
 def test_a_missing_file_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such dataset file"):
-        read_jsonl(JsonlSource(source="jsonl", path=tmp_path / "none.jsonl"), "train")
+        read_rows(JsonlSource(source="jsonl", path=tmp_path / "none.jsonl"), "train")
 
 
 def test_a_changed_image_changes_the_facts_that_are_fingerprinted(tmp_path: Path) -> None:
     source = dataset(tmp_path, GOOD)
-    _, before = read_jsonl(source, "train")
+    _, before = read_rows(source, "train")
     other = tmp_path / "moved"
     other.mkdir()
     source = dataset(other, GOOD)
     Image.new("RGB", (20, 10), "green").save(other / "a.png")
-    _, after = read_jsonl(source, "train")
+    _, after = read_rows(source, "train")
     assert before["file_sha256"] == after["file_sha256"]
     assert before["images_sha256"] != after["images_sha256"]
+
+
+def test_an_expression_gets_the_question_of_the_runs_box_format(tmp_path: Path) -> None:
+    row = {"image": "a.png", "expression": "cat", "task": "grounding", "gt_box": [1, 2, 8, 9]}
+    source = dataset(tmp_path, row, GOOD)
+    rows, facts = read_rows(source, "train", "qwen2.5-vl")
+    question = "Locate cat, output its bbox coordinates using JSON format."
+    assert [row["prompt"] for row in rows] == [question, "Where?"]
+    assert facts["instruction"] == question.replace(" cat", " {expression}")
+    assert read_rows(source, "train")[1]["instruction"] != facts["instruction"]
+
+
+def test_the_box_format_changes_nothing_where_no_row_has_an_expression(tmp_path: Path) -> None:
+    source = dataset(tmp_path, GOOD)
+    assert read_rows(source, "train", "qwen2.5-vl") == read_rows(source, "train", "llava")
+
+
+def test_what_was_done_to_the_images_is_recorded_with_the_prompts(tmp_path: Path) -> None:
+    """Stored 20 x 10 and shown 10 x 20: the box lies in the upright image."""
+    exif = Image.Exif()
+    exif[274] = 6
+    source = dataset(tmp_path, GOOD, {**GOOD, "image": "t.png", "gt_box": [1, 2, 8, 19]},
+                     {**GOOD, "image": "p.png"})  # fmt: skip
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "t.png", exif=exif)
+    Image.new("RGB", (20, 10), "red").convert("P").save(tmp_path / "p.png")
+    config = {
+        "run": "r", "data_root": str(tmp_path / "data"),
+        "prepare": {"train": source.model_dump(mode="json"),
+                    "test": {"source": "testbed", "num_prompts": 2}},
+    }  # fmt: skip
+    run = Run(RunConfig.model_validate(config), quiet=True)
+    rows = prepare(run, "train").table().to_pylist()
+    assert [row["image_notes"] for row in rows] == [[], ["exif-orientation"], ["palette"]]
+    assert [(row["width"], row["height"]) for row in rows] == [(20, 10), (10, 20), (20, 10)]
+    assert prepare(run, "test").table()["image_notes"].to_pylist() == [[], []]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perpo_pipeline.report.pictures import choose, data_uri, outcomes_of
+from perpo_pipeline.boxes import BOX_FORMATS
+from perpo_pipeline.report.pictures import choose, data_uri, outcomes_of, shown_question
 
 IDS = [f"prompt-{i}" for i in range(60)]
 OUTCOMES = ["improved", "unchanged", "worsened"] * 20
@@ -46,6 +47,12 @@ def test_where_none_worsened_no_other_picture_takes_the_place():
         "improved": 6,
         "unchanged": 3,
     }
+
+
+@pytest.mark.parametrize("name", BOX_FORMATS)
+def test_the_expression_is_shown_without_its_instruction(name):
+    assert shown_question(BOX_FORMATS[name].ask("the cat")) == "the cat"
+    assert shown_question("Where is the cat?") == "Where is the cat?"
 
 
 def test_a_small_image_is_embedded_exactly_and_a_large_one_is_shrunk():

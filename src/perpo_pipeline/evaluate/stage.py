@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer, input_of, open_version
+from perpo_pipeline.boxes import unusual_boxes
 from perpo_pipeline.config import BASE, OTHER_IMAGE
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.evaluate.metrics import summarise
 from perpo_pipeline.model_inputs import encode_row, identify_model, model_notes, open_model
+from perpo_pipeline.schemas import SIZE
 from perpo_pipeline.score import TRUTH_COLUMNS, score_samples
 from perpo_pipeline.stage import Run, make
 
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 PROMPT_COLUMNS = [*TRUTH_COLUMNS, "image", "image_sha256", "prompt"]
 REPORT_COLUMNS = ["prompt_id", "reward", "parse_ok"]
 
@@ -65,6 +67,9 @@ def _predict(run: Run, variant: str) -> Version:
         if other:
             shown = with_other_images(shown)[: config.other_image_prompts]
         vlm = _open(run, resolved, model_settings, None if adapter is None else adapter.path)
+        doubt = unusual_boxes(vlm.family, model)
+        if doubt and not other and "grounding" in rows["task"].to_pylist():
+            run.say(f"eval {variant}: {doubt}")
         parts = range(0, len(shown), config.prompts_per_part)
         for index, start in enumerate(run.progress(parts, f"eval {variant}")):
             if not writer.has_part(index):
@@ -108,16 +113,18 @@ def _predict_part(
 ) -> list[Row]:
     from perpo_pipeline.sample.transformers_backend import greedy_decode
 
-    answers = []
+    answers, resized = [], []
     for start in range(0, len(rows), settings["batch_size"]):
         batch = rows[start : start + settings["batch_size"]]
         encoded = [encode_row(vlm, row, settings["preprocess"]) for row in batch]
         answers += greedy_decode(vlm, encoded, max_new_tokens=settings["max_new_tokens"])
+        resized += [prompt.resized for prompt in encoded]
     samples = pa.table(
         {
             "prompt_id": [row["prompt_id"] for row in rows],
             "sample_id": pa.array([0] * len(rows), pa.int32()),
             "completion": [answer.text for answer in answers],
+            "resized": pa.array(resized, SIZE),
         }
     )
     scored = score_samples(
@@ -131,9 +138,10 @@ def _predict_part(
             "completion": answer.text,
             "completion_token_ids": answer.token_ids,
             "finish_reason": answer.finish_reason,
+            "resized": size,
             "reward": measured["reward"],
             "parse_ok": measured["parse_ok"],
             "box": measured["box"],
         }
-        for row, answer, measured in zip(rows, answers, scored, strict=True)
+        for row, answer, size, measured in zip(rows, answers, resized, scored, strict=True)
     ]

@@ -5,8 +5,8 @@
     {"image": "pages/7.png", "prompt": "What does this page say?", "task": "ocr", "gt_text": "..."}
 
 Optional keys: `id` (the row's own name; default: its line number), `dataset`, `expression` (instead
-of `prompt`: the paper's grounding instruction is put around it). `image` is relative to the file's
-folder, or to `image_root`.
+of `prompt`: the instruction of the run's box format is put around it; LLaVA's is the paper's).
+`image` is relative to the file's folder, or to `image_root`.
 """
 
 import functools
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.boxes import BoxFormat
 from perpo_pipeline.config import JsonlSource
 from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.images import load_image
-from perpo_pipeline.prepare.rows import REFERRING_PROMPT, box_fault, prompt_id
+from perpo_pipeline.images import image_sha256, load_image_with_notes
+from perpo_pipeline.prepare.rows import box_fault, prompt_id
 
 Row = dict[str, Any]
 KEYS = {"image", "prompt", "expression", "task", "gt_box", "gt_text", "id", "dataset"}
@@ -29,18 +30,23 @@ TASKS = ("grounding", "ocr", "vqa")
 FAULTS_SHOWN = 20
 
 
-def read_jsonl(source: JsonlSource, split: str) -> tuple[Sequence[Row], dict[str, Any]]:
+def read_jsonl(
+    source: JsonlSource, split: str, box_format: BoxFormat
+) -> tuple[Sequence[Row], dict[str, Any]]:
     """Read and check every row; returns the rows and the facts that belong in the fingerprint.
 
-    Raises `InputError` that lists the faults of all rows (the first 20), each by its line.
+    `box_format` asks the questions of rows with an `expression`. Raises `InputError` that lists the
+    faults of all rows (the first 20), each by its line.
     """
     root = source.image_root or source.path.parent
     rows: list[Row] = []
     faults: list[str] = []
     taken: Counter[str] = Counter()
     ids: set[str] = set()
+    has_expressions = False
     for line, raw in _lines(source.path, faults):
-        row, fault = _check_row(raw, line, source, root, split)
+        row, fault = _check_row(raw, line, source, root, split, box_format)
+        has_expressions |= bool(raw.get("expression"))
         if fault is None and row["prompt_id"] in ids:
             fault = f"the id {row['source_row']!r} occurs twice"
         if fault is not None:
@@ -61,6 +67,7 @@ def read_jsonl(source: JsonlSource, split: str) -> tuple[Sequence[Row], dict[str
         "file_sha256": hashlib.sha256(source.path.read_bytes()).hexdigest(),
         "images_sha256": digest.hexdigest(),
         "image_root": str(root.resolve()),
+        "instruction": box_format.instruction if has_expressions else None,
     }
     return rows, facts
 
@@ -91,7 +98,7 @@ def _lines(path: Path, faults: list[str]) -> Iterator[tuple[int, Row]]:
 
 
 def _check_row(
-    raw: Row, line: int, source: JsonlSource, root: Path, split: str
+    raw: Row, line: int, source: JsonlSource, root: Path, split: str, box_format: BoxFormat
 ) -> tuple[Row, str | None]:
     fault = _key_fault(raw, source)
     if fault:
@@ -107,7 +114,7 @@ def _check_row(
         fault = box_fault(given_box, image.width, image.height)
     dataset, source_row = str(raw.get("dataset", source.path.stem)), str(raw.get("id", line))
     box = [float(v) for v in given_box] if given_box is not None and fault is None else None
-    prompt = raw.get("prompt") or REFERRING_PROMPT.format(expression=raw.get("expression"))
+    prompt = raw.get("prompt") or box_format.ask(raw["expression"])
     return {
         "prompt_id": prompt_id(dataset, split, source_row),
         "dataset": dataset,
@@ -119,6 +126,7 @@ def _check_row(
             "path": None if source.embed_images else str(path.resolve()),
         },
         "image_sha256": image.sha256,
+        "image_notes": list(image.notes),
         "width": image.width,
         "height": image.height,
         "prompt": prompt,
@@ -132,6 +140,7 @@ class _ImageFacts:
     sha256: str
     width: int
     height: int
+    notes: tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -142,8 +151,8 @@ def _image_facts(path: Path) -> _ImageFacts:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(reason, where=str(path)) from error
-    image = load_image(data, where=str(path))
-    return _ImageFacts(hashlib.sha256(data).hexdigest(), image.width, image.height)
+    image, notes = load_image_with_notes(data, where=str(path))
+    return _ImageFacts(image_sha256(data), image.width, image.height, notes)
 
 
 def _key_fault(raw: Row, source: JsonlSource) -> str | None:

@@ -4,9 +4,9 @@ import hashlib
 import math
 from typing import Any
 
-REFERRING_PROMPT = (
-    "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
-)
+from perpo_pipeline.boxes import BOX_FORMATS
+
+REFERRING_PROMPT = BOX_FORMATS["llava"].instruction
 """The paper's grounding instruction (METHOD: 'The paper's recipes')."""
 BOX_SLACK_PX = 0.5
 

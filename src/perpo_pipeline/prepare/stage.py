@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer
+from perpo_pipeline.boxes import get_box_format
 from perpo_pipeline.config import JsonlSource
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.stage import Run, make
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 PROMPTS_PER_PART = 1024
 
 
@@ -22,7 +23,7 @@ def prepare(run: Run, split: str) -> Version:
     if isinstance(source, JsonlSource):
         from perpo_pipeline.prepare.jsonl import read_jsonl
 
-        rows, facts = read_jsonl(source, split)
+        rows, facts = read_jsonl(source, split, get_box_format(run.config.model.box_format))
         settings: dict[str, Any] = {**source.model_dump(mode="json", exclude={"path"}), **facts}
     else:
         from perpo_pipeline.prepare.testbed import render_prompts, testbed_settings

@@ -62,6 +62,7 @@ def _render_row(settings: dict[str, Any], split: str, index: int) -> Row:
         "source_row": source_row,
         "image": {"bytes": png.getvalue(), "path": None},
         "image_sha256": hashlib.sha256(png.getvalue()).hexdigest(),
+        "image_notes": [],
         "width": example.image.width,
         "height": example.image.height,
         "prompt": REFERRING_PROMPT.format(expression=example.expression),

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from perpo_pipeline.boxes import BOX_FORMATS
 from perpo_pipeline.model_inputs import prompt_image
-from perpo_pipeline.prepare.rows import REFERRING_PROMPT
 from perpo_pipeline.report.data import Floats, Inputs, Outcomes, right
 
 IMPROVED, UNCHANGED, WORSENED = "improved", "unchanged", "worsened"
@@ -118,12 +118,10 @@ def _answer(row: Row) -> Answer:
 
 
 def _picture(prompt: Row, outcome: str, before: Answer, after: Answer) -> Picture:
-    prefix, suffix = REFERRING_PROMPT.split("{expression}")
-    question = prompt["prompt"].removeprefix(prefix).removesuffix(suffix)
     text = prompt["gt_text"]
     return Picture(
         outcome=outcome,
-        question=_shortened(question),
+        question=_shortened(shown_question(prompt["prompt"])),
         source=data_uri(prompt_image(prompt)),
         width=prompt["width"],
         height=prompt["height"],
@@ -132,6 +130,12 @@ def _picture(prompt: Row, outcome: str, before: Answer, after: Answer) -> Pictur
         before=before,
         after=after,
     )
+
+
+def shown_question(prompt: str) -> str:
+    """The expression alone where the prompt is a known instruction around one."""
+    found = (box_format.asked_for(prompt) for box_format in BOX_FORMATS.values())
+    return min(filter(None, found), key=len, default=prompt)
 
 
 def data_uri(image: Image.Image) -> str:

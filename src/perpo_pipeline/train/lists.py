@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from perpo_pipeline.attention import uses_flex_attention
-from perpo_pipeline.boxes import clip_to_frame, format_box
+from perpo_pipeline.boxes import Size, clip_to_frame, format_box
 from perpo_pipeline.config import ModelConfig
-from perpo_pipeline.errors import ArtifactError, InputError, PerpoError
+from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.model_inputs import encode_row
 from perpo_pipeline.models import base_model
+from perpo_pipeline.processors import resized_size
 from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
@@ -199,27 +200,43 @@ def best_against_worst(entry: TrainingList) -> TrainingList:
 
 def ground_truth_list(entry: TrainingList, vlm: "Vlm", model: ModelConfig) -> TrainingList:
     """The target of SFT: the truth of the same prompt, in the model's own answer format."""
-    answer = ground_truth_text(entry.prompt, model)
+    needs_size = model.box_frame == "resized" and entry.prompt["task"] == "grounding"
+    resized = _resized(entry.prompt, vlm) if needs_size else None
+    answer = ground_truth_text(entry.prompt, model, resized)
     ids = target_token_ids(vlm, entry.prompt["prompt"], answer)
     return TrainingList(entry.prompt, [ids], [1.0], [1])
 
 
-def ground_truth_text(prompt: Row, model: ModelConfig) -> str:
+def ground_truth_text(prompt: Row, model: ModelConfig, resized: Size | None = None) -> str:
     """The answer that the truth asks for: a box in the model's text format, or the text itself.
 
-    What of the box lies outside the frame is cut off; raises `InputError` if nothing is left.
+    `resized` is the size that the frame of that name needs. What of the box lies outside the frame
+    is cut off; raises `InputError` if nothing is left.
     """
     if prompt["task"] == "grounding":
         size = (prompt["width"], prompt["height"])
-        box = clip_to_frame(tuple(prompt["gt_box"]), frame=model.box_frame, image_size=size)
+        frame: dict[str, Any] = {"frame": model.box_frame, "image_size": size, "resized": resized}
+        box = clip_to_frame(tuple(prompt["gt_box"]), **frame)
         if box is None:
             raise InputError(
                 f"the box of prompt {prompt['prompt_id']} lies outside the frame "
                 f"'{model.box_frame}': no answer can name it",
                 fix="use model.preprocess: pad with box_frame full, or leave such prompts out",
             )
-        return format_box(box, model.box_format, frame=model.box_frame, image_size=size)
+        return format_box(box, model.box_format, **frame)
     return str(prompt["gt_text"])
+
+
+def _resized(prompt: Row, vlm: "Vlm") -> Size:
+    """The size of the resized image (never padded: `ModelConfig` refuses both together)."""
+    size = resized_size(vlm.processor, (prompt["width"], prompt["height"]))
+    if size is None:
+        raise ConfigError(
+            f"box_frame 'resized' needs images resized as a whole, and this '{vlm.family.name}' "
+            f"model sees that of prompt {prompt['prompt_id']} in another way",
+            fix="choose another model.box_frame",
+        )
+    return size
 
 
 def target_token_ids(vlm: "Vlm", prompt: str, answer: str) -> list[int]:

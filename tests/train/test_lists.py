@@ -1,0 +1,86 @@
+"""Training examples: the truth as the model itself would write it, in its format and frame."""
+
+from typing import Any
+
+import pytest
+from tiny_families import save_tiny_family
+
+from perpo_pipeline.config import ModelConfig
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.models import Vlm, load_vlm, resolve_model
+from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ground_truth_text
+
+QWEN25 = ModelConfig(box_format="qwen2.5-vl", box_frame="resized")
+
+
+def prompt(**changes: Any) -> dict[str, Any]:
+    row = {"prompt_id": "p", "task": "grounding", "width": 640, "height": 428, "prompt": "Where?",
+           "gt_box": [146, 137, 615, 415], "gt_text": None}  # fmt: skip
+    return row | changes
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def load(model_type: str) -> Vlm:
+        directory = save_tiny_family(model_type, tmp_path_factory.mktemp(model_type))
+        return load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
+
+    return load
+
+
+def answer_of(row: dict[str, Any], vlm: Vlm, model: ModelConfig) -> str:
+    entry = ground_truth_list(TrainingList(row, [[1]], [0.5], [1]), vlm, model)
+    (ids,) = entry.completions
+    assert ids[-1] == vlm.eos_token_ids[0]
+    return str(vlm.tokenizer.decode(ids[:-1], skip_special_tokens=False))
+
+
+def test_the_truth_is_written_in_pixels_of_the_image_as_this_model_resizes_it(load: Any) -> None:
+    """The published example: 640 x 428 becomes 644 x 420 at Qwen's own limits."""
+    vlm = load("qwen2_5_vl")
+    vlm.processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 1003520}
+    written = ground_truth_text(prompt(), QWEN25, (644, 420))
+    assert written == '{"bbox_2d": [147, 134, 619, 407]}'
+    assert answer_of(prompt(), vlm, QWEN25) == answer_of(
+        prompt(task="ocr", gt_text=written), vlm, QWEN25
+    )
+    smaller = prompt(width=56, height=56, gt_box=[0, 0, 28, 56])
+    vlm.processor.image_processor.size = {"shortest_edge": 112 * 112, "longest_edge": 1003520}
+    written = ground_truth_text(smaller, QWEN25, (112, 112))
+    assert written == '{"bbox_2d": [0, 0, 56, 112]}'
+    assert answer_of(smaller, vlm, QWEN25) == answer_of(
+        prompt(task="ocr", gt_text=written), vlm, QWEN25
+    )
+
+
+def test_a_model_that_cuts_images_into_tiles_has_no_resized_image(load: Any) -> None:
+    vlm = load("llava_next")
+    entry = TrainingList(prompt(), [[1]], [0.5], [1])
+    with pytest.raises(ConfigError, match="'llava-next' model sees that of prompt p in another"):
+        ground_truth_list(entry, vlm, QWEN25)
+    text = TrainingList(prompt(task="ocr", gt_text="a", gt_box=None), [[1]], [0.5], [1])
+    assert ground_truth_list(text, vlm, QWEN25).rewards == [1.0]  # a text needs no frame
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (ModelConfig(), "[0.23, 0.32, 0.96, 0.97]"),
+        (ModelConfig(box_format="qwen3-vl"), '{"bbox_2d": [228, 320, 961, 970]}'),
+        (ModelConfig(box_format="internvl"), "<box>[[228, 320, 961, 970]]</box>"),
+        (ModelConfig(box_format="pixel"), "[146, 137, 615, 415]"),
+        # The centre square starts at x = 106 and is 428 wide: 40 / 428, and cut off at its edge.
+        (ModelConfig(box_frame="crop"), "[0.09, 0.32, 1.00, 0.97]"),
+        # The padded square starts at y = -106 and is 640 wide: 243 / 640, 521 / 640.
+        (ModelConfig(box_frame="pad"), "[0.23, 0.38, 0.96, 0.81]"),
+    ],
+)
+def test_the_truth_is_written_in_the_format_and_frame_of_the_run(
+    model: ModelConfig, expected: str
+) -> None:
+    assert ground_truth_text(prompt(), model) == expected
+
+
+def test_a_truth_outside_the_frame_is_refused() -> None:
+    with pytest.raises(InputError, match="prompt p lies outside the frame 'crop'"):
+        ground_truth_text(prompt(gt_box=[0, 0, 100, 100]), ModelConfig(box_frame="crop"))
