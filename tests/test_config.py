@@ -146,7 +146,10 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("sample: {temperature: .inf}", "sample.temperature"),
         ("sample: {num_samples: true}", "sample.num_samples: Input should be a number"),
         ("model: {box_format: lava}", "model.box_format"),
-        ("model: {box_format: qwen2.5-vl}", "not supported yet"),
+        ("model: {box_format: qwen2.5-vl}", "model: box_format qwen2.5-vl is pixels of the"),
+        ("model: {box_format: qwen2.5-vl, box_frame: pad}", "set box_frame to resized"),
+        ("model: {box_frame: resized, preprocess: pad}", "set preprocess to processor"),
+        ("model: {box_frame: rezised}", "model.box_frame"),
         ("eval: {models: []}", "eval.models"),
         ("eval: {models: [perpoo]}", "eval.models: 'perpoo' is not one of"),
     ],
@@ -155,6 +158,19 @@ def test_what_would_be_ignored_or_misread_is_a_fault(tmp_path: Path, extra: str,
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, MINIMAL + extra))
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("box_format", "box_frame"),
+    [("qwen2.5-vl", "resized"), ("qwen3-vl", "resized"), ("pixel", "full"), ("pixel", "resized"),
+     ("internvl", "full"), ("llava", "crop")],
+)  # fmt: skip
+def test_a_format_and_a_frame_that_fit_are_taken(
+    tmp_path: Path, box_format: str, box_frame: str
+) -> None:
+    boxes = f"model: {{box_format: {box_format}, box_frame: {box_frame}}}\n"
+    model = load_config(write(tmp_path, MINIMAL + boxes)).model
+    assert (model.box_format, model.box_frame) == (box_format, box_frame)
 
 
 def test_settings_are_checked_once_shared_and_own_are_merged(tmp_path: Path) -> None:

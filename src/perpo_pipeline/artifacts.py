@@ -117,6 +117,7 @@ class Writer:
 
     def __init__(self, root: Path, recipe: Recipe) -> None:
         self.root, self.recipe = root, recipe
+        self.notes: Json = dict(recipe.notes)  # for the manifest; work may add what it learns
         self.path = root / recipe.fingerprint
         self.started_at = time.monotonic()
         self._done = self._whole_parts()
@@ -162,7 +163,7 @@ class Writer:
             "stage_version": recipe.stage_version,
             "fingerprint": recipe.fingerprint,
             "settings": recipe.settings,
-            "notes": recipe.notes,
+            "notes": self.notes,
             "inputs": _lineage_records(self.path, recipe.inputs),
             "rows": sum(p["rows"] for p in parts if p["table"] == main.name),
             "parts": parts,

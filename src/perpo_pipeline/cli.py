@@ -127,7 +127,19 @@ def sample(
     config: Config = DEFAULT_CONFIG,
     prompts: Prompts = None,
     model: Model = None,
-    backend: Annotated[str | None, typer.Option(help="transformers")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="adapter to sample with")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, transformers, vllm or openai")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="of an OpenAI-compatible server, e.g. http://host:8000/v1")
+    ] = None,
+    served_model: Annotated[
+        str | None, typer.Option(help="the model's name at the server; default: the model's id")
+    ] = None,
+    num_gpus: Annotated[int | None, typer.Option(help="processes, one a GPU")] = None,
+    preview_reward: Annotated[
+        str | None, typer.Option(help="iou or edit_similarity: show its running mean")
+    ] = None,
+    max_errors: Annotated[int | None, typer.Option(help="prompts that may fail")] = None,
     num_samples: Annotated[int | None, typer.Option(help="completions a prompt")] = None,
     temperature: Annotated[float | None, typer.Option(help="of softmax(logits / T)")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="longest completion")] = None,
@@ -143,11 +155,14 @@ def sample(
     """
     from perpo_pipeline.sample.stage import sample as sample_stage
 
-    settings = {"model.id": model, "sample.backend": backend, "sample.num_samples": num_samples,
+    settings = {"model.id": model, "sample.backend": backend, "sample.base_url": base_url,
+                "sample.served_model": served_model,
+                "sample.num_gpus": num_gpus, "sample.preview_reward": preview_reward,
+                "sample.max_errors": max_errors, "sample.num_samples": num_samples,
                 "sample.temperature": temperature, "sample.max_new_tokens": max_new_tokens,
                 "seed": seed}  # fmt: skip
     opened = _open_run(config, run=run, out=out, quiet=quiet, settings=settings,
-                       inputs={"prompts": prompts})  # fmt: skip
+                       inputs={"prompts": prompts, "adapter": adapter})  # fmt: skip
     _print_paths([sample_stage(opened, opened.config.sample.split)])
 
 

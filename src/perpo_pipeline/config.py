@@ -66,20 +66,31 @@ class ModelConfig(Section):
         "processor", description="`pad`: pad to a square with the mean colour first"
     )
     box_format: str = Field("llava", description="a family's box text, or pkg.module:attribute")
-    box_frame: Literal["full", "crop", "pad"] = "full"
+    box_frame: Literal["full", "crop", "pad", "resized"] = Field(
+        "full", description="what the numbers refer to (README, 'Boxes')"
+    )
 
     @field_validator("box_format")
     @classmethod
     def _is_a_format(cls, name: str) -> str:
-        if name == "qwen2.5-vl":
-            raise ValueError(
-                "qwen2.5-vl writes pixels of the resized image, a frame that is not supported yet"
-            )
         try:
             get_box_format(name)
         except ConfigError as error:
             raise ValueError(error.what) from error
         return name
+
+    @model_validator(mode="after")
+    def _frame_fits(self) -> Self:
+        if self.box_format == "qwen2.5-vl" and self.box_frame != "resized":
+            raise ValueError(
+                "box_format qwen2.5-vl is pixels of the resized image: set box_frame to resized"
+            )
+        if self.box_frame == "resized" and self.preprocess == "pad":
+            raise ValueError(
+                "box_frame resized is the whole image resized, which preprocess pad pads first: "
+                "set preprocess to processor"
+            )
+        return self
 
 
 class TestbedSource(Section):
@@ -106,16 +117,30 @@ PrepareConfig = Annotated[TestbedSource | JsonlSource, Field(discriminator="sour
 class SampleConfig(Section):
     """How the candidates are drawn: from softmax(logits / T) and nothing else."""
 
-    operational: ClassVar[frozenset[str]] = frozenset({"max_errors", "split"})
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"max_errors", "split", "num_gpus", "base_url", "concurrency", "preview_reward"}
+    )
 
     split: Name = Field("train", description="the prepared split to sample from")
-    backend: Literal["transformers"] = "transformers"
+    backend: Literal["auto", "transformers", "vllm", "openai"] = Field(
+        "auto", description="`auto`: vllm on CUDA where it is installed, else transformers"
+    )
     num_samples: Int = Field(20, ge=1)
     temperature: Float = Field(0.5, gt=0)
+    top_k: Int | None = Field(None, ge=1, description="default: the whole vocabulary")
+    top_p: Float = Field(1.0, gt=0, le=1)
+    repetition_penalty: Float = Field(1.0, gt=0)
     max_new_tokens: Int = Field(64, ge=1)
     batch_size: Int = Field(16, ge=1, description="prompts decoded together")
     prompts_per_part: Int = Field(512, ge=1, description="rows are flushed after so many prompts")
     max_errors: Int = Field(0, ge=0, description="prompts that may fail before the stage fails")
+    num_gpus: Int = Field(1, ge=1, description="processes, one a GPU, that share the prompts")
+    base_url: str | None = Field(None, description="of an OpenAI-compatible server, with its /v1")
+    served_model: str | None = Field(None, description="its name at the server; default: model.id")
+    concurrency: Int = Field(16, ge=1, description="requests at a time (openai)")
+    preview_reward: Literal["iou", "edit_similarity"] | None = Field(
+        None, description="show the running parse rate and mean reward where there is truth"
+    )
 
 
 class ScoreConfig(Section):

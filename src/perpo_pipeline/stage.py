@@ -55,14 +55,15 @@ class Run:
         return bar
 
     def bar(
-        self, what: str, *, items: Iterable[Any] | None = None, total: int | None = None
-    ) -> Any:
+        self, what: str, *, items: Iterable[Any] | None = None, total: int | None = None,
+        unit: str = "it",
+    ) -> Any:  # fmt: skip
         """tqdm's bar, to be updated by hand where `items` is None."""
         from tqdm import tqdm
 
         return tqdm(
             items, desc=what, total=total, disable=self.quiet or None, file=sys.stderr, leave=False,
-            mininterval=0.5, dynamic_ncols=True,
+            mininterval=0.5, dynamic_ncols=True, unit=unit,
         )  # fmt: skip
 
 

@@ -377,5 +377,7 @@ def test_sample_and_eval_take_this_way_and_sample_says_why(
         assert not ended.value.code, told
         if command == "sample":
             assert told.count("slow: its layers are not all full attention") == 1
-    assert open_version(Path("data/r/samples/train")).manifest["rows"] == 6
+    sampled = open_version(Path("data/r/samples/train")).manifest
+    assert sampled["rows"] == 6
+    assert "not all full attention" in sampled["notes"]["slow"]
     assert open_version(Path("data/r/predictions/base")).manifest["rows"] == 3

@@ -1,12 +1,15 @@
 """`perpo sample`: what cannot be sampled is counted under a reason, and may be repaired."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from perpo_pipeline import cli
-from perpo_pipeline.artifacts import open_version
+from perpo_pipeline.artifacts import Version, open_version
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.sample.processes import _visible_devices
 
 CONFIG = """
 run: r
@@ -61,3 +64,126 @@ def test_allowed_failures_go_to_errors_with_their_reason(broken: Path) -> None:
     assert version.manifest["rows"] == 6 and version.manifest["counts"]["failed"] == 1
     (error,) = version.table("errors").to_pylist()
     assert "has changed since `perpo prepare`" in error["reason"]
+
+
+TESTBED = """
+run: r
+model: {{id: testbed, dtype: float32, device: cpu}}
+prepare:
+  train: {{source: testbed, num_prompts: 10}}
+  test: {{source: testbed, num_prompts: 2}}
+sample: {{num_samples: 3, max_new_tokens: 20, batch_size: 2, prompts_per_part: 4{more}}}
+filter: {{min_margin: 0.01}}
+train: {{batch_size: 4, learning_rate: 1.0e-2, lora: {{rank: 2, alpha: 4}}}}
+"""
+
+
+@pytest.fixture
+def testbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(TESTBED.format(more=""))
+    assert run("prepare") == 0
+    assert run("sample") == 0
+    return tmp_path
+
+
+def sampled() -> Version:
+    return open_version(Path("data/r/samples/train"))
+
+
+def test_several_processes_and_a_restart_give_the_same_rows(testbed: Path) -> None:
+    one = sampled()
+    expected = one.table().to_pylist()
+    assert len(one.parts()) == 3
+    shutil.rmtree("data/r/samples")
+    assert run("sample", "--num-gpus", "2") == 0
+    assert sampled().fingerprint == one.fingerprint
+    assert sampled().table().to_pylist() == expected
+    # As after a kill: no manifest, and the middle part is not there yet.
+    (sampled().path / "manifest.json").unlink()
+    (one.path / "part-00001.parquet").unlink()
+    kept = one.path / "part-00000.parquet"
+    written = kept.stat().st_mtime_ns
+    assert run("sample") == 0
+    assert sampled().table().to_pylist() == expected
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_an_error_in_another_process_is_the_same_error(
+    broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sample", "--num-gpus", "2") == 2
+    assert "has changed since `perpo prepare`" in capsys.readouterr().err
+
+
+def test_the_seed_and_what_shapes_the_distribution_count_in_the_version(testbed: Path) -> None:
+    names = {sampled().fingerprint}
+    for extra in (["--seed", "1"], ["--temperature", "0.6"], ["--num-samples", "4"]):
+        assert run("sample", *extra) == 0
+        names.add(sampled().fingerprint)
+    (testbed / "r.yaml").write_text(TESTBED.format(more=", top_k: 1"))
+    assert run("sample") == 0
+    names.add(sampled().fingerprint)
+    assert len(names) == 5
+    answers = sampled().table().to_pylist()
+    by_prompt: dict[str, set[str]] = {}
+    for row in answers:
+        by_prompt.setdefault(row["prompt_id"], set()).add(row["completion"])
+    assert all(len(texts) == 1 for texts in by_prompt.values())  # top_k 1 is greedy
+
+
+def test_the_preview_is_what_score_says(
+    testbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("score") == 0
+    scores = open_version(Path("data/r/scores/train")).table().to_pydict()
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        "tqdm.tqdm.set_postfix", lambda self, values, refresh: shown.append(dict(values))
+    )
+    shutil.rmtree("data/r/samples")
+    assert run("sample", "--preview-reward", "iou") == 0
+    mean = sum(scores["reward"]) / len(scores["reward"])
+    assert shown[-1]["reward"] == f"{mean:.3f}" and shown[-1]["parsed"].endswith("%")
+    assert float(shown[-1]["tokens/s"]) > 0
+
+
+def test_an_adapter_is_sampled_and_named_in_the_lineage(testbed: Path) -> None:
+    base = sampled()
+    for stage in ("score", "filter"):
+        assert run(stage) == 0
+    assert run("train") == 0
+    adapter = open_version(Path("data/r/adapter/perpo"))
+    assert run("sample", "--adapter", str(adapter.path)) == 0
+    tuned = sampled()
+    assert tuned.manifest["inputs"]["adapter"]["fingerprint"] == adapter.fingerprint
+    assert tuned.table()["sampler_logprob"] != base.table()["sampler_logprob"]
+
+
+def test_a_server_needs_its_url(testbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sample", "--backend", "openai") == 2
+    assert "--base-url" in capsys.readouterr().err
+
+
+def test_a_server_has_its_own_gpus(testbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = ["--base-url", "http://127.0.0.1:1/v1"]
+    assert run("sample", "--backend", "openai", *url, "--num-gpus", "2") == 2
+    assert "num_gpus has no meaning for the openai backend" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"), [(None, ["0", "1"]), ("3,5,7", ["3", "5"]), ("3", None)]
+)
+def test_each_process_has_a_gpu_of_its_own(
+    visible: str | None, found: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if found is not None:
+        assert _visible_devices(2) == found
+        return
+    with pytest.raises(ConfigError, match="num_gpus is 2, and 1 GPUs are visible"):
+        _visible_devices(2)

@@ -161,6 +161,53 @@ class TestDistribution:
         assert IMAGE_ID not in greedy_decode(vlm, [prompt], max_new_tokens=8)[0].token_ids
 
 
+class TestRestrictions:
+    """What the configuration asks for, and nothing by default, is done as in `generate`."""
+
+    def test_penalised_greedy_equals_generate(self, stopping: Vlm) -> None:
+        """Prompts of different lengths in one batch, answers that end at different steps."""
+        found = draw(stopping, [0, 1, 3], top_k=1, repetition_penalty=1.5, max_new_tokens=20)
+        plain = draw(stopping, [0, 1, 3], top_k=1, max_new_tokens=20)
+        assert ids(found) != ids(plain)
+        for index, row in zip([0, 1, 3], found, strict=True):
+            prompt = encode(stopping, index)
+            generated = stopping.model.generate(
+                input_ids=prompt.input_ids[None],
+                attention_mask=torch.ones_like(prompt.input_ids[None]),
+                **prompt.tensors,
+                do_sample=False,
+                repetition_penalty=1.5,
+                suppress_tokens=[IMAGE_ID],
+                eos_token_id=list(MANY_ENDS),
+                pad_token_id=stopping.pad_token_id,
+                max_new_tokens=20,
+            )
+            expected = tuple(generated[0, prompt.num_tokens :].tolist())
+            assert {one.token_ids for one in row} == {expected}
+
+    @pytest.mark.parametrize("restriction", [{"top_k": 3}, {"top_p": 0.3}])
+    def test_only_the_likeliest_are_drawn_and_all_of_them(
+        self, vlm: Vlm, restriction: dict[str, float]
+    ) -> None:
+        prompt = encode(vlm, 1)
+        ranked = next_probabilities(vlm, prompt, [], 2.0).sort(descending=True)
+        before = ranked.values.cumsum(0) - ranked.values
+        count = int(restriction.get("top_k", (before < 0.3).sum()))
+        settings = {"num_samples": 1000, "temperature": 2.0, "max_new_tokens": 1}
+        (row,) = draw(vlm, [1], **settings, **restriction)
+        assert {one.token_ids[0] for one in row} == set(ranked.indices[:count].tolist())
+        (free,) = draw(vlm, [1], **settings)
+        assert len({one.token_ids[0] for one in free}) > count
+
+    def test_log_probabilities_stay_those_of_the_whole_vocabulary(self, stopping: Vlm) -> None:
+        prompt = encode(stopping, 1)
+        (row,) = draw(stopping, [1], top_k=3, repetition_penalty=1.5)
+        with torch.inference_mode():
+            batch = pack_lists(stopping, [CompletionList(prompt, [one.token_ids for one in row])])
+            expected = packed_logps(stopping.model, batch)[0].tolist()
+        assert [one.sampler_logprob for one in row] == pytest.approx(expected, abs=1e-4)
+
+
 class TestCompletions:
     def test_logprobs_equal_teacher_forcing(self, stopping: Vlm) -> None:
         lists = draw(stopping, [0, 1, 2, 3], temperature=0.7)

@@ -41,9 +41,13 @@ def draw_list(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
 ) -> Drawn:
     """Draw N completions from softmax(logits / temperature); like `sample_lists` for one prompt."""
-    how = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
+    how = {"do_sample": True, "temperature": float(temperature), "top_k": top_k or 0,
+           "top_p": top_p, "repetition_penalty": repetition_penalty}  # fmt: skip
     with _own_randomness(vlm.device, seed):
         return _generate(vlm, prompt, num_samples, max_new_tokens, how)
 

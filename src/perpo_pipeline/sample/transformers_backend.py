@@ -14,7 +14,7 @@ Models that cannot share a prefix, or never did, go through plain.py: the same, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +26,11 @@ from perpo_pipeline.attention import (
     causal_segments,
     visible_segments,
 )
-from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.errors import ConfigError, PerpoError
+from perpo_pipeline.model_inputs import encode_row, open_model
+from perpo_pipeline.models import EncodedPrompt, Vlm, base_model, merge_adapter
 from perpo_pipeline.sample import plain
+from perpo_pipeline.sample.backend import BackendSetup, Completion, Failure, Row, SampledList
 from perpo_pipeline.sample.cache import GrowingCache
 from perpo_pipeline.train.shared_prefix import (
     cast_tensors,
@@ -42,18 +44,43 @@ FILLER = -2  # a query slot whose row has fewer unfinished completions than othe
 Chooser = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One answer. `token_ids` ends with the end token where the model stopped by itself.
+# (token ids so far (K, L), logits (K, V)) -> what to draw from, temperature included
+Warper = Callable[[Tensor, Tensor], Tensor]
 
-    `finish_reason` is `stop` or `length`; `sampler_logprob` the sum over `token_ids` in nats at
-    T = 1 under the model's full vocabulary (a diagnosis, never the training reference).
-    """
 
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    sampler_logprob: float
+class TransformersBackend:
+    """The model in this process; needs nothing but torch and transformers."""
+
+    def __init__(self, setup: BackendSetup) -> None:
+        vlm = open_model(
+            setup.model, setup.resolved, setup.model_settings, setup.scratch, setup.adapter
+        )
+        self.vlm, self.setup = merge_adapter(vlm), setup
+        self.prompts_a_call = setup.sample.batch_size
+
+    def notes(self) -> dict[str, Any]:
+        """What the user should know, and the manifest record."""
+        return {} if self.vlm.shares_prefix else {"slow": plain.explain(self.vlm)}
+
+    def sample(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[SampledList | Failure]:
+        """The list of each prompt, in order."""
+        found: list[SampledList | Failure | None] = [None] * len(rows)
+        encoded = {}
+        for index, row in enumerate(rows):
+            try:
+                encoded[index] = encode_row(self.vlm, row, self.setup.model_settings["preprocess"])
+            except PerpoError as error:
+                found[index] = Failure(str(error))
+        config = self.setup.sample
+        lists = sample_lists(
+            self.vlm, list(encoded.values()), seeds=[seeds[index] for index in encoded],
+            num_samples=config.num_samples, temperature=config.temperature, top_k=config.top_k,
+            top_p=config.top_p, repetition_penalty=config.repetition_penalty,
+            max_new_tokens=config.max_new_tokens,
+        )  # fmt: skip
+        for (index, prompt), completions in zip(encoded.items(), lists, strict=True):
+            found[index] = SampledList(completions, prompt.resized)
+        return [one for one in found if one is not None]
 
 
 @torch.inference_mode()
@@ -65,8 +92,14 @@ def sample_lists(
     temperature: float,
     max_new_tokens: int,
     seeds: Sequence[int],
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
 ) -> list[list[Completion]]:
     """Draw `num_samples` completions for each prompt of one batch; `seeds` holds one a prompt.
+
+    top_k, top_p and repetition_penalty do nothing by default; where given they act as in
+    transformers' `generate`, in its order: penalty, temperature, top-k, top-p.
 
     Raises ConfigError for num_samples or max_new_tokens below 1 or a temperature that is not
     above 0 (use `greedy_decode`).
@@ -86,11 +119,14 @@ def sample_lists(
                 vlm,
                 *plain.draw_list(
                     vlm, prompt, num_samples=num_samples, temperature=temperature,
-                    max_new_tokens=max_new_tokens, seed=seed,
+                    max_new_tokens=max_new_tokens, seed=seed, top_k=top_k, top_p=top_p,
+                    repetition_penalty=repetition_penalty,
                 ),
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]  # fmt: skip
+    warp = _warper(temperature, top_k, top_p, repetition_penalty)
+    divisor = temperature if warp is None else 1.0
     shape = (max_new_tokens, num_samples)
     uniforms = torch.stack(
         [
@@ -101,14 +137,14 @@ def sample_lists(
 
     def draw(logits: Tensor, rows: Tensor, slots: Tensor, step: int) -> Tensor:
         # Unnormalised: u is scaled by the total instead.
-        weights = logits.sub(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
+        weights = logits.sub(logits.amax(-1, keepdim=True)).div_(divisor).exp_()
         cdf = weights.cumsum(-1, dtype=torch.float64)
         u = uniforms[rows, step].gather(1, slots)[..., None]
         # The first token whose cumulative probability exceeds u: one of probability 0 never does.
         chosen = torch.searchsorted(cdf, u * cdf[..., -1:], right=True).squeeze(-1)
         return chosen.clamp_(max=logits.shape[-1] - 1)
 
-    return _decode(vlm, prompts, num_samples, max_new_tokens, draw)
+    return _decode(vlm, prompts, num_samples, max_new_tokens, draw, warp)
 
 
 @torch.inference_mode()
@@ -136,6 +172,7 @@ def _decode(
     num_samples: int,
     max_new_tokens: int,
     choose: Chooser,
+    warp: Warper | None = None,
 ) -> list[list[Completion]]:
     """Grow every completion token by token; finished ones leave the batch."""
     if not prompts:
@@ -143,12 +180,40 @@ def _decode(
     run = _Run(vlm, prompts, num_samples, max_new_tokens)
     logits = run.prefill(prompts)
     for step in range(max_new_tokens):
-        tokens = choose(run.allowed(logits), run.rows, run.slots, step)
+        allowed = run.allowed(logits)
+        if warp is not None:
+            allowed = warp(run.texts(step), allowed.flatten(0, 1)).view_as(allowed)
+        tokens = choose(allowed, run.rows, run.slots, step)
         run.record(tokens, logits, step)
         if step + 1 == max_new_tokens or not run.retire_finished():
             break
         logits = run.advance(step)
     return run.completions()
+
+
+def _warper(
+    temperature: float, top_k: int | None, top_p: float, repetition_penalty: float
+) -> Warper | None:
+    """transformers' own processors, in the order of its `generate`; None where there is no need."""
+    if top_k is None and top_p == 1.0 and repetition_penalty == 1.0:
+        return None
+    from transformers import (
+        LogitsProcessorList,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    steps: list[Any] = [TemperatureLogitsWarper(temperature)]
+    if repetition_penalty != 1.0:
+        steps.insert(0, RepetitionPenaltyLogitsProcessor(repetition_penalty))
+    if top_k is not None:
+        steps.append(TopKLogitsWarper(top_k))
+    if top_p != 1.0:
+        steps.append(TopPLogitsWarper(top_p))
+    processors: Any = LogitsProcessorList(steps)
+    return processors  # type: ignore[no-any-return]
 
 
 def _check_limit(max_new_tokens: int) -> None:
@@ -213,6 +278,8 @@ class _Run:
             segments[row, -prompt.num_tokens :] = PREFIX
             positions[:, row, -prompt.num_tokens :] = prompt.positions
         self.key_segments = segments.to(device)
+        last = torch.stack([prompt.input_ids[-1] for prompt in prompts])
+        self.prompt_ids = torch.where(segments == PADDING, last[:, None], ids).to(device)
         tensors = cast_tensors(stack_image_tensors(prompts), self.vlm.dtype)
         logits = self._forward(
             ids.to(device),
@@ -249,6 +316,17 @@ class _Run:
             hidden = hidden[:, -1:]
         logits: Tensor = self.model.lm_head(hidden).float()
         return logits
+
+    def texts(self, step: int) -> Tensor:
+        """(R * W, P + step) the tokens of prompt and completion behind every slot.
+
+        Where a row has fewer, its prompt's last token stands: it is part of the text anyway.
+        """
+        prompt = self.prompt_ids[self.rows]
+        drawn = self.output[self.rows[:, None], self.slots, :step]
+        drawn = torch.where(drawn < 0, prompt[:, -1, None, None], drawn)
+        prompt = prompt[:, None].expand(-1, self.slots.shape[1], -1)
+        return torch.cat([prompt, drawn], dim=-1).flatten(0, 1)
 
     def allowed(self, logits: Tensor) -> Tensor:
         return logits.index_fill(-1, self.banned, -torch.inf)

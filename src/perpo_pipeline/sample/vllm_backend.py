@@ -1,0 +1,424 @@
+"""Sample with vLLM's engine in this process: what training reads, at the engine's own speed.
+
+Tokens and pixels are training's: the prompt goes in as token ids, the image as training prepares
+it, and vLLM is told to use the PIL image processor, as training does. vLLM itself puts the image's
+placeholders in; the ids it then has are compared with `encode_prompt`'s before the first prompt is
+sampled, and their number at every prompt.
+
+Completions are drawn from softmax(logits / T) over all tokens but image placeholders, and end at
+the model's end tokens: vLLM takes nothing from generation_config.json, and every parameter that it
+knows a default for is given. Each prompt has its own seed. The engine runs in this process, is
+given requests at fixed points and starts each call with empty caches: its batches depend on the
+call's rows alone, so the same rows give the same completions. Images are processed ahead, in a
+thread beside the engine.
+"""
+
+import copy
+import importlib
+import json
+import os
+import re
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.adapters import LORA_WEIGHTS
+from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.errors import (
+    ConfigError,
+    MissingDependencyError,
+    PerpoError,
+    first_line,
+)
+from perpo_pipeline.merge import merge_to_disk
+from perpo_pipeline.model_inputs import IDENTITY_CACHE, prompt_image
+from perpo_pipeline.models import (
+    Vlm,
+    adds_special_tokens,
+    encode_prompt,
+    load_front,
+    prepare_image,
+    render_prompt,
+)
+from perpo_pipeline.processors import count_prompt_tokens, resized_size
+from perpo_pipeline.sample.backend import (
+    BackendSetup,
+    Completion,
+    Failure,
+    Row,
+    SampledList,
+    Size,
+)
+
+INSTALL = "pip install -c constraints.txt 'perpo-pipeline[vllm]'"
+# Read by vLLM when it is imported or started; what the user has set stays.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; by itself it takes all memory that is free
+}
+RENDERED_AHEAD = 8  # prompts, with their pixels
+TEMPERATURES = (0.01, 2.0)  # vLLM alters or refuses what lies outside
+# Families whose adapters vLLM applies exactly (tests/vllm); it has none for LLaVA-OneVision.
+LORA_FAMILIES = ("llava", "llava-next", "qwen2.5-vl", "qwen3-vl")
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be started with
+# vLLM is silently wrong about the vision tower and the projector.
+_LANGUAGE_MODEL_LORA = re.compile(
+    r".*\.language_model\.layers\.\d+\."
+    r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.lora_[AB]\.weight"
+)
+
+
+class VllmBackend:
+    """Draws completions with vLLM; holds the accelerator's memory until `close`.
+
+    Raises MissingDependencyError without vLLM, ConfigError where vLLM cannot serve the model or
+    cannot draw as configured, and what `load_front` and `merge_to_disk` raise.
+    """
+
+    prompts_a_call = 0  # the engine makes its own batches
+
+    def __init__(self, setup: BackendSetup) -> None:
+        self.vllm = _import("vllm")
+        _check(setup.sample, setup.model)
+        dtype = setup.model_settings["dtype"]
+        cache = setup.scratch / IDENTITY_CACHE
+        self.front = load_front(setup.resolved, adapter=setup.adapter, identity_cache=cache)
+        self.sampling = setup.sample
+        self.preprocess: str = setup.model_settings["preprocess"]
+        self.is_compared = False  # whether vLLM's tokens were found to be training's
+        # Fast tokenizers refuse two threads at a time: `worker` has the front's.
+        self.tokenizer = copy.deepcopy(self.front.tokenizer)
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="render")
+        self._notes: dict[str, Any] = {}
+        path, lora_rank = setup.resolved.path, None
+        if setup.adapter is not None:
+            lora_rank = exact_lora_rank(self.front, setup.adapter)
+            if lora_rank is None:
+                merged = setup.scratch / "merged"
+                path = merge_to_disk(setup.resolved, setup.adapter, dtype, merged, cache)
+                self._notes["adapter"] = f"vLLM serves the adapter merged into its base, {path}"
+        self.llm = _start(self.vllm, path, dtype, lora_rank)
+        self.lora = None
+        if lora_rank is not None:
+            request = _import("vllm.lora.request").LoRARequest
+            self.lora = request("adapter", 1, str(setup.adapter))
+        # Some models' heads have no place for the placeholder, which bans it as well.
+        vocabulary = self.llm.model_config.get_vocab_size()
+        self.banned = [token for token in self.front.image_token_ids if token < vocabulary]
+        self.refusals = (PerpoError, ValueError, _import("vllm.exceptions").VLLMClientError)
+        # Completions that wait or run: enough that the engine never runs short.
+        self.window = 2 * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+
+    def notes(self) -> dict[str, Any]:
+        """That an adapter was merged, where it was."""
+        return self._notes
+
+    def sample(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[SampledList | Failure]:
+        """The list of each prompt, in order (see `backend.Backend`).
+
+        Raises ConfigError where vLLM's tokens of the first prompt are not those of training.
+        """
+        engine = self.llm.llm_engine
+        self._empty_caches()
+        found: dict[int, SampledList | Failure] = {}
+        running: dict[int, _Prompt] = {}
+        with closing(self._rendered(rows)) as waiting:
+            while True:
+                # Not all at once: the pixels of many large images would not fit in memory.
+                while engine.get_num_unfinished_requests() < self.window:
+                    if (item := next(waiting, None)) is None:
+                        break
+                    index, prompt = item
+                    added = self._add(index, prompt, seeds[index])
+                    if isinstance(added, Failure):
+                        found[index] = added
+                    else:
+                        running[index] = added
+                if not running:
+                    return [found[index] for index in range(len(rows))]
+                for output in engine.step():
+                    if output.finished:
+                        index = int(output.request_id)
+                        found[index] = self._collect(running.pop(index), output)
+
+    def _rendered(self, rows: Sequence[Row]) -> Generator[tuple[int, "_Prompt | Failure"]]:
+        """Index and prompt of every row, in order; the next ones are made while the engine runs."""
+        ahead: deque[tuple[int, Future[_Prompt | Failure]]] = deque()
+        try:
+            for index, row in enumerate(rows):
+                ahead.append((index, self.worker.submit(self._render, row)))
+                if len(ahead) > RENDERED_AHEAD:
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            for index, future in ahead:
+                yield index, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+    def _render(self, row: Row) -> "_Prompt | Failure":
+        """What vLLM makes of a row; runs in `worker`, which alone uses the front."""
+        try:
+            prompt = _read(self.front, row, self.preprocess)
+            (prompt.engine_input,) = self.llm.renderer.render_cmpl([prompt.inputs])
+            if not self.is_compared:
+                encoded = encode_prompt(
+                    self.front, prompt_image(row), row["prompt"], preprocess=self.preprocess
+                )
+                _compare(self.front, prompt.token_ids, encoded.input_ids.tolist())
+                self.is_compared = True
+        except ConfigError:
+            raise
+        except self.refusals as error:
+            return Failure(str(error))
+        return prompt
+
+    def _add(self, index: int, prompt: "_Prompt | Failure", seed: int) -> "_Prompt | Failure":
+        """Hand a prompt to the engine; a Failure where it cannot take it."""
+        if isinstance(prompt, Failure):
+            return prompt
+        engine, name = self.llm.llm_engine, str(index)
+        try:
+            engine.add_request(
+                name, prompt.engine_input, self._sampling_params(seed), lora_request=self.lora
+            )
+        except self.refusals as error:
+            return Failure(str(error))
+        length = len(prompt.token_ids)
+        if prompt.num_tokens not in (None, length):
+            # Only now: vLLM's two caches of images must see the same prompts.
+            engine.abort_request([name])
+            return Failure(
+                f"vLLM makes {length} tokens of the prompt, training {prompt.num_tokens}"
+            )
+        return prompt
+
+    def _sampling_params(self, seed: int) -> Any:
+        """Every parameter that alters the distribution, whatever the model recommends."""
+        sampling = self.sampling
+        return self.vllm.SamplingParams(
+            n=sampling.num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k or 0,
+            min_p=0.0,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+            max_tokens=sampling.max_new_tokens,
+            # Completion i draws from seed + i, which must fit in 63 bits, too.
+            seed=seed >> 1,
+            ignore_eos=True,  # the tokenizer's own, which need not be among the model's
+            stop_token_ids=list(self.front.eos_token_ids),
+            logit_bias=dict.fromkeys(self.banned, -100.0),
+            logprobs=0,  # of the drawn tokens alone
+            detokenize=False,
+            output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _collect(self, prompt: "_Prompt", output: Any) -> SampledList | Failure:
+        drawn = output.outputs
+        limit, ends = self.sampling.max_new_tokens, set(self.front.eos_token_ids)
+        for one in drawn:
+            stopped = one.finish_reason == "stop" and one.token_ids[-1] in ends
+            if not stopped and (one.finish_reason != "length" or len(one.token_ids) != limit):
+                return Failure(
+                    f"vLLM ended an answer ({one.finish_reason}) after {len(one.token_ids)} of "
+                    f"{limit} new tokens; the prompt has {len(output.prompt_token_ids)} and the "
+                    f"context {self.llm.model_config.max_model_len}"
+                )
+        texts = self.tokenizer.batch_decode(
+            [one.token_ids for one in drawn],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        completions = [
+            Completion(text, tuple(one.token_ids), one.finish_reason, one.cumulative_logprob)
+            for text, one in zip(texts, drawn, strict=True)
+        ]
+        return SampledList(completions, prompt.resized)
+
+    def _empty_caches(self) -> None:
+        """What an earlier call left would change how this one's batches are composed."""
+        self.llm.reset_prefix_cache()
+        self.llm.reset_mm_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+
+    def close(self) -> None:
+        """Stop the engine and give the memory back; the backend cannot sample any more."""
+        self.worker.shutdown(cancel_futures=True)
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
+        _import("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
+
+
+@dataclass
+class _Prompt:
+    """A row as vLLM takes it; `num_tokens` with the image's, where that is known beforehand.
+
+    `engine_input` is what its renderer makes of `inputs`: tokens with placeholders, and pixels.
+    """
+
+    inputs: Mapping[str, Any]
+    num_tokens: int | None
+    resized: Size | None
+    engine_input: Any = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the prompt as vLLM reads it."""
+        ids: list[int] = self.engine_input["prompt_token_ids"]
+        return ids
+
+
+def _read(front: Vlm, row: Row, preprocess: str) -> _Prompt:
+    image = prepare_image(front, prompt_image(row), preprocess)
+    text = render_prompt(front, row["prompt"])
+    ids = front.tokenizer(text, add_special_tokens=adds_special_tokens(front, text))["input_ids"]
+    return _Prompt(
+        inputs={
+            "prompt_token_ids": ids,
+            "multi_modal_data": {"image": image},
+            # What the caches know an image by.
+            "multi_modal_uuids": {"image": f"{row['image_sha256']} {preprocess}"},
+        },
+        num_tokens=count_prompt_tokens(front.processor, text, image.size),
+        resized=resized_size(front.processor, image.size),
+    )
+
+
+def _compare(front: Vlm, found: Sequence[int], expected: Sequence[int]) -> None:
+    """Raise ConfigError unless vLLM's tokens of a prompt are those that training reads."""
+    if list(found) == list(expected):
+        return
+    place = _first_difference(found, expected)
+    ours, theirs = _readable(front, expected), _readable(front, found)
+    start = max(_first_difference(ours, theirs) - 40, 0)
+    raise ConfigError(
+        f"vLLM reads a prompt otherwise than training does: {len(found)} tokens instead of "
+        f"{len(expected)}; at place {place} {list(found[place : place + 3])} instead of "
+        f"{list(expected[place : place + 3])}.\n"
+        f"  vLLM:     {theirs[start : start + 120]!r}\n"
+        f"  training: {ours[start : start + 120]!r}",
+        fix="set sample.backend to transformers: vLLM may cut this model's images into another "
+        "number of tokens, or the model's tokenizer and processor files may not fit together",
+    )
+
+
+def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
+    pairs = enumerate(zip_longest(one, other))
+    return next((place for place, (a, b) in pairs if a != b), 0)
+
+
+def _readable(front: Vlm, ids: Sequence[int]) -> str:
+    """The text of tokens, each run of image placeholders as one with its length."""
+    text = front.tokenizer.decode(list(ids))
+    image = str(getattr(front.processor, "image_token", "<image>"))
+    runs = rf"(?:{re.escape(image)})+"
+    return re.sub(runs, lambda run: f"{image}*{len(run[0]) // len(image)}", text)
+
+
+def _import(module: str) -> Any:
+    """A module of vLLM, which is optional and has no types."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise MissingDependencyError(
+            "vLLM is not installed.", fix=f"{INSTALL}, or set sample.backend to transformers"
+        ) from None
+
+
+def _check(sampling: SampleConfig, model: ModelConfig) -> None:
+    low, high = TEMPERATURES
+    if not low <= sampling.temperature <= high:
+        raise ConfigError(
+            f"sample.temperature is {sampling.temperature}; vLLM draws from {low} to {high}.",
+            fix="change it, or set sample.backend to transformers",
+        )
+    built_for = "cpu" if _is_cpu_build() else "cuda"
+    if model.device not in ("auto", built_for):
+        raise ConfigError(
+            f"model.device is {model.device}, and the vLLM that is installed is for {built_for}.",
+            fix="set model.device to auto, or sample.backend to transformers",
+        )
+
+
+def _is_cpu_build() -> bool:
+    return bool(_import("vllm.platforms").current_platform.is_cpu())
+
+
+def exact_lora_rank(front: Vlm, adapter: Path) -> int | None:
+    """The rank to start vLLM with for an adapter that it applies exactly; None for others.
+
+    Exact: plain LoRA, on the language model's own linear layers alone, in a family that was tried.
+    """
+    from safetensors import safe_open
+
+    weights = adapter / LORA_WEIGHTS
+    if front.family.name not in LORA_FAMILIES or not weights.is_file():
+        return None
+    with safe_open(weights, framework="pt") as stored:
+        if not all(_LANGUAGE_MODEL_LORA.fullmatch(name) for name in stored.keys()):  # noqa: SIM118
+            return None
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    special = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    if any(config.get(name) for name in special):
+        return None
+    return next((rank for rank in LORA_RANKS if rank >= config["r"]), None)
+
+
+def _start(vllm: Any, path: Path, dtype: str, lora_rank: int | None) -> Any:
+    special: dict[str, Any] = {}
+    if lora_rank is not None:
+        special |= {"enable_lora": True, "max_lora_rank": lora_rank}
+    if _is_cpu_build():
+        # A seeded request whose prompt is read in pieces ends vLLM's CPU engine with an error.
+        special |= {"enforce_eager": True, "enable_chunked_prefill": False}
+    try:
+        with _quietly():
+            return vllm.LLM(
+                str(path),
+                dtype=dtype,
+                seed=0,  # each prompt has its own
+                generation_config="vllm",
+                trust_remote_code=False,
+                limit_mm_per_prompt={"image": 1},
+                mm_processor_kwargs={"use_fast": False},  # the PIL image processor
+                enable_prefix_caching=True,
+                max_model_len=-1,  # the model's, or what fits in memory
+                use_tqdm_on_load=False,
+                **special,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise ConfigError(
+            f"vLLM cannot serve the model: {first_line(error)}",
+            where=str(path),
+            fix="set sample.backend to transformers; VLLM_LOGGING_LEVEL=INFO shows vLLM's own log",
+        ) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hide what vLLM's way of starting makes libraries say, such as of `use_fast`."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,174 @@
+"""Real HTTP servers on loopback that behave like vLLM's, like others', or badly."""
+
+import base64
+import io
+import json
+import random
+import select
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tiny_models import tiny_tokenizer
+
+from perpo_pipeline.processors import load_processor
+
+END, IMAGE_ID, MAX_NEW = 2, 3, 6
+WORDS = tiny_tokenizer()
+
+Json = dict[str, Any]
+# (request's body, which request this is with the same messages) -> what goes back
+Answer = Callable[[Json, int], "Json | Reply | None"]
+
+
+class Reply:
+    """An answer other than 200 with JSON; `None` in its place is a connection that breaks off."""
+
+    def __init__(self, status: int, body: Any = "", **headers: str) -> None:
+        self.status, self.headers = status, headers
+        self.body = body if isinstance(body, str) else json.dumps(body)
+
+
+UNANSWERED = Reply(0)  # the server waits for the client to hang up
+LONGEST_WAIT_S = 120
+
+
+class Server:
+    """Answers as `answer` says; remembers every request and how many ran at a time."""
+
+    def __init__(self, answer: Answer, *, owned_by: str = "vllm", model: str = "tiny") -> None:
+        self.answer = answer
+        self.models: Any = {"object": "list", "data": [{"id": model, "owned_by": owned_by}]}
+        self.bodies: list[Json] = []
+        self.headers: list[dict[str, str]] = []
+        self.at: list[float] = []
+        self.paths: list[str] = []
+        self.seen: Counter[str] = Counter()
+        self.running = self.most_running = 0
+        self.lock = threading.Lock()
+        self.hung_up = threading.Event()
+        self.start(0)
+
+    def start(self, port: int) -> None:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                fake.paths.append(self.path)
+                fake.headers.append(dict(self.headers))
+                models = fake.models
+                self.reply(models if isinstance(models, Reply) else Reply(200, models))
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with fake.lock:
+                    fake.paths.append(self.path)
+                    fake.bodies.append(body)
+                    fake.headers.append(dict(self.headers))
+                    fake.at.append(time.monotonic())
+                    key = json.dumps(body["messages"])
+                    fake.seen[key] += 1
+                    number = fake.seen[key]
+                    fake.running += 1
+                    fake.most_running = max(fake.most_running, fake.running)
+                try:
+                    answer = fake.answer(body, number)
+                finally:
+                    with fake.lock:
+                        fake.running -= 1
+                wait_s = LONGEST_WAIT_S if answer is UNANSWERED else 0
+                if select.select([self.connection], [], [], wait_s)[0]:
+                    fake.hung_up.set()
+                    self.close_connection = True
+                elif answer is None or answer is UNANSWERED:
+                    self.close_connection = True
+                else:
+                    self.reply(answer if isinstance(answer, Reply) else Reply(200, answer))
+
+            def reply(self, reply: Reply) -> None:
+                data = reply.body.encode()
+                self.send_response(reply.status)
+                for name, value in reply.headers.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    def stop(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def drawn_ids(seed: int, index: int) -> list[int]:
+    """The answer number `index` to a request with `seed`: ends early or at the limit."""
+    dice = random.Random(f"{seed}/{index}")
+    ids = [dice.randrange(4, 300) for _ in range(dice.randint(0, MAX_NEW))]
+    return ids if len(ids) == MAX_NEW else [*ids, END]
+
+
+def choice(index: int, ids: list[int], **changes: Any) -> Json:
+    """As vLLM sends it."""
+    made = {
+        "index": index,
+        "message": {"role": "assistant", "content": WORDS.decode(ids, skip_special_tokens=True)},
+        "finish_reason": "stop" if ids and ids[-1] == END else "length",
+        "logprobs": {"content": [{"token": "x", "logprob": -0.25, "bytes": None} for _ in ids]},
+        "stop_reason": None,
+        "token_ids": ids,
+    }
+    return made | changes
+
+
+def without_ids(reply: Json) -> Json:
+    """What a server that is not vLLM sends of it."""
+    for made in reply["choices"]:
+        del made["token_ids"], made["stop_reason"]
+    reply.pop("prompt_token_ids", None)
+    return reply
+
+
+def picture(body: Json) -> Image.Image:
+    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    head, data = url.split(",", 1)
+    assert head == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+
+
+def make_like_vllm(model_dir: Path) -> Answer:
+    """Renders and tokenises what it is sent, in its order, with the model's own processor."""
+    processor = load_processor(model_dir)
+    lock = threading.Lock()
+
+    def answer(body: Json, number: int) -> Json:
+        parts = [
+            {"type": "image"} if part["type"] == "image_url" else part
+            for part in body["messages"][0]["content"]
+        ]
+        with lock:
+            text = processor.apply_chat_template(
+                [{"role": body["messages"][0]["role"], "content": parts}],
+                add_generation_prompt=True,
+            )
+            ids = processor(
+                images=[picture(body)], text=[text], add_special_tokens=body["add_special_tokens"]
+            )["input_ids"][0]
+        choices = [choice(i, drawn_ids(body["seed"], i)) for i in range(body["n"])]
+        return {"choices": choices, "prompt_token_ids": list(ids)}
+
+    return answer

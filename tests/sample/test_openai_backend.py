@@ -1,0 +1,828 @@
+"""The openai backend against real HTTP servers on loopback: one like vLLM, one that is not."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_openai_server import (
+    END,
+    IMAGE_ID,
+    LONGEST_WAIT_S,
+    MAX_NEW,
+    UNANSWERED,
+    WORDS,
+    Answer,
+    Json,
+    Reply,
+    Server,
+    choice,
+    drawn_ids,
+    make_like_vllm,
+    picture,
+    without_ids,
+)
+from PIL import Image
+from tiny_families import save_tiny_family
+from tiny_models import noise_image, save_tiny_llava
+
+from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.errors import ConfigError, MissingDependencyError
+from perpo_pipeline.images import load_image
+from perpo_pipeline.models import encode_prompt, load_front, resolve_model
+from perpo_pipeline.sample import openai_backend, openai_server
+from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList
+from perpo_pipeline.sample.openai_backend import OpenAIBackend
+
+KEY = "sk-not-to-be-seen-4711"
+NUM = 5
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def like_vllm(model_dir: Path) -> Answer:
+    return make_like_vllm(model_dir)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Answer:
+    def answer(body: Json, number: int) -> Json:
+        choices = [choice(i, drawn_ids(body["seed"], i)) for i in range(body["n"])]
+        return without_ids({"choices": choices})
+
+    return answer
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits, no key of whoever runs this, the processor read once."""
+    monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 0.02)
+    for name in openai_server.KEY_NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr(openai_backend, "load_front", lambda resolved, **_: _load_once(resolved))
+
+
+_load_once = cache(load_front)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(answer: Answer, **settings: Any) -> Server:
+        servers.append(Server(answer, **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def connect(model_dir: Path, tmp_path: Path) -> Callable[..., OpenAIBackend]:
+    def make(
+        server: Server | str, preprocess: str = "processor", model: Path = model_dir, **sample: Any
+    ) -> OpenAIBackend:
+        url = server if isinstance(server, str) else server.url
+        settings: Json = {
+            "backend": "openai", "num_samples": NUM, "max_new_tokens": MAX_NEW,
+            "served_model": "tiny", "base_url": url, "concurrency": 4,
+        }  # fmt: skip
+        return OpenAIBackend(
+            BackendSetup(
+                model=ModelConfig(id=str(model)),
+                resolved=resolve_model(str(model)),
+                model_settings={"preprocess": preprocess},
+                sample=SampleConfig(**settings | sample),
+                scratch=tmp_path,
+            )
+        )
+
+    return make
+
+
+def encoded_file(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def make_row(index: int, data: bytes | None = None, prompt: str | None = None) -> Row:
+    data = encoded_file(noise_image(index)) if data is None else data
+    return {
+        "prompt_id": f"p{index}",
+        "image": {"bytes": data, "path": None},
+        "image_sha256": hashlib.sha256(data).hexdigest(),
+        "prompt": prompt or f"where is square {index}?",
+    }
+
+
+def seed_of(index: int) -> int:
+    return (1 << 62) + index * 1_000_003
+
+
+def sample(backend: OpenAIBackend, num: int) -> list[SampledList | Failure]:
+    return backend.sample([make_row(i) for i in range(num)], [seed_of(i) for i in range(num)])
+
+
+def ids_of(result: SampledList | Failure) -> list[list[int]]:
+    assert isinstance(result, SampledList), result
+    return [list(completion.token_ids) for completion in result.completions]
+
+
+def sent(index: int) -> int:
+    """The seed that vLLM is sent for row `index`: it adds up to N, which must fit in 63 bits."""
+    return seed_of(index) >> 1
+
+
+def expected(index: int) -> list[list[int]]:
+    return [drawn_ids(sent(index), i) for i in range(NUM)]
+
+
+def reason_of(result: SampledList | Failure) -> str:
+    assert isinstance(result, Failure), result
+    return result.reason
+
+
+class TestVllm:
+    def test_each_row_gets_the_completions_of_its_own_seed_in_order(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        def first_is_last(body: Json, number: int) -> Any:
+            time.sleep(0.3 if body["seed"] == sent(0) else 0)
+            return like_vllm(body, number)
+
+        backend = connect(serve(first_is_last))
+        results = sample(backend, 6)
+        assert [ids_of(r) for r in results] == [expected(i) for i in range(6)]
+        assert backend.notes() == {}
+
+    def test_a_completion_holds_text_reason_and_summed_logprob(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        (result,) = sample(connect(serve(like_vllm), num_samples=20), 1)
+        assert isinstance(result, SampledList)
+        assert {c.finish_reason for c in result.completions} == {"stop", "length"}
+        for completion in result.completions:
+            ended = completion.token_ids[-1] == END
+            assert completion.finish_reason == ("stop" if ended else "length")
+            assert completion.sampler_logprob == -0.25 * len(completion.token_ids)
+            spoken = completion.token_ids[:-1] if ended else completion.token_ids
+            assert completion.text == WORDS.decode(spoken)
+        assert result.resized == (32, 32)
+
+    def test_nothing_is_left_to_the_generation_config_of_the_server(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        server = serve(like_vllm)
+        sample(connect(server, temperature=0.7), 1)
+        (body,) = server.bodies
+        del body["messages"]
+        assert body == {
+            "model": "tiny", "n": NUM, "temperature": 0.7, "seed": sent(0), "top_p": 1.0,
+            "max_tokens": MAX_NEW, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+            "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": {"3": -100.0},
+            "stop_token_ids": [END], "ignore_eos": True, "add_special_tokens": True,
+            "skip_special_tokens": True, "logprobs": True, "return_token_ids": True,
+        }  # fmt: skip
+
+    def test_what_the_configuration_asks_for_is_sent(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        server = serve(like_vllm)
+        sample(connect(server, top_k=7, top_p=0.9, repetition_penalty=1.2), 1)
+        sent = server.bodies[0]
+        assert (sent["top_k"], sent["top_p"], sent["repetition_penalty"]) == (7, 0.9, 1.2)
+
+    def test_the_image_comes_first_and_holds_the_pixels_of_training(
+        self, serve: Any, connect: Any, like_vllm: Answer, model_dir: Path
+    ) -> None:
+        # Transparent, so that RGB is no mere copy; wider than high, so that padding shows.
+        noise = noise_image(3, 21, 8).convert("RGBA")
+        noise.putalpha(noise_image(4, 21, 8).convert("L"))
+        row = make_row(0, encoded_file(noise))
+        upright = load_image(row["image"]["bytes"], where="test")
+        for preprocess in ("processor", "pad"):
+            server = serve(like_vllm)
+            (result,) = connect(server, preprocess).sample([row], [1])
+            assert isinstance(result, SampledList)
+            (body,) = server.bodies
+            (message,) = body["messages"]
+            assert message["role"] == "user"
+            assert [part["type"] for part in message["content"]] == ["image_url", "text"]
+            assert message["content"][1]["text"] == row["prompt"]
+            sent = np.asarray(picture(body))
+            if preprocess == "processor":
+                assert np.array_equal(sent, np.asarray(upright))
+            else:  # 13 rows of margin, 6 above; CLIP's mean colour, rounded down
+                assert sent.shape == (21, 21, 3)
+                assert np.array_equal(sent[6:14], np.asarray(upright))
+                assert (sent[:6] == (122, 116, 104)).all() and (sent[14:] == (122, 116, 104)).all()
+            vlm = load_front(resolve_model(str(model_dir)))
+            trained = encode_prompt(vlm, upright, row["prompt"], preprocess=preprocess)
+            served = encode_prompt(vlm, picture(body), row["prompt"])
+            assert torch.equal(trained.tensors["pixel_values"], served.tensors["pixel_values"])
+
+    def test_other_prompt_tokens_than_in_training_stop_the_run_and_both_are_shown(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        def with_a_system_turn(body: Json, number: int) -> Any:
+            reply = like_vllm(body, number)
+            assert isinstance(reply, dict)
+            ids = reply["prompt_token_ids"]
+            return reply | {"prompt_token_ids": [ids[0], 77, *ids[1:]]}
+
+        with pytest.raises(ConfigError) as caught:
+            sample(connect(serve(with_a_system_turn)), 1)
+        server, training = (
+            line.split(":", 1)[1].split()
+            for line in str(caught.value).splitlines()
+            if line.startswith(("  server:", "  training:"))
+        )
+        assert server[1] == "77" and server[:1] + server[2:] == training
+        assert f"{IMAGE_ID}*16" in training
+        assert "different from place 1 on" in str(caught.value) and "p0" in str(caught.value)
+
+    def test_a_prompt_that_only_ends_early_is_noticed(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        def cut(body: Json, number: int) -> Any:
+            reply = like_vllm(body, number)
+            assert isinstance(reply, dict)
+            return reply | {"prompt_token_ids": reply["prompt_token_ids"][:-1]}
+
+        with pytest.raises(ConfigError, match="reads prompt p0 otherwise"):
+            sample(connect(serve(cut)), 1)
+
+    def test_a_later_prompt_of_another_length_is_noticed(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        """As of a server whose largest image is smaller: the first images may be alike."""
+
+        def cut(body: Json, number: int) -> Any:
+            reply = like_vllm(body, number)
+            assert isinstance(reply, dict)
+            ids = reply["prompt_token_ids"]
+            if body["seed"] == sent(3):
+                ids.remove(IMAGE_ID)
+            return reply
+
+        with pytest.raises(ConfigError, match="reads prompt p3 otherwise") as caught:
+            sample(connect(serve(cut), concurrency=1), 5)
+        assert f" {IMAGE_ID}*15 " in str(caught.value) and f" {IMAGE_ID}*16 " in str(caught.value)
+
+    def test_an_old_vllm_without_token_ids_is_retokenised_and_that_said_once(
+        self, serve: Any, connect: Any, plain: Answer, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        backend = connect(serve(plain))
+        assert backend.notes() == {}
+        assert all(isinstance(result, SampledList) for result in sample(backend, 3))
+        assert "retokenised from their text" in backend.notes()["token_ids"]
+        assert capfd.readouterr().err.count("retokenised") == 1
+
+    @pytest.mark.parametrize("temperature", [0.005, 2.5])
+    def test_a_temperature_that_vllm_alters_or_refuses_is_refused_first(
+        self, serve: Any, connect: Any, like_vllm: Answer, temperature: float
+    ) -> None:
+        with pytest.raises(ConfigError, match="temperature"):
+            connect(serve(like_vllm), temperature=temperature)
+
+    def test_a_resized_image_is_told_and_one_that_the_model_refuses_fails_alone(
+        self, serve: Any, connect: Any, tmp_path: Path
+    ) -> None:
+        model = save_tiny_family("qwen2_5_vl", tmp_path / "qwen")
+        reply = make_like_vllm(model)
+        server = serve(lambda body, number: reply(body | {"n": 0}, number) | one_stop(model))
+        ribbon, image = noise_image(1, 900, 3), noise_image(2, 90, 61)
+        rows = [make_row(i, encoded_file(one)) for i, one in enumerate((ribbon, image))]
+        refused, good = connect(server, model=model, num_samples=1).sample(rows, [1, 2])
+        assert "ratio" in reason_of(refused)
+        assert isinstance(good, SampledList)
+        trained = encode_prompt(load_front(resolve_model(str(model))), image, "where?")
+        assert good.resized == trained.resized != image.size
+
+
+def one_stop(model_dir: Path) -> Json:
+    end = load_front(resolve_model(str(model_dir))).eos_token_ids[0]
+    return {"choices": [choice(0, [5, end], finish_reason="stop")]}
+
+
+class TestOtherServer:
+    def test_only_fields_of_the_protocol_are_sent(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        server = serve(plain, owned_by="someone")
+        sample(connect(server, top_p=0.8), 2)
+        for body in server.bodies:
+            assert set(body) == {
+                "model", "messages", "n", "temperature", "top_p", "seed", "max_tokens", "logprobs",
+            }  # fmt: skip
+            assert body["top_p"] == 0.8
+
+    def test_a_seed_fits_31_bits_and_differs_between_prompts(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        server = serve(plain, owned_by="someone")
+        seeds = [2**63 - 1, 2**62, 2**33, 5 * 2**50]
+        connect(server).sample([make_row(i) for i in range(4)], seeds)
+        sent = [body["seed"] for body in server.bodies]
+        assert len(set(sent)) == 4 and all(0 <= seed < 2**31 for seed in sent)
+
+    def test_the_text_is_tokenised_with_the_end_token_where_it_stopped(
+        self, serve: Any, connect: Any, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def answer(body: Json, number: int) -> Json:
+            ended = choice(0, [5, END], message={"content": "[0.12, 0.34]"})
+            cut = choice(1, [5], message={"content": "[0.12, 0"}, finish_reason="length")
+            return without_ids({"choices": [cut, ended]})
+
+        backend = connect(serve(answer, owned_by="someone"), num_samples=2)
+        assert "retokenised from their text" in backend.notes()["token_ids"]
+        results = sample(backend, 3)
+        for result in results:
+            stopped, cut = ids_of(result)
+            assert stopped[-1] == END and END not in stopped[:-1]
+            assert WORDS.decode(stopped[:-1]) == "[0.12, 0.34]"
+            assert END not in cut and WORDS.decode(cut) == "[0.12, 0"
+            assert 1 not in stopped + cut  # no begin token
+        assert list(backend.notes()) == ["token_ids"]
+        assert not capfd.readouterr().err  # the stage says the notes
+
+    def test_text_that_looks_like_special_tokens_stays_text(self, serve: Any, connect: Any) -> None:
+        said = "a</s>b<image><pad>"
+
+        def answer(body: Json, number: int) -> Json:
+            return without_ids({"choices": [choice(0, [5, END], message={"content": said})]})
+
+        (result,) = sample(connect(serve(answer, owned_by="someone"), num_samples=1), 1)
+        (ids,) = ids_of(result)
+        assert ids[-1] == END and not {0, 1, END, IMAGE_ID} & set(ids[:-1])
+        assert WORDS.decode(ids[:-1]) == said
+
+    def test_logprobs_may_be_missing(self, serve: Any, connect: Any) -> None:
+        def answer(body: Json, number: int) -> Json:
+            first = choice(0, [5, END], logprobs=None)
+            second = choice(1, [5, END], logprobs={"content": None})
+            third = choice(2, [5, END], logprobs={"content": [{"token": "x"}]})
+            return without_ids({"choices": [first, second, third]})
+
+        (result,) = sample(connect(serve(answer, owned_by="someone"), num_samples=3), 1)
+        assert isinstance(result, SampledList)
+        assert [c.sampler_logprob for c in result.completions] == [None, None, None]
+
+    @pytest.mark.parametrize(
+        ("setting", "name"), [({"top_k": 50}, "top_k"), ({"repetition_penalty": 1.1}, "repetition")]
+    )
+    def test_a_setting_the_protocol_lacks_is_refused(
+        self, serve: Any, connect: Any, plain: Answer, setting: Json, name: str
+    ) -> None:
+        server = serve(plain, owned_by="someone")
+        with pytest.raises(ConfigError, match=name):
+            connect(server, **setting)
+        assert not server.bodies
+
+    def test_a_server_without_a_list_of_models_is_used(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        server = serve(plain)
+        server.models = Reply(404, {"error": {"message": "Not Found"}})
+        backend = connect(server)
+        assert isinstance(sample(backend, 1)[0], SampledList)
+        assert "n" in server.bodies[0] and "top_k" not in server.bodies[0]
+
+    def test_max_completion_tokens_is_used_where_a_server_insists(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+
+        def answer(body: Json, number: int) -> Any:
+            if "max_tokens" in body:
+                return Reply(400, {"error": {"message": said}})
+            return plain(body, number)
+
+        server = serve(answer, owned_by="someone")
+        results = sample(connect(server, concurrency=2), 6)
+        assert all(isinstance(result, SampledList) for result in results)
+        accepted = [body for body in server.bodies if "max_tokens" not in body]
+        assert [body["max_completion_tokens"] for body in accepted] == [MAX_NEW] * 6
+        assert len(server.bodies) <= 6 + 2  # learnt once, by the requests then under way
+
+
+class TestTrouble:
+    def test_a_busy_and_a_failing_server_are_asked_again(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        trouble: list[Any] = [Reply(503, "starting"), Reply(500, {"error": "?"}), None, Reply(408)]
+
+        def answer(body: Json, number: int) -> Any:
+            return trouble[number - 1] if number <= len(trouble) else like_vllm(body, number)
+
+        server = serve(answer)
+        results = sample(connect(server), 3)
+        assert [ids_of(r) for r in results] == [expected(i) for i in range(3)]
+        assert sorted(server.seen.values()) == [5, 5, 5]
+        assert len({json.dumps(body) for body in server.bodies}) == 3  # the same request each time
+
+    def test_a_wait_that_the_server_asks_for_is_kept(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        def answer(body: Json, number: int) -> Any:
+            return Reply(429, "slow down", Retry_After="1") if number == 1 else like_vllm(body, 2)
+
+        server = serve(answer)
+        assert ids_of(sample(connect(server), 1)[0]) == expected(0)
+        assert server.at[1] - server.at[0] >= 1
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"),
+        [
+            (None, None), ("", None), ("soon", None), ("nan", None), ("inf", None), ("0", 0),
+            ("-5", 0), ("2.5", 2.5), ("1e9", 300), ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ],
+    )  # fmt: skip
+    def test_a_retry_after_is_read(self, value: str | None, seconds: float | None) -> None:
+        assert openai_server._retry_after(value) == seconds
+
+    def test_a_retry_after_may_be_a_date(self) -> None:
+        found = openai_server._retry_after(formatdate(time.time() + 60, usegmt=True))
+        assert found == pytest.approx(60, abs=5)
+
+    def test_a_prompt_that_never_succeeds_fails_alone(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        def answer(body: Json, number: int) -> Any:
+            if body["seed"] == sent(1):
+                return Reply(500, {"error": {"message": "out of cheese"}})
+            return like_vllm(body, number)
+
+        server = serve(answer)
+        good, bad, also_good = sample(connect(server), 3)
+        assert (ids_of(good), ids_of(also_good)) == (expected(0), expected(2))
+        assert "6 tries" in reason_of(bad) and "HTTP 500: out of cheese" in reason_of(bad)
+        assert sorted(server.seen.values()) == [1, 1, 6]
+
+    @pytest.mark.parametrize("status", [400, 413, 422])
+    def test_a_refused_prompt_fails_alone_with_the_servers_words_and_is_not_repeated(
+        self, serve: Any, connect: Any, like_vllm: Answer, status: int
+    ) -> None:
+        def answer(body: Json, number: int) -> Any:
+            if body["seed"] == sent(0):
+                return Reply(status, {"error": {"message": "the prompt is\ntoo long\x1b[2J"}})
+            return like_vllm(body, number)
+
+        server = serve(answer)
+        bad, good = sample(connect(server), 2)
+        assert f"HTTP {status}: the prompt is too long [2J" in reason_of(bad)
+        assert ids_of(good) == expected(1)
+        assert sorted(server.seen.values()) == [1, 1]
+
+    def test_a_server_that_restarts_loses_and_doubles_nothing(
+        self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 0.1)
+        is_down, restarted = threading.Event(), threading.Event()
+
+        def restart() -> None:
+            port = server.http.server_port
+            server.stop()
+            is_down.set()
+            time.sleep(0.4)
+            server.start(port)
+            restarted.set()
+
+        def answer(body: Json, number: int) -> Any:
+            if body["seed"] == sent(5) and number == 1:
+                threading.Thread(target=restart).start()
+                is_down.wait(10)
+                return None
+            return like_vllm(body, number)
+
+        server = serve(answer)
+        results = sample(connect(server, concurrency=2), 12)
+        assert restarted.is_set()
+        assert [ids_of(r) for r in results] == [expected(i) for i in range(12)]
+
+    def test_a_server_that_goes_away_ends_the_run(
+        self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", 0.02)
+        server = serve(like_vllm)
+        backend = connect(server)
+        server.stop()
+        with pytest.raises(ConfigError, match="cannot be reached") as caught:
+            sample(backend, 6)
+        assert server.url in str(caught.value)
+        assert capfd.readouterr().err.count("waiting for") == 1
+        server.start(server.http.server_port)
+
+    def test_a_server_that_was_never_there_is_told_at_once(
+        self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 60.0)
+        server = serve(like_vllm)
+        server.http.server_close()
+        with pytest.raises(ConfigError, match="cannot be reached") as caught:
+            connect(server)
+        assert server.url in str(caught.value) and "base_url" in str(caught.value)
+
+    def test_requests_at_a_time_are_bounded_and_the_bound_is_used(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        together = threading.Barrier(3)  # nobody is answered before three ask
+
+        def answer(body: Json, number: int) -> Any:
+            together.wait(30)
+            time.sleep(0.02)  # long enough for a fourth to arrive
+            return like_vllm(body, number)
+
+        server = serve(answer)
+        sample(connect(server, concurrency=3), 9)
+        assert server.most_running == 3
+
+    def test_fewer_choices_than_asked_for_are_completed_with_other_seeds(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        def at_most_two(body: Json, number: int) -> Any:
+            return like_vllm(body | {"n": min(2, body["n"])}, number)
+
+        server = serve(at_most_two)
+        backend = connect(server)
+        first = sample(backend, 1)
+        assert [body["n"] for body in server.bodies] == [5, 3, 1]
+        seeds = [body["seed"] for body in server.bodies]
+        assert seeds[0] == sent(0) and len(set(seeds)) == 3
+        assert all(0 <= seed < 2**62 for seed in seeds)
+        wanted = [drawn_ids(seed, i) for seed in seeds for i in range(2)][:5]
+        assert ids_of(first[0]) == wanted
+        assert sample(backend, 1) == first
+
+    def test_choices_are_ordered_by_their_index(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        def reversed_(body: Json, number: int) -> Any:
+            reply = like_vllm(body, number)
+            assert isinstance(reply, dict)
+            return reply | {"choices": reply["choices"][::-1]}
+
+        assert ids_of(sample(connect(serve(reversed_)), 1)[0]) == expected(0)
+
+    def test_a_row_that_cannot_be_read_fails_and_is_never_sent(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        server = serve(like_vllm)
+        rows = [
+            make_row(0, encoded_file(noise_image(0))[:300]),
+            make_row(1, prompt="what is on <image>?"),
+            make_row(2),
+        ]
+        broken, placeholder, good = connect(server).sample(rows, [1, 2, seed_of(2)])
+        assert "prompt p0" in reason_of(broken)
+        assert "image placeholder" in reason_of(placeholder)
+        assert ids_of(good) == expected(2)
+        assert len(server.bodies) == 1
+
+    def test_no_rows_need_no_request(self, serve: Any, connect: Any, like_vllm: Answer) -> None:
+        server = serve(like_vllm)
+        assert connect(server).sample([], []) == []
+        assert not server.bodies
+
+    def test_an_interrupt_ends_at_once_and_hangs_up(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        begun = threading.Barrier(4)
+
+        def hang(body: Json, number: int) -> Any:
+            if begun.wait(LONGEST_WAIT_S) == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            return UNANSWERED
+
+        server = serve(hang)
+        backend = connect(server, concurrency=4)
+        with pytest.raises(KeyboardInterrupt):
+            sample(backend, 40)
+        assert server.hung_up.wait(LONGEST_WAIT_S)
+        assert len(server.bodies) == 4  # nothing was sent after it
+
+
+def one_choice(**changes: Any) -> Answer:
+    return lambda body, number: {"choices": [choice(0, [5, END], **changes)]}
+
+
+class TestHostileAnswers:
+    @pytest.mark.parametrize(
+        ("answer", "reason"),
+        [
+            (one_choice(finish_reason="content_filter"), "finish_reason 'content_filter'"),
+            (one_choice(finish_reason="abort"), "finish_reason 'abort'"),
+            (one_choice(finish_reason=None), "finish_reason None"),
+            (one_choice(message={"content": None}), "without content"),
+            (one_choice(message={}), "without content"),
+            (one_choice(message={"content": 7}), "choices.0.message.content"),
+            (one_choice(message=None), "choices.0.message"),
+            (one_choice(token_ids=[-1, END]), "choices.0.token_ids.0"),
+            (one_choice(token_ids=[True, END]), "choices.0.token_ids.0"),
+            (one_choice(token_ids=["5", END]), "choices.0.token_ids.0"),
+            (one_choice(token_ids="5"), "choices.0.token_ids"),
+            (one_choice(token_ids=[300, END]), "no answer of this model can hold"),
+            (one_choice(token_ids=[10**30, END]), "choices.0.token_ids.0|no answer of this"),
+            (one_choice(token_ids=[IMAGE_ID, END]), "no answer of this model can hold"),
+            (one_choice(token_ids=[5, 6]), "stopped at token 6"),
+            (one_choice(token_ids=[]), "stopped at token None"),
+            (one_choice(token_ids=[5], finish_reason="length"), "after 1 tokens .* is 6"),
+            (one_choice(token_ids=[5] * 7 + [END]), "after 8 tokens"),
+            (one_choice(logprobs=[1]), "choices.0.logprobs"),
+            (lambda *_: {"choices": []}, "0 choices instead of 1"),
+            (lambda *_: {"choices": [choice(0, [END])] * 2}, "2 choices instead of 1"),
+            (lambda *_: {"choices": None}, "choices"),
+            (lambda *_: {}, "choices"),
+            (lambda *_: Reply(200, "<html>welcome</html>"), "not as it should be"),
+            (lambda *_: Reply(200, ""), "not as it should be"),
+            (lambda *_: Reply(200, '{"choices": [' * 3000), "not as it should be"),
+            (lambda *_: Reply(200, r'{"choices": [{"message": {"content": "\ud800"}}]}'), "not as"),
+            (lambda *_: Reply(200, "no gzip at all", Content_Encoding="gzip"), "DecodingError"),
+        ],
+    )  # fmt: skip
+    def test_an_answer_that_makes_no_sense_is_a_failure_with_its_reason(
+        self, serve: Any, connect: Any, answer: Answer, reason: str
+    ) -> None:
+        result = sample(connect(serve(answer), num_samples=1), 1)[0]
+        assert re.search(reason, reason_of(result)), reason_of(result)
+
+    @pytest.mark.parametrize("logprob", [float("nan"), float("-inf"), None])
+    def test_a_logprob_that_is_no_number_is_none(
+        self, serve: Any, connect: Any, logprob: float | None
+    ) -> None:
+        content = [{"token": "x", "logprob": logprob}, {"token": "y", "logprob": -1.0}]
+        answer = one_choice(logprobs={"content": content})
+        (result,) = sample(connect(serve(answer), num_samples=1), 1)
+        assert isinstance(result, SampledList)
+        assert result.completions[0].sampler_logprob is None
+
+    def test_logprobs_of_other_tokens_than_those_sent_are_no_sum_over_them(
+        self, serve: Any, connect: Any
+    ) -> None:
+        answer = one_choice(logprobs={"content": [{"token": "x", "logprob": -1.0}]})
+        (result,) = sample(connect(serve(answer), num_samples=1), 1)
+        assert isinstance(result, SampledList)
+        assert result.completions[0].sampler_logprob is None
+
+    def test_an_empty_text_that_did_not_end_is_no_answer(self, serve: Any, connect: Any) -> None:
+        def answer(body: Json, number: int) -> Json:
+            empty = choice(0, [5], message={"content": ""}, finish_reason="length")
+            return without_ids({"choices": [empty]})
+
+        backend = connect(serve(answer, owned_by="someone"), num_samples=1)
+        assert "empty answer" in reason_of(sample(backend, 1)[0])
+
+
+class TestKeyAndAddress:
+    def test_the_key_is_sent_and_perpos_own_goes_first(
+        self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = serve(like_vllm)
+        sample(connect(server), 1)
+        monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+        sample(connect(server), 1)
+        monkeypatch.setenv("PERPO_API_KEY", "another")
+        sample(connect(server), 1)
+        sent = [headers.get("Authorization") for headers in server.headers]
+        assert sent == [None, None, f"Bearer {KEY}", f"Bearer {KEY}", *["Bearer another"] * 2]
+
+    @pytest.mark.parametrize("status", [401, 403])
+    @pytest.mark.parametrize("at", ["models", "completions"])
+    def test_a_refused_key_stops_at_once_and_is_never_shown(
+        self, serve: Any, connect: Any, monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, status: int, at: str,
+    ) -> None:  # fmt: skip
+        monkeypatch.setenv("PERPO_API_KEY", KEY)
+        caplog.set_level(0)
+        refusal = Reply(status, {"error": {"message": f"Bearer {KEY} is not welcome"}})
+        server = serve(lambda *_: refusal)
+        if at == "models":
+            server.models = refusal
+        with pytest.raises(ConfigError, match="PERPO_API_KEY") as caught:
+            sample(connect(server, concurrency=2), 20)
+        assert len(server.bodies) <= 2
+        assert server.url in str(caught.value) and "is not welcome" in str(caught.value)
+        out = capfd.readouterr()
+        shown = [str(caught.value), repr(caught.value), out.out, out.err, caplog.text]
+        assert not any(KEY in text for text in shown)
+
+    def test_a_refusal_without_a_key_says_so(self, serve: Any, connect: Any) -> None:
+        server = serve(lambda *_: {})
+        server.models = Reply(401, "who are you?")
+        with pytest.raises(ConfigError, match="a request without a key") as caught:
+            connect(server)
+        assert "PERPO_API_KEY" in str(caught.value)
+
+    def test_a_key_that_no_header_may_hold_is_not_shown(
+        self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = serve(like_vllm)
+        for bad in (f"{KEY}\nHost: x", f"{KEY}é"):
+            monkeypatch.setenv("PERPO_API_KEY", bad)
+            with pytest.raises(ConfigError, match="PERPO_API_KEY") as caught:
+                connect(server)
+            assert KEY not in str(caught.value)
+        assert not server.headers
+
+    def test_a_model_that_vllm_lacks_is_told_with_those_it_has(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        server = serve(like_vllm, model="llava-7b")
+        with pytest.raises(ConfigError, match=r"'tiny'.*has llava-7b") as caught:
+            connect(server)
+        assert server.url in str(caught.value) and "served_model" in str(caught.value)
+
+    def test_a_wrong_model_of_another_server_stops_at_once(self, serve: Any, connect: Any) -> None:
+        refusal = Reply(404, {"error": {"message": "The model `tiny` does not exist."}})
+        server = serve(lambda *_: refusal, model="llava-7b", owned_by="someone")
+        with pytest.raises(ConfigError, match=r"'tiny'.*has llava-7b") as caught:
+            sample(connect(server), 8)
+        assert "does not exist" in str(caught.value) and server.url in str(caught.value)
+        assert set(server.seen.values()) == {1}
+
+    def test_a_redirect_is_not_followed(
+        self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PERPO_API_KEY", KEY)
+        elsewhere = serve(like_vllm)
+        server = serve(like_vllm)
+        server.models = Reply(307, "", Location=f"{elsewhere.url}/models")
+        with pytest.raises(ConfigError, match="HTTP 307"):
+            connect(server)
+        assert not elsewhere.headers
+
+    def test_a_web_page_is_no_server(self, serve: Any, connect: Any) -> None:
+        server = serve(lambda *_: {})
+        server.models = Reply(200, "<html>")
+        with pytest.raises(ConfigError, match="no OpenAI-compatible server") as caught:
+            connect(server)
+        assert server.url in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            None, "", "127.0.0.1:8000/v1", "ftp://127.0.0.1/v1", "http://", "http:///v1",
+            "http://127.0.0.1:port/v1", "http://[::1/v1", "http://127.0.0.1/\nv1",
+            f"http://user:{KEY}@127.0.0.1/v1", f"http://{KEY}@127.0.0.1/v1",
+            f"http://127.0.0.1/v1?key={KEY}", f"ftp://user:{KEY}@127.0.0.1/v1",
+        ],
+    )  # fmt: skip
+    def test_an_address_that_cannot_be_used_is_refused_unshown(
+        self, connect: Any, url: str | None
+    ) -> None:
+        with pytest.raises(ConfigError, match="base_url") as caught:
+            connect("", base_url=url)
+        assert KEY not in str(caught.value)
+
+    def test_a_slash_at_the_end_does_no_harm(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        server = serve(like_vllm)
+        sample(connect(server.url + "/"), 1)
+        assert server.paths == ["/v1/models", "/v1/chat/completions"]
+
+    def test_a_proxy_is_not_asked_for_a_server_on_this_machine(
+        self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        assert ids_of(sample(connect(serve(like_vllm)), 1)[0]) == expected(0)
+
+    def test_httpx_missing_names_what_to_install(
+        self, connect: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "httpx", None)
+        with pytest.raises(MissingDependencyError, match="httpx") as caught:
+            connect("http://127.0.0.1:9/v1")
+        assert caught.value.fix == "pip install -c constraints.txt 'perpo-pipeline[openai]'"
+
+    def test_an_adapter_cannot_be_given_to_a_server(self, model_dir: Path, tmp_path: Path) -> None:
+        setup = BackendSetup(
+            ModelConfig(), resolve_model(str(model_dir)), {}, SampleConfig(), tmp_path,
+            adapter=tmp_path / "adapter",
+        )  # fmt: skip
+        with pytest.raises(ConfigError, match="adapter"):
+            OpenAIBackend(setup)
