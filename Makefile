@@ -3,6 +3,7 @@
 #   make all RUN=demo      the run of configs/demo.yaml, from prompts to report (the default)
 #   make all RUN=ci        the same in three minutes
 #   make test              all tests that need no accelerator
+#   make test-vllm         those with the real vLLM, on the CPU, in an environment of its own
 #   make lint | types      ruff | mypy
 #   make bench             side-by-side benchmarks
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
@@ -21,10 +22,14 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at a time would compute the reference twice
-.PHONY: all setup test lint types bench clean
+.PHONY: all setup test test-vllm lint types bench clean
 
 INSTALLED := $(VENV)/.installed
 DEVELOP   := $(VENV)/.installed-dev
+VLLM_TESTS := tests/with_vllm
+VLLM_VENV ?= .venv-vllm
+VLLM_PIP   = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
 PLAN      := data/.plans/$(subst /,_,$(CONFIG)).mk
 STAGE_GOALS := all prepare sample score filter train eval report
 
@@ -61,6 +66,18 @@ $(DEVELOP): pyproject.toml constraints.txt | $(VENV)/bin/python
 
 test: $(DEVELOP)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-vllm: $(VLLM_INSTALLED)
+	PERPO_TEST_VLLM=1 PYTHONPATH=$(CURDIR)/$(VLLM_TESTS)/torchvision_on_cpu \
+	  $(VLLM_VENV)/bin/python -m pytest $(VLLM_TESTS) $(PYTEST_ARGS)
+
+$(VLLM_VENV)/bin/python:
+	$(PYTHON) -m venv $(VLLM_VENV)
+
+$(VLLM_INSTALLED): pyproject.toml constraints.txt $(VLLM_TESTS)/requirements.txt | $(VLLM_VENV)/bin/python
+	$(VLLM_PIP) install --quiet --constraint constraints.txt --editable '.[openai]' pytest
+	$(VLLM_PIP) install --quiet --constraint constraints.txt --no-deps --requirement $(VLLM_TESTS)/requirements.txt
+	@touch $@
 
 lint: $(DEVELOP)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

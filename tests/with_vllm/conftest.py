@@ -1,0 +1,38 @@
+"""Tests with the real vLLM on the CPU: `make test-vllm`, which sets PERPO_TEST_VLLM."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from with_vllm.hub_models import save_hub_model
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vllm)
+            item.add_marker(pytest.mark.filterwarnings("ignore"))  # vLLM's own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _only_where_vllm_is() -> None:
+    if "PERPO_TEST_VLLM" not in os.environ:
+        pytest.skip("needs the real vLLM: make test-vllm")
+
+
+@pytest.fixture(scope="session")
+def hub_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a tiny model of a family, written once a session."""
+    written: dict[str, Path] = {}
+
+    def get(model_type: str) -> Path:
+        if model_type not in written:
+            directory = tmp_path_factory.mktemp(model_type)
+            written[model_type] = save_hub_model(model_type, directory)
+        return written[model_type]
+
+    return get

@@ -1,0 +1,73 @@
+"""Tiny models as vLLM takes them: heads its CPU kernels support, and the hub's own file layout."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_families import WEIGHT_STD, save_tiny_family
+
+FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl")
+HIDDEN, HEADS = 128, 4  # heads of 32, the narrowest that vLLM's attention on the CPU knows
+VIDEO_PROCESSORS = {
+    "llava_onevision": "LlavaOnevisionVideoProcessor",
+    "qwen2_5_vl": "Qwen2VLVideoProcessor",
+    "qwen3_vl": "Qwen3VLVideoProcessor",
+}
+
+
+def save_hub_model(model_type: str, directory: Path, seed: int = 0) -> Path:
+    """Write a tiny model of `model_type` (one of FAMILIES) and return `directory`."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    save_tiny_family(model_type, directory, seed=seed)
+    config = AutoConfig.from_pretrained(directory)
+    _widen(config)
+    if model_type == "llava_onevision":
+        _cut_as_the_hub_does(config, directory / "processor_config.json")
+    torch.manual_seed(seed)
+    model = AutoModelForImageTextToText.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 or "newline" in name or "class_embedding" in name:
+                parameter.normal_(std=WEIGHT_STD)
+    model.generation_config = GenerationConfig.from_pretrained(directory)
+    model.save_pretrained(directory)
+    _name_tower_as_the_hub_does(directory / "model.safetensors")
+    if video_processor := VIDEO_PROCESSORS.get(model_type):
+        (directory / "video_preprocessor_config.json").write_text(
+            json.dumps({"video_processor_type": video_processor})
+        )
+    return directory
+
+
+def _widen(config: Any) -> None:
+    text = config.text_config
+    text.hidden_size, text.num_attention_heads, text.head_dim = HIDDEN, HEADS, HIDDEN // HEADS
+    rope = text.rope_parameters
+    if sections := rope.get("mrope_section"):
+        rope["mrope_section"] = [2 * width for width in sections]
+    if hasattr(config.vision_config, "out_hidden_size"):
+        config.vision_config.out_hidden_size = HIDDEN
+
+
+def _cut_as_the_hub_does(config: Any, file: Path) -> None:
+    """Features of up to nine tiles are kept, as in every checkpoint on the hub: vLLM knows no other
+    number. The grids go beyond nine tiles, so that features are scaled down, too."""
+    pinpoints = [[24 * rows, 24 * columns] for rows in range(1, 5) for columns in range(1, 5)]
+    config.vision_aspect_ratio, config.image_grid_pinpoints = "anyres_max_9", pinpoints
+    processor = json.loads(file.read_text())
+    processor["vision_aspect_ratio"] = "anyres_max_9"
+    processor["image_processor"]["image_grid_pinpoints"] = pinpoints
+    file.write_text(json.dumps(processor))
+
+
+def _name_tower_as_the_hub_does(file: Path) -> None:
+    """A model that was never loaded is saved without the `vision_model.` of CLIP and SigLIP."""
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    weights = {
+        (new + name.removeprefix(old) if name.startswith(old) else name): value
+        for name, value in load_file(file).items()
+    }
+    save_file(weights, file, metadata={"format": "pt"})

@@ -1,0 +1,118 @@
+"""`perpo sample --backend vllm` as a user runs it: killed, resumed, and in two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import noise_image
+
+from perpo_pipeline.artifacts import Version, open_version
+
+NUM_PROMPTS, NUM_SAMPLES, PROMPTS_PER_PART = 8, 20, 2
+CONFIG = """
+run: r
+model: {{id: {model}, dtype: float32}}
+prepare:
+  train: {{source: jsonl, path: data.jsonl, task: vqa}}
+  test: {{source: jsonl, path: data.jsonl, task: vqa}}
+sample:
+  {{backend: vllm, num_samples: {num_samples}, max_new_tokens: 40,
+    prompts_per_part: {prompts_per_part}}}
+"""
+FIRST_PART_S = 120
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    hub_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The folder of a run whose prompts are there."""
+    folder = tmp_path_factory.mktemp("run")
+    lines = []
+    for number in range(NUM_PROMPTS):
+        noise_image(number, 60 + 10 * number, 60).save(folder / f"{number}.png")
+        prompt = "Where is the red square? " * (1 + number % 3)
+        lines.append(json.dumps({"image": f"{number}.png", "prompt": prompt, "gt_text": "x"}))
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    (folder / "r.yaml").write_text(
+        CONFIG.format(
+            model=hub_model("llava"), num_samples=NUM_SAMPLES, prompts_per_part=PROMPTS_PER_PART
+        )
+    )
+    finish(start(folder, "prepare"))
+    yield folder
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml"],
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    _, told = process.communicate()
+    assert process.returncode == 0, told
+
+
+def sample(folder: Path, out: str, *arguments: str) -> Version:
+    finish(start(folder, "sample", "--out", out, *arguments))
+    return open_version(folder / out)
+
+
+def wait_for_part(folder: Path, process: "subprocess.Popen[str]") -> Path:
+    """The first part that a running stage has written."""
+    deadline = time.monotonic() + FIRST_PART_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if parts := sorted(folder.glob("*/part-*.parquet")):
+            return parts[0]
+        time.sleep(0.01)
+    process.kill()
+    raise AssertionError(f"no part was written: {process.communicate()[1]}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path) -> Version:
+    return sample(prepared, "undisturbed")
+
+
+def rows_of(version: Version) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = version.table().to_pylist()
+    return rows
+
+
+def test_every_prompt_has_its_twenty_rows(undisturbed: Version) -> None:
+    rows = rows_of(undisturbed)
+    keys = [(row["prompt_id"], row["sample_id"]) for row in rows]
+    assert len(set(keys)) == len(keys) == NUM_PROMPTS * NUM_SAMPLES
+    assert all(row["sampler_logprob"] < 0 for row in rows)
+    assert undisturbed.manifest["settings"]["backend"] == "vllm"
+
+
+def test_killed_and_started_again_it_ends_with_the_same_rows(
+    prepared: Path, undisturbed: Version
+) -> None:
+    process = start(prepared, "sample", "--out", "killed")
+    first = wait_for_part(prepared / "killed", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    parts = len(list(first.parent.glob("part-*.parquet")))
+    assert 1 <= parts < NUM_PROMPTS / PROMPTS_PER_PART, "it was killed in mid-run"
+    written = first.stat().st_mtime_ns
+    resumed = sample(prepared, "killed")
+    assert rows_of(resumed) == rows_of(undisturbed)
+    assert first.stat().st_mtime_ns == written, "what was there was not made again"
+
+
+def test_two_processes_give_the_same_rows(prepared: Path, undisturbed: Version) -> None:
+    shared = sample(prepared, "two", "--num-gpus", "2")
+    assert shared.fingerprint == undisturbed.fingerprint
+    assert rows_of(shared) == rows_of(undisturbed)

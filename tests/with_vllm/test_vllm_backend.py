@@ -1,0 +1,369 @@
+"""vLLM draws from what training reads: tokens, pixels, distribution, adapters, failures."""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from tiny_models import noise_image
+from with_vllm.hub_models import FAMILIES
+
+from perpo_pipeline.adapters import save_trained, write_record
+from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.model_inputs import encode_row
+from perpo_pipeline.models import Vlm, load_vlm, resolve_model
+from perpo_pipeline.sample.backend import BackendSetup, Failure, SampledList
+from perpo_pipeline.sample.vllm_backend import VllmBackend
+from perpo_pipeline.train.scope import lora_config, unfreeze
+from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+
+Row = dict[str, Any]
+HubModel = Callable[[str], Path]
+NUM_SAMPLES, MAX_NEW_TOKENS = 20, 12
+HOSTILE = {
+    "do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.1, "min_p": 0.5,
+    "repetition_penalty": 5.0, "max_new_tokens": 1,
+}  # fmt: skip
+
+
+def make_row(name: str, seed: int, prompt: str, width: int = 80, height: int = 60) -> Row:
+    file = io.BytesIO()
+    noise_image(seed, width, height).save(file, "PNG")
+    data = file.getvalue()
+    image = {"bytes": data, "path": None}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {"prompt_id": name, "image": image, "image_sha256": sha256, "prompt": prompt}
+
+
+# Prompts longer than the cache's blocks (128 tokens on the CPU): what may be shared, and what not.
+LONG = "where is the red square? " * 15
+ROWS = [
+    make_row("short", 1, "Where is the red square?"),
+    make_row("same image", 1, "leftmost circle"),
+    make_row("long", 2, LONG),
+    make_row("same image, long", 2, LONG + "7"),
+    make_row("other image, long", 3, LONG),
+    make_row("other shape", 4, "Where?", 130, 33),
+]
+SEEDS = [101, 102, 103, 104, 105, 106]
+
+
+def set_up(model: Path, scratch: Path, adapter: Path | None = None, **sample: Any) -> BackendSetup:
+    config = {"num_samples": NUM_SAMPLES, "max_new_tokens": MAX_NEW_TOKENS, "temperature": 0.7}
+    settings = {"dtype": "float32", "preprocess": sample.pop("preprocess", "processor")}
+    return BackendSetup(
+        ModelConfig(id=str(model), device="cpu"), resolve_model(str(model)), settings,
+        SampleConfig(**config | sample), scratch, adapter,
+    )  # fmt: skip
+
+
+@contextmanager
+def running(*args: Any, **kwargs: Any) -> Iterator[VllmBackend]:
+    """One engine at a time: a process has one distributed environment."""
+    backend = VllmBackend(set_up(*args, **kwargs))
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def drawn(found: Sequence[SampledList | Failure]) -> list[SampledList]:
+    assert not [one.reason for one in found if isinstance(one, Failure)]
+    return [one for one in found if isinstance(one, SampledList)]
+
+
+def load(model: Path, adapter: Path | None = None) -> Vlm:
+    return load_vlm(resolve_model(str(model)), dtype="float32", device="cpu", adapter=adapter)
+
+
+def worst_difference(vlm: Vlm, row: Row, found: SampledList, preprocess: str) -> float:
+    """Between vLLM's log-probabilities and those that training computes, in nats."""
+    encoded = encode_row(vlm, row, preprocess)
+    ids = [one.token_ids for one in found.completions]
+    with torch.inference_mode():
+        batch = pack_lists(vlm, [CompletionList(encoded, ids)])
+        expected = packed_logps(vlm.model, batch)[0].double()
+    reported = torch.tensor([one.sampler_logprob for one in found.completions]).double()
+    return float((reported - expected).abs().max())
+
+
+def assert_drawn_from(
+    vlm: Vlm, found: Sequence[SampledList | Failure], preprocess: str = "processor"
+) -> None:
+    for row, one in zip(ROWS, drawn(found), strict=True):
+        assert worst_difference(vlm, row, one, preprocess) < 1e-4, row["prompt_id"]
+
+
+class TestFamily:
+    """One engine a family."""
+
+    @pytest.fixture(scope="class", params=FAMILIES)
+    def model(self, request: pytest.FixtureRequest, hub_model: HubModel) -> Path:
+        return hub_model(request.param)
+
+    @pytest.fixture(scope="class")
+    def backend(
+        self, model: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[VllmBackend]:
+        with running(model, tmp_path_factory.mktemp("scratch")) as backend:
+            yield backend
+
+    @pytest.fixture(scope="class")
+    def vlm(self, model: Path) -> Vlm:
+        return load(model)
+
+    @pytest.fixture(scope="class")
+    def found(self, backend: VllmBackend) -> list[SampledList]:
+        return drawn(backend.sample(ROWS, SEEDS))
+
+    def test_log_probabilities_are_those_of_training(
+        self, vlm: Vlm, found: list[SampledList]
+    ) -> None:
+        assert_drawn_from(vlm, found)
+
+    def test_every_prompt_has_its_list(self, vlm: Vlm, found: list[SampledList]) -> None:
+        for row, one in zip(ROWS, found, strict=True):
+            assert len(one.completions) == NUM_SAMPLES
+            assert len({c.token_ids for c in one.completions}) > NUM_SAMPLES / 2
+            assert one.resized == encode_row(vlm, row, "processor").resized
+
+    def test_answers_end_at_any_of_the_models_end_tokens(
+        self, vlm: Vlm, found: list[SampledList]
+    ) -> None:
+        completions = [c for one in found for c in one.completions]
+        for c in completions:
+            ends = [token in vlm.eos_token_ids for token in c.token_ids]
+            assert not any(ends[:-1])
+            assert c.finish_reason == ("stop" if ends[-1] else "length")
+            assert ends[-1] or len(c.token_ids) == MAX_NEW_TOKENS
+            assert not set(c.token_ids) & set(vlm.image_token_ids)
+        assert {"stop", "length"} == {c.finish_reason for c in completions}
+
+    def test_texts_are_decoded_as_everywhere(self, vlm: Vlm, found: list[SampledList]) -> None:
+        for one in found:
+            texts = vlm.tokenizer.batch_decode(
+                [c.token_ids for c in one.completions],
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,
+            )
+            assert [c.text for c in one.completions] == texts
+
+    def test_the_same_seeds_give_the_same_rows(
+        self, backend: VllmBackend, found: list[SampledList]
+    ) -> None:
+        assert backend.sample(ROWS, SEEDS) == found
+        others = drawn(backend.sample(ROWS[:1], [999]))
+        assert others[0].completions != found[0].completions
+
+    def test_token_counts_are_those_of_training_at_every_size(self, backend: VllmBackend) -> None:
+        sizes = [(7 * i % 151 + 20, 13 * i % 149 + 20) for i in range(30)]
+        rows = [make_row(f"{w}x{h}", w, "Where?", w, h) for w, h in sizes]
+        drawn(backend.sample(rows, list(range(30))))  # a difference is a Failure
+
+
+@pytest.fixture(scope="module")
+def llava(hub_model: HubModel) -> Path:
+    return hub_model("llava")
+
+
+class TestEngine:
+    """What does not depend on the family."""
+
+    @pytest.fixture(scope="class")
+    def backend(
+        self, llava: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[VllmBackend]:
+        with running(llava, tmp_path_factory.mktemp("scratch"), preprocess="pad") as backend:
+            yield backend
+
+    def test_padded_images_are_those_of_training(self, llava: Path, backend: VllmBackend) -> None:
+        assert_drawn_from(load(llava), backend.sample(ROWS, SEEDS), "pad")
+
+    def test_a_prompt_that_cannot_be_read_fails_alone(
+        self, backend: VllmBackend, tmp_path: Path
+    ) -> None:
+        missing = make_row("missing", 1, "Where?")
+        missing["image"] = {"bytes": None, "path": str(tmp_path / "gone.png")}
+        broken = make_row("broken", 1, "Where?")
+        broken["image"] = {"bytes": b"no image", "path": None}
+        placeholder = make_row("placeholder", 1, "Where is <image>?")
+        too_long = make_row("too long", 1, "7" * 600)
+        no_room = make_row("no room", 1, "7" * 480)
+        rows = [missing, ROWS[0], broken, placeholder, too_long, no_room, ROWS[1]]
+        found = backend.sample(rows, list(range(7)))
+        reasons = [one.reason if isinstance(one, Failure) else None for one in found]
+        assert reasons[1] is None
+        assert reasons[6] is None
+        words = {0: "cannot be read", 2: "no image", 3: "placeholder", 4: "512", 5: "context 512"}
+        for place, word in words.items():
+            assert word in str(reasons[place])
+
+    def test_a_prompt_of_another_length_than_in_training_fails_alone(
+        self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next prompt has the same image, and its list is as if there had been no other."""
+        expected = backend.sample(ROWS[1:], SEEDS[1:])
+        lengths = iter([9999, *(None for _ in ROWS[1:])])
+        monkeypatch.setattr(
+            "perpo_pipeline.sample.vllm_backend.count_prompt_tokens",
+            lambda processor, text, size: next(lengths),
+        )
+        failed, *found = backend.sample(ROWS, SEEDS)
+        assert isinstance(failed, Failure)
+        assert "training 9999" in failed.reason
+        for one, other in zip(drawn(found), drawn(expected), strict=True):
+            assert [c.token_ids for c in one.completions] == [
+                c.token_ids for c in other.completions
+            ]
+
+    def test_seeds_follow_the_prompt_not_its_neighbours(self, backend: VllmBackend) -> None:
+        together = drawn(backend.sample(ROWS[:2], SEEDS[:2]))
+        alone = drawn(backend.sample(ROWS[1:2], SEEDS[1:2]))
+        assert [c.token_ids for c in alone[0].completions] == [
+            c.token_ids for c in together[1].completions
+        ]
+
+    def test_more_prompts_than_the_engine_takes_at_once(
+        self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = backend.sample(ROWS, SEEDS)
+        monkeypatch.setattr(backend, "window", 1)
+        found = backend.sample(ROWS, SEEDS)
+        for one, other in zip(drawn(found), drawn(expected), strict=True):
+            assert [c.token_ids for c in one.completions] == [
+                c.token_ids for c in other.completions
+            ]
+
+    def test_other_tokens_than_in_training_stop_the_run(
+        self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if vLLM's own template were used, and it ended otherwise."""
+        monkeypatch.setattr(backend, "is_compared", False)
+        monkeypatch.setattr(
+            "perpo_pipeline.sample.vllm_backend.render_prompt",
+            lambda front, prompt: f"USER: <image>\n{prompt} ASSISTANT: [",
+        )
+        with pytest.raises(ConfigError) as caught:
+            backend.sample(ROWS[2:], SEEDS[2:])
+        expected = encode_row(backend.front, ROWS[2], "pad").num_tokens
+        assert f"{expected + 1} tokens instead of {expected}; at place {expected} [" in str(
+            caught.value
+        )
+        shown = str(caught.value).splitlines()[1:3]
+        assert shown[0].endswith("square?  ASSISTANT: ['")
+        assert shown[1].endswith("square?  ASSISTANT:'")
+
+
+def test_generation_config_counts_for_nothing_but_the_end_tokens(
+    llava: Path, tmp_path: Path
+) -> None:
+    """Its answers are those of another engine with the same model and a harmless file."""
+    hostile = shutil.copytree(llava, tmp_path / "hostile")
+    file = hostile / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | HOSTILE))
+    with running(llava, tmp_path / "a") as backend:
+        expected = backend.sample(ROWS, SEEDS)
+    with running(hostile, tmp_path / "b") as backend:
+        assert drawn(backend.sample(ROWS, SEEDS)) == drawn(expected)
+
+
+def test_a_model_that_vllm_cuts_into_other_tokens_is_refused(
+    hub_model: HubModel, tmp_path: Path
+) -> None:
+    """vLLM takes any LLaVA-OneVision to keep the features of nine tiles; this one keeps two."""
+    model = shutil.copytree(hub_model("llava_onevision"), tmp_path / "two")
+    for name in ("config.json", "processor_config.json"):
+        file = model / name
+        file.write_text(file.read_text().replace("anyres_max_9", "anyres_max_2"))
+    with (
+        running(model, tmp_path / "scratch") as backend,
+        pytest.raises(ConfigError, match=r"vLLM reads a prompt otherwise.*tokens instead of"),
+    ):
+        backend.sample(ROWS, SEEDS)
+
+
+def test_what_the_configuration_asks_for_is_done(llava: Path, tmp_path: Path) -> None:
+    with running(llava, tmp_path, top_k=1, repetition_penalty=1.3) as backend:
+        found = drawn(backend.sample(ROWS[:2], SEEDS[:2]))
+    for one in found:
+        assert len({c.token_ids for c in one.completions}) == 1
+
+
+class TestAdapter:
+    def save(self, model: Path, directory: Path, scope: Sequence[str], *, full: bool) -> Path:
+        """An adapter that changes the model visibly."""
+        vlm = load(model)
+        torch.manual_seed(1)
+        if full:
+            unfreeze(vlm, scope)
+            trained = vlm.model
+        else:
+            trained = get_peft_model(vlm.model, lora_config(vlm, 4, 8, scope))
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.05 * torch.randn_like(parameter)
+        save_trained(trained, directory, {})
+        write_record(directory, {"base_identity": vlm.identity})
+        return directory
+
+    def check(
+        self, model: Path, adapter: Path, scratch: Path, *, merged: bool
+    ) -> list[SampledList | Failure]:
+        """Sample with the adapter, in the expected way, and compare with training."""
+        with running(model, scratch, adapter) as backend:
+            assert (backend.lora is None) is merged
+            assert bool(backend.notes()) is merged
+            found = backend.sample(ROWS, SEEDS)
+        assert_drawn_from(load(model, adapter), found)
+        base = load(model)
+        assert worst_difference(base, ROWS[0], drawn(found)[0], "processor") > 1e-2
+        assert len(list((scratch / "merged").glob("[!.]*"))) == int(merged)
+        return found
+
+    @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "llava_onevision"])
+    def test_language_model_lora_is_served_beside_its_base(
+        self, family: str, hub_model: HubModel, tmp_path: Path
+    ) -> None:
+        model = hub_model(family)
+        adapter = self.save(model, tmp_path / "adapter", ["language_model"], full=False)
+        self.check(model, adapter, tmp_path / "scratch", merged=False)
+
+    def test_merged_and_served_adapters_agree(
+        self, llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adapter = self.save(llava, tmp_path / "adapter", ["language_model"], full=False)
+        served = drawn(self.check(llava, adapter, tmp_path / "a", merged=False))
+        monkeypatch.setattr("perpo_pipeline.sample.vllm_backend.LORA_FAMILIES", ())
+        merged = drawn(self.check(llava, adapter, tmp_path / "b", merged=True))
+        for one, other in zip(served, merged, strict=True):
+            pairs = zip(one.completions, other.completions, strict=True)
+            same = [(c, d) for c, d in pairs if c.token_ids == d.token_ids]
+            assert len(same) >= NUM_SAMPLES - 1  # rounding may turn a token in a thousand
+            for c, d in same:
+                assert c.sampler_logprob == pytest.approx(d.sampler_logprob, abs=1e-4)
+
+    @pytest.mark.parametrize(
+        ("family", "scope", "full"),
+        [
+            ("llava_onevision", ["language_model"], False),
+            ("llava", ["language_model", "vision_tower"], False),
+            ("qwen3_vl", ["language_model", "projector"], False),
+            ("llava_next", ["projector"], True),
+            ("qwen2_5_vl", ["language_model", "projector", "vision_tower"], True),
+        ],
+    )
+    def test_others_are_merged_first(
+        self, family: str, scope: list[str], full: bool, hub_model: HubModel, tmp_path: Path
+    ) -> None:
+        model = hub_model(family)
+        adapter = self.save(model, tmp_path / "adapter", scope, full=full)
+        self.check(model, adapter, tmp_path / "scratch", merged=True)
