@@ -1,0 +1,286 @@
+"""`perpo sample --backend openai` against a real vLLM server on loopback, killed and started again.
+
+All but the hostile generation_config.json is asked of one server, which one of the tests replaces.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import noise_image
+from with_vllm.test_vllm_backend import HOSTILE, drawn, load, running, worst_difference
+
+from perpo_pipeline import cli
+from perpo_pipeline.artifacts import Version, open_version
+from perpo_pipeline.sample import openai_server
+from perpo_pipeline.sample.backend import Completion, SampledList
+
+Row = dict[str, Any]
+HubModel = Callable[[str], Path]
+NUM_PROMPTS, NUM_SAMPLES, PROMPTS_PER_PART, MAX_NEW_TOKENS, TEMPERATURE = 24, 20, 2, 12, 0.7
+START_S = PART_S = 600
+CONFIG = f"""
+run: r
+model: {{{{id: {{model}}, dtype: float32, device: cpu}}}}
+prepare:
+  train: {{{{source: jsonl, path: data.jsonl, task: vqa}}}}
+  test: {{{{source: jsonl, path: data.jsonl, task: vqa}}}}
+sample:
+  {{{{served_model: tiny, num_samples: {NUM_SAMPLES}, max_new_tokens: {MAX_NEW_TOKENS},
+    temperature: {TEMPERATURE}, prompts_per_part: {PROMPTS_PER_PART}, concurrency: 4}}}}
+"""
+AS_DOCUMENTED = ("--generation-config", "vllm")
+SERVER = (
+    "-m", "vllm.entrypoints.openai.api_server", "--served-model-name", "tiny",
+    "--host", "127.0.0.1", "--mm-processor-kwargs", '{"use_fast": false}',
+    "--limit-mm-per-prompt", '{"image": 1}', "--dtype", "float32", "--enforce-eager",
+    "--max-model-len", "512", "--max-num-seqs", "32",
+    # Every prompt in one piece: vLLM's CPU sampler fails on seeds where prompts are cut.
+    "--max-num-batched-tokens", "16384",
+    "--distributed-executor-backend", "uni",  # two processes instead of three
+)  # fmt: skip
+SERVER_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "INFO",  # an engine in this process has it changed
+}  # fmt: skip
+
+
+class Server:
+    """vLLM's HTTP server with its engine, in a process group of its own, always at one port."""
+
+    def __init__(self, log: Path, model: Path, *flags: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log, self.command = log, [sys.executable, *SERVER, "--model", str(model), *flags]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.start()
+
+    def start(self) -> None:
+        """Return when it answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command, "--port", str(self.port)], start_new_session=True,
+                env=os.environ | SERVER_ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        deadline = time.monotonic() + START_S
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"the server did not start:\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/models", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """End it and its engine without a word to either."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def prepare(folder: Path, model: Path, num_prompts: int) -> Path:
+    """Make the folder of a run whose prompts are there."""
+    lines = []
+    for number in range(num_prompts):
+        noise_image(number, 40 + 17 * number % 101, 60).save(folder / f"{number}.png")
+        prompt = "where is the red square? " * (1 + number % 4 * 5)
+        lines.append(json.dumps({"image": f"{number}.png", "prompt": prompt, "gt_text": "x"}))
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    (folder / "r.yaml").write_text(CONFIG.format(model=model))
+    perpo(folder, "prepare")
+    return folder
+
+
+def perpo(folder: Path, *arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.chdir(folder)
+        cli.main([*arguments, "--config", "r.yaml", "--quiet"])
+    assert not ended.value.code
+
+
+def sampling(out: str, server: Server) -> list[str]:
+    return ["sample", "--backend", "openai", "--base-url", server.url, "--out", out]
+
+
+def sample(folder: Path, out: str, server: Server) -> Version:
+    perpo(folder, *sampling(out, server))
+    return open_version(folder / out)
+
+
+def parts_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/part-*.parquet"))
+
+
+def wait_for_part(folder: Path) -> Path:
+    """The first part that a running stage has written."""
+    deadline = time.monotonic() + PART_S
+    while not (parts := parts_in(folder)):
+        assert time.monotonic() < deadline, f"no part was written to {folder}"
+        time.sleep(0.005)
+    return parts[0]
+
+
+def drawn_rows(version: Version) -> tuple[list[Row], list[float]]:
+    """The rows without their log-probabilities, and those: they depend on rounding."""
+    rows: list[Row] = version.table().to_pylist()
+    logprobs = [row.pop("sampler_logprob") for row in rows]
+    return rows, logprobs
+
+
+def assert_same_rows(one: Version, other: Version) -> None:
+    (rows, logprobs), (other_rows, other_logprobs) = drawn_rows(one), drawn_rows(other)
+    assert rows == other_rows
+    assert logprobs == pytest.approx(other_logprobs, abs=1e-5)
+
+
+def lists_of(version: Version) -> dict[str, SampledList]:
+    """Every prompt's completions, by prompt_id."""
+    found: dict[str, list[Completion]] = {}
+    resized: dict[str, Any] = {}
+    for row in version.table().to_pylist():
+        assert row["sample_id"] == len(found.setdefault(row["prompt_id"], []))
+        found[row["prompt_id"]].append(
+            Completion(
+                row["completion"], tuple(row["completion_token_ids"]), row["finish_reason"],
+                row["sampler_logprob"],
+            )
+        )  # fmt: skip
+        resized[row["prompt_id"]] = row["resized"]
+    return {name: SampledList(some, resized[name]) for name, some in found.items()}
+
+
+def prompts_in(folder: Path) -> list[Row]:
+    rows: list[Row] = open_version(folder / "data/r/prompts/train").table().to_pylist()
+    return rows
+
+
+def assert_drawn_from(model: Path, folder: Path, version: Version) -> None:
+    """The reported log-probabilities are those that training computes."""
+    vlm, lists = load(model), lists_of(version)
+    preprocess = version.manifest["settings"]["preprocess"]
+    worst = [
+        worst_difference(vlm, row, lists[row["prompt_id"]], preprocess)
+        for row in prompts_in(folder)
+    ]
+    assert max(worst) < 1e-4, worst
+
+
+class TestRun:
+    """One run against one server."""
+
+    @pytest.fixture(scope="class")
+    def model(self, hub_model: HubModel) -> Path:
+        return hub_model("llava")
+
+    @pytest.fixture(scope="class")
+    def server(self, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+        server = Server(tmp_path_factory.mktemp("server") / "log", model, *AS_DOCUMENTED)
+        yield server
+        server.kill()
+
+    @pytest.fixture(scope="class")
+    def folder(self, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return prepare(tmp_path_factory.mktemp("run"), model, NUM_PROMPTS)
+
+    @pytest.fixture(scope="class")
+    def undisturbed(self, folder: Path, server: Server) -> Version:
+        return sample(folder, "undisturbed", server)
+
+    def test_every_prompt_has_its_list(self, folder: Path, undisturbed: Version) -> None:
+        lists = lists_of(undisturbed)
+        assert lists.keys() == {row["prompt_id"] for row in prompts_in(folder)}
+        assert {len(one.completions) for one in lists.values()} == {NUM_SAMPLES}
+        assert all(len(set(one.completions)) > NUM_SAMPLES / 2 for one in lists.values())
+        assert undisturbed.manifest["settings"]["backend"] == "openai"
+        assert not undisturbed.manifest["notes"].get("token_ids"), "the server sends them"
+
+    def test_log_probabilities_are_those_of_training(
+        self, model: Path, folder: Path, undisturbed: Version
+    ) -> None:
+        assert_drawn_from(model, folder, undisturbed)
+
+    def test_a_killed_client_that_is_started_again_ends_with_the_same_rows(
+        self, folder: Path, server: Server, undisturbed: Version
+    ) -> None:
+        arguments = [*sampling("client", server), "--config", "r.yaml", "--quiet"]
+        client = subprocess.Popen(
+            [sys.executable, "-m", "perpo_pipeline.cli", *arguments], cwd=folder
+        )
+        try:
+            first = wait_for_part(folder / "client")
+        finally:
+            client.kill()
+            client.wait()
+        assert client.returncode == -signal.SIGKILL
+        assert len(parts_in(folder / "client")) < NUM_PROMPTS / PROMPTS_PER_PART
+        written = first.stat().st_mtime_ns
+        assert_same_rows(sample(folder, "client", server), undisturbed)
+        assert first.stat().st_mtime_ns == written, "what was there was not made again"
+
+    def test_a_killed_server_that_is_started_again_costs_no_row(
+        self, folder: Path, server: Server, undisturbed: Version,
+        monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 0.5)
+        monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", 1.0)
+        monkeypatch.setitem(openai_server.TRIES, "away", 10 * START_S)
+
+        def restart() -> int:
+            wait_for_part(folder / "server")
+            server.kill()
+            written = len(parts_in(folder / "server"))
+            server.start()
+            return written
+
+        with ThreadPoolExecutor(1) as thread:
+            written = thread.submit(restart)
+            disturbed = sample(folder, "server", server)
+        assert written.result() < NUM_PROMPTS / PROMPTS_PER_PART, "it was killed in mid-run"
+        assert capfd.readouterr().err.count(f"waiting for {server.url}") == 1
+        assert_same_rows(disturbed, undisturbed)
+
+
+def test_a_hostile_generation_config_changes_nothing(hub_model: HubModel, tmp_path: Path) -> None:
+    """The server heeds the file, and the rows are those of an engine without it in this process.
+
+    Its max_new_tokens is left out: no request can undo it, and answers cut by it are refused.
+    """
+    model = hub_model("qwen3_vl")
+    hostile = shutil.copytree(model, tmp_path / "hostile")
+    file = hostile / "generation_config.json"
+    wishes = {name: value for name, value in HOSTILE.items() if name != "max_new_tokens"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | wishes))
+    (tmp_path / "run").mkdir()
+    folder = prepare(tmp_path / "run", hostile, 6)
+    server = Server(tmp_path / "log", hostile)
+    try:
+        version = sample(folder, "served", server)
+    finally:
+        server.kill()
+    assert "Default vLLM sampling parameters have been overridden" in server.log.read_text()
+    assert_drawn_from(model, folder, version)
+    served, rows = lists_of(version), prompts_in(folder)
+    seeds = {row["prompt_id"]: row["seed"] for row in version.table().to_pylist()}
+    sampled = {"temperature": TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS}
+    with running(model, tmp_path / "scratch", **sampled) as backend:
+        expected = drawn(backend.sample(rows, [seeds[row["prompt_id"]] for row in rows]))
+    for row, one in zip(rows, expected, strict=True):
+        ids = [c.token_ids for c in served[row["prompt_id"]].completions]
+        assert ids == [c.token_ids for c in one.completions]
