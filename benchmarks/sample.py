@@ -1,0 +1,275 @@
+"""Time the sampling of 20 completions a prompt, ours against others, side by side.
+
+    python benchmarks/sample.py --engine transformers --json sample.json
+    python benchmarks/sample.py --engine vllm                        (needs vLLM; one engine)
+    python benchmarks/sample.py --engine determinism                 (batches of many sizes)
+    python benchmarks/sample.py --preset h200 --engine ...           (7B shapes, bf16, CUDA)
+
+transformers, from encoded prompts to token ids:
+  shared-prefix          ours: `sample_lists`, B prompts a batch
+  generate               model.generate(do_sample, num_return_sequences=20), a prompt a call
+  generate-batch         the same with B prompts a call
+  generate-copied-cache  prompts read once, their cache copied 20 times, then `generate`
+vllm, all requests handed over at once, from images to completions:
+  backend                ours: `VllmBackend.sample`, from encoded image files
+  bare                   LLM.generate on loaded images, of the same `LLM` object
+  bare-without-text      the same, told not to make text of the tokens
+determinism: which completions change with the number of prompts in a batch.
+
+The repeats of the ways are interleaved, so that a busy machine slows all alike, and medians are
+reported. No token ends an answer, so all ways make the same number of tokens, which is checked.
+Models have random weights (no download) but for the testbed's, which are shipped. vLLM on a CPU
+needs HF_HUB_OFFLINE=1 and, beside a torchvision made for CUDA,
+PYTHONPATH=tests/with_vllm/torchvision_on_cpu.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
+
+import transformers
+from sample_determinism import compare_batch_sizes
+from sample_ways import LIBRARY, OURS, Case, EngineCase, Tokens, peak_mib, set_scene, ways_for
+from train_step import LLAVA_7B, PRESETS, SMALLER, keep_memory
+from train_step_models import Shape
+
+Row = dict[str, Any]
+ENGINES = ("transformers", "vllm", "determinism")
+CPU, H200 = PRESETS["cpu"], PRESETS["h200"]
+CASES: dict[str, dict[str, Case]] = {
+    "cpu": {
+        "llava15-grounding": Case(CPU["llava15-grounding"], 4, 26),
+        "testbed": Case(None, 32, 24),
+        "long-answers": Case(CPU["dense-ocr"], 4, 72),
+    },
+    "h200": {
+        "llava15-grounding": Case(H200["llava15-grounding"], 8, 26),
+        "testbed": Case(None, 32, 24),
+        "long-answers": Case(H200["dense-ocr"], 2, 1000),
+        "qwen25-vl-grounding": Case(H200["qwen25-vl-grounding"], 8, 26),
+    },
+}
+# One a process: vLLM makes batches of completions by itself, from all prompts of a round.
+ENGINE_CASES: dict[str, dict[str, EngineCase]] = {
+    "cpu": {
+        "llava15-grounding": EngineCase(replace(SMALLER, layers=4), 32, 26),
+        # Where the engine has least to do: 16 image tokens and 0.5 million weights.
+        "tiny": EngineCase(Shape("llava", 128, 256, 2, 4, 4, 300, (32, 64, 2, 1), 56, 8), 128, 26),
+    },
+    "h200": {"llava15-grounding": EngineCase(LLAVA_7B, 256, 26)},
+}
+DETERMINISM_PROMPTS = 256
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    on_cuda = options.preset == "h200"
+    if on_cuda and not torch.cuda.is_available():
+        raise SystemExit("--preset h200 needs a CUDA device")
+    device = torch.device("cuda" if on_cuda else "cpu")
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    engine = {"transformers": time_ways, "vllm": time_engine, "determinism": compare}
+    header, rows = engine[options.engine](options, dtype, device)
+    result = {"header": describe(options, dtype) | header, "rows": rows}
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", choices=ENGINES, default="transformers")
+    parser.add_argument("--preset", choices=list(CASES), default="cpu")
+    parser.add_argument("--case", nargs="+", help="default: all of the preset; vllm: the first")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--prompts", type=int, help="a round (vllm), or in all (determinism)")
+    parser.add_argument("--model", type=Path, help="a model's directory (vllm; default: random)")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peaks")
+    parser.add_argument("--threads", type=int, help="processor threads (default: torch's)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args(arguments)
+    is_vllm = options.engine == "vllm"
+    known = list((ENGINE_CASES if is_vllm else CASES)[options.preset])
+    options.case = options.case or (known[:1] if is_vllm else known)
+    if unknown := set(options.case) - set(known):
+        parser.error(f"no case {', '.join(sorted(unknown))} here; there are {', '.join(known)}")
+    if is_vllm and len(options.case) > 1:
+        parser.error("one engine a process: give one --case")
+    return options
+
+
+def time_ways(
+    options: argparse.Namespace, dtype: torch.dtype, device: torch.device
+) -> tuple[Row, list[Row]]:
+    """What goes into the JSON for the transformers engine."""
+    rows: list[Row] = []
+    cases = {name: CASES[options.preset][name] for name in options.case}
+    for name, case in cases.items():
+        scene = set_scene(case, dtype, device)
+        ways = {way: partial(draw, scene) for way, draw in ways_for(scene).items()}
+        seconds = interleave(name, ways, tokens_of(case), options.repeats)
+        found = summarise(seconds, case.prompts, tokens_of(case), LIBRARY, OURS)
+        for row in found:
+            row |= {"case": name, "prefix_tokens": scene.prefix_tokens}
+            if not options.no_memory:
+                row["peak_mib"] = peak_mib(scene, row["way"])
+        print_table(
+            f"{name}: prefix {scene.prefix_tokens}, {case.num_samples} answers of "
+            f"{case.answer_tokens}, {case.prompts} prompts a batch",
+            found,
+        )
+        rows += found
+        del scene, ways
+        gc.collect()
+    return {"cases": {name: asdict(case) for name, case in cases.items()}}, rows
+
+
+def tokens_of(case: Case | EngineCase) -> int:
+    return case.prompts * case.num_samples * case.answer_tokens
+
+
+def time_engine(
+    options: argparse.Namespace, dtype: torch.dtype, device: torch.device
+) -> tuple[Row, list[Row]]:
+    """What goes into the JSON for vLLM."""
+    import sample_vllm
+
+    (name,) = options.case
+    case = ENGINE_CASES[options.preset][name]
+    case = replace(case, prompts=options.prompts or case.prompts)
+    text = sample_vllm.question if options.model else sample_vllm.random_words(case.shape.vocab)
+    prompts = sample_vllm.make_rows(case.prompts, text)
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or sample_vllm.save_hub_model(
+            case.shape, Path(folder) / "model", dtype, device
+        )
+        gc.collect()
+        torch.cuda.empty_cache()
+        backend = sample_vllm.open_backend(model, Path(folder), case, dtype)
+        ways = sample_vllm.ways(backend, prompts)
+        seconds = interleave(f"vllm {name}", ways, tokens_of(case), options.repeats)
+        settings = sample_vllm.engine_settings(backend)
+        prefix = sample_vllm.prefix_tokens(backend, prompts[0])
+        backend.close()
+    rows = summarise(
+        seconds, case.prompts, tokens_of(case), ("bare", "bare-without-text"), "backend"
+    )
+    for row in rows:
+        row |= {"case": name, "prefix_tokens": prefix}
+    print_table(
+        f"vllm {name}: prefix {prefix}, {case.num_samples} answers of {case.answer_tokens}, "
+        f"{case.prompts} prompts a round",
+        rows,
+    )
+    model_name = {"model": str(options.model)} if options.model else {}
+    return {"cases": {name: asdict(case) | model_name}, "engine": settings}, rows
+
+
+def compare(
+    options: argparse.Namespace, dtype: torch.dtype, device: torch.device
+) -> tuple[Row, list[Row]]:
+    """What goes into the JSON for the comparison of batch sizes; `dtype` is not used: both are."""
+    prompts = options.prompts or DETERMINISM_PROMPTS
+    rows = compare_batch_sizes(prompts, (torch.float32, torch.bfloat16), device)
+    print(
+        f"{'':10s}{'batches':>10s}{'completions':>13s}{'differ':>8s}{'share':>10s}{'|dlogp|':>11s}"
+    )
+    for row in rows:
+        batches = " and ".join(map(str, row["batch_sizes"]))
+        print(
+            f"{row['dtype']:10s}{batches:>10s}{row['completions']:13,d}{row['differ']:8,d}"
+            f"{row['share']:10.3%}{row['max_abs_dlogprob_nats']:11.1e}"
+        )
+    return {"cases": {"testbed": {"prompts": prompts}}}, rows
+
+
+def interleave(
+    what: str, ways: Mapping[str, Callable[[], Tokens]], tokens: int, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of `repeats` rounds of every way, after a warm-up; all must draw `tokens` tokens."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(-1, repeats):
+        name = f"repeat {repeat + 1} of {repeats}" if repeat >= 0 else "warm-up"
+        print(f"{what}: {name}", file=sys.stderr, flush=True)
+        for way, draw in ways.items():
+            start = time.perf_counter()
+            drawn = sum(map(len, draw()))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - start
+            if drawn != tokens:
+                raise SystemExit(f"{way} drew {drawn} tokens instead of {tokens}")
+            if repeat >= 0:
+                seconds[way].append(taken)
+    return seconds
+
+
+def summarise(
+    seconds: Mapping[str, list[float]], prompts: int, tokens: int, opponents: Sequence[str],
+    ours: str,
+) -> list[Row]:  # fmt: skip
+    """A row a way; `faster` is against the fastest of the opponents, also among themselves."""
+    median = {way: statistics.median(taken) for way, taken in seconds.items()}
+    best = min(median[way] for way in opponents)
+    return [
+        {
+            "way": way,
+            "ours": way == ours,
+            "ms_per_prompt": 1e3 * median[way] / prompts,
+            "ms_range": [1e3 * min(taken) / prompts, 1e3 * max(taken) / prompts],
+            "tokens_per_s": tokens / median[way],
+            "faster": best / median[way],
+        }
+        for way, taken in seconds.items()
+    ]
+
+
+def print_table(title: str, rows: Sequence[Row]) -> None:
+    columns = {
+        "ms/prompt": ("ms_per_prompt", ",.1f"), "tokens/s": ("tokens_per_s", ",.0f"),
+        "ratio": ("faster", ".2f"), "peak MiB": ("peak_mib", ",.0f"),
+    }  # fmt: skip
+    print(f"\n{title}\n{'':23s}" + "".join(f"{name:>11s}" for name in columns))
+    for row in rows:
+        cells = [(row.get(key), form) for key, form in columns.values()]
+        texts = ["-" if value is None else format(value, form) for value, form in cells]
+        print(f"{row['way']:23s}" + "".join(f"{text:>11s}" for text in texts), flush=True)
+
+
+def describe(options: argparse.Namespace, dtype: torch.dtype) -> Row:
+    on_cuda = options.preset == "h200"
+    return {
+        "engine": options.engine,
+        "preset": options.preset,
+        "machine": torch.cuda.get_device_name() if on_cuda else platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "repeats": options.repeats,
+        "dtype": str(dtype),
+        "peak_mib": "beyond the model, of a round: torch.cuda.max_memory_allocated, "
+        "on the CPU the resident peak in a process of its own",
+    }
+
+
+if __name__ == "__main__":
+    keep_memory()
+    main()
