@@ -64,8 +64,10 @@ $(DEVELOP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@; test -e $(INSTALLED) || touch $(INSTALLED)
 
+# A process a core with one thread each; the files are handed out in conftest.py's order.
 test: $(DEVELOP)
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --ignore $(VLLM_TESTS) --numprocesses auto \
+	  --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-vllm: $(VLLM_INSTALLED)
 	PERPO_TEST_VLLM=1 PYTHONPATH=$(CURDIR)/$(VLLM_TESTS)/torchvision_on_cpu \

@@ -7,6 +7,14 @@ import pytest
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
+SLOWEST_FIRST = ("test_kill.py", "test_make.py", "test_trainer.py")  # minutes: no process ends late
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes take the files in this order."""
+    places = {name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture(scope="session")
 def realdata() -> Path:
