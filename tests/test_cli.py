@@ -188,11 +188,13 @@ def test_gc_leaves_a_version_that_is_being_written(
     from perpo_pipeline.artifacts import Recipe, open_writer
 
     root = workdir / "data/r/scores/train"
+    merged = workdir / "data/r/merged/0123456789abcdef"  # a model that the writer may be reading
+    merged.mkdir(parents=True)
     with open_writer(root, Recipe("scores", "train", "score", 1, {})) as writer:
         assert run("gc", "--config", "r.yaml", "--yes") == 0
-        assert writer.path.is_dir() and capsys.readouterr().out == ""
+        assert writer.path.is_dir() and merged.is_dir() and capsys.readouterr().out == ""
     assert run("gc", "--config", "r.yaml", "--yes") == 0
-    assert not writer.path.exists()
+    assert not writer.path.exists() and not merged.exists()
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(

@@ -3,6 +3,7 @@
     data/<run>/<artifact>/<variant>/current              names the version in use
     data/<run>/<artifact>/<variant>/<fingerprint>/
         started.json          first: fingerprint and settings
+        notes.json            what was learned on the way, where there is anything
         part-00000.parquet    ...each carries the fingerprint in its metadata
         manifest.json         last: complete means that it is there
 
@@ -36,6 +37,7 @@ from perpo_pipeline.provenance import git_commit, package_versions
 from perpo_pipeline.schemas import ALL, TableSchema
 
 MANIFEST, STARTED, CURRENT, LOCK = "manifest.json", "started.json", "current", ".lock"
+NOTES = "notes.json"
 MANIFEST_FORMAT = 1
 FINGERPRINT_KEY = b"perpo_fingerprint"
 SCHEMA_VERSION_KEY = b"perpo_schema_version"
@@ -117,8 +119,8 @@ class Writer:
 
     def __init__(self, root: Path, recipe: Recipe) -> None:
         self.root, self.recipe = root, recipe
-        self.notes: Json = dict(recipe.notes)  # for the manifest; work may add what it learns
         self.path = root / recipe.fingerprint
+        self.learned: Json = self._earlier_notes()
         self.started_at = time.monotonic()
         self._done = self._whole_parts()
 
@@ -126,9 +128,9 @@ class Writer:
         """Whether the part was finished by an earlier, interrupted run."""
         return self._part_name(self.recipe.artifact, index) in self._done
 
-    def read_part(self, index: int) -> pa.Table:
+    def read_part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read back a part written earlier."""
-        return _read_part(self.path / self._part_name(self.recipe.artifact, index))
+        return _read_part(self.path / self._part_name(self.recipe.artifact, index), columns)
 
     def write_part(self, index: int, rows: pa.Table | list[Json], table: str | None = None) -> None:
         """Write one part whole or not at all, through the declared schema (no inferred types).
@@ -141,6 +143,12 @@ class Writer:
         part = self._part_name(name, index)
         write_atomically(self.path / part, lambda sink: pq.write_table(data, sink))
         self._done[part] = data.num_rows
+
+    def note(self, name: str, what: Any) -> None:
+        """Record for the manifest what only turned out at work; a kill does not lose it."""
+        self.learned[name] = what
+        text = json.dumps(self.learned, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(self.path / NOTES, lambda sink: sink.write(text.encode()))
 
     def finish(self, counts: Json | None = None, extra: Json | None = None) -> Version:
         """Write the manifest, point `current` here and return the complete version."""
@@ -163,7 +171,7 @@ class Writer:
             "stage_version": recipe.stage_version,
             "fingerprint": recipe.fingerprint,
             "settings": recipe.settings,
-            "notes": self.notes,
+            "notes": recipe.notes | self.learned,
             "inputs": _lineage_records(self.path, recipe.inputs),
             "rows": sum(p["rows"] for p in parts if p["table"] == main.name),
             "parts": parts,
@@ -185,9 +193,13 @@ class Writer:
         }
 
     def _other_files(self) -> list[Json]:
-        known = {MANIFEST, STARTED, LOCK, *self._done}
+        known = {MANIFEST, STARTED, NOTES, LOCK, *self._done}
         files = [p for p in sorted(self.path.iterdir()) if p.is_file() and p.name not in known]
         return [{"file": p.name, "sha256": file_sha256(p)} for p in files]
+
+    def _earlier_notes(self) -> Json:
+        file = self.path / NOTES
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
     def _part_name(self, table: str, index: int) -> str:
         prefix = "part" if table == self.recipe.artifact else table
@@ -198,11 +210,16 @@ class Writer:
         return self.recipe.artifact if prefix == "part" else prefix
 
     def _whole_parts(self) -> dict[str, int]:
-        """Rows of each part that an earlier run of this recipe has left; others are removed."""
+        """Rows of each part that an earlier run of this recipe has left; others are removed.
+
+        So is what belongs to a part that is not there: it will be made again with it.
+        """
         done = {}
         for part in sorted(self.path.glob("*.parquet")):
             rows = _rows_if_of(part, self.recipe.fingerprint)
-            if rows is None:
+            index = int(part.stem.rsplit("-", 1)[1])
+            main = self.path / self._part_name(self.recipe.artifact, index)
+            if rows is None or not main.is_file():
                 part.unlink()
             else:
                 done[part.name] = rows

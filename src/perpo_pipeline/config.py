@@ -118,8 +118,9 @@ class SampleConfig(Section):
     """How the candidates are drawn: from softmax(logits / T) and nothing else."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
-        {"max_errors", "split", "num_gpus", "base_url", "concurrency", "preview_reward"}
-    )
+        {"max_errors", "split", "num_gpus", "gpu_memory_utilization", "base_url", "concurrency",
+         "preview_reward"}
+    )  # fmt: skip
 
     split: Name = Field("train", description="the prepared split to sample from")
     backend: Literal["auto", "transformers", "vllm", "openai"] = Field(
@@ -135,6 +136,9 @@ class SampleConfig(Section):
     prompts_per_part: Int = Field(512, ge=1, description="rows are flushed after so many prompts")
     max_errors: Int = Field(0, ge=0, description="prompts that may fail before the stage fails")
     num_gpus: Int = Field(1, ge=1, description="processes, one a GPU, that share the prompts")
+    gpu_memory_utilization: Float = Field(
+        0.9, gt=0, le=1, description="share of a GPU's memory that vLLM takes"
+    )
     base_url: str | None = Field(None, description="of an OpenAI-compatible server, with its /v1")
     served_model: str | None = Field(None, description="its name at the server; default: model.id")
     concurrency: Int = Field(16, ge=1, description="requests at a time (openai)")

@@ -16,6 +16,7 @@ from perpo_pipeline.artifacts import (
     open_version,
 )
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.merge import MERGED
 
 LONGEST_CELL = 100
 
@@ -93,7 +94,8 @@ def _cell(value: Any) -> str:
 def collect_garbage(run_dir: Path, *, remove: bool) -> list[Path]:
     """Version directories under `run_dir` that no `current` file and no lineage of one refers to.
 
-    Unfinished versions count as unused unless `current` leads to them or a process writes them.
+    Unfinished versions count as unused unless `current` leads to them or a process writes them;
+    merged models are unused while nothing is written: what needs one makes it again.
     """
     used: set[Path] = set()
     frontier = [
@@ -110,6 +112,8 @@ def collect_garbage(run_dir: Path, *, remove: bool) -> list[Path]:
             frontier += [path / record["path"] for record in inputs.values()]
     found = {p.parent.resolve() for p in run_dir.glob(f"*/*/*/{STARTED}")}
     unused = sorted(path for path in found - used if not being_written(path))
+    if not any(being_written(path) for path in found):
+        unused += sorted(path.resolve() for path in (run_dir / MERGED).glob("*") if path.is_dir())
     if remove:
         for path in unused:
             shutil.rmtree(path)

@@ -15,6 +15,7 @@ from perpo_pipeline.atomic import file_sha256, os_errors_explained, sync_directo
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.model_files import MODEL_FILE_PATTERNS, ResolvedModel, model_identity
 
+MERGED = "merged"  # the folder under a run's that holds them
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 

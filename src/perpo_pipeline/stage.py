@@ -56,14 +56,14 @@ class Run:
 
     def bar(
         self, what: str, *, items: Iterable[Any] | None = None, total: int | None = None,
-        unit: str = "it",
+        initial: int = 0, unit: str = "it",
     ) -> Any:  # fmt: skip
-        """tqdm's bar, to be updated by hand where `items` is None."""
+        """tqdm's bar, to be updated by hand where `items` is None; `initial` were there before."""
         from tqdm import tqdm
 
         return tqdm(
             items, desc=what, total=total, disable=self.quiet or None, file=sys.stderr, leave=False,
-            mininterval=0.5, dynamic_ncols=True, unit=unit,
+            mininterval=0.5, miniters=1, dynamic_ncols=True, unit=unit, initial=initial,
         )  # fmt: skip
 
 

@@ -110,7 +110,8 @@ def _cluster_totals(values: _Floats, clusters: Iterable[Hashable] | None) -> _Fl
         if len(index) != len(values):
             raise InputError(f"there are {len(values)} values for {len(index)} cluster names")
         totals = np.stack([np.bincount(index, values), np.bincount(index)], axis=1)
-    return totals[np.lexsort(totals.T)]
+    ordered: _Floats = totals[np.lexsort(totals.T)]
+    return ordered
 
 
 def _ratio(totals: _Floats) -> float:

@@ -218,7 +218,8 @@ def sincos_positions(grid: int, width: int) -> NDArray[np.float32]:
     waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     columns = np.tile(waves, (grid, 1))
     rows = np.repeat(waves, grid, axis=0)
-    return np.concatenate([columns, rows], axis=1).astype(np.float32)
+    table: NDArray[np.float32] = np.concatenate([columns, rows], axis=1).astype(np.float32)
+    return table
 
 
 def hub_parameter_name(name: str) -> str:
