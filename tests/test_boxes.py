@@ -5,6 +5,8 @@ import re
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
@@ -49,6 +51,17 @@ OWN_FORMAT = BoxFormat(
     100.0,
     instruction="[refer] where is {expression}?",
 )
+# What the user may get wrong in a format.
+BROKEN = {
+    "nameless": {"pattern": re.compile(r"<(?P<x1>\d+)><(?P<y1>\d+)>")},
+    "uncompiled": {"pattern": OWN_FORMAT.pattern.pattern},
+    "misspelt": {"template": "{{<{x1}><{y1}><{x2}><{y3}>}}"},
+    "numeric": {"template": "{{<{x1:d}><{y1}><{x2}><{y2}>}}"},
+    "unread": {"template": "[{x1}, {y1}, {x2}, {y2}]"},
+    "swapped": {"template": "{{<{y1}><{x1}><{y2}><{x2}>}}"},
+    "scaleless": {"scale": 0.0},
+}
+WORDED = "".join(rf"<(?P<{name}>[^>]*)>" for name in ("x1", "y1", "x2", "y2"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,6 +70,9 @@ def own_module() -> Iterator[None]:
         module = types.ModuleType("my_formats")
         module.minigpt = OWN_FORMAT
         module.mute = BoxFormat("mute", OWN_FORMAT.pattern, "", None, instruction="where?")
+        for name, changes in BROKEN.items():
+            setattr(module, name, replace(OWN_FORMAT, **changes))
+        module.worded = replace(OWN_FORMAT, pattern=re.compile(WORDED))
         patch.setitem(sys.modules, "my_formats", module)
         yield
 
@@ -348,6 +364,16 @@ def test_an_annotation_a_fraction_of_a_unit_beyond_the_edge_is_written_at_the_ed
         ({"box_format": "math:pi"}, "is a float, not a BoxFormat"),
         ({"box_format": "math:tau_squared"}, "cannot be imported"),
         ({"box_format": "my_formats:mute"}, "needs one {expression}"),
+        ({"box_format": "my_formats:nameless"}, "has no group x2, y2"),
+        ({"box_format": "my_formats:uncompiled"}, "has no group x1, y1, x2, y2"),
+        ({"box_format": "my_formats:misspelt"}, "cannot write a box and read it: KeyError: 'y3'"),
+        ({"box_format": "my_formats:numeric"}, "cannot write a box and read it: ValueError"),
+        (
+            {"box_format": "my_formats:unread"},
+            "writes (100.0, 200.0, 300.0, 400.0) as '[10, 20, 30, 40]' and reads that as None",
+        ),
+        ({"box_format": "my_formats:swapped"}, "as '{<20><10><40><30>}' and reads that as (200"),
+        ({"box_format": "my_formats:scaleless"}, "read it: ZeroDivisionError"),
         ({"frame": "padded"}, "there is no frame 'padded'"),
         ({"frame": "resized"}, "needs the size"),
         ({"frame": "resized", "resized": (0, 10)}, "resized is"),
@@ -366,6 +392,23 @@ def test_a_users_own_format_is_taken_by_its_import_path():
     assert format_box((20, 30, 40, 50), OWN, **options) == "{<10><30><20><50>}"
     found = parse_box("at {<10><30><20><50>}", OWN, **options)
     assert found == pytest.approx((20, 30, 40, 50))
+
+
+@pytest.mark.parametrize("fault", ["1 / 0", "raise RuntimeError('no licence')", "x ="])
+def test_a_users_module_may_fail_in_any_way(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "failing_formats.py").write_text(fault)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be imported: \w+Error: "):
+        get_box_format("failing_formats:mine")
+
+
+@pytest.mark.parametrize("text", ["<a><20><30><40>", "<10><20><30><>", "<1e><20><30><40>"])
+def test_a_users_pattern_that_finds_no_numbers_leaves_the_answer_unparsed(text: str):
+    options = {"frame": "full", "image_size": (200, 100)}
+    assert parse_box("<10><20><30><40>", "my_formats:worded", **options) is not None
+    assert parse_box(text, "my_formats:worded", **options) is None
 
 
 @settings(max_examples=200, deadline=None)

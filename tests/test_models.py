@@ -147,7 +147,11 @@ class TestLoad:
         assert load(copy).eos_token_ids == (2, 7)
 
     def test_image_placeholders_are_known(self, vlm: Vlm) -> None:
-        assert vlm.image_token_ids == (IMAGE_ID,)
+        assert vlm.image_token_ids == vlm.banned_token_ids == (IMAGE_ID,)
+
+    def test_a_placeholder_without_a_logit_is_known_but_not_banned(self, vlm: Vlm) -> None:
+        beyond = replace(vlm, image_token_ids=(IMAGE_ID, 299, 300))
+        assert beyond.banned_token_ids == (IMAGE_ID, 299)
 
     def test_truncated_weights_are_refused(self, copy: Path) -> None:
         weights = copy / "model.safetensors"

@@ -18,6 +18,7 @@ unparsed. Nothing is clamped, swapped or rescaled. An inverted box (x1 > x2 or y
 and returned as it was written: the model did write a box, whose overlap with anything is 0.
 """
 
+import functools
 import importlib
 import math
 import re
@@ -132,18 +133,7 @@ def parse_box(
     `resized` and used by no other. What counts as parsed: see the module. Raises ConfigError for
     an unknown format or frame, a missing `resized` and sizes below 1.
     """
-    rule = get_box_format(box_format)
-    geometry = _Geometry.of(frame, image_size, resized)
-    match = rule.pattern.search(text)
-    if match is None:
-        return None
-    fractions = []
-    for name, units in zip(COORDINATES, geometry.units(rule), strict=True):
-        fraction = float(match[name]) / units
-        if not -RANGE_SLACK <= fraction <= 1 + RANGE_SLACK:
-            return None
-        fractions.append(fraction)
-    return geometry.to_image_px(fractions)
+    return _read(get_box_format(box_format), _Geometry.of(frame, image_size, resized), text)
 
 
 def format_box(
@@ -158,19 +148,14 @@ def format_box(
     rule = get_box_format(box_format)
     geometry = _Geometry.of(frame, image_size, resized)
     _check_box(box_xyxy_px)
-    step = 10.0**-rule.decimals
-    written = {}
-    fractions = geometry.to_fractions(box_xyxy_px)
-    for name, fraction, units in zip(COORDINATES, fractions, geometry.units(rule), strict=True):
-        value = fraction * units
-        if not -step <= value <= units + step:
-            raise InputError(
-                f"the box {list(box_xyxy_px)} reaches out of the frame {frame!r} "
-                f"of an image of {image_size[0]}x{image_size[1]} pixels",
-                fix="check the box, or clip it to the frame before writing it",
-            )
-        written[name] = f"{min(max(value, 0.0), units):.{rule.decimals}f}"
-    return rule.template.format(**written)
+    written = _write(rule, geometry, box_xyxy_px)
+    if written is None:
+        raise InputError(
+            f"the box {list(box_xyxy_px)} reaches out of the frame {frame!r} "
+            f"of an image of {image_size[0]}x{image_size[1]} pixels",
+            fix="check the box, or clip it to the frame before writing it",
+        )
+    return written
 
 
 def clip_to_frame(
@@ -193,10 +178,15 @@ def clip_to_frame(
 def get_box_format(name: str) -> BoxFormat:
     """The format of that name, or the user's `BoxFormat` at the import path `pkg.module:attribute`.
 
-    Raises ConfigError naming the formats there are.
+    Raises ConfigError naming the formats there are, and for a format of the user's that does not
+    read the box that it writes.
     """
-    if name in BOX_FORMATS:
-        return BOX_FORMATS[name]
+    return BOX_FORMATS.get(name) or _load_own(name)
+
+
+@functools.cache
+def _load_own(name: str) -> BoxFormat:
+    """The user's own format, tried with one box."""
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(
@@ -205,16 +195,76 @@ def get_box_format(name: str) -> BoxFormat:
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's code may raise anything
         raise ConfigError(
-            f"the box format {name!r} cannot be imported: {error}",
+            f"the box format {name!r} cannot be imported: {type(error).__name__}: {error}",
             fix="give a module on the Python path and the name of a BoxFormat in it",
         ) from error
     if not isinstance(found, BoxFormat):
         raise ConfigError(f"{name!r} is a {type(found).__name__}, not a BoxFormat")
     if found.instruction.count(EXPRESSION) != 1:
         raise ConfigError(f"the instruction of the box format {name!r} needs one {EXPRESSION}")
+    groups = getattr(found.pattern, "groupindex", {})
+    absent = [group for group in COORDINATES if group not in groups]
+    if absent:
+        raise ConfigError(
+            f"the pattern of the box format {name!r} has no group {', '.join(absent)}",
+            fix="give a compiled one that names the four numbers, as in (?P<x1>[0-9]+)",
+        )
+    _check_round_trip(found, name)
     return found
+
+
+def _check_round_trip(rule: BoxFormat, name: str) -> None:
+    """Raise ConfigError unless a box that the format writes is found again by its pattern."""
+    geometry, box = _Geometry.of("full", (1000, 1000), None), (100.0, 200.0, 300.0, 400.0)
+    fix = "the template writes what the pattern finds, both with the names x1, y1, x2 and y2"
+    try:
+        written = _write(rule, geometry, box)
+        found = None if written is None else _read(rule, geometry, written)
+    except Exception as error:  # the user's template, too
+        raise ConfigError(
+            f"the box format {name!r} cannot write a box and read it: "
+            f"{type(error).__name__}: {error}",
+            fix=fix,
+        ) from error
+    rounding = 0.51 * 10.0**-rule.decimals * 1000 / (rule.scale or 1000)
+    if found is None or any(abs(a - b) > rounding for a, b in zip(found, box, strict=True)):
+        raise ConfigError(
+            f"the box format {name!r} writes {box} as {written!r} and reads that as {found}",
+            where="an image of 1000x1000 pixels",
+            fix=fix,
+        )
+
+
+def _write(rule: BoxFormat, geometry: "_Geometry", box_xyxy_px: Box) -> str | None:
+    """The box in the format; None where it reaches out of the frame by more than one unit."""
+    step = 10.0**-rule.decimals
+    written = {}
+    fractions = geometry.to_fractions(box_xyxy_px)
+    for name, fraction, units in zip(COORDINATES, fractions, geometry.units(rule), strict=True):
+        value = fraction * units
+        if not -step <= value <= units + step:
+            return None
+        written[name] = f"{min(max(value, 0.0), units):.{rule.decimals}f}"
+    return rule.template.format(**written)
+
+
+def _read(rule: BoxFormat, geometry: "_Geometry", text: str) -> Box | None:
+    """The first box in the text, None if that is not as the module says."""
+    match = rule.pattern.search(text)
+    if match is None:
+        return None
+    fractions = []
+    for name, units in zip(COORDINATES, geometry.units(rule), strict=True):
+        try:
+            fraction = float(match[name]) / units
+        except (TypeError, ValueError):  # a user's pattern: no such group in this match, or words
+            return None
+        if not -RANGE_SLACK <= fraction <= 1 + RANGE_SLACK:
+            return None
+        fractions.append(fraction)
+    return geometry.to_image_px(fractions)
 
 
 def unusual_boxes(family: "Family", model: "ModelConfig") -> str | None:

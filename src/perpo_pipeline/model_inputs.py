@@ -1,12 +1,13 @@
 """Prompts' rows become what the model reads; the same way in sampling, training and evaluation."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.config import ModelConfig
-from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.images import load_image
 from perpo_pipeline.model_files import ResolvedModel, model_identity, resolve_model
 
@@ -16,6 +17,28 @@ if TYPE_CHECKING:
     from perpo_pipeline.models import EncodedPrompt, Vlm
 
 IDENTITY_CACHE = ".model-identity.json"
+
+
+class RowError(InputError):
+    """One prompts row cannot be read, which says nothing of the others."""
+
+
+@contextmanager
+def faults_of_one_row(row: Mapping[str, Any], *refusals: type[Exception]) -> Iterator[None]:
+    """Raise RowError for what is wrong with one prompts row; a ConfigError is wrong for all.
+
+    ValueErrors are processors' (an image's shape, above all); `refusals` other errors that blame
+    the row.
+    """
+    refused: tuple[type[Exception], ...] = (ValueError, *refusals)
+    try:
+        yield
+    except (ConfigError, RowError):
+        raise
+    except PerpoError as error:
+        raise RowError(error.what, where=error.where, fix=error.fix) from error
+    except refused as error:
+        raise RowError(str(error), where=f"prompt {row['prompt_id']}") from error
 
 
 def identify_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[str, Any]]:
@@ -86,10 +109,11 @@ def prompt_image(row: Mapping[str, Any]) -> "Image":
 
 
 def encode_row(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> "EncodedPrompt":
-    """Encode the image and instruction of one prompts row."""
+    """Encode the image and instruction of one prompts row; raises RowError if that cannot be."""
     from perpo_pipeline.models import encode_prompt
 
-    return encode_prompt(vlm, prompt_image(row), row["prompt"], preprocess=preprocess)
+    with faults_of_one_row(row):
+        return encode_prompt(vlm, prompt_image(row), row["prompt"], preprocess=preprocess)
 
 
 def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int:

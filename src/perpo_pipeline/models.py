@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from perpo_pipeline.errors import ConfigError, InputError, first_line
 from perpo_pipeline.model_files import ResolvedModel, model_identity, resolve_model
+from perpo_pipeline.processors import load_processor, writes_begin_token
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,6 +100,12 @@ class Vlm:
     def shares_prefix(self) -> bool:
         """Whether completions may share one prefix: tried with this family, and exact."""
         return self.family.known and self.full_attention
+
+    @property
+    def banned_token_ids(self) -> tuple[int, ...]:
+        """The placeholders that the head has a logit for: it cannot draw any other."""
+        vocabulary = int(base_model(self.model).config.get_text_config().vocab_size)
+        return tuple(token for token in self.image_token_ids if token < vocabulary)
 
     @property
     def pad_token_id(self) -> int:
@@ -227,12 +234,8 @@ def prepare_image(vlm: Vlm, image: "Image.Image", preprocess: str) -> "Image.Ima
 
 
 def adds_special_tokens(vlm: Vlm, text: str) -> bool:
-    """Whether the tokenizer shall add its begin token to a rendered prompt.
-
-    A template that writes the begin token itself must not get a second one.
-    """
-    bos = vlm.tokenizer.bos_token
-    return not (bos and text.startswith(bos))
+    """Whether the model's tokenizer shall add its begin token to a rendered prompt."""
+    return not writes_begin_token(vlm.tokenizer, text)
 
 
 def encode_prompt(
@@ -337,8 +340,6 @@ def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
     """The model on the meta device, as `from_pretrained` would make it, and its processor."""
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
-    from perpo_pipeline.processors import load_processor
-
     files_only: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     build: Any = AutoModelForImageTextToText
     with _load_errors_explained(resolved):
@@ -354,8 +355,6 @@ def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
 
 def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
-
-    from perpo_pipeline.processors import load_processor
 
     with _load_errors_explained(resolved):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(

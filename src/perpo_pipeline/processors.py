@@ -67,10 +67,13 @@ def count_prompt_tokens(processor: Any, text: str, size: Size) -> int | None:
     width, height = size
     image_tokens = int(count(image_sizes=[(height, width)])["num_image_tokens"][0])
     tokenizer = processor.tokenizer
-    # As in encode_prompt: a template that writes the begin token itself gets no second one.
-    bos = tokenizer.bos_token
-    special = not (bos and text.startswith(bos))
+    special = not writes_begin_token(tokenizer, text)
     return len(tokenizer(text, add_special_tokens=special)["input_ids"]) - 1 + image_tokens
+
+
+def writes_begin_token(tokenizer: Any, text: str) -> bool:
+    """Whether a rendered prompt holds the begin token already and must not get a second one."""
+    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
 def resized_size(processor: Any, size: Size) -> Size | None:

@@ -252,14 +252,13 @@ class TestVllm:
 
         with pytest.raises(ConfigError) as caught:
             sample(connect(serve(with_a_system_turn)), 1)
-        server, training = (
-            line.split(":", 1)[1].split()
-            for line in str(caught.value).splitlines()
-            if line.startswith(("  server:", "  training:"))
+        what, server, training = caught.value.what.splitlines()
+        assert re.search(r"prompt p0 .* from place 1 on \[77, (.*), \d+\] instead of \[\1, ", what)
+        word = repr(WORDS.decode([77]))[1:-1]
+        assert server.removeprefix("  the server: ").replace(word, "", 1) == training.removeprefix(
+            "  training: "
         )
-        assert server[1] == "77" and server[:1] + server[2:] == training
-        assert f"{IMAGE_ID}*16" in training
-        assert "different from place 1 on" in str(caught.value) and "p0" in str(caught.value)
+        assert "<image>*16" in training
 
     def test_a_prompt_that_only_ends_early_is_noticed(
         self, serve: Any, connect: Any, like_vllm: Answer
@@ -271,6 +270,17 @@ class TestVllm:
 
         with pytest.raises(ConfigError, match="reads prompt p0 otherwise"):
             sample(connect(serve(cut)), 1)
+
+    def test_as_many_but_other_tokens_of_the_first_prompt_are_noticed(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        def replaced(body: Json, number: int) -> Any:
+            reply = like_vllm(body, number)
+            assert isinstance(reply, dict)
+            return reply | {"prompt_token_ids": [*reply["prompt_token_ids"][:-1], 77]}
+
+        with pytest.raises(ConfigError, match=r"reads prompt p0 otherwise.* on \[77\] instead"):
+            sample(connect(serve(replaced)), 1)
 
     def test_a_later_prompt_of_another_length_is_noticed(
         self, serve: Any, connect: Any, like_vllm: Answer
@@ -287,7 +297,7 @@ class TestVllm:
 
         with pytest.raises(ConfigError, match="reads prompt p3 otherwise") as caught:
             sample(connect(serve(cut), concurrency=1), 5)
-        assert f" {IMAGE_ID}*15 " in str(caught.value) and f" {IMAGE_ID}*16 " in str(caught.value)
+        assert "<image>*15\\n" in str(caught.value) and "<image>*16\\n" in str(caught.value)
 
     def test_an_old_vllm_without_token_ids_is_retokenised_and_that_said_once(
         self, serve: Any, connect: Any, plain: Answer, capfd: pytest.CaptureFixture[str]
@@ -314,7 +324,7 @@ class TestVllm:
         ribbon, image = noise_image(1, 900, 3), noise_image(2, 90, 61)
         rows = [make_row(i, encoded_file(one)) for i, one in enumerate((ribbon, image))]
         refused, good = connect(server, model=model, num_samples=1).sample(rows, [1, 2])
-        assert "ratio" in reason_of(refused)
+        assert "ratio" in reason_of(refused) and len(server.bodies) == 1
         assert isinstance(good, SampledList)
         trained = encode_prompt(load_front(resolve_model(str(model))), image, "where?")
         assert good.resized == trained.resized != image.size
@@ -424,6 +434,68 @@ class TestOtherServer:
         accepted = [body for body in server.bodies if "max_tokens" not in body]
         assert [body["max_completion_tokens"] for body in accepted] == [MAX_NEW] * 6
         assert len(server.bodies) <= 6 + 2  # learnt once, by the requests then under way
+
+    @pytest.mark.parametrize("status", [400, 422])
+    def test_a_server_that_refuses_logprobs_is_asked_without_and_that_is_said(
+        self, serve: Any, connect: Any, plain: Answer, capfd: pytest.CaptureFixture[str],
+        status: int,
+    ) -> None:  # fmt: skip
+        def answer(body: Json, number: int) -> Any:
+            if "logprobs" in body:
+                return Reply(status, {"error": {"message": "logprobs is not supported"}})
+            reply = plain(body, number)
+            assert isinstance(reply, dict)
+            return {"choices": [one | {"logprobs": None} for one in reply["choices"]]}
+
+        server = serve(answer, owned_by="someone")
+        backend = connect(server, concurrency=2)
+        for result in sample(backend, 6):
+            assert isinstance(result, SampledList)
+            assert {c.sampler_logprob for c in result.completions} == {None}
+        assert len(server.bodies) <= 6 + 2  # learnt once, by the requests then under way
+        assert "no sampler_logprob" in backend.notes()["logprobs"]
+        assert capfd.readouterr().err.count("log-probabilities") == 1
+
+    def test_a_refusal_that_only_quotes_logprobs_teaches_nothing(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        def answer(body: Json, number: int) -> Any:
+            if "square 0" in json.dumps(body):
+                return Reply(422, {"detail": [{"msg": "too long", "input": {"logprobs": True}}]})
+            return plain(body, number)
+
+        server = serve(answer, owned_by="someone")
+        backend = connect(server, concurrency=1)
+        refused, good = sample(backend, 2)
+        assert "too long" in reason_of(refused)
+        assert isinstance(good, SampledList) and "logprobs" in server.bodies[-1]
+        assert "logprobs" not in backend.notes()
+
+
+class TestDone:
+    def test_each_row_is_told_with_its_result_as_soon_as_it_ends(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        """The first row's answer waits until all others were told; the third row has no image."""
+        told: dict[int, SampledList | Failure] = {}
+        others = threading.Event()
+
+        def first_is_last(body: Json, number: int) -> Any:
+            if body["seed"] == sent(0):
+                others.wait(10)  # seconds, where the others are never told
+            return like_vllm(body, number)
+
+        def done(index: int, result: SampledList | Failure) -> None:
+            assert index not in told
+            told[index] = result
+            if len(told) == 5:
+                others.set()
+
+        rows = [make_row(i, b"broken" if i == 2 else None) for i in range(6)]
+        found = connect(serve(first_is_last)).sample(rows, [seed_of(i) for i in range(6)], done)
+        assert list(told)[-1] == 0
+        assert [told[index] for index in range(6)] == found
+        assert [isinstance(result, Failure) for result in found] == [i == 2 for i in range(6)]
 
 
 class TestTrouble:

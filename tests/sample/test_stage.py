@@ -1,14 +1,23 @@
 """`perpo sample`: what cannot be sampled is counted under a reason, and may be repaired."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from perpo_pipeline import cli
 from perpo_pipeline.artifacts import Version, open_version
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.sample.backend import BackendSetup, Completion, Done, Row, SampledList
 from perpo_pipeline.sample.processes import _visible_devices
 
 CONFIG = """
@@ -47,23 +56,63 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_one_failure_too_many_keeps_what_is_done_and_can_be_repaired(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    parts = Path("data/r/samples/train")
     assert run("sample") == 2
     told = capsys.readouterr().err
     assert "1 prompts cannot be sampled (max_errors 0)" in told and "has changed" in told
-    assert len(list(Path("data/r/samples/train").glob("*/part-*.parquet"))) == 1
+    kept = [pq.read_table(part)["prompt_id"].to_pylist() for part in sorted(parts.glob("*/part-*"))]
+    assert [len(keys) for keys in kept] == [4, 2], "the other prompt of its part is kept, too"
     assert run("sample") == 2, "the same fault is told again"
     Image.new("RGB", (8, 8), (2, 0, 0)).save(broken)
     assert run("sample") == 0
-    assert open_version(Path("data/r/samples/train")).manifest["rows"] == 8
+    version = open_version(parts)
+    assert version.manifest["rows"] == 8 and version.manifest["counts"]["failed"] == 0
+    assert version.table("errors").num_rows == 0
+    keys = [(row["prompt_id"], row["sample_id"]) for row in version.table().to_pylist()]
+    prompts = open_version(Path("data/r/prompts/train")).table()["prompt_id"].to_pylist()
+    assert keys == [(prompt_id, number) for prompt_id in prompts for number in range(2)]
+    shutil.rmtree(parts)
+    assert run("sample") == 0
+    assert open_version(parts).table().to_pylist() == version.table().to_pylist()
 
 
-def test_allowed_failures_go_to_errors_with_their_reason(broken: Path) -> None:
+def test_nothing_is_begun_after_one_failure_too_many(broken: Path) -> None:
+    (broken.parent / "0.png").write_bytes(b"damaged")
+    assert run("sample") == 2
+    assert len(list(Path("data/r/samples/train").glob("*/part-*.parquet"))) == 1
+
+
+def test_parts_under_way_in_other_processes_are_kept(broken: Path) -> None:
+    (broken.parent / "0.png").write_bytes(b"damaged")
+    assert run("sample", "--num-gpus", "2") == 2
+    assert len(list(Path("data/r/samples/train").glob("*/part-*.parquet"))) == 2
+
+
+def test_a_fault_that_has_gone_leaves_no_error_behind(broken: Path) -> None:
+    """As after a kill between the errors of a part and the part itself."""
+    assert run("sample") == 2
+    (part,) = Path("data/r/samples/train").glob("*/part-00001.parquet")
+    part.unlink()
+    Image.new("RGB", (8, 8), (2, 0, 0)).save(broken)
+    assert run("sample") == 0
+    version = open_version(Path("data/r/samples/train"))
+    assert version.table("errors").num_rows == 0 and version.manifest["rows"] == 8
+    assert version.manifest["counts"]["failed"] == 0
+
+
+def test_allowed_failures_go_to_errors_with_their_reason(
+    broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("r.yaml").write_text(CONFIG.format(max_errors=1))
     assert run("sample") == 0
+    assert "1 of 4 prompts could not be sampled" in capsys.readouterr().err
     version = open_version(Path("data/r/samples/train"))
     assert version.manifest["rows"] == 6 and version.manifest["counts"]["failed"] == 1
     (error,) = version.table("errors").to_pylist()
     assert "has changed since `perpo prepare`" in error["reason"]
+    assert run("sample", "--max-errors", "0") == 2, "what was allowed then is not now"
+    told = capsys.readouterr().err
+    assert "1 of 4 prompts could not be sampled" in told and "remove this directory" in told
 
 
 TESTBED = """
@@ -187,3 +236,72 @@ def test_each_process_has_a_gpu_of_its_own(
         return
     with pytest.raises(ConfigError, match="num_gpus is 2, and 1 GPUs are visible"):
         _visible_devices(2)
+
+
+def test_a_setting_that_the_backend_does_not_use_does_not_count(testbed: Path) -> None:
+    (testbed / "r.yaml").write_text(TESTBED.format(more=", served_model: other"))
+    before = sampled()
+    assert run("sample") == 0
+    assert sampled().path == before.path
+
+
+class Noting:
+    """A backend that learns something on the way."""
+
+    prompts_a_call = 0
+
+    def __init__(self, setup: BackendSetup) -> None:
+        self.learned: dict[str, str] = {}
+
+    def notes(self) -> dict[str, str]:
+        return self.learned
+
+    def sample(self, rows: Sequence[Row], seeds: Sequence[int], done: Done) -> None:
+        self.learned = {"server": "it is slow"}
+        for index in range(len(rows)):
+            done(index, SampledList([Completion("x", (5,), "stop", None)] * 3, None))
+
+
+def test_what_a_killed_process_learned_is_in_the_manifest(
+    testbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("perpo_pipeline.sample.stage.open_backend", Noting)
+    shutil.rmtree("data/r/samples")
+    capsys.readouterr()
+    assert run("sample") == 0
+    assert capsys.readouterr().err.count("it is slow") == 1
+    first = sampled()
+    (first.path / "manifest.json").unlink()
+    assert run("sample") == 0
+    assert sampled().manifest["notes"]["server"] == "it is slow"
+    assert sampled().manifest == first.manifest | {
+        name: sampled().manifest[name] for name in ("created_at", "wall_s")
+    }
+
+
+def test_why_another_process_cannot_open_the_model_is_told(
+    testbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree("data/r/samples")
+    assert run("sample", "--backend", "vllm", "--num-gpus", "2") == 2
+    assert "vLLM is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_end_with_their_parent(testbed: Path, signal_: signal.Signals) -> None:
+    shutil.rmtree("data/r/samples")
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "perpo_pipeline.cli", "sample", "--config", "r.yaml",
+         "--num-gpus", "2", "--max-new-tokens", "400", "--quiet"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    children: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        while len(children) < 3 and parent.poll() is None:  # with multiprocessing's own
+            children = psutil.Process(parent.pid).children(recursive=True)
+            time.sleep(0.05)
+    assert len(children) >= 3
+    parent.send_signal(signal_)
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive

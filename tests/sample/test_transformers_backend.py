@@ -1,18 +1,31 @@
 """Sampling: the exact distribution, each prompt's own randomness, honest log-probabilities."""
 
+import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chisquare
+from tiny_families import save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
 
+from perpo_pipeline.config import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.model_inputs import encode_row
 from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, resolve_model
-from perpo_pipeline.sample.transformers_backend import Completion, greedy_decode, sample_lists
+from perpo_pipeline.sample import transformers_backend
+from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList
+from perpo_pipeline.sample.transformers_backend import (
+    Completion,
+    TransformersBackend,
+    greedy_decode,
+    sample_lists,
+)
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 
 IMAGE_ID = 3
@@ -249,6 +262,10 @@ class TestCompletions:
         hook.remove()
         assert seen == [3]
 
+    def test_a_placeholder_outside_the_heads_vocabulary_needs_no_ban(self, vlm: Vlm) -> None:
+        beyond = replace(vlm, image_token_ids=(IMAGE_ID, 10_000))
+        assert draw(beyond, [0]) == draw(vlm, [0])
+
 
 class TestGreedy:
     def test_it_equals_generate(self, stopping: Vlm) -> None:
@@ -269,6 +286,82 @@ class TestGreedy:
 
     def test_no_prompts_give_no_completions(self, vlm: Vlm) -> None:
         assert greedy_decode(vlm, [], max_new_tokens=3) == []
+
+
+def make_row(index: int, prompt: str = "where?", size: tuple[int, int] = (48, 40)) -> Row:
+    file = io.BytesIO()
+    noise_image(index, *size).save(file, "PNG")
+    image = {"bytes": file.getvalue(), "path": None}
+    return {"prompt_id": f"p{index}", "image": image, "image_sha256": "", "prompt": prompt}
+
+
+class TestBackend:
+    """Rows in, lists or failures out."""
+
+    def open(self, model: Path, scratch: Path, **settings: object) -> TransformersBackend:
+        config = {"num_samples": 3, "max_new_tokens": 8, "temperature": 1.0} | settings
+        return TransformersBackend(
+            BackendSetup(
+                ModelConfig(id=str(model), device="cpu"), resolve_model(str(model)),
+                {"dtype": "float32", "preprocess": "processor"},
+                SampleConfig.model_validate(config), scratch,
+            )
+        )  # fmt: skip
+
+    def reasons(self, found: list[SampledList | Failure]) -> list[str | None]:
+        return [one.reason if isinstance(one, Failure) else None for one in found]
+
+    def test_a_row_that_cannot_be_read_fails_alone_and_all_are_told(self, tmp_path: Path) -> None:
+        backend = self.open(save_tiny_family("qwen2_5_vl", tmp_path / "qwen"), tmp_path)
+        broken = make_row(1) | {"image": {"bytes": b"no image", "path": None}}
+        rows = [make_row(0), broken, make_row(2, size=(900, 4)), make_row(3)]
+        told: list[tuple[int, SampledList | Failure]] = []
+        found = backend.sample(rows, [1, 2, 3, 4], lambda *one: told.append(one))
+        assert told == list(enumerate(found))
+        first, second, third, fourth = self.reasons(found)
+        assert first is None and fourth is None
+        assert "prompt p1" in str(second)
+        assert "aspect ratio must be smaller than 200" in str(third) and "prompt p2" in str(third)
+
+    def test_what_is_wrong_with_every_row_stops_the_run(
+        self, model_dir: Path, tmp_path: Path
+    ) -> None:
+        backend = self.open(model_dir, tmp_path)
+        backend.setup = replace(backend.setup, model_settings={"preprocess": "stretch"})
+        with pytest.raises(ConfigError, match="preprocess is 'stretch'"):
+            backend.sample([make_row(0)], [1])
+
+    def test_nothing_is_kept_that_goes_beyond_the_context(
+        self, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The context is 512; a 7 is one token, so prompts are made of any length."""
+        backend = self.open(model_dir, tmp_path)
+        backend.vlm = replace(backend.vlm, eos_token_ids=(299,))  # no answer ends by itself
+        empty = encode_row(backend.vlm, make_row(0, ""), "processor").num_tokens
+        lengths = (503, 504, 505, 511, 512, 600)
+        rows = [make_row(0, "7" * (length - empty)) for length in lengths]
+        sampled: list[int] = []
+
+        def spy(vlm: Vlm, prompts: Sequence[EncodedPrompt], **settings: Any) -> Any:
+            sampled.extend(prompt.num_tokens for prompt in prompts)
+            return sample_lists(vlm, prompts, **settings)
+
+        monkeypatch.setattr(transformers_backend, "sample_lists", spy)
+        fits, just, over, last, *no_room = self.reasons(backend.sample(rows, [7] * 6))
+        assert sampled == [503, 504, 505, 511]
+        assert fits is None and just is None
+        assert over == (
+            "the prompt has 505 tokens and an answer at least 8: more than the context of 512"
+        )
+        assert "511 tokens and an answer at least 8" in str(last)
+        assert [reason and reason[:25] for reason in no_room] == [
+            "the prompt has 512 tokens", "the prompt has 600 tokens",
+        ]  # fmt: skip
+
+    def test_an_unknown_context_limits_nothing(self, model_dir: Path, tmp_path: Path) -> None:
+        backend = self.open(model_dir, tmp_path)
+        backend.context = None
+        assert self.reasons(backend.sample([make_row(0, "7" * 600)], [7])) == [None]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ engine; openai_backend.py speaks to any OpenAI-compatible server. All draw from 
 and nothing else unless the run's configuration asks for more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -50,6 +50,10 @@ class Failure:
     reason: str
 
 
+# Is told the index of a row and its result.
+Done = Callable[[int, SampledList | Failure], None]
+
+
 @dataclass(frozen=True)
 class BackendSetup:
     """All that a backend is opened from; it can be sent to another process."""
@@ -74,9 +78,12 @@ class Backend(Protocol):
         """What the user should be told once, by a short name; empty where there is nothing."""
         ...
 
-    def sample(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[SampledList | Failure]:
+    def sample(
+        self, rows: Sequence[Row], seeds: Sequence[int], done: Done | None = None
+    ) -> list[SampledList | Failure]:
         """The list of each prompt, in order. `rows` have the columns prompt_id, image,
-        image_sha256 and prompt; `seeds` one 63-bit seed each.
+        image_sha256 and prompt; `seeds` one 63-bit seed each. `done` is called once a row, as soon
+        as its result is known.
 
         What is wrong with a single prompt is a `Failure`; a PerpoError is raised for what is wrong
         with all (the model, the server, the settings).

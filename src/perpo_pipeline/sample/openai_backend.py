@@ -17,19 +17,23 @@ import io
 import math
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby, zip_longest
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from perpo_pipeline.errors import ConfigError, PerpoError
-from perpo_pipeline.model_inputs import IDENTITY_CACHE, prompt_image
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.model_inputs import (
+    IDENTITY_CACHE,
+    RowError,
+    encode_row,
+    faults_of_one_row,
+    prompt_image,
+)
 from perpo_pipeline.models import (
     adds_special_tokens,
-    encode_prompt,
     load_front,
     prepare_image,
     render_prompt,
@@ -38,12 +42,14 @@ from perpo_pipeline.processors import count_prompt_tokens, resized_size
 from perpo_pipeline.sample.backend import (
     BackendSetup,
     Completion,
+    Done,
     Failure,
     Row,
     SampledList,
     Size,
 )
 from perpo_pipeline.sample.openai_server import Refused, Server, Wire
+from perpo_pipeline.sample.prompt_tokens import compare_prompt_tokens
 from perpo_pipeline.sample.vllm_backend import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
 
@@ -114,15 +120,17 @@ class OpenAIBackend:
             self._notes["token_ids"] = self._untold()
 
     def notes(self) -> dict[str, Any]:
-        """That a server sends no token ids, and what is not known therefore."""
+        """What a server does not send, token ids or log-probabilities, and what follows."""
         return dict(self._notes)
 
-    def sample(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[SampledList | Failure]:
+    def sample(
+        self, rows: Sequence[Row], seeds: Sequence[int], done: Done | None = None
+    ) -> list[SampledList | Failure]:
         """The list of each prompt, in order (see `backend.Backend`); Ctrl-C ends all requests.
 
         Raises ConfigError where the server's tokens of a prompt are not those of training.
         """
-        return asyncio.run(self._sample(list(zip(rows, seeds, strict=True))))
+        return asyncio.run(self._sample(list(zip(rows, seeds, strict=True)), done))
 
     def _check_settings(self) -> None:
         config, (low, high) = self.config, TEMPERATURES
@@ -151,17 +159,22 @@ class OpenAIBackend:
             "is not known (of `vllm serve` it is)"
         )
 
-    async def _sample(self, jobs: list[tuple[Row, int]]) -> list[SampledList | Failure]:
+    async def _sample(
+        self, jobs: list[tuple[Row, int]], done: Done | None
+    ) -> list[SampledList | Failure]:
         slots = asyncio.Semaphore(self.config.concurrency)
         async with self.server.client() as client:
 
-            async def one(row: Row, seed: int) -> SampledList | Failure:
+            async def one(index: int, row: Row, seed: int) -> SampledList | Failure:
                 async with slots:
-                    return await self._sample_one(client, row, seed)
+                    result = await self._sample_one(client, row, seed)
+                if done is not None:
+                    done(index, result)
+                return result
 
             try:
                 async with asyncio.TaskGroup() as group:  # one error cancels the others
-                    tasks = [group.create_task(one(row, seed)) for row, seed in jobs]
+                    tasks = [group.create_task(one(i, *job)) for i, job in enumerate(jobs)]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
@@ -172,7 +185,7 @@ class OpenAIBackend:
         try:
             prompt = await asyncio.to_thread(self.reader.read, row)
             return SampledList(await self._draw(client, prompt, seed), prompt.resized)
-        except Refused as error:
+        except (Refused, RowError) as error:
             return Failure(str(error))
 
     async def _draw(
@@ -193,7 +206,9 @@ class OpenAIBackend:
             choices = sorted(reply.choices, key=lambda choice: choice.index)
             drawn += await asyncio.to_thread(self._completions, choices)
             if any(choice.token_ids is None for choice in choices):
-                self._note_untold()
+                self._note("token_ids", self._untold())
+            if not self.server.gives_logprobs:
+                self._note("logprobs", self._without_logprobs())
         return drawn
 
     def _body(self, prompt: _Prompt, num: int, seed: int) -> dict[str, Any]:
@@ -207,8 +222,9 @@ class OpenAIBackend:
             # vLLM's completion i draws from seed + i, in 63 bits; 31 bits fit every server.
             "seed": seed >> (1 if vllm else 32),
             self.server.limit_name: config.max_new_tokens,
-            "logprobs": True,
         }
+        if self.server.gives_logprobs:
+            body["logprobs"] = True
         if not vllm:
             return body
         # Whatever is left out here, vLLM takes from the model's generation_config.json.
@@ -230,25 +246,23 @@ class OpenAIBackend:
         """Raise ConfigError if the server read other tokens than training would."""
         if served is None or (self.is_compared and len(served) == prompt.num_tokens):
             return
-        expected = self.reader.token_ids(prompt.row)
-        if list(served) == expected:
-            self.is_compared = True
-            return
-        pairs = enumerate(zip_longest(served, expected))
-        place = next(i for i, (one, other) in pairs if one != other)
-        raise ConfigError(
-            f"the server reads prompt {prompt.row['prompt_id']} otherwise than training does: "
-            f"{len(served)} tokens instead of {len(expected)}, different from place {place} on\n"
-            f"  server:   {_short(served)}\n  training: {_short(expected)}",
+        self.reader.compare(
+            prompt.row,
+            served,
+            who="the server",
             where=self.server.url,
             fix="serve the model of model.id with its own chat template and its own sizes of "
             "images; vLLM may also not know this model's way to cut images into tokens",
         )
+        self.is_compared = True
 
-    def _note_untold(self) -> None:
-        if "token_ids" not in self._notes:
-            self._notes["token_ids"] = self._untold()
-            print(f"sample: {self._notes['token_ids']}", file=sys.stderr, flush=True)
+    def _without_logprobs(self) -> str:
+        return f"{self.server.url} refuses to send log-probabilities: there is no sampler_logprob"
+
+    def _note(self, name: str, text: str) -> None:
+        if name not in self._notes:
+            self._notes[name] = text
+            print(f"sample: {text}", file=sys.stderr, flush=True)
 
     def _completions(self, choices: Sequence[_Choice]) -> list[Completion]:
         return [self._completion(choice) for choice in choices]
@@ -297,17 +311,16 @@ class _Reader:
         self.front, self.preprocess = front, str(setup.model_settings["preprocess"])
         config: Any = front.model.config
         self.vocab_size = int(config.get_text_config().vocab_size)
-        # Some models' heads have no place for the placeholder, which bans it as well.
-        self.banned = [token for token in front.image_token_ids if token < self.vocab_size]
+        self.banned = front.banned_token_ids
         self.end_ids = front.eos_token_ids
         own = front.tokenizer.eos_token_id
         self.usual_end = int(own) if own in self.end_ids else self.end_ids[0]
         self.lock = threading.Lock()  # the library's fast tokenizers refuse two threads at a time
 
     def read(self, row: Row) -> _Prompt:
-        """Raises Refused for a row that cannot be read."""
+        """Raises RowError for a row that cannot be read."""
         front = self.front
-        with _faults_of_one_row():
+        with faults_of_one_row(row):
             image = prepare_image(front, prompt_image(row), self.preprocess)
             text = render_prompt(front, row["prompt"])
             with self.lock:
@@ -328,13 +341,11 @@ class _Reader:
             resized=resized,
         )
 
-    def token_ids(self, row: Row) -> list[int]:
-        """What training reads; slow, as it makes the pixels, too."""
-        with self.lock, _faults_of_one_row():
-            encoded = encode_prompt(
-                self.front, prompt_image(row), row["prompt"], preprocess=self.preprocess
-            )
-        return [int(token) for token in encoded.input_ids.tolist()]
+    def compare(self, row: Row, served: Sequence[int], **told: str) -> None:
+        """`compare_prompt_tokens` with what training reads; slow, as it makes the pixels, too."""
+        with self.lock:
+            expected = encode_row(self.front, row, self.preprocess).input_ids.tolist()
+            compare_prompt_tokens(self.front, served, expected, prompt_id=row["prompt_id"], **told)
 
     def tokenise(self, text: str, *, ends: bool) -> tuple[int, ...]:
         """A text's ids; what looks like a special token in it was spelt out and stays so."""
@@ -350,16 +361,6 @@ class _Reader:
                 [ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         return str(text)
-
-
-@contextmanager
-def _faults_of_one_row() -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (PerpoError, ValueError) as error:  # ValueError: a shape that the processor refuses
-        raise Refused(str(error)) from None
 
 
 def _parse(answer: bytes) -> _Reply:
@@ -378,9 +379,3 @@ def _sum(logprobs: Sequence[float | None] | None) -> float | None:
         return None
     total = math.fsum(p for p in logprobs if p is not None)
     return total if math.isfinite(total) else None
-
-
-def _short(ids: Sequence[int]) -> str:
-    """Token ids on one line; a run of equal ones (an image's placeholders) as `id*length`."""
-    runs = [(token, len(list(run))) for token, run in groupby(ids)]
-    return " ".join(str(token) if n == 1 else f"{token}*{n}" for token, n in runs)

@@ -59,7 +59,8 @@ class _ModelList(Wire):
 class Server:
     """Where the server is and how it is asked: retries, and what its refusals mean.
 
-    `limit_name` is how it wants max_new_tokens named; `listed` the models it says it has.
+    `limit_name` is how it wants max_new_tokens named; `gives_logprobs` is false once it was found
+    to refuse requests for the sake of log-probabilities; `listed` the models it says it has.
     """
 
     def __init__(self, base_url: str | None, model: str) -> None:
@@ -67,6 +68,7 @@ class Server:
         self.url, self.model = _checked_url(base_url), model
         self.key, self.key_name = _key()
         self.is_vllm, self.is_away, self.limit_name = False, False, "max_tokens"
+        self.gives_logprobs = True
         self.listed: tuple[str, ...] = ()
 
     def client(self, answer_s: float = ANSWER_S) -> "httpx.AsyncClient":
@@ -113,6 +115,15 @@ class Server:
             self.limit_name = "max_completion_tokens"
             others = {name: value for name, value in body.items() if name != "max_tokens"}
             return await self.ask(client, others | {self.limit_name: body["max_tokens"]})
+        if (
+            response.status_code in (400, 422)
+            and "logprobs" in body
+            and "logprobs" in response.text
+        ):
+            others = {name: value for name, value in body.items() if name != "logprobs"}
+            answer = await self.ask(client, others)
+            self.gives_logprobs = False  # only now: refusals may quote the whole request
+            return answer
         return self._judge(response)
 
     async def _exchange(

@@ -72,9 +72,8 @@ class Listener:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.note_last(input_ids)
         self._logits = scores
-        # Some models' heads have no place for the placeholder, which bans it as well.
-        banned = [token for token in self.banned if token < scores.shape[-1]]
-        return scores.index_fill(-1, torch.tensor(banned, device=scores.device).long(), -torch.inf)
+        banned = torch.tensor(self.banned, device=scores.device).long()
+        return scores.index_fill(-1, banned, -torch.inf)
 
     def note_last(self, input_ids: Tensor) -> None:
         """Measure the newest token of each row (N, T) under the logits it was drawn from."""
@@ -88,7 +87,7 @@ def _generate(
 ) -> Drawn:
     from transformers import GenerationConfig, LogitsProcessorList
 
-    model, listener = base_model(vlm.model), Listener(vlm.image_token_ids)
+    model, listener = base_model(vlm.model), Listener(vlm.banned_token_ids)
     inputs = _inputs(vlm, [prompt] * num_samples)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         **how, num_beams=1, max_new_tokens=max_new_tokens,

@@ -1,9 +1,13 @@
-"""Sampling in several processes, one a GPU: each takes whole parts, the parent writes them."""
+"""Sampling in several processes, one a GPU: each takes whole parts, the parent writes them.
+
+A process ends with its parent, however that ends: an orphan would hold its GPU's memory.
+"""
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -11,29 +15,56 @@ import pyarrow as pa
 
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.stage import PartSampler
+from perpo_pipeline.sample.stage import PartSampler, count_tokens
 
 Rows = list[dict[str, Any]]
+Sampled = tuple[Rows, dict[str, Any]]  # rows, and the backend's notes
+POLL_S = 0.5
 
-_sampler: PartSampler | None = None  # of this worker
+
+class _Worker:
+    """What a process has: its sampler, or why there is none; where it counts for the parent."""
+
+    sampler: PartSampler | None = None
+    fault: Exception | None = None
+    counters: Any = None
+    place: int = 0
 
 
 def sample_in_processes(
-    setup: BackendSetup, run_seed: int, pending: Mapping[int, pa.Table], processes: int
-) -> Iterator[tuple[int, Rows, dict[str, Any]]]:
-    """Index, rows and notes of every part, as they are done; InputError if a process dies."""
+    setup: BackendSetup, run_seed: int, pending: Mapping[int, pa.Table], processes: int, *,
+    tell: Callable[[int, int], None], should_stop: Callable[[], bool],
+) -> Iterator[tuple[int, Rows, dict[str, Any]]]:  # fmt: skip
+    """Index, rows and notes of every part, as they are done.
+
+    `tell` gets prompts and tokens done so far, about twice a second. Once `should_stop`, parts that
+    are under way are ended and yielded, and no other begun. Raises InputError if a process dies,
+    ConfigError if there are fewer GPUs than processes, and what a process raises.
+    """
     names = _visible_devices(processes)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    devices = context.SimpleQueue()
-    for device in names:
-        devices.put(device)
+    places, counters = context.SimpleQueue(), context.RawArray("q", 2 * processes)
+    for place in enumerate(names):
+        places.put(place)
     executor = ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_open, initargs=(setup, run_seed, devices)
-    )
+        processes, mp_context=context, initializer=_open,
+        initargs=(setup, run_seed, places, counters),
+    )  # fmt: skip
+    waiting = iter(pending.items())
+    running: dict[Future[Sampled], int] = {}
     try:
-        futures = {executor.submit(_sample, chunk): i for i, chunk in pending.items()}
-        for future in as_completed(futures):
-            yield futures[future], *future.result()
+        while True:
+            while len(running) < processes and not should_stop():
+                if (item := next(waiting, None)) is None:
+                    break
+                # Rows, not the table: with a slice all of its table would be sent.
+                running[executor.submit(_sample, item[1].to_pylist())] = item[0]
+            if not running:
+                return
+            finished = wait(running, POLL_S, FIRST_COMPLETED).done
+            tell(sum(counters[::2]), sum(counters[1::2]))
+            for future in finished:
+                yield running.pop(future), *future.result()
     except BrokenProcessPool as error:
         raise InputError(
             "a sampling process ended (its own message stands above; often memory ran out)",
@@ -61,14 +92,34 @@ def _visible_devices(processes: int) -> list[str]:
     return names[:processes]
 
 
-def _open(setup: BackendSetup, run_seed: int, devices: Any) -> None:
-    """Runs first in each worker, before torch is imported there."""
-    global _sampler
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
-    _sampler = PartSampler(setup, run_seed)
+def _open(setup: BackendSetup, run_seed: int, places: Any, counters: Any) -> None:
+    """Runs first in each process, before CUDA is used there."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _Worker.place, device = places.get()
+    _Worker.counters = counters
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
+    try:
+        _Worker.sampler = PartSampler(setup, run_seed)
+    except Exception as error:  # noqa: BLE001 - `_sample` raises it where the parent is told
+        _Worker.fault = error
 
 
-def _sample(chunk: pa.Table) -> tuple[Rows, dict[str, Any]]:
-    assert _sampler is not None  # `_open` ran
-    rows = _sampler.sample(chunk.to_pylist(), lambda prompts, rows: None)
-    return rows, _sampler.backend.notes()
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _sample(prompts: Rows) -> Sampled:
+    if _Worker.sampler is None:
+        assert _Worker.fault is not None
+        raise _Worker.fault
+    rows = _Worker.sampler.sample(prompts, _count)
+    return rows, _Worker.sampler.backend.notes()
+
+
+def _count(prompts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> None:
+    """No other process writes these two numbers, so they need no lock."""
+    _Worker.counters[2 * _Worker.place] += len(prompts)
+    _Worker.counters[2 * _Worker.place + 1] += count_tokens(rows)

@@ -6,12 +6,14 @@ restarts: batches are composed the same way again, so the same seed gives the sa
 
 import importlib.util
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer
 from perpo_pipeline.boxes import unusual_boxes
@@ -29,13 +31,23 @@ STAGE_VERSION = 2
 PROMPT_COLUMNS = ["prompt_id", "image", "image_sha256", "prompt"]
 
 Row = dict[str, Any]
+# Is told prompts and their rows.
+Tell = Callable[[Sequence[Row], Sequence[Row]], None]
+
+# Settings that a backend does not look at, and that therefore do not count.
+UNUSED = {
+    "transformers": ("served_model",),
+    "vllm": ("served_model", "batch_size"),
+    "openai": ("batch_size",),
+}
 
 
 def sample(run: Run, split: str) -> Version:
     """Write N completions of every prompt of one split.
 
     A prompt that cannot be sampled goes to `errors` with its reason; more than `max_errors` of
-    them and the stage fails, keeping what is done.
+    them and no other part is begun, and InputError raised. What is done is kept; the same command
+    tries those that failed again and goes on.
     """
     config = run.config.sample
     prompts = run.latest("prompts", split)
@@ -50,6 +62,8 @@ def sample(run: Run, split: str) -> Version:
         "seed": run.config.seed,
         **model_settings,
     }
+    for name in UNUSED[backend]:
+        del settings[name]
     recipe = Recipe("samples", split, "sample", STAGE_VERSION, settings, inputs,
                     notes=model_notes(run.config.model))  # fmt: skip
     setup = BackendSetup(
@@ -59,38 +73,51 @@ def sample(run: Run, split: str) -> Version:
     )  # fmt: skip
 
     def work(writer: Writer) -> Mapping[str, Any]:
+        _check(setup.sample)
         table = prompts.table(columns=[*PROMPT_COLUMNS, *TRUTH_COLUMNS[1:]])
-        starts = range(0, table.num_rows, config.prompts_per_part)
-        chunks = {i: table.slice(start, config.prompts_per_part) for i, start in enumerate(starts)}
         _warn_of_boxes(run, split, resolved, table)
-        progress = _Progress(run, split, table.num_rows)
+        parts = _Parts(writer, table, config.prompts_per_part)
+        pending = parts.pending()
         failed = _Failures(config.max_errors, str(writer.path))
-        pending = {}
-        for index, chunk in chunks.items():
-            if writer.has_part(index):
-                progress.skip(chunk.num_rows)
-                failed.add(_errors_of(writer, index, chunk))
-            else:
-                pending[index] = chunk
-        with progress.bar:
-            note = partial(_note, run, writer.notes)
-            for index, found in _sample_parts(setup, run.config.seed, pending, progress, note):
-                errors = [row for row in found if "reason" in row]
-                # Nothing of this part is written if too many fail: repaired, they are tried again.
-                failed.add(errors)
-                if errors:
-                    writer.write_part(index, errors, table="errors")
-                writer.write_part(index, [row for row in found if "reason" not in row])
+        todo = sum(part.num_rows for part in pending.values())
+        progress = _Progress(run, split, table.num_rows, done=table.num_rows - todo)
+        note = partial(_note, run, writer)
+        with closing(progress):
+            for index, rows in _sample_parts(
+                setup, run.config.seed, pending, progress, note, failed
+            ):
+                failed.add(parts.write(index, rows))
+        failed.check()
         return {"prompts": table.num_rows, "failed": failed.count}
 
-    return make(run, recipe, work, out=run.out)
+    version = make(run, recipe, work, out=run.out)
+    _tell_failures(run, version, config.max_errors)
+    return version
 
 
-def _note(run: Run, known: dict[str, Any], notes: Mapping[str, Any]) -> None:
+def _note(run: Run, writer: Writer, notes: Mapping[str, Any]) -> None:
     """Say and record what a backend has to tell, each thing once."""
-    for name in notes.keys() - known.keys():
-        known[name] = notes[name]
-        run.say(f"sample: {notes[name]}")
+    for name, what in notes.items():
+        if writer.learned.get(name) != what:
+            writer.note(name, what)
+            run.say(f"sample: {what}")
+
+
+def _tell_failures(run: Run, version: Version, allowed: int) -> None:
+    failed, prompts = version.manifest["counts"]["failed"], version.manifest["counts"]["prompts"]
+    if not failed:
+        return
+    first = version.table("errors").to_pylist()[0]
+    told = (
+        f"{failed} of {prompts} prompts could not be sampled, for instance {first['prompt_id']}: "
+        f"{first['reason']}"
+    )
+    if failed > allowed:  # it was made when more were allowed
+        raise InputError(
+            f"{told} (max_errors {allowed})", where=str(version.path),
+            fix="remove this directory to sample all anew, or raise max_errors",
+        )  # fmt: skip
+    run.say(f"sample {version.variant}: {told} (all: {version.path}/errors-*.parquet)")
 
 
 def _warn_of_boxes(run: Run, split: str, resolved: ResolvedModel, prompts: pa.Table) -> None:
@@ -103,12 +130,6 @@ def _warn_of_boxes(run: Run, split: str, resolved: ResolvedModel, prompts: pa.Ta
 
 def choose_backend(config: SampleConfig, device: str) -> str:
     """Resolve `auto`: vLLM on CUDA where it is installed, else transformers."""
-    if config.backend == "openai" and config.base_url is None:
-        raise ConfigError("the openai backend needs the URL of a server",
-                          fix="give --base-url http://HOST:PORT/v1 (sample.base_url)")  # fmt: skip
-    if config.backend == "openai" and config.num_gpus > 1:
-        raise ConfigError("num_gpus has no meaning for the openai backend: the server has the GPUs",
-                          fix="leave it out; sample.concurrency is requests at a time")  # fmt: skip
     if config.backend != "auto":
         return config.backend
     if device == "cpu" or importlib.util.find_spec("vllm") is None:
@@ -116,6 +137,15 @@ def choose_backend(config: SampleConfig, device: str) -> str:
     import torch
 
     return "vllm" if torch.cuda.is_available() else "transformers"
+
+
+def _check(config: SampleConfig) -> None:
+    if config.backend == "openai" and config.base_url is None:
+        raise ConfigError("the openai backend needs the URL of a server",
+                          fix="give --base-url http://HOST:PORT/v1 (sample.base_url)")  # fmt: skip
+    if config.backend == "openai" and config.num_gpus > 1:
+        raise ConfigError("num_gpus has no meaning for the openai backend: the server has the GPUs",
+                          fix="leave it out; sample.concurrency is requests at a time")  # fmt: skip
 
 
 def open_backend(setup: BackendSetup) -> Backend:
@@ -139,24 +169,24 @@ class PartSampler:
     def __init__(self, setup: BackendSetup, run_seed: int) -> None:
         self.backend, self.run_seed = open_backend(setup), run_seed
 
-    def sample(
-        self, prompts: Sequence[Row], tell: Callable[[Sequence[Row], Sequence[Row]], None]
-    ) -> list[Row]:
-        """SAMPLES rows, and ERRORS rows of what failed; `tell` is called with prompts and rows."""
-        rows: list[Row] = []
+    def sample(self, prompts: Sequence[Row], tell: Tell) -> list[Row]:
+        """SAMPLES rows, and ERRORS rows of what failed; `tell` gets those of each prompt."""
         step = self.backend.prompts_a_call or len(prompts)
+        rows: list[Row] = []
         for start in range(0, len(prompts), step):
-            some = prompts[start : start + step]
-            seeds = [derive_seed(self.run_seed, "sample", row["prompt_id"]) for row in some]
-            found = self.backend.sample(some, seeds)
-            new = [
-                row
-                for prompt, seed, one in zip(some, seeds, found, strict=True)
-                for row in _rows_of(prompt["prompt_id"], seed, one)
-            ]
-            tell(some, new)
-            rows += new
+            rows += self._sample_call(prompts[start : start + step], tell)
         return rows
+
+    def _sample_call(self, prompts: Sequence[Row], tell: Tell) -> list[Row]:
+        seeds = [derive_seed(self.run_seed, "sample", row["prompt_id"]) for row in prompts]
+        rows: dict[int, list[Row]] = {}
+
+        def done(index: int, found: SampledList | Failure) -> None:
+            rows[index] = list(_rows_of(prompts[index]["prompt_id"], seeds[index], found))
+            tell([prompts[index]], rows[index])
+
+        self.backend.sample(prompts, seeds, done)
+        return [row for index in range(len(prompts)) for row in rows[index]]
 
 
 def _rows_of(prompt_id: str, seed: int, found: SampledList | Failure) -> Iterator[Row]:
@@ -176,94 +206,152 @@ def _rows_of(prompt_id: str, seed: int, found: SampledList | Failure) -> Iterato
         }
 
 
+def count_tokens(rows: Iterable[Row]) -> int:
+    """Tokens of the completions among SAMPLES and ERRORS rows."""
+    return sum(len(row["completion_token_ids"]) for row in rows if "reason" not in row)
+
+
 def _sample_parts(
     setup: BackendSetup, run_seed: int, pending: Mapping[int, pa.Table], progress: "_Progress",
-    note: Callable[[Mapping[str, Any]], None],
+    note: Callable[[Mapping[str, Any]], None], failed: "_Failures",
 ) -> Iterator[tuple[int, list[Row]]]:  # fmt: skip
-    """The rows of every part that is not there yet, as they come; backends' notes go to `note`."""
+    """The rows of every part, as they come, until too many failed; backends' notes to `note`."""
     if not pending:
         return
     processes = min(setup.sample.num_gpus, len(pending))
     if processes > 1:
         from perpo_pipeline.sample.processes import sample_in_processes
 
-        for index, rows, notes in sample_in_processes(setup, run_seed, pending, processes):
+        progress.begin()
+        for index, rows, notes in sample_in_processes(
+            setup, run_seed, pending, processes,
+            tell=progress.show, should_stop=lambda: failed.too_many,
+        ):  # fmt: skip
             note(notes)
-            progress.tell(pending[index].to_pylist(), rows)
+            progress.preview(pending[index].to_pylist(), rows)
             yield index, rows
         return
     sampler = PartSampler(setup, run_seed)
     note(sampler.backend.notes())
+    progress.begin()
     for index, chunk in pending.items():
+        if failed.too_many:
+            return
         rows = sampler.sample(chunk.to_pylist(), progress.tell)
         note(sampler.backend.notes())
         yield index, rows
 
 
-def _errors_of(writer: Writer, index: int, chunk: pa.Table) -> list[Row]:
-    """What of a part that is there already could not be sampled."""
-    done = set(writer.read_part(index)["prompt_id"].to_pylist())
-    reason = "it failed before; see the `errors` table"
-    keys = chunk["prompt_id"].to_pylist()
-    return [{"prompt_id": key, "reason": reason} for key in keys if key not in done]
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of a version: what of each there is, and what is still to be sampled."""
+
+    writer: Writer
+    prompts: pa.Table
+    size: int
+
+    def pending(self) -> dict[int, pa.Table]:
+        """The prompts of each part that have no rows yet: all, or those that failed before."""
+        found = {}
+        for index, start in enumerate(range(0, self.prompts.num_rows, self.size)):
+            part = self.prompts.slice(start, self.size)
+            if self.writer.has_part(index):
+                there = self.writer.read_part(index, ["prompt_id"])["prompt_id"]
+                part = part.filter(pc.invert(pc.is_in(part["prompt_id"], pc.unique(there))))
+            if part.num_rows:
+                found[index] = part
+        return found
+
+    def write(self, index: int, found: Sequence[Row]) -> list[Row]:
+        """Write what was found of a part beside what is there; returns what failed."""
+        errors = [row for row in found if "reason" in row]
+        rows = [row for row in found if "reason" not in row]
+        is_again = self.writer.has_part(index)
+        if is_again:
+            part = self.prompts.slice(index * self.size, self.size)["prompt_id"].to_pylist()
+            places = {prompt_id: place for place, prompt_id in enumerate(part)}
+            rows += self.writer.read_part(index, SAMPLES.columns.names).to_pylist()
+            rows.sort(key=lambda row: (places[row["prompt_id"]], row["sample_id"]))
+        if errors or is_again:
+            self.writer.write_part(index, errors, table="errors")
+        self.writer.write_part(index, rows)
+        return errors
 
 
 @dataclass
 class _Failures:
-    """Prompts that failed so far; raises `InputError` once there are more than allowed."""
+    """Prompts that failed in this run."""
 
     allowed: int
     where: str
     count: int = 0
+    first: Row | None = None
+
+    @property
+    def too_many(self) -> bool:
+        return self.count > self.allowed
 
     def add(self, errors: Sequence[Row]) -> None:
+        """These failed."""
         self.count += len(errors)
-        if errors and self.count > self.allowed:
-            first = errors[-1]
-            raise InputError(
-                f"{self.count} prompts cannot be sampled (max_errors {self.allowed}), "
-                f"for instance {first['prompt_id']}: {first['reason']}",
-                where=self.where,
-                fix="repair the data and rerun `perpo prepare`, or raise max_errors",
-            )
+        self.first = self.first or next(iter(errors), None)
+
+    def check(self) -> None:
+        """Raise InputError once there are more than allowed."""
+        if not self.too_many or self.first is None:
+            return
+        raise InputError(
+            f"{self.count} prompts cannot be sampled (max_errors {self.allowed}), "
+            f"for instance {self.first['prompt_id']}: {self.first['reason']}",
+            where=self.where,
+            fix="repair it and run the same command, which tries these again and goes on (changed "
+            "data needs `perpo prepare` first), or raise max_errors",
+        )
 
 
-@dataclass
 class _Progress:
     """A bar with prompts and tokens a second, time left, and a preview of the rewards."""
 
-    run: Run
-    split: str
-    num_prompts: int
-    tokens: int = 0
-    scored: int = 0
-    parsed: int = 0
-    reward: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    def __init__(self, run: Run, split: str, num_prompts: int, *, done: int) -> None:
+        self.run, self.split, self.num_prompts, self.done = run, split, num_prompts, done
+        self.bar: Any = None
+        self.prompts = self.tokens = self.scored = self.parsed = 0
+        self.reward = 0.0
 
-    def __post_init__(self) -> None:
+    def begin(self) -> None:
+        """The model is there; the clock starts."""
         count = self.run.config.sample.num_samples
         self.bar = self.run.bar(
-            f"sample {self.split} ({count} a prompt)", total=self.num_prompts, unit="prompt"
-        )
+            f"sample {self.split} ({count} a prompt)", total=self.num_prompts, initial=self.done,
+            unit="prompt",
+        )  # fmt: skip
+        self.started = time.monotonic()
 
-    def skip(self, num_prompts: int) -> None:
-        """These are there from an earlier run."""
-        self.bar.update(num_prompts)
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
     def tell(self, prompts: Sequence[Row], rows: Sequence[Row]) -> None:
         """Some prompts are done."""
-        samples = [row for row in rows if "reason" not in row]
-        self.tokens += sum(len(row["completion_token_ids"]) for row in samples)
-        shown = {"tokens/s": f"{self.tokens / max(time.monotonic() - self.started, 1e-9):.0f}"}
-        reward = self.run.config.sample.preview_reward
-        if reward is not None and samples:
-            self._preview(reward, prompts, samples)
+        self.preview(prompts, rows)
+        self.show(self.prompts + len(prompts), self.tokens + count_tokens(rows))
+
+    def show(self, prompts: int, tokens: int) -> None:
+        """So much is done since the beginning."""
+        new, self.prompts, self.tokens = prompts - self.prompts, prompts, tokens
+        shown = {"tokens/s": f"{tokens / max(time.monotonic() - self.started, 1e-9):.0f}"}
         if self.scored:
             shown["parsed"] = f"{self.parsed / self.scored:.0%}"
             shown["reward"] = f"{self.reward / self.scored:.3f}"
         self.bar.set_postfix(shown, refresh=False)
-        self.bar.update(len(prompts))
+        self.bar.update(new)
+
+    def preview(self, prompts: Sequence[Row], rows: Sequence[Row]) -> None:
+        """Score rows for the bar, where that is asked for."""
+        samples = [row for row in rows if "reason" not in row]
+        reward = self.run.config.sample.preview_reward
+        if reward is not None and samples:
+            self._preview(reward, prompts, samples)
 
     def _preview(self, reward: str, prompts: Sequence[Row], samples: Sequence[Row]) -> None:
         truth = {"iou": "gt_box", "edit_similarity": "gt_text"}[reward]

@@ -26,12 +26,20 @@ from perpo_pipeline.attention import (
     causal_segments,
     visible_segments,
 )
-from perpo_pipeline.errors import ConfigError, PerpoError
-from perpo_pipeline.model_inputs import encode_row, open_model
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.model_inputs import RowError, context_length, encode_row, open_model
 from perpo_pipeline.models import EncodedPrompt, Vlm, base_model, merge_adapter
 from perpo_pipeline.sample import plain
-from perpo_pipeline.sample.backend import BackendSetup, Completion, Failure, Row, SampledList
+from perpo_pipeline.sample.backend import (
+    BackendSetup,
+    Completion,
+    Done,
+    Failure,
+    Row,
+    SampledList,
+)
 from perpo_pipeline.sample.cache import GrowingCache
+from perpo_pipeline.sample.prompt_tokens import beyond_context, lacks_room
 from perpo_pipeline.train.shared_prefix import (
     cast_tensors,
     squeeze_positions,
@@ -56,31 +64,53 @@ class TransformersBackend:
             setup.model, setup.resolved, setup.model_settings, setup.scratch, setup.adapter
         )
         self.vlm, self.setup = merge_adapter(vlm), setup
+        self.context = context_length(vlm)
         self.prompts_a_call = setup.sample.batch_size
 
     def notes(self) -> dict[str, Any]:
         """What the user should know, and the manifest record."""
         return {} if self.vlm.shares_prefix else {"slow": plain.explain(self.vlm)}
 
-    def sample(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[SampledList | Failure]:
-        """The list of each prompt, in order."""
-        found: list[SampledList | Failure | None] = [None] * len(rows)
-        encoded = {}
+    def sample(
+        self, rows: Sequence[Row], seeds: Sequence[int], done: Done | None = None
+    ) -> list[SampledList | Failure]:
+        """The list of each prompt, in order; `done` hears of them when all have been drawn."""
+        found: dict[int, SampledList | Failure] = {}
+        encoded: dict[int, EncodedPrompt] = {}
         for index, row in enumerate(rows):
-            try:
-                encoded[index] = encode_row(self.vlm, row, self.setup.model_settings["preprocess"])
-            except PerpoError as error:
-                found[index] = Failure(str(error))
-        config = self.setup.sample
-        lists = sample_lists(
-            self.vlm, list(encoded.values()), seeds=[seeds[index] for index in encoded],
-            num_samples=config.num_samples, temperature=config.temperature, top_k=config.top_k,
-            top_p=config.top_p, repetition_penalty=config.repetition_penalty,
-            max_new_tokens=config.max_new_tokens,
-        )  # fmt: skip
+            prompt = self._encode(row)
+            if isinstance(prompt, Failure):
+                found[index] = prompt
+            else:
+                encoded[index] = prompt
+        lists = self._draw(list(encoded.values()), [seeds[index] for index in encoded])
         for (index, prompt), completions in zip(encoded.items(), lists, strict=True):
-            found[index] = SampledList(completions, prompt.resized)
-        return [one for one in found if one is not None]
+            longest = max(len(one.token_ids) for one in completions)
+            found[index] = beyond_context(prompt.num_tokens, longest, self.context) or SampledList(
+                completions, prompt.resized
+            )
+        results = [found[index] for index in range(len(rows))]
+        if done is not None:
+            for index, result in enumerate(results):
+                done(index, result)
+        return results
+
+    def _encode(self, row: Row) -> EncodedPrompt | Failure:
+        try:
+            prompt = encode_row(self.vlm, row, self.setup.model_settings["preprocess"])
+        except RowError as error:
+            return Failure(str(error))
+        return lacks_room(prompt.num_tokens, self.context) or prompt
+
+    def _draw(
+        self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        config = self.setup.sample
+        return sample_lists(
+            self.vlm, prompts, seeds=seeds, num_samples=config.num_samples,
+            temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
+            repetition_penalty=config.repetition_penalty, max_new_tokens=config.max_new_tokens,
+        )  # fmt: skip
 
 
 @torch.inference_mode()
@@ -253,7 +283,7 @@ class _Run:
         count, device = len(prompts), vlm.device
         self.vlm, self.model = vlm, base_model(vlm.model)
         self.eos = torch.tensor(vlm.eos_token_ids, device=device)
-        self.banned = torch.tensor(vlm.image_token_ids, dtype=torch.long, device=device)
+        self.banned = torch.tensor(vlm.banned_token_ids, dtype=torch.long, device=device)
         self.next_position = torch.tensor([p.next_position for p in prompts], device=device)
         self.axes = prompts[0].positions.shape[0]
         self.rows = torch.arange(count, device=device)

@@ -2,7 +2,7 @@
 
 Tokens and pixels are training's: the prompt goes in as token ids, the image as training prepares
 it, and vLLM is told to use the PIL image processor, as training does. vLLM itself puts the image's
-placeholders in; the ids it then has are compared with `encode_prompt`'s before the first prompt is
+placeholders in; the ids it then has are compared with training's before the first prompt is
 sampled, and their number at every prompt.
 
 Completions are drawn from softmax(logits / T) over all tokens but image placeholders, and end at
@@ -21,10 +21,9 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,20 @@ from perpo_pipeline.config import ModelConfig, SampleConfig
 from perpo_pipeline.errors import (
     ConfigError,
     MissingDependencyError,
-    PerpoError,
     first_line,
 )
 from perpo_pipeline.merge import merge_to_disk
-from perpo_pipeline.model_inputs import IDENTITY_CACHE, prompt_image
+from perpo_pipeline.model_inputs import (
+    IDENTITY_CACHE,
+    RowError,
+    context_length,
+    encode_row,
+    faults_of_one_row,
+    prompt_image,
+)
 from perpo_pipeline.models import (
     Vlm,
     adds_special_tokens,
-    encode_prompt,
     load_front,
     prepare_image,
     render_prompt,
@@ -50,10 +54,16 @@ from perpo_pipeline.processors import count_prompt_tokens, resized_size
 from perpo_pipeline.sample.backend import (
     BackendSetup,
     Completion,
+    Done,
     Failure,
     Row,
     SampledList,
     Size,
+)
+from perpo_pipeline.sample.prompt_tokens import (
+    beyond_context,
+    compare_prompt_tokens,
+    lacks_room,
 )
 
 INSTALL = "pip install -c constraints.txt 'perpo-pipeline[vllm]'"
@@ -66,7 +76,7 @@ ENVIRONMENT = {
 }
 RENDERED_AHEAD = 8  # prompts, with their pixels
 TEMPERATURES = (0.01, 2.0)  # vLLM alters or refuses what lies outside
-# Families whose adapters vLLM applies exactly (tests/vllm); it has none for LLaVA-OneVision.
+# Families whose adapters vLLM applies exactly (tests/with_vllm); it has none for LLaVA-OneVision.
 LORA_FAMILIES = ("llava", "llava-next", "qwen2.5-vl", "qwen3-vl")
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be started with
 # vLLM is silently wrong about the vision tower and the projector.
@@ -105,15 +115,14 @@ class VllmBackend:
                 merged = setup.scratch / "merged"
                 path = merge_to_disk(setup.resolved, setup.adapter, dtype, merged, cache)
                 self._notes["adapter"] = f"vLLM serves the adapter merged into its base, {path}"
-        self.llm = _start(self.vllm, path, dtype, lora_rank)
+        self.llm = _start(self.vllm, path, dtype, lora_rank, setup.sample.gpu_memory_utilization)
         self.lora = None
         if lora_rank is not None:
             request = _import("vllm.lora.request").LoRARequest
             self.lora = request("adapter", 1, str(setup.adapter))
-        # Some models' heads have no place for the placeholder, which bans it as well.
-        vocabulary = self.llm.model_config.get_vocab_size()
-        self.banned = [token for token in self.front.image_token_ids if token < vocabulary]
-        self.refusals = (PerpoError, ValueError, _import("vllm.exceptions").VLLMClientError)
+        limits = (self.llm.model_config.max_model_len, context_length(self.front))
+        self.context: int = min(limit for limit in limits if limit is not None)
+        self.refusal: type[Exception] = _import("vllm.exceptions").VLLMClientError
         # Completions that wait or run: enough that the engine never runs short.
         self.window = 2 * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
@@ -121,16 +130,29 @@ class VllmBackend:
         """That an adapter was merged, where it was."""
         return self._notes
 
-    def sample(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[SampledList | Failure]:
+    def sample(
+        self, rows: Sequence[Row], seeds: Sequence[int], done: Done | None = None
+    ) -> list[SampledList | Failure]:
         """The list of each prompt, in order (see `backend.Backend`).
 
-        Raises ConfigError where vLLM's tokens of the first prompt are not those of training.
+        Raises ConfigError where vLLM's tokens of a prompt are not those of training.
         """
-        engine = self.llm.llm_engine
         self._empty_caches()
         found: dict[int, SampledList | Failure] = {}
+        with closing(self._finished(rows, seeds)) as results:
+            for index, result in results:
+                found[index] = result
+                if done is not None:
+                    done(index, result)
+        return [found[index] for index in range(len(rows))]
+
+    def _finished(
+        self, rows: Sequence[Row], seeds: Sequence[int]
+    ) -> Generator[tuple[int, SampledList | Failure]]:
+        """Index and result of every row, as each ends."""
+        engine = self.llm.llm_engine
         running: dict[int, _Prompt] = {}
-        with closing(self._rendered(rows)) as waiting:
+        with closing(self._rendered(rows)) as waiting, self._aborting(running):
             while True:
                 # Not all at once: the pixels of many large images would not fit in memory.
                 while engine.get_num_unfinished_requests() < self.window:
@@ -139,15 +161,24 @@ class VllmBackend:
                     index, prompt = item
                     added = self._add(index, prompt, seeds[index])
                     if isinstance(added, Failure):
-                        found[index] = added
+                        yield index, added
                     else:
                         running[index] = added
                 if not running:
-                    return [found[index] for index in range(len(rows))]
+                    return
                 for output in engine.step():
                     if output.finished:
                         index = int(output.request_id)
-                        found[index] = self._collect(running.pop(index), output)
+                        yield index, self._collect(running.pop(index), output)
+
+    @contextmanager
+    def _aborting(self, running: Mapping[int, "_Prompt"]) -> Iterator[None]:
+        """Leave nothing in the engine where an error or Ctrl-C ends a call."""
+        try:
+            yield
+        finally:
+            if running:
+                self.llm.llm_engine.abort_request([str(index) for index in running])
 
     def _rendered(self, rows: Sequence[Row]) -> Generator[tuple[int, "_Prompt | Failure"]]:
         """Index and prompt of every row, in order; the next ones are made while the engine runs."""
@@ -163,42 +194,51 @@ class VllmBackend:
         finally:
             for _, future in ahead:
                 future.cancel()
+            # The one that runs must not fill a cache that the next call has emptied.
+            wait([future for _, future in ahead])
 
     def _render(self, row: Row) -> "_Prompt | Failure":
         """What vLLM makes of a row; runs in `worker`, which alone uses the front."""
         try:
-            prompt = _read(self.front, row, self.preprocess)
-            (prompt.engine_input,) = self.llm.renderer.render_cmpl([prompt.inputs])
-            if not self.is_compared:
-                encoded = encode_prompt(
-                    self.front, prompt_image(row), row["prompt"], preprocess=self.preprocess
-                )
-                _compare(self.front, prompt.token_ids, encoded.input_ids.tolist())
-                self.is_compared = True
-        except ConfigError:
-            raise
-        except self.refusals as error:
+            with faults_of_one_row(row, self.refusal):
+                prompt = _read(self.front, row, self.preprocess)
+                # Before vLLM's caches see the image.
+                if prompt.num_tokens is not None and (
+                    failure := lacks_room(prompt.num_tokens, self.context)
+                ):
+                    return failure
+                (prompt.engine_input,) = self.llm.renderer.render_cmpl([prompt.inputs])
+                self._compare(prompt, row)
+        except RowError as error:
             return Failure(str(error))
         return prompt
+
+    def _compare(self, prompt: "_Prompt", row: Row) -> None:
+        """Raise ConfigError if vLLM reads other tokens than training would."""
+        if self.is_compared and len(prompt.token_ids) == prompt.num_tokens:
+            return
+        expected = encode_row(self.front, row, self.preprocess).input_ids.tolist()
+        compare_prompt_tokens(
+            self.front,
+            prompt.token_ids,
+            expected,
+            who="vLLM",
+            prompt_id=row["prompt_id"],
+            fix="set sample.backend to transformers: vLLM may cut this model's images into another "
+            "number of tokens, or the model's tokenizer and processor files may not fit together",
+        )
+        self.is_compared = True
 
     def _add(self, index: int, prompt: "_Prompt | Failure", seed: int) -> "_Prompt | Failure":
         """Hand a prompt to the engine; a Failure where it cannot take it."""
         if isinstance(prompt, Failure):
             return prompt
-        engine, name = self.llm.llm_engine, str(index)
         try:
-            engine.add_request(
-                name, prompt.engine_input, self._sampling_params(seed), lora_request=self.lora
+            self.llm.llm_engine.add_request(
+                str(index), prompt.engine_input, self._sampling_params(seed), lora_request=self.lora
             )
-        except self.refusals as error:
+        except (ValueError, self.refusal) as error:
             return Failure(str(error))
-        length = len(prompt.token_ids)
-        if prompt.num_tokens not in (None, length):
-            # Only now: vLLM's two caches of images must see the same prompts.
-            engine.abort_request([name])
-            return Failure(
-                f"vLLM makes {length} tokens of the prompt, training {prompt.num_tokens}"
-            )
         return prompt
 
     def _sampling_params(self, seed: int) -> Any:
@@ -218,7 +258,7 @@ class VllmBackend:
             seed=seed >> 1,
             ignore_eos=True,  # the tokenizer's own, which need not be among the model's
             stop_token_ids=list(self.front.eos_token_ids),
-            logit_bias=dict.fromkeys(self.banned, -100.0),
+            logit_bias=dict.fromkeys(self.front.banned_token_ids, -100.0),
             logprobs=0,  # of the drawn tokens alone
             detokenize=False,
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
@@ -226,14 +266,15 @@ class VllmBackend:
 
     def _collect(self, prompt: "_Prompt", output: Any) -> SampledList | Failure:
         drawn = output.outputs
-        limit, ends = self.sampling.max_new_tokens, set(self.front.eos_token_ids)
+        length = len(output.prompt_token_ids)
         for one in drawn:
-            stopped = one.finish_reason == "stop" and one.token_ids[-1] in ends
-            if not stopped and (one.finish_reason != "length" or len(one.token_ids) != limit):
+            is_cut = self._is_cut(one)
+            if failure := beyond_context(length, len(one.token_ids) + is_cut, self.context):
+                return failure
+            if is_cut:
                 return Failure(
-                    f"vLLM ended an answer ({one.finish_reason}) after {len(one.token_ids)} of "
-                    f"{limit} new tokens; the prompt has {len(output.prompt_token_ids)} and the "
-                    f"context {self.llm.model_config.max_model_len}"
+                    f"vLLM ended an answer ({one.finish_reason}) after {len(one.token_ids)} tokens "
+                    f"where sample.max_new_tokens is {self.sampling.max_new_tokens}"
                 )
         texts = self.tokenizer.batch_decode(
             [one.token_ids for one in drawn],
@@ -245,6 +286,12 @@ class VllmBackend:
             for text, one in zip(texts, drawn, strict=True)
         ]
         return SampledList(completions, prompt.resized)
+
+    def _is_cut(self, one: Any) -> bool:
+        """Whether an answer ended neither by itself nor at the limit that the run sets."""
+        if one.finish_reason == "stop":
+            return one.token_ids[-1] not in self.front.eos_token_ids
+        return one.finish_reason != "length" or len(one.token_ids) != self.sampling.max_new_tokens
 
     def _empty_caches(self) -> None:
         """What an earlier call left would change how this one's batches are composed."""
@@ -295,49 +342,21 @@ def _read(front: Vlm, row: Row, preprocess: str) -> _Prompt:
     )
 
 
-def _compare(front: Vlm, found: Sequence[int], expected: Sequence[int]) -> None:
-    """Raise ConfigError unless vLLM's tokens of a prompt are those that training reads."""
-    if list(found) == list(expected):
-        return
-    place = _first_difference(found, expected)
-    ours, theirs = _readable(front, expected), _readable(front, found)
-    start = max(_first_difference(ours, theirs) - 40, 0)
-    raise ConfigError(
-        f"vLLM reads a prompt otherwise than training does: {len(found)} tokens instead of "
-        f"{len(expected)}; at place {place} {list(found[place : place + 3])} instead of "
-        f"{list(expected[place : place + 3])}.\n"
-        f"  vLLM:     {theirs[start : start + 120]!r}\n"
-        f"  training: {ours[start : start + 120]!r}",
-        fix="set sample.backend to transformers: vLLM may cut this model's images into another "
-        "number of tokens, or the model's tokenizer and processor files may not fit together",
-    )
-
-
-def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
-    pairs = enumerate(zip_longest(one, other))
-    return next((place for place, (a, b) in pairs if a != b), 0)
-
-
-def _readable(front: Vlm, ids: Sequence[int]) -> str:
-    """The text of tokens, each run of image placeholders as one with its length."""
-    text = front.tokenizer.decode(list(ids))
-    image = str(getattr(front.processor, "image_token", "<image>"))
-    runs = rf"(?:{re.escape(image)})+"
-    return re.sub(runs, lambda run: f"{image}*{len(run[0]) // len(image)}", text)
-
-
 def _import(module: str) -> Any:
     """A module of vLLM, which is optional and has no types."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != "vllm":
-            raise
-        raise MissingDependencyError(
-            "vLLM is not installed.", fix=f"{INSTALL}, or set sample.backend to transformers"
-        ) from None
+    except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
+            raise MissingDependencyError(
+                "vLLM is not installed.", fix=f"{INSTALL}, or set sample.backend to transformers"
+            ) from None
+        raise ConfigError(
+            f"vLLM is installed but cannot be imported: {first_line(error)}",
+            fix="repair the installation, or set sample.backend to transformers",
+        ) from error
 
 
 def _check(sampling: SampleConfig, model: ModelConfig) -> None:
@@ -379,13 +398,17 @@ def exact_lora_rank(front: Vlm, adapter: Path) -> int | None:
     return next((rank for rank in LORA_RANKS if rank >= config["r"]), None)
 
 
-def _start(vllm: Any, path: Path, dtype: str, lora_rank: int | None) -> Any:
+def _start(
+    vllm: Any, path: Path, dtype: str, lora_rank: int | None, gpu_memory_utilization: float
+) -> Any:
     special: dict[str, Any] = {}
     if lora_rank is not None:
         special |= {"enable_lora": True, "max_lora_rank": lora_rank}
     if _is_cpu_build():
         # A seeded request whose prompt is read in pieces ends vLLM's CPU engine with an error.
         special |= {"enforce_eager": True, "enable_chunked_prefill": False}
+    else:
+        special["gpu_memory_utilization"] = gpu_memory_utilization
     try:
         with _quietly():
             return vllm.LLM(
@@ -405,7 +428,9 @@ def _start(vllm: Any, path: Path, dtype: str, lora_rank: int | None) -> Any:
         raise ConfigError(
             f"vLLM cannot serve the model: {first_line(error)}",
             where=str(path),
-            fix="set sample.backend to transformers; VLLM_LOGGING_LEVEL=INFO shows vLLM's own log",
+            fix="lower sample.gpu_memory_utilization where the GPU is shared; a model larger than "
+            "one GPU: serve it with `vllm serve --tensor-parallel-size`, sample.backend openai; "
+            "else sample.backend transformers (VLLM_LOGGING_LEVEL=INFO shows vLLM's own log)",
         ) from error
 
 

@@ -1,0 +1,79 @@
+"""What backends make sure of: a prompt's tokens are training's, and answers fit in the context."""
+
+import re
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.models import Vlm
+from perpo_pipeline.sample.backend import Failure
+
+SHOWN_TOKENS = 4
+SHOWN_BEFORE, SHOWN_TEXT = 40, 120  # characters before the first difference, and in all
+
+
+def lacks_room(prompt_tokens: int, context: int | None) -> Failure | None:
+    """Why a prompt cannot be answered in the model's context, both in tokens; None if it can."""
+    if context is None or prompt_tokens < context:
+        return None
+    return Failure(
+        f"the prompt has {prompt_tokens} tokens, which leaves no room for an answer in the "
+        f"context of {context}"
+    )
+
+
+def beyond_context(prompt_tokens: int, answer_tokens: int, context: int | None) -> Failure | None:
+    """Why a list is not kept whose longest answer has so many tokens, or more; None if it is.
+
+    An answer drawn beyond the context is nothing that the model was made for, and one cut there
+    is no draw from its distribution.
+    """
+    if context is None or prompt_tokens + answer_tokens <= context:
+        return None
+    return Failure(
+        f"the prompt has {prompt_tokens} tokens and an answer at least {answer_tokens}: more than "
+        f"the context of {context}"
+    )
+
+
+def compare_prompt_tokens(
+    front: Vlm, found: Sequence[int], expected: Sequence[int], *,
+    who: str, prompt_id: str, fix: str, where: str | None = None,
+) -> None:  # fmt: skip
+    """Raise ConfigError, showing both, unless what `who` reads of a prompt is what training reads.
+
+    Uses the front's tokenizer, which one thread at a time may.
+    """
+    if list(found) == list(expected):
+        return
+    place = _first_difference(found, expected)
+    theirs, ours = _readable(front, found), _readable(front, expected)
+    start = max(_first_difference(theirs, ours) - SHOWN_BEFORE, 0)
+    tokens, text = slice(place, place + SHOWN_TOKENS), slice(start, start + SHOWN_TEXT)
+    raise ConfigError(
+        f"{who} reads prompt {prompt_id} otherwise than training does: {len(found)} tokens instead "
+        f"of {len(expected)}; from place {place} on {list(found[tokens])} instead of "
+        f"{list(expected[tokens])}\n"
+        f"  {who}: {theirs[text]!r}\n"
+        f"  training: {ours[text]!r}",
+        where=where,
+        fix=fix,
+    )
+
+
+def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
+    pairs = enumerate(zip_longest(one, other))
+    return next((place for place, (a, b) in pairs if a != b), 0)
+
+
+def _readable(front: Vlm, ids: Sequence[int]) -> str:
+    """The text of tokens, each run of image placeholders as one with its length.
+
+    Ids that the tokenizer lacks have no text.
+    """
+    size = len(front.tokenizer)
+    text = front.tokenizer.decode([token for token in ids if 0 <= token < size])
+    image = str(getattr(front.processor, "image_token", "<image>"))
+    runs = rf"(?:{re.escape(image)})+"
+    return re.sub(runs, lambda run: f"{image}*{len(run[0]) // len(image)}", text)

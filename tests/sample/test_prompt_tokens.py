@@ -1,0 +1,94 @@
+"""A prompt's tokens are compared with training's, and counted against the model's context."""
+
+import pytest
+from tiny_models import noise_image, save_tiny_llava
+
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.models import Vlm, encode_prompt, load_front, resolve_model
+from perpo_pipeline.sample.prompt_tokens import beyond_context, compare_prompt_tokens, lacks_room
+
+IMAGE_ID = 3
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
+    return load_front(resolve_model(str(save_tiny_llava(tmp_path_factory.mktemp("llava")))))
+
+
+@pytest.fixture(scope="module")
+def expected(front: Vlm) -> list[int]:
+    """`<s>USER: `, 16 placeholders for an image of 4 x 4 patches, and the question."""
+    return encode_prompt(front, noise_image(0), "where is square 7?").input_ids.tolist()
+
+
+def told(front: Vlm, found: list[int], expected: list[int]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compare_prompt_tokens(
+            front, found, expected, who="vLLM", prompt_id="p7", where="there", fix="another engine"
+        )
+    assert (caught.value.where, caught.value.fix) == ("there", "another engine")
+    return caught.value.what
+
+
+def test_the_same_tokens_are_fine(front: Vlm, expected: list[int]) -> None:
+    compare_prompt_tokens(front, tuple(expected), expected, who="it", prompt_id="p", fix="none")
+
+
+def test_another_number_of_placeholders_is_shown_as_a_number(
+    front: Vlm, expected: list[int]
+) -> None:
+    fewer = list(expected)
+    fewer.remove(IMAGE_ID)
+    place = expected.index(IMAGE_ID) + 15
+    first, theirs, ours = told(front, fewer, expected).splitlines()
+    assert first == (
+        f"vLLM reads prompt p7 otherwise than training does: {len(fewer)} tokens instead of "
+        f"{len(expected)}; from place {place} on {expected[place + 1 : place + 5]} instead of "
+        f"{expected[place : place + 4]}"
+    )
+    assert theirs.startswith("  vLLM: ") and "<image>*15" in theirs
+    assert ours.startswith("  training: ") and "<image>*16" in ours
+
+
+def test_text_is_shown_from_shortly_before_the_first_difference(
+    front: Vlm, expected: list[int]
+) -> None:
+    seven, eight = (front.tokenizer(digit, add_special_tokens=False)["input_ids"] for digit in "78")
+    other = [eight[0] if token == seven[0] else token for token in expected * 9]
+    _, theirs, ours = told(front, expected * 8 + other[: len(expected)], expected * 9).splitlines()
+    assert "where is square 8?" in theirs and "where is square 7?" in ours
+    assert len(ours) < 150
+
+
+@pytest.mark.parametrize("strange", [-1, 300, 10**30])
+def test_ids_that_the_tokenizer_lacks_are_shown_as_ids(
+    front: Vlm, expected: list[int], strange: int
+) -> None:
+    assert f"from place 0 on [{strange}, 1, " in told(front, [strange, *expected], expected)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "context", "is_refused"),
+    [(511, 512, False), (512, 512, True), (600, 512, True), (600, None, False)],
+)
+def test_a_prompt_must_leave_room_for_one_token(
+    prompt: int, context: int | None, is_refused: bool
+) -> None:
+    failure = lacks_room(prompt, context)
+    assert (failure is not None) is is_refused
+    if failure is not None:
+        assert f"{prompt} tokens" in failure.reason and "context of 512" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "context", "is_refused"), [(12, 512, False), (13, 512, True), (13, None, False)]
+)
+def test_prompt_and_answer_must_fit_together(
+    answer: int, context: int | None, is_refused: bool
+) -> None:
+    failure = beyond_context(500, answer, context)
+    assert (failure is not None) is is_refused
+    if failure is not None:
+        assert failure.reason == (
+            "the prompt has 500 tokens and an answer at least 13: more than the context of 512"
+        )

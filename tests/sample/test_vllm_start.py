@@ -1,0 +1,87 @@
+"""How vLLM is imported and started, with packages that stand in for it: no vLLM is needed."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.errors import ConfigError, MissingDependencyError
+from perpo_pipeline.model_files import ResolvedModel
+from perpo_pipeline.sample import vllm_backend
+from perpo_pipeline.sample.backend import BackendSetup
+
+
+@pytest.fixture(autouse=True)
+def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a vLLM that is installed, and no variables of the environment changed."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(vllm_backend, "ENVIRONMENT", {})
+
+
+def open_backend(path: Path) -> vllm_backend.VllmBackend:
+    resolved = ResolvedModel(str(path), path)
+    settings = {"dtype": "float32", "preprocess": "processor"}
+    return vllm_backend.VllmBackend(
+        BackendSetup(ModelConfig(), resolved, settings, SampleConfig(), path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "raise ImportError('libcudart.so.13: cannot open shared object file\\nand more')",
+            "libcudart.so.13: cannot open shared object file",
+        ),
+        ("raise OSError('libtorch_cuda.so: undefined symbol')", "libtorch_cuda.so: undefined"),
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "torchvision::nms"),
+        ("import no_such_package_of_vllm", "No module named 'no_such_package_of_vllm'"),
+    ],
+)
+def test_a_broken_vllm_is_told_in_one_line(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        open_backend(tmp_path)
+    assert said in caught.value.what and "\n" not in caught.value.what
+    assert caught.value.fix == "repair the installation, or set sample.backend to transformers"
+
+
+def test_a_missing_vllm_names_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(MissingDependencyError, match="not installed") as caught:
+        open_backend(tmp_path)
+    assert "pip install" in str(caught.value.fix)
+
+
+class TestStart:
+    def start(self, monkeypatch: pytest.MonkeyPatch, engine: Any, *, is_cpu: bool) -> Any:
+        monkeypatch.setattr(vllm_backend, "_is_cpu_build", lambda: is_cpu)
+        return vllm_backend._start(SimpleNamespace(LLM=engine), Path("model"), "float32", None, 0.4)
+
+    def test_the_share_of_memory_is_a_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        given = self.start(monkeypatch, lambda path, **settings: settings, is_cpu=False)
+        assert given["gpu_memory_utilization"] == 0.4
+        given = self.start(monkeypatch, lambda path, **settings: settings, is_cpu=True)
+        assert "gpu_memory_utilization" not in given
+
+    def test_an_engine_that_cannot_start_says_what_to_change(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(path: str, **settings: Any) -> None:
+            raise ValueError("Free memory on device is less than desired")
+
+        with pytest.raises(ConfigError, match="Free memory on device") as caught:
+            self.start(monkeypatch, fail, is_cpu=False)
+        fix = str(caught.value.fix)
+        for word in ("gpu_memory_utilization", "--tensor-parallel-size", "openai", "transformers"):
+            assert word in fix
