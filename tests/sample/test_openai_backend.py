@@ -894,7 +894,7 @@ class TestKeyAndAddress:
         monkeypatch.setitem(sys.modules, "httpx", None)
         with pytest.raises(MissingDependencyError, match="httpx") as caught:
             connect("http://127.0.0.1:9/v1")
-        assert caught.value.fix == "pip install -c constraints.txt 'perpo-pipeline[openai]'"
+        assert caught.value.fix == "pip install -c constraints.txt -e '.[openai]'"
 
     def test_an_adapter_cannot_be_given_to_a_server(self, model_dir: Path, tmp_path: Path) -> None:
         setup = BackendSetup(

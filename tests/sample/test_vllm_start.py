@@ -10,7 +10,7 @@ import pytest
 from perpo_pipeline.config import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
 from perpo_pipeline.model_files import ResolvedModel
-from perpo_pipeline.sample import vllm_backend
+from perpo_pipeline.sample import vllm_backend, vllm_engine
 from perpo_pipeline.sample.backend import BackendSetup
 
 
@@ -19,7 +19,7 @@ def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of a vLLM that is installed, and no variables of the environment changed."""
     for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(vllm_backend, "ENVIRONMENT", {})
+    monkeypatch.setattr(vllm_engine, "ENVIRONMENT", {})
 
 
 def open_backend(path: Path) -> vllm_backend.VllmBackend:
@@ -65,8 +65,10 @@ def test_a_missing_vllm_names_what_to_install(
 
 class TestStart:
     def start(self, monkeypatch: pytest.MonkeyPatch, engine: Any, *, is_cpu: bool) -> Any:
-        monkeypatch.setattr(vllm_backend, "_is_cpu_build", lambda: is_cpu)
-        return vllm_backend._start(SimpleNamespace(LLM=engine), Path("model"), "float32", None, 0.4)
+        monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda: is_cpu)
+        return vllm_engine.start_engine(
+            SimpleNamespace(LLM=engine), Path("model"), "float32", None, 0.4
+        )
 
     def test_the_share_of_memory_is_a_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = self.start(monkeypatch, lambda path, **settings: settings, is_cpu=False)

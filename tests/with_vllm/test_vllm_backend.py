@@ -381,7 +381,7 @@ class TestAdapter:
     ) -> None:
         adapter = self.save(llava, tmp_path / "adapter", ["language_model"], full=False)
         served = drawn(self.check(llava, adapter, tmp_path / "a", merged=False))
-        monkeypatch.setattr("perpo_pipeline.sample.vllm_backend.LORA_FAMILIES", ())
+        monkeypatch.setattr("perpo_pipeline.sample.vllm_engine.LORA_FAMILIES", ())
         merged = drawn(self.check(llava, adapter, tmp_path / "b", merged=True))
         for one, other in zip(served, merged, strict=True):
             pairs = zip(one.completions, other.completions, strict=True)

@@ -50,7 +50,7 @@ from perpo_pipeline.sample.backend import (
 )
 from perpo_pipeline.sample.openai_server import Refused, Server, Wire
 from perpo_pipeline.sample.prompt_tokens import compare_prompt_tokens
-from perpo_pipeline.sample.vllm_backend import TEMPERATURES
+from perpo_pipeline.sample.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:

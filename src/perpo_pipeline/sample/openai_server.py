@@ -221,7 +221,7 @@ def _require_httpx() -> None:
     except ImportError:
         raise MissingDependencyError(
             "the openai backend needs httpx, which is not installed",
-            fix="pip install -c constraints.txt 'perpo-pipeline[openai]'",
+            fix="pip install -c constraints.txt -e '.[openai]'",
         ) from None
 
 

@@ -14,26 +14,13 @@ thread beside the engine.
 """
 
 import copy
-import importlib
-import json
-import os
-import re
-import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.adapters import LORA_WEIGHTS
-from perpo_pipeline.config import ModelConfig, SampleConfig
-from perpo_pipeline.errors import (
-    ConfigError,
-    MissingDependencyError,
-    first_line,
-)
 from perpo_pipeline.merge import merge_to_disk
 from perpo_pipeline.model_inputs import (
     IDENTITY_CACHE,
@@ -65,25 +52,14 @@ from perpo_pipeline.sample.prompt_tokens import (
     compare_prompt_tokens,
     lacks_room,
 )
-
-INSTALL = "pip install -c constraints.txt 'perpo-pipeline[vllm]'"
-# Read by vLLM when it is imported or started; what the user has set stays.
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; by itself it takes all memory that is free
-}
-RENDERED_AHEAD = 8  # prompts, with their pixels
-TEMPERATURES = (0.01, 2.0)  # vLLM alters or refuses what lies outside
-# Families whose adapters vLLM applies exactly (tests/with_vllm); it has none for LLaVA-OneVision.
-LORA_FAMILIES = ("llava", "llava-next", "qwen2.5-vl", "qwen3-vl")
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be started with
-# vLLM is silently wrong about the vision tower and the projector.
-_LANGUAGE_MODEL_LORA = re.compile(
-    r".*\.language_model\.layers\.\d+\."
-    r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.lora_[AB]\.weight"
+from perpo_pipeline.sample.vllm_engine import (
+    check_settings,
+    exact_lora_rank,
+    import_vllm,
+    start_engine,
 )
+
+RENDERED_AHEAD = 8  # prompts, with their pixels
 
 
 class VllmBackend:
@@ -96,8 +72,8 @@ class VllmBackend:
     prompts_a_call = 0  # the engine makes its own batches
 
     def __init__(self, setup: BackendSetup) -> None:
-        self.vllm = _import("vllm")
-        _check(setup.sample, setup.model)
+        self.vllm = import_vllm("vllm")
+        check_settings(setup.sample, setup.model)
         dtype = setup.model_settings["dtype"]
         cache = setup.scratch / IDENTITY_CACHE
         self.front = load_front(setup.resolved, adapter=setup.adapter, identity_cache=cache)
@@ -115,14 +91,16 @@ class VllmBackend:
                 merged = setup.scratch / "merged"
                 path = merge_to_disk(setup.resolved, setup.adapter, dtype, merged, cache)
                 self._notes["adapter"] = f"vLLM serves the adapter merged into its base, {path}"
-        self.llm = _start(self.vllm, path, dtype, lora_rank, setup.sample.gpu_memory_utilization)
+        self.llm = start_engine(
+            self.vllm, path, dtype, lora_rank, setup.sample.gpu_memory_utilization
+        )
         self.lora = None
         if lora_rank is not None:
-            request = _import("vllm.lora.request").LoRARequest
+            request = import_vllm("vllm.lora.request").LoRARequest
             self.lora = request("adapter", 1, str(setup.adapter))
         limits = (self.llm.model_config.max_model_len, context_length(self.front))
         self.context: int = min(limit for limit in limits if limit is not None)
-        self.refusal: type[Exception] = _import("vllm.exceptions").VLLMClientError
+        self.refusal: type[Exception] = import_vllm("vllm.exceptions").VLLMClientError
         # Completions that wait or run: enough that the engine never runs short.
         self.window = 2 * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
@@ -304,7 +282,7 @@ class VllmBackend:
         self.worker.shutdown(cancel_futures=True)
         self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
-        _import("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
+        import_vllm("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
 
 
 @dataclass
@@ -340,110 +318,3 @@ def _read(front: Vlm, row: Row, preprocess: str) -> _Prompt:
         num_tokens=count_prompt_tokens(front.processor, text, image.size),
         resized=resized_size(front.processor, image.size),
     )
-
-
-def _import(module: str) -> Any:
-    """A module of vLLM, which is optional and has no types."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
-            raise MissingDependencyError(
-                "vLLM is not installed.", fix=f"{INSTALL}, or set sample.backend to transformers"
-            ) from None
-        raise ConfigError(
-            f"vLLM is installed but cannot be imported: {first_line(error)}",
-            fix="repair the installation, or set sample.backend to transformers",
-        ) from error
-
-
-def _check(sampling: SampleConfig, model: ModelConfig) -> None:
-    low, high = TEMPERATURES
-    if not low <= sampling.temperature <= high:
-        raise ConfigError(
-            f"sample.temperature is {sampling.temperature}; vLLM draws from {low} to {high}.",
-            fix="change it, or set sample.backend to transformers",
-        )
-    built_for = "cpu" if _is_cpu_build() else "cuda"
-    if model.device not in ("auto", built_for):
-        raise ConfigError(
-            f"model.device is {model.device}, and the vLLM that is installed is for {built_for}.",
-            fix="set model.device to auto, or sample.backend to transformers",
-        )
-
-
-def _is_cpu_build() -> bool:
-    return bool(_import("vllm.platforms").current_platform.is_cpu())
-
-
-def exact_lora_rank(front: Vlm, adapter: Path) -> int | None:
-    """The rank to start vLLM with for an adapter that it applies exactly; None for others.
-
-    Exact: plain LoRA, on the language model's own linear layers alone, in a family that was tried.
-    """
-    from safetensors import safe_open
-
-    weights = adapter / LORA_WEIGHTS
-    if front.family.name not in LORA_FAMILIES or not weights.is_file():
-        return None
-    with safe_open(weights, framework="pt") as stored:
-        if not all(_LANGUAGE_MODEL_LORA.fullmatch(name) for name in stored.keys()):  # noqa: SIM118
-            return None
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    special = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
-    if any(config.get(name) for name in special):
-        return None
-    return next((rank for rank in LORA_RANKS if rank >= config["r"]), None)
-
-
-def _start(
-    vllm: Any, path: Path, dtype: str, lora_rank: int | None, gpu_memory_utilization: float
-) -> Any:
-    special: dict[str, Any] = {}
-    if lora_rank is not None:
-        special |= {"enable_lora": True, "max_lora_rank": lora_rank}
-    if _is_cpu_build():
-        # A seeded request whose prompt is read in pieces ends vLLM's CPU engine with an error.
-        special |= {"enforce_eager": True, "enable_chunked_prefill": False}
-    else:
-        special["gpu_memory_utilization"] = gpu_memory_utilization
-    try:
-        with _quietly():
-            return vllm.LLM(
-                str(path),
-                dtype=dtype,
-                seed=0,  # each prompt has its own
-                generation_config="vllm",
-                trust_remote_code=False,
-                limit_mm_per_prompt={"image": 1},
-                mm_processor_kwargs={"use_fast": False},  # the PIL image processor
-                enable_prefix_caching=True,
-                max_model_len=-1,  # the model's, or what fits in memory
-                use_tqdm_on_load=False,
-                **special,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ConfigError(
-            f"vLLM cannot serve the model: {first_line(error)}",
-            where=str(path),
-            fix="lower sample.gpu_memory_utilization where the GPU is shared; a model larger than "
-            "one GPU: serve it with `vllm serve --tensor-parallel-size`, sample.backend openai; "
-            "else sample.backend transformers (VLLM_LOGGING_LEVEL=INFO shows vLLM's own log)",
-        ) from error
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Hide what vLLM's way of starting makes libraries say, such as of `use_fast`."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
