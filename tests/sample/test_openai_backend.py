@@ -299,14 +299,14 @@ class TestVllm:
             sample(connect(serve(cut), concurrency=1), 5)
         assert "<image>*15\\n" in str(caught.value) and "<image>*16\\n" in str(caught.value)
 
-    def test_an_old_vllm_without_token_ids_is_retokenised_and_that_said_once(
+    def test_an_old_vllm_without_token_ids_is_retokenised_and_that_noted(
         self, serve: Any, connect: Any, plain: Answer, capfd: pytest.CaptureFixture[str]
     ) -> None:
         backend = connect(serve(plain))
         assert backend.notes() == {}
         assert all(isinstance(result, SampledList) for result in sample(backend, 3))
         assert "retokenised from their text" in backend.notes()["token_ids"]
-        assert capfd.readouterr().err.count("retokenised") == 1
+        assert not capfd.readouterr().err  # the stage says the notes
 
     @pytest.mark.parametrize("temperature", [0.005, 2.5])
     def test_a_temperature_that_vllm_alters_or_refuses_is_refused_first(
@@ -436,7 +436,7 @@ class TestOtherServer:
         assert len(server.bodies) <= 6 + 2  # learnt once, by the requests then under way
 
     @pytest.mark.parametrize("status", [400, 422])
-    def test_a_server_that_refuses_logprobs_is_asked_without_and_that_is_said(
+    def test_a_server_that_refuses_logprobs_is_asked_without_and_that_is_noted(
         self, serve: Any, connect: Any, plain: Answer, capfd: pytest.CaptureFixture[str],
         status: int,
     ) -> None:  # fmt: skip
@@ -454,7 +454,7 @@ class TestOtherServer:
             assert {c.sampler_logprob for c in result.completions} == {None}
         assert len(server.bodies) <= 6 + 2  # learnt once, by the requests then under way
         assert "no sampler_logprob" in backend.notes()["logprobs"]
-        assert capfd.readouterr().err.count("log-probabilities") == 1
+        assert not capfd.readouterr().err  # the stage says the notes
 
     def test_a_refusal_that_only_quotes_logprobs_teaches_nothing(
         self, serve: Any, connect: Any, plain: Answer

@@ -15,7 +15,6 @@ import asyncio
 import base64
 import io
 import math
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -206,9 +205,9 @@ class OpenAIBackend:
             choices = sorted(reply.choices, key=lambda choice: choice.index)
             drawn += await asyncio.to_thread(self._completions, choices)
             if any(choice.token_ids is None for choice in choices):
-                self._note("token_ids", self._untold())
+                self._notes["token_ids"] = self._untold()
             if not self.server.gives_logprobs:
-                self._note("logprobs", self._without_logprobs())
+                self._notes["logprobs"] = self._without_logprobs()
         return drawn
 
     def _body(self, prompt: _Prompt, num: int, seed: int) -> dict[str, Any]:
@@ -258,11 +257,6 @@ class OpenAIBackend:
 
     def _without_logprobs(self) -> str:
         return f"{self.server.url} refuses to send log-probabilities: there is no sampler_logprob"
-
-    def _note(self, name: str, text: str) -> None:
-        if name not in self._notes:
-            self._notes[name] = text
-            print(f"sample: {text}", file=sys.stderr, flush=True)
 
     def _completions(self, choices: Sequence[_Choice]) -> list[Completion]:
         return [self._completion(choice) for choice in choices]
