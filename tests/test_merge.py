@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
 from safetensors import safe_open
+from tiny_adapters import save_adapter
 from tiny_families import save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
 from with_vllm.hub_models import FAMILIES, save_hub_model
 
 from perpo_pipeline import merge
-from perpo_pipeline.adapters import save_trained, write_record
+from perpo_pipeline.adapters import write_record
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.merge import merge_to_disk
 from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
-from perpo_pipeline.train.scope import lora_config, unfreeze
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 
 ALL = ["language_model", "projector", "vision_tower"]
@@ -24,23 +23,6 @@ ALL = ["language_model", "projector", "vision_tower"]
 
 def load(directory: Path, adapter: Path | None = None) -> Vlm:
     return load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu", adapter=adapter)
-
-
-def save_adapter(model: Path, directory: Path, *, full: bool = False) -> Path:
-    vlm = load(model)
-    torch.manual_seed(1)
-    if full:
-        unfreeze(vlm, ALL)
-        trained = vlm.model
-    else:
-        trained = get_peft_model(vlm.model, lora_config(vlm, 4, 8, ALL))
-    with torch.no_grad():
-        for parameter in trained.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-    save_trained(trained, directory, {})
-    write_record(directory, {"base_identity": vlm.identity})
-    return directory
 
 
 def merged(model: Path, adapter: Path, directory: Path, dtype: str = "float32") -> Path:
@@ -67,7 +49,7 @@ def llava(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adapter(llava: Path, tmp_path: Path) -> Path:
-    return save_adapter(llava, tmp_path / "adapter")
+    return save_adapter(llava, tmp_path / "adapter", ALL)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
@@ -76,7 +58,7 @@ def test_it_is_the_adapted_model_under_the_bases_names(
     family: str, full: bool, tmp_path: Path
 ) -> None:
     model = save_hub_model(family, tmp_path / "model")
-    adapter = save_adapter(model, tmp_path / "adapter", full=full)
+    adapter = save_adapter(model, tmp_path / "adapter", ALL, full=full)
     found = merged(model, adapter, tmp_path / "merged")
     assert weights(found) == weights(model)
     expected = logps(load(model, adapter))
@@ -86,7 +68,7 @@ def test_it_is_the_adapted_model_under_the_bases_names(
 
 def test_names_that_transformers_gives_a_new_model_are_kept_too(tmp_path: Path) -> None:
     model = save_tiny_family("llava_next", tmp_path / "model")
-    found = merged(model, save_adapter(model, tmp_path / "adapter"), tmp_path / "merged")
+    found = merged(model, save_adapter(model, tmp_path / "adapter", ALL), tmp_path / "merged")
     assert weights(found) == weights(model)
 
 
@@ -108,7 +90,7 @@ def test_it_is_made_once_for_each_adapter_and_dtype(
 ) -> None:
     first = merged(llava, adapter, tmp_path / "merged")
     half = merged(llava, adapter, tmp_path / "merged", "bfloat16")
-    other = merged(llava, save_adapter(llava, tmp_path / "b", full=True), tmp_path / "merged")
+    other = merged(llava, save_adapter(llava, tmp_path / "b", ALL, full=True), tmp_path / "merged")
     assert len({first, half, other}) == 3
     assert load(first).model.lm_head.weight.dtype == torch.float32
     with safe_open(half / "model.safetensors", framework="pt") as stored:

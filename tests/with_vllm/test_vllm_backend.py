@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from tiny_adapters import save_adapter
 from tiny_models import noise_image
 from with_vllm.hub_models import FAMILIES
 
-from perpo_pipeline.adapters import save_trained, write_record
 from perpo_pipeline.config import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.model_inputs import encode_row
@@ -23,7 +22,6 @@ from perpo_pipeline.models import Vlm, load_vlm, resolve_model
 from perpo_pipeline.sample import vllm_backend
 from perpo_pipeline.sample.backend import BackendSetup, Failure, SampledList
 from perpo_pipeline.sample.vllm_backend import VllmBackend
-from perpo_pipeline.train.scope import lora_config, unfreeze
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 
 Row = dict[str, Any]
@@ -337,23 +335,6 @@ def test_what_the_configuration_asks_for_is_done(llava: Path, tmp_path: Path) ->
 
 
 class TestAdapter:
-    def save(self, model: Path, directory: Path, scope: Sequence[str], *, full: bool) -> Path:
-        """An adapter that changes the model visibly."""
-        vlm = load(model)
-        torch.manual_seed(1)
-        if full:
-            unfreeze(vlm, scope)
-            trained = vlm.model
-        else:
-            trained = get_peft_model(vlm.model, lora_config(vlm, 4, 8, scope))
-        with torch.no_grad():
-            for parameter in trained.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.05 * torch.randn_like(parameter)
-        save_trained(trained, directory, {})
-        write_record(directory, {"base_identity": vlm.identity})
-        return directory
-
     def check(
         self, model: Path, adapter: Path, scratch: Path, *, merged: bool
     ) -> list[SampledList | Failure]:
@@ -373,13 +354,13 @@ class TestAdapter:
         self, family: str, hub_model: HubModel, tmp_path: Path
     ) -> None:
         model = hub_model(family)
-        adapter = self.save(model, tmp_path / "adapter", ["language_model"], full=False)
+        adapter = save_adapter(model, tmp_path / "adapter", ["language_model"], full=False)
         self.check(model, adapter, tmp_path / "scratch", merged=False)
 
     def test_merged_and_served_adapters_agree(
         self, llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        adapter = self.save(llava, tmp_path / "adapter", ["language_model"], full=False)
+        adapter = save_adapter(llava, tmp_path / "adapter", ["language_model"], full=False)
         served = drawn(self.check(llava, adapter, tmp_path / "a", merged=False))
         monkeypatch.setattr("perpo_pipeline.sample.vllm_engine.LORA_FAMILIES", ())
         merged = drawn(self.check(llava, adapter, tmp_path / "b", merged=True))
@@ -404,5 +385,5 @@ class TestAdapter:
         self, family: str, scope: list[str], full: bool, hub_model: HubModel, tmp_path: Path
     ) -> None:
         model = hub_model(family)
-        adapter = self.save(model, tmp_path / "adapter", scope, full=full)
+        adapter = save_adapter(model, tmp_path / "adapter", scope, full=full)
         self.check(model, adapter, tmp_path / "scratch", merged=True)

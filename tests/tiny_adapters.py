@@ -1,0 +1,29 @@
+"""Adapters that change a tiny model visibly."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+
+from perpo_pipeline.adapters import save_trained, write_record
+from perpo_pipeline.models import load_vlm, resolve_model
+from perpo_pipeline.train.scope import lora_config, unfreeze
+
+
+def save_adapter(model: Path, directory: Path, scope: Sequence[str], *, full: bool = False) -> Path:
+    """Write LoRA of rank 4, or (`full`) the weights themselves, of `scope`; returns `directory`."""
+    vlm = load_vlm(resolve_model(str(model)), dtype="float32", device="cpu")
+    torch.manual_seed(1)
+    if full:
+        unfreeze(vlm, scope)
+        trained = vlm.model
+    else:
+        trained = get_peft_model(vlm.model, lora_config(vlm, 4, 8, scope))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    save_trained(trained, directory, {})
+    write_record(directory, {"base_identity": vlm.identity})
+    return directory
