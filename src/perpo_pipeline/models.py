@@ -194,7 +194,11 @@ def family_of(resolved: ResolvedModel) -> Family:
     """The family that a model's config.json names, without loading the model."""
     config = json.loads((resolved.path / "config.json").read_text(encoding="utf-8"))
     name = str(config.get("model_type"))
-    return FAMILIES.get(name) or Family(name, known=False)
+    return _family(name)
+
+
+def _family(model_type: str) -> Family:
+    return FAMILIES.get(model_type) or Family(model_type, known=False)
 
 
 def base_model(model: nn.Module) -> Any:
@@ -307,12 +311,11 @@ def _wrap(
     resolved: ResolvedModel, model: Any, processor: Any, device: torch.device, dtype: torch.dtype,
     identity: str,
 ) -> Vlm:  # fmt: skip
-    model_type = model.config.model_type
     return Vlm(
         model=model,
         processor=processor,
         tokenizer=processor.tokenizer,
-        family=FAMILIES.get(model_type) or Family(model_type, known=False),
+        family=_family(model.config.model_type),
         device=device,
         dtype=dtype,
         eos_token_ids=_eos_token_ids(model, processor.tokenizer, str(resolved.path)),

@@ -7,6 +7,7 @@ reaches every part, is refused by the video part. Nothing here ever reads a vide
 left out; everything else is the library's own class, read from the model's own files.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ def count_prompt_tokens(processor: Any, text: str, size: Size) -> int | None:
     tokenizer = processor.tokenizer
     special = not writes_begin_token(tokenizer, text)
     return len(tokenizer(text, add_special_tokens=special)["input_ids"]) - 1 + image_tokens
+
+
+def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
+    """The text of each completion, without special tokens: the same in every backend."""
+    texts: list[str] = tokenizer.batch_decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return texts
 
 
 def writes_begin_token(tokenizer: Any, text: str) -> bool:

@@ -37,7 +37,7 @@ from perpo_pipeline.models import (
     prepare_image,
     render_prompt,
 )
-from perpo_pipeline.processors import count_prompt_tokens, resized_size
+from perpo_pipeline.processors import count_prompt_tokens, decode_completions, resized_size
 from perpo_pipeline.sample.backend import (
     BackendSetup,
     Completion,
@@ -349,12 +349,10 @@ class _Reader:
         return (*ids, self.usual_end) if ends else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As in the transformers backend, so that the same ids give the same text."""
+        """The text of a completion."""
         with self.lock:
-            (text,) = self.front.tokenizer.batch_decode(
-                [ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        return str(text)
+            (text,) = decode_completions(self.front.tokenizer, [ids])
+        return text
 
 
 def _parse(answer: bytes) -> _Reply:

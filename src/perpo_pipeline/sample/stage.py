@@ -140,9 +140,6 @@ def choose_backend(config: SampleConfig, device: str) -> str:
 
 
 def _check(config: SampleConfig) -> None:
-    if config.backend == "openai" and config.base_url is None:
-        raise ConfigError("the openai backend needs the URL of a server",
-                          fix="give --base-url http://HOST:PORT/v1 (sample.base_url)")  # fmt: skip
     if config.backend == "openai" and config.num_gpus > 1:
         raise ConfigError("num_gpus has no meaning for the openai backend: the server has the GPUs",
                           fix="leave it out; sample.concurrency is requests at a time")  # fmt: skip
@@ -228,7 +225,7 @@ def _sample_parts(
             tell=progress.show, should_stop=lambda: failed.too_many,
         ):  # fmt: skip
             note(notes)
-            progress.preview(pending[index].to_pylist(), rows)
+            progress.preview(pending[index].select(TRUTH_COLUMNS).to_pylist(), rows)
             yield index, rows
         return
     sampler = PartSampler(setup, run_seed)

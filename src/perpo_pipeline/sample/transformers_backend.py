@@ -29,6 +29,7 @@ from perpo_pipeline.attention import (
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.model_inputs import RowError, context_length, encode_row, open_model
 from perpo_pipeline.models import EncodedPrompt, Vlm, base_model, merge_adapter
+from perpo_pipeline.processors import decode_completions
 from perpo_pipeline.sample import plain
 from perpo_pipeline.sample.backend import (
     BackendSetup,
@@ -255,9 +256,7 @@ def _completions(
     vlm: Vlm, ids: Sequence[Sequence[int]], logprobs: Sequence[float]
 ) -> list[Completion]:
     ends = set(vlm.eos_token_ids)
-    texts = vlm.tokenizer.batch_decode(
-        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    texts = decode_completions(vlm.tokenizer, ids)
     return [
         Completion(
             text=text,

@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from perpo_pipeline.merge import merge_to_disk
+from perpo_pipeline.merge import MERGED, merge_to_disk
 from perpo_pipeline.model_inputs import (
     IDENTITY_CACHE,
     RowError,
@@ -37,7 +37,7 @@ from perpo_pipeline.models import (
     prepare_image,
     render_prompt,
 )
-from perpo_pipeline.processors import count_prompt_tokens, resized_size
+from perpo_pipeline.processors import count_prompt_tokens, decode_completions, resized_size
 from perpo_pipeline.sample.backend import (
     BackendSetup,
     Completion,
@@ -88,7 +88,7 @@ class VllmBackend:
         if setup.adapter is not None:
             lora_rank = exact_lora_rank(self.front, setup.adapter)
             if lora_rank is None:
-                merged = setup.scratch / "merged"
+                merged = setup.scratch / MERGED
                 path = merge_to_disk(setup.resolved, setup.adapter, dtype, merged, cache)
                 self._notes["adapter"] = f"vLLM serves the adapter merged into its base, {path}"
         self.llm = start_engine(
@@ -254,11 +254,7 @@ class VllmBackend:
                     f"vLLM ended an answer ({one.finish_reason}) after {len(one.token_ids)} tokens "
                     f"where sample.max_new_tokens is {self.sampling.max_new_tokens}"
                 )
-        texts = self.tokenizer.batch_decode(
-            [one.token_ids for one in drawn],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
+        texts = decode_completions(self.tokenizer, [one.token_ids for one in drawn])
         completions = [
             Completion(text, tuple(one.token_ids), one.finish_reason, one.cumulative_logprob)
             for text, one in zip(texts, drawn, strict=True)
