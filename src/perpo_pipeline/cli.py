@@ -356,7 +356,7 @@ def plan(config: Config = DEFAULT_CONFIG, debug: Debug = False) -> None:
 
     Example: perpo plan --config configs/demo.yaml
     """
-    from perpo_pipeline.config import JsonlSource
+    from perpo_pipeline.prepare.sources import JsonlSource
 
     run = _open_run(config).config
     sources = [str(s.path) for s in run.prepare.values() if isinstance(s, JsonlSource)]

@@ -7,50 +7,20 @@ writes, unless it is listed in the section's `operational` names.
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from perpo_pipeline.boxes import get_box_format
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.prepare.sources import JsonlSource, PrepareConfig, TestbedSource
+from perpo_pipeline.settings import Float, Int, Json, Name, Section
 
-Json = dict[str, Any]
 Method = Literal["perpo", "lipo", "lipo-lambda", "dpo", "sft"]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 METHODS = get_args(Method)
 BASE = "base"
 OTHER_IMAGE = "-other-image"
-
-
-def _no_truth_value(value: Any) -> Any:
-    """YAML's true would pass as 1."""
-    if isinstance(value, bool):
-        raise ValueError("Input should be a number, not true or false")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_truth_value)]
-Float = Annotated[float, BeforeValidator(_no_truth_value)]
-
-
-class Section(BaseModel):
-    """A section of the run's file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    operational: ClassVar[frozenset[str]] = frozenset()
-
-    def result_settings(self) -> Json:
-        """The settings that change the result, for the fingerprint."""
-        return self.model_dump(mode="json", exclude=set(self.operational))
 
 
 class ModelConfig(Section):
@@ -91,27 +61,6 @@ class ModelConfig(Section):
                 "set preprocess to processor"
             )
         return self
-
-
-class TestbedSource(Section):
-    """Prompts rendered by the embedded testbed."""
-
-    source: Literal["testbed"]
-    num_prompts: Int = Field(gt=0)
-
-
-class JsonlSource(Section):
-    """Prompts from a plain JSON-lines file (README, 'Your own data')."""
-
-    source: Literal["jsonl"]
-    path: Path
-    image_root: Path | None = Field(None, description="default: the folder of the file")
-    task: Literal["grounding", "ocr", "vqa"] | None = Field(None, description="for rows without")
-    embed_images: bool = False
-    per_dataset: Int | None = Field(None, gt=0, description="at most so many rows of each dataset")
-
-
-PrepareConfig = Annotated[TestbedSource | JsonlSource, Field(discriminator="source")]
 
 
 class SampleConfig(Section):

@@ -35,12 +35,13 @@ def _table(
 STRING, INT32, INT64, FLOAT, BOOL = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
 TOKEN_IDS = pa.list_(INT32)
 BOX = pa.list_(FLOAT)
+POLYGON = pa.list_(FLOAT)  # x1, y1, x2, y2, ... in pixels of the original image
 SIZE = pa.list_(INT32)  # width, height in pixels
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", STRING)])
 
 PROMPTS = _table(
     "prompts",
-    2,
+    3,
     prompt_id=STRING,
     dataset=STRING,
     split=STRING,
@@ -54,6 +55,8 @@ PROMPTS = _table(
     prompt=STRING,
     gt_text=(STRING, True),
     gt_box=(BOX, True),
+    gt_boxes=(pa.list_(BOX), True),
+    gt_polygon=(POLYGON, True),
 )
 SAMPLES = _table(
     "samples",
@@ -90,7 +93,10 @@ PREFERENCES = _table(
     counts=pa.list_(INT32),
     margin=FLOAT,
 )
-DROPPED_LISTS = _table("dropped", 1, prompt_id=STRING, reason=STRING, margin=(FLOAT, True))
+# A row without sample_id is a whole list, one with it a completion left out of a list that stayed.
+DROPPED_LISTS = _table(
+    "dropped", 2, prompt_id=STRING, sample_id=(INT32, True), reason=STRING, margin=(FLOAT, True)
+)
 REFERENCE = _table("reference", 1, prompt_id=STRING, ref_logps=pa.list_(FLOAT))
 ADAPTER_LOG = _table(
     "adapter",
@@ -121,25 +127,37 @@ PREDICTIONS = _table(
     parse_ok=BOOL,
     box=(BOX, True),
 )
+# `dataset` is "all" for a whole split, and a dataset's name where the split holds several.
 METRICS = _table(
-    "metrics", 1, name=STRING, value=FLOAT, low=FLOAT, high=FLOAT, n=INT64, split=STRING
-)
-REPORT = _table(
-    "report",
-    1,
-    metric=STRING,
-    better=STRING,
-    worse=STRING,
-    difference=FLOAT,
+    "metrics",
+    2,
+    name=STRING,
+    value=FLOAT,
     low=FLOAT,
     high=FLOAT,
     n=INT64,
+    split=STRING,
+    dataset=STRING,
 )
+# A paired difference `better` - `worse`; `test` is how its p-value was found.
+_DIFFERENCE = {
+    "metric": STRING,
+    "better": STRING,
+    "worse": STRING,
+    "difference": FLOAT,
+    "low": FLOAT,
+    "high": FLOAT,
+    "p_value": FLOAT,
+    "test": STRING,
+    "n": INT64,
+}
+REPORT = _table("report", 2, **_DIFFERENCE)
+COMPARISON = _table("comparison", 1, **_DIFFERENCE)
 
 ALL = {
     table.name: table
     for table in (
         PROMPTS, SAMPLES, SAMPLE_ERRORS, SCORES, PREFERENCES, DROPPED_LISTS,
-        REFERENCE, ADAPTER_LOG, PREDICTIONS, METRICS, REPORT,
+        REFERENCE, ADAPTER_LOG, PREDICTIONS, METRICS, REPORT, COMPARISON,
     )
 }  # fmt: skip

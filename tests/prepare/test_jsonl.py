@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from perpo_pipeline.boxes import BOX_FORMATS
-from perpo_pipeline.config import JsonlSource, RunConfig
+from perpo_pipeline.config import RunConfig
+from perpo_pipeline.prepare.sources import JsonlSource
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.prepare.jsonl import read_jsonl
 from perpo_pipeline.prepare.stage import prepare

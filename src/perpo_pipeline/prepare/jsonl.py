@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.boxes import BoxFormat
-from perpo_pipeline.config import JsonlSource
+from perpo_pipeline.prepare.sources import JsonlSource
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.images import image_sha256, load_image_with_notes
 from perpo_pipeline.prepare.rows import box_fault, prompt_id

@@ -5,7 +5,7 @@ from typing import Any
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer
 from perpo_pipeline.boxes import get_box_format
-from perpo_pipeline.config import JsonlSource
+from perpo_pipeline.prepare.sources import JsonlSource
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.stage import Run, make
 
