@@ -5,8 +5,8 @@ METRICS := $(EVALUATIONS:%=$(DATA)/metrics/%/current)
 eval: $(METRICS)
 
 $(METRICS): $(DATA)/prompts/$(EVAL_SPLIT)/current $(SETTINGS)
-$(foreach a,$(EVALUATED_ADAPTERS),$(eval $(DATA)/metrics/$(a)/current: $(DATA)/adapter/$(a)/current))
-$(foreach a,$(EVALUATED_ADAPTERS),$(eval $(DATA)/metrics/$(a)-other-image/current: $(DATA)/adapter/$(a)/current))
+$(foreach a,$(EVALUATED_ADAPTERS),$(foreach file,/current -other-image/current -blank-image/current,\
+  $(eval $(DATA)/metrics/$(a)$(file): $(DATA)/adapter/$(a)/current)))
 
 $(DATA)/metrics/%/current:
 	@$(PERPO) eval --config $(CONFIG) --variant $* > /dev/null

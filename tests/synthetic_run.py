@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer
 from perpo_pipeline.boxes import format_box
-from perpo_pipeline.config import OTHER_IMAGE, RunConfig, TrainSettings
+from perpo_pipeline.config import RunConfig, TrainSettings, model_of
 from perpo_pipeline.evaluate.metrics import summarise
-from perpo_pipeline.filter import filter_lists
+from perpo_pipeline.filter.stage import filter_lists
 from perpo_pipeline.images import image_sha256
 from perpo_pipeline.prepare.rows import REFERRING_PROMPT, prompt_id
 from perpo_pipeline.score import score, score_samples
@@ -68,7 +68,7 @@ def make_synthetic_run(
     for name, settings in run.config.train.variants().items():
         _write_adapter(run, name, settings)
     for variant in run.config.eval_variants():
-        name = variant.removesuffix(OTHER_IMAGE)
+        name = model_of(variant)
         method = "base" if name == "base" else run.config.train.variants()[name].method
         _write_evaluation(run, variant, 0.05 if name != variant else right[method])
     return run
@@ -106,6 +106,8 @@ def _prompt(split: str, index: int, task: str, expression: str) -> Row:
         "prompt": REFERRING_PROMPT.format(expression=question) if grounding else question,
         "gt_text": None if grounding else f"the quick brown fox {index}",
         "gt_box": boxes[index % 2] if grounding else None,
+        "gt_boxes": None,
+        "gt_polygon": None,
     }
 
 
@@ -169,7 +171,7 @@ def _write_adapter(run: Run, name: str, settings: TrainSettings) -> Version:
 def _write_evaluation(run: Run, variant: str, probability: float) -> Version:
     prompts = run.latest("prompts", "test")
     rows = prompts.table().to_pylist()
-    is_other = variant.endswith(OTHER_IMAGE)
+    is_other = variant != model_of(variant)
     shown = rows[: run.config.eval.other_image_prompts] if is_other else rows
     rng = np.random.default_rng(list(variant.encode()))
     answers = [_answer(row, probability, rng) for row in shown]
@@ -184,7 +186,7 @@ def _write_evaluation(run: Run, variant: str, probability: float) -> Version:
     ]  # fmt: skip
     inputs = {"prompts": prompts}
     if not variant.startswith("base"):
-        inputs["adapter"] = run.latest("adapter", variant.removesuffix(OTHER_IMAGE))
+        inputs["adapter"] = run.latest("adapter", model_of(variant))
     settings = {"variant": variant, "probability": probability}
     made = _write(run, Recipe("predictions", variant, "eval", 1, settings, inputs), predictions)
     measured = summarise(made.table(), prompts.table())

@@ -21,6 +21,7 @@ from perpo_pipeline.boxes import (
     format_box,
     get_box_format,
     parse_box,
+    parse_boxes,
     smart_resize,
     unusual_boxes,
 )
@@ -192,6 +193,44 @@ def test_a_hundredth_beyond_the_edge_is_kept_as_it_was_written(value: str, is_re
 def test_an_inverted_box_is_parsed_as_it_was_written():
     found = parse_box("[0.9, 0.2, 0.1, 0.4]", "llava", frame="full", image_size=(10, 10))
     assert found == pytest.approx((9, 2, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("llava", "I cannot see it.", []),
+        ("llava", "[0.1, 0.2, 0.3, 0.4] and [0.5, 0.5, 1, 1]", [(1, 2, 3, 4), (5, 5, 10, 10)]),
+        ("llava", "[10, 20, 30, 40] [0.1, 0.2, 0.3, 0.4]", [None, (1, 2, 3, 4)]),
+        ("internvl", "[[100, 200, 300, 400], [0, 0, 1000, 1000]]", [(1, 2, 3, 4), (0, 0, 10, 10)]),
+        ("qwen-vl", "(0,0),(100,100),(200,200),(300,300)", [(0, 0, 1, 1), (2, 2, 3, 3)]),
+        (
+            "qwen3-vl",
+            '[{"bbox_2d": [100, 200, 300, 400]}, {"bbox_2d": [0, 0]}, '
+            '{"bbox_2d": [0, 0, 2e3, 0]}, {"bbox_2d": [0, 0, 2000, 0]}]',
+            [(1, 2, 3, 4), None],
+        ),
+        (OWN, "{<10><20><30><40>}{<0><0><50><50>}", [(1, 2, 3, 4), (0, 0, 5, 5)]),
+    ],
+)
+def test_every_box_of_an_answer_is_read_in_order(name: str, text: str, expected: list):
+    found = parse_boxes(text, name, frame="full", image_size=(10, 10))
+    assert [box is None for box in found] == [box is None for box in expected]
+    for box, true in zip(found, expected, strict=True):
+        assert box is None or box == pytest.approx(true)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet='[](),. 01"bx2d_:', max_size=60), st.sampled_from(list(BOX_FORMATS)))
+def test_the_first_of_several_boxes_is_the_one_that_is_read_alone(text: str, name: str):
+    options = {"frame": "crop", "image_size": (30, 20)}
+    found = parse_boxes(text, name, **options)
+    assert parse_box(text, name, **options) == (found[0] if found else None)
+
+
+def test_a_long_gap_after_a_point_is_read_in_time():
+    """Time that grows with the square of the gap would be minutes."""
+    text = "(1,2)" + " " * 100_000 + "x"
+    assert parse_box(text, "qwen-vl", frame="full", image_size=(10, 10)) is None
 
 
 @settings(max_examples=100, deadline=None)

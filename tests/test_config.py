@@ -69,6 +69,37 @@ train:
     assert str(path) in message
 
 
+def test_faults_of_a_source_are_told_by_their_keys_in_the_file(tmp_path: Path) -> None:
+    text = """
+run: demo
+prepare:
+  train: {source: refr, path: x}
+  test: {source: refer, path: x, image_root: y, per_datset: 3, splits: [tst]}
+  pages: {source: fox, path: x, per_dataset: 3}
+"""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    message = str(caught.value)
+    for expected in (
+        "prepare.train: Input tag 'refr'",
+        "'testbed', 'jsonl', 'refer', 'lmms-lab', 'rec-jsonl', 'shikra', 'minigpt4', 'fox', "
+        "'perpo-json'",
+        "prepare.test.per_datset: no such setting; did you mean 'per_dataset'?",
+        "prepare.test.splits.0: Input should be 'train', 'val', 'testA', 'testB' or 'test'",
+        "prepare.pages.per_dataset: no such setting",
+    ):
+        assert expected in message
+
+
+@pytest.mark.parametrize("family", ["llava15", "llava-next", "llava-onevision", "qwen3-vl"])
+def test_the_grounding_recipes_train_and_test_on_all_of_refers_datasets(family: str) -> None:
+    prepare = load_config(CONFIGS / f"{family}-grounding.yaml").prepare
+    train, test = prepare["train"].model_dump(), prepare["test"].model_dump()
+    assert train["datasets"] == test["datasets"] == ["refcoco", "refcoco+", "refcocog"]
+    assert train["per_dataset"] == 10_000 and train["leave_out_evaluated"] is True
+    assert train["splits"] is None and test["splits"] == ["val", "testA", "testB", "test"]
+
+
 def test_a_method_inherits_the_sections_settings_and_overrides_them(tmp_path: Path) -> None:
     text = (
         MINIMAL + "train: {learning_rate: 1.0e-4, methods: {perpo: {beta: 2}, dpo: , "

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from synthetic_run import make_synthetic_run
 
-from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.score import score_samples
+from perpo_pipeline.artifacts import Recipe, Version, input_of, open_writer
+from perpo_pipeline.config import ScoreConfig
+from perpo_pipeline.errors import ArtifactError, InputError
+from perpo_pipeline.score import score, score_samples
+from perpo_pipeline.stage import Run
 
 LLAVA = {"box_format": "llava", "box_frame": "full"}
+TRUTHS = ("gt_text", "gt_box", "gt_boxes", "gt_polygon")
 
 
 def samples(*rows: tuple[str, str]) -> pa.Table:
@@ -24,7 +29,7 @@ def samples(*rows: tuple[str, str]) -> pa.Table:
 
 def prompt(key: str, task: str = "grounding", **truth: object) -> dict[str, object]:
     row = {"prompt_id": key, "task": task, "width": 100, "height": 100}
-    return {**row, "gt_text": None, "gt_box": None, **truth}
+    return {**row, **dict.fromkeys(TRUTHS), **truth}
 
 
 def prompts(*rows: dict[str, object]) -> pa.Table:
@@ -36,6 +41,10 @@ def prompts(*rows: dict[str, object]) -> pa.Table:
             ("height", pa.int32()),
             ("gt_text", pa.string()),
             ("gt_box", pa.list_(pa.float64())),
+            ("gt_boxes", pa.list_(pa.list_(pa.float64()))),
+            ("gt_polygon", pa.list_(pa.float64())),
+            ("dataset", pa.string()),
+            ("prompt", pa.string()),
         ]
     )
     return pa.Table.from_pylist(list(rows), schema)
@@ -112,3 +121,74 @@ def test_the_official_sample_is_reproduced_to_1e9(realdata: Path) -> None:
     given = samples(*[("p", text) for text in record["answers_gen"]])
     scored = score_samples(given, truth, reward="iou", **LLAVA)
     assert scored["reward"].to_pylist() == pytest.approx(record["iou_scores"], abs=1e-9)
+
+
+MARKED = """
+def longest(completions, **columns):
+    return [min(1.0, len(text) / 100) for text in completions]
+
+
+def fails_late(completions, **columns):
+    if any("cannot" in text for text in completions):
+        raise ValueError("a bad row")
+    return [0.5] * len(completions)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    (tmp_path / "score_marks.py").write_text(MARKED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return make_synthetic_run(tmp_path / "data", num_prompts=12, methods=("perpo",))
+
+
+def scored_with(run: Run, reward: object) -> Version:
+    section = ScoreConfig.model_validate({"reward": reward})
+    return score(Run(run.config.model_copy(update={"score": section}), quiet=True), "train")
+
+
+def test_parts_are_scored_in_order_whatever_the_number_of_cores(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    samples = split_samples(run, tmp_path / "split", 7)
+    whole = run.latest("scores", "train")
+    inputs = {"samples": samples.path}
+    one = score(Run(run.config, quiet=True, inputs=inputs, out=tmp_path / "one"), "train")
+    monkeypatch.setattr("perpo_pipeline.score._cores", lambda: 5)
+    five = score(Run(run.config, quiet=True, inputs=inputs, out=tmp_path / "five"), "train")
+    assert len(one.parts()) == len(five.parts()) == 11
+    assert one.table().equals(whole.table()) and five.table().equals(whole.table())
+
+
+def split_samples(run: Run, place: Path, rows: int) -> Version:
+    """The run's 72 samples in parts of so many rows."""
+    samples = run.latest("samples", "train")
+    recipe = Recipe("samples", "train", "sample", 1, {}, {"prompts": input_of(samples, "prompts")})
+    with open_writer(place, recipe) as writer:
+        for index, start in enumerate(range(0, samples.manifest["rows"], rows)):
+            writer.write_part(index, samples.table().slice(start, rows))
+        return writer.finish()
+
+
+def test_a_reward_by_import_path_is_recorded_with_its_source(run: Run) -> None:
+    version = scored_with(run, {"score_marks:longest": 1, "iou": 1})
+    settings = version.manifest["settings"]
+    assert settings["reward"] == {"score_marks:longest": 1.0, "iou": 1.0}
+    assert len(settings["own_rewards"]["score_marks:longest"]) == 64
+
+
+def test_a_reward_that_fails_at_start_leaves_nothing_that_counts(run: Run) -> None:
+    with pytest.raises(InputError, match="ValueError: a bad row"):
+        scored_with(run, "score_marks:fails_late")
+    assert not list(run.config.run_dir.glob("scores/train/*/part-*.tmp"))
+    assert run.latest("scores", "train").table().num_rows == 72
+
+
+def test_two_rows_with_one_key_are_refused(run: Run, tmp_path: Path) -> None:
+    samples = run.latest("samples", "train")
+    recipe = Recipe("samples", "train", "sample", 1, {}, {"prompts": input_of(samples, "prompts")})
+    with open_writer(tmp_path / "twice", recipe) as writer:
+        writer.write_part(0, pa.concat_tables([samples.table(), samples.table().slice(0, 1)]))
+        twice = writer.finish()
+    with pytest.raises(ArtifactError, match="2 rows share their key prompt_id and sample_id"):
+        score(Run(run.config, quiet=True, inputs={"samples": twice.path}), "train")

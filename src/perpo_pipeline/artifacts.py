@@ -71,12 +71,20 @@ class Version:
 
     def table(self, table: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all rows of `table` into memory."""
-        schema = ALL[table or self.artifact].columns
+        schema = self.schema(table).columns
         tables = [_read_part(part, columns) for part in self.parts(table)]
         if tables:
             return pa.concat_tables(tables)
         wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
         return wanted.empty_table()
+
+    def schema(self, table: str | None = None) -> TableSchema:
+        """The schema of `table` (the artifact's own by default)."""
+        return ALL[table or self.artifact]
+
+    def part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one part of the artifact's own table."""
+        return _read_part(self.parts()[index], columns)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the artifact's rows part by part."""
@@ -131,6 +139,13 @@ class Writer:
     def read_part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read back a part written earlier."""
         return _read_part(self.path / self._part_name(self.recipe.artifact, index), columns)
+
+    def read_rows(self, columns: Sequence[str], table: str | None = None) -> Iterator[pa.Table]:
+        """Read back all that is written of `table` (the artifact's own by default), in order."""
+        name = table or self.recipe.artifact
+        for part in sorted(self._done):
+            if self._table_of(part) == name:
+                yield _read_part(self.path / part, columns)
 
     def write_part(self, index: int, rows: pa.Table | list[Json], table: str | None = None) -> None:
         """Write one part whole or not at all, through the declared schema (no inferred types).

@@ -77,12 +77,16 @@ class BoxFormat:
         return question.removeprefix(before).removesuffix(after)
 
 
+# A plain decimal, as every built-in format writes its numbers: no plus sign, no exponent.
+DECIMAL = r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+
+
 def _number(name: str) -> str:
-    return rf"\s*(?P<{name}>-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*"
+    return rf"\s*(?P<{name}>{DECIMAL})\s*"
 
 
 _BRACKETED = r"\[" + ",".join(map(_number, COORDINATES)) + r"\]"
-_POINTS = r"\({},{}\)\s*,?\s*\({},{}\)".format(*map(_number, COORDINATES))
+_POINTS = r"\({},{}\)\s*(?:,\s*)?\({},{}\)".format(*map(_number, COORDINATES))
 _JSON = r'"bbox_2d"\s*:\s*' + _BRACKETED
 _JSON_TEMPLATE = '{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
 
@@ -134,6 +138,17 @@ def parse_box(
     an unknown format or frame, a missing `resized` and sizes below 1.
     """
     return _read(get_box_format(box_format), _Geometry.of(frame, image_size, resized), text)
+
+
+def parse_boxes(
+    text: str, box_format: str, *, frame: str, image_size: Size, resized: Size | None = None
+) -> list[Box | None]:
+    """Read every box in a text, in order; None stands for one that alone would be unparsed.
+
+    Arguments, errors and what counts as parsed as in `parse_box`.
+    """
+    rule, geometry = get_box_format(box_format), _Geometry.of(frame, image_size, resized)
+    return [_place(rule, geometry, match) for match in rule.pattern.finditer(text)]
 
 
 def format_box(
@@ -253,8 +268,11 @@ def _write(rule: BoxFormat, geometry: "_Geometry", box_xyxy_px: Box) -> str | No
 def _read(rule: BoxFormat, geometry: "_Geometry", text: str) -> Box | None:
     """The first box in the text, None if that is not as the module says."""
     match = rule.pattern.search(text)
-    if match is None:
-        return None
+    return None if match is None else _place(rule, geometry, match)
+
+
+def _place(rule: BoxFormat, geometry: "_Geometry", match: re.Match[str]) -> Box | None:
+    """The box that the format's pattern found, None if it is none or lies out of the frame."""
     fractions = []
     for name, units in zip(COORDINATES, geometry.units(rule), strict=True):
         try:

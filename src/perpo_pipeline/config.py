@@ -7,20 +7,21 @@ writes, unless it is listed in the section's `operational` names.
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from perpo_pipeline.boxes import get_box_format
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.prepare.sources import JsonlSource, PrepareConfig, TestbedSource
+from perpo_pipeline.prepare.sources import SOURCE_MODELS, SOURCE_NAMES, PrepareConfig
 from perpo_pipeline.settings import Float, Int, Json, Name, Section
 
+Weight = Annotated[Float, Field(gt=0)]
 Method = Literal["perpo", "lipo", "lipo-lambda", "dpo", "sft"]
 METHODS = get_args(Method)
 BASE = "base"
-OTHER_IMAGE = "-other-image"
+OTHER_IMAGE, BLANK_IMAGE = "-other-image", "-blank-image"
 
 
 class ModelConfig(Section):
@@ -99,17 +100,72 @@ class SampleConfig(Section):
 class ScoreConfig(Section):
     """How an answer is measured against the truth."""
 
-    reward: Literal["auto", "iou", "edit_similarity"] = Field(
-        "auto", description="`auto`: iou for grounding, edit_similarity for ocr and vqa"
+    reward: str | dict[str, Weight] = Field(
+        "auto",
+        description="a name, pkg.module:function, or several with weights: {iou: 1, mine:f: 0.5}",
     )
+
+    @field_validator("reward")
+    @classmethod
+    def _are_rewards(cls, reward: str | dict[str, float]) -> str | dict[str, float]:
+        from perpo_pipeline.rewards.choice import AUTO, REWARDS
+
+        known = [AUTO, *REWARDS]
+        names = [reward] if isinstance(reward, str) else list(reward)
+        unknown = [name for name in names if ":" not in name and name not in known]
+        if unknown or not names:
+            raise ValueError(
+                f"there is no reward {', '.join(unknown) or 'at all'}; one of {', '.join(known)}, "
+                "or your own as package.module:function"
+            )
+        return reward
+
+    def weights(self) -> dict[str, float]:
+        """The rewards that are added up, by name."""
+        return {self.reward: 1.0} if isinstance(self.reward, str) else dict(self.reward)
+
+
+def parse_reward(text: str | None) -> str | dict[str, float] | None:
+    """What `--reward` says: a name, or `name=weight,name=weight`; raises ConfigError."""
+    if text is None or "=" not in text:
+        return text
+    weights: dict[str, float] = {}
+    for entry in text.split(","):
+        name, _, weight = entry.rpartition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = 0.0
+        if not name or number <= 0 or name in weights:
+            raise ConfigError(
+                f"--reward {text!r} cannot be read at {entry!r}",
+                fix="give each name once, with a positive weight: --reward iou=0.7,token_f1=0.3",
+            )
+        weights[name] = number
+    return weights
 
 
 class FilterConfig(Section):
     """Which lists are worth learning from."""
 
+    strategy: Literal["lists", "m3po"] = Field(
+        "lists", description="whole lists, or the pair of each that M3PO chooses (README, 'Lists')"
+    )
     min_margin: Float = Field(0.8, ge=0, le=1, description="max reward - min reward, at least")
+    max_margin: Float | None = Field(None, ge=0, le=1, description="at most")
+    list_size: Int | None = Field(None, ge=2, description="the first so many samples of each list")
+    drop_unparsed: bool = Field(False, description="leave out answers that could not be read")
+    equal_datasets: bool = Field(False, description="as many lists of every dataset")
     max_lists: Int | None = Field(3000, gt=0)
     seed: Int = Field(0, ge=0, description="which lists stay when there are more than max_lists")
+
+    @model_validator(mode="after")
+    def _margins_are_ordered(self) -> Self:
+        if self.max_margin is not None and self.max_margin < self.min_margin:
+            raise ValueError(
+                f"max_margin {self.max_margin} is below min_margin {self.min_margin}: no list fits"
+            )
+        return self
 
 
 class LoraSettings(Section):
@@ -199,7 +255,7 @@ class TrainConfig(Section):
             if "seed" in settings.model_fields_set:
                 raise ValueError(f"{name}: give `seeds: [...]` of the section instead of `seed`")
         for name, settings in self.variants().items():
-            if name == BASE or name.endswith(OTHER_IMAGE):
+            if name == BASE or name != model_of(name):
                 raise ValueError(f"methods.{name}: this name is reserved; choose another")
             if fault := settings.fault():
                 raise ValueError(f"methods.{name}: {fault}")
@@ -230,14 +286,22 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """What is evaluated, on which split; greedy decoding."""
 
-    operational: ClassVar[frozenset[str]] = frozenset({"models", "other_image"})
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"models", "other_image", "blank_image", "allow_train_images"}
+    )
 
     split: Name = "test"
     models: list[Name] | None = Field(
         None, min_length=1, description="default: base and every trained variant"
     )
     other_image: bool = Field(True, description="also with the image of another prompt")
-    other_image_prompts: Int = Field(512, gt=0)
+    blank_image: bool = Field(True, description="also with an empty image")
+    other_image_prompts: Int = Field(
+        512, gt=0, description="how many are shown with another image, and with an empty one"
+    )
+    allow_train_images: bool = Field(
+        False, description="evaluate an adapter on images that it was trained on"
+    )
     max_new_tokens: Int = Field(64, ge=1)
     batch_size: Int = Field(64, ge=1)
     prompts_per_part: Int = Field(512, ge=1)
@@ -288,9 +352,15 @@ class RunConfig(Section):
         return every if self.eval.models is None else self.eval.models
 
     def eval_variants(self) -> list[str]:
-        """Names of the evaluations: a model, or a model with the image of another prompt."""
+        """Names of the evaluations: a model with the right image, another one, or none."""
         models = self.eval_models()
-        return models + [m + OTHER_IMAGE for m in models if self.eval.other_image]
+        shown = {OTHER_IMAGE: self.eval.other_image, BLANK_IMAGE: self.eval.blank_image}
+        return models + [m + image for image, wanted in shown.items() if wanted for m in models]
+
+
+def model_of(evaluation: str) -> str:
+    """The model that an evaluation is of: its name without the name of another image."""
+    return evaluation.removesuffix(OTHER_IMAGE).removesuffix(BLANK_IMAGE)
 
 
 def _unprepared(splits: Mapping[str, Any], prepared: list[str]) -> list[str]:
@@ -400,11 +470,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 
 # Steps of pydantic's locations that are no keys of the file: (section, position, name).
-_NOT_IN_THE_FILE = {
-    ("prepare", 2, "testbed"),
-    ("prepare", 2, "jsonl"),
-    ("train", 1, "shared"),
-}
+_NOT_IN_THE_FILE = {("train", 1, "shared"), *(("prepare", 2, name) for name in SOURCE_NAMES)}
 
 
 def _suggestion(place: list[str]) -> str:
@@ -419,7 +485,7 @@ def _names_beside(place: list[str]) -> list[str]:
     if place[-2] == "lora":
         return list(LoraSettings.model_fields)
     if place[0] == "prepare":
-        return [*TestbedSource.model_fields, *JsonlSource.model_fields]
+        return [name for model in SOURCE_MODELS for name in model.model_fields]
     if place[0] == "train":
         return [*TrainSettings.model_fields, "methods", "seeds"]
     section = RunConfig.model_fields[place[0]].annotation

@@ -127,6 +127,23 @@ PREDICTIONS = _table(
     parse_ok=BOOL,
     box=(BOX, True),
 )
+# One reply of a judge; `scores` are the numbers in it, in its own order. `order` 1 is a comparison
+# with the second model's answer first. Replies given elsewhere name no prompt.
+JUDGEMENTS = _table(
+    "judgements",
+    1,
+    task=STRING,
+    item_id=STRING,
+    order=INT32,
+    groups=pa.list_(STRING),
+    model=(STRING, True),
+    prompt_sha256=(STRING, True),
+    reply=(STRING, True),
+    finish_reason=(STRING, True),
+    scores=(pa.list_(FLOAT), True),
+    parse_ok=BOOL,
+    failure=(STRING, True),
+)
 # `dataset` is "all" for a whole split, and a dataset's name where the split holds several.
 METRICS = _table(
     "metrics",
@@ -158,6 +175,6 @@ ALL = {
     table.name: table
     for table in (
         PROMPTS, SAMPLES, SAMPLE_ERRORS, SCORES, PREFERENCES, DROPPED_LISTS,
-        REFERENCE, ADAPTER_LOG, PREDICTIONS, METRICS, REPORT, COMPARISON,
+        REFERENCE, ADAPTER_LOG, PREDICTIONS, JUDGEMENTS, METRICS, REPORT, COMPARISON,
     )
 }  # fmt: skip

@@ -1,155 +1,170 @@
 """`perpo score`: every completion is measured against the truth -> the scores artifact.
 
-The core, `score_samples`, is pure; rows keep the order of the samples, part by part.
+The core, `score_samples`, is pure; rows keep the order of the samples. Parts are scored on all
+cores, a few at a time, and written in order.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer, input_of
-from perpo_pipeline.boxes import Box, Size, parse_box
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.rewards.grounding import iou_xyxy
-from perpo_pipeline.rewards.text import edit_similarities
-from perpo_pipeline.schemas import SCORES
+from perpo_pipeline.prompt_lookup import PromptLookup, check_unique
+from perpo_pipeline.rewards.choice import (
+    AUTO,
+    REWARDS,
+    Answers,
+    columns_of,
+    measure,
+    own_rewards,
+    try_own,
+)
+from perpo_pipeline.schemas import BOX, SCORES
 from perpo_pipeline.stage import Run, make
 
-STAGE_VERSION = 1
-TRUTH_COLUMNS = ["prompt_id", "task", "width", "height", "gt_text", "gt_box"]
-REWARD_OF_TASK = {"grounding": "iou", "ocr": "edit_similarity", "vqa": "edit_similarity"}
+STAGE_VERSION = 2
+TRUTH_COLUMNS = [
+    "prompt_id", "task", "width", "height", "gt_text", "gt_box", "gt_boxes", "gt_polygon",
+]  # fmt: skip
+KEYS = ["prompt_id", "sample_id"]
 
 
 def score(run: Run, split: str) -> Version:
     """Write the scores of the run's samples of one split."""
     samples = run.latest("samples", split)
     prompts = run.latest("prompts") if "prompts" in run.inputs else input_of(samples, "prompts")
-    model = run.config.model
-    settings = {
-        **run.config.score.result_settings(),
-        "box_format": model.box_format,
-        "box_frame": model.box_frame,
-    }
-    inputs = {"samples": samples, "prompts": prompts}
-    recipe = Recipe("scores", split, "score", STAGE_VERSION, settings, inputs)
+    model, weights = run.config.model, run.config.score.weights()
+    own = own_rewards(weights)
+    settings: dict[str, Any] = {"reward": weights, "own_rewards": own}
+    if any(name == AUTO or (name in REWARDS and REWARDS[name].reads_geometry) for name in weights):
+        settings |= {"box_format": model.box_format, "box_frame": model.box_frame}
+    recipe = Recipe("scores", split, "score", STAGE_VERSION, settings,
+                    {"samples": samples, "prompts": prompts})  # fmt: skip
 
     def work(writer: Writer) -> Mapping[str, Any]:
-        truth = prompts.table(columns=TRUTH_COLUMNS)
-        counts: Counter[str] = Counter()
-        parts = run.progress(samples.batches(), f"score {split}", len(samples.parts()))
-        for index, part in enumerate(parts):
-            if not writer.has_part(index):
-                writer.write_part(index, score_samples(part, truth, **settings))
-            scored = writer.read_part(index)
-            counts["rows"] += scored.num_rows
-            counts["unparsed"] += scored.num_rows - int(pc.sum(scored["parse_ok"]).as_py())
-        return counts
+        lookup = PromptLookup(prompts, columns_of(weights))
+        columns = _sample_columns(model.box_frame)
+        todo = [i for i in range(len(samples.parts())) if not writer.has_part(i)]
+
+        def answers_of(index: int) -> Answers:
+            rows = pl.DataFrame(samples.part(index, columns))
+            check_unique(rows, KEYS, str(samples.parts()[index]), "perpo sample")
+            return _joined(rows, lookup.join(rows), model.box_format, model.box_frame)
+
+        for name in own if todo else ():
+            try_own(answers_of(todo[0]), name)
+        workers = 1 if own else _cores()
+        scored = _in_order(todo, lambda i: _score(answers_of(i), weights), workers)
+        for index, part in run.progress(scored, f"score {split}", len(todo)):
+            writer.write_part(index, part)
+        return _count(writer, len(samples.parts()))
 
     return make(run, recipe, work, out=run.out)
 
 
 def score_samples(
-    samples: pa.Table, prompts: pa.Table, *, reward: str, box_format: str, box_frame: str
-) -> pa.Table:
+    samples: pa.Table, prompts: pa.Table, *, reward: str | Mapping[str, float],
+    box_format: str, box_frame: str,
+) -> pa.Table:  # fmt: skip
     """Score completions; the result has SCORES' columns and the rows of `samples`, in order.
 
     `samples` needs prompt_id, sample_id, completion, and `resized` in the frame of that name;
-    `prompts` the TRUTH_COLUMNS; `reward` is `iou`, `edit_similarity`, or `auto` (by the prompt's
-    task). Raises `ArtifactError` if a sample's prompt, the truth that the reward needs, or a size
-    that the frame needs is missing.
+    `prompts` the columns that `rewards.choice.columns_of` names; `reward` is a name of
+    rewards/choice.py, or several with their weights. Raises `ArtifactError` if a sample's prompt,
+    the truth that the reward needs, or a size that the frame needs is missing.
     """
-    columns = ["prompt_id", "sample_id", "completion"]
-    rows = pl.DataFrame(samples.select(columns + ["resized"] * (box_frame == "resized")))
-    truth = pl.DataFrame(prompts.select(TRUTH_COLUMNS))
+    weights = {reward: 1.0} if isinstance(reward, str) else reward
+    rows = pl.DataFrame(samples.select(_sample_columns(box_frame)))
+    truth = pl.DataFrame(prompts.select(columns_of(weights)))
     joined = rows.join(truth, on="prompt_id", how="left", maintain_order="left")
-    _check_prompts(joined)
-    by_iou = _uses_iou(joined, reward)
-    _check_truth(joined, by_iou, reward)
-    rewards = np.zeros(joined.height)
-    parse_ok = np.ones(joined.height, dtype=bool)
-    boxes: list[list[float] | None] = [None] * joined.height
-    where_iou, where_text = np.flatnonzero(by_iou), np.flatnonzero(~by_iou)
-    if where_iou.size:
-        answers = joined[where_iou]
-        found = _parse_boxes(answers, box_format, box_frame)
-        for row, box in zip(where_iou, found, strict=True):
-            boxes[row] = None if box is None else list(box)
-        parse_ok[where_iou] = [box is not None for box in found]
-        nowhere = (np.nan,) * 4
-        predicted = np.array([box or nowhere for box in found])
-        rewards[where_iou] = iou_xyxy(predicted, np.array(answers["gt_box"].to_list()))
-    if where_text.size:
-        answers = joined[where_text]
-        rewards[where_text] = edit_similarities(
-            answers["completion"].to_list(), answers["gt_text"].to_list()
-        )
-    return pa.table(
-        [
-            samples["prompt_id"],
-            samples["sample_id"],
-            pa.array(rewards),
-            pa.array(parse_ok),
-            pa.array(boxes, pa.list_(pa.float64())),
-        ],
-        schema=SCORES.columns,
-    )
+    return _score(_joined(rows, joined, box_format, box_frame), weights)
 
 
-def _uses_iou(joined: pl.DataFrame, reward: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    if reward == "auto":
-        return (joined["task"].replace_strict(REWARD_OF_TASK) == "iou").to_numpy()
-    return np.full(joined.height, reward == "iou")
+def _sample_columns(box_frame: str) -> list[str]:
+    return [*KEYS, "completion"] + ["resized"] * (box_frame == "resized")
 
 
-def _check_prompts(joined: pl.DataFrame) -> None:
+def _joined(rows: pl.DataFrame, joined: pl.DataFrame, box_format: str, box_frame: str) -> Answers:
+    """The answers with their prompts; raises `ArtifactError` where there is no such prompt."""
     lost = joined.filter(pl.col("task").is_null())
     if lost.height:
         raise ArtifactError(
             f"{lost.height} samples belong to no prompt, the first to {lost['prompt_id'][0]}",
             fix="give the prompts that were sampled with --prompts",
         )
+    if joined.height != rows.height:
+        raise ArtifactError(
+            "a prompt_id occurs twice among the prompts", fix="rerun `perpo prepare`"
+        )
+    return Answers(joined, box_format, box_frame)
 
 
-def _check_truth(
-    joined: pl.DataFrame, by_iou: np.ndarray[Any, np.dtype[np.bool_]], reward: str
-) -> None:
-    needs_box = pl.Series(by_iou)
-    missing = joined.filter(
-        (needs_box & joined["gt_box"].is_null()) | (~needs_box & joined["gt_text"].is_null())
+def _score(answers: Answers, weights: Mapping[str, float]) -> pa.Table:
+    found = measure(answers, weights)
+    return pa.table(
+        [
+            answers.rows["prompt_id"].to_arrow().cast(pa.string()),
+            answers.rows["sample_id"].to_arrow(),
+            pa.array(found.rewards),
+            pa.array(found.parse_ok),
+            _box_column(found.boxes),
+        ],
+        schema=SCORES.columns,
     )
-    if missing.height:
-        raise ArtifactError(
-            f"the reward '{reward}' has no truth to measure against in {missing.height} rows, "
-            f"the first of prompt {missing['prompt_id'][0]}",
-            fix="choose the reward that fits the task, or prepare the data with its truth",
-        )
 
 
-def _parse_boxes(answers: pl.DataFrame, box_format: str, frame: str) -> list[Box | None]:
-    sizes = zip(answers["width"], answers["height"], strict=True)
-    return [
-        parse_box(text, box_format, frame=frame, image_size=size, resized=resized)
-        for text, size, resized in zip(
-            answers["completion"], sizes, _resized_sizes(answers, frame), strict=True
-        )
-    ]
+def _box_column(boxes: npt.NDArray[np.float64]) -> pa.Array:
+    """(n, 4) boxes as lists, null where NaN."""
+    is_nowhere = np.isnan(boxes[:, 0])
+    offsets = np.concatenate([[0], np.cumsum(np.where(is_nowhere, 0, 4))])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()),
+        pa.array(boxes[~is_nowhere].ravel()),
+        type=BOX,
+        mask=pa.array(is_nowhere),
+    )
 
 
-def _resized_sizes(answers: pl.DataFrame, frame: str) -> Sequence[Size | None]:
-    """For each answer the size of the resized image, where the frame needs it."""
-    if frame != "resized":
-        return [None] * answers.height
-    missing = answers.filter(pl.col("resized").is_null())
-    if missing.height:
-        raise ArtifactError(
-            f"box_frame 'resized' needs the size of the resized image, which {missing.height} "
-            f"answers lack, the first of prompt {missing['prompt_id'][0]}",
-            fix="rerun `perpo sample`; for a model that cuts images into tiles, which has no such "
-            "size, choose another model.box_frame",
-        )
-    return [(width, height) for width, height in answers["resized"].to_list()]
+def _in_order(
+    indices: Sequence[int], work: Callable[[int], pa.Table], workers: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """(index, work(index)) in order, on several threads with a few results ahead.
+
+    Threads are enough: what is slow (Polars, NumPy, RapidFuzz, Shapely) lets others run meanwhile.
+    """
+    ahead: deque[tuple[int, Future[pa.Table]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for index in indices:
+                ahead.append((index, pool.submit(work, index)))
+                if len(ahead) > 2 * workers:
+                    done, future = ahead.popleft()
+                    yield done, future.result()
+            while ahead:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _count(writer: Writer, parts: int) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for index in range(parts):
+        parse_ok = writer.read_part(index, ["parse_ok"])["parse_ok"]
+        counts["rows"] += len(parse_ok)
+        counts["unparsed"] += len(parse_ok) - int(pc.sum(parse_ok).as_py() or 0)
+    return counts

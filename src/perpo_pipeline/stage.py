@@ -20,31 +20,16 @@ Item = TypeVar("Item")
 DEFAULT = "default"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A loaded run: its configuration, and the places that flags gave instead of the usual ones."""
+class Console:
+    """Where messages and progress bars go: stderr (results alone go to stdout)."""
 
-    config: RunConfig
-    out: Path | None = None
-    inputs: Mapping[str, Path] = field(default_factory=dict)
-    quiet: bool = False
+    quiet: bool
 
-    def place(self, artifact: str, variant: str = DEFAULT) -> Path:
-        """The directory of an artifact's variant in this run."""
-        return self.config.run_dir / artifact / variant
-
-    @property
-    def scratch(self) -> Path:
-        """Where things are kept that no artifact is: inside --out where it is given."""
-        return self.out or self.config.run_dir
-
-    def latest(self, artifact: str, variant: str = DEFAULT) -> Version:
-        """The version in use, or the one that a flag such as --prompts names."""
-        given = self.inputs.get(artifact)
-        return open_version(given or self.place(artifact, variant), artifact)
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
 
     def say(self, message: str) -> None:
-        """Tell the user, on stderr (results alone go to stdout)."""
+        """Tell the user, on stderr."""
         print(message, file=sys.stderr, flush=True)
 
     def progress(
@@ -67,6 +52,30 @@ class Run:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Run(Console):
+    """A loaded run: its configuration, and the places that flags gave instead of the usual ones."""
+
+    config: RunConfig
+    out: Path | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    quiet: bool = False
+
+    def place(self, artifact: str, variant: str = DEFAULT) -> Path:
+        """The directory of an artifact's variant in this run."""
+        return self.config.run_dir / artifact / variant
+
+    @property
+    def scratch(self) -> Path:
+        """Where things are kept that no artifact is: inside --out where it is given."""
+        return self.out or self.config.run_dir
+
+    def latest(self, artifact: str, variant: str = DEFAULT) -> Version:
+        """The version in use, or the one that a flag such as --prompts names."""
+        given = self.inputs.get(artifact)
+        return open_version(given or self.place(artifact, variant), artifact)
+
+
 def make(
     run: Run,
     recipe: Recipe,
@@ -74,17 +83,26 @@ def make(
     *,
     out: Path | None = None,
 ) -> Version:
-    """Return the version of `recipe`: the one on disk, or made now by `work`, which writes parts
-    and returns the counts for the manifest."""
-    root = out or run.place(recipe.artifact, recipe.variant)
+    """As `make_at`, where the run keeps the artifact, or under `out`."""
+    return make_at(out or run.place(recipe.artifact, recipe.variant), recipe, work, run)
+
+
+def make_at(
+    root: Path,
+    recipe: Recipe,
+    work: Callable[[Writer], Mapping[str, Any] | None],
+    console: Console,
+) -> Version:
+    """Return the version of `recipe` under `root`: the one on disk, or made now by `work`, which
+    writes parts and returns the counts for the manifest."""
     done = find_complete(root, recipe)
     if done is not None:
-        run.say(f"{recipe.stage} {recipe.variant}: up to date ({done.path})")
+        console.say(f"{recipe.stage} {recipe.variant}: up to date ({done.path})")
         return done
     with open_writer(root, recipe) as writer:
         counts = work(writer)
         version = writer.finish(dict(counts or {}))
-    run.say(
+    console.say(
         f"{recipe.stage} {recipe.variant}: {version.manifest['rows']} rows in "
         f"{version.manifest['wall_s']:.1f} s ({version.path})"
     )

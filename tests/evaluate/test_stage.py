@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic_run import make_synthetic_run
 from tiny_families import save_tiny_family
 
 from perpo_pipeline.config import RunConfig
-from perpo_pipeline.evaluate.stage import evaluate
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate.conditioning import IMAGES, conditioning_rows
+from perpo_pipeline.evaluate.stage import evaluate, refuse_images_of
+from perpo_pipeline.images import load_image
+from perpo_pipeline.model_inputs import encode_row
 from perpo_pipeline.prepare.stage import prepare
 from perpo_pipeline.sample import transformers_backend
 from perpo_pipeline.sample.backend import Completion
@@ -80,6 +85,26 @@ def test_another_image_is_read_in_its_own_resized_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("answers_with_the_quarter")
+def test_a_blank_image_has_the_size_of_the_true_one_and_one_colour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def encode(vlm: Any, row: Any, preprocess: str) -> Any:
+        seen.append(load_image(row["image"]["bytes"], where="blank"))
+        return encode_row(vlm, row, preprocess)
+
+    monkeypatch.setattr("perpo_pipeline.evaluate.stage.encode_row", encode)
+    run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
+    evaluate(run, "base-blank-image")
+    rows = run.latest("predictions", "base-blank-image").table().to_pylist()
+    assert [tuple(row["resized"]) for row in rows] == RESIZED
+    assert {row["image_prompt_id"] for row in rows} == {"blank"}
+    assert [image.size for image in seen] == SIZES
+    assert all(len(image.getcolors() or ()) == 1 for image in seen)
+
+
+@pytest.mark.usefixtures("answers_with_the_quarter")
 @pytest.mark.parametrize("text_task", [False, True])
 def test_boxes_that_are_not_the_familys_own_are_told(
     text_task: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -87,3 +112,29 @@ def test_boxes_that_are_not_the_familys_own_are_told(
     evaluate(make_run(tmp_path, {}, text_task), "base")
     told = "qwen2.5-vl models answer in qwen2.5-vl, resized" in capsys.readouterr().err
     assert told is not text_task
+
+
+def test_prompts_whose_images_the_adapter_was_trained_on_are_refused(tmp_path: Path) -> None:
+    """Two prompts share an image: of the lists kept, the images are counted once each."""
+    run = make_synthetic_run(tmp_path, num_prompts=12, methods=("perpo",))
+    adapter = run.latest("adapter", "perpo")
+    refuse_images_of(adapter, run.latest("prompts", "test"))
+    kept = set(run.latest("preferences", "train").table()["prompt_id"].to_pylist())
+    rows = run.latest("prompts", "train").table().to_pylist()
+    images = {row["image_sha256"] for row in rows if row["prompt_id"] in kept}
+    with pytest.raises(ArtifactError, match=f"trained on {len(images)} of the 6 images"):
+        refuse_images_of(adapter, run.latest("prompts", "train"))
+
+
+def test_the_images_are_compared_on_the_prompts_that_all_were_shown(tmp_path: Path) -> None:
+    """The true image was shown with 12 prompts, the others with 6: six count for all three."""
+    run = make_synthetic_run(tmp_path, num_prompts=12, methods=("perpo",))
+    predictions = {image: run.latest("predictions", "perpo" + name)
+                   for image, name in IMAGES.items()}  # fmt: skip
+    rows = conditioning_rows("perpo", predictions)
+    assert {row["n"] for row in rows} == {6}
+    assert [row["split"] for row in rows if row["name"] == "ap50"] == [
+        "true image", "shuffled image", "blank image",
+    ]  # fmt: skip
+    values = {row["split"]: row["value"] for row in rows if row["name"] == "ap50"}
+    assert values["true image"] > values["blank image"]

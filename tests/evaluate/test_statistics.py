@@ -9,8 +9,14 @@ from scipy import stats
 
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.evaluate.statistics import (
+    MCNEMAR,
+    PAIRED_BOOTSTRAP,
+    compare_paired,
+    mcnemar_p,
     mean_interval,
+    paired_bootstrap_p,
     paired_difference_interval,
+    statistic_interval,
     wilson_interval,
 )
 
@@ -171,6 +177,155 @@ def test_paired_differences_on_shared_images_draw_whole_images():
     assert ratio == pytest.approx(2, rel=0.08)
 
 
+def ratio(sums):
+    return sums[:, 0] / sums[:, 1]
+
+
+def f1(sums):
+    return 2 * sums[:, 0] / (sums[:, 1] + sums[:, 2])
+
+
+@pytest.mark.parametrize("cluster_of", [None, lambda rng: rng.integers(0, 120, 400)])
+def test_the_interval_of_a_ratio_of_sums_is_that_of_the_mean(cluster_of):
+    """With a denominator of 1 a prompt the ratio of sums is the mean."""
+    rng = np.random.default_rng(0)
+    values = rng.random(400)
+    clusters = None if cluster_of is None else cluster_of(rng)
+    counts = np.stack([values, np.ones(400)], axis=1)
+    assert statistic_interval(counts, ratio, clusters) == mean_interval(values, clusters)
+
+
+def test_the_interval_of_a_ratio_follows_the_delta_method():
+    """Of a / b with independent a and b: variance (s_a^2 + r^2 s_b^2) / (n mean(b)^2)."""
+    rng = np.random.default_rng(1)
+    counts = np.stack([rng.normal(3, 1, 2000), rng.normal(6, 2, 2000)], axis=1)
+    value, low, high = statistic_interval(counts, ratio)
+    means, (s_a, s_b) = counts.mean(axis=0), counts.std(axis=0)
+    assert value == pytest.approx(means[0] / means[1], rel=1e-12)
+    half = 1.96 * math.hypot(s_a, value * s_b) / (math.sqrt(2000) * means[1])
+    assert (value - low, high - value) == pytest.approx((half, half), rel=0.06)
+
+
+def test_f1_of_an_interval_is_that_of_the_pooled_counts():
+    """Hits 1 + 2, said 2 + 2, true 1 + 4: F1 = 6 / 9, not the mean of 2/3 and 2/3 or others."""
+    value, low, high = statistic_interval([[1, 2, 1], [2, 2, 4]], f1)
+    assert value == pytest.approx(6 / 9)
+    assert low <= value <= high
+
+
+def test_a_statistic_without_a_value_has_no_interval():
+    assert all(map(math.isnan, statistic_interval([[0, 0], [0, 0]], ratio)))
+
+
+def test_few_resamples_without_a_value_are_left_out_and_many_leave_no_interval():
+    """One of 3 prompts has a denominator: (2/3)^3 = 30 % of the draws miss it; one of 100 of 400
+    draws it less than once in e^-4 = 1.8 % of the cases."""
+    value, low, high = statistic_interval([[1, 1], [0, 0], [0, 0]], ratio)
+    assert value == 1 and math.isnan(low) and math.isnan(high)
+    counts = [[1, 2]] * 4 + [[0, 0]] * 396
+    assert statistic_interval(counts, ratio) == (0.5, 0.5, 0.5)
+
+
+def test_a_single_image_says_nothing_about_a_statistic():
+    value, low, high = statistic_interval([[1, 2], [1, 4]], ratio, ["a", "a"])
+    assert value == pytest.approx(1 / 3) and math.isnan(low) and math.isnan(high)
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "expected"),
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 2 / 32), (0, 6, 2 / 64), (2, 8, 2 * 56 / 1024),
+     (4, 4, 1.0)],
+)  # fmt: skip
+def test_mcnemars_p_is_twice_the_binomial_tail(only_a, only_b, expected):
+    """Of 10 that differ 2 or fewer one way: (1 + 10 + 45) / 1024, twice. Ties of both add nothing.
+
+    Of 4 and 4 twice the tail is above 1.
+    """
+    a = [1] * only_a + [0] * only_b + [1, 1, 0]
+    b = [0] * only_a + [1] * only_b + [1, 1, 0]
+    assert mcnemar_p(a, b) == pytest.approx(expected, abs=1e-12)
+    assert mcnemar_p(b, a) == mcnemar_p(a, b)
+    if only_a + only_b:
+        oracle = stats.binomtest(only_a, only_a + only_b).pvalue
+        assert mcnemar_p(a, b) == pytest.approx(oracle, abs=1e-12)
+
+
+def test_the_paired_bootstrap_p_of_many_prompts_is_students():
+    """A shift of about 2.5 standard errors, 800 prompts."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random(800), rng.random(800)
+    a += b.mean() - a.mean() + 2.5 * (a - b).std() / math.sqrt(800)
+    expected = stats.ttest_rel(a, b).pvalue
+    assert paired_bootstrap_p(a, b) == pytest.approx(expected, abs=0.004)
+    assert paired_bootstrap_p(b, a) == pytest.approx(expected, abs=0.004)
+
+
+def test_copies_on_one_image_do_not_make_a_difference_surer():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(200), rng.random(200) + 0.05
+    clusters = np.repeat(np.arange(200), 4)
+    copied = paired_bootstrap_p(np.repeat(a, 4), np.repeat(b, 4), clusters)
+    assert copied == pytest.approx(paired_bootstrap_p(a, b), abs=1e-9)
+    assert paired_bootstrap_p(np.repeat(a, 4), np.repeat(b, 4)) < copied / 5
+
+
+def test_equal_systems_have_the_p_value_one_and_a_single_image_has_none():
+    assert paired_bootstrap_p([0.1, 0.9, 0.4], [0.1, 0.9, 0.4]) == 1.0
+    assert math.isnan(paired_bootstrap_p([0.1, 0.9], [0.2, 0.3], ["a", "a"]))
+
+
+def test_a_difference_that_is_always_the_same_needs_more_than_three_prompts():
+    """All three resample to the same mean, so the bootstrap alone would be as sure as it can be."""
+    assert paired_bootstrap_p([0.2, 0.3, 0.4], [0.1, 0.2, 0.3]) > 0.05
+    many = np.linspace(0, 1, 60)
+    assert paired_bootstrap_p(many + 0.1, many) < 0.001
+
+
+@pytest.mark.parametrize(("num_clusters", "cluster_size"), [(15, 1), (40, 3)])
+@pytest.mark.parametrize("kind", ["normal", "right or wrong"])
+def test_equal_systems_are_told_apart_no_more_often_than_the_level_says(
+    num_clusters, cluster_size, kind
+):
+    """400 experiments at the level .05, seeded: the standard error of the share is .011."""
+    rng = np.random.default_rng(11)
+    clusters = np.repeat(np.arange(num_clusters), cluster_size)
+    rejected = 0
+    for seed in range(400):
+        shared = rng.random(num_clusters)[clusters]
+        if kind == "normal":
+            image = rng.normal(size=num_clusters)[clusters]
+            a, b = image + rng.normal(size=len(clusters)), rng.normal(size=len(clusters))
+        else:
+            a, b = (rng.random((2, len(clusters))) < shared).astype(float)
+        rejected += paired_bootstrap_p(a, b, clusters, 999, seed) <= 0.05
+    assert 0.015 <= rejected / 400 <= 0.085
+
+
+def test_mcnemar_rejects_equal_systems_less_often_than_the_level():
+    """An exact test of whole numbers is a little cautious."""
+    rng = np.random.default_rng(3)
+    draws = (rng.random((400, 2, 100)) < rng.random((400, 1, 100))).astype(float)
+    share = np.mean([mcnemar_p(a, b) <= 0.05 for a, b in draws])
+    assert 0.01 <= share <= 0.06
+
+
+def test_the_interval_and_the_p_value_agree_where_the_interval_ends_at_zero():
+    """b is shifted until the lower bound of a - b is 0: p is then the level of the interval."""
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=30), rng.normal(size=30)
+    _, low, _ = paired_difference_interval(a, b, num_resamples=40_000)
+    assert paired_bootstrap_p(a, b + low, num_resamples=40_000) == pytest.approx(0.05, abs=0.01)
+
+
+def test_the_test_fits_the_values():
+    right, wrong = [1, 1, 1, 0], [0, 1, 0, 0]
+    assert compare_paired(right, wrong) == (mcnemar_p(right, wrong), MCNEMAR)
+    assert compare_paired(right, wrong, list("abcd")) == (mcnemar_p(right, wrong), MCNEMAR)
+    shared = compare_paired(right, wrong, list("abca"))
+    assert shared == (paired_bootstrap_p(right, wrong, list("abca")), PAIRED_BOOTSTRAP)
+    assert compare_paired([0.5, 1, 1, 0], wrong)[1] == PAIRED_BOOTSTRAP
+
+
 def test_few_and_many_kinds_of_clusters_are_drawn_alike():
     """64 kinds go through one multinomial draw, more through indices: the same distribution."""
     few = np.repeat(np.arange(64) / 63, 8)
@@ -196,6 +351,12 @@ def test_ten_thousand_values_take_seconds_at_most():
         (lambda: mean_interval([1, 2], ["a"]), "2 values for 1 cluster names"),
         (lambda: paired_difference_interval([1, 2], [1]), "a has 2 values, b has 1"),
         (lambda: paired_difference_interval([1], [1], ["a", "b"]), "1 values for 2 cluster names"),
+        (lambda: statistic_interval([1, 2], ratio), "the shape"),
+        (lambda: statistic_interval([[1, 2], [1, math.nan]], ratio), "not finite"),
+        (lambda: statistic_interval([[1, 2]], ratio, ["a", "b"]), "1 values for 2 cluster names"),
+        (lambda: mcnemar_p([0.5], [1]), "values 0 and 1"),
+        (lambda: mcnemar_p([1, 0], [1]), "a has 2 values, b has 1"),
+        (lambda: paired_bootstrap_p([math.nan], [1]), "holds nan"),
         (lambda: wilson_interval(3, 2), "3 successes in 2 trials"),
         (lambda: wilson_interval(0, 0), "0 successes in 0 trials"),
     ],

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from perpo_pipeline.boxes import BOX_FORMATS
 from perpo_pipeline.config import RunConfig
-from perpo_pipeline.prepare.sources import JsonlSource
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.prepare.jsonl import read_jsonl
+from perpo_pipeline.prepare.rows import Asked
+from perpo_pipeline.prepare.sources import JsonlSource
 from perpo_pipeline.prepare.stage import prepare
 from perpo_pipeline.stage import Run
 
@@ -29,7 +29,8 @@ def dataset(tmp_path: Path, *rows: Any) -> JsonlSource:
 
 
 def read_rows(source: JsonlSource, split: str, box_format: str = "llava") -> Any:
-    return read_jsonl(source, split, BOX_FORMATS[box_format])
+    prepared = read_jsonl(source, Asked(split, box_format))
+    return list(prepared.rows), prepared.facts
 
 
 def test_a_good_row_keeps_its_values(tmp_path: Path) -> None:
@@ -79,6 +80,11 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ({**GOOD, "image": "a\x00.png"}, "holds a character that is no text"),
         ({**GOOD, "prompt": "a \ud800 b"}, "holds a character that is no text"),
         ({**GOOD, "task": "ocr", "gt_text": "x", "gt_box": [1, 2, 3]}, "not four finite numbers"),
+        ({**GOOD, "gt_boxes": [[1, 2, 8, 9], [5, 5, 3, 8]]}, "gt_boxes[1] is inverted or empty"),
+        ({**GOOD, "gt_boxes": []}, "gt_boxes is not a list of boxes"),
+        ({**GOOD, "gt_polygon": [1, 1, 9, 9, 9, 1, 1, 8]}, "Self-intersection"),
+        ({**GOOD, "gt_polygon": [1, 1, 9, 9]}, "three or more points"),
+        ({**GOOD, "task": "vqa", "gt_text": "x", "gt_polygon": [1, 1, 9, 9]}, "three or more"),
         ('{"image": ' + "[" * 100_000, "not JSON"),
         ("{broken", "not JSON"),
         ("[1]", "not a JSON object"),
@@ -97,6 +103,21 @@ def test_a_null_box_beside_a_text_is_no_box(tmp_path: Path) -> None:
     row = {**GOOD, "task": "ocr", "gt_text": "x", "gt_box": None}
     (read,), _ = read_rows(dataset(tmp_path, row), "train")
     assert read["gt_box"] is None and read["gt_text"] == "x"
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        {"gt_boxes": [[1, 2, 8, 9], [10, 2, 12, 4]]},
+        {"gt_polygon": [1, 1, 9, 1, 9, 9, 2, 8]},
+        {"gt_polygon": [1, 1, 9, 1, 5, 9], "gt_box": [1, 1, 9, 9]},
+    ],
+)
+def test_several_boxes_or_a_polygon_are_a_truth_too(tmp_path: Path, truth: Any) -> None:
+    row = {key: value for key, value in GOOD.items() if key != "gt_box"} | truth
+    (read,), _ = read_rows(dataset(tmp_path, row), "train")
+    found = {name: read[name] for name in ("gt_box", "gt_boxes", "gt_polygon")}
+    assert {name: value for name, value in found.items() if value is not None} == truth
 
 
 def test_half_a_pixel_outside_is_rounding_and_stays_as_it_is(tmp_path: Path) -> None:

@@ -127,8 +127,19 @@ def test_the_paired_differences_are_those_of_the_metrics(run, version):
         ours, theirs = (_metrics(run, v)[names[metric]]["value"] for v in ("perpo", worse))
         assert row["difference"] == pytest.approx(ours - theirs, abs=1e-12)
         assert row["low"] <= row["difference"] <= row["high"]
-        assert (row["better"], row["n"]) == ("perpo", 40)
+        assert (row["better"], row["n"], row["test"]) == ("perpo", 40, "paired bootstrap")
     assert rows["ap50", "base"]["low"] > 0  # 0.9 against 0.45 of 40: a true effect
+    assert rows["ap50", "base"]["p_value"] < 0.05
+
+
+def test_each_paired_difference_is_shown_with_its_p_value(version, html):
+    text = " ".join("".join(Page(html).text).split())
+    labels = {"base": "Base", "sft": "SFT", "dpo": "DPO"}
+    for row in version.table().to_pylist():
+        difference, low, high = (f"{100 * row[key]:+.1f}" for key in ("difference", "low", "high"))
+        p = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.3f}"
+        shown = f"PerPO − {labels[row['worse']]}: {difference} [{low}, {high}], {p}"
+        assert shown in text
 
 
 def test_the_headline_claims_what_the_intervals_support(run, html):
@@ -207,9 +218,13 @@ def test_a_run_on_text_has_its_own_columns_and_the_least_distance_is_best(tmp_pa
         f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
     )
     assert "lowers edit distance" in html and "AP@50" not in html
-    (best,) = re.findall(r'<td class="best">\s*<span class="value">([\d.]+)', html)
-    values = [_metrics(run, v)["edit_distance"]["value"] for v in ("base", "sft", "dpo", "perpo")]
-    assert best == f"{min(values):.3f}"
+    methods = ("base", "sft", "dpo", "perpo")
+    values = [_metrics(run, v)["edit_distance"]["value"] for v in methods]
+    first_cells = [
+        re.search(rf'<tr[^>]*data-method="{v}".*?<td( class="best")?>', html, re.DOTALL)[1]
+        for v in methods
+    ]
+    assert [cell is not None for cell in first_cells] == [v == min(values) for v in values]
 
 
 def test_a_run_without_training_still_has_a_page(tmp_path):

@@ -3,13 +3,13 @@ import math
 import pytest
 
 from perpo_pipeline.report.data import Comparison, Estimate
-from perpo_pipeline.report.wording import blindness, duration, shown, verdict
+from perpo_pipeline.report.wording import blindness, duration, p_value, shown, verdict
 
 BASE = Estimate(0.40, 0.35, 0.45, 100)
 
 
 def _paired(low, high):
-    return Comparison("ap50", "perpo", "base", (low + high) / 2, low, high, 100)
+    return Comparison("ap50", "perpo", "base", (low + high) / 2, low, high, 0.04, "mcnemar", 100)
 
 
 def _sentence(after, low, high, metric="ap50", base=BASE):
@@ -61,6 +61,15 @@ def test_the_blindness_check_names_both_values():
         "Shown the image of another prompt, PerPO has AP@50 5.0 % [1.0, 9.0] instead of 40.0 "
         "(n = 64)."
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0421, "p = 0.042"), (0.001, "p = 0.001"), (0.00099, "p < 0.001"), (1.0, "p = 1.000"),
+     (math.nan, "p = n/a")],
+)  # fmt: skip
+def test_p_values_have_three_decimals_and_no_more(value, text):
+    assert p_value(value).replace("\u00a0", " ") == text
 
 
 def test_an_unknown_metric_keeps_its_name():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shapely.geometry import box as shapely_box
 
 from perpo_pipeline.boxes import parse_box
-from perpo_pipeline.rewards.grounding import iou_xyxy
+from perpo_pipeline.rewards.grounding import iou_xyxy, points_in_boxes
 
 UNPARSED = (math.nan,) * 4
 
@@ -94,6 +94,47 @@ def test_no_boxes_give_no_values():
 def test_shapes_that_do_not_match_are_refused(pred, gt, message):
     with pytest.raises(ValueError, match=message):
         iou_xyxy(pred, gt)
+
+
+# --- points --------------------------------------------------------------------------------------
+
+
+def test_a_point_inside_or_on_the_edge_of_the_box_is_right():
+    points = [[1, 1], [0, 0], [2, 3], [0, 3], [2.001, 1], [1, -0.001], [5, 5]]
+    found = points_in_boxes(points, [[0, 0, 2, 3]] * len(points))
+    assert found.tolist() == [1, 1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("point", "gt"),
+    [
+        pytest.param((math.nan, 1), (0, 0, 2, 2), id="NaN"),
+        pytest.param((math.inf, 1), (0, 0, 2, 2), id="infinite"),
+        pytest.param((1, 1), (2, 0, 0, 2), id="inverted box"),
+        pytest.param((1, 1), (0, 0, math.nan, 2), id="a box with NaN"),
+        pytest.param((1, 1), (0, 0, math.inf, 2), id="infinite box"),
+    ],
+)
+def test_what_is_no_point_or_no_box_is_wrong(point, gt):
+    assert points_in_boxes([point, (1, 1)], [gt, (0, 0, 2, 2)]).tolist() == [0, 1]
+
+
+def test_a_box_without_area_holds_its_own_point():
+    assert points_in_boxes([(5, 5), (5, 6)], [(5, 5, 5, 5)] * 2).tolist() == [1, 0]
+
+
+@given(st.lists(st.tuples(st.tuples(*[st.floats()] * 2), st.tuples(*[st.floats()] * 4))))
+def test_any_point_is_right_or_wrong(rows):
+    points = np.array([point for point, _ in rows], dtype=float).reshape(-1, 2)
+    gt = np.array([box for _, box in rows], dtype=float).reshape(-1, 4)
+    found = points_in_boxes(points, gt)
+    assert found.dtype == np.float64 and found.shape == (len(rows),)
+    assert set(found) <= {0, 1}
+
+
+def test_points_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"points must have the shape \(1, 2\)"):
+        points_in_boxes([[0, 0]] * 2, [[0, 0, 1, 1]])
 
 
 # --- published values ----------------------------------------------------------------------------

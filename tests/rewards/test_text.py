@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perpo_pipeline.rewards.text import edit_similarities, edit_similarity
+from perpo_pipeline.rewards.text import (
+    character_accuracies,
+    edit_similarities,
+    edit_similarity,
+    exact_matches,
+    token_f1s,
+    word_accuracies,
+)
+
+MEASURES = (edit_similarities, character_accuracies, word_accuracies, token_f1s, exact_matches)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +78,113 @@ def test_many_pairs_give_what_each_gives_alone_whatever_the_workers(pairs):
         assert found.tolist() == expected
 
 
-def test_unequal_numbers_of_texts_are_refused():
+@pytest.mark.parametrize("measure", MEASURES)
+def test_unequal_numbers_of_texts_are_refused(measure):
     with pytest.raises(ValueError, match="1 predictions for 2 ground truths"):
-        edit_similarities(["a"], ["a", "b"])
+        measure(["a"], ["a", "b"])
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_no_texts_give_no_rewards(measure):
+    found = measure([], [])
+    assert found.dtype == np.float64 and found.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "ground_truth", "characters", "words"),
+    [
+        ("kitten", "sitting", 1 - 3 / 7, 0),
+        ("the cat sat", "the cat", 1 - 4 / 7, 1 - 1 / 2),
+        ("the cat", "the cat sat", 1 - 4 / 11, 1 - 1 / 3),
+        ("cat the", "the cat", 1 - 6 / 7, 0),
+        ("The  cat\n", "The cat", 1 - 2 / 7, 1),
+        ("a a a a", "a", 0, 0),
+        ("abcdef", "ab", 0, 0),
+        ("", "", 1, 1),
+        (" ", "", 0, 1),
+        ("", "a b", 0, 0),
+        ("a b", "", 0, 0),
+    ],
+)
+def test_error_rates_of_texts_derived_by_hand(prediction, ground_truth, characters, words):
+    """`cat the` for `the cat`: all 6 letters and both words are substituted."""
+    found = character_accuracies([prediction], [ground_truth])
+    assert found.tolist() == pytest.approx([characters], abs=1e-15)
+    found = word_accuracies([prediction], [ground_truth])
+    assert found.tolist() == pytest.approx([words], abs=1e-15)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.text("ab ", max_size=8), st.text("ab ", max_size=8)), max_size=5))
+def test_error_rates_equal_the_recursive_definition(pairs):
+    predictions, truths = [a for a, _ in pairs], [b for _, b in pairs]
+
+    def accuracy(a, b):
+        return max(0.0, 1 - levenshtein(a, b) / len(b)) if b else float(not a)
+
+    for num_workers in (1, 2):
+        found = character_accuracies(predictions, truths, num_workers=num_workers)
+        np.testing.assert_allclose(found, [accuracy(a, b) for a, b in pairs], atol=1e-15)
+        found = word_accuracies(predictions, truths, num_workers=num_workers)
+        expected = [accuracy(tuple(a.split()), tuple(b.split())) for a, b in pairs]
+        np.testing.assert_allclose(found, expected, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "ground_truth", "f1", "exact"),
+    [
+        ("The Cat.", "cat", 1, 1),
+        ("a black cat", "the cat", 2 / 3, 0),
+        ("cat cat dog", "cat dog dog", 2 / 3, 0),
+        ("dog cat", "cat dog", 1, 0),
+        ("it's", "its", 1, 1),
+        ("theatre", "re", 0, 0),
+        ("caf\u00e9", "cafe", 0, 0),
+        ("", "", 1, 1),
+        ("the.", "a", 1, 1),
+        ("", "cat", 0, 0),
+        ("cat", "the", 0, 0),
+    ],
+)
+def test_word_overlap_derived_by_hand(prediction, ground_truth, f1, exact):
+    assert token_f1s([prediction], [ground_truth]).tolist() == pytest.approx([f1], abs=1e-15)
+    assert exact_matches([prediction], [ground_truth]).tolist() == [exact]
+
+
+words = st.lists(
+    st.sampled_from(["the", "A", "an", "cat", "Cat.", "dog", "--", "\u00c9t\u00e9", "don't", "x_y"])
+    | st.text(max_size=4),
+    max_size=6,
+).map(" ".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(words, words)
+def test_word_overlap_equals_the_squad_script_in_transformers(a, b):
+    oracle = pytest.importorskip("transformers.data.metrics.squad_metrics")
+    assert token_f1s([a], [b])[0] == pytest.approx(oracle.compute_f1(b, a), abs=1e-12)
+    assert exact_matches([a], [b])[0] == oracle.compute_exact(b, a)
+
+
+any_text = st.text(alphabet=st.characters(codec=None), max_size=12)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(any_text, any_text), max_size=5))
+def test_any_texts_give_a_reward_between_0_and_1(measure, pairs):
+    """Lone surrogates among them."""
+    found = measure([a for a, _ in pairs], [b for _, b in pairs])
+    assert found.dtype == np.float64 and found.shape == (len(pairs),)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert measure([a for a, _ in pairs], [a for a, _ in pairs]).tolist() == [1.0] * len(pairs)
+
+
+def test_a_lone_surrogate_is_one_character_among_others():
+    assert edit_similarities(["a\ud800", "\udfff"], ["a", "\ud800"]).tolist() == [0.5, 0]
+    assert character_accuracies(["a\ud800"], ["ab"]).tolist() == [0.5]
+    assert word_accuracies(["a \ud800"], ["a b"]).tolist() == [0.5]
+    assert token_f1s(["a cat\ud800"], ["cat\ud800"]).tolist() == [1]
 
 
 def test_fox_edit_distances_are_reproduced(realdata: Path):
@@ -91,4 +204,7 @@ def test_published_code_point_distances_are_reproduced(realdata: Path):
     found = edit_similarities([p["ocr"] for p in pages], [p["gt"] for p in pages])
     expected = [1 - p["codepoint_levenshtein"] / max(p["len_gt"], p["len_ocr"]) for p in pages]
     assert len(pages) == 39
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    found = character_accuracies([p["ocr"] for p in pages], [p["gt"] for p in pages])
+    expected = [1 - min(1, p["codepoint_levenshtein"] / p["len_gt"]) for p in pages]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)

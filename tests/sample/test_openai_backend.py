@@ -39,11 +39,12 @@ from PIL import Image
 from tiny_families import save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
 
+from perpo_pipeline import openai_server
 from perpo_pipeline.config import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
 from perpo_pipeline.images import load_image
 from perpo_pipeline.models import encode_prompt, load_front, resolve_model
-from perpo_pipeline.sample import openai_backend, openai_server
+from perpo_pipeline.sample import openai_backend
 from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList
 from perpo_pipeline.sample.openai_backend import OpenAIBackend
 

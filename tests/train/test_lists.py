@@ -15,7 +15,7 @@ QWEN25 = ModelConfig(box_format="qwen2.5-vl", box_frame="resized")
 
 def prompt(**changes: Any) -> dict[str, Any]:
     row = {"prompt_id": "p", "task": "grounding", "width": 640, "height": 428, "prompt": "Where?",
-           "gt_box": [146, 137, 615, 415], "gt_text": None}  # fmt: skip
+           "gt_box": [146, 137, 615, 415], "gt_boxes": None, "gt_text": None}  # fmt: skip
     return row | changes
 
 
@@ -84,3 +84,14 @@ def test_the_truth_is_written_in_the_format_and_frame_of_the_run(
 def test_a_truth_outside_the_frame_is_refused() -> None:
     with pytest.raises(InputError, match="prompt p lies outside the frame 'crop'"):
         ground_truth_text(prompt(gt_box=[0, 0, 100, 100]), ModelConfig(box_frame="crop"))
+
+
+def test_several_true_boxes_are_written_one_after_the_other() -> None:
+    several = prompt(gt_box=None, gt_boxes=[[0, 0, 64, 107], [320, 214, 640, 428]])
+    written = ground_truth_text(several, ModelConfig())
+    assert written == "[0.00, 0.00, 0.10, 0.25], [0.50, 0.50, 1.00, 1.00]"
+
+
+def test_a_polygon_is_no_target_for_sft() -> None:
+    with pytest.raises(InputError, match="has no true box to train on"):
+        ground_truth_text(prompt(gt_box=None), ModelConfig())

@@ -21,9 +21,8 @@ import pytest
 from tiny_models import noise_image
 from with_vllm.test_vllm_backend import HOSTILE, drawn, load, running, worst_difference
 
-from perpo_pipeline import cli
+from perpo_pipeline import cli, openai_server
 from perpo_pipeline.artifacts import Version, open_version
-from perpo_pipeline.sample import openai_server
 from perpo_pipeline.sample.backend import Completion, SampledList
 
 Row = dict[str, Any]

@@ -1,7 +1,7 @@
 """`perpo eval`: prompts and a model (with or without an adapter) -> predictions and metrics.
 
-Decoding is greedy. `<model>-other-image` shows each question with the image of another prompt: what
-is still right then was guessed without looking.
+Decoding is greedy. `<model>-other-image` shows each question with the image of another prompt,
+`<model>-blank-image` with an empty one: what is still right then was guessed without looking.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer, input_of, open_version
 from perpo_pipeline.boxes import unusual_boxes
-from perpo_pipeline.config import BASE, OTHER_IMAGE
-from perpo_pipeline.errors import InputError
-from perpo_pipeline.evaluate.metrics import summarise
+from perpo_pipeline.config import BASE, BLANK_IMAGE, OTHER_IMAGE, model_of
+from perpo_pipeline.evaluate.images_shown import (
+    refuse_trained_images,
+    with_blank_images,
+    with_other_images,
+)
+from perpo_pipeline.evaluate.metrics import missing_metrics, summarise
 from perpo_pipeline.model_inputs import encode_row, identify_model, model_notes, open_model
+from perpo_pipeline.rewards.choice import AUTO
 from perpo_pipeline.schemas import SIZE
 from perpo_pipeline.score import TRUTH_COLUMNS, score_samples
 from perpo_pipeline.stage import Run, make
@@ -23,40 +29,54 @@ from perpo_pipeline.stage import Run, make
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 PROMPT_COLUMNS = [*TRUTH_COLUMNS, "image", "image_sha256", "prompt"]
-REPORT_COLUMNS = ["prompt_id", "reward", "parse_ok"]
+ANSWER_COLUMNS = ["prompt_id", "completion", "reward", "parse_ok"]
+QUESTION_COLUMNS = [
+    "prompt_id", "dataset", "split", "task", "image_sha256", "gt_text", "gt_boxes",
+]  # fmt: skip
+SHOWN = {OTHER_IMAGE: "other", BLANK_IMAGE: "blank"}
 
 Row = dict[str, Any]
 
 
 def evaluate(run: Run, variant: str) -> Version:
-    """Predict and measure one variant: a model's name, perhaps with `-other-image`."""
+    """Predict and measure one variant: a model's name, perhaps with the name of another image.
+
+    Raises `ArtifactError` if the adapter was trained on images of these prompts.
+    """
     predictions = _predict(run, variant)
     prompts = input_of(predictions, "prompts")
-    recipe = Recipe("metrics", variant, "eval", STAGE_VERSION, {}, {"predictions": predictions})
+    left_out = missing_metrics(prompts.table(columns=["task"])["task"].to_pylist())
+    recipe = Recipe("metrics", variant, "eval", STAGE_VERSION, {"left_out": sorted(left_out)},
+                    {"predictions": predictions})  # fmt: skip
 
     def work(writer: Writer) -> None:
-        truth = prompts.table(columns=["prompt_id", "split", "task", "image_sha256"])
-        writer.write_part(0, summarise(predictions.table(columns=REPORT_COLUMNS), truth))
+        for message in left_out.values():
+            run.say(f"eval {variant}: {message}")
+        truth = prompts.table(columns=QUESTION_COLUMNS)
+        writer.write_part(0, summarise(predictions.table(columns=ANSWER_COLUMNS), truth))
 
     return make(run, recipe, work, out=run.out and run.out / "metrics")
 
 
 def _predict(run: Run, variant: str) -> Version:
     config, model = run.config.eval, run.config.model
-    name, other = variant.removesuffix(OTHER_IMAGE), variant.endswith(OTHER_IMAGE)
+    name = model_of(variant)
+    image = SHOWN.get(variant.removeprefix(name), "matching")
     inputs = {"prompts": run.latest("prompts", config.split)}
     adapter = None
     if name != BASE:
         adapter = open_version(run.inputs.get("adapter") or run.place("adapter", name), "adapter")
         inputs["adapter"] = adapter
+        if not config.allow_train_images:
+            refuse_images_of(adapter, inputs["prompts"])
     resolved, model_settings = identify_model(model, run.scratch)
-    settings = {**config.result_settings(), "image": "other" if other else "matching",
-                "reward": run.config.score.reward,
+    settings = {**config.result_settings(), "image": image,
+                "reward": AUTO,
                 "box_format": model.box_format, "box_frame": model.box_frame,
                 **model_settings}  # fmt: skip
-    if not other:
+    if image == "matching":
         del settings["other_image_prompts"]
     recipe = Recipe("predictions", variant, "eval", STAGE_VERSION, settings, inputs,
                     notes=model_notes(model))  # fmt: skip
@@ -64,11 +84,14 @@ def _predict(run: Run, variant: str) -> Version:
     def work(writer: Writer) -> Mapping[str, Any]:
         rows = inputs["prompts"].table(columns=PROMPT_COLUMNS)
         shown = rows.to_pylist()
-        if other:
+        if image == "other":
             shown = with_other_images(shown)[: config.other_image_prompts]
         vlm = _open(run, resolved, model_settings, None if adapter is None else adapter.path)
+        if image == "blank":
+            mean_rgb = tuple(vlm.processor.image_processor.image_mean)
+            shown = with_blank_images(shown[: config.other_image_prompts], mean_rgb)
         doubt = unusual_boxes(vlm.family, model)
-        if doubt and not other and "grounding" in rows["task"].to_pylist():
+        if doubt and image == "matching" and "grounding" in rows["task"].to_pylist():
             run.say(f"eval {variant}: {doubt}")
         parts = range(0, len(shown), config.prompts_per_part)
         for index, start in enumerate(run.progress(parts, f"eval {variant}")):
@@ -80,6 +103,16 @@ def _predict(run: Run, variant: str) -> Version:
     return make(run, recipe, work, out=run.out and run.out / "predictions")
 
 
+def refuse_images_of(adapter: Version, prompts: Version) -> None:
+    """Raise `ArtifactError` if prompts show images of the lists that the adapter was trained on."""
+    preferences = input_of(adapter, "preferences")
+    lists = preferences.table(columns=["prompt_id"])["prompt_id"]
+    sampled = input_of(adapter, "prompts").table(columns=["prompt_id", "image_sha256"])
+    trained = sampled.filter(pc.is_in(sampled["prompt_id"], lists))["image_sha256"]
+    asked = prompts.table(columns=["image_sha256"])["image_sha256"]
+    refuse_trained_images(set(trained.to_pylist()), set(asked.to_pylist()), str(prompts.path))
+
+
 def _open(
     run: Run, resolved: Any, model_settings: Mapping[str, Any], adapter: Path | None
 ) -> "Vlm":
@@ -87,25 +120,6 @@ def _open(
 
     vlm = open_model(run.config.model, resolved, model_settings, run.scratch, adapter)
     return merge_adapter(vlm)
-
-
-def with_other_images(rows: list[Row]) -> list[Row]:
-    """Each prompt with the image of the next prompt that has another one (cyclic).
-
-    Raises `InputError` if all prompts have the same image.
-    """
-    shown = []
-    for i, row in enumerate(rows):
-        others = (rows[(i + step) % len(rows)] for step in range(1, len(rows)))
-        other = next((r for r in others if r["image_sha256"] != row["image_sha256"]), None)
-        if other is None:
-            raise InputError(
-                "all prompts have the same image: there is no other one to show",
-                fix="set eval.other_image to false",
-            )
-        shown.append({**row, "image": other["image"], "image_sha256": other["image_sha256"],
-                      "image_prompt_id": other["prompt_id"]})  # fmt: skip
-    return shown
 
 
 def _predict_part(

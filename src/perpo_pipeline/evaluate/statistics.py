@@ -1,29 +1,36 @@
-"""Confidence intervals of means and of paired differences, over prompts that may share an image.
+"""Confidence intervals and paired tests, over prompts that may share an image.
 
 Prompts about one image are not independent: `clusters` names the image of each value, and whole
 clusters are drawn. Intervals are percentiles of the resampled means, taken further out on few
 clusters (Hesterberg 2015, arXiv:1411.5279, "expanded percentile": plain percentiles are too narrow
 there). For answers that are right or wrong and share no image it is Wilson's interval, which stays
 honest at 0 and 1 as well.
+
+Differences of two systems on the same prompts have a p-value beside their interval: McNemar's exact
+test for answers that are right or wrong and share no image, else the bootstrap.
 """
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtr, stdtrit
 
 from perpo_pipeline.errors import ConfigError, InputError
 
 Interval = tuple[float, float, float]
 _Floats = npt.NDArray[np.float64]
 
+MCNEMAR, PAIRED_BOOTSTRAP = "mcnemar", "paired bootstrap"
+
 # How many index draws are held in memory at a time.
 _CHUNK_DRAWS = 2_000_000
 # Up to this many kinds of clusters, how often each is drawn comes from one multinomial draw.
 _MAX_MULTINOMIAL_KINDS = 64
+# The share of resamples that may have no value (0 / 0) before an interval means nothing.
+_MAX_UNDEFINED = 0.05
 
 
 def mean_interval(
@@ -42,12 +49,11 @@ def mean_interval(
     unequal lengths, ConfigError for a confidence outside (0, 1).
     """
     values = _as_values(values, "values")
-    totals = _cluster_totals(values, clusters)
-    mean = _ratio(totals)
-    is_binary = np.isin(values, (0.0, 1.0)).all()
-    if is_binary and (len(totals) == len(values) or mean in (0.0, 1.0)):
+    totals = _cluster_totals(_with_ones(values), clusters)
+    mean = _mean(totals)
+    if _is_binary(values) and (len(totals) == len(values) or mean in (0.0, 1.0)):
         return wilson_interval(round(mean * len(totals)), len(totals), confidence)
-    return mean, *_bootstrap(totals, confidence, num_resamples, seed)
+    return mean, *_bootstrap(totals, _ratios, confidence, num_resamples, seed)
 
 
 def paired_difference_interval(
@@ -64,11 +70,93 @@ def paired_difference_interval(
     keeps what the systems have in common out of the interval. Where a and b are equal everywhere
     the interval is (0, 0, 0). Errors and a single cluster as in `mean_interval`.
     """
-    a, b = _as_values(a, "a"), _as_values(b, "b")
-    if len(a) != len(b):
-        raise InputError(f"a has {len(a)} values, b has {len(b)}: they are not paired")
-    totals = _cluster_totals(a - b, clusters)
-    return _ratio(totals), *_bootstrap(totals, confidence, num_resamples, seed)
+    a, b = _as_pairs(a, b)
+    totals = _cluster_totals(_with_ones(a - b), clusters)
+    return _mean(totals), *_bootstrap(totals, _ratios, confidence, num_resamples, seed)
+
+
+def statistic_interval(
+    counts: npt.ArrayLike,
+    statistic: Callable[[_Floats], _Floats],
+    clusters: Iterable[Hashable] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """(value, low, high) of a statistic of summed counts, such as F1 or a corpus error rate.
+
+    `counts` is `(n, k)`, a row a prompt; `statistic` maps sums over prompts `(m, k)` to values
+    `(m,)`, NaN where one is undefined. The bootstrap draws prompts (or clusters of them). Low and
+    high are NaN for a single cluster, where the value is NaN, and where more than 5 % of the
+    resamples have none; fewer are left out. Where no resample differs from the whole, the interval
+    is that point: it knows nothing of what was never seen. Errors as in `mean_interval`.
+    """
+    counts = _as_counts(counts)
+    totals = _cluster_totals(counts, clusters)
+    value = float(_values_of(statistic, _total(totals))[0])
+    low, high = _bootstrap(totals, statistic, confidence, num_resamples, seed)
+    return (value, math.nan, math.nan) if math.isnan(value) else (value, low, high)
+
+
+def compare_paired(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    clusters: Iterable[Hashable] | None = None,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, str]:
+    """(p-value, name of the test) of mean(a) = mean(b) on the same prompts.
+
+    McNemar's test if every value is 0 or 1 and no two prompts share a cluster, else the paired
+    bootstrap. Shapes and errors as in `paired_difference_interval`.
+    """
+    a, b = _as_pairs(a, b)
+    names = None if clusters is None else list(clusters)
+    if _is_binary(a) and _is_binary(b) and (names is None or len(set(names)) == len(a)):
+        return mcnemar_p(a, b), MCNEMAR
+    return paired_bootstrap_p(a, b, names, num_resamples, seed), PAIRED_BOOTSTRAP
+
+
+def mcnemar_p(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Two-sided p-value of McNemar's exact test: are a and b right equally often?
+
+    Both are `(n,)` of 0 and 1 on the same independent prompts. Of the prompts on which they differ
+    each has even chances to be a's: twice the smaller binomial tail, 1 where they never differ.
+    Raises InputError for other values. Source: McNemar 1947, doi:10.1007/BF02295996.
+    """
+    a, b = _as_pairs(a, b)
+    if not (_is_binary(a) and _is_binary(b)):
+        raise InputError("McNemar's test is of answers that are right or wrong: values 0 and 1")
+    only_a, only_b = int((a > b).sum()), int((a < b).sum())
+    return min(1.0, 2.0 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def paired_bootstrap_p(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    clusters: Iterable[Hashable] | None = None,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value of mean(a) = mean(b) on the same prompts, by drawing clusters of them.
+
+    The differences are shifted to the mean 0 (what the hypothesis says) and resampled B times: the
+    share of resampled means at least as far from 0 as the mean seen is (1 + count) / (1 + B)
+    (Davison and Hinkley 1997, 4.4). Its tail is then widened for few clusters as that of the
+    intervals is, so that the two agree. 1 where a and b have the same mean, NaN for a single
+    cluster. Shapes and errors as in `paired_difference_interval`.
+    """
+    a, b = _as_pairs(a, b)
+    totals = _cluster_totals(_with_ones(a - b), clusters)
+    n, seen = len(totals), abs(_mean(totals))
+    if n == 1:
+        return math.nan
+    centred = totals - np.outer(totals[:, 1], [_mean(totals), 0.0])
+    drawn = np.abs(_ratios(_resample(centred, num_resamples, seed)))
+    rounding = 1e-12 * max(1.0, seen)
+    share = (1 + int((drawn >= seen - rounding).sum())) / (1 + num_resamples)
+    z = NormalDist().inv_cdf(share / 2) if share < 1 else 0.0
+    return 2.0 * float(stdtr(n - 1, z * math.sqrt((n - 1) / n)))
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -100,62 +188,120 @@ def _as_values(values: npt.ArrayLike, name: str) -> _Floats:
     return array
 
 
-def _cluster_totals(values: _Floats, clusters: Iterable[Hashable] | None) -> _Floats:
-    """Sum and number of values in each cluster, (c, 2), in an order the input's does not change."""
-    if clusters is None:
-        totals = np.stack([values, np.ones_like(values)], axis=1)
-    else:
+def _as_pairs(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[_Floats, _Floats]:
+    a, b = _as_values(a, "a"), _as_values(b, "b")
+    if len(a) != len(b):
+        raise InputError(f"a has {len(a)} values, b has {len(b)}: they are not paired")
+    return a, b
+
+
+def _as_counts(counts: npt.ArrayLike) -> _Floats:
+    array = np.asarray(counts, dtype=np.float64)
+    if array.ndim != 2 or not array.size:
+        raise InputError(f"counts must have the shape (n, k), not {array.shape}")
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise InputError("counts holds a number that is not finite", where=f"row {row}")
+    return array
+
+
+def _is_binary(values: _Floats) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def _with_ones(values: _Floats) -> _Floats:
+    """Values as counts whose `_ratios` is their mean."""
+    return np.stack([values, np.ones_like(values)], axis=1)
+
+
+def _cluster_totals(counts: _Floats, clusters: Iterable[Hashable] | None) -> _Floats:
+    """Sums of the counts of each cluster, (c, k), in an order the input's does not change."""
+    totals = counts
+    if clusters is not None:
         codes: dict[Hashable, int] = {}
         index = np.array([codes.setdefault(name, len(codes)) for name in clusters], dtype=np.intp)
-        if len(index) != len(values):
-            raise InputError(f"there are {len(values)} values for {len(index)} cluster names")
-        totals = np.stack([np.bincount(index, values), np.bincount(index)], axis=1)
+        if len(index) != len(counts):
+            raise InputError(f"there are {len(counts)} values for {len(index)} cluster names")
+        totals = np.stack([np.bincount(index, column) for column in counts.T], axis=1)
     ordered: _Floats = totals[np.lexsort(totals.T)]
     return ordered
 
 
-def _ratio(totals: _Floats) -> float:
-    return float(totals[:, 0].sum() / totals[:, 1].sum())
+def _ratios(sums: _Floats) -> _Floats:
+    return np.asarray(sums[:, 0] / sums[:, 1])
+
+
+def _mean(totals: _Floats) -> float:
+    return float(_ratios(_total(totals))[0])
+
+
+def _total(totals: _Floats) -> _Floats:
+    """Sums over all clusters, (1, k); column by column, which numpy sums pairwise."""
+    return np.array([[column.sum() for column in totals.T]])
+
+
+def _values_of(statistic: Callable[[_Floats], _Floats], sums: _Floats) -> _Floats:
+    """The statistic, NaN where it is not finite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.asarray(statistic(sums), dtype=np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _bootstrap(
-    totals: _Floats, confidence: float, num_resamples: int, seed: int
+    totals: _Floats,
+    statistic: Callable[[_Floats], _Floats],
+    confidence: float,
+    num_resamples: int,
+    seed: int,
 ) -> tuple[float, float]:
-    """Low and high: expanded percentiles of the mean over resampled clusters."""
+    """Low and high: expanded percentiles of the statistic over resampled clusters."""
     _check_confidence(confidence)
-    if num_resamples < 1:
-        raise ConfigError(f"num_resamples is {num_resamples}; it must be 1 or more")
     n = len(totals)
     if n == 1:
+        _check_resamples(num_resamples)
         return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    kinds, multiplicity = np.unique(totals, axis=0, return_counts=True)
-    if len(kinds) <= _MAX_MULTINOMIAL_KINDS:
-        drawn = rng.multinomial(n, multiplicity / n, size=num_resamples) @ kinds
-    else:
-        drawn = _draw_clusters(totals, num_resamples, rng)
+    drawn = _values_of(statistic, _resample(totals, num_resamples, seed))
+    defined = drawn[~np.isnan(drawn)]
+    if len(defined) < (1 - _MAX_UNDEFINED) * num_resamples:
+        return math.nan, math.nan
     # Percentiles of n clusters miss a factor sqrt(n / (n - 1)) and Student's tails.
     t = float(stdtrit(n - 1, (1 + confidence) / 2))
     tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * t)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
+    low, high = np.quantile(defined, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _draw_clusters(totals: _Floats, num_resamples: int, rng: np.random.Generator) -> _Floats:
-    """Totals of `num_resamples` draws of as many clusters as there are, (num_resamples, 2)."""
+def _resample(totals: _Floats, num_resamples: int, seed: int) -> _Floats:
+    """Sums over `num_resamples` draws of as many clusters as there are, (num_resamples, k)."""
+    _check_resamples(num_resamples)
+    rng = np.random.default_rng(seed)
+    kinds, multiplicity = np.unique(totals, axis=0, return_counts=True)
+    if len(kinds) > _MAX_MULTINOMIAL_KINDS:
+        return _draw_clusters(totals, num_resamples, rng)
     n = len(totals)
-    sums, sizes = np.ascontiguousarray(totals.T)
-    is_even = bool((sizes == sizes[0]).all())
+    drawn: _Floats = rng.multinomial(n, multiplicity / n, size=num_resamples) @ kinds
+    return drawn
+
+
+def _draw_clusters(totals: _Floats, num_resamples: int, rng: np.random.Generator) -> _Floats:
+    """As `_resample`, drawing the clusters one by one."""
+    n = len(totals)
+    columns = np.ascontiguousarray(totals.T)
+    varying = [i for i, column in enumerate(columns) if (column != column[0]).any()]
     dtype = np.uint16 if n <= 2**16 else np.int64
-    drawn = np.full((num_resamples, 2), n * sizes[0])
+    drawn = np.tile(n * totals[0], (num_resamples, 1))
     step = max(1, _CHUNK_DRAWS // n)
     for start in range(0, num_resamples, step):
         rows = slice(start, min(start + step, num_resamples))
         chosen = rng.integers(0, n, size=(rows.stop - start, n), dtype=dtype)
-        drawn[rows, 0] = sums[chosen].sum(axis=1)
-        if not is_even:
-            drawn[rows, 1] = sizes[chosen].sum(axis=1)
+        for i in varying:
+            drawn[rows, i] = columns[i][chosen].sum(axis=1)
     return drawn
+
+
+def _check_resamples(num_resamples: int) -> None:
+    if num_resamples < 1:
+        raise ConfigError(f"num_resamples is {num_resamples}; it must be 1 or more")
 
 
 def _check_confidence(confidence: float) -> None:

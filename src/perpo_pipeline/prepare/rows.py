@@ -1,14 +1,28 @@
-"""What every source shares: keys and checks of a prompt's row."""
+"""What every source shares: a prompt's row, its key, the checks of its truth and of its image.
+
+A reader turns a dataset's file into `Entry`s and hands them to `collect`, which chooses, looks at
+each image once, and raises the faults of all rows together.
+"""
 
 import hashlib
-import math
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, overload
 
-from perpo_pipeline.boxes import BOX_FORMATS
+from perpo_pipeline.boxes import BOX_FORMATS, get_box_format
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.images import image_sha256, load_image_with_notes
+from perpo_pipeline.prepare.truth import RowFault, truth_fault
 
+Row = dict[str, Any]
 REFERRING_PROMPT = BOX_FORMATS["llava"].instruction
 """The paper's grounding instruction (METHOD: 'The paper's recipes')."""
-BOX_SLACK_PX = 0.5
+FAULTS_SHOWN = 20
+MOST_THREADS = 16
 
 
 def prompt_id(dataset: str, split: str, source_row: str) -> str:
@@ -17,26 +31,304 @@ def prompt_id(dataset: str, split: str, source_row: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def box_fault(box: Any, width: int, height: int) -> str | None:
-    """What is wrong with a ground-truth box xyxy (pixels), or None.
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What a row says of its image; width and height are those of the upright image, in pixels."""
 
-    Half a pixel outside the image is annotation rounding and is accepted as it is.
+    sha256: str
+    width: int
+    height: int
+    notes: tuple[str, ...] = ()
+
+
+class ImageData(Protocol):
+    """Where an image's bytes are (hashable: equal ones are one image); `str` names it."""
+
+    @property
+    def path(self) -> Path | None:
+        """The image's own file, None where it lies inside another."""
+
+    def read(self) -> bytes:
+        """Its bytes; raises `InputError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that is a file of its own."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        """The file's bytes; raises `InputError`."""
+        try:
+            return self.path.read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(reason, where=str(self.path)) from error
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBytes:
+    """An image that is no file."""
+
+    data: bytes
+
+    @property
+    def path(self) -> Path | None:
+        """None: there is no file."""
+        return None
+
+    def read(self) -> bytes:
+        """The bytes."""
+        return self.data
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One prompt as a dataset's file has it; its truth is checked once the image's size is known.
+
+    `place` is where in the file, for faults; boxes are xyxy in pixels, or a function of (width,
+    height) that returns one or raises `RowFault`; `size` is what the file says (width, height) is.
     """
-    numbers = isinstance(box, list | tuple) and len(box) == 4
-    if not numbers or not all(_is_finite_number(v) for v in box):
-        return f"gt_box is not four finite numbers: {box!r}"
-    x1, y1, x2, y2 = box
-    if not (x1 < x2 and y1 < y2):
-        return f"gt_box is inverted or empty: {box!r} (expected x1 < x2 and y1 < y2)"
-    if min(x1, y1) < -BOX_SLACK_PX or x2 > width + BOX_SLACK_PX or y2 > height + BOX_SLACK_PX:
-        return f"gt_box {box!r} lies outside the image of {width}x{height} pixels"
-    return None
+
+    place: str
+    dataset: str
+    source_row: str
+    task: str
+    image: ImageData
+    prompt: str
+    gt_text: str | None = None
+    gt_box: Any = None
+    gt_boxes: Any = None
+    gt_polygon: Any = None
+    size: tuple[Any, Any] | None = None
 
 
-def _is_finite_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
+def prompt_row(entry: Entry, split: str, facts: ImageFacts, *, embed: bool) -> Row:
+    """The PROMPTS row of a checked entry; the image by its path, or by its bytes.
+
+    Bytes are read now; raises `InputError` if they are no longer those that were checked.
+    """
+    path, data = entry.image.path, None
+    if embed or path is None:
+        path, data = None, entry.image.read()
+        if image_sha256(data) != facts.sha256:
+            raise InputError("the image has changed since it was checked", where=str(entry.image),
+                             fix="run the same command again")  # fmt: skip
+    return {
+        "prompt_id": prompt_id(entry.dataset, split, entry.source_row),
+        "dataset": entry.dataset,
+        "split": split,
+        "task": entry.task,
+        "source_row": entry.source_row,
+        "image": {"bytes": data, "path": None if path is None else str(path.resolve())},
+        "image_sha256": facts.sha256,
+        "image_notes": list(facts.notes),
+        "width": facts.width,
+        "height": facts.height,
+        "prompt": entry.prompt,
+        "gt_text": entry.gt_text,
+        "gt_box": entry.gt_box,
+        "gt_boxes": entry.gt_boxes,
+        "gt_polygon": entry.gt_polygon,
+    }
+
+
+class Faults:
+    """Collects what is wrong with a dataset's rows, to be told all at once."""
+
+    def __init__(self, where: Path) -> None:
+        self.where, self.found = where, list[str]()
+
+    def add(self, place: str, what: str) -> None:
+        """Something is wrong at `place`."""
+        self.found.append(f"{place}: {what}")
+
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Keep a `RowFault` raised inside as a fault at `place`, and go on."""
+        try:
+            yield
+        except RowFault as fault:
+            self.add(place, str(fault))
+
+    def check(self) -> None:
+        """Raise `InputError` that lists the first 20, if there are any."""
+        if not self.found:
+            return
+        shown = self.found[:FAULTS_SHOWN]
+        if len(self.found) > len(shown):
+            shown.append(f"... and {len(self.found) - len(shown)} more")
+        raise InputError(
+            f"{len(self.found)} bad rows:\n" + "\n".join(f"  - {fault}" for fault in shown),
+            where=str(self.where), fix="correct or remove these rows; nothing was written",
+        )  # fmt: skip
+
+
+def _no_bar(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    return items
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a reader is told besides its source: the prepared split and the run's settings."""
+
+    split: str
+    box_format: str = "llava"
+    box_frame: str = "full"
+    seed: int = 0
+    progress: Callable[[Iterable[Any], str, int], Iterable[Any]] = _no_bar
+
+    @property
+    def instruction(self) -> str:
+        """The question for a box, with `{expression}`."""
+        return get_box_format(self.box_format).instruction
+
+    def ask(self, expression: str) -> str:
+        """The question for the box of what `expression` describes."""
+        return get_box_format(self.box_format).ask(expression)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A read dataset: its rows, the facts for the fingerprint, and what the manifest records.
+
+    `counts` are of what was found, `left_out` of rows under the reason why they are not there;
+    each note is also told to the user.
+    """
+
+    rows: Sequence[Row]
+    facts: dict[str, Any]
+    counts: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+class PromptRows(Sequence[Row]):
+    """Rows that are built when they are asked for: an embedded image is read only then."""
+
+    def __init__(
+        self, checked: Sequence[tuple[Entry, ImageFacts]], split: str, *, embed: bool
+    ) -> None:
+        self.checked, self.split, self.embed = checked, split, embed
+
+    def __len__(self) -> int:
+        return len(self.checked)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        entry, facts = self.checked[index]
+        return prompt_row(entry, self.split, facts, embed=self.embed)
+
+
+def collect(
+    entries: Iterable[Entry], faults: Faults, asked: Asked, *,
+    embed: bool = False, per_dataset: int | None = None, threads: int = MOST_THREADS,
+) -> Prepared:  # fmt: skip
+    """Choose `per_dataset` entries of each dataset, check them and their images.
+
+    The choice is that of the smallest hash of (seed, key): random, and the same in any order of
+    the rows, which keep theirs. Images of rows that are left out are not opened. Raises
+    `InputError` with the faults of all rows, for a dataset with fewer rows than are asked for, and
+    for none at all. The facts: `images_sha256`, `left_out_by_per_dataset`, and the seed if chosen.
+    """
+    unique = _without_repeated_ids(entries, faults, asked.split)
+    chosen, shortages = _choose(unique, per_dataset, asked)
+    checked = list(_checked(chosen, faults, asked, threads))
+    faults.check()
+    if shortages:
+        raise InputError(
+            f"per_dataset asks for {per_dataset} rows of each dataset: {'; '.join(shortages)}",
+            where=str(faults.where), fix="lower per_dataset, or leave these datasets out",
+        )  # fmt: skip
+    if not checked:
+        raise InputError("the dataset is empty", where=str(faults.where),
+                         fix="give a file with at least one row")  # fmt: skip
+    keys = (prompt_id(e.dataset, asked.split, e.source_row) + f.sha256 for e, f in checked)
+    facts: dict[str, Any] = {
+        "left_out_by_per_dataset": len(unique) - len(chosen),
+        "images_sha256": hashlib.sha256("".join(keys).encode()).hexdigest(),
+    }
+    if per_dataset is not None:
+        facts["seed"] = asked.seed
+    return Prepared(PromptRows(checked, asked.split, embed=embed), facts)
+
+
+def _without_repeated_ids(entries: Iterable[Entry], faults: Faults, split: str) -> list[Entry]:
+    unique: dict[str, Entry] = {}
+    for entry in entries:
+        key = prompt_id(entry.dataset, split, entry.source_row)
+        if key in unique:
+            faults.add(entry.place, f"the id {entry.source_row!r} occurs twice")
+        else:
+            unique[key] = entry
+    return list(unique.values())
+
+
+def _choose(
+    entries: list[Entry], per_dataset: int | None, asked: Asked
+) -> tuple[list[Entry], list[str]]:
+    """The entries that stay, in their order, and which datasets have too few."""
+    if per_dataset is None:
+        return entries, []
+    drawn: dict[str, list[tuple[str, int]]] = {}
+    for index, entry in enumerate(entries):
+        key = prompt_id(entry.dataset, asked.split, entry.source_row)
+        draw = hashlib.sha256(f"{asked.seed} {key}".encode()).hexdigest()
+        drawn.setdefault(entry.dataset, []).append((draw, index))
+    kept = sorted(index for draws in drawn.values() for _, index in sorted(draws)[:per_dataset])
+    shortages = [f"{name} has {len(draws)}" for name, draws in drawn.items()
+                 if len(draws) < per_dataset]  # fmt: skip
+    return [entries[index] for index in kept], shortages
+
+
+def _checked(
+    entries: list[Entry], faults: Faults, asked: Asked, threads: int
+) -> Iterator[tuple[Entry, ImageFacts]]:
+    """The sound ones among the entries, with their images' facts."""
+    images = list(dict.fromkeys(entry.image for entry in entries))
+    with ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
+        looks = asked.progress(pool.map(_look, images), "images", len(images))
+        facts = dict(zip(images, looks, strict=True))
+    for entry in entries:
+        found = facts[entry.image]
+        if isinstance(found, str):
+            faults.add(entry.place, f"image {entry.image}: {found}")
+            continue
+        with faults.at(entry.place):
+            yield _with_checked_truth(entry, found), found
+
+
+def _look(image: ImageData) -> ImageFacts | str:
+    """The facts of an image, or what is wrong with it."""
     try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+        data = image.read()
+        loaded, notes = load_image_with_notes(data, where=str(image))
+    except InputError as error:
+        return error.what
+    return ImageFacts(image_sha256(data), loaded.width, loaded.height, notes)
+
+
+def _with_checked_truth(entry: Entry, image: ImageFacts) -> Entry:
+    width, height = image.width, image.height
+    if entry.size is not None and entry.size != (width, height):
+        says = " x ".join(map(repr, entry.size))
+        raise RowFault(f"the file says the image is {says} pixels, but it is {width} x {height}")
+    box = entry.gt_box(width, height) if callable(entry.gt_box) else entry.gt_box
+    if fault := truth_fault(box, entry.gt_boxes, entry.gt_polygon, width, height):
+        raise RowFault(fault)
+    boxes, polygon = entry.gt_boxes, entry.gt_polygon
+    return replace(
+        entry,
+        gt_box=None if box is None else [float(v) for v in box],
+        gt_boxes=None if boxes is None else [[float(v) for v in box] for box in boxes],
+        gt_polygon=None if polygon is None else [float(v) for v in polygon],
+    )

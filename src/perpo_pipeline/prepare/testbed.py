@@ -5,11 +5,17 @@ import io
 from collections.abc import Sequence
 from typing import Any, overload
 
-from perpo_pipeline.prepare.rows import REFERRING_PROMPT, prompt_id
+from perpo_pipeline.images import image_sha256
+from perpo_pipeline.prepare.rows import (
+    REFERRING_PROMPT,
+    Entry,
+    ImageBytes,
+    ImageFacts,
+    Row,
+    prompt_row,
+)
 from perpo_pipeline.testbed import SHIPPED_PRESET
 from perpo_pipeline.testbed.scenes import referring_example
-
-Row = dict[str, Any]
 
 
 def testbed_settings(seed: int, split: str, num_prompts: int) -> dict[str, Any]:
@@ -52,20 +58,15 @@ def _render_row(settings: dict[str, Any], split: str, index: int) -> Row:
     example = referring_example(seed, index, preset)
     png = io.BytesIO()
     example.image.save(png, format="PNG")
-    dataset = f"testbed-{preset}"
-    source_row = f"{seed}/{index}"
-    return {
-        "prompt_id": prompt_id(dataset, split, source_row),
-        "dataset": dataset,
-        "split": split,
-        "task": "grounding",
-        "source_row": source_row,
-        "image": {"bytes": png.getvalue(), "path": None},
-        "image_sha256": hashlib.sha256(png.getvalue()).hexdigest(),
-        "image_notes": [],
-        "width": example.image.width,
-        "height": example.image.height,
-        "prompt": REFERRING_PROMPT.format(expression=example.expression),
-        "gt_text": None,
-        "gt_box": list(example.box_xyxy_px),
-    }
+    data = png.getvalue()
+    entry = Entry(
+        place=f"scene {index}",
+        dataset=f"testbed-{preset}",
+        source_row=f"{seed}/{index}",
+        task="grounding",
+        image=ImageBytes(data),
+        prompt=REFERRING_PROMPT.format(expression=example.expression),
+        gt_box=list(example.box_xyxy_px),
+    )
+    facts = ImageFacts(image_sha256(data), example.image.width, example.image.height)
+    return prompt_row(entry, split, facts, embed=True)

@@ -11,16 +11,16 @@ import polars as pl
 from perpo_pipeline.artifacts import Version, input_of
 from perpo_pipeline.config import OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.statistics import mean_interval, paired_difference_interval
-from perpo_pipeline.report.best_of_n import expected_best_of_n
+from perpo_pipeline.evaluate.best_of_n import expected_best_of_n
+from perpo_pipeline.evaluate.compare import paired_row
+from perpo_pipeline.evaluate.metrics import ALL, right
+from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.methods import Method, methods_of
 from perpo_pipeline.stage import Run
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
 CURVES = ("loss", "reward_accuracy", "implicit_margin", "best_logp", "learning_rate")
-RIGHT_AT = 0.5
-"""The IoU from which a box counts as right (AP@50)."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference `better` - `worse`, as the report's table has it."""
+    """A paired difference `better` - `worse`, as the report's table has it.
+
+    `test` is how the two-sided p-value was found (`statistics.compare_paired`).
+    """
 
     metric: str
     better: str
@@ -97,6 +100,8 @@ class Comparison:
     difference: float
     low: float
     high: float
+    p_value: float
+    test: str
     n: int
 
 
@@ -160,7 +165,7 @@ def read_table(run: Run, inputs: Inputs) -> list[TableRow]:
 
 
 def _read_metrics(version: Version) -> dict[str, Estimate]:
-    rows = version.table().to_pylist()
+    rows = [row for row in version.table().to_pylist() if row["dataset"] == ALL]
     names = [row["name"] for row in rows]
     if len(set(names)) < len(names):
         raise ArtifactError(
@@ -176,7 +181,12 @@ def _mean_of(seeds: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
         value, low, high = np.mean([(e.value, e.low, e.high) for e in of_seeds], axis=0)
         return Estimate(float(value), float(low), float(high), of_seeds[0].n)
 
-    return {name: mean(name) for name in seeds[0]} if seeds else {}
+    return {name: mean(name) for name in shared_metrics(seeds)}
+
+
+def shared_metrics(rows: Sequence[Mapping[str, Estimate]]) -> list[str]:
+    """Names that every row has, in the order of the first; none for no rows."""
+    return [name for name in rows[0] if all(name in row for row in rows)] if rows else []
 
 
 def read_outcomes(inputs: Inputs) -> Outcomes:
@@ -213,16 +223,9 @@ def compare(
         ours = np.mean([measure(r) for r in outcomes.of(main)], axis=0)
         for other in others:
             theirs = np.mean([measure(r) for r in outcomes.of(other)], axis=0)
-            interval = paired_difference_interval(
-                ours, theirs, clusters=images, num_resamples=num_resamples
-            )
-            found.append(Comparison(metric, main.name, other.name, *interval, n=len(images)))
+            compared = paired_row(ours, theirs, images, num_resamples)
+            found.append(Comparison(metric, main.name, other.name, **compared))
     return found
-
-
-def right(rewards: Floats) -> Floats:
-    """1.0 for each IoU at which a box counts as right, else 0.0; same shape."""
-    return np.asarray(rewards >= RIGHT_AT, dtype=np.float64)
 
 
 def read_curves(version: Version) -> dict[str, Floats]:

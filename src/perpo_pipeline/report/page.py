@@ -18,6 +18,7 @@ from perpo_pipeline.report.data import (
     Outcomes,
     Sampled,
     TableRow,
+    shared_metrics,
 )
 from perpo_pipeline.report.lineage import Ancestor
 from perpo_pipeline.report.methods import COLOURS, Method
@@ -26,6 +27,7 @@ from perpo_pipeline.report.wording import (
     SHOWN,
     blindness,
     duration,
+    p_value,
     paired_sentence,
     shown,
     verdict,
@@ -151,7 +153,7 @@ def _headline(contents: Contents) -> Json:
 
 
 def _table(contents: Contents) -> Json:
-    metrics = list(contents.rows[0].metrics)
+    metrics = shared_metrics([row.metrics for row in contents.rows])
     primary = primary_metric(contents.rows)
     best = {name: _best(name, contents.rows) for name in metrics}
     with_other = any(row.other_image for row in contents.rows)
@@ -217,7 +219,8 @@ def _forest(contents: Contents) -> list[Json]:
                 name=f"{better} minus the others, {how.label}")),
             "lines": [{"name": f"{better} − {methods[c.worse].label}",
                        "value": how.signed(c.difference),
-                       "interval": how.interval(c.low, c.high, signed=True)}
+                       "interval": how.interval(c.low, c.high, signed=True),
+                       "p": p_value(c.p_value)}
                       for c in of_metric],
         })  # fmt: skip
     return panels

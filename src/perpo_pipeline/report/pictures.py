@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from perpo_pipeline.boxes import BOX_FORMATS
+from perpo_pipeline.evaluate.metrics import right
 from perpo_pipeline.model_inputs import prompt_image
-from perpo_pipeline.report.data import Floats, Inputs, Outcomes, right
+from perpo_pipeline.report.data import Floats, Inputs, Outcomes
 
 IMPROVED, UNCHANGED, WORSENED = "improved", "unchanged", "worsened"
 SHARES = {IMPROVED: 0.5, UNCHANGED: 0.25, WORSENED: 0.25}

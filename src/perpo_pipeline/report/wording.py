@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.report.data import Comparison, Estimate
 
 NO_VALUE = "n/a"
@@ -51,6 +52,9 @@ SHOWN = {
     "bleu": Shown("BLEU"),
     "meteor": Shown("METEOR"),
     "accuracy": Shown("accuracy"),
+    "mean_set_iou": Shown("mean IoU of sets"),
+    "token_f1": Shown("token F1"),
+    "exact_match": Shown("exact match"),
     "parse_rate": Shown("parsed"),
 }
 
@@ -100,6 +104,12 @@ def paired_sentence(paired: Comparison) -> str:
         f"{how.signed(paired.difference)} points "
         f"{how.interval(paired.low, paired.high, signed=True)}."
     )
+
+
+def p_value(p: float) -> str:
+    """A p-value with its sign: three decimals, not more."""
+    text = p_text(p)
+    return f"p{SPACE}{text}" if text.startswith("<") else f"p{SPACE}={SPACE}{text}"
 
 
 def blindness(metric: str, label: str, seeing: Estimate, other: Estimate) -> str:

@@ -1,4 +1,4 @@
-"""The reward of a grounding answer: how much the predicted box overlaps the true one."""
+"""The rewards of a grounding answer: how much a box overlaps the true one, is a point in it?"""
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,21 @@ def iou_xyxy(pred: npt.ArrayLike, gt: npt.ArrayLike) -> npt.NDArray[np.float64]:
     union = _areas(pred) + _areas(gt) - intersection
     iou = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
     return np.asarray(np.minimum(iou, 1.0))  # rounding can lift equal boxes above 1 by an ulp
+
+
+def points_in_boxes(points: npt.ArrayLike, gt: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """1 where a point lies inside the true box or on its edge, else 0.
+
+    `points` is `(n, 2)` as x, y and `gt` `(n, 4)` as x1, y1, x2, y2, in one unit; the result is
+    `(n,)`, float64. A point that is NaN (an unparsed answer) or infinite gives 0, and so does a
+    box that is none for `iou_xyxy`. Raises ValueError for other shapes. Source: pointing accuracy,
+    as in ScreenSpot (SeeClick, arXiv:2401.10935).
+    """
+    xy, gt = np.asarray(points, dtype=np.float64), _as_boxes(gt, "gt")
+    if xy.shape != (len(gt), 2):
+        raise ValueError(f"points must have the shape ({len(gt)}, 2), not {xy.shape}")
+    is_inside = (xy >= gt[:, :2]) & (xy <= gt[:, 2:])  # False for NaN
+    return np.where(is_inside.all(axis=1) & _is_box(gt), 1.0, 0.0)
 
 
 def _as_boxes(boxes: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:

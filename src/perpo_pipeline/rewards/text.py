@@ -1,11 +1,23 @@
-"""The reward of a transcription: how few edits turn it into the true text."""
+"""The rewards of a transcription or a short answer: how few edits turn it into the true text.
 
-from collections.abc import Sequence
+Texts are compared code point by code point, lone surrogates too, and all functions take Python
+strings. With `num_workers` -1 all cores are used; their number does not change a result.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
+
+Floats = npt.NDArray[np.float64]
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def edit_similarity(prediction: str, ground_truth: str) -> float:
@@ -15,29 +27,107 @@ def edit_similarity(prediction: str, ground_truth: str) -> float:
     case, white space and Unicode composition count, as in Fox (arXiv:2405.14295).
     Source: the OCR reward of PerPO, arXiv:2502.04371.
     """
-    longest = max(len(prediction), len(ground_truth))
-    if not longest:
-        return 1.0
-    return 1.0 - Levenshtein.distance(prediction, ground_truth) / longest
+    return float(Levenshtein.normalized_similarity(prediction, ground_truth))
 
 
 def edit_similarities(
     predictions: Sequence[str], ground_truths: Sequence[str], *, num_workers: int = 1
-) -> npt.NDArray[np.float64]:
-    """`edit_similarity` of each pair, `(n,)` float64, on `num_workers` threads (-1: all cores).
+) -> Floats:
+    """`edit_similarity` of each pair, `(n,)` float64, on `num_workers` threads.
 
-    The number of workers does not change the result. Raises ValueError if the lengths differ.
+    Raises ValueError if the numbers of texts differ.
     """
+    _check_lengths(predictions, ground_truths)
+    similarities = cpdist(
+        predictions,
+        ground_truths,
+        scorer=Levenshtein.normalized_similarity,
+        dtype=np.float64,
+        workers=num_workers,
+    )
+    return np.asarray(similarities)
+
+
+def character_accuracies(
+    predictions: Sequence[str], ground_truths: Sequence[str], *, num_workers: int = 1
+) -> Floats:
+    """1 - min(1, character error rate) of each pair, `(n,)` float64 in [0, 1].
+
+    The error rate is the Levenshtein distance / length of the true text, in code points, with
+    nothing normalised. Against an empty truth only an empty prediction counts as right (1, else 0).
+    Raises ValueError if the numbers of texts differ. Source: CER, as in OCR evaluation.
+    """
+    _check_lengths(predictions, ground_truths)
+    return _accuracies(predictions, ground_truths, num_workers)
+
+
+def word_accuracies(
+    predictions: Sequence[str], ground_truths: Sequence[str], *, num_workers: int = 1
+) -> Floats:
+    """1 - min(1, word error rate) of each pair, `(n,)` float64 in [0, 1].
+
+    As `character_accuracies`, with the words that `str.split` gives in place of characters.
+    """
+    _check_lengths(predictions, ground_truths)
+    words, truths = ([t.split() for t in texts] for texts in (predictions, ground_truths))
+    return _accuracies(words, truths, num_workers)
+
+
+def token_f1s(predictions: Sequence[str], ground_truths: Sequence[str]) -> Floats:
+    """F1 of the bags of normalised words of each pair, `(n,)` float64 in [0, 1].
+
+    Normalised is lower case without ASCII punctuation and the articles a, an, the. Two texts
+    without words give 1, as in SQuAD 2.0, and one without gives 0. Raises ValueError if the
+    numbers of texts differ. Source: SQuAD v1.1, arXiv:1606.05250.
+    """
+    _check_lengths(predictions, ground_truths)
+    return _each(_token_f1, predictions, ground_truths)
+
+
+def exact_matches(predictions: Sequence[str], ground_truths: Sequence[str]) -> Floats:
+    """1 where the words of a pair are the same after `token_f1s`' normalisation, else 0; `(n,)`.
+
+    Two texts without words are the same. Raises ValueError if the numbers of texts differ.
+    Source: SQuAD v1.1, arXiv:1606.05250.
+    """
+    _check_lengths(predictions, ground_truths)
+    return _each(
+        lambda a, b: float(_normal_words(a) == _normal_words(b)), predictions, ground_truths
+    )
+
+
+def _check_lengths(predictions: Sequence[str], ground_truths: Sequence[str]) -> None:
     if len(predictions) != len(ground_truths):
         raise ValueError(
             f"there are {len(predictions)} predictions for {len(ground_truths)} ground truths"
         )
-    if not predictions:
-        return np.empty(0, dtype=np.float64)
+
+
+def _accuracies(
+    predictions: Sequence[Sequence[str]], truths: Sequence[Sequence[str]], num_workers: int
+) -> Floats:
     distances = cpdist(
-        predictions, ground_truths, scorer=Levenshtein.distance, dtype=np.int64, workers=num_workers
+        predictions, truths, scorer=Levenshtein.distance, dtype=np.int64, workers=num_workers
     )
-    longest = np.array(
-        [max(map(len, pair)) for pair in zip(predictions, ground_truths, strict=True)]
-    )
-    return np.asarray(1.0 - distances / np.maximum(longest, 1), dtype=np.float64)
+    # Against nothing the distance is the prediction's length: 0 edits, or at least 1 of 1.
+    lengths = np.maximum(np.fromiter(map(len, truths), np.int64, len(truths)), 1)
+    return np.asarray(1.0 - np.minimum(distances / lengths, 1.0))
+
+
+def _normal_words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+
+
+def _token_f1(prediction: str, ground_truth: str) -> float:
+    words, truth = _normal_words(prediction), _normal_words(ground_truth)
+    if not words or not truth:
+        return float(words == truth)
+    shared = (Counter(words) & Counter(truth)).total()
+    return 2 * shared / (len(words) + len(truth))
+
+
+def _each(
+    measure: Callable[[str, str], float], predictions: Sequence[str], truths: Sequence[str]
+) -> Floats:
+    pairs = zip(predictions, truths, strict=True)
+    return np.fromiter((measure(a, b) for a, b in pairs), np.float64, len(predictions))

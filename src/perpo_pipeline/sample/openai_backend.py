@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.model_inputs import (
@@ -37,6 +37,7 @@ from perpo_pipeline.models import (
     prepare_image,
     render_prompt,
 )
+from perpo_pipeline.openai_server import Refused, Server, Wire, read_answer
 from perpo_pipeline.processors import count_prompt_tokens, decode_completions, resized_size
 from perpo_pipeline.sample.backend import (
     BackendSetup,
@@ -47,7 +48,6 @@ from perpo_pipeline.sample.backend import (
     SampledList,
     Size,
 )
-from perpo_pipeline.sample.openai_server import Refused, Server, Wire
 from perpo_pipeline.sample.prompt_tokens import compare_prompt_tokens
 from perpo_pipeline.sample.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
@@ -198,7 +198,7 @@ class OpenAIBackend:
                 break
             own = seed if attempt == 0 else derive_seed(seed, "more", str(attempt))
             answer = await self.server.ask(client, self._body(prompt, missing, own))
-            reply = _parse(answer)
+            reply = read_answer(answer, _Reply)
             await asyncio.to_thread(self._compare, prompt, reply.prompt_token_ids)
             if not 0 < len(reply.choices) <= missing:
                 raise Refused(f"the server sent {len(reply.choices)} choices instead of {missing}")
@@ -353,17 +353,6 @@ class _Reader:
         with self.lock:
             (text,) = decode_completions(self.front.tokenizer, [ids])
         return text
-
-
-def _parse(answer: bytes) -> _Reply:
-    try:
-        return _Reply.model_validate_json(answer)
-    except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the whole"
-        raise Refused(
-            f"the server's answer is not as it should be: {where}: {fault['msg']}"
-        ) from None
 
 
 def _sum(logprobs: Sequence[float | None] | None) -> float | None:

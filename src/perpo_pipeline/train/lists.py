@@ -208,23 +208,40 @@ def ground_truth_list(entry: TrainingList, vlm: "Vlm", model: ModelConfig) -> Tr
 
 
 def ground_truth_text(prompt: Row, model: ModelConfig, resized: Size | None = None) -> str:
-    """The answer that the truth asks for: a box in the model's text format, or the text itself.
+    """The answer that the truth asks for: boxes in the model's text format, or the text itself.
 
     `resized` is the size that the frame of that name needs. What of the box lies outside the frame
     is cut off; raises `InputError` if nothing is left.
     """
     if prompt["task"] == "grounding":
-        size = (prompt["width"], prompt["height"])
-        frame: dict[str, Any] = {"frame": model.box_frame, "image_size": size, "resized": resized}
-        box = clip_to_frame(tuple(prompt["gt_box"]), **frame)
-        if box is None:
-            raise InputError(
-                f"the box of prompt {prompt['prompt_id']} lies outside the frame "
-                f"'{model.box_frame}': no answer can name it",
-                fix="use model.preprocess: pad with box_frame full, or leave such prompts out",
-            )
-        return format_box(box, model.box_format, **frame)
+        return ", ".join(_written_box(box, prompt, model, resized) for box in _true_boxes(prompt))
     return str(prompt["gt_text"])
+
+
+def _true_boxes(prompt: Row) -> list[Sequence[float]]:
+    if prompt["gt_box"] is None and prompt["gt_boxes"] is None:
+        raise InputError(
+            f"prompt {prompt['prompt_id']} has no true box to train on, only a polygon",
+            fix="leave sft out of train.methods, or prepare the data with gt_box",
+        )
+    return prompt["gt_boxes"] if prompt["gt_box"] is None else [prompt["gt_box"]]
+
+
+def _written_box(
+    true: Sequence[float], prompt: Row, model: ModelConfig, resized: Size | None
+) -> str:
+    """A true box in the model's text format; raises `InputError` if it lies outside the frame."""
+    size = (prompt["width"], prompt["height"])
+    frame: dict[str, Any] = {"frame": model.box_frame, "image_size": size, "resized": resized}
+    x1, y1, x2, y2 = true
+    box = clip_to_frame((x1, y1, x2, y2), **frame)
+    if box is None:
+        raise InputError(
+            f"the box of prompt {prompt['prompt_id']} lies outside the frame "
+            f"'{model.box_frame}': no answer can name it",
+            fix="use model.preprocess: pad with box_frame full, or leave such prompts out",
+        )
+    return format_box(box, model.box_format, **frame)
 
 
 def _resized(prompt: Row, vlm: "Vlm") -> Size:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 STAGE_VERSION = 2
 PROMPT_COLUMNS = [
     "prompt_id", "task", "image", "image_sha256", "width", "height", "prompt", "gt_text", "gt_box",
+    "gt_boxes",
 ]  # fmt: skip
 LOG_COLUMNS = [name for name in ADAPTER_LOG.columns.names if name != "step"]
 NO_SPACE_BYTES = 2**20

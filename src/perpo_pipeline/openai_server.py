@@ -1,7 +1,7 @@
 """How an OpenAI-compatible server is asked: its URL and key, retries, and what refusals mean.
 
-The key is read from the environment alone. It is sent to the given URL only (redirects are not
-followed) and never shown.
+Sampling and judging share it. The key is read from the environment alone. It is sent to the given
+URL only (redirects are not followed) and never shown.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,13 +38,16 @@ SAY_FIRST = 500  # characters of what a server says
 
 
 class Refused(Exception):
-    """One prompt cannot be sampled; says why."""
+    """One prompt gets no usable answer; says why."""
 
 
 class Wire(BaseModel):
     """What a server sends, checked strictly; fields that are not used are left alone."""
 
     model_config = ConfigDict(strict=True)
+
+
+Answer = TypeVar("Answer", bound=Wire)
 
 
 class _Listed(Wire):
@@ -59,12 +62,17 @@ class _ModelList(Wire):
 class Server:
     """Where the server is and how it is asked: retries, and what its refusals mean.
 
-    `limit_name` is how it wants max_new_tokens named; `gives_logprobs` is false once it was found
+    `stage` and `named_by` (the setting that names the model) are for messages. `limit_name` is how
+    it wants the longest answer named; `gives_logprobs` is false once it was found
     to refuse requests for the sake of log-probabilities; `listed` the models it says it has.
     """
 
-    def __init__(self, base_url: str | None, model: str) -> None:
+    def __init__(
+        self, base_url: str | None, model: str, *, stage: str = "sample",
+        named_by: str = "served_model",
+    ) -> None:  # fmt: skip
         _require_httpx()
+        self.stage, self.named_by = stage, named_by
         self.url, self.model = _checked_url(base_url), model
         self.key, self.key_name = _key()
         self.is_vllm, self.is_away, self.limit_name = False, False, "max_tokens"
@@ -169,7 +177,8 @@ class Server:
             )
         if kind == "away" and not self.is_away:
             self.is_away = True
-            print(f"sample: waiting for {self.url} ({trouble})", file=sys.stderr, flush=True)
+            told = f"{self.stage}: waiting for {self.url} ({trouble})"
+            print(told, file=sys.stderr, flush=True)
 
     def _judge(self, response: "httpx.Response") -> bytes:
         """The body of a good answer; raises what a bad one means."""
@@ -191,7 +200,7 @@ class Server:
         there = f"; it has {self._clean(', '.join(self.listed))}" if self.listed else ""
         return self._unusable(
             f"the server has no chat completions of {self.model!r} there{said}{there}",
-            "correct base_url (it usually ends with /v1) or served_model",
+            f"correct base_url (it usually ends with /v1) or {self.named_by}",
         )
 
     def _unusable(self, what: str, fix: str = "correct base_url") -> ConfigError:
@@ -215,12 +224,24 @@ class Server:
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:SAY_FIRST]
 
 
+def read_answer(answer: bytes, kind: type[Answer]) -> Answer:
+    """What a server answered, checked; raises Refused where it is not as it should be."""
+    try:
+        return kind.model_validate_json(answer)
+    except ValidationError as error:
+        fault = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the whole"
+        raise Refused(
+            f"the server's answer is not as it should be: {where}: {fault['msg']}"
+        ) from None
+
+
 def _require_httpx() -> None:
     try:
         import httpx  # noqa: F401
     except ImportError:
         raise MissingDependencyError(
-            "the openai backend needs httpx, which is not installed",
+            "asking a server needs httpx, which is not installed",
             fix="pip install -c constraints.txt -e '.[openai]'",
         ) from None
 
@@ -229,9 +250,9 @@ def _checked_url(base_url: str | None) -> str:
     """The URL without a slash at its end; ConfigError for one that cannot be used."""
     import httpx
 
-    fix = "give sample.base_url (--base-url), e.g. http://127.0.0.1:8000/v1"
+    fix = "give --base-url (for sampling also sample.base_url), e.g. http://127.0.0.1:8000/v1"
     if not base_url:
-        raise ConfigError("the openai backend needs the server's base_url", fix=fix)
+        raise ConfigError("a server to be asked needs its base_url", fix=fix)
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL:

@@ -1,0 +1,212 @@
+"""The `perpo judge` commands, one a benchmark."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from perpo_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from perpo_pipeline.artifacts import Version
+    from perpo_pipeline.evaluate.judge.asking import Judge
+    from perpo_pipeline.evaluate.judge.task import Question, Review, Task
+
+judge_app = typer.Typer(
+    help="Let a language model rate answers: win rates, LLaVA-Bench, MMHal-Bench, MM-Vet.\n\n"
+    "The judge is any OpenAI-compatible server; its key is read from PERPO_API_KEY or "
+    "OPENAI_API_KEY. Replies are kept, and the same command asks only what is missing.\n\n"
+    "Example: perpo judge win-rate --help",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Out = Annotated[Path, typer.Option("--out", help="directory for judgements and metrics")]
+BaseUrl = Annotated[
+    str | None, typer.Option("--base-url", help="of the judge's server, e.g. http://host:8000/v1")
+]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="its name at the server")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="longest reply, thoughts included")]
+Concurrency = Annotated[int, typer.Option(min=1, help="requests at a time")]
+MaxErrors = Annotated[int, typer.Option(min=0, help="questions that may get no reply")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar (for logs)")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+MAX_TOKENS, CONCURRENCY = 1024, 8
+
+Say = Callable[[str], None]
+Value = TypeVar("Value")
+
+
+@judge_app.command(name="win-rate")
+def win_rate(
+    questions: Annotated[Path, typer.Option(help="jsonl: question_id, text, reference, dataset")],
+    answers: Annotated[Path, typer.Option(help="model A's, jsonl: question_id, text")],
+    answers_b: Annotated[Path, typer.Option(help="model B's")],
+    out: Out,
+    base_url: BaseUrl = None,
+    judge_model: JudgeModel = None,
+    max_tokens: MaxTokens = MAX_TOKENS,
+    concurrency: Concurrency = CONCURRENCY,
+    max_errors: MaxErrors = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare model A's answers with model B's, each question in both orders.
+
+    Example: perpo judge win-rate --questions q.jsonl --answers perpo.jsonl --answers-b base.jsonl
+    --base-url http://127.0.0.1:8000/v1 --judge-model NAME --out judged
+    """
+    from perpo_pipeline.evaluate.judge import win_rate as task
+
+    judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
+    files = {"questions": questions, "answers": answers, "answers_b": answers_b}
+    _ask(task.WIN_RATE, lambda say: task.read_questions(questions, answers, answers_b, say),
+         files, judge, out, quiet)  # fmt: skip
+
+
+@judge_app.command(name="llava-bench")
+def llava_bench(
+    out: Out,
+    questions: Annotated[Path | None, typer.Option(help="the benchmark's questions.jsonl")] = None,
+    context: Annotated[Path | None, typer.Option(help="its context.jsonl (captions)")] = None,
+    reference: Annotated[Path | None, typer.Option(help="the reference's answers")] = None,
+    answers: Annotated[Path | None, typer.Option(help="the model's answers")] = None,
+    reviews: Annotated[Path | None, typer.Option(help="a finished review file, instead")] = None,
+    base_url: BaseUrl = None,
+    judge_model: JudgeModel = None,
+    max_tokens: MaxTokens = MAX_TOKENS,
+    concurrency: Concurrency = CONCURRENCY,
+    max_errors: MaxErrors = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Rate answers to LLaVA-Bench-in-the-Wild beside a reference's, from 1 to 10.
+
+    Example: perpo judge llava-bench --reviews reviews.jsonl --out judged
+    """
+    from perpo_pipeline.evaluate.judge import llava_bench as task
+
+    given = {"questions": questions, "context": context, "reference": reference, "answers": answers}
+    if reviews is not None:
+        _refuse({**given, "base-url": base_url})
+        _measure(task.LLAVA_BENCH, lambda say: task.read_reviews(reviews, say), reviews,
+                 judge_model, out, quiet)  # fmt: skip
+        return
+    files = _all_of(given)
+    judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
+    _ask(task.LLAVA_BENCH, lambda say: task.read_questions(**files, say=say), files, judge, out,
+         quiet)  # fmt: skip
+
+
+@judge_app.command()
+def mmhal(
+    out: Out,
+    responses: Annotated[
+        Path | None, typer.Option(help="the benchmark's JSON list, each model_answer filled")
+    ] = None,
+    reviews: Annotated[Path | None, typer.Option(help="a JSON list of replies, instead")] = None,
+    base_url: BaseUrl = None,
+    judge_model: JudgeModel = None,
+    max_tokens: MaxTokens = MAX_TOKENS,
+    concurrency: Concurrency = CONCURRENCY,
+    max_errors: MaxErrors = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Rate answers to MMHal-Bench from 0 to 6; below 3 something is made up.
+
+    Example: perpo judge mmhal --responses filled.json --base-url http://127.0.0.1:8000/v1
+    --judge-model NAME --out judged
+    """
+    from perpo_pipeline.evaluate.judge import mmhal as task
+
+    given = {"responses": responses}
+    if reviews is not None:
+        _refuse({**given, "base-url": base_url})
+        _measure(task.MMHAL, lambda say: task.read_reviews(reviews, say), reviews, judge_model,
+                 out, quiet)  # fmt: skip
+        return
+    files = _all_of(given)
+    judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
+    _ask(task.MMHAL, lambda say: task.read_questions(**files, say=say), files, judge, out, quiet)
+
+
+@judge_app.command(name="mm-vet")
+def mm_vet(
+    dataset: Annotated[Path, typer.Option(help="the benchmark's own JSON file")],
+    answers: Annotated[Path, typer.Option(help="JSON object: id to answer")],
+    out: Out,
+    base_url: BaseUrl = None,
+    judge_model: JudgeModel = None,
+    max_tokens: MaxTokens = MAX_TOKENS,
+    concurrency: Concurrency = CONCURRENCY,
+    max_errors: MaxErrors = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Grade free answers to MM-Vet from 0 to 1, in all and by capability.
+
+    Example: perpo judge mm-vet --dataset mm-vet.json --answers answers.json
+    --base-url http://127.0.0.1:8000/v1 --judge-model NAME --out judged
+    """
+    from perpo_pipeline.evaluate.judge import mm_vet as task
+
+    judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
+    _ask(task.MM_VET, lambda say: task.read_questions(dataset, answers, say),
+         {"dataset": dataset, "answers": answers}, judge, out, quiet)  # fmt: skip
+
+
+def _judge(
+    base_url: str | None, model: str | None, max_tokens: int, concurrency: int, max_errors: int
+) -> "Judge":
+    from perpo_pipeline.evaluate.judge.asking import Judge
+
+    named = _all_of({"base-url": base_url, "judge-model": model})
+    return Judge(named["base-url"], named["judge-model"], max_tokens, concurrency, max_errors)
+
+
+def _all_of(options: dict[str, Value | None]) -> dict[str, Value]:
+    """The options, each of which must have been given."""
+    missing = [f"--{name}" for name, value in options.items() if value is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be given",
+                          fix="see perpo judge COMMAND --help")  # fmt: skip
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _refuse(options: dict[str, object]) -> None:
+    """Raise for options that would change nothing beside finished reviews."""
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)} beside --reviews: nobody is asked then",
+                          fix="leave one of them out")  # fmt: skip
+
+
+def _ask(
+    task: "Task", read: "Callable[[Say], list[Question]]", files: dict[str, Path],
+    judge: "Judge", out: Path, quiet: bool,
+) -> None:  # fmt: skip
+    from perpo_pipeline.evaluate.judge.stage import judge_questions
+    from perpo_pipeline.stage import Console
+
+    console = Console(quiet)
+    _show(judge_questions(task, read(console.say), files, judge, out=out, console=console))
+
+
+def _measure(
+    task: "Task", read: "Callable[[Say], list[Review]]", reviews: Path, model: str | None,
+    out: Path, quiet: bool,
+) -> None:  # fmt: skip
+    from perpo_pipeline.evaluate.judge.stage import judge_reviews
+    from perpo_pipeline.stage import Console
+
+    console = Console(quiet)
+    _show(judge_reviews(task, read(console.say), {"reviews": reviews}, model, out=out,
+                        console=console))  # fmt: skip
+
+
+def _show(metrics: "Version") -> None:
+    from perpo_pipeline.evaluate.printing import metrics_table
+
+    print(metrics_table(metrics.table().to_pylist()))

@@ -1,0 +1,56 @@
+"""The image-conditioning test: the same questions with the true, another and a blank image.
+
+Source: the paper's Figure 1c ("with and without the image").
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+
+from perpo_pipeline.artifacts import Version, input_of
+from perpo_pipeline.config import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate.metrics import ALL, summarise
+from perpo_pipeline.evaluate.stage import ANSWER_COLUMNS, QUESTION_COLUMNS, evaluate
+from perpo_pipeline.stage import Run
+
+Row = dict[str, Any]
+IMAGES = {"true": "", "shuffled": OTHER_IMAGE, "blank": BLANK_IMAGE}
+
+
+def condition(run: Run, model: str) -> list[Row]:
+    """Evaluate one model with each kind of image, and compare them (`conditioning_rows`)."""
+    found = {}
+    for image, name in IMAGES.items():
+        out = None if run.out is None else run.out / image
+        at = replace(run, out=out)
+        found[image] = input_of(evaluate(at, model + name), "predictions")
+    return conditioning_rows(model, found)
+
+
+def conditioning_rows(model: str, predictions: Mapping[str, Version]) -> list[Row]:
+    """METRICS rows of one model for each kind of image, on the prompts that all kinds were shown.
+
+    `predictions` maps the keys of IMAGES to `predictions` artifacts; the split of a row is the kind
+    of image, its dataset the model. Raises `ArtifactError` if they share no prompt.
+    """
+    tables = {
+        image: pl.DataFrame(v.table(columns=ANSWER_COLUMNS)) for image, v in predictions.items()
+    }
+    keys = [set(table["prompt_id"]) for table in tables.values()]
+    common = sorted(set.intersection(*keys))
+    if not common:
+        raise ArtifactError(
+            f"the evaluations of {model} share no prompt",
+            where=", ".join(str(v.path) for v in predictions.values()), fix="rerun `perpo eval`",
+        )  # fmt: skip
+    found = []
+    for image, table in tables.items():
+        prompts = input_of(predictions[image], "prompts").table(columns=QUESTION_COLUMNS)
+        shown = table.filter(pl.col("prompt_id").is_in(common))
+        found += [{**row, "split": f"{image} image", "dataset": model}
+                  for row in summarise(shown.to_arrow(), prompts)
+                  if row["dataset"] == ALL]  # fmt: skip
+    return found

@@ -1,0 +1,67 @@
+"""Which image a question is shown with: its own, that of another prompt, or a blank one.
+
+What is still right without the right image was guessed without looking (the paper's Figure 1c).
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from perpo_pipeline.errors import ArtifactError, InputError
+from perpo_pipeline.images import image_sha256
+
+Row = dict[str, Any]
+BLANK = "blank"
+
+
+def with_other_images(rows: list[Row]) -> list[Row]:
+    """Each prompt with the image of the next prompt that has another one (cyclic).
+
+    Raises `InputError` if all prompts have the same image.
+    """
+    shown = []
+    for i, row in enumerate(rows):
+        others = (rows[(i + step) % len(rows)] for step in range(1, len(rows)))
+        other = next((r for r in others if r["image_sha256"] != row["image_sha256"]), None)
+        if other is None:
+            raise InputError(
+                "all prompts have the same image: there is no other one to show",
+                fix="set eval.other_image to false",
+            )
+        shown.append({**row, "image": other["image"], "image_sha256": other["image_sha256"],
+                      "image_prompt_id": other["prompt_id"]})  # fmt: skip
+    return shown
+
+
+def with_blank_images(rows: Sequence[Row], mean_rgb: tuple[float, float, float]) -> list[Row]:
+    """Each prompt with an image of its own image's size in one colour, that of the mean.
+
+    `mean_rgb` is the image processor's `image_mean`, each in [0, 1]: what the model sees is then
+    close to zero everywhere.
+    """
+    return [{**row, **_blank(row["width"], row["height"], mean_rgb)} for row in rows]
+
+
+def _blank(width: int, height: int, mean_rgb: tuple[float, float, float]) -> Row:
+    red, green, blue = (int(channel * 255) for channel in mean_rgb)
+    png = io.BytesIO()
+    Image.new("RGB", (width, height), (red, green, blue)).save(png, format="PNG")
+    data = png.getvalue()
+    return {"image": {"bytes": data, "path": None}, "image_sha256": image_sha256(data),
+            "image_prompt_id": BLANK}  # fmt: skip
+
+
+def refuse_trained_images(trained: set[str], asked: set[str], where: str) -> None:
+    """Raise `ArtifactError` if images (by sha256) of the prompts asked were trained on."""
+    common = sorted(trained & asked)
+    if common:
+        raise ArtifactError(
+            f"the adapter was trained on {len(common)} of the {len(asked)} images of these "
+            f"prompts, for instance the one with the sha256 {common[0]}: the result would be of "
+            "memory, not of skill",
+            where=where,
+            fix="evaluate on other images (`perpo prepare refer` leaves train images out that an "
+            "evaluated split has), or say --allow-train-images",
+        )

@@ -1,0 +1,114 @@
+"""MMHal-Bench: answers rated from 0 to 6; below 3 the answer makes something up.
+
+Questions come in rounds of eight kinds, so a question's kind follows from its place. A reply
+without one rating is unparsed and left out; the benchmark's own script counts it as 0.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perpo_pipeline.evaluate.judge.inputs import (
+    Faults,
+    Row,
+    Say,
+    check_texts,
+    is_text,
+    raise_faults,
+    read_json,
+)
+from perpo_pipeline.evaluate.judge.replies import parse_rating
+from perpo_pipeline.evaluate.judge.task import Measured, Question, Review, Task
+from perpo_pipeline.evaluate.statistics import mean_interval
+
+KINDS = ("attribute", "adversarial", "comparison", "counting",
+         "relation", "environment", "holistic", "other")  # fmt: skip
+NUM_QUESTIONS = 96
+HALLUCINATES_BELOW = 3
+TEXTS = ("question_type", "question", "gt_answer", "model_answer")
+
+
+def read_questions(responses: Path, say: Say) -> list[Question]:
+    """The benchmark's list with every `model_answer` filled, in its own order.
+
+    Raises InputError with all faults.
+    """
+    faults: Faults = []
+    rows = read_json(responses, list, faults)
+    for index, row in enumerate(rows):
+        _check(row, index, f"{responses} entry {index}", faults)
+    raise_faults(faults)
+    _tell_number(len(rows), responses, say)
+    return [_question(row, index) for index, row in enumerate(rows)]
+
+
+def read_reviews(path: Path, say: Say) -> list[Review]:
+    """A list of replies in the benchmark's order: text, `{"content"}`, or OpenAI's raw answers.
+
+    Raises InputError with all faults.
+    """
+    faults: Faults = []
+    replies = [_reply(entry, f"{path} entry {index}", faults)
+               for index, entry in enumerate(read_json(path, list, faults))]  # fmt: skip
+    raise_faults(faults)
+    _tell_number(len(replies), path, say)
+    return [Review(str(index), reply, (_kind(index),)) for index, reply in enumerate(replies)]
+
+
+def measure(scores: npt.NDArray[np.float64]) -> Measured:
+    """Metrics of `(n, 1, 1)` ratings."""
+    ratings = scores[:, 0, 0]
+    return {
+        "mmhal_score": mean_interval(ratings),
+        "hallucination_rate": mean_interval((ratings < HALLUCINATES_BELOW).astype(float)),
+    }
+
+
+MMHAL = Task("mmhal", parse_rating, measure)
+
+
+def _kind(index: int) -> str:
+    return KINDS[index % len(KINDS)]
+
+
+def _check(row: Any, index: int, place: str, faults: Faults) -> None:
+    if not isinstance(row, dict):
+        faults.append(f"{place}: not a JSON object")
+        return
+    check_texts(row, TEXTS, place, faults)
+    objects = row.get("image_content")
+    if not isinstance(objects, list) or not all(isinstance(o, str) and is_text(o) for o in objects):
+        faults.append(f"{place}: `image_content` is not a list of texts")
+    if row.get("question_type") != _kind(index):
+        faults.append(f"{place}: `question_type` is {row.get('question_type')!r}, in the "
+                      f"benchmark's order it is {_kind(index)!r}")  # fmt: skip
+    if row.get("model_answer") == "":
+        faults.append(f"{place}: `model_answer` is empty: the model was not asked")
+
+
+def _question(row: Row, index: int) -> Question:
+    prompt = MMHAL.fill(objects=", ".join(row["image_content"]), question=row["question"],
+                        truth=row["gt_answer"], answer=row["model_answer"])  # fmt: skip
+    return Question(str(index), prompt, groups=(_kind(index),))
+
+
+def _reply(entry: Any, place: str, faults: Faults) -> str:
+    text = entry
+    if isinstance(entry, dict) and "choices" in entry:
+        choices = entry["choices"]
+        one = isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict)
+        text = choices[0].get("message") if one else None
+    if isinstance(text, dict):
+        text = text.get("content")
+    if isinstance(text, str) and is_text(text):
+        return text
+    faults.append(f"{place}: neither text, nor an object with `content`, nor one with a "
+                  "`choices[0].message.content`")  # fmt: skip
+    return ""
+
+
+def _tell_number(number: int, path: Path, say: Say) -> None:
+    if number != NUM_QUESTIONS:
+        say(f"judge mmhal: {number} entries in {path}; MMHal-Bench has {NUM_QUESTIONS}")

@@ -1,0 +1,249 @@
+"""Completions made elsewhere: JSON lines (or Fox's JSON list) of an answer and its truth.
+
+    {"completion": "[0.1, 0.2, 0.5, 0.9]", "gt_box": [x1, y1, x2, y2], "width": 640, "height": 480}
+                                               boxes in pixels of the original image, xyxy
+    {"completion": "...", "gt_text": "..."}    pages (ocr) and short answers (vqa)
+    [{"image": ..., "question": ..., "label": <true text>, "answer": <completion>}]   Fox, ocr
+
+Optional on a line: `split` and `dataset` (metrics of each), `id` (the row's own name; default: its
+line number), `image` (the image's name: rows of one image go together in intervals), and `resized`
+([width, height]) for the frame of that name.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.prepare.truth import box_fault
+
+Row = dict[str, Any]
+
+KEYS = {
+    "grounding": ("completion", "gt_box", "width", "height"),
+    "ocr": ("completion", "gt_text"),
+    "vqa": ("completion", "gt_text"),
+}
+"""The keys that a line of each task must have."""
+OPTIONAL_KEYS = ("split", "dataset", "id", "image")
+FOX_KEYS = ("image", "question", "label", "answer")
+UNNAMED = "unnamed"
+FAULTS_SHOWN = 20
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """The checked rows of a file, in its order, and how many completions were mended.
+
+    A row has prompt_id, split, dataset, task, image_key (None: not named), completion and its
+    truth: gt_text, or gt_box (xyxy px), width, height, and resized (None for other frames).
+    """
+
+    rows: list[Row]
+    mended: int
+
+
+def read_predictions(path: Path, task: str, *, needs_resized: bool = False) -> PredictionFile:
+    """Read a file of completions and their truth for `task`, one of KEYS.
+
+    Lone surrogates in completions (half a character, which no table can hold) become U+FFFD, one
+    for one. Raises `InputError` with the faults of all rows, each by its line.
+    """
+    faults: list[str] = []
+    rows: list[Row] = []
+    mended = 0
+    seen: dict[str, str] = {}
+    for place, name, raw in _entries(path, task, faults):
+        wrong = _faults_of(raw, task, needs_resized)
+        if wrong:
+            faults += [f"{place}: {fault}" for fault in wrong]
+            continue
+        row = _row(raw, task, name)
+        key = "\x1f".join((row["split"], row["dataset"], row.pop("key")))
+        if key in seen:
+            faults.append(f"{place}: the id of {seen[key]} is given again")
+        seen.setdefault(key, place)
+        completion = mend_text(row["completion"])
+        mended += completion != row["completion"]
+        rows.append(row | {"completion": completion})
+    raise_faults(path, faults)
+    if not rows:
+        raise InputError("the file holds no predictions", where=str(path), fix="give one with rows")
+    return PredictionFile(rows, mended)
+
+
+def mend_text(text: str) -> str:
+    """The text with every lone surrogate as U+FFFD."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def question_key(*parts: Any) -> str:
+    """Stable key of a question and its truth: files about the same questions share it."""
+    text = json.dumps(parts, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_text(path: Path) -> str:
+    """The file's text; raises `InputError` where it is missing or no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError("no such file", where=str(path), fix="correct the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the file cannot be read: {error}", where=str(path), fix="give a file of UTF-8 JSON"
+        ) from error
+
+
+def json_lines(text: str, faults: list[str]) -> Iterator[tuple[int, Row]]:
+    """(line number, object) of each line that is not blank; what is no JSON object is a fault."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line, object_pairs_hook=_unique_keys)
+        except (ValueError, RecursionError) as error:
+            faults.append(f"line {number}: not JSON: {error}")
+            continue
+        if isinstance(raw, dict):
+            yield number, raw
+        else:
+            faults.append(f"line {number}: not a JSON object")
+
+
+def raise_faults(path: Path, faults: Sequence[str]) -> None:
+    """Raise `InputError` that lists the faults (the first FAULTS_SHOWN), if there are any."""
+    if not faults:
+        return
+    shown = list(faults[:FAULTS_SHOWN])
+    if len(faults) > len(shown):
+        shown.append(f"... and {len(faults) - len(shown)} more")
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    raise InputError(
+        f"{count}:\n" + "\n".join(f"  - {fault}" for fault in shown),
+        where=str(path), fix="correct these rows; nothing was written",
+    )  # fmt: skip
+
+
+def text_fault(raw: Row, keys: Sequence[str]) -> str | None:
+    """What is wrong with the texts of a row other than completions, or None."""
+    for key in keys:
+        value = raw.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            return f"`{key}` is not text: {value!r}"
+        if _LONE_SURROGATE.search(value):
+            return f"`{key}` holds half a character (a lone surrogate): {value[:60]!r}"
+    return None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is given twice")
+    return row
+
+
+def _entries(path: Path, task: str, faults: list[str]) -> Iterator[tuple[str, str, Row]]:
+    """(place, default id, row) of each entry; Fox's rows under the names of ours."""
+    text = read_text(path)
+    if not (task == "ocr" and text.lstrip().startswith("[")):
+        for number, raw in json_lines(text, faults):
+            yield f"line {number}", str(number), raw
+        return
+    try:
+        entries = json.loads(text, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        faults.append(f"not JSON: {error}")
+        return
+    for index, raw in enumerate(entries):
+        place = f"entry {index}"
+        if not isinstance(raw, dict) or set(raw) != set(FOX_KEYS):
+            found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
+            faults.append(f"{place}: expected the keys {list(FOX_KEYS)}, not {found}")
+        elif fault := text_fault(raw, FOX_KEYS[:2]):
+            faults.append(f"{place}: {fault}")
+        else:
+            name = json.dumps([raw["image"], raw["question"]])
+            row = {"completion": raw["answer"], "gt_text": raw["label"], "image": raw["image"]}
+            yield place, name, row
+
+
+def _faults_of(raw: Row, task: str, needs_resized: bool) -> list[str]:
+    required = [*KEYS[task], *(["resized"] if needs_resized else [])]
+    faults = [f"`{key}` is missing" for key in required if raw.get(key) is None]
+    unknown = sorted(set(raw) - {*required, *OPTIONAL_KEYS})
+    if "resized" in unknown:
+        faults.append("`resized` belongs to the frame 'resized' without a size")
+        unknown.remove("resized")
+    if unknown:
+        faults.append(f"unknown keys {unknown}; known: {[*required, *OPTIONAL_KEYS]}")
+    if faults:
+        return faults
+    if not isinstance(raw["completion"], str):
+        faults.append(f"`completion` is not text: {raw['completion']!r}")
+    if fault := text_fault(raw, ["split", "dataset", "image", "gt_text"]):
+        faults.append(fault)
+    if fault := _name_fault(raw):
+        faults.append(fault)
+    if task == "grounding":
+        faults += _box_faults(raw, needs_resized)
+    return faults
+
+
+def _name_fault(raw: Row) -> str | None:
+    if raw.get("dataset") == "all":
+        return "`dataset` is 'all', which stands for all datasets of a split: choose another name"
+    name = raw.get("id")
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+        return f"`id` is neither text nor a whole number: {name!r}"
+    return text_fault({"id": str(name)}, ["id"])
+
+
+def _box_faults(raw: Row, needs_resized: bool) -> list[str]:
+    sizes = {"width": raw["width"], "height": raw["height"]}
+    faults = [
+        f"`{key}` is not a whole number of pixels above 0: {value!r}"
+        for key, value in sizes.items()
+        if not _is_size(value)
+    ]
+    resized = raw.get("resized")
+    if needs_resized and not (
+        isinstance(resized, list) and len(resized) == 2 and all(map(_is_size, resized))
+    ):
+        faults.append(f"`resized` is not [width, height] in whole pixels: {resized!r}")
+    if not faults and (fault := box_fault(raw["gt_box"], raw["width"], raw["height"])):
+        faults.append(fault)
+    return faults
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
+def _row(raw: Row, task: str, name: str) -> Row:
+    split, dataset = raw.get("split") or "all", raw.get("dataset") or UNNAMED
+    key = json.dumps(raw["id"]) if raw.get("id") is not None else name
+    box = raw.get("gt_box") and [float(v) for v in raw["gt_box"]]
+    truth = {"gt_text": raw.get("gt_text"), "gt_box": box,
+             "width": raw.get("width"), "height": raw.get("height")}  # fmt: skip
+    return {
+        "key": key,
+        "prompt_id": question_key(task, split, dataset, key, *truth.values()),
+        "split": split,
+        "dataset": dataset,
+        "task": task,
+        "image_key": raw.get("image"),
+        "completion": raw["completion"],
+        "resized": raw.get("resized"),
+        **truth,
+    }

@@ -1,0 +1,49 @@
+"""Metrics as plain text for a terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# All others are shares in [0, 1] and shown in per cent.
+SCALES = {
+    "mmhal_score": "of 6",
+    "reference_rating": "of 10",
+    "model_rating": "of 10",
+    **{
+        f"{aspect}_{model}": "of 5"
+        for aspect in ("response_accuracy", "instruction_adherence", "hallucination_reduction")
+        for model in ("a", "b")
+    },
+}
+
+
+def metrics_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Aligned text of METRICS rows, one a metric, split and dataset: value, 95 % interval, n.
+
+    Shares are in per cent, ratings on their own scale; an interval that is not known is `-`.
+    """
+    head = ("metric", "split", "dataset", "value", "", "95 % interval", "n")
+    cells = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join(_line(row, widths) for row in cells)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    scale = SCALES.get(row["name"])
+    low, high = (_number(row[end], scale) for end in ("low", "high"))
+    interval = "-" if math.isnan(row["low"]) else f"[{low}, {high}]"
+    return (row["name"], row["split"], row["dataset"], _number(row["value"], scale),
+            scale or "%", interval, str(row["n"]))  # fmt: skip
+
+
+def _number(value: float, scale: str | None) -> str:
+    return f"{value:.2f}" if scale else f"{100 * value:.1f}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, numbers to the right."""
+    name, split, dataset, value, scale, interval, n = zip(cells, widths, strict=True)
+    left = [cell.ljust(width) for cell, width in (name, split, dataset)]
+    right = [value[0].rjust(value[1]), scale[0].ljust(scale[1]), interval[0].rjust(interval[1]),
+             n[0].rjust(n[1])]  # fmt: skip
+    return "  ".join([*left, " ".join(right[:2]), *right[2:]])

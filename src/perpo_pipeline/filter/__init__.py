@@ -1,0 +1,1 @@
+"""Which lists are worth learning from, and which pair of each where only a pair is wanted."""

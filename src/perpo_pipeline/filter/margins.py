@@ -1,0 +1,144 @@
+"""The margin of every list, and the reason to drop it: pure functions of tables of numbers."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from perpo_pipeline.config import FilterConfig
+from perpo_pipeline.errors import ArtifactError
+
+TOO_FEW_SAMPLES = "too_few_samples"
+ALL_UNPARSED = "all_unparsed"
+NO_PREFERENCE = "no_preference"
+MARGIN_TOO_SMALL = "margin_too_small"
+MARGIN_TOO_LARGE = "margin_too_large"
+OVER_DATASET_SHARE = "over_dataset_share"
+OVER_CAP = "over_cap"
+ROUNDING = 1e-9
+BINS = 10
+BAR = 30  # characters
+
+
+def usable_rows(scores: pl.DataFrame, config: FilterConfig) -> pl.Expr:
+    """Which completions of a list count: the first `list_size`, and those that could be read."""
+    usable = pl.lit(True)
+    if config.list_size is not None:
+        usable &= pl.col("sample_id") < config.list_size
+    if config.drop_unparsed:
+        usable &= pl.col("parse_ok")
+    return usable
+
+
+def list_margins(scores: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
+    """One row a list, in order: prompt_id, `completions` (usable ones), `first` (among the first
+    `list_size`), `margin` and `parsed_margin` (largest - smallest reward; null of no completion).
+
+    `scores` needs prompt_id, sample_id, reward, parse_ok and whole lists.
+    """
+    usable = usable_rows(scores, config)
+    size = config.list_size
+    first = pl.lit(True) if size is None else pl.col("sample_id") < size
+    reward = pl.col("reward")
+
+    def spread(rows: pl.Expr) -> pl.Expr:
+        return reward.filter(rows).max() - reward.filter(rows).min()
+
+    return scores.group_by("prompt_id", maintain_order=True).agg(
+        completions=usable.sum().cast(pl.Int32),
+        first=first.sum().cast(pl.Int32),
+        unparsed=(first & ~pl.col("parse_ok")).sum().cast(pl.Int32),
+        margin=spread(usable),
+        parsed_margin=spread(usable & pl.col("parse_ok")).fill_null(0.0),
+    )
+
+
+def reasons_to_drop(lists: pl.DataFrame, config: FilterConfig) -> pl.Series:
+    """Why each list goes, null where it stays.
+
+    `lists` has the columns of `list_margins` and `dataset`. A list without any strict preference
+    teaches nothing and goes, whatever the margin asked for. Over the cap, and over a dataset's
+    share, those with the smallest hash of (seed, prompt_id) stay: a random choice that does not
+    depend on the order of the rows. Raises `ArtifactError` where a dataset has no list left and
+    equal amounts are asked for.
+    """
+    margin = pl.col("margin")
+    upper = 1.0 if config.max_margin is None else config.max_margin
+    reasons = lists.select(
+        pl.when(pl.col("first") < (config.list_size or 1))
+        .then(pl.lit(TOO_FEW_SAMPLES))
+        .when(pl.col("completions") == 0)
+        .then(pl.lit(ALL_UNPARSED))
+        .when(margin <= 0)
+        .then(pl.lit(NO_PREFERENCE))
+        .when(margin < config.min_margin - ROUNDING)
+        .then(pl.lit(MARGIN_TOO_SMALL))
+        .when(margin > upper + ROUNDING)
+        .then(pl.lit(MARGIN_TOO_LARGE))
+        .alias("reason")
+    )["reason"]
+    chosen = lists.select("prompt_id", "dataset").with_row_index().filter(reasons.is_null())
+    for surplus, reason in _surplus(chosen, lists["dataset"].unique(), config):
+        if surplus.len():
+            reasons = reasons.scatter(surplus, reason)
+    return reasons
+
+
+def _surplus(
+    chosen: pl.DataFrame, datasets: pl.Series, config: FilterConfig
+) -> list[tuple[pl.Series, str]]:
+    """Row numbers of the lists beyond each dataset's share, and beyond the cap."""
+    if not config.equal_datasets and (config.max_lists or chosen.height) >= chosen.height:
+        return []
+    drawn = chosen.with_columns(
+        draw=pl.Series([_draw(config.seed, key) for key in chosen["prompt_id"]], dtype=pl.String)
+    ).sort("draw")
+    if not config.equal_datasets:
+        return [(drawn["index"][config.max_lists :], OVER_CAP)]
+    counts = {name: int((chosen["dataset"] == name).sum()) for name in datasets.sort()}
+    share = min(counts.values(), default=0)
+    if config.max_lists is not None:
+        share = min(share, config.max_lists // len(counts))
+    if not share:
+        raise ArtifactError(
+            f"no equal amounts can be had of these lists: {counts} (max_lists {config.max_lists})",
+            fix="lower filter.min_margin, or set filter.equal_datasets to false",
+        )
+    rank = pl.int_range(pl.len()).over("dataset")
+    return [(drawn.filter(rank >= share)["index"], OVER_DATASET_SHARE)]
+
+
+def _draw(seed: int, prompt_id: str) -> str:
+    return hashlib.sha256(f"{seed} {prompt_id}".encode()).hexdigest()
+
+
+def margin_counts(lists: pl.DataFrame) -> dict[str, Any]:
+    """`histogram`: lists with a margin in each tenth of [0, 1], the last one closed; `kept_at`:
+    how many would be kept with each tenth as `min_margin` (strict preferences alone)."""
+    margins = lists["margin"].drop_nulls().to_numpy()
+    bins = np.clip(np.floor(margins * BINS + ROUNDING).astype(int), 0, BINS - 1)
+    steps = range(BINS + 1)
+    return {
+        "histogram": [int(n) for n in np.bincount(bins, minlength=BINS)],
+        "kept_at": {
+            f"{step / BINS:.1f}": int(((margins > 0) & (margins >= step / BINS - ROUNDING)).sum())
+            for step in steps
+        },
+    }
+
+
+def margin_table(counts: dict[str, Any]) -> str:
+    """The histogram and the thresholds as text."""
+    histogram = counts["histogram"]
+    largest = max(*histogram, 1)
+    rows = [f"{'margin':<10}{'lists':>9}  {'':<{BAR}}  kept with this min_margin"]
+    for step, number in enumerate(histogram):
+        low = f"{step / BINS:.1f}"
+        bar = "#" * -(-number * BAR // largest)
+        rows.append(
+            f"{low}-{(step + 1) / BINS:.1f}   {number:>9}  {bar:<{BAR}}  "
+            f"{low}: {counts['kept_at'][low]}"
+        )
+    rows.append(f"{'':<{21 + BAR}}  1.0: {counts['kept_at']['1.0']}")
+    return "\n".join(rows)

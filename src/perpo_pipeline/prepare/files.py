@@ -1,0 +1,67 @@
+"""Reads dataset files of JSON: each record with its place, faults collected."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.prepare.rows import Faults
+
+Record = dict[str, Any]
+
+
+def read_json_lines(path: Path, faults: Faults) -> Iterator[tuple[int, Record]]:
+    """Each JSON object with its line number (from 1); empty lines are skipped."""
+    for number, line in enumerate(_read_text(path, "JSON lines").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            faults.add(f"line {number}", f"not JSON: {error}")
+            continue
+        if isinstance(record, dict):
+            yield number, record
+        else:
+            faults.add(f"line {number}", "not a JSON object")
+
+
+def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Record]]:
+    """Each object of a JSON list with its number (from 1); raises `InputError` for no list."""
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise InputError("not a JSON list of records", where=str(path),
+                         fix="give the file as it was released")  # fmt: skip
+    for number, record in enumerate(records, start=1):
+        if isinstance(record, dict):
+            yield number, record
+        else:
+            faults.add(f"record {number}", "not a JSON object")
+
+
+def read_json(path: Path) -> Any:
+    """A file's one JSON value; raises `ConfigError` if it is absent, `InputError` if it is none."""
+    try:
+        return json.loads(_read_text(path, "JSON"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {error}", where=str(path),
+                         fix="give the file as it was released, whole") from error  # fmt: skip
+
+
+def missing_file(path: Path) -> ConfigError:
+    """The error for a dataset file that is not there."""
+    return ConfigError(
+        "no such dataset file", where=str(path),
+        fix="correct `path` in the split's section, or fetch the data (README, 'Data')",
+    )  # fmt: skip
+
+
+def _read_text(path: Path, kind: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(path), fix=f"give UTF-8 {kind}") \
+            from error  # fmt: skip

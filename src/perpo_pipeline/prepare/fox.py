@@ -1,0 +1,56 @@
+"""Fox's page OCR: one JSON list of pages, each with a question and its text.
+
+    [{"image": "page.png", "conversations": [{"from": "human", "value": "<image>\\nOCR: ..."},
+                                             {"from": "gpt", "value": "the page's text"}]}]
+
+The task is `ocr`: there are no boxes. The text is kept as it stands (Fox normalises nothing); the
+question loses the placeholder `<image>`, since each model puts the image where it belongs.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from perpo_pipeline.atomic import file_sha256
+from perpo_pipeline.prepare.files import Record, read_json_list
+from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
+from perpo_pipeline.prepare.sources import FoxSource
+from perpo_pipeline.prepare.truth import RowFault, text_at, without_placeholder
+
+
+def read_fox(source: FoxSource, asked: Asked) -> Prepared:
+    """Read Fox's pages; raises `InputError` with the faults of all records."""
+    root = source.image_root or source.path.parent
+    faults = Faults(source.path)
+    prepared = collect(_entries(source, root, faults), faults, asked, embed=source.embed_images)
+    prepared.facts.update(file_sha256=file_sha256(source.path), image_root=str(root.resolve()))
+    return prepared
+
+
+def _entries(source: FoxSource, root: Path, faults: Faults) -> Iterator[Entry]:
+    for number, record in read_json_list(source.path, faults):
+        place = f"record {number}"
+        with faults.at(place):
+            question, text = _turns(record)
+            yield Entry(
+                place=place,
+                dataset=source.path.stem,
+                source_row=str(number),
+                task="ocr",
+                image=ImageFile(root / text_at(record, "image")),
+                prompt=question,
+                gt_text=text,
+            )
+
+
+def _turns(record: Record) -> tuple[str, str]:
+    """The one question and its answer."""
+    turns = record.get("conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise RowFault("`conversations` is not a list of turns")
+    speakers = [turn.get("from") for turn in turns]
+    if speakers != ["human", "gpt"]:
+        raise RowFault(f"`conversations` is not one of human and one of gpt, but from {speakers}")
+    question = without_placeholder(text_at(turns[0], "value"))
+    if not question:
+        raise RowFault("the question is empty")
+    return question, text_at(turns[1], "value")

@@ -1,0 +1,117 @@
+"""The lists that PerPO's authors released: prompts, and their sampled answers with scores.
+
+    [{"image_id", "image_path", "question", "answer", "answers_gen": [...], "iou_scores": [...]}]
+
+`answer` is the truth and `answers_gen` the model's answers, all as texts in the run's
+`model.box_format` and `box_frame` (the released ones: two decimals, 0-1, of the full image, which
+are `llava` and `full`). The truth becomes `gt_box` in pixels, clipped to the image; it was rounded
+when it was written, so our IoU differs a little from `iou_scores`, which are kept as they are.
+`image_path` is relative to `image_root`, or to the file's folder.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from perpo_pipeline.atomic import file_sha256
+from perpo_pipeline.boxes import parse_box
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.prepare.files import Record, read_json_list
+from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
+from perpo_pipeline.prepare.sources import PerpoJsonSource
+from perpo_pipeline.prepare.truth import (
+    RowFault,
+    are_numbers,
+    text_at,
+    text_fault,
+    without_placeholder,
+)
+
+
+@dataclass(frozen=True)
+class ReleasedList:
+    """The answers to one prompt with their released scores, `(N,)` each."""
+
+    answers: Sequence[str]
+    scores: Sequence[float]
+
+
+def read_perpo_json(source: PerpoJsonSource, asked: Asked) -> tuple[Prepared, list[ReleasedList]]:
+    """Read the prompts and, in the same order, their lists.
+
+    Raises `InputError` with the faults of all records, `ConfigError` for the frame `resized`, whose
+    sizes the file does not hold.
+    """
+    if asked.box_frame == "resized":
+        raise ConfigError(
+            "a perpo-json file does not say to which size its images were resized",
+            fix="set model.box_frame to the frame of its answers (the released ones: full)",
+        )
+    root = source.image_root or source.path.parent
+    faults = Faults(source.path)
+    lists: list[ReleasedList] = []
+    entries = _entries(source, root, faults, asked, lists)
+    prepared = collect(entries, faults, asked, embed=source.embed_images)
+    prepared.facts.update(
+        file_sha256=file_sha256(source.path), image_root=str(root.resolve()),
+        box_format=asked.box_format, box_frame=asked.box_frame,
+    )  # fmt: skip
+    return prepared, lists
+
+
+def _entries(
+    source: PerpoJsonSource, root: Path, faults: Faults, asked: Asked, lists: list[ReleasedList]
+) -> Iterator[Entry]:
+    for number, record in read_json_list(source.path, faults):
+        place = f"record {number}"
+        with faults.at(place):
+            question = without_placeholder(text_at(record, "question"))
+            if not question:
+                raise RowFault("the question is empty")
+            released = _list_of(record)
+            entry = Entry(
+                place=place,
+                dataset=source.path.stem,
+                source_row=str(number),
+                task="grounding",
+                image=ImageFile(root / text_at(record, "image_path")),
+                prompt=question,
+                gt_box=_Truth(text_at(record, "answer"), asked),
+            )
+            lists.append(released)
+            yield entry
+
+
+def _list_of(record: Record) -> ReleasedList:
+    answers, scores = record.get("answers_gen"), record.get("iou_scores")
+    if not isinstance(answers, list) or not answers:
+        raise RowFault("`answers_gen` is not a list of answers")
+    if not all(isinstance(answer, str) for answer in answers):
+        raise RowFault("`answers_gen` holds an answer that is not text")
+    for answer in answers:
+        if fault := text_fault("answers_gen", answer):
+            raise RowFault(fault)
+    if not isinstance(scores, list) or len(scores) != len(answers):
+        count = len(scores) if isinstance(scores, list) else "no"
+        raise RowFault(f"there are {len(answers)} answers and {count} `iou_scores`")
+    if not are_numbers(scores, len(scores)) or not all(0 <= score <= 1 for score in scores):
+        raise RowFault("`iou_scores` holds what is no number from 0 to 1")
+    return ReleasedList(answers, [float(score) for score in scores])
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """A box as text; in pixels once the image's size is known."""
+
+    answer: str
+    asked: Asked
+
+    def __call__(self, width: int, height: int) -> list[float]:
+        name, frame = self.asked.box_format, self.asked.box_frame
+        box = parse_box(self.answer, name, frame=frame, image_size=(width, height))
+        if box is None:
+            raise RowFault(
+                f"`answer` is no box in the format {name}, frame {frame}: {self.answer!r}"
+            )
+        x1, y1, x2, y2 = box
+        return [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]

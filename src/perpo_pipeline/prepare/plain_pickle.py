@@ -1,0 +1,87 @@
+"""Reads pickles of plain data, also those of Python 2, and runs nothing that is in them.
+
+A pickle may name any function and call it. Here only containers, texts, numbers, None and numpy's
+scalars can come out; scalars are decoded here, numpy is not called. Other names are refused.
+"""
+
+import io
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.prepare.files import missing_file
+
+# What the unpickler raises on damaged data.
+_DAMAGED = (
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+    ImportError, OverflowError, MemoryError, RecursionError, struct.error,
+)  # fmt: skip
+_NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+_SCALARS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I",
+            "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}  # fmt: skip
+
+
+def load_plain_pickle(path: Path) -> Any:
+    """The data of a pickle; 8-bit strings of Python 2 are read as Latin-1.
+
+    Raises `ConfigError` if there is no such file, `InputError` for a damaged one and for one that
+    names anything but plain data: nothing of it is run.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    try:
+        return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+    except _Refused as refused:
+        raise InputError(
+            f"the pickle asks for {refused}, which plain data does not need and which could run "
+            "code: it was not called",
+            where=str(path), fix="do not use this file; fetch it again from its authors",
+        ) from None  # fmt: skip
+    except _DAMAGED as error:
+        raise InputError(
+            f"the pickle cannot be read: {type(error).__name__}: {error}", where=str(path),
+            fix="fetch the file again, whole",
+        ) from error  # fmt: skip
+
+
+class _Refused(Exception):
+    """The name of what a pickle may not have."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "numpy" and name == "dtype":
+            return _ScalarType
+        if module in _NUMPY and name == "scalar":
+            return _scalar
+        if (module, name) == ("_codecs", "encode"):  # Python 3's bytes in protocols 0 to 2
+            return _latin1
+        raise _Refused(f"{module}.{name}")
+
+
+class _ScalarType:
+    """numpy's dtype, as far as a scalar needs it."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.format, self.order = _SCALARS[str(code)], "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = ">" if state[1] == ">" else "<"
+
+
+def _scalar(kind: _ScalarType, data: str | bytes) -> Any:
+    raw = data.encode("latin1") if isinstance(data, str) else data
+    (value,) = struct.unpack(kind.order + kind.format, raw)
+    return value
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise _Refused(f"_codecs.encode to {encoding!r}")
+    return text.encode("latin1")

@@ -1,0 +1,102 @@
+"""Expressions and boxes in the layouts of three model families' own evaluations.
+
+    rec-jsonl   a JSON object a line: image, sent, bbox (xyxy), height, width    Qwen-VL, InternVL
+    shikra      a JSON object a line: img_path, expression, bbox (xyxy)          Shikra
+    minigpt4    one JSON list: img_id, sents, bbox (xywh), height, width         MiniGPT-4, -v2
+
+Boxes are in pixels of the full image. Of `minigpt4` the image is `<img_id without _k>.jpg`. Where
+height and width are given they must be the image's; rec-jsonl and minigpt4 must give them. Other
+keys are not read. `dataset` is the file's name.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.atomic import file_sha256
+from perpo_pipeline.prepare.files import Record, read_json_lines, read_json_list
+from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
+from perpo_pipeline.prepare.sources import RecSource
+from perpo_pipeline.prepare.truth import RowFault, integer_at, text_at, xyxy_from_xywh
+
+_IMG_ID = re.compile(r"(.+)_[0-9]+")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a layout keeps what; `box` brings its `bbox` to xyxy."""
+
+    read: Callable[[Path, Faults], Iterator[tuple[int, Record]]]
+    unit: str
+    expression: str
+    image: Callable[[Record], str]
+    box: Callable[[Any], Any]
+    must_have_size: bool
+
+
+def read_rec(source: RecSource, asked: Asked) -> Prepared:
+    """Read one of the three layouts; raises `InputError` with the faults of all records."""
+    layout = _LAYOUTS[source.source]
+    root = source.image_root or source.path.parent
+    faults = Faults(source.path)
+    entries = _entries(source, layout, root, faults, asked)
+    prepared = collect(
+        entries, faults, asked, embed=source.embed_images, per_dataset=source.per_dataset
+    )
+    prepared.facts.update(
+        file_sha256=file_sha256(source.path),
+        image_root=str(root.resolve()),
+        instruction=asked.instruction,
+    )
+    return prepared
+
+
+def _entries(
+    source: RecSource, layout: _Layout, root: Path, faults: Faults, asked: Asked
+) -> Iterator[Entry]:
+    for number, record in layout.read(source.path, faults):
+        place = f"{layout.unit} {number}"
+        with faults.at(place):
+            if record.get("bbox") is None:
+                raise RowFault("`bbox` is missing")
+            yield Entry(
+                place=place,
+                dataset=source.path.stem,
+                source_row=str(number),
+                task="grounding",
+                image=ImageFile(root / layout.image(record)),
+                prompt=asked.ask(text_at(record, layout.expression)),
+                gt_box=layout.box(record["bbox"]),
+                size=_declared_size(record, layout.must_have_size),
+            )
+
+
+def _declared_size(record: Record, must: bool) -> tuple[int, int] | None:
+    if not must and record.get("width") is None and record.get("height") is None:
+        return None
+    return integer_at(record, "width"), integer_at(record, "height")
+
+
+def _minigpt4_image(record: Record) -> str:
+    img_id = text_at(record, "img_id")
+    match = _IMG_ID.fullmatch(img_id)
+    if match is None:
+        raise RowFault(f"`img_id` does not end with _ and a number: {img_id!r}")
+    return f"{match[1]}.jpg"
+
+
+_LAYOUTS = {
+    "rec-jsonl": _Layout(
+        read_json_lines, "line", "sent", lambda record: text_at(record, "image"), lambda box: box,
+        must_have_size=True,
+    ),
+    "shikra": _Layout(
+        read_json_lines, "line", "expression", lambda record: text_at(record, "img_path"),
+        lambda box: box, must_have_size=False,
+    ),
+    "minigpt4": _Layout(
+        read_json_list, "record", "sents", _minigpt4_image, xyxy_from_xywh, must_have_size=True
+    ),
+}  # fmt: skip

@@ -1,0 +1,160 @@
+"""Writes released lists as the samples and scores of a split, so that `perpo filter` goes on.
+
+Released answers are texts alone: their token ids are those of the run's tokenizer, with the end
+token behind each, as of a server that sends none. Seeds are 0 and log-probabilities absent.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perpo_pipeline.artifacts import Recipe, Version, Writer
+from perpo_pipeline.boxes import parse_box
+from perpo_pipeline.model_inputs import IDENTITY_CACHE, identify_model, model_notes
+from perpo_pipeline.prepare.perpo_json import ReleasedList
+from perpo_pipeline.prepare.rows import Row
+from perpo_pipeline.rewards.grounding import iou_xyxy
+from perpo_pipeline.stage import Run, make
+
+if TYPE_CHECKING:
+    from perpo_pipeline.models import Vlm
+
+STAGE_VERSION = 1
+TOKEN_NOTE = (
+    "the file holds no token ids: the answers' are retokenised from their text, each with the end "
+    "token; all are taken to have stopped by themselves"
+)
+
+
+def write_lists(
+    run: Run, split: str, prompts: Version, lists: Sequence[ReleasedList], facts: Mapping[str, Any],
+    out: Path | None,
+) -> tuple[Version, Version]:  # fmt: skip
+    """Write the samples and scores of prompts that were just prepared; `lists` are in their order.
+
+    `facts` are those of the file. Under `out`: in its folders samples/ and scores/.
+    """
+    released = {"source": "perpo-json", "file_sha256": facts["file_sha256"]}
+    samples = _write_samples(run, split, prompts, lists, released, out and out / "samples")
+    scores = _write_scores(run, split, prompts, samples, lists, released, out and out / "scores")
+    return samples, scores
+
+
+def _write_samples(
+    run: Run, split: str, prompts: Version, lists: Sequence[ReleasedList],
+    released: Mapping[str, Any], out: Path | None,
+) -> Version:  # fmt: skip
+    model = run.config.model
+    resolved, settings = identify_model(model, run.scratch)
+    tokenised_by = {name: settings[name] for name in ("model", "preprocess")}
+    recipe = Recipe("samples", split, "prepare", STAGE_VERSION, {**released, **tokenised_by},
+                    {"prompts": prompts}, notes=model_notes(model))  # fmt: skip
+
+    def work(writer: Writer) -> Mapping[str, Any]:
+        from perpo_pipeline.models import load_front
+
+        front = load_front(resolved, identity_cache=run.scratch / IDENTITY_CACHE)
+        writer.note("token_ids", TOKEN_NOTE)
+        run.say(f"prepare {split}: {TOKEN_NOTE}")
+        start = 0
+        for index, part in enumerate(prompts.batches(["prompt_id", "width", "height"])):
+            some = lists[start : start + part.num_rows]
+            start += part.num_rows
+            if not writer.has_part(index):
+                writer.write_part(
+                    index, _sample_rows(front, part.to_pylist(), some, model.preprocess)
+                )
+        return {"prompts": start, "failed": 0}
+
+    return make(run, recipe, work, out=out)
+
+
+def _sample_rows(
+    front: "Vlm", prompts: Sequence[Row], lists: Sequence[ReleasedList], preprocess: str
+) -> list[Row]:
+    from perpo_pipeline.processors import resized_size
+
+    rows: list[Row] = []
+    for prompt, released in zip(prompts, lists, strict=True):
+        width, height = prompt["width"], prompt["height"]
+        seen = (max(width, height),) * 2 if preprocess == "pad" else (width, height)
+        resized = resized_size(front.processor, seen)
+        for sample_id, answer in enumerate(released.answers):
+            rows.append({
+                "prompt_id": prompt["prompt_id"],
+                "sample_id": sample_id,
+                "completion": answer,
+                "completion_token_ids": _tokenise(front, answer),
+                "finish_reason": "stop",
+                "seed": 0,
+                "sampler_logprob": None,
+                "resized": resized,
+            })  # fmt: skip
+    return rows
+
+
+def _tokenise(front: "Vlm", answer: str) -> list[int]:
+    """The answer's ids with the end token; what looks like a special token was spelt out."""
+    found = front.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)
+    ends, own = front.eos_token_ids, front.tokenizer.eos_token_id
+    return [*found["input_ids"], own if own in ends else ends[0]]
+
+
+def _write_scores(
+    run: Run, split: str, prompts: Version, samples: Version, lists: Sequence[ReleasedList],
+    released: Mapping[str, Any], out: Path | None,
+) -> Version:  # fmt: skip
+    model = run.config.model
+    settings = {**released, "reward": "released", "box_format": model.box_format,
+                "box_frame": model.box_frame}  # fmt: skip
+    recipe = Recipe("scores", split, "prepare", STAGE_VERSION, settings,
+                    {"samples": samples, "prompts": prompts})  # fmt: skip
+
+    def work(writer: Writer) -> Mapping[str, Any]:
+        start, unparsed, differences = 0, 0, [0.0]
+        columns = ["prompt_id", "width", "height", "gt_box"]
+        for index, part in enumerate(prompts.batches(columns)):
+            some = lists[start : start + part.num_rows]
+            start += part.num_rows
+            rows, largest = _score_rows(part.to_pylist(), some, model.box_format, model.box_frame)
+            unparsed += sum(not row["parse_ok"] for row in rows)
+            differences.append(largest)
+            if not writer.has_part(index):
+                writer.write_part(index, rows)
+        largest = max(differences)
+        told = (
+            "the released scores are kept as they are; from the IoU with the truth as the file "
+            f"has it, which is rounded, they differ by {largest:.4f} at most"
+        )
+        writer.note("released_scores", told)
+        run.say(f"prepare {split}: {told}")
+        count = sum(len(one.answers) for one in lists)
+        return {"rows": count, "unparsed": unparsed, "largest_difference_from_iou": largest}
+
+    return make(run, recipe, work, out=out)
+
+
+def _score_rows(
+    prompts: Sequence[Row], lists: Sequence[ReleasedList], box_format: str, box_frame: str
+) -> tuple[list[Row], float]:
+    """SCORES rows with the released rewards, and how far our IoU is from them at most."""
+    rows, truths = [], []
+    for prompt, released in zip(prompts, lists, strict=True):
+        size = (prompt["width"], prompt["height"])
+        for sample_id, (answer, score) in enumerate(
+            zip(released.answers, released.scores, strict=True)
+        ):
+            box = parse_box(answer, box_format, frame=box_frame, image_size=size)
+            rows.append({
+                "prompt_id": prompt["prompt_id"],
+                "sample_id": sample_id,
+                "reward": score,
+                "parse_ok": box is not None,
+                "box": None if box is None else list(box),
+            })  # fmt: skip
+            truths.append(prompt["gt_box"])
+    found = np.array([row["box"] or (np.nan,) * 4 for row in rows])
+    ious = iou_xyxy(found, np.array(truths))
+    return rows, float(np.abs(ious - [row["reward"] for row in rows]).max())

@@ -1,0 +1,107 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perpo_pipeline.artifacts import Recipe
+from perpo_pipeline.errors import ArtifactError, InputError
+from perpo_pipeline.evaluate.best_of_n import (
+    best_of_n_rows,
+    best_of_n_table,
+    expected_best_of_n,
+)
+from perpo_pipeline.evaluate.statistics import mean_interval
+from perpo_pipeline.stage import Console, make_at
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 7).flatmap(
+    lambda size: st.lists(st.lists(st.floats(0, 1), min_size=size, max_size=size), min_size=1,
+                          max_size=4)))  # fmt: skip
+def test_it_is_the_mean_of_the_maximum_over_every_subset(lists):
+    size = len(lists[0])
+    by_enumeration = [
+        np.mean([max(subset) for values in lists for subset in combinations(values, n)])
+        for n in range(1, size + 1)
+    ]
+    assert expected_best_of_n(lists) == pytest.approx(by_enumeration, abs=1e-12)
+
+
+def test_one_right_answer_of_four_is_found_in_n_quarters_of_the_draws():
+    assert expected_best_of_n([[0, 0, 1, 0]]) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_lists_count_alike():
+    assert expected_best_of_n([[0, 1], [0, 0]]) == pytest.approx([0.25, 0.5])
+
+
+def test_large_lists_do_not_lose_precision():
+    values = np.zeros((1, 400))
+    values[0, 7] = 1
+    assert expected_best_of_n(values) == pytest.approx(np.arange(1, 401) / 400, abs=1e-12)
+
+
+@pytest.mark.parametrize("values", [[], [[]], [0.5, 1.0]])
+def test_what_is_no_matrix_of_lists_is_refused(values):
+    with pytest.raises(InputError, match="shape"):
+        expected_best_of_n(values)
+
+
+def scores_version(root, lists, images=None, task="grounding", **truth):
+    """A `scores` artifact over its prompts, a row of rewards a list."""
+    blank = {"dataset": "d", "split": "train", "task": task, "source_row": "",
+             "image": {"bytes": None, "path": "x"}, "image_notes": [], "width": 9, "height": 9,
+             "prompt": "Where?", **truth}  # fmt: skip
+    prompts = [{**blank, "prompt_id": str(i), "image_sha256": str(images[i] if images else i)}
+               for i in range(len(lists))]  # fmt: skip
+    rows = [{"prompt_id": str(i), "sample_id": k, "reward": reward, "parse_ok": True}
+            for i, rewards in enumerate(lists) for k, reward in enumerate(rewards)]  # fmt: skip
+    made = make_at(root / "prompts", Recipe("prompts", "train", "prepare", 1, {}),
+                   lambda writer: writer.write_part(0, prompts), Console())  # fmt: skip
+    recipe = Recipe("scores", "train", "score", 1, {}, {"prompts": made})
+    return make_at(root / "scores", recipe, lambda writer: writer.write_part(0, rows), Console())
+
+
+def test_rows_give_ap50_and_miou_of_every_n(tmp_path):
+    """Rewards .2, .6 and .5, .9: one draw is right in 1/2 and 1 of the cases, two always."""
+    rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6], [0.9, 0.5]]))
+    found = {(row["metric"], row["n"]): row["value"] for row in rows}
+    assert found == pytest.approx(
+        {("ap50", 1): 0.75, ("ap50", 2): 1.0, ("miou", 1): 0.55, ("miou", 2): 0.75}
+    )
+    assert all(row["lists"] == 2 and row["low"] <= row["value"] <= row["high"] for row in rows)
+
+
+def test_intervals_are_over_images(tmp_path):
+    lists = np.random.default_rng(0).random((60, 3)).round(2).tolist()
+    images = [index // 3 for index in range(60)]
+    row = best_of_n_rows(scores_version(tmp_path, lists, images), num_resamples=500)[-1]
+    expected = mean_interval(np.max(lists, axis=1), images, num_resamples=500)
+    assert (row["metric"], row["n"]) == ("miou", 3)
+    assert (row["value"], row["low"], row["high"]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "truth", [{"task": "ocr", "gt_text": "a"}, {"gt_boxes": [[0.0, 0.0, 1.0, 1.0]]}]
+)
+def test_other_rewards_than_an_iou_are_named_so(tmp_path, truth):
+    rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6]], **truth))
+    assert [(row["metric"], row["value"]) for row in rows] == [
+        ("mean_reward", pytest.approx(0.4)), ("mean_reward", pytest.approx(0.6))
+    ]  # fmt: skip
+
+
+def test_lists_of_unequal_length_are_refused(tmp_path):
+    version = scores_version(tmp_path, [[0.2, 0.6], [0.1], [0.3, 0.4]])
+    with pytest.raises(ArtifactError, match=r"has 2 samples, but 1 have fewer, the first .* 1"):
+        best_of_n_rows(version)
+
+
+def test_the_table_has_a_line_for_each_n(tmp_path):
+    rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6], [0.9, 0.5]]))
+    head, first, second = best_of_n_table(rows).splitlines()
+    assert head.split() == ["n", "ap50", "miou"]
+    assert first.split()[:2] == ["1", "75.0"] and "55.0" in first
+    assert second.split()[:2] == ["2", "100.0"] and "75.0" in second

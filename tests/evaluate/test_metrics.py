@@ -1,0 +1,152 @@
+"""Which metrics a split has, their values by hand, and over what their intervals are taken."""
+
+import pyarrow as pa
+import pytest
+
+from perpo_pipeline.errors import ArtifactError, InputError
+from perpo_pipeline.evaluate import metrics
+from perpo_pipeline.evaluate.metrics import missing_metrics, summarise
+from perpo_pipeline.evaluate.statistics import mean_interval, wilson_interval
+from perpo_pipeline.schemas import METRICS, PREDICTIONS, PROMPTS
+
+BOX = [0.0, 0.0, 1.0, 1.0]
+
+
+def tables(*rows):
+    """Predictions and prompts of rows (task, reward or completion, and changes)."""
+    predictions, prompts = [], []
+    for index, (task, answer, changes) in enumerate(rows):
+        is_text = isinstance(answer, str)
+        predictions.append({"prompt_id": str(index), "completion": answer if is_text else "",
+                            "reward": 0.5 if is_text else answer,
+                            "parse_ok": changes.pop("parse_ok", True)})  # fmt: skip
+        prompts.append({"prompt_id": str(index), "dataset": "d", "split": "test", "task": task,
+                        "image_sha256": str(index), **changes})  # fmt: skip
+    schemas = (PREDICTIONS.columns, PROMPTS.columns)
+    return [
+        pa.table({f.name: pa.array([r.get(f.name) for r in made], f.type) for f in schema})
+        for made, schema in zip((predictions, prompts), schemas, strict=True)
+    ]
+
+
+def values(rows, split="test", dataset="all"):
+    chosen = [r for r in rows if (r["split"], r["dataset"]) == (split, dataset)]
+    assert len({r["name"] for r in chosen}) == len(chosen)
+    return {r["name"]: r["value"] for r in chosen}
+
+
+def grounding(*rewards, **changes):
+    return [("grounding", reward, {"gt_box": BOX, **changes}) for reward in rewards]
+
+
+def test_a_box_is_right_from_the_threshold_on_and_one_not_read_stays_in():
+    made = tables(*grounding(1.0, 0.75, 0.5, 0.49), *grounding(0.0, parse_ok=False))
+    found = summarise(*made)
+    assert values(found) == pytest.approx(
+        {"ap50": 3 / 5, "ap75": 2 / 5, "miou": 2.74 / 5, "parse_rate": 4 / 5}
+    )
+    assert found[0] == {"name": "ap50", "split": "test", "dataset": "all", "n": 5} | dict(
+        zip(("value", "low", "high"), wilson_interval(3, 5), strict=True)
+    )
+    assert [set(row) for row in found] == [set(METRICS.columns.names)] * 4
+
+
+def test_prompts_on_one_image_go_together_in_intervals():
+    made = tables(*grounding(0.9, 0.1, image_sha256="a"), *grounding(0.8, 0.3, image_sha256="b"))
+    miou = next(row for row in summarise(*made) if row["name"] == "miou")
+    expected = mean_interval([0.9, 0.1, 0.8, 0.3], list("aabb"))
+    assert (miou["value"], miou["low"], miou["high"]) == expected
+
+
+def test_several_datasets_are_measured_together_and_each():
+    made = tables(*grounding(1.0, 0.0), *grounding(1.0, dataset="e"), *grounding(0.0, split="val"))
+    found = summarise(*made)
+    assert values(found)["ap50"] == pytest.approx(2 / 3)
+    assert values(found, dataset="d")["ap50"] == 0.5
+    assert values(found, dataset="e")["ap50"] == 1.0
+    assert values(found, split="val") == values(found, split="val", dataset="all")
+    assert {(r["split"], r["dataset"]) for r in found} == {
+        ("test", "all"), ("test", "d"), ("test", "e"), ("val", "all")
+    }  # fmt: skip
+
+
+def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_their_mean_alone():
+    polygon = ("grounding", 0.6, {"gt_polygon": [0.0, 0.0, 1.0, 0.0, 1.0, 1.0]})
+    several = ("grounding", 0.4, {"gt_boxes": [BOX, BOX], "parse_ok": False})
+    found = summarise(*tables(polygon, several))
+    assert values(found) == {
+        "ap50": 1.0, "ap75": 0.0, "miou": 0.6, "mean_set_iou": 0.4, "parse_rate": 0.5
+    }  # fmt: skip
+    assert {row["name"]: row["n"] for row in found} == {
+        "ap50": 1, "ap75": 1, "miou": 1, "mean_set_iou": 1, "parse_rate": 2
+    }  # fmt: skip
+
+
+def test_pages_have_foxs_metrics_as_means_and_error_rates_of_the_corpus():
+    """Pages "ab" for "ax" and "cdefghij" for itself: 1 edit of 10 characters, 1 of 2 words."""
+    rows = [("ocr", "ab", {"gt_text": "ax"}), ("ocr", "cdefghij", {"gt_text": "cdefghij"})]
+    found = values(summarise(*tables(*rows)))
+    assert found["edit_distance"] == pytest.approx((1 / 2 + 0) / 2)
+    assert (found["cer"], found["wer"]) == pytest.approx((1 / 10, 1 / 2))
+    assert (found["f1"], found["precision"], found["recall"]) == (0.5, 0.5, 0.5)
+    assert {"bleu"} <= set(found) and "token_f1" not in found
+
+
+def test_foxs_own_order_swaps_precision_and_recall():
+    made = tables(("ocr", "a b c d", {"gt_text": "a b"}))
+    found = [values(summarise(*made, fox_compat=compat)) for compat in (False, True)]
+    assert [(f["precision"], f["recall"]) for f in found] == [(0.5, 1.0), (1.0, 0.5)]
+
+
+def test_short_answers_have_their_own_metrics():
+    """ "two cats" against "two dogs": 1 of 2 tokens each way; 3 edits of 8."""
+    made = tables(("vqa", "two cats", {"gt_text": "two dogs"}), ("vqa", "4", {"gt_text": "4"}))
+    found = values(summarise(*made))
+    assert found == pytest.approx(
+        {"edit_distance": 3 / 8 / 2, "token_f1": 0.75, "exact_match": 0.5}
+    )
+
+
+def test_edit_distance_does_not_depend_on_the_reward_that_was_trained_on():
+    predictions, prompts = tables(("vqa", "ab", {"gt_text": "ac"}))
+    other = predictions.set_column(
+        predictions.column_names.index("reward"), "reward", pa.array([0.123])
+    )
+    assert summarise(other, prompts) == summarise(predictions, prompts)
+
+
+def test_without_wordnet_meteor_is_left_out_and_named(monkeypatch):
+    monkeypatch.setattr(metrics, "find_wordnet", lambda: None)
+    monkeypatch.setattr(metrics.ocr, "find_wordnet", lambda: None)
+    assert "meteor" not in values(summarise(*tables(("ocr", "a", {"gt_text": "a"}))))
+    assert "wordnet-base" in missing_metrics(["ocr"])["meteor"]
+    assert missing_metrics(["grounding", "vqa"]) == {}
+
+
+def test_no_predictions_are_refused():
+    with pytest.raises(InputError, match="no predictions"):
+        summarise(*tables())
+
+
+def test_absent_columns_are_all_named():
+    predictions, prompts = tables(*grounding(1.0))
+    with pytest.raises(InputError, match=r"predictions lack reward, prompts lack dataset"):
+        summarise(predictions.drop_columns("reward"), prompts.drop_columns("dataset"))
+
+
+def test_predictions_without_their_prompt_are_refused():
+    predictions, prompts = tables(*grounding(1.0, 0.5))
+    with pytest.raises(ArtifactError, match="1 predictions belong to no prompt, the first to 1"):
+        summarise(predictions, prompts.slice(0, 1))
+    with pytest.raises(ArtifactError, match="occurs twice"):
+        summarise(predictions, pa.concat_tables([prompts, prompts]))
+
+
+def test_a_text_without_its_truth_is_refused():
+    with pytest.raises(ArtifactError, match=r"1 prompts have no true text .* is 0"):
+        summarise(*tables(("ocr", "a", {})))
+
+
+def test_a_dataset_called_all_is_refused_where_it_would_be_taken_for_the_whole():
+    with pytest.raises(InputError, match="called 'all'"):
+        summarise(*tables(*grounding(1.0), *grounding(0.0, dataset="all")))

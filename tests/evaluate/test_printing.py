@@ -1,0 +1,31 @@
+"""Tables of metrics for a terminal."""
+
+import math
+from typing import Any
+
+from perpo_pipeline.evaluate.printing import metrics_table
+
+
+def row(name: str, value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
+    return {"name": name, "value": value, "low": low, "high": high, "n": 12, "split": "test",
+            "dataset": "all", **more}  # fmt: skip
+
+
+def test_shares_are_per_cent_and_ratings_on_their_own_scale_in_aligned_columns() -> None:
+    shown = metrics_table(
+        [
+            row("ap50", 0.647, 0.5, 1.0),
+            row("mmhal_score", 2.26, 2.1, 2.4, dataset="other", n=96),
+            row("cer", 1.5, math.nan, math.nan),
+        ]
+    )
+    assert shown.splitlines() == [
+        "metric       split  dataset  value       95 % interval   n",
+        "ap50         test   all       64.7 %     [50.0, 100.0]  12",
+        "mmhal_score  test   other     2.26 of 6   [2.10, 2.40]  96",
+        "cer          test   all      150.0 %                 -  12",
+    ]
+
+
+def test_no_metrics_are_a_heading_alone() -> None:
+    assert len(metrics_table([]).splitlines()) == 1

@@ -1,0 +1,61 @@
+"""A judge on loopback that has opinions, and the command line that asks it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_openai_server import Answer, Json, Reply, Server
+
+from perpo_pipeline import cli
+from perpo_pipeline.artifacts import open_version
+
+Said = str | Reply
+Opinion = Callable[[str], Said]  # of a prompt's text
+
+
+def judge_server(opinion: Opinion) -> Server:
+    return Server(_answer_with(opinion), owned_by="someone", model="judge")
+
+
+def _answer_with(opinion: Opinion) -> Answer:
+    def answer(body: Json, number: int) -> Any:
+        (message,) = body["messages"]
+        said = opinion(message["content"])
+        if isinstance(said, Reply):
+            return said
+        message = {"role": "assistant", "content": said}
+        return {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+
+    return answer
+
+
+def between(prompt: str, title: str) -> str:
+    """What stands under a title of a prompt."""
+    found = re.search(rf"^{title}\n(.*?)\nEND OF {title}$", prompt, re.DOTALL | re.MULTILINE)
+    assert found is not None, title
+    return found[1]
+
+
+def endpoint(server: Server) -> list[str]:
+    return ["--base-url", server.url, "--judge-model", "judge", "--quiet"]
+
+
+def perpo(*arguments: str | Path) -> int:
+    """The exit code."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([str(argument) for argument in arguments])
+    return int(exit_.value.code or 0)
+
+
+def metrics(out: Path) -> dict[tuple[str, str], Json]:
+    """By name and dataset."""
+    rows = open_version(out / "metrics").table().to_pylist()
+    found = {(row["name"], row["dataset"]): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def values(out: Path, dataset: str = "all") -> dict[str, float]:
+    return {name: row["value"] for (name, of), row in metrics(out).items() if of == dataset}
