@@ -43,7 +43,7 @@ def synthetic_config(
             "sample": {"num_samples": 6},
             "filter": {"min_margin": 0.6 if task == "grounding" else 0.2},
             "train": {"methods": {name: {} for name in methods}, "seeds": list(seeds)},
-            "eval": {"other_image_prompts": max(2, num_prompts // 2)},
+            "eval": {"condition_prompts": max(2, num_prompts // 2)},
             "report": {"title": "PerPO on drawn boxes", "num_resamples": 500, **report},
         }
     )
@@ -172,7 +172,7 @@ def _write_evaluation(run: Run, variant: str, probability: float) -> Version:
     prompts = run.latest("prompts", "test")
     rows = prompts.table().to_pylist()
     is_other = variant != model_of(variant)
-    shown = rows[: run.config.eval.other_image_prompts] if is_other else rows
+    shown = rows[: run.config.eval.condition_prompts] if is_other else rows
     rng = np.random.default_rng(list(variant.encode()))
     answers = [_answer(row, probability, rng) for row in shown]
     samples = [{"prompt_id": row["prompt_id"], "sample_id": 0, "completion": answer}

@@ -31,7 +31,7 @@ train:
   learning_rate: 1.0e-3
   lora: {rank: 2, alpha: 4}
   methods: {perpo: {beta: 1.0}}
-eval: {max_new_tokens: 24, batch_size: 2, prompts_per_part: 2, models: [base], other_image: false}
+eval: {max_new_tokens: 24, batch_size: 2, prompts_per_part: 2, models: [base], conditions: []}
 report: {num_resamples: 100, pictures: 1}
 """
 STAGES = ["prepare", "sample", "score", "filter", "train", "eval", "report"]

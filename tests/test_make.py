@@ -20,7 +20,7 @@ prepare:
 sample: {{num_samples: 6, max_new_tokens: 24}}
 filter: {{min_margin: {margin}}}
 train: {{batch_size: 8, lora: {{rank: 2, alpha: 4}}, methods: {{perpo: }}}}
-eval: {{max_new_tokens: 24, other_image: false}}
+eval: {{max_new_tokens: 24, conditions: []}}
 report: {{num_resamples: 100, pictures: 1}}
 """
 EVERY_STAGE = ("prompts", "samples", "scores", "preferences", "adapter", "metrics", "report")

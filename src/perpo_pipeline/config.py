@@ -287,18 +287,18 @@ class EvalConfig(Section):
     """What is evaluated, on which split; greedy decoding."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
-        {"models", "other_image", "blank_image", "allow_train_images"}
+        {"models", "conditions", "allow_train_images"}
     )
 
     split: Name = "test"
     models: list[Name] | None = Field(
         None, min_length=1, description="default: base and every trained variant"
     )
-    other_image: bool = Field(True, description="also with the image of another prompt")
-    blank_image: bool = Field(True, description="also with an empty image")
-    other_image_prompts: Int = Field(
-        512, gt=0, description="how many are shown with another image, and with an empty one"
+    conditions: list[Literal["other-image", "blank-image"]] = Field(
+        default=["other-image", "blank-image"],
+        description="also with the image of another prompt, and with an empty one",
     )
+    condition_prompts: Int = Field(512, gt=0, description="how many are shown another image")
     allow_train_images: bool = Field(
         False, description="evaluate an adapter on images that it was trained on"
     )
@@ -354,8 +354,7 @@ class RunConfig(Section):
     def eval_variants(self) -> list[str]:
         """Names of the evaluations: a model with the right image, another one, or none."""
         models = self.eval_models()
-        shown = {OTHER_IMAGE: self.eval.other_image, BLANK_IMAGE: self.eval.blank_image}
-        return models + [m + image for image, wanted in shown.items() if wanted for m in models]
+        return models + [f"{m}-{image}" for image in self.eval.conditions for m in models]
 
 
 def model_of(evaluation: str) -> str:

@@ -366,7 +366,7 @@ def test_sample_and_eval_take_this_way_and_sample_says_why(
         "run": "r", "model": {"id": "testbed", "dtype": "float32", "device": "cpu"},
         "prepare": {"train": source, "test": source},
         "sample": {"num_samples": 2, "max_new_tokens": 4, "batch_size": 2},
-        "eval": {"models": ["base"], "max_new_tokens": 4, "other_image": False},
+        "eval": {"models": ["base"], "max_new_tokens": 4, "conditions": []},
     }  # fmt: skip
     Path("r.yaml").write_text(yaml.safe_dump(config))
     for command in ("prepare", "sample", "eval"):

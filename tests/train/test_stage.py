@@ -26,7 +26,7 @@ train:
   learning_rate: 1.0e-3
   lora: {rank: 2, alpha: 4}
   methods: {perpo: {beta: 1.0}, lipo: {beta: 1.0}, sft: {}}
-eval: {max_new_tokens: 24, batch_size: 4, other_image: false}
+eval: {max_new_tokens: 24, batch_size: 4, conditions: []}
 """
 
 

@@ -28,7 +28,7 @@ def with_other_images(rows: list[Row]) -> list[Row]:
         if other is None:
             raise InputError(
                 "all prompts have the same image: there is no other one to show",
-                fix="set eval.other_image to false",
+                fix="leave other-image out of eval.conditions",
             )
         shown.append({**row, "image": other["image"], "image_sha256": other["image_sha256"],
                       "image_prompt_id": other["prompt_id"]})  # fmt: skip

@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from perpo_pipeline.evaluate.prediction_files import (
-    json_lines,
     mend_text,
     question_key,
     raise_faults,
     read_text,
     text_fault,
+    told_to,
 )
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
+from perpo_pipeline.json_files import json_lines
 
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
@@ -137,7 +138,7 @@ def _index(path: Path, keys: Sequence[str], key_of: Any, check: Any = lambda row
     """The file's rows by their key; other keys than `keys` are left alone."""
     faults: list[str] = []
     found: dict[Any, Row] = {}
-    for number, row in json_lines(read_text(path), faults):
+    for number, row in json_lines(read_text(path), told_to(faults)):
         fault = next(_faults_of(row, keys), None) or check(row)
         if fault is None and key_of(row) in found:
             fault = f"{key_of(row)!r} is given twice"

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline import json_files
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.json_files import TellFault, json_lines, list_faults, parse_json
 from perpo_pipeline.prepare.truth import box_fault
 
 Row = dict[str, Any]
@@ -32,7 +34,6 @@ KEYS = {
 OPTIONAL_KEYS = ("split", "dataset", "id", "image")
 FOX_KEYS = ("image", "question", "label", "answer")
 UNNAMED = "unnamed"
-FAULTS_SHOWN = 20
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -92,7 +93,7 @@ def question_key(*parts: Any) -> str:
 def read_text(path: Path) -> str:
     """The file's text; raises `InputError` where it is missing or no UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return json_files.read_text(path)
     except FileNotFoundError:
         raise InputError("no such file", where=str(path), fix="correct the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -101,32 +102,18 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def json_lines(text: str, faults: list[str]) -> Iterator[tuple[int, Row]]:
-    """(line number, object) of each line that is not blank; what is no JSON object is a fault."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            raw = json.loads(line, object_pairs_hook=_unique_keys)
-        except (ValueError, RecursionError) as error:
-            faults.append(f"line {number}: not JSON: {error}")
-            continue
-        if isinstance(raw, dict):
-            yield number, raw
-        else:
-            faults.append(f"line {number}: not a JSON object")
+def told_to(faults: list[str]) -> TellFault:
+    """Keeps what is told as "PLACE: WHAT"."""
+    return lambda place, what: faults.append(f"{place}: {what}")
 
 
 def raise_faults(path: Path, faults: Sequence[str]) -> None:
-    """Raise `InputError` that lists the faults (the first FAULTS_SHOWN), if there are any."""
+    """Raise `InputError` that lists the first faults, if there are any."""
     if not faults:
         return
-    shown = list(faults[:FAULTS_SHOWN])
-    if len(faults) > len(shown):
-        shown.append(f"... and {len(faults) - len(shown)} more")
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise InputError(
-        f"{count}:\n" + "\n".join(f"  - {fault}" for fault in shown),
+        f"{count}:\n{list_faults(faults)}",
         where=str(path), fix="correct these rows; nothing was written",
     )  # fmt: skip
 
@@ -144,25 +131,16 @@ def text_fault(raw: Row, keys: Sequence[str]) -> str | None:
     return None
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is given twice")
-    return row
-
-
 def _entries(path: Path, task: str, faults: list[str]) -> Iterator[tuple[str, str, Row]]:
     """(place, default id, row) of each entry; Fox's rows under the names of ours."""
     text = read_text(path)
     if not (task == "ocr" and text.lstrip().startswith("[")):
-        for number, raw in json_lines(text, faults):
+        for number, raw in json_lines(text, told_to(faults)):
             yield f"line {number}", str(number), raw
         return
     try:
-        entries = json.loads(text, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(text)
+    except ValueError as error:
         faults.append(f"not JSON: {error}")
         return
     for index, raw in enumerate(entries):

@@ -77,7 +77,7 @@ def _predict(run: Run, variant: str) -> Version:
                 "box_format": model.box_format, "box_frame": model.box_frame,
                 **model_settings}  # fmt: skip
     if image == "matching":
-        del settings["other_image_prompts"]
+        del settings["condition_prompts"]
     recipe = Recipe("predictions", variant, "eval", STAGE_VERSION, settings, inputs,
                     notes=model_notes(model))  # fmt: skip
 
@@ -85,11 +85,11 @@ def _predict(run: Run, variant: str) -> Version:
         rows = inputs["prompts"].table(columns=PROMPT_COLUMNS)
         shown = rows.to_pylist()
         if image == "other":
-            shown = with_other_images(shown)[: config.other_image_prompts]
+            shown = with_other_images(shown)[: config.condition_prompts]
         vlm = _open(run, resolved, model_settings, None if adapter is None else adapter.path)
         if image == "blank":
             mean_rgb = tuple(vlm.processor.image_processor.image_mean)
-            shown = with_blank_images(shown[: config.other_image_prompts], mean_rgb)
+            shown = with_blank_images(shown[: config.condition_prompts], mean_rgb)
         doubt = unusual_boxes(vlm.family, model)
         if doubt and image == "matching" and "grounding" in rows["task"].to_pylist():
             run.say(f"eval {variant}: {doubt}")

@@ -1,11 +1,11 @@
 """Reads dataset files of JSON: each record with its place, faults collected."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.json_files import json_lines, parse_json, read_text
 from perpo_pipeline.prepare.rows import Faults
 
 Record = dict[str, Any]
@@ -13,18 +13,7 @@ Record = dict[str, Any]
 
 def read_json_lines(path: Path, faults: Faults) -> Iterator[tuple[int, Record]]:
     """Each JSON object with its line number (from 1); empty lines are skipped."""
-    for number, line in enumerate(_read_text(path, "JSON lines").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            faults.add(f"line {number}", f"not JSON: {error}")
-            continue
-        if isinstance(record, dict):
-            yield number, record
-        else:
-            faults.add(f"line {number}", "not a JSON object")
+    return json_lines(_read_text(path, "JSON lines"), faults.add)
 
 
 def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Record]]:
@@ -43,8 +32,8 @@ def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Record]]:
 def read_json(path: Path) -> Any:
     """A file's one JSON value; raises `ConfigError` if it is absent, `InputError` if it is none."""
     try:
-        return json.loads(_read_text(path, "JSON"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(_read_text(path, "JSON"))
+    except ValueError as error:
         raise InputError(f"not JSON: {error}", where=str(path),
                          fix="give the file as it was released, whole") from error  # fmt: skip
 
@@ -59,7 +48,7 @@ def missing_file(path: Path) -> ConfigError:
 
 def _read_text(path: Path, kind: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         raise missing_file(path) from None
     except (OSError, UnicodeDecodeError) as error:

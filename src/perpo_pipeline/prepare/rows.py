@@ -16,12 +16,12 @@ from typing import Any, Protocol, overload
 from perpo_pipeline.boxes import BOX_FORMATS, get_box_format
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.images import image_sha256, load_image_with_notes
+from perpo_pipeline.json_files import list_faults
 from perpo_pipeline.prepare.truth import RowFault, truth_fault
 
 Row = dict[str, Any]
 REFERRING_PROMPT = BOX_FORMATS["llava"].instruction
 """The paper's grounding instruction (METHOD: 'The paper's recipes')."""
-FAULTS_SHOWN = 20
 MOST_THREADS = 16
 
 
@@ -159,11 +159,8 @@ class Faults:
         """Raise `InputError` that lists the first 20, if there are any."""
         if not self.found:
             return
-        shown = self.found[:FAULTS_SHOWN]
-        if len(self.found) > len(shown):
-            shown.append(f"... and {len(self.found) - len(shown)} more")
         raise InputError(
-            f"{len(self.found)} bad rows:\n" + "\n".join(f"  - {fault}" for fault in shown),
+            f"{len(self.found)} bad rows:\n{list_faults(self.found)}",
             where=str(self.where), fix="correct or remove these rows; nothing was written",
         )  # fmt: skip
 

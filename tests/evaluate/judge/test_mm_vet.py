@@ -74,4 +74,4 @@ def test_an_id_that_occurs_twice_is_refused(
     """JSON readers silently keep the last."""
     twice = '{"v1_0": "a", "v1_1": "b", "v1_2": "c", "v1_1": "d"}'
     assert judge(tmp_path, DATASET, twice, serve(lambda _: "0.1")) == 2
-    assert "the key 'v1_1' occurs twice" in capsys.readouterr().err
+    assert "not JSON: the key 'v1_1' is given twice" in capsys.readouterr().err

@@ -4,32 +4,25 @@ Ids are text or whole numbers; 7 and "7" are the same id. Keys that are not aske
 alone, since the benchmarks' own files hold more.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.json_files import json_lines, list_faults, parse_json, read_text
 
 Row = dict[str, Any]
 Faults = list[str]
 Say = Callable[[str], None]
-FAULTS_SHOWN = 20
 
 
 def read_json_lines(path: Path, faults: Faults) -> list[tuple[str, Row]]:
     """Every JSON object of a file, with its place ("FILE line 3"); blank lines are passed over."""
-    rows: list[tuple[str, Row]] = []
     known = len(faults)
-    for number, line in enumerate((_read_text(path, faults) or "").split("\n"), start=1):
-        place = f"{path} line {number}"
-        if not line.strip():
-            continue
-        row = _parse(line, place, faults)
-        if isinstance(row, dict):
-            rows.append((place, row))
-        elif row is not None:
-            faults.append(f"{place}: not a JSON object")
+    objects = json_lines(
+        _read_text(path, faults) or "", lambda place, what: faults.append(f"{path} {place}: {what}")
+    )
+    rows = [(f"{path} line {number}", row) for number, row in objects]
     if not rows and len(faults) == known:
         faults.append(f"{path}: the file holds no row")
     return rows
@@ -106,18 +99,15 @@ def raise_faults(faults: Faults) -> None:
     """Raise InputError with the first faults and the number of the others."""
     if not faults:
         return
-    shown = [f"  - {fault}" for fault in faults[:FAULTS_SHOWN]]
-    if len(faults) > len(shown):
-        shown.append(f"  ... and {len(faults) - len(shown)} more")
     raise InputError(
-        f"{len(faults)} faults in what is to be judged:\n" + "\n".join(shown),
+        f"{len(faults)} faults in what is to be judged:\n{list_faults(faults)}",
         fix="correct the files; nothing was asked and nothing was written",
     )
 
 
 def _read_text(path: Path, faults: Faults) -> str | None:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         faults.append(f"{path}: cannot be read: {reason}")
@@ -126,21 +116,11 @@ def _read_text(path: Path, faults: Faults) -> str | None:
 
 def _parse(text: str, place: str, faults: Faults) -> Any:
     """None where there is a fault."""
-    known = len(faults)
     try:
-        found = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, place, faults))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except ValueError as error:
         faults.append(f"{place}: not JSON: {error}")
         return None
     if found is None:
         faults.append(f"{place}: holds null")
-    return None if len(faults) > known else found
-
-
-def _unique(pairs: list[tuple[str, Any]], place: str, faults: Faults) -> Row:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        faults.append(f"{place}: the key {twice!r} occurs twice in one object")
-    return row
+    return found
