@@ -154,7 +154,7 @@ def test_parts_are_scored_in_order_whatever_the_number_of_cores(
     whole = run.latest("scores", "train")
     inputs = {"samples": samples.path}
     one = score(Run(run.config, quiet=True, inputs=inputs, out=tmp_path / "one"), "train")
-    monkeypatch.setattr("perpo_pipeline.score._cores", lambda: 5)
+    monkeypatch.setattr("perpo_pipeline.score.cores", lambda: 5)
     five = score(Run(run.config, quiet=True, inputs=inputs, out=tmp_path / "five"), "train")
     assert len(one.parts()) == len(five.parts()) == 11
     assert one.table().equals(whole.table()) and five.table().equals(whole.table())

@@ -23,7 +23,7 @@ import importlib
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import ConfigError, InputError
 
@@ -197,6 +197,30 @@ def get_box_format(name: str) -> BoxFormat:
     read the box that it writes.
     """
     return BOX_FORMATS.get(name) or _load_own(name)
+
+
+def describe_box_format(name: str) -> str | dict[str, Any]:
+    """What of a format decides how answers are read, for fingerprints: the name of one of ours,
+    the content of the user's own, which may change under its name."""
+    if name in BOX_FORMATS:
+        return name
+    own = get_box_format(name)
+    return {
+        "name": name,
+        "pattern": own.pattern.pattern,
+        "flags": own.pattern.flags,
+        "template": own.template,
+        "scale": own.scale,
+        "decimals": own.decimals,
+        "instruction": own.instruction,
+    }
+
+
+def frame_fault(box_format: str, frame: str) -> str | None:
+    """What does not fit between a format and a frame, or None."""
+    if box_format == "qwen2.5-vl" and frame != "resized":
+        return "box_format qwen2.5-vl is pixels of the resized image: set box_frame to resized"
+    return None
 
 
 @functools.cache

@@ -5,19 +5,19 @@ writes, unless it is listed in the section's `operational` names.
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from perpo_pipeline.boxes import get_box_format
+from perpo_pipeline.boxes import frame_fault, get_box_format
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare.sources import SOURCE_MODELS, SOURCE_NAMES, PrepareConfig
 from perpo_pipeline.settings import Float, Int, Json, Name, Section
 
-Weight = Annotated[Float, Field(gt=0)]
 Method = Literal["perpo", "lipo", "lipo-lambda", "dpo", "sft"]
 METHODS = get_args(Method)
 BASE = "base"
@@ -52,10 +52,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _frame_fits(self) -> Self:
-        if self.box_format == "qwen2.5-vl" and self.box_frame != "resized":
-            raise ValueError(
-                "box_format qwen2.5-vl is pixels of the resized image: set box_frame to resized"
-            )
+        if fault := frame_fault(self.box_format, self.box_frame):
+            raise ValueError(fault)
         if self.box_frame == "resized" and self.preprocess == "pad":
             raise ValueError(
                 "box_frame resized is the whole image resized, which preprocess pad pads first: "
@@ -100,17 +98,19 @@ class SampleConfig(Section):
 class ScoreConfig(Section):
     """How an answer is measured against the truth."""
 
-    reward: str | dict[str, Weight] = Field(
+    reward: str | dict[str, float] = Field(
         "auto",
         description="a name, pkg.module:function, or several with weights: {iou: 1, mine:f: 0.5}",
     )
 
-    @field_validator("reward")
+    @field_validator("reward", mode="before")
     @classmethod
-    def _are_rewards(cls, reward: str | dict[str, float]) -> str | dict[str, float]:
+    def _are_rewards(cls, reward: Any) -> Any:
         from perpo_pipeline.rewards.choice import AUTO, REWARDS
 
         known = [AUTO, *REWARDS]
+        if not isinstance(reward, str) and not _are_weights(reward):
+            raise ValueError("give the name of a reward, or names with positive weights")
         names = [reward] if isinstance(reward, str) else list(reward)
         unknown = [name for name in names if ":" not in name and name not in known]
         if unknown or not names:
@@ -125,6 +125,15 @@ class ScoreConfig(Section):
         return {self.reward: 1.0} if isinstance(self.reward, str) else dict(self.reward)
 
 
+def _are_weights(value: Any) -> bool:
+    """Whether it maps names to positive numbers."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(weight, int | float) and not isinstance(weight, bool)
+        and 0 < weight < math.inf
+        for name, weight in value.items()
+    )  # fmt: skip
+
+
 def parse_reward(text: str | None) -> str | dict[str, float] | None:
     """What `--reward` says: a name, or `name=weight,name=weight`; raises ConfigError."""
     if text is None or "=" not in text:
@@ -136,7 +145,7 @@ def parse_reward(text: str | None) -> str | dict[str, float] | None:
             number = float(weight)
         except ValueError:
             number = 0.0
-        if not name or number <= 0 or name in weights:
+        if not name or not 0 < number < math.inf or name in weights:
             raise ConfigError(
                 f"--reward {text!r} cannot be read at {entry!r}",
                 fix="give each name once, with a positive weight: --reward iou=0.7,token_f1=0.3",

@@ -4,7 +4,6 @@ The core, `score_samples`, is pure; rows keep the order of the samples. Parts ar
 cores, a few at a time, and written in order.
 """
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer, input_of
+from perpo_pipeline.boxes import describe_box_format
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.machine import cores
 from perpo_pipeline.prompt_lookup import PromptLookup, check_unique
 from perpo_pipeline.rewards.choice import (
     AUTO,
@@ -46,7 +47,9 @@ def score(run: Run, split: str) -> Version:
     own = own_rewards(weights)
     settings: dict[str, Any] = {"reward": weights, "own_rewards": own}
     if any(name == AUTO or (name in REWARDS and REWARDS[name].reads_geometry) for name in weights):
-        settings |= {"box_format": model.box_format, "box_frame": model.box_frame}
+        settings |= {
+            "box_format": describe_box_format(model.box_format), "box_frame": model.box_frame,
+        }  # fmt: skip
     recipe = Recipe("scores", split, "score", STAGE_VERSION, settings,
                     {"samples": samples, "prompts": prompts})  # fmt: skip
 
@@ -62,7 +65,7 @@ def score(run: Run, split: str) -> Version:
 
         for name in own if todo else ():
             try_own(answers_of(todo[0]), name)
-        workers = 1 if own else _cores()
+        workers = 1 if own else cores()
         scored = _in_order(todo, lambda i: _score(answers_of(i), weights), workers)
         for index, part in run.progress(scored, f"score {split}", len(todo)):
             writer.write_part(index, part)
@@ -155,10 +158,6 @@ def _in_order(
         finally:
             for _, future in ahead:
                 future.cancel()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _count(writer: Writer, parts: int) -> Counter[str]:

@@ -49,7 +49,7 @@ def test_what_is_no_matrix_of_lists_is_refused(values):
         expected_best_of_n(values)
 
 
-def scores_version(root, lists, images=None, task="grounding", **truth):
+def scores_version(root, lists, images=None, task="grounding", reward={"auto": 1.0}, **truth):  # noqa: B006
     """A `scores` artifact over its prompts, a row of rewards a list."""
     blank = {"dataset": "d", "split": "train", "task": task, "source_row": "",
              "image": {"bytes": None, "path": "x"}, "image_notes": [], "width": 9, "height": 9,
@@ -60,7 +60,7 @@ def scores_version(root, lists, images=None, task="grounding", **truth):
             for i, rewards in enumerate(lists) for k, reward in enumerate(rewards)]  # fmt: skip
     made = make_at(root / "prompts", Recipe("prompts", "train", "prepare", 1, {}),
                    lambda writer: writer.write_part(0, prompts), Console())  # fmt: skip
-    recipe = Recipe("scores", "train", "score", 1, {}, {"prompts": made})
+    recipe = Recipe("scores", "train", "score", 1, {"reward": reward}, {"prompts": made})
     return make_at(root / "scores", recipe, lambda writer: writer.write_part(0, rows), Console())
 
 
@@ -105,3 +105,19 @@ def test_the_table_has_a_line_for_each_n(tmp_path):
     assert head.split() == ["n", "ap50", "miou"]
     assert first.split()[:2] == ["1", "75.0"] and "55.0" in first
     assert second.split()[:2] == ["2", "100.0"] and "75.0" in second
+
+
+def test_rewards_that_are_no_iou_are_not_called_one(tmp_path):
+    """A point in a box gives 0 or 1, an own reward anything: neither is an AP@50."""
+    for number, reward in enumerate(({"point_in_box": 1.0}, {"iou": 0.5, "mine:f": 0.5}, None)):
+        scores = scores_version(tmp_path / str(number), [[0.0, 1.0]], reward=reward)
+        assert {row["metric"] for row in best_of_n_rows(scores)} == {"mean_reward"}
+
+
+def test_a_box_beside_several_boxes_is_measured_as_the_box(tmp_path):
+    """`auto` measures the single box where both truths are there."""
+    both = {"gt_box": [0.0, 0.0, 1.0, 1.0], "gt_boxes": [[0.0, 0.0, 1.0, 1.0]]}
+    scores = scores_version(tmp_path / "both", [[0.0, 1.0]], **both)
+    assert {row["metric"] for row in best_of_n_rows(scores)} == {"ap50", "miou"}
+    scores = scores_version(tmp_path / "set", [[0.0, 1.0]], gt_boxes=both["gt_boxes"])
+    assert {row["metric"] for row in best_of_n_rows(scores)} == {"mean_reward"}

@@ -114,3 +114,22 @@ def test_m3po_without_the_samplers_log_probabilities_says_what_to_do() -> None:
     with pytest.raises(ArtifactError, match=r"sample 0 of prompt a has none"):
         build_lists(rows(given), TASKS, M3PO)
     assert not math.isnan(build_lists(rows(given), TASKS, ANY)[0]["margin"])
+
+
+def test_copies_of_the_pair_are_kept_aside_too() -> None:
+    """Six samples, the chosen one three times, the rejected one twice: 2 are the pair, 4 aside."""
+    entries = [([1], 0.9, True)] * 3 + [([2], 0.1, True)] * 2 + [([3], 0.5, True)]
+    table = rows({"a": entries}, {"a": [-1.0, -1.0, -1.0, -1.0, -1.0, -9.0]})
+    lists = build_lists(table, TASKS, M3PO)
+    aside = left_out(table, lists, M3PO)
+    assert lists[0]["completion_token_ids"] == [[1], [2]]
+    assert list(zip(aside["sample_id"], aside["reason"], strict=True)) == [
+        (1, "copy_in_the_pair"), (2, "copy_in_the_pair"), (4, "copy_in_the_pair"),
+        (5, "not_in_the_pair"),
+    ]  # fmt: skip
+
+
+def test_m3po_refuses_a_confidence_that_is_no_number() -> None:
+    given = {"a": [([1], 0.9, True), ([2], 0.1, True)]}
+    with pytest.raises(ArtifactError, match="sample 1 of prompt a has none"):
+        build_lists(rows(given, {"a": [-1.0, math.nan]}), TASKS, M3PO)

@@ -128,7 +128,8 @@ def test_the_summary_tells_how_much_of_the_margin_unparsed_answers_make() -> Non
 
 def test_the_histogram_and_the_thresholds_count_by_hand() -> None:
     """Margins 0, 0.05, 0.3, 0.3, 1: no threshold keeps the tied list, the last bin is closed."""
-    lists = pl.DataFrame({"margin": [0.0, 0.05, 0.3, 0.9 - 0.6, 1.0]})
+    lists = pl.DataFrame({"margin": [0.0, 0.05, 0.3, 0.9 - 0.6, 1.0], "reason": [None] * 5},
+                         schema_overrides={"reason": pl.String})  # fmt: skip
     counts = margin_counts(lists)
     assert counts["histogram"] == [2, 0, 0, 2, 0, 0, 0, 0, 0, 1]
     assert counts["kept_at"]["0.0"] == 4
@@ -137,3 +138,17 @@ def test_the_histogram_and_the_thresholds_count_by_hand() -> None:
     lines = margin_table(counts).splitlines()
     assert lines[1].split() == ["0.0-0.1", "2", "#" * 30, "0.0:", "4"]
     assert lines[-1].split() == ["1.0:", "1"]
+
+
+def test_what_no_threshold_could_keep_is_not_promised() -> None:
+    """Margins 0.9 (too large), 0.4, and of too few samples: one list for every threshold to 0.4."""
+    config = FilterConfig(min_margin=0.0, max_margin=0.5, list_size=2)
+    table = with_reasons({"a": one(0.9, 0.0), "b": one(0.5, 0.1), "c": one(1.0)}, config)
+    counts = margin_counts(table)
+    assert counts["histogram"] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
+    assert [counts["kept_at"][f"{t / 10:.1f}"] for t in (0, 4, 5, 9)] == [1, 1, 0, 0]
+
+
+def test_a_preference_over_an_unparsed_answer_alone_is_told_at_any_margin() -> None:
+    table = with_reasons({"a": [(0.5, True), (0.0, False)]}, FilterConfig(min_margin=0.0))
+    assert summarise(table, 0.0)["kept_by_unparsed_only"] == 1

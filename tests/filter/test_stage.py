@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from synthetic_run import make_synthetic_run
 
-from perpo_pipeline.artifacts import Recipe, Version, Writer, open_writer
+from perpo_pipeline.artifacts import Recipe, Version, input_of, open_writer
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter import stage
 from perpo_pipeline.filter.stage import Sampled, filter_lists
@@ -68,12 +69,36 @@ def test_scores_of_other_samples_are_refused(run: Run, tmp_path: Path) -> None:
     table = scores.table()
     assert Sampled(samples, scores).rewards(0).height == table.num_rows
 
-    def write(writer: Writer) -> Version:
-        writer.write_part(0, table.slice(1))
-        return writer.finish()
-
-    recipe = Recipe("scores", "train", "score", 1, {"other": True})
-    with open_writer(tmp_path / "other", recipe) as writer:
-        other = write(writer)
+    inputs = {"samples": samples}
+    other = write(tmp_path / "short", Recipe("scores", "t", "s", 1, {"a": 1}, inputs), [table[1:]])
     with pytest.raises(ArtifactError, match="not have the same rows"):
         Sampled(samples, other).rewards(0)
+
+
+def test_scores_of_another_sampling_of_the_same_prompts_are_refused(
+    run: Run, tmp_path: Path
+) -> None:
+    """Their keys are the same, their completions are not."""
+    samples = run.latest("samples", "train")
+    inputs = {"prompts": input_of(samples, "prompts")}
+    again = write(tmp_path / "again", Recipe("samples", "train", "sample", 1, {"a": 1}, inputs),
+                  [samples.table()])  # fmt: skip
+    with pytest.raises(ArtifactError, match="the scores are of other samples"):
+        filter_lists(Run(run.config, quiet=True, inputs={"samples": again.path}), "train")
+
+
+def test_scores_without_any_part_say_so(run: Run, tmp_path: Path) -> None:
+    samples = run.latest("samples", "train")
+    inputs = {"prompts": input_of(samples, "prompts")}
+    none = write(tmp_path / "none", Recipe("samples", "train", "sample", 1, {"a": 2}, inputs), [])
+    inputs = {"samples": none, **inputs}
+    empty = write(tmp_path / "empty", Recipe("scores", "train", "score", 1, {"a": 1}, inputs), [])
+    with pytest.raises(ArtifactError, match="there are no scores"):
+        filter_lists(Run(run.config, quiet=True, inputs={"scores": empty.path}), "train")
+
+
+def write(place: Path, recipe: Recipe, parts: list[pa.Table]) -> Version:
+    with open_writer(place, recipe) as writer:
+        for index, part in enumerate(parts):
+            writer.write_part(index, part)
+        return writer.finish()

@@ -24,6 +24,7 @@ from perpo_pipeline.rewards.choice import (
 )
 
 OWN = """
+import functools
 import itertools
 import math
 
@@ -52,6 +53,37 @@ def none(completions, **columns):
 
 def above_one(completions, **columns):
     return [1.0] * (len(completions) - 1) + [1.5]
+
+
+def of_the_batch(completions, **columns):
+    longest = max(map(len, completions))
+    return [len(text) / longest for text in completions]
+
+
+def complex_numbers(completions, **columns):
+    return [1j] * len(completions)
+
+
+def leaves(completions, **columns):
+    raise SystemExit(0)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+def unspeakable(completions, **columns):
+    raise Unspeakable
+
+
+class Callable:
+    def __call__(self, completions, **columns):
+        return [0.5] * len(completions)
+
+
+an_object = Callable()
+a_partial = functools.partial(share_of_a)
 
 
 def raises(completions, **columns):
@@ -182,9 +214,12 @@ def test_a_reward_of_ones_own_sees_completions_and_columns(mine: Path) -> None:
     [
         ("too_few", r"returned the shape \(1,\) for 2 completions"),
         ("not_a_number", r"returned nan \(2 values"),
-        ("none", r"returned (nan|the shape \(\))"),
+        ("none", r"no list of numbers: TypeError: it holds object"),
         ("above_one", r"returned 1.5 \(1 values"),
         ("raises", r"raised RuntimeError: no such answer"),
+        ("complex_numbers", r"no list of numbers: TypeError: it holds complex"),
+        ("leaves", r"raised SystemExit: 0"),
+        ("unspeakable", r"raised Unspeakable"),
     ],
 )
 def test_a_broken_contract_is_told_with_the_place(mine: Path, function: str, message: str) -> None:
@@ -195,8 +230,10 @@ def test_a_broken_contract_is_told_with_the_place(mine: Path, function: str, mes
 
 def test_a_reward_that_changes_its_mind_is_found_before_anything_is_scored(mine: Path) -> None:
     given = answers({"completion": "a"}, {"completion": "b"})
-    with pytest.raises(InputError, match="for the same answer"):
-        try_own(given, "my_rewards:random")
+    for changing in ("random", "of_the_batch"):
+        given = answers({"completion": "a"}, {"completion": "bb"}, {"completion": "c"})
+        with pytest.raises(InputError, match="for the same answer"):
+            try_own(given, f"my_rewards:{changing}")
     try_own(given, "my_rewards:share_of_a")
 
 
@@ -221,6 +258,23 @@ def test_a_changed_function_changes_the_fingerprint(mine: Path) -> None:
     assert list(before) == list(after) == [name] and before != after
 
 
+def test_objects_and_partials_are_known_by_the_file_of_their_code(mine: Path) -> None:
+    names = [f"my_rewards:{name}" for name in ("an_object", "a_partial", "share_of_a")]
+    hashes = own_rewards(dict.fromkeys(names, 1.0))
+    assert len(set(hashes.values())) == 1
+    assert measure(answers({"completion": "ab"}), {names[0]: 1.0}).rewards.tolist() == [0.5]
+
+
+def test_code_without_a_source_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be told from a changed one"):
+        own_rewards({"math:sqrt": 1.0})
+
+
+def test_weights_whose_sum_would_overflow_still_give_their_mean() -> None:
+    found = measure(answers(TEXT), {"edit_similarity": 1e308, "exact_match": 1e308})
+    assert found.rewards.tolist() == pytest.approx([0.375])
+
+
 def test_only_the_columns_that_a_reward_looks_at_are_read() -> None:
     assert columns_of({"iou": 1.0}) == ["prompt_id", "task", "width", "height", "gt_box"]
     assert "prompt" in columns_of({"mine:f": 1.0})
@@ -230,6 +284,7 @@ def test_only_the_columns_that_a_reward_looks_at_are_read() -> None:
 def test_an_unknown_reward_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(ValueError, match="there is no reward iuo; one of auto, iou"):
         ScoreConfig.model_validate({"reward": "iuo"})
-    with pytest.raises(ValueError, match="greater than 0"):
-        ScoreConfig.model_validate({"reward": {"iou": 0}})
+    for weight in (0, -1, float("nan"), float("inf"), "1", True):
+        with pytest.raises(ValueError, match="or names with positive weights"):
+            ScoreConfig.model_validate({"reward": {"iou": weight}})
     assert ScoreConfig(reward={"iou": 1, "mine:f": 0.5}).weights() == {"iou": 1.0, "mine:f": 0.5}

@@ -1,6 +1,7 @@
 """`perpo eval` and `perpo compare`."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,6 +108,9 @@ def eval_command(
         _print_rows(rows, show, as_json)
         return
     _refuse(of_file, "belongs to --predictions or --answers")
+    if kind == "--best-of-n":
+        others = {k: v for k, v in of_run.items() if k not in ("--run", "--scores")}
+        _refuse({**others, "--out": out}, "does not belong to --best-of-n, which looks at scores")
     if scores is not None and kind != "--best-of-n":
         raise ConfigError("--scores belongs to --best-of-n")
     if adapter is not None and variant in (None, "base"):
@@ -225,4 +229,10 @@ def _refuse(options: Mapping[str, Any], reason: str) -> None:
 
 
 def _print_rows(rows: Rows, table: Callable[[Any], str], as_json: bool) -> None:
-    print("\n".join(json.dumps(row) for row in rows) if as_json else table(rows))
+    print("\n".join(map(_json_line, rows)) if as_json else table(rows))
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    """What is not known is null: JSON has no NaN."""
+    known = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+    return json.dumps(known, allow_nan=False)

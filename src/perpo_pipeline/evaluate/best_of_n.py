@@ -12,6 +12,7 @@ from perpo_pipeline.artifacts import Version, input_of
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metrics import right
 from perpo_pipeline.evaluate.statistics import mean_interval
+from perpo_pipeline.rewards.choice import asks_for_set, measures_iou
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -31,9 +32,9 @@ def expected_best_of_n(values: npt.ArrayLike) -> Floats:
 def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
     """Rows of n, metric, value, low, high, lists: the best of n = 1..N samples of each list.
 
-    Metrics are `ap50` and `miou` where every prompt asks for one region, else `mean_reward`, with
-    95 % intervals of the bootstrap over images; the prompts are those in the lineage of `scores`.
-    Raises `ArtifactError` for lists of unequal length. Source: PerPO, figure 1b.
+    Metrics are `ap50` and `miou` where every reward is the IoU of one region, else `mean_reward`,
+    with 95 % intervals of the bootstrap over images; the prompts are those in the lineage of
+    `scores`. Raises `ArtifactError` for lists of unequal length. Source: PerPO, figure 1b.
     """
     rewards, images, is_grounding = _lists(scores)
     measures: dict[str, Callable[[Floats], Floats]] = {"mean_reward": np.asarray}
@@ -81,12 +82,13 @@ def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
             f"{odd.height} have fewer, the first that of prompt {odd['prompt_id'][0]}",
             where=str(scores.path), fix="sample the prompts again that lack samples",
         )  # fmt: skip
-    columns = ["prompt_id", "task", "image_sha256", "gt_boxes"]
+    columns = ["prompt_id", "task", "image_sha256", "gt_box", "gt_boxes", "gt_polygon"]
     prompts = pl.DataFrame(input_of(scores, "prompts").table(columns=columns))
     joined = lists.join(prompts, on="prompt_id", how="left", maintain_order="left")
-    has_one = (joined["task"] == "grounding") & joined["gt_boxes"].is_null()
+    has_one = joined.select((pl.col("task") == "grounding") & ~asks_for_set()).to_series()
     rewards = np.array(lists["reward"].to_list(), dtype=np.float64)
-    return rewards, joined["image_sha256"].to_list(), bool(has_one.all())
+    is_iou = measures_iou(scores.manifest["settings"].get("reward"))
+    return rewards, joined["image_sha256"].to_list(), bool(has_one.all()) and is_iou
 
 
 def _of_each_list(values: npt.ArrayLike) -> Floats:

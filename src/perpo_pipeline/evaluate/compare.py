@@ -13,6 +13,7 @@ from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.metrics import right
 from perpo_pipeline.evaluate.pope import TASK as POPE
 from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference_interval
+from perpo_pipeline.rewards.choice import AUTO, asks_for_set
 from perpo_pipeline.stage import DEFAULT, Console, make_at
 
 STAGE_VERSION = 1
@@ -20,8 +21,6 @@ STAGE_VERSION = 1
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
-IOUS = ("auto", "iou", "polygon_iou", "set_iou")
-"""Rewards that are an IoU where the task is grounding."""
 TRUTH = ["prompt_id", "image_sha256", "gt_text", "gt_box", "gt_boxes", "gt_polygon"]
 
 
@@ -142,9 +141,23 @@ def _paired(a: Version, b: Version) -> pl.DataFrame:
     if not first.height:
         raise ArtifactError("there are no predictions to compare", where=str(a.path))
     other = second.select("prompt_id", b="reward")
+    if any("task" in version.manifest["settings"] for version in (a, b)):
+        _check_images(first, second, a, b)
     return first.rename({"reward": "a"}).join(
         other, on="prompt_id", how="left", maintain_order="left"
     )
+
+
+def _check_images(first: pl.DataFrame, second: pl.DataFrame, a: Version, b: Version) -> None:
+    """Files say themselves which rows are about one image; both must say the same."""
+    both = first.join(second, on="prompt_id", suffix="_b")
+    differing = both.filter(pl.col("image_prompt_id") != pl.col("image_prompt_id_b"))
+    if differing.height:
+        raise ArtifactError(
+            f"{differing.height} rows name another image in the one file than in the other, the "
+            f"first is {differing['prompt_id'][0]}",
+            where=f"{a.path} and {b.path}", fix="give `image` in both files alike, or in neither",
+        )  # fmt: skip
 
 
 def _check_truth(rows: pl.DataFrame, a: Version, b: Version) -> None:
@@ -175,9 +188,9 @@ def _facts(rows: pl.DataFrame, version: Version) -> pl.DataFrame:
     task = version.manifest["settings"].get("task")
     if task is not None:
         return rows.with_columns(task=pl.lit(task), image="image_prompt_id", is_set=pl.lit(False))
-    columns = ["prompt_id", "task", "image_sha256", "gt_boxes"]
+    columns = ["prompt_id", "task", "image_sha256", "gt_box", "gt_boxes", "gt_polygon"]
     prompts = pl.DataFrame(input_of(version, "prompts").table(columns=columns)).select(
-        "prompt_id", "task", image="image_sha256", is_set=pl.col("gt_boxes").is_not_null()
+        "prompt_id", "task", image="image_sha256", is_set=asks_for_set()
     )
     joined = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
     if joined["task"].null_count():
@@ -193,9 +206,9 @@ def _measures(
 ) -> list[tuple[str, pl.Series, Callable[[Floats], Floats]]]:
     """(metric, which rows it is of, its value from the reward)."""
     task, is_set = facts["task"], facts["is_set"]
-    names = [reward] if isinstance(reward, str) else list(reward or ["auto"])
-    boxes = (task == "grounding") & (len(names) == 1 and names[0] in IOUS)
-    pages = (task == "ocr") & (names in (["auto"], ["edit_similarity"]))
+    by_task = reward in (None, {AUTO: 1.0})
+    boxes = (task == "grounding") & by_task
+    pages = (task == "ocr") & by_task
     pope = task == POPE
     return [
         ("ap50", boxes & ~is_set, right),

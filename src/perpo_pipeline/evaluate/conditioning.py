@@ -12,8 +12,8 @@ import polars as pl
 from perpo_pipeline.artifacts import Version, input_of
 from perpo_pipeline.config import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.metrics import ALL, summarise
-from perpo_pipeline.evaluate.stage import ANSWER_COLUMNS, QUESTION_COLUMNS, evaluate
+from perpo_pipeline.evaluate.metrics import ALL, ANSWER_COLUMNS, QUESTION_COLUMNS, summarise
+from perpo_pipeline.evaluate.stage import evaluate
 from perpo_pipeline.stage import Run
 
 Row = dict[str, Any]

@@ -23,6 +23,7 @@ from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate import ocr
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
 from perpo_pipeline.evaluate.wordnet import METEOR_LEFT_OUT, find_wordnet
+from perpo_pipeline.rewards.choice import asks_for_set
 from perpo_pipeline.rewards.text import edit_similarities, exact_matches, token_f1s
 
 Row = dict[str, Any]
@@ -31,7 +32,8 @@ Mask = npt.NDArray[np.bool_]
 
 ANSWER_COLUMNS = ("prompt_id", "completion", "reward", "parse_ok")
 QUESTION_COLUMNS = (
-    "prompt_id", "dataset", "split", "task", "image_sha256", "gt_text", "gt_boxes",
+    "prompt_id", "dataset", "split", "task", "image_sha256", "gt_text", "gt_box", "gt_boxes",
+    "gt_polygon",
 )  # fmt: skip
 ALL = "all"
 """The `dataset` of metrics of a whole split."""
@@ -147,7 +149,7 @@ def _measures(rows: pl.DataFrame, fox_compat: bool) -> Iterator[Measure]:
 
 
 def _grounding(rows: pl.DataFrame, where: Mask) -> Iterator[Measure]:
-    has_set = where & rows["gt_boxes"].is_not_null().to_numpy()
+    has_set = where & rows.select(asks_for_set()).to_series().to_numpy()
     has_one = where & ~has_set
     reward = rows["reward"].to_numpy()
     yield Measure("ap50", has_one, right(reward[has_one]))

@@ -156,8 +156,9 @@ def _faults_of(row: Row, keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
         if row.get(key) is None:
             yield f"`{key}` is missing"
-    if "question_id" in keys and not isinstance(row["question_id"], str | int):
-        yield f"`question_id` is neither text nor a whole number: {row['question_id']!r}"
+    number = row.get("question_id")
+    if "question_id" in keys and (not isinstance(number, str | int) or isinstance(number, bool)):
+        yield f"`question_id` is neither text nor a whole number: {number!r}"
     texts = [key for key in keys if key not in ("question_id", "text")]
     if fault := text_fault(row, texts):
         yield fault

@@ -210,7 +210,7 @@ def _is_size(value: Any) -> bool:
 
 def _row(raw: Row, task: str, name: str) -> Row:
     split, dataset = raw.get("split") or "all", raw.get("dataset") or UNNAMED
-    key = json.dumps(raw["id"]) if raw.get("id") is not None else name
+    key = json.dumps(raw["id"]) if raw.get("id") is not None else f"at {name}"
     box = raw.get("gt_box") and [float(v) for v in raw["gt_box"]]
     truth = {"gt_text": raw.get("gt_text"), "gt_box": box,
              "width": raw.get("width"), "height": raw.get("height")}  # fmt: skip

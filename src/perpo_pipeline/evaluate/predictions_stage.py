@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer
-from perpo_pipeline.boxes import FRAMES, Size, get_box_format
+from perpo_pipeline.boxes import FRAMES, Size, describe_box_format, frame_fault, get_box_format
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate import pope
 from perpo_pipeline.evaluate.metrics import missing_metrics, summarise
@@ -52,20 +52,22 @@ def evaluate_file(
     console = console or Console()
     _check_options(task, box_format, frame, fox_compat)
     box_frame, one_size = parse_frame(frame) if frame else ("full", None)
+    if fault := frame_fault(box_format or "", box_frame):
+        raise ConfigError(fault, fix="give --frame resized:WxH, or `resized` on every line")
     file = read_predictions(
         predictions, task, needs_resized=box_frame == "resized" and one_size is None
     )
     rows = [row | {"resized": one_size or row["resized"]} for row in file.rows]
     settings: Row = {"task": task, "reward": {REWARD: 1.0}, "file_sha256": _sha256(predictions)}
     if box_format is not None:
-        settings |= {"box_format": box_format, "frame": frame}
+        settings |= {"box_format": describe_box_format(box_format), "frame": frame}
     left_out = missing_metrics({task})
     for message in left_out.values():
         console.say(f"eval {predictions.stem}: {message}")
     _tell_mended(console, predictions, file.mended)
     truth = _prompts(rows)
     return _make_both(
-        Recipe("predictions", predictions.stem, "eval", STAGE_VERSION, settings),
+        Recipe("predictions", _variant(predictions), "eval", STAGE_VERSION, settings),
         lambda: _answers(rows, truth, box_format or "llava", box_frame),
         {"fox_compat": fox_compat, "left_out": sorted(left_out)},
         lambda made: summarise(made, truth, fox_compat=fox_compat),
@@ -91,10 +93,15 @@ def evaluate_pope(
         for row in rows
     ]
     return _make_both(
-        Recipe("predictions", answers.stem, "eval", STAGE_VERSION, settings),
+        Recipe("predictions", _variant(answers), "eval", STAGE_VERSION, settings),
         lambda: given, {}, lambda _: pope.pope_metrics(rows),
         {"mended_completions": mended}, out, console,
     )  # fmt: skip
+
+
+def _variant(path: Path) -> str:
+    """The file's name, in characters that a manifest can hold."""
+    return path.stem.encode("utf-8", "replace").decode()
 
 
 def parse_frame(text: str) -> tuple[str, Size | None]:
@@ -116,7 +123,10 @@ def _check_options(
     task: str, box_format: str | None, frame: str | None, fox_compat: bool
 ) -> None:  # fmt: skip
     if task not in KEYS:
-        raise ConfigError(f"there is no task {task!r} for such files", fix=f"one of {list(KEYS)}")
+        raise ConfigError(
+            f"there is no task {task!r} for such files",
+            fix=f"one of {', '.join(KEYS)}; pope has --answers, --questions and --labels",
+        )
     if task != "grounding" and (box_format or frame):
         raise ConfigError(f"a box format and a frame are of grounding, not of {task}")
     if task == "grounding" and not (box_format and frame):

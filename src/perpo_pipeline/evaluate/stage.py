@@ -12,14 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer, input_of, open_version
-from perpo_pipeline.boxes import unusual_boxes
+from perpo_pipeline.boxes import describe_box_format, unusual_boxes
 from perpo_pipeline.config import BASE, BLANK_IMAGE, OTHER_IMAGE, model_of
 from perpo_pipeline.evaluate.images_shown import (
     refuse_trained_images,
     with_blank_images,
     with_other_images,
 )
-from perpo_pipeline.evaluate.metrics import missing_metrics, summarise
+from perpo_pipeline.evaluate.metrics import (
+    ANSWER_COLUMNS,
+    QUESTION_COLUMNS,
+    missing_metrics,
+    summarise,
+)
 from perpo_pipeline.model_inputs import encode_row, identify_model, model_notes, open_model
 from perpo_pipeline.rewards.choice import AUTO
 from perpo_pipeline.schemas import SIZE
@@ -31,10 +36,6 @@ if TYPE_CHECKING:
 
 STAGE_VERSION = 3
 PROMPT_COLUMNS = [*TRUTH_COLUMNS, "image", "image_sha256", "prompt"]
-ANSWER_COLUMNS = ["prompt_id", "completion", "reward", "parse_ok"]
-QUESTION_COLUMNS = [
-    "prompt_id", "dataset", "split", "task", "image_sha256", "gt_text", "gt_boxes",
-]  # fmt: skip
 SHOWN = {OTHER_IMAGE: "other", BLANK_IMAGE: "blank"}
 
 Row = dict[str, Any]
@@ -73,8 +74,8 @@ def _predict(run: Run, variant: str) -> Version:
             refuse_images_of(adapter, inputs["prompts"])
     resolved, model_settings = identify_model(model, run.scratch)
     settings = {**config.result_settings(), "image": image,
-                "reward": AUTO,
-                "box_format": model.box_format, "box_frame": model.box_frame,
+                "reward": {AUTO: 1.0},
+                "box_format": describe_box_format(model.box_format), "box_frame": model.box_frame,
                 **model_settings}  # fmt: skip
     if image == "matching":
         del settings["condition_prompts"]
@@ -142,8 +143,8 @@ def _predict_part(
         }
     )
     scored = score_samples(
-        samples, truth, reward=settings["reward"], box_format=settings["box_format"],
-        box_frame=settings["box_frame"],
+        samples, truth, reward=AUTO, box_format=run.config.model.box_format,
+        box_frame=run.config.model.box_frame,
     ).to_pylist()  # fmt: skip
     return [
         {

@@ -10,11 +10,12 @@ and the model's own confidence. Its abstract gives no formula; this one is ours:
   among the list's K distinct completions, 1/K for the least confident up to 1 for the most
   confident; equal confidences share the mean of their ranks. A confident bad answer is a hard
   negative.
-- Ties are broken by the larger gap, then by a hash of the token ids, never by the order of the
-  list.
+- Ties are broken by the larger gap, then by a hash of the token ids and the finish reason, never
+  by the order of the list.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ SAMPLE_COLUMNS = [
 UNPARSED = "unparsed"
 BEYOND_LIST_SIZE = "beyond_list_size"
 PAIR_NOT_CHOSEN = "not_in_the_pair"
+COPY_OF_PAIR = "copy_in_the_pair"
 
 Row = dict[str, Any]
 
@@ -58,9 +60,7 @@ def left_out(rows: pl.DataFrame, lists: list[Row], config: FilterConfig) -> pl.D
     """DROPPED rows of the completions that their lists do without, each with its reason."""
     reason = pl.lit(None, pl.String)
     if config.strategy == "m3po":
-        kept = {(row["prompt_id"], *key) for row in lists for key in _keys_of(row)}
-        chosen = [(row["prompt_id"], *_key(row)) in kept for row in rows.iter_rows(named=True)]
-        reason = pl.when(~pl.Series(chosen, dtype=pl.Boolean)).then(pl.lit(PAIR_NOT_CHOSEN))
+        reason = pl.lit(pl.Series(_reasons_of_pairs(rows, lists), dtype=pl.String))
     if config.drop_unparsed:
         reason = pl.when(~pl.col("parse_ok")).then(pl.lit(UNPARSED)).otherwise(reason)
     if config.list_size is not None:
@@ -70,6 +70,21 @@ def left_out(rows: pl.DataFrame, lists: list[Row], config: FilterConfig) -> pl.D
         "prompt_id", "sample_id", reason.alias("reason"), pl.lit(None, pl.Float64).alias("margin")
     )
     return named.filter(pl.col("reason").is_not_null())
+
+
+def _reasons_of_pairs(rows: pl.DataFrame, lists: list[Row]) -> list[str | None]:
+    """Why each row is not in its pair: another answer was chosen, or a copy of this one is."""
+    waiting = {(row["prompt_id"], *key) for row in lists for key in _keys_of(row)}
+    pairs = set(waiting)
+    reasons: list[str | None] = []
+    for row in rows.iter_rows(named=True):
+        key = (row["prompt_id"], *_key(row))
+        if key in waiting:
+            waiting.remove(key)
+            reasons.append(None)
+        else:
+            reasons.append(COPY_OF_PAIR if key in pairs else PAIR_NOT_CHOSEN)
+    return reasons
 
 
 def _keys_of(row: Row) -> list[tuple[Any, ...]]:
@@ -107,17 +122,18 @@ def _value(best: float, row: Row, rank: float) -> float:
 
 
 def _confidence(row: Row) -> float:
-    if row["sampler_logprob"] is None or not row["completion_token_ids"]:
+    logprob = row["sampler_logprob"]
+    if logprob is None or math.isnan(logprob) or not row["completion_token_ids"]:
         raise ArtifactError(
             "m3po needs the sampler's log-probability of every completion; "
             f"sample {row['sample_id']} of prompt {row['prompt_id']} has none",
             fix="sample with the transformers or vllm backend, or use filter.strategy: lists",
         )
-    return float(row["sampler_logprob"]) / len(row["completion_token_ids"])
+    return float(logprob) / len(row["completion_token_ids"])
 
 
 def _token_hash(row: Row) -> str:
-    ids = ",".join(map(str, row["completion_token_ids"]))
+    ids = ",".join(map(str, _key(row)))
     return hashlib.sha256(ids.encode()).hexdigest()
 
 

@@ -103,7 +103,8 @@ def _surplus(
     if not share:
         raise ArtifactError(
             f"no equal amounts can be had of these lists: {counts} (max_lists {config.max_lists})",
-            fix="lower filter.min_margin, or set filter.equal_datasets to false",
+            fix="lower filter.min_margin, raise filter.max_lists to one of each dataset at least, "
+            "or set filter.equal_datasets to false",
         )
     rank = pl.int_range(pl.len()).over("dataset")
     return [(drawn.filter(rank >= share)["index"], OVER_DATASET_SHARE)]
@@ -115,14 +116,22 @@ def _draw(seed: int, prompt_id: str) -> str:
 
 def margin_counts(lists: pl.DataFrame) -> dict[str, Any]:
     """`histogram`: lists with a margin in each tenth of [0, 1], the last one closed; `kept_at`:
-    how many would be kept with each tenth as `min_margin` (strict preferences alone)."""
-    margins = lists["margin"].drop_nulls().to_numpy()
+    how many would be kept with each tenth as `min_margin`, before any cap.
+
+    `lists` has `margin` and `reason`; a list that goes whatever its smallest margin may be (too
+    few samples, all unparsed) is in neither, one with too large a margin not in `kept_at`.
+    """
+    reason = pl.col("reason")
+    usable = lists.filter(reason.is_null() | ~reason.is_in([TOO_FEW_SAMPLES, ALL_UNPARSED]))
+    margins = usable["margin"].to_numpy()
+    fits = usable.select((reason != MARGIN_TOO_LARGE).fill_null(True)).to_series().to_numpy()
+    strict = fits & (margins > 0)
     bins = np.clip(np.floor(margins * BINS + ROUNDING).astype(int), 0, BINS - 1)
     steps = range(BINS + 1)
     return {
         "histogram": [int(n) for n in np.bincount(bins, minlength=BINS)],
         "kept_at": {
-            f"{step / BINS:.1f}": int(((margins > 0) & (margins >= step / BINS - ROUNDING)).sum())
+            f"{step / BINS:.1f}": int((strict & (margins >= step / BINS - ROUNDING)).sum())
             for step in steps
         },
     }

@@ -67,6 +67,13 @@ class Sampled:
     scores: Version
 
     def __post_init__(self) -> None:
+        scored = self.scores.manifest["inputs"]["samples"]["fingerprint"]
+        if scored != self.samples.fingerprint:
+            raise ArtifactError(
+                f"the scores are of other samples ({scored}) than these "
+                f"({self.samples.fingerprint}): their rewards belong to other completions",
+                where=f"{self.samples.path} and {self.scores.path}", fix="rerun `perpo score`",
+            )  # fmt: skip
         if len(self.samples.parts()) != len(self.scores.parts()):
             raise self._mismatch()
 
@@ -97,6 +104,9 @@ class Sampled:
 
 def _all_margins(run: Run, sampled: Sampled, split: str, config: FilterConfig) -> pl.DataFrame:
     parts = run.progress(range(len(sampled)), f"filter {split}: margins", len(sampled))
+    if not len(sampled):
+        raise ArtifactError("there are no scores", where=str(sampled.scores.path),
+                            fix="rerun `perpo sample` and `perpo score`")  # fmt: skip
     lists = pl.concat(
         [
             list_margins(sampled.rewards(index), config).with_columns(part=pl.lit(index))
@@ -119,7 +129,7 @@ def _check_some_are_left(lists: pl.DataFrame, scores: Version) -> None:
     raise ArtifactError(
         f"no list is left of {lists.height}: the largest margin is "
         f"{largest:.3f}; dropped: {_by_reason(lists)}",
-        where=str(scores.path), fix="lower filter.min_margin, or change what drops them",
+        where=str(scores.path), fix="change the settings of `filter` that drop them",
     )  # fmt: skip
 
 
@@ -173,7 +183,7 @@ def summarise(lists: pl.DataFrame, min_margin: float) -> dict[str, Any]:
         "dropped": _by_reason(lists),
         "mean_margin": float(margins.mean()),
         "margin_from_unparsed": float(margins.mean() - parsed.mean()),
-        "kept_by_unparsed_only": int((parsed < min_margin - ROUNDING).sum()),
+        "kept_by_unparsed_only": int(((parsed < min_margin - ROUNDING) | (parsed <= 0)).sum()),
         **margin_counts(lists),
     }
 

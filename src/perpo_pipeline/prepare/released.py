@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perpo_pipeline.artifacts import Recipe, Version, Writer
-from perpo_pipeline.boxes import parse_box
+from perpo_pipeline.boxes import describe_box_format, parse_box
 from perpo_pipeline.model_inputs import IDENTITY_CACHE, identify_model, model_notes
 from perpo_pipeline.prepare.perpo_json import ReleasedList
 from perpo_pipeline.prepare.rows import Row
+from perpo_pipeline.rewards.choice import RELEASED
 from perpo_pipeline.rewards.grounding import iou_xyxy
 from perpo_pipeline.stage import Run, make
 
@@ -107,8 +108,8 @@ def _write_scores(
     released: Mapping[str, Any], out: Path | None,
 ) -> Version:  # fmt: skip
     model = run.config.model
-    settings = {**released, "reward": "released", "box_format": model.box_format,
-                "box_frame": model.box_frame}  # fmt: skip
+    settings = {**released, "reward": {RELEASED: 1.0}, "box_frame": model.box_frame,
+                "box_format": describe_box_format(model.box_format)}  # fmt: skip
     recipe = Recipe("scores", split, "prepare", STAGE_VERSION, settings,
                     {"samples": samples, "prompts": prompts})  # fmt: skip
 

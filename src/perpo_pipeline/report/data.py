@@ -16,10 +16,12 @@ from perpo_pipeline.evaluate.compare import paired_row
 from perpo_pipeline.evaluate.metrics import ALL, right
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.methods import Method, methods_of
+from perpo_pipeline.rewards.choice import AUTO, asks_for_set, measures_iou
 from perpo_pipeline.stage import Run
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
+IOU, EDIT_SIMILARITY, OTHER = "iou", "edit_similarity", "other"
 CURVES = ("loss", "reward_accuracy", "implicit_margin", "best_logp", "learning_rate")
 
 
@@ -107,11 +109,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Sampled:
-    """The samples and lists of the sampled split; `rewards` and `parse_ok` are `(lists, N)`."""
+    """The samples and lists of the sampled split; `rewards` and `parse_ok` are `(lists, N)`.
+
+    `measure` says what the rewards are: IOU, EDIT_SIMILARITY, or OTHER.
+    """
 
     rewards: Floats
     parse_ok: npt.NDArray[np.bool_]
-    is_grounding: bool
+    measure: str
     images: list[str]
     kept_margins: Floats
     dropped_margins: dict[str, Floats]
@@ -120,7 +125,7 @@ class Sampled:
 
     def best_of_n(self) -> Floats:
         """Expected AP@50 (grounding) or mean reward of the best of n = 1..N samples, `(N,)`."""
-        return expected_best_of_n(right(self.rewards) if self.is_grounding else self.rewards)
+        return expected_best_of_n(right(self.rewards) if self.measure == IOU else self.rewards)
 
 
 def open_inputs(run: Run) -> Inputs:
@@ -245,7 +250,7 @@ def read_sampled(inputs: Inputs) -> Sampled:
             f"the lists do not all have the same number of samples: {sorted(sizes)}",
             where=str(inputs.scores.path), fix="rerun `perpo sample` and `perpo score`",
         )  # fmt: skip
-    columns = ["prompt_id", "task", "image_sha256"]
+    columns = ["prompt_id", "task", "image_sha256", "gt_box", "gt_boxes", "gt_polygon"]
     prompts = lists.select("prompt_id").join(
         pl.DataFrame(inputs.sampled_prompts.table(columns=columns)),
         on="prompt_id", how="left", maintain_order="left",
@@ -254,7 +259,7 @@ def read_sampled(inputs: Inputs) -> Sampled:
     return Sampled(
         rewards=np.array(lists["reward"].to_list()),
         parse_ok=np.array(lists["parse_ok"].to_list()),
-        is_grounding=bool((prompts["task"] == "grounding").all()),
+        measure=_measure_of(prompts, inputs.scores.manifest["settings"].get("reward")),
         images=prompts["image_sha256"].to_list(),
         kept_margins=_margins(pl.DataFrame(inputs.preferences.table(columns=["margin"]))),
         dropped_margins={
@@ -264,6 +269,15 @@ def read_sampled(inputs: Inputs) -> Sampled:
         counts=inputs.preferences.manifest["counts"],
         min_margin=float(inputs.preferences.manifest["settings"]["min_margin"]),
     )
+
+
+def _measure_of(prompts: pl.DataFrame, reward: Any) -> str:
+    """What the rewards of these prompts are, by the recorded setting."""
+    is_box = (pl.col("task") == "grounding") & ~asks_for_set()
+    if measures_iou(reward) and prompts.select(is_box.all()).item():
+        return IOU
+    is_text = (prompts["task"] != "grounding").all()
+    return EDIT_SIMILARITY if is_text and reward in ({AUTO: 1.0}, {EDIT_SIMILARITY: 1.0}) else OTHER
 
 
 def _margins(rows: pl.DataFrame) -> Floats:
@@ -279,8 +293,8 @@ def oracle(sampled: Sampled, num_resamples: int) -> dict[str, Estimate]:
         "miou": best,
         "parse_rate": sampled.parse_ok.any(axis=1).astype(np.float64),
     }
-    if not sampled.is_grounding:
-        measured = {"edit_distance": 1.0 - best}
+    if sampled.measure != IOU:
+        measured = {"edit_distance": 1.0 - best} if sampled.measure == EDIT_SIMILARITY else {}
     return {
         name: Estimate(
             *mean_interval(values, clusters=sampled.images, num_resamples=num_resamples),

@@ -12,6 +12,7 @@ from perpo_pipeline.config import BASE, TrainSettings
 from perpo_pipeline.report import plots
 from perpo_pipeline.report.data import (
     CURVES,
+    IOU,
     Comparison,
     Estimate,
     Floats,
@@ -285,7 +286,7 @@ def _samples(contents: Contents) -> Json:
         )
     ]
     best = sampled.best_of_n()
-    how = shown("ap50" if sampled.is_grounding else "mean_reward")
+    how = shown("ap50" if sampled.measure == IOU else "mean_reward")
     return {
         "split": contents.sampled_split,
         "lists": rewards.size // sampled.rewards.shape[1],

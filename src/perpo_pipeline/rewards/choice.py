@@ -8,7 +8,8 @@ reward functions:
 `columns` are lists as long as `completions`: prompt_id, dataset, task, prompt, width, height (px),
 gt_text, gt_box (xyxy, px of the original image), gt_boxes, gt_polygon, each None where the prompt
 has none. It returns as many finite numbers in [0, 1], the higher the better, and the same ones for
-the same answers: before anything is written it is called twice on the first rows. It is called from
+the same answers: before anything is written it is called on the first rows together
+and on each half of them. It is called from
 one thread at a time.
 """
 
@@ -166,7 +167,21 @@ REWARDS_OF_TASK = {
     "ocr": ("edit_similarity",),
     "vqa": ("edit_similarity",),
 }
+# Rewards that are an IoU of one region, and that of several boxes.
+RELEASED = "released"  # PerPO's own scores (perpo prepare perpo-json)
+IOUS = (AUTO, "iou", "polygon_iou", RELEASED)
 TRUTHS = ("gt_text", "gt_box", "gt_boxes", "gt_polygon")
+
+
+def measures_iou(weights: Any) -> bool:
+    """Whether rewards of grounding, by the settings recorded with them, are IoUs of one region."""
+    return isinstance(weights, Mapping) and len(weights) == 1 and next(iter(weights)) in IOUS
+
+
+def asks_for_set() -> pl.Expr:
+    """The prompts that `auto` measures as several boxes: no other truth is there."""
+    only = pl.col("gt_box").is_null() & pl.col("gt_polygon").is_null()
+    return (pl.col("task") == "grounding") & only & pl.col("gt_boxes").is_not_null()
 
 
 def columns_of(weights: Mapping[str, float]) -> list[str]:
@@ -191,8 +206,9 @@ def measure(answers: Answers, weights: Mapping[str, float]) -> Measured:
     parts = [(weight, _measure_one(answers, name)) for name, weight in weights.items()]
     if len(parts) == 1:
         return parts[0][1]
-    total = sum(weights.values())
-    rewards = np.sum([weight / total * part.rewards for weight, part in parts], axis=0)
+    shares = np.array([weight for weight, _ in parts]) / max(weights.values())
+    shares /= shares.sum()  # of weights whose sum would overflow as well
+    rewards = np.sum([s * part.rewards for s, (_, part) in zip(shares, parts, strict=True)], axis=0)
     boxes = next((p.boxes for _, p in parts if not np.isnan(p.boxes).all()), parts[0][1].boxes)
     parse_ok = np.all([part.parse_ok for _, part in parts], axis=0)
     return Measured(np.minimum(rewards, 1.0), parse_ok, boxes)
@@ -268,9 +284,9 @@ def load_own(name: str) -> Own:
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
-            f"the reward {name!r} cannot be imported: {type(error).__name__}: {error}",
+            f"the reward {name!r} cannot be imported: {_told(error)}",
             fix="give a module on the Python path (PYTHONPATH=. for one beside you) and the name "
             "of a function in it",
         ) from error
@@ -289,8 +305,18 @@ def own_rewards(weights: Mapping[str, float]) -> dict[str, str]:
 
 
 def _source_sha256(function: Own) -> str:
-    file = inspect.getsourcefile(inspect.unwrap(function))
-    return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    inner: Any = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    try:
+        file = inspect.getsourcefile(inner if inspect.isroutine(inner) else type(inner))
+        return hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()
+    except (TypeError, OSError) as error:
+        raise ConfigError(
+            f"the source of the reward {inner!r} cannot be found, so it cannot be told from a "
+            f"changed one: {error}",
+            fix="give a function that is written in a Python file",
+        ) from error
 
 
 def _measure_own(answers: Answers, name: str) -> Measured:
@@ -299,40 +325,57 @@ def _measure_own(answers: Answers, name: str) -> Measured:
 
 
 def try_own(answers: Answers, name: str) -> None:
-    """Call the user's reward twice on the first rows; raises `InputError` as the module says."""
+    """Call the user's reward on the first rows, and on each half of them; raises `InputError` where
+    an answer then gets another reward."""
     some = answers.rows.head(TRIED_ROWS)
-    first, second = _call_own(some, name), _call_own(some, name)
+    half = some.height // 2
+    halves = [part for part in (some[half:], some[:half]) if part.height]
+    first = _call_own(some, name)
+    second = np.roll(np.concatenate([_call_own(part, name) for part in halves]), half)
     differ = np.flatnonzero(first != second)
     if differ.size:
         row = int(differ[0])
         raise InputError(
             f"the reward '{name}' gives {first[row]} and then {second[row]} for the same answer",
             where=_place(some, row),
-            fix="make it a function of its arguments alone; a random one cannot rank answers",
+            fix="make it a function of each answer and its truth alone: neither random, nor of the "
+            "other answers of the call",
         )
 
 
 def _call_own(rows: pl.DataFrame, name: str) -> Floats:
     columns = {column: rows[column].to_list() for column in OWN_COLUMNS}
+    reward = load_own(name)
     try:
-        returned = load_own(name)(rows["completion"].to_list(), **columns)
-    except Exception as error:  # the user's code may raise anything
+        returned = reward(rows["completion"].to_list(), **columns)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
-            f"the reward '{name}' raised {type(error).__name__}: {error}",
+            f"the reward '{name}' raised {_told(error)}",
             where=f"{_place(rows, 0)} and the {rows.height - 1} rows after it",
-            fix="correct the function; what is scored already is kept",
+            fix="correct the function (the corrected one scores all rows anew)",
         ) from error
     return _checked(returned, rows, name)
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 (an exception that cannot even say what it is)
+        return type(error).__name__
 
 
 def _checked(returned: Any, rows: pl.DataFrame, name: str) -> Floats:
     contract = f"return a list of {rows.height} finite numbers from 0 to 1, one a completion"
     try:
-        values = np.asarray(returned, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(returned)
+        if array.dtype.kind not in "biuf" and array.size:
+            raise TypeError(f"it holds {array.dtype}")
+        values = array.astype(np.float64)
+    except Exception as error:  # a tensor that needs a gradient, rows of other lengths, ...
         raise InputError(
-            f"the reward '{name}' returned what is no list of numbers: {error}", fix=contract
-        ) from error
+            f"the reward '{name}' returned what is no list of numbers: {_told(error)}",
+            where=_place(rows, 0), fix=contract,
+        ) from error  # fmt: skip
     if values.shape != (rows.height,):
         raise InputError(
             f"the reward '{name}' returned the shape {values.shape} for {rows.height} completions",

@@ -4,7 +4,6 @@ SFT trains on the ground truth, DPO on the best and the worst completion, the ot
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from perpo_pipeline.attention import uses_flex_attention
 from perpo_pipeline.boxes import Size, clip_to_frame, format_box
 from perpo_pipeline.config import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
+from perpo_pipeline.machine import cores
 from perpo_pipeline.model_inputs import encode_row
 from perpo_pipeline.models import base_model
 from perpo_pipeline.processors import resized_size
@@ -129,8 +129,7 @@ def num_workers(wanted: int | None, device: str) -> int:
     """Processes that prepare images beside the forward passes."""
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0))
-    return min(IMAGE_WORKERS, max(1, cores - 1)) if device == "cuda" else 0
+    return min(IMAGE_WORKERS, max(1, cores() - 1)) if device == "cuda" else 0
 
 
 def group_lists(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.adapters import read_record, write_record
 from perpo_pipeline.artifacts import Recipe, Version, Writer, adopt_files, input_of
+from perpo_pipeline.boxes import describe_box_format
 from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.model_inputs import (
@@ -47,7 +48,7 @@ def train(run: Run, variant: str) -> Version:
     resolved, model_settings = identify_model(run.config.model, run.scratch)
     counted = {**settings.result_settings(), **model_settings}
     if settings.method == "sft":
-        counted |= {"box_format": run.config.model.box_format,
+        counted |= {"box_format": describe_box_format(run.config.model.box_format),
                     "box_frame": run.config.model.box_frame}  # fmt: skip
     recipe = Recipe("adapter", variant, "train", STAGE_VERSION, counted,
                     {"preferences": preferences, "prompts": prompts},

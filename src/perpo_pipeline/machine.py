@@ -1,0 +1,10 @@
+"""What the machine offers to this process."""
+
+import os
+
+
+def cores() -> int:
+    """The processor cores that this process may use (on macOS all of the machine's)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
