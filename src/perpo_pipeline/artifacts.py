@@ -39,6 +39,7 @@ from perpo_pipeline.schemas import ALL, TableSchema
 MANIFEST, STARTED, CURRENT, LOCK = "manifest.json", "started.json", "current", ".lock"
 NOTES = "notes.json"
 MANIFEST_FORMAT = 1
+SHOWN = 8  # artifacts in a message
 FINGERPRINT_KEY = b"perpo_fingerprint"
 SCHEMA_VERSION_KEY = b"perpo_schema_version"
 
@@ -373,12 +374,7 @@ def _follow_current(path: Path) -> Path:
 def _read_manifest(directory: Path) -> Json:
     file = directory / MANIFEST
     if not file.is_file():
-        unfinished = (directory / STARTED).is_file()
-        raise ArtifactError(
-            "this artifact is unfinished" if unfinished else "no artifact here",
-            where=str(directory),
-            fix="run the stage that makes it" + " again: it resumes" * unfinished,
-        )
+        raise _nothing_there(directory)
     try:
         manifest: Json = json.loads(file.read_text())
         _ = manifest["artifact"], manifest["schema_version"], manifest["fingerprint"]
@@ -388,6 +384,23 @@ def _read_manifest(directory: Path) -> Json:
             fix="remove this directory and the file `current` beside it, then rerun its stage",
         ) from error  # fmt: skip
     return manifest
+
+
+def _nothing_there(directory: Path) -> ArtifactError:
+    """What is at a place where a complete version was expected."""
+    where = str(directory)
+    if (directory / STARTED).is_file():
+        return ArtifactError("this artifact is unfinished", where=where,
+                             fix="run the stage that makes it again: it resumes")  # fmt: skip
+    if not directory.is_dir():
+        return ArtifactError("there is no such directory", where=where, fix="correct the path")
+    inside = [path.parent for path in sorted(directory.glob(f"*/{CURRENT}"))]
+    inside += [path.parent for path in sorted(directory.glob(f"*/*/{CURRENT}"))]
+    names = ", ".join(str(path.relative_to(directory)) for path in inside[:SHOWN])
+    return ArtifactError(
+        "no artifact here" + f", but in {names}{', ...' * (len(inside) > SHOWN)}" * bool(inside),
+        where=where, fix="give one of these" if inside else "run the stage that makes it",
+    )  # fmt: skip
 
 
 def _check_schema_version(directory: Path, manifest: Json) -> None:

@@ -240,7 +240,10 @@ def _load_own(name: str) -> BoxFormat:
             fix="give a module on the Python path and the name of a BoxFormat in it",
         ) from error
     if not isinstance(found, BoxFormat):
-        raise ConfigError(f"{name!r} is a {type(found).__name__}, not a BoxFormat")
+        raise ConfigError(
+            f"the box format {name!r} is no BoxFormat but of type {type(found).__name__}",
+            fix="name a perpo_pipeline.boxes.BoxFormat",
+        )
     if found.instruction.count(EXPRESSION) != 1:
         raise ConfigError(f"the instruction of the box format {name!r} needs one {EXPRESSION}")
     groups = getattr(found.pattern, "groupindex", {})

@@ -4,7 +4,7 @@ The core, `score_samples`, is pure; rows keep the order of the samples. Parts ar
 cores, a few at a time, and written in order.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -37,6 +37,7 @@ TRUTH_COLUMNS = [
     "prompt_id", "task", "width", "height", "gt_text", "gt_box", "gt_boxes", "gt_polygon",
 ]  # fmt: skip
 KEYS = ["prompt_id", "sample_id"]
+MOSTLY_UNPARSED = 0.9  # of the answers: then the settings are to blame, not the model
 
 
 def score(run: Run, split: str) -> Version:
@@ -69,7 +70,11 @@ def score(run: Run, split: str) -> Version:
         scored = _in_order(todo, lambda i: _score(answers_of(i), weights), workers)
         for index, part in run.progress(scored, f"score {split}", len(todo)):
             writer.write_part(index, part)
-        return _count(writer, len(samples.parts()))
+        counts = _count(writer)
+        run.say(f"score {split}: {_summary(counts, weights)}")
+        if doubt := reading_doubt(counts["unparsed"], counts["rows"]):
+            run.say(f"score {split}: {doubt} (model.box_format is {model.box_format})")
+        return counts
 
     return make(run, recipe, work, out=run.out)
 
@@ -160,10 +165,26 @@ def _in_order(
                 future.cancel()
 
 
-def _count(writer: Writer, parts: int) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for index in range(parts):
-        parse_ok = writer.read_part(index, ["parse_ok"])["parse_ok"]
-        counts["rows"] += len(parse_ok)
-        counts["unparsed"] += len(parse_ok) - int(pc.sum(parse_ok).as_py() or 0)
-    return counts
+def reading_doubt(unparsed: int, rows: int) -> str | None:
+    """What to tell where hardly any answer could be read, or None."""
+    if unparsed < MOSTLY_UNPARSED * rows or not rows:
+        return None
+    return f"only {rows - unparsed} of {rows} answers could be read: is the box format theirs?"
+
+
+def _count(writer: Writer) -> dict[str, Any]:
+    rows = unparsed = 0
+    rewards = 0.0
+    for part in writer.read_rows(["reward", "parse_ok"]):
+        rows += part.num_rows
+        unparsed += part.num_rows - int(pc.sum(part["parse_ok"]).as_py() or 0)
+        rewards += float(pc.sum(part["reward"]).as_py() or 0.0)
+    return {"rows": rows, "unparsed": unparsed, "mean_reward": rewards / rows if rows else None}
+
+
+def _summary(counts: Mapping[str, Any], weights: Mapping[str, float]) -> str:
+    mean, rows = counts["mean_reward"], counts["rows"]
+    if mean is None:
+        return "no completions"
+    parsed = (rows - counts["unparsed"]) / rows
+    return f"mean reward {mean:.3f} ({', '.join(weights)}), {parsed:.1%} of the answers parsed"

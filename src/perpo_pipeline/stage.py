@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from perpo_pipeline.artifacts import (
+    CURRENT,
     Recipe,
     Version,
     Writer,
@@ -15,9 +16,19 @@ from perpo_pipeline.artifacts import (
     open_writer,
 )
 from perpo_pipeline.config import RunConfig
+from perpo_pipeline.errors import ArtifactError
 
 Item = TypeVar("Item")
 DEFAULT = "default"
+MADE_BY = {
+    "prompts": "perpo prepare --variant {variant}",
+    "samples": "perpo sample",
+    "scores": "perpo score",
+    "preferences": "perpo filter",
+    "adapter": "perpo train --variant {variant}",
+    "predictions": "perpo eval --variant {variant}",
+    "metrics": "perpo eval --variant {variant}",
+}
 
 
 class Console:
@@ -72,8 +83,13 @@ class Run(Console):
 
     def latest(self, artifact: str, variant: str = DEFAULT) -> Version:
         """The version in use, or the one that a flag such as --prompts names."""
-        given = self.inputs.get(artifact)
-        return open_version(given or self.place(artifact, variant), artifact)
+        given, place = self.inputs.get(artifact), self.place(artifact, variant)
+        if given is None and not (place / CURRENT).is_file():
+            raise ArtifactError(
+                f"the run '{self.config.run}' has no finished {artifact} '{variant}' yet",
+                where=str(place), fix=f"run: {MADE_BY[artifact].format(variant=variant)}",
+            )  # fmt: skip
+        return open_version(given or place, artifact)
 
 
 def make(
@@ -103,7 +119,7 @@ def make_at(
         counts = work(writer)
         version = writer.finish(dict(counts or {}))
     console.say(
-        f"{recipe.stage} {recipe.variant}: {version.manifest['rows']} rows in "
+        f"{recipe.stage} {recipe.variant}: {recipe.artifact}, {version.manifest['rows']} rows in "
         f"{version.manifest['wall_s']:.1f} s ({version.path})"
     )
     return version

@@ -67,11 +67,11 @@ def scores_version(root, lists, images=None, task="grounding", reward={"auto": 1
 def test_rows_give_ap50_and_miou_of_every_n(tmp_path):
     """Rewards .2, .6 and .5, .9: one draw is right in 1/2 and 1 of the cases, two always."""
     rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6], [0.9, 0.5]]))
-    found = {(row["metric"], row["n"]): row["value"] for row in rows}
+    found = {(row["name"], row["best_of"]): row["value"] for row in rows}
     assert found == pytest.approx(
         {("ap50", 1): 0.75, ("ap50", 2): 1.0, ("miou", 1): 0.55, ("miou", 2): 0.75}
     )
-    assert all(row["lists"] == 2 and row["low"] <= row["value"] <= row["high"] for row in rows)
+    assert all(row["n"] == 2 and row["low"] <= row["value"] <= row["high"] for row in rows)
 
 
 def test_intervals_are_over_images(tmp_path):
@@ -79,7 +79,7 @@ def test_intervals_are_over_images(tmp_path):
     images = [index // 3 for index in range(60)]
     row = best_of_n_rows(scores_version(tmp_path, lists, images), num_resamples=500)[-1]
     expected = mean_interval(np.max(lists, axis=1), images, num_resamples=500)
-    assert (row["metric"], row["n"]) == ("miou", 3)
+    assert (row["name"], row["best_of"]) == ("miou", 3)
     assert (row["value"], row["low"], row["high"]) == pytest.approx(expected, abs=1e-12)
 
 
@@ -88,7 +88,7 @@ def test_intervals_are_over_images(tmp_path):
 )
 def test_other_rewards_than_an_iou_are_named_so(tmp_path, truth):
     rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6]], **truth))
-    assert [(row["metric"], row["value"]) for row in rows] == [
+    assert [(row["name"], row["value"]) for row in rows] == [
         ("mean_reward", pytest.approx(0.4)), ("mean_reward", pytest.approx(0.6))
     ]  # fmt: skip
 
@@ -102,7 +102,7 @@ def test_lists_of_unequal_length_are_refused(tmp_path):
 def test_the_table_has_a_line_for_each_n(tmp_path):
     rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6], [0.9, 0.5]]))
     head, first, second = best_of_n_table(rows).splitlines()
-    assert head.split() == ["n", "ap50", "miou"]
+    assert head.split() == ["best_of", "ap50", "miou", "n"]
     assert first.split()[:2] == ["1", "75.0"] and "55.0" in first
     assert second.split()[:2] == ["2", "100.0"] and "75.0" in second
 
@@ -111,13 +111,13 @@ def test_rewards_that_are_no_iou_are_not_called_one(tmp_path):
     """A point in a box gives 0 or 1, an own reward anything: neither is an AP@50."""
     for number, reward in enumerate(({"point_in_box": 1.0}, {"iou": 0.5, "mine:f": 0.5}, None)):
         scores = scores_version(tmp_path / str(number), [[0.0, 1.0]], reward=reward)
-        assert {row["metric"] for row in best_of_n_rows(scores)} == {"mean_reward"}
+        assert {row["name"] for row in best_of_n_rows(scores)} == {"mean_reward"}
 
 
 def test_a_box_beside_several_boxes_is_measured_as_the_box(tmp_path):
     """`auto` measures the single box where both truths are there."""
     both = {"gt_box": [0.0, 0.0, 1.0, 1.0], "gt_boxes": [[0.0, 0.0, 1.0, 1.0]]}
     scores = scores_version(tmp_path / "both", [[0.0, 1.0]], **both)
-    assert {row["metric"] for row in best_of_n_rows(scores)} == {"ap50", "miou"}
+    assert {row["name"] for row in best_of_n_rows(scores)} == {"ap50", "miou"}
     scores = scores_version(tmp_path / "set", [[0.0, 1.0]], gt_boxes=both["gt_boxes"])
-    assert {row["metric"] for row in best_of_n_rows(scores)} == {"mean_reward"}
+    assert {row["name"] for row in best_of_n_rows(scores)} == {"mean_reward"}

@@ -12,7 +12,7 @@ from tiny_families import save_tiny_family
 
 from perpo_pipeline.config import RunConfig
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.conditioning import IMAGES, conditioning_rows
+from perpo_pipeline.evaluate.conditioning import IMAGES, conditioning_rows, conditioning_table
 from perpo_pipeline.evaluate.stage import evaluate, refuse_images_of
 from perpo_pipeline.images import load_image
 from perpo_pipeline.model_inputs import encode_row
@@ -133,8 +133,9 @@ def test_the_images_are_compared_on_the_prompts_that_all_were_shown(tmp_path: Pa
                    for image, name in IMAGES.items()}  # fmt: skip
     rows = conditioning_rows("perpo", predictions)
     assert {row["n"] for row in rows} == {6}
-    assert [row["split"] for row in rows if row["name"] == "ap50"] == [
-        "true image", "shuffled image", "blank image",
-    ]  # fmt: skip
-    values = {row["split"]: row["value"] for row in rows if row["name"] == "ap50"}
-    assert values["true image"] > values["blank image"]
+    values = {row["image"]: row["value"] for row in rows if row["name"] == "ap50"}
+    assert list(values) == ["true", "shuffled", "blank"]
+    assert values["true"] > values["blank"]
+    table = conditioning_table(rows).splitlines()
+    assert table[0].split() == ["model", "image", "ap50", "ap75", "miou", "parse_rate", "n"]
+    assert [line.split()[:2] for line in table[1:]] == [["perpo", image] for image in values]

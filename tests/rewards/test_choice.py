@@ -242,7 +242,7 @@ def test_a_reward_that_changes_its_mind_is_found_before_anything_is_scored(mine:
     [
         ("my_rewards:absent", "has no attribute 'absent'"),
         ("no_such_module:f", "No module named 'no_such_module'"),
-        ("my_rewards:constant", "is a int, not a function"),
+        ("my_rewards:constant", "is no function but of type int"),
     ],
 )
 def test_what_cannot_be_imported_is_named(mine: Path, name: str, message: str) -> None:

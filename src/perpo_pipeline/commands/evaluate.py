@@ -73,19 +73,24 @@ def eval_command(
 ) -> None:
     """Evaluate models by greedy decoding, or completions made elsewhere; with 95 % intervals.
 
-    A run's base and adapters (an adapter is refused on images that it was trained on):
+    \b
+    A run:   its base and adapters (one is refused on images that it was trained on), the
+             image-conditioning test (true, shuffled and blank image), the best-of-N curve
+    A file:  completions made elsewhere; needs no model, only --task and --out
+
+    \b
+    --task      a line of the file (a JSON object)
+    grounding   completion, gt_box [x1, y1, x2, y2] px, width, height; with --box-format, --frame
+                (and resized [w, h] for --frame resized)
+    ocr, vqa    completion, gt_text; ocr also as Fox's list of image, question, label, answer
+    pope        three files: --answers, --questions, --labels
+    optional    split, dataset (rows of each), id, image (rows of one image go together)
 
     Example: perpo eval --config configs/demo.yaml --variant perpo
-
-    The image-conditioning test (true, shuffled and blank image) and the best-of-N curve:
 
     Example: perpo eval --config configs/demo.yaml --image-conditioning --variant base
 
     Example: perpo eval --config configs/demo.yaml --best-of-n
-
-    A file without any model; boxes a line: completion, gt_box [x1, y1, x2, y2] px, width, height,
-    and, where you like, split, dataset, id, image; texts as Fox's list of image, question, label,
-    answer, or completion, gt_text a line:
 
     Example: perpo eval --predictions FILE.jsonl --task grounding --box-format llava --frame full
     --out DIR
@@ -168,11 +173,10 @@ def _evaluate(opened: "Run", variant: str | None, as_json: bool) -> None:
 
 
 def _condition(opened: "Run", variant: str | None, as_json: bool) -> None:
-    from perpo_pipeline.evaluate.conditioning import condition
-    from perpo_pipeline.evaluate.printing import metrics_table
+    from perpo_pipeline.evaluate.conditioning import condition, conditioning_table
 
     models = each_variant(opened.config.eval_models(), variant, opened.out)
-    _print_rows([row for m in models for row in condition(opened, m)], metrics_table, as_json)
+    _print_rows([row for m in models for row in condition(opened, m)], conditioning_table, as_json)
 
 
 def _best_of_n(opened: "Run", as_json: bool) -> None:

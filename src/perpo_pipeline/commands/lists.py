@@ -68,7 +68,9 @@ def score(
     config: Config = DEFAULT_CONFIG,
     samples: Samples = None,
     prompts: Prompts = None,
-    reward: Annotated[str | None, typer.Option(help="auto, iou or edit_similarity")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="one or more of these; default: the file's")
+    ] = None,
     run: RunName = None,
     out: Out = None,
     quiet: Quiet = False,

@@ -73,8 +73,11 @@ def gc(
     from perpo_pipeline.inspect import collect_garbage
 
     opened = open_run(config, run=run)
-    for path in collect_garbage(opened.config.run_dir, remove=yes):
+    found = collect_garbage(opened.config.run_dir, remove=yes)
+    for path in found:
         print(("removed " if yes else "unused  ") + str(path))
+    if not (yes and found):
+        opened.say(f"gc: {len(found)} unused" + "; --yes removes them" * bool(found))
 
 
 def plan(config: Config = DEFAULT_CONFIG, debug: Debug = False) -> None:

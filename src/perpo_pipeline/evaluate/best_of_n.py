@@ -11,6 +11,7 @@ import polars as pl
 from perpo_pipeline.artifacts import Version, input_of
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metrics import right
+from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.rewards.choice import asks_for_set, measures_iou
 
@@ -30,7 +31,7 @@ def expected_best_of_n(values: npt.ArrayLike) -> Floats:
 
 
 def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
-    """Rows of n, metric, value, low, high, lists: the best of n = 1..N samples of each list.
+    """Rows of best_of, name, value, low, high, n: the best of n = 1..N samples of each list.
 
     Metrics are `ap50` and `miou` where every reward is the IoU of one region, else `mean_reward`,
     with 95 % intervals of the bootstrap over images; the prompts are those in the lineage of
@@ -45,25 +46,14 @@ def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
         best = _of_each_list(measure(rewards))
         for n, values in enumerate(best.T, start=1):
             value, low, high = mean_interval(values, images, num_resamples=num_resamples)
-            found.append({"n": n, "metric": metric, "value": value, "low": low, "high": high,
-                          "lists": len(images)})  # fmt: skip
+            found.append({"best_of": n, "name": metric, "value": value, "low": low, "high": high,
+                          "n": len(images)})  # fmt: skip
     return found
 
 
 def best_of_n_table(rows: Sequence[Row]) -> str:
     """The rows as text, in per cent: a line for each n, a column for each metric."""
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    cells = {(row["n"], row["metric"]): _cell(row) for row in rows}
-    width = max(map(len, [*cells.values(), *metrics]))
-    lines = ["   n  " + "  ".join(f"{metric:<{width}}" for metric in metrics)]
-    for n in dict.fromkeys(row["n"] for row in rows):
-        lines.append(f"{n:>4}  " + "  ".join(f"{cells[n, m]:<{width}}" for m in metrics))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _cell(row: Row) -> str:
-    value, low, high = (f"{100 * row[name]:.1f}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return pivot(rows, ("best_of",))
 
 
 def _lists(scores: Version) -> tuple[Floats, list[str], bool]:

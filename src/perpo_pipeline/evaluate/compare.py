@@ -136,7 +136,9 @@ def _paired(a: Version, b: Version) -> pl.DataFrame:
         raise ArtifactError(
             f"they are not about the same prompts: {only[0]} of {first.height} are in the first "
             f"only, {only[1]} of {second.height} in the second only",
-            where=f"{a.path} and {b.path}", fix="evaluate both on the same prompts",
+            where=f"{a.path} and {b.path}",
+            fix="evaluate both on the same prompts; files of the same questions in another order "
+            "need an `id` on each line",
         )  # fmt: skip
     if not first.height:
         raise ArtifactError("there are no predictions to compare", where=str(a.path))

@@ -3,7 +3,7 @@
 Source: the paper's Figure 1c ("with and without the image").
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from perpo_pipeline.artifacts import Version, input_of
 from perpo_pipeline.config import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.metrics import ALL, ANSWER_COLUMNS, QUESTION_COLUMNS, summarise
+from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.stage import evaluate
 from perpo_pipeline.stage import Run
 
@@ -31,13 +32,14 @@ def condition(run: Run, model: str) -> list[Row]:
 
 
 def conditioning_rows(model: str, predictions: Mapping[str, Version]) -> list[Row]:
-    """METRICS rows of one model for each kind of image, on the prompts that all kinds were shown.
+    """Rows of model, image, name, value, low, high, n, on the prompts that all kinds were shown.
 
-    `predictions` maps the keys of IMAGES to `predictions` artifacts; the split of a row is the kind
-    of image, its dataset the model. Raises `ArtifactError` if they share no prompt.
+    `predictions` maps the keys of IMAGES to `predictions` artifacts. Raises `ArtifactError` if they
+    share no prompt.
     """
     tables = {
-        image: pl.DataFrame(v.table(columns=ANSWER_COLUMNS)) for image, v in predictions.items()
+        image: pl.DataFrame(version.table(columns=ANSWER_COLUMNS))
+        for image, version in predictions.items()
     }
     keys = [set(table["prompt_id"]) for table in tables.values()]
     common = sorted(set.intersection(*keys))
@@ -50,7 +52,13 @@ def conditioning_rows(model: str, predictions: Mapping[str, Version]) -> list[Ro
     for image, table in tables.items():
         prompts = input_of(predictions[image], "prompts").table(columns=QUESTION_COLUMNS)
         shown = table.filter(pl.col("prompt_id").is_in(common))
-        found += [{**row, "split": f"{image} image", "dataset": model}
-                  for row in summarise(shown.to_arrow(), prompts)
-                  if row["dataset"] == ALL]  # fmt: skip
+        for row in summarise(shown.to_arrow(), prompts):
+            if row["dataset"] == ALL:
+                measured = {name: row[name] for name in ("name", "value", "low", "high", "n")}
+                found.append({"model": model, "image": image, **measured})
     return found
+
+
+def conditioning_table(rows: Sequence[Row]) -> str:
+    """The rows as text, in per cent: a line for each model and image, a column for each metric."""
+    return pivot(rows, ("model", "image"))

@@ -23,7 +23,7 @@ from perpo_pipeline.evaluate.prediction_files import (
     read_predictions,
 )
 from perpo_pipeline.schemas import PREDICTIONS, PROMPTS
-from perpo_pipeline.score import TRUTH_COLUMNS, score_samples
+from perpo_pipeline.score import TRUTH_COLUMNS, reading_doubt, score_samples
 from perpo_pipeline.stage import Console, make_at
 
 STAGE_VERSION = 1
@@ -146,7 +146,11 @@ def _make_both(
     console: Console,
 ) -> Version:  # fmt: skip
     def write_answers(writer: Writer) -> Mapping[str, Any]:
-        writer.write_part(0, answers())
+        rows = answers()
+        unread = [row["completion"] for row in rows if not row["parse_ok"]]
+        if doubt := reading_doubt(len(unread), len(rows)):
+            console.say(f"eval {recipe.variant}: {doubt} For instance {unread[0][:80]!r}")
+        writer.write_part(0, rows)
         return counts
 
     def write_metrics(writer: Writer) -> None:

@@ -47,3 +47,28 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     right = [value[0].rjust(value[1]), scale[0].ljust(scale[1]), interval[0].rjust(interval[1]),
              n[0].rjust(n[1])]  # fmt: skip
     return "  ".join([*left, " ".join(right[:2]), *right[2:]])
+
+
+def pivot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """Aligned text, in per cent: a line for each value of `keys`, a column for each metric.
+
+    Rows have the keys, name, value, low, high and n (that of a line's first metric is shown).
+    """
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        line = lines.setdefault(tuple(str(row[key]) for key in keys), {"n": str(row["n"])})
+        line[row["name"]] = _estimate(row)
+    head = [*keys, *names, "n"]
+    cells = [head, *([*place, *(line.get(name, "-") for name in [*names, "n"])]
+                     for place, line in lines.items())]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def _estimate(row: Mapping[str, Any]) -> str:
+    value, low, high = (_number(row[name], None) for name in ("value", "low", "high"))
+    return value if math.isnan(row["low"]) else f"{value} [{low}, {high}]"

@@ -17,7 +17,12 @@ from perpo_pipeline.config import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
 from perpo_pipeline.filter.margins import (
+    ALL_UNPARSED,
+    MARGIN_TOO_LARGE,
+    MARGIN_TOO_SMALL,
+    NO_PREFERENCE,
     ROUNDING,
+    TOO_FEW_SAMPLES,
     list_margins,
     margin_counts,
     margin_table,
@@ -29,6 +34,13 @@ from perpo_pipeline.stage import Run, make
 
 STAGE_VERSION = 2
 LISTS_PER_PART = 1024
+ADVICE = {
+    TOO_FEW_SAMPLES: "lower filter.list_size to what was sampled, or sample more",
+    ALL_UNPARSED: "check model.box_format and box_frame: no answer could be read",
+    NO_PREFERENCE: "look at the scores: lists whose rewards are all equal teach nothing",
+    MARGIN_TOO_SMALL: "lower filter.min_margin",
+    MARGIN_TOO_LARGE: "raise filter.max_margin",
+}
 KEYS = ["prompt_id", "sample_id"]
 REWARD_COLUMNS = ["reward", "parse_ok"]
 TASK_COLUMNS = ["prompt_id", "task", "dataset"]
@@ -49,6 +61,7 @@ def filter_lists(run: Run, split: str) -> Version:
             _tasks(prompts), on="prompt_id", how="left", maintain_order="left"
         )
         lists = lists.with_columns(reason=reasons_to_drop(lists, config))
+        _tell_reward(run, scores)
         run.say(margin_table(margin_counts(lists)))
         _check_some_are_left(lists, scores)
         _write_lists(run, writer, sampled, lists, config)
@@ -102,6 +115,19 @@ class Sampled:
         )  # fmt: skip
 
 
+def _tell_reward(run: Run, scores: Version) -> None:
+    """Say by what the lists are ranked, above all where the configuration says otherwise."""
+    measured, wanted = scores.manifest["settings"].get("reward", {}), run.config.score.weights()
+    doubt = f" (the configuration says {_shown(wanted)})" * (measured != wanted)
+    run.say(f"filter: ranked by {_shown(measured)}{doubt}")
+
+
+def _shown(weights: Mapping[str, float]) -> str:
+    if len(weights) == 1:
+        return next(iter(weights))
+    return ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+
+
 def _all_margins(run: Run, sampled: Sampled, split: str, config: FilterConfig) -> pl.DataFrame:
     parts = run.progress(range(len(sampled)), f"filter {split}: margins", len(sampled))
     if not len(sampled):
@@ -126,10 +152,12 @@ def _check_some_are_left(lists: pl.DataFrame, scores: Version) -> None:
     if lists["reason"].null_count():
         return
     largest = max(lists["margin"].drop_nulls(), default=0.0)
+    reasons = _by_reason(lists)
+    advice = dict.fromkeys(ADVICE[reason] for reason in sorted(reasons, key=lambda r: -reasons[r]))
     raise ArtifactError(
-        f"no list is left of {lists.height}: the largest margin is "
-        f"{largest:.3f}; dropped: {_by_reason(lists)}",
-        where=str(scores.path), fix="change the settings of `filter` that drop them",
+        f"no list is left of {lists.height}: the largest margin is {largest:.3f}; dropped: "
+        f"{_listed(reasons)}",
+        where=str(scores.path), fix="; ".join(advice),
     )  # fmt: skip
 
 
@@ -188,6 +216,10 @@ def summarise(lists: pl.DataFrame, min_margin: float) -> dict[str, Any]:
     }
 
 
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+
+
 def _by_reason(lists: pl.DataFrame) -> dict[str, int]:
     return dict(sorted(Counter(lists["reason"].drop_nulls().to_list()).items()))
 
@@ -213,7 +245,7 @@ def _count_kept(writer: Writer) -> dict[str, Any]:
 
 
 def _sentence(counts: Mapping[str, Any]) -> str:
-    gone = ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items()) or "none"
+    gone = _listed(counts["dropped"]) or "none"
     return (
         f"filter: {counts['kept']} of {counts['lists']} lists kept (dropped: {gone}); "
         f"mean margin {counts['mean_margin']:.3f}, of which {counts['margin_from_unparsed']:.3f} "

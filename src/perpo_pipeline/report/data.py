@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from perpo_pipeline.artifacts import Version, input_of
-from perpo_pipeline.config import OTHER_IMAGE
+from perpo_pipeline.config import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.best_of_n import expected_best_of_n
 from perpo_pipeline.evaluate.compare import paired_row
@@ -64,11 +64,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One method's metrics by name, those with another image, and those of each seed."""
+    """One method's metrics by name, those without its own image, and those of each seed.
+
+    `conditions` has the metrics by the name of the image that was shown instead.
+    """
 
     method: Method
     metrics: dict[str, Estimate]
-    other_image: dict[str, Estimate]
+    conditions: dict[str, dict[str, Estimate]]
     seeds: dict[str, dict[str, Estimate]]
 
 
@@ -163,9 +166,12 @@ def read_table(run: Run, inputs: Inputs) -> list[TableRow]:
     rows = []
     for method in methods_of(run.config):
         own = {v: metrics[v] for v in method.variants}
-        other = [metrics[key] for v in own if (key := v + OTHER_IMAGE) in metrics]
+        conditions = {
+            image: _mean_of([metrics[key] for v in own if (key := v + image) in metrics])
+            for image in (OTHER_IMAGE, BLANK_IMAGE)
+        }
         seeds = own if len(own) > 1 else {}
-        rows.append(TableRow(method, _mean_of(list(own.values())), _mean_of(other), seeds))
+        rows.append(TableRow(method, _mean_of(list(own.values())), conditions, seeds))
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from perpo_pipeline.config import BASE, TrainSettings
+from perpo_pipeline.config import BASE, BLANK_IMAGE, OTHER_IMAGE, TrainSettings
 from perpo_pipeline.report import plots
 from perpo_pipeline.report.data import (
     CURVES,
@@ -147,7 +147,7 @@ def _headline(contents: Contents) -> Json:
             verdict(metric, main.label, before, after, paired[0] if paired else None)
         )
         found["sentences"] += [paired_sentence(c) for c in paired[:1]]
-    other = of_name[main.name].other_image.get(metric)
+    other = of_name[main.name].conditions[OTHER_IMAGE].get(metric)
     if other is not None:
         found["sentences"].append(blindness(metric, main.label, after, other))
     return found
@@ -157,14 +157,18 @@ def _table(contents: Contents) -> Json:
     metrics = shared_metrics([row.metrics for row in contents.rows])
     primary = primary_metric(contents.rows)
     best = {name: _best(name, contents.rows) for name in metrics}
-    with_other = any(row.other_image for row in contents.rows)
+    images = {
+        image: f"{shown(primary).label}, {image.removeprefix('-').replace('-', ' ')}"
+        for image in (OTHER_IMAGE, BLANK_IMAGE)
+        if any(row.conditions[image] for row in contents.rows)
+    }
     rows = []
     for row in contents.rows:
         cells = [
             _cell(name, row.metrics) | {"best": row.metrics[name].value == best[name]}
             for name in metrics
         ]
-        other = [_cell(primary, row.other_image) | {"best": False}] if with_other else []
+        other = [_cell(primary, row.conditions[image]) | {"best": False} for image in images]
         rows.append({"method": row.method, "cells": cells + other,
                      "n": row.metrics[primary].n})  # fmt: skip
     seeds = [
@@ -175,7 +179,7 @@ def _table(contents: Contents) -> Json:
     heads = [shown(name).label for name in metrics]
     return {
         "heads": heads,
-        "other_head": f"{shown(primary).label}, other image" if with_other else None,
+        "image_heads": list(images.values()),
         "rows": rows,
         "seeds": seeds,
         "oracle": [_cell(name, contents.oracle) for name in metrics],

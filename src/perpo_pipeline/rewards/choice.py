@@ -291,7 +291,8 @@ def load_own(name: str) -> Own:
             "of a function in it",
         ) from error
     if not callable(found):
-        raise ConfigError(f"{name!r} is a {type(found).__name__}, not a function")
+        raise ConfigError(f"the reward {name!r} is no function but of type {type(found).__name__}",
+                          fix="name a function with the contract of README, 'Scoring'")  # fmt: skip
     return cast(Own, found)
 
 
