@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from perpo_pipeline.config import load_config
+from perpo_pipeline.config_file import load_config
 from perpo_pipeline.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -81,12 +81,11 @@ prepare:
         load_config(write(tmp_path, text))
     message = str(caught.value)
     for expected in (
-        "prepare.train: Input tag 'refr'",
-        "'testbed', 'jsonl', 'refer', 'lmms-lab', 'rec-jsonl', 'shikra', 'minigpt4', 'fox', "
-        "'perpo-json'",
+        "prepare.train: there is no source 'refr'; did you mean 'refer'?",
+        "testbed, jsonl, refer, lmms-lab, rec-jsonl, shikra, minigpt4, fox, perpo-json",
         "prepare.test.per_datset: no such setting; did you mean 'per_dataset'?",
         "prepare.test.splits.0: Input should be 'train', 'val', 'testA', 'testB' or 'test'",
-        "prepare.pages.per_dataset: no such setting",
+        "prepare.pages.per_dataset: source fox has no such setting; it has path",
     ):
         assert expected in message
 

@@ -4,19 +4,17 @@ Every field is a setting that changes the result, and so counts in the fingerpri
 writes, unless it is listed in the section's `operational` names.
 """
 
-import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.boxes import frame_fault, get_box_format
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.prepare.sources import SOURCE_MODELS, SOURCE_NAMES, PrepareConfig
-from perpo_pipeline.settings import Float, Int, Json, Name, Section
+from perpo_pipeline.prepare.sources import PrepareConfig
+from perpo_pipeline.settings import Float, Int, Name, Section
 
 Method = Literal["perpo", "lipo", "lipo-lambda", "dpo", "sft"]
 METHODS = get_args(Method)
@@ -342,7 +340,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _names_refer_to_something(self) -> Self:
         splits = {"sample.split": self.sample.split, "eval.split": self.eval.split}
-        faults = _unprepared(splits, list(self.prepare))
+        faults = unprepared(splits, list(self.prepare))
         known = [BASE, *self.train.variants()]
         for model in self.eval.models or []:
             if model not in known:
@@ -371,130 +369,10 @@ def model_of(evaluation: str) -> str:
     return evaluation.removesuffix(OTHER_IMAGE).removesuffix(BLANK_IMAGE)
 
 
-def _unprepared(splits: Mapping[str, Any], prepared: list[str]) -> list[str]:
+def unprepared(splits: Mapping[str, Any], prepared: list[str]) -> list[str]:
     """A fault for each setting that names a split which is not prepared."""
     return [
         f"{key}: '{split}' is not a split of `prepare` {prepared}"
         for key, split in splits.items()
         if split not in prepared
     ]
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML would silently overwrite."""
-
-
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> Json:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        key = str(loader.construct_object(key_node))
-        if key in seen:
-            raise yaml.MarkedYAMLError(
-                problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark
-            )
-        seen.add(key)
-    return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
-def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Load a run's YAML file; `overrides` maps dotted keys to values that flags gave.
-
-    Raises `ConfigError` with every fault of the file, each by its key.
-    """
-    raw = _read_yaml(path)
-    for dotted, value in (overrides or {}).items():
-        _set_dotted(raw, dotted, value)
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        faults = list(_explain(error))
-        if not any("is not a split of" in fault for fault in faults):
-            faults += _unprepared(*_raw_splits(raw))
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError(
-            f"{count} in the configuration:\n" + "\n".join(f"  - {fault}" for fault in faults),
-            where=str(path), fix="correct these keys; configs/README.md lists every setting",
-        ) from None  # fmt: skip
-
-
-def _read_yaml(path: Path) -> Json:
-    try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")])
-        raise ConfigError(
-            "no such configuration file", where=str(path),
-            fix=f"did you mean {path.with_stem(near[0])}?" if near else "see the folder configs/",
-        ) from None  # fmt: skip
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"the file cannot be read as YAML: {error}", where=str(path), fix="correct the file"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            "the file holds no mapping of sections", where=str(path), fix="see configs/demo.yaml"
-        )
-    return raw
-
-
-def _raw_splits(raw: Json) -> tuple[Json, list[str]]:
-    """Splits named and prepared in a file that has faults elsewhere."""
-    prepare = raw.get("prepare")
-    named = {
-        f"{section}.split": raw[section]["split"]
-        for section in ("sample", "eval")
-        if isinstance(raw.get(section), dict) and "split" in raw[section]
-    }
-    return (named, list(prepare)) if isinstance(prepare, dict) else ({}, [])
-
-
-def _set_dotted(raw: Json, dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for key in parents:
-        if not isinstance(raw.get(key), dict):
-            raw[key] = {}
-        raw = raw[key]
-    raw[last] = value
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    """One line a fault, by its key as it stands in the file."""
-    for fault in error.errors(include_url=False, include_context=False):
-        place = [str(part) for part in fault["loc"]]
-        place = [p for i, p in enumerate(place) if (place[0], i, p) not in _NOT_IN_THE_FILE]
-        key = ".".join(place) or "(file)"
-        if fault["type"] == "extra_forbidden":
-            yield f"{key}: no such setting{_suggestion(place)}"
-        elif fault["type"] == "missing":
-            yield f"{key}: is required"
-        else:
-            got = fault["input"]
-            shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
-            yield f"{key}: {fault['msg'].removeprefix('Value error, ')}{shown}"
-
-
-# Steps of pydantic's locations that are no keys of the file: (section, position, name).
-_NOT_IN_THE_FILE = {("train", 1, "shared"), *(("prepare", 2, name) for name in SOURCE_NAMES)}
-
-
-def _suggestion(place: list[str]) -> str:
-    near = difflib.get_close_matches(place[-1], _names_beside(place), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def _names_beside(place: list[str]) -> list[str]:
-    """The settings that exist where `place` points."""
-    if len(place) == 1:
-        return list(RunConfig.model_fields)
-    if place[-2] == "lora":
-        return list(LoraSettings.model_fields)
-    if place[0] == "prepare":
-        return [name for model in SOURCE_MODELS for name in model.model_fields]
-    if place[0] == "train":
-        return [*TrainSettings.model_fields, "methods", "seeds"]
-    section = RunConfig.model_fields[place[0]].annotation
-    return list(section.model_fields) if isinstance(section, type(Section)) else []

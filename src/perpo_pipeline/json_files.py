@@ -10,6 +10,7 @@ Row = dict[str, Any]
 TellFault = Callable[[str, str], object]
 
 FAULTS_SHOWN = 20
+FOLDED = 6  # places from which on a fault is told once for all
 
 
 def read_text(path: Path) -> str:
@@ -27,6 +28,9 @@ def parse_json(text: str) -> Any:
 
 def json_lines(text: str, tell: TellFault) -> Iterator[tuple[int, Row]]:
     """(line number from 1, object) of each line that is not blank; `tell` gets the others."""
+    if _is_list(text):
+        tell("line 1", "the file is a JSON list; give one JSON object a line")
+        return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -41,12 +45,38 @@ def json_lines(text: str, tell: TellFault) -> Iterator[tuple[int, Row]]:
             tell(f"line {number}", "not a JSON object")
 
 
+def _is_list(text: str) -> bool:
+    """Whether the whole text is one JSON list."""
+    if not text.lstrip().startswith("["):
+        return False
+    try:
+        return isinstance(parse_json(text), list) and "{" in text
+    except ValueError:
+        return False
+
+
 def list_faults(faults: Sequence[str]) -> str:
-    """The first faults, a line each, and the number of the others."""
-    shown = list(faults[:FAULTS_SHOWN])
-    if len(faults) > len(shown):
-        shown.append(f"... and {len(faults) - len(shown)} more")
-    return "\n".join(f"  - {fault}" for fault in shown)
+    """The first faults ("PLACE: WHAT"), a line each, and the number of the others.
+
+    What is wrong at many places is told once, with the first of them.
+    """
+    places: dict[str, list[str]] = {}
+    for fault in faults:
+        place, _, what = fault.partition(": ")
+        places.setdefault(what or fault, []).append(place)
+    shown: list[str] = []
+    left = len(faults)
+    for what, found in places.items():
+        if len(found) >= FOLDED:
+            lines = [f"{', '.join(found[:3])}, ... ({len(found)} in all): {what}"]
+        else:
+            lines = [f"{place}: {what}" if place != what else what for place in found]
+        for line in lines[: FAULTS_SHOWN - len(shown)]:
+            shown.append(line)
+            left -= len(found) // len(lines)
+    if left:
+        shown.append(f"... and {left} more")
+    return "\n".join(f"  - {line}" for line in shown)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:

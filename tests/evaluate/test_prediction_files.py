@@ -94,6 +94,10 @@ def test_all_faults_are_told_at_once_up_to_twenty(tmp_path):
     assert "3 faults" in str(caught.value)
     assert all(part in str(caught.value) for part in ("`width`", "`height`", "line 3: not JSON"))
     with pytest.raises(InputError, match=r"30 faults[\s\S]*line 20[\s\S]*\.\.\. and 10 more"):
+        read_predictions(
+            write(tmp_path, *[{**GROUNDING, "width": -n} for n in range(30)]), "grounding"
+        )
+    with pytest.raises(InputError, match=r"line 1, line 2, line 3, \.\.\. \(30 in all\): not JSON"):
         read_predictions(write(tmp_path, *["{"] * 30), "grounding")
 
 

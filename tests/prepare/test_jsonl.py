@@ -126,9 +126,30 @@ def test_half_a_pixel_outside_is_rounding_and_stays_as_it_is(tmp_path: Path) -> 
 
 
 def test_faults_of_many_rows_come_together(tmp_path: Path) -> None:
-    rows = [{**GOOD, "gt_box": [9, 9, 1, 1]}] * 30
+    rows = [{**GOOD, "gt_box": [9, 9, 1, 1 - n]} for n in range(30)]
     with pytest.raises(InputError, match=r"30 bad rows[\s\S]*and 10 more"):
         read_rows(dataset(tmp_path, *rows), "train")
+
+
+def test_one_fault_of_many_rows_is_told_once_with_their_number(tmp_path: Path) -> None:
+    rows = [{**GOOD, "gt_box": [9, 9, 1, 1]}] * 30 + [{**GOOD, "task": "x"}]
+    with pytest.raises(InputError) as caught:
+        read_rows(dataset(tmp_path, *rows), "train")
+    message = str(caught.value)
+    assert "line 1, line 2, line 3, ... (30 in all): gt_box is inverted" in message
+    assert "line 31: `task` is 'x'" in message and "more" not in message
+
+
+def test_a_list_given_for_lines_is_one_fault(tmp_path: Path) -> None:
+    source = dataset(tmp_path, GOOD, GOOD)
+    source.path.write_text(json.dumps([GOOD, GOOD], indent=1))
+    with pytest.raises(InputError, match="1 bad rows:\n  - line 1: the file is a JSON list"):
+        read_rows(source, "train")
+
+
+def test_a_normalised_box_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it looks normalised, and is in pixels"):
+        read_rows(dataset(tmp_path, {**GOOD, "gt_box": [0.1, 0.2, 0.5, 1.0]}), "train")
 
 
 def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_the_official_sample_goes_through_filter_and_its_rounding_is_told(
     )
     assert 0.001 < expected < 0.05
     assert scores.manifest["counts"]["largest_difference_from_iou"] == pytest.approx(expected)
-    assert f"they differ by {expected:.4f} at most" in capsys.readouterr().err
+    assert f"in the mean, {expected:.4f} at most" in capsys.readouterr().err
     (kept,) = filter_lists(run, "train").table().to_pylist()
     assert kept["margin"] == max(record["iou_scores"]) and sum(kept["counts"]) == 20
     assert kept["rewards"] == sorted(kept["rewards"], reverse=True)

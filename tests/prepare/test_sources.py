@@ -66,7 +66,7 @@ def test_lists_are_given_with_commas(tree: Tree) -> None:
         (["prepare", "refr", "x"], "there is no source 'refr'"),
         (["prepare", "refr", "x"], ", ".join(SOURCE_NAMES)),
         (["prepare", "refer", "refer"], "prepare.train.image_root: is required"),
-        (["prepare", "fox", "x.json", "--per-dataset", "3"], "per_dataset: no such setting"),
+        (["prepare", "fox", "x.json", "--per-dataset", "3"], "per_dataset: source fox has no such"),
         (["prepare", "refer", "refer", "--split-by", "umd"], "give DATASET=NAME"),
         (["prepare", "refer", "refer", "--image-root", ".", "--datasets", "refclef"],
          "prepare.train.datasets.0: Input should be 'refcoco'"),

@@ -1,5 +1,6 @@
 """What several commands share: their options, and how they open a run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,14 +34,15 @@ def open_run(
     run: str | None = None,
     out: Path | None = None,
     quiet: bool = False,
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[Any, Any] | None = None,
     inputs: dict[str, Path | None] | None = None,
 ) -> "Run":
     """Load the run's file under the flags that were given (None: not given)."""
-    from perpo_pipeline.config import load_config
+    from perpo_pipeline.config_file import load_config
     from perpo_pipeline.stage import Run
 
-    overrides = {k: v for k, v in {"run": run, **(settings or {})}.items() if v is not None}
+    wanted: dict[Any, Any] = {"run": run, **(settings or {})}
+    overrides = {k: v for k, v in wanted.items() if v is not None}
     given = {k: v for k, v in (inputs or {}).items() if v is not None}
     return Run(load_config(config, overrides), out=out, inputs=given, quiet=quiet)
 

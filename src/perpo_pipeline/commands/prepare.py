@@ -20,12 +20,15 @@ from perpo_pipeline.commands.options import (
 
 def prepare(
     source: Annotated[
-        str | None, typer.Argument(help="the layout, as below; default: the file's")
+        str | None, typer.Argument(help="the layout, as above; default: the file's")
     ] = None,
-    path: Annotated[Path | None, typer.Argument(help="the file or folder, as below")] = None,
+    path: Annotated[Path | None, typer.Argument(help="the file or folder, as above")] = None,
     config: Config = DEFAULT_CONFIG,
     variant: Annotated[
-        str | None, typer.Option("--variant", help="the split to prepare, e.g. train")
+        str | None,
+        typer.Option(
+            "--variant", help="the split to prepare; default: train, or all of the file's"
+        ),
     ] = None,
     image_root: Annotated[Path | None, typer.Option(help="folder of the images")] = None,
     per_dataset: Annotated[
@@ -58,7 +61,7 @@ def prepare(
     \b
     SOURCE     PATH                                                        boxes
     testbed    (none: scenes are rendered)                                 -
-    jsonl      a JSON object a line: image, prompt or expression, gt_...   xyxy px
+    jsonl      a line: image, prompt or expression, task, gt_box or gt_... xyxy px
     refer      ROOT with refcoco/, refcoco+/, refcocog/: refs(...).p and
                instances.json                                              xywh px
     lmms-lab   Parquet files of lmms-lab/RefCOCO: file, folder, pattern    xywh px

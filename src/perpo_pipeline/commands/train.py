@@ -55,11 +55,11 @@ def train(
         raise ConfigError("--beta, --gamma and --learning-rate are of one variant",
                           fix="choose it with --variant or --method")  # fmt: skip
     own = {"method": method, "beta": beta, "gamma": gamma, "learning_rate": learning_rate}
-    settings: dict[str, Any] = {"model.id": model, "train.forward": forward,
+    settings: dict[Any, Any] = {"model.id": model, "train.forward": forward,
                                 "train.max_tokens_per_step": max_tokens_per_step,
                                 "train.drop_too_long": drop_too_long or None}  # fmt: skip
     if variant is not None:
-        settings |= {f"train.methods.{variant}.{k}": v for k, v in own.items()}
+        settings |= {("train", "methods", variant, k): v for k, v in own.items()}
     opened = open_run(config, run=run, out=out, quiet=quiet, settings=settings,
                        inputs={"preferences": preferences})  # fmt: skip
     names = each_variant(list(opened.config.train.variants()), variant, out)

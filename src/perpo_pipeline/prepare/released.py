@@ -27,6 +27,7 @@ TOKEN_NOTE = (
     "the file holds no token ids: the answers' are retokenised from their text, each with the end "
     "token; all are taken to have stopped by themselves"
 )
+DOUBTFUL_DIFFERENCE = 0.05  # mean |IoU - released score|; of a rounded truth it is about 0.01
 
 
 def write_lists(
@@ -114,33 +115,40 @@ def _write_scores(
                     {"samples": samples, "prompts": prompts})  # fmt: skip
 
     def work(writer: Writer) -> Mapping[str, Any]:
-        start, unparsed, differences = 0, 0, [0.0]
+        start, unparsed = 0, 0
+        differences: list[float] = []
         columns = ["prompt_id", "width", "height", "gt_box"]
         for index, part in enumerate(prompts.batches(columns)):
             some = lists[start : start + part.num_rows]
             start += part.num_rows
-            rows, largest = _score_rows(part.to_pylist(), some, model.box_format, model.box_frame)
+            rows, found = _score_rows(part.to_pylist(), some, model.box_format, model.box_frame)
             unparsed += sum(not row["parse_ok"] for row in rows)
-            differences.append(largest)
+            differences += found
             if not writer.has_part(index):
                 writer.write_part(index, rows)
-        largest = max(differences)
+        largest, mean = max(differences), sum(differences) / len(differences)
         told = (
             "the released scores are kept as they are; from the IoU with the truth as the file "
-            f"has it, which is rounded, they differ by {largest:.4f} at most"
+            f"has it, which is rounded, they differ by {mean:.4f} in the mean, "
+            f"{largest:.4f} at most"
         )
         writer.note("released_scores", told)
         run.say(f"prepare {split}: {told}")
+        if mean > DOUBTFUL_DIFFERENCE:
+            run.say(f"prepare {split}: the released scores do not fit the boxes: check that "
+                    f"model.box_format {model.box_format} and box_frame {model.box_frame} are "
+                    "those of the answers")  # fmt: skip
         count = sum(len(one.answers) for one in lists)
-        return {"rows": count, "unparsed": unparsed, "largest_difference_from_iou": largest}
+        return {"rows": count, "unparsed": unparsed, "largest_difference_from_iou": largest,
+                "mean_difference_from_iou": mean}  # fmt: skip
 
     return make(run, recipe, work, out=out)
 
 
 def _score_rows(
     prompts: Sequence[Row], lists: Sequence[ReleasedList], box_format: str, box_frame: str
-) -> tuple[list[Row], float]:
-    """SCORES rows with the released rewards, and how far our IoU is from them at most."""
+) -> tuple[list[Row], list[float]]:
+    """SCORES rows with the released rewards, and how far our IoU is from each."""
     rows, truths = [], []
     for prompt, released in zip(prompts, lists, strict=True):
         size = (prompt["width"], prompt["height"])
@@ -158,4 +166,4 @@ def _score_rows(
             truths.append(prompt["gt_box"])
     found = np.array([row["box"] or (np.nan,) * 4 for row in rows])
     ious = iou_xyxy(found, np.array(truths))
-    return rows, float(np.abs(ious - [row["reward"] for row in rows]).max())
+    return rows, np.abs(ious - [row["reward"] for row in rows]).tolist()

@@ -34,6 +34,8 @@ def box_fault(box: Any, width: int, height: int, *, name: str = "gt_box") -> str
     x1, y1, x2, y2 = box
     if not (x1 < x2 and y1 < y2):
         return f"{name} is inverted or empty: {box!r} (expected x1 < x2 and y1 < y2)"
+    if max(box) <= 1 and min(width, height) > 2:
+        return f"{name} {box!r} lies within the first pixel: it looks normalised, and is in pixels"
     return _outside(name, box, width, height)
 
 
