@@ -1,6 +1,7 @@
 """The run's file: every fault at once, by its key; every shipped recipe parses."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,6 +146,60 @@ def test_flags_override_the_file_and_are_checked_like_it(tmp_path: Path) -> None
     assert load_config(path, {"filter.min_margin": 0.3}).filter.min_margin == 0.3
     with pytest.raises(ConfigError, match=r"filter\.min_margin"):
         load_config(path, {"filter.min_margin": 3})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told", "where"),
+    [
+        ({"filter.min_margin": 3}, "filter.min_margin (--min-margin): Input should be less",
+         "--min-margin"),
+        ({"filter.max_margin": 0.2}, "filter (--max-margin): max_margin 0.2 is below",
+         "--max-margin"),
+        ({"model.id": 3}, "model.id (--model): Input should be a valid string", "--model"),
+        ({"run": "a b"}, "run (--run): a name has letters, digits", "--run"),
+        ({("train", "methods", "w.1", "beta"): 0, "sample.num_samples": 0},
+         "train.methods.w.1.beta (--beta): Input should be greater", "--num-samples, --beta"),
+        ({("train", "methods", ".w", "beta"): 1},
+         "train.methods..w (--variant): a name has letters", "--variant"),
+        ({("prepare", "x"): {"source": "refer", "path": 3, "leave_out_evaluated": "x"}},
+         "prepare.x.path (PATH): Input is not a valid path",
+         "PATH, --image-root, --keep-evaluated"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_flag_names_the_flag_and_not_the_file(
+    tmp_path: Path, overrides: dict[Any, Any], told: str, where: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL), overrides)
+    assert f"  - {told}" in str(caught.value) and caught.value.where == where
+
+
+def test_faults_of_the_file_beside_a_flags_keep_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "sample: {num_samples: 0, batch_size: 0}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {"sample.num_samples": -1})
+    assert caught.value.where == str(path)
+    assert "sample.num_samples (--num-samples): " in caught.value.what
+    assert "sample.batch_size: " in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ("  a b: {source: testbed, num_prompts: 1}", "prepare.a b: a name has letters, digits"),
+        ("  -x: {source: testbed, num_prompts: 1}", "begins with a letter or digit; '-x' does"),
+        ("  x: {source: testbd, num_prompts: 1}",
+         "prepare.x: there is no source 'testbd'; did you mean 'testbed'? one of testbed, "),
+        ("  x: {num_prompts: 1}", "prepare.x: names no source; one of testbed, "),
+        ("  x: {source: refer, path: p}", "prepare.x.image_root: is required\n"),
+        ("  x: {source: lmms-lab, path: p, dataset: a b}",
+         "prepare.x.dataset: this is a word without blanks; 'a b' does"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_source_is_one_plain_message(tmp_path: Path, extra: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=r"^1 fault in") as caught:
+        load_config(write(tmp_path, MINIMAL + extra))
+    assert told in str(caught.value)
 
 
 def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading a run's YAML file: under the flags that were given, with every fault told at once."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -11,9 +12,11 @@ from pydantic import ValidationError
 from perpo_pipeline.config import LoraSettings, RunConfig, TrainSettings, unprepared
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare.sources import SOURCE_MODELS, SOURCE_NAMES
-from perpo_pipeline.settings import Json, Section
+from perpo_pipeline.settings import NAME_PATTERN, WORD_PATTERN, Json, Section
 
-Key = str | tuple[str, ...]
+Place = tuple[str, ...]
+Key = str | Place
+REQUIRED = "is required"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -39,7 +42,7 @@ def load_config(path: Path, overrides: Mapping[Key, Any] | None = None) -> RunCo
     """Load a run's YAML file; `overrides` maps keys to values that flags gave.
 
     A key is dotted, or a tuple of its parts where these may hold dots. Raises `ConfigError` with
-    every fault, each by its key, and whether a flag gave it.
+    every fault, each by its key, and the flag if one gave it.
     """
     given = {_parts(key): value for key, value in (overrides or {}).items()}
     raw = _read_yaml(path)
@@ -51,18 +54,57 @@ def load_config(path: Path, overrides: Mapping[Key, Any] | None = None) -> RunCo
         faults = list(_explain(error, raw))
         if not any("is not a split of" in what for _, what in faults):
             faults += [((), what) for what in unprepared(*_raw_splits(raw))]
-    by_flag = [any(place[: len(parts)] == parts for parts in given) for place, _ in faults]
-    lines = [what + " (given by a flag)" * flag for (_, what), flag in
-             zip(faults, by_flag, strict=True)]  # fmt: skip
+    flags = [_flags(place, what, given) for place, what in faults]
+    lines = [f"  - {_line(place, what, found)}"
+             for (place, what), found in zip(faults, flags, strict=True)]  # fmt: skip
+    all_flags = dict.fromkeys(flag for found in flags for flag in found)
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise ConfigError(
-        f"{count} in the configuration:\n" + "\n".join(f"  - {line}" for line in lines),
-        where="the command line" if all(by_flag) else str(path),
+        f"{count} in the configuration:\n" + "\n".join(lines),
+        where=", ".join(all_flags) if all(flags) else str(path),
         fix="correct these settings; configs/README.md lists every one",
     )
 
 
-def _parts(key: Key) -> tuple[str, ...]:
+def _line(place: Place, what: str, flags: list[str]) -> str:
+    """A fault under its key, with its flags; one of the whole file names its own keys."""
+    if not place:
+        return what
+    key, by = ".".join(place), f" ({', '.join(flags)})" if flags else ""
+    return f"{key}: {what}{by}" if what == REQUIRED else f"{key}{by}: {what}"
+
+
+# Settings whose flag, or argument, has another name.
+_FLAGS = {"id": "--model", "path": "PATH", "source": "SOURCE",
+          "leave_out_evaluated": "--keep-evaluated"}  # fmt: skip
+_NAMED_BY_VARIANT = {("prepare", 2), ("train", 3)}  # (section, length of a place that is a name)
+
+
+def _flags(place: Place, what: str, given: Mapping[Place, Any]) -> list[str]:
+    """The flags that a fault is of: the one that gave its key, or those that its text names."""
+    found = []
+    for parts, value in given.items():
+        if place[: len(parts)] == parts:
+            found.append(_flag(place, parts, value))
+        elif place and parts[: len(place)] == place:
+            if re.search(rf"\b{re.escape(parts[-1])}\b", what):
+                found.append(_flag(parts, parts, value))
+            elif (place[0], len(place)) in _NAMED_BY_VARIANT:
+                found.append("--variant")
+    return list(dict.fromkeys(found))
+
+
+def _flag(place: Place, parts: Place, value: Any) -> str:
+    """The flag that gave `parts`, or the part at `place` of what it gave."""
+    name = parts[-1]
+    if parts[0] == "prepare" and isinstance(value, dict) and len(parts) == 2:
+        if len(place) == 2:
+            return "--variant"
+        name = place[2]
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def _parts(key: Key) -> Place:
     return tuple(key.split(".")) if isinstance(key, str) else key
 
 
@@ -98,7 +140,7 @@ def _raw_splits(raw: Json) -> tuple[Json, list[str]]:
     return (named, list(prepare)) if isinstance(prepare, dict) else ({}, [])
 
 
-def _set_value(raw: Json, parts: tuple[str, ...], value: Any) -> None:
+def _set_value(raw: Json, parts: Place, value: Any) -> None:
     *parents, last = parts
     for key in parents:
         if not isinstance(raw.get(key), dict):
@@ -107,26 +149,24 @@ def _set_value(raw: Json, parts: tuple[str, ...], value: Any) -> None:
     raw[last] = value
 
 
-def _explain(error: ValidationError, raw: Json) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The place of each fault, and a line that names it by its key as it stands in the file."""
-    for fault in error.errors(include_url=False, include_context=False):
+def _explain(error: ValidationError, raw: Json) -> Iterator[tuple[Place, str]]:
+    """Each fault: its key as it stands in the file, and what is wrong there."""
+    for fault in error.errors(include_url=False):
         where = tuple(str(part) for part in fault["loc"] if part != "[key]")
         place = tuple(p for i, p in enumerate(where) if (where[0], i, p) not in _NOT_IN_THE_FILE)
-        yield place, f"{'.'.join(place) or '(file)'}: {_what(fault, place, raw)}"
+        yield place, _what(fault, place, raw)
 
 
-def _what(fault: Any, place: tuple[str, ...], raw: Json) -> str:
+def _what(fault: Any, place: Place, raw: Json) -> str:
     kind, got = fault["type"], fault["input"]
     if kind == "extra_forbidden":
         return _unknown_setting(place, raw)
     if kind == "missing":
-        return "is required" + f" (--{place[-1].replace('_', '-')})" * (place[0] == "prepare")
+        return REQUIRED
     if kind == "string_pattern_mismatch":
-        return f"a name has letters, digits, '.', '_' and '-' alone, not {got!r}"
+        return f"{_PATTERNS[fault['ctx']['pattern']]}; {got!r} does not fit"
     if kind.startswith("union_tag"):
-        found = got.get("source") if isinstance(got, dict) else None
-        return f"there is no source {found!r}{_near(str(found), SOURCE_NAMES)}; one of " \
-            + ", ".join(SOURCE_NAMES)  # fmt: skip
+        return _no_source(got.get("source") if isinstance(got, dict) else None)
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
     return f"{fault['msg'].removeprefix('Value error, ')}{shown}"
 
@@ -135,7 +175,22 @@ def _what(fault: Any, place: tuple[str, ...], raw: Json) -> str:
 _NOT_IN_THE_FILE = {("train", 1, "shared"), *(("prepare", 2, name) for name in SOURCE_NAMES)}
 
 
-def _unknown_setting(place: tuple[str, ...], raw: Json) -> str:
+_PATTERNS = {
+    NAME_PATTERN: "a name has letters, digits, '.', '_' and '-', and begins with a letter or digit",
+    WORD_PATTERN: "this is a word without blanks",
+}
+
+
+def _no_source(found: Any) -> str:
+    """A split that names no source, or none that there is."""
+    known = f"one of {', '.join(SOURCE_NAMES)}"
+    if found is None:
+        return f"names no source; {known}"
+    near = _near(str(found), SOURCE_NAMES)
+    return f"there is no source {str(found)!r}{near}{' ' if near else '; '}{known}"
+
+
+def _unknown_setting(place: Place, raw: Json) -> str:
     """A setting that there is not, or not for this source of prompts."""
     names = _names_beside(place, raw)
     others = {name for model in SOURCE_MODELS for name in model.model_fields}
@@ -150,7 +205,7 @@ def _near(name: str, names: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def _names_beside(place: tuple[str, ...], raw: Json) -> list[str]:
+def _names_beside(place: Place, raw: Json) -> list[str]:
     """The settings that exist where `place` points."""
     if len(place) == 1:
         return list(RunConfig.model_fields)

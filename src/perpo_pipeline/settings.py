@@ -5,7 +5,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Json = dict[str, Any]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+NAME_PATTERN, WORD_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^\S+$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 
 
 def _no_truth_value(value: Any) -> Any:

@@ -66,7 +66,16 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ({**GOOD, "gt_box": [-3, 2, 8, 9]}, "outside the image"),
         ({**GOOD, "gt_box": [1, 2, 8]}, "not four finite numbers"),
         ({**GOOD, "gt_box": [1, 2, 8, "9"]}, "not four finite numbers"),
-        ({**GOOD, "gt_box": None}, "`gt_box` is missing"),
+        ({**GOOD, "gt_box": None}, "`gt_box` is null (task grounding"),
+        ({k: v for k, v in GOOD.items() if k != "gt_box"}, "`gt_box` is missing"),
+        ({**GOOD, "gt_box": [4, 5, 4.9, 5.9]}, "gt_box is smaller than a pixel"),
+        ({**GOOD, "image": None}, "`image` is null"),
+        ({**GOOD, "image": ""}, "`image` is missing"),
+        ({**GOOD, "id": None}, "`id` is null; give a value"),
+        ({**GOOD, "dataset": None}, "`dataset` is null; give a value"),
+        ({**GOOD, "task": None}, "`task` is null; give one of"),
+        ({k: v for k, v in GOOD.items() if k != "task"}, "`task` is missing; give one of"),
+        ({**GOOD, "task": "ocr", "gt_text": None}, "`gt_text` is null (task ocr)"),
         ({**GOOD, "image": "missing.png"}, "No such file"),
         ({**GOOD, "image": "torn.png"}, "torn.png"),
         ({**GOOD, "image": "text.png"}, "text.png"),
@@ -150,6 +159,41 @@ def test_a_list_given_for_lines_is_one_fault(tmp_path: Path) -> None:
 def test_a_normalised_box_is_told_as_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it looks normalised, and is in pixels"):
         read_rows(dataset(tmp_path, {**GOOD, "gt_box": [0.1, 0.2, 0.5, 1.0]}), "train")
+
+
+NORMALISED = [0.1, 0.2, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    "truths",
+    [
+        [{"gt_box": NORMALISED}, {"gt_box": [0, 0, 1, 1]}],
+        [{"gt_box": None, "gt_boxes": [NORMALISED, NORMALISED]}],
+        [{"gt_box": NORMALISED}, {"gt_box": None, "gt_polygon": [0, 0, 0.5, 0, 0.5, 0.5]}],
+    ],
+)
+def test_boxes_that_are_all_normalised_are_one_mistake_of_the_file(
+    tmp_path: Path, truths: list[dict[str, Any]]
+) -> None:
+    rows = [{**GOOD, **truth} for truth in truths]
+    rows.append({**GOOD, "task": "ocr", "gt_text": "a text has no box", "gt_box": None})
+    with pytest.raises(InputError) as caught:
+        read_rows(dataset(tmp_path, *rows), "train")
+    message = str(caught.value)
+    assert "all 2 boxes lie within 0-1: they look normalised; boxes are pixels" in message
+    assert "multiply x by the image's width" in message and "line 1" not in message
+
+
+def test_some_normalised_boxes_are_faults_of_their_rows_told_once(tmp_path: Path) -> None:
+    rows = [{**GOOD, "gt_box": [0.1, 0.2, 0.5, 0.3 + n / 100]} for n in range(9)]
+    with pytest.raises(InputError, match=r"line 3, \.\.\. \(9 in all\): gt_box lies within"):
+        read_rows(dataset(tmp_path, *rows, GOOD), "train")
+
+
+def test_an_image_of_two_pixels_may_have_boxes_within_the_first(tmp_path: Path) -> None:
+    source = dataset(tmp_path, *[{**GOOD, "image": "tiny.png", "gt_box": [0, 0, 1, 1]}] * 2)
+    Image.new("RGB", (2, 2)).save(tmp_path / "tiny.png")
+    assert [row["gt_box"] for row in read_rows(source, "train")[0]] == [[0, 0, 1, 1]] * 2
 
 
 def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:

@@ -170,14 +170,16 @@ def test_the_layouts_differ_in_names_and_in_xywh(photo: Path, layout: str) -> No
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"bbox": None}, "`bbox` is missing"),
+        ({"bbox": None}, "`bbox` is null"),
         ({"bbox": [1, 2, 3]}, "not four finite numbers"),
         ({"bbox": [1, 2, 300, 9]}, "lies outside the image of 20x10"),
         ({"width": 21, "height": 10}, "the file says the image is 21 x 10 pixels"),
         ({"width": "20", "height": 10}, "`width` is not a whole number"),
         ({"sent": "", "expression": "", "sents": ""}, "is missing"),
         ({"sent": 3, "expression": 3, "sents": 3}, "is not text"),
-        ({"image": "b.jpg", "img_path": "b.jpg", "img_id": "b_1"}, "b.jpg: No such file"),
+        ({"image": "b.jpg", "img_path": "b.jpg", "img_id": "b_1"}, "b.jpg"),
+        ({"image": "b.jpg", "img_path": "b.jpg", "img_id": "b_1"}, ": No such file"),
+        ({"sent": None, "expression": None, "sents": None}, "` is null"),
     ],
 )
 def test_a_bad_record_is_told_with_its_place(
@@ -191,8 +193,32 @@ def test_a_bad_record_is_told_with_its_place(
 
 
 def test_an_image_id_without_a_number_behind_it_is_refused(photo: Path) -> None:
-    with pytest.raises(InputError, match="does not end with _ and a number"):
+    with pytest.raises(InputError, match="does not end with _ and a number") as caught:
         read_one(photo, "minigpt4", {**GOOD["minigpt4"], "img_id": "a"})
+    assert "`img_id` without its last _NUMBER, and .jpg" in str(caught.value)
+
+
+def test_a_missing_image_tells_how_minigpt4_names_its_file(photo: Path) -> None:
+    """COCO's own name ends with a number, too, which is taken for the ref's."""
+    with pytest.raises(InputError) as caught:
+        read_one(photo, "minigpt4", {**GOOD["minigpt4"], "img_id": "COCO_train2014_000000581857"})
+    assert "COCO_train2014.jpg (`img_id` without its last _NUMBER, and .jpg): No such file" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize("layout", GOOD)
+def test_normalised_boxes_are_told_of_every_layout(photo: Path, layout: str) -> None:
+    record = {**GOOD[layout], "bbox": [0.1, 0.2, 0.3, 0.4]}
+    with pytest.raises(InputError, match="all 2 boxes lie within 0-1: they look normalised"):
+        read_one(photo, layout, record, record)
+
+
+@pytest.mark.parametrize("layout", GOOD)
+def test_a_box_that_is_not_there_is_missing(photo: Path, layout: str) -> None:
+    record = {k: v for k, v in GOOD[layout].items() if k != "bbox"}
+    with pytest.raises(InputError, match="`bbox` is missing"):
+        read_one(photo, layout, record)
 
 
 @pytest.mark.parametrize("layout", ["rec-jsonl", "minigpt4"])
@@ -310,7 +336,7 @@ def test_a_bad_parquet_row_is_told_with_its_file_and_row(
 
 def test_what_is_no_parquet_of_lmms_lab_is_refused(photo: Path) -> None:
     (photo / "val.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="cannot be read as Parquet"):
+    with pytest.raises(InputError, match=r"read as Parquet[\s\S]*a folder of them or a pattern"):
         read_lmms_lab(LmmsLabSource(source="lmms-lab", path=photo / "val.parquet"), ASKED)
     pq.write_table(pa.table({"image": [1]}), photo / "val.parquet")
     with pytest.raises(InputError, match="no column answer, bbox"):

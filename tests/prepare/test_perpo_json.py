@@ -101,10 +101,27 @@ def test_the_official_sample_goes_through_filter_and_its_rounding_is_told(
     )
     assert 0.001 < expected < 0.05
     assert scores.manifest["counts"]["largest_difference_from_iou"] == pytest.approx(expected)
-    assert f"in the mean, {expected:.4f} at most" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"in the mean, {expected:.4f} at most" in told and "WARNING" not in told
     (kept,) = filter_lists(run, "train").table().to_pylist()
     assert kept["margin"] == max(record["iou_scores"]) and sum(kept["counts"]) == 20
     assert kept["rewards"] == sorted(kept["rewards"], reverse=True)
+
+
+def test_scores_that_do_not_fit_the_boxes_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The IoUs are 1, 0 (no box) and 0.5, so the differences 0.4, 0.2 and 0: 0.2 in the mean."""
+    run = a_run(dataset(tmp_path, {**RECORD, "iou_scores": [0.6, 0.2, 0.5]}), tmp_path)
+    prepare(run, "train")
+    expected = (
+        "WARNING: the released scores do not fit the boxes: mean difference 0.2000, largest "
+        "0.4000: check model.box_format and box_frame, which are llava and full"
+    )
+    manifest = run.latest("scores", "train").manifest
+    assert expected in capsys.readouterr().err
+    assert expected in manifest["notes"]["released_scores"]
+    assert manifest["counts"]["mean_difference_from_iou"] == pytest.approx(0.2)
 
 
 def fraction_iou(a: list[float], b: list[float]) -> float:

@@ -66,10 +66,22 @@ def test_lists_are_given_with_commas(tree: Tree) -> None:
         (["prepare", "refr", "x"], "there is no source 'refr'"),
         (["prepare", "refr", "x"], ", ".join(SOURCE_NAMES)),
         (["prepare", "refer", "refer"], "prepare.train.image_root: is required"),
-        (["prepare", "fox", "x.json", "--per-dataset", "3"], "per_dataset: source fox has no such"),
+        (["prepare", "refer", "refer"], "is required (--image-root)\n  where: --image-root\n"),
+        (["prepare", "jsonl"], "prepare.train.path: is required (PATH)"),
+        (["prepare", "fox", "x.json", "--per-dataset", "3"],
+         "per_dataset (--per-dataset): source fox has no such"),
+        (["prepare", "jsonl", "x.jsonl", "--task", "orc"], "prepare.train.task (--task): Input"),
+        (["prepare", "jsonl", "x.jsonl", "--variant", "../x"],
+         "prepare.../x (--variant): a name has letters, digits, '.', '_' and '-', and begins with"),
+        (["prepare", "jsonl", "x.jsonl", "--variant", ""], "(--variant): a name has letters"),
+        (["prepare", "--variant", "testA", "--per-dataset", "3"],
+         "prepare.testA (--variant): names no source; one of testbed, "),
+        (["prepare", "r.yaml"], "give the source first: perpo prepare SOURCE r.yaml, with one of"),
+        (["prepare", "no/ok.jsonl"], "give the source first: perpo prepare jsonl no/ok.jsonl"),
+        (["prepare", "jsonl", "no/ok.jsonl"], "correct the path, or fetch the data"),
         (["prepare", "refer", "refer", "--split-by", "umd"], "give DATASET=NAME"),
         (["prepare", "refer", "refer", "--image-root", ".", "--datasets", "refclef"],
-         "prepare.train.datasets.0: Input should be 'refcoco'"),
+         "prepare.train.datasets.0 (--datasets): Input should be 'refcoco'"),
         (["prepare", "refer", "refer", "--image-root", ".", "--splits", "val,val"],
          "a name is given twice"),
         (["prepare", "--keep-evaluated"], "--keep-evaluated: of one split"),
@@ -81,6 +93,11 @@ def test_a_wrong_flag_is_one_message(
 ) -> None:
     assert run(*arguments) == 2
     assert told in capsys.readouterr().err and not Path("data").exists()
+
+
+def test_a_split_has_the_name_that_refer_gives_it(tree: Tree) -> None:
+    assert run("prepare", "testbed", "--variant", "testA", "--num-prompts", "2", "--quiet") == 0
+    assert open_version(Path("data/r/prompts/testA")).manifest["rows"] == 2
 
 
 def test_a_flag_changes_one_setting_of_the_files_source(tree: Tree) -> None:

@@ -69,6 +69,24 @@ def test_each_of_several_boxes_is_checked(boxes: object, told: str) -> None:
     assert fault is not None and told in fault
 
 
+@pytest.mark.parametrize(
+    ("box", "told"),
+    [
+        ([0, 0, 1, 1], "lies within the first pixel: it looks normalised, and is in pixels"),
+        ([0.5, 0.25, 0.75, 0.5],
+         "lies within the first pixel: it looks normalised, and is in pixels"),
+        ([-0.5, -0.5, 1, 1], "lies within the first pixel: it looks normalised, and is in pixels"),
+        ([3, 3, 3.5, 4.5], "is smaller than a pixel"),  # 0.5 x 1.5 = 0.75
+        ([3, 3, 4, 4], None),
+        ([3, 3, 3.5, 5], None),  # 0.5 x 2 = 1
+        ([0, 0, 1, 2], None),
+    ],
+)  # fmt: skip
+def test_a_box_has_the_area_of_a_pixel(box: list[float], told: str | None) -> None:
+    assert truth_fault(box, None, None, *SIZE) == (told and f"gt_box {told}")
+    assert truth_fault(None, [box], None, *SIZE) == (told and f"gt_boxes[0] {told}")
+
+
 def test_no_truth_at_all_is_no_fault_of_its_values() -> None:
     assert truth_fault(None, None, None, *SIZE) is None
     assert truth_fault([1, 1, 2, 2], [[1, 1, 2, 2], [3, 3, 4, 4]], SQUARE, *SIZE) is None

@@ -27,7 +27,8 @@ def prepare(
     variant: Annotated[
         str | None,
         typer.Option(
-            "--variant", help="the split to prepare; default: train, or all of the file's"
+            "--variant",
+            help="the split to prepare; default: all of the file's, or train if a SOURCE is given",
         ),
     ] = None,
     image_root: Annotated[Path | None, typer.Option(help="folder of the images")] = None,
@@ -81,7 +82,7 @@ def prepare(
     from perpo_pipeline.prepare.settings import source_settings
     from perpo_pipeline.prepare.stage import prepare as prepare_stage
 
-    split = variant or ("train" if source is not None else None)
+    split = "train" if variant is None and source is not None else variant
     settings = source_settings(
         split, source=source, path=path, image_root=image_root, per_dataset=per_dataset,
         datasets=datasets, splits=splits, split_by=split_by, keep_evaluated=keep_evaluated,

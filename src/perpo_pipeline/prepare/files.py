@@ -42,7 +42,7 @@ def missing_file(path: Path) -> ConfigError:
     """The error for a dataset file that is not there."""
     return ConfigError(
         "no such dataset file", where=str(path),
-        fix="correct `path` in the split's section, or fetch the data (README, 'Data')",
+        fix="correct the path, or fetch the data (README, 'Data')",
     )  # fmt: skip
 
 

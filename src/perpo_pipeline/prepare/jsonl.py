@@ -18,7 +18,7 @@ from perpo_pipeline.atomic import file_sha256
 from perpo_pipeline.prepare.files import Record, read_json_lines
 from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
 from perpo_pipeline.prepare.sources import JsonlSource
-from perpo_pipeline.prepare.truth import RowFault, text_fault
+from perpo_pipeline.prepare.truth import RowFault, absent, text_fault
 
 BOXES = ("gt_box", "gt_boxes", "gt_polygon")
 KEYS = {"image", "prompt", "expression", "task", "gt_text", "id", "dataset", *BOXES}
@@ -75,19 +75,23 @@ def _check_keys(record: Record, source: JsonlSource) -> None:
     for key in ("image", "prompt", "expression", "gt_text"):
         if record.get(key) is not None and not isinstance(record[key], str):
             raise RowFault(f"`{key}` is not text: {record[key]!r}")
+    for key in ("id", "dataset"):
+        if key in record and record[key] is None:
+            raise RowFault(f"`{key}` is null; give a value, or leave the key out")
     for key in ("image", "prompt", "expression", "gt_text", "id", "dataset"):
         if fault := text_fault(key, str(record.get(key, ""))):
             raise RowFault(fault)
     if not record.get("image"):
-        raise RowFault("`image` is missing")
+        raise RowFault(absent(record, "image"))
     if bool(record.get("prompt")) == bool(record.get("expression")):
         raise RowFault("give either `prompt` or `expression`")
     task = record.get("task", source.task)
     if task not in TASKS:
-        raise RowFault(
-            f"`task` is {task!r}; give one of {list(TASKS)} in the row or in the configuration"
-        )
+        what = absent(record, "task") if task is None else f"`task` is {task!r}"
+        raise RowFault(f"{what}; give one of {list(TASKS)} in the row or in the configuration")
     if task != "grounding" and record.get("gt_text") is None:
-        raise RowFault(f"`gt_text` is missing (task {task})")
+        raise RowFault(f"{absent(record, 'gt_text')} (task {task})")
     if task == "grounding" and all(record.get(name) is None for name in BOXES):
-        raise RowFault("`gt_box` is missing (task grounding; or `gt_boxes`, or `gt_polygon`)")
+        raise RowFault(
+            f"{absent(record, 'gt_box')} (task grounding; or `gt_boxes`, or `gt_polygon`)"
+        )

@@ -27,6 +27,7 @@ from perpo_pipeline.prepare.sources import LmmsLabSource
 from perpo_pipeline.prepare.truth import RowFault, text_at, xyxy_from_xywh
 
 _SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}.*")
+_FIX = "give a whole Parquet file of lmms-lab/RefCOCO, a folder of them or a pattern"
 _VAL_NOTE = (
     "lmms-lab's val is the official val and Google's val together: figures on it cannot be "
     "compared with papers (source: refer has the official one)"
@@ -154,7 +155,7 @@ def _rows(shard: _Shard) -> Iterator[tuple[_ShardImage, dict[str, Any]]]:
             if missing:
                 raise InputError(
                     f"the file has no column {', '.join(sorted(missing))}", where=str(shard.path),
-                    fix="give the Parquet files of lmms-lab/RefCOCO",
+                    fix=_FIX,
                 )  # fmt: skip
             number = 0
             for group in range(file.num_row_groups):
@@ -164,4 +165,4 @@ def _rows(shard: _Shard) -> Iterator[tuple[_ShardImage, dict[str, Any]]]:
                     yield _ShardImage(shard, group, row, number), record
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"cannot be read as Parquet: {error}", where=str(shard.path),
-                         fix="fetch the file again, whole") from error  # fmt: skip
+                         fix=_FIX) from error  # fmt: skip

@@ -19,9 +19,16 @@ from perpo_pipeline.atomic import file_sha256
 from perpo_pipeline.prepare.files import Record, read_json_lines, read_json_list
 from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
 from perpo_pipeline.prepare.sources import RecSource
-from perpo_pipeline.prepare.truth import RowFault, integer_at, text_at, xyxy_from_xywh
+from perpo_pipeline.prepare.truth import (
+    RowFault,
+    absent,
+    integer_at,
+    text_at,
+    xyxy_from_xywh,
+)
 
 _IMG_ID = re.compile(r"(.+)_[0-9]+")
+_MINIGPT4_IMAGE = "without its last _NUMBER, and .jpg"
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class _Layout:
     image: Callable[[Record], str]
     box: Callable[[Any], Any]
     must_have_size: bool
+    image_note: str = ""  # how the name of the image's file came about, for faults
 
 
 def read_rec(source: RecSource, asked: Asked) -> Prepared:
@@ -60,13 +68,13 @@ def _entries(
         place = f"{layout.unit} {number}"
         with faults.at(place):
             if record.get("bbox") is None:
-                raise RowFault("`bbox` is missing")
+                raise RowFault(absent(record, "bbox"))
             yield Entry(
                 place=place,
                 dataset=source.path.stem,
                 source_row=str(number),
                 task="grounding",
-                image=ImageFile(root / layout.image(record)),
+                image=ImageFile(root / layout.image(record), layout.image_note),
                 prompt=asked.ask(text_at(record, layout.expression)),
                 gt_box=layout.box(record["bbox"]),
                 size=_declared_size(record, layout.must_have_size),
@@ -83,7 +91,10 @@ def _minigpt4_image(record: Record) -> str:
     img_id = text_at(record, "img_id")
     match = _IMG_ID.fullmatch(img_id)
     if match is None:
-        raise RowFault(f"`img_id` does not end with _ and a number: {img_id!r}")
+        raise RowFault(
+            f"`img_id` does not end with _ and a number: {img_id!r} "
+            f"(the image's file would be `img_id` {_MINIGPT4_IMAGE})"
+        )
     return f"{match[1]}.jpg"
 
 
@@ -97,6 +108,7 @@ _LAYOUTS = {
         lambda box: box, must_have_size=False,
     ),
     "minigpt4": _Layout(
-        read_json_list, "record", "sents", _minigpt4_image, xyxy_from_xywh, must_have_size=True
+        read_json_list, "record", "sents", _minigpt4_image, xyxy_from_xywh, must_have_size=True,
+        image_note=f"`img_id` {_MINIGPT4_IMAGE}",
     ),
 }  # fmt: skip

@@ -127,22 +127,28 @@ def _write_scores(
             if not writer.has_part(index):
                 writer.write_part(index, rows)
         largest, mean = max(differences), sum(differences) / len(differences)
-        told = (
-            "the released scores are kept as they are; from the IoU with the truth as the file "
-            f"has it, which is rounded, they differ by {mean:.4f} in the mean, "
-            f"{largest:.4f} at most"
-        )
+        told = _about_scores(mean, largest, model.box_format, model.box_frame)
         writer.note("released_scores", told)
         run.say(f"prepare {split}: {told}")
-        if mean > DOUBTFUL_DIFFERENCE:
-            run.say(f"prepare {split}: the released scores do not fit the boxes: check that "
-                    f"model.box_format {model.box_format} and box_frame {model.box_frame} are "
-                    "those of the answers")  # fmt: skip
         count = sum(len(one.answers) for one in lists)
         return {"rows": count, "unparsed": unparsed, "largest_difference_from_iou": largest,
                 "mean_difference_from_iou": mean}  # fmt: skip
 
     return make(run, recipe, work, out=out)
+
+
+def _about_scores(mean: float, largest: float, box_format: str, box_frame: str) -> str:
+    """What the run says of the released scores beside the IoU with the file's truth."""
+    if mean > DOUBTFUL_DIFFERENCE:
+        return (
+            "WARNING: the released scores do not fit the boxes: mean difference "
+            f"{mean:.4f}, largest {largest:.4f}: check model.box_format and box_frame, which are "
+            f"{box_format} and {box_frame}; the scores are kept as they are"
+        )
+    return (
+        "the released scores are kept as they are; from the IoU with the truth as the file "
+        f"has it, which is rounded, they differ by {mean:.4f} in the mean, {largest:.4f} at most"
+    )
 
 
 def _score_rows(

@@ -17,7 +17,12 @@ from perpo_pipeline.boxes import BOX_FORMATS, get_box_format
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.images import image_sha256, load_image_with_notes
 from perpo_pipeline.json_files import list_faults
-from perpo_pipeline.prepare.truth import RowFault, truth_fault
+from perpo_pipeline.prepare.truth import (
+    TINY_IMAGE_PX,
+    RowFault,
+    lies_within_one,
+    truth_fault,
+)
 
 Row = dict[str, Any]
 REFERRING_PROMPT = BOX_FORMATS["llava"].instruction
@@ -54,9 +59,10 @@ class ImageData(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that is a file of its own."""
+    """An image that is a file of its own; `note` says how its name came about, for faults."""
 
     path: Path
+    note: str = ""
 
     def read(self) -> bytes:
         """The file's bytes; raises `InputError`."""
@@ -67,7 +73,7 @@ class ImageFile:
             raise InputError(reason, where=str(self.path)) from error
 
     def __str__(self) -> str:
-        return str(self.path)
+        return f"{self.path} ({self.note})" if self.note else str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +240,9 @@ def collect(
 
     The choice is that of the smallest hash of (seed, key): random, and the same in any order of
     the rows, which keep theirs. Images of rows that are left out are not opened. Raises
-    `InputError` with the faults of all rows, for a dataset with fewer rows than are asked for, and
-    for none at all. The facts: `images_sha256`, `left_out_by_per_dataset`, and the seed if chosen.
+    `InputError` with the faults of all rows, for boxes that all look normalised, for a dataset with
+    fewer rows than are asked for, and for none at all. The facts: `images_sha256`,
+    `left_out_by_per_dataset`, and the seed if chosen.
     """
     unique = _without_repeated_ids(entries, faults, asked.split)
     chosen, shortages = _choose(unique, per_dataset, asked)
@@ -295,6 +302,7 @@ def _checked(
     with ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
         looks = asked.progress(pool.map(_look, images), "images", len(images))
         facts = dict(zip(images, looks, strict=True))
+    _refuse_normalised(entries, facts, faults.where)
     for entry in entries:
         found = facts[entry.image]
         if isinstance(found, str):
@@ -302,6 +310,29 @@ def _checked(
             continue
         with faults.at(entry.place):
             yield _with_checked_truth(entry, found), found
+
+
+def _refuse_normalised(
+    entries: list[Entry], facts: dict[ImageData, ImageFacts | str], where: Path
+) -> None:
+    """Raise `InputError` if all boxes lie within 0 to 1: one mistake, not one of each row."""
+    shapes = [shape for entry in entries if not _is_tiny(facts[entry.image])
+              for shape in _shapes(entry)]  # fmt: skip
+    if len(shapes) > 1 and all(map(lies_within_one, shapes)):
+        raise InputError(
+            f"all {len(shapes)} boxes lie within 0-1: they look normalised; boxes are pixels",
+            where=str(where), fix="multiply x by the image's width, and y by its height",
+        )  # fmt: skip
+
+
+def _is_tiny(image: ImageFacts | str) -> bool:
+    return isinstance(image, ImageFacts) and min(image.width, image.height) <= TINY_IMAGE_PX
+
+
+def _shapes(entry: Entry) -> list[Any]:
+    """The boxes and the polygon of an entry, as they stand in the file."""
+    several = entry.gt_boxes if isinstance(entry.gt_boxes, list | tuple) else ()
+    return [shape for shape in (entry.gt_box, *several, entry.gt_polygon) if shape is not None]
 
 
 def _look(image: ImageData) -> ImageFacts | str:

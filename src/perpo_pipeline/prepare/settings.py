@@ -6,6 +6,8 @@ from typing import Any
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare.sources import SOURCE_NAMES
 
+_BY_SUFFIX = {".jsonl": "jsonl", ".parquet": "lmms-lab"}  # the likeliest layout
+
 
 def source_settings(
     split: str | None, *, source: str | None, path: Path | None, datasets: str | None,
@@ -17,12 +19,7 @@ def source_settings(
     source, and for flags without a split that they could belong to.
     """
     if source is not None and source not in SOURCE_NAMES:
-        is_path = Path(source).exists()
-        raise ConfigError(
-            f"there is no source '{source}'",
-            fix=f"name the layout first: perpo prepare jsonl {source}" if is_path
-            else f"choose one of {', '.join(SOURCE_NAMES)}",
-        )  # fmt: skip
+        raise ConfigError(f"there is no source '{source}'", fix=_fix_of_source(source))
     given = {
         **plain,
         "path": path,
@@ -40,6 +37,17 @@ def source_settings(
         flags = ", ".join(f"--{name}" for name in names)
         raise ConfigError(f"{flags}: of one split", fix="choose it with --variant")
     return {("prepare", str(split), name): value for name, value in values.items()}
+
+
+def _fix_of_source(source: str) -> str:
+    """What to do about a word that is no source; often it is the path."""
+    known = ", ".join(SOURCE_NAMES)
+    if not (Path(source).exists() or "/" in source or Path(source).suffix):
+        return f"choose one of {known}"
+    layout = _BY_SUFFIX.get(Path(source).suffix)
+    if layout is None:
+        return f"give the source first: perpo prepare SOURCE {source}, with one of {known}"
+    return f"give the source first: perpo prepare {layout} {source}"
 
 
 def _pairs(text: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from perpo_pipeline.settings import Int, Section
+from perpo_pipeline.settings import WORD_PATTERN, Int, Section
 
 Dataset = Literal["refcoco", "refcoco+", "refcocog"]
 Split = Literal["train", "val", "testA", "testB", "test"]
@@ -86,7 +86,7 @@ class LmmsLabSource(Section):
     source: Literal["lmms-lab"]
     path: Path = Field(description="a Parquet file, a folder of them, or a pattern with *")
     dataset: str = Field(
-        "lmms-lab", pattern=r"^\S+$", description="the rows' `dataset`: NAME_SPLIT"
+        "lmms-lab", pattern=WORD_PATTERN, description="the rows' `dataset`: NAME_SPLIT"
     )
     per_dataset: PerDataset = None
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 BOX_SLACK_PX = 0.5
+TINY_IMAGE_PX = 2  # up to this side a box of numbers from 0 to 1 may be meant as pixels
 
 
 class RowFault(Exception):
@@ -34,9 +35,23 @@ def box_fault(box: Any, width: int, height: int, *, name: str = "gt_box") -> str
     x1, y1, x2, y2 = box
     if not (x1 < x2 and y1 < y2):
         return f"{name} is inverted or empty: {box!r} (expected x1 < x2 and y1 < y2)"
-    if max(box) <= 1 and min(width, height) > 2:
-        return f"{name} {box!r} lies within the first pixel: it looks normalised, and is in pixels"
-    return _outside(name, box, width, height)
+    return _outside(name, box, width, height) or _tiny(name, box, width, height)
+
+
+def _tiny(name: str, box: Any, width: int, height: int) -> str | None:
+    """A box that no annotator draws; without its numbers, so that equal faults are told once."""
+    if min(width, height) <= TINY_IMAGE_PX:
+        return None
+    if max(box) <= 1:
+        return f"{name} lies within the first pixel: it looks normalised, and is in pixels"
+    x1, y1, x2, y2 = box
+    return f"{name} is smaller than a pixel" if (x2 - x1) * (y2 - y1) < 1 else None
+
+
+def lies_within_one(flat: Any) -> bool:
+    """Whether a box or polygon, as a flat list, holds numbers from 0 to 1 alone."""
+    is_list = isinstance(flat, list | tuple) and len(flat) > 0
+    return is_list and all(_is_finite_number(value) and 0 <= value <= 1 for value in flat)
 
 
 def polygon_fault(polygon: Any, width: int, height: int) -> str | None:
@@ -95,11 +110,16 @@ def xyxy_from_xywh(box: Any) -> list[float]:
     return [x, y, x + width, y + height]
 
 
+def absent(raw: Mapping[str, Any], key: str) -> str:
+    """What to say of a key without a value: that it is null, or that it is missing."""
+    return f"`{key}` is {'null' if key in raw and raw[key] is None else 'missing'}"
+
+
 def text_at(raw: Mapping[str, Any], key: str) -> str:
     """The text under `key`; raises `RowFault` where there is none, or what no table can hold."""
     value = raw.get(key)
     if not isinstance(value, str) or not value:
-        raise RowFault(f"`{key}` is missing" if value in (None, "")
+        raise RowFault(absent(raw, key) if value in (None, "")
                        else f"`{key}` is not text: {value!r}")  # fmt: skip
     if fault := text_fault(key, value):
         raise RowFault(fault)
@@ -110,7 +130,7 @@ def integer_at(raw: Mapping[str, Any], key: str) -> int:
     """The whole number under `key`; raises `RowFault`."""
     value = raw.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise RowFault(f"`{key}` is missing" if value is None
+        raise RowFault(absent(raw, key) if value is None
                        else f"`{key}` is not a whole number: {value!r}")  # fmt: skip
     return value
 
