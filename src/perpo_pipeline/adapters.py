@@ -51,7 +51,11 @@ def save_trained(model: "nn.Module", directory: Path, masters: Mapping["Tensor",
         model.save_pretrained(str(directory), state_dict={**model.state_dict(), **exact})
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         return
-    trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    trained = {
+        n: masters.get(p, p).detach().to(p.dtype).contiguous()
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
     save_file(trained, directory / FULL_WEIGHTS)
 
 
