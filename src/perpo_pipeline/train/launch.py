@@ -131,7 +131,8 @@ def start(launch: Launch, arguments: Sequence[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // launch.num_processes)))
     os.environ[LAUNCHED] = "1"
     torchrun: Any = importlib.import_module("torch.distributed.run")
-    parsed = torchrun.parse_args([*launch.torchrun_arguments(), *arguments])
+    parsed = torchrun.parse_args(launch.torchrun_arguments())
+    parsed.training_script_args = list(arguments)  # not read by argparse, which would mistake them
     with _passing_on_sigterm() as told:
         try:
             torchrun.run(parsed)

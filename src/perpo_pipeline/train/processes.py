@@ -7,8 +7,10 @@ wants (NCCL on CUDA). One process needs none of it.
 import os
 import re
 import socket
+import sys
+import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -176,12 +178,14 @@ def _meet(on_cuda: bool, with_deepspeed: bool) -> Any:
 
     backend = "nccl" if on_cuda else "gloo"
     if with_deepspeed:  # before TrainingArguments, which would do it with another device's backend
-        if not on_cuda:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
-        deepspeed.init_distributed(backend, timeout=TIME_OUT, auto_mpi_discovery=False,
-                                   verbose=False)  # fmt: skip
+        # torch says it at each of DeepSpeed's many calls
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+        with redirect_stdout(sys.stderr):  # it tells of what it has compiled
+            deepspeed.init_distributed(
+                backend, timeout=TIME_OUT, auto_mpi_discovery=False, verbose=False
+            )
     else:
         dist.init_process_group(backend, timeout=TIME_OUT)
     return dist.new_group(backend="gloo", timeout=TIME_OUT)

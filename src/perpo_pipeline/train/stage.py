@@ -113,6 +113,8 @@ def _join(run: Run, settings: TrainSettings) -> "World":
     """Meet the other processes of the run."""
     from perpo_pipeline.train.processes import join_world, placed_by_launcher
 
+    if not uses_cuda(run):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unasked, DeepSpeed looks for others
     placed = placed_by_launcher(os.environ)
     _check_processes(run, settings, int(placed["WORLD_SIZE"]) if placed else 1)
     return join_world(on_cuda=uses_cuda(run), with_deepspeed=settings.deepspeed is not None)

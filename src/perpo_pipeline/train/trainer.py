@@ -23,6 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import SCHEDULER_NAME
 
 from perpo_pipeline.adapters import load_trained, save_trained
@@ -288,8 +289,11 @@ def fit(
     if world.is_first:
         trainer.add_callback(_Progress(name, quiet))
     start = last_whole(checkpoints, saver, world)
-    with request.listening():
-        trainer.train(resume_from_checkpoint=start)
+    try:
+        with request.listening():
+            trainer.train(resume_from_checkpoint=start)
+    finally:  # transformers would cut the next model that is loaded in pieces as well
+        unset_hf_deepspeed_config()
     if trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
             f"{name}: stopped by SIGTERM after step {trainer.state.global_step} of "
@@ -391,7 +395,6 @@ def _arguments(
         ddp_backend="gloo" if on_cpu and world.size > 1 else None,
         # A vision tower's last layers may serve nothing; all else that is trained always does.
         ddp_find_unused_parameters="vision_tower" in settings.scope,
-        ddp_broadcast_buffers=False,
         dataloader_pin_memory=False,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several would be DataParallel: a larger batch
