@@ -268,6 +268,8 @@ def fit(
     """
     torch.manual_seed(settings.seed)
     zero = _zero_config(vlm, settings)
+    saver, request = Saver(world.size if zero else 1, zero_stage(zero)), StopRequest()
+    start = last_whole(checkpoints, saver, world)
     sampler = _sampler(vlm, lists, settings, preprocess, forward, world)
     policy = _trainable(vlm, settings)
     trainer = ListTrainer(
@@ -283,12 +285,10 @@ def fit(
     )  # fmt: skip
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
-    saver, request = Saver(world.size if zero else 1, zero_stage(zero)), StopRequest()
     trainer.add_callback(MarkWhole(saver, world))
     trainer.add_callback(StopAtRequest(request, world))
     if world.is_first:
         trainer.add_callback(_Progress(name, quiet))
-    start = last_whole(checkpoints, saver, world)
     try:
         with request.listening():
             trainer.train(resume_from_checkpoint=start)
