@@ -31,6 +31,8 @@ from perpo_pipeline.train.processes import placed_by_launcher
 LAUNCHED = "PERPO_LAUNCHED"  # set for the processes that were started here
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 MODULE = "perpo_pipeline.cli"
+OUR_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"  # for torchrun; SIGTERM is passed on here
+SHUTDOWN_S = 600
 Failure = Any  # torch's ProcessFailure
 
 
@@ -49,15 +51,14 @@ class Launch:
         return self.num_processes * self.num_nodes
 
     def torchrun_arguments(self) -> list[str]:
-        """What stands behind `torchrun`, up to the module that it runs."""
+        """Where torchrun starts how many processes."""
         if self.num_nodes == 1 and self.master is None:
             place = ["--standalone"]
         else:
             host, _, port = (self.master or "").rpartition(":")
             place = ["--nnodes", str(self.num_nodes), "--node-rank", str(self.node_rank),
                      "--master-addr", host, "--master-port", port]  # fmt: skip
-        return [*place, "--nproc-per-node", str(self.num_processes),
-                "--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT", "-m", MODULE]  # fmt: skip
+        return [*place, "--nproc-per-node", str(self.num_processes)]
 
 
 def choose_launch(
@@ -112,7 +113,10 @@ def command_line(launch: Launch | None, arguments: Sequence[str]) -> str:
     """The command that does what is started, for a shell."""
     if launch is None:
         return shlex.join(["perpo", *arguments])
-    return shlex.join(["torchrun", *launch.torchrun_arguments(), *arguments])
+    # `--`: torchrun would take our --run for its own. Its 30 s are too few for a large checkpoint.
+    waiting = ["--shutdown-timeout", str(SHUTDOWN_S)]
+    return shlex.join(["torchrun", *launch.torchrun_arguments(), *waiting, "-m", "--", MODULE,
+                       *arguments])  # fmt: skip
 
 
 def start(launch: Launch, arguments: Sequence[str]) -> None:
@@ -131,7 +135,9 @@ def start(launch: Launch, arguments: Sequence[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // launch.num_processes)))
     os.environ[LAUNCHED] = "1"
     torchrun: Any = importlib.import_module("torch.distributed.run")
-    parsed = torchrun.parse_args(launch.torchrun_arguments())
+    parsed = torchrun.parse_args(
+        [*launch.torchrun_arguments(), "--signals-to-handle", OUR_SIGNALS, "-m", MODULE]
+    )
     parsed.training_script_args = list(arguments)  # not read by argparse, which would mistake them
     with _passing_on_sigterm() as told:
         try:

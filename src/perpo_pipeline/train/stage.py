@@ -56,7 +56,7 @@ SHOWN = 5  # prompt_ids in a message
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """What a variant is trained from; all of it is known before the model is loaded."""
 
     variant: str
@@ -93,7 +93,7 @@ def find_trained(run: Run, variant: str) -> Version | None:
     return find_complete(run.out or run.place("adapter", variant), task_of(run, variant).recipe)
 
 
-def task_of(run: Run, variant: str) -> _Task:
+def task_of(run: Run, variant: str) -> Task:
     """Find what a variant is trained from, and its recipe."""
     settings = run.config.train.variants()[variant]
     preferences = run.latest("preferences", run.config.sample.split)
@@ -106,7 +106,7 @@ def task_of(run: Run, variant: str) -> _Task:
     recipe = Recipe("adapter", variant, "train", STAGE_VERSION, counted,
                     {"preferences": preferences, "prompts": prompts},
                     notes=model_notes(run.config.model))  # fmt: skip
-    return _Task(variant, settings, preferences, prompts, resolved, model_settings, recipe)
+    return Task(variant, settings, preferences, prompts, resolved, model_settings, recipe)
 
 
 def _join(run: Run, settings: TrainSettings) -> "World":
@@ -158,7 +158,7 @@ def check_batch_size(batch_size: int, num_processes: int) -> None:
         )
 
 
-def _lead(run: Run, task: _Task, world: "World", place: Path) -> None:
+def _lead(run: Run, task: Task, world: "World", place: Path) -> None:
     """What the first process does: train with the others where need be, and write."""
     announced: list[bool] = []
 
@@ -177,7 +177,7 @@ def _lead(run: Run, task: _Task, world: "World", place: Path) -> None:
 
 
 def _train(
-    run: Run, task: _Task, world: "World", path: Path, writer: Writer | None = None
+    run: Run, task: Task, world: "World", path: Path, writer: Writer | None = None
 ) -> list[dict[str, Any]]:
     """Train; with a writer put what was trained into the version. Returns the rows of the log."""
     from perpo_pipeline.train.engine import ready_model
@@ -189,7 +189,7 @@ def _train(
         settings, preprocess = task.settings, task.model_settings["preprocess"]
         forward = _choose_forward(run, vlm, settings)
         ready_model(vlm, forward, settings)
-        lists = ranked_lists(*_rows_and_prompts(task.preferences, task.prompts))
+        lists = ranked_lists(*rows_and_prompts(task.preferences, task.prompts))
         sampled = lists
         if settings.method == "sft":
             lists = [ground_truth_list(entry, vlm, run.config.model) for entry in lists]
@@ -229,7 +229,7 @@ def _choose_forward(run: Run, vlm: "Vlm", settings: TrainSettings) -> "Forward":
     return forward
 
 
-def _rows_and_prompts(
+def rows_and_prompts(
     preferences: Version, prompts: Version
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """The preferences, and by its id the prompt of each."""
@@ -301,7 +301,7 @@ def _that_fit(
 
 
 def _with_reference(
-    run: Run, vlm: "Vlm", task: _Task, lists: "Sequence[TrainingList]", forward: "Forward",
+    run: Run, vlm: "Vlm", task: Task, lists: "Sequence[TrainingList]", forward: "Forward",
     world: "World",
 ) -> "list[TrainingList]":  # fmt: skip
     """The lists with the base model's log-probabilities; for DPO best and worst alone."""

@@ -56,7 +56,7 @@ from perpo_pipeline.train.losses import (
 from perpo_pipeline.train.master_weights import MasterAdamW
 from perpo_pipeline.train.plan import StepSampler
 from perpo_pipeline.train.processes import World
-from perpo_pipeline.train.scope import lora_config, unfreeze
+from perpo_pipeline.train.scope import trainable
 from perpo_pipeline.train.step_log import StepLog
 from perpo_pipeline.train.stopping import StopAtRequest, StopRequest
 from perpo_pipeline.train.zero import (
@@ -271,7 +271,7 @@ def fit(
     saver, request = Saver(world.size if zero else 1, zero_stage(zero)), StopRequest()
     start = last_whole(checkpoints, saver, world)
     sampler = _sampler(vlm, lists, settings, preprocess, forward, world)
-    policy = _trainable(vlm, settings)
+    policy = trainable(vlm, settings)
     trainer = ListTrainer(
         settings,
         steps=_loader(vlm, lists, settings, preprocess, forward, sampler),
@@ -293,7 +293,7 @@ def fit(
         with request.listening():
             trainer.train(resume_from_checkpoint=start)
     finally:  # transformers would cut the next model that is loaded in pieces as well
-        unset_hf_deepspeed_config()
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     if trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
             f"{name}: stopped by SIGTERM after step {trainer.state.global_step} of "
@@ -347,22 +347,6 @@ class StepLoader(DataLoader[Step]):
         """Hand the epoch to the plan."""
         sampler: Any = self.batch_sampler
         sampler.set_epoch(epoch)
-
-
-def _trainable(vlm: "Vlm", settings: TrainSettings) -> Any:
-    """The model with gradients where the settings want them, in the dtype that it computes in."""
-    from peft import get_peft_model
-
-    policy: Any = vlm.model
-    if settings.tuning == "lora":
-        config = lora_config(vlm, settings.lora.rank, settings.lora.alpha, settings.scope)
-        # PEFT's own default, an fp32 adapter on a bf16 base, costs a third of the speed.
-        policy = get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
-    else:
-        unfreeze(vlm, settings.scope)
-    if settings.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
-    return policy
 
 
 def _arguments(
