@@ -77,6 +77,9 @@ def train(run: Run, variant: str) -> Version:
     world = _join(run, settings)
     if not world.is_first:
         run = replace(run, muted=True, quiet=True)
+    if settings.batch_size % world.size:
+        run.say(f"train: {settings.batch_size} lists a step over {world.size} processes: shared by "
+                "tokens, so some have one more, and the others wait")  # fmt: skip
     with world.first_alone():
         task = task_of(run, variant)
     place = run.out or run.place("adapter", variant)

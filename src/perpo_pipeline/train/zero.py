@@ -6,7 +6,9 @@ the run's own file decides (batch, clipping, precision) stands there as `auto`.
 
 import copy
 import json
+import os
 import shutil
+import sys
 from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
@@ -67,12 +69,16 @@ def offloads(config: Mapping[str, Any]) -> bool:
 def check_installed(config: Mapping[str, Any], *, on_cuda: bool) -> None:
     """Raise MissingDependencyError, with the command, for what these settings need.
 
-    DeepSpeed compiles its CPU collectives and its CPU optimiser at their first use.
+    DeepSpeed compiles its CPU collectives and its CPU optimiser at their first use. The ninja of
+    this Python's environment is put on PATH, which has it only where that is activated.
     """
     if util.find_spec("deepspeed") is None:
         raise MissingDependencyError("train.deepspeed needs DeepSpeed", fix=f"run: {INSTALL}")
     if on_cuda and not offloads(config):
         return
+    beside = str(Path(sys.executable).parent)
+    if beside not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), beside]))
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if missing:
         raise MissingDependencyError(
