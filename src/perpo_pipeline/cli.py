@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from perpo_pipeline.commands import evaluate, judge, lists, look, prepare, train
+from perpo_pipeline.commands import evaluate, judge, lists, look, merge, prepare, train
 from perpo_pipeline.errors import PerpoError
 
 EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
@@ -34,6 +34,7 @@ app.command()(train.train)
 app.command(name="eval")(evaluate.eval_command)
 app.command()(evaluate.compare)
 app.add_typer(judge.judge_app, name="judge")
+app.command()(merge.merge)
 app.command()(look.report)
 app.command()(look.inspect)
 app.command()(look.doctor)
