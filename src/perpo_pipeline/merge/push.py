@@ -7,14 +7,14 @@ from pathlib import Path
 from perpo_pipeline.errors import ArtifactError, ConfigError, first_line
 from perpo_pipeline.stage import Console
 
+REASON_LINES = 3  # the first says 'bad request', the next ones why
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
 def check_can_push(name: str) -> None:
     """Raise ConfigError where the name, offline mode or the lack of a token forbids it."""
-    from huggingface_hub import get_token
+    from huggingface_hub import get_token, is_offline_mode
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import is_offline_mode
     from huggingface_hub.utils._validators import validate_repo_id
 
     try:
@@ -65,7 +65,8 @@ def _refusals_explained(folder: Path, name: str) -> Iterator[None]:
     except ArtifactError:
         raise
     except Exception as error:
-        told = f"{type(error).__name__}: {first_line(error)}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = f"{type(error).__name__}: {' '.join(lines[:REASON_LINES])}"
         raise ArtifactError(
             f"{name} could not be pushed: {told.replace(get_token() or told, '***')}",
             where=str(folder),
