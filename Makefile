@@ -3,6 +3,7 @@
 #   make all RUN=demo      the run of configs/demo.yaml, from prompts to report (the default)
 #   make all RUN=ci        the same in three minutes
 #   make test              all tests that need no accelerator
+#   make test-distributed  those with several processes (DeepSpeed; needs g++, apt-get install g++)
 #   make test-vllm         those with the real vLLM, on the CPU, in an environment of its own
 #   make lint | types      ruff | mypy
 #   make bench             side-by-side benchmarks
@@ -22,10 +23,12 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at a time would compute the reference twice
-.PHONY: all setup test test-vllm lint types bench clean
+.PHONY: all setup test test-distributed test-vllm lint types bench clean
 
 INSTALLED := $(VENV)/.installed
 DEVELOP   := $(VENV)/.installed-dev
+DISTRIBUTED_TESTS := tests/distributed
+DISTRIBUTED := $(VENV)/.installed-distributed
 VLLM_TESTS := tests/with_vllm
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP   = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
@@ -66,8 +69,16 @@ $(DEVELOP): pyproject.toml constraints.txt | $(VENV)/bin/python
 
 # A process a core with one thread each; the files are handed out in conftest.py's order.
 test: $(DEVELOP)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --ignore $(VLLM_TESTS) --numprocesses auto \
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --ignore $(VLLM_TESTS) --ignore $(DISTRIBUTED_TESTS) --numprocesses auto \
 	  --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# One test after the other: each starts processes of its own.
+test-distributed: $(DISTRIBUTED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(DISTRIBUTED_TESTS) $(PYTEST_ARGS)
+
+$(DISTRIBUTED): pyproject.toml constraints.txt | $(VENV)/bin/python
+	DS_BUILD_OPS=0 $(PIP) install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
+	@touch $@; test -e $(INSTALLED) || touch $(INSTALLED)
 
 test-vllm: $(VLLM_INSTALLED)
 	PERPO_TEST_VLLM=1 PYTHONPATH=$(CURDIR)/$(VLLM_TESTS)/torchvision_on_cpu \

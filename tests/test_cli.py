@@ -19,6 +19,7 @@ COMMANDS = [
     "eval",
     "compare",
     "judge",
+    "merge",
     "report",
     "inspect",
     "doctor",

@@ -7,6 +7,7 @@ import torch
 from peft import get_peft_model
 
 from perpo_pipeline.adapters import save_trained, write_record
+from perpo_pipeline.artifacts import Recipe, adopt_files, open_writer
 from perpo_pipeline.models import load_vlm, resolve_model
 from perpo_pipeline.train.scope import lora_config, unfreeze
 
@@ -27,3 +28,15 @@ def save_adapter(model: Path, directory: Path, scope: Sequence[str], *, full: bo
     save_trained(trained, directory, {})
     write_record(directory, {"base_identity": vlm.identity})
     return directory
+
+
+def save_adapter_artifact(
+    model: Path, root: Path, scope: Sequence[str] = ("language_model",), *, full: bool = False
+) -> Path:
+    """The same as an artifact of `perpo train` under `root` (without lineage); returns its path."""
+    settings = {"method": "perpo", "dtype": "float32", "preprocess": "processor", "full": full}
+    notes = {"model_id": str(model), "revision": None, "box_format": "llava", "box_frame": "full"}
+    recipe = Recipe("adapter", "perpo", "train", 2, settings, notes=notes)
+    with open_writer(root, recipe) as writer:
+        adopt_files(save_adapter(model, writer.path / "staging", scope, full=full), writer)
+        return writer.finish().path

@@ -51,7 +51,11 @@ def save_trained(model: "nn.Module", directory: Path, masters: Mapping["Tensor",
         model.save_pretrained(str(directory), state_dict={**model.state_dict(), **exact})
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         return
-    trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    trained = {
+        n: masters.get(p, p).detach().to(p.dtype).contiguous()
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
     save_file(trained, directory / FULL_WEIGHTS)
 
 
@@ -70,7 +74,7 @@ def attach_adapter(vlm: "Vlm", adapter: Path) -> "Vlm":
     """Put trained weights on the model after checking that they were trained on this very base."""
     from safetensors import SafetensorError
 
-    _check_adapter_files(vlm, adapter)
+    check_adapter_files(adapter, vlm.identity)
     try:
         if (adapter / FULL_WEIGHTS).is_file():
             _load_full(vlm.model, adapter)
@@ -104,7 +108,8 @@ def _load_lora(model: "nn.Module", adapter: Path) -> "nn.Module":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of missing keys: an error below
         wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=False)
-    expected = set(get_peft_model_state_dict(wrapped))
+    # By default ("auto") the library would ask a hub for a base that has moved since.
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if saved != expected:
         odd = sorted(saved ^ expected)
         raise ArtifactError(
@@ -115,7 +120,9 @@ def _load_lora(model: "nn.Module", adapter: Path) -> "nn.Module":
     return wrapped.eval()
 
 
-def _check_adapter_files(vlm: "Vlm", adapter: Path) -> None:
+def check_adapter_files(adapter: Path, identity: str) -> None:
+    """Raise ArtifactError where a file is missing, or where the base of this `identity` is not the
+    one that the adapter was trained on."""
     weights = FULL_WEIGHTS if (adapter / FULL_WEIGHTS).is_file() else LORA_WEIGHTS
     needed = [weights, ADAPTER_RECORD] + (
         ["adapter_config.json"] if weights == LORA_WEIGHTS else []
@@ -128,9 +135,9 @@ def _check_adapter_files(vlm: "Vlm", adapter: Path) -> None:
                 fix="give a directory that `perpo train` wrote",
             )
     base = read_record(adapter).get("base_identity")
-    if base != vlm.identity:
+    if base != identity:
         raise ArtifactError(
-            f"The adapter was trained on another base model: {base} instead of {vlm.identity}.",
+            f"The adapter was trained on another base model: {base} instead of {identity}.",
             where=str(adapter),
             fix="load it with the model it was trained on, or train it anew on this one",
         )

@@ -35,8 +35,13 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def os_errors_explained(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses while writing `path` into one clear error."""
+def os_errors_explained(
+    path: Path, same_command: str = "it goes on after the last whole part"
+) -> Iterator[None]:
+    """Turn what the operating system refuses while writing `path` into one clear error.
+
+    `same_command` says what the command does when it is run again.
+    """
     try:
         yield
     except OSError as error:
@@ -46,7 +51,7 @@ def os_errors_explained(path: Path) -> Iterator[None]:
             where=str(path),
             fix="free some space" * full
             + "check the directory and its permissions" * (not full)
-            + ", then run the same command: it goes on after the last whole part",
+            + f", then run the same command: {same_command}",
         ) from error
 
 

@@ -3,6 +3,7 @@
 Heavy imports happen only inside the command that runs.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from typing import Any
 
 import typer
 
-from perpo_pipeline.commands import evaluate, judge, lists, look, prepare, train
-from perpo_pipeline.errors import PerpoError
+from perpo_pipeline.commands import evaluate, judge, lists, look, merge, prepare, train
+from perpo_pipeline.errors import PerpoError, Stopped
+from perpo_pipeline.train.launch import LAUNCHED, write_failure
 
-EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 app = typer.Typer(
     name="perpo",
@@ -34,6 +36,7 @@ app.command()(train.train)
 app.command(name="eval")(evaluate.eval_command)
 app.command()(evaluate.compare)
 app.add_typer(judge.judge_app, name="judge")
+app.command()(merge.merge)
 app.command()(look.report)
 app.command()(look.inspect)
 app.command()(look.doctor)
@@ -46,16 +49,26 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     command: Callable[..., Any] = app
     try:
-        command(args=arguments)
+        command(args=arguments, obj=arguments)
+    except Stopped as stopped:
+        _tell(stopped, f"perpo: {stopped}")
+        sys.exit(EXIT_TERMINATED)
     except PerpoError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        print(f"perpo: error: {error}", file=sys.stderr)
+        _tell(error, f"perpo: error: {error}")
         sys.exit(EXIT_USER_ERROR)
     except SystemExit as ended:  # typer has turned Ctrl-C into this
         if ended.code == EXIT_INTERRUPTED:
             print("perpo: interrupted; the same command goes on from here", file=sys.stderr)
         raise
+
+
+def _tell(error: PerpoError | Stopped, message: str) -> None:
+    """Print the message, or leave it for the parent of several processes to print once."""
+    if LAUNCHED in os.environ and write_failure(error):
+        return
+    print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ class TrainSettings(Section):
     # The operational ones change the result by no more than rounding.
     operational: ClassVar[frozenset[str]] = frozenset(
         {"max_tokens_per_step", "gradient_checkpointing", "compile", "num_workers",
-         "checkpoint_every", "log_to"}
+         "checkpoint_every", "log_to", "deepspeed"}
     )  # fmt: skip
 
     method: Method = "perpo"
@@ -229,6 +229,9 @@ class TrainSettings(Section):
     )
     checkpoint_every: Int = Field(100, ge=1, description="optimiser steps")
     log_to: list[str] = Field(default_factory=list, description="integrations of Trainer")
+    deepspeed: str | None = Field(
+        None, description="zero2, zero3, zero3-offload, or the path of DeepSpeed settings"
+    )
 
     def fault(self) -> str | None:
         """What does not fit together (checked once shared and own settings are merged)."""

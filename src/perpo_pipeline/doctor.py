@@ -90,7 +90,8 @@ def _vllm_fit(fixes: list[str]) -> list[str]:
 
 
 def _compiler_line(fixes: list[str]) -> str:
-    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    beside = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=beside) is None]
     if _version("deepspeed") is None or not missing:
         return f"compiler       {shutil.which('g++') or 'none (only DeepSpeed needs one)'}"
     fixes.append("apt-get install g++ ninja-build")

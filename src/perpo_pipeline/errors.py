@@ -4,7 +4,9 @@ PerpoError
 ├── ConfigError     a setting in the YAML, or a flag, is wrong
 ├── InputError      a file, row, image or answer that was given cannot be used
 ├── ArtifactError   an artifact is missing, damaged, or does not fit
-└── MissingDependencyError   an optional package is not installed
+├── MissingDependencyError   an optional package is not installed
+└── ProcessError    one of several processes has ended
+    └── LostContactError   so another one says
 """
 
 
@@ -39,6 +41,18 @@ class ArtifactError(PerpoError):
 
 class MissingDependencyError(PerpoError):
     """An optional package is needed and not installed."""
+
+
+class ProcessError(PerpoError):
+    """One of several processes that work together has ended too early."""
+
+
+class LostContactError(ProcessError):
+    """This process waited for another one that is no more, and does not know why."""
+
+
+class Stopped(Exception):
+    """SIGTERM has ended the work at a place from which the same command goes on."""
 
 
 def first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from perpo_pipeline.artifacts import (
     open_version,
 )
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.merge import MERGED
+from perpo_pipeline.merge.weights import MERGED
 
 LONGEST_CELL = 100
 

@@ -71,6 +71,12 @@ class Run(Console):
     out: Path | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
     quiet: bool = False
+    muted: bool = False  # one of several processes, of which the first speaks
+
+    def say(self, message: str) -> None:
+        """Tell the user, unless another process does."""
+        if not self.muted:
+            super().say(message)
 
     def place(self, artifact: str, variant: str = DEFAULT) -> Path:
         """The directory of an artifact's variant in this run."""

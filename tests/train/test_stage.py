@@ -134,3 +134,41 @@ def test_an_image_that_changed_is_told_by_a_worker_as_it_would_be_without(
     capsys.readouterr()
     assert perpo("train", "--variant", "perpo") == 2
     assert str(told) in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_would_be_started_and_starts_nothing(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8 prompts, of which n have a preference: n / 4 steps, rounded up."""
+    capsys.readouterr()
+    flags = ("--variant", "perpo", "--dry-run", "--num-processes", "2", "--deepspeed", "zero3")
+    assert perpo("train", *flags) == 0
+    told = capsys.readouterr().out
+    kept = open_version(Path("data/r/preferences/train")).manifest["rows"]
+    command = next(line for line in told.splitlines() if line.startswith("  command"))
+    assert "torchrun --standalone --nproc-per-node 2" in command
+    assert command.endswith("--config r.yaml --quiet") and "--dry-run" not in command
+    assert f"  lists      {kept} of data/r/preferences/train/" in told
+    assert f"  steps      {-(-kept // 4)} = {-(-kept // 4)} an epoch" in told
+    assert "  step       4 lists over 2 processes, 1 forwards each" in told
+    assert "  processes  2: 2 on this node" in told and "  deepspeed  zero3" in told
+    assert "GiB in each process, computed: weights " in told
+    assert not list(Path("data/r").glob("adapter/**/*.json"))
+
+
+def test_more_processes_than_lists_of_a_step_are_refused_before_they_start(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert perpo("train", "--variant", "perpo", "--num-processes", "5") == 2
+    told = capsys.readouterr().err
+    assert "train.batch_size is 4 lists a step, for 5 processes" in told
+    assert "use at most 4 processes" in told
+
+
+def test_a_step_that_is_not_shared_evenly_is_said(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert perpo("train", "--variant", "perpo", "--dry-run", "--num-processes", "3") == 0
+    assert "4 lists over 3 processes" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Training on the shipped testbed model: the step, its settings, and what is written."""
 
+import errno
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 
 from perpo_pipeline.adapters import attach_adapter, write_record
 from perpo_pipeline.config import TrainSettings
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import InputError, Stopped
 from perpo_pipeline.model_inputs import encode_row
 from perpo_pipeline.models import Vlm, load_vlm, resolve_model
 from perpo_pipeline.prepare import testbed as testbed_prompts
@@ -209,6 +211,48 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_in_bfloat16(
     assert losses(history).tolist() == losses(expected).tolist()
     for name, weight in whole.policy.state_dict().items():
         assert torch.equal(weight, resumed.policy.state_dict()[name]), name
+
+
+def test_a_disk_that_fills_up_at_a_checkpoint_leaves_the_one_before(
+    lists: list[TrainingList], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(checkpoint_every=1)
+    _, expected = run(lists, chosen, tmp_path / "whole")
+    real = ListTrainer._save_optimizer_and_scheduler
+
+    def full(self: ListTrainer, output_dir: str) -> None:
+        if self.state.global_step == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, output_dir)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ListTrainer, "_save_optimizer_and_scheduler", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(lists, chosen, tmp_path / "full")
+    assert [p.parent.name for p in (tmp_path / "full").glob("*/whole")] == ["checkpoint-1"]
+    _, history = run(lists, chosen, tmp_path / "full")
+    assert losses(history).tolist() == losses(expected).tolist()
+
+
+def test_sigterm_ends_a_run_after_its_step_with_a_checkpoint(
+    lists: list[TrainingList], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the second of three steps, twice."""
+    real = ListTrainer.training_step
+
+    def signalled(self: ListTrainer, *args: Any) -> torch.Tensor:
+        if self.state.global_step == 1:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+        return real(self, *args)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(ListTrainer, "training_step", signalled)
+        with pytest.raises(Stopped, match="after step 2 of 3"):
+            run(lists, settings(), tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [p.parent.name for p in tmp_path.glob("*/whole")] == ["checkpoint-2"]
 
 
 def test_adapters_compute_in_bfloat16_and_are_saved_unrounded(

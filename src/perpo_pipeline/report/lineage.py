@@ -4,11 +4,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from perpo_pipeline.artifacts import Json, Version, open_version
-
-# The order in which the stages run, for the table.
-ORDER = ("prompts", "samples", "scores", "preferences", "reference", "adapter", "predictions",
-         "metrics")  # fmt: skip
+from perpo_pipeline.artifacts import Json, Version
+from perpo_pipeline.lineage import trace
 
 
 @dataclass(frozen=True)
@@ -37,22 +34,7 @@ def ancestors(inputs: Iterable[Version]) -> list[Ancestor]:
 
     What has been removed since is left out: its fingerprint still stands in its children.
     """
-    found: dict[str, Version] = {}
-    frontier = list(inputs)
-    while frontier:
-        version = frontier.pop()
-        key = f"{version.artifact}/{version.variant}/{version.fingerprint}"
-        if key in found:
-            continue
-        found[key] = version
-        parents = [version.path / r["path"] for r in version.manifest["inputs"].values()]
-        frontier += [open_version(parent) for parent in parents if parent.is_dir()]
-    rows = [_ancestor(version) for version in found.values()]
-    return sorted(rows, key=lambda a: (_rank(a.artifact), a.variant, a.fingerprint))
-
-
-def _rank(artifact: str) -> int:
-    return ORDER.index(artifact) if artifact in ORDER else len(ORDER)
+    return [_ancestor(traced.version) for traced in trace(inputs) if traced.version is not None]
 
 
 def _ancestor(version: Version) -> Ancestor:

@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from perpo_pipeline.merge import MERGED, merge_to_disk
+from perpo_pipeline.merge.weights import MERGED, merge_to_disk
 from perpo_pipeline.model_inputs import (
     IDENTITY_CACHE,
     RowError,

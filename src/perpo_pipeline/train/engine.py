@@ -16,6 +16,7 @@ from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.models import Vlm, base_model
 from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenated_logps
 from perpo_pipeline.train.shared_prefix import PackedBatch, packed_logps
+from perpo_pipeline.train.zero import read_zero_config, zero_stage
 
 if TYPE_CHECKING:
     from perpo_pipeline.config import TrainSettings
@@ -61,7 +62,10 @@ def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None
     on_cuda = vlm.device.type == "cuda"
     if forward == "shared-prefix":
         use_shared_prefix_attention(inner, flex=on_cuda)
-    if on_cuda if settings.compile is None else settings.compile:
+    # Under ZeRO-3 weights come and go around each layer, which a compiled layer cannot follow.
+    zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
+    wanted = on_cuda and zero_stage(zero) < 3
+    if wanted if settings.compile is None else settings.compile:
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         for layer in inner.get_decoder().layers:
             layer.compile(dynamic=False)  # Flex's kernels for any length check bounds everywhere

@@ -30,6 +30,7 @@ from perpo_pipeline.train.shared_prefix import (
 
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
+    from perpo_pipeline.train.plan import RankStep
 
 Row = Mapping[str, Any]
 Forward = Literal["shared-prefix", "concatenated"]
@@ -41,7 +42,8 @@ class TrainingList:
     """A prompts row with the completions to train on; all sequences have one entry a completion.
 
     `ref_logps` are summed log-probabilities under the reference in nats, None where a method needs
-    no reference (SFT).
+    no reference (SFT). `prompt_tokens` is the encoded prompt's length, None where nobody has
+    counted it.
     """
 
     prompt: Row
@@ -49,6 +51,7 @@ class TrainingList:
     rewards: Sequence[float]
     counts: Sequence[int]
     ref_logps: Sequence[float] | None = None
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,27 @@ class ListCollator:
         except PerpoError as error:
             return {"failed": error.parts()}
 
-    def _batches(self, lists: Sequence[TrainingList]) -> list[TrainingBatch]:
-        encoded = [
+    def collate_step(self, steps: Sequence["Step"]) -> dict[str, Any]:
+        """The batches of one planned step, its weights with them; or its failure."""
+        (step,) = steps
+        try:
+            batches = [
+                _batch(some, pack(self.vlm, self._encode(some), self.forward))
+                for some in step.forwards
+            ]
+        except PerpoError as error:
+            return {"failed": error.parts()}
+        return {"batches": batches, "num_dummies": step.num_dummies, "total": step.total,
+                "prompt_ids": step.prompt_ids}  # fmt: skip
+
+    def _encode(self, lists: Sequence[TrainingList]) -> list[CompletionList]:
+        return [
             CompletionList(encode_row(self.vlm, entry.prompt, self.preprocess), entry.completions)
             for entry in lists
         ]
+
+    def _batches(self, lists: Sequence[TrainingList]) -> list[TrainingBatch]:
+        encoded = self._encode(lists)
         groups = group_lists(self.vlm, encoded, self.forward, self.max_tokens)
         return [
             _batch(
@@ -116,6 +135,47 @@ class ListCollator:
             )
             for group in groups
         ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a process does in an optimiser step, fetched: the lists of each of its forwards.
+
+    `total` is what the step's loss is a mean over: its lists, for SFT its target tokens, of all
+    processes. `prompt_ids` are of all processes, too.
+    """
+
+    forwards: Sequence[Sequence[TrainingList]]
+    num_dummies: int
+    total: float
+    prompt_ids: Sequence[str]
+
+
+class StepDataset(Dataset[Step]):
+    """The training lists, a process's step at a time."""
+
+    def __init__(self, lists: Sequence[TrainingList], method: str) -> None:
+        self.lists, self.method = lists, method
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def __getitem__(self, step: "RankStep") -> Step:
+        every = [self.lists[i] for i in step.step_lists]
+        tokens = sum(len(ids) for entry in every for ids in entry.completions)
+        return Step(
+            forwards=[[self.lists[i] for i in forward] for forward in step.forwards],
+            num_dummies=step.num_dummies,
+            total=float(tokens if self.method == "sft" else len(every)),
+            prompt_ids=[entry.prompt["prompt_id"] for entry in every],
+        )
+
+
+def planned_tokens(entry: TrainingList, prompt_tokens: int, forward: Forward) -> int:
+    """Tokens that a list takes of a forward, known before its image is encoded."""
+    if forward == "shared-prefix":
+        return prompt_tokens + sum(len(ids) - 1 for ids in entry.completions)
+    return len(entry.completions) * (prompt_tokens + max(map(len, entry.completions)))
 
 
 def raise_failure(collated: Mapping[str, Any]) -> None:
@@ -194,6 +254,7 @@ def best_against_worst(entry: TrainingList) -> TrainingList:
         rewards=[entry.rewards[i] for i in chosen],
         counts=[1, 1],
         ref_logps=None if entry.ref_logps is None else [entry.ref_logps[i] for i in chosen],
+        prompt_tokens=entry.prompt_tokens,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from perpo_pipeline.artifacts import Recipe, Version, Writer
+from perpo_pipeline.artifacts import Recipe, Version, Writer, open_version
 from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.stage import Run, make
 from perpo_pipeline.train.engine import memory_explained, reference_logps
@@ -22,6 +22,7 @@ from perpo_pipeline.train.lists import (
     num_workers,
     raise_failure,
 )
+from perpo_pipeline.train.processes import World
 
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
@@ -34,20 +35,22 @@ LISTS_PER_CALL = 16  # encoded together, then grouped by length
 def make_reference(
     run: Run, vlm: "Vlm", preferences: Version, lists: Sequence[TrainingList],
     settings: TrainSettings, model_settings: Mapping[str, Any], forward: Forward, place: Path,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> Version:  # fmt: skip
     """Compute (or find) the reference log-probabilities of `lists`, one row each, in their order.
 
     The key is the base model, its preprocessing, the forward and the preferences; nothing of the
-    method or of its training.
+    method or of its training. Each list is computed by one of the processes; the first writes.
     """
     key = {**model_settings, "forward": forward}
     recipe = Recipe("reference", preferences.variant, "reference", STAGE_VERSION, key,
                     {"preferences": preferences})  # fmt: skip
     collate = ListCollator(vlm, model_settings["preprocess"], forward, settings.max_tokens_per_step)
 
-    def logps_of(part: Sequence[TrainingList]) -> list[dict[str, Any]]:
+    def share_of(part: Sequence[TrainingList]) -> dict[str, list[float]]:
+        own = part[world.rank :: world.size]
         loader: DataLoader[TrainingList] = DataLoader(
-            ListDataset(part), batch_size=LISTS_PER_CALL, collate_fn=collate,
+            ListDataset(own), batch_size=LISTS_PER_CALL, collate_fn=collate,
             num_workers=num_workers(settings.num_workers, vlm.device.type),
         )  # fmt: skip
         found: dict[str, list[float]] = {}
@@ -55,20 +58,35 @@ def make_reference(
             raise_failure(call)
             with memory_explained(settings):
                 found |= reference_logps(vlm.model, call["batches"])
-            bar.update(min(LISTS_PER_CALL, len(part) - bar.n % LISTS_PER_PART))
-        ids = [entry.prompt["prompt_id"] for entry in part]
-        return [{"prompt_id": prompt_id, "ref_logps": found[prompt_id]} for prompt_id in ids]
+            bar.update(min(LISTS_PER_CALL * world.size, len(part) - bar.n % LISTS_PER_PART))
+        return found
+
+    def part_at(index: int) -> Sequence[TrainingList]:
+        return lists[index * LISTS_PER_PART : (index + 1) * LISTS_PER_PART]
+
+    announced: list[bool] = []
 
     def work(writer: Writer) -> Mapping[str, Any]:
-        starts = range(0, len(lists), LISTS_PER_PART)
-        for index, start in enumerate(starts):
-            part = lists[start : start + LISTS_PER_PART]
-            if writer.has_part(index):
-                bar.update(len(part))
-            else:
-                writer.write_part(index, logps_of(part))
+        announced.append(True)
+        parts = range(-(-len(lists) // LISTS_PER_PART))
+        missing = world.share([index for index in parts if not writer.has_part(index)])
+        bar.update(sum(len(part_at(index)) for index in set(parts) - set(missing)))
+        for index in missing:
+            shares = world.gather(share_of(part_at(index)))
+            found = {prompt_id: logps for share in shares for prompt_id, logps in share.items()}
+            ids = [entry.prompt["prompt_id"] for entry in part_at(index)]
+            rows = [{"prompt_id": prompt_id, "ref_logps": found[prompt_id]} for prompt_id in ids]
+            writer.write_part(index, rows)
         return {"lists": len(lists)}
 
     bar = run.bar("reference log-probabilities", total=len(lists))
     with bar:
-        return make(run, recipe, work, out=place)
+        if world.is_first:
+            make(run, recipe, work, out=place)
+            if not announced:  # found
+                world.share(list[int]())
+        else:
+            for index in world.share(list[int]()):
+                world.gather(share_of(part_at(index)))
+        world.wait()
+    return open_version(place / recipe.fingerprint, "reference")

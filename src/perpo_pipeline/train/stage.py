@@ -4,14 +4,29 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.adapters import read_record, write_record
-from perpo_pipeline.artifacts import Recipe, Version, Writer, adopt_files, input_of
+from perpo_pipeline.artifacts import (
+    Recipe,
+    Version,
+    Writer,
+    adopt_files,
+    find_complete,
+    input_of,
+    open_version,
+)
 from perpo_pipeline.boxes import describe_box_format
 from perpo_pipeline.config import TrainSettings
-from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
+from perpo_pipeline.errors import (
+    ArtifactError,
+    ConfigError,
+    InputError,
+    LostContactError,
+    first_line,
+)
 from perpo_pipeline.model_inputs import (
     context_length,
     count_row_tokens,
@@ -26,8 +41,10 @@ from perpo_pipeline.stage import Run, make
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from perpo_pipeline.model_files import ResolvedModel
     from perpo_pipeline.models import Vlm
     from perpo_pipeline.train.lists import Forward, TrainingList
+    from perpo_pipeline.train.processes import World
 
 STAGE_VERSION = 2
 PROMPT_COLUMNS = [
@@ -39,9 +56,49 @@ NO_SPACE_BYTES = 2**20
 SHOWN = 5  # prompt_ids in a message
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a variant is trained from; all of it is known before the model is loaded."""
+
+    variant: str
+    settings: TrainSettings
+    preferences: Version
+    prompts: Version
+    resolved: "ResolvedModel"
+    model_settings: dict[str, Any]
+    recipe: Recipe
+
+
 def train(run: Run, variant: str) -> Version:
-    """Train one variant (a method with its settings) on the run's preferences."""
-    _check_one_process()
+    """Train one variant (a method with its settings) on the run's preferences.
+
+    Under torchrun and the like every process calls it: the first writes, all compute.
+    """
+    settings = run.config.train.variants()[variant]
+    world = _join(run, settings)
+    if not world.is_first:
+        run = replace(run, muted=True, quiet=True)
+    if settings.batch_size % world.size:
+        run.say(f"train: {settings.batch_size} lists a step over {world.size} processes: shared by "
+                "tokens, so some have one more, and the others wait")  # fmt: skip
+    with world.first_alone():
+        task = task_of(run, variant)
+    place = run.out or run.place("adapter", variant)
+    if world.is_first:
+        _lead(run, task, world, place)
+    elif world.share(False):
+        _train(run, task, world, place / task.recipe.fingerprint)
+    world.wait()
+    return open_version(place / task.recipe.fingerprint, "adapter")
+
+
+def find_trained(run: Run, variant: str) -> Version | None:
+    """The complete version of a variant where it is there, made the one in use."""
+    return find_complete(run.out or run.place("adapter", variant), task_of(run, variant).recipe)
+
+
+def task_of(run: Run, variant: str) -> Task:
+    """Find what a variant is trained from, and its recipe."""
     settings = run.config.train.variants()[variant]
     preferences = run.latest("preferences", run.config.sample.split)
     prompts = input_of(preferences, "prompts")
@@ -53,61 +110,107 @@ def train(run: Run, variant: str) -> Version:
     recipe = Recipe("adapter", variant, "train", STAGE_VERSION, counted,
                     {"preferences": preferences, "prompts": prompts},
                     notes=model_notes(run.config.model))  # fmt: skip
+    return Task(variant, settings, preferences, prompts, resolved, model_settings, recipe)
+
+
+def _join(run: Run, settings: TrainSettings) -> "World":
+    """Meet the other processes of the run."""
+    from perpo_pipeline.train.processes import join_world, placed_by_launcher
+
+    if not uses_cuda(run):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unasked, DeepSpeed looks for others
+    placed = placed_by_launcher(os.environ)
+    _check_processes(run, settings, int(placed["WORLD_SIZE"]) if placed else 1)
+    return join_world(on_cuda=uses_cuda(run), with_deepspeed=settings.deepspeed is not None)
+
+
+def check_before_start(run: Run, variant: str, num_processes: int, world_size: int) -> None:
+    """Raise for what would make the processes fail at once."""
+    import torch
+
+    _check_processes(run, run.config.train.variants()[variant], world_size)
+    if uses_cuda(run) and torch.cuda.device_count() < num_processes:
+        raise ConfigError(
+            f"--num-processes is {num_processes}, and this node has {torch.cuda.device_count()} "
+            "GPUs", fix="give --num-processes the number of GPUs of a node",
+        )  # fmt: skip
+
+
+def _check_processes(run: Run, settings: TrainSettings, world_size: int) -> None:
+    from perpo_pipeline.train.zero import check_installed, read_zero_config
+
+    check_batch_size(settings.batch_size, world_size)
+    if settings.deepspeed is not None:
+        check_installed(read_zero_config(settings.deepspeed), on_cuda=uses_cuda(run))
+
+
+def uses_cuda(run: Run) -> bool:
+    """Whether the run's model will be on a GPU."""
+    import torch
+
+    return run.config.model.device != "cpu" and torch.cuda.is_available()
+
+
+def check_batch_size(batch_size: int, num_processes: int) -> None:
+    """Raise ConfigError where some processes would have no list of a step."""
+    if batch_size < num_processes:
+        raise ConfigError(
+            f"train.batch_size is {batch_size} lists a step, for {num_processes} processes: some "
+            "would never have one",
+            fix=f"use at most {batch_size} processes, or raise train.batch_size (which changes "
+            "the result)",
+        )
+
+
+def _lead(run: Run, task: Task, world: "World", place: Path) -> None:
+    """What the first process does: train with the others where need be, and write."""
+    announced: list[bool] = []
 
     def work(writer: Writer) -> Mapping[str, Any]:
         if not writer.has_part(0):
-            vlm = open_model(run.config.model, resolved, model_settings, run.scratch)
-            with _full_disk_explained(writer.path):
-                log = _train(run, vlm, preferences, prompts, settings, model_settings, writer)
-            writer.write_part(0, log)
+            announced.append(world.share(True))
+            writer.write_part(0, _train(run, task, world, writer.path, writer))
         shutil.rmtree(writer.path / "checkpoints", ignore_errors=True)
         record = read_record(writer.path)
         return {"steps": writer.read_part(0).num_rows, "lists": record["lists"],
                 "dropped_too_long": len(record["dropped_too_long"])}  # fmt: skip
 
-    return make(run, recipe, work, out=run.out)
-
-
-def _check_one_process() -> None:
-    """Several processes would multiply the batch that the fingerprint names."""
-    world_size = os.environ.get("WORLD_SIZE", "1")
-    if world_size != "1":
-        raise ConfigError(
-            f"`perpo train` was started in {world_size} processes; it runs in one so far",
-            fix="start it without torchrun",
-        )
+    make(run, task.recipe, work, out=place)
+    if not announced:
+        world.share(False)
 
 
 def _train(
-    run: Run, vlm: "Vlm", preferences: Version, prompts: Version, settings: TrainSettings,
-    model_settings: Mapping[str, Any], writer: Writer,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Train, put what was trained into the version, return the rows of the log."""
+    run: Run, task: Task, world: "World", path: Path, writer: Writer | None = None
+) -> list[dict[str, Any]]:
+    """Train; with a writer put what was trained into the version. Returns the rows of the log."""
     from perpo_pipeline.train.engine import ready_model
     from perpo_pipeline.train.lists import ground_truth_list, ranked_lists
     from perpo_pipeline.train.trainer import fit
 
-    preprocess, variant = model_settings["preprocess"], writer.recipe.variant
-    forward = _choose_forward(run, vlm, settings)
-    ready_model(vlm, forward, settings)
-    lists = ranked_lists(*_rows_and_prompts(preferences, prompts))
-    sampled = lists
-    if settings.method == "sft":
-        lists = [ground_truth_list(entry, vlm, run.config.model) for entry in lists]
-    lists, dropped = _that_fit(run, vlm, lists, preprocess, drop=settings.drop_too_long)
-    _check_forward(run, vlm, _same_prompt(sampled, lists[0]), preprocess, settings, forward)
-    if settings.method != "sft":
-        lists = _with_reference(run, vlm, preferences, lists, settings, model_settings, forward)
-    trainer, history = fit(
-        vlm, lists, settings, preprocess, forward, writer.path / "checkpoints",
-        name=f"train {variant}", quiet=run.quiet,
-    )  # fmt: skip
-    staging = writer.path / "checkpoints" / "trained"
-    trainer.save_trained(staging)
-    adopt_files(staging, writer)
-    record = {"base_identity": vlm.identity, "base_model": run.config.model.id,
-              "lists": len(lists), "dropped_too_long": dropped}  # fmt: skip
-    write_record(writer.path, record)
+    with _full_disk_explained(path), lost_contact_explained():
+        vlm = open_model(run.config.model, task.resolved, task.model_settings, run.scratch)
+        settings, preprocess = task.settings, task.model_settings["preprocess"]
+        forward = _choose_forward(run, vlm, settings)
+        ready_model(vlm, forward, settings)
+        lists = ranked_lists(*rows_and_prompts(task.preferences, task.prompts))
+        sampled = lists
+        if settings.method == "sft":
+            lists = [ground_truth_list(entry, vlm, run.config.model) for entry in lists]
+        lists, dropped = _that_fit(run, vlm, lists, preprocess, drop=settings.drop_too_long)
+        _check_forward(run, vlm, _same_prompt(sampled, lists[0]), preprocess, settings, forward)
+        if settings.method != "sft":
+            lists = _with_reference(run, vlm, task, lists, forward, world)
+        trainer, history = fit(
+            vlm, lists, settings, preprocess, forward, path / "checkpoints",
+            name=f"train {task.variant}", quiet=run.quiet, world=world,
+        )  # fmt: skip
+        staging = path / "checkpoints" / "trained"
+        trainer.save_trained(staging)
+        if writer is not None:
+            adopt_files(staging, writer)
+            write_record(path, {"base_identity": vlm.identity, "base_model": run.config.model.id,
+                                "lists": len(lists), "dropped_too_long": dropped})  # fmt: skip
     return [
         {"step": entry["step"], **{name: entry.get(name) for name in LOG_COLUMNS}}
         for entry in history
@@ -130,7 +233,7 @@ def _choose_forward(run: Run, vlm: "Vlm", settings: TrainSettings) -> "Forward":
     return forward
 
 
-def _rows_and_prompts(
+def rows_and_prompts(
     preferences: Version, prompts: Version
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """The preferences, and by its id the prompt of each."""
@@ -179,10 +282,13 @@ def _that_fit(
     Never cut: a list without its end, or an image without some of its tokens, is another list.
     """
     limit = context_length(vlm)
-    lengths = {
-        entry.prompt["prompt_id"]: count_row_tokens(vlm, entry.prompt, preprocess)
-        + max(map(len, entry.completions))
+    lists = [
+        replace(entry, prompt_tokens=count_row_tokens(vlm, entry.prompt, preprocess))
         for entry in run.progress(lists, "lengths")
+    ]
+    lengths = {
+        entry.prompt["prompt_id"]: (entry.prompt_tokens or 0) + max(map(len, entry.completions))
+        for entry in lists
     }
     too_long = [p for p, length in lengths.items() if limit is not None and length > limit]
     shown = ", ".join(f"{p} ({lengths[p]} tokens)" for p in too_long[:SHOWN])
@@ -199,21 +305,38 @@ def _that_fit(
 
 
 def _with_reference(
-    run: Run, vlm: "Vlm", preferences: Version, lists: "Sequence[TrainingList]",
-    settings: TrainSettings, model_settings: Mapping[str, Any], forward: "Forward",
+    run: Run, vlm: "Vlm", task: Task, lists: "Sequence[TrainingList]", forward: "Forward",
+    world: "World",
 ) -> "list[TrainingList]":  # fmt: skip
     """The lists with the base model's log-probabilities; for DPO best and worst alone."""
     from perpo_pipeline.train.lists import best_against_worst, with_reference
     from perpo_pipeline.train.reference import make_reference
 
+    settings, variant = task.settings, task.preferences.variant
     reference = make_reference(
-        run, vlm, preferences, lists, settings, model_settings, forward,
-        place=run.out / "reference" if run.out else run.place("reference", preferences.variant),
+        run, vlm, task.preferences, lists, settings, task.model_settings, forward,
+        place=run.out / "reference" if run.out else run.place("reference", variant), world=world,
     )  # fmt: skip
     logps = reference.table().to_pydict()
     by_prompt = dict(zip(logps["prompt_id"], logps["ref_logps"], strict=True))
     known = with_reference(lists, by_prompt)
     return [best_against_worst(entry) for entry in known] if settings.method == "dpo" else known
+
+
+@contextmanager
+def lost_contact_explained() -> "Iterator[None]":
+    """Name it where a process waits for another that is no more."""
+    from perpo_pipeline.train.processes import is_lost_contact
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_contact(error):
+            raise
+        raise LostContactError(
+            f"another process of this run has ended: {first_line(error)}",
+            fix="see what that one said; the same command goes on after the last checkpoint",
+        ) from error
 
 
 @contextmanager

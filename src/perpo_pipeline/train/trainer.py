@@ -1,19 +1,19 @@
 """transformers' Trainer over lists: it brings checkpoints, resume, logging and distributed launch.
 
-Ours are the loss, the split of a step into forwards of a bounded number of tokens, an optimiser
-that keeps fp32 masters of bf16 weights, what a checkpoint holds (what is trained, not the base),
-and a marker file that makes a checkpoint count only when it is whole.
+Ours are the loss, the split of a step over processes and into forwards of a bounded number of
+tokens (plan.py), an optimiser that keeps fp32 masters of bf16 weights, what a checkpoint holds
+(what is trained, not the base), and when it counts (checkpoints.py).
 """
 
+import contextlib
 import math
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -23,39 +23,52 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer import SCHEDULER_NAME
 
 from perpo_pipeline.adapters import load_trained, save_trained
-from perpo_pipeline.atomic import write_atomically
+from perpo_pipeline.attention import uses_flex_attention
 from perpo_pipeline.config import TrainSettings
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import InputError, Stopped
+from perpo_pipeline.model_inputs import count_row_tokens
+from perpo_pipeline.models import base_model
+from perpo_pipeline.train.checkpoints import KEPT_CHECKPOINTS, MarkWhole, Saver, last_whole
 from perpo_pipeline.train.engine import ListPolicy, memory_explained
 from perpo_pipeline.train.lists import (
     Forward,
     ListCollator,
     ListDataset,
+    Step,
+    StepDataset,
     TrainingBatch,
     TrainingList,
     num_workers,
+    planned_tokens,
     raise_failure,
 )
 from perpo_pipeline.train.losses import (
-    ListDiagnostics,
     best_completion_nll,
-    diagnose_lists,
     dpo_loss,
     lipo_lambda_loss,
     lipo_loss,
     perpo_loss,
 )
 from perpo_pipeline.train.master_weights import MasterAdamW
-from perpo_pipeline.train.scope import lora_config, unfreeze
-from perpo_pipeline.train.throughput import FlopCounter, measured_peak
+from perpo_pipeline.train.plan import StepSampler
+from perpo_pipeline.train.processes import World
+from perpo_pipeline.train.scope import trainable
+from perpo_pipeline.train.step_log import StepLog
+from perpo_pipeline.train.stopping import StopAtRequest, StopRequest
+from perpo_pipeline.train.zero import (
+    ZeroConfig,
+    complete_zero_config,
+    read_zero_config,
+    whole_masters,
+    zero_stage,
+)
 
 if TYPE_CHECKING:
     from perpo_pipeline.models import Vlm
-
-WHOLE = "whole"
-KEPT_CHECKPOINTS = 2
 
 LIST_LOSSES: dict[str, Callable[..., Tensor]] = {
     "perpo": perpo_loss,
@@ -80,94 +93,69 @@ def list_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) ->
     return losses
 
 
-class StepLog:
-    """What the losses of an optimiser step cannot tell, gathered over its forwards."""
-
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        on_cuda = device.type == "cuda"
-        self.flops_of = FlopCounter(model) if on_cuda else None
-        dtype = next(model.parameters()).dtype
-        self.peak = measured_peak(device, dtype) if on_cuda else 0.0
-        self.clock = time.monotonic()
-        self._restart()
-
-    def _restart(self) -> None:
-        self.tokens, self.flops = 0, 0.0
-        self.lists: list[ListDiagnostics] = []
-        self.kl: list[tuple[float, float]] = []  # sum over completions, and how many
-
-    def add(self, logps: Tensor | None, batch: TrainingBatch) -> None:
-        """One forward; `logps` is None where there is no preference (SFT)."""
-        self.tokens += batch.lists.num_packed
-        self.flops += self.flops_of.count(batch.lists) if self.flops_of else 0.0
-        if logps is None:
-            return
-        self.lists.append(
-            diagnose_lists(
-                logps, batch.ref_logps, batch.rewards, counts=batch.counts, mask=batch.lists.mask
-            )
-        )
-        weights = batch.counts * batch.lists.mask
-        gap = (batch.ref_logps - logps) * weights
-        self.kl.append((float(gap.sum()), float(weights.sum())))
-
-    def close(self) -> dict[str, float]:
-        """Means over the lists since the last call, tokens a second, and on CUDA the MFU.
-
-        `kl` estimates KL(reference || policy), in nats, on the sampled completions.
-        """
-        now = time.monotonic()
-        seconds, self.clock = max(now - self.clock, 1e-9), now
-        found = {"tokens_per_s": self.tokens / seconds}
-        if self.peak:
-            found["mfu"] = self.flops / seconds / self.peak
-        if self.lists:
-            for name in ("reward_accuracy", "implicit_margin", "best_logp", "worst_logp"):
-                values = torch.cat([getattr(diagnosis, name) for diagnosis in self.lists])
-                found[name] = float(values.nanmean())
-            found["kl"] = sum(gap for gap, _ in self.kl) / sum(count for _, count in self.kl)
-        self._restart()
-        return found
-
-
 class ListTrainer(Trainer):
-    """Trains a `ListPolicy` with one of the list losses."""
+    """Trains a `ListPolicy` with one of the list losses, in one process of the run's `world`."""
 
-    def __init__(self, settings: TrainSettings, **kwargs: Any) -> None:
+    def __init__(
+        self, settings: TrainSettings, steps: "DataLoader[Step]", world: World, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.settings = settings
-        self.step_log = StepLog(self.policy, self.args.device)
+        self.settings, self.steps, self.world = settings, steps, world
+        self.step_log = StepLog(self.policy, self.args.device, world)
+
+    def get_train_dataloader(self) -> "DataLoader[Step]":
+        """This process's steps; the plan has shared them out already."""
+        return self.steps
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any) -> Tensor:
-        """Forward and backward of one step's lists, batch after batch; the step's loss."""
+        """Forward and backward of one step's lists, batch after batch; the step's loss.
+
+        Processes average their gradients, and the Trainer their losses: each gives its share of
+        the step's mean times their number. Gradients meet at the last forward.
+        """
         model.train()
         raise_failure(inputs)
         batches: Sequence[TrainingBatch] = inputs["batches"]
-        self.prompt_ids = [prompt_id for batch in batches for prompt_id in batch.prompt_ids]
-        sft = self.settings.method == "sft"
-        total = sum(_weight(batch, sft) for batch in batches)
+        self.prompt_ids: Sequence[str] = inputs["prompt_ids"]
+        num_real = len(batches) - inputs["num_dummies"]
         losses = []
-        for batch in batches:
-            with memory_explained(self.settings, len(batch.prompt_ids)):
-                losses.append(self._forward_backward(model, batch.to(self.args.device), total))
+        for number, batch in enumerate(batches):
+            weight = self.world.size if number < num_real else 0
+            with (
+                self._meeting(model, is_last=number == len(batches) - 1),
+                memory_explained(self.settings, len(batch.prompt_ids)),
+            ):
+                losses.append(self._forward_backward(model, batch.to(self.args.device),
+                                                     inputs["total"], weight))  # fmt: skip
         return torch.stack(losses).sum()
 
-    def _forward_backward(self, model: nn.Module, batch: TrainingBatch, total: float) -> Tensor:
-        """This batch's share of the step's loss: a mean over lists, for SFT over target tokens."""
+    @contextlib.contextmanager
+    def _meeting(self, model: nn.Module, *, is_last: bool) -> Iterator[None]:
+        """Gradients are averaged, and under ZeRO the step is taken, at the last forward alone."""
+        self.accelerator.gradient_state._set_sync_gradients(is_last)
+        if is_last or self.is_deepspeed_enabled:
+            yield
+            return
+        with self.accelerator.no_sync(model):
+            yield
+
+    def _forward_backward(
+        self, model: nn.Module, batch: TrainingBatch, total: float, weight: int
+    ) -> Tensor:
+        """`weight` times this batch's share of the step's loss: a mean over lists, for SFT over
+        target tokens."""
         logps = model(batch.lists)
-        if self.settings.method == "sft":
-            losses = -logps.sum(1)
-            self.step_log.add(None, batch)
-        else:
-            losses = list_losses(logps, batch, self.settings)
-            self.step_log.add(logps.detach(), batch)
+        is_sft = self.settings.method == "sft"
+        losses = -logps.sum(1) if is_sft else list_losses(logps, batch, self.settings)
+        if weight:
+            self.step_log.add(None if is_sft else logps.detach(), batch)
         if not bool(losses.isfinite().all()):
             raise InputError(
                 f"the loss is {losses.tolist()} at step {self.state.global_step + 1}",
                 where=f"prompts {', '.join(batch.prompt_ids)}",
                 fix="lower train.learning_rate, or look at these prompts with `perpo inspect`",
             )
-        loss: Tensor = losses.sum() / total
+        loss: Tensor = losses.sum() / total * weight
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -196,33 +184,47 @@ class ListTrainer(Trainer):
         return policy.model
 
     def save_trained(self, directory: str | Path) -> None:
-        """Write what was trained; an adapter in fp32, as the optimiser keeps it."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        masters = optimizer.masters() if isinstance(optimizer, MasterAdamW) else {}
-        save_trained(self.policy, Path(directory), masters)
+        """Write what was trained, in the first process; an adapter in fp32, as the optimiser keeps
+        it. All processes must call it."""
+        masters = whole_masters(self.policy) if self.is_deepspeed_enabled else self._masters()
+        if self.world.is_first:
+            save_trained(self.policy, Path(directory), masters)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _masters(self) -> dict[Tensor, Tensor]:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return optimizer.masters() if isinstance(optimizer, MasterAdamW) else {}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint holds what is trained alone: the base is known by its identity."""
         self.save_trained(output_dir or str(self.args.output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        engine: Any = self.model_wrapped
+        engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.world.is_first:
+            scheduler: Any = self.lr_scheduler
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.policy, Path(resume_from_checkpoint))
 
-
-def _weight(batch: TrainingBatch, sft: bool) -> float:
-    """What a step's loss is a mean over: its lists, or for SFT its target tokens."""
-    return float(batch.lists.num_tokens.sum()) if sft else len(batch.prompt_ids)
-
-
-class _MarkWhole(TrainerCallback):
-    """Writes the marker once every file of a checkpoint is there."""
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            write_atomically(directory / WHOLE, lambda sink: sink.write(b"whole\n"))
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """As the Trainer's, but a ZeRO checkpoint has no frozen weights to load."""
+        by_zero = resume_from_checkpoint if self.is_deepspeed_enabled else None
+        by_trainer = None if by_zero else resume_from_checkpoint
+        prepared = super()._prepare_for_training(  # type: ignore[no-untyped-call]
+            max_steps, train_dataloader, by_trainer
+        )
+        if by_zero is not None:
+            engine: Any = self.model_wrapped
+            engine.load_checkpoint(by_zero, load_module_strict=False)
+            self._load_optimizer_and_scheduler(by_zero)
+        return prepared
 
 
 class _Progress(TrainerCallback):
@@ -256,57 +258,109 @@ class _Progress(TrainerCallback):
 def fit(
     vlm: "Vlm", lists: Sequence[TrainingList], settings: TrainSettings, preprocess: str,
     forward: Forward, checkpoints: Path, *, name: str = "train", quiet: bool = False,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> tuple[ListTrainer, list[dict[str, Any]]]:  # fmt: skip
     """Train on `lists`; goes on after the last whole checkpoint in `checkpoints`.
 
     Returns the trainer and one log entry an optimiser step. The adapter's first weights, the
-    order of the lists and so the result depend on `settings.seed` alone.
+    order of the lists and so the result depend on `settings.seed` alone; the number of processes
+    changes it by rounding. Raises Stopped after SIGTERM, once a checkpoint is saved.
     """
     torch.manual_seed(settings.seed)
-    policy = _trainable(vlm, settings)
+    zero = _zero_config(vlm, settings)
+    saver, request = Saver(world.size if zero else 1, zero_stage(zero)), StopRequest()
+    start = last_whole(checkpoints, saver, world)
+    sampler = _sampler(vlm, lists, settings, preprocess, forward, world)
+    policy = trainable(vlm, settings)
     trainer = ListTrainer(
         settings,
+        steps=_loader(vlm, lists, settings, preprocess, forward, sampler),
+        world=world,
         model=ListPolicy(policy),
-        args=_arguments(settings, len(lists), checkpoints, vlm.device.type),
+        args=_arguments(settings, len(sampler), checkpoints, vlm, world, zero),
         train_dataset=ListDataset(lists),
-        data_collator=ListCollator(vlm, preprocess, forward, settings.max_tokens_per_step),
-        optimizer_cls_and_kwargs=(MasterAdamW, {"lr": settings.learning_rate}),
-    )
+        optimizer_cls_and_kwargs=(
+            torch.optim.AdamW if zero else MasterAdamW, {"lr": settings.learning_rate}
+        ),
+    )  # fmt: skip
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
-    trainer.add_callback(_MarkWhole())
-    trainer.add_callback(_Progress(name, quiet))
-    trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    trainer.add_callback(MarkWhole(saver, world))
+    trainer.add_callback(StopAtRequest(request, world))
+    if world.is_first:
+        trainer.add_callback(_Progress(name, quiet))
+    try:
+        with request.listening():
+            trainer.train(resume_from_checkpoint=start)
+    finally:  # transformers would cut the next model that is loaded in pieces as well
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped(
+            f"{name}: stopped by SIGTERM after step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps}, with a checkpoint; the same command goes on from there"
+        )
     return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-def _trainable(vlm: "Vlm", settings: TrainSettings) -> Any:
-    """The model with gradients where the settings want them, in the dtype that it computes in."""
-    from peft import get_peft_model
+def _zero_config(vlm: "Vlm", settings: TrainSettings) -> ZeroConfig | None:
+    if settings.deepspeed is None:
+        return None
+    text: Any = base_model(vlm.model).config.get_text_config()
+    return complete_zero_config(
+        read_zero_config(settings.deepspeed), dtype=vlm.dtype, hidden_size=text.hidden_size
+    )
 
-    policy: Any = vlm.model
-    if settings.tuning == "lora":
-        config = lora_config(vlm, settings.lora.rank, settings.lora.alpha, settings.scope)
-        # PEFT's own default, an fp32 adapter on a bf16 base, costs a third of the speed.
-        policy = get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
-    else:
-        unfreeze(vlm, settings.scope)
-    if settings.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
-    return policy
+
+def _sampler(
+    vlm: "Vlm", lists: Sequence[TrainingList], settings: TrainSettings, preprocess: str,
+    forward: Forward, world: World,
+) -> StepSampler:  # fmt: skip
+    in_one_row = forward == "concatenated" or uses_flex_attention(base_model(vlm.model))
+    lengths = []
+    for entry in lists:
+        tokens = entry.prompt_tokens
+        if tokens is None:
+            tokens = count_row_tokens(vlm, entry.prompt, preprocess)
+        lengths.append(planned_tokens(entry, tokens, forward))
+    return StepSampler(
+        lengths, settings.batch_size, settings.seed, settings.max_tokens_per_step,
+        in_one_row=in_one_row, rank=world.rank, size=world.size,
+    )  # fmt: skip
+
+
+def _loader(
+    vlm: "Vlm", lists: Sequence[TrainingList], settings: TrainSettings, preprocess: str,
+    forward: Forward, sampler: StepSampler,
+) -> "StepLoader":  # fmt: skip
+    collator = ListCollator(vlm, preprocess, forward, settings.max_tokens_per_step)
+    return StepLoader(
+        StepDataset(lists, settings.method), batch_sampler=sampler,
+        collate_fn=collator.collate_step,
+        num_workers=num_workers(settings.num_workers, vlm.device.type),
+    )  # fmt: skip
+
+
+class StepLoader(DataLoader[Step]):
+    """A process's steps, and a place for the Trainer to say which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Hand the epoch to the plan."""
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)
 
 
 def _arguments(
-    settings: TrainSettings, num_lists: int, checkpoints: Path, device: str
-) -> TrainingArguments:
-    steps = math.ceil(num_lists / settings.batch_size) * settings.epochs
+    settings: TrainSettings, steps_an_epoch: int, checkpoints: Path, vlm: "Vlm", world: World,
+    zero: ZeroConfig | None,
+) -> TrainingArguments:  # fmt: skip
+    steps = steps_an_epoch * settings.epochs
+    on_cpu = vlm.device.type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         seed=settings.seed,
-        data_seed=settings.seed,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=math.ceil(settings.batch_size / world.size),
         warmup_steps=math.ceil(settings.warmup_ratio * steps),
         lr_scheduler_type=_scheduler(settings),
         weight_decay=settings.weight_decay,
@@ -318,9 +372,14 @@ def _arguments(
         save_total_limit=KEPT_CHECKPOINTS,
         remove_unused_columns=False,
         report_to=settings.log_to or "none",
-        use_cpu=device == "cpu",
+        use_cpu=on_cpu,
+        # ZeRO takes its precision from its own settings; the other way to say so is autocast.
+        bf16_full_eval=zero is not None and vlm.dtype == torch.bfloat16,
+        deepspeed=zero,
+        ddp_backend="gloo" if on_cpu and world.size > 1 else None,
+        # A vision tower's last layers may serve nothing; all else that is trained always does.
+        ddp_find_unused_parameters="vision_tower" in settings.scope,
         dataloader_pin_memory=False,
-        dataloader_num_workers=num_workers(settings.num_workers, device),
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several would be DataParallel: a larger batch
     return arguments
@@ -330,12 +389,3 @@ def _scheduler(settings: TrainSettings) -> str:
     if settings.lr_scheduler == "constant" and settings.warmup_ratio > 0:
         return "constant_with_warmup"
     return settings.lr_scheduler
-
-
-def _last_whole(checkpoints: Path) -> str | None:
-    """The newest checkpoint that was saved to the end; torn ones are removed."""
-    found = {int(p.name.rsplit("-", 1)[1]): p for p in checkpoints.glob("checkpoint-*")}
-    whole = [step for step, path in found.items() if (path / WHOLE).is_file()]
-    for step in set(found) - set(whole):
-        shutil.rmtree(found[step])
-    return str(found[max(whole)]) if whole else None

@@ -1,9 +1,10 @@
-"""A model with its adapter folded in, on disk: for engines that cannot hold them side by side."""
+"""A model with its adapter folded in, on disk: to publish, or for engines that want one model."""
 
 import fcntl
 import fnmatch
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def merge_to_disk(
                 part = directory / f".{target.name}.part"
                 shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
                 try:
-                    _write(resolved, adapter, dtype, part, identity_cache)
+                    write_merged(resolved, adapter, dtype, part, identity_cache)
                     os.replace(part, target)
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
@@ -54,10 +55,19 @@ def _name(identity: str, adapter: Path, dtype: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _write(
-    resolved: ResolvedModel, adapter: Path, dtype: str, part: Path, identity_cache: Path
+def write_merged(
+    resolved: ResolvedModel,
+    adapter: Path,
+    dtype: str,
+    directory: Path,
+    identity_cache: Path | None = None,
 ) -> None:
-    """Merge on the CPU: an engine may already hold the accelerator's memory."""
+    """Write base and adapter as one model into `directory`, which is made where it is not there.
+
+    Names of weights and all other files are the base's. Merging is done on the CPU: an engine may
+    already hold the accelerator's memory. Raises ArtifactError for an adapter that does not belong
+    to the base, InputError for a base that cannot be loaded, OSError where nothing can be written.
+    """
     from safetensors import SafetensorError
     from transformers import GenerationConfig
     from transformers.utils import logging
@@ -72,16 +82,22 @@ def _write(
     # The library refuses to write some that it reads; the base's own file is copied below.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
-        model.save_pretrained(part)
+        model.save_pretrained(directory)
     except SafetensorError as error:
-        raise OSError(str(error)) from error
-    _check_names(resolved.path, part)
-    for file in part.iterdir():
+        raise _as_os_error(error) from error
+    _check_names(resolved.path, directory)
+    for file in directory.iterdir():
         if not _matches(file, WEIGHT_PATTERNS):
             file.unlink()
     for file in resolved.path.iterdir():
         if _matches(file, MODEL_FILE_PATTERNS) and not _matches(file, WEIGHT_PATTERNS):
-            shutil.copyfile(file, part / file.name)
+            shutil.copyfile(file, directory / file.name)
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """The system's error inside the library's, which has its number in the text alone."""
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]), str(error)) if found else OSError(str(error))
 
 
 def _matches(file: Path, patterns: tuple[str, ...]) -> bool:

@@ -11,10 +11,10 @@ from tiny_families import save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
 from with_vllm.hub_models import FAMILIES, save_hub_model
 
-from perpo_pipeline import merge
 from perpo_pipeline.adapters import write_record
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.merge import merge_to_disk
+from perpo_pipeline.merge import weights as merge_weights
+from perpo_pipeline.merge.weights import merge_to_disk
 from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 
@@ -99,7 +99,7 @@ def test_it_is_made_once_for_each_adapter_and_dtype(
     def refuse(*args: object) -> None:
         raise AssertionError("written again")
 
-    monkeypatch.setattr(merge, "_write", refuse)
+    monkeypatch.setattr(merge_weights, "write_merged", refuse)
     assert merged(llava, adapter, tmp_path / "merged") == first
 
 
@@ -125,9 +125,9 @@ def test_an_adapter_of_another_base_is_refused(llava: Path, adapter: Path, tmp_p
 def test_names_that_the_base_does_not_have_are_refused(
     llava: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = merge._weight_names
+    names = merge_weights._weight_names
     monkeypatch.setattr(
-        merge, "_weight_names", lambda folder: names(folder) if folder == llava else {"x"}
+        merge_weights, "_weight_names", lambda folder: names(folder) if folder == llava else {"x"}
     )
     with pytest.raises(ArtifactError, match="first: x"):
         merged(llava, adapter, tmp_path / "merged")

@@ -1,0 +1,87 @@
+"""Which checkpoints count: those with a marker, written when every file of all processes is there.
+
+The marker says how many processes have saved, and under which ZeRO stage: ZeRO's optimiser state
+is cut in as many pieces as there are processes, and fits no other number of them.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from perpo_pipeline.atomic import write_atomically
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.train.processes import World
+
+WHOLE = "whole"
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Who saves: so many processes, under this ZeRO stage (0: none)."""
+
+    processes: int = 1
+    zero_stage: int = 0
+
+    def reads(self, other: "Saver") -> bool:
+        """Whether a checkpoint of `other` can be gone on from; without ZERO any number will do."""
+        return self == other or not (self.zero_stage or other.zero_stage)
+
+    def __str__(self) -> str:
+        zero = f" with ZeRO-{self.zero_stage}" if self.zero_stage else " without ZeRO"
+        return f"{self.processes} process{'es' * (self.processes != 1)}{zero}"
+
+
+class MarkWhole(TrainerCallback):
+    """Writes the marker once every process has saved its part."""
+
+    def __init__(self, saver: Saver, world: World) -> None:
+        self.saver, self.world = saver, world
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.world.wait()
+        if self.world.is_first:
+            directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            text = json.dumps(asdict(self.saver)) + "\n"
+            write_atomically(directory / WHOLE, lambda sink: sink.write(text.encode()))
+
+
+def last_whole(checkpoints: Path, saver: Saver, world: World) -> str | None:
+    """The newest checkpoint that was saved to the end; torn ones are removed.
+
+    Raises ArtifactError where it is not one that this run could have saved.
+    """
+    with world.first_alone():
+        newest = _newest(checkpoints, clean=world.is_first)
+    if newest is None:
+        return None
+    other = _saver_of(newest)
+    if not saver.reads(other):
+        raise ArtifactError(
+            f"this training was begun by {other}, and is now asked to go on with {saver}: "
+            "ZeRO's checkpoints fit the number of processes and the stage that wrote them",
+            where=str(newest),
+            fix=f"go on as it was begun, or remove {checkpoints} to begin anew",
+        )
+    return str(newest)
+
+
+def _newest(checkpoints: Path, *, clean: bool) -> Path | None:
+    found = {int(p.name.rsplit("-", 1)[1]): p for p in checkpoints.glob("checkpoint-*")}
+    whole = [step for step, path in found.items() if (path / WHOLE).is_file()]
+    for step in set(found) - set(whole) if clean else ():
+        shutil.rmtree(found[step])
+    return found[max(whole)] if whole else None
+
+
+def _saver_of(checkpoint: Path) -> Saver:
+    try:
+        return Saver(**json.loads((checkpoint / WHOLE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError):  # of an earlier version, which knew one process
+        return Saver()

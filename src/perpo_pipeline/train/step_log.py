@@ -1,0 +1,74 @@
+"""What the losses of an optimiser step cannot tell, over all processes of the run."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from perpo_pipeline.train.lists import TrainingBatch
+from perpo_pipeline.train.losses import diagnose_lists
+from perpo_pipeline.train.processes import World
+from perpo_pipeline.train.throughput import FlopCounter, measured_peak
+
+MEASURED = ("reward_accuracy", "implicit_margin", "best_logp", "worst_logp")
+
+
+@dataclass
+class _Sums:
+    """Sums over the forwards of a step: of each measure its sum and count, then of the KL."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    measured: list[float] = field(default_factory=lambda: [0.0] * (2 * len(MEASURED) + 2))
+
+
+class StepLog:
+    """Gathers over the forwards of a step, and over the processes when the step is closed."""
+
+    def __init__(self, model: nn.Module, device: torch.device, world: World) -> None:
+        on_cuda = device.type == "cuda"
+        self.world = world
+        self.flops_of = FlopCounter(model) if on_cuda else None
+        dtype = next(model.parameters()).dtype
+        self.peak = measured_peak(device, dtype) if on_cuda else 0.0
+        self.clock = time.monotonic()
+        self.sums = _Sums()
+
+    def add(self, logps: Tensor | None, batch: TrainingBatch) -> None:
+        """One forward; `logps` is None where there is no preference (SFT)."""
+        self.sums.tokens += batch.lists.num_packed
+        self.sums.flops += self.flops_of.count(batch.lists) if self.flops_of else 0.0
+        if logps is None:
+            return
+        lists = diagnose_lists(
+            logps, batch.ref_logps, batch.rewards, counts=batch.counts, mask=batch.lists.mask
+        )
+        weights = batch.counts * batch.lists.mask
+        found: list[float] = []
+        for name in MEASURED:
+            values = getattr(lists, name)
+            found += [float(values.nansum()), float(values.isfinite().sum())]
+        found += [float(((batch.ref_logps - logps) * weights).sum()), float(weights.sum())]
+        self.sums.measured = [a + b for a, b in zip(self.sums.measured, found, strict=True)]
+
+    def close(self) -> dict[str, float]:
+        """Means over the lists since the last call, tokens a second, and on CUDA the MFU.
+
+        `kl` estimates KL(reference || policy), in nats, on the sampled completions. All processes
+        must call it, and get the same but for the time.
+        """
+        now = time.monotonic()
+        seconds, self.clock = max(now - self.clock, 1e-9), now
+        tokens, flops, *measured = self.world.add_up(
+            [self.sums.tokens, self.sums.flops, *self.sums.measured]
+        )
+        self.sums = _Sums()
+        found = {"tokens_per_s": tokens / seconds}
+        if self.peak:
+            found["mfu"] = flops / seconds / (self.peak * self.world.size)
+        if measured[-1]:
+            for at, name in enumerate((*MEASURED, "kl")):
+                total, count = measured[2 * at : 2 * at + 2]
+                found[name] = total / count if count else float("nan")
+        return found

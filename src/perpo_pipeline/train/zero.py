@@ -1,0 +1,119 @@
+"""DeepSpeed's ZeRO: its settings by name, what it needs to be installed, and whole weights again.
+
+The settings ship with the package (train/deepspeed/*.json, also seen as configs/deepspeed). What
+the run's own file decides (batch, clipping, precision) stands there as `auto`.
+"""
+
+import copy
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perpo_pipeline.errors import ConfigError, MissingDependencyError
+
+SHIPPED = Path(__file__).with_name("deepspeed")
+INSTALL = "DS_BUILD_OPS=0 pip install -c constraints.txt -e '.[deepspeed]'"
+COMPILER = "apt-get install g++ ninja-build"
+
+ZeroConfig = dict[str, Any]
+
+
+def read_zero_config(name: str) -> ZeroConfig:
+    """The DeepSpeed settings that `train.deepspeed` names: zero2, zero3, zero3-offload or a path.
+
+    Raises ConfigError for what is no such file, or decides what the run's own settings decide.
+    """
+    known = sorted(path.stem for path in SHIPPED.glob("*.json"))
+    path = SHIPPED / f"{name}.json" if name in known else Path(name)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(
+            f"there are no DeepSpeed settings '{name}'",
+            fix=f"set train.deepspeed to one of {known}, or to the path of a JSON file",
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"the file is no JSON: {error}", where=str(path)) from error
+    if not isinstance(config, dict) or zero_stage(config) not in (1, 2, 3):
+        raise ConfigError("the file has no zero_optimization.stage of 1, 2 or 3", where=str(path))
+    taken = sorted({"optimizer", "scheduler", "fp16"} & set(config))
+    if taken:
+        raise ConfigError(
+            f"the DeepSpeed settings have {taken}, which the run's own settings decide",
+            where=str(path), fix="remove these keys (precision is model.dtype)",
+        )  # fmt: skip
+    return config
+
+
+def zero_stage(config: Mapping[str, Any] | None) -> int:
+    """1, 2 or 3; 0 where there are no DeepSpeed settings."""
+    zero = (config or {}).get("zero_optimization")
+    return int(zero.get("stage", 0)) if isinstance(zero, dict) else 0
+
+
+def offloads(config: Mapping[str, Any]) -> bool:
+    """Whether weights or the optimiser's state lie in the machine's memory."""
+    zero = config["zero_optimization"]
+    places = [(zero.get(key) or {}).get("device") for key in ("offload_param", "offload_optimizer")]
+    return any(place not in (None, "none") for place in places)
+
+
+def check_installed(config: Mapping[str, Any], *, on_cuda: bool) -> None:
+    """Raise MissingDependencyError, with the command, for what these settings need.
+
+    DeepSpeed compiles its CPU collectives and its CPU optimiser at their first use. The ninja of
+    this Python's environment is put on PATH, which has it only where that is activated.
+    """
+    if util.find_spec("deepspeed") is None:
+        raise MissingDependencyError("train.deepspeed needs DeepSpeed", fix=f"run: {INSTALL}")
+    if on_cuda and not offloads(config):
+        return
+    beside = str(Path(sys.executable).parent)
+    if beside not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), beside]))
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"DeepSpeed compiles what it runs on the CPU, and {' and '.join(missing)} is not here",
+            fix=f"run: {COMPILER}",
+        )
+
+
+def complete_zero_config(config: ZeroConfig, *, dtype: torch.dtype, hidden_size: int) -> ZeroConfig:
+    """The settings with this model's precision, and sizes for `auto` where they depend on it."""
+    config = copy.deepcopy(config)
+    config["bf16"] = {**config.get("bf16", {}), "enabled": dtype == torch.bfloat16}
+    zero = config["zero_optimization"]
+    sizes = {
+        "reduce_bucket_size": hidden_size**2,
+        "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
+        "stage3_param_persistence_threshold": 10 * hidden_size,
+    }
+    for key, size in sizes.items():
+        if zero.get(key) == "auto":
+            zero[key] = size
+    config["zero_allow_untested_optimizer"] = True
+    return config
+
+
+def whole_masters(model: nn.Module) -> dict[Tensor, Tensor]:
+    """For each trained parameter its float32 value, gathered from all processes, on the CPU.
+
+    Every process must call it. Bit-equal to what ZeRO's optimiser holds.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    found: dict[Tensor, Tensor] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            whole = safe_get_full_fp32_param(parameter)
+            found[parameter] = whole.detach().to("cpu", copy=True)
+    return found

@@ -1,0 +1,195 @@
+"""`perpo train` in two real processes on the CPU: the same result as in one, whatever happens.
+
+ZeRO-3 comes with DeepSpeed, which compiles its CPU collectives at the first use (a minute).
+"""
+
+import shutil
+import signal
+from pathlib import Path
+
+import polars as pl
+import pytest
+from distributed.starting import (
+    CONFIG,
+    STEPS,
+    Ended,
+    Training,
+    checkpoints,
+    largest_difference,
+    log_of,
+    loss_difference,
+    run_training,
+    trained,
+    weights_of,
+)
+
+from perpo_pipeline.adapters import attach_adapter
+from perpo_pipeline.artifacts import Version
+from perpo_pipeline.cli import main
+from perpo_pipeline.models import load_vlm, resolve_model
+
+pytestmark = pytest.mark.distributed
+
+TWO = ("--num-processes", "2")
+ZERO3 = (*TWO, "--deepspeed", "zero3")
+PARALLEL = {"ddp": TWO, "zero2": (*TWO, "--deepspeed", "zero2"), "zero3": ZERO3}
+
+
+def perpo(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--config", "d.yaml", "--quiet"])
+    assert not ended.value.code
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to its preferences."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "d.yaml").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for stage in ("prepare", "sample", "score", "filter"):
+            perpo(stage)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(workdir: Path) -> Version:
+    """Trained in one process, without interruption."""
+    return run_training(workdir, "single")
+
+
+@pytest.fixture(scope="module")
+def zero3(workdir: Path) -> Version:
+    """Trained by two processes under ZeRO-3, without interruption."""
+    return run_training(workdir, "zero3", *ZERO3)
+
+
+@pytest.mark.parametrize("how", ["ddp", "zero2", "zero3"])
+def test_two_processes_train_as_one(
+    workdir: Path, single: Version, how: str, request: pytest.FixtureRequest
+) -> None:
+    if how == "zero3":
+        version: Version = request.getfixturevalue("zero3")
+    else:
+        version = run_training(workdir, how, *PARALLEL[how])
+    assert version.fingerprint == single.fingerprint
+    assert len(log_of(single)) == STEPS
+    assert loss_difference(version, single) < 1e-5
+    assert largest_difference(version, single) < 1e-4
+    assert max(float(w.abs().max()) for n, w in weights_of(single).items() if "lora_B" in n) > 1e-3
+    ours, theirs = log_of(version), log_of(single)
+    for column in ("kl", "implicit_margin", "best_logp", "worst_logp"):  # sums over both processes
+        assert (ours[column] - theirs[column]).abs().max() < 1e-3, column
+    for column in ("grad_norm", "learning_rate", "epoch"):
+        assert (ours[column] - theirs[column]).abs().max() < 1e-4, column
+    assert reference_difference(version, single) < 1e-4
+
+
+def reference(out: Path) -> pl.DataFrame:
+    """The reference log-probabilities, a row a list."""
+    return pl.read_parquet(out / "reference/*/part-*.parquet")
+
+
+def reference_difference(ours: Version, theirs: Version) -> float:
+    """Largest over all completions of lists in the same order."""
+    a, b = reference(ours.path.parent), reference(theirs.path.parent)
+    assert a["prompt_id"].to_list() == b["prompt_id"].to_list()
+    return float((a["ref_logps"].explode() - b["ref_logps"].explode()).abs().max())  # type: ignore[arg-type]
+
+
+def test_an_adapter_of_several_processes_is_loaded_by_one(zero3: Version) -> None:
+    from peft import get_peft_model_state_dict
+
+    vlm = load_vlm(resolve_model("testbed"), dtype="float32", device="cpu")
+    loaded = get_peft_model_state_dict(attach_adapter(vlm, zero3.path).model)
+    saved = weights_of(zero3)
+    assert loaded.keys() == saved.keys()
+    assert all((loaded[name] == weight).all() for name, weight in saved.items())
+
+
+def test_processes_with_unlike_lists_make_the_same_number_of_forwards(workdir: Path) -> None:
+    """3 lists a step and a forward each: 2 forwards here, 1 there; 19 lists leave one over."""
+    flags = ("--max-tokens-per-step", "1", "--config", "uneven.yaml")
+    (workdir / "uneven.yaml").write_text(
+        CONFIG.replace("batch_size: 4\n  epochs: 2", "batch_size: 3\n  epochs: 1")
+    )
+    alone = run_training(workdir, "uneven-single", *flags)
+    together = run_training(workdir, "uneven", *flags, *ZERO3)
+    assert len(log_of(alone)) == 7
+    assert loss_difference(together, alone) < 1e-5
+    assert largest_difference(together, alone) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def terminated(workdir: Path) -> Ended:
+    """Two processes under ZeRO-3, SIGTERM to the command after its first checkpoint."""
+    training = Training(workdir, "interrupted", *ZERO3)
+    training.wait_for_checkpoint(3)
+    training.process.send_signal(signal.SIGTERM)
+    return training.end()
+
+
+@pytest.fixture(scope="module")
+def killed(workdir: Path, terminated: Ended) -> Ended:
+    """The same command goes on, and one of its processes is killed after another checkpoint."""
+    last = checkpoints(workdir / "interrupted")[-1]
+    training = Training(workdir, "interrupted", *ZERO3)
+    training.wait_for_checkpoint(last + 1)
+    training.worker(rank=1).kill()
+    return training.end()
+
+
+def test_sigterm_ends_all_processes_after_a_step_with_a_checkpoint(
+    workdir: Path, terminated: Ended
+) -> None:
+    assert terminated.code == 143, terminated.stderr
+    assert "stopped by SIGTERM after step" in terminated.stderr
+    assert "Traceback" not in terminated.stderr
+    step = int(terminated.stderr.split("after step ")[1].split()[0])
+    assert step < STEPS and step in checkpoints(workdir / "interrupted")
+
+
+def test_a_killed_process_ends_the_others_within_a_minute_with_its_error(killed: Ended) -> None:
+    assert killed.code == 2
+    assert killed.seconds < 60
+    assert "process 1 " in killed.stderr and "was killed by SIGKILL" in killed.stderr
+    assert "the same command goes on after the last checkpoint" in killed.stderr
+
+
+def test_after_both_the_same_command_ends_as_if_nothing_had_happened(
+    workdir: Path, killed: Ended, zero3: Version
+) -> None:
+    version = run_training(workdir, "interrupted", *ZERO3)
+    assert loss_difference(version, zero3) < 1e-6
+    assert largest_difference(version, zero3) < 1e-6
+
+
+def test_sigterm_and_resume_in_one_process(workdir: Path, single: Version) -> None:
+    training = Training(workdir, "alone")
+    training.wait_for_checkpoint(3)
+    training.process.send_signal(signal.SIGTERM)
+    ended = training.end()
+    assert ended.code == 143, ended.stderr
+    assert "stopped by SIGTERM after step" in ended.stderr
+    version = run_training(workdir, "alone")
+    assert loss_difference(version, single) == 0
+    assert largest_difference(version, single) == 0
+
+
+def test_checkpoints_of_other_processes_are_refused_under_zero_and_used_without(
+    workdir: Path, single: Version
+) -> None:
+    """Begun in one process without ZeRO: two go on without it, and not with it."""
+    training = Training(workdir, "changed")
+    training.wait_for_checkpoint(3)
+    training.process.send_signal(signal.SIGTERM)
+    assert training.end().code == 143
+    refused = Training(workdir, "changed", *ZERO3).end()
+    assert refused.code == 2
+    assert "begun by 1 process without ZeRO" in refused.stderr
+    assert "2 processes with ZeRO-3" in refused.stderr
+    version = run_training(workdir, "changed", *TWO)
+    assert loss_difference(version, single) < 1e-5
+    assert trained(workdir / "changed").path == version.path
+    shutil.rmtree(workdir / "changed")

@@ -1,0 +1,228 @@
+"""The model card of a real run: its header, what it says of data and figures, how to load it."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from perpo_pipeline.artifacts import open_version
+from perpo_pipeline.cli import main
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.merge.folder import CARD, RECORD
+from perpo_pipeline.merge.stage import merge
+from perpo_pipeline.model_inputs import prompt_image
+from perpo_pipeline.models import encode_prompt, load_vlm, resolve_model
+from perpo_pipeline.sample.transformers_backend import greedy_decode
+from perpo_pipeline.stage import Console
+
+CONFIG = """
+run: r
+model: {id: testbed, dtype: float32, device: cpu}
+prepare:
+  train: {source: testbed, num_prompts: 6}
+  test: {source: jsonl, path: data.jsonl, image_root: photos, task: grounding}
+sample: {num_samples: 4, temperature: 1.0, max_new_tokens: 24, batch_size: 4}
+filter: {min_margin: 0.01}
+train:
+  batch_size: 4
+  learning_rate: 1.0e-3
+  lora: {rank: 2, alpha: 4}
+  methods: {perpo: {beta: 1.0}, sft: {}}
+eval: {max_new_tokens: 24, batch_size: 4, conditions: []}
+"""
+QUIET = Console(quiet=True)
+
+
+def perpo(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--quiet"])
+    assert not ended.value.code
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run up to its metrics; the metrics are of prompts from files."""
+    folder = tmp_path_factory.mktemp("secret-place")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        (folder / "photos").mkdir()
+        lines = []
+        for number in range(3):
+            Image.new("RGB", (64, 64), (90 * number, 0, 0)).save(f"photos/{number}.png")
+            lines.append(json.dumps({"image": f"{number}.png", "expression": "red square",
+                                     "gt_box": [8, 8, 32, 32]}))  # fmt: skip
+        Path("data.jsonl").write_text("\n".join(lines))
+        Path("r.yaml").write_text(CONFIG)
+        for stage in ("prepare", "sample", "score", "filter", "train", "eval"):
+            perpo(stage, "--config", "r.yaml")
+        yield folder / "data/r"
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """The same run, to be changed."""
+    return shutil.copytree(run, tmp_path / "data/r")
+
+
+@pytest.fixture
+def card(run: Path, tmp_path: Path) -> str:
+    merge(run / "adapter/perpo", tmp_path / "merged", console=QUIET)
+    return (tmp_path / "merged" / CARD).read_text()
+
+
+def current(run: Path, artifact: str, variant: str) -> str:
+    return open_version(run / artifact / variant).fingerprint
+
+
+def test_a_hub_reads_its_header(card: str) -> None:
+    data = ModelCard(card).data.to_dict()
+    assert data == {
+        "base_model": "testbed",
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["perpo"],
+    }
+
+
+def test_a_base_that_is_a_folder_is_named_and_not_taken_for_a_hubs(
+    run: Path, tmp_path: Path
+) -> None:
+    from perpo_pipeline.testbed import shipped_model_dir
+
+    base = shutil.copytree(shipped_model_dir(), tmp_path / "elsewhere/my-base")
+    merge(run / "adapter/perpo", tmp_path / "merged", model=str(base), console=QUIET)
+    text = (tmp_path / "merged" / CARD).read_text()
+    assert "base_model" not in ModelCard(text).data.to_dict()
+    assert "`my-base`, exactly `sha256:" in text and "elsewhere" not in text
+
+
+def test_the_data_are_named_up_to_the_prompts(run: Path, card: str) -> None:
+    for artifact in ("prompts", "samples", "scores", "preferences"):
+        line = next(line for line in card.splitlines() if line.startswith(f"| {artifact} | train"))
+        assert f"`{current(run, artifact, 'train')}`" in line
+    assert "source testbed, split train, num_prompts 6" in card
+    assert "num_samples 4, temperature 1.0" in card and "min_margin 0.01" in card
+
+
+def test_what_was_removed_since_still_has_its_fingerprint(copy: Path, tmp_path: Path) -> None:
+    removed = current(copy, "samples", "train")
+    shutil.rmtree(copy / "samples")
+    merge(copy / "adapter/perpo", tmp_path / "merged", console=QUIET)
+    text = (tmp_path / "merged" / CARD).read_text()
+    assert f"| samples | train | `{removed}` | - | (no longer there) |" in text
+    assert current(copy, "prompts", "train") in text
+
+
+def test_the_settings_of_the_training_can_be_read_back(card: str) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", card, re.S)
+    settings: dict[str, Any] = yaml.safe_load(block)
+    assert settings["beta"] == 1.0 and settings["learning_rate"] == 1e-3
+    assert settings["lora"] == {"rank": 2, "alpha": 4} and settings["dtype"] == "float32"
+
+
+def test_it_names_what_it_was_made_with(run: Path, card: str) -> None:
+    adapter = open_version(run / "adapter/perpo")
+    assert f"Adapter `{adapter.fingerprint}`" in card
+    version = adapter.manifest["packages"]["transformers"]
+    assert f"| transformers | {version} | {version} |" in card
+    commit = adapter.manifest["git_commit"] or "-"
+    assert f"| git commit | {commit} |" in card
+
+
+def test_its_figures_are_the_runs_with_the_bases_beside_them(run: Path, card: str) -> None:
+    for variant in ("perpo", "base"):
+        metrics = open_version(run / "metrics" / variant)
+        block = card.split(f"metrics `{metrics.fingerprint}`")[1].split("```")[1]
+        values = {row["name"]: row["value"] for row in metrics.table().to_pylist()}
+        assert values.keys() >= {"ap50", "miou", "parse_rate"}
+        for name, value in values.items():
+            assert re.search(rf"^{name} .* {100 * value:.1f} %", block, re.M), (variant, name)
+    assert current(run, "metrics", "sft") not in card
+
+
+def test_nothing_of_this_machine_is_in_what_is_published(card: str, tmp_path: Path) -> None:
+    record = (tmp_path / "merged" / RECORD).read_text()
+    for text in (card, record):
+        for private in ("secret-place", str(Path.home()), str(tmp_path), "photos", os.sep + "tmp"):
+            assert private not in text
+
+
+def test_its_lines_give_the_answer_of_base_and_adapter(
+    run: Path, card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    row = open_version(run / "prompts/train").table().slice(0, 1).to_pylist()[0]
+    image = prompt_image(row)
+    image.save("photo.png")
+    (block,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    block = block.replace("FOLDER or the id of this repository", str(tmp_path / "merged"))
+    block = block.replace("photo.jpg", "photo.png").replace("What is in the image?", row["prompt"])
+    exec(block, {})  # noqa: S102
+    adapter = open_version(run / "adapter/perpo").path
+    vlm = load_vlm(resolve_model("testbed"), dtype="float32", device="cpu", adapter=adapter)
+    (expected,) = greedy_decode(vlm, [encode_prompt(vlm, image, row["prompt"])], max_new_tokens=64)
+    assert expected.finish_reason == "stop"
+    assert capsys.readouterr().out == expected.text + "\n"
+
+
+def test_figures_that_come_later_come_into_the_card(copy: Path, tmp_path: Path) -> None:
+    shutil.move(copy / "metrics", tmp_path / "aside")
+    out = tmp_path / "merged"
+    merge(copy / "adapter/perpo", out, console=QUIET)
+    assert "No metrics of this model were at hand" in (out / CARD).read_text()
+    weights = (out / "model.safetensors").stat().st_mtime_ns
+    shutil.move(tmp_path / "aside", copy / "metrics")
+    merge(copy / "adapter/perpo", out, console=QUIET)
+    renewed = (out / CARD).read_text()
+    assert current(copy, "metrics", "perpo") in renewed
+    assert (out / "model.safetensors").stat().st_mtime_ns == weights
+    merge(copy / "adapter/perpo", out, console=QUIET)
+    assert (out / CARD).read_text() == renewed
+
+
+def test_a_card_that_was_edited_is_left_so(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    merge(copy / "adapter/perpo", out)
+    (out / CARD).write_text("mine")
+    shutil.rmtree(copy / "metrics")
+    merge(copy / "adapter/perpo", out)
+    assert (out / CARD).read_text() == "mine"
+    assert "README.md was changed by hand and is left so" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"), [("sft", "of adapter sft, not"), ("base", "of a model without an adapter")]
+)
+def test_figures_of_another_model_are_refused(
+    run: Path, tmp_path: Path, variant: str, told: str
+) -> None:
+    with pytest.raises(ArtifactError, match=told):
+        merge(run / "adapter/perpo", tmp_path / "merged",
+              metrics=[run / "metrics" / variant], console=QUIET)  # fmt: skip
+    assert not (tmp_path / "merged").exists()
+
+
+def test_metrics_that_are_given_stand_alone(run: Path, tmp_path: Path) -> None:
+    """Of the adapter, and of a file of answers, which is told as what it is."""
+    answers = tmp_path / "pages.jsonl"
+    answers.write_text('{"completion": "a b", "gt_text": "a b"}\n')
+    perpo("eval", "--predictions", str(answers), "--task", "vqa", "--out", str(tmp_path / "own"))
+    given = [run / "metrics/perpo", tmp_path / "own/metrics"]
+    merge(run / "adapter/perpo", tmp_path / "merged", metrics=given, console=QUIET)
+    text = (tmp_path / "merged" / CARD).read_text()
+    assert f"This model (`perpo`, metrics `{current(run, 'metrics', 'perpo')}`" in text
+    assert "by which model, nothing here can say (`pages`, metrics" in text

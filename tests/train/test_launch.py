@@ -1,0 +1,162 @@
+"""What is started for which flags, under which launcher, and how its end is told."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from perpo_pipeline.errors import ConfigError, InputError, LostContactError, ProcessError, Stopped
+from perpo_pipeline.train import launch as launching
+from perpo_pipeline.train.launch import (
+    ERROR_FILE,
+    LAUNCHED,
+    Launch,
+    choose_launch,
+    command_line,
+    write_failure,
+)
+from perpo_pipeline.train.processes import World, join_world, placed_by_launcher
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "45678", "SLURM_STEP_NODELIST": "gpu[03-04,11]"}  # fmt: skip
+
+
+def test_without_flags_nothing_is_started() -> None:
+    assert choose_launch(None, None, None, None, {}) is None
+    assert choose_launch(1, None, None, None, {}) is None
+    assert choose_launch(None, None, None, None, {"SLURM_PROCID": "0"}) is None  # an sbatch file
+    assert placed_by_launcher({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None
+
+
+def test_one_node_finds_its_own_port() -> None:
+    launch = choose_launch(8, None, None, None, {})
+    assert launch == Launch(8)
+    assert launch.torchrun_arguments() == ["--standalone", "--nproc-per-node", "8"]
+
+
+def test_several_nodes_meet_at_the_master() -> None:
+    launch = choose_launch(8, 2, 1, "node0:29500", {})
+    assert launch == Launch(8, 2, 1, "node0:29500") and launch.world_size == 16
+    assert launch.torchrun_arguments() == [
+        "--nnodes", "2", "--node-rank", "1", "--master-addr", "node0", "--master-port", "29500",
+        "--nproc-per-node", "8",
+    ]  # fmt: skip
+
+
+def test_one_task_a_node_is_numbered_by_slurm() -> None:
+    environment = {**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "1"}
+    assert choose_launch(4, 2, None, "gpu03:29500", environment) == Launch(4, 2, 1, "gpu03:29500")
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
+def test_under_a_launcher_nothing_else_is_started(environment: dict[str, str]) -> None:
+    assert choose_launch(None, None, None, None, environment) is None
+    assert choose_launch(8, None, None, None, environment) is None
+    with pytest.raises(ConfigError, match="8 processes, and the flags ask for 2"):
+        choose_launch(2, None, None, None, environment)
+
+
+def test_the_processes_that_torchrun_started_know_the_flags_of_all_nodes() -> None:
+    environment = {**TORCHRUN, "WORLD_SIZE": "16"}
+    assert choose_launch(8, 2, 1, "node0:29500", environment) is None
+
+
+def test_sruns_names_become_torchs() -> None:
+    assert placed_by_launcher(SRUN) == {
+        "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu03",
+        "MASTER_PORT": str(20_000 + 45678 % 20_000),
+    }  # fmt: skip
+    plain = placed_by_launcher({**SRUN, "SLURM_STEP_NODELIST": "login1,gpu3", "MASTER_PORT": "7"})
+    assert plain is not None
+    assert (plain["MASTER_ADDR"], plain["MASTER_PORT"]) == ("login1", "7")
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        ((0, None, None, None), "at least 1"),
+        ((8, 0, None, None), "at least 1"),
+        ((8, 2, 0, None), "--master HOST:PORT"),
+        ((None, 2, 0, "h:1"), "--num-processes"),
+        ((8, 2, 2, "h:1"), "--node-rank is 2, of 2 nodes"),
+        ((8, None, 1, None), "--node-rank is 1, of 1 nodes"),
+        ((8, 2, 0, "host"), "not HOST:PORT"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(flags: tuple[Any, ...], fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose_launch(*flags, {})
+    assert fault in str(caught.value)
+
+
+def test_the_command_line_is_one_that_torchrun_reads_alike() -> None:
+    """torchrun's own parser is the oracle; it would take --run for an option of its own."""
+    from torch.distributed.run import parse_args
+
+    given = ["train", "--config", "my run.yaml", "--run", "r", "--num-processes", "2"]
+    line = command_line(Launch(2), given)
+    assert line.startswith("torchrun --standalone --nproc-per-node 2 ") and "'my run.yaml'" in line
+    assert command_line(None, given[:3]) == "perpo train --config 'my run.yaml'"
+    import shlex
+
+    parsed = parse_args(shlex.split(line)[1:])
+    assert (parsed.module, parsed.training_script) == (True, "perpo_pipeline.cli")
+    assert [a for a in parsed.training_script_args if a != "--"] == given
+    assert parsed.nproc_per_node == "2" and parsed.shutdown_timeout == 600
+
+
+def test_a_process_alone_says_everything_to_itself() -> None:
+    world = World()
+    assert world.share("a") == "a" and world.gather(1) == [1] and world.add_up([2.0]) == [2.0]
+    assert world.any(True) and not world.any(False) and world.is_first
+    assert join_world(on_cuda=False, with_deepspeed=False) == world
+
+
+def failure(rank: int, code: int, folder: Path, error: Exception | None = None) -> ProcessFailure:
+    path = folder / f"{rank}.json"
+    if error is not None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv(ERROR_FILE, str(path))
+            patched.setenv(LAUNCHED, "1")
+            assert write_failure(error)  # type: ignore[arg-type]
+        assert json.loads(path.read_text())
+    return ProcessFailure(local_rank=rank, pid=10 + rank, exitcode=code, error_file=str(path))
+
+
+def explained(*failures: ProcessFailure, was_told: bool = False) -> Exception:
+    return launching._explained({f.local_rank: f for f in failures}, was_told=was_told)
+
+
+def test_of_several_failures_the_one_that_began_it_is_told(tmp_path: Path) -> None:
+    lost = failure(0, 2, tmp_path, LostContactError("another process of this run has ended"))
+    told = explained(lost, failure(1, -signal.SIGKILL, tmp_path), failure(2, -15, tmp_path))
+    assert isinstance(told, ProcessError)
+    assert "process 1 (pid 11) was killed by SIGKILL" in str(told)
+    own = failure(3, 2, tmp_path, InputError("the loss is nan", where="prompts a", fix="lower it"))
+    told = explained(lost, own, failure(2, -15, tmp_path))
+    assert isinstance(told, ProcessError)
+    assert told.parts() == ("the loss is nan", "prompts a", "lower it")
+    told = explained(lost, failure(1, 1, tmp_path), failure(2, -15, tmp_path))
+    assert "process 1 (pid 11) failed with exit code 1" in str(told)
+    assert "process 0: another process" in str(explained(lost, failure(2, -15, tmp_path)))
+
+
+def test_a_request_to_stop_is_no_failure(tmp_path: Path) -> None:
+    stopped = failure(0, 143, tmp_path, Stopped("stopped by SIGTERM after step 3"))
+    told = explained(stopped, failure(1, -15, tmp_path), was_told=True)
+    assert isinstance(told, Stopped) and str(told) == "stopped by SIGTERM after step 3"
+    told = explained(failure(0, -15, tmp_path / "none"), was_told=True)
+    assert isinstance(told, Stopped)
+
+
+def test_a_process_that_others_started_speaks_for_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "e"))
+    monkeypatch.delenv(LAUNCHED, raising=False)
+    assert not write_failure(InputError("x"))
+    assert not (tmp_path / "e").exists()
