@@ -65,7 +65,7 @@ class SampleConfig(Section):
 
     operational: ClassVar[frozenset[str]] = frozenset(
         {"max_errors", "split", "num_gpus", "gpu_memory_utilization", "base_url", "concurrency",
-         "preview_reward"}
+         "preview_reward", "engine", "num_actors", "ray_address"}
     )  # fmt: skip
 
     split: Name = Field("train", description="the prepared split to sample from")
@@ -82,6 +82,15 @@ class SampleConfig(Section):
     prompts_per_part: Int = Field(512, ge=1, description="rows are flushed after so many prompts")
     max_errors: Int = Field(0, ge=0, description="prompts that may fail before the stage fails")
     num_gpus: Int = Field(1, ge=1, description="processes, one a GPU, that share the prompts")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="`ray`: actors of a Ray cluster share the prompts"
+    )
+    num_actors: Int | None = Field(
+        None, ge=1, description="with engine ray; default: one a GPU, or one a machine on CPUs"
+    )
+    ray_address: str | None = Field(
+        None, description="`auto` or host:port; default: RAY_ADDRESS, else a cluster of its own"
+    )
     gpu_memory_utilization: Float = Field(
         0.9, gt=0, le=1, description="share of a GPU's memory that vLLM takes"
     )

@@ -34,6 +34,11 @@ def sample(
         str | None, typer.Option(help="the model's name at the server; default: the model's id")
     ] = None,
     num_gpus: Annotated[int | None, typer.Option(help="processes, one a GPU")] = None,
+    engine: Annotated[str | None, typer.Option(help="local, or ray: many machines")] = None,
+    num_actors: Annotated[int | None, typer.Option(help="of Ray; default: one a GPU")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="auto or host:port; default: a cluster on this machine")
+    ] = None,
     preview_reward: Annotated[
         str | None, typer.Option(help="iou or edit_similarity: show its running mean")
     ] = None,
@@ -55,7 +60,9 @@ def sample(
 
     settings = {"model.id": model, "sample.backend": backend, "sample.base_url": base_url,
                 "sample.served_model": served_model,
-                "sample.num_gpus": num_gpus, "sample.preview_reward": preview_reward,
+                "sample.num_gpus": num_gpus, "sample.engine": engine,
+                "sample.num_actors": num_actors, "sample.ray_address": ray_address,
+                "sample.preview_reward": preview_reward,
                 "sample.max_errors": max_errors, "sample.num_samples": num_samples,
                 "sample.temperature": temperature, "sample.max_new_tokens": max_new_tokens,
                 "seed": seed}  # fmt: skip

@@ -73,7 +73,7 @@ def sample(run: Run, split: str) -> Version:
     )  # fmt: skip
 
     def work(writer: Writer) -> Mapping[str, Any]:
-        _check(setup.sample)
+        _check(run.config)
         table = prompts.table(columns=[*PROMPT_COLUMNS, *TRUTH_COLUMNS[1:]])
         _warn_of_boxes(run, split, resolved, table)
         parts = _Parts(writer, table, config.prompts_per_part)
@@ -139,8 +139,16 @@ def choose_backend(config: SampleConfig, device: str) -> str:
     return "vllm" if torch.cuda.is_available() else "transformers"
 
 
-def _check(config: SampleConfig) -> None:
-    if config.backend == "openai" and config.num_gpus > 1:
+def _check(config: RunConfig) -> None:
+    sample = config.sample
+    if sample.engine == "ray":
+        from perpo_pipeline.sample.ray_engine import check_settings
+
+        check_settings(config)
+    elif sample.num_actors is not None:
+        raise ConfigError("num_actors is for engine ray, and the engine is local",
+                          fix="set sample.engine to ray (--engine ray)")  # fmt: skip
+    elif sample.backend == "openai" and sample.num_gpus > 1:
         raise ConfigError("num_gpus has no meaning for the openai backend: the server has the GPUs",
                           fix="leave it out; sample.concurrency is requests at a time")  # fmt: skip
 
@@ -215,15 +223,10 @@ def _sample_parts(
     """The rows of every part, as they come, until too many failed; backends' notes to `note`."""
     if not pending:
         return
-    processes = min(setup.sample.num_gpus, len(pending))
-    if processes > 1:
-        from perpo_pipeline.sample.processes import sample_in_processes
-
+    elsewhere = _sample_elsewhere(setup, run_seed, pending, progress, failed)
+    if elsewhere is not None:
         progress.begin()
-        for index, rows, notes in sample_in_processes(
-            setup, run_seed, pending, processes,
-            tell=progress.show, should_stop=lambda: failed.too_many,
-        ):  # fmt: skip
+        for index, rows, notes in elsewhere:
             note(notes)
             progress.preview(pending[index].select(TRUTH_COLUMNS).to_pylist(), rows)
             yield index, rows
@@ -237,6 +240,29 @@ def _sample_parts(
         rows = sampler.sample(chunk.to_pylist(), progress.tell)
         note(sampler.backend.notes())
         yield index, rows
+
+
+def _sample_elsewhere(
+    setup: BackendSetup, run_seed: int, pending: Mapping[int, pa.Table], progress: "_Progress",
+    failed: "_Failures",
+) -> Iterator[tuple[int, list[Row], dict[str, Any]]] | None:  # fmt: skip
+    """Rows and notes of every part from actors or processes; None where this process samples."""
+    if setup.sample.engine == "ray":
+        from perpo_pipeline.sample.ray_engine import sample_with_ray
+
+        return sample_with_ray(
+            setup, run_seed, pending, tell=progress.show,
+            should_stop=lambda: failed.too_many, say=progress.run.say,
+        )  # fmt: skip
+    processes = min(setup.sample.num_gpus, len(pending))
+    if processes <= 1:
+        return None
+    from perpo_pipeline.sample.processes import sample_in_processes
+
+    return sample_in_processes(
+        setup, run_seed, pending, processes,
+        tell=progress.show, should_stop=lambda: failed.too_many,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,265 @@
+"""Engine ray where no Ray is needed: what has room, what actors count, what a machine must have."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_models import save_tiny_llava
+
+from perpo_pipeline import cli
+from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.errors import ConfigError, InputError, PerpoError
+from perpo_pipeline.model_inputs import IDENTITY_CACHE, identify_model
+from perpo_pipeline.provenance import package_versions
+from perpo_pipeline.sample import ray_actors, ray_cluster
+from perpo_pipeline.sample.backend import BackendSetup
+from perpo_pipeline.sample.ray_actors import Board, on_this_machine, read_found
+from perpo_pipeline.sample.ray_cluster import Watch, is_on_gpu, joined_cluster, place_actors
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "parts", "on_gpu", "actors"),
+    [
+        ([(16, 8), (16, 8), (4, 0)], None, 100, True, 16),
+        ([(16, 8), (16, 8), (4, 0)], 3, 100, True, 3),
+        ([(16, 8), (16, 8), (4, 0)], None, 5, True, 5),
+        ([(2, 0), (64, 0), (0, 0)], None, 100, False, 2),
+        ([(2, 0)], 2, 100, False, 2),
+    ],
+)
+def test_actors_are_one_a_gpu_or_one_a_machine_or_as_wanted(
+    nodes: list[tuple[int, int]], wanted: int | None, parts: int, on_gpu: bool, actors: int
+) -> None:
+    assert place_actors(nodes, wanted, parts, on_gpu) == actors
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "on_gpu", "said"),
+    [
+        ([(2, 0)], 3, False, "room for 2 actors with a CPU each, 3 are wanted"),
+        ([(64, 0)], None, True, "room for 0 actors with a GPU each, 1 are wanted"),
+        ([(2, 8), (16, 8)], None, True, "room for 10 actors with a GPU each, 16 are wanted"),
+    ],
+)
+def test_a_cluster_without_room_is_refused(
+    nodes: list[tuple[int, int]], wanted: int | None, on_gpu: bool, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        place_actors(nodes, wanted, 100, on_gpu)
+
+
+@pytest.fixture
+def no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+def test_gpus_that_only_the_cluster_has_are_asked_for_by_name(no_gpu_here: None) -> None:
+    nodes = [(16, 8)]
+    assert is_on_gpu("cuda", nodes) and not is_on_gpu("cpu", nodes)
+    assert not is_on_gpu("auto", [(2, 0)])
+    with pytest.raises(ConfigError, match="this machine has none"):
+        is_on_gpu("auto", nodes)
+
+
+def test_an_address_of_rays_client_is_refused() -> None:
+    ray = SimpleNamespace(is_initialized=lambda: False)
+    with pytest.raises(ConfigError, match="Ray's client"), joined_cluster(ray, "ray://head:10001"):
+        pass
+
+
+def test_machines_that_leave_are_told_and_the_last_one_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_cluster, "LOOK_S", 0.0)
+    nodes = [{"Alive": True, "Resources": {"CPU": 1.0}} for _ in range(3)]
+    said: list[str] = []
+    watch = Watch(SimpleNamespace(nodes=lambda: nodes), 3, False, said.append)
+    watch.look(is_started=True)
+    assert said == []
+    nodes[0]["Alive"] = False
+    for _ in range(2):
+        watch.look(is_started=True)
+    assert [line.split("room for ")[1] for line in said] == ["2 of 3 actors now"]
+    nodes[1]["Alive"] = nodes[2]["Alive"] = False
+    with pytest.raises(InputError, match="have left the Ray cluster"):
+        watch.look(is_started=True)
+
+
+def test_a_wait_for_actors_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "PATIENCE_S", -1.0)
+    said: list[str] = []
+    watch = Watch(SimpleNamespace(nodes=list), 2, False, said.append)
+    watch.look(is_started=True)
+    assert said == []
+    for _ in range(2):
+        watch.look(is_started=False)
+    assert len(said) == 1 and "waiting for Ray to start 2 actors" in said[0]
+
+
+def test_the_board_counts_a_part_that_is_begun_again_once() -> None:
+    board = Board()
+    assert not board.progress().is_started
+    assert board.start("a") == (1, "") and board.start("b") == (2, "a")
+    assert board.begin(7, "a") == (1, "")
+    board.count(7, 3, 50)
+    board.count(7, 1, 10)
+    assert board.begin(8, "b") == (1, "")
+    board.count(8, 2, 20)
+    assert board.progress() == (6, 80, True, [])
+    assert board.start("c") == (1, "b"), "counted since a model was loaded"
+    assert board.begin(7, "c") == (2, "a")
+    news = ["the actor that sampled part 7 has died (a); again"]
+    assert board.progress() == (2, 20, True, news)
+    assert board.progress() == (2, 20, True, [])
+
+
+def test_no_part_is_begun_after_stop() -> None:
+    board = Board()
+    board.stop()
+    assert board.begin(0, "a") == (0, "")
+
+
+def test_an_actors_error_is_the_same_at_the_driver() -> None:
+    error = ConfigError("what", where="there", fix="do")
+    with pytest.raises(ConfigError) as caught:
+        read_found(json.dumps({"fault": ray_actors._fault(error)}))
+    assert caught.value.parts() == ("what", "there", "do")
+
+
+def test_a_bug_in_an_actor_comes_with_its_traceback() -> None:
+    try:
+        _ = {}["absent"]
+    except KeyError as error:
+        text = json.dumps({"fault": ray_actors._fault(error)})
+    with pytest.raises(RuntimeError, match=r"test_ray_cluster\.py[^$]*KeyError: 'absent'"):
+        read_found(text)
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> BackendSetup:
+    model = ModelConfig(id=str(save_tiny_llava(tmp_path / "model")), dtype="float32", device="cpu")
+    resolved, settings = identify_model(model, tmp_path / "run")
+    return BackendSetup(model, resolved, settings, SampleConfig(), tmp_path / "run")
+
+
+def test_a_machine_without_the_runs_folder_keeps_things_in_its_own(
+    setup: BackendSetup, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    assert on_this_machine(setup, package_versions(), own).scratch == setup.scratch
+    (setup.scratch / IDENTITY_CACHE).unlink()
+    setup.scratch.rmdir()
+    here = on_this_machine(setup, package_versions(), own)
+    assert here.scratch == own and (own / IDENTITY_CACHE).is_file()
+    assert not setup.scratch.exists()
+    assert here.resolved.path == setup.resolved.path
+
+
+def _another_model(setup: BackendSetup) -> BackendSetup:
+    (setup.resolved.path / "generation_config.json").write_text('{"eos_token_id": 1}')
+    return setup
+
+
+def _no_model(setup: BackendSetup) -> BackendSetup:
+    setup.resolved.path.rename(setup.resolved.path.with_name("elsewhere"))
+    return setup
+
+
+def _no_adapter(setup: BackendSetup) -> BackendSetup:
+    return BackendSetup(setup.model, setup.resolved, setup.model_settings, setup.sample,
+                        setup.scratch, adapter=setup.scratch / "absent")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_another_model, "is another one"),
+        (_no_model, "no model directory"),
+        (_no_adapter, "the adapter is not there"),
+    ],
+)
+def test_a_machine_that_lacks_the_files_is_refused(
+    change: Callable[[BackendSetup], BackendSetup], said: str, setup: BackendSetup, tmp_path: Path
+) -> None:
+    with pytest.raises(PerpoError, match=said):
+        on_this_machine(change(setup), package_versions(), tmp_path / "own")
+
+
+def test_a_machine_with_other_releases_is_refused(setup: BackendSetup, tmp_path: Path) -> None:
+    driver = package_versions() | {"torch": package_versions()["torch"] + "+cu130", "ruff": "0"}
+    assert on_this_machine(setup, driver, tmp_path), "another build, and what no result depends on"
+    driver |= {"transformers": "5.0", "peft": "0.1"}
+    with pytest.raises(ConfigError) as caught:
+        on_this_machine(setup, driver, tmp_path)
+    assert "transformers" in str(caught.value) and "(not 5.0)" in str(caught.value)
+    assert "peft" in str(caught.value) and "torch 2" not in str(caught.value)
+
+
+CONFIG = """
+run: r
+model: {id: testbed, dtype: float32, device: cpu}
+prepare:
+  train: {source: testbed, num_prompts: 2}
+  test: {source: testbed, num_prompts: 1}
+sample: {num_samples: 2, max_new_tokens: 4}
+"""
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*arguments, "--config", "r.yaml", "--quiet"])
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(CONFIG)
+    assert run("prepare") == 0
+    return tmp_path / "r.yaml"
+
+
+def test_a_missing_ray_names_what_to_install(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_cluster, "ENVIRONMENT", {})
+    monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
+    assert run("sample", "--engine", "ray") == 2
+    told = capsys.readouterr().err
+    assert "Ray cannot be used" in told
+    assert "pip install -c constraints.txt -e '.[ray]'" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--num-actors", "2"], "num_actors is for engine ray"),
+        (["--engine", "ray", "--num-gpus", "2"], "num_gpus is for the GPUs of one machine"),
+        (["--engine", "ray", "--backend", "openai"], "no meaning for the openai backend"),
+    ],
+)
+def test_settings_of_another_engine_are_refused(
+    flags: list[str], said: str, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sample", *flags) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_a_machine_without_gpu_cannot_tell_must_be_named(
+    no_gpu_here: None, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared.write_text(CONFIG.replace("dtype: float32, device: cpu", "device: cuda"))
+    assert run("sample", "--engine", "ray") == 2
+    assert "model.dtype: auto and sample.backend: auto cannot be told" in capsys.readouterr().err
+
+
+def test_the_engine_does_not_count_in_the_version(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sample") == 0
+    capsys.readouterr()
+    assert run("sample", "--engine", "ray", "--num-actors", "2", "--ray-address", "auto") == 0
+    assert "up to date" in capsys.readouterr().err
