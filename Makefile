@@ -3,7 +3,7 @@
 #   make all RUN=demo      the run of configs/demo.yaml, from prompts to report (the default)
 #   make all RUN=ci        the same in three minutes
 #   make test              all tests that need no accelerator
-#   make test-distributed  those with several processes (DeepSpeed; needs g++, apt-get install g++)
+#   make test-distributed  those with several processes (Ray, DeepSpeed; the latter needs g++, apt-get install g++)
 #   make test-vllm         those with the real vLLM, on the CPU, in an environment of its own
 #   make lint | types      ruff | mypy
 #   make bench             side-by-side benchmarks
@@ -77,7 +77,7 @@ test-distributed: $(DISTRIBUTED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(DISTRIBUTED_TESTS) $(PYTEST_ARGS)
 
 $(DISTRIBUTED): pyproject.toml constraints.txt | $(VENV)/bin/python
-	DS_BUILD_OPS=0 $(PIP) install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
+	DS_BUILD_OPS=0 $(PIP) install --quiet --constraint constraints.txt --editable '.[dev,deepspeed,ray]'
 	@touch $@; test -e $(INSTALLED) || touch $(INSTALLED)
 
 test-vllm: $(VLLM_INSTALLED)

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +12,14 @@ from tiny_models import save_tiny_llava
 
 from perpo_pipeline import cli
 from perpo_pipeline.config import ModelConfig, SampleConfig
-from perpo_pipeline.errors import ConfigError, InputError, PerpoError
+from perpo_pipeline.errors import ConfigError, PerpoError, ProcessError
 from perpo_pipeline.model_inputs import IDENTITY_CACHE, identify_model
 from perpo_pipeline.provenance import package_versions
 from perpo_pipeline.sample import ray_actors, ray_cluster
 from perpo_pipeline.sample.backend import BackendSetup
 from perpo_pipeline.sample.ray_actors import Board, on_this_machine, read_found
 from perpo_pipeline.sample.ray_cluster import Watch, is_on_gpu, joined_cluster, place_actors
+from perpo_pipeline.sample.ray_engine import _anywhere
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_machines_that_leave_are_told_and_the_last_one_ends_the_run(
         watch.look(is_started=True)
     assert [line.split("room for ")[1] for line in said] == ["2 of 3 actors now"]
     nodes[1]["Alive"] = nodes[2]["Alive"] = False
-    with pytest.raises(InputError, match="have left the Ray cluster"):
+    with pytest.raises(ProcessError, match="have left the Ray cluster"):
         watch.look(is_started=True)
 
 
@@ -158,6 +160,16 @@ def test_a_machine_without_the_runs_folder_keeps_things_in_its_own(
     assert here.resolved.path == setup.resolved.path
 
 
+def test_an_actor_in_another_folder_finds_the_same_places(
+    setup: BackendSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = replace(setup, scratch=Path("run"), adapter=Path("run/adapter"))
+    found = _anywhere(relative, on_gpu=True)
+    assert (found.scratch, found.adapter) == (tmp_path / "run", tmp_path / "run/adapter")
+    assert found.model.device == "cuda" and _anywhere(setup, on_gpu=False).model.device == "cpu"
+
+
 def _another_model(setup: BackendSetup) -> BackendSetup:
     (setup.resolved.path / "generation_config.json").write_text('{"eos_token_id": 1}')
     return setup
@@ -169,8 +181,7 @@ def _no_model(setup: BackendSetup) -> BackendSetup:
 
 
 def _no_adapter(setup: BackendSetup) -> BackendSetup:
-    return BackendSetup(setup.model, setup.resolved, setup.model_settings, setup.sample,
-                        setup.scratch, adapter=setup.scratch / "absent")  # fmt: skip
+    return replace(setup, adapter=setup.scratch / "absent")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpo_pipeline import errors
-from perpo_pipeline.errors import ConfigError, InputError, PerpoError
+from perpo_pipeline.errors import ConfigError, InputError, PerpoError, ProcessError
 from perpo_pipeline.model_files import ResolvedModel, model_identity, resolve_model
 from perpo_pipeline.model_inputs import IDENTITY_CACHE
 from perpo_pipeline.provenance import package_versions
@@ -173,8 +173,8 @@ def _fault(error: Exception) -> dict[str, Any]:
     return {"kind": type(error).__name__, "what": what, "where": where, "fix": fix}
 
 
-def _died(doing: str, last: str) -> InputError:
-    return InputError(
+def _died(doing: str, last: str) -> ProcessError:
+    return ProcessError(
         f"the actor that {doing} has died {TRIES} times, last as {last}",
         where="logs/ in Ray's folder of the session there",
         fix="often memory ran out: lower sample.batch_size or sample.num_actors; the same command "

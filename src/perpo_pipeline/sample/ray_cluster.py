@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.errors import ConfigError, InputError, MissingDependencyError, first_line
+from perpo_pipeline.errors import ConfigError, MissingDependencyError, ProcessError, first_line
 
 INSTALL = "pip install -c constraints.txt -e '.[ray]'"
 # Read by Ray when it is imported or started; what the user has set stays.
@@ -159,7 +159,7 @@ class Watch:
     def look(self, *, is_started: bool) -> None:
         """Say where no actor starts or machines have left, whose parts others take over.
 
-        Raises InputError where none is left that has room for an actor: Ray would wait.
+        Raises ProcessError where none is left that has room for an actor: Ray would wait.
         """
         now = time.monotonic()
         if not is_started and not self.has_said and now - self.began > PATIENCE_S:
@@ -172,7 +172,7 @@ class Watch:
 
     def _count(self, left: int) -> None:
         if left == 0:
-            raise InputError(
+            raise ProcessError(
                 "all machines with room for an actor have left the Ray cluster",
                 fix="the same command goes on after the last whole part",
             )

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from perpo_pipeline.config import RunConfig
-from perpo_pipeline.errors import ConfigError, InputError, first_line
+from perpo_pipeline.errors import ConfigError, ProcessError, first_line
 from perpo_pipeline.provenance import package_versions
 from perpo_pipeline.sample.backend import BackendSetup
 from perpo_pipeline.sample.ray_actors import ActorSetup, Board, PartActor, read_found
@@ -65,8 +65,8 @@ def sample_with_ray(
 
     `tell` gets prompts and tokens done so far, about twice a second. Once `should_stop`, parts that
     are under way are ended and yielded, and no other begun. Raises MissingDependencyError without
-    Ray, ConfigError for a cluster that cannot be joined or lacks room, InputError where actors die
-    too often or machines leave, and what an actor raises.
+    Ray, ConfigError for a cluster that cannot be joined or lacks room, ProcessError where actors
+    die too often or machines leave, and what an actor raises.
     """
     import torch
 
@@ -95,7 +95,7 @@ def sample_with_ray(
                 elif part := _part_of(found, pending):
                     yield part
         except ray.exceptions.RayError as error:
-            raise InputError(
+            raise ProcessError(
                 f"Ray has ended the run: {first_line(error)}",
                 fix="the same command goes on after the last whole part",
             ) from error

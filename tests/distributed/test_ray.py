@@ -17,6 +17,8 @@ from PIL import Image
 
 from perpo_pipeline.artifacts import Version, open_version
 
+pytestmark = pytest.mark.distributed
+
 CONFIG = """
 run: r
 model: {id: testbed, dtype: float32, device: cpu}
