@@ -29,10 +29,9 @@ from perpo_pipeline.sample.ray_cluster import (
 )
 from perpo_pipeline.sample.stage import PROMPT_COLUMNS, Row
 
-POLL_S = 0.5
+POLL_S, CLOSE_S = 0.5, 10.0
 
 Found = tuple[int, list[Row], dict[str, Any]]
-Results = queue.SimpleQueue[Any]  # see _sampled
 
 
 def check_settings(config: RunConfig) -> None:
@@ -77,13 +76,13 @@ def sample_with_ray(
         actors = place_actors(nodes, setup.sample.num_actors, len(pending), on_gpu)
         threads = None if on_gpu else torch.get_num_threads()
         board = _board(ray)
+        sampled = _Sampled(
+            ActorSetup(_anywhere(setup, on_gpu), run_seed, actors, package_versions(), threads),
+            board, pending, int(on_gpu),
+        )  # fmt: skip
+        watch = Watch(ray, actors, on_gpu, say)
         try:
-            results = _sampled(
-                ActorSetup(_anywhere(setup, on_gpu), run_seed, actors, package_versions(), threads),
-                board, pending, int(on_gpu),
-            )  # fmt: skip
-            watch = Watch(ray, actors, on_gpu, say)
-            while (found := _next(results)) != {}:
+            while (found := sampled.next()) != {}:
                 if should_stop():
                     board.stop.remote()
                 progress = ray.get(board.progress.remote())
@@ -100,7 +99,7 @@ def sample_with_ray(
                 fix="the same command goes on after the last whole part",
             ) from error
         finally:
-            board.stop.remote()
+            sampled.close()
 
 
 def _anywhere(setup: BackendSetup, on_gpu: bool) -> BackendSetup:
@@ -122,37 +121,62 @@ def _board(ray: Any) -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=strategy)(Board).remote()
 
 
-def _sampled(setup: ActorSetup, board: Any, pending: Mapping[int, pa.Table], gpus: int) -> Results:
-    """Where a thread puts every part's row of `PartActor`, then {}; or the error instead.
+class _Sampled:
+    """The parts that Ray Data has sampled, taken from it by a thread: it has no way to wait for the
+    next one for some time only.
 
     Ray Data starts actors that died again, and their parts, without end; the board counts them.
     """
-    data = import_ray("ray.data")
-    _quieten(data)
-    parts = [
-        part.select(PROMPT_COLUMNS).append_column("part", pa.repeat(index, part.num_rows))
-        for index, part in pending.items()
-    ]
-    sampled = data.from_arrow(parts).map_batches(
-        PartActor, batch_size=None, batch_format="pyarrow", fn_constructor_args=(setup, board),
-        compute=data.ActorPoolStrategy(size=setup.actors), num_cpus=1, num_gpus=gpus,
-    )  # fmt: skip
-    results: Results = queue.SimpleQueue()
 
-    def take() -> None:
+    def __init__(
+        self, setup: ActorSetup, board: Any, pending: Mapping[int, pa.Table], gpus: int
+    ) -> None:
+        data = import_ray("ray.data")
+        _quieten(data)
+        parts = [
+            part.select(PROMPT_COLUMNS).append_column("part", pa.repeat(index, part.num_rows))
+            for index, part in pending.items()
+        ]
+        self.dataset = data.from_arrow(parts).map_batches(
+            PartActor, batch_size=None, batch_format="pyarrow", fn_constructor_args=(setup, board),
+            compute=data.ActorPoolStrategy(size=setup.actors), num_cpus=1, num_gpus=gpus,
+        )  # fmt: skip
+        self.results: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._take, daemon=True)
+        self.thread.start()
+
+    def _take(self) -> None:
         try:
             # Without prefetch_batches Ray would keep a result until the next one is there.
-            for batch in sampled.iter_batches(
+            for batch in self.dataset.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             ):
                 for row in batch.to_pylist():
-                    results.put(row)
-            results.put({})
-        except Exception as error:  # noqa: BLE001 - `_next` raises it
-            results.put(error)
+                    self.results.put(row)
+            self.results.put({})
+        except Exception as error:  # noqa: BLE001 - `next` raises it
+            self.results.put(error)
 
-    threading.Thread(target=take, daemon=True).start()
-    return results
+    def next(self) -> dict[str, Any] | None:
+        """The next row of `PartActor`, {} after the last, None if there is none yet; raises what
+        has ended Ray Data."""
+        try:
+            found = self.results.get(timeout=POLL_S)
+        except queue.Empty:
+            return None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """End Ray Data's own threads and the actors.
+
+        Where these threads still ask when Ray is shut down, Ray ends the process, without a word.
+        """
+        executor = getattr(self.dataset, "_current_executor", None)
+        if executor is not None:
+            executor.shutdown(force=True)
+        self.thread.join(timeout=CLOSE_S)
 
 
 def _quieten(data: Any) -> None:
@@ -163,18 +187,6 @@ def _quieten(data: Any) -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL)
-
-
-def _next(results: Results) -> dict[str, Any] | None:
-    """The next row, {} after the last, None if there is none yet; raises what ended Ray Data."""
-    try:
-        found = results.get(timeout=POLL_S)
-    except queue.Empty:
-        return None
-    if isinstance(found, Exception):
-        raise found
-    row: dict[str, Any] = found
-    return row
 
 
 def _part_of(row: Mapping[str, Any], pending: Mapping[int, pa.Table]) -> Found | None:
