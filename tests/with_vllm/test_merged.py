@@ -10,7 +10,6 @@ import torch
 from tiny_adapters import save_adapter_artifact
 from tiny_models import noise_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from vllm import LLM, SamplingParams
 from with_vllm.hub_models import FAMILIES
 
 from perpo_pipeline.artifacts import open_version
@@ -46,9 +45,12 @@ def perpo(*arguments: str) -> None:
 
 def greedy_with_vllm(model: Path, rows: list[dict[str, Any]], texts: list[str]) -> list[Any]:
     """Token ids of each answer, with what the model card says and nothing else of ours."""
+    from vllm import LLM, SamplingParams
+
     engine = LLM(
         str(model), dtype="float32", generation_config="vllm",
-        mm_processor_kwargs={"use_fast": False}, enforce_eager=True, limit_mm_per_prompt={"image": 1},
+        mm_processor_kwargs={"use_fast": False}, enforce_eager=True,
+        limit_mm_per_prompt={"image": 1},
     )  # fmt: skip
     prompts = [
         {"prompt": text, "multi_modal_data": {"image": prompt_image(row)}}
