@@ -16,6 +16,7 @@ from perpo_pipeline.boxes import get_box_format
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare.sources import SOURCE_MODELS, SOURCE_NAMES, PrepareConfig
 from perpo_pipeline.settings import Float, Int, Json, Name, Section
+from perpo_pipeline.train.integrations import check_names
 
 Weight = Annotated[Float, Field(gt=0)]
 Method = Literal["perpo", "lipo", "lipo-lambda", "dpo", "sft"]
@@ -222,6 +223,12 @@ class TrainSettings(Section):
     )
     checkpoint_every: Int = Field(100, ge=1, description="optimiser steps")
     log_to: list[str] = Field(default_factory=list, description="integrations of Trainer")
+
+    @field_validator("log_to")
+    @classmethod
+    def _are_integrations(cls, names: list[str]) -> list[str]:
+        check_names(names)
+        return names
 
     def fault(self) -> str | None:
         """What does not fit together (checked once shared and own settings are merged)."""

@@ -39,6 +39,9 @@ def train(
     drop_too_long: Annotated[
         bool, typer.Option("--drop-too-long", help="leave out lists longer than the context")
     ] = False,
+    log_to: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, wandb, ...; give it once for each")
+    ] = None,
     run: RunName = None,
     out: Out = None,
     quiet: Quiet = False,
@@ -57,7 +60,8 @@ def train(
     own = {"method": method, "beta": beta, "gamma": gamma, "learning_rate": learning_rate}
     settings: dict[str, Any] = {"model.id": model, "train.forward": forward,
                                 "train.max_tokens_per_step": max_tokens_per_step,
-                                "train.drop_too_long": drop_too_long or None}  # fmt: skip
+                                "train.drop_too_long": drop_too_long or None,
+                                "train.log_to": log_to or None}  # fmt: skip
     if variant is not None:
         settings |= {f"train.methods.{variant}.{k}": v for k, v in own.items()}
     opened = open_run(config, run=run, out=out, quiet=quiet, settings=settings,

@@ -21,6 +21,7 @@ from perpo_pipeline.model_inputs import (
 )
 from perpo_pipeline.schemas import ADAPTER_LOG
 from perpo_pipeline.stage import Run, make
+from perpo_pipeline.train.integrations import check_installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,7 @@ def train(run: Run, variant: str) -> Version:
 
     def work(writer: Writer) -> Mapping[str, Any]:
         if not writer.has_part(0):
+            check_installed(settings.log_to)
             vlm = open_model(run.config.model, resolved, model_settings, run.scratch)
             with _full_disk_explained(writer.path):
                 log = _train(run, vlm, preferences, prompts, settings, model_settings, writer)

@@ -29,6 +29,11 @@ from perpo_pipeline.atomic import write_atomically
 from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.train.engine import ListPolicy, memory_explained
+from perpo_pipeline.train.integrations import (
+    keep_loose_files,
+    logging_under,
+    reporting_callbacks,
+)
 from perpo_pipeline.train.lists import (
     Forward,
     ListCollator,
@@ -48,6 +53,7 @@ from perpo_pipeline.train.losses import (
     perpo_loss,
 )
 from perpo_pipeline.train.master_weights import MasterAdamW
+from perpo_pipeline.train.progress import Progress
 from perpo_pipeline.train.scope import lora_config, unfreeze
 from perpo_pipeline.train.throughput import FlopCounter, measured_peak
 
@@ -225,34 +231,6 @@ class _MarkWhole(TrainerCallback):
             write_atomically(directory / WHOLE, lambda sink: sink.write(b"whole\n"))
 
 
-class _Progress(TrainerCallback):
-    """A bar with loss, accuracy, tokens a second and time left, on stderr."""
-
-    def __init__(self, what: str, quiet: bool) -> None:
-        self.what, self.quiet = what, quiet
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what,
-                        disable=self.quiet or None, leave=False, dynamic_ncols=True)  # fmt: skip
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: dict[str, float] | None = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
-        shown = {k: (logs or {}).get(k) for k in ("loss", "reward_accuracy", "tokens_per_s")}
-        self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None})
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.bar.close()
-
-
 def fit(
     vlm: "Vlm", lists: Sequence[TrainingList], settings: TrainSettings, preprocess: str,
     forward: Forward, checkpoints: Path, *, name: str = "train", quiet: bool = False,
@@ -260,23 +238,26 @@ def fit(
     """Train on `lists`; goes on after the last whole checkpoint in `checkpoints`.
 
     Returns the trainer and one log entry an optimiser step. The adapter's first weights, the
-    order of the lists and so the result depend on `settings.seed` alone.
+    order of the lists and so the result depend on `settings.seed` alone. What `settings.log_to`
+    names writes into the folder `logs` beside `checkpoints`.
     """
     torch.manual_seed(settings.seed)
     policy = _trainable(vlm, settings)
-    trainer = ListTrainer(
-        settings,
-        model=ListPolicy(policy),
-        args=_arguments(settings, len(lists), checkpoints, vlm.device.type),
-        train_dataset=ListDataset(lists),
-        data_collator=ListCollator(vlm, preprocess, forward, settings.max_tokens_per_step),
-        optimizer_cls_and_kwargs=(MasterAdamW, {"lr": settings.learning_rate}),
-    )
-    for unwanted in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(unwanted)
-    trainer.add_callback(_MarkWhole())
-    trainer.add_callback(_Progress(name, quiet))
-    trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    logs = checkpoints.parent / "logs"
+    with logging_under(settings.log_to, logs):
+        trainer = ListTrainer(
+            settings,
+            model=ListPolicy(policy),
+            args=_arguments(settings, len(lists), checkpoints, vlm.device.type, name),
+            train_dataset=ListDataset(lists),
+            data_collator=ListCollator(vlm, preprocess, forward, settings.max_tokens_per_step),
+            optimizer_cls_and_kwargs=(MasterAdamW, {"lr": settings.learning_rate}),
+            callbacks=[_MarkWhole(), Progress(name, quiet), *reporting_callbacks(settings.log_to)],
+        )
+        for unwanted in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(unwanted)
+        trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    keep_loose_files(checkpoints, logs)
     return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -297,7 +278,7 @@ def _trainable(vlm: "Vlm", settings: TrainSettings) -> Any:
 
 
 def _arguments(
-    settings: TrainSettings, num_lists: int, checkpoints: Path, device: str
+    settings: TrainSettings, num_lists: int, checkpoints: Path, device: str, name: str
 ) -> TrainingArguments:
     steps = math.ceil(num_lists / settings.batch_size) * settings.epochs
     arguments = TrainingArguments(
@@ -317,7 +298,8 @@ def _arguments(
         save_steps=settings.checkpoint_every,
         save_total_limit=KEPT_CHECKPOINTS,
         remove_unused_columns=False,
-        report_to=settings.log_to or "none",
+        run_name=name,
+        report_to="none",  # their callbacks are added by themselves
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
         dataloader_num_workers=num_workers(settings.num_workers, device),
