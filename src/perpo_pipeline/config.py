@@ -15,6 +15,7 @@ from perpo_pipeline.boxes import frame_fault, get_box_format
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare.sources import PrepareConfig
 from perpo_pipeline.settings import Float, Int, Name, Section
+from perpo_pipeline.train.integrations import check_names
 
 Method = Literal["perpo", "lipo", "lipo-lambda", "dpo", "sft"]
 METHODS = get_args(Method)
@@ -241,6 +242,12 @@ class TrainSettings(Section):
     deepspeed: str | None = Field(
         None, description="zero2, zero3, zero3-offload, or the path of DeepSpeed settings"
     )
+
+    @field_validator("log_to")
+    @classmethod
+    def _are_integrations(cls, names: list[str]) -> list[str]:
+        check_names(names)
+        return names
 
     def fault(self) -> str | None:
         """What does not fit together (checked once shared and own settings are merged)."""

@@ -177,6 +177,13 @@ def test_its_lines_give_the_answer_of_base_and_adapter(
     assert capsys.readouterr().out == expected.text + "\n"
 
 
+def test_it_is_served_in_the_dtype_that_it_was_stored_in(run: Path, tmp_path: Path) -> None:
+    """vLLM computes float32 models in 16 bits if it is not told."""
+    for dtype in ("float32", "bfloat16"):
+        merge(run / "adapter/perpo", tmp_path / dtype, dtype=dtype, console=QUIET)
+        assert f"vllm serve FOLDER --dtype {dtype} " in (tmp_path / dtype / CARD).read_text()
+
+
 def test_figures_that_come_later_come_into_the_card(copy: Path, tmp_path: Path) -> None:
     shutil.move(copy / "metrics", tmp_path / "aside")
     out = tmp_path / "merged"

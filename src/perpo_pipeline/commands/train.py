@@ -22,6 +22,7 @@ from perpo_pipeline.commands.options import (
 from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from perpo_pipeline.artifacts import Version
     from perpo_pipeline.stage import Run
     from perpo_pipeline.train.launch import Launch
 
@@ -45,6 +46,9 @@ def train(
     drop_too_long: Annotated[
         bool, typer.Option("--drop-too-long", help="leave out lists longer than the context")
     ] = False,
+    log_to: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, wandb, ...; give it once for each")
+    ] = None,
     deepspeed: Annotated[
         str | None, typer.Option(help="zero2, zero3, zero3-offload, or a path to settings")
     ] = None,
@@ -80,7 +84,8 @@ def train(
     settings: dict[Any, Any] = {"model.id": model, "train.forward": forward,
                                 "train.max_tokens_per_step": max_tokens_per_step,
                                 "train.deepspeed": deepspeed,
-                                "train.drop_too_long": drop_too_long or None}  # fmt: skip
+                                "train.drop_too_long": drop_too_long or None,
+                                "train.log_to": log_to or None}  # fmt: skip
     if variant is not None:
         settings |= {("train", "methods", variant, k): v for k, v in own.items()}
     opened = open_run(config, run=run, out=out, quiet=quiet, settings=settings,
@@ -96,10 +101,11 @@ def train(
 
 
 def _train_here(run: "Run", names: list[str]) -> None:
-    from perpo_pipeline.train.processes import is_first_process
+    from perpo_pipeline.train.processes import is_first_process, placed_by_launcher
     from perpo_pipeline.train.stage import train as train_stage
 
-    versions = [train_stage(run, name) for name in names]
+    alone = placed_by_launcher(os.environ) is None
+    versions = [(_done(run, name) if alone else None) or train_stage(run, name) for name in names]
     if is_first_process():
         print_paths(versions)
 
@@ -109,16 +115,24 @@ def _start_each(
 ) -> None:
     """The processes of one variant after those of another: each has a clean start."""
     from perpo_pipeline.train.launch import start
-    from perpo_pipeline.train.stage import check_before_start, find_trained
+    from perpo_pipeline.train.stage import check_before_start
 
     for name in names:
-        found = find_trained(run, name)
-        if found is not None:
-            run.say(f"train {name}: up to date ({found.path})")
+        if (found := _done(run, name)) is not None:
             print_paths([found])
             continue
         check_before_start(run, name, launch.num_processes, launch.world_size)
         start(launch, arguments if named else [*arguments, "--variant", name])
+
+
+def _done(run: "Run", name: str) -> "Version | None":
+    """What is trained already: that needs no package and no GPU of this machine."""
+    from perpo_pipeline.train.stage import find_trained
+
+    found = find_trained(run, name)
+    if found is not None:
+        run.say(f"train {name}: up to date ({found.path})")
+    return found
 
 
 def _tell_plan(run: "Run", names: list[str], launch: "Launch | None", given: list[str]) -> None:

@@ -42,7 +42,7 @@ def model_card(
         _header(record, adapter),
         _title(record, adapter),
         _base(record),
-        _use(adapter),
+        _use(record, adapter),
         _data(lineage),
         _training(adapter),
         _evaluation(evaluations),
@@ -85,9 +85,10 @@ def _base(record: Mapping[str, Any]) -> str:
     )
 
 
-def _use(adapter: Version) -> str:
+def _use(record: Mapping[str, Any], adapter: Version) -> str:
     settings, notes = adapter.manifest["settings"], adapter.manifest["notes"]
-    sections = ["## How to load it", TRANSFORMERS_SNIPPET, VLLM_SNIPPET]
+    vllm = VLLM_SNIPPET.format(dtype=record["dtype"])
+    sections = ["## How to load it", TRANSFORMERS_SNIPPET, vllm]
     if settings["preprocess"] == "pad":
         sections.append(
             "In training every image was padded to a centred square with the processor's mean "
@@ -192,7 +193,9 @@ print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_t
 ```
 Training read its images with the processor's PIL version; torchvision's pixels differ a little."""
 
+# Without --dtype vLLM computes float32 models in 16 bits.
 VLLM_SNIPPET = """\
 ```
-vllm serve FOLDER --generation-config vllm --mm-processor-kwargs '{"use_fast": false}'
+vllm serve FOLDER --dtype {dtype} --generation-config vllm \\
+  --mm-processor-kwargs '{{"use_fast": false}}'
 ```"""

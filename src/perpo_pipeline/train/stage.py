@@ -37,6 +37,7 @@ from perpo_pipeline.model_inputs import (
 )
 from perpo_pipeline.schemas import ADAPTER_LOG
 from perpo_pipeline.stage import Run, make
+from perpo_pipeline.train import integrations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,6 +141,7 @@ def _check_processes(run: Run, settings: TrainSettings, world_size: int) -> None
     from perpo_pipeline.train.zero import check_installed, read_zero_config
 
     check_batch_size(settings.batch_size, world_size)
+    integrations.check_installed(settings.log_to)
     if settings.deepspeed is not None:
         check_installed(read_zero_config(settings.deepspeed), on_cuda=uses_cuda(run))
 

@@ -18,9 +18,6 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -34,6 +31,11 @@ from perpo_pipeline.model_inputs import count_row_tokens
 from perpo_pipeline.models import base_model
 from perpo_pipeline.train.checkpoints import KEPT_CHECKPOINTS, MarkWhole, Saver, last_whole
 from perpo_pipeline.train.engine import ListPolicy, memory_explained
+from perpo_pipeline.train.integrations import (
+    keep_loose_files,
+    logging_under,
+    reporting_callbacks,
+)
 from perpo_pipeline.train.lists import (
     Forward,
     ListCollator,
@@ -56,6 +58,7 @@ from perpo_pipeline.train.losses import (
 from perpo_pipeline.train.master_weights import MasterAdamW
 from perpo_pipeline.train.plan import StepSampler
 from perpo_pipeline.train.processes import World
+from perpo_pipeline.train.progress import Progress
 from perpo_pipeline.train.scope import trainable
 from perpo_pipeline.train.step_log import StepLog
 from perpo_pipeline.train.stopping import StopAtRequest, StopRequest
@@ -227,34 +230,6 @@ class ListTrainer(Trainer):
         return prepared
 
 
-class _Progress(TrainerCallback):
-    """A bar with loss, accuracy, tokens a second and time left, on stderr."""
-
-    def __init__(self, what: str, quiet: bool) -> None:
-        self.what, self.quiet = what, quiet
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what,
-                        disable=self.quiet or None, leave=False, dynamic_ncols=True)  # fmt: skip
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: dict[str, float] | None = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
-        shown = {k: (logs or {}).get(k) for k in ("loss", "reward_accuracy", "tokens_per_s")}
-        self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None})
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.bar.close()
-
-
 def fit(
     vlm: "Vlm", lists: Sequence[TrainingList], settings: TrainSettings, preprocess: str,
     forward: Forward, checkpoints: Path, *, name: str = "train", quiet: bool = False,
@@ -264,7 +239,8 @@ def fit(
 
     Returns the trainer and one log entry an optimiser step. The adapter's first weights, the
     order of the lists and so the result depend on `settings.seed` alone; the number of processes
-    changes it by rounding. Raises Stopped after SIGTERM, once a checkpoint is saved.
+    changes it by rounding. What `settings.log_to` names writes into the folder `logs` beside
+    `checkpoints`. Raises Stopped after SIGTERM, once a checkpoint is saved.
     """
     torch.manual_seed(settings.seed)
     zero = _zero_config(vlm, settings)
@@ -272,28 +248,31 @@ def fit(
     start = last_whole(checkpoints, saver, world)
     sampler = _sampler(vlm, lists, settings, preprocess, forward, world)
     policy = trainable(vlm, settings)
-    trainer = ListTrainer(
-        settings,
-        steps=_loader(vlm, lists, settings, preprocess, forward, sampler),
-        world=world,
-        model=ListPolicy(policy),
-        args=_arguments(settings, len(sampler), checkpoints, vlm, world, zero),
-        train_dataset=ListDataset(lists),
-        optimizer_cls_and_kwargs=(
-            torch.optim.AdamW if zero else MasterAdamW, {"lr": settings.learning_rate}
-        ),
-    )  # fmt: skip
-    for unwanted in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(unwanted)
-    trainer.add_callback(MarkWhole(saver, world))
-    trainer.add_callback(StopAtRequest(request, world))
+    log_to = settings.log_to if world.is_first else []
+    logs = checkpoints.parent / "logs"
+    with logging_under(log_to, logs):
+        trainer = ListTrainer(
+            settings,
+            steps=_loader(vlm, lists, settings, preprocess, forward, sampler),
+            world=world,
+            model=ListPolicy(policy),
+            args=_arguments(settings, len(sampler), checkpoints, name, vlm, world, zero),
+            train_dataset=ListDataset(lists),
+            optimizer_cls_and_kwargs=(
+                torch.optim.AdamW if zero else MasterAdamW, {"lr": settings.learning_rate}
+            ),
+            callbacks=[MarkWhole(saver, world), StopAtRequest(request, world),
+                       Progress(name, quiet), *reporting_callbacks(log_to)],
+        )  # fmt: skip
+        for unwanted in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(unwanted)
+        try:
+            with request.listening():
+                trainer.train(resume_from_checkpoint=start)
+        finally:  # transformers would cut the next model that is loaded in pieces as well
+            unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     if world.is_first:
-        trainer.add_callback(_Progress(name, quiet))
-    try:
-        with request.listening():
-            trainer.train(resume_from_checkpoint=start)
-    finally:  # transformers would cut the next model that is loaded in pieces as well
-        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+        keep_loose_files(checkpoints, logs)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
             f"{name}: stopped by SIGTERM after step {trainer.state.global_step} of "
@@ -350,8 +329,8 @@ class StepLoader(DataLoader[Step]):
 
 
 def _arguments(
-    settings: TrainSettings, steps_an_epoch: int, checkpoints: Path, vlm: "Vlm", world: World,
-    zero: ZeroConfig | None,
+    settings: TrainSettings, steps_an_epoch: int, checkpoints: Path, name: str, vlm: "Vlm",
+    world: World, zero: ZeroConfig | None,
 ) -> TrainingArguments:  # fmt: skip
     steps = steps_an_epoch * settings.epochs
     on_cpu = vlm.device.type == "cpu"
@@ -371,7 +350,8 @@ def _arguments(
         save_steps=settings.checkpoint_every,
         save_total_limit=KEPT_CHECKPOINTS,
         remove_unused_columns=False,
-        report_to=settings.log_to or "none",
+        run_name=name,
+        report_to="none",  # their callbacks are added by themselves
         use_cpu=on_cpu,
         # ZeRO takes its precision from its own settings; the other way to say so is autocast.
         bf16_full_eval=zero is not None and vlm.dtype == torch.bfloat16,
