@@ -134,16 +134,6 @@ def test_two_actors_give_the_rows_of_one_process(one_process: Place, place: Plac
     assert list(place.home.iterdir()) == []
 
 
-def test_an_actor_killed_in_mid_run_changes_no_row(one_process: Place, place: Place) -> None:
-    driver = place.start("sample", *RAY)
-    wait_until(place.parts, driver)
-    actors_of(driver.pid)[0].kill()
-    code, _, told = place.finish(driver)
-    assert code == 0, told
-    assert "has died (process" in told
-    assert_same(place.sampled(), one_process.sampled())
-
-
 def test_a_killed_driver_takes_its_actors_along_and_resumes(
     one_process: Place, place: Place
 ) -> None:
@@ -166,7 +156,7 @@ def test_a_killed_driver_takes_its_actors_along_and_resumes(
 
 
 POISON = """
-import os, sys
+import os, signal, sys
 
 if "default_worker.py" in " ".join(sys.orig_argv):
     from perpo_pipeline.sample.stage import PartSampler
@@ -174,8 +164,12 @@ if "default_worker.py" in " ".join(sys.orig_argv):
     sample = PartSampler.sample
 
     def die_or_sample(self, prompts, tell):
-        if any(prompt["prompt_id"] == os.environ["POISON"] for prompt in prompts):
-            os._exit(1)
+        wanted, once = os.environ["POISON"], os.environ.get("ONCE")
+        if any(prompt["prompt_id"] == wanted for prompt in prompts):
+            if once is None or not os.path.exists(once):
+                if once is not None:
+                    open(once, "x").close()
+                os.kill(os.getpid(), signal.SIGKILL)
         return sample(self, prompts, tell)
 
     def die(self, setup, run_seed):
@@ -187,11 +181,21 @@ if "default_worker.py" in " ".join(sys.orig_argv):
 """
 
 
-def poisoned(place: Place, what: str) -> tuple[int, str, str]:
-    """Run where actors die of a prompt, or (`load`) as they load the model."""
+def poisoned(place: Place, what: str, **environment: str) -> tuple[int, str, str]:
+    """Run where actors are killed at a prompt (only ONCE, if that names a file), or (`load`) as
+    they load the model."""
     (place.folder / "sitecustomize.py").write_text(POISON)
     path = os.pathsep.join([str(place.folder), os.environ.get("PYTHONPATH", "")])
-    return place.run("sample", *RAY, PYTHONPATH=path, POISON=what)
+    return place.run("sample", *RAY, PYTHONPATH=path, POISON=what, **environment)
+
+
+def test_an_actor_killed_in_mid_run_changes_no_row(one_process: Place, place: Place) -> None:
+    prompts = one_process.sampled().table()["prompt_id"].unique().to_pylist()
+    once = place.folder / "killed"
+    code, _, told = poisoned(place, prompts[7], ONCE=str(once))
+    assert code == 0 and once.exists(), told
+    assert "the actor that sampled part 2 has died (process" in told
+    assert_same(place.sampled(), one_process.sampled())
 
 
 def test_a_part_that_kills_its_actors_is_named_after_three_of_them(
