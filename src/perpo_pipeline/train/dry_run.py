@@ -143,8 +143,4 @@ def _memory(found: Estimate) -> str:
         "activations": found.activations, "logits": found.logits,
     }  # fmt: skip
     shown = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
-    start = found.start / GIB
-    return (
-        f"about {found.total / GIB:.3g} GiB in each process, computed: {shown}; before that the "
-        f"whole base, {start:.3g} GiB, for the self-check and the reference"
-    )
+    return f"about {found.total / GIB:.3g} GiB in each process, computed: {shown}"

@@ -48,11 +48,10 @@ class Estimate:
     optimizer: float
     activations: float
     logits: float
-    start: float  # before it trains: the whole base, which the reference pass needs
 
     @property
     def total(self) -> float:
-        """All together, while it trains."""
+        """All together, while it trains; loading, self-check and reference take less."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
@@ -102,7 +101,6 @@ def estimate_memory(
         optimizer=0 if offload else shape.trained * state / cut,
         activations=activations,
         logits=LOGIT_COPIES * 4 * rows * shape.vocabulary,
-        start=float(shape.parameters * shape.weight_bytes),
     )
 
 

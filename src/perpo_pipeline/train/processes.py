@@ -68,6 +68,17 @@ class World:
         found: list[float] = sums.tolist()
         return found
 
+    def most(self, number: int) -> int:
+        """The largest of the processes' numbers, in all of them."""
+        if self.size == 1:
+            return number
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor(number)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.group)
+        return int(found)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in one process at least."""
         return self.add_up([float(flag)])[0] > 0

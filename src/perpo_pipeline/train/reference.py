@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader
 from perpo_pipeline.artifacts import Recipe, Version, Writer, open_version
 from perpo_pipeline.config import TrainSettings
 from perpo_pipeline.stage import Run, make
+from perpo_pipeline.train.cut_weights import is_cut
 from perpo_pipeline.train.engine import memory_explained, reference_logps
 from perpo_pipeline.train.lists import (
     Forward,
     ListCollator,
     ListDataset,
+    TrainingBatch,
     TrainingList,
     num_workers,
     raise_failure,
@@ -41,6 +43,7 @@ def make_reference(
 
     The key is the base model, its preprocessing, the forward and the preferences; nothing of the
     method or of its training. Each list is computed by one of the processes; the first writes.
+    With weights in pieces (cut_weights.py) all run equally many forwards, some for nothing.
     """
     key = {**model_settings, "forward": forward}
     recipe = Recipe("reference", preferences.variant, "reference", STAGE_VERSION, key,
@@ -53,13 +56,24 @@ def make_reference(
             ListDataset(own), batch_size=LISTS_PER_CALL, collate_fn=collate,
             num_workers=num_workers(settings.num_workers, vlm.device.type),
         )  # fmt: skip
+        calls = iter(loader) if own else iter(())
         found: dict[str, list[float]] = {}
-        for call in loader:
-            raise_failure(call)
+        for _ in range(-(-len(part) // (LISTS_PER_CALL * world.size))):  # those of the first
+            batches = batches_of(next(calls, None))
+            if is_cut(vlm.model) and (missing := world.most(len(batches)) - len(batches)):
+                batches += forward_with(part[0]) * missing
             with memory_explained(settings):
-                found |= reference_logps(vlm.model, call["batches"])
+                found |= reference_logps(vlm.model, batches)
             bar.update(min(LISTS_PER_CALL * world.size, len(part) - bar.n % LISTS_PER_PART))
-        return found
+        return {entry.prompt["prompt_id"]: found[entry.prompt["prompt_id"]] for entry in own}
+
+    def batches_of(call: dict[str, Any] | None) -> list[TrainingBatch]:
+        raise_failure(call or {})
+        return list(call["batches"]) if call else []
+
+    def forward_with(entry: TrainingList) -> list[TrainingBatch]:
+        """What a process runs beside others that have more to do."""
+        return batches_of(collate([entry]))
 
     def part_at(index: int) -> Sequence[TrainingList]:
         return lists[index * LISTS_PER_PART : (index + 1) * LISTS_PER_PART]

@@ -186,13 +186,17 @@ def _train(
     run: Run, task: Task, world: "World", path: Path, writer: Writer | None = None
 ) -> list[dict[str, Any]]:
     """Train; with a writer put what was trained into the version. Returns the rows of the log."""
+    from perpo_pipeline.train.cut_weights import loaded_in_pieces, whole_by_module
     from perpo_pipeline.train.engine import ready_model
     from perpo_pipeline.train.lists import ground_truth_list, ranked_lists
     from perpo_pipeline.train.trainer import fit
+    from perpo_pipeline.train.zero import read_zero_config
 
+    settings, preprocess = task.settings, task.model_settings["preprocess"]
+    zero = read_zero_config(settings.deepspeed) if settings.deepspeed else None
     with _full_disk_explained(path), lost_contact_explained():
-        vlm = open_model(run.config.model, task.resolved, task.model_settings, run.scratch)
-        settings, preprocess = task.settings, task.model_settings["preprocess"]
+        with loaded_in_pieces(zero, task.resolved, task.model_settings["dtype"]):
+            vlm = open_model(run.config.model, task.resolved, task.model_settings, run.scratch)
         forward = _choose_forward(run, vlm, settings)
         ready_model(vlm, forward, settings)
         lists = ranked_lists(*rows_and_prompts(task.preferences, task.prompts))
@@ -200,9 +204,10 @@ def _train(
         if settings.method == "sft":
             lists = [ground_truth_list(entry, vlm, run.config.model) for entry in lists]
         lists, dropped = _that_fit(run, vlm, lists, preprocess, drop=settings.drop_too_long)
-        _check_forward(run, vlm, _same_prompt(sampled, lists[0]), preprocess, settings, forward)
-        if settings.method != "sft":
-            lists = _with_reference(run, vlm, task, lists, forward, world)
+        with whole_by_module(vlm.model):
+            _check_forward(run, vlm, _same_prompt(sampled, lists[0]), preprocess, settings, forward)
+            if settings.method != "sft":
+                lists = _with_reference(run, vlm, task, lists, forward, world)
         trainer, history = fit(
             vlm, lists, settings, preprocess, forward, path / "checkpoints",
             name=f"train {task.variant}", quiet=run.quiet, world=world,

@@ -1,0 +1,75 @@
+"""Run by torchrun: a model in pieces against the same one whole. A line of JSON a process.
+
+python -m torch.distributed.run ... in_pieces.py MODEL DTYPE SETTINGS
+"""
+
+import json
+import sys
+
+import torch
+from PIL import Image
+from torch import nn
+
+from perpo_pipeline.attention import use_shared_prefix_attention
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
+from perpo_pipeline.train.cut_weights import is_cut, loaded_in_pieces, whole_by_module
+from perpo_pipeline.train.processes import join_world, leave_world
+from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.train.zero import read_zero_config
+
+COMPLETIONS = [[5, 6, 7, 8, 9], [6, 9, 11, 5, 30, 31, 7]]
+
+
+def held(model: nn.Module) -> int:
+    """Numbers of the model's weights that are whole in this process now."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def most_held(vlm: Vlm) -> tuple[list[float], int]:
+    """Log-probabilities of two completions, and the most that was whole in any module's forward."""
+    use_shared_prefix_attention(vlm.model, flex=False)
+    picture = Image.radial_gradient("L").resize((70, 90)).convert("RGB")
+    entry = CompletionList(encode_prompt(vlm, picture, "where is it?"), COMPLETIONS)
+    most = 0
+
+    def look(*_: object) -> None:
+        nonlocal most
+        most = max(most, held(vlm.model))
+
+    with torch.no_grad(), whole_by_module(vlm.model):
+        hooks = [module.register_forward_pre_hook(look) for module in vlm.model.modules()]
+        logps = packed_logps(vlm.model, pack_lists(vlm, [entry]))
+        for hook in hooks:
+            hook.remove()
+    return logps.flatten().tolist(), most
+
+
+def main(model: str, dtype: str, settings: str) -> None:
+    """Print what the test compares."""
+    world = join_world(on_cuda=False, with_deepspeed=True)
+    resolved = resolve_model(model)
+    try:
+        with loaded_in_pieces(read_zero_config(settings), resolved, dtype):
+            pieces = load_vlm(resolved, dtype=dtype, device="cpu")
+    except InputError as error:
+        print(json.dumps({"rank": world.rank, "refused": str(error)}), flush=True)
+        return
+    whole = load_vlm(resolved, dtype=dtype, device="cpu")
+    found = {
+        "rank": world.rank, "is_cut": [is_cut(whole.model), is_cut(pieces.model)],
+        "dtype": str({p.dtype for p in pieces.model.parameters()}),
+        "own": sum(p.ds_tensor.numel() for p in pieces.model.parameters()),
+        "all": held(whole.model), "before": held(pieces.model),
+        "largest": max(sum(p.numel() for p in m.parameters(recurse=False))
+                       for m in whole.model.modules()),
+    }  # fmt: skip
+    # In this order: DeepSpeed puts a linear of its own in the place of torch's.
+    found["pieces"], found["most"] = most_held(pieces)
+    found["whole"], _ = most_held(whole)
+    print(json.dumps({**found, "after": held(pieces.model)}), flush=True)
+    leave_world()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
