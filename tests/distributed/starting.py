@@ -122,7 +122,8 @@ def log_of(version: Version) -> pl.DataFrame:
 
 def weights_of(version: Version) -> dict[str, Tensor]:
     """The saved adapter's tensors."""
-    return load_file(version.path / "adapter_model.safetensors")
+    (weights,) = version.path.glob("*.safetensors")
+    return load_file(weights)
 
 
 def largest_difference(ours: Version, theirs: Version) -> float:

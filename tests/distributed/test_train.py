@@ -121,6 +121,19 @@ def test_processes_with_unlike_lists_make_the_same_number_of_forwards(workdir: P
     assert largest_difference(together, alone) < 1e-4
 
 
+@pytest.mark.parametrize("what", ["tuning: full", "scope: [language_model, projector]"])
+def test_other_weights_are_trained_in_pieces_as_in_one_process(workdir: Path, what: str) -> None:
+    name = what.split(":")[0]
+    (workdir / f"{name}.yaml").write_text(
+        CONFIG.replace("epochs: 2", "epochs: 1").replace("  lora:", f"  {what}\n  lora:")
+    )
+    flags = ("--config", f"{name}.yaml")
+    alone = run_training(workdir, f"{name}-single", *flags)
+    together = run_training(workdir, name, *flags, *ZERO3)
+    assert loss_difference(together, alone) < 1e-5
+    assert largest_difference(together, alone) < 1e-4
+
+
 @pytest.fixture(scope="module")
 def terminated(workdir: Path) -> Ended:
     """Two processes under ZeRO-3, SIGTERM to the command after its first checkpoint."""
