@@ -161,7 +161,8 @@ def _write_adapter(run: Run, name: str, settings: TrainSettings) -> Version:
             "reward_accuracy": min(1, 0.5 + done / 2 + rng.normal(0, 0.03)) if ranked else None,
             "implicit_margin": rng.normal(3, 0.3) * done if ranked else None,
             "best_logp": rng.normal(-4, 0.2) + done if ranked else None,
-            "worst_logp": None, "kl": None, "mfu": None, "tokens_per_s": 1000.0,
+            "worst_logp": None, "kl": None, "mfu": None, "tokens": 500, "tokens_per_s": 1000.0,
+            "peak_memory_gib": None,
         })  # fmt: skip
     inputs = {"preferences": run.latest("preferences", "train")}
     recipe = Recipe("adapter", name, "train", 1, settings.result_settings(), inputs)

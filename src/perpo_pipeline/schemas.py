@@ -100,7 +100,7 @@ DROPPED_LISTS = _table(
 REFERENCE = _table("reference", 1, prompt_id=STRING, ref_logps=pa.list_(FLOAT))
 ADAPTER_LOG = _table(
     "adapter",
-    2,
+    3,
     step=INT32,
     epoch=FLOAT,
     loss=FLOAT,
@@ -111,8 +111,10 @@ ADAPTER_LOG = _table(
     best_logp=(FLOAT, True),
     worst_logp=(FLOAT, True),
     kl=(FLOAT, True),
+    tokens=INT32,
     tokens_per_s=FLOAT,
     mfu=(FLOAT, True),
+    peak_memory_gib=(FLOAT, True),
 )
 PREDICTIONS = _table(
     "predictions",

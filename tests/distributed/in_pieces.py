@@ -16,6 +16,7 @@ from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train.cut_weights import is_cut, loaded_in_pieces, whole_by_module
 from perpo_pipeline.train.processes import join_world, leave_world
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.train.throughput import FlopCounter
 from perpo_pipeline.train.zero import read_zero_config
 
 COMPLETIONS = [[5, 6, 7, 8, 9], [6, 9, 11, 5, 30, 31, 7]]
@@ -26,8 +27,9 @@ def held(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def most_held(vlm: Vlm) -> tuple[list[float], int]:
-    """Log-probabilities of two completions, and the most that was whole in any module's forward."""
+def measure(vlm: Vlm) -> tuple[list[float], int]:
+    """Log-probabilities of two completions with the FLOPs of training on them, and the most that
+    was whole in any module's forward."""
     use_shared_prefix_attention(vlm.model, flex=False)
     picture = Image.radial_gradient("L").resize((70, 90)).convert("RGB")
     entry = CompletionList(encode_prompt(vlm, picture, "where is it?"), COMPLETIONS)
@@ -39,10 +41,11 @@ def most_held(vlm: Vlm) -> tuple[list[float], int]:
 
     with torch.no_grad(), whole_by_module(vlm.model):
         hooks = [module.register_forward_pre_hook(look) for module in vlm.model.modules()]
-        logps = packed_logps(vlm.model, pack_lists(vlm, [entry]))
+        batch = pack_lists(vlm, [entry])
+        logps = packed_logps(vlm.model, batch)
         for hook in hooks:
             hook.remove()
-    return logps.flatten().tolist(), most
+    return [*logps.flatten().tolist(), FlopCounter(vlm.model).count(batch)], most
 
 
 def main(model: str, dtype: str, settings: str) -> None:
@@ -65,8 +68,8 @@ def main(model: str, dtype: str, settings: str) -> None:
                        for m in whole.model.modules()),
     }  # fmt: skip
     # In this order: DeepSpeed puts a linear of its own in the place of torch's.
-    found["pieces"], found["most"] = most_held(pieces)
-    found["whole"], _ = most_held(whole)
+    found["pieces"], found["most"] = measure(pieces)
+    found["whole"], _ = measure(whole)
     print(json.dumps({**found, "after": held(pieces.model)}), flush=True)
     leave_world()
 

@@ -81,6 +81,7 @@ def test_two_processes_train_as_one(
     ours, theirs = log_of(version), log_of(single)
     for column in ("kl", "implicit_margin", "best_logp", "worst_logp"):  # sums over both processes
         assert (ours[column] - theirs[column]).abs().max() < 1e-3, column
+    assert ours["tokens"].to_list() == theirs["tokens"].to_list()
     for column in ("grad_norm", "learning_rate", "epoch"):
         assert (ours[column] - theirs[column]).abs().max() < 1e-4, column
     assert reference_difference(version, single) < 1e-4

@@ -120,6 +120,19 @@ def test_the_first_step_starts_at_chance(lists: list[TrainingList], tmp_path: Pa
     assert history[-1]["reward_accuracy"] > 0.6
 
 
+def test_the_log_counts_packed_tokens(lists: list[TrainingList], tmp_path: Path) -> None:
+    """A prefix once, and of each completion all tokens but the last, which predicts nothing."""
+    vlm = load_testbed()
+    expected = sum(
+        encode_row(vlm, entry.prompt, PREPROCESS).num_tokens
+        + sum(len(completion) - 1 for completion in entry.completions)
+        for entry in lists
+    )
+    _, history = run(lists, settings(epochs=2.0), tmp_path)
+    assert sum(entry["tokens"] for entry in history) == 2 * expected
+    assert "peak_memory_gib" not in history[0]  # of an accelerator
+
+
 @pytest.mark.parametrize("method", ["lipo", "lipo-lambda", "dpo"])
 def test_other_methods_learn_the_order(
     lists: list[TrainingList], tmp_path: Path, method: str

@@ -53,7 +53,8 @@ class StepLog:
         self.sums.measured = [a + b for a, b in zip(self.sums.measured, found, strict=True)]
 
     def close(self) -> dict[str, float]:
-        """Means over the lists since the last call, tokens a second, and on CUDA the MFU.
+        """Means over the lists since the last call; packed tokens and those a second, all processes
+        together; on CUDA the MFU, and the most memory that a process has taken since the start.
 
         `kl` estimates KL(reference || policy), in nats, on the sampled completions. All processes
         must call it, and get the same but for the time.
@@ -64,8 +65,10 @@ class StepLog:
             [self.sums.tokens, self.sums.flops, *self.sums.measured]
         )
         self.sums = _Sums()
-        found = {"tokens_per_s": tokens / seconds}
+        found = {"tokens": int(tokens), "tokens_per_s": tokens / seconds}
         if self.peak:
+            taken = self.world.most(torch.cuda.max_memory_allocated())
+            found["peak_memory_gib"] = taken / 2**30
             found["mfu"] = flops / seconds / (self.peak * self.world.size)
         if measured[-1]:
             for at, name in enumerate((*MEASURED, "kl")):

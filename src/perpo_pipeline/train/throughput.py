@@ -54,7 +54,8 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _of_weight(weight: torch.Tensor) -> int:
-    return weight.numel() * (6 if weight.requires_grad else 4)
+    numbers: int = getattr(weight, "ds_numel", weight.numel())  # ZeRO-3's, in pieces: none is here
+    return numbers * (6 if weight.requires_grad else 4)
 
 
 def _visible_pairs(lists: PackedBatch | ConcatenatedBatch) -> float:
