@@ -87,7 +87,7 @@ def build_vlm(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[V
     torch.manual_seed(0)
     with device:
         model: Any = AutoModelForImageTextToText.from_config(
-            _config(shape), dtype=dtype, attn_implementation="sdpa"
+            model_config(shape), dtype=dtype, attn_implementation="sdpa"
         )
     model.requires_grad_(False)
     shared = {id(weight): weight for weight in chain(model.parameters(), model.buffers())}
@@ -158,7 +158,7 @@ def _prompt(vlm: Vlm, ids: Tensor, tensors: dict[str, Tensor]) -> EncodedPrompt:
     )  # fmt: skip
 
 
-def _config(shape: Shape) -> PreTrainedConfig:
+def model_config(shape: Shape) -> PreTrainedConfig:
     text: dict[str, Any] = {
         "vocab_size": shape.vocab, "hidden_size": shape.hidden, "max_position_embeddings": 8192,
         "intermediate_size": shape.intermediate, "num_hidden_layers": shape.layers,
