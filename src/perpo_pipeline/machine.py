@@ -8,3 +8,11 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def compute_on_cpu() -> None:
+    """Tell DeepSpeed, which other libraries import where it is installed, that no GPU is used.
+
+    Unasked it looks for one, and says so on stdout, which is for results.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")

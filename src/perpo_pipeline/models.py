@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from perpo_pipeline.errors import ConfigError, InputError, first_line
+from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.model_files import ResolvedModel, model_identity, resolve_model
 from perpo_pipeline.processors import load_processor, writes_begin_token
 
@@ -290,6 +291,8 @@ def _choose_device(device: str) -> torch.device:
         raise ConfigError(f"device is {device!r}; it must be auto, cpu or cuda.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        compute_on_cpu()
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "device is cuda, but torch sees no CUDA device.",

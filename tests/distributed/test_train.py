@@ -5,6 +5,8 @@ ZeRO-3 comes with DeepSpeed, which compiles its CPU collectives at the first use
 
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -107,6 +109,17 @@ def test_an_adapter_of_several_processes_is_loaded_by_one(zero3: Version) -> Non
     saved = weights_of(zero3)
     assert loaded.keys() == saved.keys()
     assert all((loaded[name] == weight).all() for name, weight in saved.items())
+
+
+def test_where_deepspeed_is_installed_stdout_has_results_alone(
+    workdir: Path, zero3: Version
+) -> None:
+    merged = subprocess.run(
+        [sys.executable, "-m", "perpo_pipeline.cli", "merge", "--adapter", str(zero3.path),
+         "--out", "merged", "--quiet"],
+        cwd=workdir, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (merged.returncode, merged.stdout) == (0, "merged\n"), merged.stderr
 
 
 def test_processes_with_unlike_lists_make_the_same_number_of_forwards(workdir: Path) -> None:

@@ -27,6 +27,7 @@ from perpo_pipeline.errors import (
     LostContactError,
     first_line,
 )
+from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.model_inputs import (
     context_length,
     count_row_tokens,
@@ -119,7 +120,7 @@ def _join(run: Run, settings: TrainSettings) -> "World":
     from perpo_pipeline.train.processes import join_world, placed_by_launcher
 
     if not uses_cuda(run):
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unasked, DeepSpeed looks for others
+        compute_on_cpu()
     placed = placed_by_launcher(os.environ)
     _check_processes(run, settings, int(placed["WORLD_SIZE"]) if placed else 1)
     return join_world(on_cuda=uses_cuda(run), with_deepspeed=settings.deepspeed is not None)
