@@ -48,9 +48,9 @@ class Ended:
 
 
 class Training:
-    """`perpo train` in a folder that has its preferences, in a session of its own."""
+    """`perpo train` in a folder that has its preferences, with more in its environment."""
 
-    def __init__(self, workdir: Path, out: str, *flags: str) -> None:
+    def __init__(self, workdir: Path, out: str, *flags: str, **environment: str) -> None:
         self.out = workdir / out
         self.stderr, self.stdout = workdir / f"{out}.stderr", workdir / f"{out}.stdout"
         command = [sys.executable, "-m", "perpo_pipeline.cli", "train", "--config", "d.yaml",
@@ -58,7 +58,7 @@ class Training:
         with self.stderr.open("w") as err, self.stdout.open("w") as told:
             self.process = subprocess.Popen(
                 command, cwd=workdir, stdout=told, stderr=err,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             )  # fmt: skip
 
     def worker(self, rank: int) -> psutil.Process:
