@@ -4,7 +4,8 @@ They hold for every epoch, method and ablation on the same lists and base. They 
 from the sampler, whose numerics differ.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,42 +44,15 @@ def make_reference(
 
     The key is the base model, its preprocessing, the forward and the preferences; nothing of the
     method or of its training. Each list is computed by one of the processes; the first writes.
-    With weights in pieces (cut_weights.py) all run equally many forwards, some for nothing.
     """
     key = {**model_settings, "forward": forward}
     recipe = Recipe("reference", preferences.variant, "reference", STAGE_VERSION, key,
                     {"preferences": preferences})  # fmt: skip
     collate = ListCollator(vlm, model_settings["preprocess"], forward, settings.max_tokens_per_step)
-
-    def share_of(part: Sequence[TrainingList]) -> dict[str, list[float]]:
-        own = part[world.rank :: world.size]
-        loader: DataLoader[TrainingList] = DataLoader(
-            ListDataset(own), batch_size=LISTS_PER_CALL, collate_fn=collate,
-            num_workers=num_workers(settings.num_workers, vlm.device.type),
-        )  # fmt: skip
-        calls = iter(loader) if own else iter(())
-        found: dict[str, list[float]] = {}
-        for _ in range(-(-len(part) // (LISTS_PER_CALL * world.size))):  # those of the first
-            batches = batches_of(next(calls, None))
-            if is_cut(vlm.model) and (missing := world.most(len(batches)) - len(batches)):
-                batches += forward_with(part[0]) * missing
-            with memory_explained(settings):
-                found |= reference_logps(vlm.model, batches)
-            bar.update(min(LISTS_PER_CALL * world.size, len(part) - bar.n % LISTS_PER_PART))
-        return {entry.prompt["prompt_id"]: found[entry.prompt["prompt_id"]] for entry in own}
-
-    def batches_of(call: dict[str, Any] | None) -> list[TrainingBatch]:
-        raise_failure(call or {})
-        return list(call["batches"]) if call else []
-
-    def forward_with(entry: TrainingList) -> list[TrainingBatch]:
-        """What a process runs beside others that have more to do."""
-        return batches_of(collate([entry]))
+    announced: list[bool] = []
 
     def part_at(index: int) -> Sequence[TrainingList]:
         return lists[index * LISTS_PER_PART : (index + 1) * LISTS_PER_PART]
-
-    announced: list[bool] = []
 
     def work(writer: Writer) -> Mapping[str, Any]:
         announced.append(True)
@@ -86,7 +60,7 @@ def make_reference(
         missing = world.share([index for index in parts if not writer.has_part(index)])
         bar.update(sum(len(part_at(index)) for index in set(parts) - set(missing)))
         for index in missing:
-            shares = world.gather(share_of(part_at(index)))
+            shares = world.gather(shares_of.logps(part_at(index)))
             found = {prompt_id: logps for share in shares for prompt_id, logps in share.items()}
             ids = [entry.prompt["prompt_id"] for entry in part_at(index)]
             rows = [{"prompt_id": prompt_id, "ref_logps": found[prompt_id]} for prompt_id in ids]
@@ -94,6 +68,7 @@ def make_reference(
         return {"lists": len(lists)}
 
     bar = run.bar("reference log-probabilities", total=len(lists))
+    shares_of = _Shares(vlm, settings, collate, world, bar)
     with bar:
         if world.is_first:
             make(run, recipe, work, out=place)
@@ -101,6 +76,53 @@ def make_reference(
                 world.share(list[int]())
         else:
             for index in world.share(list[int]()):
-                world.gather(share_of(part_at(index)))
+                world.gather(shares_of.logps(part_at(index)))
         world.wait()
     return open_version(place / recipe.fingerprint, "reference")
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """One process's share of the lists of a part.
+
+    With weights in pieces (cut_weights.py) every forward is a meeting: all processes run equally
+    many, and who has fewer to do runs some for nothing.
+    """
+
+    vlm: "Vlm"
+    settings: TrainSettings
+    collate: ListCollator
+    world: World
+    bar: Any
+
+    def logps(self, part: Sequence[TrainingList]) -> dict[str, list[float]]:
+        """By its prompt_id, the log-probabilities of each list of the share."""
+        world = self.world
+        own = part[world.rank :: world.size]
+        calls = self._calls(own)
+        found: dict[str, list[float]] = {}
+        for _ in range(-(-len(part) // (LISTS_PER_CALL * world.size))):  # those of the first
+            batches = _batches(next(calls, {"batches": []}))
+            if is_cut(self.vlm.model) and (missing := world.most(len(batches)) - len(batches)):
+                batches += _batches(self.collate([part[0]])) * missing
+            with memory_explained(self.settings):
+                found |= reference_logps(self.vlm.model, batches)
+            self.bar.update(
+                min(LISTS_PER_CALL * world.size, len(part) - self.bar.n % LISTS_PER_PART)
+            )
+        return {entry.prompt["prompt_id"]: found[entry.prompt["prompt_id"]] for entry in own}
+
+    def _calls(self, own: Sequence[TrainingList]) -> Iterator[dict[str, Any]]:
+        """The share's batches, LISTS_PER_CALL lists at a time."""
+        if not own:
+            return iter(())
+        loader: DataLoader[TrainingList] = DataLoader(
+            ListDataset(own), batch_size=LISTS_PER_CALL, collate_fn=self.collate,
+            num_workers=num_workers(self.settings.num_workers, self.vlm.device.type),
+        )  # fmt: skip
+        return iter(loader)
+
+
+def _batches(call: Mapping[str, Any]) -> list[TrainingBatch]:
+    raise_failure(call)
+    return list(call["batches"])
