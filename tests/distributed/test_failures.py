@@ -4,10 +4,13 @@ What fails in one process only is brought about by `POISON`, which Python import
 """
 
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed.starting import (
@@ -16,13 +19,16 @@ from distributed.starting import (
     Training,
     checkpoints,
     largest_difference,
+    log_of,
     loss_difference,
     run_training,
+    trained,
 )
 from safetensors.torch import load_file
 
 from perpo_pipeline.artifacts import Version
 from perpo_pipeline.cli import main
+from perpo_pipeline.train import launch
 
 pytestmark = pytest.mark.distributed
 
@@ -47,6 +53,8 @@ if "RANK" in os.environ and "perpo_pipeline.cli" in sys.orig_argv:
 
     what, rank, step = os.environ["POISON"].split()
     forward_backward, save = ListTrainer._forward_backward, torch.save
+    save_trained = ListTrainer.save_trained
+    no_space = OSError(errno.ENOSPC, "No space left on device")
 
     def poisoned(self, model, batch, *rest):
         if self.state.global_step + 1 == int(step):
@@ -59,12 +67,17 @@ if "RANK" in os.environ and "perpo_pipeline.cli" in sys.orig_argv:
 
     def full(what, path, *rest, **named):
         if f"checkpoint-{step}" in str(path):
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            raise no_space
         return save(what, path, *rest, **named)
+
+    def full_at_the_end(self, directory):
+        if self.state.global_step == self.state.max_steps and "trained" in str(directory):
+            raise no_space
+        save_trained(self, directory)
 
     if rank == os.environ["RANK"]:
         if what == "disk":
-            torch.save = full
+            torch.save, ListTrainer.save_trained = full, full_at_the_end
         else:
             ListTrainer._forward_backward = poisoned
 """
@@ -95,19 +108,27 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ddp(workdir: Path) -> Version:
-    """Trained by two processes without interruption."""
-    return run_training(workdir, "ddp", *TWO)
+def single(workdir: Path) -> Version:
+    """Trained in one process (this one) without interruption."""
+    return train_here(workdir, "single")
 
 
-@pytest.fixture(scope="module")
-def zero3(workdir: Path) -> Version:
-    """The same under ZeRO-3."""
-    return run_training(workdir, "zero3", *HOW["zero3"])
+def train_here(workdir: Path, out: str) -> Version:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(workdir)
+        assert perpo("train", "--out", out) == 0
+    return trained(workdir / out)
+
+
+def assert_same(ours: Version, theirs: Version) -> None:
+    """Trained alike, but for rounding (a learning rate of 1e-3 moves weights by that a step)."""
+    assert len(log_of(ours)) == len(log_of(theirs)) == STEPS
+    assert loss_difference(ours, theirs) < 1e-5
+    assert largest_difference(ours, theirs) < 1e-4
 
 
 def poisoned(workdir: Path, out: str, what: str, *flags: str) -> Ended:
-    """Train where `what`, "KIND RANK STEP", goes wrong."""
+    """Train where `what` goes wrong: "KIND RANK STEP", with a disk full also at the very end."""
     path = os.pathsep.join([str(workdir / "poison"), os.environ.get("PYTHONPATH", "")])
     return Training(workdir, out, *flags, PYTHONPATH=path, POISON=what).end()
 
@@ -133,47 +154,139 @@ def assert_last_whole(out: Path, step: int) -> None:
 def test_what_is_not_finite_in_one_process_ends_all_before_it_reaches_the_weights(
     workdir: Path, how: str, kind: str
 ) -> None:
-    ended = poisoned(workdir, f"{kind}-{how}", f"{kind} 1 3", *HOW[how])
+    ended = poisoned(workdir, f"{kind}-{how}", f"{kind} 1 2", *HOW[how])
     what = {"loss": "the loss is [nan", "gradient": "the gradient's norm is "}[kind]
-    assert_one_error(ended, what, "at step 3", "where: prompts ", FIX)
-    assert_last_whole(workdir / f"{kind}-{how}", 2)
-
-
-def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(workdir: Path, zero3: Version) -> None:
-    """Under ZeRO each process writes its own piece: here only the second finds no room."""
-    ended = poisoned(workdir, "disk", "disk 1 3", *HOW["zero3"])
-    assert_one_error(ended, "the disk is full", "where: ", "free some space")
-    assert_last_whole(workdir / "disk", 2)
-    version = run_training(workdir, "disk", *HOW["zero3"])
-    assert loss_difference(version, zero3) < 1e-6
-    assert largest_difference(version, zero3) < 1e-6
-
-
-def test_a_disk_that_is_really_full(workdir: Path, ddp: Version, tmp_path: Path) -> None:
-    """A file system of a few megabytes: room for some checkpoints, and then for none."""
-    with small_disk(tmp_path / "small") as disk:
-        (workdir / "small").symlink_to(disk)
-        ended = Training(workdir, "small", *HOW["ddp"]).end()
-        assert_one_error(ended, "the disk is full", "free some space")
-        kept = checkpoints(disk)
-        assert kept and kept[-1] < STEPS
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        version = run_training(workdir, "small", *HOW["ddp"])
-        assert loss_difference(version, ddp) < 1e-6
-        assert largest_difference(version, ddp) < 1e-6
+    assert_one_error(ended, what, "at step 2", "where: prompts ", FIX)
+    assert_last_whole(workdir / f"{kind}-{how}", 1)
+    prompts = ended.stderr.split("where: prompts ")[1].splitlines()[0].split(", ")
+    assert len(set(prompts)) == (4 if kind == "gradient" else len(prompts))
 
 
 @contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
-    """A file system for `Training`'s files; skips where none may be mounted."""
+def small_disk(place: Path) -> Iterator[None]:
+    """A disk of 4 MB at `place`."""
     place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(place)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"needs to mount a file system (root): {mounted.stderr.strip()}")
+        pytest.skip(f"a small disk cannot be mounted ({mounted.stderr.strip()}): run it as root, "
+                    "or under `unshare --user --map-root-user --mount`")  # fmt: skip
     try:
-        yield place
+        yield
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte free."""
+    ballast = disk / "ballast"
+    with suppress(OSError), ballast.open("wb", buffering=0) as sink:
+        while True:
+            sink.write(bytes(4096))
+    assert shutil.disk_usage(disk).free == 0
+    return ballast
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_goes_on(
+    workdir: Path, single: Version, how: str
+) -> None:
+    out = f"full-{how}"
+    with small_disk(workdir / out):
+        training = Training(workdir, out, *HOW[how])
+        training.wait_for_checkpoint(1)
+        ballast = fill(workdir / out)
+        ended = training.end()
+        assert_one_error(ended, "the disk is full", f"where: {out}/", "then run the same command")
+        assert_last_whole(workdir / out, checkpoints(workdir / out)[-1])
+        ballast.unlink()
+        assert_same(run_training(workdir, out, *HOW[how]), single)
+
+
+@pytest.fixture(scope="module")
+def piece(workdir: Path) -> Ended:
+    """The disk is full for the second process alone, which writes its piece of ZeRO's state."""
+    return poisoned(workdir, "piece", "disk 1 2", *HOW["zero3"])
+
+
+def test_a_disk_that_is_full_for_the_second_process_alone(workdir: Path, piece: Ended) -> None:
+    assert_one_error(piece, "the disk is full", "where: piece/")
+    assert_last_whole(workdir / "piece", 1)
+    torn = next((workdir / "piece").glob("*/checkpoints/checkpoint-2"))
+    assert len(list(torn.glob("global_step2/*_optim_states.pt"))) == 1
+
+
+def test_checkpoints_of_another_stage_are_refused(workdir: Path, piece: Ended) -> None:
+    refused = Training(workdir, "piece", *TWO, "--deepspeed", "zero2").end()
+    assert_one_error(refused, "begun by 2 processes with ZeRO-3", "to go on with 2 processes with "
+                     "ZeRO-2", "go on as it was begun, or remove piece/")  # fmt: skip
+    assert_last_whole(workdir / "piece", 1)
+
+
+def test_a_disk_that_is_full_for_the_last_file(workdir: Path, single: Version) -> None:
+    """The other process waits for the first, which writes the adapter."""
+    ended = poisoned(workdir, "end", "disk 0 end", *TWO)
+    assert_one_error(ended, "the disk is full", "where: end/")
+    assert_last_whole(workdir / "end", STEPS)
+    assert_same(train_here(workdir, "end"), single)
+
+
+def test_checkpoints_of_other_settings_are_refused(
+    workdir: Path, piece: Ended, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their folder is put where this training would have its own."""
+    monkeypatch.chdir(workdir)
+    (theirs,) = Path("piece").glob("*/checkpoints")
+    other = ("train", "--variant", "perpo", "--beta", "0.5", "--out", "other")
+    assert perpo(*other, "--dry-run") == 0
+    ours = Path(capsys.readouterr().out.split("writes")[1].split()[0])
+    assert ours.parent == Path("other") and ours.name != theirs.parent.name
+    shutil.copytree(theirs, ours / "checkpoints")
+    assert perpo(*other) == 2
+    told = capsys.readouterr().err
+    assert f"is of another training ({theirs.parent.name}, not {ours.name})" in told
+    assert "checkpoint-1" in told and f"remove {ours}/checkpoints" in told
+
+
+def test_three_processes_share_four_lists_a_step_and_train_as_one(
+    workdir: Path, single: Version
+) -> None:
+    assert_same(run_training(workdir, "three", "--num-processes", "3"), single)
+
+
+def test_more_processes_than_lists_a_step_are_not_started(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused_at_once(workdir, monkeypatch, capsys, "--num-processes", "5")
+    assert "train.batch_size is 4 lists a step, for 5 processes" in told
+    assert "use at most 4 processes" in told
+
+
+def test_without_deepspeed_no_process_is_started(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as Python marks what it cannot import
+    told = refused_at_once(workdir, monkeypatch, capsys, *HOW["zero3"])
+    assert "train.deepspeed needs DeepSpeed" in told
+    assert "pip install -c constraints.txt -e '.[deepspeed]'" in told
+
+
+def test_without_a_compiler_no_process_is_started(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(workdir))
+    monkeypatch.setattr(sys, "executable", str(workdir / "python"))  # ninja is looked for beside it
+    told = refused_at_once(workdir, monkeypatch, capsys, *HOW["zero3"])
+    assert "g++ and ninja is not here" in told and "apt-get install g++ ninja-build" in told
+
+
+def refused_at_once(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str
+) -> str:
+    """What the command says that starts no process and exits with 2."""
+    monkeypatch.chdir(workdir)
+    started: list[Any] = []
+    monkeypatch.setattr(launch, "start", lambda *given: started.append(given))
+    assert perpo("train", "--out", "refused", *flags) == 2
+    assert not started
+    return capsys.readouterr().err

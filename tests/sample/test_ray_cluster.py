@@ -17,7 +17,7 @@ from perpo_pipeline.model_inputs import IDENTITY_CACHE, identify_model
 from perpo_pipeline.provenance import package_versions
 from perpo_pipeline.sample import ray_actors, ray_cluster
 from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.ray_actors import Board, on_this_machine, read_found
+from perpo_pipeline.sample.ray_actors import Board, Who, on_this_machine, read_found
 from perpo_pipeline.sample.ray_cluster import Watch, is_on_gpu, joined_cluster, place_actors
 from perpo_pipeline.sample.ray_engine import _anywhere
 
@@ -101,27 +101,33 @@ def test_a_wait_for_actors_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(said) == 1 and "waiting for Ray to start 2 actors" in said[0]
 
 
+A, B, C = Who(1, "a"), Who(2, "b"), Who(3, "a")
+
+
 def test_the_board_counts_a_part_that_is_begun_again_once() -> None:
     board = Board()
     assert not board.progress().is_started
-    assert board.start("a") == (1, "") and board.start("b") == (2, "a")
-    assert board.begin(7, "a") == (1, "")
+    assert board.start(A, "handle") == (1, "")
+    assert board.start(B, "other") == (2, "process 1 on a")
+    assert board.begin(7, A) == (1, "")
     board.count(7, 3, 50)
     board.count(7, 1, 10)
-    assert board.begin(8, "b") == (1, "")
+    assert board.begin(8, B) == (1, "")
     board.count(8, 2, 20)
     assert board.progress() == (6, 80, True, [])
-    assert board.start("c") == (1, "b"), "counted since a model was loaded"
-    assert board.begin(7, "c") == (2, "a")
-    news = ["the actor that sampled part 7 has died (a); again"]
+    last = "process 2 on b"
+    assert board.start(C, "handle") == (1, last), "counted since a model was loaded"
+    assert board.begin(7, C) == (2, "process 1 on a")
+    news = ["the actor that sampled part 7 has died (process 1 on a); again"]
     assert board.progress() == (2, 20, True, news)
     assert board.progress() == (2, 20, True, [])
+    assert board.started() == [(A, "handle"), (B, "other"), (C, "handle")]
 
 
 def test_no_part_is_begun_after_stop() -> None:
     board = Board()
     board.stop()
-    assert board.begin(0, "a") == (0, "")
+    assert board.begin(0, A) == (0, "")
 
 
 def test_an_actors_error_is_the_same_at_the_driver() -> None:

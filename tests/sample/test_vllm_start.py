@@ -1,5 +1,6 @@
 """How vLLM is imported and started, with packages that stand in for it: no vLLM is needed."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(vllm_engine, "ENVIRONMENT", {})
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
 
 
 def open_backend(path: Path) -> vllm_backend.VllmBackend:
@@ -61,6 +63,13 @@ def test_a_missing_vllm_names_what_to_install(
     with pytest.raises(MissingDependencyError, match="not installed") as caught:
         open_backend(tmp_path)
     assert "pip install" in str(caught.value.fix)
+
+
+def test_the_engine_is_in_this_process_whatever_the_environment_says() -> None:
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
+    with pytest.raises((MissingDependencyError, ConfigError)):
+        vllm_engine.import_vllm("vllm.no_such_module")
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
 class TestStart:

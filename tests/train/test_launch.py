@@ -1,5 +1,6 @@
 """What is started for which flags, under which launcher, and how its end is told."""
 
+import errno
 import json
 import signal
 from pathlib import Path
@@ -158,5 +159,21 @@ def test_a_process_that_others_started_speaks_for_itself(
 ) -> None:
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "e"))
     monkeypatch.delenv(LAUNCHED, raising=False)
+    assert not write_failure(InputError("x"))
+    assert not (tmp_path / "e").exists()
+
+
+def test_where_the_error_finds_no_room_the_process_tells_it_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The parent could not read a part of a file."""
+
+    def write_a_part(path: Path, text: str) -> None:
+        path.write_bytes(text[:10].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "e"))
+    monkeypatch.setenv(LAUNCHED, "1")
+    monkeypatch.setattr(Path, "write_text", write_a_part)
     assert not write_failure(InputError("x"))
     assert not (tmp_path / "e").exists()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from perpo_pipeline.errors import ConfigError, MissingDependencyError
+from perpo_pipeline.errors import ArtifactError, ConfigError, MissingDependencyError
 from perpo_pipeline.train.checkpoints import WHOLE, Saver, last_whole
 from perpo_pipeline.train.processes import World
 from perpo_pipeline.train.zero import (
@@ -103,6 +103,17 @@ def test_zeros_checkpoints_fit_the_processes_that_wrote_them(
     written: Saver, asked: Saver, fits: bool
 ) -> None:
     assert asked.reads(written) is fits
+
+
+def test_a_checkpoint_of_another_version_is_not_gone_on_from(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    marker = tmp_path / "checkpoint-3" / WHOLE
+    marker.write_text('{"processes": 1, "zero_stage": 0, "version": "aaaa"}')
+    assert last_whole(tmp_path, Saver(version="aaaa"), World()) == str(marker.parent)
+    with pytest.raises(ArtifactError, match=r"of another training \(aaaa, not bbbb\)"):
+        last_whole(tmp_path, Saver(version="bbbb"), World())
+    marker.write_text('{"processes": 1, "zero_stage": 0}')  # as an earlier version wrote it
+    assert last_whole(tmp_path, Saver(version="bbbb"), World()) == str(marker.parent)
 
 
 def test_only_whole_checkpoints_count_and_old_markers_are_of_one_process(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from perpo_pipeline.commands.options import (
     open_run,
     print_paths,
 )
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
     from perpo_pipeline.artifacts import Version
@@ -101,13 +101,22 @@ def train(
 
 
 def _train_here(run: "Run", names: list[str]) -> None:
-    from perpo_pipeline.train.processes import is_first_process, placed_by_launcher
+    from perpo_pipeline.train.processes import is_first_process, leave_world, placed_by_launcher
+    from perpo_pipeline.train.stage import lost_contact_explained
     from perpo_pipeline.train.stage import train as train_stage
 
     alone = placed_by_launcher(os.environ) is None
-    versions = [(_done(run, name) if alone else None) or train_stage(run, name) for name in names]
+    with lost_contact_explained():
+        try:
+            versions = [
+                (_done(run, name) if alone else None) or train_stage(run, name) for name in names
+            ]
+        except Stopped:  # all of them
+            leave_world()
+            raise
     if is_first_process():
         print_paths(versions)
+    leave_world()
 
 
 def _start_each(

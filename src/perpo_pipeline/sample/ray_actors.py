@@ -41,8 +41,22 @@ class Progress(NamedTuple):
     news: list[str]
 
 
+class Who(NamedTuple):
+    """The process of an actor."""
+
+    pid: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
 class Board:
-    """Counts what the actors of a run begin and have done; it is an actor itself, one a run."""
+    """Counts what the actors of a run begin and have done; it is an actor itself, one a run.
+
+    It keeps their handles, too: an actor that nobody has a handle of ends by itself, but with vLLM
+    only after seconds, and `end_actors` could not end it sooner.
+    """
 
     def __init__(self) -> None:
         self.tries: Counter[int] = Counter()
@@ -50,14 +64,16 @@ class Board:
         self.last: dict[int | None, str] = {}  # who began a part, or (None) was started, last
         self.counts: dict[int, tuple[int, int]] = {}
         self.news: list[str] = []
+        self.actors: dict[Who, Any] = {}
         self.is_stopped = False
 
-    def start(self, who: str) -> tuple[int, str]:
+    def start(self, who: Who, handle: Any) -> tuple[int, str]:
         """An actor begins to load its model: how many did since one had it, and who did last."""
+        self.actors[who] = handle
         self.starts += 1
         return self.starts, self._before(None, who)
 
-    def begin(self, index: int, who: str) -> tuple[int, str]:
+    def begin(self, index: int, who: Who) -> tuple[int, str]:
         """A part is begun: for which time, and by whom the last time; 0 if it must not be."""
         if self.is_stopped:
             return 0, ""
@@ -69,8 +85,8 @@ class Board:
             self.news.append(f"the actor that sampled part {index} has died ({before}); again")
         return self.tries[index], before
 
-    def _before(self, what: int | None, who: str) -> str:
-        before, self.last[what] = self.last.get(what, ""), who
+    def _before(self, what: int | None, who: Who) -> str:
+        before, self.last[what] = self.last.get(what, ""), str(who)
         return before
 
     def count(self, index: int, prompts: int, tokens: int) -> None:
@@ -88,6 +104,10 @@ class Board:
     def stop(self) -> None:
         """No other part may be begun."""
         self.is_stopped = True
+
+    def started(self) -> list[tuple[Who, Any]]:
+        """Process and handle of every actor that was started, also of those that have died."""
+        return list(self.actors.items())
 
 
 @dataclass(frozen=True)
@@ -114,15 +134,16 @@ class PartActor:
 
     def __init__(self, setup: ActorSetup, board: Any) -> None:
         self.ray: Any = importlib.import_module("ray")
-        self.board, self.who = board, f"process {os.getpid()} on {socket.gethostname()}"
+        self.board, self.who = board, Who(os.getpid(), socket.gethostname())
         self.sampler: PartSampler | None = None
         self.fault: dict[str, Any] = {}
         try:
-            starts, last = self.ray.get(board.start.remote(self.who))
+            context = self.ray.get_runtime_context()
+            starts, last = self.ray.get(board.start.remote(self.who, context.current_actor))
             if starts > setup.actors * TRIES:
                 raise _died("loads the model", last)
             _use_threads(setup.threads)
-            there = Path(self.ray.get_runtime_context().get_temp_dir()) / "perpo"
+            there = Path(context.get_temp_dir()) / "perpo"
             self.sampler = PartSampler(
                 on_this_machine(setup.backend, setup.versions, there), setup.run_seed
             )

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # else it writes of its own affairs to our stderr
 }
-LOOK_S, PATIENCE_S = 10.0, 60.0
+LOOK_S, PATIENCE_S, END_S = 10.0, 60.0, 10.0
 
 Node = tuple[int, int]  # CPUs and GPUs
 
@@ -145,6 +145,32 @@ def place_actors(nodes: Sequence[Node], wanted: int | None, parts: int, on_gpu: 
 def room(nodes: Sequence[Node], on_gpu: bool) -> int:
     """How many actors with a CPU each, and a GPU where they are `on_gpu`, have room."""
     return sum(min(cpus, gpus) if on_gpu else cpus for cpus, gpus in nodes)
+
+
+def end_actors(ray: Any, board: Any) -> None:
+    """Kill the actors of a run, and wait for those on this machine.
+
+    By itself one that holds vLLM ends seconds after the command, whose next stage would find the
+    GPU's memory taken. A process that does not end within 10 s is left to Ray.
+    """
+    with suppress(ray.exceptions.RayError):
+        started = ray.get(board.started.remote(), timeout=END_S)
+        for _, handle in started:
+            ray.kill(handle)
+        end = time.monotonic() + END_S
+        here = socket.gethostname()
+        pids = [who.pid for who, _ in started if who.host == here]
+        while any(map(_is_actor, pids)) and time.monotonic() < end:
+            time.sleep(0.05)
+
+
+def _is_actor(pid: int) -> bool:
+    """Whether this is (still) a process of Ray's; one that has ended has no command line."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return any(word.startswith("ray::") for word in psutil.Process(pid).cmdline())
+    return False
 
 
 class Watch:

@@ -21,6 +21,7 @@ from perpo_pipeline.sample.backend import BackendSetup
 from perpo_pipeline.sample.ray_actors import ActorSetup, Board, PartActor, read_found
 from perpo_pipeline.sample.ray_cluster import (
     Watch,
+    end_actors,
     import_ray,
     is_on_gpu,
     joined_cluster,
@@ -100,6 +101,7 @@ def sample_with_ray(
             ) from error
         finally:
             sampled.close()
+            end_actors(ray, board)
 
 
 def _anywhere(setup: BackendSetup, on_gpu: bool) -> BackendSetup:
@@ -169,7 +171,7 @@ class _Sampled:
         return found
 
     def close(self) -> None:
-        """End Ray Data's own threads and the actors.
+        """End Ray Data's own threads; it lets go of the actors.
 
         Where these threads still ask when Ray is shut down, Ray ends the process, without a word.
         """

@@ -16,9 +16,11 @@ from perpo_pipeline.errors import ConfigError, MissingDependencyError, first_lin
 from perpo_pipeline.models import Vlm
 
 INSTALL = "pip install -c constraints.txt -e '.[vllm]'"
+# The engine must be in this process: to another one requests would come as it happens, which alters
+# its batches, and it would outlive an actor that is killed, for seconds, with the GPU's memory.
+IN_THIS_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 # Read by vLLM when it is imported or started; what the user has set stays.
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; by itself it takes all memory that is free
@@ -39,6 +41,7 @@ def import_vllm(module: str) -> Any:
 
     Raises MissingDependencyError where it is not installed, ConfigError where it is broken.
     """
+    os.environ.update(IN_THIS_PROCESS)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:

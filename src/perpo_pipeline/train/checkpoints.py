@@ -1,7 +1,8 @@
 """Which checkpoints count: those with a marker, written when every file of all processes is there.
 
 The marker says how many processes have saved, and under which ZeRO stage: ZeRO's optimiser state
-is cut in as many pieces as there are processes, and fits no other number of them.
+is cut in as many pieces as there are processes, and fits no other number of them. It also says
+whose checkpoint it is, for that of other settings would be gone on from without a word.
 """
 
 import json
@@ -22,14 +23,17 @@ KEPT_CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class Saver:
-    """Who saves: so many processes, under this ZeRO stage (0: none)."""
+    """Who saves: so many processes, under this ZeRO stage (0: none), for this version (its folder's
+    name; empty in markers that do not say)."""
 
     processes: int = 1
     zero_stage: int = 0
+    version: str = ""
 
     def reads(self, other: "Saver") -> bool:
         """Whether a checkpoint of `other` can be gone on from; without ZERO any number will do."""
-        return self == other or not (self.zero_stage or other.zero_stage)
+        cut, theirs = (self.zero_stage, self.processes), (other.zero_stage, other.processes)
+        return cut == theirs or not (self.zero_stage or other.zero_stage)
 
     def __str__(self) -> str:
         zero = f" with ZeRO-{self.zero_stage}" if self.zero_stage else " without ZeRO"
@@ -62,6 +66,12 @@ def last_whole(checkpoints: Path, saver: Saver, world: World) -> str | None:
     if newest is None:
         return None
     other = _saver_of(newest)
+    if other.version not in ("", saver.version):
+        raise ArtifactError(
+            f"this checkpoint is of another training ({other.version}, not {saver.version})",
+            where=str(newest),
+            fix=f"move it back to where it was made, or remove {checkpoints} to begin anew",
+        )
     if not saver.reads(other):
         raise ArtifactError(
             f"this training was begun by {other}, and is now asked to go on with {saver}: "

@@ -170,13 +170,20 @@ def _passing_on_sigterm() -> Iterator[list[int]]:
 
 
 def write_failure(error: PerpoError | Stopped) -> bool:
-    """In a process that `start` has started: leave the error for the parent to tell; else False."""
+    """In a process that `start` has started: leave the error for the parent to tell; else False.
+
+    False also where the disk of torchrun's own folder (under TMPDIR) has no room for it.
+    """
     path = os.environ.get(ERROR_FILE)
     if path is None or LAUNCHED not in os.environ:
         return False
     parts = error.parts() if isinstance(error, PerpoError) else (str(error), None, None)
     extra = {"timestamp": str(int(time.time())), "kind": type(error).__name__, "parts": parts}
-    Path(path).write_text(json.dumps({"message": {"message": str(error), "extraInfo": extra}}))
+    try:
+        Path(path).write_text(json.dumps({"message": {"message": str(error), "extraInfo": extra}}))
+    except OSError:
+        Path(path).unlink(missing_ok=True)  # the parent could not read a part of it
+        return False
     return True
 
 

@@ -160,7 +160,10 @@ def is_first_process() -> bool:
 
 
 def leave_world() -> None:
-    """Part from the other processes, where there were any."""
+    """Part from the other processes, where there were any; all must come to it.
+
+    Threads of torch that outlive Python can end the process with SIGABRT when its work is done.
+    """
     if _joined:
         import torch.distributed as dist
 

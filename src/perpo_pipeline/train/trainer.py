@@ -6,6 +6,7 @@ tokens (plan.py), an optimiser that keeps fp32 masters of bf16 weights, what a c
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -165,10 +166,11 @@ class ListTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip; a gradient that is not finite stops the run before it reaches the weights."""
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        if norm is not None and not math.isfinite(float(norm)):
+        if norm is not None and not math.isfinite(float(norm)):  # by ZeRO inf; it skips the step
+            shares = self.world.share(self.world.gather(self.prompt_ids))  # all have this norm
             raise InputError(
                 f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}",
-                where=f"prompts {', '.join(self.prompt_ids)}",
+                where=f"prompts {', '.join(itertools.chain(*shares))}",
                 fix="lower train.learning_rate, or look at these prompts with `perpo inspect`; the "
                 "same command goes on after the last checkpoint",
             )
@@ -244,7 +246,8 @@ def fit(
     """
     torch.manual_seed(settings.seed)
     zero = _zero_config(vlm, settings)
-    saver, request = Saver(world.size if zero else 1, zero_stage(zero)), StopRequest()
+    saver = Saver(world.size if zero else 1, zero_stage(zero), checkpoints.parent.name)
+    request = StopRequest()
     start = last_whole(checkpoints, saver, world)
     sampler = _sampler(vlm, lists, settings, preprocess, forward, world)
     policy = trainable(vlm, settings)

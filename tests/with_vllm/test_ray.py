@@ -1,0 +1,102 @@
+"""`perpo sample --engine ray --backend vllm`: an actor holds vLLM's engine, and lets go of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from perpo_pipeline.artifacts import Version, open_version
+
+CONFIG = """
+run: r
+model: {id: testbed, dtype: float32, device: cpu}
+prepare:
+  train: {source: testbed, num_prompts: 12}
+  test: {source: testbed, num_prompts: 2}
+sample: {backend: vllm, num_samples: 20, max_new_tokens: 40, prompts_per_part: 3}
+"""
+PATIENCE_S = 240
+# The last would put vLLM's engine in a process of its own, which the command must not allow.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+}  # fmt: skip
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    """The command, which sees no cluster; it tells in a file of the name of its last argument."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with (folder / arguments[-1]).with_suffix(".told").open("wb") as told:
+        return subprocess.Popen(
+            [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml"],
+            cwd=folder, env=kept | ENVIRONMENT, stdout=told, stderr=told,
+        )  # fmt: skip
+
+
+def below(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return [child for child in process.children(recursive=True) if child.is_running()]
+    return []
+
+
+def actors_of(driver: int) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return [one for one in below(psutil.Process(driver)) if "ray::MapWorker" in command(one)]
+    return []
+
+
+def command(process: psutil.Process) -> str:
+    """Its command line; empty where it has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def wait_until(condition: Callable[[], object], driver: "subprocess.Popen[bytes]") -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert driver.poll() is None, "it ended before that"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A run whose prompts are there."""
+    (tmp_path / "r.yaml").write_text(CONFIG)
+    assert start(tmp_path, "prepare").wait(PATIENCE_S) == 0
+    yield tmp_path
+
+
+def sampled(folder: Path, out: str, process: "subprocess.Popen[bytes]") -> Version:
+    assert process.wait(PATIENCE_S) == 0, (folder / f"{out}.told").read_text()
+    return open_version(folder / out)
+
+
+def test_an_actor_with_vllm_is_killed_and_gives_the_rows_of_one_process(folder: Path) -> None:
+    """All columns are equal: vLLM's batches depend on the part alone, wherever it is sampled."""
+    one_process = start(folder, "sample", "--out", "one")
+    driver = start(folder, "sample", "--engine", "ray", "--num-actors", "1", "--out", "ray")
+    wait_until(lambda: list(folder.glob("ray/*/part-*.parquet")), driver)
+    (first,) = actors_of(driver.pid)
+    assert below(first) == [], "an engine outside would outlive the actor, with the GPU's memory"
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(lambda: actors_of(driver.pid) not in ([], [first]), driver)
+    (second,) = actors_of(driver.pid)
+    found = sampled(folder, "ray", driver)
+    assert [command(actor) for actor in (first, second)] == ["", ""], "gone as the command ends"
+    assert "the actor that sampled part" in (folder / "ray.told").read_text()
+
+    expected = sampled(folder, "one", one_process)
+    assert found.fingerprint == expected.fingerprint
+    assert found.manifest["settings"]["backend"] == "vllm"
+    rows = found.table().to_pylist()
+    assert len(rows) == 12 * 20
+    assert rows == expected.table().to_pylist()
