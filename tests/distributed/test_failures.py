@@ -3,6 +3,7 @@
 What fails in one process only is brought about by `POISON`, which Python imports at its start.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from distributed.starting import (
     CONFIG,
     Ended,
@@ -28,7 +31,9 @@ from safetensors.torch import load_file
 
 from perpo_pipeline.artifacts import Version
 from perpo_pipeline.cli import main
+from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.train import launch
+from perpo_pipeline.train.zero import FORCE_GUARD, load_zero_checkpoint, read_zero_config
 
 pytestmark = pytest.mark.distributed
 
@@ -52,6 +57,10 @@ if "RANK" in os.environ and "perpo_pipeline.cli" in sys.orig_argv:
     from perpo_pipeline.train.trainer import ListTrainer
 
     what, rank, step = os.environ["POISON"].split()
+    if what == "chunks":
+        from perpo_pipeline.train import shared_prefix
+
+        shared_prefix.LOGIT_BUDGET = 704 * (9 if rank == os.environ["RANK"] else 17)
     forward_backward, save = ListTrainer._forward_backward, torch.save
     save_trained = ListTrainer.save_trained
     no_space = OSError(errno.ENOSPC, "No space left on device")
@@ -248,6 +257,16 @@ def test_checkpoints_of_other_settings_are_refused(
     assert "checkpoint-1" in told and f"remove {ours}/checkpoints" in told
 
 
+def test_processes_with_unlike_many_logits_meet_at_the_head(workdir: Path, single: Version) -> None:
+    """Chunks of 9 positions in one process and of 17 in the other; no weight is kept whole."""
+    settings = read_zero_config("zero3")
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (workdir / "nothing-kept.json").write_text(json.dumps(settings))
+    ended = poisoned(workdir, "chunks", "chunks 1 0", *TWO, "--deepspeed", "nothing-kept.json")
+    assert ended.code == 0, ended.stderr
+    assert_same(trained(workdir / "chunks"), single)
+
+
 def test_three_processes_share_four_lists_a_step_and_train_as_one(
     workdir: Path, single: Version
 ) -> None:
@@ -290,3 +309,25 @@ def refused_at_once(
     assert perpo("train", "--out", "refused", *flags) == 2
     assert not started
     return capsys.readouterr().err
+
+
+def test_a_zero_checkpoint_without_its_files_is_not_gone_on_from() -> None:
+    """DeepSpeed itself would warn, and leave the weights as they are."""
+    engine = SimpleNamespace(load_checkpoint=lambda *_, **__: (None, {}))
+    with pytest.raises(ArtifactError, match="lacks DeepSpeed's files"):
+        load_zero_checkpoint(engine, "checkpoint-3")
+
+
+def test_a_pickle_in_a_zero_checkpoint_runs_nothing(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state": Evil()}, tmp_path / "states.pt")
+
+    def load(*_: Any, **__: Any) -> Any:
+        return torch.load(tmp_path / "states.pt", weights_only=False), {}
+
+    with pytest.raises(ArtifactError, match="not one that DeepSpeed wrote"):
+        load_zero_checkpoint(SimpleNamespace(load_checkpoint=load), "checkpoint-3")
+    assert not (tmp_path / "ran").exists() and FORCE_GUARD not in os.environ

@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pytest
 from distributed.starting import (
     CONFIG,
@@ -202,6 +204,25 @@ def test_sigterm_and_resume_in_one_process(workdir: Path, single: Version) -> No
     version = run_training(workdir, "alone")
     assert loss_difference(version, single) == 0
     assert largest_difference(version, single) == 0
+
+
+def test_a_scheduler_that_tells_every_process_does_not_lose_the_image_workers(
+    workdir: Path,
+) -> None:
+    (workdir / "workers.yaml").write_text(
+        CONFIG.replace("  epochs: 2", "  epochs: 9\n  num_workers: 1")
+    )
+    training = Training(workdir, "workers", *TWO, "--config", "workers.yaml")
+    training.wait_for_checkpoint(3)
+    command = psutil.Process(training.process.pid)
+    everyone = [*command.children(recursive=True), command]
+    assert len(everyone) >= 5, "the command, two processes and a worker of each"
+    for process in everyone:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    ended = training.end()
+    assert ended.code == 143, ended.stderr
+    assert "stopped by SIGTERM after step" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_checkpoints_of_other_processes_are_refused_under_zero_and_used_without(

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from perpo_pipeline.errors import ConfigError, InputError, LostContactError, ProcessError, Stopped
 from perpo_pipeline.train import launch as launching
+from perpo_pipeline.train import processes
 from perpo_pipeline.train.launch import (
     ERROR_FILE,
     LAUNCHED,
@@ -19,7 +21,12 @@ from perpo_pipeline.train.launch import (
     command_line,
     write_failure,
 )
-from perpo_pipeline.train.processes import World, join_world, placed_by_launcher
+from perpo_pipeline.train.processes import (
+    World,
+    is_lost_contact,
+    join_world,
+    placed_by_launcher,
+)
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
@@ -94,6 +101,39 @@ def test_flags_that_do_not_fit_are_named(flags: tuple[Any, ...], fault: str) -> 
     assert fault in str(caught.value)
 
 
+def test_nodes_without_a_rank_are_refused_outside_slurm() -> None:
+    with pytest.raises(ConfigError, match="needs --node-rank outside SLURM"):
+        choose_launch(8, 2, None, "h:1", {})
+    in_slurm = {"SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    assert choose_launch(8, 2, None, "h:1", in_slurm) == Launch(8, 2, 1, "h:1")
+
+
+def test_more_tasks_than_nodes_are_refused() -> None:
+    """The habit of a task a GPU would start eight times eight processes on a node."""
+    with pytest.raises(ConfigError, match="srun has started 8 tasks, and --num-nodes is 2"):
+        choose_launch(8, 2, None, "h:1", {**SRUN, "SLURM_NODEID": "0"})
+
+
+def test_a_task_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun --gpus-per-task=1: SLURM_LOCALID is 3, and there is GPU 0 alone."""
+    for gpus, local in ((1, "0"), (8, "3")):
+        environment = {"LOCAL_RANK": "3"}
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        processes._take_only_gpu(environment)
+        assert environment["LOCAL_RANK"] == local
+
+
+def test_only_what_tells_of_another_process_is_a_lost_contact() -> None:
+    lost = [
+        "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1",
+        "NCCL communicator was aborted on rank 3.",
+        "ncclRemoteError: remote process exited",
+    ]
+    own = ["NCCL error: ncclInvalidUsage: Duplicate GPU detected", "no space left on device"]
+    assert all(is_lost_contact(RuntimeError(text)) for text in lost)
+    assert not any(is_lost_contact(RuntimeError(text)) for text in own)
+
+
 def test_the_command_line_is_one_that_torchrun_reads_alike() -> None:
     """torchrun's own parser is the oracle; it would take --run for an option of its own."""
     from torch.distributed.run import parse_args
@@ -144,6 +184,10 @@ def test_of_several_failures_the_one_that_began_it_is_told(tmp_path: Path) -> No
     told = explained(lost, failure(1, 1, tmp_path), failure(2, -15, tmp_path))
     assert "process 1 (pid 11) failed with exit code 1" in str(told)
     assert "process 0: another process" in str(explained(lost, failure(2, -15, tmp_path)))
+    aborted = failure(0, -signal.SIGABRT, tmp_path / "none")  # torch's end where another was lost
+    told = explained(aborted, failure(1, -signal.SIGKILL, tmp_path))
+    assert "process 1 (pid 11) was killed by SIGKILL" in str(told) and "want of memory" in str(told)
+    assert "want of memory" not in str(explained(failure(1, -signal.SIGSEGV, tmp_path)))
 
 
 def test_a_request_to_stop_is_no_failure(tmp_path: Path) -> None:

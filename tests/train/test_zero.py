@@ -41,6 +41,7 @@ def test_settings_are_found_by_name(name: str, stage: int, away: bool) -> None:
         ("{}", "zero_optimization.stage"),
         ('{"zero_optimization": {"stage": 0}}', "zero_optimization.stage"),
         ('{"zero_optimization": {"stage": 2}, "optimizer": {}, "fp16": {}}', "fp16"),
+        ('{"zero_optimization": {"stage": 2}, "gradient_clipping": 0.5}', "gradient_clipping"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(tmp_path: Path, text: str, fault: str) -> None:
@@ -69,6 +70,7 @@ def test_precision_and_automatic_sizes_are_filled_in() -> None:
     assert found["zero_optimization"] == {
         "stage": 3, "reduce_bucket_size": 4096, "stage3_param_persistence_threshold": 5,
     }  # fmt: skip
+    assert found["gradient_clipping"] == found["train_batch_size"] == "auto", "not DeepSpeed's own"
     assert json.dumps(given) == before
     assert not complete_zero_config(given, dtype=torch.float32, hidden_size=64)["bf16"]["enabled"]
 

@@ -54,6 +54,7 @@ class MarkWhole(TrainerCallback):
             directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             text = json.dumps(asdict(self.saver)) + "\n"
             write_atomically(directory / WHOLE, lambda sink: sink.write(text.encode()))
+        self.world.wait()  # another node that leaves first would let srun end this one as it writes
 
 
 def last_whole(checkpoints: Path, saver: Saver, world: World) -> str | None:
@@ -61,8 +62,8 @@ def last_whole(checkpoints: Path, saver: Saver, world: World) -> str | None:
 
     Raises ArtifactError where it is not one that this run could have saved.
     """
-    with world.first_alone():
-        newest = _newest(checkpoints, clean=world.is_first)
+    # One process looks: a shared file system may show another state on another node.
+    newest = world.share(_newest(checkpoints) if world.is_first else None)
     if newest is None:
         return None
     other = _saver_of(newest)
@@ -82,10 +83,10 @@ def last_whole(checkpoints: Path, saver: Saver, world: World) -> str | None:
     return str(newest)
 
 
-def _newest(checkpoints: Path, *, clean: bool) -> Path | None:
+def _newest(checkpoints: Path) -> Path | None:
     found = {int(p.name.rsplit("-", 1)[1]): p for p in checkpoints.glob("checkpoint-*")}
     whole = [step for step, path in found.items() if (path / WHOLE).is_file()]
-    for step in set(found) - set(whole) if clean else ():
+    for step in set(found) - set(whole):
         shutil.rmtree(found[step])
     return found[max(whole)] if whole else None
 

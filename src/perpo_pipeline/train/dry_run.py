@@ -76,6 +76,9 @@ def describe_training(
         "deepspeed": settings.deepspeed or "none: each process holds the whole model",
         "writes": str((run.out or run.place("adapter", variant)) / task.recipe.fingerprint),
     }
+    if not uses_cuda(run) and run.config.model.device != "cpu":
+        lines["note"] = ("this machine has no GPU: on one, dtype auto is bfloat16, and memory, "
+                         "forwards and folder are others")  # fmt: skip
     width = max(map(len, lines))
     shown = "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
     return f"train {variant}, a dry run: nothing is started\n{shown}"

@@ -81,6 +81,16 @@ def choose_launch(
                 f"{wanted}", fix="leave out --num-processes and --num-nodes, or the launcher",
             )  # fmt: skip
         return None
+    if placed is not None and int(placed["WORLD_SIZE"]) != num_nodes:
+        raise ConfigError(
+            f"srun has started {placed['WORLD_SIZE']} tasks, and --num-nodes is {num_nodes}",
+            fix="--ntasks-per-node=1: each task starts the processes of its node",
+        )
+    if node_rank is None and (num_nodes or 1) > 1 and "SLURM_NODEID" not in environment:
+        raise ConfigError(
+            "--num-nodes needs --node-rank outside SLURM",
+            fix="0 on the node that --master names; 1, 2, ... on the others",
+        )
     if node_rank is None:
         node_rank = int(environment.get("SLURM_NODEID", "0")) if num_nodes else 0
     _check_flags(num_processes, num_nodes, node_rank, master)
@@ -159,7 +169,10 @@ def _passing_on_sigterm() -> Iterator[list[int]]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         told.append(number)
-        for child in psutil.Process().children():
+        children = psutil.Process().children()
+        if not children:
+            raise Stopped("stopped by SIGTERM before a process was started")
+        for child in children:
             child.send_signal(signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, pass_on)
@@ -200,11 +213,12 @@ def _explained(failures: Mapping[int, Failure], *, was_told: bool) -> Exception:
     if was_told:
         return Stopped("stopped by SIGTERM between checkpoints; the same command goes on")
     if failure.exitcode < 0:
+        memory = "SIGKILL is mostly the system's, for want of memory; "
         return ProcessError(
             f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}; the others "
             "were stopped",
-            fix="SIGKILL is mostly the system's, for want of memory; the same command goes on "
-            "after the last checkpoint",
+            fix=memory * (failure.exitcode == -signal.SIGKILL)
+            + "the same command goes on after the last checkpoint",
         )
     return ProcessError(
         f"process {rank} (pid {failure.pid}) failed with exit code {failure.exitcode}, and the "
@@ -218,7 +232,8 @@ def _place(failure: Failure) -> int:
     left = _left_behind(failure)
     if left is not None and left["kind"] not in (LostContactError.__name__, Stopped.__name__):
         return 0
-    if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+    # SIGABRT is how torch ends a process that has lost another.
+    if failure.exitcode < 0 and failure.exitcode not in (-signal.SIGTERM, -signal.SIGABRT):
         return 1
     if left is not None and left["kind"] == Stopped.__name__:
         return 2

@@ -4,6 +4,7 @@ SFT trains on the ground truth, DPO on the best and the worst completion, the ot
 """
 
 import hashlib
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -183,6 +184,11 @@ def raise_failure(collated: Mapping[str, Any]) -> None:
     if "failed" in collated:
         what, where, fix = collated["failed"]
         raise InputError(what, where=where, fix=fix)
+
+
+def ignore_sigterm(_: int) -> None:
+    """In an image worker: a scheduler tells every process, and the step still needs its images."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def num_workers(wanted: int | None, device: str) -> int:

@@ -81,7 +81,7 @@ def estimate_memory(
 ) -> Estimate:  # fmt: skip
     """Bytes on each of `processes` GPUs for forwards of `tokens` packed tokens.
 
-    ZeRO-2 cuts gradients and the optimiser's state in `processes` pieces, ZeRO-3 the weights, too
+    ZeRO-1 cuts the optimiser's state in `processes` pieces, ZeRO-2 gradients, ZeRO-3 weights, too
     (of which two layers at a time are whole); offloaded pieces lie in the machine's memory.
     """
     cut = processes if zero_stage >= 2 else 1
@@ -98,7 +98,7 @@ def estimate_memory(
     return Estimate(
         weights=weights,
         gradients=shape.trained * shape.weight_bytes / cut,
-        optimizer=0 if offload else shape.trained * state / cut,
+        optimizer=0 if offload else shape.trained * state / (processes if zero_stage else 1),
         activations=activations,
         logits=LOGIT_COPIES * 4 * rows * shape.vocabulary,
     )

@@ -19,7 +19,10 @@ from perpo_pipeline.errors import InputError
 
 Value = TypeVar("Value")
 TIME_OUT = timedelta(minutes=30)  # loading and saving are waited for; a death is noticed elsewhere
-LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|ProcessGroup", re.IGNORECASE)
+LOST = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|remote process exited|ncclRemoteError|"
+    r"communicator was aborted|timed out", re.IGNORECASE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,11 @@ def join_world(*, on_cuda: bool, with_deepspeed: bool) -> World:
     placed = placed_by_launcher(os.environ)
     if placed is None and not with_deepspeed:
         return World()
+    by_srun = placed is not None and "RANK" not in os.environ
     os.environ.update(placed or {})
     alone(os.environ)
+    if by_srun and on_cuda:
+        _take_only_gpu(os.environ)
     rank, size, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if size == 1 and not with_deepspeed:
         return World()
@@ -174,6 +180,14 @@ def leave_world() -> None:
 def is_lost_contact(error: BaseException) -> bool:
     """Whether an error of a meeting says that another process has gone."""
     return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+
+
+def _take_only_gpu(environment: MutableMapping[str, str]) -> None:
+    """With `srun --gpus-per-task=1` every task sees one GPU, its own, whatever its number."""
+    import torch
+
+    if torch.cuda.device_count() == 1:
+        environment["LOCAL_RANK"] = "0"
 
 
 def _choose_gpu(local_rank: int) -> None:

@@ -182,12 +182,24 @@ def token_logps(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
     backward pass makes them again instead of keeping them.
     """
     rows = max(1, LOGIT_BUDGET // lm_head.out_features)
-    if hidden.shape[0] <= rows:
+    num_chunks = _of_all_processes(lm_head, -(-hidden.shape[0] // rows))
+    if num_chunks <= 1:
         return _chunk_logps(lm_head, hidden, targets)
-    chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    chunks = zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
     return torch.cat(
         [checkpoint(_chunk_logps, lm_head, h, t, use_reentrant=False) for h, t in chunks]
     )
+
+
+def _of_all_processes(lm_head: nn.Linear, num_chunks: int) -> int:
+    """Under ZeRO-3 each call of the head is a meeting: the most chunks that any process has."""
+    if not hasattr(lm_head.weight, "ds_id"):
+        return num_chunks
+    import torch.distributed as dist
+
+    most = torch.tensor(num_chunks, device=lm_head.weight.device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
 
 
 def stack_image_tensors(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:

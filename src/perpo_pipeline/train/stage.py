@@ -55,6 +55,7 @@ PROMPT_COLUMNS = [
 ]  # fmt: skip
 LOG_COLUMNS = [name for name in ADAPTER_LOG.columns.names if name != "step"]
 NO_SPACE_BYTES = 2**20
+NO_SPACE = ("No space left", "quota exceeded", "os error 122")  # a disk, or a user's share of it
 SHOWN = 5  # prompt_ids in a message
 
 
@@ -355,7 +356,8 @@ def _full_disk_explained(path: Path) -> "Iterator[None]":
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if shutil.disk_usage(path).free > NO_SPACE_BYTES and "No space left" not in str(error):
+        told = any(text in str(error) for text in NO_SPACE)
+        if shutil.disk_usage(path).free > NO_SPACE_BYTES and not told:
             raise
         raise ArtifactError(
             "the disk is full", where=str(path),

@@ -6,7 +6,6 @@ tokens (plan.py), an optimiser that keeps fp32 masters of bf16 weights, what a c
 """
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -45,6 +44,7 @@ from perpo_pipeline.train.lists import (
     StepDataset,
     TrainingBatch,
     TrainingList,
+    ignore_sigterm,
     num_workers,
     planned_tokens,
     raise_failure,
@@ -66,6 +66,7 @@ from perpo_pipeline.train.stopping import StopAtRequest, StopRequest
 from perpo_pipeline.train.zero import (
     ZeroConfig,
     complete_zero_config,
+    load_zero_checkpoint,
     read_zero_config,
     whole_masters,
     zero_stage,
@@ -167,10 +168,9 @@ class ListTrainer(Trainer):
         """Clip; a gradient that is not finite stops the run before it reaches the weights."""
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(float(norm)):  # by ZeRO inf; it skips the step
-            shares = self.world.share(self.world.gather(self.prompt_ids))  # all have this norm
             raise InputError(
                 f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}",
-                where=f"prompts {', '.join(itertools.chain(*shares))}",
+                where=f"prompts {', '.join(self.prompt_ids)}",
                 fix="lower train.learning_rate, or look at these prompts with `perpo inspect`; the "
                 "same command goes on after the last checkpoint",
             )
@@ -226,8 +226,7 @@ class ListTrainer(Trainer):
             max_steps, train_dataloader, by_trainer
         )
         if by_zero is not None:
-            engine: Any = self.model_wrapped
-            engine.load_checkpoint(by_zero, load_module_strict=False)
+            load_zero_checkpoint(self.model_wrapped, by_zero)
             self._load_optimizer_and_scheduler(by_zero)
         return prepared
 
@@ -319,6 +318,7 @@ def _loader(
         StepDataset(lists, settings.method), batch_sampler=sampler,
         collate_fn=collator.collate_step,
         num_workers=num_workers(settings.num_workers, vlm.device.type),
+        worker_init_fn=ignore_sigterm,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ the run's own file decides (batch, clipping, precision) stands there as `auto`.
 import copy
 import json
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Mapping
@@ -17,13 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perpo_pipeline.errors import ConfigError, MissingDependencyError
+from perpo_pipeline.errors import (
+    ArtifactError,
+    ConfigError,
+    MissingDependencyError,
+    first_line,
+)
 
 SHIPPED = Path(__file__).with_name("deepspeed")
 INSTALL = "DS_BUILD_OPS=0 pip install -c constraints.txt -e '.[deepspeed]'"
 COMPILER = "apt-get install g++ ninja-build"
 
+FORCE_GUARD = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
 ZeroConfig = dict[str, Any]
+# What the run's own settings decide. Without the key DeepSpeed would take its own default, which is
+# not to clip.
+BY_TRAINER = ("gradient_clipping", "train_batch_size", "train_micro_batch_size_per_gpu",
+              "gradient_accumulation_steps")  # fmt: skip
 
 
 def read_zero_config(name: str) -> ZeroConfig:
@@ -44,11 +56,12 @@ def read_zero_config(name: str) -> ZeroConfig:
         raise ConfigError(f"the file is no JSON: {error}", where=str(path)) from error
     if not isinstance(config, dict) or zero_stage(config) not in (1, 2, 3):
         raise ConfigError("the file has no zero_optimization.stage of 1, 2 or 3", where=str(path))
-    taken = sorted({"optimizer", "scheduler", "fp16"} & set(config))
+    decided = {key for key in BY_TRAINER if config.get(key, "auto") != "auto"}
+    taken = sorted({"optimizer", "scheduler", "fp16"} & set(config) | decided)
     if taken:
         raise ConfigError(
             f"the DeepSpeed settings have {taken}, which the run's own settings decide",
-            where=str(path), fix="remove these keys (precision is model.dtype)",
+            where=str(path), fix="remove these keys, or say auto (precision is model.dtype)",
         )  # fmt: skip
     return config
 
@@ -101,7 +114,40 @@ def complete_zero_config(config: ZeroConfig, *, dtype: torch.dtype, hidden_size:
         if zero.get(key) == "auto":
             zero[key] = size
     config["zero_allow_untested_optimizer"] = True
+    for key in BY_TRAINER:
+        config.setdefault(key, "auto")
     return config
+
+
+def load_zero_checkpoint(engine: Any, directory: str) -> None:
+    """Load what `engine.save_checkpoint` wrote, without running code that a pickle may hold.
+
+    Raises ArtifactError where DeepSpeed's files are missing, or hold other than numbers.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    known: list[Any] = [ZeroStageEnum, LossScaler]
+    forced = os.environ.get(FORCE_GUARD)
+    os.environ[FORCE_GUARD] = "1"  # DeepSpeed asks torch for the opposite
+    try:
+        with torch.serialization.safe_globals(known):
+            found, _ = engine.load_checkpoint(directory, load_module_strict=False)
+    except pickle.UnpicklingError as error:
+        raise ArtifactError(
+            f"the checkpoint is not one that DeepSpeed wrote: {first_line(error)}",
+            where=directory, fix="remove it: the same command goes on from the one before",
+        ) from error  # fmt: skip
+    finally:
+        if forced is None:
+            del os.environ[FORCE_GUARD]
+        else:
+            os.environ[FORCE_GUARD] = forced
+    if found is None:
+        raise ArtifactError(
+            "the checkpoint lacks DeepSpeed's files", where=directory,
+            fix="remove it: the same command goes on from the one before",
+        )  # fmt: skip
 
 
 def whole_masters(model: nn.Module) -> dict[Tensor, Tensor]:
