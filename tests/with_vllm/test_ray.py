@@ -69,10 +69,13 @@ def wait_until(condition: Callable[[], object], driver: "subprocess.Popen[bytes]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A run whose prompts are there."""
+    """A run whose prompts are there; the commands that a failed test leaves are ended."""
     (tmp_path / "r.yaml").write_text(CONFIG)
     assert start(tmp_path, "prepare").wait(PATIENCE_S) == 0
     yield tmp_path
+    for command in psutil.Process().children():
+        if command.cwd() == str(tmp_path):
+            command.kill()  # Ray's processes and the actor end with it
 
 
 def sampled(folder: Path, out: str, process: "subprocess.Popen[bytes]") -> Version:
