@@ -6,6 +6,7 @@ What fails in one process only is brought about by `POISON`, which Python import
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -255,6 +256,16 @@ def test_checkpoints_of_other_settings_are_refused(
     told = capsys.readouterr().err
     assert f"is of another training ({theirs.parent.name}, not {ours.name})" in told
     assert "checkpoint-1" in told and f"remove {ours}/checkpoints" in told
+
+
+def test_zero2_goes_on_from_its_checkpoint(workdir: Path, single: Version) -> None:
+    """Which holds other classes than ZeRO-3's."""
+    flags = (*TWO, "--deepspeed", "zero2")
+    training = Training(workdir, "zero2", *flags)
+    training.wait_for_checkpoint(2)
+    training.process.send_signal(signal.SIGTERM)
+    assert training.end().code == 143
+    assert_same(run_training(workdir, "zero2", *flags), single)
 
 
 def test_processes_with_unlike_many_logits_meet_at_the_head(workdir: Path, single: Version) -> None:

@@ -124,10 +124,11 @@ def load_zero_checkpoint(engine: Any, directory: str) -> None:
 
     Raises ArtifactError where DeepSpeed's files are missing, or hold other than numbers.
     """
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
-    known: list[Any] = [ZeroStageEnum, LossScaler]
+    known: list[Any] = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
     forced = os.environ.get(FORCE_GUARD)
     os.environ[FORCE_GUARD] = "1"  # DeepSpeed asks torch for the opposite
     try:
