@@ -216,6 +216,28 @@ def test_actors_that_die_while_they_load_the_model_end_the_run(place: Place) -> 
     assert place.parts() == []
 
 
+# Ray believes in GPUs that it is told of; the actors that get one note which, and use the CPU.
+INVENTED_GPUS = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+
+if "default_worker.py" in " ".join(sys.orig_argv):
+    from perpo_pipeline.sample.stage import PartSampler
+
+    open_sampler = PartSampler.__init__
+
+    def open_on_cpu(self, setup, run_seed):
+        if setup.model.device == "cuda":
+            note = Path(setup.scratch, f"gpu-of-{os.getpid()}")
+            note.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+            setup = replace(setup, model=setup.model.model_copy(update={"device": "cpu"}))
+        open_sampler(self, setup, run_seed)
+
+    PartSampler.__init__ = open_on_cpu
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster that was started elsewhere, in another folder."""
@@ -223,11 +245,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     home = tmp_path_factory.mktemp("cluster")
+    (home / "sitecustomize.py").write_text(INVENTED_GPUS)
+    path = os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])
     head = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
          "--node-ip-address", "127.0.0.1", "--port", address.split(":")[1], "--num-cpus", "2",
-         "--include-dashboard", "false", "--disable-usage-stats"],
-        cwd=home, env=os.environ | {"HOME": str(home)},
+         "--num-gpus", "2", "--include-dashboard", "false", "--disable-usage-stats"],
+        cwd=home, env=os.environ | {"HOME": str(home), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -250,6 +274,18 @@ def test_a_cluster_that_is_there_is_joined_and_left(
         code, _, told = place.finish(driver)
         assert code == 0, told
         assert_same(place.sampled(), one_process.sampled())
+
+
+def test_actors_on_gpus_have_one_each(one_process: Place, place: Place, cluster: str) -> None:
+    on_gpus = CONFIG.replace("device: cpu", "device: cuda").replace(
+        "sample: {", "sample: {backend: transformers, "
+    )
+    (place.folder / "r.yaml").write_text(on_gpus)
+    code, _, told = place.run("sample", "--engine", "ray", "--ray-address", cluster)
+    assert code == 0, told
+    notes = place.folder.rglob("gpu-of-*")
+    assert sorted(note.read_text() for note in notes) == ["0", "1"]
+    assert_same(place.sampled(), one_process.sampled())
 
 
 def test_more_actors_than_a_cluster_has_room_for_are_refused(place: Place, cluster: str) -> None:

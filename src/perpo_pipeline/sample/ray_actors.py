@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from perpo_pipeline import errors
 from perpo_pipeline.errors import ConfigError, InputError, PerpoError, ProcessError
@@ -126,7 +125,7 @@ class ActorSetup:
 
 
 class PartActor:
-    """A backend on its machine; Ray calls it with a part's prompts and the column `part`.
+    """A backend on its machine; Ray calls it with a table of one row, a part (`as_row`).
 
     Nothing is raised through Ray, which would show its own stack around it: what went wrong
     travels with the result and is raised by `read_found` at the driver.
@@ -152,8 +151,8 @@ class PartActor:
 
     def __call__(self, part: pa.Table) -> pa.Table:
         """One row: the part's number, and what was found as JSON (null: it was not begun)."""
-        (index,) = pc.unique(part["part"]).to_pylist()
-        prompts = part.drop_columns("part").to_pylist()
+        (row,) = part.to_pylist()
+        index, prompts = row["part"], row["prompts"]
         found = {**self._sample(index, prompts), "prompts": len(prompts)}
         return pa.table({"part": [index], "found": [json.dumps(found)]})
 

@@ -1,6 +1,6 @@
 """Sampling on a Ray cluster: Ray Data hands whole parts to actors, the driver writes them.
 
-A block of the data set is one part, and a batch is one block, so batches are composed as in one
+A row of the data set is one whole part, and a batch is one row, so batches are composed as in one
 process. Parts come back in any order. Ray starts an actor that died again, on any machine, and
 hands it its part again; after so many times (ray_actors.py) the run ends with an error.
 """
@@ -135,12 +135,9 @@ class _Sampled:
     ) -> None:
         data = import_ray("ray.data")
         _quieten(data)
-        parts = [
-            part.select(PROMPT_COLUMNS).append_column("part", pa.repeat(index, part.num_rows))
-            for index, part in pending.items()
-        ]
+        parts = [as_row(index, part) for index, part in pending.items()]
         self.dataset = data.from_arrow(parts).map_batches(
-            PartActor, batch_size=None, batch_format="pyarrow", fn_constructor_args=(setup, board),
+            PartActor, batch_size=1, batch_format="pyarrow", fn_constructor_args=(setup, board),
             compute=data.ActorPoolStrategy(size=setup.actors), num_cpus=1, num_gpus=gpus,
         )  # fmt: skip
         self.results: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
@@ -179,6 +176,16 @@ class _Sampled:
         if executor is not None:
             executor.shutdown(force=True)
         self.thread.join(timeout=CLOSE_S)
+
+
+def as_row(index: int, part: pa.Table) -> pa.Table:
+    """A part as one row: its number, and the list of its prompts.
+
+    Where GPUs are asked for Ray Data wants to know the rows of a batch, and parts differ in theirs.
+    """
+    prompts = pa.concat_arrays(part.select(PROMPT_COLUMNS).to_struct_array().chunks)
+    listed = pa.LargeListArray.from_arrays([0, len(prompts)], prompts)
+    return pa.table({"part": [index], "prompts": listed})
 
 
 def _quieten(data: Any) -> None:
