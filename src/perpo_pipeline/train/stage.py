@@ -55,6 +55,7 @@ PROMPT_COLUMNS = [
 ]  # fmt: skip
 LOG_COLUMNS = [name for name in ADAPTER_LOG.columns.names if name != "step"]
 NO_SPACE_BYTES = 2**20
+NO_SPACE_WORDS = ("No space left", "quota exceeded")
 SHOWN = 5  # prompt_ids in a message
 
 
@@ -355,7 +356,8 @@ def _full_disk_explained(path: Path) -> "Iterator[None]":
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if shutil.disk_usage(path).free > NO_SPACE_BYTES and "No space left" not in str(error):
+        said = any(words in str(error) for words in NO_SPACE_WORDS)
+        if not said and shutil.disk_usage(path).free > NO_SPACE_BYTES:
             raise
         raise ArtifactError(
             "the disk is full", where=str(path),
