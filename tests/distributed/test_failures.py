@@ -64,7 +64,6 @@ if "RANK" in os.environ and "perpo_pipeline.cli" in sys.orig_argv:
         shared_prefix.LOGIT_BUDGET = 704 * (9 if rank == os.environ["RANK"] else 17)
     forward_backward, save = ListTrainer._forward_backward, torch.save
     save_trained = ListTrainer.save_trained
-    no_space = OSError(errno.ENOSPC, "No space left on device")
 
     def poisoned(self, model, batch, *rest):
         if self.state.global_step + 1 == int(step):
@@ -77,12 +76,12 @@ if "RANK" in os.environ and "perpo_pipeline.cli" in sys.orig_argv:
 
     def full(what, path, *rest, **named):
         if f"checkpoint-{step}" in str(path):
-            raise no_space
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return save(what, path, *rest, **named)
 
     def full_at_the_end(self, directory):
         if self.state.global_step == self.state.max_steps and "trained" in str(directory):
-            raise no_space
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
         save_trained(self, directory)
 
     if rank == os.environ["RANK"]:
@@ -197,20 +196,34 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("how", HOW)
-def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_goes_on(
-    workdir: Path, single: Version, how: str
-) -> None:
-    out = f"full-{how}"
-    with small_disk(workdir / out):
-        training = Training(workdir, out, *HOW[how])
+@pytest.fixture(scope="module", params=HOW)
+def filled(workdir: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Ended]]:
+    """How it was trained on a disk that was filled after the first checkpoint, and how it ended;
+    there is room again."""
+    out = workdir / f"full-{request.param}"
+    with small_disk(out):
+        training = Training(workdir, out.name, *HOW[request.param])
         training.wait_for_checkpoint(1)
-        ballast = fill(workdir / out)
+        ballast = fill(out)
         ended = training.end()
-        assert_one_error(ended, "the disk is full", f"where: {out}/", "then run the same command")
-        assert_last_whole(workdir / out, checkpoints(workdir / out)[-1])
         ballast.unlink()
-        assert_same(run_training(workdir, out, *HOW[how]), single)
+        yield request.param, ended
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(workdir: Path, filled: tuple[str, Ended]) -> None:
+    how, ended = filled
+    out = f"full-{how}"
+    assert_one_error(ended, "the disk is full", f"where: {out}/", "then run the same command")
+    assert_last_whole(workdir / out, checkpoints(workdir / out)[-1])
+
+
+def test_with_room_again_the_same_command_ends_as_if_nothing_had_happened(
+    workdir: Path, filled: tuple[str, Ended], single: Version
+) -> None:
+    how, _ = filled
+    before = checkpoints(workdir / f"full-{how}")
+    assert before and before[-1] < STEPS
+    assert_same(run_training(workdir, f"full-{how}", *HOW[how]), single)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +247,7 @@ def test_checkpoints_of_another_stage_are_refused(workdir: Path, piece: Ended) -
 
 
 def test_a_disk_that_is_full_for_the_last_file(workdir: Path, single: Version) -> None:
-    """The other process waits for the first, which writes the adapter."""
+    """The first process's quota is used up as it writes the adapter; the other waits for it."""
     ended = poisoned(workdir, "end", "disk 0 end", *TWO)
     assert_one_error(ended, "the disk is full", "where: end/")
     assert_last_whole(workdir / "end", STEPS)

@@ -213,12 +213,13 @@ def _explained(failures: Mapping[int, Failure], *, was_told: bool) -> Exception:
     if was_told:
         return Stopped("stopped by SIGTERM between checkpoints; the same command goes on")
     if failure.exitcode < 0:
-        memory = "SIGKILL is mostly the system's, for want of memory; "
+        why = "what it said stands above"
+        if failure.exitcode == -signal.SIGKILL:
+            why = "SIGKILL is mostly the system's, for want of memory"
         return ProcessError(
             f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}; the others "
             "were stopped",
-            fix=memory * (failure.exitcode == -signal.SIGKILL)
-            + "the same command goes on after the last checkpoint",
+            fix=f"{why}; the same command goes on after the last checkpoint",
         )
     return ProcessError(
         f"process {rank} (pid {failure.pid}) failed with exit code {failure.exitcode}, and the "
