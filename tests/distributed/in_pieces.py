@@ -1,6 +1,6 @@
-"""Run by torchrun: a model in pieces against the same one whole. A line of JSON a process.
+"""Run by torchrun: models in pieces against the same ones whole. A line of JSON a process of each.
 
-python -m torch.distributed.run ... in_pieces.py MODEL DTYPE SETTINGS
+python -m torch.distributed.run ... in_pieces.py DTYPE SETTINGS MODEL...
 """
 
 import json
@@ -48,19 +48,18 @@ def measure(vlm: Vlm) -> tuple[list[float], int]:
     return [*logps.flatten().tolist(), FlopCounter(vlm.model).count(batch)], most
 
 
-def main(model: str, dtype: str, settings: str) -> None:
+def compare(rank: int, model: str, dtype: str, settings: str) -> None:
     """Print what the test compares."""
-    world = join_world(on_cuda=False, with_deepspeed=True)
     resolved = resolve_model(model)
     try:
         with loaded_in_pieces(read_zero_config(settings), resolved, dtype):
             pieces = load_vlm(resolved, dtype=dtype, device="cpu")
     except InputError as error:
-        print(json.dumps({"rank": world.rank, "refused": str(error)}), flush=True)
+        print(json.dumps({"rank": rank, "model": model, "refused": str(error)}), flush=True)
         return
     whole = load_vlm(resolved, dtype=dtype, device="cpu")
     found = {
-        "rank": world.rank, "is_cut": [is_cut(whole.model), is_cut(pieces.model)],
+        "rank": rank, "model": model, "is_cut": [is_cut(whole.model), is_cut(pieces.model)],
         "dtype": str({p.dtype for p in pieces.model.parameters()}),
         "own": sum(p.ds_tensor.numel() for p in pieces.model.parameters()),
         "all": held(whole.model), "before": held(pieces.model),
@@ -71,6 +70,13 @@ def main(model: str, dtype: str, settings: str) -> None:
     found["pieces"], found["most"] = measure(pieces)
     found["whole"], _ = measure(whole)
     print(json.dumps({**found, "after": held(pieces.model)}), flush=True)
+
+
+def main(dtype: str, settings: str, *models: str) -> None:
+    """Compare each."""
+    world = join_world(on_cuda=False, with_deepspeed=True)
+    for model in models:
+        compare(world.rank, model, dtype, settings)
     leave_world()
 
 
