@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from PIL import Image
+from ray_processes import actors_of, command_of, wait_until, without_cluster
 
 from perpo_pipeline.artifacts import Version, open_version
 
@@ -27,7 +28,6 @@ prepare:
   test: {source: testbed, num_prompts: 2}
 sample: {num_samples: 3, max_new_tokens: 20, batch_size: 2, prompts_per_part: 3}
 """
-ACTOR = "ray::MapWorker"
 RAY = ["--engine", "ray", "--num-actors", "2"]
 PATIENCE_S = 120
 
@@ -42,13 +42,12 @@ class Place:
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
         """The command; `finish` waits for it. (Files, since Ray's agents hold pipes for long.)"""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        own = {"HOME": str(self.home), "OMP_NUM_THREADS": "1"} | environment
         with (self.folder / "out").open("w") as out, (self.folder / "told").open("w") as told:
             return subprocess.Popen(
                 [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml",
                  "--quiet"],
-                cwd=self.folder, stdout=out, stderr=told,
-                env=kept | {"HOME": str(self.home), "OMP_NUM_THREADS": "1"} | environment,
+                cwd=self.folder, stdout=out, stderr=told, env=without_cluster() | own,
             )  # fmt: skip
 
     def finish(self, process: "subprocess.Popen[bytes]") -> tuple[int, str, str]:
@@ -90,32 +89,10 @@ def assert_same(found: Version, expected: Version) -> None:
     assert found.table().to_pylist() == expected.table().to_pylist()
 
 
-def actors_of(driver: int) -> list[psutil.Process]:
-    """The actor processes of a cluster that a command has started."""
-    with suppress(psutil.Error):
-        below = psutil.Process(driver).children(recursive=True)
-        return [process for process in below if _command(process).startswith(ACTOR)]
-    return []
-
-
-def _command(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
-
-
 def _lives(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def wait_until(condition: Callable[[], object], process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, "it ended before that"
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_two_actors_give_the_rows_of_one_process(one_process: Place, place: Place) -> None:
@@ -138,7 +115,7 @@ def test_a_killed_driver_takes_its_actors_along_and_resumes(
     one_process: Place, place: Place
 ) -> None:
     driver = place.start("sample", *RAY)
-    wait_until(place.parts, driver)
+    wait_until(place.parts, driver, PATIENCE_S)
     actors = actors_of(driver.pid)
     assert len(actors) == 2
     driver.kill()
@@ -270,7 +247,7 @@ def test_a_cluster_that_is_there_is_joined_and_left(
     for variable, flags in ({}, ["--ray-address", cluster]), ({"RAY_ADDRESS": cluster}, []):
         shutil.rmtree(place.folder / "data/r/samples", ignore_errors=True)
         driver = place.start("sample", *RAY, *flags, **variable)
-        assert not [p for p in psutil.Process(driver.pid).children() if "raylet" in _command(p)]
+        assert not [p for p in psutil.Process(driver.pid).children() if "raylet" in command_of(p)]
         code, _, told = place.finish(driver)
         assert code == 0, told
         assert_same(place.sampled(), one_process.sampled())

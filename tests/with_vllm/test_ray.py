@@ -4,13 +4,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from ray_processes import (
+    actors_of,
+    command_of,
+    processes_below,
+    wait_until,
+    without_cluster,
+)
 
 from perpo_pipeline.artifacts import Version, open_version
 
@@ -32,39 +37,11 @@ ENVIRONMENT = {
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     """The command, which sees no cluster; it tells in a file of the name of its last argument."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with (folder / arguments[-1]).with_suffix(".told").open("wb") as told:
         return subprocess.Popen(
             [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml"],
-            cwd=folder, env=kept | ENVIRONMENT, stdout=told, stderr=told,
+            cwd=folder, env=without_cluster() | ENVIRONMENT, stdout=told, stderr=told,
         )  # fmt: skip
-
-
-def below(process: psutil.Process) -> list[psutil.Process]:
-    with suppress(psutil.Error):
-        return [child for child in process.children(recursive=True) if child.is_running()]
-    return []
-
-
-def actors_of(driver: int) -> list[psutil.Process]:
-    with suppress(psutil.Error):
-        return [one for one in below(psutil.Process(driver)) if "ray::MapWorker" in command(one)]
-    return []
-
-
-def command(process: psutil.Process) -> str:
-    """Its command line; empty where it has ended."""
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def wait_until(condition: Callable[[], object], driver: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert driver.poll() is None, "it ended before that"
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -87,14 +64,16 @@ def test_an_actor_with_vllm_is_killed_and_gives_the_rows_of_one_process(folder: 
     """All columns are equal: vLLM's batches depend on the part alone, wherever it is sampled."""
     one_process = start(folder, "sample", "--out", "one")
     driver = start(folder, "sample", "--engine", "ray", "--num-actors", "1", "--out", "ray")
-    wait_until(lambda: list(folder.glob("ray/*/part-*.parquet")), driver)
+    wait_until(lambda: list(folder.glob("ray/*/part-*.parquet")), driver, PATIENCE_S)
     (first,) = actors_of(driver.pid)
-    assert below(first) == [], "an engine outside would outlive the actor, with the GPU's memory"
+    assert processes_below(first) == [], (
+        "an engine outside would outlive the actor, with the GPU's memory"
+    )
     os.kill(first.pid, signal.SIGKILL)
-    wait_until(lambda: actors_of(driver.pid) not in ([], [first]), driver)
+    wait_until(lambda: actors_of(driver.pid) not in ([], [first]), driver, PATIENCE_S)
     (second,) = actors_of(driver.pid)
     found = sampled(folder, "ray", driver)
-    assert [command(actor) for actor in (first, second)] == ["", ""], "gone as the command ends"
+    assert [command_of(actor) for actor in (first, second)] == ["", ""], "gone as the command ends"
     assert "the actor that sampled part" in (folder / "ray.told").read_text()
 
     expected = sampled(folder, "one", one_process)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, first_line
+from perpo_pipeline.machine import environment
 
 
 @dataclass(frozen=True)
@@ -90,19 +91,12 @@ def logging_under(names: Sequence[str], folder: Path) -> Iterator[None]:
     Servers that the environment names (MLflow's) stay. A run that an integration keeps open is
     closed at the end, so that the next training in this process is a run of its own.
     """
-    variables = _variables(names, folder.resolve())
-    before = {variable: os.environ.get(variable) for variable in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in set(CLOSE) & set(names) & set(sys.modules):
-            CLOSE[name](sys.modules[name], sys.exc_info()[0] is not None)
-        for variable, value in before.items():
-            if value is None:
-                os.environ.pop(variable, None)
-            else:
-                os.environ[variable] = value
+    with environment(_variables(names, folder.resolve())):
+        try:
+            yield
+        finally:
+            for name in set(CLOSE) & set(names) & set(sys.modules):
+                CLOSE[name](sys.modules[name], sys.exc_info()[0] is not None)
 
 
 def _variables(names: Sequence[str], folder: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from perpo_pipeline.attention import BLOCK_TOKENS, Spans, packed_mask, uses_flex_attention
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.train.cut_weights import is_cut
 
 # Logits made at a time: 2^26 fp32 values = 256 MiB (2,097 positions of a 32,000 vocabulary), of
 # which a few copies live at once.
@@ -193,7 +194,7 @@ def token_logps(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
 
 def _of_all_processes(lm_head: nn.Linear, num_chunks: int) -> int:
     """Under ZeRO-3 each call of the head is a meeting: the most chunks that any process has."""
-    if not hasattr(lm_head.weight, "ds_id"):
+    if not is_cut(lm_head):
         return num_chunks
     import torch.distributed as dist
 

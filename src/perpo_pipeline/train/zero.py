@@ -24,6 +24,7 @@ from perpo_pipeline.errors import (
     MissingDependencyError,
     first_line,
 )
+from perpo_pipeline.machine import environment
 
 SHIPPED = Path(__file__).with_name("deepspeed")
 INSTALL = "DS_BUILD_OPS=0 pip install -c constraints.txt -e '.[deepspeed]'"
@@ -129,21 +130,14 @@ def load_zero_checkpoint(engine: Any, directory: str) -> None:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     known: list[Any] = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
-    forced = os.environ.get(FORCE_GUARD)
-    os.environ[FORCE_GUARD] = "1"  # DeepSpeed asks torch for the opposite
-    try:
-        with torch.serialization.safe_globals(known):
+    try:  # DeepSpeed asks torch for the opposite of the guard
+        with environment({FORCE_GUARD: "1"}), torch.serialization.safe_globals(known):
             found, _ = engine.load_checkpoint(directory, load_module_strict=False)
     except pickle.UnpicklingError as error:
         raise ArtifactError(
             f"the checkpoint is not one that DeepSpeed wrote: {first_line(error)}",
             where=directory, fix="remove it: the same command goes on from the one before",
         ) from error  # fmt: skip
-    finally:
-        if forced is None:
-            del os.environ[FORCE_GUARD]
-        else:
-            os.environ[FORCE_GUARD] = forced
     if found is None:
         raise ArtifactError(
             "the checkpoint lacks DeepSpeed's files", where=directory,
