@@ -93,7 +93,7 @@ $(VLLM_INSTALLED): pyproject.toml constraints.txt $(VLLM_TESTS)/requirements.txt
 	@touch $@
 
 lint: $(DEVELOP)
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports
 
 types: $(DEVELOP)
 	$(VENV)/bin/mypy

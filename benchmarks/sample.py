@@ -223,9 +223,12 @@ def interleave(
 
 
 def summarise(
-    seconds: Mapping[str, list[float]], prompts: int, tokens: int, opponents: Sequence[str],
+    seconds: Mapping[str, list[float]],
+    prompts: int,
+    tokens: int,
+    opponents: Sequence[str],
     ours: str,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """A row a way; `faster` is against the fastest of the opponents, also among themselves."""
     median = {way: statistics.median(taken) for way, taken in seconds.items()}
     best = min(median[way] for way in opponents)
@@ -244,9 +247,11 @@ def summarise(
 
 def print_table(title: str, rows: Sequence[Row]) -> None:
     columns = {
-        "ms/prompt": ("ms_per_prompt", ",.1f"), "tokens/s": ("tokens_per_s", ",.0f"),
-        "ratio": ("faster", ".2f"), "peak MiB": ("peak_mib", ",.0f"),
-    }  # fmt: skip
+        "ms/prompt": ("ms_per_prompt", ",.1f"),
+        "tokens/s": ("tokens_per_s", ",.0f"),
+        "ratio": ("faster", ".2f"),
+        "peak MiB": ("peak_mib", ",.0f"),
+    }
     print(f"\n{title}\n{'':23s}" + "".join(f"{name:>11s}" for name in columns))
     for row in rows:
         cells = [(row.get(key), form) for key, form in columns.values()]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from sample_ways import TEMPERATURE, testbed
 
-from perpo_pipeline.models import EncodedPrompt, Vlm
-from perpo_pipeline.sample.backend import Completion
-from perpo_pipeline.sample.transformers_backend import sample_lists
+from perpo_pipeline.vlm.completion import Completion
+from perpo_pipeline.vlm.decoding import sample_lists
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
 
 NUM_SAMPLES, MAX_NEW_TOKENS = 20, 32
 BATCH_SIZES = (1, 4, 16, 64)
@@ -34,9 +34,13 @@ def draw(vlm: Vlm, prompts: Sequence[EncodedPrompt], batch_size: int) -> list[Co
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         lists = sample_lists(
-            vlm, batch, num_samples=NUM_SAMPLES, temperature=TEMPERATURE,
-            max_new_tokens=MAX_NEW_TOKENS, seeds=range(start, start + len(batch)),
-        )  # fmt: skip
+            vlm,
+            batch,
+            num_samples=NUM_SAMPLES,
+            temperature=TEMPERATURE,
+            max_new_tokens=MAX_NEW_TOKENS,
+            seeds=range(start, start + len(batch)),
+        )
         found += [one for drawn in lists for one in drawn]
     return found
 

@@ -17,11 +17,12 @@ from train_step_models import END, IMAGE, PAD, PATCH_PX, UNKNOWN, Shape, build_v
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from perpo_pipeline.config import ModelConfig, SampleConfig
-from perpo_pipeline.model_inputs import prompt_image
-from perpo_pipeline.models import adds_special_tokens, encode_prompt, render_prompt, resolve_model
+from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.sample.backend import BackendSetup, Failure, Row
 from perpo_pipeline.sample.vllm_backend import VllmBackend
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.inputs import prompt_image
+from perpo_pipeline.vlm.prompts import adds_special_tokens, encode_prompt, render_prompt
 
 IMAGE_PX = (640, 480)
 WORDS = 18  # of the question; the turns around it are a few more
@@ -44,18 +45,24 @@ def save_hub_model(shape: Shape, directory: Path, dtype: torch.dtype, device: to
     backend = Tokenizer(models.WordLevel({n: i for i, n in names.items()}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
         additional_special_tokens=["<image>"],
-    )  # fmt: skip
+    )
     side = shape.tile_px
     images = CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
     LlavaProcessor(
-        image_processor=images, tokenizer=tokenizer, patch_size=PATCH_PX,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH_PX,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=TEMPLATE,
-    ).save_pretrained(directory)  # fmt: skip
+    ).save_pretrained(directory)
     return directory
 
 
@@ -99,7 +106,8 @@ def open_backend(model: Path, scratch: Path, case: EngineCase, dtype: torch.dtyp
     name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
     backend = VllmBackend(
         BackendSetup(
-            ModelConfig(id=str(model)), resolve_model(str(model)),
+            ModelConfig(id=str(model)),
+            resolve_model(str(model)),
             {"dtype": name, "preprocess": "processor"},
             SampleConfig(
                 num_samples=case.num_samples,
@@ -108,7 +116,7 @@ def open_backend(model: Path, scratch: Path, case: EngineCase, dtype: torch.dtyp
             ),
             scratch,
         )
-    )  # fmt: skip
+    )
     backend.front.eos_token_ids = ()  # no token ends an answer
     return backend
 
@@ -155,11 +163,16 @@ def bare_params(backend: VllmBackend, num: int, detokenize: bool) -> list[Any]:
     sampling = backend.sampling
     return [
         backend.vllm.SamplingParams(
-            n=sampling.num_samples, temperature=sampling.temperature, seed=index >> 1, logprobs=0,
-            max_tokens=sampling.max_new_tokens, ignore_eos=True, detokenize=detokenize,
+            n=sampling.num_samples,
+            temperature=sampling.temperature,
+            seed=index >> 1,
+            logprobs=0,
+            max_tokens=sampling.max_new_tokens,
+            ignore_eos=True,
+            detokenize=detokenize,
         )
         for index in range(num)
-    ]  # fmt: skip
+    ]
 
 
 def prefix_tokens(backend: VllmBackend, row: Row) -> int:

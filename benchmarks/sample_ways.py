@@ -21,11 +21,13 @@ from torch import Tensor
 from train_step_models import Regime, Shape, build_vlm, random_lists
 from transformers import GenerationConfig
 
-from perpo_pipeline.model_inputs import encode_row
-from perpo_pipeline.models import EncodedPrompt, Vlm, load_vlm, resolve_model
 from perpo_pipeline.prepare.testbed import render_prompts, testbed_settings
-from perpo_pipeline.sample.transformers_backend import sample_lists
-from perpo_pipeline.train.shared_prefix import cast_tensors, stack_image_tensors
+from perpo_pipeline.vlm.decoding import sample_lists
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.inputs import encode_row
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.tensors import cast_tensors, stack_image_tensors
 
 NO_TOKEN = -1
 TEMPERATURE = 0.5
@@ -106,9 +108,13 @@ def end_nothing(vlm: Vlm) -> None:
 def shared_prefix(scene: Scene) -> Tokens:
     """Ours: what `TransformersBackend` calls."""
     lists = sample_lists(
-        scene.vlm, scene.prompts, num_samples=scene.case.num_samples, temperature=TEMPERATURE,
-        max_new_tokens=scene.case.answer_tokens, seeds=range(len(scene.prompts)),
-    )  # fmt: skip
+        scene.vlm,
+        scene.prompts,
+        num_samples=scene.case.num_samples,
+        temperature=TEMPERATURE,
+        max_new_tokens=scene.case.answer_tokens,
+        seeds=range(len(scene.prompts)),
+    )
     return [one.token_ids for drawn in lists for one in drawn]
 
 
@@ -135,9 +141,13 @@ def generate_copied_cache(scene: Scene) -> Tokens:
     rows = model.generate(
         input_ids=inputs["input_ids"].repeat_interleave(num, 0),
         attention_mask=inputs["attention_mask"].repeat_interleave(num, 0),
-        past_key_values=cache, do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
+        past_key_values=cache,
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_k=0,
+        top_p=1.0,
         max_new_tokens=scene.case.answer_tokens,
-    )  # fmt: skip
+    )
     drawn: Tokens = rows[:, scene.prefix_tokens :].tolist()
     return drawn
 
@@ -162,9 +172,14 @@ def _generate(scene: Scene, prompts: Sequence[EncodedPrompt]) -> Tokens:
     model: Any = scene.vlm.model
     inputs = _inputs(scene.vlm, prompts)
     rows = model.generate(
-        **inputs, do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
-        num_return_sequences=scene.case.num_samples, max_new_tokens=scene.case.answer_tokens,
-    )  # fmt: skip
+        **inputs,
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=scene.case.num_samples,
+        max_new_tokens=scene.case.answer_tokens,
+    )
     drawn: Tokens = rows[:, inputs["input_ids"].shape[1] :].tolist()
     return drawn
 

@@ -40,7 +40,7 @@ import pyarrow as pa
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
-from perpo_pipeline.answers import read_boxes
+from perpo_pipeline.answers.reading import read_boxes
 from perpo_pipeline.rewards.grounding import iou_xyxy
 from perpo_pipeline.rewards.text import edit_similarities
 
@@ -256,8 +256,10 @@ CASES = {
 def print_row(row: Row) -> None:
     peer = row["peer_rows_per_s"]
     beside = "" if peer is None else f"{peer:14,.0f} peer{row['rows_per_s'] / peer:8.2f} x"
-    print(f"{row['name']:12s}{row['rows_per_s']:14,.0f} rows/s{beside:32s}"
-          f"{row['peak_gib']:8.2f} GiB", flush=True)  # fmt: skip
+    print(
+        f"{row['name']:12s}{row['rows_per_s']:14,.0f} rows/s{beside:32s}{row['peak_gib']:8.2f} GiB",
+        flush=True,
+    )
 
 
 def describe(options: argparse.Namespace) -> Row:

@@ -19,8 +19,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from perpo_pipeline.artifacts import Recipe, Version, open_version, open_writer
-from perpo_pipeline.schemas import PROMPTS, SAMPLES
+from perpo_pipeline.store.artifacts import Recipe, Version, open_version, open_writer
+from perpo_pipeline.store.schemas import PROMPTS, SAMPLES
 
 Row = dict[str, Any]
 SIZE = (640, 480)
@@ -42,10 +42,20 @@ def measure_stream(rows: int = ROWS, *, with_peer: bool = True) -> Row:
         _timed([sys.executable, __file__, "--make", ".", "--rows", str(rows)], root)
         total = open_version(root / "data/stream/samples/train").manifest["rows"]
         stages = [
-            _timed([sys.executable, "-m", "perpo_pipeline.cli", stage, "--config", "run.yaml",
-                    "--quiet"], root)
+            _timed(
+                [
+                    sys.executable,
+                    "-m",
+                    "perpo_pipeline.cli",
+                    stage,
+                    "--config",
+                    "run.yaml",
+                    "--quiet",
+                ],
+                root,
+            )
             for stage in ("score", "filter")
-        ]  # fmt: skip
+        ]
         found: Row = {
             "name": "stream",
             "rows_per_s": total / sum(seconds for seconds, _ in stages),
@@ -90,22 +100,32 @@ def _true_boxes(start: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]
 
 
 def _prompts(start: int, count: int) -> pa.Table:
-    parts = [_true_boxes(s, min(PROMPTS_A_PART, start + count - s))
-             for s in range(start, start + count, PROMPTS_A_PART)]  # fmt: skip
+    parts = [
+        _true_boxes(s, min(PROMPTS_A_PART, start + count - s))
+        for s in range(start, start + count, PROMPTS_A_PART)
+    ]
     boxes = np.concatenate(parts) * np.tile(SIZE, 2)
     keys = _keys(start, count)
     columns: Row = {
-        "prompt_id": keys, "dataset": ["refcoco_train"] * count, "split": ["train"] * count,
-        "task": ["grounding"] * count, "source_row": keys,
+        "prompt_id": keys,
+        "dataset": ["refcoco_train"] * count,
+        "split": ["train"] * count,
+        "task": ["grounding"] * count,
+        "source_row": keys,
         "image": [{"bytes": None, "path": f"train2014/COCO_train2014_{key}.jpg"} for key in keys],
-        "image_sha256": [key * 4 for key in keys], "image_notes": [[]] * count,
-        "width": [SIZE[0]] * count, "height": [SIZE[1]] * count,
+        "image_sha256": [key * 4 for key in keys],
+        "image_notes": [[]] * count,
+        "width": [SIZE[0]] * count,
+        "height": [SIZE[1]] * count,
         "prompt": [f"Please provide the bounding box coordinate of object {key}" for key in keys],
-        "gt_text": [None] * count, "gt_box": boxes.tolist(), "gt_boxes": [None] * count,
+        "gt_text": [None] * count,
+        "gt_box": boxes.tolist(),
+        "gt_boxes": [None] * count,
         "gt_polygon": [None] * count,
-    }  # fmt: skip
-    return pa.table([pa.array(columns[f.name], f.type) for f in PROMPTS.columns],
-                    schema=PROMPTS.columns)  # fmt: skip
+    }
+    return pa.table(
+        [pa.array(columns[f.name], f.type) for f in PROMPTS.columns], schema=PROMPTS.columns
+    )
 
 
 def _samples(start: int, count: int) -> pa.Table:
@@ -131,7 +151,7 @@ def _samples(start: int, count: int) -> pa.Table:
         "seed": np.zeros(n, dtype=np.int64),
         "sampler_logprob": -rng.random(n),
         "resized": pa.nulls(n, pa.list_(pa.int32())),
-    }  # fmt: skip
+    }
     return pa.table(
         [_as(columns[field.name], field.type) for field in SAMPLES.columns], schema=SAMPLES.columns
     )
@@ -144,8 +164,9 @@ def _as(column: Any, kind: pa.DataType) -> pa.Array:
 def _timed(command: list[str], root: Path) -> tuple[float, float]:
     """Seconds and peak GiB of a command."""
     started = time.monotonic()
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -157,27 +178,31 @@ def _timed(command: list[str], root: Path) -> tuple[float, float]:
 
 def in_memory(root: Path) -> None:
     """The peer: all rows at once, in Polars and NumPy."""
-    from perpo_pipeline.answers import read_boxes
+    from perpo_pipeline.answers.reading import read_boxes
     from perpo_pipeline.rewards.grounding import iou_xyxy
 
     def read(artifact: str, columns: list[str]) -> pl.DataFrame:
-        return pl.read_parquet(root / f"data/stream/{artifact}/train/*/part-*.parquet",
-                               columns=columns)  # fmt: skip
+        return pl.read_parquet(
+            root / f"data/stream/{artifact}/train/*/part-*.parquet", columns=columns
+        )
 
     samples = read("samples", SAMPLES.columns.names)
     truth = read("prompts", ["prompt_id", "width", "height", "gt_box"])
     rows = samples.join(truth, on="prompt_id", how="left", maintain_order="left")
-    boxes = read_boxes(rows["completion"], "llava", frame="full",
-                       sizes=rows.select("width", "height").to_numpy())  # fmt: skip
+    boxes = read_boxes(
+        rows["completion"], "llava", frame="full", sizes=rows.select("width", "height").to_numpy()
+    )
     true = rows["gt_box"].list.explode().to_numpy().reshape(-1, 4)
     rows = rows.with_columns(reward=pl.Series(iou_xyxy(boxes, true)))
     rows.select("prompt_id", "sample_id", "reward").write_parquet(root / "peer-scores.parquet")
     margin = (pl.col("reward").max() - pl.col("reward").min()).alias("margin")
     wide = rows.group_by("prompt_id").agg(margin).filter(pl.col("margin") >= MIN_MARGIN)
     kept = wide.sample(min(MAX_LISTS, wide.height), seed=0).select("prompt_id")
-    lists = rows.join(kept, on="prompt_id", how="semi").group_by("prompt_id").agg(
-        "completion", "completion_token_ids", "reward"
-    )  # fmt: skip
+    lists = (
+        rows.join(kept, on="prompt_id", how="semi")
+        .group_by("prompt_id")
+        .agg("completion", "completion_token_ids", "reward")
+    )
     lists.write_parquet(root / "peer-lists.parquet")
 
 

@@ -261,9 +261,13 @@ def summarise(
     rows: list[Row] = []
     for name, timing in timings.items():
         row: Row = {
-            "regime": regime_name, "variant": name, "ms_per_prompt": None,
-            "peak_gib": timing.peak_gib, "token_bound": bound, "note": timing.note,
-        }  # fmt: skip
+            "regime": regime_name,
+            "variant": name,
+            "ms_per_prompt": None,
+            "peak_gib": timing.peak_gib,
+            "token_bound": bound,
+            "note": timing.note,
+        }
         rows.append(row)
         if timing.note:
             continue
@@ -284,11 +288,14 @@ def summarise(
 
 
 COLUMNS = {
-    "ms/prompt": ("ms_per_prompt", ",.1f"), "with AdamW": ("full_step_ms_per_prompt", ",.1f"),
-    "tokens/s": ("tokens_per_s", ",.0f"), "peak GiB": ("peak_gib", ".1f"),
+    "ms/prompt": ("ms_per_prompt", ",.1f"),
+    "with AdamW": ("full_step_ms_per_prompt", ",.1f"),
+    "tokens/s": ("tokens_per_s", ",.0f"),
+    "peak GiB": ("peak_gib", ".1f"),
     "times faster": ("faster_than_concatenated", ".1f"),
-    "of bound": ("share_of_token_bound", ".2f"), "of matmul": ("share_of_matmul_rate", ".2f"),
-}  # fmt: skip
+    "of bound": ("share_of_token_bound", ".2f"),
+    "of matmul": ("share_of_matmul_rate", ".2f"),
+}
 
 
 def print_table(regime_name: str, regime: Regime, rows: list[Row]) -> None:
@@ -317,12 +324,13 @@ def describe(
         "threads": torch.get_num_threads(),
         "repeats": options.repeats,
         "dtype": str(dtype),
-        "peak_gib": "torch.cuda.max_memory_allocated of a step" if on_cuda
+        "peak_gib": "torch.cuda.max_memory_allocated of a step"
+        if on_cuda
         else "null: the variants share one process, whose peak cannot be told apart",
         "matmul_tflops": peak / 1e12 if on_cuda else None,
         "settings": {name: asdict(regime) for name, regime in regimes.items()},
         "max_abs_dlogp_nats": {},
-    }  # fmt: skip
+    }
 
 
 def keep_memory() -> None:

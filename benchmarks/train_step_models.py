@@ -19,10 +19,11 @@ from transformers import (
     Qwen2_5_VLConfig,
 )
 
-from perpo_pipeline.models import FAMILIES, EncodedPrompt, Vlm, base_model
 from perpo_pipeline.train.engine import ready_model
 from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import CompletionList
+from perpo_pipeline.vlm.families import FAMILIES
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 
 PAD, UNKNOWN, END, IMAGE = range(4)
 FIRST_WORD = 10  # token ids below are special
@@ -93,10 +94,16 @@ def build_vlm(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[V
     shared = {id(weight): weight for weight in chain(model.parameters(), model.buffers())}
     twin = copy.deepcopy(model, shared)
     vlm = Vlm(
-        model=model, processor=None, tokenizer=SimpleNamespace(pad_token_id=PAD),
-        family=FAMILIES[shape.model_type], device=device, dtype=dtype, eos_token_ids=(END,),
-        image_token_ids=(IMAGE,), identity="random",
-    )  # fmt: skip
+        model=model,
+        processor=None,
+        tokenizer=SimpleNamespace(pad_token_id=PAD),
+        family=FAMILIES[shape.model_type],
+        device=device,
+        dtype=dtype,
+        eos_token_ids=(END,),
+        image_token_ids=(IMAGE,),
+        identity="random",
+    )
     lora = lora_config(vlm, shape.rank, 2 * shape.rank)
     ready_model(vlm, "shared-prefix", SimpleNamespace(compile=None, deepspeed=None))
     vlm.model = get_peft_model(model, lora, autocast_adapter_dtype=False).train()
@@ -153,18 +160,30 @@ def _prompt(vlm: Vlm, ids: Tensor, tensors: dict[str, Tensor]) -> EncodedPrompt:
         positions = found[:, 0]
     no_size = (0, 0)  # of the image: nothing here asks for it
     return EncodedPrompt(
-        ids, tensors, positions, int(positions.max()) + 1, no_size, no_size, None,
+        ids,
+        tensors,
+        positions,
+        int(positions.max()) + 1,
+        no_size,
+        no_size,
+        None,
         token_types=types,
-    )  # fmt: skip
+    )
 
 
 def model_config(shape: Shape) -> PreTrainedConfig:
     text: dict[str, Any] = {
-        "vocab_size": shape.vocab, "hidden_size": shape.hidden, "max_position_embeddings": 8192,
-        "intermediate_size": shape.intermediate, "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
-        "pad_token_id": PAD, "bos_token_id": None, "eos_token_id": END,
-    }  # fmt: skip
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "max_position_embeddings": 8192,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "pad_token_id": PAD,
+        "bos_token_id": None,
+        "eos_token_id": END,
+    }
     hidden, intermediate, layers, heads = shape.tower
     if shape.model_type == "qwen2_5_vl":
         axes = shape.hidden // shape.heads // 16  # time, height, width: 2 : 3 : 3 of the half head
@@ -173,21 +192,33 @@ def model_config(shape: Shape) -> PreTrainedConfig:
         return Qwen2_5_VLConfig(
             text_config=text | {"rope_parameters": rope, "use_sliding_window": False},
             vision_config={
-                "depth": layers, "hidden_size": hidden, "intermediate_size": intermediate,
-                "num_heads": heads, "out_hidden_size": shape.hidden,
+                "depth": layers,
+                "hidden_size": hidden,
+                "intermediate_size": intermediate,
+                "num_heads": heads,
+                "out_hidden_size": shape.hidden,
                 "fullatt_block_indexes": [(i + 1) * layers // 4 - 1 for i in range(4)],
             },
-            image_token_id=IMAGE, video_token_id=4, vision_start_token_id=5,
-            vision_end_token_id=6, tie_word_embeddings=False,
-        )  # fmt: skip
+            image_token_id=IMAGE,
+            video_token_id=4,
+            vision_start_token_id=5,
+            vision_end_token_id=6,
+            tie_word_embeddings=False,
+        )
     tower = CLIPVisionConfig(
-        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=heads, image_size=shape.tile_px, patch_size=PATCH_PX,
-    )  # fmt: skip
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=shape.tile_px,
+        patch_size=PATCH_PX,
+    )
     both: dict[str, Any] = {
-        "vision_config": tower, "text_config": LlamaConfig(**text), "image_token_index": IMAGE,
+        "vision_config": tower,
+        "text_config": LlamaConfig(**text),
+        "image_token_index": IMAGE,
         "image_seq_length": (shape.tile_px // PATCH_PX) ** 2,
-    }  # fmt: skip
+    }
     if shape.model_type == "llava":
         return LlavaConfig(**both)
     side = 2 * shape.tile_px

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from train_step_models import Regime, random_lists
 
-from perpo_pipeline.models import Vlm
 from perpo_pipeline.train.engine import ListPolicy
 from perpo_pipeline.train.losses import perpo_loss
 from perpo_pipeline.train.master_weights import MasterAdamW
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists
+from perpo_pipeline.vlm.models import Vlm
 
 NUM_LISTS = 3000
 TEXT_SPREAD, ANSWER_SPREAD = 10, 4  # tokens: rows differ in length, as in a real run

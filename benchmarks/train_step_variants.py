@@ -15,19 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from train_step_models import END, IMAGE, PAD, PATCH_PX, UNKNOWN, Regime
 
-from perpo_pipeline.models import Vlm, base_model
 from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenate_lists
 from perpo_pipeline.train.losses import perpo_loss
 from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
     PackedBatch,
-    cast_tensors,
     pack_lists,
     packed_logps,
-    stack_image_tensors,
     token_logps,
 )
+from perpo_pipeline.vlm.models import Vlm, base_model
+from perpo_pipeline.vlm.tensors import cast_tensors, stack_image_tensors
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,12 @@ def concatenated(setup: Setup) -> Work:
 
     def logps() -> Tensor:
         logits = vlm.model(
-            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False,
-            **types, **cast_tensors(rows.tensors, vlm.dtype),
-        ).logits.float()  # fmt: skip
+            input_ids=rows.input_ids,
+            attention_mask=rows.attention_mask,
+            use_cache=False,
+            **types,
+            **cast_tensors(rows.tensors, vlm.dtype),
+        ).logits.float()
         of_tokens = logits[:, :-1].log_softmax(-1).gather(-1, rows.input_ids[:, 1:, None])[..., 0]
         return (of_tokens * rows.is_answer[:, 1:]).sum(-1).view(rows.num_tokens.shape)
 
@@ -125,9 +127,13 @@ def trl(setup: Setup) -> Work:
     blank = Image.new("RGB", (shape.tile_px, shape.tile_px))
     on_cuda = vlm.device.type == "cuda"
     arguments = DPOConfig(
-        output_dir=tempfile.gettempdir(), max_length=None, bf16=on_cuda, use_cpu=not on_cuda,
-        per_device_train_batch_size=len(lists), report_to="none",
-    )  # fmt: skip
+        output_dir=tempfile.gettempdir(),
+        max_length=None,
+        bf16=on_cuda,
+        use_cpu=not on_cuda,
+        per_device_train_batch_size=len(lists),
+        report_to="none",
+    )
     trainer = DPOTrainer(
         setup.twin,
         args=arguments,
@@ -279,6 +285,7 @@ def _processor(vocab: int, image_processor: Any) -> Any:
         tokenizer=PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
         ),
-        patch_size=PATCH_PX, vision_feature_select_strategy="default",
+        patch_size=PATCH_PX,
+        vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-    )  # fmt: skip
+    )

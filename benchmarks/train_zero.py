@@ -30,7 +30,8 @@ from train_step import LLAVA_7B, SMALLER
 from train_step_models import Shape, model_config
 from transformers import AutoModelForImageTextToText
 
-from perpo_pipeline.models import load_front, resolve_model
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_front
 
 PRESETS: dict[str, tuple[Shape, str]] = {
     "cpu": (replace(SMALLER, tile_px=112, rank=16), "float32"),
@@ -80,13 +81,20 @@ def write_lists(folder: Path, num_lists: int) -> None:
     for number in range(num_lists):
         name = f"{number}.png"
         Image.new("RGB", (336, 336), (number % 256, 99, 9)).save(folder / name)
-        boxes = [f"[{', '.join(f'{rng.random() / 2 + at:.2f}' for at in (0, 0, 0.5, 0.5))}]"
-                 for _ in range(ANSWERS)]  # fmt: skip
-        records.append({
-            "image_id": number, "image_path": name, "question": "Where is the red shape?",
-            "answer": "[0.10, 0.10, 0.90, 0.90]", "answers_gen": boxes,
-            "iou_scores": [at / (ANSWERS - 1) for at in range(ANSWERS)],
-        })  # fmt: skip
+        boxes = [
+            f"[{', '.join(f'{rng.random() / 2 + at:.2f}' for at in (0, 0, 0.5, 0.5))}]"
+            for _ in range(ANSWERS)
+        ]
+        records.append(
+            {
+                "image_id": number,
+                "image_path": name,
+                "question": "Where is the red shape?",
+                "answer": "[0.10, 0.10, 0.90, 0.90]",
+                "answers_gen": boxes,
+                "iou_scores": [at / (ANSWERS - 1) for at in range(ANSWERS)],
+            }
+        )
     (folder / "lists.json").write_text(json.dumps(records))
 
 
@@ -95,9 +103,12 @@ def perpo(folder: Path, *arguments: str) -> float:
     start = time.perf_counter()
     ran = subprocess.run(
         [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "z.yaml", "--quiet"],
-        cwd=folder, capture_output=True, text=True, check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     if ran.returncode:
         sys.exit(f"perpo {' '.join(arguments)} failed:\n{ran.stderr[-3000:]}")
     return time.perf_counter() - start
@@ -112,17 +123,23 @@ def measure(folder: Path, way: str, num_processes: int) -> dict[str, Any]:
     log = pl.read_parquet(folder / way / "*" / "part-*.parquet")[WARM_UP:]
     taken = (log["tokens"] / log["tokens_per_s"]).to_list()
     return {
-        "way": way, "processes": num_processes, "step_s": statistics.median(taken),
-        "tokens_per_s": log["tokens_per_s"].median(), "mfu": log["mfu"].median(),
-        "peak_memory_gib": log["peak_memory_gib"].max(), "whole_command_s": seconds,
+        "way": way,
+        "processes": num_processes,
+        "step_s": statistics.median(taken),
+        "tokens_per_s": log["tokens_per_s"].median(),
+        "mfu": log["mfu"].median(),
+        "peak_memory_gib": log["peak_memory_gib"].max(),
+        "whole_command_s": seconds,
         "losses": log["loss"].to_list(),
-    }  # fmt: skip
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown; the largest difference of a loss is against the first way."""
-    lines = ["| deepspeed | s a step | tokens/s | MFU | peak GiB | command s | loss off by |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| deepspeed | s a step | tokens/s | MFU | peak GiB | command s | loss off by |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         off = max(abs(a - b) for a, b in zip(row["losses"], rows[0]["losses"], strict=True))
         mfu = "-" if row["mfu"] is None else f"{row['mfu']:.2f}"
@@ -156,9 +173,14 @@ def main() -> None:
             write_base(folder / "base", shape, dtype)
         write_lists(folder, chosen.steps * chosen.batch_size)
         (folder / "z.yaml").write_text(
-            CONFIG.format(base=folder.resolve() / "base", dtype=dtype, batch=chosen.batch_size,
-                          rank=shape.rank, alpha=2 * shape.rank)
-        )  # fmt: skip
+            CONFIG.format(
+                base=folder.resolve() / "base",
+                dtype=dtype,
+                batch=chosen.batch_size,
+                rank=shape.rank,
+                alpha=2 * shape.rank,
+            )
+        )
         for stage in ("prepare", "filter"):
             perpo(folder, stage)
         rows = [measure(folder, way, chosen.num_processes) for way in chosen.ways]
@@ -166,8 +188,10 @@ def main() -> None:
         if chosen.keep is None:
             shutil.rmtree(folder)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{chosen.num_processes} process(es), {where}, {dtype}, {chosen.steps} steps of "
-          f"{chosen.batch_size} lists\n\n{table(rows)}")  # fmt: skip
+    print(
+        f"{chosen.num_processes} process(es), {where}, {dtype}, {chosen.steps} steps of "
+        f"{chosen.batch_size} lists\n\n{table(rows)}"
+    )
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1))
 

@@ -9,7 +9,7 @@ import pytest
 from fake_openai_server import Answer, Json, Reply, Server
 
 from perpo_pipeline import cli
-from perpo_pipeline.artifacts import open_version
+from perpo_pipeline.store.artifacts import open_version
 
 Said = str | Reply
 Opinion = Callable[[str], Said]  # of a prompt's text

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from tiny_models import tiny_tokenizer
 
-from perpo_pipeline.processors import load_processor
+from perpo_pipeline.vlm.processors import load_processor
 
 END, IMAGE_ID, MAX_NEW = 2, 3, 6
 WORDS = tiny_tokenizer()

@@ -19,11 +19,13 @@ import safetensors.torch
 import torch
 from transformers import TrainerState
 
-import perpo_pipeline.evaluate.stage
-import perpo_pipeline.report.stage
-import perpo_pipeline.sample.stage
-import perpo_pipeline.train.stage
-import perpo_pipeline.train.trainer  # noqa: F401
+import perpo_pipeline.evaluate.evaluate_model
+import perpo_pipeline.report.write_report
+import perpo_pipeline.sample.sample_prompts
+import perpo_pipeline.train.train_adapter
+import perpo_pipeline.train.trainer
+import perpo_pipeline.vlm.decoding
+import perpo_pipeline.vlm.loading  # noqa: F401
 from perpo_pipeline import cli
 
 COMPLETED = 0

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from perpo_pipeline.artifacts import Recipe, Version, Writer
-from perpo_pipeline.boxes import format_box
-from perpo_pipeline.config import RunConfig, TrainSettings, model_of
+from perpo_pipeline.answers.boxes import REFERRING_PROMPT, format_box
+from perpo_pipeline.config.run import RunConfig, TrainSettings, model_of
 from perpo_pipeline.evaluate.metrics import summarise
-from perpo_pipeline.filter.stage import filter_lists
-from perpo_pipeline.images import image_sha256
-from perpo_pipeline.prepare.rows import REFERRING_PROMPT, prompt_id
-from perpo_pipeline.score import score, score_samples
-from perpo_pipeline.stage import Run, make
+from perpo_pipeline.filter.filter_lists import filter_lists
+from perpo_pipeline.prepare.rows import prompt_id
+from perpo_pipeline.rewards.scoring import score_samples
+from perpo_pipeline.run import Run, make
+from perpo_pipeline.score.score_answers import score
+from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.vlm.images import image_sha256
 
 SIZE = (64, 48)
 RIGHT = {"base": 0.45, "sft": 0.7, "dpo": 0.65, "lipo": 0.75, "lipo-lambda": 0.75, "perpo": 0.9}
@@ -30,9 +31,14 @@ Row = dict[str, Any]
 
 
 def synthetic_config(
-    root: Path, *, num_prompts: int = 40, task: str = "grounding", seeds: tuple[int, ...] = (0,),
-    methods: tuple[str, ...] = METHODS, **report: Any,
-) -> RunConfig:  # fmt: skip
+    root: Path,
+    *,
+    num_prompts: int = 40,
+    task: str = "grounding",
+    seeds: tuple[int, ...] = (0,),
+    methods: tuple[str, ...] = METHODS,
+    **report: Any,
+) -> RunConfig:
     """The configuration of a synthetic run; `report` holds settings of its report section."""
     source = {"source": "testbed", "num_prompts": num_prompts}
     return RunConfig.model_validate(
@@ -50,9 +56,13 @@ def synthetic_config(
 
 
 def make_synthetic_run(
-    root: Path, *, task: str = "grounding", expression: str = "box number {index}",
-    right: Mapping[str, float] = RIGHT, **config: Any,
-) -> Run:  # fmt: skip
+    root: Path,
+    *,
+    task: str = "grounding",
+    expression: str = "box number {index}",
+    right: Mapping[str, float] = RIGHT,
+    **config: Any,
+) -> Run:
     """Write all artifacts that come before the report, and return the run.
 
     `expression` is the question (with `{index}`), `right` how often each method's box is right.
@@ -136,8 +146,15 @@ def _write_samples(run: Run) -> Version:
         probability = rng.choice([0.0, 0.5, 1.0], p=[0.2, 0.6, 0.2])
         for sample_id in range(run.config.sample.num_samples):
             answer = _answer(prompt, probability, rng)
-            rows.append({"prompt_id": prompt["prompt_id"], "sample_id": sample_id,
-                         **_completion(answer), "seed": i, "sampler_logprob": -1.0})  # fmt: skip
+            rows.append(
+                {
+                    "prompt_id": prompt["prompt_id"],
+                    "sample_id": sample_id,
+                    **_completion(answer),
+                    "seed": i,
+                    "sampler_logprob": -1.0,
+                }
+            )
     settings = run.config.sample.result_settings()
     notes = {"model_id": run.config.model.id}
     recipe = Recipe("samples", "train", "sample", 1, settings, {"prompts": prompts}, notes)
@@ -145,8 +162,12 @@ def _write_samples(run: Run) -> Version:
 
 
 def _completion(answer: str) -> Row:
-    return {"completion": answer, "completion_token_ids": [ord(c) for c in answer],
-            "finish_reason": "stop", "resized": SIZE}  # fmt: skip
+    return {
+        "completion": answer,
+        "completion_token_ids": [ord(c) for c in answer],
+        "finish_reason": "stop",
+        "resized": SIZE,
+    }
 
 
 def _write_adapter(run: Run, name: str, settings: TrainSettings) -> Version:
@@ -155,15 +176,24 @@ def _write_adapter(run: Run, name: str, settings: TrainSettings) -> Version:
     rows: list[Row] = []
     for step in range(1, 61):
         done = step / 60
-        rows.append({
-            "step": step, "epoch": done, "learning_rate": 1e-4 * (1 - done), "grad_norm": 1.0,
-            "loss": (0.69 if ranked else 2.0) * np.exp(-done) + rng.normal(0, 0.03),
-            "reward_accuracy": min(1, 0.5 + done / 2 + rng.normal(0, 0.03)) if ranked else None,
-            "implicit_margin": rng.normal(3, 0.3) * done if ranked else None,
-            "best_logp": rng.normal(-4, 0.2) + done if ranked else None,
-            "worst_logp": None, "kl": None, "mfu": None, "tokens": 500, "tokens_per_s": 1000.0,
-            "peak_memory_gib": None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "step": step,
+                "epoch": done,
+                "learning_rate": 1e-4 * (1 - done),
+                "grad_norm": 1.0,
+                "loss": (0.69 if ranked else 2.0) * np.exp(-done) + rng.normal(0, 0.03),
+                "reward_accuracy": min(1, 0.5 + done / 2 + rng.normal(0, 0.03)) if ranked else None,
+                "implicit_margin": rng.normal(3, 0.3) * done if ranked else None,
+                "best_logp": rng.normal(-4, 0.2) + done if ranked else None,
+                "worst_logp": None,
+                "kl": None,
+                "mfu": None,
+                "tokens": 500,
+                "tokens_per_s": 1000.0,
+                "peak_memory_gib": None,
+            }
+        )
     inputs = {"preferences": run.latest("preferences", "train")}
     recipe = Recipe("adapter", name, "train", 1, settings.result_settings(), inputs)
     return _write(run, recipe, rows)
@@ -176,15 +206,22 @@ def _write_evaluation(run: Run, variant: str, probability: float) -> Version:
     shown = rows[: run.config.eval.condition_prompts] if is_other else rows
     rng = np.random.default_rng(list(variant.encode()))
     answers = [_answer(row, probability, rng) for row in shown]
-    samples = [{"prompt_id": row["prompt_id"], "sample_id": 0, "completion": answer}
-               for row, answer in zip(shown, answers, strict=True)]  # fmt: skip
-    scored = score_samples(_table(samples), prompts.table(), reward="auto", box_format="llava",
-                           box_frame="full").to_pylist()  # fmt: skip
+    samples = [
+        {"prompt_id": row["prompt_id"], "sample_id": 0, "completion": answer}
+        for row, answer in zip(shown, answers, strict=True)
+    ]
+    scored = score_samples(
+        _table(samples), prompts.table(), reward="auto", box_format="llava", box_frame="full"
+    ).to_pylist()
     predictions = [
-        {"prompt_id": row["prompt_id"], "image_prompt_id": row["prompt_id"], **_completion(answer),
-         **{key: measured[key] for key in ("reward", "parse_ok", "box")}}
+        {
+            "prompt_id": row["prompt_id"],
+            "image_prompt_id": row["prompt_id"],
+            **_completion(answer),
+            **{key: measured[key] for key in ("reward", "parse_ok", "box")},
+        }
         for row, answer, measured in zip(shown, answers, scored, strict=True)
-    ]  # fmt: skip
+    ]
     inputs = {"prompts": prompts}
     if not variant.startswith("base"):
         inputs["adapter"] = run.latest("adapter", model_of(variant))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 
-from perpo_pipeline.artifacts import Version, damaged_files, open_version
+from perpo_pipeline.store.artifacts import Version, damaged_files, open_version
 
 KILLING = Path(__file__).with_name("killing.py")
 CONFIG = """
@@ -50,8 +50,10 @@ WALL_CLOCK = ["tokens_per_s"]
 def run_stage(workdir: Path, stage: str) -> None:
     subprocess.run(
         [sys.executable, "-m", "perpo_pipeline.cli", stage, "--config", "k.yaml", "--quiet"],
-        cwd=workdir, check=True, capture_output=True,
-    )  # fmt: skip
+        cwd=workdir,
+        check=True,
+        capture_output=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +105,9 @@ def test_a_stage_killed_anywhere_ends_with_the_same_rows(
     upstream: Path, tmp_path: Path, stage: str
 ) -> None:
     output = tmp_path / "outcome.json"
-    subprocess.run(["cp", "-r", str(upstream / "data"), str(upstream / "k.yaml"), str(tmp_path)],
-                   check=True)  # fmt: skip
+    subprocess.run(
+        ["cp", "-r", str(upstream / "data"), str(upstream / "k.yaml"), str(tmp_path)], check=True
+    )
     command = [sys.executable, str(KILLING), str(tmp_path), "k.yaml", stage, str(output)]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr

@@ -27,8 +27,16 @@ EVERY_STAGE = ("prompts", "samples", "scores", "preferences", "adapter", "metric
 
 
 def make_all(config: Path) -> tuple[str, float]:
-    command = ["make", "--no-print-directory", "-C", str(ROOT), "all", "RUN=test-make",
-               f"CONFIG={config}", f"VENV={VENV}"]  # fmt: skip
+    command = [
+        "make",
+        "--no-print-directory",
+        "-C",
+        str(ROOT),
+        "all",
+        "RUN=test-make",
+        f"CONFIG={config}",
+        f"VENV={VENV}",
+    ]
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from peft import get_peft_model
 
-from perpo_pipeline.adapters import save_trained, write_record
-from perpo_pipeline.artifacts import Recipe, adopt_files, open_writer
-from perpo_pipeline.models import load_vlm, resolve_model
+from perpo_pipeline.store.artifacts import Recipe, adopt_files, open_writer
 from perpo_pipeline.train.scope import lora_config, unfreeze
+from perpo_pipeline.vlm.adapters import save_trained, write_record
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
 
 
 def save_adapter(model: Path, directory: Path, scope: Sequence[str], *, full: bool = False) -> Path:

@@ -37,19 +37,31 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from perpo_pipeline.processors import without_video
+from perpo_pipeline.vlm.processors import without_video
 
 MODEL_TYPES = (
-    "llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl",
-)  # fmt: skip
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+)
 WEIGHT_STD = 0.12  # as in tiny_models: six times the usual, so that logits differ visibly
 TEXT = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
 TOWER = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 # Qwen's text configs on the hub name a window size and switch the window off.
 QWEN_TEXT = TEXT | {"use_sliding_window": False, "tie_word_embeddings": False}
 
@@ -112,16 +124,20 @@ def _chatml_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
     backend.post_processor = post_processors.ByteLevel(trim_offsets=False)
     backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *special])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
         extra_special_tokens=named,
-    )  # fmt: skip
+    )
 
 
 def _text_ids(tokenizer: Any) -> dict[str, Any]:
     return {
-        "vocab_size": len(tokenizer), "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def _llava_next() -> tuple[Any, Any]:
@@ -133,17 +149,23 @@ def _llava_next() -> tuple[Any, Any]:
         vision_config=CLIPVisionConfig(**TOWER, image_size=24, patch_size=8, projection_dim=32),
         text_config=LlamaConfig(**TEXT, **ids),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=pinpoints, vision_feature_layer=-2,
-        vision_feature_select_strategy="default", image_seq_length=9,
-    )  # fmt: skip
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=9,
+    )
     processor = LlavaNextProcessor(
         image_processor=LlavaNextImageProcessorPil(
-            size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24},
+            size={"shortest_edge": 24},
+            crop_size={"height": 24, "width": 24},
             image_grid_pinpoints=pinpoints,
         ),
-        tokenizer=tokenizer, patch_size=8, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
     return LlavaNextForConditionalGeneration(config), processor
 
 
@@ -158,30 +180,34 @@ def _llava_onevision() -> tuple[Any, Any]:
         text_config=Qwen2Config(**QWEN_TEXT, **_text_ids(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=pinpoints, vision_aspect_ratio="anyres_max_2",
-    )  # fmt: skip
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio="anyres_max_2",
+    )
     processor = without_video(LlavaOnevisionProcessor)(
         image_processor=LlavaOnevisionImageProcessorPil(
             size={"height": 24, "width": 24}, image_grid_pinpoints=pinpoints
         ),
-        tokenizer=tokenizer, num_image_tokens=9, vision_feature_select_strategy="full",
-        vision_aspect_ratio="anyres_max_2", chat_template=ONEVISION_TEMPLATE,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        num_image_tokens=9,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+        chat_template=ONEVISION_TEMPLATE,
+    )
     return LlavaOnevisionForConditionalGeneration(config), processor
 
 
 def _qwen_vl(tokenizer: Any, sections: list[int], **rope: Any) -> dict[str, Any]:
     """What both Qwen-VL configs share: three rotary axes over 16-wide heads, marker tokens."""
-    rope_parameters = {
-        "rope_type": "default", "rope_theta": 1e4, "mrope_section": sections, **rope
-    }  # fmt: skip
+    rope_parameters = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections, **rope}
     markers = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{word}|>")
         for name, word in (
-            ("image", "image_pad"), ("video", "video_pad"),
-            ("vision_start", "vision_start"), ("vision_end", "vision_end"),
+            ("image", "image_pad"),
+            ("video", "video_pad"),
+            ("vision_start", "vision_start"),
+            ("vision_end", "vision_end"),
         )
-    }  # fmt: skip
+    }
     text = QWEN_TEXT | _text_ids(tokenizer) | {"rope_parameters": rope_parameters}
     return markers | {"text_config": text, "tie_word_embeddings": False}
 
@@ -196,10 +222,15 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
     config = Qwen2_5_VLConfig(
         **_qwen_vl(tokenizer, [2, 3, 3]),
         vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
-            "out_hidden_size": 64, "fullatt_block_indexes": [1], "window_size": 56,
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+            "window_size": 56,
         },
-    )  # fmt: skip
+    )
     processor = without_video(Qwen2_5_VLProcessor)(
         image_processor=Qwen2VLImageProcessorPil(
             size={"shortest_edge": 2 * 28**2, "longest_edge": 12 * 28**2}
@@ -216,40 +247,54 @@ def _qwen3_vl() -> tuple[Any, Any]:
     config = Qwen3VLConfig(
         **_qwen_vl(tokenizer, [4, 2, 2], mrope_interleaved=True),
         vision_config={
-            "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
-            "out_hidden_size": 64, "num_position_embeddings": 64,
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
         },
-    )  # fmt: skip
+    )
     config.text_config.head_dim = 16
     processor = without_video(Qwen3VLProcessor)(
         image_processor=Qwen2VLImageProcessorPil(
-            patch_size=16, size={"shortest_edge": 2 * 32**2, "longest_edge": 12 * 32**2},
-            image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5],
+            patch_size=16,
+            size={"shortest_edge": 2 * 32**2, "longest_edge": 12 * 32**2},
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
         ),
-        tokenizer=tokenizer, chat_template=_chatml_template(QWEN_IMAGE),
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        chat_template=_chatml_template(QWEN_IMAGE),
+    )
     return Qwen3VLForConditionalGeneration(config), processor
 
 
 def _internvl() -> tuple[Any, Any]:
     """4 tokens a tile of 32 px; up to four tiles and the whole image."""
     tokenizer = _chatml_tokenizer(
-        "<img>", "</img>", "<IMG_CONTEXT>", "<video>",
-        start_image_token="<img>", end_image_token="</img>",
-        context_image_token="<IMG_CONTEXT>", video_token="<video>",
-    )  # fmt: skip
+        "<img>",
+        "</img>",
+        "<IMG_CONTEXT>",
+        "<video>",
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
     config = InternVLConfig(
         vision_config=TOWER | {"image_size": [32, 32], "patch_size": [8, 8]},
         text_config=Qwen2Config(**QWEN_TEXT, **_text_ids(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=4, tie_word_embeddings=False,
-    )  # fmt: skip
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
     processor = without_video(InternVLProcessor)(
         image_processor=GotOcr2ImageProcessorPil(
             size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
         ),
-        tokenizer=tokenizer, image_seq_length=4,
+        tokenizer=tokenizer,
+        image_seq_length=4,
         chat_template=_chatml_template("<IMG_CONTEXT>\n"),
-    )  # fmt: skip
+    )
     return InternVLForConditionalGeneration(config), processor

@@ -12,12 +12,21 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 REQUIRED = {
-    "torch": ">=2.11", "transformers": ">=5.16.1,<5.20", "peft": ">=0.21", "accelerate": ">=1.15",
-    "pyarrow": ">=20", "polars": ">=1.30", "shapely": ">=2.1", "rapidfuzz": ">=3.13",
-}  # fmt: skip
+    "torch": ">=2.11",
+    "transformers": ">=5.16.1,<5.20",
+    "peft": ">=0.21",
+    "accelerate": ">=1.15",
+    "pyarrow": ">=20",
+    "polars": ">=1.30",
+    "shapely": ">=2.1",
+    "rapidfuzz": ">=3.13",
+}
 OPTIONAL = {
-    "vllm": "vllm", "deepspeed": "deepspeed", "ray": "ray", "tensorboard": "tensorboard",
-}  # fmt: skip
+    "vllm": "vllm",
+    "deepspeed": "deepspeed",
+    "ray": "ray",
+    "tensorboard": "tensorboard",
+}
 VLLM_TORCH = {"0.32": "2.13", "0.33": "2.14"}
 """The torch that a vLLM release was built for; another one fails at import."""
 

@@ -10,14 +10,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from perpo_pipeline.attention import use_shared_prefix_attention
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train.cut_weights import is_cut, loaded_in_pieces, whole_by_module
 from perpo_pipeline.train.processes import join_world, leave_world
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.train.throughput import FlopCounter
 from perpo_pipeline.train.zero import read_zero_config
+from perpo_pipeline.vlm.attention import use_shared_prefix_attention
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 COMPLETIONS = [[5, 6, 7, 8, 9], [6, 9, 11, 5, 30, 31, 7]]
 
@@ -59,13 +62,17 @@ def compare(rank: int, model: str, dtype: str, settings: str) -> None:
         return
     whole = load_vlm(resolved, dtype=dtype, device="cpu")
     found = {
-        "rank": rank, "model": model, "is_cut": [is_cut(whole.model), is_cut(pieces.model)],
+        "rank": rank,
+        "model": model,
+        "is_cut": [is_cut(whole.model), is_cut(pieces.model)],
         "dtype": str({p.dtype for p in pieces.model.parameters()}),
         "own": sum(p.ds_tensor.numel() for p in pieces.model.parameters()),
-        "all": held(whole.model), "before": held(pieces.model),
-        "largest": max(sum(p.numel() for p in m.parameters(recurse=False))
-                       for m in whole.model.modules()),
-    }  # fmt: skip
+        "all": held(whole.model),
+        "before": held(pieces.model),
+        "largest": max(
+            sum(p.numel() for p in m.parameters(recurse=False)) for m in whole.model.modules()
+        ),
+    }
     # In this order: DeepSpeed puts a linear of its own in the place of torch's.
     found["pieces"], found["most"] = measure(pieces)
     found["whole"], _ = measure(whole)

@@ -14,7 +14,7 @@ import psutil
 from safetensors.torch import load_file
 from torch import Tensor
 
-from perpo_pipeline.artifacts import Version, damaged_files, open_version
+from perpo_pipeline.store.artifacts import Version, damaged_files, open_version
 
 CONFIG = """
 run: d
@@ -53,13 +53,26 @@ class Training:
     def __init__(self, workdir: Path, out: str, *flags: str, **environment: str) -> None:
         self.out = workdir / out
         self.stderr, self.stdout = workdir / f"{out}.stderr", workdir / f"{out}.stdout"
-        command = [sys.executable, "-m", "perpo_pipeline.cli", "train", "--config", "d.yaml",
-                   "--quiet", "--out", out, *flags]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "perpo_pipeline.cli",
+            "train",
+            "--config",
+            "d.yaml",
+            "--quiet",
+            "--out",
+            out,
+            *flags,
+        ]
         with self.stderr.open("w") as err, self.stdout.open("w") as told:
             self.process = subprocess.Popen(
-                command, cwd=workdir, stdout=told, stderr=err,
+                command,
+                cwd=workdir,
+                stdout=told,
+                stderr=err,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            )  # fmt: skip
+            )
 
     def worker(self, rank: int) -> psutil.Process:
         """The process of that rank, a child of the command."""

@@ -30,19 +30,20 @@ from distributed.starting import (
 )
 from safetensors.torch import load_file
 
-from perpo_pipeline.artifacts import Version
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.train import launch
 from perpo_pipeline.train.zero import FORCE_GUARD, load_zero_checkpoint, read_zero_config
 
 pytestmark = pytest.mark.distributed
 
 SMALL = {
-    "num_prompts: 24": "num_prompts: 16", "num_samples: 6": "num_samples: 4",
+    "num_prompts: 24": "num_prompts: 16",
+    "num_samples: 6": "num_samples: 4",
     "max_lists: 19": "max_lists: 12",
     "checkpoint_every: 3": "checkpoint_every: 1",
-}  # fmt: skip
+}
 STEPS = 6  # 12 lists, 4 a step, two epochs; a checkpoint after each
 TWO = ("--num-processes", "2")
 HOW = {"ddp": TWO, "zero3": (*TWO, "--deepspeed", "zero3")}
@@ -178,8 +179,10 @@ def small_disk(place: Path) -> Iterator[None]:
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted ({mounted.stderr.strip()}): run it as root, "
-                    "or under `unshare --user --map-root-user --mount`")  # fmt: skip
+        pytest.skip(
+            f"a small disk cannot be mounted ({mounted.stderr.strip()}): run it as root, "
+            "or under `unshare --user --map-root-user --mount`"
+        )
     try:
         yield
     finally:
@@ -241,8 +244,12 @@ def test_a_disk_that_is_full_for_the_second_process_alone(workdir: Path, piece: 
 
 def test_checkpoints_of_another_stage_are_refused(workdir: Path, piece: Ended) -> None:
     refused = Training(workdir, "piece", *TWO, "--deepspeed", "zero2").end()
-    assert_one_error(refused, "begun by 2 processes with ZeRO-3", "to go on with 2 processes with "
-                     "ZeRO-2", "go on as it was begun, or remove piece/")  # fmt: skip
+    assert_one_error(
+        refused,
+        "begun by 2 processes with ZeRO-3",
+        "to go on with 2 processes with ZeRO-2",
+        "go on as it was begun, or remove piece/",
+    )
     assert_last_whole(workdir / "piece", 1)
 
 

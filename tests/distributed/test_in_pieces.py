@@ -20,11 +20,24 @@ def in_pieces(dtype: str, settings: str, *models: Path | str) -> dict[str, list[
     """By the model, what both processes found."""
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DeepSpeed's ninja
     ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(SCRIPT), dtype, settings, *map(str, models)],
-        capture_output=True, text=True, timeout=300, check=False,
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(SCRIPT),
+            dtype,
+            settings,
+            *map(str, models),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": beside},
-    )  # fmt: skip
+    )
     assert ran.returncode == 0, ran.stderr
     # Two processes may write into one line.
     lines = ran.stdout.replace("}{", "}\n{").splitlines()

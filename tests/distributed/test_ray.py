@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from ray_processes import actors_of, command_of, wait_until, without_cluster
 
-from perpo_pipeline.artifacts import Version, open_version
+from perpo_pipeline.store.artifacts import Version, open_version
 
 pytestmark = pytest.mark.distributed
 
@@ -45,10 +45,20 @@ class Place:
         own = {"HOME": str(self.home), "OMP_NUM_THREADS": "1"} | environment
         with (self.folder / "out").open("w") as out, (self.folder / "told").open("w") as told:
             return subprocess.Popen(
-                [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml",
-                 "--quiet"],
-                cwd=self.folder, stdout=out, stderr=told, env=without_cluster() | own,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "perpo_pipeline.cli",
+                    *arguments,
+                    "--config",
+                    "r.yaml",
+                    "--quiet",
+                ],
+                cwd=self.folder,
+                stdout=out,
+                stderr=told,
+                env=without_cluster() | own,
+            )
 
     def finish(self, process: "subprocess.Popen[bytes]") -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
@@ -136,7 +146,7 @@ POISON = """
 import os, signal, sys
 
 if "default_worker.py" in " ".join(sys.orig_argv):
-    from perpo_pipeline.sample.stage import PartSampler
+    from perpo_pipeline.sample.sample_prompts import PartSampler
 
     sample = PartSampler.sample
 
@@ -200,7 +210,7 @@ from dataclasses import replace
 from pathlib import Path
 
 if "default_worker.py" in " ".join(sys.orig_argv):
-    from perpo_pipeline.sample.stage import PartSampler
+    from perpo_pipeline.sample.sample_prompts import PartSampler
 
     open_sampler = PartSampler.__init__
 
@@ -225,12 +235,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (home / "sitecustomize.py").write_text(INVENTED_GPUS)
     path = os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])
     head = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
-         "--node-ip-address", "127.0.0.1", "--port", address.split(":")[1], "--num-cpus", "2",
-         "--num-gpus", "2", "--include-dashboard", "false", "--disable-usage-stats"],
-        cwd=home, env=os.environ | {"HOME": str(home), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address",
+            "127.0.0.1",
+            "--port",
+            address.split(":")[1],
+            "--num-cpus",
+            "2",
+            "--num-gpus",
+            "2",
+            "--include-dashboard",
+            "false",
+            "--disable-usage-stats",
+        ],
+        cwd=home,
+        env=os.environ | {"HOME": str(home), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         yield address
     finally:

@@ -27,10 +27,11 @@ from distributed.starting import (
     weights_of,
 )
 
-from perpo_pipeline.adapters import attach_adapter
-from perpo_pipeline.artifacts import Version
 from perpo_pipeline.cli import main
-from perpo_pipeline.models import load_vlm, resolve_model
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.vlm.adapters import attach_adapter
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
 
 pytestmark = pytest.mark.distributed
 
@@ -117,10 +118,22 @@ def test_where_deepspeed_is_installed_stdout_has_results_alone(
     workdir: Path, zero3: Version
 ) -> None:
     merged = subprocess.run(
-        [sys.executable, "-m", "perpo_pipeline.cli", "merge", "--adapter", str(zero3.path),
-         "--out", "merged", "--quiet"],
-        cwd=workdir, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "perpo_pipeline.cli",
+            "merge",
+            "--adapter",
+            str(zero3.path),
+            "--out",
+            "merged",
+            "--quiet",
+        ],
+        cwd=workdir,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (merged.returncode, merged.stdout) == (0, "merged\n"), merged.stderr
 
 

@@ -16,10 +16,28 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "train_zero.py"
 
 def test_the_benchmark_reports_both_ways(tmp_path: Path) -> None:
     ran = subprocess.run(
-        [sys.executable, str(SCRIPT), "--preset", "cpu", "--ways", "none", "zero3", "--steps", "5",
-         "--batch-size", "1", "--keep", str(tmp_path), "--json", str(tmp_path / "found.json")],
-        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(SCRIPT),
+            "--preset",
+            "cpu",
+            "--ways",
+            "none",
+            "zero3",
+            "--steps",
+            "5",
+            "--batch-size",
+            "1",
+            "--keep",
+            str(tmp_path),
+            "--json",
+            str(tmp_path / "found.json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert ran.returncode == 0, ran.stderr
     plain, zero3 = json.loads((tmp_path / "found.json").read_text())
     assert [plain["way"], zero3["way"]] == ["none", "zero3"]

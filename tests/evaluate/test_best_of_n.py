@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perpo_pipeline.artifacts import Recipe
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.best_of_n import (
     best_of_n_rows,
@@ -13,13 +12,18 @@ from perpo_pipeline.evaluate.best_of_n import (
     expected_best_of_n,
 )
 from perpo_pipeline.evaluate.statistics import mean_interval
-from perpo_pipeline.stage import Console, make_at
+from perpo_pipeline.run import Console, make_at
+from perpo_pipeline.store.artifacts import Recipe
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 7).flatmap(
-    lambda size: st.lists(st.lists(st.floats(0, 1), min_size=size, max_size=size), min_size=1,
-                          max_size=4)))  # fmt: skip
+@given(
+    st.integers(1, 7).flatmap(
+        lambda size: st.lists(
+            st.lists(st.floats(0, 1), min_size=size, max_size=size), min_size=1, max_size=4
+        )
+    )
+)
 def test_it_is_the_mean_of_the_maximum_over_every_subset(lists):
     size = len(lists[0])
     by_enumeration = [
@@ -51,15 +55,33 @@ def test_what_is_no_matrix_of_lists_is_refused(values):
 
 def scores_version(root, lists, images=None, task="grounding", reward={"auto": 1.0}, **truth):  # noqa: B006
     """A `scores` artifact over its prompts, a row of rewards a list."""
-    blank = {"dataset": "d", "split": "train", "task": task, "source_row": "",
-             "image": {"bytes": None, "path": "x"}, "image_notes": [], "width": 9, "height": 9,
-             "prompt": "Where?", **truth}  # fmt: skip
-    prompts = [{**blank, "prompt_id": str(i), "image_sha256": str(images[i] if images else i)}
-               for i in range(len(lists))]  # fmt: skip
-    rows = [{"prompt_id": str(i), "sample_id": k, "reward": reward, "parse_ok": True}
-            for i, rewards in enumerate(lists) for k, reward in enumerate(rewards)]  # fmt: skip
-    made = make_at(root / "prompts", Recipe("prompts", "train", "prepare", 1, {}),
-                   lambda writer: writer.write_part(0, prompts), Console())  # fmt: skip
+    blank = {
+        "dataset": "d",
+        "split": "train",
+        "task": task,
+        "source_row": "",
+        "image": {"bytes": None, "path": "x"},
+        "image_notes": [],
+        "width": 9,
+        "height": 9,
+        "prompt": "Where?",
+        **truth,
+    }
+    prompts = [
+        {**blank, "prompt_id": str(i), "image_sha256": str(images[i] if images else i)}
+        for i in range(len(lists))
+    ]
+    rows = [
+        {"prompt_id": str(i), "sample_id": k, "reward": reward, "parse_ok": True}
+        for i, rewards in enumerate(lists)
+        for k, reward in enumerate(rewards)
+    ]
+    made = make_at(
+        root / "prompts",
+        Recipe("prompts", "train", "prepare", 1, {}),
+        lambda writer: writer.write_part(0, prompts),
+        Console(),
+    )
     recipe = Recipe("scores", "train", "score", 1, {"reward": reward}, {"prompts": made})
     return make_at(root / "scores", recipe, lambda writer: writer.write_part(0, rows), Console())
 
@@ -89,8 +111,9 @@ def test_intervals_are_over_images(tmp_path):
 def test_other_rewards_than_an_iou_are_named_so(tmp_path, truth):
     rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6]], **truth))
     assert [(row["name"], row["value"]) for row in rows] == [
-        ("mean_reward", pytest.approx(0.4)), ("mean_reward", pytest.approx(0.6))
-    ]  # fmt: skip
+        ("mean_reward", pytest.approx(0.4)),
+        ("mean_reward", pytest.approx(0.6)),
+    ]
 
 
 def test_lists_of_unequal_length_are_refused(tmp_path):

@@ -7,25 +7,32 @@ import numpy as np
 import pytest
 from synthetic_run import make_synthetic_run
 
-from perpo_pipeline.artifacts import Recipe, Version, open_version
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import compare_predictions, comparison_table
-from perpo_pipeline.evaluate.predictions_stage import evaluate_file, evaluate_pope
+from perpo_pipeline.evaluate.measure_files import evaluate_file, evaluate_pope
 from perpo_pipeline.evaluate.statistics import (
     compare_paired,
     mcnemar_p,
     paired_difference_interval,
 )
-from perpo_pipeline.schemas import COMPARISON
-from perpo_pipeline.stage import make
+from perpo_pipeline.run import make
+from perpo_pipeline.store.artifacts import Recipe, Version, open_version
+from perpo_pipeline.store.schemas import COMPARISON
 
 RIGHT, WRONG = "[0.1, 0.1, 0.5, 0.5]", "[0.6, 0.6, 0.9, 0.9]"
 
 
 def grounding(folder: Path, name: str, answers, **changes) -> Version:
-    rows = [{"completion": answer, "gt_box": [10, 10, 50, 50], "width": 100, "height": 100,
-             **{key: values[index] for key, values in changes.items()}}
-            for index, answer in enumerate(answers)]  # fmt: skip
+    rows = [
+        {
+            "completion": answer,
+            "gt_box": [10, 10, 50, 50],
+            "width": 100,
+            "height": 100,
+            **{key: values[index] for key, values in changes.items()},
+        }
+        for index, answer in enumerate(answers)
+    ]
     file = folder / f"{name}.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     evaluate_file("grounding", file, out=folder / name, box_format="llava", frame="full")
@@ -76,8 +83,9 @@ def test_predictions_of_a_run_are_paired_by_prompt_and_drawn_by_image(tmp_path):
     expected = paired_difference_interval(*rewards, images, num_resamples=500)
     assert (miou["difference"], miou["low"], miou["high"]) == expected
     assert (miou["better"], miou["worse"], miou["n"]) == ("perpo", "base", 40)
-    assert ap50["difference"] == pytest.approx(np.subtract(*[r >= 0.5 for r in rewards],
-                                                           dtype=float).mean())  # fmt: skip
+    assert ap50["difference"] == pytest.approx(
+        np.subtract(*[r >= 0.5 for r in rewards], dtype=float).mean()
+    )
 
 
 def test_pages_are_compared_by_edit_distance(tmp_path):
@@ -132,12 +140,15 @@ def test_prompts_of_one_key_with_another_truth_are_refused(tmp_path):
     prompts = theirs.latest("prompts", "test")
     changed = prompts.table().to_pylist()
     changed[3]["gt_box"][0] += 1
-    again = make(theirs, Recipe("prompts", "test", "prepare", 1, {"changed": True}),
-                 lambda writer: writer.write_part(0, changed))  # fmt: skip
-    recipe = Recipe("predictions", "base", "eval", 1, versions[1].manifest["settings"],
-                    {"prompts": again})  # fmt: skip
-    moved = make(theirs, recipe,
-                 lambda writer: writer.write_part(0, versions[1].table()))  # fmt: skip
+    again = make(
+        theirs,
+        Recipe("prompts", "test", "prepare", 1, {"changed": True}),
+        lambda writer: writer.write_part(0, changed),
+    )
+    recipe = Recipe(
+        "predictions", "base", "eval", 1, versions[1].manifest["settings"], {"prompts": again}
+    )
+    moved = make(theirs, recipe, lambda writer: writer.write_part(0, versions[1].table()))
     with pytest.raises(ArtifactError, match=f"1 prompts have another .* {changed[3]['prompt_id']}"):
         compare_predictions(versions[0], moved)
 
@@ -167,13 +178,42 @@ def test_variants_of_one_name_are_told_apart(tmp_path):
 
 
 def test_the_table_has_a_line_a_metric_in_points():
-    row = {"metric": "ap50", "better": "perpo", "worse": "base", "difference": 0.08, "low": 0.0601,
-           "high": 0.1, "p_value": 0.00042, "test": "mcnemar", "n": 2048}  # fmt: skip
+    row = {
+        "metric": "ap50",
+        "better": "perpo",
+        "worse": "base",
+        "difference": 0.08,
+        "low": 0.0601,
+        "high": 0.1,
+        "p_value": 0.00042,
+        "test": "mcnemar",
+        "n": 2048,
+    }
     unsure = row | {"metric": "miou", "difference": -0.004, "p_value": 0.5, "low": float("nan")}
     head, first, second = comparison_table([row, unsure]).splitlines()
-    assert head.split() == ["metric", "points", "95", "%", "interval", "p", "test", "n",
-                            "difference"]  # fmt: skip
-    assert first.split() == ["ap50", "+8.0", "[+6.0,", "+10.0]", "<", "0.001", "mcnemar", "2,048",
-                             "perpo", "-", "base"]  # fmt: skip
+    assert head.split() == [
+        "metric",
+        "points",
+        "95",
+        "%",
+        "interval",
+        "p",
+        "test",
+        "n",
+        "difference",
+    ]
+    assert first.split() == [
+        "ap50",
+        "+8.0",
+        "[+6.0,",
+        "+10.0]",
+        "<",
+        "0.001",
+        "mcnemar",
+        "2,048",
+        "perpo",
+        "-",
+        "base",
+    ]
     assert second.split()[:4] == ["miou", "-0.4", "[n/a,", "+10.0]"]
     assert "0.500" in second

@@ -7,7 +7,7 @@ from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.metrics import missing_metrics, summarise
 from perpo_pipeline.evaluate.statistics import mean_interval, wilson_interval
-from perpo_pipeline.schemas import METRICS, PREDICTIONS, PROMPTS
+from perpo_pipeline.store.schemas import METRICS, PREDICTIONS, PROMPTS
 
 BOX = [0.0, 0.0, 1.0, 1.0]
 
@@ -17,11 +17,24 @@ def tables(*rows):
     predictions, prompts = [], []
     for index, (task, answer, changes) in enumerate(rows):
         is_text = isinstance(answer, str)
-        predictions.append({"prompt_id": str(index), "completion": answer if is_text else "",
-                            "reward": 0.5 if is_text else answer,
-                            "parse_ok": changes.pop("parse_ok", True)})  # fmt: skip
-        prompts.append({"prompt_id": str(index), "dataset": "d", "split": "test", "task": task,
-                        "image_sha256": str(index), **changes})  # fmt: skip
+        predictions.append(
+            {
+                "prompt_id": str(index),
+                "completion": answer if is_text else "",
+                "reward": 0.5 if is_text else answer,
+                "parse_ok": changes.pop("parse_ok", True),
+            }
+        )
+        prompts.append(
+            {
+                "prompt_id": str(index),
+                "dataset": "d",
+                "split": "test",
+                "task": task,
+                "image_sha256": str(index),
+                **changes,
+            }
+        )
     schemas = (PREDICTIONS.columns, PROMPTS.columns)
     return [
         pa.table({f.name: pa.array([r.get(f.name) for r in made], f.type) for f in schema})
@@ -66,8 +79,11 @@ def test_several_datasets_are_measured_together_and_each():
     assert values(found, dataset="e")["ap50"] == 1.0
     assert values(found, split="val") == values(found, split="val", dataset="all")
     assert {(r["split"], r["dataset"]) for r in found} == {
-        ("test", "all"), ("test", "d"), ("test", "e"), ("val", "all")
-    }  # fmt: skip
+        ("test", "all"),
+        ("test", "d"),
+        ("test", "e"),
+        ("val", "all"),
+    }
 
 
 def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_their_mean_alone():
@@ -75,11 +91,19 @@ def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_their_mean_alone()
     several = ("grounding", 0.4, {"gt_boxes": [BOX, BOX], "parse_ok": False})
     found = summarise(*tables(polygon, several))
     assert values(found) == {
-        "ap50": 1.0, "ap75": 0.0, "miou": 0.6, "mean_set_iou": 0.4, "parse_rate": 0.5
-    }  # fmt: skip
+        "ap50": 1.0,
+        "ap75": 0.0,
+        "miou": 0.6,
+        "mean_set_iou": 0.4,
+        "parse_rate": 0.5,
+    }
     assert {row["name"]: row["n"] for row in found} == {
-        "ap50": 1, "ap75": 1, "miou": 1, "mean_set_iou": 1, "parse_rate": 2
-    }  # fmt: skip
+        "ap50": 1,
+        "ap75": 1,
+        "miou": 1,
+        "mean_set_iou": 1,
+        "parse_rate": 2,
+    }
 
 
 def test_pages_have_foxs_metrics_as_means_and_error_rates_of_the_corpus():

@@ -21,9 +21,13 @@ from perpo_pipeline.evaluate.ocr import (
 )
 
 FOX_NAMES = {
-    "bleu": "bleu", "meteor": "meteor", "f_measure": "f1", "precision": "precision",
-    "recall": "recall", "edit_dist": "edit_distance",
-}  # fmt: skip
+    "bleu": "bleu",
+    "meteor": "meteor",
+    "f_measure": "f1",
+    "precision": "precision",
+    "recall": "recall",
+    "edit_dist": "edit_distance",
+}
 needs_wordnet = pytest.mark.skipif(
     wordnet.find_wordnet() is None, reason="METEOR needs WordNet: apt-get install wordnet-base"
 )
@@ -118,8 +122,11 @@ def test_nothing_is_printed_and_nothing_is_left_behind(tmp_path):
     environment = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-W", "always::UserWarning", "-c", code],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout + done.stderr == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -144,9 +151,17 @@ def test_published_character_error_rates_are_reproduced(realdata: Path):
         ("", "a b", 1.0, 1.0),
         (" ", "", 1.0, 0.0),
     ],
-    ids=["kitten", "a word missing", "white space", "above 1", "both empty", "no truth",
-         "no prediction", "a blank without words"],
-)  # fmt: skip
+    ids=[
+        "kitten",
+        "a word missing",
+        "white space",
+        "above 1",
+        "both empty",
+        "no truth",
+        "no prediction",
+        "a blank without words",
+    ],
+)
 def test_error_rates_by_hand(prediction, truth, cer, wer):
     assert character_error_rate(prediction, truth) == pytest.approx(cer)
     assert word_error_rate(prediction, truth) == pytest.approx(wer)

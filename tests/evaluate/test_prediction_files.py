@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.evaluate.prediction_files import mend_text, read_predictions
 
-GROUNDING = {"completion": "[0.1, 0.2, 0.3, 0.4]", "gt_box": [10, 20, 30, 40], "width": 100,
-             "height": 80}  # fmt: skip
+GROUNDING = {
+    "completion": "[0.1, 0.2, 0.3, 0.4]",
+    "gt_box": [10, 20, 30, 40],
+    "width": 100,
+    "height": 80,
+}
 TEXT = {"completion": "a page", "gt_text": "a page"}
 
 
@@ -81,7 +85,7 @@ def test_a_row_keeps_its_id_when_rows_are_added_only_if_it_is_named(tmp_path):
         ({**GROUNDING, "split": "\ud800"}, "`split` holds half a character"),
         ({**GROUNDING, "id": "\udfff"}, "`id` holds half a character"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_row_is_told_with_its_line(tmp_path, row, message):
     with pytest.raises(InputError, match=f"line 2: .*{message}"):
         read_predictions(write(tmp_path, GROUNDING, row), "grounding")
@@ -104,8 +108,9 @@ def test_all_faults_are_told_at_once_up_to_twenty(tmp_path):
 def test_an_id_given_twice_is_a_fault_within_its_split_and_dataset(tmp_path):
     row = {**GROUNDING, "id": "x"}
     with pytest.raises(InputError, match="line 3: the id of line 1 is given again"):
-        read_predictions(write(tmp_path, row, GROUNDING, {**row, "gt_box": [1, 2, 3, 4]}),
-                         "grounding")  # fmt: skip
+        read_predictions(
+            write(tmp_path, row, GROUNDING, {**row, "gt_box": [1, 2, 3, 4]}), "grounding"
+        )
     assert len(set(ids(write(tmp_path, row, {**row, "split": "val"})))) == 2
     assert len(set(ids(write(tmp_path, {**row, "id": 1}, {**row, "id": "1"})))) == 2
 
@@ -120,8 +125,12 @@ def test_a_resized_size_is_asked_of_every_row_where_the_frame_needs_it(tmp_path)
 
 
 def test_halves_of_characters_in_completions_are_mended_and_counted(tmp_path):
-    path = write(tmp_path, {**TEXT, "completion": "a\ud83d\ud83db"}, TEXT,
-                 {**TEXT, "completion": "\U0001f600"})  # fmt: skip
+    path = write(
+        tmp_path,
+        {**TEXT, "completion": "a\ud83d\ud83db"},
+        TEXT,
+        {**TEXT, "completion": "\U0001f600"},
+    )
     found = read_predictions(path, "ocr")
     assert [row["completion"] for row in found.rows] == ["a\ufffd\ufffdb", "a page", "\U0001f600"]
     assert found.mended == 1
@@ -175,9 +184,13 @@ def test_bad_entries_of_foxs_list_are_told(tmp_path, entries, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "holds no predictions"), (b"\n \n", "holds no predictions"), (b"\xff{}", "cannot be"),
-     (b"[{", "not JSON")],
-)  # fmt: skip
+    [
+        (b"", "holds no predictions"),
+        (b"\n \n", "holds no predictions"),
+        (b"\xff{}", "cannot be"),
+        (b"[{", "not JSON"),
+    ],
+)
 def test_files_that_hold_nothing_to_read_are_refused(tmp_path, content, message):
     path = tmp_path / "predictions.jsonl"
     path.write_bytes(content)

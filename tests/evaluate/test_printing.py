@@ -7,8 +7,16 @@ from perpo_pipeline.evaluate.printing import metrics_table
 
 
 def row(name: str, value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
-    return {"name": name, "value": value, "low": low, "high": high, "n": 12, "split": "test",
-            "dataset": "all", **more}  # fmt: skip
+    return {
+        "name": name,
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": 12,
+        "split": "test",
+        "dataset": "all",
+        **more,
+    }
 
 
 def test_shares_are_per_cent_and_ratings_on_their_own_scale_in_aligned_columns() -> None:

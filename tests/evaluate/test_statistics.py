@@ -233,9 +233,8 @@ def test_a_single_image_says_nothing_about_a_statistic():
 
 @pytest.mark.parametrize(
     ("only_a", "only_b", "expected"),
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 2 / 32), (0, 6, 2 / 64), (2, 8, 2 * 56 / 1024),
-     (4, 4, 1.0)],
-)  # fmt: skip
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 2 / 32), (0, 6, 2 / 64), (2, 8, 2 * 56 / 1024), (4, 4, 1.0)],
+)
 def test_mcnemars_p_is_twice_the_binomial_tail(only_a, only_b, expected):
     """Of 10 that differ 2 or fewer one way: (1 + 10 + 45) / 1024, twice. Ties of both add nothing.
 

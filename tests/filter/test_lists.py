@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 
-from perpo_pipeline.config import FilterConfig
+from perpo_pipeline.config.run import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.lists import build_lists, left_out
 
@@ -30,8 +30,9 @@ def rows(
         for key, entries in lists.items()
         for i, (ids, reward, parse_ok) in enumerate(entries)
     ]
-    return pl.DataFrame(found, schema_overrides={"sampler_logprob": pl.Float64,
-                                                 "sample_id": pl.Int32})  # fmt: skip
+    return pl.DataFrame(
+        found, schema_overrides={"sampler_logprob": pl.Float64, "sample_id": pl.Int32}
+    )
 
 
 TASKS = {"a": "grounding"}
@@ -79,8 +80,9 @@ def test_m3po_rejects_the_confident_bad_answer_not_the_worst() -> None:
     0.3     -2     -1          3/4    0.6   0.45       rejected
     0.1     -6     -3          1/4    0.8   0.2        the worst, which nobody believes
     """
-    given = {"a": [([1, 9], 0.9, True), ([2, 9], 0.6, True), ([3, 9], 0.3, True),
-                   ([4, 9], 0.1, False)]}  # fmt: skip
+    given = {
+        "a": [([1, 9], 0.9, True), ([2, 9], 0.6, True), ([3, 9], 0.3, True), ([4, 9], 0.1, False)]
+    }
     table = rows(given, {"a": [-4.0, -1.0, -2.0, -6.0]})
     (row,) = build_lists(table, TASKS, M3PO)
     assert row["rewards"] == [0.9, 0.3]
@@ -124,9 +126,11 @@ def test_copies_of_the_pair_are_kept_aside_too() -> None:
     aside = left_out(table, lists, M3PO)
     assert lists[0]["completion_token_ids"] == [[1], [2]]
     assert list(zip(aside["sample_id"], aside["reason"], strict=True)) == [
-        (1, "copy_in_the_pair"), (2, "copy_in_the_pair"), (4, "copy_in_the_pair"),
+        (1, "copy_in_the_pair"),
+        (2, "copy_in_the_pair"),
+        (4, "copy_in_the_pair"),
         (5, "not_in_the_pair"),
-    ]  # fmt: skip
+    ]
 
 
 def test_m3po_refuses_a_confidence_that_is_no_number() -> None:

@@ -3,15 +3,15 @@
 import polars as pl
 import pytest
 
-from perpo_pipeline.config import FilterConfig
+from perpo_pipeline.config.run import FilterConfig
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.filter.filter_lists import summarise
 from perpo_pipeline.filter.margins import (
     list_margins,
     margin_counts,
     margin_table,
     reasons_to_drop,
 )
-from perpo_pipeline.filter.stage import summarise
 
 Lists = dict[str, list[tuple[float, bool]]]
 
@@ -43,8 +43,12 @@ def one(*rewards: float) -> list[tuple[float, bool]]:
 
 
 def test_lists_are_kept_in_order_and_dropped_with_exact_reasons() -> None:
-    given = {"wide": one(0.9, 0.0), "flat": one(0.5, 0.5), "narrow": one(0.5, 0.4),
-             "edge": one(0.9, 0.1)}  # fmt: skip
+    given = {
+        "wide": one(0.9, 0.0),
+        "flat": one(0.5, 0.5),
+        "narrow": one(0.5, 0.4),
+        "edge": one(0.9, 0.1),
+    }
     assert list(decided(given, FilterConfig(min_margin=0.8)).items()) == [
         ("wide", None),
         ("flat", "no_preference"),
@@ -128,8 +132,10 @@ def test_the_summary_tells_how_much_of_the_margin_unparsed_answers_make() -> Non
 
 def test_the_histogram_and_the_thresholds_count_by_hand() -> None:
     """Margins 0, 0.05, 0.3, 0.3, 1: no threshold keeps the tied list, the last bin is closed."""
-    lists = pl.DataFrame({"margin": [0.0, 0.05, 0.3, 0.9 - 0.6, 1.0], "reason": [None] * 5},
-                         schema_overrides={"reason": pl.String})  # fmt: skip
+    lists = pl.DataFrame(
+        {"margin": [0.0, 0.05, 0.3, 0.9 - 0.6, 1.0], "reason": [None] * 5},
+        schema_overrides={"reason": pl.String},
+    )
     counts = margin_counts(lists)
     assert counts["histogram"] == [2, 0, 0, 2, 0, 0, 0, 0, 0, 1]
     assert counts["kept_at"]["0.0"] == 4

@@ -79,8 +79,11 @@ class FakeHub:
 
     def preupload(self, body: bytes) -> tuple[int, Any]:
         paths = [file["path"] for file in json.loads(body)["files"]]
-        return 200, {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False}
-                               for path in paths]}  # fmt: skip
+        return 200, {
+            "files": [
+                {"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths
+            ]
+        }
 
     def commit(self, name: str, body: bytes) -> tuple[int, Any]:
         for line in map(json.loads, body.splitlines()):

@@ -13,15 +13,17 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from perpo_pipeline.artifacts import open_version
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.merge.folder import CARD, RECORD
-from perpo_pipeline.merge.stage import merge
-from perpo_pipeline.model_inputs import prompt_image
-from perpo_pipeline.models import encode_prompt, load_vlm, resolve_model
-from perpo_pipeline.sample.transformers_backend import greedy_decode
-from perpo_pipeline.stage import Console
+from perpo_pipeline.merge.merge_adapter import merge
+from perpo_pipeline.run import Console
+from perpo_pipeline.store.artifacts import open_version
+from perpo_pipeline.vlm.decoding import greedy_decode
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.inputs import prompt_image
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 CONFIG = """
 run: r
@@ -58,8 +60,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         lines = []
         for number in range(3):
             Image.new("RGB", (64, 64), (90 * number, 0, 0)).save(f"photos/{number}.png")
-            lines.append(json.dumps({"image": f"{number}.png", "expression": "red square",
-                                     "gt_box": [8, 8, 32, 32]}))  # fmt: skip
+            lines.append(
+                json.dumps(
+                    {"image": f"{number}.png", "expression": "red square", "gt_box": [8, 8, 32, 32]}
+                )
+            )
         Path("data.jsonl").write_text("\n".join(lines))
         Path("r.yaml").write_text(CONFIG)
         for stage in ("prepare", "sample", "score", "filter", "train", "eval"):
@@ -159,9 +164,12 @@ def test_nothing_of_this_machine_is_in_what_is_published(card: str, tmp_path: Pa
 
 
 def test_its_lines_give_the_answer_of_base_and_adapter(
-    run: Path, card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    card: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     row = open_version(run / "prompts/train").table().slice(0, 1).to_pylist()[0]
     image = prompt_image(row)
@@ -218,8 +226,12 @@ def test_figures_of_another_model_are_refused(
     run: Path, tmp_path: Path, variant: str, told: str
 ) -> None:
     with pytest.raises(ArtifactError, match=told):
-        merge(run / "adapter/perpo", tmp_path / "merged",
-              metrics=[run / "metrics" / variant], console=QUIET)  # fmt: skip
+        merge(
+            run / "adapter/perpo",
+            tmp_path / "merged",
+            metrics=[run / "metrics" / variant],
+            console=QUIET,
+        )
     assert not (tmp_path / "merged").exists()
 
 

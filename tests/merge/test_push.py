@@ -84,9 +84,13 @@ def test_nothing_goes_to_a_public_repository_that_was_to_be_private(
     ("path", "status"), [("/create", 403), ("/preupload", 404), ("/commit", 400), ("/create", 500)]
 )
 def test_what_the_hub_refuses_is_one_error_and_the_folder_stays(
-    hub: FakeHub, adapter: Path, tmp_path: Path, path: str, status: int,
+    hub: FakeHub,
+    adapter: Path,
+    tmp_path: Path,
+    path: str,
+    status: int,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     hub.refuse[path] = status
     out = tmp_path / "merged"
     assert merge(adapter, out, "--push-to-hub", "lab/aligned") == 2
@@ -100,9 +104,12 @@ def test_what_the_hub_refuses_is_one_error_and_the_folder_stays(
 
 
 def test_a_wrong_token_is_never_shown(
-    hub: FakeHub, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    hub: FakeHub,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
     assert merge(adapter, tmp_path / "merged", "--push-to-hub", "lab/aligned", "--debug") == 2
     told = capsys.readouterr()
@@ -123,9 +130,13 @@ def test_without_a_network_the_folder_stays(
 
 @pytest.mark.parametrize("why", ["no token", "offline", "name"])
 def test_what_cannot_work_is_told_before_anything_is_merged(
-    hub: FakeHub, adapter: Path, tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch,
+    hub: FakeHub,
+    adapter: Path,
+    tmp_path: Path,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     name = "a//b" if why == "name" else "lab/aligned"
     if why == "no token":
         monkeypatch.delenv("HF_TOKEN")

@@ -57,28 +57,40 @@ class Tree:
         return name
 
     def add(
-        self, dataset: str, split: str, image_id: int, *sentences: str, name: str | None = None,
-        box: Any = BOX_XYWH, size: tuple[int, int] = SIZE,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        dataset: str,
+        split: str,
+        image_id: int,
+        *sentences: str,
+        name: str | None = None,
+        box: Any = BOX_XYWH,
+        size: tuple[int, int] = SIZE,
+    ) -> dict[str, Any]:
         """One ref with its sentences."""
         name = self.image(image_id) if name is None else name
         ref_id, ann_id = self.next_id, self.next_id + 1
         ids = list(range(self.next_id + 2, self.next_id + 2 + len(sentences)))
         self.next_id += 2 + len(sentences)
         ref = {
-            "ref_id": ref_id, "ann_id": ann_id, "image_id": image_id, "split": split,
-            "category_id": 1, "sent_ids": ids, "file_name": f"COCO_{image_id:03d}_{ann_id}.png",
+            "ref_id": ref_id,
+            "ann_id": ann_id,
+            "image_id": image_id,
+            "split": split,
+            "category_id": 1,
+            "sent_ids": ids,
+            "file_name": f"COCO_{image_id:03d}_{ann_id}.png",
             "sentences": [
                 {"sent_id": i, "sent": sent, "raw": sent.upper(), "tokens": sent.split()}
                 for i, sent in zip(ids, sentences, strict=True)
             ],
-        }  # fmt: skip
+        }
         self.refs.setdefault(dataset, []).append(ref)
         content = self.instances.setdefault(dataset, {"images": [], "annotations": []})
         content["annotations"].append({"id": ann_id, "image_id": image_id, "bbox": box})
         if image_id not in [one["id"] for one in content["images"]]:
-            content["images"].append({"id": image_id, "file_name": name, "width": size[0],
-                                      "height": size[1]})  # fmt: skip
+            content["images"].append(
+                {"id": image_id, "file_name": name, "width": size[0], "height": size[1]}
+            )
         return ref
 
     def write(self, *, protocol: int = 2) -> Path:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from perpo_pipeline.config import RunConfig
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.sources import JsonlSource
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.prepare.jsonl import read_jsonl
+from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.prepare.rows import Asked
-from perpo_pipeline.prepare.sources import JsonlSource
-from perpo_pipeline.prepare.stage import prepare
-from perpo_pipeline.stage import Run
+from perpo_pipeline.run import Run
 
 GOOD = {"image": "a.png", "prompt": "Where?", "task": "grounding", "gt_box": [1, 2, 8, 9]}
 
@@ -255,15 +255,22 @@ def test_what_was_done_to_the_images_is_recorded_with_the_prompts(tmp_path: Path
     """Stored 20 x 10 and shown 10 x 20: the box lies in the upright image."""
     exif = Image.Exif()
     exif[274] = 6
-    source = dataset(tmp_path, GOOD, {**GOOD, "image": "t.png", "gt_box": [1, 2, 8, 19]},
-                     {**GOOD, "image": "p.png"})  # fmt: skip
+    source = dataset(
+        tmp_path,
+        GOOD,
+        {**GOOD, "image": "t.png", "gt_box": [1, 2, 8, 19]},
+        {**GOOD, "image": "p.png"},
+    )
     Image.new("RGB", (20, 10), "red").save(tmp_path / "t.png", exif=exif)
     Image.new("RGB", (20, 10), "red").convert("P").save(tmp_path / "p.png")
     config = {
-        "run": "r", "data_root": str(tmp_path / "data"),
-        "prepare": {"train": source.model_dump(mode="json"),
-                    "test": {"source": "testbed", "num_prompts": 2}},
-    }  # fmt: skip
+        "run": "r",
+        "data_root": str(tmp_path / "data"),
+        "prepare": {
+            "train": source.model_dump(mode="json"),
+            "test": {"source": "testbed", "num_prompts": 2},
+        },
+    }
     run = Run(RunConfig.model_validate(config), quiet=True)
     rows = prepare(run, "train").table().to_pylist()
     assert [row["image_notes"] for row in rows] == [[], ["exif-orientation"], ["palette"]]

@@ -12,39 +12,54 @@ import pytest
 from PIL import Image
 from prepare.refer_tree import Tree
 
-from perpo_pipeline.config import RunConfig
-from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.prepare.fox import read_fox
-from perpo_pipeline.prepare.jsonl import read_jsonl
-from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
-from perpo_pipeline.prepare.rec import read_rec
-from perpo_pipeline.prepare.refer import read_refer
-from perpo_pipeline.prepare.rows import Asked, Prepared
-from perpo_pipeline.prepare.sources import (
+from perpo_pipeline.answers.truth import box_fault
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.sources import (
     FoxSource,
     JsonlSource,
     LmmsLabSource,
     RecSource,
     ReferSource,
 )
-from perpo_pipeline.prepare.stage import prepare
-from perpo_pipeline.prepare.truth import box_fault
-from perpo_pipeline.stage import Run
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.prepare.fox import read_fox
+from perpo_pipeline.prepare.jsonl import read_jsonl
+from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
+from perpo_pipeline.prepare.prepare_prompts import prepare
+from perpo_pipeline.prepare.rec import read_rec
+from perpo_pipeline.prepare.refer import read_refer
+from perpo_pipeline.prepare.rows import Asked, Prepared
+from perpo_pipeline.run import Run
 
 ASKED = Asked("val")
 Ref = dict[str, Any]
 
 
 def as_jsonl(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
-    lines = [{"image": ref["image"], "expression": ref["expression"], "task": "grounding",
-              "gt_box": xyxy(ref)} for ref in refs]  # fmt: skip
+    lines = [
+        {
+            "image": ref["image"],
+            "expression": ref["expression"],
+            "task": "grounding",
+            "gt_box": xyxy(ref),
+        }
+        for ref in refs
+    ]
     path = write_lines(tmp_path / "a.jsonl", lines)
     return read_jsonl(JsonlSource(source="jsonl", path=path, image_root=images), ASKED)
 
 
 def as_rec_jsonl(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
-    lines = [{"image": f"data/coco/{ref['image']}", "sent": ref["expression"], "bbox": xyxy(ref),
-              "height": ref["height"], "width": ref["width"]} for ref in refs]  # fmt: skip
+    lines = [
+        {
+            "image": f"data/coco/{ref['image']}",
+            "sent": ref["expression"],
+            "bbox": xyxy(ref),
+            "height": ref["height"],
+            "width": ref["width"],
+        }
+        for ref in refs
+    ]
     path = write_lines(tmp_path / "b.jsonl", lines)
     shutil.copytree(images, tmp_path / "b" / "data" / "coco")
     source = RecSource(source="rec-jsonl", path=path, image_root=tmp_path / "b")
@@ -52,15 +67,25 @@ def as_rec_jsonl(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
 
 
 def as_shikra(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
-    lines = [{"img_path": ref["image"], "expression": ref["expression"], "bbox": xyxy(ref)}
-             for ref in refs]  # fmt: skip
+    lines = [
+        {"img_path": ref["image"], "expression": ref["expression"], "bbox": xyxy(ref)}
+        for ref in refs
+    ]
     path = write_lines(tmp_path / "c.jsonl", lines)
     return read_rec(RecSource(source="shikra", path=path, image_root=images), ASKED)
 
 
 def as_minigpt4(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
-    records = [{"img_id": ref["img_id"], "sents": ref["expression"], "bbox": ref["bbox_xywh"],
-                "height": ref["height"], "width": ref["width"]} for ref in refs]  # fmt: skip
+    records = [
+        {
+            "img_id": ref["img_id"],
+            "sents": ref["expression"],
+            "bbox": ref["bbox_xywh"],
+            "height": ref["height"],
+            "width": ref["width"],
+        }
+        for ref in refs
+    ]
     path = tmp_path / "d.json"
     path.write_text(json.dumps(records))
     return read_rec(RecSource(source="minigpt4", path=path, image_root=images), ASKED)
@@ -71,11 +96,24 @@ def as_refer(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
     names = sorted({ref["image"] for ref in refs})
     for ref in refs:
         dataset, split = ref["dataset_split"].rsplit("_", 1)
-        tree.add(dataset, split, names.index(ref["image"]), ref["expression"], name=ref["image"],
-                 box=ref["bbox_xywh"], size=(ref["width"], ref["height"]))  # fmt: skip
+        tree.add(
+            dataset,
+            split,
+            names.index(ref["image"]),
+            ref["expression"],
+            name=ref["image"],
+            box=ref["bbox_xywh"],
+            size=(ref["width"], ref["height"]),
+        )
     splits = sorted({ref["dataset_split"].rsplit("_", 1)[1] for ref in refs})
-    source = ReferSource(source="refer", path=tree.write(), image_root=images, splits=splits,
-                         datasets=list(tree.refs), leave_out_evaluated=False)  # fmt: skip
+    source = ReferSource(
+        source="refer",
+        path=tree.write(),
+        image_root=images,
+        splits=splits,
+        datasets=list(tree.refs),
+        leave_out_evaluated=False,
+    )
     return read_refer(source, ASKED)
 
 
@@ -83,11 +121,17 @@ def as_lmms_lab(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
     """One row an object, its expressions together, two objects a row group."""
     objects: dict[tuple[Any, ...], Ref] = {}
     for ref in refs:
-        row = objects.setdefault((ref["img_id"], *ref["bbox_xywh"]), {
-            "question_id": ref["img_id"], "question": "Describe the region.",
-            "image": {"bytes": (images / ref["image"]).read_bytes(), "path": "x.jpg"},
-            "answer": [], "bbox": ref["bbox_xywh"], "file_name": ref["img_id"] + ".jpg",
-        })  # fmt: skip
+        row = objects.setdefault(
+            (ref["img_id"], *ref["bbox_xywh"]),
+            {
+                "question_id": ref["img_id"],
+                "question": "Describe the region.",
+                "image": {"bytes": (images / ref["image"]).read_bytes(), "path": "x.jpg"},
+                "answer": [],
+                "bbox": ref["bbox_xywh"],
+                "file_name": ref["img_id"] + ".jpg",
+            },
+        )
         row["answer"].append(ref["expression"])
     folder = tmp_path / "data"
     folder.mkdir()
@@ -147,7 +191,7 @@ GOOD = {
     "rec-jsonl": {"image": "a.jpg", "sent": "cat", "bbox": [1, 2, 8, 9], "width": 20, "height": 10},
     "shikra": {"img_path": "a.jpg", "expression": "cat", "bbox": [1, 2, 8, 9]},
     "minigpt4": {"img_id": "a_7", "sents": "cat", "bbox": [1, 2, 7, 7], "width": 20, "height": 10},
-}  # fmt: skip
+}
 
 
 def read_one(folder: Path, layout: str, *records: Any) -> Prepared:
@@ -308,8 +352,11 @@ def test_the_run_says_that_lmms_labs_val_is_not_the_papers(
     image = {"bytes": (photo / "a.jpg").read_bytes(), "path": "x"}
     parquet(photo / "d/val-00000-of-00001.parquet", image=image)
     source = {"source": "lmms-lab", "path": str(photo / "d")}
-    config = {"run": "r", "data_root": str(photo / "data"), "prepare": {"train": source,
-              "test": source}}  # fmt: skip
+    config = {
+        "run": "r",
+        "data_root": str(photo / "data"),
+        "prepare": {"train": source, "test": source},
+    }
     version = prepare(Run(RunConfig.model_validate(config), quiet=True), "test")
     assert "Google's val together" in capsys.readouterr().err
     assert "cannot be compared" in version.manifest["notes"]["val"]

@@ -8,25 +8,27 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from perpo_pipeline.artifacts import open_version
-from perpo_pipeline.config import RunConfig
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.sources import PerpoJsonSource
 from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.filter.stage import filter_lists
-from perpo_pipeline.model_files import resolve_model
-from perpo_pipeline.models import load_front
+from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.prepare import released
 from perpo_pipeline.prepare.perpo_json import read_perpo_json
+from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.prepare.rows import Asked
-from perpo_pipeline.prepare.sources import PerpoJsonSource
-from perpo_pipeline.prepare.stage import prepare
-from perpo_pipeline.stage import Run
+from perpo_pipeline.run import Run
+from perpo_pipeline.store.artifacts import open_version
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_front
 
 RECORD = {
-    "image_id": 1, "image_path": "coco/a.png", "question": "Where is the cup?",
+    "image_id": 1,
+    "image_path": "coco/a.png",
+    "question": "Where is the cup?",
     "answer": "[0.1, 0.2, 0.5, 0.8]",
     "answers_gen": ["[0.1, 0.2, 0.5, 0.8]", "I see none.", "[0.1, 0.2, 0.3, 0.8]"],
     "iou_scores": [1.0, 0.0, 0.5],
-}  # fmt: skip
+}
 
 
 def dataset(tmp_path: Path, *records: Any) -> Path:
@@ -40,10 +42,13 @@ def dataset(tmp_path: Path, *records: Any) -> Path:
 def a_run(path: Path, tmp_path: Path, out: Path | None = None, **settings: Any) -> Run:
     source = {"source": "perpo-json", "path": str(path), **settings}
     config = {
-        "run": "r", "data_root": str(tmp_path / "data"),
+        "run": "r",
+        "data_root": str(tmp_path / "data"),
         "model": {"id": "testbed", "device": "cpu"},
-        "prepare": {"train": source}, "eval": {"split": "train"}, "filter": {"min_margin": 0.8},
-    }  # fmt: skip
+        "prepare": {"train": source},
+        "eval": {"split": "train"},
+        "filter": {"min_margin": 0.8},
+    }
     return Run(RunConfig.model_validate(config), out=out, quiet=True)
 
 
@@ -156,7 +161,7 @@ def test_a_stop_between_the_artifacts_is_made_good_by_the_same_command(
     path = dataset(tmp_path, *[RECORD] * 5)
     whole = a_run(path, tmp_path, out=tmp_path / "whole")
     prepare(whole, "train")
-    monkeypatch.setattr("perpo_pipeline.prepare.stage.PROMPTS_PER_PART", 2)
+    monkeypatch.setattr("perpo_pipeline.prepare.prepare_prompts.PROMPTS_PER_PART", 2)
     halved = a_run(path, tmp_path, out=tmp_path / "halved")
     for function in ("_sample_rows", "_score_rows"):
         calls = iter([False, True])

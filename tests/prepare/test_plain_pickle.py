@@ -17,11 +17,13 @@ from perpo_pipeline.prepare.plain_pickle import load_plain_pickle
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: (
-        st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner)
+        st.lists(inner)
+        | st.dictionaries(st.text(), inner)
+        | st.tuples(inner)
         | st.sets(st.integers())
     ),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
 def written(tmp_path: Path, data: bytes) -> Path:

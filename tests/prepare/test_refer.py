@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from prepare.refer_tree import SIZE, Tree
 
-from perpo_pipeline.config import RunConfig
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.sources import ReferSource
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.prepare.refer import read_refer
 from perpo_pipeline.prepare.rows import Asked, Prepared
-from perpo_pipeline.prepare.sources import ReferSource
-from perpo_pipeline.prepare.stage import prepare
-from perpo_pipeline.stage import Run
+from perpo_pipeline.run import Run
 
 
 def small_tree(root: Path) -> Tree:
@@ -56,8 +56,10 @@ def test_a_row_is_a_sentence_with_its_box_its_image_and_a_key_that_stays(
     assert first["image"]["path"] == str(tree.images / "COCO_007.png")  # not the ref's file_name
     assert (first["width"], first["height"]) == SIZE
     assert (first["dataset"], first["split"], first["task"]) == (
-        "refcoco_testA", "test", "grounding",
-    )  # fmt: skip
+        "refcoco_testA",
+        "test",
+        "grounding",
+    )
     sent_ids = ref["sent_ids"]
     assert first["source_row"] == f"{ref['ref_id']}/{sent_ids[0]}"
     assert second["source_row"] == f"{ref['ref_id']}/{sent_ids[1]}"
@@ -68,8 +70,14 @@ def test_train_holds_no_image_that_any_dataset_evaluates_on(tmp_path: Path) -> N
     """refcoco loses images 2 (3 expressions) and 3 (1), refcoco+ image 4 (2): 6 expressions."""
     prepared = read(small_tree(tmp_path))
     assert expressions(prepared) == [
-        "left man", "man in red", "tall man", "blue shirt", "a tree", "a big tree", "a green tree",
-    ]  # fmt: skip
+        "left man",
+        "man in red",
+        "tall man",
+        "blue shirt",
+        "a tree",
+        "a big tree",
+        "a green tree",
+    ]
     assert prepared.left_out == {"image_is_evaluated": 6}
     assert prepared.counts["found"] == {
         "refcoco_train": {"refs": 3, "expressions": 6},
@@ -124,8 +132,10 @@ def test_equal_amounts_are_a_seeded_choice_of_the_same_number_from_each(tmp_path
     prepared = read(tree, per_dataset=10)
     names = [row["dataset"] for row in prepared.rows]
     assert {name: names.count(name) for name in names} == {
-        "refcoco_train": 10, "refcoco+_train": 10, "refcocog_train": 10,
-    }  # fmt: skip
+        "refcoco_train": 10,
+        "refcoco+_train": 10,
+        "refcocog_train": 10,
+    }
     assert prepared.facts["left_out_by_per_dataset"] == 60
     chosen = expressions(prepared)
     assert chosen != [e for e in expressions(read(tree)) if int(e.split()[-1]) < 10]  # no prefix
@@ -145,8 +155,12 @@ def test_a_dataset_with_fewer_than_asked_for_is_an_error(tmp_path: Path) -> None
 def test_test_splits_of_several_datasets_keep_their_names(tmp_path: Path) -> None:
     prepared = read(small_tree(tmp_path), "test", splits=["val", "testA", "test"])
     assert [row["dataset"] for row in prepared.rows] == [
-        "refcoco_val", "refcoco_val", "refcoco_testA", "refcoco+_val", "refcocog_test",
-    ]  # fmt: skip
+        "refcoco_val",
+        "refcoco_val",
+        "refcoco_testA",
+        "refcoco+_val",
+        "refcocog_test",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -155,10 +169,13 @@ def test_test_splits_of_several_datasets_keep_their_names(tmp_path: Path) -> Non
         ("mine", {}, "'mine' is none of REFER's"),
         ("test", {}, "refcoco has none of ['test']"),
         ("test", {"splits": ["val", "testB"]}, "no dataset has a split 'testB'"),
-        ("train", {"split_by": {"refcocog": "google"}, "leave_out_evaluated": False},
-         "there is no refs(google).p for refcocog, but refs(umd).p"),
+        (
+            "train",
+            {"split_by": {"refcocog": "google"}, "leave_out_evaluated": False},
+            "there is no refs(google).p for refcocog, but refs(umd).p",
+        ),
     ],
-)  # fmt: skip
+)
 def test_splits_that_are_not_there_are_told_with_those_that_are(
     tmp_path: Path, split: str, settings: dict[str, Any], told: str
 ) -> None:
@@ -238,11 +255,16 @@ def prepared_run(tree: Tree, tmp_path: Path, **settings: Any) -> Run:
     source = {"source": "refer", "path": str(tree.root), "image_root": str(tree.images), **settings}
     return Run(
         RunConfig.model_validate(
-            {"run": "r", "data_root": str(tmp_path / "data"), "sample": {"split": "train"},
-             "eval": {"split": "train"}, "prepare": {"train": source}}
+            {
+                "run": "r",
+                "data_root": str(tmp_path / "data"),
+                "sample": {"split": "train"},
+                "eval": {"split": "train"},
+                "prepare": {"train": source},
+            }
         ),
         quiet=True,
-    )  # fmt: skip
+    )
 
 
 def test_the_stage_records_what_was_found_and_left_out_and_does_nothing_the_second_time(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perpo_pipeline.boxes import BOX_FORMATS
+from perpo_pipeline.answers.boxes import BOX_FORMATS
 from perpo_pipeline.report.pictures import choose, data_uri, outcomes_of, shown_question
 
 IDS = [f"prompt-{i}" for i in range(60)]

@@ -11,7 +11,7 @@ from synthetic_run import make_synthetic_run
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.report.data import open_inputs, read_outcomes
-from perpo_pipeline.report.stage import report
+from perpo_pipeline.report.write_report import report
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "source"}
 HOSTILE = "<script>alert(1)</script> & \"quoted\" <img src=x onerror='x'> {index}"
@@ -170,9 +170,15 @@ def test_each_picture_shows_the_truth_and_both_predictions(html):
 
 def test_every_artifact_is_in_the_lineage(run, html):
     text = "".join(Page(html).text)
-    names = [("prompts", "train"), ("samples", "train"), ("scores", "train"),
-             ("preferences", "train"), ("adapter", "dpo"), ("predictions", "base"),
-             ("metrics", "perpo-other-image")]  # fmt: skip
+    names = [
+        ("prompts", "train"),
+        ("samples", "train"),
+        ("scores", "train"),
+        ("preferences", "train"),
+        ("adapter", "dpo"),
+        ("predictions", "base"),
+        ("metrics", "perpo-other-image"),
+    ]
     for artifact, variant in names:
         assert f"{artifact} / {variant}" in text
         assert run.latest(artifact, variant).fingerprint in text
@@ -263,6 +269,11 @@ def test_nothing_is_wider_than_a_phone(html, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(html.replace("</body>", probe + "</body>"), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,2000"]
-    shown = subprocess.run([chromium, *flags, "--dump-dom", page.as_uri()], capture_output=True,
-                           text=True, timeout=60, check=True)  # fmt: skip
+    shown = subprocess.run(
+        [chromium, *flags, "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert re.search(r"<title>wide (\d+)</title>", shown.stdout)[1] == "360"

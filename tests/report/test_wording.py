@@ -65,9 +65,14 @@ def test_the_blindness_check_names_both_values():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0421, "p = 0.042"), (0.001, "p = 0.001"), (0.00099, "p < 0.001"), (1.0, "p = 1.000"),
-     (math.nan, "p = n/a")],
-)  # fmt: skip
+    [
+        (0.0421, "p = 0.042"),
+        (0.001, "p = 0.001"),
+        (0.00099, "p < 0.001"),
+        (1.0, "p = 1.000"),
+        (math.nan, "p = n/a"),
+    ],
+)
 def test_p_values_have_three_decimals_and_no_more(value, text):
     assert p_value(value).replace("\u00a0", " ") == text
 

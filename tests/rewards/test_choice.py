@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from perpo_pipeline.config import ScoreConfig
+from perpo_pipeline.config.run import ScoreConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.rewards.choice import (
     AUTO,
@@ -111,12 +111,19 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def answers(*rows: dict[str, Any]) -> Answers:
     schema = {
-        "prompt_id": pl.String, "sample_id": pl.Int32, "completion": pl.String,
-        "dataset": pl.String, "task": pl.String, "prompt": pl.String,
-        "width": pl.Int32, "height": pl.Int32, "gt_text": pl.String,
-        "gt_box": pl.List(pl.Float64), "gt_boxes": pl.List(pl.List(pl.Float64)),
+        "prompt_id": pl.String,
+        "sample_id": pl.Int32,
+        "completion": pl.String,
+        "dataset": pl.String,
+        "task": pl.String,
+        "prompt": pl.String,
+        "width": pl.Int32,
+        "height": pl.Int32,
+        "gt_text": pl.String,
+        "gt_box": pl.List(pl.Float64),
+        "gt_boxes": pl.List(pl.List(pl.Float64)),
         "gt_polygon": pl.List(pl.Float64),
-    }  # fmt: skip
+    }
     whole = {"dataset": "d", "task": "vqa", "prompt": "?", "width": 100, "height": 100}
     table = [
         {name: {**whole, "prompt_id": f"p{i}", "sample_id": 0, **row}.get(name) for name in schema}
@@ -134,11 +141,17 @@ def test_auto_takes_the_reward_of_the_task_and_of_the_truth_that_is_there() -> N
     given = answers(
         QUARTER,
         TEXT,
-        {"task": "grounding", "gt_boxes": [[0, 0, 10, 10], [50, 50, 90, 90]],
-         "completion": "[0, 0, 0.1, 0.1]"},
-        {"task": "grounding", "gt_polygon": [0, 0, 100, 0, 0, 100],
-         "completion": "[0, 0, 1, 0, 0, 1]"},
-    )  # fmt: skip
+        {
+            "task": "grounding",
+            "gt_boxes": [[0, 0, 10, 10], [50, 50, 90, 90]],
+            "completion": "[0, 0, 0.1, 0.1]",
+        },
+        {
+            "task": "grounding",
+            "gt_polygon": [0, 0, 100, 0, 0, 100],
+            "completion": "[0, 0, 1, 0, 0, 1]",
+        },
+    )
     found = measure(given, {AUTO: 1.0})
     assert found.rewards.tolist() == pytest.approx([1.0, 0.75, 0.5, 1.0])
     assert found.parse_ok.tolist() == [True] * 4
@@ -151,10 +164,19 @@ def test_auto_takes_the_reward_of_the_task_and_of_the_truth_that_is_there() -> N
     [
         ("iou", QUARTER, 1.0),
         ("point_in_box", {"gt_box": [0, 0, 50, 50], "completion": "[0.2, 0.2]"}, 1.0),
-        ("polygon_iou", {"gt_polygon": [0, 0, 100, 0, 100, 100, 0, 100],
-                         "completion": "(0,0),(1,0),(1,0.5),(0,0.5)"}, 0.5),
-        ("set_iou", {"gt_boxes": [[0, 0, 50, 50]],
-                     "completion": "[0,0,0.5,0.5] [0.9,0.9,1,1]"}, 0.5),
+        (
+            "polygon_iou",
+            {
+                "gt_polygon": [0, 0, 100, 0, 100, 100, 0, 100],
+                "completion": "(0,0),(1,0),(1,0.5),(0,0.5)",
+            },
+            0.5,
+        ),
+        (
+            "set_iou",
+            {"gt_boxes": [[0, 0, 50, 50]], "completion": "[0,0,0.5,0.5] [0.9,0.9,1,1]"},
+            0.5,
+        ),
         ("edit_similarity", TEXT, 0.75),
         ("character_accuracy", TEXT, 0.75),
         ("word_accuracy", {"gt_text": "a b", "completion": "a c"}, 0.5),
@@ -163,7 +185,7 @@ def test_auto_takes_the_reward_of_the_task_and_of_the_truth_that_is_there() -> N
         ("count_match", {"gt_text": "3", "completion": "There are 3 cups."}, 1.0),
         ("numeric_closeness", {"gt_text": "4", "completion": "3"}, 0.75),
     ],
-)  # fmt: skip
+)
 def test_every_reward_measures_its_own_truth(
     name: str, row: dict[str, Any], expected: float
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box as shapely_box
 
-from perpo_pipeline.boxes import parse_box
+from perpo_pipeline.answers.boxes import parse_box
 from perpo_pipeline.rewards.grounding import iou_xyxy, points_in_boxes
 
 UNPARSED = (math.nan,) * 4

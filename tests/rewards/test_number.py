@@ -15,10 +15,17 @@ numbers = st.lists(st.tuples(st.floats(), st.floats() | st.integers(-3, 3).map(f
 @pytest.mark.parametrize(
     ("pred", "gt", "expected"),
     [
-        (3, 3, 1), (3.0, 3, 1), (3.0001, 3, 0), (0, -0.0, 1), (4, 3, 0), (-3, 3, 0),
-        (math.nan, 3, 0), (math.nan, math.nan, 0), (math.inf, math.inf, 0),
+        (3, 3, 1),
+        (3.0, 3, 1),
+        (3.0001, 3, 0),
+        (0, -0.0, 1),
+        (4, 3, 0),
+        (-3, 3, 0),
+        (math.nan, 3, 0),
+        (math.nan, math.nan, 0),
+        (math.inf, math.inf, 0),
     ],
-)  # fmt: skip
+)
 def test_a_count_is_right_or_wrong(pred: float, gt: float, expected: float):
     assert count_matches([pred], [gt]).tolist() == [expected]
 
@@ -26,12 +33,24 @@ def test_a_count_is_right_or_wrong(pred: float, gt: float, expected: float):
 @pytest.mark.parametrize(
     ("pred", "gt", "expected"),
     [
-        (8, 10, 0.8), (10, 8, 0.8), (-8, -10, 0.8), (5, 5, 1), (0, 0, 1), (-0.0, 0.0, 1),
-        (0, 5, 0), (5, 0, 0), (-5, 5, 0), (1e300, 2e300, 0.5), (5e-324, 1e-323, 0.5),
-        (-1.7e308, 1.7e308, 0), (math.nan, 5, 0), (5, math.nan, 0), (math.inf, math.inf, 0),
+        (8, 10, 0.8),
+        (10, 8, 0.8),
+        (-8, -10, 0.8),
+        (5, 5, 1),
+        (0, 0, 1),
+        (-0.0, 0.0, 1),
+        (0, 5, 0),
+        (5, 0, 0),
+        (-5, 5, 0),
+        (1e300, 2e300, 0.5),
+        (5e-324, 1e-323, 0.5),
+        (-1.7e308, 1.7e308, 0),
+        (math.nan, 5, 0),
+        (5, math.nan, 0),
+        (math.inf, math.inf, 0),
         (math.inf, 5, 0),
     ],
-)  # fmt: skip
+)
 def test_closeness_of_numbers_derived_by_hand(pred: float, gt: float, expected: float):
     assert numeric_closeness([pred], [gt]).tolist() == [expected]
 

@@ -42,10 +42,22 @@ sets = st.lists(boxes, max_size=4)
         ([A], NONE, 0),
     ],
     ids=[
-        "same", "order", "half", "one of two half", "missing", "two spare", "twice the same",
-        "unparsed spare", "unparsed", "inverted", "apart", "both empty", "no answer", "no truth",
+        "same",
+        "order",
+        "half",
+        "one of two half",
+        "missing",
+        "two spare",
+        "twice the same",
+        "unparsed spare",
+        "unparsed",
+        "inverted",
+        "apart",
+        "both empty",
+        "no answer",
+        "no truth",
     ],
-)  # fmt: skip
+)
 def test_set_iou_derived_by_hand(pred, gt, expected):
     assert set_ious([pred], [gt]).tolist() == pytest.approx([expected], abs=1e-15)
 

@@ -36,10 +36,18 @@ MEASURES = (edit_similarities, character_accuracies, word_accuracies, token_f1s,
         ("\U0001f600x", "x", 1 - 1 / 2),
     ],
     ids=[
-        "kitten", "both empty", "no prediction", "no truth", "disjoint", "equal",
-        "case counts", "white space counts", "composition counts", "one code point beyond the BMP",
+        "kitten",
+        "both empty",
+        "no prediction",
+        "no truth",
+        "disjoint",
+        "equal",
+        "case counts",
+        "white space counts",
+        "composition counts",
+        "one code point beyond the BMP",
     ],
-)  # fmt: skip
+)
 def test_edit_similarity_of_texts_derived_by_hand(prediction, ground_truth, expected):
     assert edit_similarity(prediction, ground_truth) == expected
     assert edit_similarities([prediction], [ground_truth]).tolist() == [expected]

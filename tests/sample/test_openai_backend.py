@@ -39,14 +39,16 @@ from PIL import Image
 from tiny_families import save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
 
-from perpo_pipeline import openai_server
-from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
-from perpo_pipeline.images import load_image
-from perpo_pipeline.models import encode_prompt, load_front, resolve_model
 from perpo_pipeline.sample import openai_backend
 from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList
 from perpo_pipeline.sample.openai_backend import OpenAIBackend
+from perpo_pipeline.vlm import openai_server
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.images import load_image
+from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 KEY = "sk-not-to-be-seen-4711"
 NUM = 5
@@ -104,9 +106,13 @@ def connect(model_dir: Path, tmp_path: Path) -> Callable[..., OpenAIBackend]:
     ) -> OpenAIBackend:
         url = server if isinstance(server, str) else server.url
         settings: Json = {
-            "backend": "openai", "num_samples": NUM, "max_new_tokens": MAX_NEW,
-            "served_model": "tiny", "base_url": url, "concurrency": 4,
-        }  # fmt: skip
+            "backend": "openai",
+            "num_samples": NUM,
+            "max_new_tokens": MAX_NEW,
+            "served_model": "tiny",
+            "base_url": url,
+            "concurrency": 4,
+        }
         return OpenAIBackend(
             BackendSetup(
                 model=ModelConfig(id=str(model)),
@@ -198,12 +204,25 @@ class TestVllm:
         (body,) = server.bodies
         del body["messages"]
         assert body == {
-            "model": "tiny", "n": NUM, "temperature": 0.7, "seed": sent(0), "top_p": 1.0,
-            "max_tokens": MAX_NEW, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
-            "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": {"3": -100.0},
-            "stop_token_ids": [END], "ignore_eos": True, "add_special_tokens": True,
-            "skip_special_tokens": True, "logprobs": True, "return_token_ids": True,
-        }  # fmt: skip
+            "model": "tiny",
+            "n": NUM,
+            "temperature": 0.7,
+            "seed": sent(0),
+            "top_p": 1.0,
+            "max_tokens": MAX_NEW,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "logit_bias": {"3": -100.0},
+            "stop_token_ids": [END],
+            "ignore_eos": True,
+            "add_special_tokens": True,
+            "skip_special_tokens": True,
+            "logprobs": True,
+            "return_token_ids": True,
+        }
 
     def test_what_the_configuration_asks_for_is_sent(
         self, serve: Any, connect: Any, like_vllm: Answer
@@ -344,8 +363,15 @@ class TestOtherServer:
         sample(connect(server, top_p=0.8), 2)
         for body in server.bodies:
             assert set(body) == {
-                "model", "messages", "n", "temperature", "top_p", "seed", "max_tokens", "logprobs",
-            }  # fmt: skip
+                "model",
+                "messages",
+                "n",
+                "temperature",
+                "top_p",
+                "seed",
+                "max_tokens",
+                "logprobs",
+            }
             assert body["top_p"] == 0.8
 
     def test_a_seed_fits_31_bits_and_differs_between_prompts(
@@ -438,9 +464,13 @@ class TestOtherServer:
 
     @pytest.mark.parametrize("status", [400, 422])
     def test_a_server_that_refuses_logprobs_is_asked_without_and_that_is_noted(
-        self, serve: Any, connect: Any, plain: Answer, capfd: pytest.CaptureFixture[str],
+        self,
+        serve: Any,
+        connect: Any,
+        plain: Answer,
+        capfd: pytest.CaptureFixture[str],
         status: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         def answer(body: Json, number: int) -> Any:
             if "logprobs" in body:
                 return Reply(status, {"error": {"message": "logprobs is not supported"}})
@@ -527,10 +557,18 @@ class TestTrouble:
     @pytest.mark.parametrize(
         ("value", "seconds"),
         [
-            (None, None), ("", None), ("soon", None), ("nan", None), ("inf", None), ("0", 0),
-            ("-5", 0), ("2.5", 2.5), ("1e9", 300), ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+            (None, None),
+            ("", None),
+            ("soon", None),
+            ("nan", None),
+            ("inf", None),
+            ("0", 0),
+            ("-5", 0),
+            ("2.5", 2.5),
+            ("1e9", 300),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
         ],
-    )  # fmt: skip
+    )
     def test_a_retry_after_is_read(self, value: str | None, seconds: float | None) -> None:
         assert openai_server._retry_after(value) == seconds
 
@@ -594,9 +632,13 @@ class TestTrouble:
         assert [ids_of(r) for r in results] == [expected(i) for i in range(12)]
 
     def test_a_server_that_goes_away_ends_the_run(
-        self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch,
+        self,
+        serve: Any,
+        connect: Any,
+        like_vllm: Answer,
+        monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", 0.02)
         server = serve(like_vllm)
         backend = connect(server)
@@ -738,7 +780,7 @@ class TestHostileAnswers:
             (lambda *_: Reply(200, r'{"choices": [{"message": {"content": "\ud800"}}]}'), "not as"),
             (lambda *_: Reply(200, "no gzip at all", Content_Encoding="gzip"), "DecodingError"),
         ],
-    )  # fmt: skip
+    )
     def test_an_answer_that_makes_no_sense_is_a_failure_with_its_reason(
         self, serve: Any, connect: Any, answer: Answer, reason: str
     ) -> None:
@@ -788,9 +830,15 @@ class TestKeyAndAddress:
     @pytest.mark.parametrize("status", [401, 403])
     @pytest.mark.parametrize("at", ["models", "completions"])
     def test_a_refused_key_stops_at_once_and_is_never_shown(
-        self, serve: Any, connect: Any, monkeypatch: pytest.MonkeyPatch,
-        capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, status: int, at: str,
-    ) -> None:  # fmt: skip
+        self,
+        serve: Any,
+        connect: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
+        status: int,
+        at: str,
+    ) -> None:
         monkeypatch.setenv("PERPO_API_KEY", KEY)
         caplog.set_level(0)
         refusal = Reply(status, {"error": {"message": f"Bearer {KEY} is not welcome"}})
@@ -860,12 +908,21 @@ class TestKeyAndAddress:
     @pytest.mark.parametrize(
         "url",
         [
-            None, "", "127.0.0.1:8000/v1", "ftp://127.0.0.1/v1", "http://", "http:///v1",
-            "http://127.0.0.1:port/v1", "http://[::1/v1", "http://127.0.0.1/\nv1",
-            f"http://user:{KEY}@127.0.0.1/v1", f"http://{KEY}@127.0.0.1/v1",
-            f"http://127.0.0.1/v1?key={KEY}", f"ftp://user:{KEY}@127.0.0.1/v1",
+            None,
+            "",
+            "127.0.0.1:8000/v1",
+            "ftp://127.0.0.1/v1",
+            "http://",
+            "http:///v1",
+            "http://127.0.0.1:port/v1",
+            "http://[::1/v1",
+            "http://127.0.0.1/\nv1",
+            f"http://user:{KEY}@127.0.0.1/v1",
+            f"http://{KEY}@127.0.0.1/v1",
+            f"http://127.0.0.1/v1?key={KEY}",
+            f"ftp://user:{KEY}@127.0.0.1/v1",
         ],
-    )  # fmt: skip
+    )
     def test_an_address_that_cannot_be_used_is_refused_unshown(
         self, connect: Any, url: str | None
     ) -> None:
@@ -899,8 +956,12 @@ class TestKeyAndAddress:
 
     def test_an_adapter_cannot_be_given_to_a_server(self, model_dir: Path, tmp_path: Path) -> None:
         setup = BackendSetup(
-            ModelConfig(), resolve_model(str(model_dir)), {}, SampleConfig(), tmp_path,
+            ModelConfig(),
+            resolve_model(str(model_dir)),
+            {},
+            SampleConfig(),
+            tmp_path,
             adapter=tmp_path / "adapter",
-        )  # fmt: skip
+        )
         with pytest.raises(ConfigError, match="adapter"):
             OpenAIBackend(setup)

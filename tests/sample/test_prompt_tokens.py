@@ -4,8 +4,11 @@ import pytest
 from tiny_models import noise_image, save_tiny_llava
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.models import Vlm, encode_prompt, load_front, resolve_model
 from perpo_pipeline.sample.prompt_tokens import beyond_context, compare_prompt_tokens, lacks_room
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 IMAGE_ID = 3
 

@@ -11,15 +11,15 @@ import pytest
 from tiny_models import save_tiny_llava
 
 from perpo_pipeline import cli
-from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError, PerpoError, ProcessError
-from perpo_pipeline.model_inputs import IDENTITY_CACHE, identify_model
-from perpo_pipeline.provenance import package_versions
 from perpo_pipeline.sample import ray_actors, ray_cluster
 from perpo_pipeline.sample.backend import BackendSetup
 from perpo_pipeline.sample.ray_actors import Board, Who, on_this_machine, read_found
 from perpo_pipeline.sample.ray_cluster import Watch, is_on_gpu, joined_cluster, place_actors
 from perpo_pipeline.sample.ray_engine import _anywhere
+from perpo_pipeline.store.provenance import package_versions
+from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, identify_model
 
 
 @pytest.mark.parametrize(

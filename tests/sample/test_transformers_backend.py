@@ -14,19 +14,18 @@ from scipy.stats import chisquare
 from tiny_families import save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
 
-from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.model_inputs import encode_row
-from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.sample import transformers_backend
 from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList
-from perpo_pipeline.sample.transformers_backend import (
-    Completion,
-    TransformersBackend,
-    greedy_decode,
-    sample_lists,
-)
+from perpo_pipeline.sample.transformers_backend import Completion, TransformersBackend
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.inputs import encode_row
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 IMAGE_ID = 3
 # A random model hardly ever says </s>: with a third of the vocabulary as end tokens answers have
@@ -302,11 +301,13 @@ class TestBackend:
         config = {"num_samples": 3, "max_new_tokens": 8, "temperature": 1.0} | settings
         return TransformersBackend(
             BackendSetup(
-                ModelConfig(id=str(model), device="cpu"), resolve_model(str(model)),
+                ModelConfig(id=str(model), device="cpu"),
+                resolve_model(str(model)),
                 {"dtype": "float32", "preprocess": "processor"},
-                SampleConfig.model_validate(config), scratch,
+                SampleConfig.model_validate(config),
+                scratch,
             )
-        )  # fmt: skip
+        )
 
     def reasons(self, found: list[SampledList | Failure]) -> list[str | None]:
         return [one.reason if isinstance(one, Failure) else None for one in found]
@@ -355,8 +356,9 @@ class TestBackend:
         )
         assert "511 tokens and an answer at least 8" in str(last)
         assert [reason and reason[:25] for reason in no_room] == [
-            "the prompt has 512 tokens", "the prompt has 600 tokens",
-        ]  # fmt: skip
+            "the prompt has 512 tokens",
+            "the prompt has 600 tokens",
+        ]
 
     def test_an_unknown_context_limits_nothing(self, model_dir: Path, tmp_path: Path) -> None:
         backend = self.open(model_dir, tmp_path)

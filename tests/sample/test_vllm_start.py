@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
-from perpo_pipeline.model_files import ResolvedModel
 from perpo_pipeline.sample import vllm_backend, vllm_engine
 from perpo_pipeline.sample.backend import BackendSetup
+from perpo_pipeline.vlm.files import ResolvedModel
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,6 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from perpo_pipeline.testbed import SHIPPED_PRESET, shipped_model_dir
-from perpo_pipeline.testbed.measure import (
-    answer_ious,
-    fresh_examples,
-    iou,
-    measure_greedy,
-    parse_answer,
-    swap_images,
-)
 from perpo_pipeline.testbed.model import (
     INSTRUCTION,
     build_config,
@@ -29,6 +21,14 @@ from perpo_pipeline.testbed.model import (
     write_model_dir,
 )
 from perpo_pipeline.testbed.scenes import PRESETS, referring_example
+from tools.testbed.measure import (
+    answer_ious,
+    fresh_examples,
+    iou,
+    measure_greedy,
+    parse_answer,
+    swap_images,
+)
 
 MAX_BYTES = 10 * 1024**2
 

@@ -7,9 +7,12 @@ import pytest
 import torch
 from tiny_models import noise_image, save_tiny_llava
 
-from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 COMPLETIONS = [[[11, 12, 13, 2], [21, 2]], [[31, 32, 33, 34, 2]]]
 
@@ -64,12 +67,19 @@ def test_padding_changes_nothing_but_the_shape(windowed: Vlm) -> None:
     torch.testing.assert_close(
         concatenated_logps(windowed.model, padded),
         concatenated_logps(windowed.model, exact),
-        atol=1e-4, rtol=0,
-    )  # fmt: skip
+        atol=1e-4,
+        rtol=0,
+    )
 
 
 def test_a_batch_moves_with_every_tensor_in_it(windowed: Vlm) -> None:
     moved = concatenate_lists(windowed, some_lists(windowed)).to("meta")
-    tensors = [moved.input_ids, moved.attention_mask, moved.is_answer, moved.places,
-               moved.num_tokens, *moved.tensors.values()]  # fmt: skip
+    tensors = [
+        moved.input_ids,
+        moved.attention_mask,
+        moved.is_answer,
+        moved.places,
+        moved.num_tokens,
+        *moved.tensors.values(),
+    ]
     assert {tensor.device.type for tensor in tensors} == {"meta"}

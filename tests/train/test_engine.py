@@ -13,10 +13,8 @@ from tiny_models import noise_image
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from perpo_pipeline.attention import SPLIT, uses_flex_attention
-from perpo_pipeline.config import TrainSettings
+from perpo_pipeline.config.run import TrainSettings
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.models import Family, Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train.concatenated import concatenate_lists
 from perpo_pipeline.train.engine import (
     RECOMPILE_LIMIT,
@@ -29,6 +27,12 @@ from perpo_pipeline.train.engine import (
 from perpo_pipeline.train.lists import TrainingBatch
 from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm.attention import SPLIT, uses_flex_attention
+from perpo_pipeline.vlm.families import Family
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen3_vl"])
@@ -59,8 +63,11 @@ def load(directory: Path) -> Vlm:
 
 def uneven_lists(vlm: Vlm) -> list[CompletionList]:
     end = vlm.eos_token_ids[0]
-    completions = [[[11, 12, 13, end], [21, end], [31, 32, 33, 34, end]], [[41, end]],
-                   [[51, 52, end], [end]]]  # fmt: skip
+    completions = [
+        [[11, 12, 13, end], [21, end], [31, 32, 33, 34, end]],
+        [[41, end]],
+        [[51, 52, end], [end]],
+    ]
     return [
         CompletionList(encode_prompt(vlm, noise_image(i), "where" + "?" * i), some)
         for i, some in enumerate(completions)

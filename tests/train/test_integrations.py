@@ -11,14 +11,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import integration_utils
 
-from perpo_pipeline.artifacts import damaged_files, open_version
 from perpo_pipeline.cli import main
+from perpo_pipeline.config.integrations import INTEGRATIONS, check_names
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
+from perpo_pipeline.store.artifacts import damaged_files, open_version
 from perpo_pipeline.train import integrations
 from perpo_pipeline.train.integrations import (
-    INTEGRATIONS,
     check_installed,
-    check_names,
     keep_loose_files,
     logging_under,
     reporting_callbacks,
@@ -84,8 +83,7 @@ def test_tensorboard_has_every_step_under_the_runs_folder_alone(
         assert damaged_files(version) == []
         logged = EventAccumulator(str(version.path / "logs/tensorboard"))
         logged.Reload()
-        for name, column in (("train/loss", "loss"),
-                             ("train/reward_accuracy", "reward_accuracy")):  # fmt: skip
+        for name, column in (("train/loss", "loss"), ("train/reward_accuracy", "reward_accuracy")):
             scalars = [(event.step, event.value) for event in logged.Scalars(name)]
             expected = version.table(columns=["step", column]).to_pylist()
             assert scalars == [(row["step"], pytest.approx(row[column])) for row in expected]
@@ -124,7 +122,7 @@ def test_a_missing_package_is_named_with_its_command(
 def test_a_missing_package_ends_the_command_before_any_model_is_loaded(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from perpo_pipeline.train import stage
+    from perpo_pipeline.train import train_adapter as stage
 
     monkeypatch.setattr(integrations.importlib.util, "find_spec", lambda module: None)
     monkeypatch.setattr(stage, "open_model", None)

@@ -29,8 +29,13 @@ from perpo_pipeline.train.processes import (
 )
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
-        "SLURM_JOB_ID": "45678", "SLURM_STEP_NODELIST": "gpu[03-04,11]"}  # fmt: skip
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "45678",
+    "SLURM_STEP_NODELIST": "gpu[03-04,11]",
+}
 
 
 def test_without_flags_nothing_is_started() -> None:
@@ -50,9 +55,17 @@ def test_several_nodes_meet_at_the_master() -> None:
     launch = choose_launch(8, 2, 1, "node0:29500", {})
     assert launch == Launch(8, 2, 1, "node0:29500") and launch.world_size == 16
     assert launch.torchrun_arguments() == [
-        "--nnodes", "2", "--node-rank", "1", "--master-addr", "node0", "--master-port", "29500",
-        "--nproc-per-node", "8",
-    ]  # fmt: skip
+        "--nnodes",
+        "2",
+        "--node-rank",
+        "1",
+        "--master-addr",
+        "node0",
+        "--master-port",
+        "29500",
+        "--nproc-per-node",
+        "8",
+    ]
 
 
 def test_one_task_a_node_is_numbered_by_slurm() -> None:
@@ -75,9 +88,12 @@ def test_the_processes_that_torchrun_started_know_the_flags_of_all_nodes() -> No
 
 def test_sruns_names_become_torchs() -> None:
     assert placed_by_launcher(SRUN) == {
-        "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu03",
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "gpu03",
         "MASTER_PORT": str(20_000 + 45678 % 20_000),
-    }  # fmt: skip
+    }
     plain = placed_by_launcher({**SRUN, "SLURM_STEP_NODELIST": "login1,gpu3", "MASTER_PORT": "7"})
     assert plain is not None
     assert (plain["MASTER_ADDR"], plain["MASTER_PORT"]) == ("login1", "7")

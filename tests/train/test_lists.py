@@ -5,17 +5,27 @@ from typing import Any
 import pytest
 from tiny_families import save_tiny_family
 
-from perpo_pipeline.config import ModelConfig
+from perpo_pipeline.config.run import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.models import Vlm, load_vlm, resolve_model
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ground_truth_text
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import Vlm
 
 QWEN25 = ModelConfig(box_format="qwen2.5-vl", box_frame="resized")
 
 
 def prompt(**changes: Any) -> dict[str, Any]:
-    row = {"prompt_id": "p", "task": "grounding", "width": 640, "height": 428, "prompt": "Where?",
-           "gt_box": [146, 137, 615, 415], "gt_boxes": None, "gt_text": None}  # fmt: skip
+    row = {
+        "prompt_id": "p",
+        "task": "grounding",
+        "width": 640,
+        "height": 428,
+        "prompt": "Where?",
+        "gt_box": [146, 137, 615, 415],
+        "gt_boxes": None,
+        "gt_text": None,
+    }
     return row | changes
 
 

@@ -284,9 +284,14 @@ def test_perpo_equals_a_double_loop(drawn, gamma, beta, smoothing):
     scores, rewards, counts, _ = drawn
     s = row(*scores)
     loss = perpo_loss(
-        s, torch.zeros_like(s), row(*rewards), beta=beta, gamma=gamma, label_smoothing=smoothing,
+        s,
+        torch.zeros_like(s),
+        row(*rewards),
+        beta=beta,
+        gamma=gamma,
+        label_smoothing=smoothing,
         counts=torch.tensor([counts]),
-    )  # fmt: skip
+    )
     expected = loop_perpo(scores, rewards, counts, beta, gamma, smoothing)
     assert loss.item() == pytest.approx(expected, rel=1e-11, abs=1e-14)
 
@@ -350,15 +355,24 @@ def trl_loss(
 
     model.training = True  # type: ignore[attr-defined]
     trainer = SimpleNamespace(
-        model=model, beta=beta, loss_types=list(terms), loss_weights=list(terms.values()),
+        model=model,
+        beta=beta,
+        loss_types=list(terms),
+        loss_weights=list(terms.values()),
         label_smoothing=smoothing,
-        f_divergence_type="reverse_kl", ld_alpha=None, precompute_ref_logps=True,
-        use_weighting=False, aux_loss_enabled=False, _tp_size=1, _total_train_tokens=0,
-        _metrics=defaultdict(lambda: defaultdict(list)), args=SimpleNamespace(),
+        f_divergence_type="reverse_kl",
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        use_weighting=False,
+        aux_loss_enabled=False,
+        _tp_size=1,
+        _total_train_tokens=0,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        args=SimpleNamespace(),
         accelerator=SimpleNamespace(
             device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x
         ),
-    )  # fmt: skip
+    )
     rows = 2 * len(policy)
     inputs = {
         "input_ids": torch.ones(rows, 2 + num_tokens, dtype=torch.long),
@@ -422,9 +436,11 @@ def assert_same_loss_and_gradient(ours: Loss, theirs: Loss, at: Tensor) -> None:
     found, expected = ours(ours_at), theirs(theirs_at)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(
-        torch.autograd.grad(found, ours_at), torch.autograd.grad(expected, theirs_at), rtol=1e-12,
+        torch.autograd.grad(found, ours_at),
+        torch.autograd.grad(expected, theirs_at),
+        rtol=1e-12,
         atol=1e-15,
-    )  # fmt: skip
+    )
 
 
 def rax_pairwise_logistic(scores: Tensor, rewards: Tensor, weights_fn, beta: float) -> float:
@@ -653,9 +669,11 @@ def test_the_anchor_matches_a_list_derived_by_hand():
     (2 + 3 * 1.5) / 4 = 1.625. Gradients: -1/4 / 3 = -1/12 and -3/4 / 6 = -1/8.
     """
     anchor, grad = anchor_and_grad(
-        row(-6, -2, -9), row(0.9, 0.1, 0.9), torch.tensor([[3, 2, 6]]),
+        row(-6, -2, -9),
+        row(0.9, 0.1, 0.9),
+        torch.tensor([[3, 2, 6]]),
         counts=torch.tensor([[1, 5, 3]]),
-    )  # fmt: skip
+    )
     assert anchor.tolist() == [1.625]
     torch.testing.assert_close(grad, row(-1 / 12, 0, -1 / 8))
 

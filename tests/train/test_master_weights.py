@@ -241,11 +241,22 @@ def trained(directory: Path, how: str, *, stop_at: int = 8, resume: bool = False
     else:
         options = {"optimizers": (MasterAdamW(model.parameters(), lr=LR), None)}
     arguments = TrainingArguments(
-        output_dir=str(directory), max_steps=8, save_steps=3, warmup_steps=2, learning_rate=LR,
-        per_device_train_batch_size=4, gradient_accumulation_steps=2, weight_decay=0.01,
-        lr_scheduler_type="cosine", remove_unused_columns=False, report_to="none", use_cpu=True,
-        disable_tqdm=True, logging_steps=100, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=str(directory),
+        max_steps=8,
+        save_steps=3,
+        warmup_steps=2,
+        learning_rate=LR,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_steps=100,
+        dataloader_pin_memory=False,
+    )
     (batch,) = batches(1)
     rows = [{"x": x, "y": y} for x, y in zip(batch["x"], batch["y"], strict=True)]
     trainer = Trainer(
@@ -262,8 +273,6 @@ def test_the_trainer_resumes_a_run_to_the_last_bit_of_the_uninterrupted_one(tmp_
     trained(tmp_path / "halves", how, stop_at=3)
     resumed = trained(tmp_path / "halves", how, resume=True)
     assert_identical(resumed.model.parameters(), whole.model.parameters())
-    found, expected = (
-        list(t.optimizer.optimizer.masters().values()) for t in (resumed, whole)
-    )  # fmt: skip
+    found, expected = (list(t.optimizer.optimizer.masters().values()) for t in (resumed, whole))
     assert_identical(found, expected)
     assert not torch.equal(flat(expected), flat(whole.model.parameters()))  # unrounded indeed

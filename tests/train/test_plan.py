@@ -32,8 +32,12 @@ def test_every_list_has_one_process_and_no_process_much_more_than_its_share(
     assert share_out(lengths, size) == shares
 
 
-@given(lengths=lengths_of_lists, size=st.integers(1, 8), max_tokens=st.integers(1, 3000),
-       in_one_row=st.booleans())  # fmt: skip
+@given(
+    lengths=lengths_of_lists,
+    size=st.integers(1, 8),
+    max_tokens=st.integers(1, 3000),
+    in_one_row=st.booleans(),
+)
 def test_all_processes_make_as_many_forwards_and_each_list_counts_once(
     lengths: list[int], size: int, max_tokens: int, in_one_row: bool
 ) -> None:
@@ -88,8 +92,9 @@ def test_the_order_is_that_of_torchs_sampler_with_the_seed_of_the_epoch(epoch: i
 
 
 def steps_of(rank: int, size: int, epoch: int = 0) -> list[tuple[int, ...]]:
-    sampler = StepSampler([10, 20, 30, 40, 50, 60, 70], 3, 0, 1000, in_one_row=True,
-                          rank=rank, size=size)  # fmt: skip
+    sampler = StepSampler(
+        [10, 20, 30, 40, 50, 60, 70], 3, 0, 1000, in_one_row=True, rank=rank, size=size
+    )
     sampler.set_epoch(epoch)
     assert len(sampler) == 3
     return [step.step_lists for (step,) in sampler]

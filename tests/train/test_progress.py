@@ -53,8 +53,10 @@ def test_a_log_gets_a_line_a_minute_and_one_at_the_end(
     run(monkeypatch)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [
-        "train perpo: step 5 of 10", "train perpo: step 8 of 10", "train perpo: step 10 of 10",
-    ]  # fmt: skip
+        "train perpo: step 5 of 10",
+        "train perpo: step 8 of 10",
+        "train perpo: step 10 of 10",
+    ]
     assert lines[0].endswith("2 min left")  # five steps of 25 s
     assert lines[1].endswith("50 s left") and lines[2].endswith("0 s left")
 

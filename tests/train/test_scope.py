@@ -13,19 +13,34 @@ from tiny_models import noise_image
 from torch import Tensor, nn
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.models import Family, Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train.scope import lora_config, unfreeze
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm.families import Family
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 QWEN = ("qwen2_5_vl", "qwen3_vl")
-TEXT_LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-                "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+TEXT_LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 # Blocks of the tiny towers x linear layers of a block.
 TOWER_LINEARS = {
-    "llava": 2 * 6, "llava_next": 2 * 6, "llava_onevision": 2 * 6, "internvl": 2 * 6,
-    "qwen2_5_vl": 2 * 5, "qwen3_vl": 3 * 4,
-}  # fmt: skip
+    "llava": 2 * 6,
+    "llava_next": 2 * 6,
+    "llava_onevision": 2 * 6,
+    "internvl": 2 * 6,
+    "qwen2_5_vl": 2 * 5,
+    "qwen3_vl": 3 * 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +87,13 @@ def with_lora(vlm: Vlm, scope: Collection[str]) -> Any:
 def adapted_layers(model: nn.Module) -> set[str]:
     """Paths in the transformers model of the layers with a LoRA adapter, both halves of it."""
     halves = [
-        {name.removeprefix("base_model.model.").split(f".lora_{half}.")[0]
-         for name in trained(model) if f".lora_{half}." in name}
+        {
+            name.removeprefix("base_model.model.").split(f".lora_{half}.")[0]
+            for name in trained(model)
+            if f".lora_{half}." in name
+        }
         for half in "AB"
-    ]  # fmt: skip
+    ]
     assert halves[0] == halves[1]
     return halves[0]
 
@@ -162,9 +180,14 @@ def test_all_three_parts_together_and_gradients_reach_them(vlm: Vlm) -> None:
 
 @pytest.mark.parametrize(
     "scope",
-    [["language_model"], ["projector"], ["vision_tower"], ["projector", "vision_tower"],
-     ["language_model", "projector", "vision_tower"]],
-)  # fmt: skip
+    [
+        ["language_model"],
+        ["projector"],
+        ["vision_tower"],
+        ["projector", "vision_tower"],
+        ["language_model", "projector", "vision_tower"],
+    ],
+)
 def test_full_tuning_trains_exactly_the_parts_named(vlm: Vlm, scope: list[str]) -> None:
     for parameter in vlm.model.parameters():
         parameter.requires_grad_(False)

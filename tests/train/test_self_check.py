@@ -9,14 +9,17 @@ import torch
 from tiny_families import save_tiny_family
 from tiny_models import noise_image
 
-from perpo_pipeline.config import TrainSettings
+from perpo_pipeline.config.run import TrainSettings
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.models import Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train import self_check
 from perpo_pipeline.train.concatenated import concatenate_lists
 from perpo_pipeline.train.engine import ready_model
 from perpo_pipeline.train.self_check import Comparison, check_own_head, check_shared_prefix
 from perpo_pipeline.train.shared_prefix import CompletionList, PackedBatch, pack_lists
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 FAMILIES = ["llava", "qwen2_5_vl"]
 DTYPES = ["float32", "bfloat16"]
@@ -87,16 +90,21 @@ def test_healthy_models_pass(vlms: dict[tuple[str, str], Vlm], family: str, dtyp
 
 @pytest.mark.parametrize(
     ("family", "fault"),
-    [(family, fault)
-     for family in FAMILIES
-     for fault in (completions_see_each_other, prefix_end_is_cut, positions_go_on)]
+    [
+        (family, fault)
+        for family in FAMILIES
+        for fault in (completions_see_each_other, prefix_end_is_cut, positions_go_on)
+    ]
     + [("qwen2_5_vl", positions_count_tokens)],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_broken_prefix_is_refused_with_the_figures(
-    vlms: dict[tuple[str, str], Vlm], family: str, dtype: str,
-    fault: Callable[[PackedBatch], PackedBatch], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    vlms: dict[tuple[str, str], Vlm],
+    family: str,
+    dtype: str,
+    fault: Callable[[PackedBatch], PackedBatch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     vlm = vlms[family, dtype]
     monkeypatch.setattr(self_check, "pack_lists", lambda *args: fault(pack_lists(*args)))
     entry = uneven_list(vlm)

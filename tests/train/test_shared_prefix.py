@@ -13,7 +13,6 @@ from tiny_models import noise_image, save_tiny_llava
 from torch import Tensor
 
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, resolve_model
 from perpo_pipeline.train import shared_prefix
 from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
 from perpo_pipeline.train.scope import lora_config
@@ -25,6 +24,10 @@ from perpo_pipeline.train.shared_prefix import (
     packed_logps,
     row_length,
 )
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 EOS = 2
 
@@ -143,17 +146,30 @@ def test_in_one_row_lists_follow_each_other_and_the_end_is_padding(vlm: Vlm) -> 
     assert torch.equal(seen[end:], torch.eye(128).bool()[end:])
     last_of_first, last_of_second = first.num_tokens - 1, end - 2
     assert batch.predictors.tolist() == [
-        last_of_first, last_of_first + 1, last_of_first + 2, last_of_second, last_of_second + 1
-    ]  # fmt: skip
+        last_of_first,
+        last_of_first + 1,
+        last_of_first + 2,
+        last_of_second,
+        last_of_second + 1,
+    ]
     assert batch.places.tolist() == [0, 1, 2, 3, 4]  # (B, N, L) = (2, 1, 3)
 
 
 def test_a_batch_moves_with_every_tensor_in_it(vlm: Vlm) -> None:
     moved = pack_lists(vlm, uneven_lists(vlm)).to("meta")
     spans = moved.spans
-    tensors = [moved.input_ids, moved.positions, moved.predictors, moved.targets, moved.places,
-               moved.num_tokens, spans.prefix_start, spans.prefix_end, spans.own_start,
-               *moved.tensors.values()]  # fmt: skip
+    tensors = [
+        moved.input_ids,
+        moved.positions,
+        moved.predictors,
+        moved.targets,
+        moved.places,
+        moved.num_tokens,
+        spans.prefix_start,
+        spans.prefix_end,
+        spans.own_start,
+        *moved.tensors.values(),
+    ]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 

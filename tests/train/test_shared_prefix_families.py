@@ -11,12 +11,15 @@ from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
 from torch import Tensor
 
-from perpo_pipeline.attention import block_mask, use_shared_prefix_attention
-from perpo_pipeline.models import EncodedPrompt, Vlm, encode_prompt, load_vlm, resolve_model
-from perpo_pipeline.sample.transformers_backend import sample_lists
 from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
 from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm.attention import block_mask, use_shared_prefix_attention
+from perpo_pipeline.vlm.decoding import sample_lists
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
 # Images that are cut or kept in different ways, with prompts of different lengths.
 PROMPTS = [

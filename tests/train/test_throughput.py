@@ -8,7 +8,6 @@ from peft import get_peft_model
 from tiny_models import save_tiny_llava
 from torch.utils.flop_counter import FlopCounterMode
 
-from perpo_pipeline.models import EncodedPrompt, Vlm, load_vlm, resolve_model
 from perpo_pipeline.train import throughput
 from perpo_pipeline.train.concatenated import (
     ConcatenatedBatch,
@@ -23,6 +22,9 @@ from perpo_pipeline.train.shared_prefix import (
     packed_logps,
 )
 from perpo_pipeline.train.throughput import FlopCounter, measured_peak
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
 
 # The tiny model's text part, see tiny_models.
 LAYERS, WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 2, 64, 128, 4, 2, 16, 300

@@ -11,13 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from perpo_pipeline.adapters import attach_adapter, write_record
-from perpo_pipeline.config import TrainSettings
+from perpo_pipeline.config.run import TrainSettings
 from perpo_pipeline.errors import InputError, Stopped
-from perpo_pipeline.model_inputs import encode_row
-from perpo_pipeline.models import Vlm, load_vlm, resolve_model
 from perpo_pipeline.prepare import testbed as testbed_prompts
-from perpo_pipeline.sample.transformers_backend import sample_lists
 from perpo_pipeline.train.engine import reference_logps
 from perpo_pipeline.train.lists import (
     Forward,
@@ -27,12 +23,22 @@ from perpo_pipeline.train.lists import (
     with_reference,
 )
 from perpo_pipeline.train.trainer import ListTrainer, fit, list_losses
+from perpo_pipeline.vlm.adapters import attach_adapter, write_record
+from perpo_pipeline.vlm.decoding import sample_lists
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.inputs import encode_row
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import Vlm
 
 PREPROCESS = "processor"
 SETTINGS: dict[str, Any] = {
-    "batch_size": 4, "learning_rate": 5e-4, "beta": 1.0, "lora": {"rank": 8, "alpha": 16},
-    "lr_scheduler": "constant", "checkpoint_every": 10_000,
-}  # fmt: skip
+    "batch_size": 4,
+    "learning_rate": 5e-4,
+    "beta": 1.0,
+    "lora": {"rank": 8, "alpha": 16},
+    "lr_scheduler": "constant",
+    "checkpoint_every": 10_000,
+}
 
 
 def settings(**changed: Any) -> TrainSettings:
@@ -50,9 +56,13 @@ def make_lists(num_prompts: int, num_samples: int) -> list[TrainingList]:
     rows = testbed_prompts.render_prompts(chosen, "train")[:]
     encoded = [encode_row(vlm, row, PREPROCESS) for row in rows]
     drawn = sample_lists(
-        vlm, encoded, num_samples=num_samples, temperature=1.0, max_new_tokens=24,
+        vlm,
+        encoded,
+        num_samples=num_samples,
+        temperature=1.0,
+        max_new_tokens=24,
         seeds=list(range(num_prompts)),
-    )  # fmt: skip
+    )
     lists = []
     for row, completions in zip(rows, drawn, strict=True):
         distinct = list({c.token_ids: c for c in completions}.values())
@@ -70,9 +80,13 @@ def lists() -> list[TrainingList]:
 
 
 def run(
-    lists: Sequence[TrainingList], chosen: TrainSettings, where: Path, *,
-    forward: Forward = "shared-prefix", dtype: str = "float32",
-) -> tuple[ListTrainer, list[dict[str, Any]]]:  # fmt: skip
+    lists: Sequence[TrainingList],
+    chosen: TrainSettings,
+    where: Path,
+    *,
+    forward: Forward = "shared-prefix",
+    dtype: str = "float32",
+) -> tuple[ListTrainer, list[dict[str, Any]]]:
     return fit(load_testbed(dtype), lists, chosen, PREPROCESS, forward, where, quiet=True)
 
 
@@ -96,8 +110,10 @@ def test_the_token_budget_changes_a_step_by_rounding_alone(
     lists: list[TrainingList], tmp_path: Path, method: str
 ) -> None:
     if method == "sft":
-        lists = [replace(e, completions=e.completions[:1], rewards=[1.0], counts=[1],
-                         ref_logps=None) for e in lists]  # fmt: skip
+        lists = [
+            replace(e, completions=e.completions[:1], rewards=[1.0], counts=[1], ref_logps=None)
+            for e in lists
+        ]
     whole, parts = (
         run(lists, settings(method=method, max_tokens_per_step=budget), tmp_path / str(budget))
         for budget in (10_000, 1)  # 1: every list is a forward by itself
@@ -146,8 +162,16 @@ def test_other_methods_learn_the_order(
 
 def test_the_anchor_and_smoothing_reach_the_loss(lists: list[TrainingList]) -> None:
     """Two lists of three completions; s = policy - reference, beta 1, gamma 0: uniform pairs."""
-    some = [replace(e, completions=e.completions[:3], rewards=[0.0, 0.5, 1.0], counts=[1] * 3,
-                    ref_logps=[-1.0, -2.0, -3.0]) for e in lists[:2]]  # fmt: skip
+    some = [
+        replace(
+            e,
+            completions=e.completions[:3],
+            rewards=[0.0, 0.5, 1.0],
+            counts=[1] * 3,
+            ref_logps=[-1.0, -2.0, -3.0],
+        )
+        for e in lists[:2]
+    ]
     collate = ListCollator(load_testbed(), PREPROCESS, "shared-prefix", 10_000)
     (batch,) = collate(some)["batches"]
     logps = torch.tensor([[-2.0, -2.0, -2.0], [-1.0, -2.0, -3.0]])  # s = [-1, 0, 1] and zeros
@@ -174,8 +198,9 @@ def test_what_is_trained_comes_back_onto_the_base(
     lists: list[TrainingList], tmp_path: Path, tuning: str
 ) -> None:
     scope = ["language_model", "projector"]
-    trainer, history = run(lists, settings(tuning=tuning, scope=scope, learning_rate=1e-4),
-                           tmp_path / "run")  # fmt: skip
+    trainer, history = run(
+        lists, settings(tuning=tuning, scope=scope, learning_rate=1e-4), tmp_path / "run"
+    )
     assert len(history) == 3
     trainer.save_trained(tmp_path / "saved")
     vlm = load_testbed()

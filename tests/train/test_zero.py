@@ -60,16 +60,21 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 
 def test_precision_and_automatic_sizes_are_filled_in() -> None:
     given: dict[str, Any] = {
-        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto",
-                              "stage3_param_persistence_threshold": 5},
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": "auto",
+            "stage3_param_persistence_threshold": 5,
+        },
         "bf16": {"enabled": "auto"},
-    }  # fmt: skip
+    }
     before = json.dumps(given)
     found = complete_zero_config(given, dtype=torch.bfloat16, hidden_size=64)
     assert found["bf16"] == {"enabled": True}
     assert found["zero_optimization"] == {
-        "stage": 3, "reduce_bucket_size": 4096, "stage3_param_persistence_threshold": 5,
-    }  # fmt: skip
+        "stage": 3,
+        "reduce_bucket_size": 4096,
+        "stage3_param_persistence_threshold": 5,
+    }
     assert found["gradient_clipping"] == found["train_batch_size"] == "auto", "not DeepSpeed's own"
     assert json.dumps(given) == before
     assert not complete_zero_config(given, dtype=torch.float32, hidden_size=64)["bf16"]["enabled"]

@@ -12,13 +12,15 @@ from tiny_models import noise_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from with_vllm.hub_models import FAMILIES
 
-from perpo_pipeline.artifacts import open_version
 from perpo_pipeline.cli import main
 from perpo_pipeline.merge.folder import CARD
-from perpo_pipeline.merge.stage import merge
-from perpo_pipeline.model_inputs import encode_row, prompt_image
-from perpo_pipeline.models import load_vlm, render_prompt, resolve_model
-from perpo_pipeline.sample.transformers_backend import greedy_decode
+from perpo_pipeline.merge.merge_adapter import merge
+from perpo_pipeline.store.artifacts import open_version
+from perpo_pipeline.vlm.decoding import greedy_decode
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.inputs import encode_row, prompt_image
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.prompts import render_prompt
 
 NUM_PROMPTS, MAX_NEW_TOKENS = 64, 32
 CONFIG = f"""
@@ -48,10 +50,13 @@ def greedy_with_vllm(model: Path, rows: list[dict[str, Any]], texts: list[str]) 
     from vllm import LLM, SamplingParams
 
     engine = LLM(
-        str(model), dtype="float32", generation_config="vllm",
-        mm_processor_kwargs={"use_fast": False}, enforce_eager=True,
+        str(model),
+        dtype="float32",
+        generation_config="vllm",
+        mm_processor_kwargs={"use_fast": False},
+        enforce_eager=True,
         limit_mm_per_prompt={"image": 1},
-    )  # fmt: skip
+    )
     prompts = [
         {"prompt": text, "multi_modal_data": {"image": prompt_image(row)}}
         for text, row in zip(texts, rows, strict=True)
@@ -88,9 +93,12 @@ def test_greedy_answers_of_the_merged_testbed_model_are_transformers(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_lines_of_the_card_load_every_family(
-    family: str, hub_model: Callable[[str], Path], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    family: str,
+    hub_model: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Here with torchvision, which the processors of most families need."""
     monkeypatch.chdir(tmp_path)
     model = hub_model(family)

@@ -17,7 +17,7 @@ from ray_processes import (
     without_cluster,
 )
 
-from perpo_pipeline.artifacts import Version, open_version
+from perpo_pipeline.store.artifacts import Version, open_version
 
 CONFIG = """
 run: r
@@ -30,9 +30,10 @@ sample: {backend: vllm, num_samples: 20, max_new_tokens: 40, prompts_per_part: 3
 PATIENCE_S = 240
 # The last would put vLLM's engine in a process of its own, which the command must not allow.
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-}  # fmt: skip
+}
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -40,8 +41,11 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     with (folder / arguments[-1]).with_suffix(".told").open("wb") as told:
         return subprocess.Popen(
             [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml"],
-            cwd=folder, env=without_cluster() | ENVIRONMENT, stdout=told, stderr=told,
-        )  # fmt: skip
+            cwd=folder,
+            env=without_cluster() | ENVIRONMENT,
+            stdout=told,
+            stderr=told,
+        )
 
 
 @pytest.fixture

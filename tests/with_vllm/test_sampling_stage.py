@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny_models import noise_image
 
-from perpo_pipeline.artifacts import Version, open_version
+from perpo_pipeline.store.artifacts import Version, open_version
 
 NUM_PROMPTS, NUM_SAMPLES, PROMPTS_PER_PART = 8, 20, 2
 CONFIG = """
@@ -53,8 +53,11 @@ def prepared(
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml"],
-        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(process: "subprocess.Popen[str]") -> None:

@@ -21,9 +21,11 @@ import pytest
 from tiny_models import noise_image
 from with_vllm.test_vllm_backend import HOSTILE, drawn, load, running, worst_difference
 
-from perpo_pipeline import cli, openai_server
-from perpo_pipeline.artifacts import Version, open_version
-from perpo_pipeline.sample.backend import Completion, SampledList
+from perpo_pipeline import cli
+from perpo_pipeline.sample.backend import SampledList
+from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.vlm import openai_server
+from perpo_pipeline.vlm.completion import Completion
 
 Row = dict[str, Any]
 HubModel = Callable[[str], Path]
@@ -41,19 +43,37 @@ sample:
 """
 AS_DOCUMENTED = ("--generation-config", "vllm")
 SERVER = (
-    "-m", "vllm.entrypoints.openai.api_server", "--served-model-name", "tiny",
-    "--host", "127.0.0.1", "--mm-processor-kwargs", '{"use_fast": false}',
-    "--limit-mm-per-prompt", '{"image": 1}', "--dtype", "float32", "--enforce-eager",
-    "--max-model-len", "512", "--max-num-seqs", "32",
+    "-m",
+    "vllm.entrypoints.openai.api_server",
+    "--served-model-name",
+    "tiny",
+    "--host",
+    "127.0.0.1",
+    "--mm-processor-kwargs",
+    '{"use_fast": false}',
+    "--limit-mm-per-prompt",
+    '{"image": 1}',
+    "--dtype",
+    "float32",
+    "--enforce-eager",
+    "--max-model-len",
+    "512",
+    "--max-num-seqs",
+    "32",
     # Every prompt in one piece: vLLM's CPU sampler fails on seeds where prompts are cut.
-    "--max-num-batched-tokens", "16384",
-    "--distributed-executor-backend", "uni",  # two processes instead of three
-)  # fmt: skip
+    "--max-num-batched-tokens",
+    "16384",
+    "--distributed-executor-backend",
+    "uni",  # two processes instead of three
+)
 SERVER_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "INFO",  # an engine in this process has it changed
-}  # fmt: skip
+}
 
 
 class Server:
@@ -71,9 +91,12 @@ class Server:
         """Return when it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.command, "--port", str(self.port)], start_new_session=True,
-                env=os.environ | SERVER_ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                [*self.command, "--port", str(self.port)],
+                start_new_session=True,
+                env=os.environ | SERVER_ENVIRONMENT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         deadline = time.monotonic() + START_S
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -157,10 +180,12 @@ def lists_of(version: Version) -> dict[str, SampledList]:
         assert row["sample_id"] == len(found.setdefault(row["prompt_id"], []))
         found[row["prompt_id"]].append(
             Completion(
-                row["completion"], tuple(row["completion_token_ids"]), row["finish_reason"],
+                row["completion"],
+                tuple(row["completion_token_ids"]),
+                row["finish_reason"],
                 row["sampler_logprob"],
             )
-        )  # fmt: skip
+        )
         resized[row["prompt_id"]] = row["resized"]
     return {name: SampledList(some, resized[name]) for name, some in found.items()}
 
@@ -234,9 +259,13 @@ class TestRun:
         assert first.stat().st_mtime_ns == written, "what was there was not made again"
 
     def test_a_killed_server_that_is_started_again_costs_no_row(
-        self, folder: Path, server: Server, undisturbed: Version,
-        monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        server: Server,
+        undisturbed: Version,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
         monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 0.5)
         monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", 1.0)
         monkeypatch.setitem(openai_server.TRIES, "away", 10 * START_S)

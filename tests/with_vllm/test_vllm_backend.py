@@ -15,22 +15,29 @@ from tiny_adapters import save_adapter
 from tiny_models import noise_image
 from with_vllm.hub_models import FAMILIES
 
-from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.model_inputs import encode_row
-from perpo_pipeline.models import Vlm, load_vlm, resolve_model
 from perpo_pipeline.sample import vllm_backend
 from perpo_pipeline.sample.backend import BackendSetup, Failure, SampledList
 from perpo_pipeline.sample.vllm_backend import VllmBackend
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.inputs import encode_row
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import Vlm
 
 Row = dict[str, Any]
 HubModel = Callable[[str], Path]
 NUM_SAMPLES, MAX_NEW_TOKENS = 20, 12
 HOSTILE = {
-    "do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.1, "min_p": 0.5,
-    "repetition_penalty": 5.0, "max_new_tokens": 1,
-}  # fmt: skip
+    "do_sample": True,
+    "temperature": 0.01,
+    "top_k": 1,
+    "top_p": 0.1,
+    "min_p": 0.5,
+    "repetition_penalty": 5.0,
+    "max_new_tokens": 1,
+}
 
 
 def make_row(name: str, seed: int, prompt: str, width: int = 80, height: int = 60) -> Row:
@@ -59,9 +66,13 @@ def set_up(model: Path, scratch: Path, adapter: Path | None = None, **sample: An
     config = {"num_samples": NUM_SAMPLES, "max_new_tokens": MAX_NEW_TOKENS, "temperature": 0.7}
     settings = {"dtype": "float32", "preprocess": sample.pop("preprocess", "processor")}
     return BackendSetup(
-        ModelConfig(id=str(model), device="cpu"), resolve_model(str(model)), settings,
-        SampleConfig(**config | sample), scratch, adapter,
-    )  # fmt: skip
+        ModelConfig(id=str(model), device="cpu"),
+        resolve_model(str(model)),
+        settings,
+        SampleConfig(**config | sample),
+        scratch,
+        adapter,
+    )
 
 
 @contextmanager
@@ -217,10 +228,12 @@ class TestEngine:
         assert reasons[2] is None
         assert reasons[6] is None
         words = {
-            0: "cannot be read", 3: "prompt broken", 4: "placeholder",
+            0: "cannot be read",
+            3: "prompt broken",
+            4: "placeholder",
             1: "tokens, which leaves no room for an answer in the context of 512",
             5: "the prompt has 507 tokens and an answer at least 6: more than the context of 512",
-        }  # fmt: skip
+        }
         for place, word in words.items():
             assert word in str(reasons[place])
 

@@ -26,7 +26,7 @@ from perpo_pipeline.commands.options import (
 from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from perpo_pipeline.stage import Run
+    from perpo_pipeline.run import Run
 
 Rows = Sequence[Mapping[str, Any]]
 Json = Annotated[bool, typer.Option("--json", help="print rows as JSON, in full precision")]
@@ -97,19 +97,36 @@ def eval_command(
 
     Example: perpo eval --task pope --answers A.jsonl --questions Q.jsonl --labels L.json --out DIR
     """
-    of_file = {"--task": task, "--box-format": box_format, "--frame": frame,
-               "--fox-compat": fox_compat or None, "--questions": questions,
-               "--labels": labels}  # fmt: skip
-    of_run = {"--variant": variant, "--prompts": prompts, "--adapter": adapter, "--model": model,
-              "--run": run, "--scores": scores,
-              "--allow-train-images": allow_train_images or None}  # fmt: skip
-    kind = _one_kind({"--predictions": predictions, "--answers": answers,
-                      "--image-conditioning": image_conditioning or None,
-                      "--best-of-n": best_of_n or None})  # fmt: skip
+    of_file = {
+        "--task": task,
+        "--box-format": box_format,
+        "--frame": frame,
+        "--fox-compat": fox_compat or None,
+        "--questions": questions,
+        "--labels": labels,
+    }
+    of_run = {
+        "--variant": variant,
+        "--prompts": prompts,
+        "--adapter": adapter,
+        "--model": model,
+        "--run": run,
+        "--scores": scores,
+        "--allow-train-images": allow_train_images or None,
+    }
+    kind = _one_kind(
+        {
+            "--predictions": predictions,
+            "--answers": answers,
+            "--image-conditioning": image_conditioning or None,
+            "--best-of-n": best_of_n or None,
+        }
+    )
     if kind in ("--predictions", "--answers"):
         _refuse(of_run, f"belongs to a run, not to {kind}")
-        show, rows = _of_files(task, predictions, answers, questions, labels, box_format, frame,
-                               fox_compat, out, quiet)  # fmt: skip
+        show, rows = _of_files(
+            task, predictions, answers, questions, labels, box_format, frame, fox_compat, out, quiet
+        )
         _print_rows(rows, show, as_json)
         return
     _refuse(of_file, "belongs to --predictions or --answers")
@@ -119,13 +136,17 @@ def eval_command(
     if scores is not None and kind != "--best-of-n":
         raise ConfigError("--scores belongs to --best-of-n")
     if adapter is not None and variant in (None, "base"):
-        raise ConfigError("--adapter is of one trained variant",
-                          fix="name it with --variant, e.g. perpo")  # fmt: skip
+        raise ConfigError(
+            "--adapter is of one trained variant", fix="name it with --variant, e.g. perpo"
+        )
     opened = open_run(
-        config, run=run, out=out, quiet=quiet,
+        config,
+        run=run,
+        out=out,
+        quiet=quiet,
         settings={"model.id": model, "eval.allow_train_images": allow_train_images or None},
         inputs={"prompts": prompts, "adapter": adapter, "scores": scores},
-    )  # fmt: skip
+    )
     if kind == "--best-of-n":
         _best_of_n(opened, as_json)
     elif kind == "--image-conditioning":
@@ -150,7 +171,7 @@ def compare(
     Example: perpo compare data/demo/predictions/perpo data/demo/predictions/base
     """
     from perpo_pipeline.evaluate.compare import compare_versions, comparison_table, open_predictions
-    from perpo_pipeline.stage import Console
+    from perpo_pipeline.run import Console
 
     versions = [open_predictions(path) for path in (better, worse)]
     rows = compare_versions(*versions, out=out, console=Console(quiet))
@@ -158,8 +179,8 @@ def compare(
 
 
 def _evaluate(opened: "Run", variant: str | None, as_json: bool) -> None:
+    from perpo_pipeline.evaluate.evaluate_model import evaluate
     from perpo_pipeline.evaluate.printing import metrics_table
-    from perpo_pipeline.evaluate.stage import evaluate
 
     names = each_variant(opened.config.eval_variants(), variant, opened.out)
     versions = [evaluate(opened, name) for name in names]
@@ -187,14 +208,21 @@ def _best_of_n(opened: "Run", as_json: bool) -> None:
 
 
 def _of_files(
-    task: str | None, predictions: Path | None, answers: Path | None, questions: Path | None,
-    labels: Path | None, box_format: str | None, frame: str | None, fox_compat: bool,
-    out: Path | None, quiet: bool,
-) -> tuple[Callable[[Rows], str], Rows]:  # fmt: skip
+    task: str | None,
+    predictions: Path | None,
+    answers: Path | None,
+    questions: Path | None,
+    labels: Path | None,
+    box_format: str | None,
+    frame: str | None,
+    fox_compat: bool,
+    out: Path | None,
+    quiet: bool,
+) -> tuple[Callable[[Rows], str], Rows]:
     """How to show the metrics of completions made elsewhere, and their rows."""
-    from perpo_pipeline.evaluate.predictions_stage import evaluate_file, evaluate_pope
+    from perpo_pipeline.evaluate.measure_files import evaluate_file, evaluate_pope
     from perpo_pipeline.evaluate.printing import metrics_table
-    from perpo_pipeline.stage import Console
+    from perpo_pipeline.run import Console
 
     if out is None:
         raise ConfigError("no place to write to", fix="give --out DIR")
@@ -204,25 +232,37 @@ def _of_files(
                 "--answers belongs to POPE, which has three files",
                 fix="perpo eval --task pope --answers A.jsonl --questions Q.jsonl --labels L.json",
             )
-        _refuse({"--box-format": box_format, "--frame": frame, "--fox-compat": fox_compat or None},
-                "does not belong to POPE")  # fmt: skip
-        version = evaluate_pope(answers, questions=questions, labels=labels, out=out,
-                                console=Console(quiet))  # fmt: skip
+        _refuse(
+            {"--box-format": box_format, "--frame": frame, "--fox-compat": fox_compat or None},
+            "does not belong to POPE",
+        )
+        version = evaluate_pope(
+            answers, questions=questions, labels=labels, out=out, console=Console(quiet)
+        )
         return metrics_table, version.table().to_pylist()
     _refuse({"--questions": questions, "--labels": labels}, "belongs to --answers")
     if task is None or predictions is None:
-        raise ConfigError("which task are the predictions of?",
-                          fix="give --task grounding, ocr or vqa")  # fmt: skip
-    version = evaluate_file(task, predictions, out=out, box_format=box_format, frame=frame,
-                            fox_compat=fox_compat, console=Console(quiet))  # fmt: skip
+        raise ConfigError(
+            "which task are the predictions of?", fix="give --task grounding, ocr or vqa"
+        )
+    version = evaluate_file(
+        task,
+        predictions,
+        out=out,
+        box_format=box_format,
+        frame=frame,
+        fox_compat=fox_compat,
+        console=Console(quiet),
+    )
     return metrics_table, version.table().to_pylist()
 
 
 def _one_kind(kinds: Mapping[str, Any]) -> str | None:
     given = [flag for flag, value in kinds.items() if value is not None]
     if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} are different evaluations",
-                          fix="give one of them")  # fmt: skip
+        raise ConfigError(
+            f"{' and '.join(given)} are different evaluations", fix="give one of them"
+        )
     return given[0] if given else None
 
 

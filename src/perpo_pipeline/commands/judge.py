@@ -9,9 +9,9 @@ import typer
 from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from perpo_pipeline.artifacts import Version
     from perpo_pipeline.evaluate.judge.asking import Judge
     from perpo_pipeline.evaluate.judge.task import Question, Review, Task
+    from perpo_pipeline.store.artifacts import Version
 
 judge_app = typer.Typer(
     help="Let a language model rate answers: win rates, LLaVA-Bench, MMHal-Bench, MM-Vet.\n\n"
@@ -61,8 +61,14 @@ def win_rate(
 
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
     files = {"questions": questions, "answers": answers, "answers_b": answers_b}
-    _ask(task.WIN_RATE, lambda say: task.read_questions(questions, answers, answers_b, say),
-         files, judge, out, quiet)  # fmt: skip
+    _ask(
+        task.WIN_RATE,
+        lambda say: task.read_questions(questions, answers, answers_b, say),
+        files,
+        judge,
+        out,
+        quiet,
+    )
 
 
 @judge_app.command(name="llava-bench")
@@ -90,13 +96,25 @@ def llava_bench(
     given = {"questions": questions, "context": context, "reference": reference, "answers": answers}
     if reviews is not None:
         _refuse({**given, "base-url": base_url})
-        _measure(task.LLAVA_BENCH, lambda say: task.read_reviews(reviews, say), reviews,
-                 judge_model, out, quiet)  # fmt: skip
+        _measure(
+            task.LLAVA_BENCH,
+            lambda say: task.read_reviews(reviews, say),
+            reviews,
+            judge_model,
+            out,
+            quiet,
+        )
         return
     files = _all_of(given)
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
-    _ask(task.LLAVA_BENCH, lambda say: task.read_questions(**files, say=say), files, judge, out,
-         quiet)  # fmt: skip
+    _ask(
+        task.LLAVA_BENCH,
+        lambda say: task.read_questions(**files, say=say),
+        files,
+        judge,
+        out,
+        quiet,
+    )
 
 
 @judge_app.command()
@@ -124,8 +142,14 @@ def mmhal(
     given = {"responses": responses}
     if reviews is not None:
         _refuse({**given, "base-url": base_url})
-        _measure(task.MMHAL, lambda say: task.read_reviews(reviews, say), reviews, judge_model,
-                 out, quiet)  # fmt: skip
+        _measure(
+            task.MMHAL,
+            lambda say: task.read_reviews(reviews, say),
+            reviews,
+            judge_model,
+            out,
+            quiet,
+        )
         return
     files = _all_of(given)
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
@@ -153,8 +177,14 @@ def mm_vet(
     from perpo_pipeline.evaluate.judge import mm_vet as task
 
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
-    _ask(task.MM_VET, lambda say: task.read_questions(dataset, answers, say),
-         {"dataset": dataset, "answers": answers}, judge, out, quiet)  # fmt: skip
+    _ask(
+        task.MM_VET,
+        lambda say: task.read_questions(dataset, answers, say),
+        {"dataset": dataset, "answers": answers},
+        judge,
+        out,
+        quiet,
+    )
 
 
 def _judge(
@@ -170,8 +200,9 @@ def _all_of(options: dict[str, Value | None]) -> dict[str, Value]:
     """The options, each of which must have been given."""
     missing = [f"--{name}" for name, value in options.items() if value is None]
     if missing:
-        raise ConfigError(f"{', '.join(missing)} must be given",
-                          fix="see perpo judge COMMAND --help")  # fmt: skip
+        raise ConfigError(
+            f"{', '.join(missing)} must be given", fix="see perpo judge COMMAND --help"
+        )
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -179,31 +210,44 @@ def _refuse(options: dict[str, object]) -> None:
     """Raise for options that would change nothing beside finished reviews."""
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
-        raise ConfigError(f"{', '.join(given)} beside --reviews: nobody is asked then",
-                          fix="leave one of them out")  # fmt: skip
+        raise ConfigError(
+            f"{', '.join(given)} beside --reviews: nobody is asked then",
+            fix="leave one of them out",
+        )
 
 
 def _ask(
-    task: "Task", read: "Callable[[Say], list[Question]]", files: dict[str, Path],
-    judge: "Judge", out: Path, quiet: bool,
-) -> None:  # fmt: skip
-    from perpo_pipeline.evaluate.judge.stage import judge_questions
-    from perpo_pipeline.stage import Console
+    task: "Task",
+    read: "Callable[[Say], list[Question]]",
+    files: dict[str, Path],
+    judge: "Judge",
+    out: Path,
+    quiet: bool,
+) -> None:
+    from perpo_pipeline.evaluate.judge.judge_answers import judge_questions
+    from perpo_pipeline.run import Console
 
     console = Console(quiet)
     _show(judge_questions(task, read(console.say), files, judge, out=out, console=console))
 
 
 def _measure(
-    task: "Task", read: "Callable[[Say], list[Review]]", reviews: Path, model: str | None,
-    out: Path, quiet: bool,
-) -> None:  # fmt: skip
-    from perpo_pipeline.evaluate.judge.stage import judge_reviews
-    from perpo_pipeline.stage import Console
+    task: "Task",
+    read: "Callable[[Say], list[Review]]",
+    reviews: Path,
+    model: str | None,
+    out: Path,
+    quiet: bool,
+) -> None:
+    from perpo_pipeline.evaluate.judge.judge_answers import judge_reviews
+    from perpo_pipeline.run import Console
 
     console = Console(quiet)
-    _show(judge_reviews(task, read(console.say), {"reviews": reviews}, model, out=out,
-                        console=console))  # fmt: skip
+    _show(
+        judge_reviews(
+            task, read(console.say), {"reviews": reviews}, model, out=out, console=console
+        )
+    )
 
 
 def _show(metrics: "Version") -> None:

@@ -56,18 +56,32 @@ def sample(
 
     Example: perpo sample --config configs/demo.yaml --num-samples 20 --temperature 0.5
     """
-    from perpo_pipeline.sample.stage import sample as sample_stage
+    from perpo_pipeline.sample.sample_prompts import sample as sample_stage
 
-    settings = {"model.id": model, "sample.backend": backend, "sample.base_url": base_url,
-                "sample.served_model": served_model,
-                "sample.num_gpus": num_gpus, "sample.engine": engine,
-                "sample.num_actors": num_actors, "sample.ray_address": ray_address,
-                "sample.preview_reward": preview_reward,
-                "sample.max_errors": max_errors, "sample.num_samples": num_samples,
-                "sample.temperature": temperature, "sample.max_new_tokens": max_new_tokens,
-                "seed": seed}  # fmt: skip
-    opened = open_run(config, run=run, out=out, quiet=quiet, settings=settings,
-                       inputs={"prompts": prompts, "adapter": adapter})  # fmt: skip
+    settings = {
+        "model.id": model,
+        "sample.backend": backend,
+        "sample.base_url": base_url,
+        "sample.served_model": served_model,
+        "sample.num_gpus": num_gpus,
+        "sample.engine": engine,
+        "sample.num_actors": num_actors,
+        "sample.ray_address": ray_address,
+        "sample.preview_reward": preview_reward,
+        "sample.max_errors": max_errors,
+        "sample.num_samples": num_samples,
+        "sample.temperature": temperature,
+        "sample.max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    opened = open_run(
+        config,
+        run=run,
+        out=out,
+        quiet=quiet,
+        settings=settings,
+        inputs={"prompts": prompts, "adapter": adapter},
+    )
     print_paths([sample_stage(opened, opened.config.sample.split)])
 
 
@@ -94,12 +108,18 @@ def score(
 
     Example: perpo score --config configs/demo.yaml --reward iou
     """
-    from perpo_pipeline.config import parse_reward
-    from perpo_pipeline.score import score as score_stage
+    from perpo_pipeline.config.run import parse_reward
+    from perpo_pipeline.score.score_answers import score as score_stage
 
     settings = {"score.reward": parse_reward(reward)}
-    opened = open_run(config, run=run, out=out, quiet=quiet, settings=settings,
-                      inputs={"samples": samples, "prompts": prompts})  # fmt: skip
+    opened = open_run(
+        config,
+        run=run,
+        out=out,
+        quiet=quiet,
+        settings=settings,
+        inputs={"samples": samples, "prompts": prompts},
+    )
     print_paths([score_stage(opened, opened.config.sample.split)])
 
 
@@ -131,12 +151,23 @@ def filter_command(
 
     Example: perpo filter --config configs/demo.yaml --min-margin 0.6
     """
-    from perpo_pipeline.filter.stage import filter_lists
+    from perpo_pipeline.filter.filter_lists import filter_lists
 
-    settings = {"filter.min_margin": min_margin, "filter.max_margin": max_margin,
-                "filter.list_size": list_size, "filter.drop_unparsed": drop_unparsed or None,
-                "filter.equal_datasets": equal_datasets or None, "filter.max_lists": max_lists,
-                "filter.strategy": strategy}  # fmt: skip
-    opened = open_run(config, run=run, out=out, quiet=quiet, settings=settings,
-                       inputs={"scores": scores, "samples": samples})  # fmt: skip
+    settings = {
+        "filter.min_margin": min_margin,
+        "filter.max_margin": max_margin,
+        "filter.list_size": list_size,
+        "filter.drop_unparsed": drop_unparsed or None,
+        "filter.equal_datasets": equal_datasets or None,
+        "filter.max_lists": max_lists,
+        "filter.strategy": strategy,
+    }
+    opened = open_run(
+        config,
+        run=run,
+        out=out,
+        quiet=quiet,
+        settings=settings,
+        inputs={"scores": scores, "samples": samples},
+    )
     print_paths([filter_lists(opened, opened.config.sample.split)])

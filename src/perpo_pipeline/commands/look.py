@@ -27,7 +27,7 @@ def report(
 
     Example: perpo report --config configs/demo.yaml
     """
-    from perpo_pipeline.report.stage import report as report_stage
+    from perpo_pipeline.report.write_report import report as report_stage
 
     opened = open_run(config, run=run, out=out, quiet=quiet)
     print(report_stage(opened).path / "report.html")
@@ -45,7 +45,7 @@ def inspect(
 
     Example: perpo inspect data/demo/preferences/train
     """
-    from perpo_pipeline.inspect import describe
+    from perpo_pipeline.store.inspect import describe
 
     print(describe(directory, rows=rows, verify=verify))
 
@@ -70,7 +70,7 @@ def gc(
 
     Example: perpo gc --config configs/demo.yaml --yes
     """
-    from perpo_pipeline.inspect import collect_garbage
+    from perpo_pipeline.store.inspect import collect_garbage
 
     opened = open_run(config, run=run)
     found = collect_garbage(opened.config.run_dir, remove=yes)
@@ -85,7 +85,7 @@ def plan(config: Config = DEFAULT_CONFIG, debug: Debug = False) -> None:
 
     Example: perpo plan --config configs/demo.yaml
     """
-    from perpo_pipeline.prepare.sources import source_files
+    from perpo_pipeline.config.sources import source_files
 
     run = open_run(config).config
     sources = [str(file) for source in run.prepare.values() for file in source_files(source)]

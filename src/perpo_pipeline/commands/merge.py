@@ -37,9 +37,9 @@ def merge(
 
     Example: perpo merge --adapter data/demo/adapter/perpo --out merged
     """
+    from perpo_pipeline.merge.merge_adapter import merge as merge_stage
     from perpo_pipeline.merge.push import check_can_push, push
-    from perpo_pipeline.merge.stage import merge as merge_stage
-    from perpo_pipeline.stage import Console
+    from perpo_pipeline.run import Console
 
     if config is not None and model is not None:
         raise ConfigError("--config and --model both name the base", fix="give one of them")
@@ -49,13 +49,20 @@ def merge(
         check_can_push(push_to_hub)
     revision = None
     if config is not None:
-        from perpo_pipeline.config_file import load_config
+        from perpo_pipeline.config.file import load_config
 
         asked = load_config(config).model
         model, revision = asked.id, asked.revision
     console = Console(quiet)
-    merged = merge_stage(adapter, out, model=model, revision=revision, dtype=dtype,
-                         metrics=metrics or (), console=console)  # fmt: skip
+    merged = merge_stage(
+        adapter,
+        out,
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        metrics=metrics or (),
+        console=console,
+    )
     if push_to_hub is not None:
         push(merged, push_to_hub, private=private, console=console)
     print(merged)

@@ -9,8 +9,8 @@ import typer
 from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from perpo_pipeline.artifacts import Version
-    from perpo_pipeline.stage import Run
+    from perpo_pipeline.run import Run
+    from perpo_pipeline.store.artifacts import Version
 
 Config = Annotated[Path, typer.Option("--config", help="the run's YAML file")]
 RunName = Annotated[
@@ -38,8 +38,8 @@ def open_run(
     inputs: dict[str, Path | None] | None = None,
 ) -> "Run":
     """Load the run's file under the flags that were given (None: not given)."""
-    from perpo_pipeline.config_file import load_config
-    from perpo_pipeline.stage import Run
+    from perpo_pipeline.config.file import load_config
+    from perpo_pipeline.run import Run
 
     wanted: dict[Any, Any] = {"run": run, **(settings or {})}
     overrides = {k: v for k, v in wanted.items() if v is not None}
@@ -53,8 +53,10 @@ def each_variant(names: list[str], variant: str | None, out: Path | None) -> lis
     if variant is not None and variant not in names:
         raise ConfigError(f"no variant '{variant}' in this run", fix=f"choose one of {names}")
     if out is not None and len(chosen) > 1:
-        raise ConfigError(f"--out is one directory, for {len(chosen)} variants {chosen}",
-                          fix="choose one with --variant")  # fmt: skip
+        raise ConfigError(
+            f"--out is one directory, for {len(chosen)} variants {chosen}",
+            fix="choose one with --variant",
+        )
     return chosen
 
 

@@ -79,15 +79,23 @@ def prepare(
 
     Example: perpo prepare jsonl my/train.jsonl --task grounding --variant train
     """
+    from perpo_pipeline.prepare.prepare_prompts import prepare as prepare_stage
     from perpo_pipeline.prepare.settings import source_settings
-    from perpo_pipeline.prepare.stage import prepare as prepare_stage
 
     split = "train" if variant is None and source is not None else variant
     settings = source_settings(
-        split, source=source, path=path, image_root=image_root, per_dataset=per_dataset,
-        datasets=datasets, splits=splits, split_by=split_by, keep_evaluated=keep_evaluated,
-        task=task, num_prompts=num_prompts,
-    )  # fmt: skip
+        split,
+        source=source,
+        path=path,
+        image_root=image_root,
+        per_dataset=per_dataset,
+        datasets=datasets,
+        splits=splits,
+        split_by=split_by,
+        keep_evaluated=keep_evaluated,
+        task=task,
+        num_prompts=num_prompts,
+    )
     opened = open_run(config, run=run, out=out, quiet=quiet, settings=settings)
     chosen = each_variant(list(opened.config.prepare), split, out)
     print_paths([prepare_stage(opened, name) for name in chosen])

@@ -22,8 +22,8 @@ from perpo_pipeline.commands.options import (
 from perpo_pipeline.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
-    from perpo_pipeline.artifacts import Version
-    from perpo_pipeline.stage import Run
+    from perpo_pipeline.run import Run
+    from perpo_pipeline.store.artifacts import Version
     from perpo_pipeline.train.launch import Launch
 
 
@@ -78,18 +78,29 @@ def train(
 
     variant = variant or method
     if variant is None and (beta or gamma is not None or learning_rate):
-        raise ConfigError("--beta, --gamma and --learning-rate are of one variant",
-                          fix="choose it with --variant or --method")  # fmt: skip
+        raise ConfigError(
+            "--beta, --gamma and --learning-rate are of one variant",
+            fix="choose it with --variant or --method",
+        )
     own = {"method": method, "beta": beta, "gamma": gamma, "learning_rate": learning_rate}
-    settings: dict[Any, Any] = {"model.id": model, "train.forward": forward,
-                                "train.max_tokens_per_step": max_tokens_per_step,
-                                "train.deepspeed": deepspeed,
-                                "train.drop_too_long": drop_too_long or None,
-                                "train.log_to": log_to or None}  # fmt: skip
+    settings: dict[Any, Any] = {
+        "model.id": model,
+        "train.forward": forward,
+        "train.max_tokens_per_step": max_tokens_per_step,
+        "train.deepspeed": deepspeed,
+        "train.drop_too_long": drop_too_long or None,
+        "train.log_to": log_to or None,
+    }
     if variant is not None:
         settings |= {("train", "methods", variant, k): v for k, v in own.items()}
-    opened = open_run(config, run=run, out=out, quiet=quiet, settings=settings,
-                       inputs={"preferences": preferences})  # fmt: skip
+    opened = open_run(
+        config,
+        run=run,
+        out=out,
+        quiet=quiet,
+        settings=settings,
+        inputs={"preferences": preferences},
+    )
     names = each_variant(list(opened.config.train.variants()), variant, out)
     launch = choose_launch(num_processes, num_nodes, node_rank, master, os.environ)
     if dry_run:
@@ -102,8 +113,8 @@ def train(
 
 def _train_here(run: "Run", names: list[str]) -> None:
     from perpo_pipeline.train.processes import is_first_process, leave_world, placed_by_launcher
-    from perpo_pipeline.train.stage import lost_contact_explained
-    from perpo_pipeline.train.stage import train as train_stage
+    from perpo_pipeline.train.train_adapter import lost_contact_explained
+    from perpo_pipeline.train.train_adapter import train as train_stage
 
     alone = placed_by_launcher(os.environ) is None
     with lost_contact_explained():
@@ -124,7 +135,7 @@ def _start_each(
 ) -> None:
     """The processes of one variant after those of another: each has a clean start."""
     from perpo_pipeline.train.launch import start
-    from perpo_pipeline.train.stage import check_before_start
+    from perpo_pipeline.train.train_adapter import check_before_start
 
     for name in names:
         if (found := _done(run, name)) is not None:
@@ -136,7 +147,7 @@ def _start_each(
 
 def _done(run: "Run", name: str) -> "Version | None":
     """What is trained already: that needs no package and no GPU of this machine."""
-    from perpo_pipeline.train.stage import find_trained
+    from perpo_pipeline.train.train_adapter import find_trained
 
     found = find_trained(run, name)
     if found is not None:

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from perpo_pipeline.artifacts import Version, input_of
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metrics import right
 from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.rewards.choice import asks_for_set, measures_iou
+from perpo_pipeline.store.artifacts import Version, input_of
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -46,8 +46,16 @@ def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
         best = _of_each_list(measure(rewards))
         for n, values in enumerate(best.T, start=1):
             value, low, high = mean_interval(values, images, num_resamples=num_resamples)
-            found.append({"best_of": n, "name": metric, "value": value, "low": low, "high": high,
-                          "n": len(images)})  # fmt: skip
+            found.append(
+                {
+                    "best_of": n,
+                    "name": metric,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                    "n": len(images),
+                }
+            )
     return found
 
 
@@ -70,8 +78,9 @@ def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
         raise ArtifactError(
             f"the best of n needs lists of one length: the longest has {sizes.max()} samples, but "
             f"{odd.height} have fewer, the first that of prompt {odd['prompt_id'][0]}",
-            where=str(scores.path), fix="sample the prompts again that lack samples",
-        )  # fmt: skip
+            where=str(scores.path),
+            fix="sample the prompts again that lack samples",
+        )
     columns = ["prompt_id", "task", "image_sha256", "gt_box", "gt_boxes", "gt_polygon"]
     prompts = pl.DataFrame(input_of(scores, "prompts").table(columns=columns))
     joined = lists.join(prompts, on="prompt_id", how="left", maintain_order="left")

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from perpo_pipeline.artifacts import Recipe, Version, Writer, input_of, open_version
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.metrics import right
 from perpo_pipeline.evaluate.pope import TASK as POPE
 from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference_interval
 from perpo_pipeline.rewards.choice import AUTO, asks_for_set
-from perpo_pipeline.stage import DEFAULT, Console, make_at
+from perpo_pipeline.run import DEFAULT, Console, make_at
+from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of, open_version
 
 STAGE_VERSION = 1
 
@@ -44,8 +44,9 @@ def compare_predictions(
         chosen = facts.filter(where)
         if chosen.height:
             images = chosen["image"].to_list()
-            compared = paired_row(value(chosen["a"].to_numpy()), value(chosen["b"].to_numpy()),
-                                  images, num_resamples)  # fmt: skip
+            compared = paired_row(
+                value(chosen["a"].to_numpy()), value(chosen["b"].to_numpy()), images, num_resamples
+            )
             found.append({"metric": metric, "better": names[0], "worse": names[1], **compared})
     return found
 
@@ -56,8 +57,9 @@ def compare_versions(
     """As `compare_predictions`; with `out` the rows are kept there as a `comparison` artifact."""
     if out is None:
         return compare_predictions(better, worse)
-    recipe = Recipe("comparison", DEFAULT, "compare", STAGE_VERSION, {},
-                    {"better": better, "worse": worse})  # fmt: skip
+    recipe = Recipe(
+        "comparison", DEFAULT, "compare", STAGE_VERSION, {}, {"better": better, "worse": worse}
+    )
 
     def work(writer: Writer) -> None:
         writer.write_part(0, compare_predictions(better, worse))
@@ -72,28 +74,37 @@ def open_predictions(path: Path) -> Version:
     return open_version(inside if inside.is_dir() else path, "predictions")
 
 
-def paired_row(
-    ours: Floats, theirs: Floats, images: Sequence[Hashable], num_resamples: int
-) -> Row:  # fmt: skip
+def paired_row(ours: Floats, theirs: Floats, images: Sequence[Hashable], num_resamples: int) -> Row:
     """The numbers of a COMPARISON row: two systems' values `(n,)` on the same prompts."""
     difference, low, high = paired_difference_interval(
         ours, theirs, clusters=images, num_resamples=num_resamples
     )
     p_value, test = compare_paired(ours, theirs, images, num_resamples)
-    return {"difference": difference, "low": low, "high": high, "p_value": p_value, "test": test,
-            "n": len(images)}  # fmt: skip
+    return {
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "p_value": p_value,
+        "test": test,
+        "n": len(images),
+    }
 
 
 def comparison_table(rows: Sequence[Row]) -> str:
     """The rows as text, a line each; differences and their 95 % intervals in points of 100."""
     lines = [["metric", "points", "95 % interval", "p", "test", "n", "difference"]]
     for row in rows:
-        lines.append([
-            row["metric"], _points(row["difference"]),
-            f"[{_points(row['low'])}, {_points(row['high'])}]",
-            p_text(row["p_value"]), row["test"], f"{row['n']:,}",
-            f"{row['better']} - {row['worse']}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                row["metric"],
+                _points(row["difference"]),
+                f"[{_points(row['low'])}, {_points(row['high'])}]",
+                p_text(row["p_value"]),
+                row["test"],
+                f"{row['n']:,}",
+                f"{row['better']} - {row['worse']}",
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -117,8 +128,9 @@ def _check_rewards(a: Version, b: Version) -> None:
     if rewards[0] != rewards[1]:
         raise ArtifactError(
             f"they were measured by different rewards: {rewards[0]} and {rewards[1]}",
-            where=f"{a.path} and {b.path}", fix="evaluate both with the same reward",
-        )  # fmt: skip
+            where=f"{a.path} and {b.path}",
+            fix="evaluate both with the same reward",
+        )
 
 
 def _paired(a: Version, b: Version) -> pl.DataFrame:
@@ -127,11 +139,14 @@ def _paired(a: Version, b: Version) -> pl.DataFrame:
     tables = [pl.DataFrame(version.table(columns=columns)) for version in (a, b)]
     for table, version in zip(tables, (a, b), strict=True):
         if table["prompt_id"].is_duplicated().any():
-            raise ArtifactError("a prompt is answered twice", where=str(version.path),
-                                fix="rerun `perpo eval`")  # fmt: skip
+            raise ArtifactError(
+                "a prompt is answered twice", where=str(version.path), fix="rerun `perpo eval`"
+            )
     first, second = tables
-    only = [one.join(other, on="prompt_id", how="anti").height
-            for one, other in ((first, second), (second, first))]  # fmt: skip
+    only = [
+        one.join(other, on="prompt_id", how="anti").height
+        for one, other in ((first, second), (second, first))
+    ]
     if any(only):
         raise ArtifactError(
             f"they are not about the same prompts: {only[0]} of {first.height} are in the first "
@@ -139,7 +154,7 @@ def _paired(a: Version, b: Version) -> pl.DataFrame:
             where=f"{a.path} and {b.path}",
             fix="evaluate both on the same prompts; files of the same questions in another order "
             "need an `id` on each line",
-        )  # fmt: skip
+        )
     if not first.height:
         raise ArtifactError("there are no predictions to compare", where=str(a.path))
     other = second.select("prompt_id", b="reward")
@@ -158,8 +173,9 @@ def _check_images(first: pl.DataFrame, second: pl.DataFrame, a: Version, b: Vers
         raise ArtifactError(
             f"{differing.height} rows name another image in the one file than in the other, the "
             f"first is {differing['prompt_id'][0]}",
-            where=f"{a.path} and {b.path}", fix="give `image` in both files alike, or in neither",
-        )  # fmt: skip
+            where=f"{a.path} and {b.path}",
+            fix="give `image` in both files alike, or in neither",
+        )
 
 
 def _check_truth(rows: pl.DataFrame, a: Version, b: Version) -> None:
@@ -169,8 +185,10 @@ def _check_truth(rows: pl.DataFrame, a: Version, b: Version) -> None:
     prompts = [input_of(version, "prompts") for version in (a, b)]
     if prompts[0].fingerprint == prompts[1].fingerprint:
         return
-    first, second = ({row["prompt_id"]: row for row in version.table(columns=TRUTH).to_pylist()}
-                     for version in prompts)  # fmt: skip
+    first, second = (
+        {row["prompt_id"]: row for row in version.table(columns=TRUTH).to_pylist()}
+        for version in prompts
+    )
     differing = [key for key in rows["prompt_id"] if first.get(key) != second.get(key)]
     if differing:
         raise ArtifactError(
@@ -198,8 +216,9 @@ def _facts(rows: pl.DataFrame, version: Version) -> pl.DataFrame:
     if joined["task"].null_count():
         raise ArtifactError(
             f"{joined['task'].null_count()} predictions belong to no prompt of their lineage",
-            where=str(version.path), fix="rerun `perpo eval`",
-        )  # fmt: skip
+            where=str(version.path),
+            fix="rerun `perpo eval`",
+        )
     return joined
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import polars as pl
 
-from perpo_pipeline.artifacts import Version, input_of
-from perpo_pipeline.config import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.run import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate.evaluate_model import evaluate
 from perpo_pipeline.evaluate.metrics import ALL, ANSWER_COLUMNS, QUESTION_COLUMNS, summarise
 from perpo_pipeline.evaluate.printing import pivot
-from perpo_pipeline.evaluate.stage import evaluate
-from perpo_pipeline.stage import Run
+from perpo_pipeline.run import Run
+from perpo_pipeline.store.artifacts import Version, input_of
 
 Row = dict[str, Any]
 IMAGES = {"true": "", "shuffled": OTHER_IMAGE, "blank": BLANK_IMAGE}
@@ -46,8 +46,9 @@ def conditioning_rows(model: str, predictions: Mapping[str, Version]) -> list[Ro
     if not common:
         raise ArtifactError(
             f"the evaluations of {model} share no prompt",
-            where=", ".join(str(v.path) for v in predictions.values()), fix="rerun `perpo eval`",
-        )  # fmt: skip
+            where=", ".join(str(v.path) for v in predictions.values()),
+            fix="rerun `perpo eval`",
+        )
     found = []
     for image, table in tables.items():
         prompts = input_of(predictions[image], "prompts").table(columns=QUESTION_COLUMNS)

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from perpo_pipeline.errors import ArtifactError, InputError
-from perpo_pipeline.images import image_sha256
+from perpo_pipeline.vlm.images import image_sha256
 
 Row = dict[str, Any]
 BLANK = "blank"
@@ -30,8 +30,14 @@ def with_other_images(rows: list[Row]) -> list[Row]:
                 "all prompts have the same image: there is no other one to show",
                 fix="leave other-image out of eval.conditions",
             )
-        shown.append({**row, "image": other["image"], "image_sha256": other["image_sha256"],
-                      "image_prompt_id": other["prompt_id"]})  # fmt: skip
+        shown.append(
+            {
+                **row,
+                "image": other["image"],
+                "image_sha256": other["image_sha256"],
+                "image_prompt_id": other["prompt_id"],
+            }
+        )
     return shown
 
 
@@ -49,8 +55,11 @@ def _blank(width: int, height: int, mean_rgb: tuple[float, float, float]) -> Row
     png = io.BytesIO()
     Image.new("RGB", (width, height), (red, green, blue)).save(png, format="PNG")
     data = png.getvalue()
-    return {"image": {"bytes": data, "path": None}, "image_sha256": image_sha256(data),
-            "image_prompt_id": BLANK}  # fmt: skip
+    return {
+        "image": {"bytes": data, "path": None},
+        "image_sha256": image_sha256(data),
+        "image_prompt_id": BLANK,
+    }
 
 
 def refuse_trained_images(trained: set[str], asked: set[str], where: str) -> None:

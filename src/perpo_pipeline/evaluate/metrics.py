@@ -32,9 +32,16 @@ Mask = npt.NDArray[np.bool_]
 
 ANSWER_COLUMNS = ("prompt_id", "completion", "reward", "parse_ok")
 QUESTION_COLUMNS = (
-    "prompt_id", "dataset", "split", "task", "image_sha256", "gt_text", "gt_box", "gt_boxes",
+    "prompt_id",
+    "dataset",
+    "split",
+    "task",
+    "image_sha256",
+    "gt_text",
+    "gt_box",
+    "gt_boxes",
     "gt_polygon",
-)  # fmt: skip
+)
 ALL = "all"
 """The `dataset` of metrics of a whole split."""
 RIGHT_AT = 0.5
@@ -77,8 +84,17 @@ def summarise(predictions: pa.Table, prompts: pa.Table, *, fox_compat: bool = Fa
         for measure in measures:
             if (among & measure.where).any():
                 value, low, high, n = measure.interval(among, images)
-                found.append({"name": measure.name, "value": value, "low": low, "high": high,
-                              "n": n, "split": split, "dataset": dataset})  # fmt: skip
+                found.append(
+                    {
+                        "name": measure.name,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                        "n": n,
+                        "split": split,
+                        "dataset": dataset,
+                    }
+                )
     return found
 
 
@@ -95,23 +111,30 @@ def missing_metrics(tasks: Iterable[str]) -> dict[str, str]:
 
 def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
     wanted = {"predictions": (predictions, ANSWER_COLUMNS), "prompts": (prompts, QUESTION_COLUMNS)}
-    absent = [f"{name} lack {column}" for name, (table, columns) in wanted.items()
-              for column in columns if column not in table.column_names]  # fmt: skip
+    absent = [
+        f"{name} lack {column}"
+        for name, (table, columns) in wanted.items()
+        for column in columns
+        if column not in table.column_names
+    ]
     if absent:
         raise InputError(f"metrics need more columns: {', '.join(absent)}")
     if not predictions.num_rows:
         raise InputError("there are no predictions to measure", fix="evaluate at least one prompt")
     rows = pl.DataFrame(predictions.select(ANSWER_COLUMNS)).join(
         pl.DataFrame(prompts.select(QUESTION_COLUMNS)),
-        on="prompt_id", how="left", maintain_order="left",
-    )  # fmt: skip
+        on="prompt_id",
+        how="left",
+        maintain_order="left",
+    )
     lost = rows.filter(pl.col("task").is_null())
     if lost.height or rows.height != predictions.num_rows:
         raise ArtifactError(
             f"{lost.height} predictions belong to no prompt, the first to {lost['prompt_id'][0]}"
-            if lost.height else "a prompt_id occurs twice among the prompts",
+            if lost.height
+            else "a prompt_id occurs twice among the prompts",
             fix="rerun `perpo eval` on these prompts",
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -63,8 +63,14 @@ def read_pope(answers: Path, questions: Path, labels: Path) -> list[Row]:
             faults.append(f"question_id {number} has no answer in {answers}")
     raise_faults(questions, faults)
     raise_faults(labels, [f"no question asks {key}" for key in label_of if key not in asked])
-    raise_faults(answers, [f"question_id {number} is not among the questions"
-                           for number in answer_of if number not in question_of])  # fmt: skip
+    raise_faults(
+        answers,
+        [
+            f"question_id {number} is not among the questions"
+            for number in answer_of
+            if number not in question_of
+        ],
+    )
     return [_row(key, label, answer_of[asked[key]]["text"]) for key, label in label_of.items()]
 
 
@@ -87,10 +93,17 @@ def pope_metrics(rows: Sequence[Row], split: str = "all") -> list[Row]:
     }
     counted = {"precision": int(says.sum()), "recall": int(true.sum())}
     return [
-        {"name": name, "value": value, "low": low, "high": high,
-         "n": counted.get(name, len(rows)), "split": split, "dataset": "all"}
+        {
+            "name": name,
+            "value": value,
+            "low": low,
+            "high": high,
+            "n": counted.get(name, len(rows)),
+            "split": split,
+            "dataset": "all",
+        }
         for name, (value, low, high) in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def _f1(sums: Floats) -> Floats:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline import json_files
+from perpo_pipeline.answers.truth import box_fault
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import TellFault, json_lines, list_faults, parse_json
-from perpo_pipeline.prepare.truth import box_fault
 
 Row = dict[str, Any]
 
@@ -114,8 +114,9 @@ def raise_faults(path: Path, faults: Sequence[str]) -> None:
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise InputError(
         f"{count}:\n{list_faults(faults)}",
-        where=str(path), fix="correct these rows; nothing was written",
-    )  # fmt: skip
+        where=str(path),
+        fix="correct these rows; nothing was written",
+    )
 
 
 def text_fault(raw: Row, keys: Sequence[str]) -> str | None:
@@ -212,8 +213,12 @@ def _row(raw: Row, task: str, name: str) -> Row:
     split, dataset = raw.get("split") or "all", raw.get("dataset") or UNNAMED
     key = json.dumps(raw["id"]) if raw.get("id") is not None else f"at {name}"
     box = raw.get("gt_box") and [float(v) for v in raw["gt_box"]]
-    truth = {"gt_text": raw.get("gt_text"), "gt_box": box,
-             "width": raw.get("width"), "height": raw.get("height")}  # fmt: skip
+    truth = {
+        "gt_text": raw.get("gt_text"),
+        "gt_box": box,
+        "width": raw.get("width"),
+        "height": raw.get("height"),
+    }
     return {
         "key": key,
         "prompt_id": question_key(task, split, dataset, key, *truth.values()),

@@ -32,8 +32,15 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     scale = SCALES.get(row["name"])
     low, high = (_number(row[end], scale) for end in ("low", "high"))
     interval = "-" if math.isnan(row["low"]) else f"[{low}, {high}]"
-    return (row["name"], row["split"], row["dataset"], _number(row["value"], scale),
-            scale or "%", interval, str(row["n"]))  # fmt: skip
+    return (
+        row["name"],
+        row["split"],
+        row["dataset"],
+        _number(row["value"], scale),
+        scale or "%",
+        interval,
+        str(row["n"]),
+    )
 
 
 def _number(value: float, scale: str | None) -> str:
@@ -44,8 +51,12 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     """Names to the left, numbers to the right."""
     name, split, dataset, value, scale, interval, n = zip(cells, widths, strict=True)
     left = [cell.ljust(width) for cell, width in (name, split, dataset)]
-    right = [value[0].rjust(value[1]), scale[0].ljust(scale[1]), interval[0].rjust(interval[1]),
-             n[0].rjust(n[1])]  # fmt: skip
+    right = [
+        value[0].rjust(value[1]),
+        scale[0].ljust(scale[1]),
+        interval[0].rjust(interval[1]),
+        n[0].rjust(n[1]),
+    ]
     return "  ".join([*left, " ".join(right[:2]), *right[2:]])
 
 
@@ -60,8 +71,13 @@ def pivot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
         line = lines.setdefault(tuple(str(row[key]) for key in keys), {"n": str(row["n"])})
         line[row["name"]] = _estimate(row)
     head = [*keys, *names, "n"]
-    cells = [head, *([*place, *(line.get(name, "-") for name in [*names, "n"])]
-                     for place, line in lines.items())]  # fmt: skip
+    cells = [
+        head,
+        *(
+            [*place, *(line.get(name, "-") for name in [*names, "n"])]
+            for place, line in lines.items()
+        ),
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -21,14 +21,18 @@ from typing import Any
 
 import polars as pl
 
-from perpo_pipeline.config import FilterConfig
+from perpo_pipeline.config.run import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.margins import usable_rows
 
 SAMPLE_COLUMNS = [
-    "prompt_id", "sample_id", "completion", "completion_token_ids", "finish_reason",
+    "prompt_id",
+    "sample_id",
+    "completion",
+    "completion_token_ids",
+    "finish_reason",
     "sampler_logprob",
-]  # fmt: skip
+]
 UNPARSED = "unparsed"
 BEYOND_LIST_SIZE = "beyond_list_size"
 PAIR_NOT_CHOSEN = "not_in_the_pair"

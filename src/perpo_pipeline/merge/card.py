@@ -8,22 +8,40 @@ from typing import Any
 
 import yaml
 
-from perpo_pipeline.artifacts import Json, Version
-from perpo_pipeline.boxes import get_box_format
+from perpo_pipeline.answers.boxes import get_box_format
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.printing import metrics_table
-from perpo_pipeline.lineage import Traced
 from perpo_pipeline.merge.evaluations import Evaluation
+from perpo_pipeline.store.artifacts import Json, Version
+from perpo_pipeline.store.lineage import Traced
 
 PAPER = "https://arxiv.org/abs/2502.04371"
 PIPELINE_TAG = "image-text-to-text"
 # What is told of the artifacts before the adapter; other settings may name places on a disk.
 SHOWN = (
-    "source", "split", "splits", "datasets", "num_prompts", "per_dataset", "backend",
-    "num_samples", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed",
-    "reward", "strategy", "min_margin", "max_margin", "list_size", "drop_unparsed",
-    "equal_datasets", "max_lists",
-)  # fmt: skip
+    "source",
+    "split",
+    "splits",
+    "datasets",
+    "num_prompts",
+    "per_dataset",
+    "backend",
+    "num_samples",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "max_new_tokens",
+    "seed",
+    "reward",
+    "strategy",
+    "min_margin",
+    "max_margin",
+    "list_size",
+    "drop_unparsed",
+    "equal_datasets",
+    "max_lists",
+)
 ABOUT = {
     "adapter": "This model",
     "base": "Its base, on the same prompts",
@@ -76,8 +94,9 @@ def _base(record: Mapping[str, Any]) -> str:
     hint = (
         "\n\nThe base was a folder. If it is a copy of a model on a hub, name that one as "
         "`base_model` in the header of this file."
-        if record["base_is_directory"] else ""
-    )  # fmt: skip
+        if record["base_is_directory"]
+        else ""
+    )
     return (
         f"## Base\n`{record['base_model']}`, exactly `{record['base_identity']}` "
         "(`id@commit` on a hub, or a sha256 over all its files). Its licence holds for this model "

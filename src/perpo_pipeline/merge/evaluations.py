@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from perpo_pipeline.artifacts import MANIFEST, Json, Version, open_version
-from perpo_pipeline.config import BASE, BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.run import BASE, BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.lineage import trace
+from perpo_pipeline.store.artifacts import MANIFEST, Json, Version, open_version
+from perpo_pipeline.store.lineage import trace
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ def _check_is_of(metrics: Version, adapter: Version) -> None:
     if others and not _is_of(metrics, adapter):
         raise ArtifactError(
             f"these metrics are of {others[0]}, not of adapter {adapter.variant} "
-            f"{adapter.fingerprint}", where=str(metrics.path),
+            f"{adapter.fingerprint}",
+            where=str(metrics.path),
             fix="give the metrics that `perpo eval` wrote for this adapter",
-        )  # fmt: skip
+        )
 
 
 def _prompts(metrics: Version) -> str | None:

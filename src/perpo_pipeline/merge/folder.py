@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.atomic import os_errors_explained, sync_directory, write_atomically
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.atomic import os_errors_explained, sync_directory, write_atomically
 
 RECORD, CARD = "perpo_merge.json", "README.md"
 RECORD_FORMAT = 1
@@ -35,22 +35,25 @@ def made_before(out: Path, wanted: Record) -> Record | None:
     found = _read_record(out)
     if found is None:
         raise ArtifactError(
-            "there is something else already", where=str(out),
+            "there is something else already",
+            where=str(out),
             fix="give a folder that is empty or not there with --out",
-        )  # fmt: skip
+        )
     different = [name for name in IDENTIFYING if found.get(name) != wanted[name]]
     if different:
         told = "; ".join(f"{name} {found.get(name)}, not {wanted[name]}" for name in different)
         raise ArtifactError(
-            f"there is another merge already: {told}", where=str(out),
+            f"there is another merge already: {told}",
+            where=str(out),
             fix="give another folder with --out, or remove this one",
-        )  # fmt: skip
+        )
     changed = [name for name, size in found["files"].items() if _size(out / name) != size]
     if changed:
         raise ArtifactError(
             f"files of this merge are missing or were changed: {', '.join(changed)}",
-            where=str(out), fix=f"remove the folder, then run the same command: {ANEW}",
-        )  # fmt: skip
+            where=str(out),
+            fix=f"remove the folder, then run the same command: {ANEW}",
+        )
     return found
 
 

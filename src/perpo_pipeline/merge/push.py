@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from perpo_pipeline.errors import ArtifactError, ConfigError, first_line
-from perpo_pipeline.stage import Console
+from perpo_pipeline.run import Console
 
 REASON_LINES = 3  # the first says 'bad request', the next ones why
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -46,8 +46,9 @@ def push(folder: Path, name: str, *, private: bool, console: Console) -> str:
         if private and not api.repo_info(repository.repo_id).private:
             raise ArtifactError(
                 f"{repository.repo_id} is there already and not private: nothing was uploaded",
-                where=str(repository), fix="make it private on its page, or choose another name",
-            )  # fmt: skip
+                where=str(repository),
+                fix="make it private on its page, or choose another name",
+            )
         api.upload_folder(
             repo_id=repository.repo_id, folder_path=folder, commit_message="Merged by perpo"
         )

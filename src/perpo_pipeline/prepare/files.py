@@ -20,8 +20,9 @@ def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Record]]:
     """Each object of a JSON list with its number (from 1); raises `InputError` for no list."""
     records = read_json(path)
     if not isinstance(records, list):
-        raise InputError("not a JSON list of records", where=str(path),
-                         fix="give the file as it was released")  # fmt: skip
+        raise InputError(
+            "not a JSON list of records", where=str(path), fix="give the file as it was released"
+        )
     for number, record in enumerate(records, start=1):
         if isinstance(record, dict):
             yield number, record
@@ -34,16 +35,18 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(_read_text(path, "JSON"))
     except ValueError as error:
-        raise InputError(f"not JSON: {error}", where=str(path),
-                         fix="give the file as it was released, whole") from error  # fmt: skip
+        raise InputError(
+            f"not JSON: {error}", where=str(path), fix="give the file as it was released, whole"
+        ) from error
 
 
 def missing_file(path: Path) -> ConfigError:
     """The error for a dataset file that is not there."""
     return ConfigError(
-        "no such dataset file", where=str(path),
+        "no such dataset file",
+        where=str(path),
         fix="correct the path, or fetch the data (README, 'Data')",
-    )  # fmt: skip
+    )
 
 
 def _read_text(path: Path, kind: str) -> str:
@@ -52,5 +55,6 @@ def _read_text(path: Path, kind: str) -> str:
     except FileNotFoundError:
         raise missing_file(path) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", where=str(path), fix=f"give UTF-8 {kind}") \
-            from error  # fmt: skip
+        raise InputError(
+            f"cannot be read: {error}", where=str(path), fix=f"give UTF-8 {kind}"
+        ) from error

@@ -10,11 +10,12 @@ question loses the placeholder `<image>`, since each model puts the image where 
 from collections.abc import Iterator
 from pathlib import Path
 
-from perpo_pipeline.atomic import file_sha256
+from perpo_pipeline.answers.truth import RowFault
+from perpo_pipeline.config.sources import FoxSource
+from perpo_pipeline.prepare.fields import text_at, without_placeholder
 from perpo_pipeline.prepare.files import Record, read_json_list
 from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
-from perpo_pipeline.prepare.sources import FoxSource
-from perpo_pipeline.prepare.truth import RowFault, text_at, without_placeholder
+from perpo_pipeline.store.atomic import file_sha256
 
 
 def read_fox(source: FoxSource, asked: Asked) -> Prepared:

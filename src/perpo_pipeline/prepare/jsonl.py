@@ -14,11 +14,12 @@ is put around it; LLaVA's is the paper's), `gt_boxes` (several true boxes) and `
 from collections.abc import Iterator
 from pathlib import Path
 
-from perpo_pipeline.atomic import file_sha256
+from perpo_pipeline.answers.truth import RowFault
+from perpo_pipeline.config.sources import JsonlSource
+from perpo_pipeline.prepare.fields import absent, text_fault
 from perpo_pipeline.prepare.files import Record, read_json_lines
 from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
-from perpo_pipeline.prepare.sources import JsonlSource
-from perpo_pipeline.prepare.truth import RowFault, absent, text_fault
+from perpo_pipeline.store.atomic import file_sha256
 
 BOXES = ("gt_box", "gt_boxes", "gt_polygon")
 KEYS = {"image", "prompt", "expression", "task", "gt_text", "id", "dataset", *BOXES}
@@ -48,9 +49,12 @@ def read_jsonl(source: JsonlSource, asked: Asked) -> Prepared:
 
 
 def _entries(
-    records: list[tuple[int, Record]], faults: Faults, source: JsonlSource, root: Path,
+    records: list[tuple[int, Record]],
+    faults: Faults,
+    source: JsonlSource,
+    root: Path,
     asked: Asked,
-) -> Iterator[Entry]:  # fmt: skip
+) -> Iterator[Entry]:
     for line, record in records:
         place = f"line {line}"
         with faults.at(place):

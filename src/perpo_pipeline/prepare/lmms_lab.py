@@ -19,12 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perpo_pipeline.atomic import file_sha256
+from perpo_pipeline.answers.truth import RowFault, xyxy_from_xywh
+from perpo_pipeline.config.sources import LmmsLabSource
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.prepare.fields import text_at
 from perpo_pipeline.prepare.files import missing_file
 from perpo_pipeline.prepare.rows import Asked, Entry, Faults, Prepared, collect
-from perpo_pipeline.prepare.sources import LmmsLabSource
-from perpo_pipeline.prepare.truth import RowFault, text_at, xyxy_from_xywh
+from perpo_pipeline.store.atomic import file_sha256
 
 _SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}.*")
 _FIX = "give a whole Parquet file of lmms-lab/RefCOCO, a folder of them or a pattern"
@@ -154,9 +155,10 @@ def _rows(shard: _Shard) -> Iterator[tuple[_ShardImage, dict[str, Any]]]:
             missing = {"image", "answer", "bbox"} - set(file.schema_arrow.names)
             if missing:
                 raise InputError(
-                    f"the file has no column {', '.join(sorted(missing))}", where=str(shard.path),
+                    f"the file has no column {', '.join(sorted(missing))}",
+                    where=str(shard.path),
                     fix=_FIX,
-                )  # fmt: skip
+                )
             number = 0
             for group in range(file.num_row_groups):
                 columns = file.read_row_group(group, columns=["answer", "bbox"]).to_pylist()
@@ -164,5 +166,6 @@ def _rows(shard: _Shard) -> Iterator[tuple[_ShardImage, dict[str, Any]]]:
                     number += 1
                     yield _ShardImage(shard, group, row, number), record
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"cannot be read as Parquet: {error}", where=str(shard.path),
-                         fix=_FIX) from error  # fmt: skip
+        raise InputError(
+            f"cannot be read as Parquet: {error}", where=str(shard.path), fix=_FIX
+        ) from error

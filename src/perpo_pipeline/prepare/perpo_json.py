@@ -13,19 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perpo_pipeline.atomic import file_sha256
-from perpo_pipeline.boxes import parse_box
+from perpo_pipeline.answers.boxes import parse_box
+from perpo_pipeline.answers.truth import RowFault, are_numbers
+from perpo_pipeline.config.sources import PerpoJsonSource
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.prepare.fields import text_at, text_fault, without_placeholder
 from perpo_pipeline.prepare.files import Record, read_json_list
 from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
-from perpo_pipeline.prepare.sources import PerpoJsonSource
-from perpo_pipeline.prepare.truth import (
-    RowFault,
-    are_numbers,
-    text_at,
-    text_fault,
-    without_placeholder,
-)
+from perpo_pipeline.store.atomic import file_sha256
 
 
 @dataclass(frozen=True)
@@ -53,9 +48,11 @@ def read_perpo_json(source: PerpoJsonSource, asked: Asked) -> tuple[Prepared, li
     entries = _entries(source, root, faults, asked, lists)
     prepared = collect(entries, faults, asked, embed=source.embed_images)
     prepared.facts.update(
-        file_sha256=file_sha256(source.path), image_root=str(root.resolve()),
-        box_format=asked.box_format, box_frame=asked.box_frame,
-    )  # fmt: skip
+        file_sha256=file_sha256(source.path),
+        image_root=str(root.resolve()),
+        box_format=asked.box_format,
+        box_frame=asked.box_frame,
+    )
     return prepared, lists
 
 

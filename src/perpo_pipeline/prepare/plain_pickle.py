@@ -15,12 +15,34 @@ from perpo_pipeline.prepare.files import missing_file
 
 # What the unpickler raises on damaged data.
 _DAMAGED = (
-    pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-    ImportError, OverflowError, MemoryError, RecursionError, struct.error,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ImportError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    struct.error,
+)
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-_SCALARS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I",
-            "u8": "Q", "f2": "e", "f4": "f", "f8": "d"}  # fmt: skip
+_SCALARS = {
+    "b1": "?",
+    "i1": "b",
+    "i2": "h",
+    "i4": "i",
+    "i8": "q",
+    "u1": "B",
+    "u2": "H",
+    "u4": "I",
+    "u8": "Q",
+    "f2": "e",
+    "f4": "f",
+    "f8": "d",
+}
 
 
 def load_plain_pickle(path: Path) -> Any:
@@ -41,13 +63,15 @@ def load_plain_pickle(path: Path) -> Any:
         raise InputError(
             f"the pickle asks for {refused}, which plain data does not need and which could run "
             "code: it was not called",
-            where=str(path), fix="do not use this file; fetch it again from its authors",
-        ) from None  # fmt: skip
+            where=str(path),
+            fix="do not use this file; fetch it again from its authors",
+        ) from None
     except _DAMAGED as error:
         raise InputError(
-            f"the pickle cannot be read: {type(error).__name__}: {error}", where=str(path),
+            f"the pickle cannot be read: {type(error).__name__}: {error}",
+            where=str(path),
             fix="fetch the file again, whole",
-        ) from error  # fmt: skip
+        ) from error
 
 
 class _Refused(Exception):

@@ -15,17 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.atomic import file_sha256
+from perpo_pipeline.answers.truth import RowFault, xyxy_from_xywh
+from perpo_pipeline.config.sources import RecSource
+from perpo_pipeline.prepare.fields import absent, integer_at, text_at
 from perpo_pipeline.prepare.files import Record, read_json_lines, read_json_list
 from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
-from perpo_pipeline.prepare.sources import RecSource
-from perpo_pipeline.prepare.truth import (
-    RowFault,
-    absent,
-    integer_at,
-    text_at,
-    xyxy_from_xywh,
-)
+from perpo_pipeline.store.atomic import file_sha256
 
 _IMG_ID = re.compile(r"(.+)_[0-9]+")
 _MINIGPT4_IMAGE = "without its last _NUMBER, and .jpg"
@@ -100,15 +95,28 @@ def _minigpt4_image(record: Record) -> str:
 
 _LAYOUTS = {
     "rec-jsonl": _Layout(
-        read_json_lines, "line", "sent", lambda record: text_at(record, "image"), lambda box: box,
+        read_json_lines,
+        "line",
+        "sent",
+        lambda record: text_at(record, "image"),
+        lambda box: box,
         must_have_size=True,
     ),
     "shikra": _Layout(
-        read_json_lines, "line", "expression", lambda record: text_at(record, "img_path"),
-        lambda box: box, must_have_size=False,
+        read_json_lines,
+        "line",
+        "expression",
+        lambda record: text_at(record, "img_path"),
+        lambda box: box,
+        must_have_size=False,
     ),
     "minigpt4": _Layout(
-        read_json_list, "record", "sents", _minigpt4_image, xyxy_from_xywh, must_have_size=True,
+        read_json_list,
+        "record",
+        "sents",
+        _minigpt4_image,
+        xyxy_from_xywh,
+        must_have_size=True,
         image_note=f"`img_id` {_MINIGPT4_IMAGE}",
     ),
-}  # fmt: skip
+}

@@ -19,12 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.atomic import file_sha256
-from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.prepare.files import read_json
-from perpo_pipeline.prepare.plain_pickle import load_plain_pickle
-from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
-from perpo_pipeline.prepare.sources import (
+from perpo_pipeline.answers.truth import RowFault, xyxy_from_xywh
+from perpo_pipeline.config.sources import (
     DATASETS,
     SPLIT_BY,
     SPLITS,
@@ -32,7 +28,12 @@ from perpo_pipeline.prepare.sources import (
     ReferSource,
     Split,
 )
-from perpo_pipeline.prepare.truth import RowFault, integer_at, text_fault, xyxy_from_xywh
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.prepare.fields import integer_at, text_fault
+from perpo_pipeline.prepare.files import read_json
+from perpo_pipeline.prepare.plain_pickle import load_plain_pickle
+from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
+from perpo_pipeline.store.atomic import file_sha256
 
 TRAIN = "train"
 EMPTY, EVALUATED = "empty_expression", "image_is_evaluated"
@@ -125,12 +126,16 @@ def _read_refs(source: ReferSource, name: Dataset, faults: Faults) -> list[_Ref]
     if others and path.name not in others:
         raise ConfigError(
             f"there is no {path.name} for {name}, but {' and '.join(others)}",
-            where=str(path.parent), fix=f"set split_by: {{{name}: ...}}",
-        )  # fmt: skip
+            where=str(path.parent),
+            fix=f"set split_by: {{{name}: ...}}",
+        )
     raw = load_plain_pickle(path)
     if not isinstance(raw, list):
-        raise InputError("the pickle holds no list of refs", where=str(path),
-                         fix="give the file as it was released")  # fmt: skip
+        raise InputError(
+            "the pickle holds no list of refs",
+            where=str(path),
+            fix="give the file as it was released",
+        )
     refs = []
     for number, one in enumerate(raw, start=1):
         place = f"{name}/{path.name}, ref {number}"
@@ -166,15 +171,18 @@ def _read_instances(path: Path) -> _Instances:
     try:
         return _Instances(
             {one["id"]: (one["image_id"], one["bbox"]) for one in content["annotations"]},
-            {one["id"]: (one["file_name"], one["width"], one["height"])
-             for one in content["images"]},
-        )  # fmt: skip
+            {
+                one["id"]: (one["file_name"], one["width"], one["height"])
+                for one in content["images"]
+            },
+        )
     except (KeyError, TypeError) as error:
         raise InputError(
             f"this is not REFER's instances.json (annotations with id, image_id and bbox, images "
             f"with id, file_name, width and height): {error!r}",
-            where=str(path), fix="give the file as it was released",
-        ) from error  # fmt: skip
+            where=str(path),
+            fix="give the file as it was released",
+        ) from error
 
 
 def _check_splits(
@@ -182,17 +190,27 @@ def _check_splits(
 ) -> None:
     """Raise `ConfigError` for a split that no dataset has, and a dataset that has no split."""
     there = {name: {ref.split for ref in refs[name]} for name in source.datasets}
-    wrong = [f"no dataset has a split '{split}'" for split in splits
-             if not any(split in found for found in there.values())]  # fmt: skip
-    wrong += [f"{name} has none of {list(splits)}" for name, found in there.items()
-              if not found & set(splits)]  # fmt: skip
+    wrong = [
+        f"no dataset has a split '{split}'"
+        for split in splits
+        if not any(split in found for found in there.values())
+    ]
+    wrong += [
+        f"{name} has none of {list(splits)}"
+        for name, found in there.items()
+        if not found & set(splits)
+    ]
     if not wrong:
         return
     faults.check()
-    known = "; ".join(f"{name} has {[s for s in SPLITS if s in found]}"
-                      for name, found in there.items())  # fmt: skip
-    raise ConfigError(f"{', '.join(wrong)}: {known}", where=str(source.path),
-                      fix="choose other `splits`, `datasets` or `split_by`")  # fmt: skip
+    known = "; ".join(
+        f"{name} has {[s for s in SPLITS if s in found]}" for name, found in there.items()
+    )
+    raise ConfigError(
+        f"{', '.join(wrong)}: {known}",
+        where=str(source.path),
+        fix="choose other `splits`, `datasets` or `split_by`",
+    )
 
 
 @dataclass

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perpo_pipeline.artifacts import Recipe, Version, Writer
-from perpo_pipeline.boxes import describe_box_format, parse_box
-from perpo_pipeline.model_inputs import IDENTITY_CACHE, identify_model, model_notes
+from perpo_pipeline.answers.boxes import describe_box_format, parse_box
 from perpo_pipeline.prepare.perpo_json import ReleasedList
 from perpo_pipeline.prepare.rows import Row
 from perpo_pipeline.rewards.choice import RELEASED
 from perpo_pipeline.rewards.grounding import iou_xyxy
-from perpo_pipeline.stage import Run, make
+from perpo_pipeline.run import Run, make
+from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, identify_model, model_notes
 
 if TYPE_CHECKING:
-    from perpo_pipeline.models import Vlm
+    from perpo_pipeline.vlm.models import Vlm
 
 STAGE_VERSION = 1
 TOKEN_NOTE = (
@@ -31,9 +31,13 @@ DOUBTFUL_DIFFERENCE = 0.05  # mean |IoU - released score|; of a rounded truth it
 
 
 def write_lists(
-    run: Run, split: str, prompts: Version, lists: Sequence[ReleasedList], facts: Mapping[str, Any],
+    run: Run,
+    split: str,
+    prompts: Version,
+    lists: Sequence[ReleasedList],
+    facts: Mapping[str, Any],
     out: Path | None,
-) -> tuple[Version, Version]:  # fmt: skip
+) -> tuple[Version, Version]:
     """Write the samples and scores of prompts that were just prepared; `lists` are in their order.
 
     `facts` are those of the file. Under `out`: in its folders samples/ and scores/.
@@ -45,17 +49,28 @@ def write_lists(
 
 
 def _write_samples(
-    run: Run, split: str, prompts: Version, lists: Sequence[ReleasedList],
-    released: Mapping[str, Any], out: Path | None,
-) -> Version:  # fmt: skip
+    run: Run,
+    split: str,
+    prompts: Version,
+    lists: Sequence[ReleasedList],
+    released: Mapping[str, Any],
+    out: Path | None,
+) -> Version:
     model = run.config.model
     resolved, settings = identify_model(model, run.scratch)
     tokenised_by = {name: settings[name] for name in ("model", "preprocess")}
-    recipe = Recipe("samples", split, "prepare", STAGE_VERSION, {**released, **tokenised_by},
-                    {"prompts": prompts}, notes=model_notes(model))  # fmt: skip
+    recipe = Recipe(
+        "samples",
+        split,
+        "prepare",
+        STAGE_VERSION,
+        {**released, **tokenised_by},
+        {"prompts": prompts},
+        notes=model_notes(model),
+    )
 
     def work(writer: Writer) -> Mapping[str, Any]:
-        from perpo_pipeline.models import load_front
+        from perpo_pipeline.vlm.loading import load_front
 
         front = load_front(resolved, identity_cache=run.scratch / IDENTITY_CACHE)
         writer.note("token_ids", TOKEN_NOTE)
@@ -76,7 +91,7 @@ def _write_samples(
 def _sample_rows(
     front: "Vlm", prompts: Sequence[Row], lists: Sequence[ReleasedList], preprocess: str
 ) -> list[Row]:
-    from perpo_pipeline.processors import resized_size
+    from perpo_pipeline.vlm.processors import resized_size
 
     rows: list[Row] = []
     for prompt, released in zip(prompts, lists, strict=True):
@@ -84,16 +99,18 @@ def _sample_rows(
         seen = (max(width, height),) * 2 if preprocess == "pad" else (width, height)
         resized = resized_size(front.processor, seen)
         for sample_id, answer in enumerate(released.answers):
-            rows.append({
-                "prompt_id": prompt["prompt_id"],
-                "sample_id": sample_id,
-                "completion": answer,
-                "completion_token_ids": _tokenise(front, answer),
-                "finish_reason": "stop",
-                "seed": 0,
-                "sampler_logprob": None,
-                "resized": resized,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "prompt_id": prompt["prompt_id"],
+                    "sample_id": sample_id,
+                    "completion": answer,
+                    "completion_token_ids": _tokenise(front, answer),
+                    "finish_reason": "stop",
+                    "seed": 0,
+                    "sampler_logprob": None,
+                    "resized": resized,
+                }
+            )
     return rows
 
 
@@ -105,14 +122,29 @@ def _tokenise(front: "Vlm", answer: str) -> list[int]:
 
 
 def _write_scores(
-    run: Run, split: str, prompts: Version, samples: Version, lists: Sequence[ReleasedList],
-    released: Mapping[str, Any], out: Path | None,
-) -> Version:  # fmt: skip
+    run: Run,
+    split: str,
+    prompts: Version,
+    samples: Version,
+    lists: Sequence[ReleasedList],
+    released: Mapping[str, Any],
+    out: Path | None,
+) -> Version:
     model = run.config.model
-    settings = {**released, "reward": {RELEASED: 1.0}, "box_frame": model.box_frame,
-                "box_format": describe_box_format(model.box_format)}  # fmt: skip
-    recipe = Recipe("scores", split, "prepare", STAGE_VERSION, settings,
-                    {"samples": samples, "prompts": prompts})  # fmt: skip
+    settings = {
+        **released,
+        "reward": {RELEASED: 1.0},
+        "box_frame": model.box_frame,
+        "box_format": describe_box_format(model.box_format),
+    }
+    recipe = Recipe(
+        "scores",
+        split,
+        "prepare",
+        STAGE_VERSION,
+        settings,
+        {"samples": samples, "prompts": prompts},
+    )
 
     def work(writer: Writer) -> Mapping[str, Any]:
         start, unparsed = 0, 0
@@ -131,8 +163,12 @@ def _write_scores(
         writer.note("released_scores", told)
         run.say(f"prepare {split}: {told}")
         count = sum(len(one.answers) for one in lists)
-        return {"rows": count, "unparsed": unparsed, "largest_difference_from_iou": largest,
-                "mean_difference_from_iou": mean}  # fmt: skip
+        return {
+            "rows": count,
+            "unparsed": unparsed,
+            "largest_difference_from_iou": largest,
+            "mean_difference_from_iou": mean,
+        }
 
     return make(run, recipe, work, out=out)
 
@@ -162,13 +198,15 @@ def _score_rows(
             zip(released.answers, released.scores, strict=True)
         ):
             box = parse_box(answer, box_format, frame=box_frame, image_size=size)
-            rows.append({
-                "prompt_id": prompt["prompt_id"],
-                "sample_id": sample_id,
-                "reward": score,
-                "parse_ok": box is not None,
-                "box": None if box is None else list(box),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "prompt_id": prompt["prompt_id"],
+                    "sample_id": sample_id,
+                    "reward": score,
+                    "parse_ok": box is not None,
+                    "box": None if box is None else list(box),
+                }
+            )
             truths.append(prompt["gt_box"])
     found = np.array([row["box"] or (np.nan,) * 4 for row in rows])
     ious = iou_xyxy(found, np.array(truths))

@@ -13,20 +13,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
-from perpo_pipeline.boxes import BOX_FORMATS, get_box_format
-from perpo_pipeline.errors import InputError
-from perpo_pipeline.images import image_sha256, load_image_with_notes
-from perpo_pipeline.json_files import list_faults
-from perpo_pipeline.prepare.truth import (
+from perpo_pipeline.answers.boxes import get_box_format
+from perpo_pipeline.answers.truth import (
     TINY_IMAGE_PX,
     RowFault,
     lies_within_one,
     truth_fault,
 )
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.json_files import list_faults
+from perpo_pipeline.vlm.images import image_sha256, load_image_with_notes
 
 Row = dict[str, Any]
-REFERRING_PROMPT = BOX_FORMATS["llava"].instruction
-"""The paper's grounding instruction (METHOD: 'The paper's recipes')."""
 MOST_THREADS = 16
 
 
@@ -122,8 +120,11 @@ def prompt_row(entry: Entry, split: str, facts: ImageFacts, *, embed: bool) -> R
     if embed or path is None:
         path, data = None, entry.image.read()
         if image_sha256(data) != facts.sha256:
-            raise InputError("the image has changed since it was checked", where=str(entry.image),
-                             fix="run the same command again")  # fmt: skip
+            raise InputError(
+                "the image has changed since it was checked",
+                where=str(entry.image),
+                fix="run the same command again",
+            )
     return {
         "prompt_id": prompt_id(entry.dataset, split, entry.source_row),
         "dataset": entry.dataset,
@@ -167,8 +168,9 @@ class Faults:
             return
         raise InputError(
             f"{len(self.found)} bad rows:\n{list_faults(self.found)}",
-            where=str(self.where), fix="correct or remove these rows; nothing was written",
-        )  # fmt: skip
+            where=str(self.where),
+            fix="correct or remove these rows; nothing was written",
+        )
 
 
 def _no_bar(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
@@ -233,9 +235,14 @@ class PromptRows(Sequence[Row]):
 
 
 def collect(
-    entries: Iterable[Entry], faults: Faults, asked: Asked, *,
-    embed: bool = False, per_dataset: int | None = None, threads: int = MOST_THREADS,
-) -> Prepared:  # fmt: skip
+    entries: Iterable[Entry],
+    faults: Faults,
+    asked: Asked,
+    *,
+    embed: bool = False,
+    per_dataset: int | None = None,
+    threads: int = MOST_THREADS,
+) -> Prepared:
     """Choose `per_dataset` entries of each dataset, check them and their images.
 
     The choice is that of the smallest hash of (seed, key): random, and the same in any order of
@@ -251,11 +258,13 @@ def collect(
     if shortages:
         raise InputError(
             f"per_dataset asks for {per_dataset} rows of each dataset: {'; '.join(shortages)}",
-            where=str(faults.where), fix="lower per_dataset, or leave these datasets out",
-        )  # fmt: skip
+            where=str(faults.where),
+            fix="lower per_dataset, or leave these datasets out",
+        )
     if not checked:
-        raise InputError("the dataset is empty", where=str(faults.where),
-                         fix="give a file with at least one row")  # fmt: skip
+        raise InputError(
+            "the dataset is empty", where=str(faults.where), fix="give a file with at least one row"
+        )
     keys = (prompt_id(e.dataset, asked.split, e.source_row) + f.sha256 for e, f in checked)
     facts: dict[str, Any] = {
         "left_out_by_per_dataset": len(unique) - len(chosen),
@@ -289,8 +298,9 @@ def _choose(
         draw = hashlib.sha256(f"{asked.seed} {key}".encode()).hexdigest()
         drawn.setdefault(entry.dataset, []).append((draw, index))
     kept = sorted(index for draws in drawn.values() for _, index in sorted(draws)[:per_dataset])
-    shortages = [f"{name} has {len(draws)}" for name, draws in drawn.items()
-                 if len(draws) < per_dataset]  # fmt: skip
+    shortages = [
+        f"{name} has {len(draws)}" for name, draws in drawn.items() if len(draws) < per_dataset
+    ]
     return [entries[index] for index in kept], shortages
 
 
@@ -316,13 +326,15 @@ def _refuse_normalised(
     entries: list[Entry], facts: dict[ImageData, ImageFacts | str], where: Path
 ) -> None:
     """Raise `InputError` if all boxes lie within 0 to 1: one mistake, not one of each row."""
-    shapes = [shape for entry in entries if not _is_tiny(facts[entry.image])
-              for shape in _shapes(entry)]  # fmt: skip
+    shapes = [
+        shape for entry in entries if not _is_tiny(facts[entry.image]) for shape in _shapes(entry)
+    ]
     if len(shapes) > 1 and all(map(lies_within_one, shapes)):
         raise InputError(
             f"all {len(shapes)} boxes lie within 0-1: they look normalised; boxes are pixels",
-            where=str(where), fix="multiply x by the image's width, and y by its height",
-        )  # fmt: skip
+            where=str(where),
+            fix="multiply x by the image's width, and y by its height",
+        )
 
 
 def _is_tiny(image: ImageFacts | str) -> bool:

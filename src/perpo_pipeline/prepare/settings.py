@@ -3,16 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.config.sources import SOURCE_NAMES
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.prepare.sources import SOURCE_NAMES
 
 _BY_SUFFIX = {".jsonl": "jsonl", ".parquet": "lmms-lab"}  # the likeliest layout
 
 
 def source_settings(
-    split: str | None, *, source: str | None, path: Path | None, datasets: str | None,
-    splits: str | None, split_by: str | None, keep_evaluated: bool, **plain: Any,
-) -> dict[tuple[str, ...], Any]:  # fmt: skip
+    split: str | None,
+    *,
+    source: str | None,
+    path: Path | None,
+    datasets: str | None,
+    splits: str | None,
+    split_by: str | None,
+    keep_evaluated: bool,
+    **plain: Any,
+) -> dict[tuple[str, ...], Any]:
     """Settings of the split: a whole source where one is named, else the values given.
 
     Lists are given with commas, `split_by` as DATASET=NAME. Raises `ConfigError` for an unknown
@@ -28,8 +35,11 @@ def source_settings(
         "split_by": split_by and _pairs(split_by),
         "leave_out_evaluated": False if keep_evaluated else None,
     }
-    values = {name: str(value) if isinstance(value, Path) else value
-              for name, value in given.items() if value is not None}  # fmt: skip
+    values = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in given.items()
+        if value is not None
+    }
     if source is not None:
         return {("prepare", str(split)): {"source": source, **values}}
     if values and split is None:

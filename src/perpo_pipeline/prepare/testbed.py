@@ -5,17 +5,11 @@ import io
 from collections.abc import Sequence
 from typing import Any, overload
 
-from perpo_pipeline.images import image_sha256
-from perpo_pipeline.prepare.rows import (
-    REFERRING_PROMPT,
-    Entry,
-    ImageBytes,
-    ImageFacts,
-    Row,
-    prompt_row,
-)
+from perpo_pipeline.answers.boxes import REFERRING_PROMPT
+from perpo_pipeline.prepare.rows import Entry, ImageBytes, ImageFacts, Row, prompt_row
 from perpo_pipeline.testbed import SHIPPED_PRESET
 from perpo_pipeline.testbed.scenes import referring_example
+from perpo_pipeline.vlm.images import image_sha256
 
 
 def testbed_settings(seed: int, split: str, num_prompts: int) -> dict[str, Any]:

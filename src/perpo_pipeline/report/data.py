@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from perpo_pipeline.artifacts import Version, input_of
-from perpo_pipeline.config import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.run import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.best_of_n import expected_best_of_n
 from perpo_pipeline.evaluate.compare import paired_row
@@ -17,7 +16,8 @@ from perpo_pipeline.evaluate.metrics import ALL, right
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.methods import Method, methods_of
 from perpo_pipeline.rewards.choice import AUTO, asks_for_set, measures_iou
-from perpo_pipeline.stage import Run
+from perpo_pipeline.run import Run
+from perpo_pipeline.store.artifacts import Version, input_of
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -40,8 +40,10 @@ class Inputs:
     def by_name(self) -> dict[str, Version]:
         """All of them under the keys of the lineage."""
         groups = {
-            "metrics": self.metrics, "predictions": self.predictions, "adapter": self.adapters
-        }  # fmt: skip
+            "metrics": self.metrics,
+            "predictions": self.predictions,
+            "adapter": self.adapters,
+        }
         named = {f"{kind}/{v}": x for kind, group in groups.items() for v, x in group.items()}
         return {
             **named,
@@ -142,8 +144,9 @@ def open_inputs(run: Run) -> Inputs:
         raise ArtifactError(
             "the models were evaluated on different prompts: "
             + ", ".join(f"{v} on {p.fingerprint}" for v, p in prompts.items()),
-            where=str(config.run_dir), fix="rerun `perpo eval`",
-        )  # fmt: skip
+            where=str(config.run_dir),
+            fix="rerun `perpo eval`",
+        )
     scores = run.latest("scores", config.sample.split)
     return Inputs(
         metrics=metrics,
@@ -180,9 +183,10 @@ def _read_metrics(version: Version) -> dict[str, Estimate]:
     names = [row["name"] for row in rows]
     if len(set(names)) < len(names):
         raise ArtifactError(
-            f"a metric is there more than once: {names}", where=str(version.path),
+            f"a metric is there more than once: {names}",
+            where=str(version.path),
             fix="evaluate one split at a time",
-        )  # fmt: skip
+        )
     return {r["name"]: Estimate(r["value"], r["low"], r["high"], r["n"]) for r in rows}
 
 
@@ -212,8 +216,9 @@ def read_outcomes(inputs: Inputs) -> Outcomes:
             raise ArtifactError(
                 f"the predictions of {variant} are of {rows.height} prompts, not of the "
                 f"{prompts.height} that were asked",
-                where=str(version.path), fix="rerun `perpo eval`",
-            )  # fmt: skip
+                where=str(version.path),
+                fix="rerun `perpo eval`",
+            )
         rewards[variant] = joined["reward"].to_numpy()
     return Outcomes(prompts, rewards)
 
@@ -242,8 +247,10 @@ def compare(
 def read_curves(version: Version) -> dict[str, Floats]:
     """The training log: `step` and the CURVES, each `(steps,)`, NaN where nothing was logged."""
     table = pl.DataFrame(version.table(columns=["step", *CURVES]))
-    return {name: table[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-            for name in table.columns}  # fmt: skip
+    return {
+        name: table[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        for name in table.columns
+    }
 
 
 def read_sampled(inputs: Inputs) -> Sampled:
@@ -254,13 +261,16 @@ def read_sampled(inputs: Inputs) -> Sampled:
     if len(sizes) != 1:
         raise ArtifactError(
             f"the lists do not all have the same number of samples: {sorted(sizes)}",
-            where=str(inputs.scores.path), fix="rerun `perpo sample` and `perpo score`",
-        )  # fmt: skip
+            where=str(inputs.scores.path),
+            fix="rerun `perpo sample` and `perpo score`",
+        )
     columns = ["prompt_id", "task", "image_sha256", "gt_box", "gt_boxes", "gt_polygon"]
     prompts = lists.select("prompt_id").join(
         pl.DataFrame(inputs.sampled_prompts.table(columns=columns)),
-        on="prompt_id", how="left", maintain_order="left",
-    )  # fmt: skip
+        on="prompt_id",
+        how="left",
+        maintain_order="left",
+    )
     dropped = pl.DataFrame(inputs.preferences.table("dropped", columns=["reason", "margin"]))
     return Sampled(
         rewards=np.array(lists["reward"].to_list()),

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from perpo_pipeline.artifacts import Json, Version
-from perpo_pipeline.lineage import trace
+from perpo_pipeline.store.artifacts import Json, Version
+from perpo_pipeline.store.lineage import trace
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ def ancestors(inputs: Iterable[Version]) -> list[Ancestor]:
 
 def _ancestor(version: Version) -> Ancestor:
     manifest = version.manifest
-    shown = {"settings": manifest["settings"], "notes": manifest["notes"],
-             "counts": manifest["counts"],
-             "inputs": {k: v["fingerprint"] for k, v in manifest["inputs"].items()}}  # fmt: skip
+    shown = {
+        "settings": manifest["settings"],
+        "notes": manifest["notes"],
+        "counts": manifest["counts"],
+        "inputs": {k: v["fingerprint"] for k, v in manifest["inputs"].items()},
+    }
     return Ancestor(
         artifact=version.artifact,
         variant=version.variant,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import cycle
 
-from perpo_pipeline.config import BASE, RunConfig
+from perpo_pipeline.config.run import BASE, RunConfig
 
 LABELS = {
     BASE: "Base",

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from perpo_pipeline.config import BASE, BLANK_IMAGE, OTHER_IMAGE, TrainSettings
+from perpo_pipeline.config.run import BASE, BLANK_IMAGE, OTHER_IMAGE, TrainSettings
 from perpo_pipeline.report import plots
 from perpo_pipeline.report.data import (
     CURVES,
@@ -128,18 +128,27 @@ def _headline(contents: Contents) -> Json:
     found: Json = {
         "metric": how.label,
         "unit": "%" if how.scale == 100 else "",
-        "plot": Markup(plots.interval_plot(bars, x_label=x_label, scale=how.scale,
-                                           decimals=how.decimals, name=f"{how.label} by method")),
+        "plot": Markup(
+            plots.interval_plot(
+                bars,
+                x_label=x_label,
+                scale=how.scale,
+                decimals=how.decimals,
+                name=f"{how.label} by method",
+            )
+        ),
         "numbers": [],
         "sentences": [],
-    }  # fmt: skip
+    }
     main = contents.main
     if main is None:
         return found
     after = of_name[main.name].metrics[metric]
     ends = [row for row in (of_name.get(BASE), of_name[main.name]) if row is not None]
-    found["numbers"] = [_cell(metric, row.metrics) | {"label": row.method.label,
-                        "colour": row.method.colour} for row in ends]  # fmt: skip
+    found["numbers"] = [
+        _cell(metric, row.metrics) | {"label": row.method.label, "colour": row.method.colour}
+        for row in ends
+    ]
     if BASE in of_name:
         before = of_name[BASE].metrics[metric]
         paired = [c for c in contents.comparisons if c.worse == BASE]
@@ -169,8 +178,7 @@ def _table(contents: Contents) -> Json:
             for name in metrics
         ]
         other = [_cell(primary, row.conditions[image]) | {"best": False} for image in images]
-        rows.append({"method": row.method, "cells": cells + other,
-                     "n": row.metrics[primary].n})  # fmt: skip
+        rows.append({"method": row.method, "cells": cells + other, "n": row.metrics[primary].n})
     seeds = [
         {"name": variant, "cells": [_cell(name, values) for name in metrics]}
         for row in contents.rows
@@ -201,8 +209,10 @@ def _cell(name: str, metrics: Mapping[str, Estimate]) -> Json:
     if name not in metrics:
         return {"value": "–", "interval": ""}
     how, estimate = shown(name), metrics[name]
-    return {"value": how.number(estimate.value),
-            "interval": how.interval(estimate.low, estimate.high)}  # fmt: skip
+    return {
+        "value": how.number(estimate.value),
+        "interval": how.interval(estimate.low, estimate.high),
+    }
 
 
 def _forest(contents: Contents) -> list[Json]:
@@ -212,22 +222,34 @@ def _forest(contents: Contents) -> list[Json]:
         of_metric = [c for c in contents.comparisons if c.metric == metric]
         how = shown(metric)
         bars = [
-            plots.Bar(f"− {methods[c.worse].label}", methods[c.worse].colour,
-                      c.difference, c.low, c.high)
+            plots.Bar(
+                f"− {methods[c.worse].label}", methods[c.worse].colour, c.difference, c.low, c.high
+            )
             for c in of_metric
-        ]  # fmt: skip
+        ]
         better = methods[of_metric[0].better].label
-        panels.append({
-            "title": how.label,
-            "plot": Markup(plots.interval_plot(
-                bars, x_label=f"{better} minus the other, points", zero=True,
-                name=f"{better} minus the others, {how.label}")),
-            "lines": [{"name": f"{better} − {methods[c.worse].label}",
-                       "value": how.signed(c.difference),
-                       "interval": how.interval(c.low, c.high, signed=True),
-                       "p": p_value(c.p_value)}
-                      for c in of_metric],
-        })  # fmt: skip
+        panels.append(
+            {
+                "title": how.label,
+                "plot": Markup(
+                    plots.interval_plot(
+                        bars,
+                        x_label=f"{better} minus the other, points",
+                        zero=True,
+                        name=f"{better} minus the others, {how.label}",
+                    )
+                ),
+                "lines": [
+                    {
+                        "name": f"{better} − {methods[c.worse].label}",
+                        "value": how.signed(c.difference),
+                        "interval": how.interval(c.low, c.high, signed=True),
+                        "p": p_value(c.p_value),
+                    }
+                    for c in of_metric
+                ],
+            }
+        )
     return panels
 
 
@@ -264,25 +286,29 @@ def _settings(contents: Contents, methods: Sequence[Method]) -> list[Json]:
     for method in methods:
         one = contents.settings[method.variants[0]]
         seconds = [contents.train_s[variant] for variant in method.variants]
-        rows.append({
-            "label": method.label,
-            "learning_rate": f"{one.learning_rate:g}",
-            "beta": "–" if method.kind == "sft" else f"{one.beta:g}",
-            "gamma": f"{one.gamma:g}" if method.kind == "perpo" else "–",
-            "epochs": f"{one.epochs:g}",
-            "batch": one.batch_size,
-            "lora": f"{one.lora.rank} / {one.lora.alpha}",
-            "seeds": ", ".join(str(contents.settings[v].seed) for v in method.variants),
-            "time": duration(sum(seconds) / len(seconds)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "label": method.label,
+                "learning_rate": f"{one.learning_rate:g}",
+                "beta": "–" if method.kind == "sft" else f"{one.beta:g}",
+                "gamma": f"{one.gamma:g}" if method.kind == "perpo" else "–",
+                "epochs": f"{one.epochs:g}",
+                "batch": one.batch_size,
+                "lora": f"{one.lora.rank} / {one.lora.alpha}",
+                "seeds": ", ".join(str(contents.settings[v].seed) for v in method.variants),
+                "time": duration(sum(seconds) / len(seconds)),
+            }
+        )
     return rows
 
 
 def _samples(contents: Contents) -> Json:
     sampled = contents.sampled
     rewards, parsed = sampled.rewards.ravel(), sampled.parse_ok.ravel()
-    reward_parts = [plots.Part("read", KEPT_COLOUR, rewards[parsed]),
-                    plots.Part("could not be read", UNPARSED_COLOUR, rewards[~parsed])]  # fmt: skip
+    reward_parts = [
+        plots.Part("read", KEPT_COLOUR, rewards[parsed]),
+        plots.Part("could not be read", UNPARSED_COLOUR, rewards[~parsed]),
+    ]
     margin_parts = [plots.Part("kept", KEPT_COLOUR, sampled.kept_margins)] + [
         plots.Part(f"dropped: {DROP_REASONS.get(reason, reason)}", grey, margins)
         for (reason, margins), grey in zip(
@@ -304,15 +330,29 @@ def _samples(contents: Contents) -> Json:
         "best_label": how.label,
         "best_first": how.number(float(best[0])),
         "best_last": how.number(float(best[-1])),
-        "rewards": Markup(plots.histogram(reward_parts, x_label="reward", y_label="samples",
-                                          name="Rewards of all samples")),
-        "margins": Markup(plots.histogram(
-            margin_parts, x_label="margin (largest reward − smallest)", y_label="lists",
-            name="Margins of all lists", threshold=sampled.min_margin)),
-        "best_of_n": Markup(plots.best_of_n_plot(
-            best, y_label=f"{how.label}, %", colour=COLOURS[BASE],
-            name=f"{how.label} of the best of n samples")),
-    }  # fmt: skip
+        "rewards": Markup(
+            plots.histogram(
+                reward_parts, x_label="reward", y_label="samples", name="Rewards of all samples"
+            )
+        ),
+        "margins": Markup(
+            plots.histogram(
+                margin_parts,
+                x_label="margin (largest reward − smallest)",
+                y_label="lists",
+                name="Margins of all lists",
+                threshold=sampled.min_margin,
+            )
+        ),
+        "best_of_n": Markup(
+            plots.best_of_n_plot(
+                best,
+                y_label=f"{how.label}, %",
+                colour=COLOURS[BASE],
+                name=f"{how.label} of the best of n samples",
+            )
+        ),
+    }
 
 
 def _lineage(contents: Contents) -> Json:

@@ -11,17 +11,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from perpo_pipeline.boxes import BOX_FORMATS
+from perpo_pipeline.answers.boxes import BOX_FORMATS
 from perpo_pipeline.evaluate.metrics import right
-from perpo_pipeline.model_inputs import prompt_image
 from perpo_pipeline.report.data import Floats, Inputs, Outcomes
+from perpo_pipeline.vlm.inputs import prompt_image
 
 IMPROVED, UNCHANGED, WORSENED = "improved", "unchanged", "worsened"
 SHARES = {IMPROVED: 0.5, UNCHANGED: 0.25, WORSENED: 0.25}
 LONGEST_SIDE_PX = 640
 LONGEST_TEXT = 240
-PROMPT_COLUMNS = ["prompt_id", "image", "image_sha256", "width", "height", "prompt", "gt_text",
-                  "gt_box"]  # fmt: skip
+PROMPT_COLUMNS = [
+    "prompt_id",
+    "image",
+    "image_sha256",
+    "width",
+    "height",
+    "prompt",
+    "gt_text",
+    "gt_box",
+]
 
 Row = dict[str, Any]
 

@@ -72,9 +72,14 @@ class Part:
 
 
 def interval_plot(
-    bars: Sequence[Bar], *, x_label: str, name: str, zero: bool = False, scale: float = 100.0,
+    bars: Sequence[Bar],
+    *,
+    x_label: str,
+    name: str,
+    zero: bool = False,
+    scale: float = 100.0,
     decimals: int = 1,
-) -> str:  # fmt: skip
+) -> str:
     """Points with intervals, one line each, the first on top; `zero` marks no difference."""
 
     def draw(axes: Any) -> None:
@@ -83,8 +88,16 @@ def interval_plot(
             axes.plot([low, high], [y, y], color=bar.colour, linewidth=2.2, solid_capstyle="round")
             axes.plot([value], [y], "o", color=bar.colour, markersize=7.5)
             text = f"{value:{'+' if zero else ''}.{decimals}f}"
-            axes.annotate(text, (value, y), (0, 7), textcoords="offset points", ha="center",
-                          color=bar.colour, fontweight="bold", fontsize=9)  # fmt: skip
+            axes.annotate(
+                text,
+                (value, y),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                color=bar.colour,
+                fontweight="bold",
+                fontsize=9,
+            )
         if zero:
             axes.axvline(0, color=MUTED, linewidth=1.2)
         axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
@@ -108,8 +121,13 @@ def curve_plot(curves: Sequence[Curve], *, name: str) -> str:
             window = max(1, round(SMOOTHING * len(values)))
             if window > 1:
                 axes.plot(steps, values, color=curve.colour, alpha=0.18, linewidth=0.8)
-            axes.plot(steps, _smoothed(values, window), color=curve.colour, linewidth=1.8,
-                      marker="o" if len(values) == 1 else None)  # fmt: skip
+            axes.plot(
+                steps,
+                _smoothed(values, window),
+                color=curve.colour,
+                linewidth=1.8,
+                marker="o" if len(values) == 1 else None,
+            )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _plain_number(y)))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("optimiser step")
@@ -130,16 +148,25 @@ def _smoothed(values: Floats, window: int) -> Floats:
 
 
 def histogram(
-    parts: Sequence[Part], *, x_label: str, y_label: str, name: str,
+    parts: Sequence[Part],
+    *,
+    x_label: str,
+    y_label: str,
+    name: str,
     threshold: float | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Stacked histogram on [0, 1], the first part at the bottom; the page holds the legend."""
 
     def draw(axes: Any) -> None:
         shown = [part for part in parts if len(part.values)]
-        axes.hist([part.values for part in shown], bins=np.linspace(0, 1, 21).tolist(),
-                  stacked=True, color=[part.colour for part in shown],
-                  edgecolor="white", linewidth=0.6)  # fmt: skip
+        axes.hist(
+            [part.values for part in shown],
+            bins=np.linspace(0, 1, 21).tolist(),
+            stacked=True,
+            color=[part.colour for part in shown],
+            edgecolor="white",
+            linewidth=0.6,
+        )
         if threshold is not None:
             axes.axvline(threshold, color=INK, linewidth=1.3, linestyle=(0, (4, 3)))
         axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1))
@@ -156,8 +183,15 @@ def best_of_n_plot(values: Floats, *, y_label: str, colour: str, name: str) -> s
         n = np.arange(1, len(values) + 1)
         axes.plot(n, values, color=colour, linewidth=2, marker="o", markersize=4)
         for i, ha in sorted({0: "left", len(values) - 1: "right"}.items()):
-            axes.annotate(f"{100 * values[i]:.1f}", (n[i], values[i]), (0, -14), ha=ha,
-                          textcoords="offset points", color=colour, fontweight="bold")  # fmt: skip
+            axes.annotate(
+                f"{100 * values[i]:.1f}",
+                (n[i], values[i]),
+                (0, -14),
+                ha=ha,
+                textcoords="offset points",
+                color=colour,
+                fontweight="bold",
+            )
         axes.set(xlabel="samples n", ylabel=y_label)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from perpo_pipeline import answers as reading
+from perpo_pipeline.answers import reading
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.rewards import grounding, number, polygon, sets, text
 
@@ -34,9 +34,17 @@ Floats = npt.NDArray[np.float64]
 Own = Callable[..., Sequence[float]]
 
 OWN_COLUMNS = (
-    "prompt_id", "dataset", "task", "prompt", "width", "height",
-    "gt_text", "gt_box", "gt_boxes", "gt_polygon",
-)  # fmt: skip
+    "prompt_id",
+    "dataset",
+    "task",
+    "prompt",
+    "width",
+    "height",
+    "gt_text",
+    "gt_box",
+    "gt_boxes",
+    "gt_polygon",
+)
 TRIED_ROWS = 256
 
 
@@ -291,8 +299,10 @@ def load_own(name: str) -> Own:
             "of a function in it",
         ) from error
     if not callable(found):
-        raise ConfigError(f"the reward {name!r} is no function but of type {type(found).__name__}",
-                          fix="name a function with the contract of README, 'Scoring'")  # fmt: skip
+        raise ConfigError(
+            f"the reward {name!r} is no function but of type {type(found).__name__}",
+            fix="name a function with the contract of README, 'Scoring'",
+        )
     return cast(Own, found)
 
 
@@ -375,19 +385,22 @@ def _checked(returned: Any, rows: pl.DataFrame, name: str) -> Floats:
     except Exception as error:  # a tensor that needs a gradient, rows of other lengths, ...
         raise InputError(
             f"the reward '{name}' returned what is no list of numbers: {_told(error)}",
-            where=_place(rows, 0), fix=contract,
-        ) from error  # fmt: skip
+            where=_place(rows, 0),
+            fix=contract,
+        ) from error
     if values.shape != (rows.height,):
         raise InputError(
             f"the reward '{name}' returned the shape {values.shape} for {rows.height} completions",
-            where=_place(rows, 0), fix=contract,
-        )  # fmt: skip
+            where=_place(rows, 0),
+            fix=contract,
+        )
     bad = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN is neither
     if bad.size:
         raise InputError(
             f"the reward '{name}' returned {values[bad[0]]} ({bad.size} values are not in [0, 1])",
-            where=_place(rows, int(bad[0])), fix=contract,
-        )  # fmt: skip
+            where=_place(rows, int(bad[0])),
+            fix=contract,
+        )
     return values
 
 

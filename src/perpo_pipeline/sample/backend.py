@@ -10,28 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.config.run import ModelConfig, SampleConfig
+from perpo_pipeline.vlm.completion import Completion
 
 if TYPE_CHECKING:
-    from perpo_pipeline.model_files import ResolvedModel
+    from perpo_pipeline.vlm.files import ResolvedModel
 
 Row = Mapping[str, Any]
 Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer. `token_ids` ends with the end token where the model stopped by itself.
-
-    `finish_reason` is `stop` or `length`; `sampler_logprob` the sum over `token_ids` in nats at
-    T = 1 under the model's full vocabulary (a diagnosis, never the training reference), None where
-    a server does not tell.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    sampler_logprob: float | None
 
 
 @dataclass(frozen=True)

@@ -24,33 +24,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.model_inputs import (
+from perpo_pipeline.sample.backend import BackendSetup, Done, Failure, Row, SampledList, Size
+from perpo_pipeline.sample.prompt_tokens import compare_prompt_tokens
+from perpo_pipeline.sample.vllm_engine import TEMPERATURES
+from perpo_pipeline.seeds import derive_seed
+from perpo_pipeline.vlm.completion import Completion
+from perpo_pipeline.vlm.inputs import (
     IDENTITY_CACHE,
     RowError,
     encode_row,
     faults_of_one_row,
     prompt_image,
 )
-from perpo_pipeline.models import (
-    adds_special_tokens,
-    load_front,
-    prepare_image,
-    render_prompt,
-)
-from perpo_pipeline.openai_server import Refused, Server, Wire, read_answer
-from perpo_pipeline.processors import count_prompt_tokens, decode_completions, resized_size
-from perpo_pipeline.sample.backend import (
-    BackendSetup,
-    Completion,
-    Done,
-    Failure,
-    Row,
-    SampledList,
-    Size,
-)
-from perpo_pipeline.sample.prompt_tokens import compare_prompt_tokens
-from perpo_pipeline.sample.vllm_engine import TEMPERATURES
-from perpo_pipeline.seeds import derive_seed
+from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.openai_server import Refused, Server, Wire, read_answer
+from perpo_pipeline.vlm.processors import count_prompt_tokens, decode_completions, resized_size
+from perpo_pipeline.vlm.prompts import adds_special_tokens, prepare_image, render_prompt
 
 if TYPE_CHECKING:
     import httpx

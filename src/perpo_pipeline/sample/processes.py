@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.stage import PartSampler, count_tokens
+from perpo_pipeline.sample.parts import PartSampler, count_tokens
 
 Rows = list[dict[str, Any]]
 Sampled = tuple[Rows, dict[str, Any]]  # rows, and the backend's notes
@@ -32,9 +32,14 @@ class _Worker:
 
 
 def sample_in_processes(
-    setup: BackendSetup, run_seed: int, pending: Mapping[int, pa.Table], processes: int, *,
-    tell: Callable[[int, int], None], should_stop: Callable[[], bool],
-) -> Iterator[tuple[int, Rows, dict[str, Any]]]:  # fmt: skip
+    setup: BackendSetup,
+    run_seed: int,
+    pending: Mapping[int, pa.Table],
+    processes: int,
+    *,
+    tell: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
+) -> Iterator[tuple[int, Rows, dict[str, Any]]]:
     """Index, rows and notes of every part, as they are done.
 
     `tell` gets prompts and tokens done so far, about twice a second. Once `should_stop`, parts that
@@ -47,9 +52,11 @@ def sample_in_processes(
     for place in enumerate(names):
         places.put(place)
     executor = ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_open,
+        processes,
+        mp_context=context,
+        initializer=_open,
         initargs=(setup, run_seed, places, counters),
-    )  # fmt: skip
+    )
     waiting = iter(pending.items())
     running: dict[Future[Sampled], int] = {}
     try:

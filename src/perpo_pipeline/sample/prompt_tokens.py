@@ -6,8 +6,8 @@ from itertools import zip_longest
 from typing import Any
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.models import Vlm
 from perpo_pipeline.sample.backend import Failure
+from perpo_pipeline.vlm.models import Vlm
 
 SHOWN_TOKENS = 4
 SHOWN_BEFORE, SHOWN_TEXT = 40, 120  # characters before the first difference, and in all
@@ -38,9 +38,15 @@ def beyond_context(prompt_tokens: int, answer_tokens: int, context: int | None) 
 
 
 def compare_prompt_tokens(
-    front: Vlm, found: Sequence[int], expected: Sequence[int], *,
-    who: str, prompt_id: str, fix: str, where: str | None = None,
-) -> None:  # fmt: skip
+    front: Vlm,
+    found: Sequence[int],
+    expected: Sequence[int],
+    *,
+    who: str,
+    prompt_id: str,
+    fix: str,
+    where: str | None = None,
+) -> None:
     """Raise ConfigError, showing both, unless what `who` reads of a prompt is what training reads.
 
     Uses the front's tokenizer, which one thread at a time may.

@@ -19,16 +19,24 @@ import pyarrow as pa
 
 from perpo_pipeline import errors
 from perpo_pipeline.errors import ConfigError, InputError, PerpoError, ProcessError
-from perpo_pipeline.model_files import ResolvedModel, model_identity, resolve_model
-from perpo_pipeline.model_inputs import IDENTITY_CACHE
-from perpo_pipeline.provenance import package_versions
 from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.stage import PartSampler, Row, count_tokens
+from perpo_pipeline.sample.parts import PartSampler, Row, count_tokens
+from perpo_pipeline.store.provenance import package_versions
+from perpo_pipeline.vlm.files import ResolvedModel, model_identity, resolve_model
+from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 
 TRIES = 3  # of a part, and of an actor's start, before the run ends with an error
 # Another release of one of these may draw other completions.
-SAME_EVERYWHERE = ("perpo-pipeline", "torch", "transformers", "tokenizers", "peft", "vllm",
-                   "pillow", "numpy")  # fmt: skip
+SAME_EVERYWHERE = (
+    "perpo-pipeline",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "vllm",
+    "pillow",
+    "numpy",
+)
 
 
 class Progress(NamedTuple):
@@ -227,15 +235,23 @@ def on_this_machine(setup: BackendSetup, versions: Mapping[str, str], own: Path)
     if differing:
         raise ConfigError(
             f"the packages on {host} are not those where the run was started: "
-            + ", ".join(differing), fix="install the same everywhere")  # fmt: skip
+            + ", ".join(differing),
+            fix="install the same everywhere",
+        )
     if setup.adapter is not None and not setup.adapter.is_dir():
-        raise InputError(f"the adapter is not there on {host}", where=str(setup.adapter),
-                         fix="put it at the same path on every machine")  # fmt: skip
+        raise InputError(
+            f"the adapter is not there on {host}",
+            where=str(setup.adapter),
+            fix="put it at the same path on every machine",
+        )
     scratch = setup.scratch if setup.scratch.is_dir() else own
     resolved = _model_here(setup.resolved)
     if model_identity(resolved, scratch / IDENTITY_CACHE) != setup.model_settings["model"]:
-        raise InputError(f"the model on {host} is another one", where=str(resolved.path),
-                         fix="put the same files on every machine")  # fmt: skip
+        raise InputError(
+            f"the model on {host} is another one",
+            where=str(resolved.path),
+            fix="put the same files on every machine",
+        )
     return replace(setup, resolved=resolved, scratch=scratch)
 
 

@@ -66,10 +66,11 @@ def joined_cluster(ray: Any, address: str | None) -> Iterator[None]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(
-            f"the Ray cluster cannot be used: {first_line(error)}", where=address,
+            f"the Ray cluster cannot be used: {first_line(error)}",
+            where=address,
             fix="start it with `ray start`, or leave out sample.ray_address and RAY_ADDRESS for "
             "one on this machine",
-        ) from error  # fmt: skip
+        ) from error
     # Of an actor's death Ray prints half a page to stdout, which is for results; the board tells.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
@@ -190,8 +191,10 @@ class Watch:
         now = time.monotonic()
         if not is_started and not self.has_said and now - self.began > PATIENCE_S:
             self.has_said = True
-            self.say(f"sample: waiting for Ray to start {self.actors} actors "
-                     "(`ray status` shows what the cluster is doing)")  # fmt: skip
+            self.say(
+                f"sample: waiting for Ray to start {self.actors} actors "
+                "(`ray status` shows what the cluster is doing)"
+            )
         if now - self.looked >= LOOK_S:
             self.looked = now
             self._count(min(room(nodes_of(self.ray), self.on_gpu), self.actors))
@@ -203,6 +206,8 @@ class Watch:
                 fix="the same command goes on after the last whole part",
             )
         if left < self.left:
-            self.say("sample: machines have left the Ray cluster, which has room for "
-                     f"{left} of {self.actors} actors now")  # fmt: skip
+            self.say(
+                "sample: machines have left the Ray cluster, which has room for "
+                f"{left} of {self.actors} actors now"
+            )
         self.left = left

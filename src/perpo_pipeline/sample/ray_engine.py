@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from perpo_pipeline.config import RunConfig
+from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError, ProcessError, first_line
-from perpo_pipeline.provenance import package_versions
 from perpo_pipeline.sample.backend import BackendSetup
+from perpo_pipeline.sample.parts import PROMPT_COLUMNS, Row
 from perpo_pipeline.sample.ray_actors import ActorSetup, Board, PartActor, read_found
 from perpo_pipeline.sample.ray_cluster import (
     Watch,
@@ -28,7 +28,7 @@ from perpo_pipeline.sample.ray_cluster import (
     nodes_of,
     place_actors,
 )
-from perpo_pipeline.sample.stage import PROMPT_COLUMNS, Row
+from perpo_pipeline.store.provenance import package_versions
 
 POLL_S, CLOSE_S = 0.5, 10.0
 
@@ -39,11 +39,15 @@ def check_settings(config: RunConfig) -> None:
     """Raise ConfigError for what engine ray cannot do, or cannot tell on this machine."""
     sample, model = config.sample, config.model
     if sample.backend == "openai":
-        raise ConfigError("engine ray has no meaning for the openai backend: one process asks the "
-                          "server", fix="set sample.engine to local")  # fmt: skip
+        raise ConfigError(
+            "engine ray has no meaning for the openai backend: one process asks the server",
+            fix="set sample.engine to local",
+        )
     if sample.num_gpus > 1:
-        raise ConfigError("num_gpus is for the GPUs of one machine, without Ray",
-                          fix="set sample.num_actors (--num-actors) instead")  # fmt: skip
+        raise ConfigError(
+            "num_gpus is for the GPUs of one machine, without Ray",
+            fix="set sample.num_actors (--num-actors) instead",
+        )
     chosen = {"model.dtype": model.dtype, "sample.backend": sample.backend}
     unknown = [f"{name}: auto" for name, value in chosen.items() if value == "auto"]
     if model.device != "cuda" or not unknown:
@@ -58,9 +62,14 @@ def check_settings(config: RunConfig) -> None:
 
 
 def sample_with_ray(
-    setup: BackendSetup, run_seed: int, pending: Mapping[int, pa.Table], *,
-    tell: Callable[[int, int], None], should_stop: Callable[[], bool], say: Callable[[str], None],
-) -> Iterator[Found]:  # fmt: skip
+    setup: BackendSetup,
+    run_seed: int,
+    pending: Mapping[int, pa.Table],
+    *,
+    tell: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> Iterator[Found]:
     """Index, rows and notes of every part, as they are done.
 
     `tell` gets prompts and tokens done so far, about twice a second. Once `should_stop`, parts that
@@ -79,8 +88,10 @@ def sample_with_ray(
         board = _board(ray)
         sampled = _Sampled(
             ActorSetup(_anywhere(setup, on_gpu), run_seed, actors, package_versions(), threads),
-            board, pending, int(on_gpu),
-        )  # fmt: skip
+            board,
+            pending,
+            int(on_gpu),
+        )
         watch = Watch(ray, actors, on_gpu, say)
         try:
             while (found := sampled.next()) != {}:
@@ -137,9 +148,14 @@ class _Sampled:
         _quieten(data)
         parts = [as_row(index, part) for index, part in pending.items()]
         self.dataset = data.from_arrow(parts).map_batches(
-            PartActor, batch_size=1, batch_format="pyarrow", fn_constructor_args=(setup, board),
-            compute=data.ActorPoolStrategy(size=setup.actors), num_cpus=1, num_gpus=gpus,
-        )  # fmt: skip
+            PartActor,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_constructor_args=(setup, board),
+            compute=data.ActorPoolStrategy(size=setup.actors),
+            num_cpus=1,
+            num_gpus=gpus,
+        )
         self.results: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._take, daemon=True)
         self.thread.start()

@@ -21,32 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from perpo_pipeline.merge.weights import MERGED, merge_to_disk
-from perpo_pipeline.model_inputs import (
-    IDENTITY_CACHE,
-    RowError,
-    context_length,
-    encode_row,
-    faults_of_one_row,
-    prompt_image,
-)
-from perpo_pipeline.models import (
-    Vlm,
-    adds_special_tokens,
-    load_front,
-    prepare_image,
-    render_prompt,
-)
-from perpo_pipeline.processors import count_prompt_tokens, decode_completions, resized_size
-from perpo_pipeline.sample.backend import (
-    BackendSetup,
-    Completion,
-    Done,
-    Failure,
-    Row,
-    SampledList,
-    Size,
-)
+from perpo_pipeline.sample.backend import BackendSetup, Done, Failure, Row, SampledList, Size
 from perpo_pipeline.sample.prompt_tokens import (
     beyond_context,
     compare_prompt_tokens,
@@ -58,6 +33,21 @@ from perpo_pipeline.sample.vllm_engine import (
     import_vllm,
     start_engine,
 )
+from perpo_pipeline.store.artifacts import MERGED
+from perpo_pipeline.vlm.completion import Completion
+from perpo_pipeline.vlm.inputs import (
+    IDENTITY_CACHE,
+    RowError,
+    context_length,
+    encode_row,
+    faults_of_one_row,
+    prompt_image,
+)
+from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.merged import merge_to_disk
+from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.processors import count_prompt_tokens, decode_completions, resized_size
+from perpo_pipeline.vlm.prompts import adds_special_tokens, prepare_image, render_prompt
 
 RENDERED_AHEAD = 8  # prompts, with their pixels
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.adapters import LORA_WEIGHTS
-from perpo_pipeline.config import ModelConfig, SampleConfig
+from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, first_line
-from perpo_pipeline.models import Vlm
+from perpo_pipeline.vlm.adapters import LORA_WEIGHTS
+from perpo_pipeline.vlm.models import Vlm
 
 INSTALL = "pip install -c constraints.txt -e '.[vllm]'"
 # The engine must be in this process: to another one requests would come as it happens, which alters

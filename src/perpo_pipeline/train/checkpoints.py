@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from perpo_pipeline.atomic import write_atomically
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.train.processes import World
 
 WHOLE = "whole"

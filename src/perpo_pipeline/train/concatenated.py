@@ -11,14 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from perpo_pipeline.models import Vlm, base_model
-from perpo_pipeline.train.shared_prefix import (
-    CompletionList,
-    cast_tensors,
-    check_lists,
-    stack_image_tensors,
-    token_logps,
-)
+from perpo_pipeline.train.shared_prefix import CompletionList, check_lists, token_logps
+from perpo_pipeline.vlm.models import Vlm, base_model
+from perpo_pipeline.vlm.tensors import cast_tensors, stack_image_tensors
 
 
 @dataclass(frozen=True)

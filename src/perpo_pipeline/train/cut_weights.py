@@ -15,7 +15,7 @@ from torch import nn
 from perpo_pipeline.train.zero import ZeroConfig, complete_zero_config, zero_stage
 
 if TYPE_CHECKING:
-    from perpo_pipeline.model_files import ResolvedModel
+    from perpo_pipeline.vlm.files import ResolvedModel
 
 
 @contextmanager
@@ -37,9 +37,10 @@ def loaded_in_pieces(
         resolved.path, local_files_only=True, trust_remote_code=False
     )
     whole = complete_zero_config(
-        config, dtype=getattr(torch, dtype),
+        config,
+        dtype=getattr(torch, dtype),
         hidden_size=model_config.get_text_config().hidden_size,
-    )  # fmt: skip
+    )
     known = {name: value for name, value in whole.items() if value != "auto"}
     loading = {
         # The batch is the Trainer's to say, and has no meaning here; DeepSpeed wants to hear one.

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from perpo_pipeline.config import TrainSettings
-from perpo_pipeline.model_inputs import count_row_tokens
-from perpo_pipeline.models import Vlm, load_front
-from perpo_pipeline.stage import Run
+from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.run import Run
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.launch import Launch, command_line
 from perpo_pipeline.train.lists import (
@@ -20,8 +18,16 @@ from perpo_pipeline.train.lists import (
 )
 from perpo_pipeline.train.memory import GIB, Estimate, estimate_memory, shape_of
 from perpo_pipeline.train.plan import RankStep, epoch_order, plan_step
-from perpo_pipeline.train.stage import check_batch_size, rows_and_prompts, task_of, uses_cuda
+from perpo_pipeline.train.train_adapter import (
+    check_batch_size,
+    rows_and_prompts,
+    task_of,
+    uses_cuda,
+)
 from perpo_pipeline.train.zero import offloads, read_zero_config, zero_stage
+from perpo_pipeline.vlm.inputs import count_row_tokens
+from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.models import Vlm
 
 
 @dataclass(frozen=True)
@@ -77,17 +83,23 @@ def describe_training(
         "writes": str((run.out or run.place("adapter", variant)) / task.recipe.fingerprint),
     }
     if not uses_cuda(run) and run.config.model.device != "cpu":
-        lines["note"] = ("this machine has no GPU: on one, dtype auto is bfloat16, and memory, "
-                         "forwards and folder are others")  # fmt: skip
+        lines["note"] = (
+            "this machine has no GPU: on one, dtype auto is bfloat16, and memory, "
+            "forwards and folder are others"
+        )
     width = max(map(len, lines))
     shown = "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
     return f"train {variant}, a dry run: nothing is started\n{shown}"
 
 
 def _plan(
-    run: Run, vlm: Vlm, lists: Sequence[TrainingList], settings: TrainSettings, forward: Forward,
+    run: Run,
+    vlm: Vlm,
+    lists: Sequence[TrainingList],
+    settings: TrainSettings,
+    forward: Forward,
     size: int,
-) -> Epoch:  # fmt: skip
+) -> Epoch:
     preprocess = run.config.model.preprocess
     if settings.method == "sft":
         lists = [ground_truth_list(entry, vlm, run.config.model) for entry in lists]
@@ -98,14 +110,20 @@ def _plan(
         for entry in run.progress(lists, "lengths")
     ]
     order = epoch_order(len(lists), settings.seed, 0)
-    batches = [order[i : i + settings.batch_size] for i in range(0, len(order),
-                                                                 settings.batch_size)]  # fmt: skip
+    batches = [
+        order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)
+    ]
     in_one_row = forward == "concatenated" or uses_cuda(run)
     steps = [
-        plan_step(batch, [lengths[i] for i in batch], size, settings.max_tokens_per_step,
-                  in_one_row=in_one_row)
+        plan_step(
+            batch,
+            [lengths[i] for i in batch],
+            size,
+            settings.max_tokens_per_step,
+            in_one_row=in_one_row,
+        )
         for batch in batches
-    ]  # fmt: skip
+    ]
     return Epoch(steps, lengths)
 
 
@@ -135,15 +153,22 @@ def _estimate(vlm: Vlm, dtype: str, settings: TrainSettings, epoch: Epoch, size:
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
     shape = shape_of(vlm, settings, weight_bytes=4 if dtype == "float32" else 2)
     return estimate_memory(
-        shape, epoch.largest_forward, processes=size, zero_stage=zero_stage(zero),
-        checkpointing=settings.gradient_checkpointing, offload=zero is not None and offloads(zero),
-    )  # fmt: skip
+        shape,
+        epoch.largest_forward,
+        processes=size,
+        zero_stage=zero_stage(zero),
+        checkpointing=settings.gradient_checkpointing,
+        offload=zero is not None and offloads(zero),
+    )
 
 
 def _memory(found: Estimate) -> str:
     parts = {
-        "weights": found.weights, "gradients": found.gradients, "optimiser": found.optimizer,
-        "activations": found.activations, "logits": found.logits,
-    }  # fmt: skip
+        "weights": found.weights,
+        "gradients": found.gradients,
+        "optimiser": found.optimizer,
+        "activations": found.activations,
+        "logits": found.logits,
+    }
     shown = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
     return f"about {found.total / GIB:.3g} GiB in each process, computed: {shown}"

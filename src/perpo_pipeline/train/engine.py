@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from perpo_pipeline.attention import use_shared_prefix_attention
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.models import Vlm, base_model
 from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenated_logps
 from perpo_pipeline.train.shared_prefix import PackedBatch, packed_logps
 from perpo_pipeline.train.zero import read_zero_config, zero_stage
+from perpo_pipeline.vlm.attention import use_shared_prefix_attention
+from perpo_pipeline.vlm.models import Vlm, base_model
 
 if TYPE_CHECKING:
-    from perpo_pipeline.config import TrainSettings
+    from perpo_pipeline.config.run import TrainSettings
     from perpo_pipeline.train.lists import Forward, TrainingBatch
 
 RECOMPILE_LIMIT = 256  # row lengths, with and without gradients: more kernels than torch's 8

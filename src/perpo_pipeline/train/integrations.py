@@ -8,69 +8,14 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.config.integrations import INTEGRATIONS
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, first_line
 from perpo_pipeline.machine import environment
-
-
-@dataclass(frozen=True)
-class Integration:
-    """The module it needs, what brings that, and the variables that say where it writes.
-
-    In their values `{}` stands for a folder of its own.
-    """
-
-    module: str | None
-    install: str = ""
-    variables: Mapping[str, str] = field(default_factory=dict)
-
-
-def _package(module: str, package: str, **variables: str) -> Integration:
-    return Integration(module, f"pip install -c constraints.txt {package}", variables)
-
-
-# transformers' names. Those without variables write nothing here, or nothing that can be led
-# elsewhere: codecarbon's file is fetched (`keep_loose_files`), dvclive's folder is left to it.
-INTEGRATIONS: dict[str, Integration] = {
-    "azure_ml": _package("azureml", "azureml-sdk"),
-    "clearml": _package("clearml", "clearml"),
-    "codecarbon": _package("codecarbon", "codecarbon"),
-    "comet_ml": _package("comet_ml", "comet-ml", COMET_OFFLINE_DIRECTORY="{}"),
-    "dagshub": _package("dagshub", "dagshub mlflow"),
-    "dvclive": _package("dvclive", "dvclive"),
-    "flyte": _package("flytekit", "flytekit"),
-    "kubeflow": Integration(None),  # set up by its own variables
-    # Its database would keep other files in the working folder; its file store wants a word first,
-    # and to make its folder itself.
-    "mlflow": _package(
-        "mlflow", "mlflow", MLFLOW_TRACKING_URI="file://{}/runs", MLFLOW_ALLOW_FILE_STORE="true"
-    ),
-    "neptune": _package("neptune", "neptune", NEPTUNE_DATA_DIRECTORY="{}"),
-    "swanlab": _package("swanlab", "swanlab", SWANLAB_LOG_DIR="{}"),
-    "tensorboard": Integration(
-        "tensorboard",
-        "pip install -c constraints.txt -e '.[tensorboard]'",
-        {"TENSORBOARD_LOGGING_DIR": "{}"},
-    ),
-    "trackio": _package("trackio", "trackio", TRACKIO_DIR="{}"),
-    "wandb": _package(
-        "wandb", "wandb", WANDB_DIR="{}", WANDB_CACHE_DIR="{}/cache", WANDB_DATA_DIR="{}/data"
-    ),
-}
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError for what is no integration."""
-    if unknown := [name for name in names if name not in INTEGRATIONS]:
-        raise ValueError(
-            f"there is no integration {', '.join(map(repr, unknown))}; one of "
-            f"{', '.join(INTEGRATIONS)}"
-        )
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -57,15 +57,26 @@ class Launch:
             place = ["--standalone"]
         else:
             host, _, port = (self.master or "").rpartition(":")
-            place = ["--nnodes", str(self.num_nodes), "--node-rank", str(self.node_rank),
-                     "--master-addr", host, "--master-port", port]  # fmt: skip
+            place = [
+                "--nnodes",
+                str(self.num_nodes),
+                "--node-rank",
+                str(self.node_rank),
+                "--master-addr",
+                host,
+                "--master-port",
+                port,
+            ]
         return [*place, "--nproc-per-node", str(self.num_processes)]
 
 
 def choose_launch(
-    num_processes: int | None, num_nodes: int | None, node_rank: int | None, master: str | None,
+    num_processes: int | None,
+    num_nodes: int | None,
+    node_rank: int | None,
+    master: str | None,
     environment: Mapping[str, str],
-) -> Launch | None:  # fmt: skip
+) -> Launch | None:
     """What the flags ask to be started; None where it runs in this process.
 
     That is without flags, and under torchrun, deepspeed or an srun of several tasks. With
@@ -78,8 +89,9 @@ def choose_launch(
         if num_processes is not None and int(placed["WORLD_SIZE"]) not in (wanted, num_processes):
             raise ConfigError(
                 f"a launcher has started {placed['WORLD_SIZE']} processes, and the flags ask for "
-                f"{wanted}", fix="leave out --num-processes and --num-nodes, or the launcher",
-            )  # fmt: skip
+                f"{wanted}",
+                fix="leave out --num-processes and --num-nodes, or the launcher",
+            )
         return None
     if placed is not None and int(placed["WORLD_SIZE"]) != num_nodes:
         raise ConfigError(
@@ -126,8 +138,9 @@ def command_line(launch: Launch | None, arguments: Sequence[str]) -> str:
         return shlex.join(["perpo", *arguments])
     # `--`: torchrun would take our --run for its own. Its 30 s are too few for a large checkpoint.
     waiting = ["--shutdown-timeout", str(SHUTDOWN_S)]
-    return shlex.join(["torchrun", *launch.torchrun_arguments(), *waiting, "-m", "--", MODULE,
-                       *arguments])  # fmt: skip
+    return shlex.join(
+        ["torchrun", *launch.torchrun_arguments(), *waiting, "-m", "--", MODULE, *arguments]
+    )
 
 
 def start(launch: Launch, arguments: Sequence[str]) -> None:
@@ -208,8 +221,11 @@ def _explained(failures: Mapping[int, Failure], *, was_told: bool) -> Exception:
         kind, (what, where, fix) = left["kind"], left["parts"]
         if kind == Stopped.__name__:
             return Stopped(what)
-        return ProcessError(f"process {rank}: {what}" if kind == LostContactError.__name__ else
-                            what, where=where, fix=fix)  # fmt: skip
+        return ProcessError(
+            f"process {rank}: {what}" if kind == LostContactError.__name__ else what,
+            where=where,
+            fix=fix,
+        )
     if was_told:
         return Stopped("stopped by SIGTERM between checkpoints; the same command goes on")
     if failure.exitcode < 0:

@@ -13,14 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from perpo_pipeline.attention import uses_flex_attention
-from perpo_pipeline.boxes import Size, clip_to_frame, format_box
-from perpo_pipeline.config import ModelConfig
+from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box
+from perpo_pipeline.config.run import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.machine import cores
-from perpo_pipeline.model_inputs import encode_row
-from perpo_pipeline.models import base_model
-from perpo_pipeline.processors import resized_size
 from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
@@ -28,10 +24,14 @@ from perpo_pipeline.train.shared_prefix import (
     group_by_tokens,
     pack_lists,
 )
+from perpo_pipeline.vlm.attention import uses_flex_attention
+from perpo_pipeline.vlm.inputs import encode_row
+from perpo_pipeline.vlm.models import base_model
+from perpo_pipeline.vlm.processors import resized_size
 
 if TYPE_CHECKING:
-    from perpo_pipeline.models import Vlm
     from perpo_pipeline.train.plan import RankStep
+    from perpo_pipeline.vlm.models import Vlm
 
 Row = Mapping[str, Any]
 Forward = Literal["shared-prefix", "concatenated"]
@@ -117,8 +117,12 @@ class ListCollator:
             ]
         except PerpoError as error:
             return {"failed": error.parts()}
-        return {"batches": batches, "num_dummies": step.num_dummies, "total": step.total,
-                "prompt_ids": step.prompt_ids}  # fmt: skip
+        return {
+            "batches": batches,
+            "num_dummies": step.num_dummies,
+            "total": step.total,
+            "prompt_ids": step.prompt_ids,
+        }
 
     def _encode(self, lists: Sequence[TrainingList]) -> list[CompletionList]:
         return [
@@ -328,7 +332,7 @@ def target_token_ids(vlm: "Vlm", prompt: str, answer: str) -> list[int]:
     It is tokenised behind the rendered prompt, with a space between where the template leaves none,
     so that the first token is the one that the model itself starts an answer with.
     """
-    from perpo_pipeline.models import render_prompt
+    from perpo_pipeline.vlm.prompts import render_prompt
 
     rendered = render_prompt(vlm, prompt)
     separator = "" if rendered[-1:].isspace() else " "

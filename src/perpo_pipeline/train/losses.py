@@ -72,9 +72,15 @@ def lipo_loss(
     like PerPO eq. 5.
     """
     return perpo_loss(
-        policy_logps, ref_logps, rewards, beta=beta, gamma=0.0, label_smoothing=label_smoothing,
-        counts=counts, mask=mask,
-    )  # fmt: skip
+        policy_logps,
+        ref_logps,
+        rewards,
+        beta=beta,
+        gamma=0.0,
+        label_smoothing=label_smoothing,
+        counts=counts,
+        mask=mask,
+    )
 
 
 def lipo_lambda_loss(

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from perpo_pipeline.config import TrainSettings
-from perpo_pipeline.models import Vlm, base_model
+from perpo_pipeline.config.run import TrainSettings
 from perpo_pipeline.train.scope import trainable
 from perpo_pipeline.train.shared_prefix import LOGIT_BUDGET
+from perpo_pipeline.vlm.models import Vlm, base_model
 
 GIB = 2**30
 STATE_BYTES = 8  # AdamW's two moments in fp32; 4 more for an fp32 master of a half-precision weight
@@ -68,17 +68,22 @@ def shape_of(vlm: Vlm, settings: TrainSettings, *, weight_bytes: int) -> Shape:
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         inner=text.intermediate_size,
-        kv_width=head_dim * (getattr(text, "num_key_value_heads", None) or
-                             text.num_attention_heads),
+        kv_width=head_dim
+        * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
         vocabulary=text.vocab_size,
         weight_bytes=weight_bytes,
-    )  # fmt: skip
+    )
 
 
 def estimate_memory(
-    shape: Shape, tokens: int, *, processes: int = 1, zero_stage: int = 0,
-    checkpointing: bool = False, offload: bool = False,
-) -> Estimate:  # fmt: skip
+    shape: Shape,
+    tokens: int,
+    *,
+    processes: int = 1,
+    zero_stage: int = 0,
+    checkpointing: bool = False,
+    offload: bool = False,
+) -> Estimate:
     """Bytes on each of `processes` GPUs for forwards of `tokens` packed tokens.
 
     ZeRO-1 cuts the optimiser's state in `processes` pieces, ZeRO-2 gradients, ZeRO-3 weights, too

@@ -79,9 +79,16 @@ class StepSampler(Sampler[list[RankStep]]):
     """Gives a process its steps of an epoch, one at a time; every process plans all alike."""
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int, max_tokens: int, *,
-        in_one_row: bool, rank: int = 0, size: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        max_tokens: int,
+        *,
+        in_one_row: bool,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.max_tokens, self.in_one_row = max_tokens, in_one_row
         self.rank, self.size, self.epoch = rank, size, 0
@@ -97,8 +104,13 @@ class StepSampler(Sampler[list[RankStep]]):
         order = epoch_order(len(self.lengths), self.seed, self.epoch)
         for start in range(0, len(order), self.batch_size):
             numbers = order[start : start + self.batch_size]
-            steps = plan_step(numbers, [self.lengths[i] for i in numbers], self.size,
-                              self.max_tokens, in_one_row=self.in_one_row)  # fmt: skip
+            steps = plan_step(
+                numbers,
+                [self.lengths[i] for i in numbers],
+                self.size,
+                self.max_tokens,
+                in_one_row=self.in_one_row,
+            )
             yield [steps[self.rank]]
 
 

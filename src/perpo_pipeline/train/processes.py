@@ -21,8 +21,9 @@ Value = TypeVar("Value")
 TIME_OUT = timedelta(minutes=30)  # loading and saving are waited for; a death is noticed elsewhere
 LOST = re.compile(
     r"Connection (closed|reset) by peer|Broken pipe|remote process exited|ncclRemoteError|"
-    r"communicator was aborted|timed out", re.IGNORECASE,
-)  # fmt: skip
+    r"communicator was aborted|timed out",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,13 @@ def alone(environment: MutableMapping[str, str]) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
-                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():  # fmt: skip
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }.items():
         environment.setdefault(name, value)
 
 

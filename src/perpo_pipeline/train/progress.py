@@ -34,14 +34,23 @@ class Progress(TrainerCallback):
         silent = self.quiet or not state.is_world_process_zero
         on_terminal = sys.stderr.isatty()
         self.writes_lines = not silent and not on_terminal
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what,
-                        disable=silent or not on_terminal, leave=False,
-                        dynamic_ncols=True)  # fmt: skip
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.what,
+            disable=silent or not on_terminal,
+            leave=False,
+            dynamic_ncols=True,
+        )
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: dict[str, float] | None = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         shown = figures(logs or {})
         self.bar.set_postfix(shown)
         self.bar.update(state.global_step - self.bar.n)
@@ -52,9 +61,12 @@ class Progress(TrainerCallback):
             seconds = now - self.started_at
             steps = state.global_step - self.first_step
             print(
-                progress_line(self.what, state.global_step, state.max_steps, shown,
-                              seconds / max(steps, 1)), file=sys.stderr, flush=True,
-            )  # fmt: skip
+                progress_line(
+                    self.what, state.global_step, state.max_steps, shown, seconds / max(steps, 1)
+                ),
+                file=sys.stderr,
+                flush=True,
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

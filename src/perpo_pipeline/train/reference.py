@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from perpo_pipeline.artifacts import Recipe, Version, Writer, open_version
-from perpo_pipeline.config import TrainSettings
-from perpo_pipeline.stage import Run, make
+from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.run import Run, make
+from perpo_pipeline.store.artifacts import Recipe, Version, Writer, open_version
 from perpo_pipeline.train.cut_weights import is_cut
 from perpo_pipeline.train.engine import memory_explained, reference_logps
 from perpo_pipeline.train.lists import (
@@ -28,7 +28,7 @@ from perpo_pipeline.train.lists import (
 from perpo_pipeline.train.processes import World
 
 if TYPE_CHECKING:
-    from perpo_pipeline.models import Vlm
+    from perpo_pipeline.vlm.models import Vlm
 
 STAGE_VERSION = 2
 LISTS_PER_PART = 512
@@ -36,18 +36,30 @@ LISTS_PER_CALL = 16  # encoded together, then grouped by length
 
 
 def make_reference(
-    run: Run, vlm: "Vlm", preferences: Version, lists: Sequence[TrainingList],
-    settings: TrainSettings, model_settings: Mapping[str, Any], forward: Forward, place: Path,
+    run: Run,
+    vlm: "Vlm",
+    preferences: Version,
+    lists: Sequence[TrainingList],
+    settings: TrainSettings,
+    model_settings: Mapping[str, Any],
+    forward: Forward,
+    place: Path,
     world: World = World(),  # noqa: B008 (frozen)
-) -> Version:  # fmt: skip
+) -> Version:
     """Compute (or find) the reference log-probabilities of `lists`, one row each, in their order.
 
     The key is the base model, its preprocessing, the forward and the preferences; nothing of the
     method or of its training. Each list is computed by one of the processes; the first writes.
     """
     key = {**model_settings, "forward": forward}
-    recipe = Recipe("reference", preferences.variant, "reference", STAGE_VERSION, key,
-                    {"preferences": preferences})  # fmt: skip
+    recipe = Recipe(
+        "reference",
+        preferences.variant,
+        "reference",
+        STAGE_VERSION,
+        key,
+        {"preferences": preferences},
+    )
     collate = ListCollator(vlm, model_settings["preprocess"], forward, settings.max_tokens_per_step)
     announced: list[bool] = []
 
@@ -117,9 +129,11 @@ class _Shares:
         if not own:
             return iter(())
         loader: DataLoader[TrainingList] = DataLoader(
-            ListDataset(own), batch_size=LISTS_PER_CALL, collate_fn=self.collate,
+            ListDataset(own),
+            batch_size=LISTS_PER_CALL,
+            collate_fn=self.collate,
             num_workers=num_workers(self.settings.num_workers, self.vlm.device.type),
-        )  # fmt: skip
+        )
         return iter(loader)
 
 

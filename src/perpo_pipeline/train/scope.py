@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.models import Vlm, base_model
+from perpo_pipeline.vlm.models import Vlm, base_model
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from perpo_pipeline.config import TrainSettings
+    from perpo_pipeline.config.run import TrainSettings
 
 LANGUAGE_MODEL = "language_model"
 LORA_LINEARS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"

@@ -12,14 +12,10 @@ import torch
 from torch import Tensor
 
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.models import Vlm, base_model
 from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
-from perpo_pipeline.train.shared_prefix import (
-    CompletionList,
-    cast_tensors,
-    pack_lists,
-    packed_logps,
-)
+from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm.models import Vlm, base_model
+from perpo_pipeline.vlm.tensors import cast_tensors
 
 ALLOWED = 3.0  # times the difference between plain runs
 # Tokens before each row, so that kernels cut all of it in other places, and rows a forward.
@@ -104,9 +100,12 @@ def check_own_head(vlm: Vlm, entry: CompletionList) -> None:
     batch = concatenate_lists(vlm, [one]).to(vlm.device)
     types = {} if batch.token_types is None else {"mm_token_type_ids": batch.token_types}
     logits = base_model(vlm.model)(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **types,
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        **types,
         **cast_tensors(batch.tensors, vlm.dtype),
-    ).logits  # fmt: skip
+    ).logits
     logps = logits[0, :-1].float().log_softmax(-1)
     logps = logps.gather(-1, batch.input_ids[0, 1:, None])[batch.is_answer[0, 1:]].sum()
     ours = concatenated_logps(vlm.model, batch)[0, 0]

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perpo_pipeline.attention import BLOCK_TOKENS, Spans, packed_mask, uses_flex_attention
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.train.cut_weights import is_cut
+from perpo_pipeline.vlm.attention import BLOCK_TOKENS, Spans, packed_mask, uses_flex_attention
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.vlm.tensors import cast_tensors, squeeze_positions, stack_image_tensors
 
 # Logits made at a time: 2^26 fp32 values = 256 MiB (2,097 positions of a 32,000 vocabulary), of
 # which a few copies live at once.
@@ -201,28 +202,6 @@ def _of_all_processes(lm_head: nn.Linear, num_chunks: int) -> int:
     most = torch.tensor(num_chunks, device=lm_head.weight.device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return int(most)
-
-
-def stack_image_tensors(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """Join the prompts' pixel tensors along the image axis; tiles are zero-padded to the most."""
-    joined: dict[str, Tensor] = {}
-    for name in prompts[0].tensors:
-        parts = [prompt.tensors[name] for prompt in prompts]
-        if parts[0].ndim > 2 and len({p.shape[1] for p in parts}) > 1:
-            most = max(p.shape[1] for p in parts)
-            parts = [F.pad(p, (0, 0) * (p.ndim - 2) + (0, most - p.shape[1])) for p in parts]
-        joined[name] = torch.cat(parts)
-    return joined
-
-
-def cast_tensors(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Pixels in the model's dtype; sizes and grids stay whole numbers."""
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
-
-
-def squeeze_positions(positions: Tensor) -> Tensor:
-    """(A, B, T) -> (B, T) for a single axis, as the model's forward wants it."""
-    return positions[0] if positions.shape[0] == 1 else positions
 
 
 def check_lists(lists: Sequence[CompletionList], image_token_ids: Sequence[int]) -> None:

@@ -9,9 +9,9 @@ import time
 import torch
 from torch import nn
 
-from perpo_pipeline.models import base_model
 from perpo_pipeline.train.concatenated import ConcatenatedBatch
 from perpo_pipeline.train.shared_prefix import PackedBatch
+from perpo_pipeline.vlm.models import base_model
 
 MATRIX = 8192
 REPEATS = 10

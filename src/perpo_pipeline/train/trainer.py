@@ -23,12 +23,8 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import SCHEDULER_NAME
 
-from perpo_pipeline.adapters import load_trained, save_trained
-from perpo_pipeline.attention import uses_flex_attention
-from perpo_pipeline.config import TrainSettings
+from perpo_pipeline.config.run import TrainSettings
 from perpo_pipeline.errors import InputError, Stopped
-from perpo_pipeline.model_inputs import count_row_tokens
-from perpo_pipeline.models import base_model
 from perpo_pipeline.train.checkpoints import KEPT_CHECKPOINTS, MarkWhole, Saver, last_whole
 from perpo_pipeline.train.engine import ListPolicy, memory_explained
 from perpo_pipeline.train.integrations import (
@@ -71,9 +67,13 @@ from perpo_pipeline.train.zero import (
     whole_masters,
     zero_stage,
 )
+from perpo_pipeline.vlm.adapters import load_trained, save_trained
+from perpo_pipeline.vlm.attention import uses_flex_attention
+from perpo_pipeline.vlm.inputs import count_row_tokens
+from perpo_pipeline.vlm.models import base_model
 
 if TYPE_CHECKING:
-    from perpo_pipeline.models import Vlm
+    from perpo_pipeline.vlm.models import Vlm
 
 LIST_LOSSES: dict[str, Callable[..., Tensor]] = {
     "perpo": perpo_loss,
@@ -87,9 +87,15 @@ def list_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) ->
     """The loss of each list of a batch, `(B, N)` log-probabilities -> `(B,)`; not for SFT."""
     extra = {"gamma": settings.gamma} if settings.method == "perpo" else {}
     losses = LIST_LOSSES[settings.method](
-        logps, batch.ref_logps, batch.rewards, beta=settings.beta, counts=batch.counts,
-        mask=batch.lists.mask, label_smoothing=settings.label_smoothing, **extra,
-    )  # fmt: skip
+        logps,
+        batch.ref_logps,
+        batch.rewards,
+        beta=settings.beta,
+        counts=batch.counts,
+        mask=batch.lists.mask,
+        label_smoothing=settings.label_smoothing,
+        **extra,
+    )
     if settings.sft_weight:
         anchor = best_completion_nll(
             logps, batch.rewards, batch.lists.num_tokens, counts=batch.counts, mask=batch.lists.mask
@@ -130,8 +136,11 @@ class ListTrainer(Trainer):
                 self._meeting(model, is_last=number == len(batches) - 1),
                 memory_explained(self.settings, len(batch.prompt_ids)),
             ):
-                losses.append(self._forward_backward(model, batch.to(self.args.device),
-                                                     inputs["total"], weight))  # fmt: skip
+                losses.append(
+                    self._forward_backward(
+                        model, batch.to(self.args.device), inputs["total"], weight
+                    )
+                )
         return torch.stack(losses).sum()
 
     @contextlib.contextmanager
@@ -232,10 +241,17 @@ class ListTrainer(Trainer):
 
 
 def fit(
-    vlm: "Vlm", lists: Sequence[TrainingList], settings: TrainSettings, preprocess: str,
-    forward: Forward, checkpoints: Path, *, name: str = "train", quiet: bool = False,
+    vlm: "Vlm",
+    lists: Sequence[TrainingList],
+    settings: TrainSettings,
+    preprocess: str,
+    forward: Forward,
+    checkpoints: Path,
+    *,
+    name: str = "train",
+    quiet: bool = False,
     world: World = World(),  # noqa: B008 (frozen)
-) -> tuple[ListTrainer, list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[ListTrainer, list[dict[str, Any]]]:
     """Train on `lists`; goes on after the last whole checkpoint in `checkpoints`.
 
     Returns the trainer and one log entry an optimiser step. The adapter's first weights, the
@@ -261,11 +277,16 @@ def fit(
             args=_arguments(settings, len(sampler), checkpoints, name, vlm, world, zero),
             train_dataset=ListDataset(lists),
             optimizer_cls_and_kwargs=(
-                torch.optim.AdamW if zero else MasterAdamW, {"lr": settings.learning_rate}
+                torch.optim.AdamW if zero else MasterAdamW,
+                {"lr": settings.learning_rate},
             ),
-            callbacks=[MarkWhole(saver, world), StopAtRequest(request, world),
-                       Progress(name, quiet), *reporting_callbacks(log_to)],
-        )  # fmt: skip
+            callbacks=[
+                MarkWhole(saver, world),
+                StopAtRequest(request, world),
+                Progress(name, quiet),
+                *reporting_callbacks(log_to),
+            ],
+        )
         for unwanted in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(unwanted)
         try:
@@ -293,9 +314,13 @@ def _zero_config(vlm: "Vlm", settings: TrainSettings) -> ZeroConfig | None:
 
 
 def _sampler(
-    vlm: "Vlm", lists: Sequence[TrainingList], settings: TrainSettings, preprocess: str,
-    forward: Forward, world: World,
-) -> StepSampler:  # fmt: skip
+    vlm: "Vlm",
+    lists: Sequence[TrainingList],
+    settings: TrainSettings,
+    preprocess: str,
+    forward: Forward,
+    world: World,
+) -> StepSampler:
     in_one_row = forward == "concatenated" or uses_flex_attention(base_model(vlm.model))
     lengths = []
     for entry in lists:
@@ -304,22 +329,32 @@ def _sampler(
             tokens = count_row_tokens(vlm, entry.prompt, preprocess)
         lengths.append(planned_tokens(entry, tokens, forward))
     return StepSampler(
-        lengths, settings.batch_size, settings.seed, settings.max_tokens_per_step,
-        in_one_row=in_one_row, rank=world.rank, size=world.size,
-    )  # fmt: skip
+        lengths,
+        settings.batch_size,
+        settings.seed,
+        settings.max_tokens_per_step,
+        in_one_row=in_one_row,
+        rank=world.rank,
+        size=world.size,
+    )
 
 
 def _loader(
-    vlm: "Vlm", lists: Sequence[TrainingList], settings: TrainSettings, preprocess: str,
-    forward: Forward, sampler: StepSampler,
-) -> "StepLoader":  # fmt: skip
+    vlm: "Vlm",
+    lists: Sequence[TrainingList],
+    settings: TrainSettings,
+    preprocess: str,
+    forward: Forward,
+    sampler: StepSampler,
+) -> "StepLoader":
     collator = ListCollator(vlm, preprocess, forward, settings.max_tokens_per_step)
     return StepLoader(
-        StepDataset(lists, settings.method), batch_sampler=sampler,
+        StepDataset(lists, settings.method),
+        batch_sampler=sampler,
         collate_fn=collator.collate_step,
         num_workers=num_workers(settings.num_workers, vlm.device.type),
         worker_init_fn=ignore_sigterm,
-    )  # fmt: skip
+    )
 
 
 class StepLoader(DataLoader[Step]):
@@ -332,9 +367,14 @@ class StepLoader(DataLoader[Step]):
 
 
 def _arguments(
-    settings: TrainSettings, steps_an_epoch: int, checkpoints: Path, name: str, vlm: "Vlm",
-    world: World, zero: ZeroConfig | None,
-) -> TrainingArguments:  # fmt: skip
+    settings: TrainSettings,
+    steps_an_epoch: int,
+    checkpoints: Path,
+    name: str,
+    vlm: "Vlm",
+    world: World,
+    zero: ZeroConfig | None,
+) -> TrainingArguments:
     steps = steps_an_epoch * settings.epochs
     on_cpu = vlm.device.type == "cpu"
     arguments = TrainingArguments(

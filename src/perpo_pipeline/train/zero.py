@@ -35,8 +35,12 @@ FORCE_GUARD = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 ZeroConfig = dict[str, Any]
 # What the run's own settings decide. Without the key DeepSpeed would take its own default, which is
 # not to clip.
-BY_TRAINER = ("gradient_clipping", "train_batch_size", "train_micro_batch_size_per_gpu",
-              "gradient_accumulation_steps")  # fmt: skip
+BY_TRAINER = (
+    "gradient_clipping",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+)
 
 
 def read_zero_config(name: str) -> ZeroConfig:
@@ -62,8 +66,9 @@ def read_zero_config(name: str) -> ZeroConfig:
     if taken:
         raise ConfigError(
             f"the DeepSpeed settings have {taken}, which the run's own settings decide",
-            where=str(path), fix="remove these keys, or say auto (precision is model.dtype)",
-        )  # fmt: skip
+            where=str(path),
+            fix="remove these keys, or say auto (precision is model.dtype)",
+        )
     return config
 
 
@@ -136,13 +141,15 @@ def load_zero_checkpoint(engine: Any, directory: str) -> None:
     except pickle.UnpicklingError as error:
         raise ArtifactError(
             f"the checkpoint is not one that DeepSpeed wrote: {first_line(error)}",
-            where=directory, fix="remove it: the same command goes on from the one before",
-        ) from error  # fmt: skip
+            where=directory,
+            fix="remove it: the same command goes on from the one before",
+        ) from error
     if found is None:
         raise ArtifactError(
-            "the checkpoint lacks DeepSpeed's files", where=directory,
+            "the checkpoint lacks DeepSpeed's files",
+            where=directory,
             fix="remove it: the same command goes on from the one before",
-        )  # fmt: skip
+        )
 
 
 def whole_masters(model: nn.Module) -> dict[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 from fake_judge import Opinion, judge_server
 from fake_openai_server import Server
 
-from perpo_pipeline import openai_server
+from perpo_pipeline.vlm import openai_server
 
 
 @pytest.fixture(autouse=True)

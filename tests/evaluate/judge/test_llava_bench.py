@@ -8,7 +8,7 @@ import pytest
 from fake_judge import Opinion, between, endpoint, metrics, perpo, values
 from fake_openai_server import Json, Server
 
-from perpo_pipeline.artifacts import open_version
+from perpo_pipeline.store.artifacts import open_version
 
 Serve = Callable[[Opinion], Server]
 
@@ -35,8 +35,12 @@ def test_the_published_reviews_give_the_published_score(
     file = realdata / "llava_bench" / "reviews_llava-v1.5-7b-eval1.jsonl"
     assert perpo("judge", "llava-bench", "--reviews", file, "--out", tmp_path) == 0
     found = metrics(tmp_path)
-    expected = {"all": (60, 0.647), "llava_bench_conv": (17, 0.593),
-                "llava_bench_detail": (15, 0.477), "llava_bench_complex": (28, 0.776)}  # fmt: skip
+    expected = {
+        "all": (60, 0.647),
+        "llava_bench_conv": (17, 0.593),
+        "llava_bench_detail": (15, 0.477),
+        "llava_bench_complex": (28, 0.776),
+    }
     for dataset, (n, score) in expected.items():
         row = found["llava_bench_score", dataset]
         assert (row["n"], round(row["value"], 3)) == (n, score)
@@ -53,8 +57,11 @@ def test_unparsed_reviews_are_counted_and_never_averaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """(4 + 8) / (8 + 8) = 0.75; the [-1, -1] of the third would make it 11 / 15."""
-    rows = [review(0, "8 4\nwhy", tuple=[8, 4]), review(1, "8 8", tuple=[8, 8]),
-            review(2, "I cannot say", tuple=[-1, -1])]  # fmt: skip
+    rows = [
+        review(0, "8 4\nwhy", tuple=[8, 4]),
+        review(1, "8 8", tuple=[8, 8]),
+        review(2, "I cannot say", tuple=[-1, -1]),
+    ]
     assert judge_reviews(tmp_path, rows) == 0
     found = values(tmp_path / "out")
     assert found["llava_bench_score"] == 0.75 and found["parse_rate"] == pytest.approx(2 / 3)
@@ -81,8 +88,12 @@ def test_reviews_name_the_judge_only_if_told(tmp_path: Path) -> None:
 def test_all_faults_of_reviews_are_told_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [review(0, "8 4"), review(0, "8 4"), review(1, "8 4") | {"content": None},
-            {"category": "c", "content": "8 4"}]  # fmt: skip
+    rows = [
+        review(0, "8 4"),
+        review(0, "8 4"),
+        review(1, "8 4") | {"content": None},
+        {"category": "c", "content": "8 4"},
+    ]
     assert judge_reviews(tmp_path, rows) == 2
     told = capsys.readouterr().err
     assert "line 2: question_id '0' occurs twice" in told
@@ -94,10 +105,14 @@ def test_all_faults_of_reviews_are_told_at_once(
 def write_files(folder: Path) -> dict[str, Path]:
     """Three questions on two images; every file in an order of its own."""
     kinds = ["conv", "detail", "conv"]
-    asked = [{"question_id": i, "image": f"{i % 2}.jpg", "text": f"question {i}",
-              "category": kinds[i]} for i in range(3)]  # fmt: skip
-    captions = [{"id": "b", "image": "1.jpg", "caption": ["one", "more"]},
-                {"id": "a", "image": "0.jpg", "caption": "zero"}]  # fmt: skip
+    asked = [
+        {"question_id": i, "image": f"{i % 2}.jpg", "text": f"question {i}", "category": kinds[i]}
+        for i in range(3)
+    ]
+    captions = [
+        {"id": "b", "image": "1.jpg", "caption": ["one", "more"]},
+        {"id": "a", "image": "0.jpg", "caption": "zero"},
+    ]
     return {
         "questions": write_lines(folder / "questions.jsonl", asked),
         "context": write_lines(folder / "context.jsonl", captions),

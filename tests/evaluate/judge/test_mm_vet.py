@@ -11,20 +11,37 @@ from fake_openai_server import Json, Server
 
 Serve = Callable[[Opinion], Server]
 DATASET: Json = {
-    "v1_0": {"imagename": "0.png", "question": "x?", "answer": "-1 <AND> -5",
-             "capability": ["ocr", "math"]},
-    "v1_1": {"imagename": "1.png", "question": "y?", "answer": "4 <OR> four",
-             "capability": ["ocr"]},
+    "v1_0": {
+        "imagename": "0.png",
+        "question": "x?",
+        "answer": "-1 <AND> -5",
+        "capability": ["ocr", "math"],
+    },
+    "v1_1": {
+        "imagename": "1.png",
+        "question": "y?",
+        "answer": "4 <OR> four",
+        "capability": ["ocr"],
+    },
     "v1_2": {"imagename": "2.png", "question": "z?", "answer": "red", "capability": ["rec"]},
-}  # fmt: skip
+}
 ANSWERS = {"v1_2": "0.0", "v1_0": "0.5", "v1_1": "1.0"}  # the grades they get
 
 
 def judge(folder: Path, dataset: Any, answers: Any, server: Server) -> int:
     (folder / "d.json").write_text(dataset if isinstance(dataset, str) else json.dumps(dataset))
     (folder / "a.json").write_text(answers if isinstance(answers, str) else json.dumps(answers))
-    return perpo("judge", "mm-vet", "--dataset", folder / "d.json", "--answers", folder / "a.json",
-                 "--out", folder / "out", *endpoint(server))  # fmt: skip
+    return perpo(
+        "judge",
+        "mm-vet",
+        "--dataset",
+        folder / "d.json",
+        "--answers",
+        folder / "a.json",
+        "--out",
+        folder / "out",
+        *endpoint(server),
+    )
 
 
 def test_grades_are_averaged_in_all_and_by_every_capability_of_a_question(
@@ -36,8 +53,11 @@ def test_grades_are_averaged_in_all_and_by_every_capability_of_a_question(
     server = serve(opinion)
     assert judge(tmp_path, DATASET, ANSWERS, server) == 0
     found = metrics(tmp_path / "out")
-    grades = {dataset: (row["value"], row["n"]) for (name, dataset), row in found.items()
-              if name == "mm_vet_score"}  # fmt: skip
+    grades = {
+        dataset: (row["value"], row["n"])
+        for (name, dataset), row in found.items()
+        if name == "mm_vet_score"
+    }
     assert grades == {"all": (0.5, 3), "ocr": (0.75, 2), "math": (0.5, 1), "rec": (0, 1)}
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].split()[:5] == ["mm_vet_score", "mm-vet", "all", "50.0", "%"]
@@ -61,9 +81,13 @@ def test_all_faults_are_told_at_once(
     server = serve(lambda _: "0.1")
     assert judge(tmp_path, dataset, {"v1_0": 5, "v1_1": "a", "v1_2": "b"}, server) == 2
     told = capsys.readouterr().err
-    for fault in ("'v1_1': `answer` is not text: None", "'v1_1': `capability` is not a list",
-                  "'v1_3': not a JSON object", "a.json: `v1_0` is not text: 5",
-                  "a.json: no answer to question 'v1_3'"):  # fmt: skip
+    for fault in (
+        "'v1_1': `answer` is not text: None",
+        "'v1_1': `capability` is not a list",
+        "'v1_3': not a JSON object",
+        "a.json: `v1_0` is not text: 5",
+        "a.json: no answer to question 'v1_3'",
+    ):
         assert fault in told
     assert not server.paths
 

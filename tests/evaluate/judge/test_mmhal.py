@@ -28,11 +28,18 @@ def judge_responses(folder: Path, rows: Any, server: Server) -> int:
 
 def make_rows(count: int) -> list[Json]:
     return [
-        {"question_type": KINDS[i % 8], "question_topic": "t", "image_id": f"{i:02}",
-         "image_src": "", "image_content": ["Cup", "Table"], "question": f"question {i}",
-         "gt_answer": f"truth {i}", "model_answer": f"answer {i}"}
+        {
+            "question_type": KINDS[i % 8],
+            "question_topic": "t",
+            "image_id": f"{i:02}",
+            "image_src": "",
+            "image_content": ["Cup", "Table"],
+            "question": f"question {i}",
+            "gt_answer": f"truth {i}",
+            "model_answer": f"answer {i}",
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def test_replies_of_every_form_are_read_and_the_unparsed_left_out(

@@ -143,9 +143,26 @@ def test_a_grade_is_the_only_score_named(reply: str, scores: Scores | None) -> N
 
 # Pieces that come near to each form, so that the parsers get past their first check.
 PIECES = st.sampled_from(
-    [*LINES.replace(",", " ,").split(" "), "Rating:", "Score:", "*", "\n", " ", "0", "9", "11",
-     "3.5", "-", "/", "%", "<think>", "</think>", "٣", "1" * 400]
-)  # fmt: skip
+    [
+        *LINES.replace(",", " ,").split(" "),
+        "Rating:",
+        "Score:",
+        "*",
+        "\n",
+        " ",
+        "0",
+        "9",
+        "11",
+        "3.5",
+        "-",
+        "/",
+        "%",
+        "<think>",
+        "</think>",
+        "٣",
+        "1" * 400,
+    ]
+)
 
 
 @pytest.mark.parametrize("parse", list(LOWEST_HIGHEST))

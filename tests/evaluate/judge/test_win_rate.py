@@ -15,9 +15,9 @@ import pytest
 from fake_judge import Opinion, between, endpoint, metrics, perpo, values
 from fake_openai_server import UNANSWERED, Json, Reply, Server
 
-from perpo_pipeline.artifacts import Version, open_version
-from perpo_pipeline.evaluate.judge.stage import REPLIES_PER_PART
+from perpo_pipeline.evaluate.judge.judge_answers import REPLIES_PER_PART
 from perpo_pipeline.evaluate.judge.win_rate import WIN_RATE, measure
+from perpo_pipeline.store.artifacts import Version, open_version
 
 KEY = "sk-not-to-be-seen-4711"
 FIRST, SECOND = 1, 2
@@ -26,8 +26,10 @@ Serve = Callable[[Opinion], Server]
 
 
 def reply(better: int, first: int = 3, second: int = 3) -> str:
-    lines = [f"{which} answer: accuracy {n}, adherence {n}, truthfulness {n}"
-             for which, n in (("First", first), ("Second", second))]  # fmt: skip
+    lines = [
+        f"{which} answer: accuracy {n}, adherence {n}, truthfulness {n}"
+        for which, n in (("First", first), ("Second", second))
+    ]
     return "\n".join([*lines, f"Better: {better}"])
 
 
@@ -53,16 +55,22 @@ def write_lines(path: Path, rows: list[Json]) -> Path:
 def write_files(folder: Path, count: int, **more: Any) -> list[str | Path]:
     """Questions and both answers, B's in another order; the flags that name them."""
     folder.mkdir(exist_ok=True)
-    asked = [{"question_id": i, "text": f"what is {i}?", "reference": f"it is {i}", **more}
-             for i in range(count)]  # fmt: skip
+    asked = [
+        {"question_id": i, "text": f"what is {i}?", "reference": f"it is {i}", **more}
+        for i in range(count)
+    ]
     of_a = [{"question_id": i, "text": f"A says {i}"} for i in range(count)]
     of_b = [{"question_id": str(i), "text": f"B says {i}"} for i in reversed(range(count))]
     return [
-        "--questions", write_lines(folder / "q.jsonl", asked),
-        "--answers", write_lines(folder / "a.jsonl", of_a),
-        "--answers-b", write_lines(folder / "b.jsonl", of_b),
-        "--out", folder / "out",
-    ]  # fmt: skip
+        "--questions",
+        write_lines(folder / "q.jsonl", asked),
+        "--answers",
+        write_lines(folder / "a.jsonl", of_a),
+        "--answers-b",
+        write_lines(folder / "b.jsonl", of_b),
+        "--out",
+        folder / "out",
+    ]
 
 
 def judge(files: list[str | Path], server: Server, *more: str) -> int:
@@ -86,8 +94,9 @@ def test_a_judge_that_always_likes_the_first_place_says_nothing_about_the_models
     assert shown[1].split()[:5] == ["win_rate", "win-rate", "all", "50.0", "%"]
 
 
-@pytest.mark.parametrize(("text", "win_rate", "of_a", "of_b"), [("A says", 1, 5, 2),
-                                                                ("B says", 0, 2, 5)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "win_rate", "of_a", "of_b"), [("A says", 1, 5, 2), ("B says", 0, 2, 5)]
+)
 def test_a_judge_that_prefers_one_models_text_finds_it_in_both_places(
     text: str, win_rate: float, of_a: float, of_b: float, tmp_path: Path, serve: Serve
 ) -> None:
@@ -152,8 +161,15 @@ def test_replies_are_kept_as_they_came_with_scores_and_order(tmp_path: Path, ser
 
 def test_datasets_have_win_rates_of_their_own(tmp_path: Path, serve: Serve) -> None:
     files = write_files(tmp_path, 4)
-    rows = [{"question_id": i, "text": f"what is {i}?", "reference": "r",
-             "dataset": "pages" if i else "boxes"} for i in range(4)]  # fmt: skip
+    rows = [
+        {
+            "question_id": i,
+            "text": f"what is {i}?",
+            "reference": "r",
+            "dataset": "pages" if i else "boxes",
+        }
+        for i in range(4)
+    ]
     write_lines(tmp_path / "q.jsonl", rows)
 
     def opinion(prompt: str) -> str:
@@ -307,9 +323,11 @@ def test_a_killed_judgement_asks_only_what_is_missing(
 
 
 def test_the_key_goes_to_the_server_and_is_shown_nowhere(
-    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("PERPO_API_KEY", KEY)
     server = serve(lambda _: Reply(400, f"what is {KEY}?"))
     files = write_files(tmp_path, 2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.evaluate.judge.task import Question
-from perpo_pipeline.openai_server import Refused, Server, Wire, read_answer
+from perpo_pipeline.vlm.openai_server import Refused, Server, Wire, read_answer
 
 if TYPE_CHECKING:
     import httpx

@@ -84,15 +84,20 @@ def is_text(value: str) -> bool:
 
 def check_answered(
     ids: Iterable[str], answers: Iterable[str], path: Path, faults: Faults, say: Say
-) -> None:  # fmt: skip
+) -> None:
     """A fault for each question without an answer in `path`; says how many answers have none."""
     wanted, there = dict.fromkeys(ids), dict.fromkeys(answers)
-    faults += [f"{path}: no answer to question {identity!r}" for identity in wanted
-               if identity not in there]  # fmt: skip
+    faults += [
+        f"{path}: no answer to question {identity!r}"
+        for identity in wanted
+        if identity not in there
+    ]
     unasked = [identity for identity in there if identity not in wanted]
     if unasked:
-        say(f"judge: {len(unasked)} answers in {path} belong to no question and are not judged, "
-            f"for instance {unasked[0]!r}")  # fmt: skip
+        say(
+            f"judge: {len(unasked)} answers in {path} belong to no question and are not judged, "
+            f"for instance {unasked[0]!r}"
+        )
 
 
 def raise_faults(faults: Faults) -> None:

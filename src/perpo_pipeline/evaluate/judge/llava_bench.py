@@ -42,8 +42,10 @@ def read_questions(
     captions = _captions(context, faults)
     for identity, row in asked.items():
         if row.get("image") not in captions:
-            faults.append(f"{context}: no caption of image {row.get('image')!r}, which question "
-                          f"{identity!r} is about")  # fmt: skip
+            faults.append(
+                f"{context}: no caption of image {row.get('image')!r}, which question "
+                f"{identity!r} is about"
+            )
     sides = []
     for path in (reference, answers):
         sides.append(rows_by_id(path, "question_id", ["text"], faults))
@@ -52,8 +54,9 @@ def read_questions(
     found = []
     for identity, row in asked.items():
         first, second = (side[identity]["text"] for side in sides)
-        prompt = LLAVA_BENCH.fill(question=row["text"], context=captions[row["image"]],
-                                  first=first, second=second)  # fmt: skip
+        prompt = LLAVA_BENCH.fill(
+            question=row["text"], context=captions[row["image"]], first=first, second=second
+        )
         category = PREFIX + row["category"].removeprefix(PREFIX)
         found.append(Question(identity, prompt, groups=(category,)))
     return found
@@ -80,9 +83,11 @@ def read_reviews(path: Path, say: Say) -> list[Review]:
         found[identity] = Review(identity, row["content"], (str(row.get("category")),))
     raise_faults(faults)
     if disagreeing:
-        say(f"judge llava-bench: in {len(disagreeing)} of {len(found)} reviews `tuple` is not what "
+        say(
+            f"judge llava-bench: in {len(disagreeing)} of {len(found)} reviews `tuple` is not what "
             "the first line of `content` says, which counts; for instance "
-            f"{disagreeing[0]}")  # fmt: skip
+            f"{disagreeing[0]}"
+        )
     return list(found.values())
 
 

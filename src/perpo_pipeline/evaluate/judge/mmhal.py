@@ -23,8 +23,16 @@ from perpo_pipeline.evaluate.judge.replies import parse_rating
 from perpo_pipeline.evaluate.judge.task import Measured, Question, Review, Task
 from perpo_pipeline.evaluate.statistics import mean_interval
 
-KINDS = ("attribute", "adversarial", "comparison", "counting",
-         "relation", "environment", "holistic", "other")  # fmt: skip
+KINDS = (
+    "attribute",
+    "adversarial",
+    "comparison",
+    "counting",
+    "relation",
+    "environment",
+    "holistic",
+    "other",
+)
 NUM_QUESTIONS = 96
 HALLUCINATES_BELOW = 3
 TEXTS = ("question_type", "question", "gt_answer", "model_answer")
@@ -50,8 +58,10 @@ def read_reviews(path: Path, say: Say) -> list[Review]:
     Raises InputError with all faults.
     """
     faults: Faults = []
-    replies = [_reply(entry, f"{path} entry {index}", faults)
-               for index, entry in enumerate(read_json(path, list, faults))]  # fmt: skip
+    replies = [
+        _reply(entry, f"{path} entry {index}", faults)
+        for index, entry in enumerate(read_json(path, list, faults))
+    ]
     raise_faults(faults)
     _tell_number(len(replies), path, say)
     return [Review(str(index), reply, (_kind(index),)) for index, reply in enumerate(replies)]
@@ -82,15 +92,21 @@ def _check(row: Any, index: int, place: str, faults: Faults) -> None:
     if not isinstance(objects, list) or not all(isinstance(o, str) and is_text(o) for o in objects):
         faults.append(f"{place}: `image_content` is not a list of texts")
     if row.get("question_type") != _kind(index):
-        faults.append(f"{place}: `question_type` is {row.get('question_type')!r}, in the "
-                      f"benchmark's order it is {_kind(index)!r}")  # fmt: skip
+        faults.append(
+            f"{place}: `question_type` is {row.get('question_type')!r}, in the "
+            f"benchmark's order it is {_kind(index)!r}"
+        )
     if row.get("model_answer") == "":
         faults.append(f"{place}: `model_answer` is empty: the model was not asked")
 
 
 def _question(row: Row, index: int) -> Question:
-    prompt = MMHAL.fill(objects=", ".join(row["image_content"]), question=row["question"],
-                        truth=row["gt_answer"], answer=row["model_answer"])  # fmt: skip
+    prompt = MMHAL.fill(
+        objects=", ".join(row["image_content"]),
+        question=row["question"],
+        truth=row["gt_answer"],
+        answer=row["model_answer"],
+    )
     return Question(str(index), prompt, groups=(_kind(index),))
 
 
@@ -104,8 +120,10 @@ def _reply(entry: Any, place: str, faults: Faults) -> str:
         text = text.get("content")
     if isinstance(text, str) and is_text(text):
         return text
-    faults.append(f"{place}: neither text, nor an object with `content`, nor one with a "
-                  "`choices[0].message.content`")  # fmt: skip
+    faults.append(
+        f"{place}: neither text, nor an object with `content`, nor one with a "
+        "`choices[0].message.content`"
+    )
     return ""
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from perpo_pipeline.atomic import file_sha256
 from perpo_pipeline.evaluate.judge.replies import Scores
 from perpo_pipeline.evaluate.statistics import Interval
+from perpo_pipeline.store.atomic import file_sha256
 
 ALL = "all"  # questions of every group together
 PROMPTS = Path(__file__).parent / "prompts"

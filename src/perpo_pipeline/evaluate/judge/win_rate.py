@@ -49,8 +49,10 @@ def read_questions(questions: Path, answers: Path, answers_b: Path, say: Say) ->
     raise_faults(faults)
     without = sum(not row.get("reference") for row in asked.values())
     if without:
-        say(f"judge win-rate: {without} of {len(asked)} questions have no `reference`: the judge, "
-            "which is not shown the image, can only guess what is right")  # fmt: skip
+        say(
+            f"judge win-rate: {without} of {len(asked)} questions have no `reference`: the judge, "
+            "which is not shown the image, can only guess what is right"
+        )
     found = []
     for identity, row in asked.items():
         first, second = (side[identity]["text"] for side in sides)

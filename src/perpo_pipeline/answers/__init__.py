@@ -1,0 +1,1 @@
+"""What an answer says: box formats and frames, reading answers, checks of truths."""

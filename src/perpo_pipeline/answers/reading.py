@@ -1,0 +1,342 @@
+"""What many answers say, read at once: boxes, points, polygons and numbers.
+
+`boxes.parse_box` and `boxes.parse_boxes` say what a box is, one text at a time; `read_boxes` and
+`read_box_lists` give the same for millions of texts, with Polars' regular expressions. The frame
+and the unit decide for points and polygons as they do for boxes: numbers outside the frame by more
+than `RANGE_SLACK` of its extent are unparsed, nothing is clamped, swapped or rescaled.
+
+`Texts` are a Polars series, a pyarrow array or a sequence of str; a null is an answer without
+text. Half of a surrogate pair, which a Python str may hold and UTF-8 may not, is a character that
+means nothing. No text raises an error.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from perpo_pipeline.answers.boxes import (
+    BOX_FORMATS,
+    COORDINATES,
+    DECIMAL,
+    FRAMES,
+    RANGE_SLACK,
+    Box,
+    BoxFormat,
+    Size,
+    get_box_format,
+    parse_box,
+    parse_boxes,
+)
+from perpo_pipeline.errors import ConfigError
+
+Texts: TypeAlias = Sequence[str | None] | pl.Series | pa.Array | pa.ChunkedArray
+Floats = npt.NDArray[np.float64]
+NOWHERE: Box = (np.nan, np.nan, np.nan, np.nan)
+_TEXT = pl.col("text")
+
+
+def _number(name: str | None = None) -> str:
+    group = f"?P<{name}>" if name else "?:"
+    return rf"\s*({group}{DECIMAL})\s*"
+
+
+_POINT = r"\[{},{}\]|\({},{}\)".format(*map(_number, ("x1", "y1", "x2", "y2")))
+_FLAT = rf"\[{_number()}(?:,{_number()}){{5,}}\]"
+_NESTED = "|".join(
+    rf"{point}(?:\s*(?:,\s*)?{point}){{2,}}"
+    for point in (rf"\[{_number()},{_number()}\]", rf"\({_number()},{_number()}\)")
+)
+_POLYGON = f"{_FLAT}|{_NESTED}"
+
+SMALL_NUMBERS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+)
+_OTHER_NUMBERS = (
+    "thirty",
+    "forty",
+    "fifty",
+    "sixty",
+    "seventy",
+    "eighty",
+    "ninety",
+    "dozen",
+    "hundred",
+    "thousand",
+    "million",
+    "billion",
+    "point",
+)
+_WORD = "(?:" + "|".join(SMALL_NUMBERS + _OTHER_NUMBERS) + ")"
+# A run of number words, so that the "twenty" of "twenty-one" is not taken for all of it.
+_WORDS = rf"(?i)(?:^|[^\w-])({_WORD}(?:[\s-]+{_WORD})*)(?:$|[^\w-])"
+# Not inside a word or a version ("H2O", "v1.5"), but after an ellipsis; the sign may stand before
+# a currency sign. An exponent is looked for because what stands before it is not the number.
+_DIGITS = (
+    r"(?i)(?:^|[^\w.]|\.{2,})(?P<sign>[-\u{2212}]?)\p{Sc}?"
+    r"(?P<number>[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?P<exponent>e[-+]?[0-9]+)?"
+)
+_GROUPED = r"^[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?$"
+
+
+def read_boxes(
+    texts: Texts,
+    box_format: str,
+    *,
+    frame: str,
+    sizes: npt.ArrayLike,
+    resized: npt.ArrayLike | None = None,
+) -> Floats:
+    """The first box of each of n texts, `(n, 4)`: xyxy in pixels of the original images.
+
+    `sizes` and `resized` are `(n, 2)`, width and height in pixels; `resized` is needed by the
+    frame `resized` and used by no other. A text that `parse_box` leaves unparsed has a row of NaN.
+    Raises ConfigError as `parse_box` does, and ValueError for arrays of other shapes.
+    """
+    rule, series = get_box_format(box_format), _as_series(texts)
+    places = _Places.of(frame, sizes, resized, len(series))
+    if box_format not in BOX_FORMATS:  # the user's own, for Python's `re`
+        each = _one_by_one(parse_box, texts, box_format, frame, places)
+        return np.array([box or NOWHERE for box in each], dtype=np.float64).reshape(-1, 4)
+    groups = _collect(series, _TEXT.str.extract_groups(_rust(rule.pattern.pattern)).alias("box"))
+    return places.to_image_px(_floats(groups.unnest("box").select(COORDINATES)), rule)
+
+
+def read_box_lists(
+    texts: Texts,
+    box_format: str,
+    *,
+    frame: str,
+    sizes: npt.ArrayLike,
+    resized: npt.ArrayLike | None = None,
+) -> list[Floats]:
+    """Every box of each of n texts, in order: n arrays `(k, 4)`, k = 0 where a text holds none.
+
+    A box outside the frame keeps its place as a row of NaN: it was answered, so it counts, and
+    overlaps nothing. Arguments and errors as in `read_boxes`; one text at a time: `parse_boxes`.
+    """
+    rule, series = get_box_format(box_format), _as_series(texts)
+    places = _Places.of(frame, sizes, resized, len(series))
+    if box_format not in BOX_FORMATS:
+        each = _one_by_one(parse_boxes, texts, box_format, frame, places)
+        rows = [[box or NOWHERE for box in found or ()] for found in each]
+        return [np.array(row, dtype=np.float64).reshape(-1, 4) for row in rows]
+    pattern = _rust(rule.pattern.pattern)
+    found = _explode(series, _TEXT.str.extract_all(pattern))
+    groups = _collect(found["text"], _TEXT.str.extract_groups(pattern).alias("box"))
+    rows_of = found["row"].to_numpy()
+    values = _floats(groups.unnest("box").select(COORDINATES))
+    return _split(places.take(rows_of).to_image_px(values, rule), rows_of, len(series))
+
+
+def read_points(
+    texts: Texts,
+    box_format: str,
+    *,
+    frame: str,
+    sizes: npt.ArrayLike,
+    resized: npt.ArrayLike | None = None,
+) -> Floats:
+    """The first point of each of n texts, `(n, 2)`: x, y in pixels of the original images.
+
+    A point is two plain decimals as `[x, y]`, which is also how Qwen's JSON has it
+    (`"point_2d": [x, y]`), or `(x, y)`, in the unit of the box format. Where the first one lies
+    outside the frame, or there is none, the row is NaN. Arguments and errors as in `read_boxes`.
+    """
+    rule, series = get_box_format(box_format), _as_series(texts)
+    places = _Places.of(frame, sizes, resized, len(series))
+    groups = _collect(series, _TEXT.str.extract_groups(_rust(_POINT)).alias("point"))
+    axes = [pl.coalesce(f"{axis}1", f"{axis}2") for axis in "xy"]
+    return places.to_image_px(_floats(groups.unnest("point").select(axes)), rule)
+
+
+def read_polygons(
+    texts: Texts,
+    box_format: str,
+    *,
+    frame: str,
+    sizes: npt.ArrayLike,
+    resized: npt.ArrayLike | None = None,
+) -> list[Floats | None]:
+    """The first polygon of each of n texts: `(k, 2)` in pixels of the original image, k >= 3.
+
+    It is the first run of plain decimals for 3 points or more: `[x1, y1, x2, y2, x3, y3]`,
+    `[x1, y1], [x2, y2], [x3, y3]` or `(x1,y1),(x2,y2),(x3,y3)` (Qwen-VL's `<quad>`), in the unit
+    of the box format. Four numbers are a box and no polygon. None where there is no such run, where
+    the first one has an odd count, or where one of its points lies outside the frame. Arguments and
+    errors as in `read_boxes`.
+    """
+    rule, series = get_box_format(box_format), _as_series(texts)
+    places = _Places.of(frame, sizes, resized, len(series))
+    numbers = _explode(series, _TEXT.str.extract(_rust(_POLYGON), 0).str.extract_all(DECIMAL))
+    rows = numbers["row"].to_numpy()
+    is_even = np.bincount(rows, minlength=len(series))[rows] % 2 == 0
+    rows, values = rows[is_even][::2], _floats(numbers.select("text"))[is_even].reshape(-1, 2)
+    polygons = _split(places.take(rows).to_image_px(values, rule), rows, len(series))
+    return [None if not len(p) or np.isnan(p).any() else p for p in polygons]
+
+
+def read_numbers(texts: Texts) -> Floats:
+    """The first number of each of n texts, `(n,)`; NaN where there is none.
+
+    A number is a plain decimal such as 3, -0.5, .5, 1,234.5 or $20: commas belong to it in groups
+    of three digits only (1,5 reads as 1), what follows (%, km) is ignored, and digits that a letter
+    precedes are none (H2O). With an exponent, or too large for a float, it is NaN. A text without
+    digits is searched for the first English number word from zero to twenty, in any case; longer
+    ones (twenty-one, two hundred) are NaN, and "no" and "a" are not read.
+    """
+    series = _as_series(texts)
+    groups = _collect(series, _TEXT.str.extract_groups(_DIGITS).alias("parts")).unnest("parts")
+    number, is_signed = pl.col("number"), pl.col("sign").str.len_bytes() > 0
+    plain = (
+        pl.when(number.str.contains(_GROUPED))
+        .then(number.str.replace_all(",", "", literal=True))
+        .otherwise(number.str.extract(r"^([0-9]*(?:\.[0-9]+)?)"))
+        .cast(pl.Float64, strict=False)
+    )
+    signed = pl.when(is_signed).then(-plain).otherwise(plain)
+    digits = pl.when(pl.col("exponent").is_null()).then(signed).otherwise(np.nan)
+    small = {word: float(value) for value, word in enumerate(SMALL_NUMBERS)}
+    word = _TEXT.str.extract(_WORDS).str.to_lowercase()
+    words = _collect(series, word.replace_strict(small, default=None, return_dtype=pl.Float64))
+    found = groups.select(digits.alias("found"))["found"].fill_null(words["text"])
+    values = found.fill_null(np.nan).to_numpy()
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _as_series(texts: Texts) -> pl.Series:
+    if isinstance(texts, pl.Series):
+        return texts.cast(pl.String).alias("text")
+    if isinstance(texts, pa.Array | pa.ChunkedArray):
+        return cast(pl.Series, pl.from_arrow(texts)).cast(pl.String).alias("text")
+    try:
+        return pl.Series("text", texts, dtype=pl.String)
+    except UnicodeEncodeError:  # surrogates become "?", which is in no pattern either
+        encoded = [None if t is None else t.encode("utf-8", "replace").decode() for t in texts]
+        return pl.Series("text", encoded, dtype=pl.String)
+
+
+def _rust(pattern: str) -> str:
+    r"""The pattern for Polars: Python's `\s` has four control characters that Rust's lacks."""
+    return pattern.replace(r"\s", r"[\s\x1c-\x1f]")
+
+
+def _collect(series: pl.Series, expression: pl.Expr) -> pl.DataFrame:
+    """The expression of the column `text`, on all of Polars' threads, in order."""
+    return series.alias("text").to_frame().lazy().select(expression).collect(engine="streaming")
+
+
+def _explode(series: pl.Series, lists: pl.Expr) -> pl.DataFrame:
+    """A row for each string in the lists: the string, as `text`, and the `row` it came from."""
+    found = _collect(series, lists.alias("text")).with_row_index("row")
+    return found.explode("text").drop_nulls("text")
+
+
+def _floats(strings: pl.DataFrame) -> Floats:
+    """The columns of plain decimals as `(n, columns)`, NaN for null, correctly rounded."""
+    numbers = strings.cast(pl.Float64, strict=False).fill_null(np.nan)
+    return cast(Floats, numbers.to_numpy(order="c"))
+
+
+def _split(values: Floats, rows: npt.NDArray[Any], num_rows: int) -> list[Floats]:
+    """The values of each row from 0 to num_rows; `rows` ascends and may leave some out."""
+    ends = np.cumsum(np.bincount(rows, minlength=num_rows)).tolist()
+    return [values[start:end] for start, end in pairwise([0, *ends])]
+
+
+def _one_by_one(
+    parse: Any, texts: Texts, box_format: str, frame: str, places: "_Places"
+) -> Iterator[Any]:
+    """What `parse` reads in each text; None for a null."""
+    strings: Iterable[str | None] = texts
+    if isinstance(texts, pl.Series | pa.Array | pa.ChunkedArray):
+        strings = _as_series(texts).to_list()
+    pixels = map(tuple, places.pixels.tolist())
+    sizes: Iterator[Size] = map(tuple, places.sizes.tolist())
+    for text, size, resized in zip(strings, sizes, pixels, strict=True):
+        options = {"frame": frame, "image_size": size, "resized": resized}
+        yield None if text is None else parse(text, box_format, **options)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """`boxes._Geometry` of n images: arrays `(n, 2)`, x and y."""
+
+    sizes: Floats
+    offset: Floats
+    extent: Floats
+    pixels: Floats
+
+    @classmethod
+    def of(
+        cls, frame: str, sizes: npt.ArrayLike, resized: npt.ArrayLike | None, num_rows: int
+    ) -> "_Places":
+        size = _as_sizes(sizes, "sizes", num_rows)
+        if frame == "full":
+            return cls(size, np.zeros_like(size), size, size)
+        if frame == "crop":
+            side = np.repeat(size.min(axis=1, keepdims=True), 2, axis=1)
+            return cls(size, (size - side) / 2, side, side)
+        if frame == "pad":
+            side = np.repeat(size.max(axis=1, keepdims=True), 2, axis=1)
+            return cls(size, -((side - size) // 2), side, side)
+        if frame == "resized":
+            if resized is None:
+                raise ConfigError("the frame 'resized' needs the sizes of the resized images")
+            return cls(size, np.zeros_like(size), size, _as_sizes(resized, "resized", num_rows))
+        raise ConfigError(f"there is no frame {frame!r}", fix=f"one of {', '.join(FRAMES)}")
+
+    def take(self, rows: npt.NDArray[Any]) -> "_Places":
+        return _Places(self.sizes[rows], self.offset[rows], self.extent[rows], self.pixels[rows])
+
+    def to_image_px(self, values: Floats, rule: BoxFormat) -> Floats:
+        """Units of the format, `(n, 2)` or `(n, 4)`, as pixels; NaN where out of the frame."""
+        points = values.reshape(len(values), values.shape[1] // 2, 2)
+        units = self.pixels[:, None] if rule.scale is None else rule.scale
+        with np.errstate(all="ignore"):
+            fractions = points / units
+            is_inside = (fractions >= -RANGE_SLACK) & (fractions <= 1 + RANGE_SLACK)
+            found = self.offset[:, None] + fractions * self.extent[:, None]
+        found[~is_inside.all(axis=(1, 2))] = np.nan
+        return found.reshape(values.shape)
+
+
+def _as_sizes(sizes: npt.ArrayLike, name: str, num_rows: int) -> Floats:
+    array = np.asarray(sizes, dtype=np.float64)
+    if not num_rows and not array.size:
+        array = array.reshape(0, 2)
+    if array.shape != (num_rows, 2):
+        raise ValueError(f"{name} must have the shape ({num_rows}, 2), not {array.shape}")
+    is_bad = ~(array >= 1).all(axis=1)
+    if is_bad.any():
+        row = int(np.flatnonzero(is_bad)[0])
+        raise ConfigError(
+            f"{name} is {tuple(array[row].tolist())} in row {row}; "
+            "width and height must be 1 or more"
+        )
+    return array

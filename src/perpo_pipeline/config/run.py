@@ -1,0 +1,416 @@
+"""One pydantic model a stage, loaded from one YAML file a run; unknown keys are faults.
+
+Every field is a setting that changes the result, and so counts in the fingerprint of what the stage
+writes, unless it is listed in the section's `operational` names.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from perpo_pipeline.answers.boxes import frame_fault, get_box_format
+from perpo_pipeline.config.integrations import check_names
+from perpo_pipeline.config.section import Float, Int, Name, Section
+from perpo_pipeline.config.sources import PrepareConfig
+from perpo_pipeline.errors import ConfigError
+
+Method = Literal["perpo", "lipo", "lipo-lambda", "dpo", "sft"]
+METHODS = get_args(Method)
+BASE = "base"
+OTHER_IMAGE, BLANK_IMAGE = "-other-image", "-blank-image"
+
+
+class ModelConfig(Section):
+    """The model and how it sees an image; the same for sampling, training and evaluation."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"id", "revision", "device"})
+
+    id: str = Field("testbed", description="hub id, local directory, or `testbed`")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    preprocess: Literal["processor", "pad"] = Field(
+        "processor", description="`pad`: pad to a square with the mean colour first"
+    )
+    box_format: str = Field("llava", description="a family's box text, or pkg.module:attribute")
+    box_frame: Literal["full", "crop", "pad", "resized"] = Field(
+        "full", description="what the numbers refer to (README, 'Boxes')"
+    )
+
+    @field_validator("box_format")
+    @classmethod
+    def _is_a_format(cls, name: str) -> str:
+        try:
+            get_box_format(name)
+        except ConfigError as error:
+            raise ValueError(error.what) from error
+        return name
+
+    @model_validator(mode="after")
+    def _frame_fits(self) -> Self:
+        if fault := frame_fault(self.box_format, self.box_frame):
+            raise ValueError(fault)
+        if self.box_frame == "resized" and self.preprocess == "pad":
+            raise ValueError(
+                "box_frame resized is the whole image resized, which preprocess pad pads first: "
+                "set preprocess to processor"
+            )
+        return self
+
+
+class SampleConfig(Section):
+    """How the candidates are drawn: from softmax(logits / T) and nothing else."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {
+            "max_errors",
+            "split",
+            "num_gpus",
+            "gpu_memory_utilization",
+            "base_url",
+            "concurrency",
+            "preview_reward",
+            "engine",
+            "num_actors",
+            "ray_address",
+        }
+    )
+
+    split: Name = Field("train", description="the prepared split to sample from")
+    backend: Literal["auto", "transformers", "vllm", "openai"] = Field(
+        "auto", description="`auto`: vllm on CUDA where it is installed, else transformers"
+    )
+    num_samples: Int = Field(20, ge=1)
+    temperature: Float = Field(0.5, gt=0)
+    top_k: Int | None = Field(None, ge=1, description="default: the whole vocabulary")
+    top_p: Float = Field(1.0, gt=0, le=1)
+    repetition_penalty: Float = Field(1.0, gt=0)
+    max_new_tokens: Int = Field(64, ge=1)
+    batch_size: Int = Field(16, ge=1, description="prompts decoded together")
+    prompts_per_part: Int = Field(512, ge=1, description="rows are flushed after so many prompts")
+    max_errors: Int = Field(0, ge=0, description="prompts that may fail before the stage fails")
+    num_gpus: Int = Field(1, ge=1, description="processes, one a GPU, that share the prompts")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="`ray`: actors of a Ray cluster share the prompts"
+    )
+    num_actors: Int | None = Field(
+        None, ge=1, description="with engine ray; default: one a GPU, or one a machine on CPUs"
+    )
+    ray_address: str | None = Field(
+        None, description="`auto` or host:port; default: RAY_ADDRESS, else a cluster of its own"
+    )
+    gpu_memory_utilization: Float = Field(
+        0.9, gt=0, le=1, description="share of a GPU's memory that vLLM takes"
+    )
+    base_url: str | None = Field(None, description="of an OpenAI-compatible server, with its /v1")
+    served_model: str | None = Field(None, description="its name at the server; default: model.id")
+    concurrency: Int = Field(16, ge=1, description="requests at a time (openai)")
+    preview_reward: Literal["iou", "edit_similarity"] | None = Field(
+        None, description="show the running parse rate and mean reward where there is truth"
+    )
+
+
+class ScoreConfig(Section):
+    """How an answer is measured against the truth."""
+
+    reward: str | dict[str, float] = Field(
+        "auto",
+        description="a name, pkg.module:function, or several with weights: {iou: 1, mine:f: 0.5}",
+    )
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _are_rewards(cls, reward: Any) -> Any:
+        from perpo_pipeline.rewards.choice import AUTO, REWARDS
+
+        known = [AUTO, *REWARDS]
+        if not isinstance(reward, str) and not _are_weights(reward):
+            raise ValueError("give the name of a reward, or names with positive weights")
+        names = [reward] if isinstance(reward, str) else list(reward)
+        unknown = [name for name in names if ":" not in name and name not in known]
+        if unknown or not names:
+            raise ValueError(
+                f"there is no reward {', '.join(unknown) or 'at all'}; one of {', '.join(known)}, "
+                "or your own as package.module:function"
+            )
+        return reward
+
+    def weights(self) -> dict[str, float]:
+        """The rewards that are added up, by name."""
+        return {self.reward: 1.0} if isinstance(self.reward, str) else dict(self.reward)
+
+
+def _are_weights(value: Any) -> bool:
+    """Whether it maps names to positive numbers."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(weight, int | float)
+        and not isinstance(weight, bool)
+        and 0 < weight < math.inf
+        for name, weight in value.items()
+    )
+
+
+def parse_reward(text: str | None) -> str | dict[str, float] | None:
+    """What `--reward` says: a name, or `name=weight,name=weight`; raises ConfigError."""
+    if text is None or "=" not in text:
+        return text
+    weights: dict[str, float] = {}
+    for entry in text.split(","):
+        name, _, weight = entry.rpartition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = 0.0
+        if not name or not 0 < number < math.inf or name in weights:
+            raise ConfigError(
+                f"--reward {text!r} cannot be read at {entry!r}",
+                fix="give each name once, with a positive weight: --reward iou=0.7,token_f1=0.3",
+            )
+        weights[name] = number
+    return weights
+
+
+class FilterConfig(Section):
+    """Which lists are worth learning from."""
+
+    strategy: Literal["lists", "m3po"] = Field(
+        "lists", description="whole lists, or the pair of each that M3PO chooses (README, 'Lists')"
+    )
+    min_margin: Float = Field(0.8, ge=0, le=1, description="max reward - min reward, at least")
+    max_margin: Float | None = Field(None, ge=0, le=1, description="at most")
+    list_size: Int | None = Field(None, ge=2, description="the first so many samples of each list")
+    drop_unparsed: bool = Field(False, description="leave out answers that could not be read")
+    equal_datasets: bool = Field(False, description="as many lists of every dataset")
+    max_lists: Int | None = Field(3000, gt=0)
+    seed: Int = Field(0, ge=0, description="which lists stay when there are more than max_lists")
+
+    @model_validator(mode="after")
+    def _margins_are_ordered(self) -> Self:
+        if self.max_margin is not None and self.max_margin < self.min_margin:
+            raise ValueError(
+                f"max_margin {self.max_margin} is below min_margin {self.min_margin}: no list fits"
+            )
+        return self
+
+
+class LoraSettings(Section):
+    """Low-rank adapter on linear layers."""
+
+    rank: Int = Field(128, gt=0)
+    alpha: Int = Field(256, gt=0)
+
+
+class TrainSettings(Section):
+    """Settings of one training run; a method's own values override the shared ones."""
+
+    # The operational ones change the result by no more than rounding.
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {
+            "max_tokens_per_step",
+            "gradient_checkpointing",
+            "compile",
+            "num_workers",
+            "checkpoint_every",
+            "log_to",
+            "deepspeed",
+        }
+    )
+
+    method: Method = "perpo"
+    seed: Int = Field(0, ge=0)
+    beta: Float = Field(0.1, gt=0)
+    gamma: Float = Field(0.5, ge=0)
+    label_smoothing: Float = Field(
+        0.0, ge=0, lt=0.5, description="share of the preferences taken as flipped"
+    )
+    sft_weight: Float = Field(
+        0.0, ge=0, description="weight of the best completion's loss per token, as an anchor"
+    )
+    learning_rate: Float = Field(5e-6, gt=0)
+    epochs: Float = Field(1.0, gt=0)
+    batch_size: Int = Field(8, ge=1, description="lists an optimiser step")
+    max_tokens_per_step: Int = Field(
+        10_240, ge=1, description="packed tokens a forward pass; lower it when memory runs out"
+    )
+    warmup_ratio: Float = Field(0.0, ge=0, le=1)
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: Float = Field(0.0, ge=0)
+    max_grad_norm: Float = Field(1.0, gt=0)
+    tuning: Literal["lora", "full"] = "lora"
+    scope: list[Literal["language_model", "projector", "vision_tower"]] = Field(
+        default=["language_model"], min_length=1, description="what is trained"
+    )
+    lora: LoraSettings = LoraSettings()
+    forward: Literal["auto", "shared-prefix", "concatenated"] = Field(
+        "auto", description="`concatenated`: one full row a completion, slow and safe"
+    )
+    compile: bool | None = Field(None, description="decoder layers; default: on CUDA")
+    gradient_checkpointing: bool = Field(False, description="less memory, a third slower")
+    num_workers: Int | None = Field(
+        None, ge=0, description="processes that prepare images; default: several on CUDA, else 0"
+    )
+    drop_too_long: bool = Field(
+        False, description="leave out lists longer than the context, instead of an error"
+    )
+    checkpoint_every: Int = Field(100, ge=1, description="optimiser steps")
+    log_to: list[str] = Field(default_factory=list, description="integrations of Trainer")
+    deepspeed: str | None = Field(
+        None, description="zero2, zero3, zero3-offload, or the path of DeepSpeed settings"
+    )
+
+    @field_validator("log_to")
+    @classmethod
+    def _are_integrations(cls, names: list[str]) -> list[str]:
+        check_names(names)
+        return names
+
+    def fault(self) -> str | None:
+        """What does not fit together (checked once shared and own settings are merged)."""
+        if self.tuning == "lora" and self.scope == ["projector"]:
+            return "scope [projector] leaves nothing for LoRA; use tuning: full"
+        if self.method == "sft" and (self.sft_weight or self.label_smoothing):
+            return "sft has no preferences: sft_weight and label_smoothing are not for it"
+        return None
+
+
+class TrainConfig(Section):
+    """The methods to compare; settings of the section itself are shared by all of them."""
+
+    shared: TrainSettings = TrainSettings()
+    methods: dict[Name, TrainSettings] = Field(default_factory=lambda: {"perpo": TrainSettings()})
+    seeds: list[Int] = Field(default_factory=lambda: [0], min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_shared(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        own = {k: raw[k] for k in ("methods", "seeds") if k in raw}
+        if isinstance(own.get("methods"), Mapping):
+            own["methods"] = {k: {} if v is None else v for k, v in own["methods"].items()}
+        return {"shared": {k: v for k, v in raw.items() if k not in own}, **own}
+
+    @model_validator(mode="after")
+    def _every_variant_is_whole(self) -> Self:
+        for name, settings in (*self.methods.items(), ("shared", self.shared)):
+            if "seed" in settings.model_fields_set:
+                raise ValueError(f"{name}: give `seeds: [...]` of the section instead of `seed`")
+        for name, settings in self.variants().items():
+            if name == BASE or name != model_of(name):
+                raise ValueError(f"methods.{name}: this name is reserved; choose another")
+            if fault := settings.fault():
+                raise ValueError(f"methods.{name}: {fault}")
+        return self
+
+    def variants(self) -> dict[str, TrainSettings]:
+        """Adapter variants: one a method, or a method and seed where there are several seeds."""
+        several = len(self.seeds) > 1
+        return {
+            f"{name}-seed{seed}" if several else name: self._settings_of(name, seed)
+            for name in self.methods
+            for seed in self.seeds
+        }
+
+    def _settings_of(self, name: str, seed: int) -> TrainSettings:
+        own = self.methods[name].model_dump(exclude_unset=True)
+        if "method" not in own and "method" not in self.shared.model_fields_set:
+            if name not in METHODS:
+                raise ValueError(
+                    f"methods.{name}: '{name}' is no method; add `method: ` one of {list(METHODS)}"
+                )
+            own["method"] = name
+        return TrainSettings.model_validate(
+            {**self.shared.model_dump(exclude_unset=True), **own, "seed": seed}
+        )
+
+
+class EvalConfig(Section):
+    """What is evaluated, on which split; greedy decoding."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"models", "conditions", "allow_train_images"}
+    )
+
+    split: Name = "test"
+    models: list[Name] | None = Field(
+        None, min_length=1, description="default: base and every trained variant"
+    )
+    conditions: list[Literal["other-image", "blank-image"]] = Field(
+        default=["other-image", "blank-image"],
+        description="also with the image of another prompt, and with an empty one",
+    )
+    condition_prompts: Int = Field(512, gt=0, description="how many are shown another image")
+    allow_train_images: bool = Field(
+        False, description="evaluate an adapter on images that it was trained on"
+    )
+    max_new_tokens: Int = Field(64, ge=1)
+    batch_size: Int = Field(64, ge=1)
+    prompts_per_part: Int = Field(512, ge=1)
+
+
+class ReportConfig(Section):
+    """The page that shows what changed."""
+
+    title: str = "PerPO"
+    pictures: Int = Field(12, ge=0, description="examples with boxes before and after")
+    num_resamples: Int = Field(10_000, ge=100, description="of the paired bootstrap")
+
+
+class RunConfig(Section):
+    """One run: a name, a seed, and a section a stage."""
+
+    run: Name
+    seed: Int = Field(0, ge=0)
+    data_root: Path = Path("data")
+    model: ModelConfig = ModelConfig()
+    prepare: dict[Name, PrepareConfig]
+    sample: SampleConfig = SampleConfig()
+    score: ScoreConfig = ScoreConfig()
+    filter: FilterConfig = FilterConfig()
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
+    eval: EvalConfig = EvalConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _names_refer_to_something(self) -> Self:
+        splits = {"sample.split": self.sample.split, "eval.split": self.eval.split}
+        faults = unprepared(splits, list(self.prepare))
+        known = [BASE, *self.train.variants()]
+        for model in self.eval.models or []:
+            if model not in known:
+                faults.append(f"eval.models: '{model}' is not one of {known}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return self.data_root / self.run
+
+    def eval_models(self) -> list[str]:
+        """Names of the models to evaluate, `base` first."""
+        every = [BASE, *self.train.variants()]
+        return every if self.eval.models is None else self.eval.models
+
+    def eval_variants(self) -> list[str]:
+        """Names of the evaluations: a model with the right image, another one, or none."""
+        models = self.eval_models()
+        return models + [f"{m}-{image}" for image in self.eval.conditions for m in models]
+
+
+def model_of(evaluation: str) -> str:
+    """The model that an evaluation is of: its name without the name of another image."""
+    return evaluation.removesuffix(OTHER_IMAGE).removesuffix(BLANK_IMAGE)
+
+
+def unprepared(splits: Mapping[str, Any], prepared: list[str]) -> list[str]:
+    """A fault for each setting that names a split which is not prepared."""
+    return [
+        f"{key}: '{split}' is not a split of `prepare` {prepared}"
+        for key, split in splits.items()
+        if split not in prepared
+    ]

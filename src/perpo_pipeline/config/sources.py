@@ -1,0 +1,156 @@
+"""Where prompts come from: one pydantic model a kind of dataset (the `prepare` section).
+
+What a source's file looks like, and the unit and frame of its boxes, stands in its reader's module.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from perpo_pipeline.config.section import WORD_PATTERN, Int, Section
+
+Dataset = Literal["refcoco", "refcoco+", "refcocog"]
+Split = Literal["train", "val", "testA", "testB", "test"]
+SplitBy = Literal["unc", "google", "umd"]
+DATASETS = get_args(Dataset)
+SPLITS = get_args(Split)
+# The split files that published results use.
+SPLIT_BY: dict[Dataset, SplitBy] = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
+
+PerDataset = Annotated[
+    Int | None,
+    Field(gt=0, description="so many rows of each dataset, a random choice by the run's seed"),
+]
+ImageRoot = Annotated[Path | None, Field(description="default: the folder of the file")]
+EmbedImages = Annotated[bool, Field(description="keep the images' bytes in the artifact")]
+
+
+class TestbedSource(Section):
+    """Prompts rendered by the embedded testbed."""
+
+    source: Literal["testbed"]
+    num_prompts: Int = Field(gt=0)
+
+
+class JsonlSource(Section):
+    """Prompts from a plain JSON-lines file (README, 'Your own data')."""
+
+    source: Literal["jsonl"]
+    path: Path
+    image_root: ImageRoot = None
+    task: Literal["grounding", "ocr", "vqa"] | None = Field(None, description="for rows without")
+    embed_images: EmbedImages = False
+    per_dataset: PerDataset = None
+
+
+class ReferSource(Section):
+    """RefCOCO, RefCOCO+ and RefCOCOg in REFER's own layout."""
+
+    source: Literal["refer"]
+    path: Path = Field(description="the folder with refcoco/, refcoco+/ and refcocog/")
+    image_root: Path = Field(description="the folder of COCO's train2014 images")
+    datasets: list[Dataset] = Field(default=list(DATASETS), min_length=1)
+    split_by: dict[Dataset, SplitBy] = Field(
+        default={}, description="default: refcoco and refcoco+ by unc, refcocog by umd"
+    )
+    splits: list[Split] | None = Field(
+        None, min_length=1, description="default: the prepared split's name, if it is one of these"
+    )
+    leave_out_evaluated: bool | list[Dataset] = Field(
+        True, description="of train: images that an evaluated split of these datasets has; all"
+    )
+    embed_images: EmbedImages = False
+    per_dataset: PerDataset = None
+
+    @field_validator("datasets", "splits")
+    @classmethod
+    def _names_are_different(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("a name is given twice")
+        return names
+
+    def refs_file(self, dataset: Dataset) -> Path:
+        """The pickle with the dataset's expressions and splits."""
+        split_by = self.split_by.get(dataset, SPLIT_BY[dataset])
+        return self.path / dataset / f"refs({split_by}).p"
+
+    def instances_file(self, dataset: Dataset) -> Path:
+        """The JSON with the dataset's boxes and image names."""
+        return self.path / dataset / "instances.json"
+
+
+class LmmsLabSource(Section):
+    """The Parquet files of lmms-lab/RefCOCO and its siblings, images inside."""
+
+    source: Literal["lmms-lab"]
+    path: Path = Field(description="a Parquet file, a folder of them, or a pattern with *")
+    dataset: str = Field(
+        "lmms-lab", pattern=WORD_PATTERN, description="the rows' `dataset`: NAME_SPLIT"
+    )
+    per_dataset: PerDataset = None
+
+    def parquet_files(self) -> list[Path]:
+        """The files that `path` names, in order of their names."""
+        if self.path.is_dir():
+            return sorted(self.path.rglob("*.parquet"))
+        if "*" not in str(self.path):
+            return [self.path]
+        fixed = next(parent for parent in self.path.parents if "*" not in str(parent))
+        return sorted(fixed.glob(str(self.path.relative_to(fixed))))
+
+
+class RecSource(Section):
+    """Expressions and boxes as Qwen-VL and InternVL, Shikra, or MiniGPT-4 have them."""
+
+    source: Literal["rec-jsonl", "shikra", "minigpt4"]
+    path: Path
+    image_root: ImageRoot = None
+    embed_images: EmbedImages = False
+    per_dataset: PerDataset = None
+
+
+class FoxSource(Section):
+    """Pages with their text, as Fox has them."""
+
+    source: Literal["fox"]
+    path: Path
+    image_root: ImageRoot = None
+    embed_images: EmbedImages = False
+
+
+class PerpoJsonSource(Section):
+    """The released PerPO lists: prompts, and their answers with scores."""
+
+    source: Literal["perpo-json"]
+    path: Path
+    image_root: ImageRoot = None
+    embed_images: EmbedImages = False
+
+
+Source = (
+    TestbedSource
+    | JsonlSource
+    | ReferSource
+    | LmmsLabSource
+    | RecSource
+    | FoxSource
+    | PerpoJsonSource
+)
+PrepareConfig = Annotated[Source, Field(discriminator="source")]
+SOURCE_MODELS = get_args(Source)
+SOURCE_NAMES: tuple[str, ...] = tuple(
+    name for model in SOURCE_MODELS for name in get_args(model.model_fields["source"].annotation)
+)
+
+
+def source_files(source: Any) -> list[Path]:
+    """The files that a source is read from, as far as they are known without reading any."""
+    match source:
+        case TestbedSource():
+            return []
+        case ReferSource():
+            return [f(name) for name in DATASETS for f in (source.refs_file, source.instances_file)]
+        case LmmsLabSource():
+            return source.parquet_files() or [source.path]
+    return [source.path]

@@ -1,0 +1,242 @@
+"""`perpo judge`: questions and a judge's server, or its replies -> judgements and metrics.
+
+Every reply is kept as it came: the same command asks only what has none. Metrics are means over
+questions, in all and by group; a question of which a reply is unparsed is in none but parse_rate.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perpo_pipeline.evaluate.judge.asking import Judge, Reply, ask_all
+from perpo_pipeline.evaluate.judge.task import ALL, Question, Review, Task
+from perpo_pipeline.evaluate.statistics import mean_interval
+from perpo_pipeline.run import Console, make_at
+from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.atomic import file_sha256
+
+STAGE_VERSION = 1
+REPLIES_PER_PART = 32  # as many may be asked for again after a kill
+
+Row = dict[str, Any]
+
+
+def judge_questions(
+    task: Task,
+    questions: Sequence[Question],
+    files: Mapping[str, Path],
+    judge: Judge,
+    *,
+    out: Path,
+    console: Console,
+) -> Version:
+    """Ask the judge every question and measure: `judgements` and `metrics` under `out`.
+
+    `files` are those that the questions were made from. Returns the metrics; raises what `ask_all`
+    raises, with all replies so far on disk.
+    """
+    settings = {
+        **_settings(task, files, judge.model),
+        "prompt_sha256": task.prompt_sha256(),
+        "temperature": 0.0,
+        "max_tokens": judge.max_tokens,
+    }
+    recipe = Recipe(
+        "judgements",
+        task.name,
+        "judge",
+        STAGE_VERSION,
+        settings,
+        notes={"base_url": judge.base_url},
+    )
+
+    def work(writer: Writer) -> Row:
+        _Asked(writer, task, judge, questions, console).ask()
+        return {}
+
+    return _measure(task, make_at(out / "judgements", recipe, work, console), out, console)
+
+
+def judge_reviews(
+    task: Task,
+    reviews: Sequence[Review],
+    files: Mapping[str, Path],
+    model: str | None,
+    *,
+    out: Path,
+    console: Console,
+) -> Version:
+    """Measure replies that a judge gave elsewhere; nobody is asked. Returns the metrics."""
+    recipe = Recipe("judgements", task.name, "judge", STAGE_VERSION, _settings(task, files, model))
+
+    def work(writer: Writer) -> None:
+        rows = [
+            _row(task, review, model) | _read(task, Reply(review.reply, None)) for review in reviews
+        ]
+        writer.write_part(0, rows)
+
+    return _measure(task, make_at(out / "judgements", recipe, work, console), out, console)
+
+
+def measured_rows(task: Task, judgements: Iterable[Row]) -> tuple[list[Row], Row]:
+    """METRICS rows of JUDGEMENTS rows, in all and by group, and counts of what was left out.
+
+    `split` is the task's name. A group without a wholly parsed question has a parse_rate alone.
+    """
+    items: dict[str, list[Row]] = {}
+    for row in judgements:
+        items.setdefault(row["item_id"], []).append(row)
+    ordered = [sorted(items[item], key=lambda row: row["order"]) for item in sorted(items)]
+    groups = sorted({group for rows in ordered for group in rows[0]["groups"]})
+    found = []
+    for group in (ALL, *groups):
+        members = [rows for rows in ordered if group == ALL or group in rows[0]["groups"]]
+        found += _group_rows(task, group, members)
+    unparsed = [row for rows in ordered for row in rows if not row["parse_ok"]]
+    return found, {
+        "questions": len(ordered),
+        "left_out": len({row["item_id"] for row in unparsed}),
+        "replies_unparsed": len(unparsed),
+        "of_them_cut": sum(row["finish_reason"] == "length" for row in unparsed),
+        "of_them_missing": sum(row["failure"] is not None for row in unparsed),
+    }
+
+
+def _group_rows(task: Task, group: str, items: Sequence[Sequence[Row]]) -> list[Row]:
+    parsed = [[row["parse_ok"] for row in rows] for rows in items]
+    usable = [[row["scores"] for row in rows] for rows in items if all(r["parse_ok"] for r in rows)]
+    measured = dict(task.measure(np.array(usable))) if usable else {}
+    found = [(name, interval, len(usable)) for name, interval in measured.items()]
+    found.append(("parse_rate", mean_interval(np.mean(parsed, axis=1)), len(items)))
+    return [
+        {
+            "name": name,
+            "value": value,
+            "low": low,
+            "high": high,
+            "n": n,
+            "split": task.name,
+            "dataset": group,
+        }
+        for name, (value, low, high), n in found
+    ]
+
+
+def _measure(task: Task, judgements: Version, out: Path, console: Console) -> Version:
+    recipe = Recipe("metrics", task.name, "judge", STAGE_VERSION, {}, {"judgements": judgements})
+
+    def work(writer: Writer) -> Row:
+        rows, counts = measured_rows(task, judgements.table().to_pylist())
+        writer.write_part(0, rows)
+        return counts
+
+    metrics = make_at(out / "metrics", recipe, work, console)
+    counts = metrics.manifest["counts"]
+    if counts["left_out"]:
+        console.say(
+            f"judge {task.name}: {counts['left_out']} of {counts['questions']} questions are in no "
+            f"mean but parse_rate: {counts['replies_unparsed']} replies say nothing definite "
+            f"({counts['of_them_cut']} cut by --max-tokens, {counts['of_them_missing']} never came)"
+        )
+    return metrics
+
+
+class _Asked:
+    """The replies to a version's questions: those on disk, and those that come in.
+
+    They are written in the order in which they come: one question that is never answered must not
+    keep the others of a part from the disk.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        task: Task,
+        judge: Judge,
+        questions: Sequence[Question],
+        console: Console,
+    ) -> None:
+        self.writer, self.task, self.judge = writer, task, judge
+        self.questions, self.console = questions, console
+        self.rows: list[Row] = []
+
+    def ask(self) -> None:
+        """Ask what is missing; what came in is on disk also when this raises."""
+        pending = self._pending()
+        there = len(self.questions) - len(pending)
+        if there:
+            self.console.say(
+                f"judge {self.task.name}: {there} of {len(self.questions)} replies "
+                "are there already"
+            )
+        if not pending:
+            return
+        with self.console.bar(
+            f"judge {self.task.name}", total=len(self.questions), initial=there
+        ) as bar:
+            try:
+                failures = ask_all(self.judge, pending, partial(self._keep, bar))
+            finally:
+                self._flush()
+        for question, reason in failures:
+            self.rows.append(_row(self.task, question, self.judge.model) | {"failure": reason})
+        self._flush()
+
+    def _pending(self) -> list[Question]:
+        there = {
+            (row["item_id"], row["order"])
+            for index in range(len(self.questions))
+            if self.writer.has_part(index)
+            for row in self.writer.read_part(index, ["item_id", "order"]).to_pylist()
+        }
+        return [q for q in self.questions if (q.item_id, q.order) not in there]
+
+    def _keep(self, bar: Any, question: Question, reply: Reply) -> None:
+        self.rows.append(_row(self.task, question, self.judge.model) | _read(self.task, reply))
+        bar.update(1)
+        if len(self.rows) >= REPLIES_PER_PART:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.rows:
+            free = next(i for i in range(len(self.questions)) if not self.writer.has_part(i))
+            self.writer.write_part(free, self.rows)
+            self.rows = []
+
+
+def _settings(task: Task, files: Mapping[str, Path], model: str | None) -> Row:
+    digests = {name: file_sha256(path) for name, path in files.items()}
+    return {"task": task.name, "judge_model": model, "files_sha256": digests}
+
+
+def _row(task: Task, asked: Question | Review, model: str | None) -> Row:
+    """A JUDGEMENTS row without a reply."""
+    prompt = asked.prompt if isinstance(asked, Question) else None
+    return {
+        "task": task.name,
+        "item_id": asked.item_id,
+        "order": asked.order if isinstance(asked, Question) else 0,
+        "groups": list(asked.groups),
+        "model": model,
+        "prompt_sha256": prompt and hashlib.sha256(prompt.encode()).hexdigest(),
+        "reply": None,
+        "finish_reason": None,
+        "scores": None,
+        "parse_ok": False,
+        "failure": None,
+    }
+
+
+def _read(task: Task, reply: Reply) -> Row:
+    """What a reply adds to its row."""
+    scores = task.parse(reply.text)
+    return {
+        "reply": reply.text,
+        "finish_reason": reply.finish_reason,
+        "scores": scores,
+        "parse_ok": scores is not None,
+    }

@@ -1,0 +1,266 @@
+"""`perpo filter`: the lists worth learning from -> the preferences artifact, `dropped` beside it.
+
+Two passes over the parts, so that memory holds some numbers a list and no texts: the first finds
+every list's margin and decides (margins.py), the second writes the lists that stay (lists.py).
+Whatever is dropped is kept aside with its reason.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from perpo_pipeline.config.run import FilterConfig
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
+from perpo_pipeline.filter.margins import (
+    ALL_UNPARSED,
+    MARGIN_TOO_LARGE,
+    MARGIN_TOO_SMALL,
+    NO_PREFERENCE,
+    ROUNDING,
+    TOO_FEW_SAMPLES,
+    list_margins,
+    margin_counts,
+    margin_table,
+    reasons_to_drop,
+)
+from perpo_pipeline.run import Run, make
+from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of
+from perpo_pipeline.store.prompt_lookup import check_unique
+from perpo_pipeline.store.schemas import DROPPED_LISTS
+
+STAGE_VERSION = 2
+LISTS_PER_PART = 1024
+ADVICE = {
+    TOO_FEW_SAMPLES: "lower filter.list_size to what was sampled, or sample more",
+    ALL_UNPARSED: "check model.box_format and box_frame: no answer could be read",
+    NO_PREFERENCE: "look at the scores: lists whose rewards are all equal teach nothing",
+    MARGIN_TOO_SMALL: "lower filter.min_margin",
+    MARGIN_TOO_LARGE: "raise filter.max_margin",
+}
+KEYS = ["prompt_id", "sample_id"]
+REWARD_COLUMNS = ["reward", "parse_ok"]
+TASK_COLUMNS = ["prompt_id", "task", "dataset"]
+
+
+def filter_lists(run: Run, split: str) -> Version:
+    """Write the preferences of one split."""
+    scores = run.latest("scores", split)
+    samples = run.latest("samples") if "samples" in run.inputs else input_of(scores, "samples")
+    prompts = input_of(scores, "prompts")
+    config = run.config.filter
+    recipe = Recipe(
+        "preferences",
+        split,
+        "filter",
+        STAGE_VERSION,
+        config.result_settings(),
+        {"scores": scores, "samples": samples, "prompts": prompts},
+    )
+
+    def work(writer: Writer) -> Mapping[str, Any]:
+        sampled = Sampled(samples, scores)
+        lists = _all_margins(run, sampled, split, config).join(
+            _tasks(prompts), on="prompt_id", how="left", maintain_order="left"
+        )
+        lists = lists.with_columns(reason=reasons_to_drop(lists, config))
+        _tell_reward(run, scores)
+        run.say(margin_table(margin_counts(lists)))
+        _check_some_are_left(lists, scores)
+        _write_lists(run, writer, sampled, lists, config)
+        counts = summarise(lists, config.min_margin) | _count_kept(writer)
+        run.say(_sentence(counts))
+        return counts
+
+    return make(run, recipe, work, out=run.out)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Samples and their scores, part by part."""
+
+    samples: Version
+    scores: Version
+
+    def __post_init__(self) -> None:
+        scored = self.scores.manifest["inputs"]["samples"]["fingerprint"]
+        if scored != self.samples.fingerprint:
+            raise ArtifactError(
+                f"the scores are of other samples ({scored}) than these "
+                f"({self.samples.fingerprint}): their rewards belong to other completions",
+                where=f"{self.samples.path} and {self.scores.path}",
+                fix="rerun `perpo score`",
+            )
+        if len(self.samples.parts()) != len(self.scores.parts()):
+            raise self._mismatch()
+
+    def __len__(self) -> int:
+        return len(self.scores.parts())
+
+    def rewards(self, index: int) -> pl.DataFrame:
+        """Keys, reward and parse_ok of a part; raises `ArtifactError` unless both agree."""
+        rows = pl.DataFrame(self.scores.part(index, [*KEYS, *REWARD_COLUMNS]))
+        if not rows.select(KEYS).equals(pl.DataFrame(self.samples.part(index, KEYS))):
+            raise self._mismatch()
+        check_unique(rows, KEYS, str(self.scores.parts()[index]), "perpo sample")
+        return rows
+
+    def rows(self, index: int, prompt_ids: pl.Series) -> pl.DataFrame:
+        """SAMPLE_COLUMNS and rewards of some lists of a part."""
+        rows = pl.DataFrame(self.samples.part(index, SAMPLE_COLUMNS)).hstack(
+            pl.DataFrame(self.scores.part(index, REWARD_COLUMNS))
+        )
+        return rows.filter(pl.col("prompt_id").is_in(prompt_ids.implode()))
+
+    def _mismatch(self) -> ArtifactError:
+        return ArtifactError(
+            "the samples and scores do not have the same rows",
+            where=f"{self.samples.path} and {self.scores.path}",
+            fix="rerun `perpo score`",
+        )
+
+
+def _tell_reward(run: Run, scores: Version) -> None:
+    """Say by what the lists are ranked, above all where the configuration says otherwise."""
+    measured, wanted = scores.manifest["settings"].get("reward", {}), run.config.score.weights()
+    doubt = f" (the configuration says {_shown(wanted)})" * (measured != wanted)
+    run.say(f"filter: ranked by {_shown(measured)}{doubt}")
+
+
+def _shown(weights: Mapping[str, float]) -> str:
+    if len(weights) == 1:
+        return next(iter(weights))
+    return ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+
+
+def _all_margins(run: Run, sampled: Sampled, split: str, config: FilterConfig) -> pl.DataFrame:
+    parts = run.progress(range(len(sampled)), f"filter {split}: margins", len(sampled))
+    if not len(sampled):
+        raise ArtifactError(
+            "there are no scores",
+            where=str(sampled.scores.path),
+            fix="rerun `perpo sample` and `perpo score`",
+        )
+    lists = pl.concat(
+        [
+            list_margins(sampled.rewards(index), config).with_columns(part=pl.lit(index))
+            for index in parts
+        ]
+    )
+    check_unique(lists, ["prompt_id"], str(sampled.scores.path), "perpo sample")
+    return lists
+
+
+def _tasks(prompts: Version) -> pl.DataFrame:
+    parts = [pl.DataFrame(part) for part in prompts.batches(TASK_COLUMNS)]
+    return pl.concat(parts).with_columns(pl.col("task", "dataset").cast(pl.Categorical))
+
+
+def _check_some_are_left(lists: pl.DataFrame, scores: Version) -> None:
+    if lists["reason"].null_count():
+        return
+    largest = max(lists["margin"].drop_nulls(), default=0.0)
+    reasons = _by_reason(lists)
+    advice = dict.fromkeys(ADVICE[reason] for reason in sorted(reasons, key=lambda r: -reasons[r]))
+    raise ArtifactError(
+        f"no list is left of {lists.height}: the largest margin is {largest:.3f}; dropped: "
+        f"{_listed(reasons)}",
+        where=str(scores.path),
+        fix="; ".join(advice),
+    )
+
+
+def _write_lists(
+    run: Run, writer: Writer, sampled: Sampled, lists: pl.DataFrame, config: FilterConfig
+) -> None:
+    """Write the lists that stay, so many a part, and beside the first part those dropped."""
+    kept = lists.filter(pl.col("reason").is_null())
+    starts = range(0, kept.height, LISTS_PER_PART)
+    for index, start in enumerate(run.progress(starts, "filter: lists", len(starts))):
+        if writer.has_part(index):
+            continue
+        chunk = kept.slice(start, LISTS_PER_PART)
+        rows = pl.concat(
+            [
+                sampled.rows(part, chunk.filter(pl.col("part") == part)["prompt_id"])
+                for part in chunk["part"].unique(maintain_order=True)
+            ]
+        )
+        tasks = dict(zip(chunk["prompt_id"], chunk["task"], strict=True))
+        built = build_lists(rows, tasks, config)
+        aside = pl.concat(
+            [_dropped_lists(lists) if index == 0 else _no_drops(), left_out(rows, built, config)]
+        )
+        if index == 0 or aside.height:
+            writer.write_part(index, aside.to_arrow(), table="dropped")
+        writer.write_part(index, built)
+
+
+def _dropped_lists(lists: pl.DataFrame) -> pl.DataFrame:
+    return lists.filter(pl.col("reason").is_not_null()).select(
+        "prompt_id", pl.lit(None, pl.Int32).alias("sample_id"), "reason", "margin"
+    )
+
+
+def _no_drops() -> pl.DataFrame:
+    return pl.DataFrame(DROPPED_LISTS.columns.empty_table())
+
+
+def summarise(lists: pl.DataFrame, min_margin: float) -> dict[str, Any]:
+    """Counts for the manifest, with the share of the margin that unparsed answers make.
+
+    `lists` has the columns of `list_margins` and `reason`, null where a list stays.
+    `margin_from_unparsed` is the part of the mean margin that is gone when unparsed answers are
+    left out; `kept_by_unparsed_only` counts the lists that would then not have passed.
+    """
+    kept = lists.filter(pl.col("reason").is_null())
+    margins, parsed = kept["margin"].to_numpy(), kept["parsed_margin"].to_numpy()
+    return {
+        "lists": lists.height,
+        "kept": kept.height,
+        "dropped": _by_reason(lists),
+        "mean_margin": float(margins.mean()),
+        "margin_from_unparsed": float(margins.mean() - parsed.mean()),
+        "kept_by_unparsed_only": int(((parsed < min_margin - ROUNDING) | (parsed <= 0)).sum()),
+        **margin_counts(lists),
+    }
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+
+
+def _by_reason(lists: pl.DataFrame) -> dict[str, int]:
+    return dict(sorted(Counter(lists["reason"].drop_nulls().to_list()).items()))
+
+
+def _count_kept(writer: Writer) -> dict[str, Any]:
+    """What the lists that stay hold: distinct completions, tied pairs, what is left out."""
+    rewards = writer.read_rows(["rewards", "counts"])
+    lists = pl.concat([pl.DataFrame(part) for part in rewards]).with_row_index()
+    flat = lists.explode("rewards", "counts")
+    ties = flat.group_by("index", "rewards").agg(pl.col("counts").cast(pl.Int64).sum())
+    sizes = flat.group_by("index").agg(pl.col("counts").cast(pl.Int64).sum())
+
+    def pairs(counts: pl.Series) -> int:
+        return int((counts * (counts - 1) // 2).sum())
+
+    aside = [pl.DataFrame(part) for part in writer.read_rows(["sample_id", "reason"], "dropped")]
+    completions = pl.concat(aside).filter(pl.col("sample_id").is_not_null())["reason"]
+    return {
+        "distinct_completions_mean": flat.height / lists.height,
+        "tied_pairs_share": pairs(ties["counts"]) / pairs(sizes["counts"]),
+        "completions_left_out": dict(sorted(Counter(completions.to_list()).items())),
+    }
+
+
+def _sentence(counts: Mapping[str, Any]) -> str:
+    gone = _listed(counts["dropped"]) or "none"
+    return (
+        f"filter: {counts['kept']} of {counts['lists']} lists kept (dropped: {gone}); "
+        f"mean margin {counts['mean_margin']:.3f}, of which {counts['margin_from_unparsed']:.3f} "
+        f"comes from unparsed answers; {counts['kept_by_unparsed_only']} lists pass only by them"
+    )

@@ -1,0 +1,45 @@
+"""Fields of a dataset's row: texts and whole numbers, checked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from perpo_pipeline.answers.truth import RowFault
+
+
+def absent(raw: Mapping[str, Any], key: str) -> str:
+    """What to say of a key without a value: that it is null, or that it is missing."""
+    return f"`{key}` is {'null' if key in raw and raw[key] is None else 'missing'}"
+
+
+def text_at(raw: Mapping[str, Any], key: str) -> str:
+    """The text under `key`; raises `RowFault` where there is none, or what no table can hold."""
+    value = raw.get(key)
+    if not isinstance(value, str) or not value:
+        raise RowFault(
+            absent(raw, key) if value in (None, "") else f"`{key}` is not text: {value!r}"
+        )
+    if fault := text_fault(key, value):
+        raise RowFault(fault)
+    return value
+
+
+def integer_at(raw: Mapping[str, Any], key: str) -> int:
+    """The whole number under `key`; raises `RowFault`."""
+    value = raw.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RowFault(
+            absent(raw, key) if value is None else f"`{key}` is not a whole number: {value!r}"
+        )
+    return value
+
+
+def text_fault(key: str, text: str) -> str | None:
+    """A lone surrogate or a NUL, which no file name and no table can hold."""
+    if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        return f"`{key}` holds a character that is no text: {text[:60]!r}"
+    return None
+
+
+def without_placeholder(question: str) -> str:
+    """A question without LLaVA's `<image>`: the image is put before the text by the run's model."""
+    return question.replace("<image>", "").strip()

@@ -1,0 +1,101 @@
+"""`perpo report`: everything that a run has made -> one HTML page and the paired comparisons."""
+
+from dataclasses import asdict
+
+from perpo_pipeline.config.run import BASE
+from perpo_pipeline.report.data import (
+    Comparison,
+    Inputs,
+    Outcomes,
+    compare,
+    open_inputs,
+    oracle,
+    read_curves,
+    read_outcomes,
+    read_sampled,
+    read_table,
+)
+from perpo_pipeline.report.lineage import ancestors
+from perpo_pipeline.report.methods import Method, main_method, methods_of
+from perpo_pipeline.report.pictures import Picture, read_pictures
+from perpo_pipeline.run import DEFAULT, Run, make
+from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.atomic import write_atomically
+
+STAGE_VERSION = 1
+PAGE = "report.html"
+
+
+def report(run: Run) -> Version:
+    """Write `report.html` and the paired comparisons (REPORT rows) of a run.
+
+    Raises `ArtifactError` naming what has not been made yet.
+    """
+    config = run.config
+    inputs = open_inputs(run)
+    settings = {
+        **config.report.result_settings(),
+        "run": config.run,
+        "model": config.model.id,
+        "models": config.eval_models(),
+        "evaluations": config.eval_variants(),
+        "methods": {name: s.result_settings() for name, s in config.train.variants().items()},
+    }
+    recipe = Recipe("report", DEFAULT, "report", STAGE_VERSION, settings, inputs.by_name())
+
+    def work(writer: Writer) -> None:
+        outcomes = read_outcomes(inputs)
+        comparisons = _compare_all(run, outcomes)
+        html = _page(run, inputs, outcomes, comparisons)
+        write_atomically(writer.path / PAGE, lambda sink: sink.write(html.encode()))
+        writer.write_part(0, [asdict(comparison) for comparison in comparisons])
+
+    return make(run, recipe, work, out=run.out)
+
+
+def _compare_all(run: Run, outcomes: Outcomes) -> list[Comparison]:
+    methods = methods_of(run.config)
+    main = main_method(methods)
+    if main is None:
+        return []
+    others = [method for method in methods if method is not main]
+    return compare(outcomes, main, others, run.config.report.num_resamples)
+
+
+def _page(run: Run, inputs: Inputs, outcomes: Outcomes, comparisons: list[Comparison]) -> str:
+    from perpo_pipeline.report.page import Contents, render  # imports Matplotlib
+
+    config = run.config
+    main = main_method(methods_of(config))
+    sampled = read_sampled(inputs)
+    pictures, outcome_counts = _pictures(run, inputs, outcomes, main)
+    return render(
+        Contents(
+            title=config.report.title,
+            run_name=config.run,
+            model_id=config.model.id,
+            rows=read_table(run, inputs),
+            oracle=oracle(sampled, config.report.num_resamples),
+            main=main,
+            outcomes=outcomes,
+            comparisons=comparisons,
+            settings=config.train.variants(),
+            curves={name: read_curves(version) for name, version in inputs.adapters.items()},
+            train_s={name: v.manifest["wall_s"] for name, v in inputs.adapters.items()},
+            sampled=sampled,
+            sampled_split=config.sample.split,
+            pictures=pictures,
+            outcome_counts=outcome_counts,
+            lineage=ancestors(inputs.by_name().values()),
+        )
+    )
+
+
+def _pictures(
+    run: Run, inputs: Inputs, outcomes: Outcomes, main: Method | None
+) -> tuple[list[Picture], dict[str, int]]:
+    """Examples of the base against the main method (its first seed); none without either."""
+    wanted = run.config.report.pictures
+    if not wanted or main is None or BASE not in outcomes.rewards:
+        return [], {}
+    return read_pictures(inputs, outcomes, BASE, main.variants[0], wanted)

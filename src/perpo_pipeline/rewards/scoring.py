@@ -1,0 +1,109 @@
+"""Score completions in memory: what `perpo score` writes, for any stage that needs rewards."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.rewards.choice import (
+    Answers,
+    columns_of,
+    measure,
+)
+from perpo_pipeline.store.schemas import BOX, SCORES
+
+TRUTH_COLUMNS = [
+    "prompt_id",
+    "task",
+    "width",
+    "height",
+    "gt_text",
+    "gt_box",
+    "gt_boxes",
+    "gt_polygon",
+]
+
+
+KEYS = ["prompt_id", "sample_id"]
+
+
+MOSTLY_UNPARSED = 0.9  # of the answers: then the settings are to blame, not the model
+
+
+def score_samples(
+    samples: pa.Table,
+    prompts: pa.Table,
+    *,
+    reward: str | Mapping[str, float],
+    box_format: str,
+    box_frame: str,
+) -> pa.Table:
+    """Score completions; the result has SCORES' columns and the rows of `samples`, in order.
+
+    `samples` needs prompt_id, sample_id, completion, and `resized` in the frame of that name;
+    `prompts` the columns that `rewards.choice.columns_of` names; `reward` is a name of
+    rewards/choice.py, or several with their weights. Raises `ArtifactError` if a sample's prompt,
+    the truth that the reward needs, or a size that the frame needs is missing.
+    """
+    weights = {reward: 1.0} if isinstance(reward, str) else reward
+    rows = pl.DataFrame(samples.select(sample_columns(box_frame)))
+    truth = pl.DataFrame(prompts.select(columns_of(weights)))
+    joined = rows.join(truth, on="prompt_id", how="left", maintain_order="left")
+    return score_joined(join_truth(rows, joined, box_format, box_frame), weights)
+
+
+def sample_columns(box_frame: str) -> list[str]:
+    return [*KEYS, "completion"] + ["resized"] * (box_frame == "resized")
+
+
+def join_truth(
+    rows: pl.DataFrame, joined: pl.DataFrame, box_format: str, box_frame: str
+) -> Answers:
+    """The answers with their prompts; raises `ArtifactError` where there is no such prompt."""
+    lost = joined.filter(pl.col("task").is_null())
+    if lost.height:
+        raise ArtifactError(
+            f"{lost.height} samples belong to no prompt, the first to {lost['prompt_id'][0]}",
+            fix="give the prompts that were sampled with --prompts",
+        )
+    if joined.height != rows.height:
+        raise ArtifactError(
+            "a prompt_id occurs twice among the prompts", fix="rerun `perpo prepare`"
+        )
+    return Answers(joined, box_format, box_frame)
+
+
+def score_joined(answers: Answers, weights: Mapping[str, float]) -> pa.Table:
+    found = measure(answers, weights)
+    return pa.table(
+        [
+            answers.rows["prompt_id"].to_arrow().cast(pa.string()),
+            answers.rows["sample_id"].to_arrow(),
+            pa.array(found.rewards),
+            pa.array(found.parse_ok),
+            _box_column(found.boxes),
+        ],
+        schema=SCORES.columns,
+    )
+
+
+def _box_column(boxes: npt.NDArray[np.float64]) -> pa.Array:
+    """(n, 4) boxes as lists, null where NaN."""
+    is_nowhere = np.isnan(boxes[:, 0])
+    offsets = np.concatenate([[0], np.cumsum(np.where(is_nowhere, 0, 4))])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()),
+        pa.array(boxes[~is_nowhere].ravel()),
+        type=BOX,
+        mask=pa.array(is_nowhere),
+    )
+
+
+def reading_doubt(unparsed: int, rows: int) -> str | None:
+    """What to tell where hardly any answer could be read, or None."""
+    if unparsed < MOSTLY_UNPARSED * rows or not rows:
+        return None
+    return f"only {rows - unparsed} of {rows} answers could be read: is the box format theirs?"

@@ -1,0 +1,146 @@
+"""What all stages share: where an artifact of this run lies, and 'do nothing if it is there'."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.artifacts import (
+    CURRENT,
+    Recipe,
+    Version,
+    Writer,
+    find_complete,
+    open_version,
+    open_writer,
+)
+
+Item = TypeVar("Item")
+DEFAULT = "default"
+MADE_BY = {
+    "prompts": "perpo prepare --variant {variant}",
+    "samples": "perpo sample",
+    "scores": "perpo score",
+    "preferences": "perpo filter",
+    "adapter": "perpo train --variant {variant}",
+    "predictions": "perpo eval --variant {variant}",
+    "metrics": "perpo eval --variant {variant}",
+}
+
+
+class Console:
+    """Where messages and progress bars go: stderr (results alone go to stdout)."""
+
+    quiet: bool
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def say(self, message: str) -> None:
+        """Tell the user, on stderr."""
+        print(message, file=sys.stderr, flush=True)
+
+    def progress(
+        self, items: Iterable[Item], what: str, total: int | None = None
+    ) -> Iterable[Item]:
+        """Show a bar with rate and time left on a terminal, unless --quiet."""
+        bar: Iterable[Item] = self.bar(what, items=items, total=total)
+        return bar
+
+    def bar(
+        self,
+        what: str,
+        *,
+        items: Iterable[Any] | None = None,
+        total: int | None = None,
+        initial: int = 0,
+        unit: str = "it",
+    ) -> Any:
+        """tqdm's bar, to be updated by hand where `items` is None; `initial` were there before."""
+        from tqdm import tqdm
+
+        return tqdm(
+            items,
+            desc=what,
+            total=total,
+            disable=self.quiet or None,
+            file=sys.stderr,
+            leave=False,
+            mininterval=0.5,
+            miniters=1,
+            dynamic_ncols=True,
+            unit=unit,
+            initial=initial,
+        )
+
+
+@dataclass(frozen=True)
+class Run(Console):
+    """A loaded run: its configuration, and the places that flags gave instead of the usual ones."""
+
+    config: RunConfig
+    out: Path | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    quiet: bool = False
+    muted: bool = False  # one of several processes, of which the first speaks
+
+    def say(self, message: str) -> None:
+        """Tell the user, unless another process does."""
+        if not self.muted:
+            super().say(message)
+
+    def place(self, artifact: str, variant: str = DEFAULT) -> Path:
+        """The directory of an artifact's variant in this run."""
+        return self.config.run_dir / artifact / variant
+
+    @property
+    def scratch(self) -> Path:
+        """Where things are kept that no artifact is: inside --out where it is given."""
+        return self.out or self.config.run_dir
+
+    def latest(self, artifact: str, variant: str = DEFAULT) -> Version:
+        """The version in use, or the one that a flag such as --prompts names."""
+        given, place = self.inputs.get(artifact), self.place(artifact, variant)
+        if given is None and not (place / CURRENT).is_file():
+            raise ArtifactError(
+                f"the run '{self.config.run}' has no finished {artifact} '{variant}' yet",
+                where=str(place),
+                fix=f"run: {MADE_BY[artifact].format(variant=variant)}",
+            )
+        return open_version(given or place, artifact)
+
+
+def make(
+    run: Run,
+    recipe: Recipe,
+    work: Callable[[Writer], Mapping[str, Any] | None],
+    *,
+    out: Path | None = None,
+) -> Version:
+    """As `make_at`, where the run keeps the artifact, or under `out`."""
+    return make_at(out or run.place(recipe.artifact, recipe.variant), recipe, work, run)
+
+
+def make_at(
+    root: Path,
+    recipe: Recipe,
+    work: Callable[[Writer], Mapping[str, Any] | None],
+    console: Console,
+) -> Version:
+    """Return the version of `recipe` under `root`: the one on disk, or made now by `work`, which
+    writes parts and returns the counts for the manifest."""
+    done = find_complete(root, recipe)
+    if done is not None:
+        console.say(f"{recipe.stage} {recipe.variant}: up to date ({done.path})")
+        return done
+    with open_writer(root, recipe) as writer:
+        counts = work(writer)
+        version = writer.finish(dict(counts or {}))
+    console.say(
+        f"{recipe.stage} {recipe.variant}: {recipe.artifact}, {version.manifest['rows']} rows in "
+        f"{version.manifest['wall_s']:.1f} s ({version.path})"
+    )
+    return version

@@ -1,0 +1,1 @@
+"""The stage that measures every completion against the truth."""

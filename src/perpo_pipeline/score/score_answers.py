@@ -1,0 +1,119 @@
+"""`perpo score`: every completion is measured against the truth -> the scores artifact.
+
+The core, `score_samples`, is pure; rows keep the order of the samples. Parts are scored on all
+cores, a few at a time, and written in order.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from perpo_pipeline.answers.boxes import describe_box_format
+from perpo_pipeline.machine import cores
+from perpo_pipeline.rewards.choice import (
+    AUTO,
+    REWARDS,
+    Answers,
+    columns_of,
+    own_rewards,
+    try_own,
+)
+from perpo_pipeline.rewards.scoring import (
+    KEYS,
+    join_truth,
+    reading_doubt,
+    sample_columns,
+    score_joined,
+)
+from perpo_pipeline.run import Run, make
+from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of
+from perpo_pipeline.store.prompt_lookup import PromptLookup, check_unique
+
+STAGE_VERSION = 2
+
+
+def score(run: Run, split: str) -> Version:
+    """Write the scores of the run's samples of one split."""
+    samples = run.latest("samples", split)
+    prompts = run.latest("prompts") if "prompts" in run.inputs else input_of(samples, "prompts")
+    model, weights = run.config.model, run.config.score.weights()
+    own = own_rewards(weights)
+    settings: dict[str, Any] = {"reward": weights, "own_rewards": own}
+    if any(name == AUTO or (name in REWARDS and REWARDS[name].reads_geometry) for name in weights):
+        settings |= {
+            "box_format": describe_box_format(model.box_format),
+            "box_frame": model.box_frame,
+        }
+    recipe = Recipe(
+        "scores", split, "score", STAGE_VERSION, settings, {"samples": samples, "prompts": prompts}
+    )
+
+    def work(writer: Writer) -> Mapping[str, Any]:
+        lookup = PromptLookup(prompts, columns_of(weights))
+        columns = sample_columns(model.box_frame)
+        todo = [i for i in range(len(samples.parts())) if not writer.has_part(i)]
+
+        def answers_of(index: int) -> Answers:
+            rows = pl.DataFrame(samples.part(index, columns))
+            check_unique(rows, KEYS, str(samples.parts()[index]), "perpo sample")
+            return join_truth(rows, lookup.join(rows), model.box_format, model.box_frame)
+
+        for name in own if todo else ():
+            try_own(answers_of(todo[0]), name)
+        workers = 1 if own else cores()
+        scored = _in_order(todo, lambda i: score_joined(answers_of(i), weights), workers)
+        for index, part in run.progress(scored, f"score {split}", len(todo)):
+            writer.write_part(index, part)
+        counts = _count(writer)
+        run.say(f"score {split}: {_summary(counts, weights)}")
+        if doubt := reading_doubt(counts["unparsed"], counts["rows"]):
+            run.say(f"score {split}: {doubt} (model.box_format is {model.box_format})")
+        return counts
+
+    return make(run, recipe, work, out=run.out)
+
+
+def _in_order(
+    indices: Sequence[int], work: Callable[[int], pa.Table], workers: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """(index, work(index)) in order, on several threads with a few results ahead.
+
+    Threads are enough: what is slow (Polars, NumPy, RapidFuzz, Shapely) lets others run meanwhile.
+    """
+    ahead: deque[tuple[int, Future[pa.Table]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for index in indices:
+                ahead.append((index, pool.submit(work, index)))
+                if len(ahead) > 2 * workers:
+                    done, future = ahead.popleft()
+                    yield done, future.result()
+            while ahead:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+
+def _count(writer: Writer) -> dict[str, Any]:
+    rows = unparsed = 0
+    rewards = 0.0
+    for part in writer.read_rows(["reward", "parse_ok"]):
+        rows += part.num_rows
+        unparsed += part.num_rows - int(pc.sum(part["parse_ok"]).as_py() or 0)
+        rewards += float(pc.sum(part["reward"]).as_py() or 0.0)
+    return {"rows": rows, "unparsed": unparsed, "mean_reward": rewards / rows if rows else None}
+
+
+def _summary(counts: Mapping[str, Any], weights: Mapping[str, float]) -> str:
+    mean, rows = counts["mean_reward"], counts["rows"]
+    if mean is None:
+        return "no completions"
+    parsed = (rows - counts["unparsed"]) / rows
+    return f"mean reward {mean:.3f} ({', '.join(weights)}), {parsed:.1%} of the answers parsed"

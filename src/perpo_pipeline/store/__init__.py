@@ -1,0 +1,1 @@
+"""Artifacts on disk: how they are written, read, described and traced."""

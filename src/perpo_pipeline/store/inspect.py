@@ -1,0 +1,121 @@
+"""`perpo inspect` and `perpo gc`: look at artifacts, find those that nothing leads to."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.artifacts import (
+    CURRENT,
+    MANIFEST,
+    MERGED,
+    STARTED,
+    Version,
+    being_written,
+    damaged_files,
+    open_version,
+)
+
+LONGEST_CELL = 100
+
+
+def describe(directory: Path, *, rows: int = 3, verify: bool = False) -> str:
+    """Text of one artifact: what it is, its lineage, settings, counts and first rows.
+
+    Raises `ArtifactError` if it is missing, unfinished, or (with `verify`) damaged.
+    """
+    version = open_version(directory)
+    manifest = version.manifest
+    lines = [
+        f"{version.artifact} / {version.variant}   version {version.fingerprint}",
+        f"  path            {version.path}",
+        f"  made by         perpo {manifest['stage']} at {manifest['created_at']} in "
+        f"{manifest['wall_s']} s",
+        f"  rows            {manifest['rows']} in {len(version.parts())} parts",
+        f"  schema version  {manifest['schema_version']}",
+        *_block("lineage", list(_lineage(version))),
+        *_block("settings", _pairs(manifest["settings"])),
+        *_block("notes", _pairs(manifest["notes"])),
+        *_block("counts", _pairs(manifest["counts"])),
+        *_block("columns", [f"{f.name}: {f.type}" for f in version.table().schema]),
+        *_block(f"first {rows} rows", list(_first_rows(version, rows))),
+    ]
+    if verify:
+        damaged = damaged_files(version)
+        if damaged:
+            raise ArtifactError(
+                f"damaged files: {', '.join(damaged)}",
+                where=str(version.path),
+                fix="remove this directory and rerun its stage",
+            )
+        lines.append("  every file has the sha256 of the manifest")
+    return "\n".join(lines)
+
+
+def _block(title: str, lines: list[str]) -> list[str]:
+    return [f"  {title}", *(f"    {line}" for line in lines)] if lines else []
+
+
+def _pairs(values: dict[str, Any]) -> list[str]:
+    return [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+
+
+def _lineage(version: Version, depth: int = 0) -> Iterator[str]:
+    for record in version.manifest["inputs"].values():
+        yield "  " * depth + f"{record['artifact']}/{record['variant']} {record['fingerprint']}"
+        parent = version.path / record["path"]
+        if parent.is_dir():
+            yield from _lineage(open_version(parent), depth + 1)
+        else:
+            yield "  " * (depth + 1) + f"(no longer at {parent})"
+
+
+def _first_rows(version: Version, rows: int) -> Iterator[str]:
+    shown = 0
+    for part in version.batches():
+        for row in part.slice(0, rows - shown).to_pylist():
+            shown += 1
+            yield f"row {shown}"
+            yield from (f"  {key}: {_cell(value)}" for key, value in row.items())
+        if shown >= rows:
+            return
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_cell(v)}" for k, v in value.items()) + "}"
+    text = repr(value)
+    return text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + "..."
+
+
+def collect_garbage(run_dir: Path, *, remove: bool) -> list[Path]:
+    """Version directories under `run_dir` that no `current` file and no lineage of one refers to.
+
+    Unfinished versions count as unused unless `current` leads to them or a process writes them;
+    merged models are unused while nothing is written: what needs one makes it again.
+    """
+    used: set[Path] = set()
+    frontier = [
+        pointer.parent / pointer.read_text().strip()
+        for pointer in sorted(run_dir.glob(f"*/*/{CURRENT}"))
+    ]
+    while frontier:
+        path = frontier.pop().resolve()
+        if path in used:
+            continue
+        used.add(path)
+        if (path / MANIFEST).is_file():
+            inputs = json.loads((path / MANIFEST).read_text())["inputs"]
+            frontier += [path / record["path"] for record in inputs.values()]
+    found = {p.parent.resolve() for p in run_dir.glob(f"*/*/*/{STARTED}")}
+    unused = sorted(path for path in found - used if not being_written(path))
+    if not any(being_written(path) for path in found):
+        unused += sorted(path.resolve() for path in (run_dir / MERGED).glob("*") if path.is_dir())
+    if remove:
+        for path in unused:
+            shutil.rmtree(path)
+    return unused

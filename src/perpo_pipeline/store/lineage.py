@@ -1,0 +1,66 @@
+"""What artifacts were made of, as far back as the prompts."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.artifacts import Json, Version, open_version
+
+# The order in which the stages run.
+ORDER = (
+    "prompts",
+    "samples",
+    "scores",
+    "preferences",
+    "reference",
+    "adapter",
+    "predictions",
+    "metrics",
+)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One artifact; `version` is None where it was removed since, or is of another schema."""
+
+    artifact: str
+    variant: str
+    fingerprint: str
+    version: Version | None
+
+
+def trace(versions: Iterable[Version]) -> list[Traced]:
+    """`versions` and all that they were made of, each once, in the order of the stages."""
+    found: dict[tuple[str, str, str], Traced] = {}
+    frontier = [_of_version(version) for version in versions]
+    while frontier:
+        traced = frontier.pop()
+        key = (traced.artifact, traced.variant, traced.fingerprint)
+        known = found.get(key)
+        if known is not None and (known.version is not None or traced.version is None):
+            continue
+        found[key] = traced
+        if traced.version is not None:
+            records = traced.version.manifest["inputs"].values()
+            frontier += [_of_record(record, traced.version.path) for record in records]
+    return sorted(found.values(), key=lambda t: (_rank(t.artifact), t.variant, t.fingerprint))
+
+
+def _of_version(version: Version) -> Traced:
+    return Traced(version.artifact, version.variant, version.fingerprint, version)
+
+
+def _of_record(record: Json, child: Path) -> Traced:
+    """An input as its child's manifest names it, opened where it still lies there."""
+    try:
+        version = open_version(child / record["path"])
+    except ArtifactError:
+        version = None
+    if version is not None and version.fingerprint != record["fingerprint"]:
+        version = None
+    return Traced(record["artifact"], record["variant"], record["fingerprint"], version)
+
+
+def _rank(artifact: str) -> int:
+    return ORDER.index(artifact) if artifact in ORDER else len(ORDER)

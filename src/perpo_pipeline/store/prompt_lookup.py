@@ -1,0 +1,74 @@
+"""Rows of a prompts artifact by their key, in bounded memory: parts are read when needed.
+
+Samples come in the order of their prompts, so a few parts at a time are enough; any other order
+works too, with more reading.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import polars as pl
+import pyarrow as pa
+
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.artifacts import Version
+
+PARTS_HELD = 8
+
+
+class PromptLookup:
+    """The columns of some prompts; safe to ask from several threads.
+
+    Holds the key of every prompt, and the other columns of at most `PARTS_HELD` parts.
+    Raises `ArtifactError` for a prompt_id that occurs twice.
+    """
+
+    def __init__(self, prompts: Version, columns: Sequence[str]) -> None:
+        self.prompts = prompts
+        self.columns = ["prompt_id", *(name for name in columns if name != "prompt_id")]
+        self.paths = prompts.parts()
+        keys = [
+            pl.DataFrame(part).with_columns(part=pl.lit(index, pl.Int32))
+            for index, part in enumerate(prompts.batches(["prompt_id"]))
+        ]
+        empty = pl.DataFrame(schema={"prompt_id": pl.String, "part": pl.Int32})
+        self.places = pl.concat([empty, *keys], rechunk=True)
+        check_unique(self.places, ["prompt_id"], str(prompts.path), "perpo prepare")
+        self._held: OrderedDict[int, pl.DataFrame] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def join(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """`rows` with the columns of their prompts, in order; null where there is no prompt."""
+        keys = rows.select("prompt_id").unique(maintain_order=True)
+        places = keys.join(self.places, on="prompt_id", how="inner")
+        found = [self._part(index) for index in places["part"].unique().sort()]
+        known = pl.concat(found) if found else self._empty()
+        return rows.join(known, on="prompt_id", how="left", maintain_order="left")
+
+    def _part(self, index: int) -> pl.DataFrame:
+        with self._lock:
+            if index in self._held:
+                self._held.move_to_end(index)
+            else:
+                self._held[index] = pl.DataFrame(self.prompts.part(index, self.columns))
+                while len(self._held) > PARTS_HELD:
+                    self._held.popitem(last=False)
+            return self._held[index]
+
+    def _empty(self) -> pl.DataFrame:
+        schema = self.prompts.schema().columns
+        return pl.DataFrame(pa.schema([schema.field(c) for c in self.columns]).empty_table())
+
+
+def check_unique(rows: pl.DataFrame, keys: Sequence[str], where: str, stage: str) -> None:
+    """Raise `ArtifactError` if two rows have the same `keys`."""
+    if not rows.select(keys).is_duplicated().any():
+        return
+    twice = rows.select(keys).filter(rows.select(keys).is_duplicated())
+    raise ArtifactError(
+        f"{twice.height} rows share their key {' and '.join(keys)} with another, "
+        f"the first is {' '.join(map(str, twice.row(0)))}",
+        where=where,
+        fix=f"make the keys unique and rerun `{stage}`",
+    )

@@ -1,0 +1,193 @@
+"""The pyarrow schema and version of every table that a stage writes.
+
+A version goes up whenever a column is added, removed or changes its meaning; readers refuse
+a version they do not know. All text is UTF-8; boxes are xyxy in pixels of the original image;
+log-probabilities are summed over tokens, in nats, at temperature 1. `image_notes` names what was
+done to an image file to make it RGB (images.py); `resized` is the size of what the vision tower saw
+of the image shown, null where that was cut into tiles.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """One table: its name, the version of its meaning and its columns."""
+
+    name: str
+    version: int
+    columns: pa.Schema
+
+
+def _table(
+    name: str, version: int, /, **columns: pa.DataType | tuple[pa.DataType, bool]
+) -> TableSchema:
+    """Build a schema; a column given as `(type, True)` may hold nulls, others may not."""
+    fields = []
+    for column, spec in columns.items():
+        kind, nullable = spec if isinstance(spec, tuple) else (spec, False)
+        fields.append(pa.field(column, kind, nullable=nullable))
+    return TableSchema(name, version, pa.schema(fields))
+
+
+STRING, INT32, INT64, FLOAT, BOOL = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
+TOKEN_IDS = pa.list_(INT32)
+BOX = pa.list_(FLOAT)
+POLYGON = pa.list_(FLOAT)  # x1, y1, x2, y2, ... in pixels of the original image
+SIZE = pa.list_(INT32)  # width, height in pixels
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", STRING)])
+
+PROMPTS = _table(
+    "prompts",
+    3,
+    prompt_id=STRING,
+    dataset=STRING,
+    split=STRING,
+    task=STRING,
+    source_row=STRING,
+    image=IMAGE,
+    image_sha256=STRING,
+    image_notes=pa.list_(STRING),
+    width=INT32,
+    height=INT32,
+    prompt=STRING,
+    gt_text=(STRING, True),
+    gt_box=(BOX, True),
+    gt_boxes=(pa.list_(BOX), True),
+    gt_polygon=(POLYGON, True),
+)
+SAMPLES = _table(
+    "samples",
+    2,
+    prompt_id=STRING,
+    sample_id=INT32,
+    completion=STRING,
+    completion_token_ids=TOKEN_IDS,
+    finish_reason=STRING,
+    seed=INT64,
+    sampler_logprob=(FLOAT, True),
+    resized=(SIZE, True),
+)
+SAMPLE_ERRORS = _table("errors", 1, prompt_id=STRING, reason=STRING)
+SCORES = _table(
+    "scores",
+    1,
+    prompt_id=STRING,
+    sample_id=INT32,
+    reward=FLOAT,
+    parse_ok=BOOL,
+    box=(BOX, True),
+)
+PREFERENCES = _table(
+    "preferences",
+    1,
+    prompt_id=STRING,
+    task=STRING,
+    completions=pa.list_(STRING),
+    completion_token_ids=pa.list_(TOKEN_IDS),
+    finish_reasons=pa.list_(STRING),
+    rewards=pa.list_(FLOAT),
+    parse_ok=pa.list_(BOOL),
+    counts=pa.list_(INT32),
+    margin=FLOAT,
+)
+# A row without sample_id is a whole list, one with it a completion left out of a list that stayed.
+DROPPED_LISTS = _table(
+    "dropped", 2, prompt_id=STRING, sample_id=(INT32, True), reason=STRING, margin=(FLOAT, True)
+)
+REFERENCE = _table("reference", 1, prompt_id=STRING, ref_logps=pa.list_(FLOAT))
+ADAPTER_LOG = _table(
+    "adapter",
+    3,
+    step=INT32,
+    epoch=FLOAT,
+    loss=FLOAT,
+    learning_rate=FLOAT,
+    grad_norm=FLOAT,
+    reward_accuracy=(FLOAT, True),
+    implicit_margin=(FLOAT, True),
+    best_logp=(FLOAT, True),
+    worst_logp=(FLOAT, True),
+    kl=(FLOAT, True),
+    tokens=INT32,
+    tokens_per_s=FLOAT,
+    mfu=(FLOAT, True),
+    peak_memory_gib=(FLOAT, True),
+)
+PREDICTIONS = _table(
+    "predictions",
+    2,
+    prompt_id=STRING,
+    image_prompt_id=STRING,
+    completion=STRING,
+    completion_token_ids=TOKEN_IDS,
+    finish_reason=STRING,
+    resized=(SIZE, True),
+    reward=FLOAT,
+    parse_ok=BOOL,
+    box=(BOX, True),
+)
+# One reply of a judge; `scores` are the numbers in it, in its own order. `order` 1 is a comparison
+# with the second model's answer first. Replies given elsewhere name no prompt.
+JUDGEMENTS = _table(
+    "judgements",
+    1,
+    task=STRING,
+    item_id=STRING,
+    order=INT32,
+    groups=pa.list_(STRING),
+    model=(STRING, True),
+    prompt_sha256=(STRING, True),
+    reply=(STRING, True),
+    finish_reason=(STRING, True),
+    scores=(pa.list_(FLOAT), True),
+    parse_ok=BOOL,
+    failure=(STRING, True),
+)
+# `dataset` is "all" for a whole split, and a dataset's name where the split holds several.
+METRICS = _table(
+    "metrics",
+    2,
+    name=STRING,
+    value=FLOAT,
+    low=FLOAT,
+    high=FLOAT,
+    n=INT64,
+    split=STRING,
+    dataset=STRING,
+)
+# A paired difference `better` - `worse`; `test` is how its p-value was found.
+_DIFFERENCE = {
+    "metric": STRING,
+    "better": STRING,
+    "worse": STRING,
+    "difference": FLOAT,
+    "low": FLOAT,
+    "high": FLOAT,
+    "p_value": FLOAT,
+    "test": STRING,
+    "n": INT64,
+}
+REPORT = _table("report", 2, **_DIFFERENCE)
+COMPARISON = _table("comparison", 1, **_DIFFERENCE)
+
+ALL = {
+    table.name: table
+    for table in (
+        PROMPTS,
+        SAMPLES,
+        SAMPLE_ERRORS,
+        SCORES,
+        PREFERENCES,
+        DROPPED_LISTS,
+        REFERENCE,
+        ADAPTER_LOG,
+        PREDICTIONS,
+        JUDGEMENTS,
+        METRICS,
+        REPORT,
+        COMPARISON,
+    )
+}

@@ -1,0 +1,1 @@
+"""Vision-language models: families, files, prompts, decoding, adapters."""

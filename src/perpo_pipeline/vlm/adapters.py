@@ -1,0 +1,143 @@
+"""What training leaves on disk, and how it comes back onto the base model it belongs to.
+
+LoRA: PEFT's own files. Full fine-tuning: the trained weights alone, by their names in the model.
+Beside either lies a record that names the base by its content.
+"""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perpo_pipeline.errors import ArtifactError, first_line
+from perpo_pipeline.store.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from perpo_pipeline.vlm.models import Vlm
+
+ADAPTER_RECORD = "perpo_adapter.json"
+LORA_WEIGHTS = "adapter_model.safetensors"
+FULL_WEIGHTS = "trained_weights.safetensors"
+
+
+def write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write what is known beside the weights: `base_identity`, `base_model`, counts of lists."""
+    data = json.dumps(record, indent=1).encode()
+    write_atomically(directory / ADAPTER_RECORD, lambda sink: sink.write(data))
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """The record that `write_record` wrote; empty where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads((directory / ADAPTER_RECORD).read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def save_trained(model: "nn.Module", directory: Path, masters: Mapping["Tensor", "Tensor"]) -> None:
+    """Write what is trained in `model`: a LoRA adapter in fp32 where the optimiser holds `masters`,
+    fully trained weights in the dtype that they compute in."""
+    from peft import PeftModel
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        exact = {n: masters[p] for n, p in model.named_parameters() if p in masters}
+        model.save_pretrained(str(directory), state_dict={**model.state_dict(), **exact})
+        (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        return
+    trained = {
+        n: masters.get(p, p).detach().to(p.dtype).contiguous()
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
+    save_file(trained, directory / FULL_WEIGHTS)
+
+
+def load_trained(model: "nn.Module", directory: Path) -> None:
+    """Put saved weights back into the model that is being trained (resume)."""
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(directory / LORA_WEIGHTS))
+    else:
+        _load_full(model, directory)
+
+
+def attach_adapter(vlm: "Vlm", adapter: Path) -> "Vlm":
+    """Put trained weights on the model after checking that they were trained on this very base."""
+    from safetensors import SafetensorError
+
+    check_adapter_files(adapter, vlm.identity)
+    try:
+        if (adapter / FULL_WEIGHTS).is_file():
+            _load_full(vlm.model, adapter)
+        else:
+            vlm.model = _load_lora(vlm.model, adapter)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ArtifactError(
+            f"The adapter does not fit the model: {first_line(error)}", where=str(adapter)
+        ) from error
+    vlm.adapter = adapter
+    return vlm
+
+
+def _load_full(model: "nn.Module", directory: Path) -> None:
+    from safetensors.torch import load_file
+
+    weights = load_file(directory / FULL_WEIGHTS)
+    unknown = sorted(set(weights) - {name for name, _ in model.named_parameters()})
+    if unknown:
+        raise ValueError(f"the model has no weight {unknown[0]} ({len(unknown)} in all)")
+    model.load_state_dict(weights, strict=False)
+
+
+def _load_lora(model: "nn.Module", adapter: Path) -> "nn.Module":
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    weights = adapter / LORA_WEIGHTS
+    with safe_open(weights, framework="pt") as stored:
+        saved = set(stored.keys())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of missing keys: an error below
+        wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=False)
+    # By default ("auto") the library would ask a hub for a base that has moved since.
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    if saved != expected:
+        odd = sorted(saved ^ expected)
+        raise ArtifactError(
+            f"The adapter's weights are not those its config describes: {len(odd)} differ "
+            f"(first: {odd[0]}).",
+            where=str(weights),
+        )
+    return wrapped.eval()
+
+
+def check_adapter_files(adapter: Path, identity: str) -> None:
+    """Raise ArtifactError where a file is missing, or where the base of this `identity` is not the
+    one that the adapter was trained on."""
+    weights = FULL_WEIGHTS if (adapter / FULL_WEIGHTS).is_file() else LORA_WEIGHTS
+    needed = [weights, ADAPTER_RECORD] + (
+        ["adapter_config.json"] if weights == LORA_WEIGHTS else []
+    )
+    for name in needed:
+        if not (adapter / name).is_file():
+            raise ArtifactError(
+                f"The adapter has no {name}.",
+                where=str(adapter),
+                fix="give a directory that `perpo train` wrote",
+            )
+    base = read_record(adapter).get("base_identity")
+    if base != identity:
+        raise ArtifactError(
+            f"The adapter was trained on another base model: {base} instead of {identity}.",
+            where=str(adapter),
+            fix="load it with the model it was trained on, or train it anew on this one",
+        )

@@ -1,0 +1,142 @@
+"""Prompts' rows become what the model reads; the same way in sampling, training and evaluation."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perpo_pipeline.config.run import ModelConfig
+from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
+from perpo_pipeline.vlm.files import ResolvedModel, model_identity, resolve_model
+from perpo_pipeline.vlm.images import load_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+
+IDENTITY_CACHE = ".model-identity.json"
+
+
+class RowError(InputError):
+    """One prompts row cannot be read, which says nothing of the others."""
+
+
+@contextmanager
+def faults_of_one_row(row: Mapping[str, Any], *refusals: type[Exception]) -> Iterator[None]:
+    """Raise RowError for what is wrong with one prompts row; a ConfigError is wrong for all.
+
+    ValueErrors are processors' (an image's shape, above all); `refusals` other errors that blame
+    the row.
+    """
+    refused: tuple[type[Exception], ...] = (ValueError, *refusals)
+    try:
+        yield
+    except (ConfigError, RowError):
+        raise
+    except PerpoError as error:
+        raise RowError(error.what, where=error.where, fix=error.fix) from error
+    except refused as error:
+        raise RowError(str(error), where=f"prompt {row['prompt_id']}") from error
+
+
+def identify_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[str, Any]]:
+    """Find the model and the settings that count in a fingerprint (no torch is imported for it).
+
+    `dtype: auto` is resolved, since float32 and bfloat16 give different results.
+    """
+    resolved = resolve_model(config.id, config.revision)
+    settings = {
+        "model": model_identity(resolved, run_dir / IDENTITY_CACHE),
+        "dtype": config.dtype,
+        "preprocess": config.preprocess,
+    }
+    if config.dtype == "auto":
+        import torch
+
+        on_cuda = config.device != "cpu" and torch.cuda.is_available()
+        settings["dtype"] = "bfloat16" if on_cuda else "float32"
+    return resolved, settings
+
+
+def model_notes(config: ModelConfig) -> dict[str, Any]:
+    """What is recorded beside the result: where the model came from, how its boxes are read."""
+    return {
+        "model_id": config.id,
+        "revision": config.revision,
+        "device": config.device,
+        "box_format": config.box_format,
+        "box_frame": config.box_frame,
+    }
+
+
+def open_model(
+    config: ModelConfig,
+    resolved: ResolvedModel,
+    settings: Mapping[str, Any],
+    run_dir: Path,
+    adapter: Path | None = None,
+) -> "Vlm":
+    """Load the model that `identify_model` found."""
+    from transformers.utils import logging
+
+    from perpo_pipeline.vlm.loading import load_vlm
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+    return load_vlm(
+        resolved,
+        dtype=settings["dtype"],
+        device=config.device,
+        adapter=adapter,
+        identity_cache=run_dir / IDENTITY_CACHE,
+    )
+
+
+def prompt_image(row: Mapping[str, Any]) -> "Image":
+    """The RGB image of a prompts row; raises `ArtifactError` if the file is no longer the same."""
+    data, path = row["image"]["bytes"], row["image"]["path"]
+    if data is not None:
+        return load_image(data, where=f"prompt {row['prompt_id']}")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"the image of prompt {row['prompt_id']} cannot be read: {error.strerror}",
+            where=str(path),
+            fix="put it back, or rerun `perpo prepare` with embed_images: true",
+        ) from error
+    if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
+        raise ArtifactError(
+            f"the image of prompt {row['prompt_id']} has changed since `perpo prepare`",
+            where=str(path),
+            fix="rerun `perpo prepare`",
+        )
+    return load_image(data, where=str(path))
+
+
+def encode_row(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> "EncodedPrompt":
+    """Encode the image and instruction of one prompts row; raises RowError if that cannot be."""
+    from perpo_pipeline.vlm.prompts import encode_prompt
+
+    with faults_of_one_row(row):
+        return encode_prompt(vlm, prompt_image(row), row["prompt"], preprocess=preprocess)
+
+
+def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int:
+    """Tokens of an encoded prompts row, from the image's size where the processor can tell."""
+    from perpo_pipeline.vlm.processors import count_prompt_tokens
+    from perpo_pipeline.vlm.prompts import render_prompt
+
+    side = max(row["width"], row["height"])
+    size = (side, side) if preprocess == "pad" else (row["width"], row["height"])
+    count = count_prompt_tokens(vlm.processor, render_prompt(vlm, row["prompt"]), size)
+    return encode_row(vlm, row, preprocess).num_tokens if count is None else count
+
+
+def context_length(vlm: "Vlm") -> int | None:
+    """The most tokens that the language model was made for; None where its config does not say."""
+    config: Any = vlm.model.config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)

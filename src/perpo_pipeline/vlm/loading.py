@@ -1,0 +1,225 @@
+"""Load a vision-language model with its processor, and an adapter onto it.
+
+`load_vlm` gives a `Vlm` for sampling, training and evaluation alike, so they see the same tokens
+and pixels; where another engine holds the weights, `load_front` gives the rest. Image processing
+uses the PIL backend: it is always there, and pixel values of the torchvision backend differ a
+little.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from perpo_pipeline.errors import ConfigError, InputError, first_line
+from perpo_pipeline.machine import compute_on_cpu
+from perpo_pipeline.vlm.families import family_of_type
+from perpo_pipeline.vlm.files import ResolvedModel, model_identity
+from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.processors import load_processor
+
+if TYPE_CHECKING:
+    pass
+
+
+def load_vlm(
+    resolved: ResolvedModel,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    adapter: Path | None = None,
+    identity_cache: Path | None = None,
+) -> Vlm:
+    """Load a model (and an adapter) ready for inference, gradients off.
+
+    dtype: auto (bfloat16 on CUDA, else float32), float32 or bfloat16. device: auto, cpu or cuda.
+    Raises InputError for a model that cannot be used, ArtifactError for an adapter that does not
+    belong to it, ConfigError for an impossible dtype or device. Code from a model's directory is
+    never run and pickled weights are never read.
+    """
+    target = _choose_device(device)
+    torch_dtype = _choose_dtype(dtype, target)
+    identity = model_identity(resolved, identity_cache)
+    model, processor = _load_pretrained(resolved, torch_dtype)
+    _disable_dropout(model)
+    model = model.to(target).requires_grad_(False).eval()
+    vlm = _wrap(resolved, model, processor, target, torch_dtype, identity)
+    if adapter is None:
+        return vlm
+    from perpo_pipeline.vlm.adapters import attach_adapter
+
+    return attach_adapter(vlm, adapter)
+
+
+def load_front(
+    resolved: ResolvedModel, *, adapter: Path | None = None, identity_cache: Path | None = None
+) -> Vlm:
+    """Load all but the weights (about a second): for backends whose weights are elsewhere.
+
+    The model has shapes only, on torch's meta device: enough for `encode_prompt`, and for the
+    checks of an adapter, which are those of `load_vlm`. Raises as `load_vlm` does.
+    """
+    identity = model_identity(resolved, identity_cache)
+    model, processor = _load_empty(resolved)
+    vlm = _wrap(resolved, model, processor, torch.device("cpu"), torch.float32, identity)
+    if adapter is None:
+        return vlm
+    from perpo_pipeline.vlm.adapters import attach_adapter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: weights put on the meta device are lost
+        return attach_adapter(vlm, adapter)
+
+
+def merge_adapter(vlm: Vlm) -> Vlm:
+    """Fold the adapter into the weights: the same function to rounding, at the base's speed."""
+    merge = getattr(vlm.model, "merge_and_unload", None)
+    if callable(merge):
+        vlm.model = merge().eval()
+    return vlm
+
+
+def _choose_device(device: str) -> torch.device:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; it must be auto, cpu or cuda.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        compute_on_cpu()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device is cuda, but torch sees no CUDA device.",
+            fix="set device to cpu or auto, or install a CUDA build of torch",
+        )
+    return torch.device(device)
+
+
+def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in known:
+        raise ConfigError(f"dtype is {dtype!r}; it must be auto, float32 or bfloat16.")
+    return known[dtype]
+
+
+def _wrap(
+    resolved: ResolvedModel,
+    model: Any,
+    processor: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    identity: str,
+) -> Vlm:
+    return Vlm(
+        model=model,
+        processor=processor,
+        tokenizer=processor.tokenizer,
+        family=family_of_type(model.config.model_type),
+        device=device,
+        dtype=dtype,
+        eos_token_ids=_eos_token_ids(model, processor.tokenizer, str(resolved.path)),
+        image_token_ids=_image_token_ids(model.config),
+        identity=identity,
+        full_attention=_has_full_attention(model.config),
+    )
+
+
+@contextmanager
+def _load_errors_explained(resolved: ResolvedModel) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise InputError(
+            f"Model {resolved.model_id!r} cannot be loaded: {first_line(error)}",
+            where=str(resolved.path),
+            fix="give a vision-language model in transformers' own layout, whole",
+        ) from error
+
+
+def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
+    """The model on the meta device, as `from_pretrained` would make it, and its processor."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    files_only: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    build: Any = AutoModelForImageTextToText
+    with _load_errors_explained(resolved):
+        config = AutoConfig.from_pretrained(resolved.path, **files_only)
+        with torch.device("meta"):
+            model = build.from_config(config).requires_grad_(False).eval()
+        if (resolved.path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                resolved.path, local_files_only=True
+            )
+        return model, load_processor(resolved.path)
+
+
+def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText
+
+    with _load_errors_explained(resolved):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            resolved.path,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        processor = load_processor(resolved.path)
+    model, info = loaded
+    absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
+    if absent:
+        raise InputError(
+            f"Model {resolved.model_id!r} lacks {len(absent)} weights its config asks for "
+            f"(first: {absent[0]}): they would be random.",
+            where=str(resolved.path),
+        )
+    return model, processor
+
+
+def _has_full_attention(config: Any) -> bool:
+    """Whether every text layer attends to all that came before, without softcap."""
+    text = config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or ["full_attention"])
+    windowed = layers != {"full_attention"} or (
+        getattr(text, "sliding_window", None) is not None
+        and getattr(text, "use_sliding_window", True)
+    )
+    return not windowed and not getattr(text, "attn_logit_softcapping", None)
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """With dropout, completions that share a prefix would share its noise too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _eos_token_ids(model: Any, tokenizer: Any, where: str) -> tuple[int, ...]:
+    """End tokens: the generation config's (chat models list several), else the tokenizer's.
+
+    Nothing else of generation_config.json is ever used.
+    """
+    eos = model.generation_config.eos_token_id if model.generation_config else None
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    if eos is None:
+        raise InputError("The model names no end token.", where=where)
+    return tuple(int(i) for i in eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+
+
+def _image_token_ids(config: Any) -> tuple[int, ...]:
+    names = ("image_token_id", "video_token_id")
+    found = {getattr(config, name, None) for name in names}
+    return tuple(sorted(int(i) for i in found if i is not None))

@@ -1,0 +1,83 @@
+"""A loaded model (`Vlm`) and a prompt as it reads it (`EncodedPrompt`)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perpo_pipeline.vlm.families import Family
+
+
+@dataclass
+class Vlm:
+    """A loaded model with everything needed to talk to it.
+
+    `model` is the transformers model, or a PeftModel around it. `identity` names the base model
+    exactly. `image_token_ids` are the placeholders that stand for image features: they are input
+    only, no completion may hold one. `full_attention` is false where a text layer attends
+    otherwise (sliding window, softcap, linear), so that sharing a prefix would be wrong.
+    """
+
+    model: nn.Module
+    processor: Any
+    tokenizer: Any
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+    eos_token_ids: tuple[int, ...]
+    image_token_ids: tuple[int, ...]
+    identity: str
+    adapter: Path | None = None
+    full_attention: bool = True
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether completions may share one prefix: tried with this family, and exact."""
+        return self.family.known and self.full_attention
+
+    @property
+    def banned_token_ids(self) -> tuple[int, ...]:
+        """The placeholders that the head has a logit for: it cannot draw any other."""
+        vocabulary = int(base_model(self.model).config.get_text_config().vocab_size)
+        return tuple(token for token in self.image_token_ids if token < vocabulary)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills unused places; masked everywhere, so its value never matters."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if pad is not None else self.eos_token_ids[0]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One image with its instruction, as the model reads it.
+
+    `input_ids` (P,) with the image placeholders expanded; `tensors` the pixel tensors, each with
+    a leading image axis; `positions` (A, P) rotary positions, A = 1 or 3 axes; the answer's first
+    token has position `next_position` on every axis. `image_size` and `resized` are (width,
+    height) of the given image and of what the vision tower sees (None where the image is cut
+    into tiles); `padded_size` is the size after `preprocess="pad"`. `token_types` (P,) is what
+    the models with three axes need to work out positions by themselves.
+    """
+
+    input_ids: Tensor
+    tensors: dict[str, Tensor]
+    positions: Tensor
+    next_position: int
+    image_size: tuple[int, int]
+    padded_size: tuple[int, int]
+    resized: tuple[int, int] | None
+    text: str = field(repr=False, default="")
+    token_types: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[0]
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside a PeftModel (adapter layers stay active), or itself."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model

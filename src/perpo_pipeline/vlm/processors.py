@@ -1,0 +1,133 @@
+"""Load a model's processor for images and text only; token counts and sizes without any pixels.
+
+transformers (5.19) makes the processors of LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL and InternVL
+together with a video processor. That part exists for torchvision alone: where torchvision is
+absent or broken the whole processor cannot be made, and where it is there `backend="pil"`, which
+reaches every part, is refused by the video part. Nothing here ever reads a video, so the part is
+left out; everything else is the library's own class, read from the model's own files.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.answers.boxes import Size, smart_resize
+from perpo_pipeline.errors import InputError
+
+
+def load_processor(path: Path) -> Any:
+    """Load image processor (always the PIL backend), tokenizer and chat template from `path`.
+
+    Pixel values of the torchvision backend differ a little (CLIP: by up to 0.015), so it is never
+    used, even where it is installed. Code in the directory is never run. Raises InputError where
+    the model's image processor has no PIL version, and the library's own OSError or ValueError
+    for missing or damaged files.
+    """
+    from transformers import PROCESSOR_MAPPING, AutoConfig, AutoProcessor
+
+    files_only: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(path, **files_only)
+    processor_class: Any = AutoProcessor
+    if type(config) in PROCESSOR_MAPPING:
+        usual: Any = PROCESSOR_MAPPING[type(config)]
+        if usual.get_attributes()[-1:] == ["video_processor"]:
+            processor_class = without_video(usual)
+    processor = processor_class.from_pretrained(path, backend="pil", **files_only)
+    _check_backend(processor, path)
+    return processor
+
+
+def without_video(processor_class: Any) -> Any:
+    """The same processor class without its video part, which is then neither loaded nor saved.
+
+    `get_attributes` is what the library asks for the parts to load, check and save. Parts are
+    handed on by position, so only a video part that comes last, as in every supported family,
+    can be left out.
+    """
+    parts = processor_class.get_attributes()[:-1]
+    overrides = {
+        "get_attributes": classmethod(lambda _: list(parts)),
+        "__module__": processor_class.__module__,
+    }
+    return type(processor_class.__name__, (processor_class,), overrides)
+
+
+def count_prompt_tokens(processor: Any, text: str, size: Size) -> int | None:
+    """Tokens of `encode_prompt` for a rendered prompt and an image of `size` (width, height).
+
+    `text` holds one image placeholder; `size` is the image's after any padding. None where the
+    library cannot tell without the pixels.
+    """
+    from transformers import LlavaProcessor
+
+    count = getattr(processor, "_get_num_multimodal_tokens", None)
+    if count is None:
+        return None
+    if isinstance(processor, LlavaProcessor) and not processor.image_processor.do_center_crop:
+        return None  # the library counts the crop's patches, cropped or not
+    width, height = size
+    image_tokens = int(count(image_sizes=[(height, width)])["num_image_tokens"][0])
+    tokenizer = processor.tokenizer
+    special = not writes_begin_token(tokenizer, text)
+    return len(tokenizer(text, add_special_tokens=special)["input_ids"]) - 1 + image_tokens
+
+
+def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
+    """The text of each completion, without special tokens: the same in every backend."""
+    texts: list[str] = tokenizer.batch_decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return texts
+
+
+def writes_begin_token(tokenizer: Any, text: str) -> bool:
+    """Whether a rendered prompt holds the begin token already and must not get a second one."""
+    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+
+
+def resized_size(processor: Any, size: Size) -> Size | None:
+    """(width, height) of what the vision tower sees of an image of `size`, which is after padding.
+
+    Equals `EncodedPrompt.resized`, from the settings alone. None where the image is cut into tiles
+    (LLaVA-NeXT and LLaVA-OneVision always, InternVL beyond one tile), and for processors whose
+    rule is not known here. Raises InputError for an edge ratio that the model refuses.
+    """
+    from transformers import InternVLProcessor, LlavaProcessor, Qwen2VLImageProcessorPil
+
+    settings = processor.image_processor
+    if isinstance(settings, Qwen2VLImageProcessorPil):
+        return smart_resize(
+            size,
+            factor=settings.patch_size * settings.merge_size,
+            min_pixels=settings.size["shortest_edge"],
+            max_pixels=settings.size["longest_edge"],
+        )
+    if isinstance(processor, LlavaProcessor):
+        return _width_and_height(settings.crop_size if settings.do_center_crop else settings.size)
+    if isinstance(processor, InternVLProcessor):
+        return _width_and_height(settings.size) if _count_tiles(processor, size) == 1 else None
+    return None
+
+
+def _count_tiles(processor: Any, size: Size) -> int:
+    found = processor._get_num_multimodal_tokens(image_sizes=[size[::-1]])  # (height, width)
+    return int(found["num_image_patches"][0])
+
+
+def _width_and_height(size: Any) -> Size | None:
+    """A size setting in pixels; None for a rule such as a shortest edge."""
+    width, height = size["width"], size["height"]
+    return None if width is None or height is None else (int(width), int(height))
+
+
+def _check_backend(processor: Any, path: Path) -> None:
+    """The library only warns when it falls back to another backend."""
+    from transformers.image_processing_backends import PilBackend
+
+    image_processor = getattr(processor, "image_processor", None)
+    if image_processor is not None and not isinstance(image_processor, PilBackend):
+        raise InputError(
+            f"The image processor {type(image_processor).__name__} has no PIL version.",
+            where=str(path),
+            fix="use a model whose image processor has one: pixels must be the same everywhere",
+        )

@@ -1,0 +1,106 @@
+"""An image and an instruction become what a model reads."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.vlm.processors import writes_begin_token
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def render_prompt(vlm: Vlm, prompt: str) -> str:
+    """The chat template's text: image first, then `prompt`, then the assistant's turn opened."""
+    placeholder = str(getattr(vlm.processor, "image_token", "<image>"))
+    if placeholder in prompt:
+        raise InputError(
+            f"The prompt holds the model's image placeholder {placeholder!r}.",
+            where=prompt[:80],
+            fix="remove it: the image is put before the text by itself",
+        )
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    messages = [{"role": "user", "content": content}]
+    return str(vlm.processor.apply_chat_template(messages, add_generation_prompt=True))
+
+
+def prepare_image(vlm: Vlm, image: "Image.Image", preprocess: str) -> "Image.Image":
+    """The RGB image that is handed to the processor.
+
+    preprocess: `processor` leaves it as it is; `pad` pads it to a centred square with the
+    processor's mean colour (LLaVA's `image_aspect_ratio pad`). Raises ConfigError for others.
+    """
+    if preprocess not in ("processor", "pad"):
+        raise ConfigError(f"preprocess is {preprocess!r}; it must be 'processor' or 'pad'.")
+    if preprocess == "processor":
+        return image
+    from perpo_pipeline.vlm.images import pad_to_square
+
+    red, green, blue = vlm.processor.image_processor.image_mean
+    return pad_to_square(image, (red, green, blue))
+
+
+def adds_special_tokens(vlm: Vlm, text: str) -> bool:
+    """Whether the model's tokenizer shall add its begin token to a rendered prompt."""
+    return not writes_begin_token(vlm.tokenizer, text)
+
+
+def encode_prompt(
+    vlm: Vlm, image: "Image.Image", prompt: str, *, preprocess: str = "processor"
+) -> EncodedPrompt:
+    """Encode an RGB image and an instruction; tensors stay on the CPU.
+
+    preprocess: see `prepare_image`. Raises InputError if the prompt holds the image placeholder,
+    ConfigError for an unknown `preprocess`.
+    """
+    given = image.size
+    image = prepare_image(vlm, image, preprocess)
+    text = render_prompt(vlm, prompt)
+    inputs = vlm.processor(
+        images=[image],
+        text=[text],
+        add_special_tokens=adds_special_tokens(vlm, text),
+        return_tensors="pt",
+    )
+    input_ids = inputs.pop("input_ids")
+    inputs.pop("attention_mask", None)
+    token_types = inputs.pop("mm_token_type_ids", None)
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    positions = _prompt_positions(vlm, input_ids, token_types, tensors)
+    return EncodedPrompt(
+        input_ids=input_ids[0],
+        tensors=tensors,
+        positions=positions,
+        next_position=int(positions.max()) + 1,
+        image_size=given,
+        padded_size=image.size,
+        resized=_resized(vlm, tensors),
+        text=text,
+        token_types=None if token_types is None else token_types[0],
+    )
+
+
+def _prompt_positions(
+    vlm: Vlm, input_ids: Tensor, token_types: Tensor | None, tensors: dict[str, Tensor]
+) -> Tensor:
+    """Rotary positions (A, P) of a prompt; three axes follow the image's grid."""
+    if vlm.family.position_axes == 1:
+        return torch.arange(input_ids.shape[1])[None]
+    positions, _ = base_model(vlm.model).model.get_rope_index(
+        input_ids, mm_token_type_ids=token_types, image_grid_thw=tensors.get("image_grid_thw")
+    )
+    return torch.as_tensor(positions)[:, 0]
+
+
+def _resized(vlm: Vlm, tensors: dict[str, Tensor]) -> tuple[int, int] | None:
+    grid = tensors.get("image_grid_thw")
+    if grid is not None:
+        patch = int(vlm.processor.image_processor.patch_size)
+        return int(grid[0, 2]) * patch, int(grid[0, 1]) * patch
+    pixels = tensors.get("pixel_values")
+    if pixels is None or pixels.ndim != 4 or pixels.shape[0] != 1:
+        return None
+    return pixels.shape[3], pixels.shape[2]

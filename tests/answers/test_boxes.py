@@ -1,0 +1,464 @@
+"""Box formats and frames: the coordinate oracle, hand-derived geometry, and round trips."""
+
+import math
+import re
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from perpo_pipeline.answers.boxes import (
+    BOX_FORMATS,
+    FRAMES,
+    RANGE_SLACK,
+    BoxFormat,
+    clip_to_frame,
+    format_box,
+    get_box_format,
+    parse_box,
+    parse_boxes,
+    smart_resize,
+)
+from perpo_pipeline.config.run import ModelConfig
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.vlm.families import FAMILIES, Family, unusual_boxes
+
+# The published coordinate oracle: a box of an image of 640 x 428 in two families' own units.
+ORACLE_SIZE = (640, 428)
+ORACLE_BOX = (146, 137, 615, 415)
+
+EXAMPLES = {
+    "llava": "[0.12, 0.34, 0.56, 0.78]",
+    "qwen-vl": "<box>(120,340),(560,780)</box>",
+    "qwen2-vl": "<|box_start|>(120,340),(560,780)<|box_end|>",
+    "qwen2.5-vl": '{"bbox_2d": [12, 34, 56, 78]}',
+    "qwen3-vl": '{"bbox_2d": [120, 340, 560, 780]}',
+    "internvl": "<box>[[120, 340, 560, 780]]</box>",
+    "pixel": "[12, 34, 56, 78]",
+}
+
+# A user's own: MiniGPT-v2's `{<x1><y1><x2><y2>}`, hundredths of the frame.
+OWN = "my_formats:minigpt"
+OWN_FORMAT = BoxFormat(
+    "minigpt",
+    re.compile(r"\{" + "".join(rf"<(?P<{name}>\d+)>" for name in ("x1", "y1", "x2", "y2")) + r"\}"),
+    "{{<{x1}><{y1}><{x2}><{y2}>}}",
+    100.0,
+    instruction="[refer] where is {expression}?",
+)
+# What the user may get wrong in a format.
+BROKEN = {
+    "nameless": {"pattern": re.compile(r"<(?P<x1>\d+)><(?P<y1>\d+)>")},
+    "uncompiled": {"pattern": OWN_FORMAT.pattern.pattern},
+    "misspelt": {"template": "{{<{x1}><{y1}><{x2}><{y3}>}}"},
+    "numeric": {"template": "{{<{x1:d}><{y1}><{x2}><{y2}>}}"},
+    "unread": {"template": "[{x1}, {y1}, {x2}, {y2}]"},
+    "swapped": {"template": "{{<{y1}><{x1}><{y2}><{x2}>}}"},
+    "scaleless": {"scale": 0.0},
+}
+WORDED = "".join(rf"<(?P<{name}>[^>]*)>" for name in ("x1", "y1", "x2", "y2"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_module() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        module = types.ModuleType("my_formats")
+        module.minigpt = OWN_FORMAT
+        module.mute = BoxFormat("mute", OWN_FORMAT.pattern, "", None, instruction="where?")
+        for name, changes in BROKEN.items():
+            setattr(module, name, replace(OWN_FORMAT, **changes))
+        module.worded = replace(OWN_FORMAT, pattern=re.compile(WORDED))
+        patch.setitem(sys.modules, "my_formats", module)
+        yield
+
+
+def test_qwen2_vl_writes_the_oracle_box_in_thousandths():
+    text = format_box(ORACLE_BOX, "qwen2-vl", frame="full", image_size=ORACLE_SIZE)
+    assert text == "<|box_start|>(228,320),(961,970)<|box_end|>"
+
+
+def test_qwen25_vl_writes_the_oracle_box_in_pixels_of_the_resized_image():
+    resized = smart_resize(ORACLE_SIZE)
+    assert resized == (644, 420)
+    text = format_box(
+        ORACLE_BOX, "qwen2.5-vl", frame="resized", image_size=ORACLE_SIZE, resized=resized
+    )
+    assert text == '{"bbox_2d": [147, 134, 619, 407]}'
+
+
+@pytest.mark.parametrize("name", BOX_FORMATS)
+def test_each_format_reads_and_writes_its_example(name: str):
+    """(12, 34, 56, 78) in an image of 100 x 100."""
+    options = {"frame": "full", "image_size": (100, 100)}
+    assert format_box((12, 34, 56, 78), name, **options) == EXAMPLES[name]
+    assert parse_box(EXAMPLES[name], name, **options) == pytest.approx((12, 34, 56, 78))
+
+
+@pytest.mark.parametrize(
+    ("frame", "image_size", "expected"),
+    [
+        ("full", (200, 100), (50, 25, 150, 100)),
+        ("crop", (200, 100), (75, 25, 125, 100)),
+        ("pad", (200, 100), (50, 0, 150, 150)),
+        ("crop", (100, 200), (25, 75, 75, 150)),
+        ("pad", (100, 200), (0, 50, 100, 200)),
+        ("pad", (101, 200), (50 - 49, 50, 150 - 49, 200)),
+        ("crop", (101, 200), (25.25, 49.5 + 25.25, 75.75, 49.5 + 101)),
+        ("crop", (200, 101), (49.5 + 25.25, 25.25, 49.5 + 75.75, 101)),
+    ],
+)
+def test_a_box_is_read_in_the_frame_it_was_written_in(frame, image_size, expected):
+    """[.25, .25, .75, 1]: the crop of 200 x 100 starts at x = 50, the pad at y = -50.
+
+    An odd difference of the edges is padded by the lower half on the left or top: 99 // 2 = 49.
+    """
+    found = parse_box("[0.25, 0.25, 0.75, 1.0]", "llava", frame=frame, image_size=image_size)
+    assert found == pytest.approx(expected)
+
+
+def test_pixels_of_the_resized_image_are_scaled_back_edge_by_edge():
+    found = parse_box(
+        '{"bbox_2d": [10, 10, 20, 50]}',
+        "qwen2.5-vl",
+        frame="resized",
+        image_size=(200, 50),
+        resized=(100, 100),
+    )
+    assert found == (20, 5, 40, 25)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("llava", "The box is [0.1,0.2, .3 ,0.4]."),
+        ("llava", "[0.1, 0.2, 0.3, 0.4] or else [0.5, 0.5, 0.6, 0.6]"),
+        ("llava", "[see note] [0.1, 0.2, 0.3] [0.1, 0.2, 0.3, 0.4]"),
+        ("llava", "[\n0.10, 0.20,\n0.300, 0.4\n]"),
+        ("qwen-vl", "<ref>the cat</ref><box>(100,200),(300,400)</box>"),
+        ("qwen2-vl", "(100, 200), (300, 400)"),
+        ("qwen2-vl", "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(100,200),(300,400)"),
+        ("qwen3-vl", '```json\n[\n\t{"bbox_2d": [100, 200, 300, 400], "label": "cat"}\n]\n```'),
+        ("qwen3-vl", '{"label": "cat [1, 2, 3, 4]", "bbox_2d":[100,200,300,400' + "]"),
+        ("internvl", "<ref>cat</ref><box>[[100, 200, 300, 400]]</box>"),
+        ("internvl", "cat[[100, 200, 300, 400], [0, 0, 1, 1]]"),
+    ],
+)
+def test_the_first_box_of_a_real_answer_is_read(name: str, text: str):
+    found = parse_box(text, name, frame="full", image_size=(10, 10))
+    assert found == pytest.approx((1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("llava", ""),
+        ("llava", "I cannot see it."),
+        ("llava", "0.1, 0.2, 0.3, 0.4"),
+        ("llava", "[0.1, 0.2, 0.3]"),
+        ("llava", "[0.1, 0.2, 0.3, 0.4, 0.5]"),
+        ("llava", "[0.1, 0.2, 0.3, 0.4"),
+        ("llava", "[0.1 0.2 0.3 0.4]"),
+        ("llava", "[0.1.2, 0.2, 0.3, 0.4]"),
+        ("llava", "[nan, 0.2, 0.3, 0.4]"),
+        ("llava", "[1e-1, 0.2, 0.3, 0.4]"),
+        ("llava", "[\u0660.1, 0.2, 0.3, 0.4]"),
+        ("llava", "[10, 20, 30, 40]"),
+        ("llava", "[10, 20, 30, 40] [0.1, 0.2, 0.3, 0.4]"),
+        ("llava", "[0.1, 0.2, 0.3, " + "9" * 400 + "]"),
+        ("llava", "(0.1,0.2),(0.3,0.4)"),
+        ("qwen2-vl", "[100, 200, 300, 400]"),
+        ("qwen2-vl", "(100,200),(300,4000)"),
+        ("qwen3-vl", "[100, 200, 300, 400]"),
+        ("internvl", "[[100, 200, 300, 1100]]"),
+        ("pixel", "[1, 2, 3, 11]"),
+    ],
+)
+def test_what_breaks_the_rule_of_the_format_is_unparsed(name: str, text: str):
+    assert parse_box(text, name, frame="full", image_size=(10, 10)) is None
+
+
+@pytest.mark.parametrize(("value", "is_read"), [("1.01", True), ("-0.01", True), ("1.02", False)])
+def test_a_hundredth_beyond_the_edge_is_kept_as_it_was_written(value: str, is_read: bool):
+    assert RANGE_SLACK == 0.01
+    found = parse_box(f"[0.5, 0.5, {value}, 0.6]", "llava", frame="full", image_size=(100, 100))
+    assert found == (pytest.approx((50, 50, float(value) * 100, 60)) if is_read else None)
+
+
+def test_an_inverted_box_is_parsed_as_it_was_written():
+    found = parse_box("[0.9, 0.2, 0.1, 0.4]", "llava", frame="full", image_size=(10, 10))
+    assert found == pytest.approx((9, 2, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("llava", "I cannot see it.", []),
+        ("llava", "[0.1, 0.2, 0.3, 0.4] and [0.5, 0.5, 1, 1]", [(1, 2, 3, 4), (5, 5, 10, 10)]),
+        ("llava", "[10, 20, 30, 40] [0.1, 0.2, 0.3, 0.4]", [None, (1, 2, 3, 4)]),
+        ("internvl", "[[100, 200, 300, 400], [0, 0, 1000, 1000]]", [(1, 2, 3, 4), (0, 0, 10, 10)]),
+        ("qwen-vl", "(0,0),(100,100),(200,200),(300,300)", [(0, 0, 1, 1), (2, 2, 3, 3)]),
+        (
+            "qwen3-vl",
+            '[{"bbox_2d": [100, 200, 300, 400]}, {"bbox_2d": [0, 0]}, '
+            '{"bbox_2d": [0, 0, 2e3, 0]}, {"bbox_2d": [0, 0, 2000, 0]}]',
+            [(1, 2, 3, 4), None],
+        ),
+        (OWN, "{<10><20><30><40>}{<0><0><50><50>}", [(1, 2, 3, 4), (0, 0, 5, 5)]),
+    ],
+)
+def test_every_box_of_an_answer_is_read_in_order(name: str, text: str, expected: list):
+    found = parse_boxes(text, name, frame="full", image_size=(10, 10))
+    assert [box is None for box in found] == [box is None for box in expected]
+    for box, true in zip(found, expected, strict=True):
+        assert box is None or box == pytest.approx(true)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet='[](),. 01"bx2d_:', max_size=60), st.sampled_from(list(BOX_FORMATS)))
+def test_the_first_of_several_boxes_is_the_one_that_is_read_alone(text: str, name: str):
+    options = {"frame": "crop", "image_size": (30, 20)}
+    found = parse_boxes(text, name, **options)
+    assert parse_box(text, name, **options) == (found[0] if found else None)
+
+
+def test_a_long_gap_after_a_point_is_read_in_time():
+    """Time that grows with the square of the gap would be minutes."""
+    text = "(1,2)" + " " * 100_000 + "x"
+    assert parse_box(text, "qwen-vl", frame="full", image_size=(10, 10)) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet='[]()<>{},.:-0123456789 bx2d_"\n', max_size=60), st.sampled_from(FRAMES))
+def test_any_text_is_read_or_unparsed_and_nothing_else(text, frame):
+    for name in BOX_FORMATS:
+        found = parse_box(text, name, frame=frame, image_size=(30, 20), resized=(28, 28))
+        assert found is None or all(map(math.isfinite, found))
+
+
+# --- round trips ---------------------------------------------------------------------------------
+
+sizes = st.tuples(st.integers(1, 2000), st.integers(1, 2000))
+shares = st.tuples(*[st.floats(0, 1)] * 4)
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("name", [*BOX_FORMATS, OWN])
+@settings(max_examples=30, deadline=None)
+@given(image_size=sizes, resized=sizes, share=shares)
+def test_a_written_box_reads_as_itself_up_to_rounding(name, frame, image_size, resized, share):
+    """Half a written unit: a hundredth or thousandth of the frame's edge, or one of its pixels."""
+    width, height = image_size
+    box = (
+        min(share[0], share[2]) * width,
+        min(share[1], share[3]) * height,
+        max(share[0], share[2]) * width,
+        max(share[1], share[3]) * height,
+    )
+    options = {"frame": frame, "image_size": image_size, "resized": resized}
+    box = clip_to_frame(box, **options)
+    assume(box is not None)
+    text = format_box(box, name, **options)
+    found = parse_box(text, name, **options)
+    edges = {"crop": [min(image_size)] * 2, "pad": [max(image_size)] * 2}.get(frame, image_size)
+    pixels = resized if frame == "resized" else edges
+    in_hundredths, in_pixels = name in ("llava", OWN), name in ("qwen2.5-vl", "pixel")
+    units = (100, 100) if in_hundredths else pixels if in_pixels else (1000, 1000)
+    assert found is not None
+    for axis in range(4):
+        assert found[axis] == pytest.approx(
+            box[axis], abs=0.501 * edges[axis % 2] / units[axis % 2]
+        )
+    if frame == "full" and name in ("llava", "qwen3-vl"):
+        assert format_box(found, name, **options) == text  # what was rounded once stays
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, shares)
+def test_pixels_of_the_image_as_qwen_resizes_it_come_back_to_half_a_pixel(image_size, share):
+    assume(max(image_size) / min(image_size) <= 200)
+    (width, height), resized = image_size, smart_resize(image_size)
+    x1, x2 = sorted((share[0] * width, share[2] * width))
+    y1, y2 = sorted((share[1] * height, share[3] * height))
+    options = {"frame": "resized", "image_size": image_size, "resized": resized}
+    found = parse_box(
+        format_box((x1, y1, x2, y2), "qwen2.5-vl", **options), "qwen2.5-vl", **options
+    )
+    assert found is not None
+    for axis, value in enumerate((x1, y1, x2, y2)):
+        half_a_pixel = 0.501 * image_size[axis % 2] / resized[axis % 2]
+        assert found[axis] == pytest.approx(value, abs=half_a_pixel)
+
+
+# --- asking --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [
+        (
+            "llava",
+            "Please provide the bounding box coordinate of the region this sentence describes: "
+            "the {red} cat",
+        ),
+        (
+            "internvl",
+            "Please provide the bounding box coordinate of the region this sentence describes: "
+            "<ref>the {red} cat</ref>",
+        ),
+        (
+            "qwen2.5-vl",
+            "Locate the {red} cat, output its bbox coordinates using JSON format.",
+        ),
+        (
+            "qwen3-vl",
+            'Locate every object that matches the description "the {red} cat" in the image. '
+            "Report bbox coordinates in JSON format.",
+        ),
+        (OWN, "[refer] where is the {red} cat?"),
+    ],
+)
+def test_each_format_asks_its_familys_question(name: str, question: str):
+    assert get_box_format(name).ask("the {red} cat") == question
+
+
+@pytest.mark.parametrize("name", [*BOX_FORMATS, OWN])
+@given(st.text())
+def test_an_expression_is_found_again_in_its_question(name: str, expression: str):
+    box_format = get_box_format(name)
+    assert box_format.asked_for(box_format.ask(expression)) == expression
+    assert box_format.asked_for("How many cats are there?") is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings_", "told"),
+    [
+        ("llava", {}, None),
+        ("llava", {"box_frame": "crop"}, None),
+        ("llava", {"preprocess": "pad", "box_frame": "pad"}, None),
+        ("llava", {"preprocess": "pad", "box_frame": "crop"}, "answer in llava, full"),
+        ("llava", {"box_frame": "pad"}, "answer in llava, full"),
+        ("llava_next", {"box_frame": "crop"}, "answer in llava, full"),
+        ("qwen2_5_vl", {}, "answer in qwen2.5-vl, resized"),
+        ("qwen2_5_vl", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, None),
+        ("qwen2_5_vl", {"box_format": "pixel", "box_frame": "resized"}, "box_format pixel"),
+        ("qwen3_vl", {"box_format": "qwen3-vl"}, None),
+        ("qwen3_vl", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, "answer in qwen3-vl"),
+        ("internvl", {"box_format": "internvl"}, None),
+        ("internvl", {"box_format": "llava"}, "answer in internvl, full"),
+    ],
+)
+def test_settings_that_are_not_the_familys_own_are_told(model_type, settings_, told):
+    found = unusual_boxes(FAMILIES[model_type], ModelConfig(**settings_))
+    assert found is None if told is None else told in found
+
+
+def test_nothing_is_told_about_an_untried_family():
+    assert unusual_boxes(Family("other", known=False), ModelConfig(box_format="internvl")) is None
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(5, 0, 1, 9), (0, 9, 5, 1), (0, 0, math.nan, 5), (0, 0, math.inf, 5)],
+    ids=["x inverted", "y inverted", "NaN", "infinite"],
+)
+def test_what_is_not_a_box_is_not_written(box):
+    with pytest.raises(InputError, match="is not a box"):
+        format_box(box, "llava", frame="full", image_size=(10, 10))
+
+
+def test_a_box_that_a_centre_crop_cuts_is_refused_until_it_is_clipped():
+    """The crop of 200 x 100 shows x from 50 to 150."""
+    box, options = (20, 10, 100, 90), {"frame": "crop", "image_size": (200, 100)}
+    with pytest.raises(InputError, match="reaches out of the frame 'crop'"):
+        format_box(box, "llava", **options)
+    clipped = clip_to_frame(box, **options)
+    assert clipped == (50, 10, 100, 90)
+    assert format_box(clipped, "llava", **options) == "[0.00, 0.10, 0.50, 0.90]"
+    assert clip_to_frame((0, 0, 50, 100), **options) is None
+
+
+def test_an_annotation_a_fraction_of_a_unit_beyond_the_edge_is_written_at_the_edge():
+    """COCO has boxes that end at 640.01 of 640."""
+    text = format_box((0, 0, 640.01, 480), "llava", frame="full", image_size=(640, 480))
+    assert text == "[0.00, 0.00, 1.00, 1.00]"
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"box_format": "lava"}, "there is no box format 'lava'"),
+        ({"box_format": "no.such.module:it"}, "cannot be imported"),
+        ({"box_format": "math:pi"}, "is no BoxFormat but of type float"),
+        ({"box_format": "math:tau_squared"}, "cannot be imported"),
+        ({"box_format": "my_formats:mute"}, "needs one {expression}"),
+        ({"box_format": "my_formats:nameless"}, "has no group x2, y2"),
+        ({"box_format": "my_formats:uncompiled"}, "has no group x1, y1, x2, y2"),
+        ({"box_format": "my_formats:misspelt"}, "cannot write a box and read it: KeyError: 'y3'"),
+        ({"box_format": "my_formats:numeric"}, "cannot write a box and read it: ValueError"),
+        (
+            {"box_format": "my_formats:unread"},
+            "writes (100.0, 200.0, 300.0, 400.0) as '[10, 20, 30, 40]' and reads that as None",
+        ),
+        ({"box_format": "my_formats:swapped"}, "as '{<20><10><40><30>}' and reads that as (200"),
+        ({"box_format": "my_formats:scaleless"}, "read it: ZeroDivisionError"),
+        ({"frame": "padded"}, "there is no frame 'padded'"),
+        ({"frame": "resized"}, "needs the size"),
+        ({"frame": "resized", "resized": (0, 10)}, "resized is"),
+        ({"image_size": (0, 10)}, "image_size is"),
+    ],
+)
+def test_a_wrong_setting_is_named(options, message):
+    valid = {"text": "[0, 0, 1, 1]", "box_format": "llava", "frame": "full", "image_size": (9, 9)}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_box(**{**valid, **options})
+
+
+def test_a_users_own_format_is_taken_by_its_import_path():
+    assert get_box_format(OWN) is OWN_FORMAT
+    options = {"frame": "full", "image_size": (200, 100)}
+    assert format_box((20, 30, 40, 50), OWN, **options) == "{<10><30><20><50>}"
+    found = parse_box("at {<10><30><20><50>}", OWN, **options)
+    assert found == pytest.approx((20, 30, 40, 50))
+
+
+@pytest.mark.parametrize("fault", ["1 / 0", "raise RuntimeError('no licence')", "x ="])
+def test_a_users_module_may_fail_in_any_way(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "failing_formats.py").write_text(fault)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be imported: \w+Error: "):
+        get_box_format("failing_formats:mine")
+
+
+@pytest.mark.parametrize("text", ["<a><20><30><40>", "<10><20><30><>", "<1e><20><30><40>"])
+def test_a_users_pattern_that_finds_no_numbers_leaves_the_answer_unparsed(text: str):
+    options = {"frame": "full", "image_size": (200, 100)}
+    assert parse_box("<10><20><30><40>", "my_formats:worded", **options) is not None
+    assert parse_box(text, "my_formats:worded", **options) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes, st.sampled_from([28, 32]))
+def test_smart_resize_equals_transformers(image_size, factor):
+    oracle = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    assume(max(image_size) / min(image_size) <= 200)
+    limits = {"factor": factor, "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}
+    height, width = oracle.smart_resize(image_size[1], image_size[0], **limits)
+    assert smart_resize(image_size, **limits) == (width, height)
+
+
+def test_smart_resize_refuses_a_strip():
+    with pytest.raises(InputError, match="too narrow"):
+        smart_resize((2010, 10))

@@ -1,0 +1,224 @@
+"""The command line: answers at once, one clear message and exit code 2 for a user's error."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from perpo_pipeline import cli
+
+COMMANDS = [
+    "prepare",
+    "sample",
+    "score",
+    "filter",
+    "train",
+    "eval",
+    "compare",
+    "judge",
+    "merge",
+    "report",
+    "inspect",
+    "doctor",
+    "gc",
+]
+CONFIG = """
+run: r
+model: {id: testbed, dtype: float32, device: cpu}
+prepare:
+  train: {source: testbed, num_prompts: 4}
+  test: {source: testbed, num_prompts: 4}
+sample: {num_samples: 4, max_new_tokens: 24}
+"""
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*arguments])
+    return int(exit_.value.code or 0)
+
+
+def test_help_answers_within_400_ms() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "perpo_pipeline.cli", "--help"], check=True, capture_output=True
+        )
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) <= 0.4
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_commands_help_has_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, "--help") == 0
+    assert re.search(rf"Example:\s+perpo\s+{command}", capsys.readouterr().out)
+
+
+def test_a_typo_in_the_configuration_is_one_message_without_traceback(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workdir / "r.yaml").write_text(CONFIG.replace("num_samples", "num_sample"))
+    assert run("sample", "--config", "r.yaml") == 2
+    error = capsys.readouterr().err
+    assert "sample.num_sample: no such setting; did you mean 'num_samples'?" in error
+    assert "Traceback" not in error and not (workdir / "data").exists()
+
+
+def test_debug_shows_the_traceback(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("score", "--config", "none.yaml", "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_stage_without_its_input_names_the_missing_place(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("score", "--config", "r.yaml") == 2
+    assert "data/r/samples/train" in capsys.readouterr().err
+
+
+def test_an_unknown_variant_lists_those_there_are(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "--config", "r.yaml", "--variant", "ppo") == 2
+    assert "choose one of ['perpo']" in capsys.readouterr().err
+
+
+def test_a_second_call_does_nothing_and_says_so(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("prepare", "--config", "r.yaml", "--quiet") == 0
+    first = capsys.readouterr()
+    assert run("prepare", "--config", "r.yaml", "--quiet") == 0
+    second = capsys.readouterr()
+    assert second.out == first.out and second.err.count("up to date") == 2
+
+
+def test_out_places_an_artifact_outright_and_writes_nowhere_else(workdir: Path) -> None:
+    assert run("prepare", "--config", "r.yaml", "--variant", "train", "--out", "mine") == 0
+    assert (workdir / "mine" / "current").is_file()
+    assert sorted(p.name for p in workdir.iterdir()) == ["mine", "r.yaml"]
+
+
+def test_one_out_for_several_variants_is_refused(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("prepare", "--config", "r.yaml", "--out", "mine") == 2
+    assert "choose one with --variant" in capsys.readouterr().err
+
+
+def test_inspect_prints_rows_lineage_settings_and_notices_damage(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("prepare", "--config", "r.yaml", "--quiet")
+    capsys.readouterr()
+    assert run("inspect", "data/r/prompts/test", "--rows", "1", "--verify") == 0
+    shown = capsys.readouterr().out
+    for expected in ("prompts / test", "rows            4", "schema version  3", "row 1", "preset"):
+        assert expected in shown
+    (part,) = (workdir / "data/r/prompts/test").glob("*/part-00000.parquet")
+    part.write_bytes(part.read_bytes() + b"x")
+    assert run("inspect", "data/r/prompts/test", "--verify") == 2
+    assert "part-00000.parquet" in capsys.readouterr().err
+
+
+def test_gc_lists_then_removes_what_no_current_leads_to(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("prepare", "--config", "r.yaml", "--quiet")
+    run("prepare", "--config", "r.yaml", "--variant", "train", "--num-prompts", "5", "--quiet")
+    capsys.readouterr()
+    assert run("gc", "--config", "r.yaml") == 0
+    (unused,) = capsys.readouterr().out.strip().splitlines()
+    path = Path(unused.removeprefix("unused  "))
+    assert path.is_dir() and path.parent.name == "train"
+    assert run("gc", "--config", "r.yaml", "--yes") == 0
+    assert not path.exists() and len(list((workdir / "data/r/prompts").glob("*/*/"))) == 2
+
+
+def test_doctor_names_the_packages_and_a_command_for_what_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("doctor") == 0
+    shown = capsys.readouterr().out
+    assert "torch" in shown and "cuda" in shown
+    if "vllm           not installed" in shown:
+        assert "pip install -c constraints.txt -e '.[vllm]'" in shown
+
+
+def test_a_jsonl_file_needs_no_section_in_the_configuration(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (20, 10)).save(workdir / "a.png")
+    (workdir / "mine.jsonl").write_text('{"image": "a.png", "prompt": "?", "gt_text": "x"}\n')
+    code = run(
+        "prepare",
+        "jsonl",
+        "mine.jsonl",
+        "--task",
+        "vqa",
+        "--config",
+        "r.yaml",
+        "--variant",
+        "mine",
+        "--quiet",
+    )
+    assert code == 0 and "data/r/prompts/mine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--learning-rate", "1e-4"),
+        ("prepare", "--num-prompts", "3"),
+        ("prepare", "--task", "ocr"),
+        ("eval", "--adapter", "somewhere"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(
+    workdir: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert run(*arguments, "--config", "r.yaml") == 2
+    assert "perpo: error" in capsys.readouterr().err and not (workdir / "data").exists()
+
+
+def test_gc_leaves_a_version_that_is_being_written(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perpo_pipeline.store.artifacts import Recipe, open_writer
+
+    root = workdir / "data/r/scores/train"
+    merged = workdir / "data/r/merged/0123456789abcdef"  # a model that the writer may be reading
+    merged.mkdir(parents=True)
+    with open_writer(root, Recipe("scores", "train", "score", 1, {})) as writer:
+        assert run("gc", "--config", "r.yaml", "--yes") == 0
+        assert writer.path.is_dir() and merged.is_dir() and capsys.readouterr().out == ""
+    assert run("gc", "--config", "r.yaml", "--yes") == 0
+    assert not writer.path.exists() and not merged.exists()
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perpo_pipeline.prepare import prepare_prompts as stage
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "prepare", interrupted)
+    assert run("prepare", "--config", "r.yaml") == 130
+    assert "the same command goes on" in capsys.readouterr().err

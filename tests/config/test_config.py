@@ -1,0 +1,305 @@
+"""The run's file: every fault at once, by its key; every shipped recipe parses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perpo_pipeline.config.file import load_config
+from perpo_pipeline.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MINIMAL = """
+run: demo
+prepare:
+  train: {source: testbed, num_prompts: 10}
+  test: {source: testbed, num_prompts: 3}
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_parses(path: Path) -> None:
+    config = load_config(path)
+    assert config.train.variants() and config.eval_variants()
+
+
+def test_the_papers_grounding_recipe_has_the_papers_numbers() -> None:
+    config = load_config(CONFIGS / "llava15-grounding.yaml")
+    perpo = config.train.variants()["perpo"]
+    assert (config.sample.num_samples, config.sample.temperature) == (20, 0.5)
+    assert (config.filter.min_margin, config.filter.max_lists) == (0.8, 3000)
+    assert (perpo.beta, perpo.gamma, perpo.learning_rate, perpo.batch_size) == (0.1, 0.5, 5e-6, 8)
+    assert (perpo.lora.rank, perpo.lora.alpha) == (128, 256)
+
+
+def test_all_faults_are_reported_at_once_each_by_its_key(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+run: demo
+modle: {}
+prepare:
+  train: {source: testbed, num_prompts: ten}
+sample: {temprature: 0.5, num_samples: 0}
+eval: {split: validaton}
+train:
+  learnin_rate: 1.0e-4
+  methods: {perpo: {beta: x}, sft: {lora: {rnk: 3}}}
+""",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    for expected in (
+        "modle: no such setting; did you mean 'model'?",
+        "prepare.train.num_prompts: Input should be a valid integer",
+        "sample.temprature: no such setting; did you mean 'temperature'?",
+        "sample.num_samples: Input should be greater than or equal to 1",
+        "eval.split: 'validaton' is not a split of `prepare` ['train']",
+        "train.learnin_rate: no such setting; did you mean 'learning_rate'?",
+        "train.methods.perpo.beta: Input should be a valid number",
+        "train.methods.sft.lora.rnk: no such setting; did you mean 'rank'?",
+    ):
+        assert expected in message
+    assert str(path) in message
+
+
+def test_faults_of_a_source_are_told_by_their_keys_in_the_file(tmp_path: Path) -> None:
+    text = """
+run: demo
+prepare:
+  train: {source: refr, path: x}
+  test: {source: refer, path: x, image_root: y, per_datset: 3, splits: [tst]}
+  pages: {source: fox, path: x, per_dataset: 3}
+"""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    message = str(caught.value)
+    for expected in (
+        "prepare.train: there is no source 'refr'; did you mean 'refer'?",
+        "testbed, jsonl, refer, lmms-lab, rec-jsonl, shikra, minigpt4, fox, perpo-json",
+        "prepare.test.per_datset: no such setting; did you mean 'per_dataset'?",
+        "prepare.test.splits.0: Input should be 'train', 'val', 'testA', 'testB' or 'test'",
+        "prepare.pages.per_dataset: source fox has no such setting; it has path",
+    ):
+        assert expected in message
+
+
+@pytest.mark.parametrize("family", ["llava15", "llava-next", "llava-onevision", "qwen3-vl"])
+def test_the_grounding_recipes_train_and_test_on_all_of_refers_datasets(family: str) -> None:
+    prepare = load_config(CONFIGS / f"{family}-grounding.yaml").prepare
+    train, test = prepare["train"].model_dump(), prepare["test"].model_dump()
+    assert train["datasets"] == test["datasets"] == ["refcoco", "refcoco+", "refcocog"]
+    assert train["per_dataset"] == 10_000 and train["leave_out_evaluated"] is True
+    assert train["splits"] is None and test["splits"] == ["val", "testA", "testB", "test"]
+
+
+def test_a_method_inherits_the_sections_settings_and_overrides_them(tmp_path: Path) -> None:
+    text = (
+        MINIMAL + "train: {learning_rate: 1.0e-4, methods: {perpo: {beta: 2}, dpo: , "
+        "w: {method: sft, learning_rate: 3.0e-4}}}"
+    )
+    variants = load_config(write(tmp_path, text)).train.variants()
+    assert (variants["perpo"].beta, variants["perpo"].learning_rate) == (2.0, 1e-4)
+    assert (variants["dpo"].method, variants["dpo"].beta) == ("dpo", 0.1)
+    assert (variants["w"].method, variants["w"].learning_rate) == ("sft", 3e-4)
+
+
+def test_several_seeds_make_a_variant_each(tmp_path: Path) -> None:
+    text = MINIMAL + "train: {seeds: [0, 7], methods: {perpo: }}"
+    config = load_config(write(tmp_path, text))
+    assert {n: s.seed for n, s in config.train.variants().items()} == {
+        "perpo-seed0": 0,
+        "perpo-seed7": 7,
+    }
+    assert "perpo-seed7-other-image" in config.eval_variants()
+
+
+def test_a_variant_that_is_no_method_must_name_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'mine' is no method"):
+        load_config(write(tmp_path, MINIMAL + "train: {methods: {mine: {beta: 1}}}"))
+
+
+def test_a_split_that_is_not_prepared_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eval\.split: 'val' is not a split"):
+        load_config(write(tmp_path, MINIMAL + "eval: {split: val}"))
+
+
+def test_a_key_given_twice_is_a_fault_not_an_overwrite(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'run' is given twice"):
+        load_config(write(tmp_path, MINIMAL + "run: other\n"))
+
+
+def test_a_missing_file_suggests_one_that_exists() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean .*demo\.yaml"):
+        load_config(CONFIGS / "dmo.yaml")
+
+
+def test_flags_override_the_file_and_are_checked_like_it(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    assert load_config(path, {"filter.min_margin": 0.3}).filter.min_margin == 0.3
+    with pytest.raises(ConfigError, match=r"filter\.min_margin"):
+        load_config(path, {"filter.min_margin": 3})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told", "where"),
+    [
+        (
+            {"filter.min_margin": 3},
+            "filter.min_margin (--min-margin): Input should be less",
+            "--min-margin",
+        ),
+        (
+            {"filter.max_margin": 0.2},
+            "filter (--max-margin): max_margin 0.2 is below",
+            "--max-margin",
+        ),
+        ({"model.id": 3}, "model.id (--model): Input should be a valid string", "--model"),
+        ({"run": "a b"}, "run (--run): a name has letters, digits", "--run"),
+        (
+            {("train", "methods", "w.1", "beta"): 0, "sample.num_samples": 0},
+            "train.methods.w.1.beta (--beta): Input should be greater",
+            "--num-samples, --beta",
+        ),
+        (
+            {("train", "methods", ".w", "beta"): 1},
+            "train.methods..w (--variant): a name has letters",
+            "--variant",
+        ),
+        (
+            {("prepare", "x"): {"source": "refer", "path": 3, "leave_out_evaluated": "x"}},
+            "prepare.x.path (PATH): Input is not a valid path",
+            "PATH, --image-root, --keep-evaluated",
+        ),
+    ],
+)
+def test_a_fault_of_a_flag_names_the_flag_and_not_the_file(
+    tmp_path: Path, overrides: dict[Any, Any], told: str, where: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL), overrides)
+    assert f"  - {told}" in str(caught.value) and caught.value.where == where
+
+
+def test_faults_of_the_file_beside_a_flags_keep_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "sample: {num_samples: 0, batch_size: 0}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {"sample.num_samples": -1})
+    assert caught.value.where == str(path)
+    assert "sample.num_samples (--num-samples): " in caught.value.what
+    assert "sample.batch_size: " in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ("  a b: {source: testbed, num_prompts: 1}", "prepare.a b: a name has letters, digits"),
+        ("  -x: {source: testbed, num_prompts: 1}", "begins with a letter or digit; '-x' does"),
+        (
+            "  x: {source: testbd, num_prompts: 1}",
+            "prepare.x: there is no source 'testbd'; did you mean 'testbed'? one of testbed, ",
+        ),
+        ("  x: {num_prompts: 1}", "prepare.x: names no source; one of testbed, "),
+        ("  x: {source: refer, path: p}", "prepare.x.image_root: is required\n"),
+        (
+            "  x: {source: lmms-lab, path: p, dataset: a b}",
+            "prepare.x.dataset: this is a word without blanks; 'a b' does",
+        ),
+    ],
+)
+def test_a_fault_of_a_source_is_one_plain_message(tmp_path: Path, extra: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=r"^1 fault in") as caught:
+        load_config(write(tmp_path, MINIMAL + extra))
+    assert told in str(caught.value)
+
+
+def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    one = load_config(path)
+    for name, value in [("checkpoint_every", 7), ("max_tokens_per_step", 99), ("compile", False)]:
+        other = load_config(path, {f"train.{name}": value})
+        assert (
+            one.train.variants()["perpo"].result_settings()
+            == other.train.variants()["perpo"].result_settings()
+        )
+    changed = load_config(path, {"train.beta": 7.0})
+    assert (
+        one.train.variants()["perpo"].result_settings()
+        != changed.train.variants()["perpo"].result_settings()
+    )
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ("train: {methods: {base: {method: sft}}}", "methods.base: this name is reserved"),
+        ("train: {methods: {a-other-image: {method: sft}}}", "this name is reserved"),
+        ("train: {methods: {sft: {sft_weight: 1.0}}}", "methods.sft: sft has no preferences"),
+        ("train: {label_smoothing: 0.5}", "train.label_smoothing"),
+        ("train: {scope: []}", "train.scope"),
+        ("train: {seed: 5}", "give `seeds: [...]`"),
+        ("train: {methods: {perpo: {seed: 5}}}", "give `seeds: [...]`"),
+        ("sample: {temperature: .inf}", "sample.temperature"),
+        ("sample: {num_samples: true}", "sample.num_samples: Input should be a number"),
+        ("model: {box_format: lava}", "model.box_format"),
+        ("model: {box_format: qwen2.5-vl}", "model: box_format qwen2.5-vl is pixels of the"),
+        ("model: {box_format: qwen2.5-vl, box_frame: pad}", "set box_frame to resized"),
+        ("model: {box_frame: resized, preprocess: pad}", "set preprocess to processor"),
+        ("model: {box_frame: rezised}", "model.box_frame"),
+        ("eval: {models: []}", "eval.models"),
+        ("eval: {models: [perpoo]}", "eval.models: 'perpoo' is not one of"),
+    ],
+)
+def test_what_would_be_ignored_or_misread_is_a_fault(tmp_path: Path, extra: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL + extra))
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("box_format", "box_frame"),
+    [
+        ("qwen2.5-vl", "resized"),
+        ("qwen3-vl", "resized"),
+        ("pixel", "full"),
+        ("pixel", "resized"),
+        ("internvl", "full"),
+        ("llava", "crop"),
+    ],
+)
+def test_a_format_and_a_frame_that_fit_are_taken(
+    tmp_path: Path, box_format: str, box_frame: str
+) -> None:
+    boxes = f"model: {{box_format: {box_format}, box_frame: {box_frame}}}\n"
+    model = load_config(write(tmp_path, MINIMAL + boxes)).model
+    assert (model.box_format, model.box_frame) == (box_format, box_frame)
+
+
+def test_settings_are_checked_once_shared_and_own_are_merged(tmp_path: Path) -> None:
+    shared = MINIMAL + "train: {scope: [projector], methods: {perpo: "
+    variant = load_config(write(tmp_path, shared + "{tuning: full}}}")).train.variants()["perpo"]
+    assert (variant.tuning, variant.scope) == ("full", ["projector"])
+    with pytest.raises(ConfigError, match="leaves nothing for LoRA"):
+        load_config(write(tmp_path, shared + "{}}}"))
+
+
+def test_every_setting_is_listed_for_the_user() -> None:
+    from perpo_pipeline.config import run as config
+
+    listed = (CONFIGS / "README.md").read_text()
+    sections = [
+        value
+        for value in vars(config).values()
+        if isinstance(value, type) and issubclass(value, config.Section)
+    ]
+    names = {name for section in sections for name in section.model_fields}
+    headings = {line.removeprefix("## ") for line in listed.splitlines() if line.startswith("## ")}
+    unlisted = {name for name in names if f"`{name}`" not in listed} - headings - {"shared"}
+    assert len(names) > 40 and not unlisted

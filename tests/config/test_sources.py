@@ -1,0 +1,205 @@
+"""The sources as settings and as commands."""
+
+from pathlib import Path
+
+import pytest
+from prepare.refer_tree import Tree
+
+from perpo_pipeline import cli
+from perpo_pipeline.config.sources import (
+    SOURCE_MODELS,
+    SOURCE_NAMES,
+    LmmsLabSource,
+    ReferSource,
+    source_files,
+)
+from perpo_pipeline.prepare.prepare_prompts import READERS
+from perpo_pipeline.store.artifacts import open_version
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIG = """
+run: r
+prepare:
+  train: {source: testbed, num_prompts: 2}
+  test: {source: testbed, num_prompts: 2}
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(CONFIG)
+    tree = Tree(tmp_path / "refer")
+    for name in ("refcoco", "refcoco+", "refcocog"):
+        for index in range(4):
+            tree.add(name, "train", index, f"{name} {index}")
+        tree.add(name, "val", 9, "a", "b")
+    tree.write()
+    return tree
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*arguments, "--config", "r.yaml"])
+    return int(exit_.value.code or 0)
+
+
+def test_the_command_takes_equal_amounts_from_refers_folders(tree: Tree) -> None:
+    assert (
+        run(
+            "prepare",
+            "refer",
+            "refer",
+            "--variant",
+            "train",
+            "--per-dataset",
+            "3",
+            "--image-root",
+            "refer/train2014",
+            "--quiet",
+        )
+        == 0
+    )
+    rows = open_version(Path("data/r/prompts/train")).table()["dataset"].to_pylist()
+    assert rows == ["refcoco_train"] * 3 + ["refcoco+_train"] * 3 + ["refcocog_train"] * 3
+
+
+def test_lists_are_given_with_commas(tree: Tree) -> None:
+    assert (
+        run(
+            "prepare",
+            "refer",
+            "refer",
+            "--variant",
+            "mine",
+            "--datasets",
+            "refcoco,refcocog",
+            "--splits",
+            "train,val",
+            "--split-by",
+            "refcocog=umd",
+            "--keep-evaluated",
+            "--image-root",
+            "refer/train2014",
+            "--quiet",
+        )
+        == 0
+    )
+    settings = open_version(Path("data/r/prompts/mine")).manifest["settings"]
+    assert settings["datasets"] == ["refcoco", "refcocog"]
+    assert (settings["splits"], settings["leave_out_evaluated"]) == (["train", "val"], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["prepare", "refr", "x"], "there is no source 'refr'"),
+        (["prepare", "refr", "x"], ", ".join(SOURCE_NAMES)),
+        (["prepare", "refer", "refer"], "prepare.train.image_root: is required"),
+        (["prepare", "refer", "refer"], "is required (--image-root)\n  where: --image-root\n"),
+        (["prepare", "jsonl"], "prepare.train.path: is required (PATH)"),
+        (
+            ["prepare", "fox", "x.json", "--per-dataset", "3"],
+            "per_dataset (--per-dataset): source fox has no such",
+        ),
+        (["prepare", "jsonl", "x.jsonl", "--task", "orc"], "prepare.train.task (--task): Input"),
+        (
+            ["prepare", "jsonl", "x.jsonl", "--variant", "../x"],
+            "prepare.../x (--variant): a name has letters, digits, '.', '_' and '-', and begins "
+            "with",
+        ),
+        (["prepare", "jsonl", "x.jsonl", "--variant", ""], "(--variant): a name has letters"),
+        (
+            ["prepare", "--variant", "testA", "--per-dataset", "3"],
+            "prepare.testA (--variant): names no source; one of testbed, ",
+        ),
+        (["prepare", "r.yaml"], "give the source first: perpo prepare SOURCE r.yaml, with one of"),
+        (["prepare", "no/ok.jsonl"], "give the source first: perpo prepare jsonl no/ok.jsonl"),
+        (["prepare", "jsonl", "no/ok.jsonl"], "correct the path, or fetch the data"),
+        (["prepare", "refer", "refer", "--split-by", "umd"], "give DATASET=NAME"),
+        (
+            ["prepare", "refer", "refer", "--image-root", ".", "--datasets", "refclef"],
+            "prepare.train.datasets.0 (--datasets): Input should be 'refcoco'",
+        ),
+        (
+            ["prepare", "refer", "refer", "--image-root", ".", "--splits", "val,val"],
+            "a name is given twice",
+        ),
+        (["prepare", "--keep-evaluated"], "--keep-evaluated: of one split"),
+        (["prepare", "--per-dataset", "3"], "--per-dataset: of one split"),
+    ],
+)
+def test_a_wrong_flag_is_one_message(
+    tree: Tree, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert run(*arguments) == 2
+    assert told in capsys.readouterr().err and not Path("data").exists()
+
+
+def test_a_split_has_the_name_that_refer_gives_it(tree: Tree) -> None:
+    assert run("prepare", "testbed", "--variant", "testA", "--num-prompts", "2", "--quiet") == 0
+    assert open_version(Path("data/r/prompts/testA")).manifest["rows"] == 2
+
+
+def test_a_flag_changes_one_setting_of_the_files_source(tree: Tree) -> None:
+    Path("r.yaml").write_text(
+        "run: r\nsample: {split: train}\neval: {split: train}\nprepare:\n"
+        "  train: {source: refer, path: refer, image_root: refer/train2014, per_dataset: 2}\n"
+    )
+    assert run("prepare", "--variant", "train", "--per-dataset", "1", "--quiet") == 0
+    assert open_version(Path("data/r/prompts/train")).manifest["rows"] == 3
+
+
+def test_help_tells_every_layout_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["prepare", "--help"])
+    shown = capsys.readouterr().out
+    for name in SOURCE_NAMES:
+        assert f"\n  {name} " in shown, name
+    assert shown.count("xyxy px") == 3 and shown.count("xywh px") == 3
+
+
+def test_the_plan_names_the_files_that_matter(
+    tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("r.yaml").write_text(
+        CONFIG + "  mine: {source: refer, path: refer, image_root: refer/train2014}\n"
+        "  page: {source: fox, path: p.json}\n"
+    )
+    cli.app(args=["plan", "--config", "r.yaml"], standalone_mode=False)
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("SOURCES")]
+    named = line.removeprefix("SOURCES := ").split()
+    assert "refer/refcocog/refs(umd).p" in named and "refer/refcoco+/instances.json" in named
+    assert named[-1] == "p.json" and len(named) == 7
+
+
+def test_files_of_a_pattern_and_a_folder(tmp_path: Path) -> None:
+    for name in ("d/val-0.parquet", "d/testA-0.parquet", "d/readme.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for path, names in [
+        ("d", ["testA-0", "val-0"]),
+        ("d/val-*.parquet", ["val-0"]),
+        ("*/testA*", ["testA-0"]),
+    ]:
+        source = LmmsLabSource(source="lmms-lab", path=tmp_path / path)
+        assert [file.stem for file in source_files(source)] == names
+
+
+def test_every_source_has_a_reader() -> None:
+    assert {*READERS, "testbed", "perpo-json"} == set(SOURCE_NAMES)
+
+
+def test_every_setting_of_a_source_is_listed_for_the_user() -> None:
+    section = (CONFIGS / "README.md").read_text().split("## prepare\n")[1].split("\n## ")[0]
+    names = {name for model in SOURCE_MODELS for name in model.model_fields} | set(SOURCE_NAMES)
+    assert len(names) > 20 and not {name for name in names if f"`{name}`" not in section}
+
+
+def test_the_shipped_split_files_are_the_published_ones() -> None:
+    source = ReferSource(source="refer", path=Path("r"), image_root=Path("i"))
+    assert [source.refs_file(name).name for name in source.datasets] == [
+        "refs(unc).p",
+        "refs(unc).p",
+        "refs(umd).p",
+    ]

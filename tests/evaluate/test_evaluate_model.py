@@ -1,0 +1,144 @@
+"""`perpo eval` on a tiny Qwen2.5-VL: answers are read in the frame that its processor made."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_run import make_synthetic_run
+from tiny_families import save_tiny_family
+
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate.conditioning import IMAGES, conditioning_rows, conditioning_table
+from perpo_pipeline.evaluate.evaluate_model import evaluate, refuse_images_of
+from perpo_pipeline.prepare.prepare_prompts import prepare
+from perpo_pipeline.run import Run
+from perpo_pipeline.sample import transformers_backend
+from perpo_pipeline.vlm.completion import Completion
+from perpo_pipeline.vlm.images import load_image
+from perpo_pipeline.vlm.inputs import encode_row
+
+SIZES = [(71, 53), (40, 96)]
+RESIZED = [(84, 56), (28, 84)]  # 2 to 12 tokens of 28 x 28 pixels
+
+
+def make_run(root: Path, model: dict[str, Any], text_task: bool = False) -> Run:
+    """Two prompts, whose true box is the upper left quarter; a prompt knows it from its size."""
+    rows = []
+    for number, size in enumerate(SIZES):
+        pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{number}.png")
+        truth = (
+            {"task": "ocr", "gt_text": "a"}
+            if text_task
+            else {"task": "grounding", "gt_box": [0, 0, size[0] / 2, size[1] / 2]}
+        )
+        rows.append({"image": f"{number}.png", "prompt": "Where?", **truth})
+    (root / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = {"source": "jsonl", "path": str(root / "data.jsonl")}
+    config = {
+        "run": "r",
+        "data_root": str(root / "data"),
+        "model": {"id": str(root / "model"), "dtype": "float32", "device": "cpu", **model},
+        "prepare": {"test": source, "train": source},
+        "eval": {"max_new_tokens": 4, "batch_size": 1},
+    }
+    run = Run(RunConfig.model_validate(config), quiet=True)
+    prepare(run, "test")
+    return run
+
+
+@pytest.fixture
+def answers_with_the_quarter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model answers with the upper left quarter of what it sees, in pixels of that."""
+
+    def greedy(vlm: Any, prompts: Any, **_: Any) -> list[Completion]:
+        quarters = [[0, 0, prompt.resized[0] // 2, prompt.resized[1] // 2] for prompt in prompts]
+        texts = [json.dumps({"bbox_2d": quarter}) for quarter in quarters]
+        return [Completion(text, (1,), "stop", 0.0) for text in texts]
+
+    save_tiny_family("qwen2_5_vl", tmp_path / "model")
+    monkeypatch.setattr(transformers_backend, "greedy_decode", greedy)
+
+
+@pytest.mark.usefixtures("answers_with_the_quarter")
+def test_boxes_are_read_in_the_resized_image_which_is_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
+    metrics = evaluate(run, "base").table().to_pylist()
+    rows = run.latest("predictions", "base").table().to_pylist()
+    assert [tuple(row["resized"]) for row in rows] == RESIZED
+    assert [row["box"] for row in rows] == [[0, 0, w / 2, h / 2] for w, h in SIZES]
+    assert {row["name"]: row["value"] for row in metrics}["miou"] == 1.0
+    assert "models answer in" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("answers_with_the_quarter")
+def test_another_image_is_read_in_its_own_resized_image(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
+    evaluate(run, "base-other-image")
+    rows = run.latest("predictions", "base-other-image").table().to_pylist()
+    assert [tuple(row["resized"]) for row in rows] == RESIZED[::-1]
+    assert [row["reward"] for row in rows] == [1.0, 1.0]
+
+
+@pytest.mark.usefixtures("answers_with_the_quarter")
+def test_a_blank_image_has_the_size_of_the_true_one_and_one_colour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def encode(vlm: Any, row: Any, preprocess: str) -> Any:
+        seen.append(load_image(row["image"]["bytes"], where="blank"))
+        return encode_row(vlm, row, preprocess)
+
+    monkeypatch.setattr("perpo_pipeline.evaluate.evaluate_model.encode_row", encode)
+    run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
+    evaluate(run, "base-blank-image")
+    rows = run.latest("predictions", "base-blank-image").table().to_pylist()
+    assert [tuple(row["resized"]) for row in rows] == RESIZED
+    assert {row["image_prompt_id"] for row in rows} == {"blank"}
+    assert [image.size for image in seen] == SIZES
+    assert all(len(image.getcolors() or ()) == 1 for image in seen)
+
+
+@pytest.mark.usefixtures("answers_with_the_quarter")
+@pytest.mark.parametrize("text_task", [False, True])
+def test_boxes_that_are_not_the_familys_own_are_told(
+    text_task: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(make_run(tmp_path, {}, text_task), "base")
+    told = "qwen2.5-vl models answer in qwen2.5-vl, resized" in capsys.readouterr().err
+    assert told is not text_task
+
+
+def test_prompts_whose_images_the_adapter_was_trained_on_are_refused(tmp_path: Path) -> None:
+    """Two prompts share an image: of the lists kept, the images are counted once each."""
+    run = make_synthetic_run(tmp_path, num_prompts=12, methods=("perpo",))
+    adapter = run.latest("adapter", "perpo")
+    refuse_images_of(adapter, run.latest("prompts", "test"))
+    kept = set(run.latest("preferences", "train").table()["prompt_id"].to_pylist())
+    rows = run.latest("prompts", "train").table().to_pylist()
+    images = {row["image_sha256"] for row in rows if row["prompt_id"] in kept}
+    with pytest.raises(ArtifactError, match=f"trained on {len(images)} of the 6 images"):
+        refuse_images_of(adapter, run.latest("prompts", "train"))
+
+
+def test_the_images_are_compared_on_the_prompts_that_all_were_shown(tmp_path: Path) -> None:
+    """The true image was shown with 12 prompts, the others with 6: six count for all three."""
+    run = make_synthetic_run(tmp_path, num_prompts=12, methods=("perpo",))
+    predictions = {
+        image: run.latest("predictions", "perpo" + name) for image, name in IMAGES.items()
+    }
+    rows = conditioning_rows("perpo", predictions)
+    assert {row["n"] for row in rows} == {6}
+    values = {row["image"]: row["value"] for row in rows if row["name"] == "ap50"}
+    assert list(values) == ["true", "shuffled", "blank"]
+    assert values["true"] > values["blank"]
+    table = conditioning_table(rows).splitlines()
+    assert table[0].split() == ["model", "image", "ap50", "ap75", "miou", "parse_rate", "n"]
+    assert [line.split()[:2] for line in table[1:]] == [["perpo", image] for image in values]

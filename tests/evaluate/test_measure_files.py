@@ -1,0 +1,287 @@
+"""`perpo eval --predictions`: published figures of answers that others made, and the artifacts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.evaluate import measure_files as predictions_stage
+from perpo_pipeline.evaluate import metrics
+from perpo_pipeline.evaluate.measure_files import evaluate_file, evaluate_pope, parse_frame
+from perpo_pipeline.run import Console
+from perpo_pipeline.store.artifacts import Version, damaged_files, input_of, open_version
+
+GROUNDING = {
+    "completion": "[0.1, 0.2, 0.3, 0.4]",
+    "gt_box": [10, 20, 30, 40],
+    "width": 100,
+    "height": 100,
+}
+
+
+def write(path: Path, rows) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def values(version: Version, dataset: str = "all") -> dict[str, float]:
+    return {r["name"]: r["value"] for r in version.table().to_pylist() if r["dataset"] == dataset}
+
+
+def xyxy(box):
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
+
+
+@pytest.mark.parametrize(
+    ("frame", "ap50", "within"),
+    [("full", 0.4891139240506329, 1e-12), ("crop", 0.522, 5e-4), ("pad", 0.254, 5e-4)],
+)
+def test_llavas_published_answers_have_their_published_score(
+    realdata: Path, tmp_path, frame, ap50, within
+):
+    text = (realdata / "rec_predictions" / "llava15_refcoco_testA.jsonl").read_text()
+    published = [json.loads(line) for line in text.splitlines()]
+    rows = [
+        {
+            "completion": row["raw_response"],
+            "gt_box": xyxy(row["gt_xywh"]),
+            "width": row["width"],
+            "height": row["height"],
+            "id": row["img_id"],
+        }
+        for row in published
+    ]
+    found = evaluate_file(
+        "grounding",
+        write(tmp_path / "llava.jsonl", rows),
+        out=tmp_path,
+        box_format="llava",
+        frame=frame,
+    )
+    assert values(found)["ap50"] == pytest.approx(ap50, abs=within)
+    assert found.table()["n"].to_pylist() == [1975] * 4
+    if frame == "full":
+        rewards = input_of(found, "predictions").table()["reward"].to_pylist()
+        assert [reward >= 0.5 for reward in rewards] == [
+            bool(row["published_correct"]) for row in published
+        ]
+
+
+def test_internvls_published_boxes_have_their_published_score(realdata: Path, tmp_path):
+    """20 of the 1,975 answers hold no box and two boxes are inverted: all stay in."""
+    folder = realdata / "rec_predictions"
+    answers = json.loads((folder / "internvl25_refcoco_testA.json").read_text())
+    truth = json.loads((realdata / "refcoco_gt" / "refcoco_testA.json").read_text())
+    refs = list({row["img_id"]: row for row in reversed(truth)}.values())[::-1]
+    answered = [entry["prediction"] for entry in answers["lmms-lab/RefCOCO"]["internvl"]]
+    rows = [
+        {
+            "completion": str(said.get("box") or said["text"]),
+            "gt_box": xyxy(ref["bbox"]),
+            "width": ref["width"],
+            "height": ref["height"],
+            "id": ref["img_id"],
+        }
+        for said, ref in zip(answered, refs, strict=True)
+    ]
+    found = evaluate_file(
+        "grounding",
+        write(tmp_path / "internvl.jsonl", rows),
+        out=tmp_path,
+        box_format="pixel",
+        frame="full",
+    )
+    assert values(found)["ap50"] == 0.8941772151898734
+    assert values(found)["parse_rate"] == pytest.approx(1955 / 1975)
+
+
+@pytest.mark.parametrize(
+    ("fox_compat", "order"), [(True, "official_call_order"), (False, "corrected_order")]
+)
+def test_foxs_result_file_is_measured_as_it_is(realdata: Path, tmp_path, fox_compat, order):
+    folder = realdata / "ocr_fox"
+    expected = json.loads((folder / "expected.json").read_text())[f"mean_{order}"]
+    found = values(
+        evaluate_file("ocr", folder / "results_final.json", out=tmp_path, fox_compat=fox_compat)
+    )
+    for theirs, ours in (
+        ("bleu", "bleu"),
+        ("f_measure", "f1"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("edit_dist", "edit_distance"),
+    ):
+        assert found[ours] == pytest.approx(expected[theirs], abs=1e-9)
+
+
+def test_popes_published_f1_is_reproduced(realdata: Path, tmp_path):
+    folder = realdata / "pope"
+    found = evaluate_pope(
+        folder / "answers_llava-v1.5-13b_popular.jsonl",
+        questions=folder / "questions_popular.jsonl",
+        labels=folder / "coco_pope_popular.json",
+        out=tmp_path,
+    )
+    assert values(found)["f1"] == pytest.approx(0.8624590, abs=5e-8)
+    rewards = input_of(found, "predictions").table()["reward"].to_pylist()
+    assert sum(rewards) == 1182 + 1441
+
+
+def test_predictions_and_metrics_are_artifacts_with_their_settings(tmp_path):
+    rows = [
+        GROUNDING,
+        {**GROUNDING, "completion": "nowhere", "image": "1.jpg"},
+        {**GROUNDING, "image": "1.jpg"},
+    ]
+    file = write(tmp_path / "mine.jsonl", rows)
+    found = evaluate_file("grounding", file, out=tmp_path / "o", box_format="llava", frame="full")
+    assert values(found) == pytest.approx(
+        {"ap50": 2 / 3, "ap75": 2 / 3, "miou": 2 / 3, "parse_rate": 2 / 3}
+    )
+    predictions = open_version(tmp_path / "o" / "predictions", "predictions")
+    assert predictions.fingerprint == input_of(found, "predictions").fingerprint
+    assert damaged_files(predictions) == damaged_files(found) == []
+    settings = predictions.manifest["settings"]
+    assert (settings["task"], settings["box_format"], settings["frame"]) == (
+        "grounding",
+        "llava",
+        "full",
+    )
+    table = predictions.table().to_pylist()
+    assert [row["box"] for row in table] == [[10, 20, 30, 40], None, [10, 20, 30, 40]]
+    assert [row["parse_ok"] for row in table] == [True, False, True]
+    assert {row["finish_reason"] for row in table} == {"unknown"}
+    own, *named = [row["image_prompt_id"] for row in table]
+    assert own == table[0]["prompt_id"] and named[0] == named[1] != own
+
+
+def test_a_second_call_is_up_to_date_and_another_frame_or_file_is_not(tmp_path, capsys):
+    file = write(tmp_path / "mine.jsonl", [GROUNDING])
+
+    def evaluate(frame):
+        evaluate_file("grounding", file, out=tmp_path / "o", box_format="llava", frame=frame)
+        return capsys.readouterr().err.count("up to date")
+
+    assert [evaluate("full"), evaluate("full"), evaluate("crop"), evaluate("full")] == [0, 2, 0, 2]
+    write(file, [{**GROUNDING, "completion": "[0, 0, 1, 1]"}])
+    assert evaluate("full") == 0
+
+
+def test_foxs_order_changes_the_metrics_and_not_the_predictions(tmp_path, capsys):
+    file = write(tmp_path / "pages.jsonl", [{"completion": "a b", "gt_text": "a b c d"}])
+    first = evaluate_file("ocr", file, out=tmp_path / "o")
+    second = evaluate_file("ocr", file, out=tmp_path / "o", fox_compat=True)
+    assert capsys.readouterr().err.count("up to date") == 1
+    assert (values(first)["precision"], values(second)["precision"]) == (1.0, 0.5)
+
+
+def test_splits_and_datasets_are_measured_apart(tmp_path):
+    wrong = {**GROUNDING, "completion": "[0.8, 0.8, 0.9, 0.9]"}
+    rows = [
+        {**GROUNDING, "split": "testA", "dataset": "refcoco"},
+        {**wrong, "split": "testA", "dataset": "refcocog"},
+        {**wrong, "split": "val", "dataset": "refcoco"},
+    ]
+    found = evaluate_file(
+        "grounding",
+        write(tmp_path / "m.jsonl", rows),
+        out=tmp_path,
+        box_format="llava",
+        frame="full",
+    )
+    ap50 = {
+        (r["split"], r["dataset"]): r["value"]
+        for r in found.table().to_pylist()
+        if r["name"] == "ap50"
+    }
+    assert ap50 == {
+        ("testA", "all"): 0.5,
+        ("testA", "refcoco"): 1.0,
+        ("testA", "refcocog"): 0.0,
+        ("val", "all"): 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("frame", "extra"), [("resized:200x50", {}), ("resized", {"resized": [200, 50]})]
+)
+def test_pixels_of_a_resized_image_are_read_with_its_size(tmp_path, frame, extra):
+    row = {**GROUNDING, **extra, "completion": '{"bbox_2d": [20, 10, 60, 20]}'}
+    found = evaluate_file(
+        "grounding",
+        write(tmp_path / "q.jsonl", [row]),
+        out=tmp_path,
+        box_format="qwen2.5-vl",
+        frame=frame,
+    )
+    (made,) = input_of(found, "predictions").table().to_pylist()
+    assert made["box"] == pytest.approx([10, 20, 30, 40])
+    assert (made["resized"], values(found)["miou"]) == ([200, 50], pytest.approx(1.0))
+
+
+@pytest.mark.parametrize("text", ["Full", "resized:", "resized:0x5", "resized:5", "resized:5x5x5"])
+def test_what_is_no_frame_is_refused(text):
+    with pytest.raises(ConfigError, match="no frame"):
+        parse_frame(text)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("grounding", {}, "how its boxes are written"),
+        ("grounding", {"box_format": "llava"}, "how its boxes are written"),
+        ("grounding", {"box_format": "lava", "frame": "full"}, "no box format 'lava'"),
+        ("grounding", {"box_format": "llava", "frame": "half"}, "no frame 'half'"),
+        ("ocr", {"frame": "full"}, "are of grounding, not of ocr"),
+        ("vqa", {"fox_compat": True}, "is of ocr, not of vqa"),
+        ("pope", {}, "no task 'pope' for such files"),
+    ],
+)
+def test_options_that_do_not_fit_the_task_are_refused(tmp_path, task, options, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate_file(task, tmp_path / "absent.jsonl", out=tmp_path, **options)
+
+
+def test_a_bad_file_leaves_nothing_behind(tmp_path):
+    file = write(tmp_path / "bad.jsonl", [GROUNDING, {**GROUNDING, "gt_box": [3, 3, 1, 1]}])
+    with pytest.raises(InputError, match="line 2"):
+        evaluate_file("grounding", file, out=tmp_path / "o", box_format="llava", frame="full")
+    assert not (tmp_path / "o").exists()
+
+
+def test_mended_completions_are_told_and_counted(tmp_path, capsys):
+    rows = [{"completion": "a\ud800", "gt_text": "a"}, {"completion": "b", "gt_text": "b"}]
+    found = evaluate_file("vqa", write(tmp_path / "v.jsonl", rows), out=tmp_path / "o")
+    assert "1 completions hold halves of characters" in capsys.readouterr().err
+    predictions = input_of(found, "predictions")
+    assert predictions.manifest["counts"] == {"mended_completions": 1}
+    assert predictions.table()["completion"].to_pylist() == ["a\ufffd", "b"]
+    assert values(found)["exact_match"] == 0.5
+
+
+def test_metrics_without_meteor_say_so_and_are_made_again_once_wordnet_is_there(
+    tmp_path, capsys, monkeypatch
+):
+    file = write(tmp_path / "pages.jsonl", [{"completion": "a b", "gt_text": "a b"}])
+    with monkeypatch.context() as patch:
+        for module in (metrics, metrics.ocr):
+            patch.setattr(module, "find_wordnet", lambda: None)
+        without = evaluate_file("ocr", file, out=tmp_path / "o")
+    assert "METEOR is left out" in capsys.readouterr().err
+    assert "meteor" not in values(without)
+    if metrics.find_wordnet() is not None:
+        assert "meteor" in values(evaluate_file("ocr", file, out=tmp_path / "o"))
+
+
+def test_a_console_of_ones_own_hears_the_messages(tmp_path, capsys):
+    heard = []
+
+    class Ear(Console):
+        def say(self, message: str) -> None:
+            heard.append(message)
+
+    file = write(tmp_path / "v.jsonl", [{"completion": "a", "gt_text": "a"}])
+    predictions_stage.evaluate_file("vqa", file, out=tmp_path / "o", console=Ear())
+    assert len(heard) == 2 and capsys.readouterr().err == ""

@@ -1,0 +1,205 @@
+"""Artifacts: whole or not at all, never overwritten, resumable, readable by others."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store import schemas
+from perpo_pipeline.store.artifacts import (
+    Recipe,
+    Version,
+    damaged_files,
+    find_complete,
+    input_of,
+    open_version,
+    open_writer,
+)
+
+ROWS = [
+    {"prompt_id": "a", "sample_id": i, "reward": i / 4, "parse_ok": True, "box": None}
+    for i in range(4)
+]
+
+
+def recipe(**settings: object) -> Recipe:
+    return Recipe("scores", "train", "score", 1, {"reward": "iou", **settings})
+
+
+def write(root: Path, which: Recipe | None = None) -> Version:
+    with open_writer(root, which or recipe()) as writer:
+        writer.write_part(0, ROWS[:2])
+        writer.write_part(1, ROWS[2:])
+        return writer.finish({"rows": 4})
+
+
+def test_rows_come_back_in_order_through_current(tmp_path: Path) -> None:
+    write(tmp_path)
+    version = open_version(tmp_path, "scores")
+    assert version.table().to_pylist() == ROWS
+    assert version.manifest["rows"] == 4
+    assert (tmp_path / "current").read_text().strip() == version.path.name
+
+
+def test_a_changed_setting_makes_a_version_beside_the_old_one(tmp_path: Path) -> None:
+    first, second = write(tmp_path), write(tmp_path, recipe(extra=1))
+    assert first.path != second.path
+    assert open_version(first.path).table().to_pylist() == ROWS
+    assert open_version(tmp_path).path == second.path
+
+
+def test_going_back_to_an_old_setting_finds_it_without_work(tmp_path: Path) -> None:
+    first = write(tmp_path)
+    write(tmp_path, recipe(extra=1))
+    found = find_complete(tmp_path, recipe())
+    assert found is not None and found.path == first.path
+    assert open_version(tmp_path).path == first.path
+
+
+def test_the_fingerprint_depends_on_settings_inputs_and_stage_not_on_notes(tmp_path: Path) -> None:
+    base = recipe().fingerprint
+    upstream = write(tmp_path)
+    assert (
+        Recipe("scores", "train", "score", 1, {"reward": "iou"}, notes={"x": 1}).fingerprint == base
+    )
+    assert recipe(extra=1).fingerprint != base
+    assert Recipe("scores", "train", "score", 2, {"reward": "iou"}).fingerprint != base
+    with_input = Recipe("scores", "train", "score", 1, {"reward": "iou"}, {"samples": upstream})
+    assert with_input.fingerprint != base
+
+
+def test_an_unfinished_version_is_not_readable_and_says_how_to_go_on(tmp_path: Path) -> None:
+    with open_writer(tmp_path, recipe()) as writer:
+        writer.write_part(0, ROWS[:2])
+    with pytest.raises(ArtifactError, match=r"unfinished[\s\S]*resumes"):
+        open_version(tmp_path / recipe().fingerprint)
+
+
+def test_a_resumed_writer_knows_its_whole_parts_and_drops_foreign_ones(tmp_path: Path) -> None:
+    with open_writer(tmp_path, recipe()) as writer:
+        writer.write_part(0, ROWS[:2])
+        path = writer.path
+    write(tmp_path / "other", recipe(extra=1))
+    foreign = tmp_path / "other" / recipe(extra=1).fingerprint / "part-00001.parquet"
+    (path / "part-00001.parquet").write_bytes(foreign.read_bytes())
+    (path / "part-00002.parquet").write_bytes(b"PAR1 torn")
+    (path / ".part-00003.parquet.1.tmp").write_bytes(b"half")
+    with open_writer(tmp_path, recipe()) as writer:
+        assert [writer.has_part(i) for i in range(4)] == [True, False, False, False]
+        assert not list(path.glob("*.tmp"))
+
+
+def test_two_writers_of_one_version_are_refused(tmp_path: Path) -> None:
+    with (
+        open_writer(tmp_path, recipe()),
+        pytest.raises(ArtifactError, match="another process"),
+        open_writer(tmp_path, recipe()),
+    ):
+        pass
+
+
+def test_a_full_disk_is_one_clear_error_and_what_is_done_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = write(tmp_path / "earlier")
+    with open_writer(tmp_path / "new", recipe()) as writer:
+        writer.write_part(0, ROWS[:2])
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(ArtifactError, match="the disk is full") as caught:
+                writer.write_part(1, ROWS[2:])
+        assert "part-00001" in str(caught.value) and "same command" in str(caught.value)
+        assert sorted(p.name for p in writer.path.glob("*.parquet")) == ["part-00000.parquet"]
+        assert not list(writer.path.glob("*.tmp")) and not list(writer.path.glob(".*.tmp"))
+    assert damaged_files(earlier) == []
+
+
+def test_a_schema_version_from_the_future_asks_for_an_upgrade(tmp_path: Path) -> None:
+    version = write(tmp_path)
+    manifest = json.loads((version.path / "manifest.json").read_text())
+    manifest["schema_version"] += 1
+    (version.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="newer perpo: upgrade"):
+        open_version(tmp_path)
+
+
+def test_a_schema_version_of_the_past_names_the_stage_to_rerun(tmp_path: Path) -> None:
+    version = write(tmp_path)
+    manifest = json.loads((version.path / "manifest.json").read_text())
+    manifest["schema_version"] -= 1
+    (version.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="rerun `perpo score`"):
+        open_version(tmp_path)
+
+
+def test_the_wrong_kind_of_artifact_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(ArtifactError, match="kind 'scores', not 'prompts'"):
+        open_version(tmp_path, "prompts")
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    version = write(tmp_path)
+    part = version.parts()[1]
+    part.write_bytes(part.read_bytes()[:-20])
+    assert damaged_files(version) == ["part-00001.parquet"]
+    with pytest.raises(ArtifactError, match="part-00001"):
+        version.table()
+
+
+def test_lineage_is_followed_over_several_steps_after_the_run_was_moved(tmp_path: Path) -> None:
+    prompts = Recipe("prompts", "train", "prepare", 1, {})
+    with open_writer(tmp_path / "run/prompts/train", prompts) as writer:
+        source = writer.finish()
+    middle = Recipe("samples", "train", "sample", 1, {}, {"prompts": source})
+    with open_writer(tmp_path / "run/samples/train", middle) as writer:
+        samples = writer.finish()
+    last = Recipe("scores", "train", "score", 1, {}, {"samples": samples})
+    with open_writer(tmp_path / "run/scores/train", last) as writer:
+        writer.finish()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    scores = open_version(tmp_path / "moved/scores/train")
+    assert input_of(scores, "prompts").fingerprint == source.fingerprint
+    with pytest.raises(ArtifactError, match="no 'adapter' artifact"):
+        input_of(scores, "adapter")
+
+
+def test_rows_that_break_the_schema_are_refused(tmp_path: Path) -> None:
+    bad = [{**ROWS[0], "reward": None}]
+    with open_writer(tmp_path, recipe()) as writer, pytest.raises((pa.ArrowInvalid, ValueError)):
+        writer.write_part(0, bad)
+
+
+def test_datasets_polars_and_pandas_load_an_artifact_as_it_is(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = write(tmp_path).path
+    pattern = str(path / "part-*.parquet")
+    assert pl.read_parquet(pattern)["reward"].to_list() == [0.0, 0.25, 0.5, 0.75]
+    frame = pd.concat(pd.read_parquet(part) for part in sorted(path.glob("part-*.parquet")))
+    assert frame["reward"].tolist() == [0.0, 0.25, 0.5, 0.75]
+    loaded = datasets.load_dataset(
+        "parquet", data_files=pattern, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded["reward"] == [0.0, 0.25, 0.5, 0.75]
+
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@pytest.mark.parametrize("name", sorted(schemas.ALL))
+def test_every_schema_version_has_its_golden_file(name: str) -> None:
+    """A column that changes without a new version is caught here."""
+    table = schemas.ALL[name]
+    golden = pq.read_schema(GOLDEN / f"{name}-v{table.version}.parquet")
+    assert golden.remove_metadata().equals(table.columns)

@@ -1,0 +1,174 @@
+"""`perpo train` as a command: forwards, what is too long, and what is computed once."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from perpo_pipeline.cli import main
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.store.artifacts import open_version
+from perpo_pipeline.train import lists as train_lists
+from perpo_pipeline.train import train_adapter as train_stage
+from perpo_pipeline.vlm import models
+
+CONFIG = """
+run: r
+model: {id: testbed, dtype: float32, device: cpu}
+prepare:
+  train: {source: testbed, num_prompts: 8}
+  test: {source: testbed, num_prompts: 4}
+sample: {num_samples: 4, temperature: 1.0, max_new_tokens: 24, batch_size: 4}
+filter: {min_margin: 0.01}
+train:
+  batch_size: 4
+  learning_rate: 1.0e-3
+  lora: {rank: 2, alpha: 4}
+  methods: {perpo: {beta: 1.0}, lipo: {beta: 1.0}, sft: {}}
+eval: {max_new_tokens: 24, batch_size: 4, conditions: []}
+"""
+
+
+def perpo(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--config", "r.yaml", "--quiet"])
+    code = ended.value.code
+    return 0 if code is None else int(code)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run up to its preferences."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(CONFIG)
+    for stage in ("prepare", "sample", "score", "filter"):
+        assert perpo(stage) == 0
+    return tmp_path
+
+
+def test_the_reference_is_computed_once_for_all_methods(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert perpo("train", "--variant", "perpo") == 0
+    told = capsys.readouterr().err
+    assert "self-check passed" in told and "reference train: up to date" not in told
+    assert perpo("train", "--variant", "lipo", "--max-tokens-per-step", "300") == 0
+    assert "reference train: up to date" in capsys.readouterr().err
+    assert len(list(Path("data/r/reference/train").glob("*/manifest.json"))) == 1
+    assert perpo("train", "--variant", "perpo", "--forward", "concatenated") == 0
+    told = capsys.readouterr().err
+    assert "self-check" not in told and "reference train: up to date" not in told
+    log = [
+        open_version(p.parent).table() for p in Path("data/r/adapter").glob("perpo/*/manifest.json")
+    ]
+    shared, plain = (pl.from_arrow(table)["loss"] for table in log)
+    assert (shared - plain).abs().max() < 1e-4
+
+
+def test_an_untried_family_is_sampled_trained_and_evaluated_the_plain_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(models, "FAMILIES", {})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(CONFIG)
+    for command in ("prepare", "sample", "score", "filter"):
+        assert perpo(command) == 0
+    capsys.readouterr()
+    assert perpo("train", "--variant", "perpo") == 0
+    told = capsys.readouterr().err
+    assert "forward: concatenated" in told and "'llava'" in told
+    assert perpo("eval", "--variant", "perpo") == 0
+    assert perpo("train", "--variant", "perpo", "--forward", "shared-prefix") == 0
+    assert "self-check passed" in capsys.readouterr().err
+
+
+def test_a_list_longer_than_the_context_is_named_and_left_out_on_request_alone(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = open_version(Path("data/r/preferences/train")).table().to_pylist()
+    too_long = [row["prompt_id"] for row in rows[1:3]]
+    real = train_stage.count_row_tokens
+
+    def count(vlm: models.Vlm, row: dict[str, Any], preprocess: str) -> int:
+        return real(vlm, row, preprocess) + 1000 * (row["prompt_id"] in too_long)
+
+    monkeypatch.setattr(train_stage, "count_row_tokens", count)
+    monkeypatch.setattr(train_stage, "context_length", lambda vlm: 1000)
+    capsys.readouterr()
+    assert perpo("train", "--variant", "perpo") == 2
+    told = capsys.readouterr().err
+    assert all(p in told for p in too_long) and "--drop-too-long" in told
+    assert perpo("train", "--variant", "perpo", "--drop-too-long") == 0
+    assert f"dropped {len(too_long)} lists" in capsys.readouterr().err
+    counts = open_version(Path("data/r/adapter/perpo")).manifest["counts"]
+    assert counts["dropped_too_long"] == len(too_long)
+    assert counts["lists"] == len(rows) - len(too_long)
+
+
+def test_images_are_prepared_by_other_processes_just_the_same(workdir: Path) -> None:
+    assert perpo("train", "--variant", "perpo") == 0
+    first = open_version(Path("data/r/adapter/perpo")).table()["loss"].to_pylist()
+    text = CONFIG.replace(
+        "batch_size: 4\n  learning", "batch_size: 4\n  num_workers: 2\n  learning"
+    )
+    (workdir / "r.yaml").write_text(text.replace("run: r", "run: other"))
+    for command in ("prepare", "sample", "score", "filter"):
+        assert perpo(command) == 0
+    assert perpo("train", "--variant", "perpo") == 0
+    again = open_version(Path("data/other/adapter/perpo")).table()["loss"].to_pylist()
+    assert again == first
+
+
+def test_an_image_that_changed_is_told_by_a_worker_as_it_would_be_without(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = InputError("the image has changed", where="photo.png", fix="rerun `perpo prepare`")
+
+    def fail(*args: object) -> None:
+        raise told
+
+    monkeypatch.setattr(train_lists, "encode_row", fail)
+    text = CONFIG.replace("batch_size: 4\n", "batch_size: 4\n  num_workers: 2\n")
+    (workdir / "r.yaml").write_text(text)
+    capsys.readouterr()
+    assert perpo("train", "--variant", "perpo") == 2
+    assert str(told) in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_would_be_started_and_starts_nothing(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8 prompts, of which n have a preference: n / 4 steps, rounded up."""
+    capsys.readouterr()
+    flags = ("--variant", "perpo", "--dry-run", "--num-processes", "2", "--deepspeed", "zero3")
+    assert perpo("train", *flags) == 0
+    told = capsys.readouterr().out
+    kept = open_version(Path("data/r/preferences/train")).manifest["rows"]
+    command = next(line for line in told.splitlines() if line.startswith("  command"))
+    assert "torchrun --standalone --nproc-per-node 2" in command
+    assert command.endswith("--config r.yaml --quiet") and "--dry-run" not in command
+    assert f"  lists      {kept} of data/r/preferences/train/" in told
+    assert f"  steps      {-(-kept // 4)} = {-(-kept // 4)} an epoch" in told
+    assert "  step       4 lists over 2 processes, 1 forwards each" in told
+    assert "  processes  2: 2 on this node" in told and "  deepspeed  zero3" in told
+    assert "GiB in each process, computed: weights " in told
+    assert not list(Path("data/r").glob("adapter/**/*.json"))
+
+
+def test_more_processes_than_lists_of_a_step_are_refused_before_they_start(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert perpo("train", "--variant", "perpo", "--num-processes", "5") == 2
+    told = capsys.readouterr().err
+    assert "train.batch_size is 4 lists a step, for 5 processes" in told
+    assert "use at most 4 processes" in told
+
+
+def test_a_step_that_is_not_shared_evenly_is_said(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert perpo("train", "--variant", "perpo", "--dry-run", "--num-processes", "3") == 0
+    assert "4 lists over 3 processes" in capsys.readouterr().out
