@@ -288,18 +288,3 @@ def test_settings_are_checked_once_shared_and_own_are_merged(tmp_path: Path) -> 
     assert (variant.tuning, variant.scope) == ("full", ["projector"])
     with pytest.raises(ConfigError, match="leaves nothing for LoRA"):
         load_config(write(tmp_path, shared + "{}}}"))
-
-
-def test_every_setting_is_listed_for_the_user() -> None:
-    from perpo_pipeline.config import run as config
-
-    listed = (CONFIGS / "README.md").read_text()
-    sections = [
-        value
-        for value in vars(config).values()
-        if isinstance(value, type) and issubclass(value, config.Section)
-    ]
-    names = {name for section in sections for name in section.model_fields}
-    headings = {line.removeprefix("## ") for line in listed.splitlines() if line.startswith("## ")}
-    unlisted = {name for name in names if f"`{name}`" not in listed} - headings - {"shared"}
-    assert len(names) > 40 and not unlisted

@@ -7,7 +7,6 @@ from prepare.refer_tree import Tree
 
 from perpo_pipeline import cli
 from perpo_pipeline.config.sources import (
-    SOURCE_MODELS,
     SOURCE_NAMES,
     LmmsLabSource,
     ReferSource,
@@ -188,12 +187,6 @@ def test_files_of_a_pattern_and_a_folder(tmp_path: Path) -> None:
 
 def test_every_source_has_a_reader() -> None:
     assert {*READERS, "testbed", "perpo-json"} == set(SOURCE_NAMES)
-
-
-def test_every_setting_of_a_source_is_listed_for_the_user() -> None:
-    section = (CONFIGS / "README.md").read_text().split("## prepare\n")[1].split("\n## ")[0]
-    names = {name for model in SOURCE_MODELS for name in model.model_fields} | set(SOURCE_NAMES)
-    assert len(names) > 20 and not {name for name in names if f"`{name}`" not in section}
 
 
 def test_the_shipped_split_files_are_the_published_ones() -> None:

@@ -64,7 +64,7 @@ def load_config(path: Path, overrides: Mapping[Key, Any] | None = None) -> RunCo
     raise ConfigError(
         f"{count} in the configuration:\n" + "\n".join(lines),
         where=", ".join(all_flags) if all(flags) else str(path),
-        fix="correct these settings; configs/README.md lists every one",
+        fix="correct these settings; `perpo settings` lists every one",
     )
 
 

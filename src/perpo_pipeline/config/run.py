@@ -1,7 +1,7 @@
-"""One pydantic model a stage, loaded from one YAML file a run; unknown keys are faults.
+"""One pydantic model per stage, loaded from one YAML file per run; unknown keys are faults.
 
 Every field is a setting that changes the result, and so counts in the fingerprint of what the stage
-writes, unless it is listed in the section's `operational` names.
+writes, unless the section lists it in `operational`. Descriptions are shown by `perpo settings`.
 """
 
 import math
@@ -28,16 +28,34 @@ class ModelConfig(Section):
 
     operational: ClassVar[frozenset[str]] = frozenset({"id", "revision", "device"})
 
-    id: str = Field("testbed", description="hub id, local directory, or `testbed`")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    preprocess: Literal["processor", "pad"] = Field(
-        "processor", description="`pad`: pad to a square with the mean colour first"
+    id: str = Field(
+        "testbed",
+        description="hub id, local directory, or `testbed` for the shipped model; the fingerprint "
+        "counts the model's content, not its name",
     )
-    box_format: str = Field("llava", description="a family's box text, or pkg.module:attribute")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="number format of the weights; `auto`: bfloat16 on CUDA, else float32. The "
+        "chosen format counts",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the model runs; `auto`: CUDA if torch finds it"
+    )
+    preprocess: Literal["processor", "pad"] = Field(
+        "processor",
+        description="`processor`: what the model's own processor does; `pad`: first pad the image "
+        "to a square with the mean colour",
+    )
+    box_format: str = Field(
+        "llava",
+        description="how the model writes a box and how it is asked for one: the name of a format "
+        "(docs/boxes.md), or pkg.module:attribute for your own",
+    )
     box_frame: Literal["full", "crop", "pad", "resized"] = Field(
-        "full", description="what the numbers refer to (README, 'Boxes')"
+        "full",
+        description="what the numbers of a box refer to: the full image, its centre square, the "
+        "padded square, or the image as Qwen2.5-VL resizes it (docs/boxes.md)",
     )
 
     @field_validator("box_format")
@@ -81,35 +99,66 @@ class SampleConfig(Section):
 
     split: Name = Field("train", description="the prepared split to sample from")
     backend: Literal["auto", "transformers", "vllm", "openai"] = Field(
-        "auto", description="`auto`: vllm on CUDA where it is installed, else transformers"
+        "auto",
+        description="what draws the completions; `auto`: vllm if CUDA is there and vllm is "
+        "installed, else transformers; `openai`: any OpenAI-compatible server",
     )
-    num_samples: Int = Field(20, ge=1)
-    temperature: Float = Field(0.5, gt=0)
-    top_k: Int | None = Field(None, ge=1, description="default: the whole vocabulary")
-    top_p: Float = Field(1.0, gt=0, le=1)
-    repetition_penalty: Float = Field(1.0, gt=0)
-    max_new_tokens: Int = Field(64, ge=1)
-    batch_size: Int = Field(16, ge=1, description="prompts decoded together")
-    prompts_per_part: Int = Field(512, ge=1, description="rows are flushed after so many prompts")
+    num_samples: Int = Field(20, ge=1, description="completions per prompt")
+    temperature: Float = Field(0.5, gt=0, description="T of softmax(logits / T)")
+    top_k: Int | None = Field(
+        None, ge=1, description="draw from the k likeliest tokens; none: the whole vocabulary"
+    )
+    top_p: Float = Field(
+        1.0, gt=0, le=1, description="draw from the likeliest tokens that have this probability"
+    )
+    repetition_penalty: Float = Field(
+        1.0, gt=0, description="divides the logits of tokens that were used before; 1: off"
+    )
+    max_new_tokens: Int = Field(64, ge=1, description="longest completion, in tokens")
+    batch_size: Int = Field(
+        16,
+        ge=1,
+        description="prompts decoded together; counts because another size may round differently",
+    )
+    prompts_per_part: Int = Field(
+        512, ge=1, description="prompts per file; a killed stage resumes after the last whole file"
+    )
     max_errors: Int = Field(0, ge=0, description="prompts that may fail before the stage fails")
-    num_gpus: Int = Field(1, ge=1, description="processes, one a GPU, that share the prompts")
+    num_gpus: Int = Field(
+        1, ge=1, description="processes that share the prompts, one per GPU (engine local)"
+    )
     engine: Literal["local", "ray"] = Field(
-        "local", description="`ray`: actors of a Ray cluster share the prompts"
+        "local",
+        description="who draws: processes on this machine, or actors of a Ray cluster "
+        "(docs/sampling.md)",
     )
     num_actors: Int | None = Field(
-        None, ge=1, description="with engine ray; default: one a GPU, or one a machine on CPUs"
+        None,
+        ge=1,
+        description="Ray actors that share the prompts; none: one per GPU, or one per machine "
+        "without GPUs",
     )
     ray_address: str | None = Field(
-        None, description="`auto` or host:port; default: RAY_ADDRESS, else a cluster of its own"
+        None,
+        description="the Ray cluster to join: `auto` or host:port; none: RAY_ADDRESS, else a new "
+        "cluster on this machine",
     )
     gpu_memory_utilization: Float = Field(
-        0.9, gt=0, le=1, description="share of a GPU's memory that vLLM takes"
+        0.9, gt=0, le=1, description="share of each GPU's memory that vLLM takes"
     )
-    base_url: str | None = Field(None, description="of an OpenAI-compatible server, with its /v1")
-    served_model: str | None = Field(None, description="its name at the server; default: model.id")
-    concurrency: Int = Field(16, ge=1, description="requests at a time (openai)")
+    base_url: str | None = Field(
+        None, description="address of the OpenAI-compatible server, with its /v1 (backend openai)"
+    )
+    served_model: str | None = Field(
+        None, description="the model's name at the server (backend openai); none: `model.id`"
+    )
+    concurrency: Int = Field(
+        16, ge=1, description="requests that are open at a time (backend openai)"
+    )
     preview_reward: Literal["iou", "edit_similarity"] | None = Field(
-        None, description="show the running parse rate and mean reward where there is truth"
+        None,
+        description="reward whose running mean, with the parse rate, is shown during sampling for "
+        "prompts that have a ground truth",
     )
 
 
@@ -118,7 +167,8 @@ class ScoreConfig(Section):
 
     reward: str | dict[str, float] = Field(
         "auto",
-        description="a name, pkg.module:function, or several with weights: {iou: 1, mine:f: 0.5}",
+        description="a reward (docs/rewards.md), your own as pkg.module:function, or several "
+        "with weights: `{iou: 0.7, token_f1: 0.3}`",
     )
 
     @field_validator("reward", mode="before")
@@ -178,15 +228,30 @@ class FilterConfig(Section):
     """Which lists are worth learning from."""
 
     strategy: Literal["lists", "m3po"] = Field(
-        "lists", description="whole lists, or the pair of each that M3PO chooses (README, 'Lists')"
+        "lists",
+        description="keep whole lists, or one pair per list as M3PO chooses it (docs/rewards.md)",
     )
-    min_margin: Float = Field(0.8, ge=0, le=1, description="max reward - min reward, at least")
-    max_margin: Float | None = Field(None, ge=0, le=1, description="at most")
-    list_size: Int | None = Field(None, ge=2, description="the first so many samples of each list")
-    drop_unparsed: bool = Field(False, description="leave out answers that could not be read")
-    equal_datasets: bool = Field(False, description="as many lists of every dataset")
-    max_lists: Int | None = Field(3000, gt=0)
-    seed: Int = Field(0, ge=0, description="which lists stay when there are more than max_lists")
+    min_margin: Float = Field(
+        0.8, ge=0, le=1, description="smallest kept margin: highest minus lowest reward of a list"
+    )
+    max_margin: Float | None = Field(
+        None, ge=0, le=1, description="largest kept margin; none: no limit"
+    )
+    list_size: Int | None = Field(
+        None, ge=2, description="use only the first n samples of each list; none: all"
+    )
+    drop_unparsed: bool = Field(
+        False, description="leave out completions that could not be read, before the margin"
+    )
+    equal_datasets: bool = Field(
+        False, description="keep the same number of lists from each dataset"
+    )
+    max_lists: Int | None = Field(
+        3000, gt=0, description="keep at most this many lists, chosen at random; null: all"
+    )
+    seed: Int = Field(
+        0, ge=0, description="seed of the random choice when there are more than `max_lists`"
+    )
 
     @model_validator(mode="after")
     def _margins_are_ordered(self) -> Self:
@@ -335,37 +400,47 @@ class EvalConfig(Section):
         {"models", "conditions", "allow_train_images"}
     )
 
-    split: Name = "test"
+    split: Name = Field("test", description="the prepared split to evaluate on")
     models: list[Name] | None = Field(
-        None, min_length=1, description="default: base and every trained variant"
+        None, min_length=1, description="models to evaluate; none: base and every trained method"
     )
     conditions: list[Literal["other-image", "blank-image"]] = Field(
         default=["other-image", "blank-image"],
-        description="also with the image of another prompt, and with an empty one",
+        description="also evaluate each model with another prompt's image, and with a blank one",
     )
-    condition_prompts: Int = Field(512, gt=0, description="how many are shown another image")
+    condition_prompts: Int = Field(
+        512, gt=0, description="number of prompts in each of the evaluations with a wrong image"
+    )
     allow_train_images: bool = Field(
-        False, description="evaluate an adapter on images that it was trained on"
+        False, description="evaluate an adapter even on images that it was trained on"
     )
-    max_new_tokens: Int = Field(64, ge=1)
-    batch_size: Int = Field(64, ge=1)
-    prompts_per_part: Int = Field(512, ge=1)
+    max_new_tokens: Int = Field(64, ge=1, description="longest completion, in tokens")
+    batch_size: Int = Field(64, ge=1, description="prompts decoded together")
+    prompts_per_part: Int = Field(
+        512, ge=1, description="prompts per file; a killed stage resumes after the last whole file"
+    )
 
 
 class ReportConfig(Section):
     """The page that shows what changed."""
 
-    title: str = "PerPO"
-    pictures: Int = Field(12, ge=0, description="examples with boxes before and after")
-    num_resamples: Int = Field(10_000, ge=100, description="of the paired bootstrap")
+    title: str = Field("PerPO", description="title of the page")
+    pictures: Int = Field(
+        12, ge=0, description="number of example images with the boxes before and after"
+    )
+    num_resamples: Int = Field(10_000, ge=100, description="resamples of the paired bootstrap")
 
 
 class RunConfig(Section):
-    """One run: a name, a seed, and a section a stage."""
+    """One run: a name, a seed, and one section per stage."""
 
-    run: Name
-    seed: Int = Field(0, ge=0)
-    data_root: Path = Path("data")
+    operational: ClassVar[frozenset[str]] = frozenset({"run", "data_root"})
+
+    run: Name = Field(description="name of the run, and of its folder under `data_root`")
+    seed: Int = Field(
+        0, ge=0, description="seed of rendered prompts, of samples and of `per_dataset`"
+    )
+    data_root: Path = Field(Path("data"), description="folder that holds the runs")
     model: ModelConfig = ModelConfig()
     prepare: dict[Name, PrepareConfig]
     sample: SampleConfig = SampleConfig()

@@ -1,6 +1,6 @@
-"""Where prompts come from: one pydantic model a kind of dataset (the `prepare` section).
+"""Where prompts come from: one pydantic model per dataset layout (the `prepare` section).
 
-What a source's file looks like, and the unit and frame of its boxes, stands in its reader's module.
+The docstring of each reader's module says what its files look like, and the unit of their boxes.
 """
 
 from pathlib import Path
@@ -20,26 +20,39 @@ SPLIT_BY: dict[Dataset, SplitBy] = {"refcoco": "unc", "refcoco+": "unc", "refcoc
 
 PerDataset = Annotated[
     Int | None,
-    Field(gt=0, description="so many rows of each dataset, a random choice by the run's seed"),
+    Field(
+        gt=0,
+        description="take exactly this many rows of each `dataset`, chosen at random by the run's "
+        "seed, in whatever order the rows are; a dataset with fewer rows is an error. None: all",
+    ),
 ]
-ImageRoot = Annotated[Path | None, Field(description="default: the folder of the file")]
-EmbedImages = Annotated[bool, Field(description="keep the images' bytes in the artifact")]
+SourceFile = Annotated[
+    Path, Field(description="the file to read; its content counts, not its name")
+]
+ImageRoot = Annotated[
+    Path | None, Field(description="folder that image paths start from; none: the file's folder")
+]
+EmbedImages = Annotated[
+    bool, Field(description="store the bytes of the images in the artifact, not only their paths")
+]
 
 
 class TestbedSource(Section):
     """Prompts rendered by the embedded testbed."""
 
-    source: Literal["testbed"]
-    num_prompts: Int = Field(gt=0)
+    source: Literal["testbed"] = Field(description="the layout to read")
+    num_prompts: Int = Field(gt=0, description="number of prompts to render")
 
 
 class JsonlSource(Section):
-    """Prompts from a plain JSON-lines file (README, 'Your own data')."""
+    """Prompts from JSON lines in perpo's own layout (docs/data.md)."""
 
-    source: Literal["jsonl"]
-    path: Path
+    source: Literal["jsonl"] = Field(description="the layout to read")
+    path: SourceFile
     image_root: ImageRoot = None
-    task: Literal["grounding", "ocr", "vqa"] | None = Field(None, description="for rows without")
+    task: Literal["grounding", "ocr", "vqa"] | None = Field(
+        None, description="the task of rows that do not name one"
+    )
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
 
@@ -47,18 +60,28 @@ class JsonlSource(Section):
 class ReferSource(Section):
     """RefCOCO, RefCOCO+ and RefCOCOg in REFER's own layout."""
 
-    source: Literal["refer"]
+    source: Literal["refer"] = Field(description="the layout to read")
     path: Path = Field(description="the folder with refcoco/, refcoco+/ and refcocog/")
     image_root: Path = Field(description="the folder of COCO's train2014 images")
-    datasets: list[Dataset] = Field(default=list(DATASETS), min_length=1)
+    datasets: list[Dataset] = Field(
+        default=list(DATASETS),
+        min_length=1,
+        description="datasets to read; a row's `dataset` becomes e.g. `refcoco_testA`",
+    )
     split_by: dict[Dataset, SplitBy] = Field(
-        default={}, description="default: refcoco and refcoco+ by unc, refcocog by umd"
+        default={},
+        description="which refs(...).p file is read; unc for refcoco and refcoco+, umd for "
+        "refcocog, unless named here",
     )
     splits: list[Split] | None = Field(
-        None, min_length=1, description="default: the prepared split's name, if it is one of these"
+        None,
+        min_length=1,
+        description="splits to read; none: the name of the prepared split, if it is one of these",
     )
     leave_out_evaluated: bool | list[Dataset] = Field(
-        True, description="of train: images that an evaluated split of these datasets has; all"
+        True,
+        description="leave out of train every image that val, testA, testB or test of these "
+        "datasets contains (`true`: of all three); counted as `image_is_evaluated`",
     )
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
@@ -83,10 +106,12 @@ class ReferSource(Section):
 class LmmsLabSource(Section):
     """The Parquet files of lmms-lab/RefCOCO and its siblings, images inside."""
 
-    source: Literal["lmms-lab"]
+    source: Literal["lmms-lab"] = Field(description="the layout to read")
     path: Path = Field(description="a Parquet file, a folder of them, or a pattern with *")
     dataset: str = Field(
-        "lmms-lab", pattern=WORD_PATTERN, description="the rows' `dataset`: NAME_SPLIT"
+        "lmms-lab",
+        pattern=WORD_PATTERN,
+        description="a row's `dataset` becomes this name, `_` and the split in the file's name",
     )
     per_dataset: PerDataset = None
 
@@ -101,29 +126,29 @@ class LmmsLabSource(Section):
 
 
 class RecSource(Section):
-    """Expressions and boxes as Qwen-VL and InternVL, Shikra, or MiniGPT-4 have them."""
+    """Expressions and boxes in the layouts of Qwen-VL and InternVL, Shikra, or MiniGPT-4."""
 
-    source: Literal["rec-jsonl", "shikra", "minigpt4"]
-    path: Path
+    source: Literal["rec-jsonl", "shikra", "minigpt4"] = Field(description="the layout to read")
+    path: SourceFile
     image_root: ImageRoot = None
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
 
 
 class FoxSource(Section):
-    """Pages with their text, as Fox has them."""
+    """Pages with their text, in Fox's layout."""
 
-    source: Literal["fox"]
-    path: Path
+    source: Literal["fox"] = Field(description="the layout to read")
+    path: SourceFile
     image_root: ImageRoot = None
     embed_images: EmbedImages = False
 
 
 class PerpoJsonSource(Section):
-    """The released PerPO lists: prompts, and their answers with scores."""
+    """The released PerPO lists; makes three artifacts: prompts, samples and scores."""
 
-    source: Literal["perpo-json"]
-    path: Path
+    source: Literal["perpo-json"] = Field(description="the layout to read")
+    path: SourceFile
     image_root: ImageRoot = None
     embed_images: EmbedImages = False
 
