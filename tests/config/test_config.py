@@ -122,7 +122,7 @@ def test_several_seeds_make_a_variant_each(tmp_path: Path) -> None:
 
 
 def test_a_variant_that_is_no_method_must_name_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'mine' is no method"):
+    with pytest.raises(ConfigError, match="no method 'mine'; set its `method` to one of sft"):
         load_config(write(tmp_path, MINIMAL + "train: {methods: {mine: {beta: 1}}}"))
 
 
@@ -242,6 +242,10 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("train: {methods: {base: {method: sft}}}", "methods.base: this name is reserved"),
         ("train: {methods: {a-other-image: {method: sft}}}", "this name is reserved"),
         ("train: {methods: {sft: {sft_weight: 1.0}}}", "methods.sft: sft has no preferences"),
+        ("train: {label_smoothing: 0.1, methods: {sft: }}", "does not use label_smoothing"),
+        ("train: {methods: {sft: {beta: 1.0}}}", "sft has no preferences and does not use beta"),
+        ("train: {methods: {dpo: {gamma: 0.5}}}", "methods.dpo: dpo does not use gamma"),
+        ("train: {methods: {x: {method: ppo}}}", "train.methods.x.method: no such method"),
         ("train: {label_smoothing: 0.5}", "train.label_smoothing"),
         ("train: {scope: []}", "train.scope"),
         ("train: {seed: 5}", "give `seeds: [...]`"),

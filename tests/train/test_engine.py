@@ -13,7 +13,7 @@ from tiny_models import noise_image
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.concatenated import concatenate_lists
 from perpo_pipeline.train.engine import (

@@ -9,7 +9,7 @@ import torch
 from tiny_families import save_tiny_family
 from tiny_models import noise_image
 
-from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.train import self_check
 from perpo_pipeline.train.concatenated import concatenate_lists

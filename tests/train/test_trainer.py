@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import InputError, Stopped
 from perpo_pipeline.prepare import testbed as testbed_prompts
 from perpo_pipeline.train.engine import reference_logps
@@ -22,7 +22,7 @@ from perpo_pipeline.train.lists import (
     best_against_worst,
     with_reference,
 )
-from perpo_pipeline.train.trainer import ListTrainer, fit, list_losses
+from perpo_pipeline.train.trainer import ListTrainer, batch_losses, fit
 from perpo_pipeline.vlm.adapters import attach_adapter, write_record
 from perpo_pipeline.vlm.decoding import sample_lists
 from perpo_pipeline.vlm.files import resolve_model
@@ -181,7 +181,7 @@ def test_the_anchor_and_smoothing_reach_the_loss(lists: list[TrainingList]) -> N
     for smoothing, weight in [(0.0, 0.0), (0.25, 0.0), (0.0, 2.0), (0.25, 2.0)]:
         chosen = settings(gamma=0.0, label_smoothing=smoothing, sft_weight=weight)
         expected = (1 - smoothing) * right + smoothing * flipped + weight * best
-        torch.testing.assert_close(list_losses(logps, batch, chosen), expected)
+        torch.testing.assert_close(batch_losses(logps, batch, chosen), expected)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_prompts(

@@ -19,6 +19,7 @@ from perpo_pipeline.commands.options import (
     open_run,
     print_paths,
 )
+from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def train(
     ctx: typer.Context,
     config: Config = DEFAULT_CONFIG,
     variant: Variant = None,
-    method: Annotated[str | None, typer.Option(help="perpo, lipo, lipo-lambda, dpo, sft")] = None,
+    method: Annotated[str | None, typer.Option(help=", ".join(METHODS))] = None,
     preferences: Preferences = None,
     model: Model = None,
     beta: Annotated[float | None, typer.Option(help="scale of the implicit score")] = None,

@@ -9,9 +9,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from perpo_pipeline.config.run import LoraSettings, RunConfig, TrainSettings, unprepared
+from perpo_pipeline.config.run import RunConfig, unprepared
 from perpo_pipeline.config.section import NAME_PATTERN, WORD_PATTERN, Json, Section
 from perpo_pipeline.config.sources import SOURCE_MODELS, SOURCE_NAMES
+from perpo_pipeline.config.train import LoraSettings, TrainSettings
 from perpo_pipeline.errors import ConfigError
 
 Place = tuple[str, ...]

@@ -7,20 +7,16 @@ writes, unless the section lists it in `operational`. Descriptions are shown by 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.answers.boxes import frame_fault, get_box_format
-from perpo_pipeline.config.integrations import check_names
+from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.section import Float, Int, Name, Section
 from perpo_pipeline.config.sources import PrepareConfig
+from perpo_pipeline.config.train import TrainConfig
 from perpo_pipeline.errors import ConfigError
-
-Method = Literal["perpo", "lipo", "lipo-lambda", "dpo", "sft"]
-METHODS = get_args(Method)
-BASE = "base"
-OTHER_IMAGE, BLANK_IMAGE = "-other-image", "-blank-image"
 
 
 class ModelConfig(Section):
@@ -262,137 +258,6 @@ class FilterConfig(Section):
         return self
 
 
-class LoraSettings(Section):
-    """Low-rank adapter on linear layers."""
-
-    rank: Int = Field(128, gt=0)
-    alpha: Int = Field(256, gt=0)
-
-
-class TrainSettings(Section):
-    """Settings of one training run; a method's own values override the shared ones."""
-
-    # The operational ones change the result by no more than rounding.
-    operational: ClassVar[frozenset[str]] = frozenset(
-        {
-            "max_tokens_per_step",
-            "gradient_checkpointing",
-            "compile",
-            "num_workers",
-            "checkpoint_every",
-            "log_to",
-            "deepspeed",
-        }
-    )
-
-    method: Method = "perpo"
-    seed: Int = Field(0, ge=0)
-    beta: Float = Field(0.1, gt=0)
-    gamma: Float = Field(0.5, ge=0)
-    label_smoothing: Float = Field(
-        0.0, ge=0, lt=0.5, description="share of the preferences taken as flipped"
-    )
-    sft_weight: Float = Field(
-        0.0, ge=0, description="weight of the best completion's loss per token, as an anchor"
-    )
-    learning_rate: Float = Field(5e-6, gt=0)
-    epochs: Float = Field(1.0, gt=0)
-    batch_size: Int = Field(8, ge=1, description="lists an optimiser step")
-    max_tokens_per_step: Int = Field(
-        10_240, ge=1, description="packed tokens a forward pass; lower it when memory runs out"
-    )
-    warmup_ratio: Float = Field(0.0, ge=0, le=1)
-    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: Float = Field(0.0, ge=0)
-    max_grad_norm: Float = Field(1.0, gt=0)
-    tuning: Literal["lora", "full"] = "lora"
-    scope: list[Literal["language_model", "projector", "vision_tower"]] = Field(
-        default=["language_model"], min_length=1, description="what is trained"
-    )
-    lora: LoraSettings = LoraSettings()
-    forward: Literal["auto", "shared-prefix", "concatenated"] = Field(
-        "auto", description="`concatenated`: one full row a completion, slow and safe"
-    )
-    compile: bool | None = Field(None, description="decoder layers; default: on CUDA")
-    gradient_checkpointing: bool = Field(False, description="less memory, a third slower")
-    num_workers: Int | None = Field(
-        None, ge=0, description="processes that prepare images; default: several on CUDA, else 0"
-    )
-    drop_too_long: bool = Field(
-        False, description="leave out lists longer than the context, instead of an error"
-    )
-    checkpoint_every: Int = Field(100, ge=1, description="optimiser steps")
-    log_to: list[str] = Field(default_factory=list, description="integrations of Trainer")
-    deepspeed: str | None = Field(
-        None, description="zero2, zero3, zero3-offload, or the path of DeepSpeed settings"
-    )
-
-    @field_validator("log_to")
-    @classmethod
-    def _are_integrations(cls, names: list[str]) -> list[str]:
-        check_names(names)
-        return names
-
-    def fault(self) -> str | None:
-        """What does not fit together (checked once shared and own settings are merged)."""
-        if self.tuning == "lora" and self.scope == ["projector"]:
-            return "scope [projector] leaves nothing for LoRA; use tuning: full"
-        if self.method == "sft" and (self.sft_weight or self.label_smoothing):
-            return "sft has no preferences: sft_weight and label_smoothing are not for it"
-        return None
-
-
-class TrainConfig(Section):
-    """The methods to compare; settings of the section itself are shared by all of them."""
-
-    shared: TrainSettings = TrainSettings()
-    methods: dict[Name, TrainSettings] = Field(default_factory=lambda: {"perpo": TrainSettings()})
-    seeds: list[Int] = Field(default_factory=lambda: [0], min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather_shared(cls, raw: Any) -> Any:
-        if not isinstance(raw, Mapping):
-            return raw
-        own = {k: raw[k] for k in ("methods", "seeds") if k in raw}
-        if isinstance(own.get("methods"), Mapping):
-            own["methods"] = {k: {} if v is None else v for k, v in own["methods"].items()}
-        return {"shared": {k: v for k, v in raw.items() if k not in own}, **own}
-
-    @model_validator(mode="after")
-    def _every_variant_is_whole(self) -> Self:
-        for name, settings in (*self.methods.items(), ("shared", self.shared)):
-            if "seed" in settings.model_fields_set:
-                raise ValueError(f"{name}: give `seeds: [...]` of the section instead of `seed`")
-        for name, settings in self.variants().items():
-            if name == BASE or name != model_of(name):
-                raise ValueError(f"methods.{name}: this name is reserved; choose another")
-            if fault := settings.fault():
-                raise ValueError(f"methods.{name}: {fault}")
-        return self
-
-    def variants(self) -> dict[str, TrainSettings]:
-        """Adapter variants: one a method, or a method and seed where there are several seeds."""
-        several = len(self.seeds) > 1
-        return {
-            f"{name}-seed{seed}" if several else name: self._settings_of(name, seed)
-            for name in self.methods
-            for seed in self.seeds
-        }
-
-    def _settings_of(self, name: str, seed: int) -> TrainSettings:
-        own = self.methods[name].model_dump(exclude_unset=True)
-        if "method" not in own and "method" not in self.shared.model_fields_set:
-            if name not in METHODS:
-                raise ValueError(
-                    f"methods.{name}: '{name}' is no method; add `method: ` one of {list(METHODS)}"
-                )
-            own["method"] = name
-        return TrainSettings.model_validate(
-            {**self.shared.model_dump(exclude_unset=True), **own, "seed": seed}
-        )
-
-
 class EvalConfig(Section):
     """What is evaluated, on which split; greedy decoding."""
 
@@ -475,11 +340,6 @@ class RunConfig(Section):
         """Names of the evaluations: a model with the right image, another one, or none."""
         models = self.eval_models()
         return models + [f"{m}-{image}" for image in self.eval.conditions for m in models]
-
-
-def model_of(evaluation: str) -> str:
-    """The model that an evaluation is of: its name without the name of another image."""
-    return evaluation.removesuffix(OTHER_IMAGE).removesuffix(BLANK_IMAGE)
 
 
 def unprepared(splits: Mapping[str, Any], prepared: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from perpo_pipeline.config.run import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.evaluate_model import evaluate
 from perpo_pipeline.evaluate.metrics import ALL, ANSWER_COLUMNS, QUESTION_COLUMNS, summarise

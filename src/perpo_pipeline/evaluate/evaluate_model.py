@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpo_pipeline.answers.boxes import describe_box_format
-from perpo_pipeline.config.run import BASE, BLANK_IMAGE, OTHER_IMAGE, model_of
+from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, model_of
 from perpo_pipeline.evaluate.images_shown import (
     refuse_trained_images,
     with_blank_images,

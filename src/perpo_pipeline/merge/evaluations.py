@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from perpo_pipeline.config.run import BASE, BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.artifacts import MANIFEST, Json, Version, open_version
 from perpo_pipeline.store.lineage import trace

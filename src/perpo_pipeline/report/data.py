@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from perpo_pipeline.config.run import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.best_of_n import expected_best_of_n
 from perpo_pipeline.evaluate.compare import paired_row

@@ -3,25 +3,11 @@
 from dataclasses import dataclass
 from itertools import cycle
 
-from perpo_pipeline.config.run import BASE, RunConfig
+from perpo_pipeline.config.evaluations import BASE
+from perpo_pipeline.config.methods import METHODS
+from perpo_pipeline.config.run import RunConfig
 
-LABELS = {
-    BASE: "Base",
-    "sft": "SFT",
-    "dpo": "DPO",
-    "lipo": "LiPO",
-    "lipo-lambda": "LiPO-λ",
-    "perpo": "PerPO",
-}
-"""Labels of the methods, in the order of the paper's Table 1 (the plain model first, ours last)."""
-COLOURS = {
-    BASE: "#d0601a",
-    "sft": "#7b57b8",
-    "dpo": "#0b857c",
-    "lipo": "#8a7400",
-    "lipo-lambda": "#b03a75",
-    "perpo": "#1d5fd1",
-}
+BASE_LABEL, BASE_COLOUR = "Base", "#d0601a"
 MORE_COLOURS = ("#5f6b7a", "#9c5b4b", "#3f7f3f", "#8e8e8e", "#3aa0c9", "#a06fc0")
 
 
@@ -46,7 +32,7 @@ def methods_of(config: RunConfig) -> list[Method]:
     for name in config.train.methods:
         own = [f"{name}-seed{seed}" for seed in config.train.seeds] if several else [name]
         rows.append((name, settings[own[0]].method, tuple(v for v in own if v in evaluated)))
-    order = list(LABELS)
+    order = [BASE, *METHODS]
     rows = sorted((row for row in rows if row[2]), key=lambda row: order.index(row[1]))
     return _with_colours(rows)
 
@@ -63,7 +49,12 @@ def _with_colours(rows: list[tuple[str, str, tuple[str, ...]]]) -> list[Method]:
     more = cycle(MORE_COLOURS)
     methods = []
     for name, kind, variants in rows:
-        own = name == kind
-        colour = COLOURS[kind] if own else next(more)
-        methods.append(Method(name, LABELS[kind] if own else name, colour, kind, variants))
+        label, colour = _label_and_colour(kind) if name == kind else (name, next(more))
+        methods.append(Method(name, label, colour, kind, variants))
     return methods
+
+
+def _label_and_colour(kind: str) -> tuple[str, str]:
+    if kind == BASE:
+        return BASE_LABEL, BASE_COLOUR
+    return METHODS[kind].label, METHODS[kind].colour

@@ -8,7 +8,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from perpo_pipeline.config.run import BASE, BLANK_IMAGE, OTHER_IMAGE, TrainSettings
+from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.methods import METHODS
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.report import plots
 from perpo_pipeline.report.data import (
     CURVES,
@@ -22,7 +24,7 @@ from perpo_pipeline.report.data import (
     shared_metrics,
 )
 from perpo_pipeline.report.lineage import Ancestor
-from perpo_pipeline.report.methods import COLOURS, Method
+from perpo_pipeline.report.methods import BASE_COLOUR, Method
 from perpo_pipeline.report.pictures import Picture
 from perpo_pipeline.report.wording import (
     SHOWN,
@@ -271,14 +273,15 @@ def _training(contents: Contents) -> Json:
 
 
 def _axes_of(curve: str, methods: Sequence[Method]) -> list[tuple[str, list[Method]]]:
-    """The loss of SFT is another quantity than that of preferences: it gets axes of its own."""
+    """A loss per token of the truth and a loss per list differ: each has its own axes."""
     title = CURVE_TITLES[curve]
-    sft = [method for method in methods if method.kind == "sft"]
-    others = [method for method in methods if method.kind != "sft"]
+    others = [method for method in methods if METHODS[method.kind].needs_preferences]
+    sft = [method for method in methods if method not in others]
     if curve != "loss" or not sft or not others:
         return [(title, list(methods))]
     labels = ", ".join(method.label for method in others)
-    return [(f"{title} ({labels})", others), (f"{title} (SFT, cross-entropy)", sft)]
+    truth = ", ".join(method.label for method in sft)
+    return [(f"{title} ({labels})", others), (f"{title} ({truth}, cross-entropy)", sft)]
 
 
 def _settings(contents: Contents, methods: Sequence[Method]) -> list[Json]:
@@ -290,8 +293,8 @@ def _settings(contents: Contents, methods: Sequence[Method]) -> list[Json]:
             {
                 "label": method.label,
                 "learning_rate": f"{one.learning_rate:g}",
-                "beta": "–" if method.kind == "sft" else f"{one.beta:g}",
-                "gamma": f"{one.gamma:g}" if method.kind == "perpo" else "–",
+                "beta": f"{one.beta:g}" if one.chosen_method.uses("beta") else "–",
+                "gamma": f"{one.gamma:g}" if one.chosen_method.uses("gamma") else "–",
                 "epochs": f"{one.epochs:g}",
                 "batch": one.batch_size,
                 "lora": f"{one.lora.rank} / {one.lora.alpha}",
@@ -348,7 +351,7 @@ def _samples(contents: Contents) -> Json:
             plots.best_of_n_plot(
                 best,
                 y_label=f"{how.label}, %",
-                colour=COLOURS[BASE],
+                colour=BASE_COLOUR,
                 name=f"{how.label} of the best of n samples",
             )
         ),

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from perpo_pipeline.config.run import BASE
+from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.report.data import (
     Comparison,
     Inputs,

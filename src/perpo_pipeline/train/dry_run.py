@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.run import Run
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.launch import Launch, command_line
@@ -101,9 +101,9 @@ def _plan(
     size: int,
 ) -> Epoch:
     preprocess = run.config.model.preprocess
-    if settings.method == "sft":
+    if not settings.chosen_method.needs_preferences:
         lists = [ground_truth_list(entry, vlm, run.config.model) for entry in lists]
-    elif settings.method == "dpo":
+    elif settings.chosen_method.trains_on == "pair":
         lists = [best_against_worst(entry) for entry in lists]
     lengths = [
         planned_tokens(entry, count_row_tokens(vlm, entry.prompt, preprocess), forward)

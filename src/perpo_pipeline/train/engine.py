@@ -19,7 +19,7 @@ from perpo_pipeline.vlm.attention import use_shared_prefix_attention
 from perpo_pipeline.vlm.models import Vlm, base_model
 
 if TYPE_CHECKING:
-    from perpo_pipeline.config.run import TrainSettings
+    from perpo_pipeline.config.train import TrainSettings
     from perpo_pipeline.train.lists import Forward, TrainingBatch
 
 RECOMPILE_LIMIT = 256  # row lengths, with and without gradients: more kernels than torch's 8

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box
+from perpo_pipeline.config.methods import Method
 from perpo_pipeline.config.run import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.machine import cores
@@ -146,8 +147,8 @@ class ListCollator:
 class Step:
     """What a process does in an optimiser step, fetched: the lists of each of its forwards.
 
-    `total` is what the step's loss is a mean over: its lists, for SFT its target tokens, of all
-    processes. `prompt_ids` are of all processes, too.
+    `total` is what the step's loss is a mean over, summed over all processes: its lists, or its
+    target tokens where a method trains on the ground truth. `prompt_ids` covers all processes too.
     """
 
     forwards: Sequence[Sequence[TrainingList]]
@@ -159,7 +160,7 @@ class Step:
 class StepDataset(Dataset[Step]):
     """The training lists, a process's step at a time."""
 
-    def __init__(self, lists: Sequence[TrainingList], method: str) -> None:
+    def __init__(self, lists: Sequence[TrainingList], method: Method) -> None:
         self.lists, self.method = lists, method
 
     def __len__(self) -> int:
@@ -171,7 +172,7 @@ class StepDataset(Dataset[Step]):
         return Step(
             forwards=[[self.lists[i] for i in forward] for forward in step.forwards],
             num_dummies=step.num_dummies,
-            total=float(tokens if self.method == "sft" else len(every)),
+            total=float(len(every) if self.method.needs_preferences else tokens),
             prompt_ids=[entry.prompt["prompt_id"] for entry in every],
         )
 

@@ -141,6 +141,15 @@ def dpo_loss(
     )
 
 
+def sft_nll(target_logps: Tensor) -> Tensor:
+    """SFT: the negative log-probability of each prompt's targets, summed over their tokens.
+
+    `target_logps` `(B, N)` is summed over each target's tokens, in nats and 0 at padding; the
+    result is `(B,)`. A step's loss divides the sum by the number of target tokens.
+    """
+    return -target_logps.sum(1)
+
+
 def sft_loss(target_logps: Tensor, num_tokens: Tensor) -> Tensor:
     """SFT: the negative log-probability of the target, as a mean over its tokens.
 

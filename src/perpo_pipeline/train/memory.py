@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.train.scope import trainable
 from perpo_pipeline.train.shared_prefix import LOGIT_BUDGET
 from perpo_pipeline.vlm.models import Vlm, base_model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Recipe, Version, Writer, open_version
 from perpo_pipeline.train.cut_weights import is_cut

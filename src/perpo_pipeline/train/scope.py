@@ -12,7 +12,7 @@ from perpo_pipeline.vlm.models import Vlm, base_model
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from perpo_pipeline.config.run import TrainSettings
+    from perpo_pipeline.config.train import TrainSettings
 
 LANGUAGE_MODEL = "language_model"
 LORA_LINEARS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"

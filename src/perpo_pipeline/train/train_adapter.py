@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.answers.boxes import describe_box_format
-from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import (
     ArtifactError,
     ConfigError,
@@ -117,7 +117,7 @@ def task_of(run: Run, variant: str) -> Task:
     prompts = input_of(preferences, "prompts")
     resolved, model_settings = identify_model(run.config.model, run.scratch)
     counted = {**settings.result_settings(), **model_settings}
-    if settings.method == "sft":
+    if not settings.chosen_method.needs_preferences:  # the target is written as a box
         counted |= {
             "box_format": describe_box_format(run.config.model.box_format),
             "box_frame": run.config.model.box_frame,
@@ -225,12 +225,12 @@ def _train(
         ready_model(vlm, forward, settings)
         lists = ranked_lists(*rows_and_prompts(task.preferences, task.prompts))
         sampled = lists
-        if settings.method == "sft":
+        if not settings.chosen_method.needs_preferences:
             lists = [ground_truth_list(entry, vlm, run.config.model) for entry in lists]
         lists, dropped = _that_fit(run, vlm, lists, preprocess, drop=settings.drop_too_long)
         with whole_by_module(vlm.model):
             _check_forward(run, vlm, _same_prompt(sampled, lists[0]), preprocess, settings, forward)
-            if settings.method != "sft":
+            if settings.chosen_method.needs_preferences:
                 lists = _with_reference(run, vlm, task, lists, forward, world)
         trainer, history = fit(
             vlm,
@@ -382,7 +382,8 @@ def _with_reference(
     logps = reference.table().to_pydict()
     by_prompt = dict(zip(logps["prompt_id"], logps["ref_logps"], strict=True))
     known = with_reference(lists, by_prompt)
-    return [best_against_worst(entry) for entry in known] if settings.method == "dpo" else known
+    pairs = settings.chosen_method.trains_on == "pair"
+    return [best_against_worst(entry) for entry in known] if pairs else known
 
 
 @contextmanager

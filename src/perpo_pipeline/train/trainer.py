@@ -23,7 +23,7 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import SCHEDULER_NAME
 
-from perpo_pipeline.config.run import TrainSettings
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import InputError, Stopped
 from perpo_pipeline.train.checkpoints import KEPT_CHECKPOINTS, MarkWhole, Saver, last_whole
 from perpo_pipeline.train.engine import ListPolicy, memory_explained
@@ -45,13 +45,7 @@ from perpo_pipeline.train.lists import (
     planned_tokens,
     raise_failure,
 )
-from perpo_pipeline.train.losses import (
-    best_completion_nll,
-    dpo_loss,
-    lipo_lambda_loss,
-    lipo_loss,
-    perpo_loss,
-)
+from perpo_pipeline.train.losses import best_completion_nll
 from perpo_pipeline.train.master_weights import MasterAdamW
 from perpo_pipeline.train.plan import StepSampler
 from perpo_pipeline.train.processes import World
@@ -75,26 +69,25 @@ from perpo_pipeline.vlm.models import base_model
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
-LIST_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "perpo": perpo_loss,
-    "lipo": lipo_loss,
-    "lipo-lambda": lipo_lambda_loss,
-    "dpo": dpo_loss,
-}
 
+def batch_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) -> Tensor:
+    """The loss of each list of a batch, from log-probabilities `(B, N)` to `(B,)`.
 
-def list_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) -> Tensor:
-    """The loss of each list of a batch, `(B, N)` log-probabilities -> `(B,)`; not for SFT."""
-    extra = {"gamma": settings.gamma} if settings.method == "perpo" else {}
-    losses = LIST_LOSSES[settings.method](
+    A mean over the lists gives a step's loss; where the method trains on the ground truth, the
+    losses are sums over tokens and a mean over the tokens does.
+    """
+    method = settings.chosen_method
+    loss: Callable[..., Tensor] = method.load_loss()
+    chosen = {name: getattr(settings, name) for name in method.settings}
+    if not method.needs_preferences:
+        return loss(logps, **chosen)
+    losses = loss(
         logps,
         batch.ref_logps,
         batch.rewards,
-        beta=settings.beta,
         counts=batch.counts,
         mask=batch.lists.mask,
-        label_smoothing=settings.label_smoothing,
-        **extra,
+        **chosen,
     )
     if settings.sft_weight:
         anchor = best_completion_nll(
@@ -156,13 +149,12 @@ class ListTrainer(Trainer):
     def _forward_backward(
         self, model: nn.Module, batch: TrainingBatch, total: float, weight: int
     ) -> Tensor:
-        """`weight` times this batch's share of the step's loss: a mean over lists, for SFT over
-        target tokens."""
+        """`weight` times this batch's share of the step's loss: a mean over `Step.total`."""
         logps = model(batch.lists)
-        is_sft = self.settings.method == "sft"
-        losses = -logps.sum(1) if is_sft else list_losses(logps, batch, self.settings)
+        losses = batch_losses(logps, batch, self.settings)
         if weight:
-            self.step_log.add(None if is_sft else logps.detach(), batch)
+            compares = self.settings.chosen_method.needs_preferences
+            self.step_log.add(logps.detach() if compares else None, batch)
         if not bool(losses.isfinite().all()):
             raise InputError(
                 f"the loss is {losses.tolist()} at step {self.state.global_step + 1}",
@@ -349,7 +341,7 @@ def _loader(
 ) -> "StepLoader":
     collator = ListCollator(vlm, preprocess, forward, settings.max_tokens_per_step)
     return StepLoader(
-        StepDataset(lists, settings.method),
+        StepDataset(lists, settings.chosen_method),
         batch_sampler=sampler,
         collate_fn=collator.collate_step,
         num_workers=num_workers(settings.num_workers, vlm.device.type),

@@ -1,0 +1,71 @@
+"""The training methods: everything that distinguishes one from another, in one record each.
+
+The configuration, training and the report read `METHODS` whenever they need a method, so a method
+that is added to the dict works everywhere.
+"""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+LOSS_SETTINGS = ("beta", "gamma", "label_smoothing", "sft_weight")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One training method.
+
+    `name` as written under `train.methods`; `label` and `colour` as shown in the report.
+
+    `trains_on` says which examples it needs: `truth` (the ground truth of each prompt, without a
+    reference model), `pair` (the best and the worst completion of each list) or `lists` (whole
+    lists).
+
+    `loss` is the dotted path of a function on tensors `(B, N)`, N completions for each of B
+    prompts, which returns one loss per prompt, `(B,)`:
+
+    - for `pair` and `lists`: `loss(policy_logps, ref_logps, rewards, *, counts, mask, ...)`, with
+      each of `settings` as a further keyword (see `train/losses.py`); a step's loss is the mean
+      over its lists;
+    - for `truth`: `loss(target_logps, ...)`, with each of `settings` as a keyword, summed over the
+      target's tokens; a step's loss is the mean over its target tokens.
+    """
+
+    name: str
+    label: str
+    colour: str
+    trains_on: Literal["truth", "pair", "lists"]
+    loss: str
+    settings: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def needs_preferences(self) -> bool:
+        """Whether it compares completions, and so needs the reference log-probabilities."""
+        return self.trains_on != "truth"
+
+    def uses(self, setting: str) -> bool:
+        """Whether a setting of the loss changes its result.
+
+        `sft_weight` belongs to every method with preferences: the trainer adds the anchor.
+        """
+        if setting == "sft_weight":
+            return self.needs_preferences
+        return setting not in LOSS_SETTINGS or setting in self.settings
+
+    def load_loss(self) -> Any:
+        """Import the loss function."""
+        module, _, name = self.loss.partition(":")
+        return getattr(import_module(module), name)
+
+
+_LOSSES = "perpo_pipeline.train.losses"
+_PAIRWISE = frozenset({"beta", "label_smoothing"})
+_ALL = (
+    Method("sft", "SFT", "#7b57b8", "truth", f"{_LOSSES}:sft_nll"),
+    Method("dpo", "DPO", "#0b857c", "pair", f"{_LOSSES}:dpo_loss", _PAIRWISE),
+    Method("lipo", "LiPO", "#8a7400", "lists", f"{_LOSSES}:lipo_loss", _PAIRWISE),
+    Method("lipo-lambda", "LiPO-λ", "#b03a75", "lists", f"{_LOSSES}:lipo_lambda_loss", _PAIRWISE),
+    Method("perpo", "PerPO", "#1d5fd1", "lists", f"{_LOSSES}:perpo_loss", _PAIRWISE | {"gamma"}),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+"""By name, in the order of the paper's Table 1, which is the order of the report."""

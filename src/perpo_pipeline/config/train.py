@@ -1,0 +1,174 @@
+"""The training settings: the methods to compare, and what is set for each of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from perpo_pipeline.config.evaluations import BASE, model_of
+from perpo_pipeline.config.integrations import check_names
+from perpo_pipeline.config.methods import LOSS_SETTINGS, METHODS, Method
+from perpo_pipeline.config.section import Float, Int, Name, Section
+
+
+class LoraSettings(Section):
+    """Low-rank adapter on linear layers."""
+
+    rank: Int = Field(128, gt=0)
+    alpha: Int = Field(256, gt=0)
+
+
+class TrainSettings(Section):
+    """Settings of one training run; a method's own values override the shared ones."""
+
+    # The operational ones change the result by no more than rounding.
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {
+            "max_tokens_per_step",
+            "gradient_checkpointing",
+            "compile",
+            "num_workers",
+            "checkpoint_every",
+            "log_to",
+            "deepspeed",
+        }
+    )
+
+    method: str = Field("perpo", description="an entry of METHODS in config/methods.py")
+    seed: Int = Field(0, ge=0)
+    beta: Float = Field(0.1, gt=0)
+    gamma: Float = Field(0.5, ge=0)
+    label_smoothing: Float = Field(
+        0.0, ge=0, lt=0.5, description="share of the preferences taken as flipped"
+    )
+    sft_weight: Float = Field(
+        0.0, ge=0, description="weight of the best completion's loss per token, as an anchor"
+    )
+    learning_rate: Float = Field(5e-6, gt=0)
+    epochs: Float = Field(1.0, gt=0)
+    batch_size: Int = Field(8, ge=1, description="lists an optimiser step")
+    max_tokens_per_step: Int = Field(
+        10_240, ge=1, description="packed tokens a forward pass; lower it when memory runs out"
+    )
+    warmup_ratio: Float = Field(0.0, ge=0, le=1)
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: Float = Field(0.0, ge=0)
+    max_grad_norm: Float = Field(1.0, gt=0)
+    tuning: Literal["lora", "full"] = "lora"
+    scope: list[Literal["language_model", "projector", "vision_tower"]] = Field(
+        default=["language_model"], min_length=1, description="what is trained"
+    )
+    lora: LoraSettings = LoraSettings()
+    forward: Literal["auto", "shared-prefix", "concatenated"] = Field(
+        "auto", description="`concatenated`: one full row a completion, slow and safe"
+    )
+    compile: bool | None = Field(None, description="decoder layers; default: on CUDA")
+    gradient_checkpointing: bool = Field(False, description="less memory, a third slower")
+    num_workers: Int | None = Field(
+        None, ge=0, description="processes that prepare images; default: several on CUDA, else 0"
+    )
+    drop_too_long: bool = Field(
+        False, description="leave out lists longer than the context, instead of an error"
+    )
+    checkpoint_every: Int = Field(100, ge=1, description="optimiser steps")
+    log_to: list[str] = Field(default_factory=list, description="integrations of Trainer")
+    deepspeed: str | None = Field(
+        None, description="zero2, zero3, zero3-offload, or the path of DeepSpeed settings"
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _is_a_method(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"no such method; choose one of {', '.join(METHODS)}")
+        return name
+
+    @field_validator("log_to")
+    @classmethod
+    def _are_integrations(cls, names: list[str]) -> list[str]:
+        check_names(names)
+        return names
+
+    @property
+    def chosen_method(self) -> Method:
+        """The record of `method`."""
+        return METHODS[self.method]
+
+    def fault(self) -> str | None:
+        """What does not fit together (checked once shared and own settings are merged)."""
+        if self.tuning == "lora" and self.scope == ["projector"]:
+            return "scope [projector] leaves nothing for LoRA; use tuning: full"
+        extras = {"sft_weight": self.sft_weight, "label_smoothing": self.label_smoothing}
+        unused = [name for name, value in extras.items() if value]
+        return _unused_fault(self.chosen_method, unused)
+
+
+def _unused_fault(method: Method, given: Sequence[str]) -> str | None:
+    """The fault of giving a method settings that it does not use; None if it uses all of them."""
+    unused = [name for name in given if not method.uses(name)]
+    if not unused:
+        return None
+    why = "" if method.needs_preferences else " has no preferences and"
+    return f"{method.name}{why} does not use {' and '.join(unused)}; remove what is unused"
+
+
+class TrainConfig(Section):
+    """The methods to compare; all of them share the settings of the section itself."""
+
+    shared: TrainSettings = TrainSettings()
+    methods: dict[Name, TrainSettings] = Field(default_factory=lambda: {"perpo": TrainSettings()})
+    seeds: list[Int] = Field(default_factory=lambda: [0], min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_shared(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        own = {k: raw[k] for k in ("methods", "seeds") if k in raw}
+        if isinstance(own.get("methods"), Mapping):
+            own["methods"] = {k: {} if v is None else v for k, v in own["methods"].items()}
+        return {"shared": {k: v for k, v in raw.items() if k not in own}, **own}
+
+    @model_validator(mode="after")
+    def _every_variant_is_whole(self) -> Self:
+        for name, settings in (*self.methods.items(), ("shared", self.shared)):
+            if "seed" in settings.model_fields_set:
+                raise ValueError(f"{name}: give `seeds: [...]` of the section instead of `seed`")
+        for name, settings in self.variants().items():
+            if name == BASE or name != model_of(name):
+                raise ValueError(f"methods.{name}: this name is reserved; choose another")
+            if fault := settings.fault():
+                raise ValueError(f"methods.{name}: {fault}")
+        for name in self.methods:
+            if fault := self._unused_setting(name):
+                raise ValueError(f"methods.{name}: {fault}")
+        return self
+
+    def _unused_setting(self, name: str) -> str | None:
+        """A method's own setting that it does not use can only be a mistake; a shared one serves
+        the other methods."""
+        own = self.methods[name].model_fields_set
+        method = self._settings_of(name, self.seeds[0]).chosen_method
+        return _unused_fault(method, [setting for setting in LOSS_SETTINGS if setting in own])
+
+    def variants(self) -> dict[str, TrainSettings]:
+        """The settings of each adapter: one per method, or one per method and seed if several."""
+        several = len(self.seeds) > 1
+        return {
+            f"{name}-seed{seed}" if several else name: self._settings_of(name, seed)
+            for name in self.methods
+            for seed in self.seeds
+        }
+
+    def _settings_of(self, name: str, seed: int) -> TrainSettings:
+        own = self.methods[name].model_dump(exclude_unset=True)
+        if "method" not in own and "method" not in self.shared.model_fields_set:
+            if name not in METHODS:
+                raise ValueError(
+                    f"methods.{name}: there is no method '{name}'; set its `method` to one of "
+                    f"{', '.join(METHODS)}"
+                )
+            own["method"] = name
+        return TrainSettings.model_validate(
+            {**self.shared.model_dump(exclude_unset=True), **own, "seed": seed}
+        )
