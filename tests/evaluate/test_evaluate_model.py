@@ -16,7 +16,7 @@ from perpo_pipeline.evaluate.conditioning import IMAGES, conditioning_rows, cond
 from perpo_pipeline.evaluate.evaluate_model import evaluate, refuse_images_of
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.run import Run
-from perpo_pipeline.sample import transformers_backend
+from perpo_pipeline.vlm import decoding
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.images import load_image
 from perpo_pipeline.vlm.inputs import encode_row
@@ -61,7 +61,7 @@ def answers_with_the_quarter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return [Completion(text, (1,), "stop", 0.0) for text in texts]
 
     save_tiny_family("qwen2_5_vl", tmp_path / "model")
-    monkeypatch.setattr(transformers_backend, "greedy_decode", greedy)
+    monkeypatch.setattr(decoding, "greedy_decode", greedy)
 
 
 @pytest.mark.usefixtures("answers_with_the_quarter")

@@ -11,7 +11,7 @@ from perpo_pipeline.errors import InputError
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.train import lists as train_lists
 from perpo_pipeline.train import train_adapter as train_stage
-from perpo_pipeline.vlm import models
+from perpo_pipeline.vlm import families, models
 
 CONFIG = """
 run: r
@@ -69,7 +69,7 @@ def test_the_reference_is_computed_once_for_all_methods(
 def test_an_untried_family_is_sampled_trained_and_evaluated_the_plain_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(models, "FAMILIES", {})
+    monkeypatch.setattr(families, "FAMILIES", {})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(CONFIG)
     for command in ("prepare", "sample", "score", "filter"):

@@ -18,10 +18,10 @@ from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from perpo_pipeline import cli
 from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.sample.transformers_backend import Completion
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm import plain_decoding as plain
+from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.files import resolve_model
@@ -99,15 +99,15 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
 @pytest.fixture(autouse=True)
 def no_packed_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a model that may not share a prefix is decoded in the packed cache."""
-    from perpo_pipeline.sample import transformers_backend
+    from perpo_pipeline.vlm import decoding
 
-    original = transformers_backend._Run
+    original = decoding._Run
 
     def guarded(vlm: Vlm, *arguments: Any) -> Any:
         assert vlm.shares_prefix
         return original(vlm, *arguments)
 
-    monkeypatch.setattr(transformers_backend, "_Run", guarded)
+    monkeypatch.setattr(decoding, "_Run", guarded)
 
 
 def encode(vlm: Vlm, index: int) -> EncodedPrompt:

@@ -14,6 +14,7 @@ from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.rewards.choice import asks_for_set, measures_iou
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.schemas import PROMPTS
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -81,7 +82,7 @@ def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
             where=str(scores.path),
             fix="sample the prompts again that lack samples",
         )
-    columns = ["prompt_id", "task", "image_sha256", "gt_box", "gt_boxes", "gt_polygon"]
+    columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
     prompts = pl.DataFrame(input_of(scores, "prompts").table(columns=columns))
     joined = lists.join(prompts, on="prompt_id", how="left", maintain_order="left")
     has_one = joined.select((pl.col("task") == "grounding") & ~asks_for_set()).to_series()

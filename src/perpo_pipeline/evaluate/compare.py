@@ -15,6 +15,7 @@ from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference
 from perpo_pipeline.rewards.choice import AUTO, asks_for_set
 from perpo_pipeline.run import DEFAULT, Console, make_at
 from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of, open_version
+from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
 
 STAGE_VERSION = 1
 
@@ -135,7 +136,7 @@ def _check_rewards(a: Version, b: Version) -> None:
 
 def _paired(a: Version, b: Version) -> pl.DataFrame:
     """prompt_id, the rewards `a` and `b`, and image_prompt_id, in the order of the first."""
-    columns = ["prompt_id", "reward", "image_prompt_id"]
+    columns = PREDICTIONS.pick("prompt_id", "reward", "image_prompt_id")
     tables = [pl.DataFrame(version.table(columns=columns)) for version in (a, b)]
     for table, version in zip(tables, (a, b), strict=True):
         if table["prompt_id"].is_duplicated().any():
@@ -208,7 +209,7 @@ def _facts(rows: pl.DataFrame, version: Version) -> pl.DataFrame:
     task = version.manifest["settings"].get("task")
     if task is not None:
         return rows.with_columns(task=pl.lit(task), image="image_prompt_id", is_set=pl.lit(False))
-    columns = ["prompt_id", "task", "image_sha256", "gt_box", "gt_boxes", "gt_polygon"]
+    columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
     prompts = pl.DataFrame(input_of(version, "prompts").table(columns=columns)).select(
         "prompt_id", "task", image="image_sha256", is_set=asks_for_set()
     )

@@ -28,7 +28,7 @@ from perpo_pipeline.rewards.choice import AUTO
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, score_samples
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of, open_version
-from perpo_pipeline.store.schemas import SIZE
+from perpo_pipeline.store.schemas import PROMPTS, SIZE
 from perpo_pipeline.vlm.families import unusual_boxes
 from perpo_pipeline.vlm.inputs import encode_row, identify_model, model_notes, open_model
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
 STAGE_VERSION = 3
-PROMPT_COLUMNS = [*TRUTH_COLUMNS, "image", "image_sha256", "prompt"]
+PROMPT_COLUMNS = [*TRUTH_COLUMNS, *PROMPTS.pick("image", "image_sha256", "prompt")]
 SHOWN = {OTHER_IMAGE: "other", BLANK_IMAGE: "blank"}
 
 Row = dict[str, Any]

@@ -178,7 +178,7 @@ def _make_both(
 
 def _prompts(rows: Sequence[Row]) -> pa.Table:
     """The rows' truth under the columns of PROMPTS; images are known by their names alone."""
-    wanted = dict.fromkeys([*TRUTH_COLUMNS, "dataset", "split", "image_sha256"])
+    wanted = dict.fromkeys([*TRUTH_COLUMNS, *PROMPTS.pick("dataset", "split", "image_sha256")])
     fields = [PROMPTS.columns.field(name).with_nullable(True) for name in wanted]
     known = [row | {"image_sha256": _image_id(row, row["image_key"])} for row in rows]
     return pa.Table.from_pylist(known, schema=pa.schema(fields))

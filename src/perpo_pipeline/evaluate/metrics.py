@@ -25,22 +25,15 @@ from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
 from perpo_pipeline.evaluate.wordnet import METEOR_LEFT_OUT, find_wordnet
 from perpo_pipeline.rewards.choice import asks_for_set
 from perpo_pipeline.rewards.text import edit_similarities, exact_matches, token_f1s
+from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
 
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-ANSWER_COLUMNS = ("prompt_id", "completion", "reward", "parse_ok")
-QUESTION_COLUMNS = (
-    "prompt_id",
-    "dataset",
-    "split",
-    "task",
-    "image_sha256",
-    "gt_text",
-    "gt_box",
-    "gt_boxes",
-    "gt_polygon",
+ANSWER_COLUMNS = PREDICTIONS.pick("prompt_id", "completion", "reward", "parse_ok")
+QUESTION_COLUMNS = PROMPTS.pick(
+    "prompt_id", "dataset", "split", "task", "image_sha256", role="truth"
 )
 ALL = "all"
 """The `dataset` of metrics of a whole split."""

@@ -30,7 +30,7 @@ from perpo_pipeline.filter.margins import (
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of
 from perpo_pipeline.store.prompt_lookup import check_unique
-from perpo_pipeline.store.schemas import DROPPED_LISTS
+from perpo_pipeline.store.schemas import DROPPED_LISTS, PROMPTS, SAMPLES, SCORES
 
 STAGE_VERSION = 2
 LISTS_PER_PART = 1024
@@ -41,9 +41,9 @@ ADVICE = {
     MARGIN_TOO_SMALL: "lower filter.min_margin",
     MARGIN_TOO_LARGE: "raise filter.max_margin",
 }
-KEYS = ["prompt_id", "sample_id"]
-REWARD_COLUMNS = ["reward", "parse_ok"]
-TASK_COLUMNS = ["prompt_id", "task", "dataset"]
+KEYS = list(SAMPLES.role("key"))
+REWARD_COLUMNS = list(SCORES.role("measured"))
+TASK_COLUMNS = PROMPTS.pick("prompt_id", "task", "dataset")
 
 
 def filter_lists(run: Run, split: str) -> Version:

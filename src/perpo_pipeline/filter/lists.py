@@ -24,15 +24,16 @@ import polars as pl
 from perpo_pipeline.config.run import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.margins import usable_rows
+from perpo_pipeline.store.schemas import SAMPLES
 
-SAMPLE_COLUMNS = [
+SAMPLE_COLUMNS = SAMPLES.pick(
     "prompt_id",
     "sample_id",
     "completion",
     "completion_token_ids",
     "finish_reason",
     "sampler_logprob",
-]
+)
 UNPARSED = "unparsed"
 BEYOND_LIST_SIZE = "beyond_list_size"
 PAIR_NOT_CHOSEN = "not_in_the_pair"

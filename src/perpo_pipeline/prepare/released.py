@@ -17,6 +17,7 @@ from perpo_pipeline.rewards.choice import RELEASED
 from perpo_pipeline.rewards.grounding import iou_xyxy
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, identify_model, model_notes
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _write_scores(
     def work(writer: Writer) -> Mapping[str, Any]:
         start, unparsed = 0, 0
         differences: list[float] = []
-        columns = ["prompt_id", "width", "height", "gt_box"]
+        columns = PROMPTS.pick("prompt_id", "width", "height", "gt_box")
         for index, part in enumerate(prompts.batches(columns)):
             some = lists[start : start + part.num_rows]
             start += part.num_rows

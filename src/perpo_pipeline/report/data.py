@@ -18,6 +18,7 @@ from perpo_pipeline.report.methods import Method, methods_of
 from perpo_pipeline.rewards.choice import AUTO, asks_for_set, measures_iou
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.schemas import PROMPTS
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -206,7 +207,7 @@ def shared_metrics(rows: Sequence[Mapping[str, Estimate]]) -> list[str]:
 
 def read_outcomes(inputs: Inputs) -> Outcomes:
     """The rewards of all evaluated variants, aligned by prompt."""
-    columns = ["prompt_id", "dataset", "split", "task", "image_sha256"]
+    columns = PROMPTS.pick("prompt_id", "dataset", "split", "task", "image_sha256")
     prompts = pl.DataFrame(inputs.prompts.table(columns=columns))
     rewards = {}
     for variant, version in inputs.predictions.items():
@@ -264,7 +265,7 @@ def read_sampled(inputs: Inputs) -> Sampled:
             where=str(inputs.scores.path),
             fix="rerun `perpo sample` and `perpo score`",
         )
-    columns = ["prompt_id", "task", "image_sha256", "gt_box", "gt_boxes", "gt_polygon"]
+    columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
     prompts = lists.select("prompt_id").join(
         pl.DataFrame(inputs.sampled_prompts.table(columns=columns)),
         on="prompt_id",

@@ -14,22 +14,16 @@ from PIL import Image
 from perpo_pipeline.answers.boxes import BOX_FORMATS
 from perpo_pipeline.evaluate.metrics import right
 from perpo_pipeline.report.data import Floats, Inputs, Outcomes
+from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
 from perpo_pipeline.vlm.inputs import prompt_image
 
 IMPROVED, UNCHANGED, WORSENED = "improved", "unchanged", "worsened"
 SHARES = {IMPROVED: 0.5, UNCHANGED: 0.25, WORSENED: 0.25}
 LONGEST_SIDE_PX = 640
 LONGEST_TEXT = 240
-PROMPT_COLUMNS = [
-    "prompt_id",
-    "image",
-    "image_sha256",
-    "width",
-    "height",
-    "prompt",
-    "gt_text",
-    "gt_box",
-]
+PROMPT_COLUMNS = PROMPTS.pick(
+    "prompt_id", "image", "image_sha256", "width", "height", "prompt", role="truth"
+)
 
 Row = dict[str, Any]
 
@@ -102,7 +96,7 @@ def read_pictures(
     counts = {outcome: changes.count(outcome) for outcome in SHARES}
     chosen = {ids[i]: changes[i] for i in choose(ids, changes, wanted)}
     prompts = _rows_of(inputs.prompts.batches(PROMPT_COLUMNS), chosen)
-    columns = ["prompt_id", "completion", "reward", "box"]
+    columns = PREDICTIONS.pick("prompt_id", "completion", "reward", "box")
     answers = [
         _rows_of(inputs.predictions[variant].batches(columns), chosen)
         for variant in (before, after)

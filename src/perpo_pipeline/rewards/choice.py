@@ -29,21 +29,13 @@ import polars as pl
 from perpo_pipeline.answers import reading
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.rewards import grounding, number, polygon, sets, text
+from perpo_pipeline.store.schemas import PROMPTS
 
 Floats = npt.NDArray[np.float64]
 Own = Callable[..., Sequence[float]]
 
-OWN_COLUMNS = (
-    "prompt_id",
-    "dataset",
-    "task",
-    "prompt",
-    "width",
-    "height",
-    "gt_text",
-    "gt_box",
-    "gt_boxes",
-    "gt_polygon",
+OWN_COLUMNS = PROMPTS.pick(
+    "prompt_id", "dataset", "task", "prompt", "width", "height", role="truth"
 )
 TRIED_ROWS = 256
 
@@ -178,7 +170,7 @@ REWARDS_OF_TASK = {
 # Rewards that are an IoU of one region, and that of several boxes.
 RELEASED = "released"  # PerPO's own scores (perpo prepare perpo-json)
 IOUS = (AUTO, "iou", "polygon_iou", RELEASED)
-TRUTHS = ("gt_text", "gt_box", "gt_boxes", "gt_polygon")
+TRUTHS = PROMPTS.role("truth")
 
 
 def measures_iou(weights: Any) -> bool:

@@ -13,21 +13,12 @@ from perpo_pipeline.rewards.choice import (
     columns_of,
     measure,
 )
-from perpo_pipeline.store.schemas import BOX, SCORES
+from perpo_pipeline.store.schemas import BOX, PROMPTS, SAMPLES, SCORES
 
-TRUTH_COLUMNS = [
-    "prompt_id",
-    "task",
-    "width",
-    "height",
-    "gt_text",
-    "gt_box",
-    "gt_boxes",
-    "gt_polygon",
-]
+TRUTH_COLUMNS = PROMPTS.pick("prompt_id", "task", "width", "height", role="truth")
 
 
-KEYS = ["prompt_id", "sample_id"]
+KEYS = list(SAMPLES.role("key"))
 
 
 MOSTLY_UNPARSED = 0.9  # of the answers: then the settings are to blame, not the model

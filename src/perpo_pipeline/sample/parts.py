@@ -5,8 +5,9 @@ from typing import Any
 
 from perpo_pipeline.sample.backend import Backend, BackendSetup, Failure, SampledList
 from perpo_pipeline.seeds import derive_seed
+from perpo_pipeline.store.schemas import PROMPTS
 
-PROMPT_COLUMNS = ["prompt_id", "image", "image_sha256", "prompt"]
+PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "image", "image_sha256", "prompt")
 
 
 Row = dict[str, Any]

@@ -7,29 +7,49 @@ done to an image file to make it RGB (images.py); `resized` is the size of what 
 of the image shown, null where that was cut into tiles.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 
 @dataclass(frozen=True)
 class TableSchema:
-    """One table: its name, the version of its meaning and its columns."""
+    """One table: its name, the version of its meaning and its columns.
+
+    `roles` groups columns that readers take together: whoever needs the truth of a prompt asks for
+    `role("truth")` and so gets a truth column that is added here later.
+    """
 
     name: str
     version: int
     columns: pa.Schema
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def role(self, name: str) -> tuple[str, ...]:
+        """The columns of a role; raises KeyError for a role that the table does not have."""
+        return self.roles[name]
+
+    def pick(self, *names: str, role: str | None = None) -> list[str]:
+        """These columns, then those of `role`; raises KeyError for a name that is no column."""
+        if unknown := [name for name in names if name not in self.columns.names]:
+            raise KeyError(f"the table '{self.name}' has no column {', '.join(unknown)}")
+        return [*names, *(self.roles[role] if role else ())]
 
 
 def _table(
-    name: str, version: int, /, **columns: pa.DataType | tuple[pa.DataType, bool]
+    name: str,
+    version: int,
+    /,
+    roles: Mapping[str, tuple[str, ...]] | None = None,
+    **columns: pa.DataType | tuple[pa.DataType, bool],
 ) -> TableSchema:
     """Build a schema; a column given as `(type, True)` may hold nulls, others may not."""
     fields = []
     for column, spec in columns.items():
         kind, nullable = spec if isinstance(spec, tuple) else (spec, False)
         fields.append(pa.field(column, kind, nullable=nullable))
-    return TableSchema(name, version, pa.schema(fields))
+    return TableSchema(name, version, pa.schema(fields), roles or {})
 
 
 STRING, INT32, INT64, FLOAT, BOOL = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
@@ -42,6 +62,11 @@ IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", STRING)])
 PROMPTS = _table(
     "prompts",
     3,
+    roles={
+        "image": ("image", "image_sha256"),
+        "size": ("width", "height"),
+        "truth": ("gt_text", "gt_box", "gt_boxes", "gt_polygon"),
+    },
     prompt_id=STRING,
     dataset=STRING,
     split=STRING,
@@ -61,6 +86,7 @@ PROMPTS = _table(
 SAMPLES = _table(
     "samples",
     2,
+    roles={"key": ("prompt_id", "sample_id")},
     prompt_id=STRING,
     sample_id=INT32,
     completion=STRING,
@@ -74,6 +100,7 @@ SAMPLE_ERRORS = _table("errors", 1, prompt_id=STRING, reason=STRING)
 SCORES = _table(
     "scores",
     1,
+    roles={"key": ("prompt_id", "sample_id"), "measured": ("reward", "parse_ok")},
     prompt_id=STRING,
     sample_id=INT32,
     reward=FLOAT,

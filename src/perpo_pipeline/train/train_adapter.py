@@ -28,7 +28,7 @@ from perpo_pipeline.store.artifacts import (
     input_of,
     open_version,
 )
-from perpo_pipeline.store.schemas import ADAPTER_LOG
+from perpo_pipeline.store.schemas import ADAPTER_LOG, PROMPTS
 from perpo_pipeline.train import integrations
 from perpo_pipeline.vlm.adapters import read_record, write_record
 from perpo_pipeline.vlm.inputs import (
@@ -49,18 +49,9 @@ if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
 STAGE_VERSION = 2
-PROMPT_COLUMNS = [
-    "prompt_id",
-    "task",
-    "image",
-    "image_sha256",
-    "width",
-    "height",
-    "prompt",
-    "gt_text",
-    "gt_box",
-    "gt_boxes",
-]
+PROMPT_COLUMNS = PROMPTS.pick(
+    "prompt_id", "task", "image", "image_sha256", "width", "height", "prompt", role="truth"
+)
 LOG_COLUMNS = [name for name in ADAPTER_LOG.columns.names if name != "step"]
 NO_SPACE_BYTES = 2**20
 NO_SPACE = ("No space left", "quota exceeded", "os error 122")  # a disk, or a user's share of it

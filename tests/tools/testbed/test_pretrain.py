@@ -168,7 +168,7 @@ def state_of(folder, phase):
 
 def stop_after(monkeypatch, steps):
     """A kill: the save at `steps` is the last thing that happens."""
-    from perpo_pipeline.testbed import pretrain
+    from tools.testbed import pretrain
 
     save = pretrain.save_checkpoint
 
@@ -182,7 +182,7 @@ def stop_after(monkeypatch, steps):
 
 @pytest.fixture
 def quick_figures(monkeypatch):
-    from perpo_pipeline.testbed import pretrain
+    from tools.testbed import pretrain
 
     monkeypatch.setattr(pretrain, "EVAL_EXAMPLES", 1)
 
