@@ -1,4 +1,4 @@
-"""A hub on loopback with what an upload needs: repositories that are made, asked about, filled."""
+"""A hub on loopback with what an upload needs: create, describe and fill a repository."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ USER = "me"
 
 
 class FakeHub:
-    """Keeps the files of every repository by name; `refuse` maps a path's end to a status."""
+    """Keeps the files of every repository by name; `refuse` maps part of a path to a status."""
 
     def __init__(self) -> None:
         self.private: dict[str, bool] = {}
@@ -60,8 +60,8 @@ class FakeHub:
 
     def post(self, path: str, body: bytes) -> tuple[int, Any]:
         self.paths.append(path)
-        for end, status in self.refuse.items():
-            if end in path:
+        for part, status in self.refuse.items():
+            if part in path:
                 return status, {"error": "refused"}
         if path == "/api/repos/create":
             return self.create(json.loads(body))

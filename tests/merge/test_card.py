@@ -1,4 +1,4 @@
-"""The model card of a real run: its header, what it says of data and figures, how to load it."""
+"""The model card of a real run: its header, its data and metrics, how to load the model."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def perpo(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a run up to its metrics; the metrics are of prompts from files."""
+    """The folder of a run up to its metrics; its test prompts come from files."""
     folder = tmp_path_factory.mktemp("secret-place")
     before = Path.cwd()
     os.chdir(folder)
@@ -76,7 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
-    """The same run, to be changed."""
+    """A copy of the run that a test may change."""
     return shutil.copytree(run, tmp_path / "data/r")
 
 
@@ -100,9 +100,7 @@ def test_a_hub_reads_its_header(card: str) -> None:
     }
 
 
-def test_a_base_that_is_a_folder_is_named_and_not_taken_for_a_hubs(
-    run: Path, tmp_path: Path
-) -> None:
+def test_a_base_folder_is_named_but_is_not_a_hub_id(run: Path, tmp_path: Path) -> None:
     from perpo_pipeline.testbed import shipped_model_dir
 
     base = shutil.copytree(shipped_model_dir(), tmp_path / "elsewhere/my-base")
@@ -112,7 +110,7 @@ def test_a_base_that_is_a_folder_is_named_and_not_taken_for_a_hubs(
     assert "`my-base`, exactly `sha256:" in text and "elsewhere" not in text
 
 
-def test_the_data_are_named_up_to_the_prompts(run: Path, card: str) -> None:
+def test_the_data_are_listed_back_to_the_prompts(run: Path, card: str) -> None:
     for artifact in ("prompts", "samples", "scores", "preferences"):
         line = next(line for line in card.splitlines() if line.startswith(f"| {artifact} | train"))
         assert f"`{current(run, artifact, 'train')}`" in line
@@ -120,23 +118,23 @@ def test_the_data_are_named_up_to_the_prompts(run: Path, card: str) -> None:
     assert "num_samples 4, temperature 1.0" in card and "min_margin 0.01" in card
 
 
-def test_what_was_removed_since_still_has_its_fingerprint(copy: Path, tmp_path: Path) -> None:
+def test_a_removed_artifact_is_listed_with_its_fingerprint(copy: Path, tmp_path: Path) -> None:
     removed = current(copy, "samples", "train")
     shutil.rmtree(copy / "samples")
     merge(copy / "adapter/perpo", tmp_path / "merged", console=QUIET)
     text = (tmp_path / "merged" / CARD).read_text()
-    assert f"| samples | train | `{removed}` | - | (no longer there) |" in text
+    assert f"| samples | train | `{removed}` | - | (removed since) |" in text
     assert current(copy, "prompts", "train") in text
 
 
-def test_the_settings_of_the_training_can_be_read_back(card: str) -> None:
+def test_the_training_settings_can_be_read_back(card: str) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", card, re.S)
     settings: dict[str, Any] = yaml.safe_load(block)
     assert settings["beta"] == 1.0 and settings["learning_rate"] == 1e-3
     assert settings["lora"] == {"rank": 2, "alpha": 4} and settings["dtype"] == "float32"
 
 
-def test_it_names_what_it_was_made_with(run: Path, card: str) -> None:
+def test_it_lists_the_adapter_packages_and_commit(run: Path, card: str) -> None:
     adapter = open_version(run / "adapter/perpo")
     assert f"Adapter `{adapter.fingerprint}`" in card
     version = adapter.manifest["packages"]["transformers"]
@@ -145,7 +143,7 @@ def test_it_names_what_it_was_made_with(run: Path, card: str) -> None:
     assert f"| git commit | {commit} |" in card
 
 
-def test_its_figures_are_the_runs_with_the_bases_beside_them(run: Path, card: str) -> None:
+def test_its_metrics_are_those_of_the_run_and_of_its_base(run: Path, card: str) -> None:
     for variant in ("perpo", "base"):
         metrics = open_version(run / "metrics" / variant)
         block = card.split(f"metrics `{metrics.fingerprint}`")[1].split("```")[1]
@@ -156,14 +154,14 @@ def test_its_figures_are_the_runs_with_the_bases_beside_them(run: Path, card: st
     assert current(run, "metrics", "sft") not in card
 
 
-def test_nothing_of_this_machine_is_in_what_is_published(card: str, tmp_path: Path) -> None:
+def test_no_path_of_this_machine_is_published(card: str, tmp_path: Path) -> None:
     record = (tmp_path / "merged" / RECORD).read_text()
     for text in (card, record):
         for private in ("secret-place", str(Path.home()), str(tmp_path), "photos", os.sep + "tmp"):
             assert private not in text
 
 
-def test_its_lines_give_the_answer_of_base_and_adapter(
+def test_its_example_gives_the_answer_of_base_and_adapter(
     run: Path,
     card: str,
     tmp_path: Path,
@@ -185,18 +183,18 @@ def test_its_lines_give_the_answer_of_base_and_adapter(
     assert capsys.readouterr().out == expected.text + "\n"
 
 
-def test_it_is_served_in_the_dtype_that_it_was_stored_in(run: Path, tmp_path: Path) -> None:
-    """vLLM computes float32 models in 16 bits if it is not told."""
+def test_its_vllm_command_has_the_stored_dtype(run: Path, tmp_path: Path) -> None:
+    """Without --dtype vLLM computes float32 models in 16 bits."""
     for dtype in ("float32", "bfloat16"):
         merge(run / "adapter/perpo", tmp_path / dtype, dtype=dtype, console=QUIET)
         assert f"vllm serve FOLDER --dtype {dtype} " in (tmp_path / dtype / CARD).read_text()
 
 
-def test_figures_that_come_later_come_into_the_card(copy: Path, tmp_path: Path) -> None:
+def test_metrics_made_after_the_merge_are_added_to_the_card(copy: Path, tmp_path: Path) -> None:
     shutil.move(copy / "metrics", tmp_path / "aside")
     out = tmp_path / "merged"
     merge(copy / "adapter/perpo", out, console=QUIET)
-    assert "No metrics of this model were at hand" in (out / CARD).read_text()
+    assert "No metrics of this model were found" in (out / CARD).read_text()
     weights = (out / "model.safetensors").stat().st_mtime_ns
     shutil.move(tmp_path / "aside", copy / "metrics")
     merge(copy / "adapter/perpo", out, console=QUIET)
@@ -207,7 +205,7 @@ def test_figures_that_come_later_come_into_the_card(copy: Path, tmp_path: Path) 
     assert (out / CARD).read_text() == renewed
 
 
-def test_a_card_that_was_edited_is_left_so(
+def test_an_edited_card_is_kept(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "merged"
@@ -216,16 +214,17 @@ def test_a_card_that_was_edited_is_left_so(
     shutil.rmtree(copy / "metrics")
     merge(copy / "adapter/perpo", out)
     assert (out / CARD).read_text() == "mine"
-    assert "README.md was changed by hand and is left so" in capsys.readouterr().err
+    assert "README.md was edited by hand and is kept" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("variant", "told"), [("sft", "of adapter sft, not"), ("base", "of a model without an adapter")]
+    ("variant", "message"),
+    [("sft", "belong to adapter sft, not"), ("base", "belong to a model without an adapter")],
 )
-def test_figures_of_another_model_are_refused(
-    run: Path, tmp_path: Path, variant: str, told: str
+def test_metrics_of_another_model_are_refused(
+    run: Path, tmp_path: Path, variant: str, message: str
 ) -> None:
-    with pytest.raises(ArtifactError, match=told):
+    with pytest.raises(ArtifactError, match=message):
         merge(
             run / "adapter/perpo",
             tmp_path / "merged",
@@ -235,8 +234,8 @@ def test_figures_of_another_model_are_refused(
     assert not (tmp_path / "merged").exists()
 
 
-def test_metrics_that_are_given_stand_alone(run: Path, tmp_path: Path) -> None:
-    """Of the adapter, and of a file of answers, which is told as what it is."""
+def test_given_metrics_replace_those_of_the_run(run: Path, tmp_path: Path) -> None:
+    """Metrics of the adapter and of a file of answers; the card says which is which."""
     answers = tmp_path / "pages.jsonl"
     answers.write_text('{"completion": "a b", "gt_text": "a b"}\n')
     perpo("eval", "--predictions", str(answers), "--task", "vqa", "--out", str(tmp_path / "own"))
@@ -244,4 +243,4 @@ def test_metrics_that_are_given_stand_alone(run: Path, tmp_path: Path) -> None:
     merge(run / "adapter/perpo", tmp_path / "merged", metrics=given, console=QUIET)
     text = (tmp_path / "merged" / CARD).read_text()
     assert f"This model (`perpo`, metrics `{current(run, 'metrics', 'perpo')}`" in text
-    assert "by which model, nothing here can say (`pages`, metrics" in text
+    assert "does not record which model gave them (`pages`, metrics" in text

@@ -1,4 +1,4 @@
-"""`perpo merge`: the adapted model's function in a folder of its own, and what it refuses."""
+"""`perpo merge`: the merged folder computes what base and adapter compute; what it refuses."""
 
 import errno
 import hashlib
@@ -76,7 +76,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_log_probabilities_are_those_of_base_and_adapter(
+def test_log_probabilities_equal_those_of_base_and_adapter(
     model_type: str, full: bool, tmp_path: Path, out: Path
 ) -> None:
     model = save_tiny_family(model_type, tmp_path / "model")
@@ -88,7 +88,7 @@ def test_log_probabilities_are_those_of_base_and_adapter(
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_transformers_loads_every_weight_of_it_as_it_stands(
+def test_transformers_loads_every_weight_from_the_folder(
     model_type: str, tmp_path: Path, out: Path
 ) -> None:
     model = save_tiny_family(model_type, tmp_path / "model")
@@ -109,7 +109,7 @@ def stored_weights(vlm: Vlm) -> Any:
 
 
 @pytest.mark.parametrize("model_type", ["llava", "llava_next"])  # no video part: no torchvision
-def test_its_processor_is_the_bases(model_type: str, tmp_path: Path, out: Path) -> None:
+def test_its_processor_equals_the_bases(model_type: str, tmp_path: Path, out: Path) -> None:
     model = save_tiny_family(model_type, tmp_path / "model")
     merge(save_adapter_artifact(model, tmp_path / "adapter"), out, console=QUIET)
     made, base = (AutoProcessor.from_pretrained(path) for path in (out, model))
@@ -126,14 +126,14 @@ def test_its_processor_is_the_bases(model_type: str, tmp_path: Path, out: Path) 
         assert torch.equal(ours[name], value), name
 
 
-def test_weights_and_configuration_have_the_dtype_that_is_asked_for(
+def test_weights_and_configuration_have_the_requested_dtype(
     llava: Path, adapter: Path, out: Path, tmp_path: Path
 ) -> None:
     config = json.loads((llava / "config.json").read_text())
-    config["text_config"]["torch_dtype"] = "float16"  # as older checkpoints have it
+    config["text_config"]["torch_dtype"] = "float16"  # as in older checkpoints
     (llava / "config.json").write_text(json.dumps(config))
     write_record(adapter, {**read_record(adapter), "base_identity": load(llava).identity})
-    renew_manifest(adapter)
+    update_manifest(adapter)
     merge(adapter, out, dtype="bfloat16", console=QUIET)
     with safe_open(out / "model.safetensors", framework="pt") as stored:
         assert {stored.get_tensor(name).dtype for name in stored.keys()} == {torch.bfloat16}  # noqa: SIM118
@@ -145,8 +145,8 @@ def test_weights_and_configuration_have_the_dtype_that_is_asked_for(
     assert json.loads((tmp_path / "auto/config.json").read_text())["dtype"] == "float32"
 
 
-def renew_manifest(version: Path) -> None:
-    """Take the files of an artifact as they are now for those that were written."""
+def update_manifest(version: Path) -> None:
+    """Record the present files of an artifact as the written ones."""
     manifest = json.loads((version / "manifest.json").read_text())
     for record in manifest["files"]:
         data = (version / record["file"]).read_bytes()
@@ -154,7 +154,7 @@ def renew_manifest(version: Path) -> None:
     (version / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_everybody_may_read_it_whom_the_umask_lets(adapter: Path, out: Path) -> None:
+def test_its_files_have_the_mode_that_the_umask_gives(adapter: Path, out: Path) -> None:
     before = os.umask(0o027)
     try:
         merge(adapter, out, console=QUIET)
@@ -166,47 +166,45 @@ def test_everybody_may_read_it_whom_the_umask_lets(adapter: Path, out: Path) -> 
 def test_a_second_merge_is_up_to_date(
     adapter: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out.mkdir()  # an empty folder is as good as none
+    out.mkdir()  # an empty folder is allowed
     arguments = ("merge", "--adapter", str(adapter), "--out", str(out))
     assert perpo(*arguments) == 0
     assert capsys.readouterr().out == f"{out}\n"
     before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
     monkeypatch.setattr(stage, "write_folder", None)
     assert perpo(*arguments) == 0
-    told = capsys.readouterr()
-    assert f"merge perpo: up to date ({out})" in told.err and told.out == f"{out}\n"
+    captured = capsys.readouterr()
+    assert f"merge perpo: up to date ({out})" in captured.err and captured.out == f"{out}\n"
     assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
     assert sorted(path.name for path in out.parent.iterdir()) == ["llava", "merged", "run"]
 
 
-def test_other_content_is_never_touched(adapter: Path, out: Path, tmp_path: Path) -> None:
+def test_other_content_is_never_changed(adapter: Path, out: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
     file = tmp_path / "file"
     file.write_text("mine")
     for place in (out, file):
-        with pytest.raises(ArtifactError, match="something else already"):
+        with pytest.raises(ArtifactError, match="already holds something else"):
             merge(adapter, place, console=QUIET)
     assert names_and_sizes(out) == {"thesis.tex": 4} and file.read_text() == "mine"
 
 
-def test_another_merge_is_named_by_what_differs(
+def test_a_folder_with_another_merge_is_refused_with_the_difference(
     llava: Path, adapter: Path, out: Path, tmp_path: Path
 ) -> None:
     merge(adapter, out, console=QUIET)
     before = names_and_sizes(out)
     other = save_adapter_artifact(llava, tmp_path / "other", full=True)
-    with pytest.raises(ArtifactError, match=f"another merge already: adapter .*{other.name}"):
+    with pytest.raises(ArtifactError, match=f"already holds another merge: adapter .*{other.name}"):
         merge(other, out, console=QUIET)
-    with pytest.raises(ArtifactError, match="already: dtype float32, not bfloat16"):
+    with pytest.raises(ArtifactError, match="another merge: dtype float32, not bfloat16"):
         merge(adapter, out, dtype="bfloat16", console=QUIET)
     assert names_and_sizes(out) == before
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_a_merge_that_lost_part_of_a_file_is_not_up_to_date(
-    adapter: Path, out: Path, name: str
-) -> None:
+def test_a_merge_with_a_truncated_file_is_refused(adapter: Path, out: Path, name: str) -> None:
     merge(adapter, out, console=QUIET)
     os.truncate(out / name, 100)
     with pytest.raises(ArtifactError, match=f"missing or were changed: {name}"):
@@ -223,7 +221,7 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_loaded(
     assert not out.exists()
 
 
-def test_the_base_may_have_moved(llava: Path, adapter: Path, out: Path, tmp_path: Path) -> None:
+def test_a_moved_base_can_be_named(llava: Path, adapter: Path, out: Path, tmp_path: Path) -> None:
     expected = logps(load(llava, adapter))
     moved = llava.rename(tmp_path / "moved")
     with pytest.raises(InputError, match="no model directory") as caught:
@@ -233,7 +231,7 @@ def test_the_base_may_have_moved(llava: Path, adapter: Path, out: Path, tmp_path
     assert (logps(load(out)) - expected).abs().max() < 1e-4
 
 
-def test_the_configuration_names_the_base_as_well(
+def test_the_base_can_be_named_by_the_configuration(
     llava: Path, adapter: Path, out: Path, tmp_path: Path
 ) -> None:
     moved = llava.rename(tmp_path / "moved")
@@ -247,26 +245,31 @@ def test_the_configuration_names_the_base_as_well(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("config.json", "has no config.json"),
         ("model.safetensors", "lacks weights: model.safetensors"),
         ("tokenizer.json", "another base model"),
     ],
 )
-def test_a_base_without_some_of_its_files_is_one_error(
-    llava: Path, adapter: Path, out: Path, name: str, told: str, capsys: pytest.CaptureFixture[str]
+def test_a_base_with_a_missing_file_is_one_error(
+    llava: Path,
+    adapter: Path,
+    out: Path,
+    name: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (llava / name).unlink()
     assert perpo("merge", "--adapter", str(adapter), "--out", str(out)) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_a_hubs_model_is_asked_for_by_the_commit_of_the_training(
+def test_a_hub_model_is_requested_at_the_commit_of_the_training(
     llava: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever `main`, which the run's configuration named, may be today."""
+    """Even if the run's configuration named `main`, which may have moved since."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     asked = []
 
@@ -301,18 +304,18 @@ def not_an_adapter(kind: str, adapter: Path, llava: Path, tmp_path: Path) -> Pat
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
-        ("nothing", "there is no such folder"),
-        ("a model", "no adapter of `perpo train`"),
-        ("adapter files alone", "no adapter of `perpo train`"),
-        ("an unfinished one", "no adapter of `perpo train`"),
+        ("nothing", "this folder does not exist"),
+        ("a model", "not an adapter made by `perpo train`"),
+        ("adapter files alone", "not an adapter made by `perpo train`"),
+        ("an unfinished one", "not an adapter made by `perpo train`"),
         ("another artifact", "of kind 'scores', not 'adapter'"),
     ],
 )
-def test_what_is_no_adapter_is_refused(
+def test_anything_but_an_adapter_artifact_is_refused(
     kind: str,
-    told: str,
+    message: str,
     adapter: Path,
     llava: Path,
     out: Path,
@@ -321,7 +324,7 @@ def test_what_is_no_adapter_is_refused(
 ) -> None:
     given = not_an_adapter(kind, adapter, llava, tmp_path)
     assert perpo("merge", "--adapter", str(given), "--out", str(out)) == 2
-    assert told in capsys.readouterr().err and not out.exists()
+    assert message in capsys.readouterr().err and not out.exists()
 
 
 def test_a_damaged_adapter_is_refused(adapter: Path, out: Path) -> None:
@@ -341,7 +344,7 @@ def test_an_unknown_dtype_is_refused(adapter: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [("--config", "r.yaml", "--model", "testbed"), ("--private",)]
 )
-def test_flags_that_contradict_or_change_nothing_are_refused(
+def test_contradictory_or_useless_options_are_refused(
     adapter: Path, out: Path, arguments: tuple[str, ...]
 ) -> None:
     assert perpo("merge", "--adapter", str(adapter), "--out", str(out), *arguments) == 2
@@ -349,7 +352,7 @@ def test_flags_that_contradict_or_change_nothing_are_refused(
 
 
 def refuse_weights(*_: object, **__: object) -> None:
-    """What safetensors (0.8) says on a file system of 1 MiB."""
+    """Raise what safetensors 0.8 raises on a full file system of 1 MiB."""
     raise SafetensorError(
         "Error while serializing: I/O error: No space left on device (os error 28)"
     )
@@ -359,28 +362,29 @@ def refuse_copies(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("of", ["weights", "other files"])
-def test_a_full_disk_leaves_nothing_and_says_so(
-    of: str,
+@pytest.mark.parametrize("kind", ["weights", "other files"])
+def test_a_full_disk_is_reported_and_leaves_nothing(
+    kind: str,
     adapter: Path,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with monkeypatch.context() as patched:
-        if of == "weights":
+        if kind == "weights":
             patched.setattr(PreTrainedModel, "save_pretrained", refuse_weights)
         else:
             patched.setattr(shutil, "copyfile", refuse_copies)
         assert perpo("merge", "--adapter", str(adapter), "--out", str(out)) == 2
-    told = capsys.readouterr().err
-    assert "the disk is full" in told and str(out) in told and "starts anew" in told
+    message = capsys.readouterr().err
+    assert "the disk is full" in message and str(out) in message
+    assert "it starts from the beginning" in message
     assert sorted(path.name for path in out.parent.iterdir()) == ["llava", "run"]
     assert perpo("merge", "--adapter", str(adapter), "--out", str(out)) == 0
 
 
-def test_what_the_system_refuses_is_one_error(adapter: Path, out: Path) -> None:
-    """Files of more than 50 kB, by the process's own limit."""
+def test_an_error_of_the_operating_system_is_one_error(adapter: Path, out: Path) -> None:
+    """The process may write no file of more than 50 kB."""
     command = [sys.executable, "-m", "perpo_pipeline.cli", "merge"]
     ended = subprocess.run(
         [*command, "--adapter", str(adapter), "--out", str(out)],
@@ -407,14 +411,16 @@ whole, seen = sizes(), []
 for at in range(1, int(events.read_text()) + 1):
     shutil.rmtree(out)
     killed = attempt(command, at)
-    there = out.exists() and sizes() != whole
-    seen.append([killed, there, attempt(command, None), sizes() == whole])
+    partial = out.exists() and sizes() != whole
+    seen.append([killed, partial, attempt(command, None), sizes() == whole])
 print(json.dumps([seen, sorted(p.name for p in Path().iterdir())]))
 """
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_is_whole_or_not_there(adapter: Path, tmp_path: Path) -> None:
+def test_after_a_kill_at_any_point_the_folder_is_whole_or_absent(
+    adapter: Path, tmp_path: Path
+) -> None:
     tests = Path(__file__).parent.parent
     ended = subprocess.run(
         [sys.executable, "-c", KILLS % ((CARD, RECORD),)],
@@ -428,12 +434,12 @@ def test_killed_anywhere_it_is_whole_or_not_there(adapter: Path, tmp_path: Path)
     )
     assert ended.returncode == 0, ended.stderr
     seen, left = json.loads(ended.stdout)
-    assert len(seen) >= 15, "each file is synced, three are renamed, and the folder is"
+    assert len(seen) >= 15, "each file is synced; three files and the folder are renamed"
     assert seen == [[-9, False, 0, True]] * len(seen)
     assert left == ["events", "llava", "merged", "run"]
 
 
-def test_one_process_at_a_time_writes_a_folder(
+def test_only_one_process_at_a_time_writes_a_folder(
     adapter: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def merge_again(*_: object) -> None:

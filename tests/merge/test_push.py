@@ -38,7 +38,7 @@ def merge(adapter: Path, out: Path, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_every_file_is_uploaded_as_it_is(
+def test_every_file_is_uploaded_unchanged(
     hub: FakeHub, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "merged"
@@ -46,17 +46,19 @@ def test_every_file_is_uploaded_as_it_is(
     assert hub.files["lab/aligned"] == {file.name: file.read_bytes() for file in out.iterdir()}
     assert {"model.safetensors", "README.md", "config.json"} <= hub.files["lab/aligned"].keys()
     assert hub.private == {"lab/aligned": False}
-    told = capsys.readouterr()
-    assert f"pushed to {hub.url}/lab/aligned" in told.err
-    assert told.out == f"{out}\n" and TOKEN not in told.err
+    captured = capsys.readouterr()
+    assert f"pushed to {hub.url}/lab/aligned" in captured.err
+    assert captured.out == f"{out}\n" and TOKEN not in captured.err
 
 
-def test_a_name_alone_is_the_users_own(hub: FakeHub, adapter: Path, tmp_path: Path) -> None:
+def test_a_name_without_an_organisation_belongs_to_the_user(
+    hub: FakeHub, adapter: Path, tmp_path: Path
+) -> None:
     assert merge(adapter, tmp_path / "merged", "--push-to-hub", "aligned", "--private") == 0
     assert hub.private == {"me/aligned": True} and hub.files["me/aligned"]
 
 
-def test_what_was_merged_before_is_pushed_without_merging_again(
+def test_an_earlier_merge_is_pushed_without_merging_again(
     hub: FakeHub, adapter: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "merged"
@@ -70,7 +72,7 @@ def test_what_was_merged_before_is_pushed_without_merging_again(
     assert merge(adapter, out, "--push-to-hub", "lab/aligned") == 0  # again, into the same
 
 
-def test_nothing_goes_to_a_public_repository_that_was_to_be_private(
+def test_nothing_is_uploaded_to_a_public_repository_if_private_is_asked_for(
     hub: FakeHub, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.private["lab/aligned"] = False
@@ -83,7 +85,7 @@ def test_nothing_goes_to_a_public_repository_that_was_to_be_private(
 @pytest.mark.parametrize(
     ("path", "status"), [("/create", 403), ("/preupload", 404), ("/commit", 400), ("/create", 500)]
 )
-def test_what_the_hub_refuses_is_one_error_and_the_folder_stays(
+def test_a_refusal_by_the_hub_is_one_error_and_the_folder_is_kept(
     hub: FakeHub,
     adapter: Path,
     tmp_path: Path,
@@ -94,9 +96,9 @@ def test_what_the_hub_refuses_is_one_error_and_the_folder_stays(
     hub.refuse[path] = status
     out = tmp_path / "merged"
     assert merge(adapter, out, "--push-to-hub", "lab/aligned") == 2
-    told = capsys.readouterr().err
-    assert "lab/aligned could not be pushed" in told and WHY[status] in told
-    assert "Traceback" not in told and TOKEN not in told
+    message = capsys.readouterr().err
+    assert "lab/aligned could not be pushed" in message and WHY[status] in message
+    assert "Traceback" not in message and TOKEN not in message
     hub.refuse.clear()
     assert (out / "model.safetensors").is_file()
     assert merge(adapter, out, "--push-to-hub", "lab/aligned") == 0
@@ -112,24 +114,24 @@ def test_a_wrong_token_is_never_shown(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
     assert merge(adapter, tmp_path / "merged", "--push-to-hub", "lab/aligned", "--debug") == 2
-    told = capsys.readouterr()
-    assert "401" in told.err and "hf auth login" not in told.out
-    assert "wrongwrong" not in told.err + told.out
+    captured = capsys.readouterr()
+    assert "401" in captured.err and "hf auth login" not in captured.out
+    assert "wrongwrong" not in captured.err + captured.out
 
 
-def test_without_a_network_the_folder_stays(
+def test_without_a_network_the_folder_is_kept(
     hub: FakeHub, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.stop()
     out = tmp_path / "merged"
     assert merge(adapter, out, "--push-to-hub", "lab/aligned") == 2
-    told = capsys.readouterr().err
-    assert "could not be pushed: ConnectError" in told and "the merged model stays there" in told
+    message = capsys.readouterr().err
+    assert "could not be pushed: ConnectError" in message and "the merged model is kept" in message
     assert (out / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("why", ["no token", "offline", "name"])
-def test_what_cannot_work_is_told_before_anything_is_merged(
+def test_a_push_that_cannot_work_fails_before_anything_is_merged(
     hub: FakeHub,
     adapter: Path,
     tmp_path: Path,

@@ -13,7 +13,7 @@ IDS = [f"prompt-{i}" for i in range(60)]
 OUTCOMES = ["improved", "unchanged", "worsened"] * 20
 
 
-def test_a_box_improves_when_it_becomes_right_and_not_when_it_only_gets_closer():
+def test_a_box_improves_if_it_becomes_right_not_if_it_only_gets_closer():
     before, after = np.array([0.49, 0.5, 0.1, 0.9]), np.array([0.5, 0.49, 0.4, 0.6])
     found = outcomes_of(before, after, is_grounding=True)
     assert found == ["improved", "worsened", "unchanged", "unchanged"]
@@ -41,7 +41,7 @@ def test_the_choice_does_not_depend_on_the_order_of_the_rows():
     ]
 
 
-def test_where_none_worsened_no_other_picture_takes_the_place():
+def test_if_none_worsened_no_other_outcome_fills_the_place():
     outcomes = ["improved"] * 30 + ["unchanged"] * 30
     assert Counter(outcomes[i] for i in choose(IDS, outcomes, 12)) == {
         "improved": 6,
@@ -50,12 +50,12 @@ def test_where_none_worsened_no_other_picture_takes_the_place():
 
 
 @pytest.mark.parametrize("name", BOX_FORMATS)
-def test_the_expression_is_shown_without_its_instruction(name):
+def test_an_expression_is_shown_without_its_instruction(name):
     assert shown_question(BOX_FORMATS[name].ask("the cat")) == "the cat"
     assert shown_question("Where is the cat?") == "Where is the cat?"
 
 
-def test_a_small_image_is_embedded_exactly_and_a_large_one_is_shrunk():
+def test_a_small_image_is_embedded_exactly_and_a_large_one_is_reduced():
     noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     kind, small = _decode(data_uri(Image.fromarray(noise)))
     assert kind == "data:image/png" and np.array_equal(np.asarray(small), noise)

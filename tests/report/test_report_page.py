@@ -1,4 +1,4 @@
-"""The page of a synthetic run, read back with an HTML parser."""
+"""The page of a synthetic run, read with an HTML parser."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ HOSTILE = "<script>alert(1)</script> & \"quoted\" <img src=x onerror='x'> {index
 
 
 class Page(HTMLParser):
-    """What a browser would find: tags with attributes, table rows as text, text; and nesting."""
+    """What a browser finds: tags with attributes, table rows, text. Checks the nesting."""
 
     def __init__(self, html):
         super().__init__()
@@ -49,7 +49,7 @@ class Page(HTMLParser):
             self.text.append(data)
 
     def row(self, key, value):
-        """The cells of the one table row with this attribute, white space made plain."""
+        """The cells of the only table row with this attribute, without extra white space."""
         (found,) = [cells for attrs, cells in self.rows if attrs.get(key) == value]
         return [" ".join(cell.split()) for cell in found]
 
@@ -77,7 +77,7 @@ def _percent(row):
     return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
-def test_every_tag_is_closed_and_no_id_is_there_twice(html):
+def test_every_tag_is_closed_and_every_id_is_unique(html):
     page = Page(html)
     assert page.open == []
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
@@ -86,7 +86,7 @@ def test_every_tag_is_closed_and_no_id_is_there_twice(html):
     assert used <= set(ids)
 
 
-def test_the_page_needs_nothing_from_outside(html):
+def test_the_page_loads_nothing_from_outside(html):
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base"}
     for _, attrs in page.tags:
@@ -106,7 +106,7 @@ def test_the_table_holds_the_metrics_of_the_artifacts(run, html, method):
     assert cells[7] == "40"
 
 
-def test_the_rows_stand_in_the_order_of_the_papers_table(html):
+def test_the_rows_have_the_order_of_the_papers_table(html):
     rows = [attrs["data-method"] for attrs, _ in Page(html).rows if "data-method" in attrs]
     assert rows == ["base", "sft", "dpo", "perpo", "oracle"]
 
@@ -120,7 +120,7 @@ def test_the_oracle_row_is_the_best_sample_of_each_list(run, html):
     assert Page(html).row("data-method", "oracle")[1].startswith(f"{100 * share:.1f} [")
 
 
-def test_the_paired_differences_are_those_of_the_metrics(run, version):
+def test_the_paired_differences_equal_those_of_the_metrics(run, version):
     rows = {(row["metric"], row["worse"]): row for row in version.table().to_pylist()}
     assert set(rows) == {(m, w) for m in ("ap50", "mean_reward") for w in ("base", "sft", "dpo")}
     names = {"ap50": "ap50", "mean_reward": "miou"}
@@ -129,7 +129,9 @@ def test_the_paired_differences_are_those_of_the_metrics(run, version):
         assert row["difference"] == pytest.approx(ours - theirs, abs=1e-12)
         assert row["low"] <= row["difference"] <= row["high"]
         assert (row["better"], row["n"], row["test"]) == ("perpo", 40, "paired bootstrap")
-    assert rows["ap50", "base"]["low"] > 0  # 0.9 against 0.45 of 40: a true effect
+    assert (
+        rows["ap50", "base"]["low"] > 0
+    )  # right for 0.9 against 0.45 of 40 prompts: a true effect
     assert rows["ap50", "base"]["p_value"] < 0.05
 
 
@@ -143,7 +145,7 @@ def test_each_paired_difference_is_shown_with_its_p_value(version, html):
         assert shown in text
 
 
-def test_the_headline_claims_what_the_intervals_support(run, html):
+def test_the_headline_claims_only_what_the_intervals_support(run, html):
     text = " ".join("".join(Page(html).text).split())
     base, perpo = _metrics(run, "base")["ap50"], _metrics(run, "perpo")["ap50"]
     assert perpo["low"] > base["high"]
@@ -158,7 +160,7 @@ def test_kept_and_dropped_lists_are_counted_by_reason(run, html):
     assert f"dropped: margin too small: {counts['dropped']['margin_too_small']}" in text
 
 
-def test_each_picture_shows_the_truth_and_both_predictions(html):
+def test_each_picture_shows_the_ground_truth_and_both_predictions(html):
     page = Page(html)
     pictures = [attrs for tag, attrs in page.tags if tag == "figure" and "data-outcome" in attrs]
     assert 6 <= len(pictures) <= 12
@@ -184,7 +186,7 @@ def test_every_artifact_is_in_the_lineage(run, html):
         assert run.latest(artifact, variant).fingerprint in text
 
 
-def test_the_same_inputs_are_up_to_date_and_the_same_page(run, version, html, capsys):
+def test_the_same_inputs_are_up_to_date_and_give_the_same_page(run, version, html, capsys):
     assert report(run).path == version.path
     assert "up to date" in capsys.readouterr().err
     again = report(dataclasses.replace(run, out=run.config.data_root / "again"))
@@ -192,7 +194,7 @@ def test_the_same_inputs_are_up_to_date_and_the_same_page(run, version, html, ca
     assert (again.path / "report.html").read_text(encoding="utf-8") == html
 
 
-def test_hostile_text_is_shown_and_not_run(tmp_path):
+def test_hostile_text_is_shown_not_executed(tmp_path):
     run = make_synthetic_run(tmp_path, expression=HOSTILE, title="<b>bold</b>", pictures=4)
     html = (report(run).path / "report.html").read_text(encoding="utf-8")
     page = Page(html)
@@ -216,7 +218,7 @@ def test_several_seeds_are_shown_as_their_mean_with_each_seed_below(tmp_path):
     assert first["difference"] == pytest.approx(mean["value"] - base, abs=1e-12)
 
 
-def test_a_run_on_text_has_its_own_columns_and_the_least_distance_is_best(tmp_path):
+def test_a_run_on_text_has_its_own_columns_and_the_smallest_distance_is_best(tmp_path):
     run = make_synthetic_run(tmp_path, task="ocr", expression="Read page {index} $x$")
     html = (report(run).path / "report.html").read_text(encoding="utf-8")
     page = Page(html)
@@ -240,10 +242,10 @@ def test_a_run_without_training_still_has_a_page(tmp_path):
     run = dataclasses.replace(run, config=run.config.model_copy(update={"eval": only_base}))
     version = report(run)
     assert version.manifest["rows"] == 0
-    assert "Prompt by prompt" not in (version.path / "report.html").read_text(encoding="utf-8")
+    assert "Paired comparison" not in (version.path / "report.html").read_text(encoding="utf-8")
 
 
-def test_what_is_not_there_yet_is_named(tmp_path):
+def test_a_missing_artifact_is_named(tmp_path):
     run = make_synthetic_run(tmp_path)
     shutil.rmtree(run.place("metrics", "dpo"))
     with pytest.raises(ArtifactError, match=r"metrics/dpo(.|\n)*run: perpo eval --variant dpo"):

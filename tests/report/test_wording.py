@@ -23,9 +23,9 @@ def test_a_clear_gain_is_stated_with_both_intervals():
     )
 
 
-def test_a_clear_loss_is_called_one():
+def test_a_clear_loss_is_called_a_loss():
     sentence = _sentence(Estimate(0.2, 0.15, 0.25, 100), -0.3, -0.1)
-    assert "lowers AP@50" in sentence and "has become worse" in sentence
+    assert "lowers AP@50" in sentence and "the model became worse" in sentence
 
 
 def test_a_lower_edit_distance_is_a_gain_and_has_no_percent_sign():
@@ -34,9 +34,9 @@ def test_a_lower_edit_distance_is_a_gain_and_has_no_percent_sign():
     assert "worse" not in sentence
 
 
-def test_overlapping_intervals_leave_it_to_the_paired_difference():
+def test_if_intervals_overlap_the_paired_difference_decides():
     after = Estimate(0.44, 0.39, 0.49, 100)
-    assert "is a gain whose interval leaves out zero" in _sentence(after, 0.01, 0.07)
+    assert "is a gain whose interval excludes zero" in _sentence(after, 0.01, 0.07)
     assert "this run shows no change" in _sentence(after, -0.01, 0.09)
     assert "raises" not in _sentence(after, 0.01, 0.07) + _sentence(after, -0.01, 0.09)
 
@@ -49,16 +49,16 @@ def test_intervals_that_touch_overlap():
     assert "overlap, but" in _sentence(Estimate(0.5, 0.45, 0.55, 100), 0.05, 0.15)
 
 
-def test_intervals_that_are_not_known_support_no_claim():
+def test_unknown_intervals_support_no_claim():
     unknown = Estimate(0.9, math.nan, math.nan, 1)
     sentence = _sentence(unknown, math.nan, math.nan)
     assert "too few images" in sentence and "n/a" in sentence
 
 
-def test_the_blindness_check_names_both_values():
+def test_the_sentence_on_other_images_names_both_values():
     sentence = blindness("ap50", "PerPO", BASE, Estimate(0.05, 0.01, 0.09, 64))
     assert sentence.replace("\u00a0", " ") == (
-        "Shown the image of another prompt, PerPO has AP@50 5.0 % [1.0, 9.0] instead of 40.0 "
+        "With the image of another prompt, AP@50 of PerPO is 5.0 % [1.0, 9.0] instead of 40.0 "
         "(n = 64)."
     )
 
@@ -73,7 +73,7 @@ def test_the_blindness_check_names_both_values():
         (math.nan, "p = n/a"),
     ],
 )
-def test_p_values_have_three_decimals_and_no_more(value, text):
+def test_p_values_have_three_decimals(value, text):
     assert p_value(value).replace("\u00a0", " ") == text
 
 
@@ -85,5 +85,5 @@ def test_an_unknown_metric_keeps_its_name():
     ("seconds", "text"),
     [(0.26, "0.3 s"), (42.2, "42 s"), (600, "10 min"), (5399, "90 min"), (7200, "2.0 h")],
 )
-def test_durations_read_as_one_would_say_them(seconds, text):
+def test_durations_have_a_fitting_unit(seconds, text):
     assert duration(seconds) == text

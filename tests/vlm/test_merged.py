@@ -1,4 +1,4 @@
-"""A merged model on disk: the adapted model's function, the base's names and files."""
+"""A merged model on disk: it computes what base and adapter do; names and files are the base's."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def adapter(llava: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_the_adapted_model_under_the_bases_names(
+def test_it_computes_what_base_and_adapter_do_under_the_bases_names(
     family: str, full: bool, tmp_path: Path
 ) -> None:
     model = save_hub_model(family, tmp_path / "model")
@@ -69,14 +69,16 @@ def test_it_is_the_adapted_model_under_the_bases_names(
     assert not torch.allclose(logps(load(model)), expected, atol=1e-2)
 
 
-def test_names_that_transformers_gives_a_new_model_are_kept_too(tmp_path: Path) -> None:
+def test_weight_names_of_newly_saved_models_are_kept_too(tmp_path: Path) -> None:
     model = save_tiny_family("llava_next", tmp_path / "model")
     found = merged(model, save_adapter(model, tmp_path / "adapter", ALL), tmp_path / "merged")
     assert weights(found) == weights(model)
 
 
-def test_all_other_files_are_the_bases(llava: Path, adapter: Path, tmp_path: Path) -> None:
-    """Among them a generation config that the library reads, and refuses to write."""
+def test_all_other_files_are_copies_of_the_bases(
+    llava: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Also a generation config that the library reads but refuses to write."""
     file = llava / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"temperature": 0.1, "top_k": 1}))
     write_record(adapter, {"base_identity": load(llava).identity})
@@ -88,7 +90,7 @@ def test_all_other_files_are_the_bases(llava: Path, adapter: Path, tmp_path: Pat
         assert (found / name).read_bytes() == (llava / name).read_bytes(), name
 
 
-def test_it_is_made_once_for_each_adapter_and_dtype(
+def test_it_is_written_once_per_adapter_and_dtype(
     llava: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = merged(llava, adapter, tmp_path / "merged")
@@ -106,7 +108,7 @@ def test_it_is_made_once_for_each_adapter_and_dtype(
     assert merged(llava, adapter, tmp_path / "merged") == first
 
 
-def test_what_a_killed_run_left_is_not_taken_for_a_model(
+def test_the_remains_of_a_killed_run_are_not_used_as_a_model(
     llava: Path, adapter: Path, tmp_path: Path
 ) -> None:
     found = merged(llava, adapter, tmp_path / "merged")
@@ -125,7 +127,7 @@ def test_an_adapter_of_another_base_is_refused(llava: Path, adapter: Path, tmp_p
         merged(llava, adapter, tmp_path / "merged")
 
 
-def test_names_that_the_base_does_not_have_are_refused(
+def test_weight_names_that_the_base_lacks_are_refused(
     llava: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = merge_weights._weight_names

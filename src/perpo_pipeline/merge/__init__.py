@@ -1,1 +1,1 @@
-"""`perpo merge`: a base model with its adapter folded in, in the hub's layout."""
+"""`perpo merge`: a base model with its adapter merged in, in the hub's layout."""

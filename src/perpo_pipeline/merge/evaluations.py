@@ -1,4 +1,4 @@
-"""The `metrics` artifacts of an adapter: those beside it in its run, or those that are given."""
+"""The `metrics` artifacts of an adapter: the given ones, or those in the adapter's own run."""
 
 import contextlib
 from collections.abc import Iterable
@@ -11,68 +11,74 @@ from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.artifacts import MANIFEST, Json, Version, open_version
 from perpo_pipeline.store.lineage import trace
 
+Subject = Literal["adapter", "base", "answers"]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows of one `metrics` artifact, and what it was measured on: `answers` were given as a file,
-    so that nothing says by which model they are."""
+    """The rows of one `metrics` artifact.
 
-    of: Literal["adapter", "base", "answers"]
+    `subject` says what was measured: the merged model, its base, or answers from a file that does
+    not record which model gave them.
+    """
+
+    subject: Subject
     name: str
     fingerprint: str
     rows: list[Json]
 
 
 def evaluations_of(adapter: Version, given: Iterable[Path]) -> list[Evaluation]:
-    """The given ones, or the newest beside the adapter; last its base's own on the same prompts.
+    """The given metrics, or the newest in the adapter's run; then its base's on the same prompts.
 
-    Raises ArtifactError if one that is given is of another adapter or of a model without one.
+    Raises ArtifactError if given metrics belong to another adapter or to a model without one.
     """
     own = [open_version(path, "metrics") for path in given]
     for metrics in own:
-        _check_is_of(metrics, adapter)
+        _check_belongs_to(metrics, adapter)
     if not own:
         for suffix in ("", OTHER_IMAGE, BLANK_IMAGE):
-            beside = _beside(adapter, adapter.variant + suffix)
-            own += [metrics for metrics in beside if _is_of(metrics, adapter)][:1]
+            in_run = _metrics_in_run(adapter, adapter.variant + suffix)
+            own += [metrics for metrics in in_run if _rests_on(metrics, adapter)][:1]
     asked = _prompts(own[0]) if own else None
-    base = [m for m in _beside(adapter, BASE) if asked is not None and _prompts(m) == asked]
+    base = [m for m in _metrics_in_run(adapter, BASE) if asked is not None and _prompts(m) == asked]
     return [
-        *(_evaluation("adapter" if _is_of(m, adapter) else "answers", m) for m in own),
+        *(_evaluation("adapter" if _rests_on(m, adapter) else "answers", m) for m in own),
         *(_evaluation("base", m) for m in base[:1]),
     ]
 
 
-def _evaluation(of: Literal["adapter", "base", "answers"], metrics: Version) -> Evaluation:
-    return Evaluation(of, metrics.variant, metrics.fingerprint, metrics.table().to_pylist())
+def _evaluation(subject: Subject, metrics: Version) -> Evaluation:
+    return Evaluation(subject, metrics.variant, metrics.fingerprint, metrics.table().to_pylist())
 
 
-def _beside(adapter: Version, name: str) -> list[Version]:
-    """Metrics of that name in the adapter's run, newest first; none outside a run's folders."""
+def _metrics_in_run(adapter: Version, name: str) -> list[Version]:
+    """Metrics of that name in the adapter's run, newest first; none if it is in no run's folder."""
     above = adapter.path.resolve().parents
     if len(above) < 3 or above[1].name != adapter.artifact:
         return []
     found = []
     for file in (above[2] / "metrics" / name).glob(f"*/{MANIFEST}"):
-        with contextlib.suppress(ArtifactError):  # of an older schema
+        with contextlib.suppress(ArtifactError):  # an older schema
             found.append(open_version(file.parent, "metrics"))
     return sorted(found, key=lambda m: str(m.manifest["created_at"]), reverse=True)
 
 
-def _is_of(metrics: Version, adapter: Version) -> bool:
+def _rests_on(metrics: Version, adapter: Version) -> bool:
+    """Whether the adapter is among the artifacts that the metrics were made from."""
     wanted = (adapter.artifact, adapter.fingerprint)
     return any((t.artifact, t.fingerprint) == wanted for t in trace([metrics]))
 
 
-def _check_is_of(metrics: Version, adapter: Version) -> None:
+def _check_belongs_to(metrics: Version, adapter: Version) -> None:
     traced = trace([metrics])
     others = [f"adapter {t.variant}" for t in traced if t.artifact == adapter.artifact]
     predicted = [t.version for t in traced if t.artifact == "predictions" and t.version]
     if any("model" in version.manifest["settings"] for version in predicted):
         others.append("a model without an adapter")
-    if others and not _is_of(metrics, adapter):
+    if others and not _rests_on(metrics, adapter):
         raise ArtifactError(
-            f"these metrics are of {others[0]}, not of adapter {adapter.variant} "
+            f"these metrics belong to {others[0]}, not to adapter {adapter.variant} "
             f"{adapter.fingerprint}",
             where=str(metrics.path),
             fix="give the metrics that `perpo eval` wrote for this adapter",
@@ -80,7 +86,7 @@ def _check_is_of(metrics: Version, adapter: Version) -> None:
 
 
 def _prompts(metrics: Version) -> str | None:
-    """Fingerprint of the prompts that were asked; None where that is not known."""
+    """Fingerprint of the prompts that were asked; None if it is not known."""
     for traced in trace([metrics]):
         if traced.artifact == "predictions" and traced.version is not None:
             asked = traced.version.manifest["inputs"].get("prompts")

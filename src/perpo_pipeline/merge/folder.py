@@ -1,6 +1,6 @@
-"""The folder that a merged model is written to: made whole or not at all, and known again.
+"""The folder of a merged model: written whole or not at all, and recognised by the next merge.
 
-`perpo_merge.json` in it says what the model was made of.
+Its file `perpo_merge.json` records what the model was made from.
 """
 
 import fcntl
@@ -18,41 +18,41 @@ from perpo_pipeline.store.atomic import os_errors_explained, sync_directory, wri
 
 RECORD, CARD = "perpo_merge.json", "README.md"
 RECORD_FORMAT = 1
-# What makes it this very merge; the rest of the record says when and with what it was made.
 IDENTIFYING = ("merge_format", "base_identity", "adapter", "dtype")
-ANEW = "it starts anew"
+"""Fields of the record that identify a merge; the others say when and with what it was made."""
+RESTARTS = "it starts from the beginning"
 
 Record = dict[str, Any]
 
 
-def made_before(out: Path, wanted: Record) -> Record | None:
-    """The record in `out` if that holds this very merge, None if it is empty or not there.
+def find_previous_merge(out: Path, wanted: Record) -> Record | None:
+    """The record in `out` if it holds the wanted merge; None if it is empty or does not exist.
 
-    Raises ArtifactError where something else is there, or the merge with other files.
+    Raises ArtifactError if `out` holds something else, or the wanted merge with changed files.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     found = _read_record(out)
     if found is None:
         raise ArtifactError(
-            "there is something else already",
+            "this path already holds something else",
             where=str(out),
-            fix="give a folder that is empty or not there with --out",
+            fix="name an empty or a new folder with --out",
         )
     different = [name for name in IDENTIFYING if found.get(name) != wanted[name]]
     if different:
-        told = "; ".join(f"{name} {found.get(name)}, not {wanted[name]}" for name in different)
+        listed = "; ".join(f"{name} {found.get(name)}, not {wanted[name]}" for name in different)
         raise ArtifactError(
-            f"there is another merge already: {told}",
+            f"the folder already holds another merge: {listed}",
             where=str(out),
-            fix="give another folder with --out, or remove this one",
+            fix="name another folder with --out, or remove this one",
         )
     changed = [name for name, size in found["files"].items() if _size(out / name) != size]
     if changed:
         raise ArtifactError(
             f"files of this merge are missing or were changed: {', '.join(changed)}",
             where=str(out),
-            fix=f"remove the folder, then run the same command: {ANEW}",
+            fix=f"remove the folder, then run the same command: {RESTARTS}",
         )
     return found
 
@@ -60,8 +60,8 @@ def made_before(out: Path, wanted: Record) -> Record | None:
 def write_folder(
     out: Path, record: Record, write: Callable[[Path], None], card: Callable[[Record], str]
 ) -> None:
-    """Let `write` fill a folder, add card and record, and only then let it take `out`'s place."""
-    with os_errors_explained(out, ANEW), _written_whole(out) as folder:
+    """Let `write` fill a new folder, add card and record, then move the folder to `out`."""
+    with os_errors_explained(out, RESTARTS), _replacing(out) as folder:
         write(folder)
         _declare_dtype(folder / "config.json", record["dtype"])
         sizes = {file.name: _size(file) for file in sorted(folder.iterdir())}
@@ -69,19 +69,19 @@ def write_folder(
         _write_card(folder, record, card(record))
 
 
-def renew_card(out: Path, record: Record, text: str) -> str:
-    """Write the card anew where its figures have changed; what was done, for a message."""
+def update_card(out: Path, record: Record, text: str) -> str:
+    """Write the card again if its text has changed; returns what was done, for a message."""
     if _sha256(text.encode()) == record["card_sha256"]:
         return ""
     card = out / CARD
     if not card.is_file() or _sha256(card.read_bytes()) != record["card_sha256"]:
-        return f"; {CARD} was changed by hand and is left so"
+        return f"; {CARD} was edited by hand and is kept"
     _write_card(out, record, text)
-    return f"; {CARD} written anew"
+    return f"; {CARD} updated"
 
 
 def _read_record(out: Path) -> Record | None:
-    """None where there is none that this program could have written."""
+    """The record, or None if this program cannot have written it."""
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -95,8 +95,8 @@ def _size(file: Path) -> int | None:
 
 
 @contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `out` at the end; one process at a time."""
+def _replacing(out: Path) -> Iterator[Path]:
+    """A new folder that is moved to `out` at the end; only one process at a time gets one."""
     part = out.with_name(f".{out.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     with (part / ".lock").open("w") as lock:
@@ -107,7 +107,7 @@ def _written_whole(out: Path) -> Iterator[Path]:
                 "another process is writing there", where=str(out), fix="wait until it ends"
             ) from None
         folder = part / "model"
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
         try:
             folder.mkdir()
             yield folder
@@ -119,7 +119,7 @@ def _written_whole(out: Path) -> Iterator[Path]:
 
 
 def _settle_files(folder: Path) -> None:
-    """On disk, and readable by whom this process lets read: safetensors' files are private."""
+    """Put all files on disk, with the mode of the record: safetensors makes its files private."""
     mode = (folder / RECORD).stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)
@@ -129,7 +129,7 @@ def _settle_files(folder: Path) -> None:
 
 
 def _declare_dtype(file: Path, dtype: str) -> None:
-    """Let config.json name the dtype of the weights: libraries compute in what stands there."""
+    """Write the dtype of the weights into config.json: libraries compute in the dtype it names."""
     config = json.loads(file.read_text(encoding="utf-8"))
     parts = [part for part in config.values() if isinstance(part, dict) and "model_type" in part]
     for part in (config, *parts):

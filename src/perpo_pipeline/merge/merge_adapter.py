@@ -1,6 +1,6 @@
 """`perpo merge`: an adapter artifact and its base -> one model in the hub's layout.
 
-The result is no artifact: it goes where the user says and holds what a hub expects.
+The result is not an artifact: the user chooses its folder, which holds the files a hub expects.
 """
 
 import time
@@ -14,8 +14,8 @@ from perpo_pipeline.merge.evaluations import evaluations_of
 from perpo_pipeline.merge.folder import (
     RECORD_FORMAT,
     Record,
-    made_before,
-    renew_card,
+    find_previous_merge,
+    update_card,
     write_folder,
 )
 from perpo_pipeline.run import Console
@@ -40,32 +40,35 @@ def merge(
     metrics: Sequence[Path] = (),
     console: Console | None = None,
 ) -> Path:
-    """Write the model that `adapter` (an artifact) makes of its base to `out`, whole or not at all.
+    """Merge `adapter`, an artifact, into its base; write the model to `out`, whole or not at all.
 
-    model, revision: the base, where it is not to be found under the name in the adapter's manifest;
-    dtype: of the weights that are written, `auto` being the one of the training; metrics: artifacts
-    for the model card, by default those beside the adapter. An `out` that holds this very merge is
-    left as it is, but for new figures in its card. Raises ArtifactError for what is no adapter, an
-    adapter of another base, an `out` with other content and where it cannot be written, InputError
-    for a base that cannot be had, ConfigError for an unknown dtype.
+    model, revision: the base, if it is no longer found under the name in the adapter's manifest.
+    dtype: the dtype of the written weights; `auto` is that of the training.
+    metrics: artifacts for the model card; by default those in the adapter's run.
+
+    If `out` already holds this merge, only the metrics in its card are updated.
+
+    Raises ArtifactError if `adapter` is not an adapter artifact or belongs to another base, and if
+    `out` has other content or cannot be written; InputError if the base is not found; ConfigError
+    for an unknown dtype.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"there is no dtype {dtype!r}", fix=f"one of {', '.join(DTYPES)}")
+        raise ConfigError(f"unknown dtype {dtype!r}", fix=f"use one of {', '.join(DTYPES)}")
     console = console or Console()
     started = time.monotonic()
     version = open_adapter(adapter)
     base = find_base(version, model, revision)
-    record = _describe(version, base, dtype)
+    record = _new_record(version, base, dtype)
     place = out.resolve()
-    made = made_before(place, record)
+    previous = find_previous_merge(place, record)
     evaluations, lineage = evaluations_of(version, metrics), trace([version])
 
     def card(record: Record) -> str:
         return model_card(record, version, lineage, evaluations)
 
-    if made is not None:
-        told = renew_card(place, made, card(made))
-        console.say(f"merge {version.variant}: up to date{told} ({out})")
+    if previous is not None:
+        change = update_card(place, previous, card(previous))
+        console.say(f"merge {version.variant}: up to date{change} ({out})")
         return out
     write_folder(
         place, record, lambda to: write_merged(base, version.path, record["dtype"], to), card
@@ -76,12 +79,14 @@ def merge(
 
 
 def open_adapter(path: Path) -> Version:
-    """The adapter artifact at `path`, or its version in use; every file as it was written."""
+    """Open the adapter artifact at `path`, or its version in use; raises if a file was changed."""
     if not (path / MANIFEST).is_file() and not (path / CURRENT).is_file():
         raise ArtifactError(
-            "this is no adapter of `perpo train`" if path.exists() else "there is no such folder",
+            "this is not an adapter made by `perpo train`"
+            if path.exists()
+            else "this folder does not exist",
             where=str(path),
-            fix="give an adapter artifact that is finished, such as data/<run>/adapter/<variant>",
+            fix="give a finished adapter artifact, such as data/<run>/adapter/<method>",
         )
     version = open_version(path, "adapter")
     if damaged := damaged_files(version):
@@ -96,42 +101,42 @@ def open_adapter(path: Path) -> Version:
 def find_base(
     adapter: Version, model: str | None = None, revision: str | None = None
 ) -> ResolvedModel:
-    """The base on this machine, its identity known; raises ArtifactError if it is another one.
+    """Find the base on this machine and identify it; raises ArtifactError if it is another model.
 
-    Where the manifest names a hub's model, the very commit of the training is asked for.
+    If the manifest names a model on a hub, the commit of the training is requested.
     """
-    asked, revision = (model, revision) if model else _trained_on(adapter)
+    asked, revision = (model, revision) if model else _trained_base(adapter)
     try:
         resolved = resolve_model(asked, revision)
     except InputError as error:
-        elsewhere = "if it lies elsewhere now, give it with --model"
-        fix = "; ".join(filter(None, [error.fix, None if model else elsewhere]))
+        if_moved = "if the base has moved, name its new place with --model"
+        fix = "; ".join(filter(None, [error.fix, None if model else if_moved]))
         raise InputError(error.what, where=error.where, fix=fix) from error
     caches = [above / IDENTITY_CACHE for above in adapter.path.resolve().parents[:3]]
     cache = next((file for file in caches if file.is_file()), None)
     identity = model_identity(resolved, cache)
     check_adapter_files(adapter.path, identity)
-    if resolved.commit is None:  # not hashed a second time
+    if resolved.commit is None:  # do not hash it a second time
         return replace(resolved, weights_sha256=identity.removeprefix("sha256:"))
     return resolved
 
 
-def _trained_on(adapter: Version) -> tuple[str, str | None]:
-    """Name and revision of the base as the training found it."""
+def _trained_base(adapter: Version) -> tuple[str, str | None]:
+    """Name and revision of the base that the adapter was trained on."""
     notes = adapter.manifest["notes"]
     if not notes.get("model_id"):
         raise ConfigError(
             "the adapter's manifest names no base model",
             where=str(adapter.path),
-            fix="name it with --model",
+            fix="name the base model with --model",
         )
     identity = str(read_record(adapter.path).get("base_identity", ""))
     name, _, commit = identity.rpartition("@")
     return notes["model_id"], commit if name == notes["model_id"] else notes.get("revision")
 
 
-def _describe(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
-    """What perpo_merge.json says, but for the files; a folder's own name, not its place."""
+def _new_record(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
+    """The content of perpo_merge.json without its files; a folder's name, not its path."""
     is_directory = base.commit is None and base.model_id != "testbed"
     return {
         "merge_format": RECORD_FORMAT,

@@ -1,4 +1,4 @@
-"""Uploading a merged model to a hub, as the user who is logged in there."""
+"""Upload a merged model to a hub, as the user who is logged in there."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ from pathlib import Path
 from perpo_pipeline.errors import ArtifactError, ConfigError, first_line
 from perpo_pipeline.run import Console
 
-REASON_LINES = 3  # the first says 'bad request', the next ones why
-LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may write"
+REASON_LINES = 3  # the first line says "bad request", the next ones say why
+LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
 def check_can_push(name: str) -> None:
-    """Raise ConfigError where the name, offline mode or the lack of a token forbids it."""
+    """Raise ConfigError if the name is invalid, offline mode is on or no token is found."""
     from huggingface_hub import get_token, is_offline_mode
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -24,16 +24,19 @@ def check_can_push(name: str) -> None:
             f"--push-to-hub: {first_line(error)}", fix="give NAME, or ORGANISATION/NAME"
         ) from error
     if is_offline_mode():
-        raise ConfigError("--push-to-hub, but HF_HUB_OFFLINE forbids it", fix="unset that variable")
+        raise ConfigError(
+            "--push-to-hub needs the network, but HF_HUB_OFFLINE is set",
+            fix="unset the environment variable HF_HUB_OFFLINE",
+        )
     if get_token() is None:
-        raise ConfigError("--push-to-hub needs a token of the hub, and there is none", fix=LOG_IN)
+        raise ConfigError("--push-to-hub needs a token for the hub, and none is set", fix=LOG_IN)
 
 
 def push(folder: Path, name: str, *, private: bool, console: Console) -> str:
-    """Upload `folder` as the model `name`, made where it is not there; returns its address.
+    """Upload `folder` as the model `name`, which is created if needed; returns its address.
 
-    Raises ArtifactError for whatever the hub or the network refuses, and for a repository that
-    anybody can read where a private one is asked for. The folder is not touched.
+    Raises ArtifactError if the hub or the network refuses the upload, and if a private repository
+    is wanted but the existing one is public. The folder is not changed.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -45,9 +48,9 @@ def push(folder: Path, name: str, *, private: bool, console: Console) -> str:
         repository = api.create_repo(name, private=private or None, exist_ok=True)
         if private and not api.repo_info(repository.repo_id).private:
             raise ArtifactError(
-                f"{repository.repo_id} is there already and not private: nothing was uploaded",
+                f"{repository.repo_id} already exists and is not private: nothing was uploaded",
                 where=str(repository),
-                fix="make it private on its page, or choose another name",
+                fix="make the repository private on its page, or choose another name",
             )
         api.upload_folder(
             repo_id=repository.repo_id, folder_path=folder, commit_message="Merged by perpo"
@@ -58,7 +61,10 @@ def push(folder: Path, name: str, *, private: bool, console: Console) -> str:
 
 @contextmanager
 def _refusals_explained(folder: Path, name: str) -> Iterator[None]:
-    """The library raises errors of its own, of its HTTP client and of its transfer engine."""
+    """Any error as an ArtifactError without the token.
+
+    The library raises its own errors, those of its HTTP client and those of its transfer engine.
+    """
     from huggingface_hub import get_token
 
     try:
@@ -67,10 +73,10 @@ def _refusals_explained(folder: Path, name: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = f"{type(error).__name__}: {' '.join(lines[:REASON_LINES])}"
+        reason = f"{type(error).__name__}: {' '.join(lines[:REASON_LINES])}"
         raise ArtifactError(
-            f"{name} could not be pushed: {told.replace(get_token() or told, '***')}",
+            f"{name} could not be pushed: {reason.replace(get_token() or reason, '***')}",
             where=str(folder),
-            fix="the merged model stays there: see that the hub can be reached and that the token "
-            "may write there, then run the same command again",
+            fix="the merged model is kept: check that the hub can be reached and that the token "
+            "has write access, then run the same command again",
         ) from error

@@ -1,1 +1,1 @@
-"""One self-contained HTML page that shows what a run has changed."""
+"""`perpo report`: one self-contained HTML page that shows what training changed."""

@@ -1,4 +1,4 @@
-"""Every artifact that a page rests on, from the lineage of its inputs."""
+"""All artifacts that the page was made from, directly or through other artifacts."""
 
 import json
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from perpo_pipeline.store.lineage import trace
 
 @dataclass(frozen=True)
 class Ancestor:
-    """One artifact: what the table shows of its manifest."""
+    """One artifact, with the parts of its manifest that the page shows."""
 
     artifact: str
     variant: str
@@ -25,14 +25,14 @@ class Ancestor:
 
     @property
     def model(self) -> str | None:
-        """The model it was made with, if a model was."""
+        """The model that made it; None if no model did."""
         return self.notes.get("model_id")
 
 
 def ancestors(inputs: Iterable[Version]) -> list[Ancestor]:
-    """The inputs and all that they were made of, each once, in the order of the stages.
+    """The inputs and everything they were made from, each once, in the order of the stages.
 
-    What has been removed since is left out: its fingerprint still stands in its children.
+    Removed artifacts are left out; the artifacts made from them still name their fingerprints.
     """
     return [_ancestor(traced.version) for traced in trace(inputs) if traced.version is not None]
 

@@ -1,4 +1,4 @@
-"""Examples before and after, chosen without looking: by a hash, in fixed shares of each outcome."""
+"""Examples before and after training: chosen by a hash, in fixed shares of each outcome."""
 
 import base64
 import hashlib
@@ -55,7 +55,7 @@ class Picture:
 def outcomes_of(before: Floats, after: Floats, *, is_grounding: bool) -> list[str]:
     """For each prompt: improved, unchanged or worsened.
 
-    A box changes when it becomes right or wrong (IoU 0.5), a text when its reward changes.
+    A box counts as changed if it becomes right or wrong (IoU 0.5), a text if its reward changes.
     """
     if is_grounding:
         before, after = right(before), right(after)
@@ -67,10 +67,10 @@ def outcomes_of(before: Floats, after: Floats, *, is_grounding: bool) -> list[st
 
 
 def choose(prompt_ids: Sequence[str], outcomes: Sequence[str], wanted: int) -> list[int]:
-    """Rows to show: half improved, a quarter unchanged, a quarter worsened, as far as there are.
+    """Indices of the rows to show: half improved, a quarter unchanged, a quarter worsened.
 
-    Within an outcome those with the smallest sha256 of the prompt_id are taken, which neither
-    depends on the order of the rows nor on how large a change is. Where one outcome has too few,
+    Each outcome gives the prompts with the smallest sha256 of the prompt_id, so the choice depends
+    neither on the order of the rows nor on the size of a change. If an outcome has too few prompts,
     the page shows fewer pictures.
     """
     chosen = []
@@ -89,7 +89,7 @@ def _quotas(wanted: int) -> dict[str, int]:
 def read_pictures(
     inputs: Inputs, outcomes: Outcomes, before: str, after: str, wanted: int
 ) -> tuple[list[Picture], dict[str, int]]:
-    """The examples for two variants, and how many prompts there are of each outcome."""
+    """The examples for two variants, and the number of prompts with each outcome."""
     ids = outcomes.prompts["prompt_id"].to_list()
     rewards = (outcomes.rewards[variant] for variant in (before, after))
     changes = outcomes_of(*rewards, is_grounding=outcomes.is_grounding)
@@ -136,13 +136,13 @@ def _picture(prompt: Row, outcome: str, before: Answer, after: Answer) -> Pictur
 
 
 def shown_question(prompt: str) -> str:
-    """The expression alone where the prompt is a known instruction around one."""
+    """The expression alone if the prompt is a box format's instruction with an expression in it."""
     found = (box_format.asked_for(prompt) for box_format in BOX_FORMATS.values())
     return min(filter(None, found), key=len, default=prompt)
 
 
 def data_uri(image: Image.Image) -> str:
-    """An image for the page: at most LONGEST_SIDE_PX; PNG if small (kept exact), else JPEG."""
+    """An image for the page: exact PNG if it is small, else JPEG of at most LONGEST_SIDE_PX."""
     longest = max(image.size)
     small = longest <= LONGEST_SIDE_PX // 2
     if longest > LONGEST_SIDE_PX:

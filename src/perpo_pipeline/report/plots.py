@@ -1,4 +1,4 @@
-"""Plots as inline SVG: narrow panels that keep their text readable on a phone."""
+"""Plots as inline SVG: narrow panels whose text is readable on a phone."""
 
 import html
 import io
@@ -39,12 +39,12 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
 }
 SMOOTHING = 0.05
-"""Curves are averaged over this share of the steps; the raw ones are drawn pale behind."""
+"""Curves are averaged over this share of the steps; the raw values are drawn pale behind them."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A line of an interval plot."""
+    """One line of an interval plot: a value with its interval."""
 
     label: str
     colour: str
@@ -64,7 +64,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a stacked histogram."""
+    """One part of a stacked histogram; `values` is `(n,)`, in [0, 1]."""
 
     label: str
     colour: str
@@ -80,13 +80,16 @@ def interval_plot(
     scale: float = 100.0,
     decimals: int = 1,
 ) -> str:
-    """Points with intervals, one line each, the first on top; `zero` marks no difference."""
+    """One line per bar, the first at the top: its value and interval; `zero` draws a line at 0.
+
+    Values are multiplied by `scale` and written with `decimals`.
+    """
 
     def draw(axes: Any) -> None:
         for y, bar in enumerate(bars):
             value, low, high = (scale * v for v in (bar.value, bar.low, bar.high))
             axes.plot([low, high], [y, y], color=bar.colour, linewidth=2.2, solid_capstyle="round")
-            axes.plot([value], [y], "o", color=bar.colour, markersize=7.5)
+            axes.plot([value], [y], "o", color=bar.colour, markersize=7.5, zorder=4)
             text = f"{value:{'+' if zero else ''}.{decimals}f}"
             axes.annotate(
                 text,
@@ -97,9 +100,10 @@ def interval_plot(
                 color=bar.colour,
                 fontweight="bold",
                 fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
         if zero:
-            axes.axvline(0, color=MUTED, linewidth=1.2)
+            axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
         axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
         axes.tick_params(axis="y", labelcolor=INK, labelsize=10)
         axes.set_ylim(len(bars) - 0.5, -0.75)
@@ -136,12 +140,12 @@ def curve_plot(curves: Sequence[Curve], *, name: str) -> str:
 
 
 def _plain_number(value: float) -> str:
-    """0.25 or 2e-05: short enough for an axis, also for learning rates."""
+    """Such as 0.25 or 2e-05: short enough for an axis, also for learning rates."""
     return f"{value:.6g}".replace("-", "−") if abs(value) >= 1e-3 or not value else f"{value:.2g}"
 
 
 def _smoothed(values: Floats, window: int) -> Floats:
-    """Centred moving average that is shorter at the ends."""
+    """Centred moving average; the window is shorter at both ends."""
     kernel = np.ones(window)
     sums = np.convolve(values, kernel, mode="same")
     return np.asarray(sums / np.convolve(np.ones_like(values), kernel, mode="same"))
@@ -155,7 +159,7 @@ def histogram(
     name: str,
     threshold: float | None = None,
 ) -> str:
-    """Stacked histogram on [0, 1], the first part at the bottom; the page holds the legend."""
+    """Stacked histogram on [0, 1], the first part at the bottom; the legend is in the page."""
 
     def draw(axes: Any) -> None:
         shown = [part for part in parts if len(part.values)]
@@ -177,7 +181,7 @@ def histogram(
 
 
 def best_of_n_plot(values: Floats, *, y_label: str, colour: str, name: str) -> str:
-    """The expected best of n over n = 1..N, with its first and last value written beside it."""
+    """The expected best of n for n = 1..N, `(N,)`, with its first and last value as text."""
 
     def draw(axes: Any) -> None:
         n = np.arange(1, len(values) + 1)
@@ -201,18 +205,18 @@ def best_of_n_plot(values: Floats, *, y_label: str, colour: str, name: str) -> s
 
 
 def _svg(draw: Callable[[Any], None], name: str, size: tuple[float, float]) -> str:
-    """Draw on fresh axes and return an `<svg>` for a page; the same input gives the same text."""
+    """Draw on new axes and return an `<svg>` element; the same input gives the same text."""
     no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
         sink = io.StringIO()
         figure.savefig(sink, format="svg", metadata=no_metadata)
-    return _for_a_page(sink.getvalue(), name)
+    return _inline(sink.getvalue(), name)
 
 
-def _for_a_page(text: str, name: str) -> str:
-    """Drop what only a file of its own needs: header, name spaces, unused ids, fixed size, font."""
+def _inline(text: str, name: str) -> str:
+    """Remove what only an SVG file needs: header, name spaces, unused ids, fixed size, font."""
     text = text[text.index("<svg") :]
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)

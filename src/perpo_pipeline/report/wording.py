@@ -1,4 +1,4 @@
-"""Sentences that are computed, and claim no more than the numbers do."""
+"""Sentences made from the numbers, which claim no more than the numbers show."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from perpo_pipeline.report.data import Comparison, Estimate
 
 NO_VALUE = "n/a"
 SPACE = "\u00a0"
-"""A space at which no line breaks."""
+"""A space at which a line does not break."""
 
 
 @dataclass(frozen=True)
@@ -67,32 +67,32 @@ def shown(metric: str) -> Shown:
 def verdict(
     metric: str, label: str, base: Estimate, after: Estimate, paired: Comparison | None
 ) -> str:
-    """One sentence on what training changed; how firm it is depends on whether intervals overlap.
+    """One sentence on what training changed, as firm as the intervals allow.
 
-    `paired` is the difference on the same prompts (of this metric, or of the mean reward), which
-    decides where they do.
+    If the intervals overlap, `paired` decides: the difference on the same prompts, in this metric
+    or in the mean reward.
     """
     how = shown(metric)
     change = f"{how.label} from {how.full(base)} to {how.full(after)}"
     if after.low > base.high or after.high < base.low:
         verb = "raises" if after.value > base.value else "lowers"
         gained = (after.value > base.value) == how.higher_is_better
-        end = "" if gained else ", so the model has become worse"
+        end = "" if gained else ", so the model became worse"
         return f"{label} {verb} {change}; the 95 % intervals do not overlap{end}."
     if after.value == base.value:
         return f"{label} leaves {how.label} at {how.full(after)}: this run shows no change."
-    start = f"{label} takes {change}"
+    start = f"{label} changes {change}"
     if paired is None or paired.low != paired.low or paired.high != paired.high:
-        return f"{start}; there are too few images to say how sure that is."
+        return f"{start}; there are too few images for an interval."
     if paired.low > 0 or paired.high < 0:
         change = "a gain" if paired.difference > 0 else "a loss"
         return (
-            f"{start}; the 95 % intervals overlap, but the difference prompt by prompt is {change} "
-            "whose interval leaves out zero."
+            f"{start}; the 95 % intervals overlap, but the paired difference is {change} "
+            "whose interval excludes zero."
         )
     return (
-        f"{start}, but the 95 % intervals overlap and that of the difference prompt by prompt "
-        "holds zero: this run shows no change."
+        f"{start}, but the 95 % intervals overlap and the interval of the paired difference "
+        "includes zero: this run shows no change."
     )
 
 
@@ -100,29 +100,29 @@ def paired_sentence(paired: Comparison) -> str:
     """The difference on the same prompts, with its interval."""
     how = shown(paired.metric)
     return (
-        f"On the same {paired.n:,} prompts the difference in {how.label} is "
+        f"On the same {paired.n:,} prompts, the difference in {how.label} is "
         f"{how.signed(paired.difference)} points "
         f"{how.interval(paired.low, paired.high, signed=True)}."
     )
 
 
 def p_value(p: float) -> str:
-    """A p-value with its sign: three decimals, not more."""
+    """A p-value with its relation sign and three decimals."""
     text = p_text(p)
     return f"p{SPACE}{text}" if text.startswith("<") else f"p{SPACE}={SPACE}{text}"
 
 
 def blindness(metric: str, label: str, seeing: Estimate, other: Estimate) -> str:
-    """What is left of a metric when the model is shown the image of another prompt."""
+    """One sentence on the metric with the images of other prompts."""
     how = shown(metric)
     return (
-        f"Shown the image of another prompt, {label} has {how.label} {how.full(other)} "
+        f"With the image of another prompt, {how.label} of {label} is {how.full(other)} "
         f"instead of {how.number(seeing.value)} (n = {other.n:,})."
     )
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as one would say it."""
+    """A duration in the unit that suits it: seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""A model with its adapter folded in, on disk: to publish, or for engines that want one model."""
+"""A model with its adapter merged in, on disk: to publish, or for engines that load one model."""
 
 import fcntl
 import fnmatch
@@ -22,22 +22,21 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 def merge_to_disk(
     resolved: ResolvedModel, adapter: Path, dtype: str, directory: Path, identity_cache: Path
 ) -> Path:
-    """The folder under `directory` with the merged model; made once, whole or not there.
+    """Return the folder under `directory` with the merged model; written once, whole or not at all.
 
-    It is named by a hash of the base, the adapter's files and `dtype`, in which the weights are
-    written. Weights have the names of the base's own files: engines that know these need not know
-    transformers' names inside. All other files are the base's. As big as the base in `dtype`.
-    Raises ArtifactError for an adapter that does not belong to the base and where it cannot be
-    written.
+    The folder's name is a hash of the base, the adapter's files and `dtype`, the dtype of the
+    written weights. `write_merged` says what it holds. It is as big as the base in `dtype`.
+
+    Raises ArtifactError if the adapter does not belong to the base or nothing can be written.
     """
     identity = model_identity(resolved, identity_cache)
-    target = directory / _name(identity, adapter, dtype)
+    target = directory / _folder_name(identity, adapter, dtype)
     with os_errors_explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(directory):
+        with _one_process_at_a_time(directory):
             if not target.is_dir():
                 part = directory / f".{target.name}.part"
-                shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+                shutil.rmtree(part, ignore_errors=True)  # left by a killed process
                 try:
                     write_merged(resolved, adapter, dtype, part, identity_cache)
                     os.replace(part, target)
@@ -47,7 +46,7 @@ def merge_to_disk(
     return target
 
 
-def _name(identity: str, adapter: Path, dtype: str) -> str:
+def _folder_name(identity: str, adapter: Path, dtype: str) -> str:
     names = ("adapter_config.json", LORA_WEIGHTS, FULL_WEIGHTS)
     present = [adapter / name for name in names if (adapter / name).is_file()]
     parts = [identity, dtype, *(f"{file.name} {file_sha256(file)}" for file in present)]
@@ -61,11 +60,14 @@ def write_merged(
     directory: Path,
     identity_cache: Path | None = None,
 ) -> None:
-    """Write base and adapter as one model into `directory`, which is made where it is not there.
+    """Write base and adapter as one model into `directory`, which is created if needed.
 
-    Names of weights and all other files are the base's. Merging is done on the CPU: an engine may
-    already hold the accelerator's memory. Raises ArtifactError for an adapter that does not belong
-    to the base, InputError for a base that cannot be loaded, OSError where nothing can be written.
+    The weights have the names that the base's files use: an engine that knows those need not know
+    transformers' internal names. All other files are copies of the base's. Merging runs on the
+    CPU, because an engine may already hold the accelerator's memory.
+
+    Raises ArtifactError if the adapter does not belong to the base, InputError if the base cannot
+    be loaded, OSError if nothing can be written.
     """
     from safetensors import SafetensorError
     from transformers import GenerationConfig
@@ -78,7 +80,7 @@ def write_merged(
         resolved, dtype=dtype, device="cpu", adapter=adapter, identity_cache=identity_cache
     )
     model: Any = merge_adapter(vlm).model
-    # The library refuses to write some that it reads; the base's own file is copied below.
+    # The library refuses to write some settings that it reads; the base's file is copied below.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         model.save_pretrained(directory)
@@ -94,7 +96,7 @@ def write_merged(
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """The system's error inside the library's, which has its number in the text alone."""
+    """The system's error behind the library's error, whose text holds its number."""
     found = re.search(r"os error (\d+)", str(error))
     return OSError(int(found[1]), str(error)) if found else OSError(str(error))
 
@@ -106,10 +108,10 @@ def _matches(file: Path, patterns: tuple[str, ...]) -> bool:
 def _check_names(base: Path, merged: Path) -> None:
     if unknown := sorted(_weight_names(merged) - _weight_names(base)):
         raise ArtifactError(
-            f"The merged model names {len(unknown)} weights as its base does not "
-            f"(first: {unknown[0]}).",
+            f"the merged model has {len(unknown)} weight names that its base does not have "
+            f"(first: {unknown[0]})",
             where=str(base),
-            fix="write the base anew with save_pretrained of the installed transformers",
+            fix="save the base again with save_pretrained of the installed transformers",
         )
 
 
@@ -124,8 +126,8 @@ def _weight_names(directory: Path) -> set[str]:
 
 
 @contextmanager
-def _one_at_a_time(directory: Path) -> Iterator[None]:
-    """The processes of several GPUs ask for the same model at the same time."""
+def _one_process_at_a_time(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock: the processes of several GPUs need the same model at once."""
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
