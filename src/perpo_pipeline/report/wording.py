@@ -78,7 +78,7 @@ def verdict(
         verb = "raises" if after.value > base.value else "lowers"
         gained = (after.value > base.value) == how.higher_is_better
         end = "" if gained else ", so the model became worse"
-        return f"{label} {verb} {change}; the 95 % intervals do not overlap{end}."
+        return f"{label} {verb} {change}; the 95{SPACE}% intervals do not overlap{end}."
     if after.value == base.value:
         return f"{label} leaves {how.label} at {how.full(after)}: this run shows no change."
     start = f"{label} changes {change}"
@@ -87,11 +87,11 @@ def verdict(
     if paired.low > 0 or paired.high < 0:
         change = "a gain" if paired.difference > 0 else "a loss"
         return (
-            f"{start}; the 95 % intervals overlap, but the paired difference is {change} "
+            f"{start}; the 95{SPACE}% intervals overlap, but the paired difference is {change} "
             "whose interval excludes zero."
         )
     return (
-        f"{start}, but the 95 % intervals overlap and the interval of the paired difference "
+        f"{start}, but the 95{SPACE}% intervals overlap and the interval of the paired difference "
         "includes zero: this run shows no change."
     )
 
