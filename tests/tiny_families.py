@@ -37,16 +37,10 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from perpo_pipeline.vlm.families import FAMILIES
 from perpo_pipeline.vlm.processors import without_video
 
-MODEL_TYPES = (
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "internvl",
-)
+MODEL_TYPES = tuple(FAMILIES)
 WEIGHT_STD = 0.12  # as in tiny_models: six times the usual, so that logits differ visibly
 TEXT = {
     "hidden_size": 64,
@@ -76,7 +70,7 @@ ONEVISION_TEMPLATE = (
 )
 
 
-def _chatml_template(image: str, system: str = "") -> str:
+def chatml_template(image: str, system: str = "") -> str:
     """Qwen's and InternVL's turns; `image` is what stands for an image, `system` the first turn."""
     first = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     return (
@@ -196,7 +190,7 @@ def _llava_onevision() -> tuple[Any, Any]:
     return LlavaOnevisionForConditionalGeneration(config), processor
 
 
-def _qwen_vl(tokenizer: Any, sections: list[int], **rope: Any) -> dict[str, Any]:
+def qwen_vl_config(tokenizer: Any, sections: list[int], **rope: Any) -> dict[str, Any]:
     """What both Qwen-VL configs share: three rotary axes over 16-wide heads, marker tokens."""
     rope_parameters = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections, **rope}
     markers = {
@@ -212,15 +206,15 @@ def _qwen_vl(tokenizer: Any, sections: list[int], **rope: Any) -> dict[str, Any]
     return markers | {"text_config": text, "tie_word_embeddings": False}
 
 
-def _qwen_tokenizer() -> PreTrainedTokenizerFast:
+def qwen_tokenizer() -> PreTrainedTokenizerFast:
     return _chatml_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
 def _qwen2_5_vl() -> tuple[Any, Any]:
     """2 to 12 image tokens of 28 px; windows of 2 x 2 tokens in the first of two blocks."""
-    tokenizer = _qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
     config = Qwen2_5_VLConfig(
-        **_qwen_vl(tokenizer, [2, 3, 3]),
+        **qwen_vl_config(tokenizer, [2, 3, 3]),
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -236,16 +230,16 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
             size={"shortest_edge": 2 * 28**2, "longest_edge": 12 * 28**2}
         ),
         tokenizer=tokenizer,
-        chat_template=_chatml_template(QWEN_IMAGE, system="You are a helpful assistant."),
+        chat_template=chatml_template(QWEN_IMAGE, system="You are a helpful assistant."),
     )
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def _qwen3_vl() -> tuple[Any, Any]:
     """2 to 12 image tokens of 32 px; two deepstack levels feed the first two decoder layers."""
-    tokenizer = _qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
     config = Qwen3VLConfig(
-        **_qwen_vl(tokenizer, [4, 2, 2], mrope_interleaved=True),
+        **qwen_vl_config(tokenizer, [4, 2, 2], mrope_interleaved=True),
         vision_config={
             "depth": 3,
             "hidden_size": 32,
@@ -265,7 +259,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
             image_std=[0.5, 0.5, 0.5],
         ),
         tokenizer=tokenizer,
-        chat_template=_chatml_template(QWEN_IMAGE),
+        chat_template=chatml_template(QWEN_IMAGE),
     )
     return Qwen3VLForConditionalGeneration(config), processor
 
@@ -295,6 +289,6 @@ def _internvl() -> tuple[Any, Any]:
         ),
         tokenizer=tokenizer,
         image_seq_length=4,
-        chat_template=_chatml_template("<IMG_CONTEXT>\n"),
+        chat_template=chatml_template("<IMG_CONTEXT>\n"),
     )
     return InternVLForConditionalGeneration(config), processor

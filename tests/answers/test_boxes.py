@@ -24,9 +24,7 @@ from perpo_pipeline.answers.boxes import (
     parse_boxes,
     smart_resize,
 )
-from perpo_pipeline.config.run import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.vlm.families import FAMILIES, Family, unusual_boxes
 
 # The published coordinate oracle: a box of an image of 640 x 428 in two families' own units.
 ORACLE_SIZE = (640, 428)
@@ -332,33 +330,6 @@ def test_an_expression_is_found_again_in_its_question(name: str, expression: str
     box_format = get_box_format(name)
     assert box_format.asked_for(box_format.ask(expression)) == expression
     assert box_format.asked_for("How many cats are there?") is None
-
-
-@pytest.mark.parametrize(
-    ("model_type", "settings_", "told"),
-    [
-        ("llava", {}, None),
-        ("llava", {"box_frame": "crop"}, None),
-        ("llava", {"preprocess": "pad", "box_frame": "pad"}, None),
-        ("llava", {"preprocess": "pad", "box_frame": "crop"}, "answer in llava, full"),
-        ("llava", {"box_frame": "pad"}, "answer in llava, full"),
-        ("llava_next", {"box_frame": "crop"}, "answer in llava, full"),
-        ("qwen2_5_vl", {}, "answer in qwen2.5-vl, resized"),
-        ("qwen2_5_vl", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, None),
-        ("qwen2_5_vl", {"box_format": "pixel", "box_frame": "resized"}, "box_format pixel"),
-        ("qwen3_vl", {"box_format": "qwen3-vl"}, None),
-        ("qwen3_vl", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, "answer in qwen3-vl"),
-        ("internvl", {"box_format": "internvl"}, None),
-        ("internvl", {"box_format": "llava"}, "answer in internvl, full"),
-    ],
-)
-def test_settings_that_are_not_the_familys_own_are_told(model_type, settings_, told):
-    found = unusual_boxes(FAMILIES[model_type], ModelConfig(**settings_))
-    assert found is None if told is None else told in found
-
-
-def test_nothing_is_told_about_an_untried_family():
-    assert unusual_boxes(Family("other", known=False), ModelConfig(box_format="internvl")) is None
 
 
 # --- writing -------------------------------------------------------------------------------------

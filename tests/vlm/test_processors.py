@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,12 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
-from perpo_pipeline.vlm.processors import count_prompt_tokens, load_processor, resized_size
-from perpo_pipeline.vlm.prompts import encode_prompt
+from perpo_pipeline.vlm.processors import load_processor
+from perpo_pipeline.vlm.prompts import count_prompt_tokens, encode_prompt, resized_size
 
 # width, height: landscape, portrait, square, tiny, odd, long, large
 SIZES = [(48, 40), (40, 96), (64, 64), (8, 8), (71, 53), (300, 40), (31, 211), (1000, 700)]
@@ -148,7 +150,7 @@ def test_counted_tokens_are_those_of_the_encoded_prompt(vlm: Vlm, preprocess: st
     for size in SIZES:
         for question in (QUESTION, "Count: 1 2 3 \u00e9\n"):
             prompt = encode_prompt(vlm, noise_image(0, *size), question, preprocess=preprocess)
-            counted = count_prompt_tokens(vlm.processor, prompt.text, prompt.padded_size)
+            counted = count_prompt_tokens(vlm, prompt.text, prompt.padded_size)
             assert counted == prompt.num_tokens
 
 
@@ -157,7 +159,7 @@ def test_resized_size_is_that_of_the_encoded_prompt(vlm: Vlm, preprocess: str) -
     name, found = vlm.family.name, set()
     for size in SIZES:
         prompt = encode_prompt(vlm, noise_image(0, *size), QUESTION, preprocess=preprocess)
-        assert resized_size(vlm.processor, prompt.padded_size) == prompt.resized
+        assert resized_size(vlm, prompt.padded_size) == prompt.resized
         found.add(prompt.resized)
     if name == "llava":
         assert found == {(32, 32)}  # the crop
@@ -178,32 +180,47 @@ def test_resized_size_of_qwen_is_the_librarys_smart_resize(
     assume(max(width, height) / min(width, height) <= 200)
     limits = {"min_pixels": 2 * factor**2, "max_pixels": 12 * factor**2}  # tiny_families.py
     expected = smart_resize(height, width, factor=factor, **limits)[::-1]
-    assert resized_size(vlms[model_type].processor, (width, height)) == expected
+    assert resized_size(vlms[model_type], (width, height)) == expected
 
 
 def test_resized_size_of_the_coordinate_oracle_at_qwens_own_limits(
     directories: dict[str, Path],
 ) -> None:
     """The published example: 640 x 428 becomes 644 x 420."""
-    processor = load_processor(directories["qwen2_5_vl"])
-    processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-    assert resized_size(processor, (640, 428)) == (644, 420)
+    vlm = load_tiny(directories["qwen2_5_vl"])
+    limits = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+    vlm.processor.image_processor.size = limits
+    assert resized_size(vlm, (640, 428)) == (644, 420)
     with pytest.raises(InputError, match="too narrow"):
-        resized_size(processor, (2010, 10))
+        resized_size(vlm, (2010, 10))
 
 
-def test_resized_size_follows_llavas_settings_and_says_none_beyond_them(
+def test_resized_size_follows_llavas_settings_and_is_none_beyond_them(
     directories: dict[str, Path],
 ) -> None:
-    processor = load_processor(directories["llava"])
-    settings_ = processor.image_processor
+    vlm = load_tiny(directories["llava"])
+    settings_ = vlm.processor.image_processor
     settings_.crop_size = {"height": 24, "width": 40}
-    assert resized_size(processor, (90, 30)) == (40, 24)
+    assert resized_size(vlm, (90, 30)) == (40, 24)
     settings_.do_center_crop = False
-    assert resized_size(processor, (90, 30)) is None  # by the shortest edge
+    assert resized_size(vlm, (90, 30)) is None  # by the shortest edge
     settings_.size = {"height": 20, "width": 30}
-    assert resized_size(processor, (90, 30)) == (30, 20)
-    assert resized_size(SimpleNamespace(image_processor=settings_), (90, 30)) is None
+    assert resized_size(vlm, (90, 30)) == (30, 20)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_5_vl", "qwen3_vl"])
+def test_an_untried_relative_that_shares_the_processor_shares_its_sizes(
+    model_type: str, vlms: dict[str, Vlm]
+) -> None:
+    known = vlms[model_type]
+    untried = replace(known, family=Family("relative", known=False))
+    text = encode_prompt(known, noise_image(0), QUESTION).text
+    for size in SIZES:
+        assert resized_size(untried, size) == resized_size(known, size) is not None
+        assert count_prompt_tokens(untried, text, size) == count_prompt_tokens(known, text, size)
+    unknown = SimpleNamespace(image_processor=known.processor.image_processor)
+    if model_type == "llava":  # the rule of another processor with these settings is not known
+        assert resized_size(replace(untried, processor=unknown), (90, 30)) is None
 
 
 def test_sizes_make_different_counts_where_the_family_cuts_or_keeps_them(
@@ -211,7 +228,7 @@ def test_sizes_make_different_counts_where_the_family_cuts_or_keeps_them(
 ) -> None:
     for name, vlm in vlms.items():
         text = encode_prompt(vlm, noise_image(0), QUESTION).text
-        counts = {count_prompt_tokens(vlm.processor, text, size) for size in SIZES}
+        counts = {count_prompt_tokens(vlm, text, size) for size in SIZES}
         assert len(counts) >= (1 if name == "llava" else 3)
 
 
@@ -223,16 +240,22 @@ def test_template_with_its_own_begin_token_is_counted_with_one(
     prompt = encode_prompt(vlm, noise_image(0), QUESTION)
     usual = encode_prompt(vlms["llava"], noise_image(0), QUESTION)
     assert prompt.input_ids.equal(usual.input_ids)
-    assert count_prompt_tokens(vlm.processor, prompt.text, (48, 40)) == usual.num_tokens
+    assert count_prompt_tokens(vlm, prompt.text, (48, 40)) == usual.num_tokens
 
 
-def test_counting_says_none_where_the_library_cannot(directories: dict[str, Path]) -> None:
-    uncropped = load_processor(directories["llava"])
-    assert count_prompt_tokens(uncropped, "<image> a", (90, 30)) is not None
-    uncropped.image_processor.do_center_crop = False
-    assert count_prompt_tokens(uncropped, "<image> a", (90, 30)) is None
-    unable = SimpleNamespace(tokenizer=uncropped.tokenizer)
-    assert count_prompt_tokens(unable, "<image> a", (90, 30)) is None
+@pytest.mark.parametrize("known", [True, False])
+def test_the_count_is_none_where_the_library_cannot_count(
+    known: bool, directories: dict[str, Path]
+) -> None:
+    vlm = load_tiny(directories["llava"])
+    if not known:
+        vlm = replace(vlm, family=Family("relative", known=False))
+    assert count_prompt_tokens(vlm, "<image> a", (90, 30)) is not None
+    vlm.processor.image_processor.do_center_crop = False
+    assert count_prompt_tokens(vlm, "<image> a", (90, 30)) is None
+    unable = SimpleNamespace(tokenizer=vlm.tokenizer)
+    untried = Family("unable", known=False)
+    assert count_prompt_tokens(replace(vlm, processor=unable, family=untried), "a", (9, 3)) is None
 
 
 def test_image_processor_without_a_pil_version_is_refused(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from perpo_pipeline.sample import vllm_backend
 from perpo_pipeline.sample.backend import BackendSetup, Failure, SampledList
 from perpo_pipeline.sample.vllm_backend import VllmBackend
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm import families
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import encode_row
 from perpo_pipeline.vlm.loading import load_vlm
@@ -362,7 +364,7 @@ class TestAdapter:
         assert len(list((scratch / "merged").glob("[!.]*"))) == int(merged)
         return found
 
-    @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "llava_onevision"])
+    @pytest.mark.parametrize("family", [f for f in FAMILIES if families.FAMILIES[f].lora_in_vllm])
     def test_language_model_lora_is_served_beside_its_base(
         self, family: str, hub_model: HubModel, tmp_path: Path
     ) -> None:
@@ -375,7 +377,8 @@ class TestAdapter:
     ) -> None:
         adapter = save_adapter(llava, tmp_path / "adapter", ["language_model"], full=False)
         served = drawn(self.check(llava, adapter, tmp_path / "a", merged=False))
-        monkeypatch.setattr("perpo_pipeline.sample.vllm_engine.LORA_FAMILIES", ())
+        unserved = replace(families.FAMILIES["llava"], lora_in_vllm=False)
+        monkeypatch.setitem(families.FAMILIES, "llava", unserved)
         merged = drawn(self.check(llava, adapter, tmp_path / "b", merged=True))
         for one, other in zip(served, merged, strict=True):
             pairs = zip(one.completions, other.completions, strict=True)

@@ -92,13 +92,13 @@ def _write_samples(
 def _sample_rows(
     front: "Vlm", prompts: Sequence[Row], lists: Sequence[ReleasedList], preprocess: str
 ) -> list[Row]:
-    from perpo_pipeline.vlm.processors import resized_size
+    from perpo_pipeline.vlm.prompts import resized_size
 
     rows: list[Row] = []
     for prompt, released in zip(prompts, lists, strict=True):
         width, height = prompt["width"], prompt["height"]
         seen = (max(width, height),) * 2 if preprocess == "pad" else (width, height)
-        resized = resized_size(front.processor, seen)
+        resized = resized_size(front, seen)
         for sample_id, answer in enumerate(released.answers):
             rows.append(
                 {

@@ -38,8 +38,14 @@ from perpo_pipeline.vlm.inputs import (
 )
 from perpo_pipeline.vlm.loading import load_front
 from perpo_pipeline.vlm.openai_server import Refused, Server, Wire, read_answer
-from perpo_pipeline.vlm.processors import count_prompt_tokens, decode_completions, resized_size
-from perpo_pipeline.vlm.prompts import adds_special_tokens, prepare_image, render_prompt
+from perpo_pipeline.vlm.processors import decode_completions
+from perpo_pipeline.vlm.prompts import (
+    adds_special_tokens,
+    count_prompt_tokens,
+    prepare_image,
+    render_prompt,
+    resized_size,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -307,8 +313,8 @@ class _Reader:
             image = prepare_image(front, prompt_image(row), self.preprocess)
             text = render_prompt(front, row["prompt"])
             with self.lock:
-                num_tokens = count_prompt_tokens(front.processor, text, image.size)
-            resized = resized_size(front.processor, image.size)
+                num_tokens = count_prompt_tokens(front, text, image.size)
+            resized = resized_size(front, image.size)
         file = io.BytesIO()
         image.save(file, "PNG", compress_level=1)  # fast; without loss at any level
         picture = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

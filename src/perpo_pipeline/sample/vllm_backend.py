@@ -46,8 +46,14 @@ from perpo_pipeline.vlm.inputs import (
 from perpo_pipeline.vlm.loading import load_front
 from perpo_pipeline.vlm.merged import merge_to_disk
 from perpo_pipeline.vlm.models import Vlm
-from perpo_pipeline.vlm.processors import count_prompt_tokens, decode_completions, resized_size
-from perpo_pipeline.vlm.prompts import adds_special_tokens, prepare_image, render_prompt
+from perpo_pipeline.vlm.processors import decode_completions
+from perpo_pipeline.vlm.prompts import (
+    adds_special_tokens,
+    count_prompt_tokens,
+    prepare_image,
+    render_prompt,
+    resized_size,
+)
 
 RENDERED_AHEAD = 8  # prompts, with their pixels
 
@@ -301,6 +307,6 @@ def _read(front: Vlm, row: Row, preprocess: str) -> _Prompt:
             # What the caches know an image by.
             "multi_modal_uuids": {"image": f"{row['image_sha256']} {preprocess}"},
         },
-        num_tokens=count_prompt_tokens(front.processor, text, image.size),
-        resized=resized_size(front.processor, image.size),
+        num_tokens=count_prompt_tokens(front, text, image.size),
+        resized=resized_size(front, image.size),
     )

@@ -26,8 +26,6 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; by itself it takes all memory that is free
 }
 TEMPERATURES = (0.01, 2.0)  # vLLM alters or refuses what lies outside
-# Families whose adapters vLLM applies exactly (tests/with_vllm); it has none for LLaVA-OneVision.
-LORA_FAMILIES = ("llava", "llava-next", "qwen2.5-vl", "qwen3-vl")
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be started with
 # vLLM is silently wrong about the vision tower and the projector.
 _LANGUAGE_MODEL_LORA = re.compile(
@@ -86,7 +84,7 @@ def exact_lora_rank(front: Vlm, adapter: Path) -> int | None:
     from safetensors import safe_open
 
     weights = adapter / LORA_WEIGHTS
-    if front.family.name not in LORA_FAMILIES or not weights.is_file():
+    if not front.family.lora_in_vllm or not weights.is_file():
         return None
     with safe_open(weights, framework="pt") as stored:
         if not all(_LANGUAGE_MODEL_LORA.fullmatch(name) for name in stored.keys()):  # noqa: SIM118

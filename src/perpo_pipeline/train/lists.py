@@ -28,7 +28,7 @@ from perpo_pipeline.train.shared_prefix import (
 from perpo_pipeline.vlm.attention import uses_flex_attention
 from perpo_pipeline.vlm.inputs import encode_row
 from perpo_pipeline.vlm.models import base_model
-from perpo_pipeline.vlm.processors import resized_size
+from perpo_pipeline.vlm.prompts import resized_size
 
 if TYPE_CHECKING:
     from perpo_pipeline.train.plan import RankStep
@@ -317,7 +317,7 @@ def _written_box(
 
 def _resized(prompt: Row, vlm: "Vlm") -> Size:
     """The size of the resized image (never padded: `ModelConfig` refuses both together)."""
-    size = resized_size(vlm.processor, (prompt["width"], prompt["height"]))
+    size = resized_size(vlm, (prompt["width"], prompt["height"]))
     if size is None:
         raise ConfigError(
             f"box_frame 'resized' needs images resized as a whole, and this '{vlm.family.name}' "

@@ -126,12 +126,11 @@ def encode_row(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> "EncodedP
 
 def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int:
     """Tokens of an encoded prompts row, from the image's size where the processor can tell."""
-    from perpo_pipeline.vlm.processors import count_prompt_tokens
-    from perpo_pipeline.vlm.prompts import render_prompt
+    from perpo_pipeline.vlm.prompts import count_prompt_tokens, render_prompt
 
     side = max(row["width"], row["height"])
     size = (side, side) if preprocess == "pad" else (row["width"], row["height"])
-    count = count_prompt_tokens(vlm.processor, render_prompt(vlm, row["prompt"]), size)
+    count = count_prompt_tokens(vlm, render_prompt(vlm, row["prompt"]), size)
     return encode_row(vlm, row, preprocess).num_tokens if count is None else count
 
 

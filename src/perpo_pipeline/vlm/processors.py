@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.answers.boxes import Size, smart_resize
 from perpo_pipeline.errors import InputError
 
 
@@ -52,26 +51,6 @@ def without_video(processor_class: Any) -> Any:
     return type(processor_class.__name__, (processor_class,), overrides)
 
 
-def count_prompt_tokens(processor: Any, text: str, size: Size) -> int | None:
-    """Tokens of `encode_prompt` for a rendered prompt and an image of `size` (width, height).
-
-    `text` holds one image placeholder; `size` is the image's after any padding. None where the
-    library cannot tell without the pixels.
-    """
-    from transformers import LlavaProcessor
-
-    count = getattr(processor, "_get_num_multimodal_tokens", None)
-    if count is None:
-        return None
-    if isinstance(processor, LlavaProcessor) and not processor.image_processor.do_center_crop:
-        return None  # the library counts the crop's patches, cropped or not
-    width, height = size
-    image_tokens = int(count(image_sizes=[(height, width)])["num_image_tokens"][0])
-    tokenizer = processor.tokenizer
-    special = not writes_begin_token(tokenizer, text)
-    return len(tokenizer(text, add_special_tokens=special)["input_ids"]) - 1 + image_tokens
-
-
 def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
     """The text of each completion, without special tokens: the same in every backend."""
     texts: list[str] = tokenizer.batch_decode(
@@ -83,41 +62,6 @@ def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str
 def writes_begin_token(tokenizer: Any, text: str) -> bool:
     """Whether a rendered prompt holds the begin token already and must not get a second one."""
     return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-
-
-def resized_size(processor: Any, size: Size) -> Size | None:
-    """(width, height) of what the vision tower sees of an image of `size`, which is after padding.
-
-    Equals `EncodedPrompt.resized`, from the settings alone. None where the image is cut into tiles
-    (LLaVA-NeXT and LLaVA-OneVision always, InternVL beyond one tile), and for processors whose
-    rule is not known here. Raises InputError for an edge ratio that the model refuses.
-    """
-    from transformers import InternVLProcessor, LlavaProcessor, Qwen2VLImageProcessorPil
-
-    settings = processor.image_processor
-    if isinstance(settings, Qwen2VLImageProcessorPil):
-        return smart_resize(
-            size,
-            factor=settings.patch_size * settings.merge_size,
-            min_pixels=settings.size["shortest_edge"],
-            max_pixels=settings.size["longest_edge"],
-        )
-    if isinstance(processor, LlavaProcessor):
-        return _width_and_height(settings.crop_size if settings.do_center_crop else settings.size)
-    if isinstance(processor, InternVLProcessor):
-        return _width_and_height(settings.size) if _count_tiles(processor, size) == 1 else None
-    return None
-
-
-def _count_tiles(processor: Any, size: Size) -> int:
-    found = processor._get_num_multimodal_tokens(image_sizes=[size[::-1]])  # (height, width)
-    return int(found["num_image_patches"][0])
-
-
-def _width_and_height(size: Any) -> Size | None:
-    """A size setting in pixels; None for a rule such as a shortest edge."""
-    width, height = size["width"], size["height"]
-    return None if width is None or height is None else (int(width), int(height))
 
 
 def _check_backend(processor: Any, path: Path) -> None:

@@ -1,10 +1,11 @@
-"""An image and an instruction become what a model reads."""
+"""An image and an instruction become what a model reads; its tokens and sizes without pixels."""
 
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from perpo_pipeline.answers.boxes import Size
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.processors import writes_begin_token
@@ -81,6 +82,28 @@ def encode_prompt(
         text=text,
         token_types=None if token_types is None else token_types[0],
     )
+
+
+def count_prompt_tokens(vlm: Vlm, text: str, size: Size) -> int | None:
+    """Tokens of `encode_prompt` for a rendered prompt and an image of `size` (width, height).
+
+    `text` holds one image placeholder; `size` is the image's after any padding. None where the
+    family's rule needs the pixels.
+    """
+    image_tokens = vlm.family.image_tokens(vlm.processor, size)
+    if image_tokens is None:
+        return None
+    special = adds_special_tokens(vlm, text)
+    return len(vlm.tokenizer(text, add_special_tokens=special)["input_ids"]) - 1 + image_tokens
+
+
+def resized_size(vlm: Vlm, size: Size) -> Size | None:
+    """(width, height) of what the vision tower sees of an image of `size`, which is after padding.
+
+    Equals `EncodedPrompt.resized`, without pixels. None where the image is cut into tiles, and for
+    processors whose rule is not known. Raises InputError for an edge ratio that the model refuses.
+    """
+    return vlm.family.resized_size(vlm.processor, size)
 
 
 def _prompt_positions(
