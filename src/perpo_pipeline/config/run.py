@@ -22,7 +22,7 @@ from perpo_pipeline.errors import ConfigError
 class ModelConfig(Section):
     """The model and how it sees an image; the same for sampling, training and evaluation."""
 
-    operational: ClassVar[frozenset[str]] = frozenset({"id", "revision", "device"})
+    operational: ClassVar[frozenset[str]] = frozenset({"revision", "device"})
 
     id: str = Field(
         "testbed",

@@ -4,7 +4,7 @@ The docstring of each reader's module says what its files look like, and the uni
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -47,6 +47,8 @@ class TestbedSource(Section):
 class JsonlSource(Section):
     """Prompts from JSON lines in perpo's own layout (docs/data.md)."""
 
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
+
     source: Literal["jsonl"] = Field(description="the layout to read")
     path: SourceFile
     image_root: ImageRoot = None
@@ -59,6 +61,8 @@ class JsonlSource(Section):
 
 class ReferSource(Section):
     """RefCOCO, RefCOCO+ and RefCOCOg in REFER's own layout."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
 
     source: Literal["refer"] = Field(description="the layout to read")
     path: Path = Field(description="the folder with refcoco/, refcoco+/ and refcocog/")
@@ -106,6 +110,8 @@ class ReferSource(Section):
 class LmmsLabSource(Section):
     """The Parquet files of lmms-lab/RefCOCO and its siblings, images inside."""
 
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
+
     source: Literal["lmms-lab"] = Field(description="the layout to read")
     path: Path = Field(description="a Parquet file, a folder of them, or a pattern with *")
     dataset: str = Field(
@@ -128,6 +134,8 @@ class LmmsLabSource(Section):
 class RecSource(Section):
     """Expressions and boxes in the layouts of Qwen-VL and InternVL, Shikra, or MiniGPT-4."""
 
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
+
     source: Literal["rec-jsonl", "shikra", "minigpt4"] = Field(description="the layout to read")
     path: SourceFile
     image_root: ImageRoot = None
@@ -138,6 +146,8 @@ class RecSource(Section):
 class FoxSource(Section):
     """Pages with their text, in Fox's layout."""
 
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
+
     source: Literal["fox"] = Field(description="the layout to read")
     path: SourceFile
     image_root: ImageRoot = None
@@ -146,6 +156,8 @@ class FoxSource(Section):
 
 class PerpoJsonSource(Section):
     """The released PerPO lists; makes three artifacts: prompts, samples and scores."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
 
     source: Literal["perpo-json"] = Field(description="the layout to read")
     path: SourceFile

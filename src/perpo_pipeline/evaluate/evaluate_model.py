@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perpo_pipeline.answers.boxes import describe_box_format
 from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, model_of
+from perpo_pipeline.config.fingerprints import box_settings, counted_settings
 from perpo_pipeline.evaluate.images_shown import (
     refuse_trained_images,
     with_blank_images,
@@ -80,16 +80,8 @@ def _predict(run: Run, variant: str) -> Version:
         if not config.allow_train_images:
             refuse_images_of(adapter, inputs["prompts"])
     resolved, model_settings = identify_model(model, run.scratch)
-    settings = {
-        **config.result_settings(),
-        "image": image,
-        "reward": {AUTO: 1.0},
-        "box_format": describe_box_format(model.box_format),
-        "box_frame": model.box_frame,
-        **model_settings,
-    }
-    if image == "matching":
-        del settings["condition_prompts"]
+    found = {"image": image, "reward": {AUTO: 1.0}, **box_settings(model), **model_settings}
+    settings = counted_settings("predictions", config, found)
     recipe = Recipe(
         "predictions", variant, "eval", STAGE_VERSION, settings, inputs, notes=model_notes(model)
     )

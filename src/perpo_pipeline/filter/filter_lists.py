@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.run import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
@@ -57,7 +58,7 @@ def filter_lists(run: Run, split: str) -> Version:
         split,
         "filter",
         STAGE_VERSION,
-        config.result_settings(),
+        counted_settings("preferences", config, {}),
         {"scores": scores, "samples": samples, "prompts": prompts},
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.sources import PerpoJsonSource, Source, TestbedSource
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare.fox import read_fox
@@ -74,8 +75,7 @@ def _read(run: Run, split: str, source: Source) -> Prepared:
 def _write_prompts(
     run: Run, split: str, prepared: Prepared, source: Source, out: Path | None
 ) -> Version:
-    own = source.model_dump(mode="json", exclude={"path"})
-    settings = {"split": split, **own, **prepared.facts}
+    settings = counted_settings("prompts", source, {"split": split, **prepared.facts})
     recipe = Recipe("prompts", split, "prepare", STAGE_VERSION, settings, notes=prepared.notes)
     left_out = {
         "per_dataset": prepared.facts.get("left_out_by_per_dataset", 0),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perpo_pipeline.answers.boxes import describe_box_format, parse_box
+from perpo_pipeline.answers.boxes import parse_box
+from perpo_pipeline.config.fingerprints import box_settings
 from perpo_pipeline.prepare.perpo_json import ReleasedList
 from perpo_pipeline.prepare.rows import Row
 from perpo_pipeline.rewards.choice import RELEASED
@@ -135,8 +136,7 @@ def _write_scores(
     settings = {
         **released,
         "reward": {RELEASED: 1.0},
-        "box_frame": model.box_frame,
-        "box_format": describe_box_format(model.box_format),
+        **box_settings(model),
     }
     recipe = Recipe(
         "scores",

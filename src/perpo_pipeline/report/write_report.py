@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from perpo_pipeline.config.evaluations import BASE
+from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.report.data import (
     Comparison,
     Inputs,
@@ -33,14 +34,14 @@ def report(run: Run) -> Version:
     """
     config = run.config
     inputs = open_inputs(run)
-    settings = {
-        **config.report.result_settings(),
+    found = {
         "run": config.run,
         "model": config.model.id,
         "models": config.eval_models(),
         "evaluations": config.eval_variants(),
         "methods": {name: s.result_settings() for name, s in config.train.variants().items()},
     }
+    settings = counted_settings("report", config.report, found)
     recipe = Recipe("report", DEFAULT, "report", STAGE_VERSION, settings, inputs.by_name())
 
     def work(writer: Writer) -> None:

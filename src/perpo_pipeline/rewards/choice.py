@@ -173,6 +173,11 @@ IOUS = (AUTO, "iou", "polygon_iou", RELEASED)
 TRUTHS = PROMPTS.role("truth")
 
 
+def reads_geometry(name: str) -> bool:
+    """Whether the box format and frame decide what a reward reads, by its name."""
+    return name == AUTO or (name in REWARDS and REWARDS[name].reads_geometry)
+
+
 def measures_iou(weights: Any) -> bool:
     """Whether rewards of grounding, by the settings recorded with them, are IoUs of one region."""
     return isinstance(weights, Mapping) and len(weights) == 1 and next(iter(weights)) in IOUS

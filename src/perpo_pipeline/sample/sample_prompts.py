@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.run import RunConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS
@@ -30,14 +31,6 @@ from perpo_pipeline.vlm.inputs import identify_model, model_notes
 STAGE_VERSION = 2
 
 
-# Settings that a backend does not look at, and that therefore do not count.
-UNUSED = {
-    "transformers": ("served_model",),
-    "vllm": ("served_model", "batch_size"),
-    "openai": ("batch_size",),
-}
-
-
 def sample(run: Run, split: str) -> Version:
     """Write N completions of every prompt of one split.
 
@@ -52,20 +45,13 @@ def sample(run: Run, split: str) -> Version:
         inputs["adapter"] = run.latest("adapter")
     resolved, model_settings = identify_model(run.config.model, run.scratch)
     backend = choose_backend(config, run.config.model.device)
-    settings = {
-        **config.result_settings(),
-        "backend": backend,
-        "seed": run.config.seed,
-        **model_settings,
-    }
-    for name in UNUSED[backend]:
-        del settings[name]
+    found = {"backend": backend, "seed": run.config.seed, **model_settings}
     recipe = Recipe(
         "samples",
         split,
         "sample",
         STAGE_VERSION,
-        settings,
+        counted_settings("samples", config, found),
         inputs,
         notes=model_notes(run.config.model),
     )

@@ -13,11 +13,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perpo_pipeline.answers.boxes import describe_box_format
+from perpo_pipeline.config.fingerprints import box_settings, counted_settings
 from perpo_pipeline.machine import cores
 from perpo_pipeline.rewards.choice import (
-    AUTO,
-    REWARDS,
     Answers,
     columns_of,
     own_rewards,
@@ -43,12 +41,8 @@ def score(run: Run, split: str) -> Version:
     prompts = run.latest("prompts") if "prompts" in run.inputs else input_of(samples, "prompts")
     model, weights = run.config.model, run.config.score.weights()
     own = own_rewards(weights)
-    settings: dict[str, Any] = {"reward": weights, "own_rewards": own}
-    if any(name == AUTO or (name in REWARDS and REWARDS[name].reads_geometry) for name in weights):
-        settings |= {
-            "box_format": describe_box_format(model.box_format),
-            "box_frame": model.box_frame,
-        }
+    found = {"reward": weights, "own_rewards": own, **box_settings(model)}
+    settings = counted_settings("scores", run.config.score, found)
     recipe = Recipe(
         "scores", split, "score", STAGE_VERSION, settings, {"samples": samples, "prompts": prompts}
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
+from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Recipe, Version, Writer, open_version
@@ -51,7 +52,7 @@ def make_reference(
     The key is the base model, its preprocessing, the forward and the preferences; nothing of the
     method or of its training. Each list is computed by one of the processes; the first writes.
     """
-    key = {**model_settings, "forward": forward}
+    key = counted_settings("reference", None, {**model_settings, "forward": forward})
     recipe = Recipe(
         "reference",
         preferences.variant,

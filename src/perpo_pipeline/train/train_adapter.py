@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.answers.boxes import describe_box_format
+from perpo_pipeline.config.fingerprints import box_settings, counted_settings
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import (
     ArtifactError,
@@ -107,18 +107,13 @@ def task_of(run: Run, variant: str) -> Task:
     preferences = run.latest("preferences", run.config.sample.split)
     prompts = input_of(preferences, "prompts")
     resolved, model_settings = identify_model(run.config.model, run.scratch)
-    counted = {**settings.result_settings(), **model_settings}
-    if not settings.chosen_method.needs_preferences:  # the target is written as a box
-        counted |= {
-            "box_format": describe_box_format(run.config.model.box_format),
-            "box_frame": run.config.model.box_frame,
-        }
+    found = {**model_settings, **box_settings(run.config.model)}
     recipe = Recipe(
         "adapter",
         variant,
         "train",
         STAGE_VERSION,
-        counted,
+        counted_settings("adapter", settings, found),
         {"preferences": preferences, "prompts": prompts},
         notes=model_notes(run.config.model),
     )

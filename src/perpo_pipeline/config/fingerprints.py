@@ -1,0 +1,149 @@
+"""Which settings make a new version of which artifact: the one place that declares it.
+
+The fingerprint of a version is a hash of these settings, of the inputs and of the stage's version
+(store/artifacts.py). A stage passes its section and what it found out by itself to
+`counted_settings`, which compares both with the declaration here and returns what counts.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from perpo_pipeline.answers.boxes import describe_box_format
+from perpo_pipeline.config.methods import METHODS
+from perpo_pipeline.config.section import Json, Section
+
+if TYPE_CHECKING:
+    from perpo_pipeline.config.run import ModelConfig
+
+MODEL = ("model.id", "model.dtype", "model.preprocess")
+BOXES = ("model.box_format", "model.box_frame")
+# Under these names a manifest records settings whose value is not what the file says:
+# `model` is the identity of the weights, whatever their id or directory is called.
+RECORDED_AS = {"model.id": "model"}
+
+
+def _nothing(_: Mapping[str, Any]) -> Collection[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What changes the content of an artifact.
+
+    Every setting of `section` counts, except those that the section calls operational; beside them
+    count the dotted keys in `others`, and `facts`: what the stage finds out and no setting says,
+    such as the hash of a user's reward. With `any_facts` the stage names its facts itself.
+    `unused` returns the names that have no effect beside the values of the others.
+    """
+
+    section: str | None = None
+    others: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    any_facts: bool = False
+    unused: Callable[[Mapping[str, Any]], Collection[str]] = _nothing
+
+
+def _unused_by_backend(settings: Mapping[str, Any]) -> Collection[str]:
+    """Sampling settings that a backend does not read."""
+    return {
+        "transformers": ("served_model",),
+        "vllm": ("served_model", "batch_size"),
+        "openai": ("batch_size",),
+    }[settings["backend"]]
+
+
+def _boxes_unless_a_reward_reads_them(settings: Mapping[str, Any]) -> Collection[str]:
+    from perpo_pipeline.rewards.choice import reads_geometry
+
+    return () if any(map(reads_geometry, settings["reward"])) else _leaves(BOXES)
+
+
+def _boxes_unless_trained_on_the_truth(settings: Mapping[str, Any]) -> Collection[str]:
+    """A true box becomes a text in the model's format; sampled completions stay as they are."""
+    return () if METHODS[settings["method"]].trains_on == "truth" else _leaves(BOXES)
+
+
+def _prompts_of_other_images(settings: Mapping[str, Any]) -> Collection[str]:
+    return ("condition_prompts",) if settings["image"] == "matching" else ()
+
+
+def _leaves(keys: Collection[str]) -> tuple[str, ...]:
+    return tuple(RECORDED_AS.get(key, key.rpartition(".")[2]) for key in keys)
+
+
+COUNTED: dict[str, Counted] = {
+    "prompts": Counted("prepare", any_facts=True),
+    "samples": Counted("sample", ("seed", *MODEL), unused=_unused_by_backend),
+    "scores": Counted(
+        "score", BOXES, facts=("own_rewards",), unused=_boxes_unless_a_reward_reads_them
+    ),
+    "preferences": Counted("filter"),
+    "reference": Counted(None, ("train.forward", *MODEL)),
+    "adapter": Counted("train", (*MODEL, *BOXES), unused=_boxes_unless_trained_on_the_truth),
+    "predictions": Counted(
+        "eval", (*MODEL, *BOXES), facts=("image", "reward"), unused=_prompts_of_other_images
+    ),
+    "report": Counted("report", ("run", "model.id"), facts=("models", "evaluations", "methods")),
+}
+
+
+def counted_settings(artifact: str, section: Section | None, found: Mapping[str, Any]) -> Json:
+    """The settings of an artifact's fingerprint, by name.
+
+    `section` is the stage's own section; `found` has the values of the other settings that count
+    and of the facts, under the names that the manifest records. Raises ValueError where `found`
+    and the declaration differ: a setting that nobody declared would silently miss (or silently
+    enter) the fingerprint.
+    """
+    declared = COUNTED[artifact]
+    own = section.result_settings() if section is not None else {}
+    expected = {*_leaves(declared.others), *declared.facts}
+    missing = expected - set(found)
+    undeclared = set() if declared.any_facts else set(found) - expected - set(own)
+    if missing or undeclared:
+        raise ValueError(
+            f"the fingerprint of '{artifact}' misses {sorted(missing)} and has the undeclared "
+            f"{sorted(undeclared)}: see COUNTED in config/fingerprints.py"
+        )
+    settings = {**own, **found}
+    unused = set(declared.unused(settings))
+    return {name: value for name, value in settings.items() if name not in unused}
+
+
+def box_settings(model: "ModelConfig") -> Json:
+    """How boxes are read and written, as a fingerprint records it."""
+    return {
+        "box_format": describe_box_format(model.box_format),
+        "box_frame": model.box_frame,
+    }
+
+
+def counts_in(key: str) -> list[str]:
+    """The artifacts in whose fingerprint a setting counts, by its dotted key (`train.lora.rank`).
+
+    It may have no effect beside other settings: see `Counted.unused`.
+    """
+    section, _, rest = key.partition(".")
+    name = rest.split(".")[-1] if section == "prepare" else rest.partition(".")[0]
+    return [
+        artifact
+        for artifact, declared in COUNTED.items()
+        if key in declared.others
+        or (declared.section == section and name not in _operational(section))
+    ]
+
+
+def _operational(section: str) -> frozenset[str]:
+    """The settings of a section that never count."""
+    from perpo_pipeline.config.run import RunConfig
+    from perpo_pipeline.config.sources import SOURCE_MODELS
+    from perpo_pipeline.config.train import TrainSettings
+
+    if section == "train":
+        return TrainSettings.operational
+    if section == "prepare":
+        return frozenset().union(*(model.operational for model in SOURCE_MODELS))
+    kind: Any = RunConfig.model_fields[section].annotation
+    operational: frozenset[str] = kind.operational
+    return operational
