@@ -5,7 +5,8 @@
 #   make test              all tests that need no accelerator
 #   make test-distributed  those with several processes (Ray, DeepSpeed; the latter needs g++, apt-get install g++)
 #   make test-vllm         those with the real vLLM, on the CPU, in an environment of its own
-#   make lint | types      ruff | mypy
+#   make lint | types      ruff and import-linter | mypy
+#   make docs              the manual, in site/
 #   make bench             side-by-side benchmarks
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
 #
@@ -23,12 +24,13 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at a time would compute the reference twice
-.PHONY: all setup test test-distributed test-vllm lint types bench clean
+.PHONY: all setup test test-distributed test-vllm lint types docs bench clean
 
 INSTALLED := $(VENV)/.installed
 DEVELOP   := $(VENV)/.installed-dev
 DISTRIBUTED_TESTS := tests/distributed
 DISTRIBUTED := $(VENV)/.installed-distributed
+DOCS := $(VENV)/.installed-docs
 VLLM_TESTS := tests/with_vllm
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP   = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
@@ -97,6 +99,13 @@ lint: $(DEVELOP)
 
 types: $(DEVELOP)
 	$(VENV)/bin/mypy
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet && echo "manual: site/index.html"
+
+$(DOCS): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@; test -e $(INSTALLED) || touch $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/train_step.py --preset cpu
