@@ -5,4 +5,4 @@ PROMPTS := $(SPLITS:%=$(DATA)/prompts/%/current)
 prepare: $(PROMPTS)
 
 $(DATA)/prompts/%/current: $(SETTINGS) $(wildcard $(SOURCES))
-	@$(PERPO) prepare --config $(CONFIG) --variant $* > /dev/null
+	@$(PERPO) prepare --config $(CONFIG) --split $* > /dev/null

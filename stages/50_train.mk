@@ -5,4 +5,4 @@ TRAINED := $(ADAPTERS:%=$(DATA)/adapter/%/current)
 train: $(TRAINED)
 
 $(DATA)/adapter/%/current: $(PREFERENCES) $(SETTINGS)
-	@$(PERPO) train --config $(CONFIG) --variant $* > /dev/null
+	@$(PERPO) train --config $(CONFIG) --method $* > /dev/null

@@ -9,4 +9,4 @@ $(foreach a,$(EVALUATED_ADAPTERS),$(foreach file,/current -other-image/current -
   $(eval $(DATA)/metrics/$(a)$(file): $(DATA)/adapter/$(a)/current)))
 
 $(DATA)/metrics/%/current:
-	@$(PERPO) eval --config $(CONFIG) --variant $* > /dev/null
+	@$(PERPO) eval --config $(CONFIG) --evaluation $* > /dev/null

@@ -11,7 +11,22 @@ from typing import Any
 
 import typer
 
-from perpo_pipeline.commands import evaluate, judge, lists, look, merge, prepare, train
+from perpo_pipeline.commands.compare import compare
+from perpo_pipeline.commands.doctor import doctor
+from perpo_pipeline.commands.evaluate import eval_command
+from perpo_pipeline.commands.filter import filter_command
+from perpo_pipeline.commands.gc import gc
+from perpo_pipeline.commands.inspect import inspect
+from perpo_pipeline.commands.judge import judge_app
+from perpo_pipeline.commands.measure import measure_app
+from perpo_pipeline.commands.merge import merge
+from perpo_pipeline.commands.plan import plan
+from perpo_pipeline.commands.prepare import prepare
+from perpo_pipeline.commands.removed import check_removed
+from perpo_pipeline.commands.report import report
+from perpo_pipeline.commands.sample import sample
+from perpo_pipeline.commands.score import score
+from perpo_pipeline.commands.train import train
 from perpo_pipeline.errors import PerpoError, Stopped
 from perpo_pipeline.train.launch import LAUNCHED, write_failure
 
@@ -28,20 +43,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(prepare.prepare)
-app.command()(lists.sample)
-app.command()(lists.score)
-app.command(name="filter")(lists.filter_command)
-app.command()(train.train)
-app.command(name="eval")(evaluate.eval_command)
-app.command()(evaluate.compare)
-app.add_typer(judge.judge_app, name="judge")
-app.command()(merge.merge)
-app.command()(look.report)
-app.command()(look.inspect)
-app.command()(look.doctor)
-app.command()(look.gc)
-app.command(hidden=True)(look.plan)
+app.command()(prepare)
+app.command()(sample)
+app.command()(score)
+app.command(name="filter")(filter_command)
+app.command()(train)
+app.command(name="eval")(eval_command)
+app.command()(report)
+app.add_typer(measure_app, name="measure")
+app.command()(compare)
+app.add_typer(judge_app, name="judge")
+app.command()(merge)
+app.command()(inspect)
+app.command()(plan)
+app.command()(doctor)
+app.command()(gc)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,22 +65,23 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     command: Callable[..., Any] = app
     try:
+        check_removed(arguments)
         command(args=arguments, obj=arguments)
     except Stopped as stopped:
-        _tell(stopped, f"perpo: {stopped}")
+        _print(stopped, f"perpo: {stopped}")
         sys.exit(EXIT_TERMINATED)
     except PerpoError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        _tell(error, f"perpo: error: {error}")
+        _print(error, f"perpo: error: {error}")
         sys.exit(EXIT_USER_ERROR)
-    except SystemExit as ended:  # typer has turned Ctrl-C into this
+    except SystemExit as ended:  # typer turns Ctrl-C into this
         if ended.code == EXIT_INTERRUPTED:
-            print("perpo: interrupted; the same command goes on from here", file=sys.stderr)
+            print("perpo: interrupted; run the same command to resume", file=sys.stderr)
         raise
 
 
-def _tell(error: PerpoError | Stopped, message: str) -> None:
+def _print(error: PerpoError | Stopped, message: str) -> None:
     """Print the message, or leave it for the parent of several processes to print once."""
     if LAUNCHED in os.environ and write_failure(error):
         return

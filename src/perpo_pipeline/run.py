@@ -21,13 +21,13 @@ from perpo_pipeline.store.artifacts import (
 Item = TypeVar("Item")
 DEFAULT = "default"
 MADE_BY = {
-    "prompts": "perpo prepare --variant {variant}",
+    "prompts": "perpo prepare --split {variant}",
     "samples": "perpo sample",
     "scores": "perpo score",
     "preferences": "perpo filter",
-    "adapter": "perpo train --variant {variant}",
-    "predictions": "perpo eval --variant {variant}",
-    "metrics": "perpo eval --variant {variant}",
+    "adapter": "perpo train --method {variant}",
+    "predictions": "perpo eval --evaluation {variant}",
+    "metrics": "perpo eval --evaluation {variant}",
 }
 
 

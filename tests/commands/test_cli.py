@@ -1,5 +1,6 @@
 """The command line: answers at once, one clear message and exit code 2 for a user's error."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from perpo_pipeline import cli
+from perpo_pipeline.commands.removed import REMOVED
 
 COMMANDS = [
     "prepare",
@@ -17,11 +20,13 @@ COMMANDS = [
     "filter",
     "train",
     "eval",
+    "measure",
     "compare",
     "judge",
     "merge",
     "report",
     "inspect",
+    "plan",
     "doctor",
     "gc",
 ]
@@ -89,10 +94,10 @@ def test_a_stage_without_its_input_names_the_missing_place(
     assert "data/r/samples/train" in capsys.readouterr().err
 
 
-def test_an_unknown_variant_lists_those_there_are(
+def test_an_unknown_method_lists_the_known_ones(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("train", "--config", "r.yaml", "--variant", "ppo") == 2
+    assert run("train", "--config", "r.yaml", "--method", "ppo") == 2
     assert "choose one of ['perpo']" in capsys.readouterr().err
 
 
@@ -107,16 +112,16 @@ def test_a_second_call_does_nothing_and_says_so(
 
 
 def test_out_places_an_artifact_outright_and_writes_nowhere_else(workdir: Path) -> None:
-    assert run("prepare", "--config", "r.yaml", "--variant", "train", "--out", "mine") == 0
+    assert run("prepare", "--config", "r.yaml", "--split", "train", "--out", "mine") == 0
     assert (workdir / "mine" / "current").is_file()
     assert sorted(p.name for p in workdir.iterdir()) == ["mine", "r.yaml"]
 
 
-def test_one_out_for_several_variants_is_refused(
+def test_one_out_for_several_splits_is_refused(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("prepare", "--config", "r.yaml", "--out", "mine") == 2
-    assert "choose one with --variant" in capsys.readouterr().err
+    assert "choose one with --split" in capsys.readouterr().err
 
 
 def test_inspect_prints_rows_lineage_settings_and_notices_damage(
@@ -138,7 +143,16 @@ def test_gc_lists_then_removes_what_no_current_leads_to(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("prepare", "--config", "r.yaml", "--quiet")
-    run("prepare", "--config", "r.yaml", "--variant", "train", "--num-prompts", "5", "--quiet")
+    run(
+        "prepare",
+        "--config",
+        "r.yaml",
+        "--split",
+        "train",
+        "--set",
+        "prepare.train.num_prompts=5",
+        "--quiet",
+    )
     capsys.readouterr()
     assert run("gc", "--config", "r.yaml") == 0
     (unused,) = capsys.readouterr().out.strip().splitlines()
@@ -173,7 +187,7 @@ def test_a_jsonl_file_needs_no_section_in_the_configuration(
         "vqa",
         "--config",
         "r.yaml",
-        "--variant",
+        "--split",
         "mine",
         "--quiet",
     )
@@ -183,13 +197,13 @@ def test_a_jsonl_file_needs_no_section_in_the_configuration(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("train", "--learning-rate", "1e-4"),
-        ("prepare", "--num-prompts", "3"),
+        ("prepare", "--per-dataset", "3"),
         ("prepare", "--task", "ocr"),
         ("eval", "--adapter", "somewhere"),
+        ("merge", "--adapter", "a", "--out", "o", "--model", "testbed"),
     ],
 )
-def test_a_flag_that_would_change_nothing_is_refused(
+def test_an_option_that_would_change_nothing_is_refused(
     workdir: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
     assert run(*arguments, "--config", "r.yaml") == 2
@@ -211,7 +225,7 @@ def test_gc_leaves_a_version_that_is_being_written(
     assert not writer.path.exists() and not merged.exists()
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(
+def test_ctrl_c_says_that_the_same_command_resumes(
     workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from perpo_pipeline.prepare import prepare_prompts as stage
@@ -221,4 +235,100 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
 
     monkeypatch.setattr(stage, "prepare", interrupted)
     assert run("prepare", "--config", "r.yaml") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
+
+
+REMOVED_OPTIONS = [(command, option) for command, removed in REMOVED.items() for option in removed]
+
+
+@pytest.mark.parametrize(("command", "option"), REMOVED_OPTIONS)
+def test_a_removed_option_names_its_replacement(
+    workdir: Path, capsys: pytest.CaptureFixture[str], command: str, option: str
+) -> None:
+    assert run(command, "--config", "r.yaml", option, "0.25") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"perpo: error: {option} was removed: use ") and error.count("\n") == 1
+    assert not (workdir / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "replacement"),
+    [
+        (("train", "--beta", "0.2"), "use --set train.beta=0.2"),
+        (("train", "--beta=0.2"), "use --set train.beta=0.2"),
+        (("train", "--drop-too-long", "--dry-run"), "use --set train.drop_too_long=true"),
+        (("train", "--learning-rate"), "use --set train.learning_rate=VALUE"),
+        (("train", "--variant", "perpo"), "use --method perpo"),
+        (("prepare", "--variant", "train"), "use --split train"),
+        (("eval", "--variant", "base"), "use --evaluation base"),
+        (("eval", "--best-of-n"), "use perpo measure best-of-n"),
+        (("prepare", "--split-by", "x=y"), "prepare.SPLIT.split_by={DATASET: NAME}"),
+    ],
+)
+def test_the_replacement_of_a_removed_option_has_the_given_value(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], replacement: str
+) -> None:
+    assert run(*arguments) == 2
+    assert replacement in capsys.readouterr().err
+
+
+def test_a_removed_option_is_still_unknown_to_its_command() -> None:
+    group = typer.main.get_command(cli.app)
+    for command, removed in REMOVED.items():
+        known = {o for p in group.commands[command].params for o in p.opts}
+        assert not known & set(removed), command
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("filter.min_margin=2", "filter.min_margin (--set filter.min_margin=2): Input should be"),
+        ("filter.min_margn=0", "filter.min_margn (--set filter.min_margn=0): no such setting; did"),
+        ("fliter.min_margin=0", "fliter (--set fliter.min_margin=0): no such setting; did you"),
+        ("train.beta=0", "train.beta (--set train.beta=0): Input should be greater than 0"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prepare",),
+        ("sample",),
+        ("score",),
+        ("filter",),
+        ("train",),
+        ("eval",),
+        ("report",),
+        ("gc",),
+        ("plan",),
+        ("measure", "best-of-n"),
+        ("merge", "--adapter", "a", "--out", "o"),
+    ],
+    ids=lambda words: "-".join(words[:2]),
+)
+def test_every_command_that_reads_a_configuration_checks_a_set_like_the_file(
+    workdir: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    setting: str,
+    message: str,
+) -> None:
+    assert run(*command, "--config", "r.yaml", "--set", setting) == 2
+    error = capsys.readouterr().err
+    assert message in error and f"where: --set {setting}" in error
+    assert not (workdir / "data").exists()
+
+
+def test_a_set_changes_what_a_stage_makes(workdir: Path) -> None:
+    sets = ("--set", "prepare.train.num_prompts=3", "--set", "run=other")
+    assert run("prepare", "--config", "r.yaml", "--split", "train", *sets, "--quiet") == 0
+    (manifest,) = workdir.glob("data/other/prompts/train/*/manifest.json")
+    assert json.loads(manifest.read_text())["rows"] == 3
+
+
+def test_an_option_and_a_set_for_the_same_setting_are_refused(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ("--min-margin", "0.3", "--set", "filter.min_margin=0.4")
+    assert run("filter", "--config", "r.yaml", *both) == 2
+    error = capsys.readouterr().err
+    assert "given twice: --min-margin and --set filter.min_margin=0.4" in error

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from perpo_pipeline.config.file import load_config
+from perpo_pipeline.config.overrides import Override, parse_set
 from perpo_pipeline.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -70,7 +71,7 @@ train:
     assert str(path) in message
 
 
-def test_faults_of_a_source_are_told_by_their_keys_in_the_file(tmp_path: Path) -> None:
+def test_faults_of_a_source_are_reported_by_their_keys_in_the_file(tmp_path: Path) -> None:
     text = """
 run: demo
 prepare:
@@ -141,7 +142,7 @@ def test_a_missing_file_suggests_one_that_exists() -> None:
         load_config(CONFIGS / "dmo.yaml")
 
 
-def test_flags_override_the_file_and_are_checked_like_it(tmp_path: Path) -> None:
+def test_options_override_the_file_and_are_checked_like_it(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     assert load_config(path, {"filter.min_margin": 0.3}).filter.min_margin == 0.3
     with pytest.raises(ConfigError, match=r"filter\.min_margin"):
@@ -149,56 +150,74 @@ def test_flags_override_the_file_and_are_checked_like_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told", "where"),
+    ("overrides", "line", "where"),
     [
         (
-            {"filter.min_margin": 3},
+            [Override("filter.min_margin", 3, "--min-margin")],
             "filter.min_margin (--min-margin): Input should be less",
             "--min-margin",
         ),
         (
-            {"filter.max_margin": 0.2},
-            "filter (--max-margin): max_margin 0.2 is below",
-            "--max-margin",
+            [parse_set("filter.max_margin=0.2"), Override("filter.max_lists", 9, "--max-lists")],
+            "filter (--set filter.max_margin=0.2): max_margin 0.2 is below",
+            "--set filter.max_margin=0.2",
         ),
-        ({"model.id": 3}, "model.id (--model): Input should be a valid string", "--model"),
-        ({"run": "a b"}, "run (--run): a name has letters, digits", "--run"),
+        (
+            [Override("model.id", 3, "--model")],
+            "model.id (--model): Input should be a valid string",
+            "--model",
+        ),
+        ([Override("run", "a b", "--run")], "run (--run): a name has letters, digits", "--run"),
         (
             {("train", "methods", "w.1", "beta"): 0, "sample.num_samples": 0},
-            "train.methods.w.1.beta (--beta): Input should be greater",
-            "--num-samples, --beta",
+            "train.methods.w.1.beta (--set train.methods.w.1.beta=0): Input should be greater",
+            "--set sample.num_samples=0, --set train.methods.w.1.beta=0",
         ),
         (
-            {("train", "methods", ".w", "beta"): 1},
-            "train.methods..w (--variant): a name has letters",
-            "--variant",
+            [Override(("train", "methods", ".w", "method"), "dpo", "--method")],
+            "train.methods..w (--method): a name has letters",
+            "--method",
         ),
         (
-            {("prepare", "x"): {"source": "refer", "path": 3, "leave_out_evaluated": "x"}},
+            [
+                Override(("prepare", "x"), {"source": "refer"}, "--split"),
+                Override(("prepare", "x", "path"), 3, "PATH", named_by="--split"),
+                parse_set("prepare.x.leave_out_evaluated=x"),
+            ],
             "prepare.x.path (PATH): Input is not a valid path",
-            "PATH, --image-root, --keep-evaluated",
+            "PATH, --image-root, --set prepare.x.leave_out_evaluated=x",
+        ),
+        (
+            [parse_set("train.tuning=lora"), parse_set("eval.split=val")],
+            "eval.split (--set eval.split=val): 'val' is not a split of `prepare`",
+            "--set eval.split=val",
+        ),
+        (
+            [parse_set("prepare.x.source=testbed")],
+            "prepare.x.num_prompts: is required (--set prepare.x.num_prompts=VALUE)",
+            "--set prepare.x.num_prompts=VALUE",
         ),
     ],
 )
-def test_a_fault_of_a_flag_names_the_flag_and_not_the_file(
-    tmp_path: Path, overrides: dict[Any, Any], told: str, where: str
+def test_a_fault_of_an_option_names_the_option_and_not_the_file(
+    tmp_path: Path, overrides: Any, line: str, where: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, MINIMAL), overrides)
-    assert f"  - {told}" in str(caught.value) and caught.value.where == where
+    assert f"  - {line}" in str(caught.value) and caught.value.where == where
 
 
-def test_faults_of_the_file_beside_a_flags_keep_its_name(tmp_path: Path) -> None:
+def test_faults_of_the_file_beside_an_options_keep_the_files_name(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL + "sample: {num_samples: 0, batch_size: 0}")
     with pytest.raises(ConfigError) as caught:
         load_config(path, {"sample.num_samples": -1})
     assert caught.value.where == str(path)
-    assert "sample.num_samples (--num-samples): " in caught.value.what
+    assert "sample.num_samples (--set sample.num_samples=-1): " in caught.value.what
     assert "sample.batch_size: " in caught.value.what
 
 
 @pytest.mark.parametrize(
-    ("extra", "told"),
+    ("extra", "message"),
     [
         ("  a b: {source: testbed, num_prompts: 1}", "prepare.a b: a name has letters, digits"),
         ("  -x: {source: testbed, num_prompts: 1}", "begins with a letter or digit; '-x' does"),
@@ -214,10 +233,10 @@ def test_faults_of_the_file_beside_a_flags_keep_its_name(tmp_path: Path) -> None
         ),
     ],
 )
-def test_a_fault_of_a_source_is_one_plain_message(tmp_path: Path, extra: str, told: str) -> None:
+def test_a_fault_of_a_source_is_one_plain_message(tmp_path: Path, extra: str, message: str) -> None:
     with pytest.raises(ConfigError, match=r"^1 fault in") as caught:
         load_config(write(tmp_path, MINIMAL + extra))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None:
@@ -237,7 +256,7 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("extra", "told"),
+    ("extra", "message"),
     [
         ("train: {methods: {base: {method: sft}}}", "methods.base: this name is reserved"),
         ("train: {methods: {a-other-image: {method: sft}}}", "this name is reserved"),
@@ -261,10 +280,12 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("eval: {models: [perpoo]}", "eval.models: 'perpoo' is not one of"),
     ],
 )
-def test_what_would_be_ignored_or_misread_is_a_fault(tmp_path: Path, extra: str, told: str) -> None:
+def test_what_would_be_ignored_or_misread_is_a_fault(
+    tmp_path: Path, extra: str, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, MINIMAL + extra))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -292,3 +313,50 @@ def test_settings_are_checked_once_shared_and_own_are_merged(tmp_path: Path) -> 
     assert (variant.tuning, variant.scope) == ("full", ["projector"])
     with pytest.raises(ConfigError, match="leaves nothing for LoRA"):
         load_config(write(tmp_path, shared + "{}}}"))
+
+
+def test_a_set_reads_its_value_as_yaml_and_reaches_nested_settings(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "train: {methods: {w.1: {method: sft}, perpo: }}")
+    sets = [
+        "train.lora.rank=8",
+        "train.methods.perpo.beta=0.2",
+        "train.methods.w.1.learning_rate=1e-4",
+        "prepare.train.num_prompts=7",
+        "score.reward={iou: 0.7, my.pkg:function: 0.3}",
+        "eval.models=[base, perpo]",
+        "filter.max_lists=",
+    ]
+    config = load_config(path, map(parse_set, sets))
+    variants = config.train.variants()
+    assert list(variants) == ["w.1", "perpo"]
+    assert (variants["perpo"].lora.rank, variants["perpo"].beta) == (8, 0.2)
+    assert (variants["w.1"].lora.rank, variants["w.1"].learning_rate) == (8, 1e-4)
+    assert config.prepare["train"].model_dump()["num_prompts"] == 7
+    assert config.score.reward == {"iou": 0.7, "my.pkg:function": 0.3}
+    assert (config.eval.models, config.filter.max_lists) == (["base", "perpo"], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("filter.min_margin", "--set filter.min_margin: this is not section.key=value"),
+        ("=3", "--set =3: this is not section.key=value"),
+        ("eval.models=[base", "--set eval.models=[base: the value cannot be read as YAML"),
+        ("score.reward={a: 1, a: 2}", "the key 'a' is given twice"),
+    ],
+)
+def test_a_set_that_cannot_be_read_is_a_fault(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_set(text)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("second", ["train.lora.rank=9", "train.lora={alpha: 3}", "train={}"])
+def test_a_setting_given_twice_is_a_fault_not_an_overwrite(tmp_path: Path, second: str) -> None:
+    sets = [parse_set("train.lora.rank=8"), parse_set(second)]
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL), sets)
+    assert f"is given twice: --set train.lora.rank=8 and --set {second}" in str(caught.value)
+    whole_then_part = [parse_set("train.lora={alpha: 3}"), parse_set("train.lora.rank=8")]
+    (settings,) = load_config(write(tmp_path, MINIMAL), whole_then_part).train.variants().values()
+    assert (settings.lora.rank, settings.lora.alpha) == (8, 3)

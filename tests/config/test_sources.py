@@ -49,7 +49,7 @@ def test_the_command_takes_equal_amounts_from_refers_folders(tree: Tree) -> None
             "prepare",
             "refer",
             "refer",
-            "--variant",
+            "--split",
             "train",
             "--per-dataset",
             "3",
@@ -63,21 +63,22 @@ def test_the_command_takes_equal_amounts_from_refers_folders(tree: Tree) -> None
     assert rows == ["refcoco_train"] * 3 + ["refcoco+_train"] * 3 + ["refcocog_train"] * 3
 
 
-def test_lists_are_given_with_commas(tree: Tree) -> None:
+def test_lists_are_given_as_yaml(tree: Tree) -> None:
     assert (
         run(
             "prepare",
             "refer",
             "refer",
-            "--variant",
+            "--split",
             "mine",
-            "--datasets",
-            "refcoco,refcocog",
-            "--splits",
-            "train,val",
-            "--split-by",
-            "refcocog=umd",
-            "--keep-evaluated",
+            "--set",
+            "prepare.mine.datasets=[refcoco, refcocog]",
+            "--set",
+            "prepare.mine.splits=[train, val]",
+            "--set",
+            "prepare.mine.split_by={refcocog: umd}",
+            "--set",
+            "prepare.mine.leave_out_evaluated=false",
             "--image-root",
             "refer/train2014",
             "--quiet",
@@ -103,29 +104,57 @@ def test_lists_are_given_with_commas(tree: Tree) -> None:
         ),
         (["prepare", "jsonl", "x.jsonl", "--task", "orc"], "prepare.train.task (--task): Input"),
         (
-            ["prepare", "jsonl", "x.jsonl", "--variant", "../x"],
-            "prepare.../x (--variant): a name has letters, digits, '.', '_' and '-', and begins "
-            "with",
+            ["prepare", "jsonl", "x.jsonl", "--split", "../x"],
+            "prepare.../x (--split): a name has letters, digits, '.', '_' and '-', and begins with",
         ),
-        (["prepare", "jsonl", "x.jsonl", "--variant", ""], "(--variant): a name has letters"),
+        (["prepare", "jsonl", "x.jsonl", "--split", ""], "(--split): a name has letters"),
         (
-            ["prepare", "--variant", "testA", "--per-dataset", "3"],
-            "prepare.testA (--variant): names no source; one of testbed, ",
+            ["prepare", "--split", "testA", "--per-dataset", "3"],
+            "prepare.testA (--split): names no source; one of testbed, ",
         ),
         (["prepare", "r.yaml"], "give the source first: perpo prepare SOURCE r.yaml, with one of"),
         (["prepare", "no/ok.jsonl"], "give the source first: perpo prepare jsonl no/ok.jsonl"),
         (["prepare", "jsonl", "no/ok.jsonl"], "correct the path, or fetch the data"),
-        (["prepare", "refer", "refer", "--split-by", "umd"], "give DATASET=NAME"),
         (
-            ["prepare", "refer", "refer", "--image-root", ".", "--datasets", "refclef"],
-            "prepare.train.datasets.0 (--datasets): Input should be 'refcoco'",
+            [
+                "prepare",
+                "refer",
+                "refer",
+                "--image-root",
+                ".",
+                "--set",
+                "prepare.train.split_by=umd",
+            ],
+            "prepare.train.split_by (--set prepare.train.split_by=umd): Input should be a valid "
+            "dictionary",
         ),
         (
-            ["prepare", "refer", "refer", "--image-root", ".", "--splits", "val,val"],
+            [
+                "prepare",
+                "refer",
+                "refer",
+                "--image-root",
+                ".",
+                "--set",
+                "prepare.train.datasets=[refclef]",
+            ],
+            "prepare.train.datasets.0 (--set prepare.train.datasets=[refclef]): Input should be "
+            "'refcoco'",
+        ),
+        (
+            [
+                "prepare",
+                "refer",
+                "refer",
+                "--image-root",
+                ".",
+                "--set",
+                "prepare.train.splits=[val, val]",
+            ],
             "a name is given twice",
         ),
-        (["prepare", "--keep-evaluated"], "--keep-evaluated: of one split"),
-        (["prepare", "--per-dataset", "3"], "--per-dataset: of one split"),
+        (["prepare", "--image-root", "x"], "--image-root: these options need exactly one split"),
+        (["prepare", "--per-dataset", "3"], "--per-dataset: these options need exactly one split"),
     ],
 )
 def test_a_wrong_flag_is_one_message(
@@ -136,7 +165,18 @@ def test_a_wrong_flag_is_one_message(
 
 
 def test_a_split_has_the_name_that_refer_gives_it(tree: Tree) -> None:
-    assert run("prepare", "testbed", "--variant", "testA", "--num-prompts", "2", "--quiet") == 0
+    assert (
+        run(
+            "prepare",
+            "testbed",
+            "--split",
+            "testA",
+            "--set",
+            "prepare.testA.num_prompts=2",
+            "--quiet",
+        )
+        == 0
+    )
     assert open_version(Path("data/r/prompts/testA")).manifest["rows"] == 2
 
 
@@ -145,7 +185,7 @@ def test_a_flag_changes_one_setting_of_the_files_source(tree: Tree) -> None:
         "run: r\nsample: {split: train}\neval: {split: train}\nprepare:\n"
         "  train: {source: refer, path: refer, image_root: refer/train2014, per_dataset: 2}\n"
     )
-    assert run("prepare", "--variant", "train", "--per-dataset", "1", "--quiet") == 0
+    assert run("prepare", "--split", "train", "--per-dataset", "1", "--quiet") == 0
     assert open_version(Path("data/r/prompts/train")).manifest["rows"] == 3
 
 

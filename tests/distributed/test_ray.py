@@ -1,4 +1,4 @@
-"""`perpo sample --engine ray` on real actors: the rows of one process, whoever is killed."""
+"""`perpo sample` with engine ray on real actors: the rows of one process, whoever is killed."""
 
 import json
 import os
@@ -28,7 +28,7 @@ prepare:
   test: {source: testbed, num_prompts: 2}
 sample: {num_samples: 3, max_new_tokens: 20, batch_size: 2, prompts_per_part: 3}
 """
-RAY = ["--engine", "ray", "--num-actors", "2"]
+RAY = ["--set", "sample.engine=ray", "--set", "sample.num_actors=2"]
 PATIENCE_S = 120
 
 
@@ -272,7 +272,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_a_cluster_that_is_there_is_joined_and_left(
     one_process: Place, place: Place, cluster: str
 ) -> None:
-    for variable, flags in ({}, ["--ray-address", cluster]), ({"RAY_ADDRESS": cluster}, []):
+    for variable, flags in (
+        ({}, ["--set", f"sample.ray_address={cluster}"]),
+        ({"RAY_ADDRESS": cluster}, []),
+    ):
         shutil.rmtree(place.folder / "data/r/samples", ignore_errors=True)
         driver = place.start("sample", *RAY, *flags, **variable)
         assert not [p for p in psutil.Process(driver.pid).children() if "raylet" in command_of(p)]
@@ -286,7 +289,9 @@ def test_actors_on_gpus_have_one_each(one_process: Place, place: Place, cluster:
         "sample: {", "sample: {backend: transformers, "
     )
     (place.folder / "r.yaml").write_text(on_gpus)
-    code, _, told = place.run("sample", "--engine", "ray", "--ray-address", cluster)
+    code, _, told = place.run(
+        "sample", "--set", "sample.engine=ray", "--set", f"sample.ray_address={cluster}"
+    )
     assert code == 0, told
     notes = place.folder.rglob("gpu-of-*")
     assert sorted(note.read_text() for note in notes) == ["0", "1"]
@@ -295,7 +300,13 @@ def test_actors_on_gpus_have_one_each(one_process: Place, place: Place, cluster:
 
 def test_more_actors_than_a_cluster_has_room_for_are_refused(place: Place, cluster: str) -> None:
     code, _, told = place.run(
-        "sample", "--engine", "ray", "--num-actors", "3", "--ray-address", cluster
+        "sample",
+        "--set",
+        "sample.engine=ray",
+        "--set",
+        "sample.num_actors=3",
+        "--set",
+        f"sample.ray_address={cluster}",
     )
     assert code == 2
     assert "room for 2 actors with a CPU each, 3 are wanted" in told
@@ -307,7 +318,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(address: str, place: Place)
     last.parent.mkdir()
     last.write_text("127.0.0.1:1")
     code, _, told = place.run(
-        "sample", *RAY, "--ray-address", address, RAY_TMPDIR=str(place.folder)
+        "sample", *RAY, "--set", f"sample.ray_address={address}", RAY_TMPDIR=str(place.folder)
     )
     assert code == 2
     assert "the Ray cluster cannot be used: [Errno 111] Connection refused" in told
@@ -315,7 +326,9 @@ def test_a_cluster_that_is_not_there_is_told_at_once(address: str, place: Place)
 
 
 def test_why_an_actor_cannot_open_its_model_is_told(place: Place, cluster: str) -> None:
-    code, _, told = place.run("sample", *RAY, "--backend", "vllm", "--ray-address", cluster)
+    code, _, told = place.run(
+        "sample", *RAY, "--backend", "vllm", "--set", f"sample.ray_address={cluster}"
+    )
     assert code == 2
     assert "vLLM is not installed" in told or "vLLM is installed but cannot" in told
 
@@ -342,14 +355,14 @@ def test_a_prompt_that_fails_in_an_actor_is_told_and_repaired(tmp_path: Path, cl
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     assert place.run("prepare")[0] == 0
     (tmp_path / "2.png").write_bytes(b"damaged")
-    ray = [*RAY, "--ray-address", cluster]
+    ray = [*RAY, "--set", f"sample.ray_address={cluster}"]
 
     code, _, told = place.run("sample", *ray)
     assert code == 2
     assert "1 prompts cannot be sampled (max_errors 0)" in told
     assert "has changed since `perpo prepare`" in told and "2.png" in told
 
-    assert place.run("sample", *ray, "--max-errors", "1")[0] == 0
+    assert place.run("sample", *ray, "--set", "sample.max_errors=1")[0] == 0
     version = place.sampled()
     assert version.manifest["rows"] == 10 and version.manifest["counts"]["failed"] == 1
     (error,) = version.table("errors").to_pylist()

@@ -139,7 +139,7 @@ def test_where_deepspeed_is_installed_stdout_has_results_alone(
 
 def test_processes_with_unlike_lists_make_the_same_number_of_forwards(workdir: Path) -> None:
     """3 lists a step and a forward each: 2 forwards here, 1 there; 19 lists leave one over."""
-    flags = ("--max-tokens-per-step", "1", "--config", "uneven.yaml")
+    flags = ("--set", "train.max_tokens_per_step=1", "--config", "uneven.yaml")
     (workdir / "uneven.yaml").write_text(
         CONFIG.replace("batch_size: 4\n  epochs: 2", "batch_size: 3\n  epochs: 1")
     )

@@ -1,4 +1,4 @@
-"""`perpo eval --predictions`: published figures of answers that others made, and the artifacts."""
+"""`perpo measure`: published figures of answers that others made, and the artifacts."""
 
 import json
 from pathlib import Path

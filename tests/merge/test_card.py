@@ -238,7 +238,7 @@ def test_given_metrics_replace_those_of_the_run(run: Path, tmp_path: Path) -> No
     """Metrics of the adapter and of a file of answers; the card says which is which."""
     answers = tmp_path / "pages.jsonl"
     answers.write_text('{"completion": "a b", "gt_text": "a b"}\n')
-    perpo("eval", "--predictions", str(answers), "--task", "vqa", "--out", str(tmp_path / "own"))
+    perpo("measure", "answers", str(answers), "--out", str(tmp_path / "own"))
     given = [run / "metrics/perpo", tmp_path / "own/metrics"]
     merge(run / "adapter/perpo", tmp_path / "merged", metrics=given, console=QUIET)
     text = (tmp_path / "merged" / CARD).read_text()

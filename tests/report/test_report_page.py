@@ -248,7 +248,7 @@ def test_a_run_without_training_still_has_a_page(tmp_path):
 def test_a_missing_artifact_is_named(tmp_path):
     run = make_synthetic_run(tmp_path)
     shutil.rmtree(run.place("metrics", "dpo"))
-    with pytest.raises(ArtifactError, match=r"metrics/dpo(.|\n)*run: perpo eval --variant dpo"):
+    with pytest.raises(ArtifactError, match=r"metrics/dpo(.|\n)*run: perpo eval --evaluation dpo"):
         report(run)
 
 

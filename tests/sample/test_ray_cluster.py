@@ -244,7 +244,7 @@ def test_a_missing_ray_names_what_to_install(
 ) -> None:
     monkeypatch.setattr(ray_cluster, "ENVIRONMENT", {})
     monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
-    assert run("sample", "--engine", "ray") == 2
+    assert run("sample", "--set", "sample.engine=ray") == 2
     told = capsys.readouterr().err
     assert "Ray cannot be used" in told
     assert "pip install -c constraints.txt -e '.[ray]'" in told
@@ -253,9 +253,15 @@ def test_a_missing_ray_names_what_to_install(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--num-actors", "2"], "num_actors is for engine ray"),
-        (["--engine", "ray", "--num-gpus", "2"], "num_gpus is for the GPUs of one machine"),
-        (["--engine", "ray", "--backend", "openai"], "no meaning for the openai backend"),
+        (["--set", "sample.num_actors=2"], "num_actors is for engine ray"),
+        (
+            ["--set", "sample.engine=ray", "--set", "sample.num_gpus=2"],
+            "num_gpus is for the GPUs of one machine",
+        ),
+        (
+            ["--set", "sample.engine=ray", "--backend", "openai"],
+            "no meaning for the openai backend",
+        ),
     ],
 )
 def test_settings_of_another_engine_are_refused(
@@ -269,7 +275,7 @@ def test_what_a_machine_without_gpu_cannot_tell_must_be_named(
     no_gpu_here: None, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared.write_text(CONFIG.replace("dtype: float32, device: cpu", "device: cuda"))
-    assert run("sample", "--engine", "ray") == 2
+    assert run("sample", "--set", "sample.engine=ray") == 2
     assert "model.dtype: auto and sample.backend: auto cannot be told" in capsys.readouterr().err
 
 
@@ -278,5 +284,16 @@ def test_the_engine_does_not_count_in_the_version(
 ) -> None:
     assert run("sample") == 0
     capsys.readouterr()
-    assert run("sample", "--engine", "ray", "--num-actors", "2", "--ray-address", "auto") == 0
+    assert (
+        run(
+            "sample",
+            "--set",
+            "sample.engine=ray",
+            "--set",
+            "sample.num_actors=2",
+            "--set",
+            "sample.ray_address=auto",
+        )
+        == 0
+    )
     assert "up to date" in capsys.readouterr().err

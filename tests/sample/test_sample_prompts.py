@@ -85,7 +85,7 @@ def test_nothing_is_begun_after_one_failure_too_many(broken: Path) -> None:
 
 def test_parts_under_way_in_other_processes_are_kept(broken: Path) -> None:
     (broken.parent / "0.png").write_bytes(b"damaged")
-    assert run("sample", "--num-gpus", "2") == 2
+    assert run("sample", "--set", "sample.num_gpus=2") == 2
     assert len(list(Path("data/r/samples/train").glob("*/part-*.parquet"))) == 2
 
 
@@ -111,7 +111,7 @@ def test_allowed_failures_go_to_errors_with_their_reason(
     assert version.manifest["rows"] == 6 and version.manifest["counts"]["failed"] == 1
     (error,) = version.table("errors").to_pylist()
     assert "has changed since `perpo prepare`" in error["reason"]
-    assert run("sample", "--max-errors", "0") == 2, "what was allowed then is not now"
+    assert run("sample", "--set", "sample.max_errors=0") == 2, "what was allowed then is not now"
     told = capsys.readouterr().err
     assert "1 of 4 prompts could not be sampled" in told and "remove this directory" in told
 
@@ -146,7 +146,7 @@ def test_several_processes_and_a_restart_give_the_same_rows(testbed: Path) -> No
     expected = one.table().to_pylist()
     assert len(one.parts()) == 3
     shutil.rmtree("data/r/samples")
-    assert run("sample", "--num-gpus", "2") == 0
+    assert run("sample", "--set", "sample.num_gpus=2") == 0
     assert sampled().fingerprint == one.fingerprint
     assert sampled().table().to_pylist() == expected
     # As after a kill: no manifest, and the middle part is not there yet.
@@ -162,7 +162,7 @@ def test_several_processes_and_a_restart_give_the_same_rows(testbed: Path) -> No
 def test_an_error_in_another_process_is_the_same_error(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("sample", "--num-gpus", "2") == 2
+    assert run("sample", "--set", "sample.num_gpus=2") == 2
     assert "has changed since `perpo prepare`" in capsys.readouterr().err
 
 
@@ -192,7 +192,7 @@ def test_the_preview_is_what_score_says(
         "tqdm.tqdm.set_postfix", lambda self, values, refresh: shown.append(dict(values))
     )
     shutil.rmtree("data/r/samples")
-    assert run("sample", "--preview-reward", "iou") == 0
+    assert run("sample", "--set", "sample.preview_reward=iou") == 0
     mean = sum(scores["reward"]) / len(scores["reward"])
     assert shown[-1]["reward"] == f"{mean:.3f}" and shown[-1]["parsed"].endswith("%")
     assert float(shown[-1]["tokens/s"]) > 0
@@ -217,7 +217,7 @@ def test_a_server_needs_its_url(testbed: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_server_has_its_own_gpus(testbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = ["--base-url", "http://127.0.0.1:1/v1"]
-    assert run("sample", "--backend", "openai", *url, "--num-gpus", "2") == 2
+    assert run("sample", "--backend", "openai", *url, "--set", "sample.num_gpus=2") == 2
     assert "num_gpus has no meaning for the openai backend" in capsys.readouterr().err
 
 
@@ -284,7 +284,7 @@ def test_why_another_process_cannot_open_the_model_is_told(
     testbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree("data/r/samples")
-    assert run("sample", "--backend", "vllm", "--num-gpus", "2") == 2
+    assert run("sample", "--backend", "vllm", "--set", "sample.num_gpus=2") == 2
     assert "vLLM is not installed" in capsys.readouterr().err
 
 
@@ -299,8 +299,8 @@ def test_processes_end_with_their_parent(testbed: Path, signal_: signal.Signals)
             "sample",
             "--config",
             "r.yaml",
-            "--num-gpus",
-            "2",
+            "--set",
+            "sample.num_gpus=2",
             "--max-new-tokens",
             "400",
             "--quiet",

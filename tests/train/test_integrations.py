@@ -72,7 +72,7 @@ def test_tensorboard_has_every_step_under_the_runs_folder_alone(
 ) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(prepared / "elsewhere"))
     before = files_under(prepared)
-    assert perpo("train", "--log-to", "tensorboard") == 0
+    assert perpo("train", "--set", "train.log_to=[tensorboard]") == 0
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(prepared / "elsewhere")
     new = files_under(prepared) - before
     assert all(path.is_relative_to(prepared / "data/r") for path in new)
@@ -93,9 +93,12 @@ def test_tensorboard_has_every_step_under_the_runs_folder_alone(
 def test_an_unknown_name_is_told_with_those_there_are(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert perpo("train", "--log-to", "tensorbored") == 2
+    assert perpo("train", "--set", "train.log_to=[tensorbored]") == 2
     told = capsys.readouterr().err
-    assert "train.log_to (--log-to): there is no integration 'tensorbored'" in told
+    assert (
+        "train.log_to (--set train.log_to=[tensorbored]): there is no integration 'tensorbored'"
+        in told
+    )
     assert all(name in told for name in integration_utils.INTEGRATION_TO_CALLBACK)
     for name in ("all", "none"):  # transformers' own words, for what a list says better
         with pytest.raises(ValueError, match=f"no integration '{name}'"):
@@ -126,7 +129,15 @@ def test_a_missing_package_ends_the_command_before_any_model_is_loaded(
 
     monkeypatch.setattr(integrations.importlib.util, "find_spec", lambda module: None)
     monkeypatch.setattr(stage, "open_model", None)
-    code = perpo("train", "--variant", "perpo", "--learning-rate", "2e-3", "--log-to", "wandb")
+    code = perpo(
+        "train",
+        "--method",
+        "perpo",
+        "--set",
+        "train.learning_rate=2e-3",
+        "--set",
+        "train.log_to=[wandb]",
+    )
     assert code == 2
     assert "pip install -c constraints.txt wandb" in capsys.readouterr().err
 

@@ -50,13 +50,13 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_reference_is_computed_once_for_all_methods(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert perpo("train", "--variant", "perpo") == 0
+    assert perpo("train", "--method", "perpo") == 0
     told = capsys.readouterr().err
     assert "self-check passed" in told and "reference train: up to date" not in told
-    assert perpo("train", "--variant", "lipo", "--max-tokens-per-step", "300") == 0
+    assert perpo("train", "--method", "lipo", "--set", "train.max_tokens_per_step=300") == 0
     assert "reference train: up to date" in capsys.readouterr().err
     assert len(list(Path("data/r/reference/train").glob("*/manifest.json"))) == 1
-    assert perpo("train", "--variant", "perpo", "--forward", "concatenated") == 0
+    assert perpo("train", "--method", "perpo", "--set", "train.forward=concatenated") == 0
     told = capsys.readouterr().err
     assert "self-check" not in told and "reference train: up to date" not in told
     log = [
@@ -75,11 +75,11 @@ def test_an_untried_family_is_sampled_trained_and_evaluated_the_plain_way(
     for command in ("prepare", "sample", "score", "filter"):
         assert perpo(command) == 0
     capsys.readouterr()
-    assert perpo("train", "--variant", "perpo") == 0
+    assert perpo("train", "--method", "perpo") == 0
     told = capsys.readouterr().err
     assert "forward: concatenated" in told and "'llava'" in told
-    assert perpo("eval", "--variant", "perpo") == 0
-    assert perpo("train", "--variant", "perpo", "--forward", "shared-prefix") == 0
+    assert perpo("eval", "--evaluation", "perpo") == 0
+    assert perpo("train", "--method", "perpo", "--set", "train.forward=shared-prefix") == 0
     assert "self-check passed" in capsys.readouterr().err
 
 
@@ -96,10 +96,10 @@ def test_a_list_longer_than_the_context_is_named_and_left_out_on_request_alone(
     monkeypatch.setattr(train_stage, "count_row_tokens", count)
     monkeypatch.setattr(train_stage, "context_length", lambda vlm: 1000)
     capsys.readouterr()
-    assert perpo("train", "--variant", "perpo") == 2
+    assert perpo("train", "--method", "perpo") == 2
     told = capsys.readouterr().err
-    assert all(p in told for p in too_long) and "--drop-too-long" in told
-    assert perpo("train", "--variant", "perpo", "--drop-too-long") == 0
+    assert all(p in told for p in too_long) and "--set train.drop_too_long=true" in told
+    assert perpo("train", "--method", "perpo", "--set", "train.drop_too_long=true") == 0
     assert f"dropped {len(too_long)} lists" in capsys.readouterr().err
     counts = open_version(Path("data/r/adapter/perpo")).manifest["counts"]
     assert counts["dropped_too_long"] == len(too_long)
@@ -107,7 +107,7 @@ def test_a_list_longer_than_the_context_is_named_and_left_out_on_request_alone(
 
 
 def test_images_are_prepared_by_other_processes_just_the_same(workdir: Path) -> None:
-    assert perpo("train", "--variant", "perpo") == 0
+    assert perpo("train", "--method", "perpo") == 0
     first = open_version(Path("data/r/adapter/perpo")).table()["loss"].to_pylist()
     text = CONFIG.replace(
         "batch_size: 4\n  learning", "batch_size: 4\n  num_workers: 2\n  learning"
@@ -115,7 +115,7 @@ def test_images_are_prepared_by_other_processes_just_the_same(workdir: Path) -> 
     (workdir / "r.yaml").write_text(text.replace("run: r", "run: other"))
     for command in ("prepare", "sample", "score", "filter"):
         assert perpo(command) == 0
-    assert perpo("train", "--variant", "perpo") == 0
+    assert perpo("train", "--method", "perpo") == 0
     again = open_version(Path("data/other/adapter/perpo")).table()["loss"].to_pylist()
     assert again == first
 
@@ -132,7 +132,7 @@ def test_an_image_that_changed_is_told_by_a_worker_as_it_would_be_without(
     text = CONFIG.replace("batch_size: 4\n", "batch_size: 4\n  num_workers: 2\n")
     (workdir / "r.yaml").write_text(text)
     capsys.readouterr()
-    assert perpo("train", "--variant", "perpo") == 2
+    assert perpo("train", "--method", "perpo") == 2
     assert str(told) in capsys.readouterr().err
 
 
@@ -141,7 +141,7 @@ def test_a_dry_run_says_what_would_be_started_and_starts_nothing(
 ) -> None:
     """8 prompts, of which n have a preference: n / 4 steps, rounded up."""
     capsys.readouterr()
-    flags = ("--variant", "perpo", "--dry-run", "--num-processes", "2", "--deepspeed", "zero3")
+    flags = ("--method", "perpo", "--dry-run", "--num-processes", "2", "--deepspeed", "zero3")
     assert perpo("train", *flags) == 0
     told = capsys.readouterr().out
     kept = open_version(Path("data/r/preferences/train")).manifest["rows"]
@@ -160,7 +160,7 @@ def test_more_processes_than_lists_of_a_step_are_refused_before_they_start(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert perpo("train", "--variant", "perpo", "--num-processes", "5") == 2
+    assert perpo("train", "--method", "perpo", "--num-processes", "5") == 2
     told = capsys.readouterr().err
     assert "train.batch_size is 4 lists a step, for 5 processes" in told
     assert "use at most 4 processes" in told
@@ -170,5 +170,5 @@ def test_a_step_that_is_not_shared_evenly_is_said(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert perpo("train", "--variant", "perpo", "--dry-run", "--num-processes", "3") == 0
+    assert perpo("train", "--method", "perpo", "--dry-run", "--num-processes", "3") == 0
     assert "4 lists over 3 processes" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`perpo sample --engine ray --backend vllm`: an actor holds vLLM's engine, and lets go of it."""
+"""`perpo sample` with engine ray and backend vllm: an actor holds vLLM's engine and frees it."""
 
 import os
 import signal
@@ -67,7 +67,16 @@ def sampled(folder: Path, out: str, process: "subprocess.Popen[bytes]") -> Versi
 def test_an_actor_with_vllm_is_killed_and_gives_the_rows_of_one_process(folder: Path) -> None:
     """All columns are equal: vLLM's batches depend on the part alone, wherever it is sampled."""
     one_process = start(folder, "sample", "--out", "one")
-    driver = start(folder, "sample", "--engine", "ray", "--num-actors", "1", "--out", "ray")
+    driver = start(
+        folder,
+        "sample",
+        "--set",
+        "sample.engine=ray",
+        "--set",
+        "sample.num_actors=1",
+        "--out",
+        "ray",
+    )
     wait_until(lambda: list(folder.glob("ray/*/part-*.parquet")), driver, PATIENCE_S)
     (first,) = actors_of(driver.pid)
     assert processes_below(first) == [], (

@@ -116,6 +116,6 @@ def test_killed_and_started_again_it_ends_with_the_same_rows(
 
 
 def test_two_processes_give_the_same_rows(prepared: Path, undisturbed: Version) -> None:
-    shared = sample(prepared, "two", "--num-gpus", "2")
+    shared = sample(prepared, "two", "--set", "sample.num_gpus=2")
     assert shared.fingerprint == undisturbed.fingerprint
     assert rows_of(shared) == rows_of(undisturbed)

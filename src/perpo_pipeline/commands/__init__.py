@@ -1,1 +1,1 @@
-"""What the command line offers: one short function a command (cli.py puts them together)."""
+"""What the command line offers, one file per command (cli.py puts them together)."""

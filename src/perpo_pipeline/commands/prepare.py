@@ -1,7 +1,7 @@
 """`perpo prepare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,90 +12,133 @@ from perpo_pipeline.commands.options import (
     Out,
     Quiet,
     RunName,
-    each_variant,
+    Set,
+    choose_names,
     open_run,
-    print_paths,
 )
+from perpo_pipeline.commands.output import print_paths
+from perpo_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from perpo_pipeline.config.overrides import Override
+
+_BY_SUFFIX = {".jsonl": "jsonl", ".parquet": "lmms-lab"}  # the likeliest layout
 
 
 def prepare(
     source: Annotated[
-        str | None, typer.Argument(help="the layout, as above; default: the file's")
+        str | None, typer.Argument(help="layout of the dataset, see the table; default: the file's")
     ] = None,
-    path: Annotated[Path | None, typer.Argument(help="the file or folder, as above")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="file or folder of the dataset, see the table")
+    ] = None,
     config: Config = DEFAULT_CONFIG,
-    variant: Annotated[
+    split: Annotated[
         str | None,
         typer.Option(
-            "--variant",
-            help="the split to prepare; default: all of the file's, or train if a SOURCE is given",
+            help="name of the split to prepare; default: every split of the run's file, or train "
+            "if SOURCE is given"
         ),
     ] = None,
-    image_root: Annotated[Path | None, typer.Option(help="folder of the images")] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="folder of the images (prepare.SPLIT.image_root)")
+    ] = None,
     per_dataset: Annotated[
-        int | None, typer.Option(help="so many rows of each dataset, chosen by the seed")
+        int | None,
+        typer.Option(
+            help="rows to take from each dataset, drawn with the seed (prepare.SPLIT.per_dataset)"
+        ),
     ] = None,
-    datasets: Annotated[
-        str | None, typer.Option(help="of refer: refcoco,refcoco+,refcocog (all)")
+    task: Annotated[
+        str | None,
+        typer.Option(help="task of jsonl rows that name none: grounding, ocr or vqa"),
     ] = None,
-    splits: Annotated[
-        str | None, typer.Option(help="of refer: train,val,testA,testB,test (that of --variant)")
-    ] = None,
-    split_by: Annotated[
-        str | None, typer.Option(help="of refer, e.g. refcocog=google (unc, unc, umd)")
-    ] = None,
-    keep_evaluated: Annotated[
-        bool, typer.Option("--keep-evaluated", help="of refer: do not leave evaluated images out")
-    ] = False,
-    task: Annotated[str | None, typer.Option(help="of jsonl rows that name none")] = None,
-    num_prompts: Annotated[int | None, typer.Option(help="how many to render (testbed)")] = None,
+    sets: Set = None,
     run: RunName = None,
     out: Out = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Turn a dataset into prompts: image, instruction and truth, with stable keys.
+    """Turn a dataset into prompts: image, instruction and ground truth, with stable keys.
 
-    All boxes are read in pixels of the full image; perpo-json alone has them as text in the run's
-    box_format and box_frame. They become xyxy pixels.
+    Boxes are read in pixels of the full image and become xyxy pixels. Only perpo-json has boxes
+    as text, in the run's box_format and box_frame.
 
     \b
     SOURCE     PATH                                                        boxes
     testbed    (none: scenes are rendered)                                 -
-    jsonl      a line: image, prompt or expression, task, gt_box or gt_... xyxy px
+    jsonl      JSON lines: image, prompt or expression, task, gt_...       xyxy px
     refer      ROOT with refcoco/, refcoco+/, refcocog/: refs(...).p and
                instances.json                                              xywh px
     lmms-lab   Parquet files of lmms-lab/RefCOCO: file, folder, pattern    xywh px
-    rec-jsonl  Qwen-VL, InternVL: image, sent, bbox, height, width a line  xyxy px
-    shikra     Shikra: img_path, expression, bbox a line                   xyxy px
+    rec-jsonl  Qwen-VL, InternVL: lines of image, sent, bbox, height, width  xyxy px
+    shikra     Shikra: lines of img_path, expression, bbox                 xyxy px
     minigpt4   MiniGPT-4: a list of img_id, sents, bbox, height, width     xywh px
     fox        Fox's pages: a list of image, conversations                 none: text
-    perpo-json PerPO's released lists, which become samples and scores,
-               too: image_path, question, answer, answers_gen, iou_scores  text
+    perpo-json PerPO's released lists, which also become samples and
+               scores: image_path, question, answer, answers_gen,
+               iou_scores                                                  text
 
-    Example: perpo prepare --config configs/demo.yaml --variant train
+    Example: perpo prepare --config configs/demo.yaml --split train
 
-    Example: perpo prepare refer ROOT --variant train --per-dataset 1000 --image-root DIR
+    Example: perpo prepare jsonl my/train.jsonl --task grounding --split train
 
-    Example: perpo prepare jsonl my/train.jsonl --task grounding --variant train
+    Example: perpo prepare refer ROOT --image-root DIR --set prepare.train.datasets=[refcocog]
     """
     from perpo_pipeline.prepare.prepare_prompts import prepare as prepare_stage
-    from perpo_pipeline.prepare.settings import source_settings
 
-    split = "train" if variant is None and source is not None else variant
-    settings = source_settings(
-        split,
-        source=source,
-        path=path,
-        image_root=image_root,
-        per_dataset=per_dataset,
-        datasets=datasets,
-        splits=splits,
-        split_by=split_by,
-        keep_evaluated=keep_evaluated,
-        task=task,
-        num_prompts=num_prompts,
+    split = "train" if split is None and source is not None else split
+    flags = {
+        "PATH": ("path", path and str(path)),
+        "--image-root": ("image_root", image_root and str(image_root)),
+        "--per-dataset": ("per_dataset", per_dataset),
+        "--task": ("task", task),
+    }
+    opened = open_run(
+        config,
+        sets,
+        run=run,
+        out=out,
+        quiet=quiet,
+        settings=_source_settings(split, source, flags),
     )
-    opened = open_run(config, run=run, out=out, quiet=quiet, settings=settings)
-    chosen = each_variant(list(opened.config.prepare), split, out)
+    chosen = choose_names(list(opened.config.prepare), split, out, option="--split", what="split")
     print_paths([prepare_stage(opened, name) for name in chosen])
+
+
+def _source_settings(
+    split: str | None, source: str | None, flags: dict[str, tuple[str, Any]]
+) -> "list[Override]":
+    """Settings of the split: a new source if one is named, otherwise single values of the file's.
+
+    Raises `ConfigError` for an unknown source, and for options without a split.
+    """
+    from perpo_pipeline.config.overrides import Override
+    from perpo_pipeline.config.sources import SOURCE_NAMES
+
+    given = {option: (key, value) for option, (key, value) in flags.items() if value is not None}
+    if source is not None and source not in SOURCE_NAMES:
+        raise ConfigError(
+            f"there is no source '{source}'", fix=_fix_of_source(source, ", ".join(SOURCE_NAMES))
+        )
+    if given and split is None:
+        raise ConfigError(
+            f"{', '.join(given)}: these options need exactly one split",
+            fix="choose it with --split",
+        )
+    place = ("prepare", str(split))
+    whole = [] if source is None else [Override(place, {"source": source}, "--split")]
+    return whole + [
+        Override((*place, key), value, option, named_by="--split")
+        for option, (key, value) in given.items()
+    ]
+
+
+def _fix_of_source(source: str, known: str) -> str:
+    """What to do about a word that is no source; often it is the path."""
+    if not (Path(source).exists() or "/" in source or Path(source).suffix):
+        return f"choose one of {known}"
+    layout = _BY_SUFFIX.get(Path(source).suffix)
+    if layout is None:
+        return f"give the source first: perpo prepare SOURCE {source}, with one of {known}"
+    return f"give the source first: perpo prepare {layout} {source}"

@@ -1,6 +1,7 @@
 """`perpo train`."""
 
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,15 +15,17 @@ from perpo_pipeline.commands.options import (
     Preferences,
     Quiet,
     RunName,
-    Variant,
-    each_variant,
+    Set,
+    check_one_out,
+    choose_names,
     open_run,
-    print_paths,
 )
+from perpo_pipeline.commands.output import print_paths
 from perpo_pipeline.config.methods import METHODS
-from perpo_pipeline.errors import ConfigError, Stopped
+from perpo_pipeline.errors import Stopped
 
 if TYPE_CHECKING:
+    from perpo_pipeline.config.run import RunConfig
     from perpo_pipeline.run import Run
     from perpo_pipeline.store.artifacts import Version
     from perpo_pipeline.train.launch import Launch
@@ -31,85 +34,95 @@ if TYPE_CHECKING:
 def train(
     ctx: typer.Context,
     config: Config = DEFAULT_CONFIG,
-    variant: Variant = None,
-    method: Annotated[str | None, typer.Option(help=", ".join(METHODS))] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="an entry of train.methods, one of its seeds as NAME-seedN, or a method with the "
+            f"shared settings: {', '.join(METHODS)}; default: every entry"
+        ),
+    ] = None,
     preferences: Preferences = None,
     model: Model = None,
-    beta: Annotated[float | None, typer.Option(help="scale of the implicit score")] = None,
-    gamma: Annotated[float | None, typer.Option(help="exponent of the reward gap")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="peak of the schedule")] = None,
-    forward: Annotated[
-        str | None, typer.Option(help="auto, shared-prefix, or concatenated (slow, safe)")
-    ] = None,
-    max_tokens_per_step: Annotated[
-        int | None, typer.Option(help="tokens a forward pass; lower it when memory runs out")
-    ] = None,
-    drop_too_long: Annotated[
-        bool, typer.Option("--drop-too-long", help="leave out lists longer than the context")
-    ] = False,
-    log_to: Annotated[
-        list[str] | None, typer.Option(help="tensorboard, wandb, ...; give it once for each")
-    ] = None,
     deepspeed: Annotated[
-        str | None, typer.Option(help="zero2, zero3, zero3-offload, or a path to settings")
+        str | None,
+        typer.Option(help="zero2, zero3, zero3-offload, or a path to settings (train.deepspeed)"),
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option(help="processes on this node, one a GPU; torchrun starts them")
+        int | None, typer.Option(help="processes on this node, one per GPU; torchrun starts them")
     ] = None,
-    num_nodes: Annotated[int | None, typer.Option(help="nodes that this command runs on")] = None,
+    num_nodes: Annotated[
+        int | None, typer.Option(help="number of nodes on which this command is started")
+    ] = None,
     node_rank: Annotated[
-        int | None, typer.Option(help="which of them this is, from 0; default: SLURM_NODEID")
+        int | None,
+        typer.Option(help="number of this node, counted from 0; default: SLURM_NODEID"),
     ] = None,
-    master: Annotated[str | None, typer.Option(help="HOST:PORT of node 0")] = None,
+    master: Annotated[
+        str | None, typer.Option(help="HOST:PORT of node 0, reachable from every node")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="say what would be started, and start nothing")
+        bool,
+        typer.Option("--dry-run", help="print the command, steps and memory, and start nothing"),
     ] = False,
+    sets: Set = None,
     run: RunName = None,
     out: Out = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train an adapter on the kept lists; resumes from the last whole checkpoint.
+    """Train an adapter on the kept lists.
+
+    Reads preferences, and writes one adapter per method (and seed). A stopped command resumes from
+    the last whole checkpoint.
 
     Example: perpo train --config configs/demo.yaml --method perpo
 
-    On eight GPUs: perpo train --config RUN.yaml --method perpo --num-processes 8 --deepspeed zero3
+    Example: perpo train --config configs/demo.yaml --method dpo --set train.beta=0.2
+
+    Example: perpo train --config RUN.yaml --method perpo --num-processes 8 --deepspeed zero3
     """
+    from perpo_pipeline.config.overrides import Override
     from perpo_pipeline.train.launch import choose_launch
 
-    variant = variant or method
-    if variant is None and (beta or gamma is not None or learning_rate):
-        raise ConfigError(
-            "--beta, --gamma and --learning-rate are of one variant",
-            fix="choose it with --variant or --method",
-        )
-    own = {"method": method, "beta": beta, "gamma": gamma, "learning_rate": learning_rate}
-    settings: dict[Any, Any] = {
-        "model.id": model,
-        "train.forward": forward,
-        "train.max_tokens_per_step": max_tokens_per_step,
-        "train.deepspeed": deepspeed,
-        "train.drop_too_long": drop_too_long or None,
-        "train.log_to": log_to or None,
+    settings = [
+        Override("model.id", model, "--model"),
+        Override("train.deepspeed", deepspeed, "--deepspeed"),
+    ]
+    given: dict[str, Any] = {
+        "run": run,
+        "out": out,
+        "quiet": quiet,
+        "inputs": {"preferences": preferences},
     }
-    if variant is not None:
-        settings |= {("train", "methods", variant, k): v for k, v in own.items()}
-    opened = open_run(
-        config,
-        run=run,
-        out=out,
-        quiet=quiet,
-        settings=settings,
-        inputs={"preferences": preferences},
-    )
-    names = each_variant(list(opened.config.train.variants()), variant, out)
+    opened = open_run(config, sets, settings=settings, **given)
+    if method is not None and (unlisted := _unlisted_method(opened.config, method)):
+        added = Override(("train", "methods", unlisted, "method"), unlisted, "--method")
+        opened = open_run(config, sets, settings=[*settings, added], **given)
+    names = _choose(opened, method)
     launch = choose_launch(num_processes, num_nodes, node_rank, master, os.environ)
     if dry_run:
-        _tell_plan(opened, names, launch, [*ctx.obj])
+        _print_plan(opened, names, launch, [*ctx.obj])
     elif launch is None:
         _train_here(opened, names)
     else:
-        _start_each(opened, names, launch, [*ctx.obj], named=variant is not None)
+        _start_each(opened, names, launch, [*ctx.obj], named=method in names)
+
+
+def _unlisted_method(config: "RunConfig", name: str) -> str | None:
+    """The known method that `name` (or NAME-seedN) asks for and that the file does not list."""
+    method = re.sub(r"-seed\d+$", "", name)
+    listed = {*config.train.methods, *config.train.variants()}
+    return method if method in METHODS and not listed & {method, name} else None
+
+
+def _choose(run: "Run", method: str | None) -> list[str]:
+    """The adapters to train: all, one by its name, or all seeds of one method."""
+    names = list(run.config.train.variants())
+    if method not in names and method in run.config.train.methods:
+        names = [f"{method}-seed{seed}" for seed in run.config.train.seeds]
+        check_one_out(names, run.out, option="--method", what="method")
+        return names
+    return choose_names(names, method, run.out, option="--method", what="method")
 
 
 def _train_here(run: "Run", names: list[str]) -> None:
@@ -121,9 +134,10 @@ def _train_here(run: "Run", names: list[str]) -> None:
     with lost_contact_explained():
         try:
             versions = [
-                (_done(run, name) if alone else None) or train_stage(run, name) for name in names
+                (_find_done(run, name) if alone else None) or train_stage(run, name)
+                for name in names
             ]
-        except Stopped:  # all of them
+        except Stopped:  # in every process
             leave_world()
             raise
     if is_first_process():
@@ -134,20 +148,20 @@ def _train_here(run: "Run", names: list[str]) -> None:
 def _start_each(
     run: "Run", names: list[str], launch: "Launch", arguments: list[str], *, named: bool
 ) -> None:
-    """The processes of one variant after those of another: each has a clean start."""
+    """Start the processes of one method after those of another: each has a clean start."""
     from perpo_pipeline.train.launch import start
     from perpo_pipeline.train.train_adapter import check_before_start
 
     for name in names:
-        if (found := _done(run, name)) is not None:
+        if (found := _find_done(run, name)) is not None:
             print_paths([found])
             continue
         check_before_start(run, name, launch.num_processes, launch.world_size)
-        start(launch, arguments if named else [*arguments, "--variant", name])
+        start(launch, arguments if named else [*arguments, "--method", name])
 
 
-def _done(run: "Run", name: str) -> "Version | None":
-    """What is trained already: that needs no package and no GPU of this machine."""
+def _find_done(run: "Run", name: str) -> "Version | None":
+    """The adapter that is trained already: finding it needs no package and no GPU."""
     from perpo_pipeline.train.train_adapter import find_trained
 
     found = find_trained(run, name)
@@ -156,7 +170,7 @@ def _done(run: "Run", name: str) -> "Version | None":
     return found
 
 
-def _tell_plan(run: "Run", names: list[str], launch: "Launch | None", given: list[str]) -> None:
+def _print_plan(run: "Run", names: list[str], launch: "Launch | None", given: list[str]) -> None:
     from perpo_pipeline.train.dry_run import describe_training
 
     for name in names:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.answers.boxes import frame_fault, get_box_format
 from perpo_pipeline.config.evaluations import BASE
-from perpo_pipeline.config.section import Float, Int, Name, Section
+from perpo_pipeline.config.section import Float, Int, Name, Section, conflict, several_faults
 from perpo_pipeline.config.sources import PrepareConfig
 from perpo_pipeline.config.train import TrainConfig
 from perpo_pipeline.errors import ConfigError
@@ -66,11 +66,13 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _frame_fits(self) -> Self:
         if fault := frame_fault(self.box_format, self.box_frame):
-            raise ValueError(fault)
+            raise conflict(fault, "box_format", "box_frame")
         if self.box_frame == "resized" and self.preprocess == "pad":
-            raise ValueError(
+            raise conflict(
                 "box_frame resized is the whole image resized, which preprocess pad pads first: "
-                "set preprocess to processor"
+                "set preprocess to processor",
+                "box_frame",
+                "preprocess",
             )
         return self
 
@@ -200,26 +202,6 @@ def _are_weights(value: Any) -> bool:
     )
 
 
-def parse_reward(text: str | None) -> str | dict[str, float] | None:
-    """What `--reward` says: a name, or `name=weight,name=weight`; raises ConfigError."""
-    if text is None or "=" not in text:
-        return text
-    weights: dict[str, float] = {}
-    for entry in text.split(","):
-        name, _, weight = entry.rpartition("=")
-        try:
-            number = float(weight)
-        except ValueError:
-            number = 0.0
-        if not name or not 0 < number < math.inf or name in weights:
-            raise ConfigError(
-                f"--reward {text!r} cannot be read at {entry!r}",
-                fix="give each name once, with a positive weight: --reward iou=0.7,token_f1=0.3",
-            )
-        weights[name] = number
-    return weights
-
-
 class FilterConfig(Section):
     """Which lists are worth learning from."""
 
@@ -252,8 +234,10 @@ class FilterConfig(Section):
     @model_validator(mode="after")
     def _margins_are_ordered(self) -> Self:
         if self.max_margin is not None and self.max_margin < self.min_margin:
-            raise ValueError(
-                f"max_margin {self.max_margin} is below min_margin {self.min_margin}: no list fits"
+            raise conflict(
+                f"max_margin {self.max_margin} is below min_margin {self.min_margin}: no list fits",
+                "max_margin",
+                "min_margin",
             )
         return self
 
@@ -318,13 +302,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _names_refer_to_something(self) -> Self:
         splits = {"sample.split": self.sample.split, "eval.split": self.eval.split}
-        faults = unprepared(splits, list(self.prepare))
+        faults = find_unprepared(splits, list(self.prepare))
         known = [BASE, *self.train.variants()]
         for model in self.eval.models or []:
             if model not in known:
-                faults.append(f"eval.models: '{model}' is not one of {known}")
+                faults.append(("eval.models", f"'{model}' is not one of {known}"))
         if faults:
-            raise ValueError("; ".join(faults))
+            raise several_faults(faults)
         return self
 
     @property
@@ -342,10 +326,10 @@ class RunConfig(Section):
         return models + [f"{m}-{image}" for image in self.eval.conditions for m in models]
 
 
-def unprepared(splits: Mapping[str, Any], prepared: list[str]) -> list[str]:
-    """A fault for each setting that names a split which is not prepared."""
+def find_unprepared(splits: Mapping[str, Any], prepared: list[str]) -> list[tuple[str, str]]:
+    """(setting, fault) for each setting that names a split which is not prepared."""
     return [
-        f"{key}: '{split}' is not a split of `prepare` {prepared}"
-        for key, split in splits.items()
+        (setting, f"'{split}' is not a split of `prepare` {prepared}")
+        for setting, split in splits.items()
         if split not in prepared
     ]

@@ -1,8 +1,10 @@
-"""What the sections of a run's file are made of; config.py puts them together."""
+"""What the sections of a run's file are made of; run.py puts them together."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Json = dict[str, Any]
 NAME_PATTERN, WORD_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^\S+$"
@@ -29,3 +31,14 @@ class Section(BaseModel):
     def result_settings(self) -> Json:
         """The settings that change the result, for the fingerprint."""
         return self.model_dump(mode="json", exclude=set(self.operational))
+
+
+def conflict(message: str, *settings: str) -> PydanticCustomError:
+    """The error for settings of one section that do not fit together, with their names."""
+    return PydanticCustomError("conflict", "{message}", {"message": message, "settings": settings})
+
+
+def several_faults(faults: Sequence[tuple[str, str]]) -> PydanticCustomError:
+    """The error for several faults at once: (dotted setting, what is wrong)."""
+    message = "; ".join(f"{setting}: {what}" for setting, what in faults)
+    return PydanticCustomError("faults", "{message}", {"message": message, "faults": faults})

@@ -1,4 +1,4 @@
-"""`perpo eval --predictions`: completions made elsewhere -> predictions and metrics, no model.
+"""`perpo measure`: completions made elsewhere -> predictions and metrics, no model.
 
 The layouts of the files: prediction_files.py, for POPE pope.py. `image_prompt_id` of these
 predictions is a key of the image that a row names, else the row's own.
@@ -135,7 +135,7 @@ def _check_options(task: str, box_format: str | None, frame: str | None, fox_com
     if task not in KEYS:
         raise ConfigError(
             f"there is no task {task!r} for such files",
-            fix=f"one of {', '.join(KEYS)}; pope has --answers, --questions and --labels",
+            fix=f"one of {', '.join(KEYS)}; for POPE: perpo measure pope",
         )
     if task != "grounding" and (box_format or frame):
         raise ConfigError(f"a box format and a frame are of grounding, not of {task}")

@@ -95,7 +95,7 @@ def _asked_splits(source: ReferSource, prepared: str) -> list[Split]:
     if not named:
         raise ConfigError(
             f"the prepared split '{prepared}' is none of REFER's {list(SPLITS)}",
-            fix=f"name those it is made of: prepare.{prepared}.splits: [val, ...], or --splits",
+            fix=f"name those it is made of: prepare.{prepared}.splits: [val, ...]",
         )
     return named
 
@@ -114,8 +114,7 @@ def _checked_against(source: ReferSource, splits: Sequence[str]) -> list[Dataset
             + ", no ".join(str(source.refs_file(name)) for name in missing),
             where=str(source.path),
             fix="put them there (all three datasets share COCO train2014); or name those to check "
-            "against, leave_out_evaluated: [refcoco, ...]; or leave_out_evaluated: false "
-            "(--keep-evaluated)",
+            "against, leave_out_evaluated: [refcoco, ...]; or leave_out_evaluated: false",
         )
     return names
 
@@ -269,7 +268,7 @@ def _check_none_is_gone(reading: _Reading, entries: Sequence[Entry]) -> None:
         raise InputError(
             f"no expression of {', '.join(gone)} is left: all their images are evaluated on",
             where=str(reading.source.path),
-            fix="choose other datasets, or leave_out_evaluated: false (--keep-evaluated)",
+            fix="choose other datasets, or leave_out_evaluated: false",
         )
 
 

@@ -94,7 +94,7 @@ def _visible_devices(processes: int) -> list[str]:
     if len(names) < processes:
         raise ConfigError(
             f"num_gpus is {processes}, and {len(names)} GPUs are visible",
-            fix="lower sample.num_gpus (--num-gpus), or correct CUDA_VISIBLE_DEVICES",
+            fix="lower sample.num_gpus (--set sample.num_gpus=N), or correct CUDA_VISIBLE_DEVICES",
         )
     return names[:processes]
 

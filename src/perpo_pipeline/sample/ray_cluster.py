@@ -53,7 +53,7 @@ def joined_cluster(ray: Any, address: str | None) -> Iterator[None]:
     if "://" in address:
         raise ConfigError(
             f"{address} is an address for Ray's client; the command must be part of the cluster",
-            fix="run it on a machine of the cluster, with --ray-address auto",
+            fix="run it on a machine of the cluster, with --set sample.ray_address=auto",
         )
     own: dict[str, Any] = {}
     if address == "local":
@@ -139,7 +139,7 @@ def place_actors(nodes: Sequence[Node], wanted: int | None, parts: int, on_gpu: 
     raise ConfigError(
         f"the Ray cluster has room for {there} actors with a {'GPU' if on_gpu else 'CPU'} each, "
         f"{max(actors, 1)} are wanted",
-        fix="lower sample.num_actors (--num-actors), or add machines",
+        fix="lower sample.num_actors (--set sample.num_actors=N), or add machines",
     )
 
 

@@ -46,7 +46,7 @@ def check_settings(config: RunConfig) -> None:
     if sample.num_gpus > 1:
         raise ConfigError(
             "num_gpus is for the GPUs of one machine, without Ray",
-            fix="set sample.num_actors (--num-actors) instead",
+            fix="set sample.num_actors (--set sample.num_actors=N) instead",
         )
     chosen = {"model.dtype": model.dtype, "sample.backend": sample.backend}
     unknown = [f"{name}: auto" for name, value in chosen.items() if value == "auto"]

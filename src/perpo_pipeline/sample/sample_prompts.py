@@ -141,7 +141,7 @@ def _check(config: RunConfig) -> None:
     elif sample.num_actors is not None:
         raise ConfigError(
             "num_actors is for engine ray, and the engine is local",
-            fix="set sample.engine to ray (--engine ray)",
+            fix="set sample.engine to ray (--set sample.engine=ray)",
         )
     elif sample.backend == "openai" and sample.num_gpus > 1:
         raise ConfigError(

@@ -334,7 +334,7 @@ def _that_fit(
             f"{len(too_long)} of {len(lists)} lists are longer than the model's context of "
             f"{limit} tokens",
             where=f"prompts {shown}",
-            fix="lower sample.max_new_tokens, or leave them out with --drop-too-long",
+            fix="lower sample.max_new_tokens, or use --set train.drop_too_long=true",
         )
     if too_long:
         run.say(f"train: dropped {len(too_long)} lists longer than {limit} tokens: {shown}")

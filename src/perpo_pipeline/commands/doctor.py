@@ -1,0 +1,13 @@
+"""`perpo doctor`."""
+
+from perpo_pipeline.commands.options import Debug
+
+
+def doctor(debug: Debug = False) -> None:
+    """Print what this machine can run, and the command that installs what is missing.
+
+    Example: perpo doctor
+    """
+    from perpo_pipeline.doctor import examine
+
+    print(examine())

@@ -1,0 +1,178 @@
+"""The `perpo measure` commands: completions made elsewhere, and what more samples are worth."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from perpo_pipeline.commands.options import (
+    DEFAULT_CONFIG,
+    Config,
+    Debug,
+    Json,
+    Quiet,
+    RunName,
+    Scores,
+    Set,
+    open_run,
+)
+from perpo_pipeline.commands.output import print_rows
+
+if TYPE_CHECKING:
+    from perpo_pipeline.store.artifacts import Version
+
+measure_app = typer.Typer(
+    help="Measure completions made elsewhere, or the samples of a run; needs no model.\n\n"
+    "A file has one JSON object per line. Its rows may also name split and dataset (for metrics of "
+    "each), id, and image (rows with the same image are resampled together).\n\n"
+    "Example: perpo measure boxes FILE.jsonl --box-format llava --frame full --out DIR",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Out = Annotated[Path, typer.Option("--out", help="directory for predictions and metrics")]
+
+
+@measure_app.command()
+def boxes(
+    file: Annotated[
+        Path, typer.Argument(help="JSON lines: completion, gt_box [x1, y1, x2, y2] px, width, ...")
+    ],
+    out: Out,
+    box_format: Annotated[
+        str | None,
+        typer.Option(help="how the completions write boxes: llava, qwen3-vl, pixel, ..."),
+    ] = None,
+    frame: Annotated[
+        str | None,
+        typer.Option(help="image that the numbers refer to: full, crop, pad, resized, resized:WxH"),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure boxes in completions made elsewhere: AP50, AP75, mean IoU, parse rate.
+
+    Each line of FILE has completion, gt_box, width and height; with --frame resized also resized
+    [w, h]. The format and the frame are never guessed. Writes predictions and metrics.
+
+    Example: perpo measure boxes FILE.jsonl --box-format llava --frame full --out DIR
+    """
+    from perpo_pipeline.evaluate.measure_files import evaluate_file
+    from perpo_pipeline.run import Console
+
+    found = evaluate_file(
+        "grounding", file, out=out, box_format=box_format, frame=frame, console=Console(quiet)
+    )
+    _show(found, as_json)
+
+
+@measure_app.command()
+def pages(
+    file: Annotated[
+        Path, typer.Argument(help="JSON lines: completion, gt_text; or the result file of Fox")
+    ],
+    out: Out,
+    fox_compat: Annotated[
+        bool,
+        typer.Option(
+            "--fox-compat", help="swap the two texts, as Fox's own script does, for its figures"
+        ),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the text of pages in completions made elsewhere: edit distance, F1, BLEU and more.
+
+    Each line of FILE has completion and gt_text; the file may also be Fox's JSON list of image,
+    question, label and answer. Writes predictions and metrics.
+
+    Example: perpo measure pages FILE.jsonl --out DIR
+
+    Example: perpo measure pages results_final.json --fox-compat --out DIR
+    """
+    from perpo_pipeline.evaluate.measure_files import evaluate_file
+    from perpo_pipeline.run import Console
+
+    _show(
+        evaluate_file("ocr", file, out=out, fox_compat=fox_compat, console=Console(quiet)), as_json
+    )
+
+
+@measure_app.command()
+def answers(
+    file: Annotated[Path, typer.Argument(help="JSON lines: completion, gt_text")],
+    out: Out,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure short answers (VQA) made elsewhere against their ground truth.
+
+    Each line of FILE has completion and gt_text. Writes predictions and metrics.
+
+    Example: perpo measure answers FILE.jsonl --out DIR
+    """
+    from perpo_pipeline.evaluate.measure_files import evaluate_file
+    from perpo_pipeline.run import Console
+
+    _show(evaluate_file("vqa", file, out=out, console=Console(quiet)), as_json)
+
+
+@measure_app.command()
+def pope(
+    answers: Annotated[
+        Path, typer.Option(help="the model's answers, JSON lines: question_id, text")
+    ],
+    questions: Annotated[
+        Path, typer.Option(help="POPE's questions, JSON lines: question_id, image, text")
+    ],
+    labels: Annotated[Path, typer.Option(help="POPE's labels, JSON lines: image, text, label")],
+    out: Out,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure answers to POPE's yes-or-no questions: accuracy, precision, recall, F1.
+
+    Writes predictions and metrics.
+
+    Example: perpo measure pope --answers A.jsonl --questions Q.jsonl --labels L.json --out DIR
+    """
+    from perpo_pipeline.evaluate.measure_files import evaluate_pope
+    from perpo_pipeline.run import Console
+
+    found = evaluate_pope(
+        answers, questions=questions, labels=labels, out=out, console=Console(quiet)
+    )
+    _show(found, as_json)
+
+
+@measure_app.command(name="best-of-n")
+def best_of_n(
+    config: Config = DEFAULT_CONFIG,
+    scores: Scores = None,
+    sets: Set = None,
+    run: RunName = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Print the expected best reward among n = 1..N samples of the run.
+
+    Reads scores; writes nothing.
+
+    Example: perpo measure best-of-n --config configs/demo.yaml
+    """
+    from perpo_pipeline.evaluate.best_of_n import best_of_n_rows, best_of_n_table
+
+    opened = open_run(config, sets, run=run, quiet=quiet, inputs={"scores": scores})
+    found = opened.latest("scores", opened.config.sample.split)
+    print_rows(best_of_n_rows(found), best_of_n_table, as_json)
+
+
+def _show(metrics: "Version", as_json: bool) -> None:
+    from perpo_pipeline.evaluate.printing import metrics_table
+
+    print_rows(metrics.table().to_pylist(), metrics_table, as_json)

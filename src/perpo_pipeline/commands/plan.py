@@ -1,0 +1,33 @@
+"""`perpo plan`."""
+
+from perpo_pipeline.commands.options import (
+    DEFAULT_CONFIG,
+    Config,
+    Debug,
+    RunName,
+    Set,
+    open_run,
+)
+
+
+def plan(
+    config: Config = DEFAULT_CONFIG, sets: Set = None, run: RunName = None, debug: Debug = False
+) -> None:
+    """Print the run's splits, methods and evaluations as Make variables.
+
+    Reads only the run's YAML file; the Makefile reads what this prints.
+
+    Example: perpo plan --config configs/demo.yaml
+    """
+    from perpo_pipeline.config.sources import source_files
+
+    settings = open_run(config, sets, run=run).config
+    sources = [str(file) for source in settings.prepare.values() for file in source_files(source)]
+    print(f"DATA := {settings.run_dir}")
+    print(f"SPLITS := {' '.join(settings.prepare)}")
+    print(f"SAMPLE_SPLIT := {settings.sample.split}")
+    print(f"EVAL_SPLIT := {settings.eval.split}")
+    print(f"ADAPTERS := {' '.join(settings.train.variants())}")
+    print(f"EVALUATED_ADAPTERS := {' '.join(m for m in settings.eval_models() if m != 'base')}")
+    print(f"EVALUATIONS := {' '.join(settings.eval_variants())}")
+    print(f"SOURCES := {' '.join(sources)}")

@@ -1,0 +1,105 @@
+"""Settings that the command line gives: they replace those of the run's file."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from perpo_pipeline.config.section import Json
+from perpo_pipeline.config.unique_keys import UniqueKeyLoader
+from perpo_pipeline.errors import ConfigError
+
+Place = tuple[str, ...]
+Key = str | Place
+
+
+@dataclass(frozen=True)
+class Override:
+    """One setting from the command line: its key, its value, and the option as the user typed it.
+
+    A key is dotted, or a tuple of its parts where these may hold dots. `named_by` is the option
+    that named the entry which holds the setting, e.g. `--split` for `prepare.SPLIT.path`.
+    """
+
+    key: Key
+    value: Any
+    option: str
+    named_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An override whose key is resolved to a place in the file."""
+
+    place: Place
+    override: Override
+
+
+def parse_set(text: str) -> Override:
+    """Read the `section.key=value` of one `--set`; the value is YAML. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not key.strip() or not equals:
+        raise ConfigError(
+            f"--set {text}: this is not section.key=value",
+            fix="name the setting and its value, e.g. --set filter.min_margin=0.4",
+        )
+    try:
+        read = yaml.load(value, Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {text}: the value cannot be read as YAML: {error}",
+            fix="write the value as in the run's file; quote it for the shell",
+        ) from error
+    return Override(key.strip(), read, f"--set {text}")
+
+
+def overrides_of(settings: Mapping[Key, Any]) -> list[Override]:
+    """Overrides for settings given in Python, each named as the `--set` that it equals."""
+    return [
+        Override(key, value, f"--set {key if isinstance(key, str) else '.'.join(key)}={value}")
+        for key, value in settings.items()
+    ]
+
+
+def apply_overrides(raw: Json, overrides: Iterable[Override]) -> list[Placed]:
+    """Write the overrides into `raw`, in their order; returns where each one went.
+
+    Raises ConfigError if one setting is given twice.
+    """
+    placed: list[Placed] = []
+    for override in overrides:
+        place = _find_place(raw, override.key)
+        for earlier in placed:
+            if earlier.place[: len(place)] == place:
+                raise ConfigError(
+                    f"{'.'.join(place)} is given twice: {earlier.override.option} and "
+                    f"{override.option}",
+                    fix="give it once",
+                )
+        _set_value(raw, place, override.value)
+        placed.append(Placed(place, override))
+    return placed
+
+
+def _find_place(raw: Json, key: Key) -> Place:
+    """The parts of a dotted key; names in the file that hold dots themselves are kept whole."""
+    if not isinstance(key, str):
+        return key
+    parts, rest, level = [], key.split("."), raw
+    while rest:
+        lengths = range(len(rest), 1, -1) if isinstance(level, Mapping) else ()
+        length = next((n for n in lengths if ".".join(rest[:n]) in level), 1)
+        part, rest = ".".join(rest[:length]), rest[length:]
+        parts.append(part)
+        level = level.get(part) if isinstance(level, Mapping) else None
+    return tuple(parts)
+
+
+def _set_value(raw: Json, place: Sequence[str], value: Any) -> None:
+    *parents, last = place
+    for key in parents:
+        if not isinstance(raw.get(key), dict):
+            raw[key] = {}
+        raw = raw[key]
+    raw[last] = value
