@@ -193,7 +193,7 @@ def test_options_override_the_file_and_are_checked_like_it(tmp_path: Path) -> No
             "--set eval.split=val",
         ),
         (
-            [parse_set("prepare.x.source=testbed")],
+            [parse_set("prepare.x={source: testbed}")],
             "prepare.x.num_prompts: is required (--set prepare.x.num_prompts=VALUE)",
             "--set prepare.x.num_prompts=VALUE",
         ),
