@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -86,7 +86,8 @@ def _find_place(raw: Json, key: Key) -> Place:
     """The parts of a dotted key; names in the file that hold dots themselves are kept whole."""
     if not isinstance(key, str):
         return key
-    parts, rest, level = [], key.split("."), raw
+    parts: list[str] = []
+    rest, level = key.split("."), cast(Any, raw)
     while rest:
         lengths = range(len(rest), 1, -1) if isinstance(level, Mapping) else ()
         length = next((n for n in lengths if ".".join(rest[:n]) in level), 1)
