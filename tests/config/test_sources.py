@@ -15,7 +15,6 @@ from perpo_pipeline.config.sources import (
 from perpo_pipeline.prepare.prepare_prompts import READERS
 from perpo_pipeline.store.artifacts import open_version
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = """
 run: r
 prepare:
