@@ -1,35 +1,134 @@
-"""JSON that people give us: objects a line or one value a file, each key once, faults collected."""
+"""JSON files that users give: one reader and one collector of faults for all of them.
+
+A file holds one JSON object per line, or one JSON value. Each key may occur once per object. Faults
+are collected with their places, so that one error reports all of them.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.errors import ConfigError, InputError
+
 Row = dict[str, Any]
-# Is told the place and what is wrong there.
-TellFault = Callable[[str, str], object]
+# Called with the place and with what is wrong there.
+AddFault = Callable[[str, str], object]
 
 FAULTS_SHOWN = 20
-FOLDED = 6  # places from which on a fault is told once for all
+FOLDED_FROM = 6  # places: from here on, the same fault is listed once for all of them
+
+
+class RowFault(Exception):
+    """What is wrong with one row of a file; `Faults.at` keeps it together with its place."""
+
+
+class Faults:
+    """Collects the faults of one file (`where`) or of several, to report them in one error."""
+
+    def __init__(
+        self,
+        where: Path | None = None,
+        *,
+        fix: str = "correct or remove these rows; nothing was written",
+    ) -> None:
+        self.where = None if where is None else str(where)
+        self.fix, self.found = fix, list[str]()
+
+    def add(self, place: str, what: str) -> None:
+        """Record that something is wrong at `place`."""
+        self.found.append(f"{place}: {what}")
+
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Record a `RowFault` raised inside as a fault at `place`, and continue after the block."""
+        try:
+            yield
+        except RowFault as fault:
+            self.add(place, str(fault))
+
+    def check(self) -> None:
+        """Raise `InputError` with the first 20 faults if any were found."""
+        if not self.found:
+            return
+        count = "1 fault" if len(self.found) == 1 else f"{len(self.found)} faults"
+        raise InputError(
+            f"{count}:\n{list_faults(self.found)}",
+            where=self.where,
+            fix=self.fix,
+        )
 
 
 def read_text(path: Path) -> str:
-    """The file's UTF-8 text, without a byte order mark; raises OSError, UnicodeDecodeError."""
-    return path.read_text(encoding="utf-8-sig")
+    """The file's UTF-8 text, without a byte order mark.
+
+    Raises `ConfigError` if the file is missing, `InputError` if it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"cannot be read: {reason}", where=str(path), fix="give a file of UTF-8 JSON"
+        ) from error
+
+
+def missing_file(path: Path) -> ConfigError:
+    """The error for a file that does not exist."""
+    return ConfigError(
+        "no such file",
+        where=str(path),
+        fix="correct the path, or fetch the file first (public datasets: see docs/data.md)",
+    )
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text; raises ValueError for what is none and for a key given twice."""
+    """The value of a JSON text; raises ValueError if it is not JSON or repeats a key."""
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def json_lines(text: str, tell: TellFault) -> Iterator[tuple[int, Row]]:
-    """(line number from 1, object) of each line that is not blank; `tell` gets the others."""
+def read_json(path: Path) -> Any:
+    """The one JSON value of a file; raises as `read_text`, and `InputError` if it is not JSON."""
+    try:
+        return parse_json(read_text(path))
+    except ValueError as error:
+        raise InputError(
+            f"not JSON: {error}", where=str(path), fix="give the file as it was released, whole"
+        ) from error
+
+
+def read_json_lines(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
+    """(line number from 1, object) of each line that is not blank; raises as `read_text`."""
+    return json_lines(read_text(path), faults.add)
+
+
+def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
+    """(number from 1, object) of each entry of a JSON list; raises as `read_json`.
+
+    Raises `InputError` if the file holds another value than a list.
+    """
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise InputError(
+            "not a JSON list of records", where=str(path), fix="give the file as it was released"
+        )
+    for number, record in enumerate(records, start=1):
+        if isinstance(record, dict):
+            yield number, record
+        else:
+            faults.add(f"record {number}", "not a JSON object")
+
+
+def json_lines(text: str, add_fault: AddFault) -> Iterator[tuple[int, Row]]:
+    """(line number from 1, object) of each line that is not blank; other lines are faults."""
     if _is_list(text):
-        tell("line 1", "the file is a JSON list; give one JSON object a line")
+        add_fault("line 1", "the file is a JSON list; give one JSON object per line")
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -37,12 +136,36 @@ def json_lines(text: str, tell: TellFault) -> Iterator[tuple[int, Row]]:
         try:
             found = parse_json(line)
         except ValueError as error:
-            tell(f"line {number}", f"not JSON: {error}")
+            add_fault(f"line {number}", f"not JSON: {error}")
             continue
         if isinstance(found, dict):
             yield number, found
         else:
-            tell(f"line {number}", "not a JSON object")
+            add_fault(f"line {number}", "not a JSON object")
+
+
+def list_faults(faults: Sequence[str]) -> str:
+    """The first faults ("PLACE: WHAT"), one per line, and the number of the others.
+
+    A fault that occurs at many places is listed once, with the first of these places.
+    """
+    places: dict[str, list[str]] = {}
+    for fault in faults:
+        place, _, what = fault.partition(": ")
+        places.setdefault(what or fault, []).append(place)
+    shown: list[str] = []
+    left = len(faults)
+    for what, found in places.items():
+        if len(found) >= FOLDED_FROM:
+            lines = [f"{', '.join(found[:3])}, ... ({len(found)} in all): {what}"]
+        else:
+            lines = [f"{place}: {what}" if place != what else what for place in found]
+        for line in lines[: FAULTS_SHOWN - len(shown)]:
+            shown.append(line)
+            left -= len(found) // len(lines)
+    if left:
+        shown.append(f"... and {left} more")
+    return "\n".join(f"  - {line}" for line in shown)
 
 
 def _is_list(text: str) -> bool:
@@ -55,34 +178,10 @@ def _is_list(text: str) -> bool:
         return False
 
 
-def list_faults(faults: Sequence[str]) -> str:
-    """The first faults ("PLACE: WHAT"), a line each, and the number of the others.
-
-    What is wrong at many places is told once, with the first of them.
-    """
-    places: dict[str, list[str]] = {}
-    for fault in faults:
-        place, _, what = fault.partition(": ")
-        places.setdefault(what or fault, []).append(place)
-    shown: list[str] = []
-    left = len(faults)
-    for what, found in places.items():
-        if len(found) >= FOLDED:
-            lines = [f"{', '.join(found[:3])}, ... ({len(found)} in all): {what}"]
-        else:
-            lines = [f"{place}: {what}" if place != what else what for place in found]
-        for line in lines[: FAULTS_SHOWN - len(shown)]:
-            shown.append(line)
-            left -= len(found) // len(lines)
-    if left:
-        shown.append(f"... and {left} more")
-    return "\n".join(f"  - {line}" for line in shown)
-
-
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is given twice")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} is given twice")
     return row

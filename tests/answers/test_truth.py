@@ -5,7 +5,8 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perpo_pipeline.answers.truth import RowFault, polygon_fault, truth_fault, xyxy_from_xywh
+from perpo_pipeline.answers.truth import polygon_fault, truth_fault, xyxy_from_xywh
+from perpo_pipeline.json_files import RowFault
 from perpo_pipeline.prepare.fields import without_placeholder
 
 SIZE = (20, 10)

@@ -113,7 +113,7 @@ def test_lists_are_given_as_yaml(tree: Tree) -> None:
         ),
         (["prepare", "r.yaml"], "give the source first: perpo prepare SOURCE r.yaml, with one of"),
         (["prepare", "no/ok.jsonl"], "give the source first: perpo prepare jsonl no/ok.jsonl"),
-        (["prepare", "jsonl", "no/ok.jsonl"], "correct the path, or fetch the data"),
+        (["prepare", "jsonl", "no/ok.jsonl"], "correct the path, or fetch the file"),
         (
             [
                 "prepare",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.evaluate.prediction_files import mend_text, read_predictions
 
 GROUNDING = {
@@ -196,7 +196,7 @@ def test_files_that_hold_nothing_to_read_are_refused(tmp_path, content, message)
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_predictions(path, "ocr")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         read_predictions(tmp_path / "absent.jsonl", "ocr")
 
 

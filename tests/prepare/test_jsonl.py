@@ -104,7 +104,7 @@ def test_a_bad_row_is_told_with_its_line_and_nothing_is_read(
 ) -> None:
     with pytest.raises(InputError) as caught:
         read_rows(dataset(tmp_path, GOOD, bad), "train")
-    assert "1 bad rows" in str(caught.value)
+    assert "1 fault:" in str(caught.value)
     assert "line 2: " in str(caught.value) and told in str(caught.value)
 
 
@@ -136,7 +136,7 @@ def test_half_a_pixel_outside_is_rounding_and_stays_as_it_is(tmp_path: Path) -> 
 
 def test_faults_of_many_rows_come_together(tmp_path: Path) -> None:
     rows = [{**GOOD, "gt_box": [9, 9, 1, 1 - n]} for n in range(30)]
-    with pytest.raises(InputError, match=r"30 bad rows[\s\S]*and 10 more"):
+    with pytest.raises(InputError, match=r"30 faults[\s\S]*and 10 more"):
         read_rows(dataset(tmp_path, *rows), "train")
 
 
@@ -152,7 +152,7 @@ def test_one_fault_of_many_rows_is_told_once_with_their_number(tmp_path: Path) -
 def test_a_list_given_for_lines_is_one_fault(tmp_path: Path) -> None:
     source = dataset(tmp_path, GOOD, GOOD)
     source.path.write_text(json.dumps([GOOD, GOOD], indent=1))
-    with pytest.raises(InputError, match="1 bad rows:\n  - line 1: the file is a JSON list"):
+    with pytest.raises(InputError, match="1 fault:\n  - line 1: the file is a JSON list"):
         read_rows(source, "train")
 
 
@@ -220,7 +220,7 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such dataset file"):
+    with pytest.raises(ConfigError, match="no such file"):
         read_rows(JsonlSource(source="jsonl", path=tmp_path / "none.jsonl"), "train")
 
 

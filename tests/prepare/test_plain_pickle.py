@@ -132,5 +132,5 @@ def test_a_damaged_pickle_is_one_clear_error(
 
 
 def test_a_missing_file_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such dataset file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_plain_pickle(tmp_path / "none.p")

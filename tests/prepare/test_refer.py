@@ -218,7 +218,7 @@ def test_all_faults_are_told_at_once_each_with_its_file_and_ref(tmp_path: Path) 
         read(tree, "val", datasets=["refcoco"])
     message = str(caught.value)
     for told in (
-        "8 bad rows",
+        "8 faults",
         "refcoco/refs(unc).p, ref 2, sentence",
         "lies outside the image of 40x30",
         "is inverted or empty",

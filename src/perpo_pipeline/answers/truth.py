@@ -6,12 +6,10 @@ Half a pixel outside the image is annotation rounding and is accepted as it is.
 import math
 from typing import Any
 
+from perpo_pipeline.json_files import RowFault
+
 BOX_SLACK_PX = 0.5
 TINY_IMAGE_PX = 2  # up to this side a box of numbers from 0 to 1 may be meant as pixels
-
-
-class RowFault(Exception):
-    """What is wrong with one row of a dataset; `rows.Faults` gathers them."""
 
 
 def truth_fault(box: Any, boxes: Any, polygon: Any, width: int, height: int) -> str | None:

@@ -15,12 +15,11 @@ from perpo_pipeline.evaluate.prediction_files import (
     mend_text,
     question_key,
     raise_faults,
-    read_text,
     text_fault,
     told_to,
 )
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
-from perpo_pipeline.json_files import json_lines
+from perpo_pipeline.json_files import json_lines, read_text
 
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]

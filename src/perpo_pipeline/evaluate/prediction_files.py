@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline import json_files
 from perpo_pipeline.answers.truth import box_fault
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.json_files import TellFault, json_lines, list_faults, parse_json
+from perpo_pipeline.json_files import AddFault, json_lines, list_faults, parse_json, read_text
 
 Row = dict[str, Any]
 
@@ -90,19 +89,7 @@ def question_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_text(path: Path) -> str:
-    """The file's text; raises `InputError` where it is missing or no UTF-8."""
-    try:
-        return json_files.read_text(path)
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path), fix="correct the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"the file cannot be read: {error}", where=str(path), fix="give a file of UTF-8 JSON"
-        ) from error
-
-
-def told_to(faults: list[str]) -> TellFault:
+def told_to(faults: list[str]) -> AddFault:
     """Keeps what is told as "PLACE: WHAT"."""
     return lambda place, what: faults.append(f"{place}: {what}")
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from perpo_pipeline.answers.truth import RowFault
+from perpo_pipeline.json_files import RowFault
 
 
 def absent(raw: Mapping[str, Any], key: str) -> str:

@@ -10,11 +10,10 @@ question loses the placeholder `<image>`, since each model puts the image where 
 from collections.abc import Iterator
 from pathlib import Path
 
-from perpo_pipeline.answers.truth import RowFault
 from perpo_pipeline.config.sources import FoxSource
+from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_list
 from perpo_pipeline.prepare.fields import text_at, without_placeholder
-from perpo_pipeline.prepare.files import Record, read_json_list
-from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
+from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 
@@ -43,7 +42,7 @@ def _entries(source: FoxSource, root: Path, faults: Faults) -> Iterator[Entry]:
             )
 
 
-def _turns(record: Record) -> tuple[str, str]:
+def _turns(record: Row) -> tuple[str, str]:
     """The one question and its answer."""
     turns = record.get("conversations")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):

@@ -14,11 +14,10 @@ is put around it; LLaVA's is the paper's), `gt_boxes` (several true boxes) and `
 from collections.abc import Iterator
 from pathlib import Path
 
-from perpo_pipeline.answers.truth import RowFault
 from perpo_pipeline.config.sources import JsonlSource
+from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_lines
 from perpo_pipeline.prepare.fields import absent, text_fault
-from perpo_pipeline.prepare.files import Record, read_json_lines
-from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
+from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 BOXES = ("gt_box", "gt_boxes", "gt_polygon")
@@ -49,7 +48,7 @@ def read_jsonl(source: JsonlSource, asked: Asked) -> Prepared:
 
 
 def _entries(
-    records: list[tuple[int, Record]],
+    records: list[tuple[int, Row]],
     faults: Faults,
     source: JsonlSource,
     root: Path,
@@ -71,7 +70,7 @@ def _entries(
             )
 
 
-def _check_keys(record: Record, source: JsonlSource) -> None:
+def _check_keys(record: Row, source: JsonlSource) -> None:
     """Raise `RowFault` for what is wrong with a row, but for its image and its boxes."""
     unknown = sorted(set(record) - KEYS)
     if unknown:

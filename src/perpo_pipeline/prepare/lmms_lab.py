@@ -19,12 +19,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perpo_pipeline.answers.truth import RowFault, xyxy_from_xywh
+from perpo_pipeline.answers.truth import xyxy_from_xywh
 from perpo_pipeline.config.sources import LmmsLabSource
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.json_files import Faults, RowFault, missing_file
 from perpo_pipeline.prepare.fields import text_at
-from perpo_pipeline.prepare.files import missing_file
-from perpo_pipeline.prepare.rows import Asked, Entry, Faults, Prepared, collect
+from perpo_pipeline.prepare.rows import Asked, Entry, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 _SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}.*")

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perpo_pipeline.answers.boxes import parse_box
-from perpo_pipeline.answers.truth import RowFault, are_numbers
+from perpo_pipeline.answers.truth import are_numbers
 from perpo_pipeline.config.sources import PerpoJsonSource
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_list
 from perpo_pipeline.prepare.fields import text_at, text_fault, without_placeholder
-from perpo_pipeline.prepare.files import Record, read_json_list
-from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
+from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 
@@ -79,7 +79,7 @@ def _entries(
             yield entry
 
 
-def _list_of(record: Record) -> ReleasedList:
+def _list_of(record: Row) -> ReleasedList:
     answers, scores = record.get("answers_gen"), record.get("iou_scores")
     if not isinstance(answers, list) or not answers:
         raise RowFault("`answers_gen` is not a list of answers")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.prepare.files import missing_file
+from perpo_pipeline.json_files import missing_file
 
 # What the unpickler raises on damaged data.
 _DAMAGED = (

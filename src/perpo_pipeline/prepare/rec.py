@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.answers.truth import RowFault, xyxy_from_xywh
+from perpo_pipeline.answers.truth import xyxy_from_xywh
 from perpo_pipeline.config.sources import RecSource
+from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_lines, read_json_list
 from perpo_pipeline.prepare.fields import absent, integer_at, text_at
-from perpo_pipeline.prepare.files import Record, read_json_lines, read_json_list
-from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
+from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 _IMG_ID = re.compile(r"(.+)_[0-9]+")
@@ -30,10 +30,10 @@ _MINIGPT4_IMAGE = "without its last _NUMBER, and .jpg"
 class _Layout:
     """Where a layout keeps what; `box` brings its `bbox` to xyxy."""
 
-    read: Callable[[Path, Faults], Iterator[tuple[int, Record]]]
+    read: Callable[[Path, Faults], Iterator[tuple[int, Row]]]
     unit: str
     expression: str
-    image: Callable[[Record], str]
+    image: Callable[[Row], str]
     box: Callable[[Any], Any]
     must_have_size: bool
     image_note: str = ""  # how the name of the image's file came about, for faults
@@ -76,13 +76,13 @@ def _entries(
             )
 
 
-def _declared_size(record: Record, must: bool) -> tuple[int, int] | None:
+def _declared_size(record: Row, must: bool) -> tuple[int, int] | None:
     if not must and record.get("width") is None and record.get("height") is None:
         return None
     return integer_at(record, "width"), integer_at(record, "height")
 
 
-def _minigpt4_image(record: Record) -> str:
+def _minigpt4_image(record: Row) -> str:
     img_id = text_at(record, "img_id")
     match = _IMG_ID.fullmatch(img_id)
     if match is None:

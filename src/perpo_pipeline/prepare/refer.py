@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.answers.truth import RowFault, xyxy_from_xywh
+from perpo_pipeline.answers.truth import xyxy_from_xywh
 from perpo_pipeline.config.sources import (
     DATASETS,
     SPLIT_BY,
@@ -29,10 +29,10 @@ from perpo_pipeline.config.sources import (
     Split,
 )
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.json_files import Faults, RowFault, read_json
 from perpo_pipeline.prepare.fields import integer_at, text_fault
-from perpo_pipeline.prepare.files import read_json
 from perpo_pipeline.prepare.plain_pickle import load_plain_pickle
-from perpo_pipeline.prepare.rows import Asked, Entry, Faults, ImageFile, Prepared, collect
+from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 TRAIN = "train"

@@ -12,8 +12,8 @@ import numpy as np
 
 from perpo_pipeline.answers.boxes import parse_box
 from perpo_pipeline.config.fingerprints import box_settings
+from perpo_pipeline.json_files import Row
 from perpo_pipeline.prepare.perpo_json import ReleasedList
-from perpo_pipeline.prepare.rows import Row
 from perpo_pipeline.rewards.choice import RELEASED
 from perpo_pipeline.rewards.grounding import iou_xyxy
 from perpo_pipeline.run import Run, make

@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -16,15 +15,13 @@ from typing import Any, Protocol, overload
 from perpo_pipeline.answers.boxes import get_box_format
 from perpo_pipeline.answers.truth import (
     TINY_IMAGE_PX,
-    RowFault,
     lies_within_one,
     truth_fault,
 )
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.json_files import list_faults
+from perpo_pipeline.json_files import Faults, Row, RowFault
 from perpo_pipeline.vlm.images import image_sha256, load_image_with_notes
 
-Row = dict[str, Any]
 MOST_THREADS = 16
 
 
@@ -144,35 +141,6 @@ def prompt_row(entry: Entry, split: str, facts: ImageFacts, *, embed: bool) -> R
     }
 
 
-class Faults:
-    """Collects what is wrong with a dataset's rows, to be told all at once."""
-
-    def __init__(self, where: Path) -> None:
-        self.where, self.found = where, list[str]()
-
-    def add(self, place: str, what: str) -> None:
-        """Something is wrong at `place`."""
-        self.found.append(f"{place}: {what}")
-
-    @contextmanager
-    def at(self, place: str) -> Iterator[None]:
-        """Keep a `RowFault` raised inside as a fault at `place`, and go on."""
-        try:
-            yield
-        except RowFault as fault:
-            self.add(place, str(fault))
-
-    def check(self) -> None:
-        """Raise `InputError` that lists the first 20, if there are any."""
-        if not self.found:
-            return
-        raise InputError(
-            f"{len(self.found)} bad rows:\n{list_faults(self.found)}",
-            where=str(self.where),
-            fix="correct or remove these rows; nothing was written",
-        )
-
-
 def _no_bar(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
     return items
 
@@ -258,12 +226,12 @@ def collect(
     if shortages:
         raise InputError(
             f"per_dataset asks for {per_dataset} rows of each dataset: {'; '.join(shortages)}",
-            where=str(faults.where),
+            where=faults.where,
             fix="lower per_dataset, or leave these datasets out",
         )
     if not checked:
         raise InputError(
-            "the dataset is empty", where=str(faults.where), fix="give a file with at least one row"
+            "the dataset is empty", where=faults.where, fix="give a file with at least one row"
         )
     keys = (prompt_id(e.dataset, asked.split, e.source_row) + f.sha256 for e, f in checked)
     facts: dict[str, Any] = {
@@ -323,7 +291,7 @@ def _checked(
 
 
 def _refuse_normalised(
-    entries: list[Entry], facts: dict[ImageData, ImageFacts | str], where: Path
+    entries: list[Entry], facts: dict[ImageData, ImageFacts | str], where: str | None
 ) -> None:
     """Raise `InputError` if all boxes lie within 0 to 1: one mistake, not one of each row."""
     shapes = [
@@ -332,7 +300,7 @@ def _refuse_normalised(
     if len(shapes) > 1 and all(map(lies_within_one, shapes)):
         raise InputError(
             f"all {len(shapes)} boxes lie within 0-1: they look normalised; boxes are pixels",
-            where=str(where),
+            where=where,
             fix="multiply x by the image's width, and y by its height",
         )
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 from perpo_pipeline.answers.boxes import REFERRING_PROMPT
-from perpo_pipeline.prepare.rows import Entry, ImageBytes, ImageFacts, Row, prompt_row
+from perpo_pipeline.json_files import Row
+from perpo_pipeline.prepare.rows import Entry, ImageBytes, ImageFacts, prompt_row
 from perpo_pipeline.testbed import SHIPPED_PRESET
 from perpo_pipeline.testbed.scenes import referring_example
 from perpo_pipeline.vlm.images import image_sha256

@@ -155,4 +155,4 @@ def test_a_file_that_is_not_there_is_named(
 ) -> None:
     assert perpo("judge", "mmhal", "--reviews", tmp_path / "none", "--out", tmp_path) == 2
     told = capsys.readouterr().err
-    assert "none: cannot be read: No such file" in told and "1 fault" in told
+    assert "none: no such file" in told and "1 fault" in told

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import InputError, PerpoError
 from perpo_pipeline.json_files import json_lines, list_faults, parse_json, read_text
 
 Row = dict[str, Any]
@@ -113,9 +113,8 @@ def raise_faults(faults: Faults) -> None:
 def _read_text(path: Path, faults: Faults) -> str | None:
     try:
         return read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        faults.append(f"{path}: cannot be read: {reason}")
+    except PerpoError as error:
+        faults.append(f"{path}: {error.what}")
         return None
 
 
