@@ -400,8 +400,15 @@ def test_an_error_of_the_operating_system_is_one_error(adapter: Path, out: Path)
 KILLS = """
 import json, shutil, sys
 from pathlib import Path
-import perpo_pipeline.merge.merge_adapter, perpo_pipeline.vlm.loading
+import torch
+from perpo_pipeline.merge.merge_adapter import merge
+from perpo_pipeline.run import Console
 from killing import attempt
+
+# Fill the libraries' caches before forking; one thread, since threads do not survive a fork.
+torch.set_num_threads(1)
+merge(Path("run/adapter/perpo"), Path("cached"), console=Console(quiet=True))
+shutil.rmtree("cached")
 
 out, events = Path("merged"), Path("events")
 command = ["merge", "--adapter", "run/adapter/perpo", "--out", str(out)]

@@ -195,7 +195,9 @@ def test_the_same_inputs_are_up_to_date_and_give_the_same_page(run, version, htm
 
 
 def test_hostile_text_is_shown_not_executed(tmp_path):
-    run = make_synthetic_run(tmp_path, expression=HOSTILE, title="<b>bold</b>", pictures=4)
+    run = make_synthetic_run(
+        tmp_path, methods=("perpo",), expression=HOSTILE, title="<b>bold</b>", pictures=4
+    )
     html = (report(run).path / "report.html").read_text(encoding="utf-8")
     page = Page(html)
     assert "script" not in {tag for tag, _ in page.tags}
@@ -237,7 +239,7 @@ def test_a_run_on_text_has_its_own_columns_and_the_smallest_distance_is_best(tmp
 
 
 def test_a_run_without_training_still_has_a_page(tmp_path):
-    run = make_synthetic_run(tmp_path)
+    run = make_synthetic_run(tmp_path, methods=("perpo",))
     only_base = run.config.eval.model_copy(update={"models": ["base"]})
     run = dataclasses.replace(run, config=run.config.model_copy(update={"eval": only_base}))
     version = report(run)
@@ -246,7 +248,7 @@ def test_a_run_without_training_still_has_a_page(tmp_path):
 
 
 def test_a_missing_artifact_is_named(tmp_path):
-    run = make_synthetic_run(tmp_path)
+    run = make_synthetic_run(tmp_path, methods=("dpo",))
     shutil.rmtree(run.place("metrics", "dpo"))
     with pytest.raises(ArtifactError, match=r"metrics/dpo(.|\n)*run: perpo eval --evaluation dpo"):
         report(run)
