@@ -17,7 +17,7 @@ from perpo_pipeline.answers.boxes import REFERRING_PROMPT, format_box
 from perpo_pipeline.config.evaluations import model_of
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.train import TrainSettings
-from perpo_pipeline.evaluate.metrics import summarise
+from perpo_pipeline.evaluate.summarise import summarise
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.prepare.rows import prompt_id
 from perpo_pipeline.rewards.scoring import score_samples

@@ -5,8 +5,9 @@ import pytest
 
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate import metrics
-from perpo_pipeline.evaluate.metrics import missing_metrics, summarise
+from perpo_pipeline.evaluate.metrics import missing_metrics
 from perpo_pipeline.evaluate.statistics import mean_interval, wilson_interval
+from perpo_pipeline.evaluate.summarise import summarise
 from perpo_pipeline.store.schemas import METRICS, PREDICTIONS, PROMPTS
 
 BOX = [0.0, 0.0, 1.0, 1.0]

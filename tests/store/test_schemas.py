@@ -71,7 +71,7 @@ def test_a_truth_column_of_the_schema_reaches_the_artifact_and_every_reader(
     script = (
         NEW_TRUTH
         + """
-from perpo_pipeline.evaluate.metrics import QUESTION_COLUMNS
+from perpo_pipeline.evaluate.summarise import QUESTION_COLUMNS
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS
 from perpo_pipeline.store.artifacts import open_version
 from pathlib import Path

@@ -1,6 +1,6 @@
 """What the best of n samples is worth: the room that training can use."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import comb
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from perpo_pipeline.errors import ArtifactError, InputError
-from perpo_pipeline.evaluate.metrics import right
+from perpo_pipeline.evaluate.metrics import GROUNDING, Metric, reward_metrics
 from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.rewards.choice import asks_for_set, measures_iou
@@ -34,23 +34,21 @@ def expected_best_of_n(values: npt.ArrayLike) -> Floats:
 def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
     """Rows of best_of, name, value, low, high, n: the best of n = 1..N samples of each list.
 
-    Metrics are `ap50` and `miou` where every reward is the IoU of one region, else `mean_reward`,
-    with 95 % intervals of the bootstrap over images; the prompts are those in the lineage of
-    `scores`. Raises `ArtifactError` for lists of unequal length. Source: PerPO, figure 1b.
+    Metrics are those of grounding that follow from rewards (`ap50`, `miou`) where every reward is
+    the IoU of one region, else `mean_reward`, with 95 % intervals of the bootstrap over images; the
+    prompts are those in the lineage of `scores`. Raises `ArtifactError` for lists of unequal
+    length. Source: PerPO, figure 1b.
     """
-    rewards, images, is_grounding = _lists(scores)
-    measures: dict[str, Callable[[Floats], Floats]] = {"mean_reward": np.asarray}
-    if is_grounding:
-        measures = {"ap50": right, "miou": np.asarray}
+    rewards, images, is_iou = _lists(scores)
     found = []
-    for metric, measure in measures.items():
-        best = _of_each_list(measure(rewards))
+    for metric in best_of_n_metrics(is_iou=is_iou):
+        best = _of_each_list(metric.from_rewards(rewards))
         for n, values in enumerate(best.T, start=1):
             value, low, high = mean_interval(values, images, num_resamples=num_resamples)
             found.append(
                 {
                     "best_of": n,
-                    "name": metric,
+                    "name": metric.name,
                     "value": value,
                     "low": low,
                     "high": high,
@@ -60,8 +58,17 @@ def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
     return found
 
 
+def best_of_n_metrics(*, is_iou: bool) -> list[Metric]:
+    """The metrics of the curve, the main one first; `is_iou`: all rewards are IoUs of one region.
+
+    The best of n has the largest value, so metrics for which lower is better are left out.
+    """
+    found = reward_metrics(GROUNDING if is_iou else None)
+    return [metric for metric in found if metric.higher_is_better is not False]
+
+
 def best_of_n_table(rows: Sequence[Row]) -> str:
-    """The rows as text, in per cent: a line for each n, a column for each metric."""
+    """The rows as text: a line for each n, a column for each metric."""
     return pivot(rows, ("best_of",))
 
 

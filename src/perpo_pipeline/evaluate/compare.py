@@ -1,6 +1,6 @@
 """Two sets of predictions on the same prompts, pair by pair (`perpo compare`)."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,9 @@ import numpy.typing as npt
 import polars as pl
 
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.metrics import right
-from perpo_pipeline.evaluate.pope import TASK as POPE
+from perpo_pipeline.evaluate.metrics import METRICS, Metric, find_metric, task_of_prompt
 from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference_interval
-from perpo_pipeline.rewards.choice import AUTO, asks_for_set
+from perpo_pipeline.rewards.choice import AUTO
 from perpo_pipeline.run import DEFAULT, Console, make_at
 from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of, open_version
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
@@ -30,10 +29,11 @@ def compare_predictions(
 ) -> list[Row]:
     """COMPARISON rows: `better` - `worse` in every metric of two `predictions` artifacts.
 
-    Grounding gives `ap50` and `miou` (`mean_set_iou` where several boxes are true), page OCR
-    `edit_distance`, POPE `accuracy`, anything else `mean_reward`; prompts about one image are drawn
-    together. Raises `ArtifactError` unless both are about the same prompts with the same truth,
-    and measured by the same reward.
+    The metrics are those whose `compared_on` in METRICS has the prompts' task (`ap50` and `miou`
+    for one box, `mean_set_iou` for several, `edit_distance` for page OCR, `accuracy` for POPE), for
+    all other prompts `mean_reward`. Prompts about one image are drawn together. Raises
+    `ArtifactError` unless both are about the same prompts with the same truth, and measured by the
+    same reward.
     """
     _check_rewards(better, worse)
     rows = _paired(better, worse)
@@ -41,14 +41,12 @@ def compare_predictions(
     facts = _facts(rows, better)
     names = _names(better, worse)
     found = []
-    for metric, where, value in _measures(facts, better.manifest["settings"].get("reward")):
+    for metric, where in _compared(facts, better.manifest["settings"].get("reward")):
         chosen = facts.filter(where)
         if chosen.height:
-            images = chosen["image"].to_list()
-            compared = paired_row(
-                value(chosen["a"].to_numpy()), value(chosen["b"].to_numpy()), images, num_resamples
-            )
-            found.append({"metric": metric, "better": names[0], "worse": names[1], **compared})
+            ours, theirs = (metric.from_rewards(chosen[side].to_numpy()) for side in ("a", "b"))
+            compared = paired_row(ours, theirs, chosen["image"].to_list(), num_resamples)
+            found.append({"metric": metric.name, "better": names[0], "worse": names[1], **compared})
     return found
 
 
@@ -92,14 +90,15 @@ def paired_row(ours: Floats, theirs: Floats, images: Sequence[Hashable], num_res
 
 
 def comparison_table(rows: Sequence[Row]) -> str:
-    """The rows as text, a line each; differences and their 95 % intervals in points of 100."""
+    """The rows as text, a line each; differences and 95 % intervals in points of the unit."""
     lines = [["metric", "points", "95 % interval", "p", "test", "n", "difference"]]
     for row in rows:
+        unit = find_metric(row["metric"]).unit
         lines.append(
             [
                 row["metric"],
-                _points(row["difference"]),
-                f"[{_points(row['low'])}, {_points(row['high'])}]",
+                unit.signed(row["difference"]),
+                f"[{unit.signed(row['low'])}, {unit.signed(row['high'])}]",
                 p_text(row["p_value"]),
                 row["test"],
                 f"{row['n']:,}",
@@ -111,10 +110,6 @@ def comparison_table(rows: Sequence[Row]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def _points(difference: float) -> str:
-    return "n/a" if difference != difference else f"{100 * difference:+.1f}"
 
 
 def p_text(p_value: float) -> str:
@@ -201,17 +196,17 @@ def _check_truth(rows: pl.DataFrame, a: Version, b: Version) -> None:
 
 
 def _facts(rows: pl.DataFrame, version: Version) -> pl.DataFrame:
-    """The rows with their task, image, and whether several boxes are true.
+    """The rows with their task, as METRICS names it, and their image.
 
-    Through the prompts in the lineage; predictions of a file have none and know their task and
-    images themselves.
+    Both come from the prompts in the lineage; predictions of a file have no prompts there and hold
+    their task and images themselves.
     """
     task = version.manifest["settings"].get("task")
     if task is not None:
-        return rows.with_columns(task=pl.lit(task), image="image_prompt_id", is_set=pl.lit(False))
+        return rows.with_columns(task=pl.lit(task), image="image_prompt_id")
     columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
     prompts = pl.DataFrame(input_of(version, "prompts").table(columns=columns)).select(
-        "prompt_id", "task", image="image_sha256", is_set=asks_for_set()
+        "prompt_id", task=task_of_prompt(), image="image_sha256"
     )
     joined = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
     if joined["task"].null_count():
@@ -223,23 +218,18 @@ def _facts(rows: pl.DataFrame, version: Version) -> pl.DataFrame:
     return joined
 
 
-def _measures(
-    facts: pl.DataFrame, reward: Any
-) -> list[tuple[str, pl.Series, Callable[[Floats], Floats]]]:
-    """(metric, which rows it is of, its value from the reward)."""
-    task, is_set = facts["task"], facts["is_set"]
-    by_task = reward in (None, {AUTO: 1.0})
-    boxes = (task == "grounding") & by_task
-    pages = (task == "ocr") & by_task
-    pope = task == POPE
-    return [
-        ("ap50", boxes & ~is_set, right),
-        ("miou", boxes & ~is_set, np.asarray),
-        ("mean_set_iou", boxes & is_set, np.asarray),
-        ("edit_distance", pages, lambda rewards: 1.0 - rewards),
-        ("accuracy", pope, np.asarray),
-        ("mean_reward", ~(boxes | pages | pope), np.asarray),
-    ]
+def _compared(facts: pl.DataFrame, reward: Any) -> list[tuple[Metric, pl.Series]]:
+    """Each metric that is compared, and on which rows; every row has at least one.
+
+    Rewards of the user's choice are compared as `mean_reward`: they are nothing else for certain.
+    """
+    is_own = reward in (None, {AUTO: 1.0})
+    metrics = [metric for metric in METRICS.values() if metric.compared_on]
+    found = [(metric, facts["task"].is_in(metric.compared_on) & is_own) for metric in metrics]
+    named = pl.Series([False] * facts.height)
+    for _, where in found:
+        named |= where
+    return [*found, (METRICS["mean_reward"], ~named)]
 
 
 def _names(a: Version, b: Version) -> tuple[str, str]:

@@ -12,8 +12,8 @@ import polars as pl
 from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.evaluate_model import evaluate
-from perpo_pipeline.evaluate.metrics import ALL, ANSWER_COLUMNS, QUESTION_COLUMNS, summarise
 from perpo_pipeline.evaluate.printing import pivot
+from perpo_pipeline.evaluate.summarise import ALL, ANSWER_COLUMNS, QUESTION_COLUMNS, summarise
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, input_of
 
@@ -61,5 +61,5 @@ def conditioning_rows(model: str, predictions: Mapping[str, Version]) -> list[Ro
 
 
 def conditioning_table(rows: Sequence[Row]) -> str:
-    """The rows as text, in per cent: a line for each model and image, a column for each metric."""
+    """The rows as text: a line for each model and image, a column for each metric."""
     return pivot(rows, ("model", "image"))

@@ -18,12 +18,8 @@ from perpo_pipeline.evaluate.images_shown import (
     with_blank_images,
     with_other_images,
 )
-from perpo_pipeline.evaluate.metrics import (
-    ANSWER_COLUMNS,
-    QUESTION_COLUMNS,
-    missing_metrics,
-    summarise,
-)
+from perpo_pipeline.evaluate.metrics import measured_metrics, missing_metrics, tasks_of
+from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, summarise
 from perpo_pipeline.rewards.choice import AUTO
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, score_samples
 from perpo_pipeline.run import Run, make
@@ -49,20 +45,16 @@ def evaluate(run: Run, variant: str) -> Version:
     """
     predictions = _predict(run, variant)
     prompts = input_of(predictions, "prompts")
-    left_out = missing_metrics(prompts.table(columns=["task"])["task"].to_pylist())
+    truth = prompts.table(columns=QUESTION_COLUMNS)
+    tasks = tasks_of(truth)
+    settings = {"metrics": [metric.name for metric in measured_metrics(tasks)]}
     recipe = Recipe(
-        "metrics",
-        variant,
-        "eval",
-        STAGE_VERSION,
-        {"left_out": sorted(left_out)},
-        {"predictions": predictions},
+        "metrics", variant, "eval", STAGE_VERSION, settings, {"predictions": predictions}
     )
 
     def work(writer: Writer) -> None:
-        for message in left_out.values():
+        for message in missing_metrics(tasks).values():
             run.say(f"eval {variant}: {message}")
-        truth = prompts.table(columns=QUESTION_COLUMNS)
         writer.write_part(0, summarise(predictions.table(columns=ANSWER_COLUMNS), truth))
 
     return make(run, recipe, work, out=run.out and run.out / "metrics")

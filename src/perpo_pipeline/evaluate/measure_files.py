@@ -21,12 +21,13 @@ from perpo_pipeline.answers.boxes import (
 )
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate import pope
-from perpo_pipeline.evaluate.metrics import missing_metrics, summarise
+from perpo_pipeline.evaluate.metrics import measured_metrics, missing_metrics, tasks_of
 from perpo_pipeline.evaluate.prediction_files import (
     KEYS,
     question_key,
     read_predictions,
 )
+from perpo_pipeline.evaluate.summarise import summarise
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, reading_doubt, score_samples
 from perpo_pipeline.run import Console, make_at
 from perpo_pipeline.store.artifacts import Recipe, Version, Writer
@@ -67,15 +68,15 @@ def evaluate_file(
     settings: Row = {"task": task, "reward": {REWARD: 1.0}, "file_sha256": _sha256(predictions)}
     if box_format is not None:
         settings |= {"box_format": describe_box_format(box_format), "frame": frame}
-    left_out = missing_metrics({task})
-    for message in left_out.values():
+    truth = _prompts(rows)
+    measured = [metric.name for metric in measured_metrics(tasks_of(truth))]
+    for message in missing_metrics({task}).values():
         console.say(f"eval {predictions.stem}: {message}")
     _tell_mended(console, predictions, file.mended)
-    truth = _prompts(rows)
     return _make_both(
         Recipe("predictions", _variant(predictions), "eval", STAGE_VERSION, settings),
         lambda: _answers(rows, truth, box_format or "llava", box_frame),
-        {"fox_compat": fox_compat, "left_out": sorted(left_out)},
+        {"fox_compat": fox_compat, "metrics": measured},
         lambda made: summarise(made, truth, fox_compat=fox_compat),
         {"mended_completions": file.mended},
         out,

@@ -1,17 +1,20 @@
-"""Metrics of predictions, with 95 % intervals over images (prompts that share one go together).
+"""Every metric as one record: its name, label and unit, its tasks, and how it is measured.
 
-| task | metrics |
+METRICS is the only list of metrics. Its order is that of metrics rows and of the report's columns.
+
+| read by | for |
 |---|---|
-| grounding | `ap50`, `ap75`: share of prompts with IoU >= 0.5, 0.75; `miou`; `parse_rate` |
-| grounding, several true boxes | `mean_set_iou` instead of the first three |
-| ocr | Fox's six (ocr.py), and of the corpus `cer` and `wer` |
-| vqa | `edit_distance`, `token_f1`, `exact_match` |
+| `perpo eval`, `perpo measure` (summarise.py) | `tasks`, `of_answers` or `of_reward`, `statistic` |
+| `perpo compare`, `perpo measure best-of-n` | `compared_on`, `of_reward` |
+| tables in the terminal, the model card (printing.py) | `unit` |
+| `perpo report` | `label`, `in_report`, `higher_is_better`, `compared_on`, `of_reward` |
 
-An answer that could not be read counts as wrong and stays in. `edit_distance` is of all texts.
+pope.py and judge/ measure the metrics of their benchmarks themselves: those have no function here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,180 +22,291 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate import ocr
-from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
 from perpo_pipeline.evaluate.wordnet import METEOR_LEFT_OUT, find_wordnet
 from perpo_pipeline.rewards.choice import asks_for_set
 from perpo_pipeline.rewards.text import edit_similarities, exact_matches, token_f1s
-from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
+from perpo_pipeline.store.schemas import PROMPTS
 
-Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+Bools = npt.NDArray[np.bool_]
 
-ANSWER_COLUMNS = PREDICTIONS.pick("prompt_id", "completion", "reward", "parse_ok")
-QUESTION_COLUMNS = PROMPTS.pick(
-    "prompt_id", "dataset", "split", "task", "image_sha256", role="truth"
-)
-ALL = "all"
-"""The `dataset` of metrics of a whole split."""
+GROUNDING, GROUNDING_SET = "grounding", "grounding-set"
+"""Prompts of the task grounding count as two tasks: one true region, or several true boxes."""
+OCR, VQA, POPE = "ocr", "vqa", "pope"
+JUDGED = WIN_RATE, LLAVA_BENCH, MMHAL, MM_VET = "win-rate", "llava-bench", "mmhal", "mm-vet"
+
 RIGHT_AT = 0.5
-"""The IoU from which a box counts as right (AP@50)."""
+"""A box is right from this IoU on (AP@50)."""
+NO_VALUE = "n/a"
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A metric on the prompts that it is of: `where` is `(n,)`, and has m prompts.
+class Unit:
+    """How a number is written: the value times `factor`, with `decimals`, then `symbol`."""
 
-    `values` are `(m,)`, whose mean it is, or edits and lengths `(m, 2)` of a corpus error rate.
+    symbol: str = "%"
+    factor: float = 100.0
+    decimals: int = 1
+
+    def number(self, value: float) -> str:
+        """The value without the symbol; "n/a" for NaN."""
+        return NO_VALUE if value != value else f"{self.factor * value:.{self.decimals}f}"
+
+    def signed(self, value: float) -> str:
+        """A difference, with its sign; "n/a" for NaN."""
+        return NO_VALUE if value != value else f"{self.factor * value:+.{self.decimals}f}"
+
+
+PERCENT = Unit()
+FRACTION = Unit("", 1.0, 3)
+
+
+def rating(highest: int) -> Unit:
+    """The unit of a judge's ratings."""
+    return Unit(f"of {highest}", 1.0, 2)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to m prompts with their truth, as a metric gets them; every field is `(m,)`.
+
+    `rewards` are the IoU where the task is grounding. `truths` are the true texts, "" where a
+    prompt has none. `fox_compat`: see `ocr.fox_metrics`.
+    """
+
+    rewards: Floats
+    parsed: Bools
+    completions: Sequence[str]
+    truths: Sequence[str]
+    fox_compat: bool = False
+
+    @cached_property
+    def fox(self) -> list[dict[str, float]]:
+        """`ocr.fox_metrics` of each answer; worked out once, since several metrics read it."""
+        pairs = zip(self.completions, self.truths, strict=True)
+        return [ocr.fox_metrics(*pair, fox_compat=self.fox_compat) for pair in pairs]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    `tasks`: measured on prompts of these tasks, together.
+    `of_answers`: Answers -> values `(m,)`, whose mean is the metric, or counts `(m, k)`.
+    `statistic`: sums of such counts `(n, k)` -> values `(n,)`.
+    `of_reward`: rewards -> values of the same shape; used where only rewards are known, and in
+    place of `of_answers` where that is None. Both None: measured by its benchmark's own module.
+    `compared_on`: `perpo compare` compares it pair by pair on prompts of these tasks.
+    `unit`: how tables in the terminal write it. `in_report`: how the report writes it, None: the
+    report leaves it out. `higher_is_better`: None where neither direction is better.
+    `missing`: what this machine lacks to measure it, as a message; None if nothing.
     """
 
     name: str
-    where: Mask
-    values: Floats
+    label: str
+    tasks: tuple[str, ...]
+    of_answers: Callable[[Answers], Floats] | None = None
+    statistic: Callable[[Floats], Floats] | None = None
+    of_reward: Callable[[Floats], Floats] | None = None
+    compared_on: tuple[str, ...] = ()
+    unit: Unit = PERCENT
+    in_report: Unit | None = PERCENT
+    higher_is_better: bool | None = True
+    missing: Callable[[], str | None] = lambda: None
 
-    def interval(self, among: Mask, images: npt.NDArray[Any]) -> tuple[float, float, float, int]:
-        """(value, low, high, n) on the prompts of `among`, `(n,)`, which hold one or more."""
-        values, images = self.values[among[self.where]], images[among & self.where]
-        clusters = images.tolist()
-        if values.ndim == 1:
-            return *mean_interval(values, clusters), len(values)
-        return *statistic_interval(values, ocr.corpus_error_rates, clusters), len(values)
+    @property
+    def is_measured_here(self) -> bool:
+        """Whether `measure` works: its benchmark's own module measures it otherwise."""
+        return self.of_answers is not None or self.of_reward is not None
+
+    def measure(self, answers: Answers) -> Floats:
+        """Values `(m,)` or counts `(m, k)`: `of_answers`, else `of_reward` of the rewards."""
+        return self.of_answers(answers) if self.of_answers else self.from_rewards(answers.rewards)
+
+    def from_rewards(self, rewards: Floats) -> Floats:
+        """`of_reward` of rewards of any shape; raises ValueError where that is None."""
+        if self.of_reward is None:
+            raise ValueError(f"{self.name} does not follow from rewards")
+        return self.of_reward(rewards)
 
 
-def summarise(predictions: pa.Table, prompts: pa.Table, *, fox_compat: bool = False) -> list[Row]:
-    """METRICS rows of each split, and of each dataset where a split holds several.
+def find_metric(name: str) -> Metric:
+    """The record of that name; one with the name as its label for a name that is not known."""
+    return METRICS.get(name) or Metric(name, name, tasks=())
 
-    `predictions` needs the ANSWER_COLUMNS, `prompts` the QUESTION_COLUMNS; `reward` is the IoU
-    (of boxes, polygons or sets of boxes) where the task is grounding, and not looked at elsewhere.
-    `fox_compat`: see `ocr.fox_metrics`. METEOR is absent where `missing_metrics` says so. Raises
-    InputError for no predictions or absent columns, ArtifactError for one without its prompt.
+
+def reward_metrics(task: str | None) -> list[Metric]:
+    """The compared metrics that follow from rewards on this task; `mean_reward` if there are none.
+
+    None stands for rewards that are not the task's own, such as a user's function.
     """
-    rows = _join(predictions, prompts)
-    measures = list(_measures(rows, fox_compat))
-    images = rows["image_sha256"].to_numpy()
-    found = []
-    for split, dataset, among in _groups(rows):
-        for measure in measures:
-            if (among & measure.where).any():
-                value, low, high, n = measure.interval(among, images)
-                found.append(
-                    {
-                        "name": measure.name,
-                        "value": value,
-                        "low": low,
-                        "high": high,
-                        "n": n,
-                        "split": split,
-                        "dataset": dataset,
-                    }
-                )
-    return found
+    found = [m for m in METRICS.values() if task in m.compared_on and m.of_reward is not None]
+    return found or [METRICS["mean_reward"]]
+
+
+def measured_metrics(tasks: Iterable[str]) -> list[Metric]:
+    """The metrics that `summarise` measures on prompts of these tasks on this machine."""
+    wanted = set(tasks)
+    return [
+        metric
+        for metric in METRICS.values()
+        if wanted.intersection(metric.tasks)
+        and metric.is_measured_here
+        and metric.missing() is None
+    ]
+
+
+def missing_metrics(tasks: Iterable[str]) -> dict[str, str]:
+    """Metrics of these tasks that this machine cannot measure: a message for the user, by name."""
+    wanted = set(tasks)
+    named = {m.name: m.missing() for m in METRICS.values() if wanted.intersection(m.tasks)}
+    return {name: message for name, message in named.items() if message is not None}
+
+
+def task_of_prompt() -> pl.Expr:
+    """The task of prompts as METRICS names it, from the columns of `prompts`."""
+    return pl.when(asks_for_set()).then(pl.lit(GROUNDING_SET)).otherwise(pl.col("task"))
+
+
+def tasks_of(prompts: pa.Table) -> list[str]:
+    """The different tasks of these prompts, as METRICS names them."""
+    columns = PROMPTS.pick("task", role="truth")
+    rows = pl.DataFrame(prompts.select(columns)).select(task=task_of_prompt())
+    return sorted(rows["task"].unique())
 
 
 def right(rewards: Floats) -> Floats:
     """1.0 for each IoU at which a box counts as right, else 0.0; same shape."""
-    return np.asarray(rewards >= RIGHT_AT, dtype=np.float64)
+    return _at_least(RIGHT_AT)(rewards)
 
 
-def missing_metrics(tasks: Iterable[str]) -> dict[str, str]:
-    """Metrics of these tasks that this machine cannot measure: what to tell the user, by name."""
-    needs_meteor = "ocr" in tasks
-    return {"meteor": METEOR_LEFT_OUT} if needs_meteor and find_wordnet() is None else {}
+def _at_least(iou: float) -> Callable[[Floats], Floats]:
+    return lambda rewards: np.asarray(rewards >= iou, dtype=np.float64)
 
 
-def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
-    wanted = {"predictions": (predictions, ANSWER_COLUMNS), "prompts": (prompts, QUESTION_COLUMNS)}
-    absent = [
-        f"{name} lack {column}"
-        for name, (table, columns) in wanted.items()
-        for column in columns
-        if column not in table.column_names
-    ]
-    if absent:
-        raise InputError(f"metrics need more columns: {', '.join(absent)}")
-    if not predictions.num_rows:
-        raise InputError("there are no predictions to measure", fix="evaluate at least one prompt")
-    rows = pl.DataFrame(predictions.select(ANSWER_COLUMNS)).join(
-        pl.DataFrame(prompts.select(QUESTION_COLUMNS)),
-        on="prompt_id",
-        how="left",
-        maintain_order="left",
+def _as_it_is(rewards: Floats) -> Floats:
+    return rewards
+
+
+def _parsed(answers: Answers) -> Floats:
+    return answers.parsed.astype(np.float64)
+
+
+def _edit_distances(answers: Answers) -> Floats:
+    return 1.0 - edit_similarities(answers.completions, answers.truths)
+
+
+def _fox(name: str) -> Callable[[Answers], Floats]:
+    return lambda answers: np.array([page[name] for page in answers.fox])
+
+
+def _edits(count: Callable[[str, str], tuple[int, int]]) -> Callable[[Answers], Floats]:
+    def counts(answers: Answers) -> Floats:
+        pairs = zip(answers.completions, answers.truths, strict=True)
+        return np.array([count(*pair) for pair in pairs], dtype=np.float64)
+
+    return counts
+
+
+def _without_wordnet() -> str | None:
+    return METEOR_LEFT_OUT if find_wordnet() is None else None
+
+
+def _error_rate(name: str, label: str, count: Any) -> Metric:
+    """An error rate of the corpus: all edits over the length of all true texts."""
+    return Metric(
+        name,
+        label,
+        (OCR,),
+        of_answers=_edits(count),
+        statistic=ocr.corpus_error_rates,
+        in_report=FRACTION,
+        higher_is_better=False,
     )
-    lost = rows.filter(pl.col("task").is_null())
-    if lost.height or rows.height != predictions.num_rows:
-        raise ArtifactError(
-            f"{lost.height} predictions belong to no prompt, the first to {lost['prompt_id'][0]}"
-            if lost.height
-            else "a prompt_id occurs twice among the prompts",
-            fix="rerun `perpo eval` on these prompts",
+
+
+def _ratings() -> list[Metric]:
+    """A judge's ratings of both models in a comparison."""
+    aspects = ("response_accuracy", "instruction_adherence", "hallucination_reduction")
+    return [
+        Metric(
+            f"{aspect}_{model}",
+            f"{aspect.replace('_', ' ')}, model {model.upper()}",
+            (WIN_RATE,),
+            unit=rating(5),
+            in_report=None,
         )
-    return rows
+        for model in ("a", "b")
+        for aspect in aspects
+    ]
 
 
-def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, Mask]]:
-    """(split, dataset, which rows): each split whole, then its datasets if there are several."""
-    for split in rows["split"].unique(maintain_order=True):
-        in_split = (rows["split"] == split).to_numpy()
-        yield split, ALL, in_split
-        datasets = rows.filter(in_split)["dataset"].unique(maintain_order=True).to_list()
-        if len(datasets) == 1:
-            continue
-        if ALL in datasets:
-            raise InputError(
-                f"a dataset of the split '{split}' is called '{ALL}', which stands for all of them",
-                fix="give it another name",
-            )
-        for dataset in datasets:
-            yield split, dataset, in_split & (rows["dataset"] == dataset).to_numpy()
+def _judged(name: str, label: str, task: str, **more: Any) -> Metric:
+    return Metric(name, label, (task,), in_report=None, **more)
 
 
-def _measures(rows: pl.DataFrame, fox_compat: bool) -> Iterator[Measure]:
-    task = rows["task"].to_numpy()
-    yield from _grounding(rows, task == "grounding")
-    texts, pages, answers = task != "grounding", task == "ocr", task == "vqa"
-    if not texts.any():
-        return
-    completions, truths = _texts(rows, texts)
-    yield Measure("edit_distance", texts, 1.0 - edit_similarities(completions, truths))
-    if pages.any():
-        yield from _pages(rows, pages, fox_compat)
-    if answers.any():
-        said, true = _texts(rows, answers)
-        yield Measure("token_f1", answers, token_f1s(said, true))
-        yield Measure("exact_match", answers, exact_matches(said, true))
+_IN_ORDER = (
+    Metric("ap50", "AP@50", (GROUNDING,), of_reward=right, compared_on=(GROUNDING,)),
+    Metric("ap75", "AP@75", (GROUNDING,), of_reward=_at_least(0.75)),
+    Metric("miou", "mIoU", (GROUNDING,), of_reward=_as_it_is, compared_on=(GROUNDING,)),
+    Metric(
+        "mean_set_iou",
+        "mean IoU of sets",
+        (GROUNDING_SET,),
+        of_reward=_as_it_is,
+        compared_on=(GROUNDING_SET,),
+    ),
+    Metric("parse_rate", "parsed", (GROUNDING, GROUNDING_SET, *JUDGED), of_answers=_parsed),
+    Metric(
+        "edit_distance",
+        "edit distance",
+        (OCR, VQA),
+        of_answers=_edit_distances,
+        of_reward=lambda rewards: 1.0 - rewards,
+        compared_on=(OCR,),
+        in_report=FRACTION,
+        higher_is_better=False,
+    ),
+    Metric("f1", "F1", (OCR, POPE), of_answers=_fox("f1")),
+    Metric("precision", "precision", (OCR, POPE), of_answers=_fox("precision")),
+    Metric("recall", "recall", (OCR, POPE), of_answers=_fox("recall")),
+    Metric("bleu", "BLEU", (OCR,), of_answers=_fox("bleu")),
+    Metric("meteor", "METEOR", (OCR,), of_answers=_fox("meteor"), missing=_without_wordnet),
+    _error_rate("cer", "CER", ocr.character_edits),
+    _error_rate("wer", "WER", ocr.word_edits),
+    Metric(
+        "token_f1",
+        "token F1",
+        (VQA,),
+        of_answers=lambda answers: token_f1s(answers.completions, answers.truths),
+    ),
+    Metric(
+        "exact_match",
+        "exact match",
+        (VQA,),
+        of_answers=lambda answers: exact_matches(answers.completions, answers.truths),
+    ),
+    Metric("accuracy", "accuracy", (POPE,), of_reward=_as_it_is, compared_on=(POPE,)),
+    Metric("yes_rate", "answers that say yes", (POPE,), in_report=None, higher_is_better=None),
+    Metric("mean_reward", "mean reward", (), of_reward=_as_it_is),
+    _judged("win_rate", "win rate", WIN_RATE),
+    _judged("tie_rate", "replies that choose neither", WIN_RATE, higher_is_better=None),
+    _judged("order_disagreement", "order disagreement", WIN_RATE, higher_is_better=False),
+    *_ratings(),
+    _judged("llava_bench_score", "LLaVA-Bench score", LLAVA_BENCH),
+    _judged(
+        "reference_rating",
+        "rating of the reference",
+        LLAVA_BENCH,
+        unit=rating(10),
+        higher_is_better=None,
+    ),
+    _judged("model_rating", "rating of the model", LLAVA_BENCH, unit=rating(10)),
+    _judged("mmhal_score", "MMHal score", MMHAL, unit=rating(6)),
+    _judged("hallucination_rate", "hallucination rate", MMHAL, higher_is_better=False),
+    _judged("mm_vet_score", "MM-Vet score", MM_VET),
+)
 
-
-def _grounding(rows: pl.DataFrame, where: Mask) -> Iterator[Measure]:
-    has_set = where & rows.select(asks_for_set()).to_series().to_numpy()
-    has_one = where & ~has_set
-    reward = rows["reward"].to_numpy()
-    yield Measure("ap50", has_one, right(reward[has_one]))
-    yield Measure("ap75", has_one, (reward[has_one] >= 0.75).astype(np.float64))
-    yield Measure("miou", has_one, reward[has_one])
-    yield Measure("mean_set_iou", has_set, reward[has_set])
-    yield Measure("parse_rate", where, rows["parse_ok"].to_numpy()[where].astype(np.float64))
-
-
-def _pages(rows: pl.DataFrame, where: Mask, fox_compat: bool) -> Iterator[Measure]:
-    pairs = list(zip(*_texts(rows, where), strict=True))
-    fox = [ocr.fox_metrics(said, true, fox_compat=fox_compat) for said, true in pairs]
-    for name in ocr.FOX_METRICS[1:]:
-        if name in fox[0]:
-            yield Measure(name, where, np.array([metrics[name] for metrics in fox]))
-    for name, edits in (("cer", ocr.character_edits), ("wer", ocr.word_edits)):
-        counts = np.array([edits(said, true) for said, true in pairs], dtype=np.float64)
-        yield Measure(name, where, counts)
-
-
-def _texts(rows: pl.DataFrame, where: Mask) -> tuple[list[str], list[str]]:
-    chosen = rows.filter(where)
-    lacking = chosen.filter(pl.col("gt_text").is_null())
-    if lacking.height:
-        raise ArtifactError(
-            f"{lacking.height} prompts have no true text to measure against, the first is "
-            f"{lacking['prompt_id'][0]}",
-            fix="prepare the data with its truth",
-        )
-    return chosen["completion"].to_list(), chosen["gt_text"].to_list()
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _IN_ORDER}
+"""All metrics by name; read whenever one is needed, so that one more entry is found everywhere."""

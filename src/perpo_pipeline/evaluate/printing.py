@@ -1,26 +1,16 @@
-"""Metrics as plain text for a terminal."""
+"""Metrics as plain text for a terminal, each in its unit (metrics.METRICS)."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# All others are shares in [0, 1] and shown in per cent.
-SCALES = {
-    "mmhal_score": "of 6",
-    "reference_rating": "of 10",
-    "model_rating": "of 10",
-    **{
-        f"{aspect}_{model}": "of 5"
-        for aspect in ("response_accuracy", "instruction_adherence", "hallucination_reduction")
-        for model in ("a", "b")
-    },
-}
+from perpo_pipeline.evaluate.metrics import find_metric
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Aligned text of METRICS rows, one a metric, split and dataset: value, 95 % interval, n.
+    """Aligned text of METRICS rows, one per metric, split and dataset: value, 95 % interval, n.
 
-    Shares are in per cent, ratings on their own scale; an interval that is not known is `-`.
+    Shares are in per cent, ratings on their own scale; an unknown interval is `-`.
     """
     head = ("metric", "split", "dataset", "value", "", "95 % interval", "n")
     cells = [head, *(_cells(row) for row in rows)]
@@ -29,31 +19,27 @@ def metrics_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    scale = SCALES.get(row["name"])
-    low, high = (_number(row[end], scale) for end in ("low", "high"))
+    unit = find_metric(row["name"]).unit
+    low, high = unit.number(row["low"]), unit.number(row["high"])
     interval = "-" if math.isnan(row["low"]) else f"[{low}, {high}]"
     return (
         row["name"],
         row["split"],
         row["dataset"],
-        _number(row["value"], scale),
-        scale or "%",
+        unit.number(row["value"]),
+        unit.symbol,
         interval,
         str(row["n"]),
     )
 
 
-def _number(value: float, scale: str | None) -> str:
-    return f"{value:.2f}" if scale else f"{100 * value:.1f}"
-
-
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     """Names to the left, numbers to the right."""
-    name, split, dataset, value, scale, interval, n = zip(cells, widths, strict=True)
+    name, split, dataset, value, symbol, interval, n = zip(cells, widths, strict=True)
     left = [cell.ljust(width) for cell, width in (name, split, dataset)]
     right = [
         value[0].rjust(value[1]),
-        scale[0].ljust(scale[1]),
+        symbol[0].ljust(symbol[1]),
         interval[0].rjust(interval[1]),
         n[0].rjust(n[1]),
     ]
@@ -61,9 +47,9 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def pivot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
-    """Aligned text, in per cent: a line for each value of `keys`, a column for each metric.
+    """Aligned text: a line for each value of `keys`, a column for each metric, in its unit.
 
-    Rows have the keys, name, value, low, high and n (that of a line's first metric is shown).
+    Rows have the keys, name, value, low, high and n; a line shows the n of its first metric.
     """
     names = list(dict.fromkeys(row["name"] for row in rows))
     lines: dict[tuple[str, ...], dict[str, str]] = {}
@@ -86,5 +72,6 @@ def pivot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
 
 
 def _estimate(row: Mapping[str, Any]) -> str:
-    value, low, high = (_number(row[name], None) for name in ("value", "low", "high"))
+    unit = find_metric(row["name"]).unit
+    value, low, high = (unit.number(row[name]) for name in ("value", "low", "high"))
     return value if math.isnan(row["low"]) else f"{value} [{low}, {high}]"

@@ -1,6 +1,6 @@
 """Plain data for the page, gathered from the artifacts; only the columns that are needed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import polars as pl
 
 from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.best_of_n import expected_best_of_n
+from perpo_pipeline.evaluate.best_of_n import best_of_n_metrics, expected_best_of_n
 from perpo_pipeline.evaluate.compare import paired_row
-from perpo_pipeline.evaluate.metrics import ALL, right
+from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, OCR, Metric, reward_metrics
 from perpo_pipeline.evaluate.statistics import mean_interval
+from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.report.methods import Method, methods_of
 from perpo_pipeline.rewards.choice import AUTO, asks_for_set, measures_iou
 from perpo_pipeline.run import Run
@@ -23,6 +24,8 @@ from perpo_pipeline.store.schemas import PROMPTS
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
 IOU, EDIT_SIMILARITY, OTHER = "iou", "edit_similarity", "other"
+TASKS = {IOU: GROUNDING, EDIT_SIMILARITY: OCR}
+"""The task whose metrics follow from rewards of each kind."""
 CURVES = ("loss", "reward_accuracy", "implicit_margin", "best_logp", "learning_rate")
 
 
@@ -129,9 +132,14 @@ class Sampled:
     counts: Row
     min_margin: float
 
+    @property
+    def metric(self) -> Metric:
+        """What the best of n samples is shown in: AP@50 (grounding) or mean reward."""
+        return best_of_n_metrics(is_iou=self.measure == IOU)[0]
+
     def best_of_n(self) -> Floats:
-        """Expected AP@50 (grounding) or mean reward of the best of n = 1..N samples, `(N,)`."""
-        return expected_best_of_n(right(self.rewards) if self.measure == IOU else self.rewards)
+        """The expected `metric` of the best of n = 1..N samples, `(N,)`."""
+        return expected_best_of_n(self.metric.from_rewards(self.rewards))
 
 
 def open_inputs(run: Run) -> Inputs:
@@ -229,19 +237,20 @@ def compare(
 ) -> list[Comparison]:
     """`main` minus each other method on the same prompts: AP@50 (grounding) and mean reward.
 
+    Compared metrics of grounding other than AP@50 are shown too, unless they are the mean reward.
     Of several seeds each prompt counts with its mean over seeds; images are the clusters.
     """
-    measures: dict[str, Callable[[Floats], Floats]] = {"mean_reward": np.asarray}
-    if outcomes.is_grounding:
-        measures = {"ap50": right, **measures}
+    reward = METRICS["mean_reward"]
+    metrics = reward_metrics(GROUNDING if outcomes.is_grounding else None)
+    metrics = [metric for metric in metrics if metric.of_reward is not reward.of_reward]
     images = outcomes.prompts["image_sha256"].to_list()
     found = []
-    for metric, measure in measures.items():
-        ours = np.mean([measure(r) for r in outcomes.of(main)], axis=0)
+    for metric in [*metrics, reward]:
+        ours = np.mean([metric.from_rewards(r) for r in outcomes.of(main)], axis=0)
         for other in others:
-            theirs = np.mean([measure(r) for r in outcomes.of(other)], axis=0)
+            theirs = np.mean([metric.from_rewards(r) for r in outcomes.of(other)], axis=0)
             compared = paired_row(ours, theirs, images, num_resamples)
-            found.append(Comparison(metric, main.name, other.name, **compared))
+            found.append(Comparison(metric.name, main.name, other.name, **compared))
     return found
 
 
@@ -304,14 +313,11 @@ def _margins(rows: pl.DataFrame) -> Floats:
 def oracle(sampled: Sampled, num_resamples: int) -> dict[str, Estimate]:
     """Metrics of the best of all N samples of each list: an upper bound that knows the truth."""
     best = sampled.rewards.max(axis=1)
-    measured = {
-        "ap50": right(best),
-        "ap75": (best >= 0.75).astype(np.float64),
-        "miou": best,
-        "parse_rate": sampled.parse_ok.any(axis=1).astype(np.float64),
-    }
-    if sampled.measure != IOU:
-        measured = {"edit_distance": 1.0 - best} if sampled.measure == EDIT_SIMILARITY else {}
+    task = TASKS.get(sampled.measure)
+    known = [m for m in METRICS.values() if task in m.tasks and m.of_reward is not None]
+    measured = {metric.name: metric.from_rewards(best) for metric in known}
+    if task == GROUNDING:
+        measured["parse_rate"] = np.asarray(sampled.parse_ok.any(axis=1), dtype=np.float64)
     return {
         name: Estimate(
             *mean_interval(values, clusters=sampled.images, num_resamples=num_resamples),

@@ -11,10 +11,10 @@ from markupsafe import Markup
 from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.evaluate.metrics import METRICS, find_metric
 from perpo_pipeline.report import plots
 from perpo_pipeline.report.data import (
     CURVES,
-    IOU,
     Comparison,
     Estimate,
     Floats,
@@ -27,7 +27,6 @@ from perpo_pipeline.report.lineage import Ancestor
 from perpo_pipeline.report.methods import BASE_COLOUR, Method
 from perpo_pipeline.report.pictures import Picture
 from perpo_pipeline.report.wording import (
-    SHOWN,
     blindness,
     duration,
     p_value,
@@ -111,9 +110,9 @@ def _facts(contents: Contents) -> Json:
 
 
 def primary_metric(rows: Sequence[TableRow]) -> str:
-    """The metric that the headline is about: the first known one of the first row."""
+    """The metric that the headline is about: of the first row's, the first one in METRICS."""
     metrics = rows[0].metrics
-    known = [name for name in SHOWN if name in metrics]
+    known = [m.name for m in METRICS.values() if m.in_report is not None and m.name in metrics]
     return (known or list(metrics))[0]
 
 
@@ -126,16 +125,16 @@ def _headline(contents: Contents) -> Json:
         for row in contents.rows
         for e in [row.metrics[metric]]
     ]
-    x_label = how.label + (", %" if how.scale == 100 else "")
+    x_label = how.label + (f", {how.unit.symbol}" if how.unit.symbol else "")
     found: Json = {
         "metric": how.label,
-        "unit": "%" if how.scale == 100 else "",
+        "unit": how.unit.symbol,
         "plot": Markup(
             plots.interval_plot(
                 bars,
                 x_label=x_label,
-                scale=how.scale,
-                decimals=how.decimals,
+                scale=how.unit.factor,
+                decimals=how.unit.decimals,
                 name=f"{how.label} by method",
             )
         ),
@@ -165,7 +164,8 @@ def _headline(contents: Contents) -> Json:
 
 
 def _table(contents: Contents) -> Json:
-    metrics = shared_metrics([row.metrics for row in contents.rows])
+    shared = shared_metrics([row.metrics for row in contents.rows])
+    metrics = [name for name in shared if find_metric(name).in_report is not None]
     primary = primary_metric(contents.rows)
     best = {name: _best(name, contents.rows) for name in metrics}
     images = {
@@ -319,7 +319,7 @@ def _samples(contents: Contents) -> Json:
         )
     ]
     best = sampled.best_of_n()
-    how = shown("ap50" if sampled.measure == IOU else "mean_reward")
+    how = shown(sampled.metric.name)
     return {
         "split": contents.sampled_split,
         "lists": rewards.size // sampled.rewards.shape[1],

@@ -3,29 +3,28 @@
 from dataclasses import dataclass
 
 from perpo_pipeline.evaluate.compare import p_text
+from perpo_pipeline.evaluate.metrics import Unit, find_metric
 from perpo_pipeline.report.data import Comparison, Estimate
 
-NO_VALUE = "n/a"
 SPACE = "\u00a0"
 """A space at which a line does not break."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """How a metric is shown: label, factor, decimals, and which direction is better."""
+    """How the page writes a metric (metrics.METRICS)."""
 
     label: str
-    scale: float = 100.0
-    decimals: int = 1
-    higher_is_better: bool = True
+    unit: Unit
+    higher_is_better: bool
 
     def number(self, value: float) -> str:
-        """The value as it stands on the page."""
-        return NO_VALUE if value != value else f"{self.scale * value:.{self.decimals}f}"
+        """The value as the page writes it, without the unit's symbol."""
+        return self.unit.number(value)
 
     def signed(self, value: float) -> str:
         """A difference, with its sign."""
-        return NO_VALUE if value != value else f"{self.scale * value:+.{self.decimals}f}"
+        return self.unit.signed(value)
 
     def interval(self, low: float, high: float, *, signed: bool = False) -> str:
         """Both bounds in brackets."""
@@ -34,34 +33,16 @@ class Shown:
 
     def full(self, estimate: Estimate) -> str:
         """Value, unit and interval."""
-        unit = f"{SPACE}%" if self.scale == 100 else ""
-        return f"{self.number(estimate.value)}{unit} {self.interval(estimate.low, estimate.high)}"
+        symbol = f"{SPACE}{self.unit.symbol}" if self.unit.symbol else ""
+        interval = self.interval(estimate.low, estimate.high)
+        return f"{self.number(estimate.value)}{symbol} {interval}"
 
 
-SHOWN = {
-    "ap50": Shown("AP@50"),
-    "ap75": Shown("AP@75"),
-    "miou": Shown("mIoU"),
-    "mean_reward": Shown("mean reward"),
-    "edit_distance": Shown("edit distance", 1.0, 3, higher_is_better=False),
-    "cer": Shown("CER", 1.0, 3, higher_is_better=False),
-    "wer": Shown("WER", 1.0, 3, higher_is_better=False),
-    "f1": Shown("F1"),
-    "precision": Shown("precision"),
-    "recall": Shown("recall"),
-    "bleu": Shown("BLEU"),
-    "meteor": Shown("METEOR"),
-    "accuracy": Shown("accuracy"),
-    "mean_set_iou": Shown("mean IoU of sets"),
-    "token_f1": Shown("token F1"),
-    "exact_match": Shown("exact match"),
-    "parse_rate": Shown("parsed"),
-}
-
-
-def shown(metric: str) -> Shown:
-    """How a metric is shown; one that is not known keeps its own name, higher is better."""
-    return SHOWN.get(metric, Shown(metric))
+def shown(name: str) -> Shown:
+    """How a metric is shown; an unknown one keeps its name, in per cent, higher is better."""
+    metric = find_metric(name)
+    unit = metric.in_report or metric.unit
+    return Shown(metric.label, unit, metric.higher_is_better is not False)
 
 
 def verdict(

@@ -1,0 +1,164 @@
+"""Predictions and prompts -> metrics rows, with 95 % intervals over images.
+
+Prompts that share an image are drawn together. An answer that could not be read counts as wrong
+and stays in. Which metrics a task has: metrics.METRICS.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from perpo_pipeline.errors import ArtifactError, InputError
+from perpo_pipeline.evaluate.metrics import (
+    Answers,
+    Bools,
+    Floats,
+    Metric,
+    measured_metrics,
+    task_of_prompt,
+)
+from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
+from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
+
+Row = dict[str, Any]
+
+ANSWER_COLUMNS = PREDICTIONS.pick("prompt_id", "completion", "reward", "parse_ok")
+QUESTION_COLUMNS = PROMPTS.pick(
+    "prompt_id", "dataset", "split", "task", "image_sha256", role="truth"
+)
+ALL = "all"
+"""The `dataset` of metrics of a whole split."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric's values or counts `(m, ...)` on the m prompts that `where`, `(n,)`, marks."""
+
+    metric: Metric
+    where: Bools
+    values: Floats
+
+    def interval(self, among: Bools, images: npt.NDArray[Any]) -> tuple[float, float, float, int]:
+        """(value, low, high, n) on the prompts of `among`, `(n,)`, which hold one or more."""
+        values, images = self.values[among[self.where]], images[among & self.where]
+        clusters = images.tolist()
+        if self.metric.statistic is None:
+            return *mean_interval(values, clusters), len(values)
+        return *statistic_interval(values, self.metric.statistic, clusters), len(values)
+
+
+def summarise(predictions: pa.Table, prompts: pa.Table, *, fox_compat: bool = False) -> list[Row]:
+    """METRICS rows of each split, and of each dataset where a split holds several.
+
+    `predictions` needs the ANSWER_COLUMNS, `prompts` the QUESTION_COLUMNS; where the task is
+    grounding, `reward` must be the IoU (of boxes, polygons or sets of boxes); elsewhere no metric
+    here reads it. `fox_compat`: see `ocr.fox_metrics`. METEOR is absent where `missing_metrics`
+    says so. Raises InputError for no predictions or absent columns, ArtifactError for a prediction
+    without its prompt or a text without its truth.
+    """
+    rows = _join(predictions, prompts)
+    _check_truths(rows)
+    measured = list(_measure(rows, fox_compat))
+    images = rows["image_sha256"].to_numpy()
+    found = []
+    for split, dataset, among in _groups(rows):
+        for one in measured:
+            if (among & one.where).any():
+                value, low, high, n = one.interval(among, images)
+                found.append(
+                    {
+                        "name": one.metric.name,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                        "n": n,
+                        "split": split,
+                        "dataset": dataset,
+                    }
+                )
+    return found
+
+
+def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
+    wanted = {"predictions": (predictions, ANSWER_COLUMNS), "prompts": (prompts, QUESTION_COLUMNS)}
+    absent = [
+        f"{name} lack {column}"
+        for name, (table, columns) in wanted.items()
+        for column in columns
+        if column not in table.column_names
+    ]
+    if absent:
+        raise InputError(f"metrics need more columns: {', '.join(absent)}")
+    if not predictions.num_rows:
+        raise InputError("there are no predictions to measure", fix="evaluate at least one prompt")
+    rows = pl.DataFrame(predictions.select(ANSWER_COLUMNS)).join(
+        pl.DataFrame(prompts.select(QUESTION_COLUMNS)),
+        on="prompt_id",
+        how="left",
+        maintain_order="left",
+    )
+    lost = rows.filter(pl.col("task").is_null())
+    if lost.height or rows.height != predictions.num_rows:
+        raise ArtifactError(
+            f"{lost.height} predictions belong to no prompt, the first to {lost['prompt_id'][0]}"
+            if lost.height
+            else "a prompt_id occurs twice among the prompts",
+            fix="rerun `perpo eval` on these prompts",
+        )
+    return rows
+
+
+def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, Bools]]:
+    """(split, dataset, which rows): each split whole, then its datasets if there are several."""
+    for split in rows["split"].unique(maintain_order=True):
+        in_split = (rows["split"] == split).to_numpy()
+        yield split, ALL, in_split
+        datasets = rows.filter(in_split)["dataset"].unique(maintain_order=True).to_list()
+        if len(datasets) == 1:
+            continue
+        if ALL in datasets:
+            raise InputError(
+                f"a dataset of the split '{split}' is called '{ALL}', which stands for all of them",
+                fix="give it another name",
+            )
+        for dataset in datasets:
+            yield split, dataset, in_split & (rows["dataset"] == dataset).to_numpy()
+
+
+def _measure(rows: pl.DataFrame, fox_compat: bool) -> Iterator[Measured]:
+    tasks = rows.select(task=task_of_prompt())["task"]
+
+    @cache
+    def answers_of(wanted: tuple[str, ...]) -> Answers:
+        return _answers(rows.filter(tasks.is_in(wanted)), fox_compat)
+
+    there = set(tasks)
+    for metric in measured_metrics(there):
+        wanted = tuple(task for task in metric.tasks if task in there)
+        where = tasks.is_in(wanted).to_numpy()
+        yield Measured(metric, where, metric.measure(answers_of(wanted)))
+
+
+def _answers(rows: pl.DataFrame, fox_compat: bool) -> Answers:
+    return Answers(
+        rewards=rows["reward"].to_numpy(),
+        parsed=rows["parse_ok"].to_numpy(),
+        completions=rows["completion"].to_list(),
+        truths=rows["gt_text"].fill_null("").to_list(),
+        fox_compat=fox_compat,
+    )
+
+
+def _check_truths(rows: pl.DataFrame) -> None:
+    lacking = rows.filter((pl.col("task") != "grounding") & pl.col("gt_text").is_null())
+    if lacking.height:
+        raise ArtifactError(
+            f"{lacking.height} prompts have no true text to measure against, the first is "
+            f"{lacking['prompt_id'][0]}",
+            fix="prepare the data with its truth",
+        )
