@@ -56,7 +56,7 @@ def test_every_setting_is_listed_for_the_user(section: str) -> None:
         if section != "train":
             assert re.fullmatch(r".{10,}\.", description), f"{path} has no description"
         assert re.fullmatch(
-            r".+; (required|default .+); (counts|does not count) in the fingerprint\.", facts
+            r".+; (required|default .+); (counts in the fingerprint of `.+`|never counts)\.", facts
         ), path
 
 
@@ -69,32 +69,38 @@ def test_more_than_a_hundred_settings_are_listed() -> None:
     [
         (
             "sample.top_p",
-            "Number, above 0, at most 1; default `1.0`; counts in the fingerprint.",
+            "Number, above 0, at most 1; default `1.0`; counts in the fingerprint of `samples`.",
         ),
         (
             "sample.num_actors",
-            "Whole number, at least 1; default none; does not count in the fingerprint.",
+            "Whole number, at least 1; default none; never counts.",
         ),
         (
             "model.preprocess",
-            "`processor` or `pad`; default `processor`; counts in the fingerprint.",
+            "`processor` or `pad`; default `processor`; counts in the fingerprint of `samples`, "
+            "`reference`, `adapter` and `predictions`.",
         ),
         (
             "train.scope",
             "List of `language_model`, `projector` or `vision_tower`, at least 1 entry; "
-            "default `[language_model]`; counts in the fingerprint.",
+            "default `[language_model]`; counts in the fingerprint of `adapter`.",
         ),
         (
             "train.methods",
-            "Mapping of text to settings; default `{perpo: {}}`; counts in the fingerprint.",
+            "Mapping of text to settings; default `{perpo: {}}`; "
+            "counts in the fingerprint of `adapter`.",
         ),
         (
             "score.reward",
-            "Text or mapping of text to number; default `auto`; counts in the fingerprint.",
+            "Text or mapping of text to number; default `auto`; "
+            "counts in the fingerprint of `scores`.",
         ),
-        ("data_root", "Path; default `data`; does not count in the fingerprint."),
-        ("run", "Text, a name; required; does not count in the fingerprint."),
-        ("train.lora.rank", "Whole number, above 0; default `128`; counts in the fingerprint."),
+        ("data_root", "Path; default `data`; never counts."),
+        ("run", "Text, a name; required; counts in the fingerprint of `report`."),
+        (
+            "train.lora.rank",
+            "Whole number, above 0; default `128`; counts in the fingerprint of `adapter`.",
+        ),
     ],
 )
 def test_facts_are_plain_words(path: str, facts: str) -> None:
@@ -106,7 +112,6 @@ def test_a_new_source_and_its_settings_are_found(monkeypatch: pytest.MonkeyPatch
     class NewSource(Section):
         """A new layout."""
 
-        operational = frozenset({"threads"})
         source: Literal["new"] = Field(description="the layout to read")
         threads: Int | None = Field(4, ge=1, description="threads that read the file")
 
@@ -114,9 +119,9 @@ def test_a_new_source_and_its_settings_are_found(monkeypatch: pytest.MonkeyPatch
     assert render("prepare").endswith(
         "### Source `new`\n\nA new layout.\n\n"
         "`prepare.SPLIT.source`\n:   The layout to read.  \n"
-        "    `new`; required; counts in the fingerprint.\n\n"
+        "    `new`; required; counts in the fingerprint of `prompts`.\n\n"
         "`prepare.SPLIT.threads`\n:   Threads that read the file.  \n"
-        "    Whole number, at least 1; default `4`; does not count in the fingerprint.\n"
+        "    Whole number, at least 1; default `4`; counts in the fingerprint of `prompts`.\n"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
+from perpo_pipeline.config.fingerprints import counts_in
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import NAME_PATTERN, WORD_PATTERN, Section
 from perpo_pipeline.config.sources import SOURCE_MODELS
@@ -30,26 +31,30 @@ The settings of a run are in one YAML file. The names below are paths in that fi
 accepts: `--set train.lora.rank=8`. Write your own name for a part in capitals:
 `prepare.SPLIT.path` becomes `prepare.train.path`.
 
-A setting that counts in the fingerprint changes the result, so a new value makes a new version of
-the artifact. The other settings change speed, memory or which part of the work is done.
+A setting that counts in the fingerprint of an artifact changes its content, so a new value makes a
+new version of it. The other settings change speed, memory or which part of the work is done.
 """
 _SET_BY_PERPO = {"train.seed"}  # `train.seeds` lists the values
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of the run's file: `kind` is its type in words, `default` is written as in YAML."""
+    """One key of the run's file: `kind` is its type in words, `default` is written as in YAML.
+
+    `counts_in` names the artifacts in whose fingerprint it counts.
+    """
 
     path: str
     description: str
     kind: str
     default: str
-    counts: bool
+    counts_in: list[str]
 
     def markdown(self) -> str:
         """An entry of a definition list."""
-        counts = "counts" if self.counts else "does not count"
-        facts = f"{self.kind}; {self.default}; {counts} in the fingerprint."
+        artifacts = _listed(self.counts_in, "and")
+        counts = f"counts in the fingerprint of {artifacts}" if artifacts else "never counts"
+        facts = f"{self.kind}; {self.default}; {counts}."
         return "\n".join([f"`{self.path}`", f":   {self.description}  ", f"    {facts}", ""])
 
 
@@ -115,7 +120,7 @@ def _nested(heading: str, prefix: str, model: Any) -> Iterator[Group]:
 
 def _group(heading: str, prefix: str, model: type[Section], skip: Any = ()) -> Group:
     settings = [
-        _setting(f"{prefix}{name}", field, counts=name not in model.operational)
+        _setting(f"{prefix}{name}", field)
         for name, field in model.model_fields.items()
         if name not in skip and f"{prefix}{name}" not in _SET_BY_PERPO
     ]
@@ -123,11 +128,12 @@ def _group(heading: str, prefix: str, model: type[Section], skip: Any = ()) -> G
     return Group(heading, " ".join(introduction.split()), settings)
 
 
-def _setting(path: str, field: FieldInfo, *, counts: bool) -> Setting:
+def _setting(path: str, field: FieldInfo) -> Setting:
     words = _words(field.annotation)
     limits = _limits(field.metadata)
     kind = ", ".join([words[0].upper() + words[1:], *limits])
-    return Setting(path, _sentence(field.description or ""), kind, _default(field), counts)
+    description = _sentence(field.description or "")
+    return Setting(path, description, kind, _default(field), counts_in(path))
 
 
 def _sentence(text: str) -> str:
@@ -165,9 +171,9 @@ def _words(kind: Any) -> str:
     if origin is Annotated:
         return ", ".join([_words(inside[0]), *_limits(inside[1:])])
     if origin is Literal:
-        return _either([f"`{value}`" for value in inside])
+        return _listed([str(value) for value in inside], "or")
     if origin in (Union, types.UnionType):
-        return _either([_words(part) for part in inside if part is not type(None)])
+        return _joined([_words(part) for part in inside if part is not type(None)], "or")
     if origin is list:
         return f"list of {_words(inside[0])}"
     if origin is dict:
@@ -175,8 +181,14 @@ def _words(kind: Any) -> str:
     return "settings" if _is_section(kind) else _PLAIN[kind]
 
 
-def _either(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
+def _listed(names: list[str], word: str) -> str:
+    """Names as code: `a`, `b` and `c`."""
+    return _joined([f"`{name}`" for name in names], word)
+
+
+def _joined(parts: list[str], word: str) -> str:
+    *first, last = parts or [""]
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 _LIMITS = {
