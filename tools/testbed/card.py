@@ -11,6 +11,7 @@ def model_card(
     count: int,
     figures: Mapping[str, float],
     recipe: Mapping[str, object],
+    command: str,
 ) -> str:
     """README.md of a model directory; `figures` were measured on `count` fresh scenes."""
     return MODEL_CARD.format(
@@ -19,6 +20,7 @@ def model_card(
         parameters=parameters / 1e6,
         count=count,
         figures="\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items()),
+        command=command,
         recipe=", ".join(f"{name} {value}" for name, value in recipe.items()),
     )
 
@@ -42,13 +44,13 @@ another object of the same shape, and all boxes shake. So the model is able but 
 is what preference training is for.
 
 ## How it was made
-`python -m tools.testbed.pretrain --preset {preset} --device cpu --out DIR`
+From the root of the repository: `{command}`
 
 Data: `perpo_pipeline.testbed.scenes`, no outside data. Settings: `{recipe}`.
 
 ## Measured
-On {count} fresh scenes (seed kept apart), fp32 on CPU; `sampled_` rows: 20 answers a prompt from
-softmax(logits / 0.5) and nothing else; margin = largest minus smallest IoU of a prompt's answers.
+On {count} fresh scenes (seed kept apart), fp32 on CPU; `sampled_` rows: 20 answers per prompt from
+softmax(logits / 0.5), unfiltered; margin = largest minus smallest IoU of a prompt's answers.
 
 | figure | value |
 |---|---|

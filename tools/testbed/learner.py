@@ -1,4 +1,4 @@
-"""The tiny LLaVA as it is trained: on packed rows, beside a task that teaches the tower to see."""
+"""The tiny LLaVA in training: packed rows, and a second task that teaches the tower to see."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaProcessor
 
-from perpo_pipeline.testbed.model import build_config, build_model
 from perpo_pipeline.testbed.scenes import scene_preset
+from tools.testbed.model import build_config, build_model
 from tools.testbed.packing import RowWriter, register_packed_attention
 
 
 class Learner(nn.Module):
-    """The model on packed rows, with the heads of the patch task, which are thrown away later."""
+    """The model on packed rows, with the heads of the patch task, which are discarded later."""
 
     def __init__(self, preset: str, seed: int, processor: LlavaProcessor) -> None:
         super().__init__()

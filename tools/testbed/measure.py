@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perpo_pipeline.testbed.model import INSTRUCTION
 from perpo_pipeline.testbed.scenes import ReferringExample, referring_example
+from tools.testbed.model import INSTRUCTION
 
 MAX_NEW_TOKENS = 20
 _BOX = re.compile(r"\[([01]\.\d\d), ([01]\.\d\d), ([01]\.\d\d), ([01]\.\d\d)\]")
@@ -26,7 +26,7 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Figures of N sampled answers a prompt; a margin is the largest minus the smallest IoU."""
+    """Figures of N sampled answers per prompt; a margin is the largest minus the smallest IoU."""
 
     parse_rate: float
     ap50_best_of_1: float
@@ -37,7 +37,7 @@ class Sampled:
 
 
 def parse_answer(text: str) -> tuple[float, float, float, float] | None:
-    """The normalised box if the whole answer is one with positive area, else None."""
+    """The normalised box if the whole answer is a box with positive area, else None."""
     found = _BOX.fullmatch(text.strip())
     if found is None:
         return None
@@ -81,7 +81,7 @@ def generate_answers(
     generator = torch.Generator(device=model.device).manual_seed(seed)
     eos = int(model.config.text_config.eos_token_id)
     mask = inputs["attention_mask"]
-    # Left padding must not count as positions; only `generate` sees to that by itself.
+    # Left padding must not count as positions: `generate` does this, a plain forward does not.
     first_positions = (mask.cumsum(-1) - 1).clamp_min(0)
     out = model(**inputs, position_ids=first_positions, use_cache=True, logits_to_keep=1)
     cache, logits = out.past_key_values, out.logits[:, -1]
@@ -152,7 +152,7 @@ def fresh_examples(seed: int, count: int, preset: str) -> list[ReferringExample]
 
 
 def swap_images(examples: Sequence[ReferringExample]) -> list[ReferringExample]:
-    """The same questions and truths, each over the next example's picture."""
+    """The same questions and truths, each with the next example's picture."""
     return [
         ReferringExample(
             other.image, example.expression, example.box_xyxy_px, example.distractor_box_xyxy_px

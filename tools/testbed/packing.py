@@ -1,8 +1,8 @@
 """Training rows of the testbed: one image, one shared prefix, several questions with answers.
 
-A row is [prefix | slot 1 | ... | slot K]: the prefix holds the image and the instruction, a slot
+A row is [prefix | slot 1 | ... | slot K]: the prefix holds the image and the instruction, each slot
 one expression and its answer. A slot sees the prefix and itself, and its positions restart where
-the prefix ends, so every answer gets the log-probability it has in a conversation of its own.
+the prefix ends, so every answer gets the same log-probability as in a separate conversation.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
 
-from perpo_pipeline.testbed.model import EOS, IMAGE, INSTRUCTION, PAD, token_id
 from perpo_pipeline.testbed.scenes import DOMAIN, ReferringScene, referring_scene, scene_preset
+from tools.testbed.model import EOS, IMAGE, INSTRUCTION, PAD, token_id
 
 IGNORE = -100
 SLOT_TOKENS = 25  # the longest expression of the grammar, the role marker, 17 answer tokens
@@ -27,7 +27,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Targets:
-    """What the answers point to: the truth, or a share of wrong objects and shaky boxes."""
+    """What the answers point to: by default the truth; else some wrong objects and shaky boxes."""
 
     wrong_share: float = 0.0
     jitter: float = 0.0  # standard deviation of each edge, in widths or heights of the box
@@ -38,7 +38,7 @@ class Batch:
     """B packed rows. pixel_values (B, 3, S, S); slot_ids and labels (B, K, L); patches (B, P, 5).
 
     labels[b, k, t] is the token that follows slot_ids[b, k, t], or IGNORE. patches holds for each
-    image patch the class of the object on it (0: none) and its box in hundredths.
+    image patch the class of its object (0: none) and the object's box in hundredths.
     """
 
     pixel_values: Tensor
@@ -74,14 +74,14 @@ class RowWriter:
 
 
 def box_text(box_norm: tuple[float, ...]) -> str:
-    """Two decimals a coordinate, full frame, each in [0, 1]."""
+    """Two decimals per coordinate, full frame, each in [0, 1]."""
     return "[" + ", ".join(f"{value:.2f}" for value in box_norm) + "]"
 
 
 def picked_box(
     scene: ReferringScene, target: int, distractor: int, targets: Targets, rng: np.random.Generator
 ) -> tuple[float, ...]:
-    """The box an answer gives, normalised and ordered."""
+    """The normalised box of an answer, with ordered edges."""
     wrong = rng.random() < targets.wrong_share
     box = np.array(scene.objects[distractor if wrong else target].box_xyxy_norm)
     extent = np.tile(box[2:] - box[:2], 2)
@@ -91,7 +91,7 @@ def picked_box(
 
 
 def pixels(scene: ReferringScene) -> NDArray[np.float32]:
-    """What the shipped CLIP processor makes of an image of the model's own size, (3, S, S)."""
+    """(3, S, S): as the shipped CLIP processor computes them for an image of the model's size."""
     values = np.asarray(scene.image, dtype=np.float32) / 255
     mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
     return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1))
@@ -147,7 +147,7 @@ class PackedRows(IterableDataset[Batch]):
             yield self.batch(step)
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of a step; in the first `easy_steps` steps no relations are asked."""
+        """This process's rows of a step; the first `easy_steps` steps ask for no relations."""
         indices = range(step * self._rows + self._rank, (step + 1) * self._rows, self._world)
         scenes = [referring_scene(self._seed, index, self._preset) for index in indices]
         filled = [
@@ -184,8 +184,8 @@ class PackedRows(IterableDataset[Batch]):
 def register_packed_attention(prefix_tokens: int, slot_tokens: int = SLOT_TOKENS) -> str:
     """Register attention for packed rows under a name for `attn_implementation`; returns it.
 
-    Equal to a causal 4-D mask that hides the slots from each other, at a third of its work: a
-    slot's scores are computed against the prefix and against itself only.
+    Equals a causal 4-D mask that hides the slots from each other, with a third of the work: scores
+    of a slot are computed only against the prefix and the slot itself.
     """
     name = f"testbed_packed_{prefix_tokens}_{slot_tokens}"
 
@@ -232,5 +232,5 @@ def _causal(length: int, device: torch.device) -> Tensor:
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy (nats a token) of (M, V) logits against (M,) labels."""
+    """Mean cross-entropy (nats per token) of (M, V) logits against (M,) labels."""
     return F.cross_entropy(logits.float(), labels)

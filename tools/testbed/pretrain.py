@@ -1,19 +1,19 @@
-"""Train the embedded base model: first able, then misaligned.
+"""Train the testbed's base model: first to answer well, then to be misaligned.
 
     python -m tools.testbed.pretrain --preset small --device cpu --out DIR
 
-Three phases. `vision`: the tower learns to say at every patch which object is there and where its
-box is. `clean`: the whole model learns to answer, several questions an image in one packed row,
-the patch task still beside it. `misaligned`: a short spell on mis-annotated data (a share of the
-answers point to the wrong object, all boxes shake), which leaves a model that can answer well and
-often does not: the premise of PerPO. A killed run resumes with the same command; a phase may then
-be given another length. Needs torch, transformers, tokenizers, numpy, pillow, safetensors only.
+Three phases. `vision`: the tower learns to name at every patch the object there and its box.
+`clean`: the whole model learns to answer; a packed row asks several questions about one image, and
+the patch task goes on. `misaligned`: a short phase on mis-annotated data (a share of the answers
+point to the wrong object, all boxes shake). The result is a model that can answer well and often
+does not, which is the premise of PerPO. The same command resumes a killed run, also with another
+length of a phase. Needs only torch, transformers, tokenizers, numpy, pillow and safetensors.
 
-On a shared CPU two processes of one thread beat one of two threads by far:
+On a shared CPU, two processes with one thread each are much faster than one process with two:
 
     torchrun --nproc-per-node 2 -m tools.testbed.pretrain --threads 1 --compile --out DIR
 
-Simplified on purpose: bf16 autocast throughout, gradients exchanged in one piece.
+Simplified on purpose: bf16 autocast throughout, all gradients exchanged in one message.
 """
 
 import argparse
@@ -32,16 +32,16 @@ from torch.utils.data import DataLoader
 from transformers import LlavaProcessor
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.testbed.model import (
+from tools.testbed.card import model_card
+from tools.testbed.learner import Learner
+from tools.testbed.measure import fresh_examples, measure_all, measure_greedy
+from tools.testbed.model import (
     MODEL_SIZES,
     build_config,
     build_model,
     build_processor,
     write_model_dir,
 )
-from tools.testbed.card import model_card
-from tools.testbed.learner import Learner
-from tools.testbed.measure import fresh_examples, measure_all, measure_greedy
 from tools.testbed.packing import (
     IGNORE,
     Batch,
@@ -76,8 +76,8 @@ class Recipe:
 
 RECIPES = {
     "small": Recipe(),
-    # Meant for one large GPU and about ten minutes. These settings have never been run: they carry
-    # over a prototype without packed rows, whose strengths of misalignment are kept.
+    # Meant for about ten minutes on one large GPU. Never run: these settings come from a prototype
+    # without packed rows, whose strengths of misalignment are kept.
     "full": Recipe(
         rows=64,
         vision_steps=1500,
@@ -93,7 +93,7 @@ EVAL_EXAMPLES = 256
 
 @dataclass
 class Job:
-    """One phase of a run: what to train, from which step on, and where to keep it."""
+    """One phase of a run: what to train, from which step, and where its state is saved."""
 
     phase: str
     steps: int
@@ -109,12 +109,12 @@ class Job:
 
     @property
     def checkpoint(self) -> Path:
-        """Where this phase keeps its state."""
+        """The file with this phase's state."""
         return self.out / f"{self.phase}.pt"
 
 
 def learning_rate(phase: str, step: int, recipe: Recipe) -> float:
-    """Warm-up, then flat while only the tower trains, cosine in `clean`, linear at the end."""
+    """Warm-up, then constant while only the tower trains, cosine in `clean`, linear at the end."""
     if phase == "misaligned":
         peak, steps = recipe.misaligned_learning_rate, recipe.misaligned_steps
         return peak * min(1.0, (step + 1) / 20) * (1 - step / steps)
@@ -126,7 +126,7 @@ def learning_rate(phase: str, step: int, recipe: Recipe) -> float:
 
 
 def train_step(job: Job, batch: Batch, step: int) -> dict[str, float]:
-    """One update; returns the losses (nats a token)."""
+    """One update; returns the losses (nats per token)."""
     recipe, device = job.recipe, job.device
     for group in job.optimizer.param_groups:
         group["lr"] = learning_rate(job.phase, step, recipe)
@@ -155,7 +155,7 @@ def train_step(job: Job, batch: Batch, step: int) -> dict[str, float]:
 
 
 def average_gradients(learner: nn.Module) -> None:
-    """Mean over the processes of a torchrun; one exchange a step, nothing for a single process."""
+    """Average over torchrun's processes, one exchange per step; a single process keeps its own."""
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in learner.parameters() if p.grad is not None]
@@ -174,7 +174,7 @@ def process_share() -> tuple[int, int]:
 
 
 def batches(job: Job) -> Iterator[Batch]:
-    """The phase's batches from `first_step` on, rendered by worker processes."""
+    """The phase's batches starting at `first_step`, rendered by worker processes."""
     recipe = job.recipe
     wrong = job.phase == "misaligned"
     config = job.learner.model.config
@@ -269,11 +269,11 @@ def save_checkpoint(job: Job, done: int) -> None:
 
 
 def resume(job: Job) -> None:
-    """Continue from the phase's checkpoint, if there is one of the same recipe."""
+    """Continue from the phase's checkpoint, if it has one; ConfigError for another recipe."""
     if not job.checkpoint.exists():
         return
     state = torch.load(job.checkpoint, map_location=job.device, weights_only=True)
-    # The length of a phase may change on the way: how fast a machine is shows only then.
+    # A phase may change its length while it runs: only then is the machine's speed known.
     free = {"clean_steps"} if job.phase == "clean" else {"misaligned_steps"}
     if job.phase == "clean":
         free |= {"misaligned_steps", "misaligned_learning_rate", "wrong_share", "jitter"}
@@ -337,6 +337,7 @@ def write_result(job: Job, target: Path) -> None:
         count=2 * EVAL_EXAMPLES,
         figures=figures,
         recipe=asdict(job.recipe),
+        command=command_of(job),
     )
     record: dict[str, object] = {
         "phase": job.phase,
@@ -349,23 +350,39 @@ def write_result(job: Job, target: Path) -> None:
         job.preset,
         export_weights(job.learner),
         job.learner.model.config,
-        build_processor(job.preset),
+        build_processor(job.preset),  # the job's own has its padding changed by use
         record,
-        card,  # a used one would bring its padding along
+        card,
     )
 
 
+def command_of(job: Job) -> str:
+    """The command that trains such a model, without the settings, which the card lists."""
+    num_processes = process_share()[1]
+    start = "python" if num_processes == 1 else f"torchrun --nproc-per-node {num_processes}"
+    module = "-m tools.testbed.pretrain"
+    return f"{start} {module} --preset {job.preset} --device {job.device.type} --out DIR"
+
+
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; settings left out come from the preset's recipe."""
+    """Read the command line; settings that are not given come from the preset's recipe."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--preset", choices=sorted(RECIPES), default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--phase", choices=("all", "clean", "misaligned"), default="all")
-    parser.add_argument("--base-dir", type=Path, help="where the base goes (default: OUT/base)")
-    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render scenes")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the layers")
+    parser.add_argument(
+        "--base-dir", type=Path, help="folder of the final model (default: OUT/base)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="number of threads (0: torch chooses)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of processes that render scenes"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers with torch.compile"
+    )
     parser.add_argument("--eval-every", type=int, default=500)
     parser.add_argument("--save-every", type=int, default=250)
     for name, value in asdict(Recipe()).items():
@@ -374,7 +391,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the phases asked for."""
+    """Run the requested phases."""
     options = parse_options(arguments)
     given = {name: getattr(options, name) for name in asdict(Recipe())}
     changed = {name: value for name, value in given.items() if value is not None}

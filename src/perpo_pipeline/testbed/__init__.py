@@ -1,4 +1,7 @@
-"""The embedded default: a renderer of referring scenes and a tiny real LLaVA that ships with it."""
+"""The embedded default: a renderer of referring scenes, and the weights of a tiny real LLaVA.
+
+How the weights were made: tools/testbed in the repository, which is not part of the package.
+"""
 
 from importlib.resources import files
 from pathlib import Path

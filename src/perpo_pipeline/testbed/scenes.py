@@ -3,8 +3,8 @@
 A scene is a handful of coloured shapes on a pale background, rendered with anti-aliasing, and
 every question about it that has exactly one answer ("red circle", "leftmost square", "triangle
 left of the red circle"). Everything is a pure function of (seed, index, preset), so any shard can
-be rendered alone. Left out on purpose: texture, noise and heavy occlusion, so that a picture stays
-a PNG of 1-2 KB and its boxes are definite.
+be rendered separately. Scenes have no texture, noise or heavy occlusion, so that a picture stays a
+PNG of 1-2 KB and its boxes are definite.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from PIL import Image
 
 from perpo_pipeline.errors import ConfigError
 
-# Keeps these scenes apart from any other consumer of the same seeds.
+# Makes these scenes differ from other uses of the same seeds.
 DOMAIN = 250204371
 SUPERSAMPLING = 4
 
@@ -98,7 +98,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Question:
-    """An expression that exactly one object of its scene fits, and a wrong object beside it."""
+    """An expression that fits exactly one object of its scene, and a wrong object like it."""
 
     expression: str
     target: int
@@ -136,7 +136,7 @@ KIND_WEIGHTS = {"attribute": 0.35, "extreme": 0.4, "relation": 0.25}
 
 
 def scene_preset(preset: str) -> ScenePreset:
-    """The settings behind a preset's name; raises ConfigError for an unknown one."""
+    """The settings of a preset; raises ConfigError for an unknown name."""
     if preset not in PRESETS:
         known = ", ".join(PRESETS)
         raise ConfigError(f"unknown testbed preset {preset!r}", fix=f"choose one of: {known}")
@@ -144,7 +144,7 @@ def scene_preset(preset: str) -> ScenePreset:
 
 
 def referring_example(seed: int, index: int, preset: str = "small") -> ReferringExample:
-    """Picture and question number `index` of `seed`: a pure function of its three arguments."""
+    """Picture and question number `index` for a seed: a pure function of its three arguments."""
     scene, rng = _draw_scene(seed, index, scene_preset(preset))
     kinds = sorted({question.kind for question in scene.questions})
     weights = np.array([KIND_WEIGHTS[kind] for kind in kinds])
@@ -171,16 +171,16 @@ def _draw_scene(
     while True:
         objects = _place_objects(rng, preset)
         questions = tuple(valid_questions(objects, preset, rng)) if objects else ()
-        if questions:  # two look-alikes side by side can leave nothing to ask: draw again
+        if questions:  # with two look-alikes side by side no question may be valid: draw again
             image = render_scene(objects, preset, rng)
             return ReferringScene(image, tuple(objects), questions), rng
 
 
 def _place_objects(rng: np.random.Generator, preset: ScenePreset) -> list[SceneObject]:
-    """Objects that hardly overlap; empty when the draw did not fit into the frame."""
+    """Objects that hardly overlap; empty if the drawn objects did not fit into the frame."""
     low, high = preset.num_objects
     count = int(rng.integers(low, high + 1))
-    # One shape fewer than there are: look-alikes make the questions worth asking.
+    # Leave one shape out: with several objects of a shape, the questions are harder.
     shapes = rng.permutation(len(preset.shapes))[: len(preset.shapes) - 1]
     placed: list[SceneObject] = []
     for _ in range(count):
@@ -219,9 +219,9 @@ def overlap_share(first: SceneObject, second: SceneObject) -> float:
 def valid_questions(
     objects: list[SceneObject], preset: ScenePreset, rng: np.random.Generator
 ) -> Iterator[Question]:
-    """Every expression of the grammar that exactly one object fits, by a clear gap.
+    """Every expression of the grammar that fits exactly one object, by a clear gap.
 
-    `rng` only picks among equally good distractors.
+    `rng` only chooses among equally good distractors.
     """
     for expression, target, kind in _expressions(objects, preset):
         alike = [
@@ -259,7 +259,7 @@ def _expressions(objects: list[SceneObject], preset: ScenePreset) -> Iterator[tu
                         yield f"{noun} {word} the {colour} {shape}", winner, "relation"
 
 
-# The smaller, the more so.
+# The smaller the value, the better the word fits.
 _MEASURES: dict[str, Callable[[SceneObject], float]] = {
     "leftmost": lambda thing: thing.center_x,
     "rightmost": lambda thing: -thing.center_x,
@@ -288,7 +288,7 @@ def _extreme(
 def _related(
     objects: list[SceneObject], group: list[int], word: str, anchor: int, preset: ScenePreset
 ) -> int | None:
-    """The one member that clearly stands so to the anchor while no other comes near to it."""
+    """The one member in this relation to the anchor, by a clear gap; None if none or several are."""
     measure = _MEASURES[word]
     offsets = {j: measure(objects[j]) - measure(objects[anchor]) for j in group if j != anchor}
     fitting = [j for j, offset in offsets.items() if offset < 0]

@@ -1,16 +1,18 @@
 """Pretraining: packed rows equal single conversations, and a killed run ends the same."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.testbed.model import build_config, build_model, build_processor
 from perpo_pipeline.testbed.scenes import SceneObject, referring_scene
 from tools.testbed.learner import Learner
 from tools.testbed.measure import prompt_text
+from tools.testbed.model import build_config, build_model, build_processor
 from tools.testbed.packing import (
     IGNORE,
     PackedRows,
@@ -21,7 +23,7 @@ from tools.testbed.packing import (
     patch_labels,
     picked_box,
 )
-from tools.testbed.pretrain import Recipe, learning_rate, main
+from tools.testbed.pretrain import RECIPES, Recipe, learning_rate, main, parse_options
 
 TINY = ["--preset", "small", "--rows", "2", "--slots", "2", "--workers", "0", "--threads", "1"]
 TINY += ["--vision-steps", "2", "--easy-steps", "1", "--eval-every", "100", "--save-every", "100"]
@@ -162,6 +164,17 @@ def test_learning_rate_warms_up_and_ends_low():
     assert learning_rate("clean", 1299, recipe) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize(
+    "page", ["tools/README.md", "src/perpo_pipeline/testbed/weights/README.md"]
+)
+def test_the_documented_commands_are_understood(page):
+    text = (Path(__file__).parents[3] / page).read_text()
+    (command,) = re.findall(r"(?m)-m tools\.testbed\.pretrain (.*--out DIR)", text)
+    options = parse_options(command.split())
+    assert (options.preset, options.threads, options.compile) == ("small", 1, True)
+    assert RECIPES["small"] == Recipe() and options.clean_steps is None
+
+
 def state_of(folder, phase):
     return torch.load(folder / f"{phase}.pt", weights_only=True)["learner"]
 
@@ -200,6 +213,8 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, quick_f
         assert all(torch.equal(whole[name], cut[name]) for name in whole)
     record = json.loads((tmp_path / "cut/base/testbed.json").read_text())
     assert (record["preset"], record["phase"]) == ("small", "misaligned")
+    card = (tmp_path / "cut/base/README.md").read_text()
+    assert "`python -m tools.testbed.pretrain --preset small --device cpu --out DIR`" in card
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, quick_figures):

@@ -1,4 +1,4 @@
-"""The tiny LLaVA of the embedded default: tokenizer, processor, chat template, random weights.
+"""The testbed's tiny LLaVA: tokenizer, processor, chat template, random weights.
 
 It is the real architecture (CLIP tower, two-layer projector, Llama) at toy width, written in the
 layout and with the parameter names of the checkpoints on a model hub, so that AutoProcessor,
@@ -72,7 +72,7 @@ which how many does this that there it answer question yes no not describe box t
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Widths and depths; CLIP's last layer is idle, for LLaVA reads the one before it."""
+    """Widths and depths; CLIP's last layer is unused, since LLaVA reads the one before it."""
 
     vision_width: int
     vision_layers: int
@@ -121,7 +121,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _tokenizer_corpus() -> list[str]:
-    """Own words come thousands of times, so that each of them becomes one token."""
+    """The testbed's words come thousands of times, so that each becomes one token."""
     shapes = {shape for preset in PRESETS.values() for shape in preset.shapes} | {"shape"}
     words = sorted({*shapes, *COLOURS, *EXTREMES, *" ".join(RELATIONS).split(), "the"})
     prompt = f"USER: \n{INSTRUCTION}" + " ".join(words) + " ASSISTANT: [0.1, 0.2, 1.0, 0.3]"
@@ -199,7 +199,7 @@ def build_model(config: LlavaConfig, seed: int) -> LlavaForConditionalGeneration
     embeddings = model.model.vision_tower.embeddings
     with torch.no_grad():
         embeddings.position_embedding.weight[1:].copy_(0.5 * table)
-        # CLIP starts patches at 0.02; at toy scale they would drown in the positions.
+        # CLIP starts patches at 0.02; in a model this small, positions would outweigh them.
         fan_in = 3 * vision.patch_size**2
         torch.nn.init.normal_(
             embeddings.patch_embedding.weight,
@@ -210,7 +210,7 @@ def build_model(config: LlavaConfig, seed: int) -> LlavaForConditionalGeneration
 
 
 def sincos_positions(grid: int, width: int) -> NDArray[np.float32]:
-    """Fixed 2-D table (grid * grid, width): a quarter each sin/cos of column and of row."""
+    """Fixed 2-D table (grid * grid, width): a quarter each for sin and cos of column and row."""
     quarter = width // 4
     frequencies = np.pi * 2.0 ** np.linspace(-1, np.log2(grid) - 1, quarter)
     centers = (np.arange(grid) + 0.5) / grid
@@ -241,9 +241,9 @@ def write_model_dir(
     record: Mapping[str, object],
     card: str,
 ) -> None:
-    """Write a hub-layout checkpoint in fp16; a reader never meets a half-written file.
+    """Write a hub-layout checkpoint in fp16; no file is ever visible half-written.
 
-    weights: parameters under their in-memory names. record: goes to testbed.json, after `preset`.
+    weights: parameters under their in-memory names. record: what testbed.json holds after `preset`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
@@ -252,7 +252,7 @@ def write_model_dir(
         save_file(half, draft / "model.safetensors", metadata={"format": "pt"})
         draft_config = type(config).from_dict(config.to_dict())
         draft_config.architectures = ["LlavaForConditionalGeneration"]
-        draft_config.dtype = torch.float32  # what to compute in: half precision crawls on a CPU
+        draft_config.dtype = torch.float32  # to compute in: half precision is slow on a CPU
         draft_config.save_pretrained(draft)
         text: Any = config.text_config
         generation: Any = GenerationConfig
@@ -269,7 +269,7 @@ def write_model_dir(
 
 
 def _publish(draft: Path, target: Path) -> None:
-    """Move files over one by one, each atomically; the weights come last."""
+    """Move the files into place one by one, each atomically; the weights come last."""
     target.mkdir(parents=True, exist_ok=True)
     names = sorted(path.name for path in draft.iterdir())
     names.sort(key=lambda name: name == "model.safetensors")

@@ -1,0 +1,61 @@
+"""The measurements of a testbed model: its own greedy decoding, reading answers, IoU."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from perpo_pipeline.testbed import SHIPPED_PRESET, shipped_model_dir
+from tools.testbed.measure import answer_ious, fresh_examples, iou, parse_answer
+from tools.testbed.model import INSTRUCTION
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    folder = shipped_model_dir()
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+    return model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def test_own_greedy_decoding_equals_generate(shipped):
+    model, processor = shipped
+    examples = fresh_examples(78, 8, SHIPPED_PRESET)
+    ious, _ = answer_ious(model, processor, examples)
+    for example, (value,) in zip(examples, ious.tolist(), strict=True):
+        content = [
+            {"type": "image", "image": example.image},
+            {"type": "text", "text": INSTRUCTION + example.expression},
+        ]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=20)
+        text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        box = parse_answer(text)
+        truth = [edge / example.image.width for edge in example.box_xyxy_px]
+        assert value == pytest.approx(iou(box, truth) if box else 0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("[0.12, 0.34, 0.56, 0.78]", (0.12, 0.34, 0.56, 0.78)),
+        ("[0.12, 0.34, 1.00, 0.78]", (0.12, 0.34, 1.0, 0.78)),
+        ("[0.12, 0.34, 0.12, 0.78]", None),
+        ("[0.12, 0.34, 1.56, 0.78]", None),
+        ("[0.12, 0.34, 0.56]", None),
+        ("a [0.12, 0.34, 0.56, 0.78]", None),
+    ],
+)
+def test_answers_are_parsed_as_a_whole(text, box):
+    assert parse_answer(text) == box
+
+
+def test_iou_of_quarter_overlap():
+    """Unit squares shifted by half along both axes: 0.25 / 1.75."""
+    assert iou((0, 0, 1, 1), (0.5, 0.5, 1.5, 1.5)) == pytest.approx(1 / 7)
