@@ -288,7 +288,7 @@ def _extreme(
 def _related(
     objects: list[SceneObject], group: list[int], word: str, anchor: int, preset: ScenePreset
 ) -> int | None:
-    """The one member in this relation to the anchor, by a clear gap; None if none or several are."""
+    """The one member in this relation to the anchor, by a clear gap; else None."""
     measure = _MEASURES[word]
     offsets = {j: measure(objects[j]) - measure(objects[anchor]) for j in group if j != anchor}
     fitting = [j for j, offset in offsets.items() if offset < 0]
