@@ -1,4 +1,4 @@
-"""Real HTTP servers on loopback that behave like vLLM's, like others', or badly."""
+"""Real HTTP servers on loopback that behave like vLLM, like another server, or badly."""
 
 import base64
 import io
@@ -22,24 +22,24 @@ END, IMAGE_ID, MAX_NEW = 2, 3, 6
 WORDS = tiny_tokenizer()
 
 Json = dict[str, Any]
-# (request's body, which request this is with the same messages) -> what goes back
+# (body of the request, how often its messages were sent) -> the answer
 Answer = Callable[[Json, int], "Json | Reply | None"]
 
 
 class Reply:
-    """An answer other than 200 with JSON; `None` in its place is a connection that breaks off."""
+    """An answer other than 200 with JSON; `None` instead of one breaks the connection off."""
 
     def __init__(self, status: int, body: Any = "", **headers: str) -> None:
         self.status, self.headers = status, headers
         self.body = body if isinstance(body, str) else json.dumps(body)
 
 
-UNANSWERED = Reply(0)  # the server waits for the client to hang up
+UNANSWERED = Reply(0)  # the server waits until the client closes the connection
 LONGEST_WAIT_S = 120
 
 
 class Server:
-    """Answers as `answer` says; remembers every request and how many ran at a time."""
+    """Answers with `answer`; records every request and how many ran at once."""
 
     def __init__(self, answer: Answer, *, owned_by: str = "vllm", model: str = "tiny") -> None:
         self.answer = answer
@@ -116,14 +116,14 @@ class Server:
 
 
 def drawn_ids(seed: int, index: int) -> list[int]:
-    """The answer number `index` to a request with `seed`: ends early or at the limit."""
+    """Token ids of answer `index` to a request with `seed`; they end early or at the limit."""
     dice = random.Random(f"{seed}/{index}")
     ids = [dice.randrange(4, 300) for _ in range(dice.randint(0, MAX_NEW))]
     return ids if len(ids) == MAX_NEW else [*ids, END]
 
 
 def choice(index: int, ids: list[int], **changes: Any) -> Json:
-    """As vLLM sends it."""
+    """One choice as vLLM sends it."""
     made = {
         "index": index,
         "message": {"role": "assistant", "content": WORDS.decode(ids, skip_special_tokens=True)},
@@ -136,7 +136,7 @@ def choice(index: int, ids: list[int], **changes: Any) -> Json:
 
 
 def without_ids(reply: Json) -> Json:
-    """What a server that is not vLLM sends of it."""
+    """The same reply as a server other than vLLM sends it."""
     for made in reply["choices"]:
         del made["token_ids"], made["stop_reason"]
     reply.pop("prompt_token_ids", None)
@@ -151,7 +151,7 @@ def picture(body: Json) -> Image.Image:
 
 
 def make_like_vllm(model_dir: Path) -> Answer:
-    """Renders and tokenises what it is sent, in its order, with the model's own processor."""
+    """Renders and tokenises each request, parts in order, with the model's own processor."""
     processor = load_processor(model_dir)
     lock = threading.Lock()
 

@@ -1,7 +1,7 @@
 """Kill a stage at every point where it touches the disk. Run as a script by test_kill.py.
 
-The parent imports everything once and never computes; each attempt is a forked child that ends
-itself with SIGKILL at its k-th disk event: no handler runs, no buffer is flushed.
+The parent imports everything once and never computes. Each attempt is a forked child that kills
+itself with SIGKILL at its k-th disk event, so no handler runs and no buffer is flushed.
 
     python tests/killing.py WORKDIR CONFIG STAGE OUTPUT.json [STAGE_ARGUMENT ...]
 """
@@ -32,7 +32,7 @@ COMPLETED = 0
 
 
 class Killer:
-    """Counts disk events (before and after each) and kills the process at the one chosen."""
+    """Counts disk events (one before and one after each call) and kills the process at one."""
 
     def __init__(self, at: int | None) -> None:
         self.at, self.seen = at, 0
@@ -61,7 +61,7 @@ class Killer:
 
 
 def attempt(arguments: list[str], kill_at: int | None, count_file: Path | None = None) -> int:
-    """Run the command in a forked child; its exit status, negative for a signal."""
+    """Run the command in a forked child; returns its exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def in_background(work: Callable[[], None]) -> int:
-    """Run `work` in a forked child; its process id."""
+    """Run `work` in a forked child; returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -121,7 +121,7 @@ def in_background(work: Callable[[], None]) -> int:
 
 
 def kill_and_resume(command: list[str], config: str, kill_at: int) -> None:
-    """One kill and the same command again, in a directory of their own."""
+    """Kill the command once and run it again, in a directory of its own."""
     place = Path(f"killed-{kill_at}").resolve()
     for name in ("data", config):
         copy(Path(name), place / name)

@@ -1,6 +1,6 @@
-"""A kill before and after every write and rename, then the same command: the same rows.
+"""A stage killed before or after any write or rename gives the same rows when it runs again.
 
-Also what the next command sees of a killed one: whole earlier artifacts, never a torn one.
+The next command sees only whole artifacts of the killed one, never partial ones.
 """
 
 import json
@@ -58,7 +58,7 @@ def run_stage(workdir: Path, stage: str) -> None:
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run before any stage; stages are added as the tests go on, in order."""
+    """A run without stages; each test adds its stage, in order."""
     workdir = tmp_path_factory.mktemp("kill")
     (workdir / "k.yaml").write_text(CONFIG)
     (workdir / "data").mkdir()
@@ -91,7 +91,7 @@ def assert_same_rows(got: pa.Table, wanted: pa.Table) -> None:
 
 
 def _close(left: pl.DataFrame, right: pl.DataFrame) -> bool:
-    """Equal but for the last digits of floats."""
+    """Equal except for the last digits of floats."""
     floats = [name for name, kind in right.schema.items() if kind == pl.Float64]
     if not left.drop(floats).equals(right.drop(floats)):
         return False

@@ -41,7 +41,7 @@ from tiny_models import noise_image, save_tiny_llava
 
 from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
-from perpo_pipeline.sample import openai_backend
+from perpo_pipeline.sample import openai_prompts
 from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList
 from perpo_pipeline.sample.openai_backend import OpenAIBackend
 from perpo_pipeline.vlm import openai_server
@@ -75,12 +75,12 @@ def plain() -> Answer:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short waits, no key of whoever runs this, the processor read once."""
+    """Wait only briefly, hide the user's own key, and load the processor once."""
     monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 0.02)
     for name in openai_server.KEY_NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", 0.2)
-    monkeypatch.setattr(openai_backend, "load_front", lambda resolved, **_: _load_once(resolved))
+    monkeypatch.setattr(openai_prompts, "load_front", lambda resolved, **_: _load_once(resolved))
 
 
 _load_once = cache(load_front)
@@ -156,7 +156,7 @@ def ids_of(result: SampledList | Failure) -> list[list[int]]:
 
 
 def sent(index: int) -> int:
-    """The seed that vLLM is sent for row `index`: it adds up to N, which must fit in 63 bits."""
+    """The seed that vLLM gets for row `index`: it adds up to N to it, which must fit in 63 bits."""
     return seed_of(index) >> 1
 
 
@@ -196,7 +196,7 @@ class TestVllm:
             assert completion.text == WORDS.decode(spoken)
         assert result.resized == (32, 32)
 
-    def test_nothing_is_left_to_the_generation_config_of_the_server(
+    def test_the_request_overrides_the_whole_generation_config_of_the_server(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         server = serve(like_vllm)
@@ -224,7 +224,7 @@ class TestVllm:
             "return_token_ids": True,
         }
 
-    def test_what_the_configuration_asks_for_is_sent(
+    def test_configured_restrictions_are_sent(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         server = serve(like_vllm)
@@ -235,7 +235,7 @@ class TestVllm:
     def test_the_image_comes_first_and_holds_the_pixels_of_training(
         self, serve: Any, connect: Any, like_vllm: Answer, model_dir: Path
     ) -> None:
-        # Transparent, so that RGB is no mere copy; wider than high, so that padding shows.
+        # Transparent, so that RGB is not a plain copy; wider than high, so that padding shows.
         noise = noise_image(3, 21, 8).convert("RGBA")
         noise.putalpha(noise_image(4, 21, 8).convert("L"))
         row = make_row(0, encoded_file(noise))
@@ -261,7 +261,7 @@ class TestVllm:
             served = encode_prompt(vlm, picture(body), row["prompt"])
             assert torch.equal(trained.tensors["pixel_values"], served.tensors["pixel_values"])
 
-    def test_other_prompt_tokens_than_in_training_stop_the_run_and_both_are_shown(
+    def test_prompt_tokens_that_differ_from_training_stop_the_run_and_are_shown(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         def with_a_system_turn(body: Json, number: int) -> Any:
@@ -273,14 +273,16 @@ class TestVllm:
         with pytest.raises(ConfigError) as caught:
             sample(connect(serve(with_a_system_turn)), 1)
         what, server, training = caught.value.what.splitlines()
-        assert re.search(r"prompt p0 .* from place 1 on \[77, (.*), \d+\] instead of \[\1, ", what)
+        assert re.search(
+            r"prompt p0: .* from position 1 on \[77, (.*), \d+\] instead of \[\1, ", what
+        )
         word = repr(WORDS.decode([77]))[1:-1]
         assert server.removeprefix("  the server: ").replace(word, "", 1) == training.removeprefix(
             "  training: "
         )
         assert "<image>*16" in training
 
-    def test_a_prompt_that_only_ends_early_is_noticed(
+    def test_a_truncated_prompt_is_noticed(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         def cut(body: Json, number: int) -> Any:
@@ -288,10 +290,10 @@ class TestVllm:
             assert isinstance(reply, dict)
             return reply | {"prompt_token_ids": reply["prompt_token_ids"][:-1]}
 
-        with pytest.raises(ConfigError, match="reads prompt p0 otherwise"):
+        with pytest.raises(ConfigError, match="read different tokens for prompt p0"):
             sample(connect(serve(cut)), 1)
 
-    def test_as_many_but_other_tokens_of_the_first_prompt_are_noticed(
+    def test_other_tokens_of_the_first_prompt_are_noticed_even_if_their_number_is_equal(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         def replaced(body: Json, number: int) -> Any:
@@ -299,13 +301,15 @@ class TestVllm:
             assert isinstance(reply, dict)
             return reply | {"prompt_token_ids": [*reply["prompt_token_ids"][:-1], 77]}
 
-        with pytest.raises(ConfigError, match=r"reads prompt p0 otherwise.* on \[77\] instead"):
+        with pytest.raises(
+            ConfigError, match=r"different tokens for prompt p0.* on \[77\] instead"
+        ):
             sample(connect(serve(replaced)), 1)
 
     def test_a_later_prompt_of_another_length_is_noticed(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
-        """As of a server whose largest image is smaller: the first images may be alike."""
+        """For example a server with a smaller largest image: the first images may be equal."""
 
         def cut(body: Json, number: int) -> Any:
             reply = like_vllm(body, number)
@@ -315,27 +319,27 @@ class TestVllm:
                 ids.remove(IMAGE_ID)
             return reply
 
-        with pytest.raises(ConfigError, match="reads prompt p3 otherwise") as caught:
+        with pytest.raises(ConfigError, match="read different tokens for prompt p3") as caught:
             sample(connect(serve(cut), concurrency=1), 5)
         assert "<image>*15\\n" in str(caught.value) and "<image>*16\\n" in str(caught.value)
 
-    def test_an_old_vllm_without_token_ids_is_retokenised_and_that_noted(
+    def test_answers_of_an_old_vllm_without_token_ids_are_tokenised_and_noted(
         self, serve: Any, connect: Any, plain: Answer, capfd: pytest.CaptureFixture[str]
     ) -> None:
         backend = connect(serve(plain))
         assert backend.notes() == {}
         assert all(isinstance(result, SampledList) for result in sample(backend, 3))
-        assert "retokenised from their text" in backend.notes()["token_ids"]
-        assert not capfd.readouterr().err  # the stage says the notes
+        assert "tokenised from their text" in backend.notes()["token_ids"]
+        assert not capfd.readouterr().err  # the stage prints the notes
 
     @pytest.mark.parametrize("temperature", [0.005, 2.5])
-    def test_a_temperature_that_vllm_alters_or_refuses_is_refused_first(
+    def test_a_temperature_that_vllm_changes_or_refuses_is_refused_first(
         self, serve: Any, connect: Any, like_vllm: Answer, temperature: float
     ) -> None:
         with pytest.raises(ConfigError, match="temperature"):
             connect(serve(like_vllm), temperature=temperature)
 
-    def test_a_resized_image_is_told_and_one_that_the_model_refuses_fails_alone(
+    def test_the_resized_size_is_returned_and_an_image_that_the_model_refuses_fails_alone(
         self, serve: Any, connect: Any, tmp_path: Path
     ) -> None:
         model = save_tiny_family("qwen2_5_vl", tmp_path / "qwen")
@@ -383,7 +387,7 @@ class TestOtherServer:
         sent = [body["seed"] for body in server.bodies]
         assert len(set(sent)) == 4 and all(0 <= seed < 2**31 for seed in sent)
 
-    def test_the_text_is_tokenised_with_the_end_token_where_it_stopped(
+    def test_the_text_is_tokenised_with_an_end_token_if_the_answer_stopped(
         self, serve: Any, connect: Any, capfd: pytest.CaptureFixture[str]
     ) -> None:
         def answer(body: Json, number: int) -> Json:
@@ -392,7 +396,7 @@ class TestOtherServer:
             return without_ids({"choices": [cut, ended]})
 
         backend = connect(serve(answer, owned_by="someone"), num_samples=2)
-        assert "retokenised from their text" in backend.notes()["token_ids"]
+        assert "tokenised from their text" in backend.notes()["token_ids"]
         results = sample(backend, 3)
         for result in results:
             stopped, cut = ids_of(result)
@@ -401,7 +405,7 @@ class TestOtherServer:
             assert END not in cut and WORDS.decode(cut) == "[0.12, 0"
             assert 1 not in stopped + cut  # no begin token
         assert list(backend.notes()) == ["token_ids"]
-        assert not capfd.readouterr().err  # the stage says the notes
+        assert not capfd.readouterr().err  # the stage prints the notes
 
     def test_text_that_looks_like_special_tokens_stays_text(self, serve: Any, connect: Any) -> None:
         said = "a</s>b<image><pad>"
@@ -445,7 +449,7 @@ class TestOtherServer:
         assert isinstance(sample(backend, 1)[0], SampledList)
         assert "n" in server.bodies[0] and "top_k" not in server.bodies[0]
 
-    def test_max_completion_tokens_is_used_where_a_server_insists(
+    def test_max_completion_tokens_is_used_if_a_server_insists(
         self, serve: Any, connect: Any, plain: Answer
     ) -> None:
         said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
@@ -460,10 +464,10 @@ class TestOtherServer:
         assert all(isinstance(result, SampledList) for result in results)
         accepted = [body for body in server.bodies if "max_tokens" not in body]
         assert [body["max_completion_tokens"] for body in accepted] == [MAX_NEW] * 6
-        assert len(server.bodies) <= 6 + 2  # learnt once, by the requests then under way
+        assert len(server.bodies) <= 6 + 2  # learnt once, by the first concurrent requests
 
     @pytest.mark.parametrize("status", [400, 422])
-    def test_a_server_that_refuses_logprobs_is_asked_without_and_that_is_noted(
+    def test_logprobs_are_dropped_and_noted_if_a_server_refuses_them(
         self,
         serve: Any,
         connect: Any,
@@ -483,11 +487,11 @@ class TestOtherServer:
         for result in sample(backend, 6):
             assert isinstance(result, SampledList)
             assert {c.sampler_logprob for c in result.completions} == {None}
-        assert len(server.bodies) <= 6 + 2  # learnt once, by the requests then under way
-        assert "no sampler_logprob" in backend.notes()["logprobs"]
-        assert not capfd.readouterr().err  # the stage says the notes
+        assert len(server.bodies) <= 6 + 2  # learnt once, by the first concurrent requests
+        assert "sampler_logprob is empty" in backend.notes()["logprobs"]
+        assert not capfd.readouterr().err  # the stage prints the notes
 
-    def test_a_refusal_that_only_quotes_logprobs_teaches_nothing(
+    def test_a_refusal_that_only_quotes_logprobs_changes_nothing(
         self, serve: Any, connect: Any, plain: Answer
     ) -> None:
         def answer(body: Json, number: int) -> Any:
@@ -503,34 +507,34 @@ class TestOtherServer:
         assert "logprobs" not in backend.notes()
 
 
-class TestDone:
-    def test_each_row_is_told_with_its_result_as_soon_as_it_ends(
+class TestOnDone:
+    def test_each_row_is_reported_with_its_result_as_soon_as_it_ends(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
-        """The first row's answer waits until all others were told; the third row has no image."""
-        told: dict[int, SampledList | Failure] = {}
+        """The first row's answer waits until all others are done; the third row has no image."""
+        results: dict[int, SampledList | Failure] = {}
         others = threading.Event()
 
         def first_is_last(body: Json, number: int) -> Any:
             if body["seed"] == sent(0):
-                others.wait(10)  # seconds, where the others are never told
+                others.wait(10)  # seconds, in case the others never end
             return like_vllm(body, number)
 
-        def done(index: int, result: SampledList | Failure) -> None:
-            assert index not in told
-            told[index] = result
-            if len(told) == 5:
+        def on_done(index: int, result: SampledList | Failure) -> None:
+            assert index not in results
+            results[index] = result
+            if len(results) == 5:
                 others.set()
 
         rows = [make_row(i, b"broken" if i == 2 else None) for i in range(6)]
-        found = connect(serve(first_is_last)).sample(rows, [seed_of(i) for i in range(6)], done)
-        assert list(told)[-1] == 0
-        assert [told[index] for index in range(6)] == found
+        found = connect(serve(first_is_last)).sample(rows, [seed_of(i) for i in range(6)], on_done)
+        assert list(results)[-1] == 0
+        assert [results[index] for index in range(6)] == found
         assert [isinstance(result, Failure) for result in found] == [i == 2 for i in range(6)]
 
 
 class TestTrouble:
-    def test_a_busy_and_a_failing_server_are_asked_again(
+    def test_requests_to_a_busy_or_failing_server_are_repeated(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         trouble: list[Any] = [Reply(503, "starting"), Reply(500, {"error": "?"}), None, Reply(408)]
@@ -544,7 +548,7 @@ class TestTrouble:
         assert sorted(server.seen.values()) == [5, 5, 5]
         assert len({json.dumps(body) for body in server.bodies}) == 3  # the same request each time
 
-    def test_a_wait_that_the_server_asks_for_is_kept(
+    def test_a_wait_that_the_server_asks_for_is_respected(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         def answer(body: Json, number: int) -> Any:
@@ -591,7 +595,7 @@ class TestTrouble:
         assert sorted(server.seen.values()) == [1, 1, 6]
 
     @pytest.mark.parametrize("status", [400, 413, 422])
-    def test_a_refused_prompt_fails_alone_with_the_servers_words_and_is_not_repeated(
+    def test_a_refused_prompt_fails_alone_with_the_servers_message_and_is_not_repeated(
         self, serve: Any, connect: Any, like_vllm: Answer, status: int
     ) -> None:
         def answer(body: Json, number: int) -> Any:
@@ -605,7 +609,7 @@ class TestTrouble:
         assert ids_of(good) == expected(1)
         assert sorted(server.seen.values()) == [1, 1]
 
-    def test_a_server_that_restarts_loses_and_doubles_nothing(
+    def test_a_server_that_restarts_loses_and_repeats_no_answer(
         self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 0.1)
@@ -649,7 +653,7 @@ class TestTrouble:
         assert capfd.readouterr().err.count("waiting for") == 1
         server.start(server.http.server_port)
 
-    def test_a_server_that_was_never_there_is_told_at_once(
+    def test_a_server_that_never_ran_is_reported_at_once(
         self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 60.0)
@@ -659,10 +663,10 @@ class TestTrouble:
             connect(server)
         assert server.url in str(caught.value) and "base_url" in str(caught.value)
 
-    def test_requests_at_a_time_are_bounded_and_the_bound_is_used(
+    def test_concurrent_requests_are_bounded_and_the_bound_is_used(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
-        together = threading.Barrier(3)  # nobody is answered before three ask
+        together = threading.Barrier(3)  # no request is answered before three have arrived
 
         def answer(body: Json, number: int) -> Any:
             together.wait(30)
@@ -673,7 +677,7 @@ class TestTrouble:
         sample(connect(server, concurrency=3), 9)
         assert server.most_running == 3
 
-    def test_fewer_choices_than_asked_for_are_completed_with_other_seeds(
+    def test_missing_choices_are_requested_with_other_seeds(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         def at_most_two(body: Json, number: int) -> Any:
@@ -720,7 +724,7 @@ class TestTrouble:
         assert connect(server).sample([], []) == []
         assert not server.bodies
 
-    def test_an_interrupt_ends_at_once_and_hangs_up(
+    def test_an_interrupt_ends_the_stage_at_once_and_closes_connections(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         begun = threading.Barrier(4)
@@ -732,7 +736,7 @@ class TestTrouble:
 
         server = serve(hang)
         backend = connect(server, concurrency=4)
-        # A shell starts what it puts in the background with this signal ignored.
+        # A shell starts background jobs with this signal ignored.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with pytest.raises(KeyboardInterrupt):
@@ -762,33 +766,36 @@ class TestHostileAnswers:
             (one_choice(token_ids=[True, END]), "choices.0.token_ids.0"),
             (one_choice(token_ids=["5", END]), "choices.0.token_ids.0"),
             (one_choice(token_ids="5"), "choices.0.token_ids"),
-            (one_choice(token_ids=[300, END]), "no answer of this model can hold"),
-            (one_choice(token_ids=[10**30, END]), "choices.0.token_ids.0|no answer of this"),
-            (one_choice(token_ids=[IMAGE_ID, END]), "no answer of this model can hold"),
+            (one_choice(token_ids=[300, END]), "that this model cannot draw"),
+            (one_choice(token_ids=[10**30, END]), "choices.0.token_ids.0|that this model cannot"),
+            (one_choice(token_ids=[IMAGE_ID, END]), "that this model cannot draw"),
             (one_choice(token_ids=[5, 6]), "stopped at token 6"),
             (one_choice(token_ids=[]), "stopped at token None"),
-            (one_choice(token_ids=[5], finish_reason="length"), "after 1 tokens .* is 6"),
+            (one_choice(token_ids=[5], finish_reason="length"), "after 1 tokens.* is 6"),
             (one_choice(token_ids=[5] * 7 + [END]), "after 8 tokens"),
             (one_choice(logprobs=[1]), "choices.0.logprobs"),
             (lambda *_: {"choices": []}, "0 choices instead of 1"),
             (lambda *_: {"choices": [choice(0, [END])] * 2}, "2 choices instead of 1"),
             (lambda *_: {"choices": None}, "choices"),
             (lambda *_: {}, "choices"),
-            (lambda *_: Reply(200, "<html>welcome</html>"), "not as it should be"),
-            (lambda *_: Reply(200, ""), "not as it should be"),
-            (lambda *_: Reply(200, '{"choices": [' * 3000), "not as it should be"),
-            (lambda *_: Reply(200, r'{"choices": [{"message": {"content": "\ud800"}}]}'), "not as"),
+            (lambda *_: Reply(200, "<html>welcome</html>"), "the server's answer is malformed"),
+            (lambda *_: Reply(200, ""), "the server's answer is malformed"),
+            (lambda *_: Reply(200, '{"choices": [' * 3000), "the server's answer is malformed"),
+            (
+                lambda *_: Reply(200, r'{"choices": [{"message": {"content": "\ud800"}}]}'),
+                "malformed",
+            ),
             (lambda *_: Reply(200, "no gzip at all", Content_Encoding="gzip"), "DecodingError"),
         ],
     )
-    def test_an_answer_that_makes_no_sense_is_a_failure_with_its_reason(
+    def test_a_nonsensical_answer_is_a_failure_with_its_reason(
         self, serve: Any, connect: Any, answer: Answer, reason: str
     ) -> None:
         result = sample(connect(serve(answer), num_samples=1), 1)[0]
         assert re.search(reason, reason_of(result)), reason_of(result)
 
     @pytest.mark.parametrize("logprob", [float("nan"), float("-inf"), None])
-    def test_a_logprob_that_is_no_number_is_none(
+    def test_a_logprob_that_is_not_a_number_gives_none(
         self, serve: Any, connect: Any, logprob: float | None
     ) -> None:
         content = [{"token": "x", "logprob": logprob}, {"token": "y", "logprob": -1.0}]
@@ -797,7 +804,7 @@ class TestHostileAnswers:
         assert isinstance(result, SampledList)
         assert result.completions[0].sampler_logprob is None
 
-    def test_logprobs_of_other_tokens_than_those_sent_are_no_sum_over_them(
+    def test_logprobs_that_do_not_match_the_tokens_are_not_summed(
         self, serve: Any, connect: Any
     ) -> None:
         answer = one_choice(logprobs={"content": [{"token": "x", "logprob": -1.0}]})
@@ -805,7 +812,7 @@ class TestHostileAnswers:
         assert isinstance(result, SampledList)
         assert result.completions[0].sampler_logprob is None
 
-    def test_an_empty_text_that_did_not_end_is_no_answer(self, serve: Any, connect: Any) -> None:
+    def test_an_empty_text_without_an_end_is_a_failure(self, serve: Any, connect: Any) -> None:
         def answer(body: Json, number: int) -> Json:
             empty = choice(0, [5], message={"content": ""}, finish_reason="length")
             return without_ids({"choices": [empty]})
@@ -815,7 +822,7 @@ class TestHostileAnswers:
 
 
 class TestKeyAndAddress:
-    def test_the_key_is_sent_and_perpos_own_goes_first(
+    def test_the_key_is_sent_and_perpo_api_key_has_priority(
         self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         server = serve(like_vllm)
@@ -860,7 +867,7 @@ class TestKeyAndAddress:
             connect(server)
         assert "PERPO_API_KEY" in str(caught.value)
 
-    def test_a_key_that_no_header_may_hold_is_not_shown(
+    def test_a_key_with_characters_not_allowed_in_a_header_is_not_shown(
         self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         server = serve(like_vllm)
@@ -871,7 +878,7 @@ class TestKeyAndAddress:
             assert KEY not in str(caught.value)
         assert not server.headers
 
-    def test_a_model_that_vllm_lacks_is_told_with_those_it_has(
+    def test_a_missing_model_is_reported_with_those_that_vllm_has(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:
         server = serve(like_vllm, model="llava-7b")
@@ -879,7 +886,9 @@ class TestKeyAndAddress:
             connect(server)
         assert server.url in str(caught.value) and "served_model" in str(caught.value)
 
-    def test_a_wrong_model_of_another_server_stops_at_once(self, serve: Any, connect: Any) -> None:
+    def test_a_missing_model_of_another_server_stops_at_once(
+        self, serve: Any, connect: Any
+    ) -> None:
         refusal = Reply(404, {"error": {"message": "The model `tiny` does not exist."}})
         server = serve(lambda *_: refusal, model="llava-7b", owned_by="someone")
         with pytest.raises(ConfigError, match=r"'tiny'.*has llava-7b") as caught:
@@ -898,10 +907,10 @@ class TestKeyAndAddress:
             connect(server)
         assert not elsewhere.headers
 
-    def test_a_web_page_is_no_server(self, serve: Any, connect: Any) -> None:
+    def test_a_web_page_is_not_a_server(self, serve: Any, connect: Any) -> None:
         server = serve(lambda *_: {})
         server.models = Reply(200, "<html>")
-        with pytest.raises(ConfigError, match="no OpenAI-compatible server") as caught:
+        with pytest.raises(ConfigError, match="not an OpenAI-compatible server") as caught:
             connect(server)
         assert server.url in str(caught.value)
 
@@ -923,21 +932,19 @@ class TestKeyAndAddress:
             f"ftp://user:{KEY}@127.0.0.1/v1",
         ],
     )
-    def test_an_address_that_cannot_be_used_is_refused_unshown(
+    def test_an_unusable_address_is_refused_without_being_shown(
         self, connect: Any, url: str | None
     ) -> None:
         with pytest.raises(ConfigError, match="base_url") as caught:
             connect("", base_url=url)
         assert KEY not in str(caught.value)
 
-    def test_a_slash_at_the_end_does_no_harm(
-        self, serve: Any, connect: Any, like_vllm: Answer
-    ) -> None:
+    def test_a_trailing_slash_is_ignored(self, serve: Any, connect: Any, like_vllm: Answer) -> None:
         server = serve(like_vllm)
         sample(connect(server.url + "/"), 1)
         assert server.paths == ["/v1/models", "/v1/chat/completions"]
 
-    def test_a_proxy_is_not_asked_for_a_server_on_this_machine(
+    def test_no_proxy_is_used_for_a_server_on_this_machine(
         self, serve: Any, connect: Any, like_vllm: Answer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
@@ -946,7 +953,7 @@ class TestKeyAndAddress:
             monkeypatch.delenv(name, raising=False)
         assert ids_of(sample(connect(serve(like_vllm)), 1)[0]) == expected(0)
 
-    def test_httpx_missing_names_what_to_install(
+    def test_a_missing_httpx_names_the_install_command(
         self, connect: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "httpx", None)
@@ -954,7 +961,9 @@ class TestKeyAndAddress:
             connect("http://127.0.0.1:9/v1")
         assert caught.value.fix == "pip install -c constraints.txt -e '.[openai]'"
 
-    def test_an_adapter_cannot_be_given_to_a_server(self, model_dir: Path, tmp_path: Path) -> None:
+    def test_an_adapter_is_refused_by_the_openai_backend(
+        self, model_dir: Path, tmp_path: Path
+    ) -> None:
         setup = BackendSetup(
             ModelConfig(),
             resolve_model(str(model_dir)),

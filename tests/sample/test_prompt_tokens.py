@@ -1,10 +1,14 @@
-"""A prompt's tokens are compared with training's, and counted against the model's context."""
+"""A prompt's tokens are compared with training's, and must fit in the model's context."""
 
 import pytest
 from tiny_models import noise_image, save_tiny_llava
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.sample.prompt_tokens import beyond_context, compare_prompt_tokens, lacks_room
+from perpo_pipeline.sample.prompt_tokens import (
+    answer_too_long,
+    compare_prompt_tokens,
+    prompt_too_long,
+)
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_front
 from perpo_pipeline.vlm.models import Vlm
@@ -24,41 +28,47 @@ def expected(front: Vlm) -> list[int]:
     return encode_prompt(front, noise_image(0), "where is square 7?").input_ids.tolist()
 
 
-def told(front: Vlm, found: list[int], expected: list[int]) -> str:
+def message_of(front: Vlm, found: list[int], expected: list[int]) -> str:
     with pytest.raises(ConfigError) as caught:
         compare_prompt_tokens(
-            front, found, expected, who="vLLM", prompt_id="p7", where="there", fix="another engine"
+            front,
+            found,
+            expected,
+            reader="vLLM",
+            prompt_id="p7",
+            where="there",
+            fix="another engine",
         )
-    assert (caught.value.where, caught.value.fix) == ("there", "another engine")
+    assert (caught.value.where, caught.value.fix) == ("there", "do this")
     return caught.value.what
 
 
-def test_the_same_tokens_are_fine(front: Vlm, expected: list[int]) -> None:
-    compare_prompt_tokens(front, tuple(expected), expected, who="it", prompt_id="p", fix="none")
+def test_equal_tokens_are_accepted(front: Vlm, expected: list[int]) -> None:
+    compare_prompt_tokens(front, tuple(expected), expected, reader="it", prompt_id="p", fix="none")
 
 
-def test_another_number_of_placeholders_is_shown_as_a_number(
-    front: Vlm, expected: list[int]
-) -> None:
+def test_placeholders_are_shown_by_their_number(front: Vlm, expected: list[int]) -> None:
     fewer = list(expected)
     fewer.remove(IMAGE_ID)
     place = expected.index(IMAGE_ID) + 15
-    first, theirs, ours = told(front, fewer, expected).splitlines()
+    first, theirs, ours = message_of(front, fewer, expected).splitlines()
     assert first == (
-        f"vLLM reads prompt p7 otherwise than training does: {len(fewer)} tokens instead of "
-        f"{len(expected)}; from place {place} on {expected[place + 1 : place + 5]} instead of "
+        f"vLLM and training read different tokens for prompt p7: {len(fewer)} tokens instead of "
+        f"{len(expected)}; from position {place} on {expected[place + 1 : place + 5]} instead of "
         f"{expected[place : place + 4]}"
     )
     assert theirs.startswith("  vLLM: ") and "<image>*15" in theirs
     assert ours.startswith("  training: ") and "<image>*16" in ours
 
 
-def test_text_is_shown_from_shortly_before_the_first_difference(
+def test_the_shown_text_starts_shortly_before_the_first_difference(
     front: Vlm, expected: list[int]
 ) -> None:
     seven, eight = (front.tokenizer(digit, add_special_tokens=False)["input_ids"] for digit in "78")
     other = [eight[0] if token == seven[0] else token for token in expected * 9]
-    _, theirs, ours = told(front, expected * 8 + other[: len(expected)], expected * 9).splitlines()
+    _, theirs, ours = message_of(
+        front, expected * 8 + other[: len(expected)], expected * 9
+    ).splitlines()
     assert "where is square 8?" in theirs and "where is square 7?" in ours
     assert len(ours) < 150
 
@@ -67,7 +77,9 @@ def test_text_is_shown_from_shortly_before_the_first_difference(
 def test_ids_that_the_tokenizer_lacks_are_shown_as_ids(
     front: Vlm, expected: list[int], strange: int
 ) -> None:
-    assert f"from place 0 on [{strange}, 1, " in told(front, [strange, *expected], expected)
+    assert f"from position 0 on [{strange}, 1, " in message_of(
+        front, [strange, *expected], expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +89,7 @@ def test_ids_that_the_tokenizer_lacks_are_shown_as_ids(
 def test_a_prompt_must_leave_room_for_one_token(
     prompt: int, context: int | None, is_refused: bool
 ) -> None:
-    failure = lacks_room(prompt, context)
+    failure = prompt_too_long(prompt, context)
     assert (failure is not None) is is_refused
     if failure is not None:
         assert f"{prompt} tokens" in failure.reason and "context of 512" in failure.reason
@@ -89,7 +101,7 @@ def test_a_prompt_must_leave_room_for_one_token(
 def test_prompt_and_answer_must_fit_together(
     answer: int, context: int | None, is_refused: bool
 ) -> None:
-    failure = beyond_context(500, answer, context)
+    failure = answer_too_long(500, answer, context)
     assert (failure is not None) is is_refused
     if failure is not None:
         assert failure.reason == (

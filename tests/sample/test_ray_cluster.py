@@ -1,4 +1,4 @@
-"""Engine ray where no Ray is needed: what has room, what actors count, what a machine must have."""
+"""Engine ray without Ray: room for actors, the board's counts, checks on each machine."""
 
 import json
 import sys
@@ -15,9 +15,14 @@ from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError, PerpoError, ProcessError
 from perpo_pipeline.sample import ray_actors, ray_cluster
 from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.ray_actors import Board, Who, on_this_machine, read_found
-from perpo_pipeline.sample.ray_cluster import Watch, is_on_gpu, joined_cluster, place_actors
-from perpo_pipeline.sample.ray_engine import _anywhere
+from perpo_pipeline.sample.ray_actors import ActorProcess, Board, on_this_machine, unpack_result
+from perpo_pipeline.sample.ray_cluster import (
+    ClusterWatch,
+    count_actors,
+    joined_cluster,
+    use_gpus,
+)
+from perpo_pipeline.sample.ray_engine import portable
 from perpo_pipeline.store.provenance import package_versions
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, identify_model
 
@@ -32,25 +37,25 @@ from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, identify_model
         ([(2, 0)], 2, 100, False, 2),
     ],
 )
-def test_actors_are_one_a_gpu_or_one_a_machine_or_as_wanted(
+def test_actors_are_one_per_gpu_or_one_per_machine_or_as_configured(
     nodes: list[tuple[int, int]], wanted: int | None, parts: int, on_gpu: bool, actors: int
 ) -> None:
-    assert place_actors(nodes, wanted, parts, on_gpu) == actors
+    assert count_actors(nodes, wanted, parts, on_gpu) == actors
 
 
 @pytest.mark.parametrize(
     ("nodes", "wanted", "on_gpu", "said"),
     [
-        ([(2, 0)], 3, False, "room for 2 actors with a CPU each, 3 are wanted"),
-        ([(64, 0)], None, True, "room for 0 actors with a GPU each, 1 are wanted"),
-        ([(2, 8), (16, 8)], None, True, "room for 10 actors with a GPU each, 16 are wanted"),
+        ([(2, 0)], 3, False, "room for 2 actors with one CPU each, but 3 are wanted"),
+        ([(64, 0)], None, True, "room for 0 actors with one GPU each, but 1 are wanted"),
+        ([(2, 8), (16, 8)], None, True, "room for 10 actors with one GPU each, but 16 are wanted"),
     ],
 )
 def test_a_cluster_without_room_is_refused(
     nodes: list[tuple[int, int]], wanted: int | None, on_gpu: bool, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        place_actors(nodes, wanted, 100, on_gpu)
+        count_actors(nodes, wanted, 100, on_gpu)
 
 
 @pytest.fixture
@@ -58,12 +63,12 @@ def no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
-def test_gpus_that_only_the_cluster_has_are_asked_for_by_name(no_gpu_here: None) -> None:
+def test_gpus_that_only_the_cluster_has_need_an_explicit_device(no_gpu_here: None) -> None:
     nodes = [(16, 8)]
-    assert is_on_gpu("cuda", nodes) and not is_on_gpu("cpu", nodes)
-    assert not is_on_gpu("auto", [(2, 0)])
+    assert use_gpus("cuda", nodes) and not use_gpus("cpu", nodes)
+    assert not use_gpus("auto", [(2, 0)])
     with pytest.raises(ConfigError, match="this machine has none"):
-        is_on_gpu("auto", nodes)
+        use_gpus("auto", nodes)
 
 
 def test_an_address_of_rays_client_is_refused() -> None:
@@ -72,68 +77,68 @@ def test_an_address_of_rays_client_is_refused() -> None:
         pass
 
 
-def test_machines_that_leave_are_told_and_the_last_one_ends_the_run(
+def test_lost_machines_are_reported_and_the_last_one_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_cluster, "LOOK_S", 0.0)
+    monkeypatch.setattr(ray_cluster, "CHECK_EVERY_S", 0.0)
     nodes = [{"Alive": True, "Resources": {"CPU": 1.0}} for _ in range(3)]
     said: list[str] = []
-    watch = Watch(SimpleNamespace(nodes=lambda: nodes), 3, False, said.append)
-    watch.look(is_started=True)
+    watch = ClusterWatch(SimpleNamespace(nodes=lambda: nodes), 3, False, said.append)
+    watch.check(is_started=True)
     assert said == []
     nodes[0]["Alive"] = False
     for _ in range(2):
-        watch.look(is_started=True)
-    assert [line.split("room for ")[1] for line in said] == ["2 of 3 actors now"]
+        watch.check(is_started=True)
+    assert [line.split("now has room for ")[1] for line in said] == ["2 of 3 actors"]
     nodes[1]["Alive"] = nodes[2]["Alive"] = False
     with pytest.raises(ProcessError, match="have left the Ray cluster"):
-        watch.look(is_started=True)
+        watch.check(is_started=True)
 
 
-def test_a_wait_for_actors_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "PATIENCE_S", -1.0)
+def test_a_wait_for_actors_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "START_PATIENCE_S", -1.0)
     said: list[str] = []
-    watch = Watch(SimpleNamespace(nodes=list), 2, False, said.append)
-    watch.look(is_started=True)
+    watch = ClusterWatch(SimpleNamespace(nodes=list), 2, False, said.append)
+    watch.check(is_started=True)
     assert said == []
     for _ in range(2):
-        watch.look(is_started=False)
+        watch.check(is_started=False)
     assert len(said) == 1 and "waiting for Ray to start 2 actors" in said[0]
 
 
-A, B, C = Who(1, "a"), Who(2, "b"), Who(3, "a")
+A, B, C = ActorProcess(1, "a"), ActorProcess(2, "b"), ActorProcess(3, "a")
 
 
-def test_the_board_counts_a_part_that_is_begun_again_once() -> None:
+def test_the_board_counts_a_retried_part_once() -> None:
     board = Board()
-    assert not board.progress().is_started
-    assert board.start(A, "handle") == (1, "")
-    assert board.start(B, "other") == (2, "process 1 on a")
-    assert board.begin(7, A) == (1, "")
+    assert not board.take_progress().is_started
+    assert board.start_actor(A, "handle") == (1, "")
+    assert board.start_actor(B, "other") == (2, "process 1 on a")
+    assert board.begin_part(7, A) == (1, "")
     board.count(7, 3, 50)
     board.count(7, 1, 10)
-    assert board.begin(8, B) == (1, "")
+    assert board.begin_part(8, B) == (1, "")
     board.count(8, 2, 20)
-    assert board.progress() == (6, 80, True, [])
+    assert board.take_progress() == (6, 80, True, [])
     last = "process 2 on b"
-    assert board.start(C, "handle") == (1, last), "counted since a model was loaded"
-    assert board.begin(7, C) == (2, "process 1 on a")
-    news = ["the actor that sampled part 7 has died (process 1 on a); again"]
-    assert board.progress() == (2, 20, True, news)
-    assert board.progress() == (2, 20, True, [])
-    assert board.started() == [(A, "handle"), (B, "other"), (C, "handle")]
+    assert board.start_actor(C, "handle") == (1, last), "counted since a model was last loaded"
+    assert board.begin_part(7, C) == (2, "process 1 on a")
+    messages = ["the actor that sampled part 7 died (process 1 on a); retrying the part"]
+    assert board.take_progress() == (2, 20, True, messages)
+    assert board.take_progress() == (2, 20, True, [])
+    assert board.started_actors() == [(A, "handle"), (B, "other"), (C, "handle")]
 
 
 def test_no_part_is_begun_after_stop() -> None:
     board = Board()
     board.stop()
-    assert board.begin(0, A) == (0, "")
+    assert board.begin_part(0, A) == (0, "")
 
 
-def test_an_actors_error_is_the_same_at_the_driver() -> None:
+def test_an_actors_error_is_the_same_on_the_driver() -> None:
     error = ConfigError("what", where="there", fix="do")
     with pytest.raises(ConfigError) as caught:
-        read_found(json.dumps({"fault": ray_actors._fault(error)}))
+        unpack_result(json.dumps({"error": ray_actors._pack_error(error)}))
     assert caught.value.parts() == ("what", "there", "do")
 
 
@@ -141,9 +146,9 @@ def test_a_bug_in_an_actor_comes_with_its_traceback() -> None:
     try:
         _ = {}["absent"]
     except KeyError as error:
-        text = json.dumps({"fault": ray_actors._fault(error)})
+        text = json.dumps({"error": ray_actors._pack_error(error)})
     with pytest.raises(RuntimeError, match=r"test_ray_cluster\.py[^$]*KeyError: 'absent'"):
-        read_found(text)
+        unpack_result(text)
 
 
 @pytest.fixture
@@ -153,7 +158,7 @@ def setup(tmp_path: Path) -> BackendSetup:
     return BackendSetup(model, resolved, settings, SampleConfig(), tmp_path / "run")
 
 
-def test_a_machine_without_the_runs_folder_keeps_things_in_its_own(
+def test_a_machine_without_the_runs_folder_uses_its_own_scratch(
     setup: BackendSetup, tmp_path: Path
 ) -> None:
     own = tmp_path / "own"
@@ -166,14 +171,14 @@ def test_a_machine_without_the_runs_folder_keeps_things_in_its_own(
     assert here.resolved.path == setup.resolved.path
 
 
-def test_an_actor_in_another_folder_finds_the_same_places(
+def test_an_actor_in_another_folder_finds_the_same_paths(
     setup: BackendSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     relative = replace(setup, scratch=Path("run"), adapter=Path("run/adapter"))
-    found = _anywhere(relative, on_gpu=True)
+    found = portable(relative, on_gpu=True)
     assert (found.scratch, found.adapter) == (tmp_path / "run", tmp_path / "run/adapter")
-    assert found.model.device == "cuda" and _anywhere(setup, on_gpu=False).model.device == "cpu"
+    assert found.model.device == "cuda" and portable(setup, on_gpu=False).model.device == "cpu"
 
 
 def _another_model(setup: BackendSetup) -> BackendSetup:
@@ -193,9 +198,9 @@ def _no_adapter(setup: BackendSetup) -> BackendSetup:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_another_model, "is another one"),
+        (_another_model, "is a different one"),
         (_no_model, "no model directory"),
-        (_no_adapter, "the adapter is not there"),
+        (_no_adapter, "the adapter does not exist"),
     ],
 )
 def test_a_machine_that_lacks_the_files_is_refused(
@@ -207,7 +212,9 @@ def test_a_machine_that_lacks_the_files_is_refused(
 
 def test_a_machine_with_other_releases_is_refused(setup: BackendSetup, tmp_path: Path) -> None:
     driver = package_versions() | {"torch": package_versions()["torch"] + "+cu130", "ruff": "0"}
-    assert on_this_machine(setup, driver, tmp_path), "another build, and what no result depends on"
+    assert on_this_machine(setup, driver, tmp_path), (
+        "another build, and a package that no result depends on"
+    )
     driver |= {"transformers": "5.0", "peft": "0.1"}
     with pytest.raises(ConfigError) as caught:
         on_this_machine(setup, driver, tmp_path)
@@ -245,9 +252,9 @@ def test_a_missing_ray_names_what_to_install(
     monkeypatch.setattr(ray_cluster, "ENVIRONMENT", {})
     monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
     assert run("sample", "--set", "sample.engine=ray") == 2
-    told = capsys.readouterr().err
-    assert "Ray cannot be used" in told
-    assert "pip install -c constraints.txt -e '.[ray]'" in told
+    message = capsys.readouterr().err
+    assert "Ray cannot be used" in message
+    assert "pip install -c constraints.txt -e '.[ray]'" in message
 
 
 @pytest.mark.parametrize(
@@ -271,29 +278,21 @@ def test_settings_of_another_engine_are_refused(
     assert said in capsys.readouterr().err
 
 
-def test_what_a_machine_without_gpu_cannot_tell_must_be_named(
+def test_settings_that_a_machine_without_gpu_cannot_resolve_must_be_set(
     no_gpu_here: None, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared.write_text(CONFIG.replace("dtype: float32, device: cpu", "device: cuda"))
     assert run("sample", "--set", "sample.engine=ray") == 2
-    assert "model.dtype: auto and sample.backend: auto cannot be told" in capsys.readouterr().err
+    assert (
+        "model.dtype: auto and sample.backend: auto cannot be resolved" in capsys.readouterr().err
+    )
 
 
-def test_the_engine_does_not_count_in_the_version(
+def test_the_engine_does_not_count_in_the_fingerprint(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("sample") == 0
     capsys.readouterr()
-    assert (
-        run(
-            "sample",
-            "--set",
-            "sample.engine=ray",
-            "--set",
-            "sample.num_actors=2",
-            "--set",
-            "sample.ray_address=auto",
-        )
-        == 0
-    )
+    ray = ["sample.engine=ray", "sample.num_actors=2", "sample.ray_address=auto"]
+    assert run("sample", *(word for setting in ray for word in ("--set", setting))) == 0
     assert "up to date" in capsys.readouterr().err

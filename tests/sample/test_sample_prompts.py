@@ -1,4 +1,4 @@
-"""`perpo sample`: what cannot be sampled is counted under a reason, and may be repaired."""
+"""`perpo sample`: failed prompts are counted with a reason and can be retried."""
 
 import shutil
 import signal
@@ -16,7 +16,7 @@ from PIL import Image
 
 from perpo_pipeline import cli
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.sample.backend import BackendSetup, Done, Row, SampledList
+from perpo_pipeline.sample.backend import BackendSetup, OnDone, Row, SampledList
 from perpo_pipeline.sample.processes import _visible_devices
 from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.vlm.completion import Completion
@@ -41,7 +41,7 @@ def run(*arguments: str) -> int:
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four prompts are prepared; then the third one's image is damaged. Returns that image."""
+    """Prepare four prompts, then damage the third image; returns that image."""
     monkeypatch.chdir(tmp_path)
     lines = []
     for number in range(4):
@@ -54,16 +54,16 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "2.png"
 
 
-def test_one_failure_too_many_keeps_what_is_done_and_can_be_repaired(
+def test_one_failure_too_many_keeps_finished_rows_and_can_be_repaired(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = Path("data/r/samples/train")
     assert run("sample") == 2
-    told = capsys.readouterr().err
-    assert "1 prompts cannot be sampled (max_errors 0)" in told and "has changed" in told
+    message = capsys.readouterr().err
+    assert "1 prompts cannot be sampled (max_errors 0)" in message and "has changed" in message
     kept = [pq.read_table(part)["prompt_id"].to_pylist() for part in sorted(parts.glob("*/part-*"))]
-    assert [len(keys) for keys in kept] == [4, 2], "the other prompt of its part is kept, too"
-    assert run("sample") == 2, "the same fault is told again"
+    assert [len(keys) for keys in kept] == [4, 2], "the other prompt of its part is also kept"
+    assert run("sample") == 2, "the same fault is reported again"
     Image.new("RGB", (8, 8), (2, 0, 0)).save(broken)
     assert run("sample") == 0
     version = open_version(parts)
@@ -77,7 +77,7 @@ def test_one_failure_too_many_keeps_what_is_done_and_can_be_repaired(
     assert open_version(parts).table().to_pylist() == version.table().to_pylist()
 
 
-def test_nothing_is_begun_after_one_failure_too_many(broken: Path) -> None:
+def test_no_part_is_begun_after_one_failure_too_many(broken: Path) -> None:
     (broken.parent / "0.png").write_bytes(b"damaged")
     assert run("sample") == 2
     assert len(list(Path("data/r/samples/train").glob("*/part-*.parquet"))) == 1
@@ -89,8 +89,8 @@ def test_parts_under_way_in_other_processes_are_kept(broken: Path) -> None:
     assert len(list(Path("data/r/samples/train").glob("*/part-*.parquet"))) == 2
 
 
-def test_a_fault_that_has_gone_leaves_no_error_behind(broken: Path) -> None:
-    """As after a kill between the errors of a part and the part itself."""
+def test_a_repaired_fault_leaves_no_error_row(broken: Path) -> None:
+    """The state after a kill between writing a part's errors and the part itself."""
     assert run("sample") == 2
     (part,) = Path("data/r/samples/train").glob("*/part-00001.parquet")
     part.unlink()
@@ -101,7 +101,7 @@ def test_a_fault_that_has_gone_leaves_no_error_behind(broken: Path) -> None:
     assert version.manifest["counts"]["failed"] == 0
 
 
-def test_allowed_failures_go_to_errors_with_their_reason(
+def test_allowed_failures_are_written_to_errors_with_their_reason(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("r.yaml").write_text(CONFIG.format(max_errors=1))
@@ -111,9 +111,10 @@ def test_allowed_failures_go_to_errors_with_their_reason(
     assert version.manifest["rows"] == 6 and version.manifest["counts"]["failed"] == 1
     (error,) = version.table("errors").to_pylist()
     assert "has changed since `perpo prepare`" in error["reason"]
-    assert run("sample", "--set", "sample.max_errors=0") == 2, "what was allowed then is not now"
-    told = capsys.readouterr().err
-    assert "1 of 4 prompts could not be sampled" in told and "remove this directory" in told
+    assert run("sample", "--set", "sample.max_errors=0") == 2, "fewer failures are allowed now"
+    message = capsys.readouterr().err
+    assert "1 of 4 prompts could not be sampled" in message
+    assert "remove this directory" in message
 
 
 TESTBED = """
@@ -149,7 +150,7 @@ def test_several_processes_and_a_restart_give_the_same_rows(testbed: Path) -> No
     assert run("sample", "--set", "sample.num_gpus=2") == 0
     assert sampled().fingerprint == one.fingerprint
     assert sampled().table().to_pylist() == expected
-    # As after a kill: no manifest, and the middle part is not there yet.
+    # The state after a kill: no manifest, and the middle part is missing.
     (sampled().path / "manifest.json").unlink()
     (one.path / "part-00001.parquet").unlink()
     kept = one.path / "part-00000.parquet"
@@ -159,14 +160,14 @@ def test_several_processes_and_a_restart_give_the_same_rows(testbed: Path) -> No
     assert kept.stat().st_mtime_ns == written
 
 
-def test_an_error_in_another_process_is_the_same_error(
+def test_an_error_in_another_process_gives_the_same_message(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("sample", "--set", "sample.num_gpus=2") == 2
     assert "has changed since `perpo prepare`" in capsys.readouterr().err
 
 
-def test_the_seed_and_what_shapes_the_distribution_count_in_the_version(testbed: Path) -> None:
+def test_the_seed_and_the_distribution_count_in_the_fingerprint(testbed: Path) -> None:
     names = {sampled().fingerprint}
     for extra in (["--seed", "1"], ["--temperature", "0.6"], ["--num-samples", "4"]):
         assert run("sample", *extra) == 0
@@ -182,7 +183,7 @@ def test_the_seed_and_what_shapes_the_distribution_count_in_the_version(testbed:
     assert all(len(texts) == 1 for texts in by_prompt.values())  # top_k 1 is greedy
 
 
-def test_the_preview_is_what_score_says(
+def test_the_preview_equals_the_scores(
     testbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("score") == 0
@@ -198,7 +199,7 @@ def test_the_preview_is_what_score_says(
     assert float(shown[-1]["tokens/s"]) > 0
 
 
-def test_an_adapter_is_sampled_and_named_in_the_lineage(testbed: Path) -> None:
+def test_an_adapter_is_sampled_and_recorded_in_the_lineage(testbed: Path) -> None:
     base = sampled()
     for stage in ("score", "filter"):
         assert run(stage) == 0
@@ -224,7 +225,7 @@ def test_a_server_has_its_own_gpus(testbed: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("visible", "found"), [(None, ["0", "1"]), ("3,5,7", ["3", "5"]), ("3", None)]
 )
-def test_each_process_has_a_gpu_of_its_own(
+def test_each_process_gets_its_own_gpu(
     visible: str | None, found: list[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -239,34 +240,36 @@ def test_each_process_has_a_gpu_of_its_own(
         _visible_devices(2)
 
 
-def test_a_setting_that_the_backend_does_not_use_does_not_count(testbed: Path) -> None:
+def test_a_setting_that_the_backend_ignores_does_not_count(
+    testbed: Path,
+) -> None:
     (testbed / "r.yaml").write_text(TESTBED.format(more=", served_model: other"))
     before = sampled()
     assert run("sample") == 0
     assert sampled().path == before.path
 
 
-class Noting:
-    """A backend that learns something on the way."""
+class NotingBackend:
+    """A backend that has a note only after its first call."""
 
-    prompts_a_call = 0
+    prompts_per_call = 0
 
     def __init__(self, setup: BackendSetup) -> None:
-        self.learned: dict[str, str] = {}
+        self.known: dict[str, str] = {}
 
     def notes(self) -> dict[str, str]:
-        return self.learned
+        return self.known
 
-    def sample(self, rows: Sequence[Row], seeds: Sequence[int], done: Done) -> None:
-        self.learned = {"server": "it is slow"}
+    def sample(self, rows: Sequence[Row], seeds: Sequence[int], on_done: OnDone) -> None:
+        self.known = {"server": "it is slow"}
         for index in range(len(rows)):
-            done(index, SampledList([Completion("x", (5,), "stop", None)] * 3, None))
+            on_done(index, SampledList([Completion("x", (5,), "stop", None)] * 3, None))
 
 
-def test_what_a_killed_process_learned_is_in_the_manifest(
+def test_a_note_of_a_killed_process_is_in_the_manifest(
     testbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("perpo_pipeline.sample.parts.open_backend", Noting)
+    monkeypatch.setattr("perpo_pipeline.sample.part_sampler.open_backend", NotingBackend)
     shutil.rmtree("data/r/samples")
     capsys.readouterr()
     assert run("sample") == 0
@@ -280,7 +283,7 @@ def test_what_a_killed_process_learned_is_in_the_manifest(
     }
 
 
-def test_why_another_process_cannot_open_the_model_is_told(
+def test_an_error_while_another_process_opens_the_model_is_reported(
     testbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree("data/r/samples")
@@ -310,7 +313,7 @@ def test_processes_end_with_their_parent(testbed: Path, signal_: signal.Signals)
     )
     children: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
-        while len(children) < 3 and parent.poll() is None:  # with multiprocessing's own
+        while len(children) < 3 and parent.poll() is None:  # one of them is multiprocessing's own
             children = psutil.Process(parent.pid).children(recursive=True)
             time.sleep(0.05)
     assert len(children) >= 3

@@ -18,8 +18,9 @@ from perpo_pipeline.config.run import ModelConfig, SampleConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.sample import transformers_backend
 from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList
-from perpo_pipeline.sample.transformers_backend import Completion, TransformersBackend
+from perpo_pipeline.sample.transformers_backend import TransformersBackend
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import encode_row
@@ -28,7 +29,7 @@ from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
 
 IMAGE_ID = 3
-# A random model hardly ever says </s>: with a third of the vocabulary as end tokens answers have
+# A random model hardly ever draws </s>. With a third of the vocabulary as end tokens, answers have
 # many lengths, and rows and completions leave the batch at different steps.
 MANY_ENDS = (2, *range(200, 300))
 
@@ -174,7 +175,7 @@ class TestDistribution:
 
 
 class TestRestrictions:
-    """What the configuration asks for, and nothing by default, is done as in `generate`."""
+    """Configured restrictions act as in `generate`; there are none by default."""
 
     def test_penalised_greedy_equals_generate(self, stopping: Vlm) -> None:
         """Prompts of different lengths in one batch, answers that end at different steps."""
@@ -198,7 +199,7 @@ class TestRestrictions:
             assert {one.token_ids for one in row} == {expected}
 
     @pytest.mark.parametrize("restriction", [{"top_k": 3}, {"top_p": 0.3}])
-    def test_only_the_likeliest_are_drawn_and_all_of_them(
+    def test_exactly_the_most_likely_tokens_are_drawn(
         self, vlm: Vlm, restriction: dict[str, float]
     ) -> None:
         prompt = encode(vlm, 1)
@@ -252,7 +253,7 @@ class TestCompletions:
             visible = [t for t in completion.token_ids if t > 3]
             assert completion.text == vlm.tokenizer.decode(visible)
 
-    def test_the_image_is_encoded_once_a_prompt(self, vlm: Vlm) -> None:
+    def test_the_image_is_encoded_once_per_prompt(self, vlm: Vlm) -> None:
         seen: list[int] = []
         hook = vlm.model.model.vision_tower.register_forward_hook(
             lambda module, args, output: seen.append(output.last_hidden_state.shape[0])
@@ -295,7 +296,7 @@ def make_row(index: int, prompt: str = "where?", size: tuple[int, int] = (48, 40
 
 
 class TestBackend:
-    """Rows in, lists or failures out."""
+    """The backend turns rows into lists or failures."""
 
     def open(self, model: Path, scratch: Path, **settings: object) -> TransformersBackend:
         config = {"num_samples": 3, "max_new_tokens": 8, "temperature": 1.0} | settings
@@ -312,27 +313,25 @@ class TestBackend:
     def reasons(self, found: list[SampledList | Failure]) -> list[str | None]:
         return [one.reason if isinstance(one, Failure) else None for one in found]
 
-    def test_a_row_that_cannot_be_read_fails_alone_and_all_are_told(self, tmp_path: Path) -> None:
+    def test_an_unreadable_row_fails_alone_and_every_row_is_reported(self, tmp_path: Path) -> None:
         backend = self.open(save_tiny_family("qwen2_5_vl", tmp_path / "qwen"), tmp_path)
         broken = make_row(1) | {"image": {"bytes": b"no image", "path": None}}
         rows = [make_row(0), broken, make_row(2, size=(900, 4)), make_row(3)]
-        told: list[tuple[int, SampledList | Failure]] = []
-        found = backend.sample(rows, [1, 2, 3, 4], lambda *one: told.append(one))
-        assert told == list(enumerate(found))
+        reported: list[tuple[int, SampledList | Failure]] = []
+        found = backend.sample(rows, [1, 2, 3, 4], lambda *one: reported.append(one))
+        assert reported == list(enumerate(found))
         first, second, third, fourth = self.reasons(found)
         assert first is None and fourth is None
         assert "prompt p1" in str(second)
         assert "aspect ratio must be smaller than 200" in str(third) and "prompt p2" in str(third)
 
-    def test_what_is_wrong_with_every_row_stops_the_run(
-        self, model_dir: Path, tmp_path: Path
-    ) -> None:
+    def test_a_fault_of_every_row_stops_the_run(self, model_dir: Path, tmp_path: Path) -> None:
         backend = self.open(model_dir, tmp_path)
         backend.setup = replace(backend.setup, model_settings={"preprocess": "stretch"})
         with pytest.raises(ConfigError, match="preprocess is 'stretch'"):
             backend.sample([make_row(0)], [1])
 
-    def test_nothing_is_kept_that_goes_beyond_the_context(
+    def test_lists_beyond_the_context_are_dropped(
         self, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The context is 512; a 7 is one token, so prompts are made of any length."""
@@ -374,8 +373,8 @@ def test_impossible_settings_are_refused(vlm: Vlm, settings: dict[str, float]) -
         draw(vlm, [0], **settings)
 
 
-def test_a_seed_is_asked_for_each_prompt(vlm: Vlm) -> None:
-    with pytest.raises(ConfigError, match="1 seeds for 2 prompts"):
+def test_every_prompt_needs_a_seed(vlm: Vlm) -> None:
+    with pytest.raises(ConfigError, match="got 1 seeds for 2 prompts"):
         sample_lists(
             vlm,
             [encode(vlm, 0)] * 2,

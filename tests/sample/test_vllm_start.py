@@ -1,4 +1,4 @@
-"""How vLLM is imported and started, with packages that stand in for it: no vLLM is needed."""
+"""How vLLM is imported and started, tested with stand-ins: vLLM itself is not needed."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from perpo_pipeline.vlm.files import ResolvedModel
 
 @pytest.fixture(autouse=True)
 def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a vLLM that is installed, and no variables of the environment changed."""
+    """Hide an installed vLLM, and restore the environment variables afterwards."""
     for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(vllm_engine, "ENVIRONMENT", {})
@@ -44,7 +44,7 @@ def open_backend(path: Path) -> vllm_backend.VllmBackend:
         ("import no_such_package_of_vllm", "No module named 'no_such_package_of_vllm'"),
     ],
 )
-def test_a_broken_vllm_is_told_in_one_line(
+def test_a_broken_vllm_is_reported_in_one_line(
     code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "vllm").mkdir()
@@ -79,7 +79,7 @@ class TestStart:
             SimpleNamespace(LLM=engine), Path("model"), "float32", None, 0.4
         )
 
-    def test_the_share_of_memory_is_a_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_share_of_memory_is_set_only_on_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = self.start(monkeypatch, lambda path, **settings: settings, is_cpu=False)
         assert given["gpu_memory_utilization"] == 0.4
         given = self.start(monkeypatch, lambda path, **settings: settings, is_cpu=True)

@@ -1,4 +1,4 @@
-"""The plain way of sampling: the same distribution and measures, by transformers' own generate."""
+"""Plain decoding with transformers' generate: the same distribution and log-probabilities."""
 
 import json
 from collections import Counter
@@ -20,6 +20,7 @@ from perpo_pipeline import cli
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm import decoding
 from perpo_pipeline.vlm import plain_decoding as plain
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
@@ -66,7 +67,7 @@ def load(directory: Path) -> Vlm:
     return load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
 
 
-def untried(vlm: Vlm) -> Vlm:
+def untested(vlm: Vlm) -> Vlm:
     """The same model, as if its family were not in FAMILIES."""
     return replace(vlm, family=replace(vlm.family, known=False))
 
@@ -78,7 +79,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
 
 @pytest.fixture(scope="module")
 def vlm(known: Vlm) -> Vlm:
-    return untried(known)
+    return untested(known)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def stopping(vlm: Vlm) -> Vlm:
 
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
-    """A Mistral behind the projector: a token sees the last 8; the prompt has over 24."""
+    """A Mistral after the projector: a token sees the last 8; the prompt has over 24."""
     directory = save_tiny_llava(tmp_path_factory.mktemp("mistral"))
     config = json.loads((directory / "config.json").read_text())
     config["text_config"] |= {"model_type": "mistral", "sliding_window": 8}
@@ -98,16 +99,14 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
 
 @pytest.fixture(autouse=True)
 def no_packed_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where a model that may not share a prefix is decoded in the packed cache."""
-    from perpo_pipeline.vlm import decoding
-
-    original = decoding._Run
+    """Fail if a model that must not share a prefix is decoded in the packed cache."""
+    original = decoding._Batch
 
     def guarded(vlm: Vlm, *arguments: Any) -> Any:
         assert vlm.shares_prefix
         return original(vlm, *arguments)
 
-    monkeypatch.setattr(decoding, "_Run", guarded)
+    monkeypatch.setattr(decoding, "_Batch", guarded)
 
 
 def encode(vlm: Vlm, index: int) -> EncodedPrompt:
@@ -126,7 +125,7 @@ def ids(lists: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
 
 @torch.no_grad()
 def plain_logits(vlm: Vlm, prompt: EncodedPrompt, said: tuple[int, ...]) -> torch.Tensor:
-    """Logits (len(said) + 1, V) of what follows the prompt, by one forward without a cache."""
+    """Logits (len(said) + 1, V) after the prompt and each said token, by one forward, no cache."""
     sequence = torch.cat([prompt.input_ids, torch.tensor(said, dtype=torch.long)])[None]
     types = {}
     if prompt.token_types is not None:
@@ -192,18 +191,16 @@ def test_logprobs_equal_teacher_forcing(stopping: Vlm) -> None:
 
 
 @pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name != "llava"])
-def test_tiles_and_three_axes_are_read_as_in_one_plain_forward(
-    model_type: str, tmp_path: Path
-) -> None:
-    tried = load(save_tiny_family(model_type, tmp_path))
-    vlm = untried(tried)
+def test_tiles_and_three_axes_are_read_as_in_one_forward(model_type: str, tmp_path: Path) -> None:
+    tested = load(save_tiny_family(model_type, tmp_path))
+    vlm = untested(tested)
     prompt = encode_prompt(vlm, noise_image(0, 96, 48), TEXTS[1])
     settings = {"temperature": 1.0, "num_samples": 3, "max_new_tokens": 5, "seeds": [4]}
     ((*drawn,),) = sample_lists(vlm, [prompt], **settings)
     for one in drawn:
         expected = forced_logprob(vlm, prompt, one.token_ids)
         assert one.sampler_logprob == pytest.approx(expected, abs=1e-4)
-    (greedy,), (packed,) = (greedy_decode(v, [prompt], max_new_tokens=8) for v in (vlm, tried))
+    (greedy,), (packed,) = (greedy_decode(v, [prompt], max_new_tokens=8) for v in (vlm, tested))
     assert greedy.token_ids == packed.token_ids
 
 
@@ -332,7 +329,7 @@ class TestIndependence:
 def test_a_hostile_generation_config_changes_nothing_and_is_kept(vlm: Vlm, tmp_path: Path) -> None:
     path = save_tiny_llava(tmp_path) / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | HOSTILE))
-    hostile = untried(load(tmp_path))
+    hostile = untested(load(tmp_path))
     given = hostile.model.generation_config.to_dict()
     assert {key: given[key] for key in HOSTILE if key != "watermarking_config"} == {
         key: value for key, value in HOSTILE.items() if key != "watermarking_config"
@@ -346,7 +343,7 @@ def test_a_hostile_generation_config_changes_nothing_and_is_kept(vlm: Vlm, tmp_p
 
 
 def test_the_image_placeholder_is_banned_but_counts_in_the_logprob(tmp_path: Path) -> None:
-    vlm = untried(load(save_tiny_llava(tmp_path)))
+    vlm = untested(load(save_tiny_llava(tmp_path)))
     prompt = encode(vlm, 0)
     favourite = int(plain_logits(vlm, prompt, ())[-1].argmax())
     vlm.model.lm_head.weight[IMAGE_ID] = 3 * vlm.model.lm_head.weight[favourite]
@@ -394,15 +391,15 @@ def test_a_whole_number_is_a_temperature(vlm: Vlm) -> None:
     assert draw(vlm, [0], temperature=2) == draw(vlm, [0], temperature=2.0)
 
 
-def test_a_generate_that_hides_the_prompt_is_refused(
+def test_a_generate_that_does_not_return_the_prompt_is_refused(
     vlm: Vlm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vlm.model, "generate", lambda **inputs: torch.full((6, 40), 5))
-    with pytest.raises(InputError, match="does not give the prompt back"):
+    with pytest.raises(InputError, match="does not return the prompt"):
         draw(vlm, [0])
 
 
-def test_sample_and_eval_take_this_way_and_sample_says_why(
+def test_sample_and_eval_decode_plainly_and_sample_reports_why(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -428,10 +425,10 @@ def test_sample_and_eval_take_this_way_and_sample_says_why(
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main([command, "--config", "r.yaml", "--quiet"])
-        told = capsys.readouterr().err
-        assert not ended.value.code, told
+        printed = capsys.readouterr().err
+        assert not ended.value.code, printed
         if command == "sample":
-            assert told.count("slow: its layers are not all full attention") == 1
+            assert printed.count("slow: its layers are not all full attention") == 1
     sampled = open_version(Path("data/r/samples/train")).manifest
     assert sampled["rows"] == 6
     assert "not all full attention" in sampled["notes"]["slow"]

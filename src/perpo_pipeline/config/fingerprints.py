@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.answers.boxes import describe_box_format
+from perpo_pipeline.config.backends import BACKENDS
 from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.config.section import Json, Section
 
@@ -46,11 +47,7 @@ class Counted:
 
 def _unused_by_backend(settings: Mapping[str, Any]) -> Collection[str]:
     """Sampling settings that a backend does not read."""
-    return {
-        "transformers": ("served_model",),
-        "vllm": ("served_model", "batch_size"),
-        "openai": ("batch_size",),
-    }[settings["backend"]]
+    return BACKENDS[settings["backend"]].ignores
 
 
 def _boxes_unless_a_reward_reads_them(settings: Mapping[str, Any]) -> Collection[str]:

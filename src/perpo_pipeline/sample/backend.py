@@ -1,8 +1,8 @@
-"""What a sampling backend is: prompts' rows in, lists of completions out.
+"""The interface of a sampling backend: rows of prompts in, lists of completions out.
 
 transformers_backend.py runs in this process and needs nothing else; vllm_backend.py drives vLLM's
-engine; openai_backend.py speaks to any OpenAI-compatible server. All draw from softmax(logits / T)
-and nothing else unless the run's configuration asks for more.
+engine; openai_backend.py sends requests to any OpenAI-compatible server. All draw from
+softmax(logits / T) and nothing else unless the run's configuration asks for more.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class SampledList:
-    """The N completions of one prompt; `resized` (width, height) of the image as the vision tower
-    sees it, None where the image is cut into tiles."""
+    """The N completions of one prompt.
+
+    `resized` is the (width, height) of the image as the vision tower sees it, None if the image is
+    cut into tiles.
+    """
 
     completions: Sequence[Completion]
     resized: Size | None
@@ -36,13 +39,13 @@ class Failure:
     reason: str
 
 
-# Is told the index of a row and its result.
-Done = Callable[[int, SampledList | Failure], None]
+# Called with the index of a row and its result.
+OnDone = Callable[[int, SampledList | Failure], None]
 
 
 @dataclass(frozen=True)
 class BackendSetup:
-    """All that a backend is opened from; it can be sent to another process."""
+    """Everything that a backend needs to open; it can be sent to another process."""
 
     model: ModelConfig
     resolved: "ResolvedModel"
@@ -55,23 +58,24 @@ class BackendSetup:
 class Backend(Protocol):
     """Draws completions; made from a `BackendSetup`.
 
-    `prompts_a_call` is how many prompts it takes at a time, 0 for a whole part.
+    `prompts_per_call` is how many prompts `sample` takes at once; 0 means a whole part.
     """
 
-    prompts_a_call: int
+    prompts_per_call: int
 
     def notes(self) -> dict[str, Any]:
-        """What the user should be told once, by a short name; empty where there is nothing."""
+        """Messages that the user sees once and the manifest records, each under a short name."""
         ...
 
     def sample(
-        self, rows: Sequence[Row], seeds: Sequence[int], done: Done | None = None
+        self, rows: Sequence[Row], seeds: Sequence[int], on_done: OnDone | None = None
     ) -> list[SampledList | Failure]:
-        """The list of each prompt, in order. `rows` have the columns prompt_id, image,
-        image_sha256 and prompt; `seeds` one 63-bit seed each. `done` is called once a row, as soon
-        as its result is known.
+        """Draw the list of each prompt; returns them in the order of `rows`.
 
-        What is wrong with a single prompt is a `Failure`; a PerpoError is raised for what is wrong
-        with all (the model, the server, the settings).
+        `rows` have the columns prompt_id, image, image_sha256 and prompt; `seeds` holds one 63-bit
+        seed per row. `on_done` is called once per row, as soon as its result is known.
+
+        A fault of one prompt becomes a `Failure`. A fault of all prompts (the model, the server,
+        the settings) raises a PerpoError.
         """
         ...

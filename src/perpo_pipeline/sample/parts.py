@@ -1,80 +1,47 @@
-"""The rows of a part's prompts, drawn by a backend."""
+"""The parts of a samples artifact: which prompts still need rows, and how results are written."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from perpo_pipeline.sample.backend import Backend, BackendSetup, Failure, SampledList
-from perpo_pipeline.seeds import derive_seed
-from perpo_pipeline.store.schemas import PROMPTS
+import pyarrow as pa
+import pyarrow.compute as pc
 
-PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "image", "image_sha256", "prompt")
-
-
-Row = dict[str, Any]
+from perpo_pipeline.sample.part_sampler import Row
+from perpo_pipeline.store.artifacts import Writer
+from perpo_pipeline.store.schemas import SAMPLES
 
 
-# Is told prompts and their rows.
-Tell = Callable[[Sequence[Row], Sequence[Row]], None]
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one version: `prompts` in order, `size` prompts per part."""
 
+    writer: Writer
+    prompts: pa.Table
+    size: int
 
-def open_backend(setup: BackendSetup) -> Backend:
-    """Load the model, or reach the server, of the backend that the setup names."""
-    if setup.sample.backend == "vllm":
-        from perpo_pipeline.sample.vllm_backend import VllmBackend
+    def pending(self) -> dict[int, pa.Table]:
+        """By part, the prompts without rows: all of a new part, or those that failed before."""
+        found = {}
+        for index, start in enumerate(range(0, self.prompts.num_rows, self.size)):
+            part = self.prompts.slice(start, self.size)
+            if self.writer.has_part(index):
+                done = self.writer.read_part(index, ["prompt_id"])["prompt_id"]
+                part = part.filter(pc.invert(pc.is_in(part["prompt_id"], pc.unique(done))))
+            if part.num_rows:
+                found[index] = part
+        return found
 
-        return VllmBackend(setup)
-    if setup.sample.backend == "openai":
-        from perpo_pipeline.sample.openai_backend import OpenAIBackend
-
-        return OpenAIBackend(setup)
-    from perpo_pipeline.sample.transformers_backend import TransformersBackend
-
-    return TransformersBackend(setup)
-
-
-class PartSampler:
-    """A backend with the run's seed: the rows of a part's prompts, a call's worth at a time."""
-
-    def __init__(self, setup: BackendSetup, run_seed: int) -> None:
-        self.backend, self.run_seed = open_backend(setup), run_seed
-
-    def sample(self, prompts: Sequence[Row], tell: Tell) -> list[Row]:
-        """SAMPLES rows, and ERRORS rows of what failed; `tell` gets those of each prompt."""
-        step = self.backend.prompts_a_call or len(prompts)
-        rows: list[Row] = []
-        for start in range(0, len(prompts), step):
-            rows += self._sample_call(prompts[start : start + step], tell)
-        return rows
-
-    def _sample_call(self, prompts: Sequence[Row], tell: Tell) -> list[Row]:
-        seeds = [derive_seed(self.run_seed, "sample", row["prompt_id"]) for row in prompts]
-        rows: dict[int, list[Row]] = {}
-
-        def done(index: int, found: SampledList | Failure) -> None:
-            rows[index] = list(_rows_of(prompts[index]["prompt_id"], seeds[index], found))
-            tell([prompts[index]], rows[index])
-
-        self.backend.sample(prompts, seeds, done)
-        return [row for index in range(len(prompts)) for row in rows[index]]
-
-
-def _rows_of(prompt_id: str, seed: int, found: SampledList | Failure) -> Iterator[Row]:
-    if isinstance(found, Failure):
-        yield {"prompt_id": prompt_id, "reason": found.reason}
-        return
-    for sample_id, completion in enumerate(found.completions):
-        yield {
-            "prompt_id": prompt_id,
-            "sample_id": sample_id,
-            "completion": completion.text,
-            "completion_token_ids": completion.token_ids,
-            "finish_reason": completion.finish_reason,
-            "seed": seed,
-            "sampler_logprob": completion.sampler_logprob,
-            "resized": found.resized,
-        }
-
-
-def count_tokens(rows: Iterable[Row]) -> int:
-    """Tokens of the completions among SAMPLES and ERRORS rows."""
-    return sum(len(row["completion_token_ids"]) for row in rows if "reason" not in row)
+    def write(self, index: int, found: Sequence[Row]) -> list[Row]:
+        """Write the rows of a part, together with its earlier rows; returns the ERRORS rows."""
+        errors = [row for row in found if "reason" in row]
+        rows = [row for row in found if "reason" not in row]
+        is_retry = self.writer.has_part(index)
+        if is_retry:
+            part = self.prompts.slice(index * self.size, self.size)["prompt_id"].to_pylist()
+            places = {prompt_id: place for place, prompt_id in enumerate(part)}
+            rows += self.writer.read_part(index, SAMPLES.columns.names).to_pylist()
+            rows.sort(key=lambda row: (places[row["prompt_id"]], row["sample_id"]))
+        if errors or is_retry:
+            self.writer.write_part(index, errors, table="errors")
+        self.writer.write_part(index, rows)
+        return errors

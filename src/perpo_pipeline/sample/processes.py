@@ -1,6 +1,6 @@
-"""Sampling in several processes, one a GPU: each takes whole parts, the parent writes them.
+"""Sampling in several processes, one per GPU: each takes whole parts, the parent writes them.
 
-A process ends with its parent, however that ends: an orphan would hold its GPU's memory.
+A process ends with its parent, even if the parent is killed: an orphan would hold its GPU's memory.
 """
 
 import multiprocessing
@@ -15,18 +15,20 @@ import pyarrow as pa
 
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.parts import PartSampler, count_tokens
+from perpo_pipeline.sample.part_sampler import PartSampler, Row, count_tokens
 
-Rows = list[dict[str, Any]]
-Sampled = tuple[Rows, dict[str, Any]]  # rows, and the backend's notes
+Sampled = tuple[list[Row], dict[str, Any]]  # rows, and the backend's notes
 POLL_S = 0.5
 
 
 class _Worker:
-    """What a process has: its sampler, or why there is none; where it counts for the parent."""
+    """The state of one process: its sampler, or the error that prevented one.
+
+    `counters` is shared with the parent; this process counts at `place`.
+    """
 
     sampler: PartSampler | None = None
-    fault: Exception | None = None
+    error: Exception | None = None
     counters: Any = None
     place: int = 0
 
@@ -37,19 +39,20 @@ def sample_in_processes(
     pending: Mapping[int, pa.Table],
     processes: int,
     *,
-    tell: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool],
-) -> Iterator[tuple[int, Rows, dict[str, Any]]]:
-    """Index, rows and notes of every part, as they are done.
+) -> Iterator[tuple[int, list[Row], dict[str, Any]]]:
+    """Yield index, rows and notes of every part as it is done.
 
-    `tell` gets prompts and tokens done so far, about twice a second. Once `should_stop`, parts that
-    are under way are ended and yielded, and no other begun. Raises InputError if a process dies,
-    ConfigError if there are fewer GPUs than processes, and what a process raises.
+    `on_progress` gets the prompts and tokens done so far, about twice a second. Once `should_stop`
+    is true, no new part is begun; parts under way are finished and yielded. Raises InputError if a
+    process dies, ConfigError if fewer GPUs are visible than processes are wanted, and any error
+    that a process raises.
     """
-    names = _visible_devices(processes)
+    devices = _visible_devices(processes)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     places, counters = context.SimpleQueue(), context.RawArray("q", 2 * processes)
-    for place in enumerate(names):
+    for place in enumerate(devices):
         places.put(place)
     executor = ProcessPoolExecutor(
         processes,
@@ -64,18 +67,18 @@ def sample_in_processes(
             while len(running) < processes and not should_stop():
                 if (item := next(waiting, None)) is None:
                     break
-                # Rows, not the table: with a slice all of its table would be sent.
+                # Rows, not the table: pickling a slice would send the whole table.
                 running[executor.submit(_sample, item[1].to_pylist())] = item[0]
             if not running:
                 return
             finished = wait(running, POLL_S, FIRST_COMPLETED).done
-            tell(sum(counters[::2]), sum(counters[1::2]))
+            on_progress(sum(counters[::2]), sum(counters[1::2]))
             for future in finished:
                 yield running.pop(future), *future.result()
     except BrokenProcessPool as error:
         raise InputError(
-            "a sampling process ended (its own message stands above; often memory ran out)",
-            fix="the same command goes on after the last whole part; lower sample.num_gpus or "
+            "a sampling process ended (its own message is above; often memory ran out)",
+            fix="the same command resumes after the last whole part; lower sample.num_gpus or "
             "sample.batch_size if memory ran out",
         ) from error
     finally:
@@ -83,8 +86,11 @@ def sample_in_processes(
 
 
 def _visible_devices(processes: int) -> list[str]:
-    """One CUDA device a process, of those that the environment allows, in order; any name where
-    there is none at all. Raises ConfigError where there are some, but not enough."""
+    """One CUDA device per process, from those that the environment allows, in order.
+
+    Empty names on a machine without CUDA. Raises ConfigError if fewer devices are visible than
+    processes are wanted.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -100,15 +106,15 @@ def _visible_devices(processes: int) -> list[str]:
 
 
 def _open(setup: BackendSetup, run_seed: int, places: Any, counters: Any) -> None:
-    """Runs first in each process, before CUDA is used there."""
+    """Open the backend; runs first in each process, before CUDA is used there."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _Worker.place, device = places.get()
     _Worker.counters = counters
     os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
         _Worker.sampler = PartSampler(setup, run_seed)
-    except Exception as error:  # noqa: BLE001 - `_sample` raises it where the parent is told
-        _Worker.fault = error
+    except Exception as error:  # noqa: BLE001 - `_sample` raises it, which reaches the parent
+        _Worker.error = error
 
 
 def _end_with_parent() -> None:
@@ -118,15 +124,15 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _sample(prompts: Rows) -> Sampled:
+def _sample(prompts: list[Row]) -> Sampled:
     if _Worker.sampler is None:
-        assert _Worker.fault is not None
-        raise _Worker.fault
+        assert _Worker.error is not None
+        raise _Worker.error
     rows = _Worker.sampler.sample(prompts, _count)
     return rows, _Worker.sampler.backend.notes()
 
 
-def _count(prompts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> None:
-    """No other process writes these two numbers, so they need no lock."""
+def _count(prompts: Sequence[Row], rows: Sequence[Row]) -> None:
+    """Add to this process's two counters; no other process writes them, so they need no lock."""
     _Worker.counters[2 * _Worker.place] += len(prompts)
     _Worker.counters[2 * _Worker.place + 1] += count_tokens(rows)

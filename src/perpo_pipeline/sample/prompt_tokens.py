@@ -1,4 +1,4 @@
-"""What backends make sure of: a prompt's tokens are training's, and answers fit in the context."""
+"""Checks that every backend makes: a prompt's tokens match training's, and answers fit."""
 
 import re
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ SHOWN_TOKENS = 4
 SHOWN_BEFORE, SHOWN_TEXT = 40, 120  # characters before the first difference, and in all
 
 
-def lacks_room(prompt_tokens: int, context: int | None) -> Failure | None:
-    """Why a prompt cannot be answered in the model's context, both in tokens; None if it can."""
+def prompt_too_long(prompt_tokens: int, context: int | None) -> Failure | None:
+    """A Failure if the prompt leaves no room for an answer in the context (in tokens), or None."""
     if context is None or prompt_tokens < context:
         return None
     return Failure(
@@ -23,11 +23,11 @@ def lacks_room(prompt_tokens: int, context: int | None) -> Failure | None:
     )
 
 
-def beyond_context(prompt_tokens: int, answer_tokens: int, context: int | None) -> Failure | None:
-    """Why a list is not kept whose longest answer has so many tokens, or more; None if it is.
+def answer_too_long(prompt_tokens: int, answer_tokens: int, context: int | None) -> Failure | None:
+    """A Failure if prompt and longest answer exceed the context (in tokens), or None.
 
-    An answer drawn beyond the context is nothing that the model was made for, and one cut there
-    is no draw from its distribution.
+    The whole list is dropped then. The model was not made for text beyond its context, and an
+    answer that is truncated there is not a draw from the model's distribution.
     """
     if context is None or prompt_tokens + answer_tokens <= context:
         return None
@@ -42,14 +42,14 @@ def compare_prompt_tokens(
     found: Sequence[int],
     expected: Sequence[int],
     *,
-    who: str,
+    reader: str,
     prompt_id: str,
     fix: str,
     where: str | None = None,
 ) -> None:
-    """Raise ConfigError, showing both, unless what `who` reads of a prompt is what training reads.
+    """Raise ConfigError, showing both, if `reader` reads other tokens than training does.
 
-    Uses the front's tokenizer, which one thread at a time may.
+    Uses the front's tokenizer, which only one thread may use at a time.
     """
     if list(found) == list(expected):
         return
@@ -58,10 +58,10 @@ def compare_prompt_tokens(
     start = max(_first_difference(theirs, ours) - SHOWN_BEFORE, 0)
     tokens, text = slice(place, place + SHOWN_TOKENS), slice(start, start + SHOWN_TEXT)
     raise ConfigError(
-        f"{who} reads prompt {prompt_id} otherwise than training does: {len(found)} tokens instead "
-        f"of {len(expected)}; from place {place} on {list(found[tokens])} instead of "
+        f"{reader} and training read different tokens for prompt {prompt_id}: {len(found)} tokens "
+        f"instead of {len(expected)}; from position {place} on {list(found[tokens])} instead of "
         f"{list(expected[tokens])}\n"
-        f"  {who}: {theirs[text]!r}\n"
+        f"  {reader}: {theirs[text]!r}\n"
         f"  training: {ours[text]!r}",
         where=where,
         fix=fix,
@@ -74,7 +74,7 @@ def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def _readable(front: Vlm, ids: Sequence[int]) -> str:
-    """The text of tokens, each run of image placeholders as one with its length.
+    """The text of tokens; a run of image placeholders is shown as one, with its length.
 
     Ids that the tokenizer lacks have no text.
     """

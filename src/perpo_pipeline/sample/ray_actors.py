@@ -1,7 +1,7 @@
-"""What runs on a Ray cluster: actors that sample whole parts, and the board where they report.
+"""What runs on a Ray cluster: actors that sample whole parts, and the board they report to.
 
-An actor may run on any machine of the cluster and be started again on another one; what it needs
-(package, model, adapter, images that are not embedded) must be the same there as on the driver's.
+An actor may run on any machine of the cluster, and Ray may restart it on another one. The package,
+the model, the adapter and images that are not embedded must be the same on every machine.
 """
 
 import importlib
@@ -20,13 +20,13 @@ import pyarrow as pa
 from perpo_pipeline import errors
 from perpo_pipeline.errors import ConfigError, InputError, PerpoError, ProcessError
 from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.parts import PartSampler, Row, count_tokens
+from perpo_pipeline.sample.part_sampler import PartSampler, Row, count_tokens
 from perpo_pipeline.store.provenance import package_versions
 from perpo_pipeline.vlm.files import ResolvedModel, model_identity, resolve_model
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 
-TRIES = 3  # of a part, and of an actor's start, before the run ends with an error
-# Another release of one of these may draw other completions.
+TRIES = 3  # per part, and per actor's start, before the run ends with an error
+# A different release of one of these packages may draw different completions.
 SAME_EVERYWHERE = (
     "perpo-pipeline",
     "torch",
@@ -40,16 +40,16 @@ SAME_EVERYWHERE = (
 
 
 class Progress(NamedTuple):
-    """Prompts and tokens done so far, whether any actor was started, and messages."""
+    """Prompts and tokens done so far, whether any actor has started, and new messages."""
 
     prompts: int
     tokens: int
     is_started: bool
-    news: list[str]
+    messages: list[str]
 
 
-class Who(NamedTuple):
-    """The process of an actor."""
+class ActorProcess(NamedTuple):
+    """The process that an actor runs in."""
 
     pid: int
     host: str
@@ -59,61 +59,69 @@ class Who(NamedTuple):
 
 
 class Board:
-    """Counts what the actors of a run begin and have done; it is an actor itself, one a run.
+    """Counts what the actors of a run begin and finish; it is an actor itself, one per run.
 
-    It keeps their handles, too: an actor that nobody has a handle of ends by itself, but with vLLM
-    only after seconds, and `end_actors` could not end it sooner.
+    It also keeps the actors' handles, so that `end_actors` can kill them. An actor without any
+    handle ends by itself, but with vLLM only after seconds.
     """
 
     def __init__(self) -> None:
         self.tries: Counter[int] = Counter()
-        self.starts = 0  # of actors, since a model was last loaded
-        self.last: dict[int | None, str] = {}  # who began a part, or (None) was started, last
+        self.starts = 0  # of actors, since one of them last loaded its model
+        self.last_start = ""  # the actor that last began to load its model
+        self.last_try: dict[int, str] = {}  # by part, the actor that last began it
         self.counts: dict[int, tuple[int, int]] = {}
-        self.news: list[str] = []
-        self.actors: dict[Who, Any] = {}
+        self.messages: list[str] = []
+        self.actors: dict[ActorProcess, Any] = {}
         self.is_stopped = False
 
-    def start(self, who: Who, handle: Any) -> tuple[int, str]:
-        """An actor begins to load its model: how many did since one had it, and who did last."""
-        self.actors[who] = handle
-        self.starts += 1
-        return self.starts, self._before(None, who)
+    def start_actor(self, actor: ActorProcess, handle: Any) -> tuple[int, str]:
+        """Record that an actor begins to load its model.
 
-    def begin(self, index: int, who: Who) -> tuple[int, str]:
-        """A part is begun: for which time, and by whom the last time; 0 if it must not be."""
+        Returns how many actors have begun since one of them last loaded its model, and the
+        previous actor.
+        """
+        self.actors[actor] = handle
+        self.starts += 1
+        previous, self.last_start = self.last_start, str(actor)
+        return self.starts, previous
+
+    def begin_part(self, index: int, actor: ActorProcess) -> tuple[int, str]:
+        """Record that an actor begins a part.
+
+        Returns the number of this try and the actor of the previous one; 0 if the run has stopped
+        and the part must not be begun.
+        """
         if self.is_stopped:
             return 0, ""
         self.starts = 0
         self.tries[index] += 1
         self.counts[index] = (0, 0)
-        before = self._before(index, who)
-        if before:
-            self.news.append(f"the actor that sampled part {index} has died ({before}); again")
-        return self.tries[index], before
-
-    def _before(self, what: int | None, who: Who) -> str:
-        before, self.last[what] = self.last.get(what, ""), str(who)
-        return before
+        previous, self.last_try[index] = self.last_try.get(index, ""), str(actor)
+        if previous:
+            self.messages.append(
+                f"the actor that sampled part {index} died ({previous}); retrying the part"
+            )
+        return self.tries[index], previous
 
     def count(self, index: int, prompts: int, tokens: int) -> None:
-        """So many more prompts and tokens of a part are done."""
+        """Add finished prompts and tokens of a part."""
         before = self.counts[index]
         self.counts[index] = (before[0] + prompts, before[1] + tokens)
 
-    def progress(self) -> Progress:
-        """How far the run is; what is new is told once."""
-        news, self.news = self.news, []
+    def take_progress(self) -> Progress:
+        """The run's progress, with the messages since the last call."""
+        messages, self.messages = self.messages, []
         prompts = sum(prompts for prompts, _ in self.counts.values())
         tokens = sum(tokens for _, tokens in self.counts.values())
-        return Progress(prompts, tokens, bool(self.last), news)
+        return Progress(prompts, tokens, bool(self.actors), messages)
 
     def stop(self) -> None:
-        """No other part may be begun."""
+        """Let no actor begin another part."""
         self.is_stopped = True
 
-    def started(self) -> list[tuple[Who, Any]]:
-        """Process and handle of every actor that was started, also of those that have died."""
+    def started_actors(self) -> list[tuple[ActorProcess, Any]]:
+        """Process and handle of every actor that was started, dead ones included."""
         return list(self.actors.items())
 
 
@@ -121,8 +129,8 @@ class Board:
 class ActorSetup:
     """What every actor is started with; `versions` are the driver's packages.
 
-    `threads` are torch's on the driver (None on GPUs): with another number of them a CPU rounds
-    otherwise, and Ray would choose them by the number of actors.
+    `threads` is torch's number of threads on the driver (None on GPUs). A CPU rounds differently
+    with another number of threads, and Ray would choose it by the number of actors.
     """
 
     backend: BackendSetup
@@ -133,97 +141,101 @@ class ActorSetup:
 
 
 class PartActor:
-    """A backend on its machine; Ray calls it with a table of one row, a part (`as_row`).
+    """A backend on one machine; Ray calls it with a table of one row, a part (`as_row`).
 
-    Nothing is raised through Ray, which would show its own stack around it: what went wrong
-    travels with the result and is raised by `read_found` at the driver.
+    It raises nothing through Ray, which would wrap its own stack trace around the error. The error
+    travels in the result, and `unpack_result` raises it on the driver.
     """
 
     def __init__(self, setup: ActorSetup, board: Any) -> None:
         self.ray: Any = importlib.import_module("ray")
-        self.board, self.who = board, Who(os.getpid(), socket.gethostname())
+        self.board, self.actor = board, ActorProcess(os.getpid(), socket.gethostname())
         self.sampler: PartSampler | None = None
-        self.fault: dict[str, Any] = {}
+        self.error: dict[str, Any] = {}
         try:
             context = self.ray.get_runtime_context()
-            starts, last = self.ray.get(board.start.remote(self.who, context.current_actor))
+            start = board.start_actor.remote(self.actor, context.current_actor)
+            starts, previous = self.ray.get(start)
             if starts > setup.actors * TRIES:
-                raise _died("loads the model", last)
+                raise _died_too_often("loads the model", previous)
             _use_threads(setup.threads)
-            there = Path(context.get_temp_dir()) / "perpo"
+            scratch = Path(context.get_temp_dir()) / "perpo"
             self.sampler = PartSampler(
-                on_this_machine(setup.backend, setup.versions, there), setup.run_seed
+                on_this_machine(setup.backend, setup.versions, scratch), setup.run_seed
             )
         except Exception as error:  # noqa: BLE001 - the driver raises it
-            self.fault = _fault(error)
+            self.error = _pack_error(error)
 
     def __call__(self, part: pa.Table) -> pa.Table:
-        """One row: the part's number, and what was found as JSON (null: it was not begun)."""
+        """One row: the part's number, and the result as JSON (see `unpack_result`)."""
         (row,) = part.to_pylist()
         index, prompts = row["part"], row["prompts"]
-        found = {**self._sample(index, prompts), "prompts": len(prompts)}
-        return pa.table({"part": [index], "found": [json.dumps(found)]})
+        result = {**self._sample(index, prompts), "prompts": len(prompts)}
+        return pa.table({"part": [index], "result": [json.dumps(result)]})
 
     def _sample(self, index: int, prompts: list[Row]) -> dict[str, Any]:
         if self.sampler is None:
-            return {"fault": self.fault}
+            return {"error": self.error}
 
-        def tell(prompts: Sequence[Row], rows: Sequence[Row]) -> None:
+        def count(prompts: Sequence[Row], rows: Sequence[Row]) -> None:
             self.board.count.remote(index, len(prompts), count_tokens(rows))
 
         try:
-            tries, last = self.ray.get(self.board.begin.remote(index, self.who))
+            tries, previous = self.ray.get(self.board.begin_part.remote(index, self.actor))
             if tries == 0:
                 return {"stopped": True}
             if tries > TRIES:
-                raise _died(f"samples part {index}", last)
-            rows = self.sampler.sample(prompts, tell)
+                raise _died_too_often(f"samples part {index}", previous)
+            rows = self.sampler.sample(prompts, count)
         except Exception as error:  # noqa: BLE001 - the driver raises it
-            return {"fault": _fault(error)}
+            return {"error": _pack_error(error)}
         return {"rows": rows, "notes": self.sampler.backend.notes()}
 
 
-def read_found(text: str) -> dict[str, Any]:
-    """What `PartActor` found: `rows` and `notes`, or `stopped`; raises what went wrong there."""
-    found: dict[str, Any] = json.loads(text)
-    if "fault" not in found:
-        return found
-    kind, what, where, fix = (found["fault"][name] for name in ("kind", "what", "where", "fix"))
+def unpack_result(text: str) -> dict[str, Any]:
+    """The result of a `PartActor`: `rows` and `notes`, or `stopped`.
+
+    Raises the actor's PerpoError as it was, any other error as RuntimeError with its traceback.
+    """
+    result: dict[str, Any] = json.loads(text)
+    if "error" not in result:
+        return result
+    kind, what, where, fix = (result["error"][name] for name in ("kind", "what", "where", "fix"))
     if kind is None:
         raise RuntimeError(f"an actor failed:\n{what}")
     raise getattr(errors, kind, InputError)(what, where=where, fix=fix)
 
 
-def _fault(error: Exception) -> dict[str, Any]:
+def _pack_error(error: Exception) -> dict[str, Any]:
     if not isinstance(error, PerpoError):
         return {"kind": None, "what": traceback.format_exc(), "where": None, "fix": None}
     what, where, fix = error.parts()
     return {"kind": type(error).__name__, "what": what, "where": where, "fix": fix}
 
 
-def _died(doing: str, last: str) -> ProcessError:
+def _died_too_often(doing: str, last: str) -> ProcessError:
     return ProcessError(
-        f"the actor that {doing} has died {TRIES} times, last as {last}",
-        where="logs/ in Ray's folder of the session there",
+        f"the actor that {doing} died {TRIES} times, last as {last}",
+        where="logs/ in Ray's session folder on that machine",
         fix="often memory ran out: lower sample.batch_size or sample.num_actors; the same command "
-        "goes on after the last whole part",
+        "resumes after the last whole part",
     )
 
 
 def _use_threads(threads: int | None) -> None:
     if threads is None:
         return
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is loaded later
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for libraries that are loaded later
     import torch
 
     torch.set_num_threads(threads)
 
 
 def on_this_machine(setup: BackendSetup, versions: Mapping[str, str], own: Path) -> BackendSetup:
-    """The setup with this machine's model files, scratch in `own` if the run's folder is not here.
+    """The setup with this machine's model files; scratch is `own` if it lacks the run's folder.
 
-    Raises ConfigError for packages of other releases than the driver's, InputError for a model or
-    an adapter that is not here, or not the same.
+    Raises ConfigError if packages differ from the driver's, InputError if the model or the adapter
+    is missing or different.
     """
     host = socket.gethostname()
     differing = [
@@ -234,13 +246,13 @@ def on_this_machine(setup: BackendSetup, versions: Mapping[str, str], own: Path)
     ]
     if differing:
         raise ConfigError(
-            f"the packages on {host} are not those where the run was started: "
+            f"the packages on {host} differ from those on the machine that started the run: "
             + ", ".join(differing),
-            fix="install the same everywhere",
+            fix="install the same packages on every machine",
         )
     if setup.adapter is not None and not setup.adapter.is_dir():
         raise InputError(
-            f"the adapter is not there on {host}",
+            f"the adapter does not exist on {host}",
             where=str(setup.adapter),
             fix="put it at the same path on every machine",
         )
@@ -248,15 +260,15 @@ def on_this_machine(setup: BackendSetup, versions: Mapping[str, str], own: Path)
     resolved = _model_here(setup.resolved)
     if model_identity(resolved, scratch / IDENTITY_CACHE) != setup.model_settings["model"]:
         raise InputError(
-            f"the model on {host} is another one",
+            f"the model on {host} is a different one",
             where=str(resolved.path),
             fix="put the same files on every machine",
         )
     return replace(setup, resolved=resolved, scratch=scratch)
 
 
-def _model_here(there: ResolvedModel) -> ResolvedModel:
-    """The same hub snapshot, the model of the package, or the same path."""
-    if there.commit is not None or there.model_id == "testbed":
-        return resolve_model(there.model_id, there.commit)
-    return resolve_model(str(there.path))
+def _model_here(driver: ResolvedModel) -> ResolvedModel:
+    """The driver's model on this machine: by hub snapshot, from the package, or by path."""
+    if driver.commit is not None or driver.model_id == "testbed":
+        return resolve_model(driver.model_id, driver.commit)
+    return resolve_model(str(driver.path))

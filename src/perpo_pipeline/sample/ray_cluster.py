@@ -1,4 +1,4 @@
-"""Join a Ray cluster or start one on this machine, and see what has room there."""
+"""Join or start a Ray cluster, place actors on it, and watch its machines."""
 
 import importlib
 import logging
@@ -15,19 +15,22 @@ from typing import Any
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, ProcessError, first_line
 
 INSTALL = "pip install -c constraints.txt -e '.[ray]'"
-# Read by Ray when it is imported or started; what the user has set stays.
+# Ray reads these when it is imported or started; values that the user has set stay.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else it writes of its own affairs to our stderr
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # otherwise Ray writes its own log to our stderr
 }
-LOOK_S, PATIENCE_S, END_S = 10.0, 60.0, 10.0
+CHECK_EVERY_S, START_PATIENCE_S, END_PATIENCE_S = 10.0, 60.0, 10.0
 
 Node = tuple[int, int]  # CPUs and GPUs
 
 
 def import_ray(module: str) -> Any:
-    """A module of Ray, which is optional; raises MissingDependencyError where it is not whole."""
+    """Import a module of Ray, after setting its environment variables.
+
+    Raises MissingDependencyError if Ray or a part of it is not installed.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -41,10 +44,10 @@ def import_ray(module: str) -> Any:
 
 @contextmanager
 def joined_cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine and end it.
+    """Join the cluster at `address` or RAY_ADDRESS; without either, start one here and end it.
 
-    Where this process has joined one already, that is used and left as it is. Raises ConfigError
-    for a cluster that cannot be joined.
+    If this process has already joined a cluster, that one is used and left running. Raises
+    ConfigError if the cluster cannot be joined.
     """
     if ray.is_initialized():
         yield
@@ -52,26 +55,27 @@ def joined_cluster(ray: Any, address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if "://" in address:
         raise ConfigError(
-            f"{address} is an address for Ray's client; the command must be part of the cluster",
+            f"{address} is an address for Ray's client, but the command must run in the cluster",
             fix="run it on a machine of the cluster, with --set sample.ray_address=auto",
         )
     own: dict[str, Any] = {}
     if address == "local":
         own["include_dashboard"] = False
-        # Without one in the environment Ray keeps a token in the home directory.
+        # Without a token in the environment Ray writes one to the home directory.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
-        _reach(address)
-        with _stderr_closed():  # Ray's library tells that it has read RAY_BACKEND_LOG_LEVEL
+        _check_reachable(address)
+        with _stderr_closed():  # Ray's library prints that it has read RAY_BACKEND_LOG_LEVEL
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"the Ray cluster cannot be used: {first_line(error)}",
             where=address,
-            fix="start it with `ray start`, or leave out sample.ray_address and RAY_ADDRESS for "
-            "one on this machine",
+            fix="start it with `ray start`, or unset sample.ray_address and RAY_ADDRESS to use a "
+            "cluster on this machine",
         ) from error
-    # Of an actor's death Ray prints half a page to stdout, which is for results; the board tells.
+    # When an actor dies, Ray prints half a page to stdout, which is for results only. The board
+    # reports the death instead.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
             yield
@@ -79,9 +83,12 @@ def joined_cluster(ray: Any, address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
-def _reach(address: str) -> None:
-    """Raise OSError where nobody listens at host:port: Ray itself would try for a quarter of an
-    hour, also where the cluster that `auto` found last has ended."""
+def _check_reachable(address: str) -> None:
+    """Raise OSError if nothing listens at host:port.
+
+    Ray itself would retry for a quarter of an hour, even if the cluster that `auto` last found has
+    ended.
+    """
     if address == "auto":
         last = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
         found = last.read_text(encoding="utf-8") if last.is_file() else address
@@ -93,7 +100,7 @@ def _reach(address: str) -> None:
 
 @contextmanager
 def _stderr_closed() -> Iterator[None]:
-    """Let nothing through to stderr, not even from C++."""
+    """Discard everything written to stderr, C++ included."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -105,68 +112,69 @@ def _stderr_closed() -> Iterator[None]:
         os.close(nowhere)
 
 
-def nodes_of(ray: Any) -> list[Node]:
-    """CPUs and GPUs of every machine that is there."""
+def alive_nodes(ray: Any) -> list[Node]:
+    """CPUs and GPUs of every machine that is alive."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in alive]
 
 
-def is_on_gpu(device: str, nodes: Sequence[Node]) -> bool:
-    """Whether actors take a GPU each; `auto` is what the driver has.
+def use_gpus(device: str, nodes: Sequence[Node]) -> bool:
+    """Whether each actor takes a GPU; `auto` follows the driver's machine.
 
-    Raises ConfigError where it has none and the cluster does: nobody wants 8 idle GPUs.
+    Raises ConfigError if the driver has no GPU and the cluster has: its GPUs would stay idle.
     """
     import torch
 
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if device == "auto" and not on_gpu and any(gpus for _, gpus in nodes):
         raise ConfigError(
-            "the Ray cluster has GPUs and this machine has none: say which to use",
+            "the Ray cluster has GPUs and this machine has none, so model.device: auto is unclear",
             fix="set model.device to cuda (and model.dtype and sample.backend), or to cpu",
         )
     return on_gpu
 
 
-def place_actors(nodes: Sequence[Node], wanted: int | None, parts: int, on_gpu: bool) -> int:
-    """How many actors: by default one a GPU, or one a machine on CPUs, and not more than parts.
+def count_actors(nodes: Sequence[Node], wanted: int | None, parts: int, on_gpu: bool) -> int:
+    """How many actors to start, at most one per part.
 
-    Raises ConfigError where the cluster has no room for them.
+    The default is one per GPU, or one per machine on CPUs. Raises ConfigError if the cluster has
+    no room for them.
     """
     default = sum(gpus if on_gpu else min(cpus, 1) for cpus, gpus in nodes)
-    actors, there = min(wanted or default, parts), room(nodes, on_gpu)
-    if 0 < actors <= there:
+    actors, room = min(wanted or default, parts), count_room(nodes, on_gpu)
+    if 0 < actors <= room:
         return actors
     raise ConfigError(
-        f"the Ray cluster has room for {there} actors with a {'GPU' if on_gpu else 'CPU'} each, "
-        f"{max(actors, 1)} are wanted",
+        f"the Ray cluster has room for {room} actors with one {'GPU' if on_gpu else 'CPU'} each, "
+        f"but {max(actors, 1)} are wanted",
         fix="lower sample.num_actors (--set sample.num_actors=N), or add machines",
     )
 
 
-def room(nodes: Sequence[Node], on_gpu: bool) -> int:
-    """How many actors with a CPU each, and a GPU where they are `on_gpu`, have room."""
+def count_room(nodes: Sequence[Node], on_gpu: bool) -> int:
+    """How many actors fit, with one CPU each and, if `on_gpu`, one GPU each."""
     return sum(min(cpus, gpus) if on_gpu else cpus for cpus, gpus in nodes)
 
 
 def end_actors(ray: Any, board: Any) -> None:
-    """Kill the actors of a run, and wait for those on this machine.
+    """Kill the actors of a run, and wait for those on this machine to end.
 
-    By itself one that holds vLLM ends seconds after the command, whose next stage would find the
+    Without this, an actor with vLLM ends seconds after the command, and the next stage finds the
     GPU's memory taken. A process that does not end within 10 s is left to Ray.
     """
     with suppress(ray.exceptions.RayError):
-        started = ray.get(board.started.remote(), timeout=END_S)
+        started = ray.get(board.started_actors.remote(), timeout=END_PATIENCE_S)
         for _, handle in started:
             ray.kill(handle)
-        end = time.monotonic() + END_S
+        end = time.monotonic() + END_PATIENCE_S
         here = socket.gethostname()
-        pids = [who.pid for who, _ in started if who.host == here]
+        pids = [actor.pid for actor, _ in started if actor.host == here]
         while any(map(_is_actor, pids)) and time.monotonic() < end:
             time.sleep(0.05)
 
 
 def _is_actor(pid: int) -> bool:
-    """Whether this is (still) a process of Ray's; one that has ended has no command line."""
+    """Whether this process is still one of Ray's; an ended process has no command line."""
     import psutil
 
     with suppress(psutil.Error):
@@ -174,40 +182,42 @@ def _is_actor(pid: int) -> bool:
     return False
 
 
-class Watch:
-    """Looks after the cluster while nothing comes of it."""
+class ClusterWatch:
+    """Checks the cluster while no part arrives."""
 
     def __init__(self, ray: Any, actors: int, on_gpu: bool, say: Callable[[str], None]) -> None:
         self.ray, self.on_gpu, self.say = ray, on_gpu, say
-        self.actors = self.left = actors
-        self.began = self.looked = time.monotonic()
-        self.has_said = False
+        self.actors = self.room = actors
+        self.began = self.checked = time.monotonic()
+        self.has_reported_wait = False
 
-    def look(self, *, is_started: bool) -> None:
-        """Say where no actor starts or machines have left, whose parts others take over.
+    def check(self, *, is_started: bool) -> None:
+        """Report if no actor starts for a minute, and machines that left the cluster.
 
-        Raises ProcessError where none is left that has room for an actor: Ray would wait.
+        Other actors take over the parts of a lost machine. Raises ProcessError if no machine is
+        left with room for an actor: Ray would wait forever.
         """
         now = time.monotonic()
-        if not is_started and not self.has_said and now - self.began > PATIENCE_S:
-            self.has_said = True
+        waited_s = now - self.began
+        if not is_started and not self.has_reported_wait and waited_s > START_PATIENCE_S:
+            self.has_reported_wait = True
             self.say(
                 f"sample: waiting for Ray to start {self.actors} actors "
                 "(`ray status` shows what the cluster is doing)"
             )
-        if now - self.looked >= LOOK_S:
-            self.looked = now
-            self._count(min(room(nodes_of(self.ray), self.on_gpu), self.actors))
+        if now - self.checked >= CHECK_EVERY_S:
+            self.checked = now
+            self._compare(min(count_room(alive_nodes(self.ray), self.on_gpu), self.actors))
 
-    def _count(self, left: int) -> None:
-        if left == 0:
+    def _compare(self, room: int) -> None:
+        if room == 0:
             raise ProcessError(
                 "all machines with room for an actor have left the Ray cluster",
-                fix="the same command goes on after the last whole part",
+                fix="the same command resumes after the last whole part",
             )
-        if left < self.left:
+        if room < self.room:
             self.say(
-                "sample: machines have left the Ray cluster, which has room for "
-                f"{left} of {self.actors} actors now"
+                "sample: machines have left the Ray cluster, which now has room for "
+                f"{room} of {self.actors} actors"
             )
-        self.left = left
+        self.room = room

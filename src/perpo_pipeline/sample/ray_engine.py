@@ -1,8 +1,8 @@
-"""Sampling on a Ray cluster: Ray Data hands whole parts to actors, the driver writes them.
+"""Sampling on a Ray cluster: Ray Data sends whole parts to actors, the driver writes them.
 
 A row of the data set is one whole part, and a batch is one row, so batches are composed as in one
-process. Parts come back in any order. Ray starts an actor that died again, on any machine, and
-hands it its part again; after so many times (ray_actors.py) the run ends with an error.
+process. Parts return in any order. Ray restarts a dead actor on any machine and sends its part
+again; after TRIES deaths (ray_actors.py) the run ends with an error.
 """
 
 import logging
@@ -17,36 +17,36 @@ import pyarrow as pa
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError, ProcessError, first_line
 from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.parts import PROMPT_COLUMNS, Row
-from perpo_pipeline.sample.ray_actors import ActorSetup, Board, PartActor, read_found
+from perpo_pipeline.sample.part_sampler import PROMPT_COLUMNS, Row
+from perpo_pipeline.sample.ray_actors import ActorSetup, Board, PartActor, unpack_result
 from perpo_pipeline.sample.ray_cluster import (
-    Watch,
+    ClusterWatch,
+    alive_nodes,
+    count_actors,
     end_actors,
     import_ray,
-    is_on_gpu,
     joined_cluster,
-    nodes_of,
-    place_actors,
+    use_gpus,
 )
 from perpo_pipeline.store.provenance import package_versions
 
 POLL_S, CLOSE_S = 0.5, 10.0
 
-Found = tuple[int, list[Row], dict[str, Any]]
+SampledPart = tuple[int, list[Row], dict[str, Any]]  # index, rows, the backend's notes
 
 
 def check_settings(config: RunConfig) -> None:
-    """Raise ConfigError for what engine ray cannot do, or cannot tell on this machine."""
+    """Raise ConfigError for settings that engine ray cannot honour, or cannot resolve here."""
     sample, model = config.sample, config.model
     if sample.backend == "openai":
         raise ConfigError(
-            "engine ray has no meaning for the openai backend: one process asks the server",
+            "engine ray has no meaning for the openai backend: one process sends all requests",
             fix="set sample.engine to local",
         )
     if sample.num_gpus > 1:
         raise ConfigError(
             "num_gpus is for the GPUs of one machine, without Ray",
-            fix="set sample.num_actors (--set sample.num_actors=N) instead",
+            fix="set sample.num_actors instead (--set sample.num_actors=N)",
         )
     chosen = {"model.dtype": model.dtype, "sample.backend": sample.backend}
     unknown = [f"{name}: auto" for name, value in chosen.items() if value == "auto"]
@@ -56,8 +56,8 @@ def check_settings(config: RunConfig) -> None:
 
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"{' and '.join(unknown)} cannot be told on this machine, which has no GPU",
-            fix="name them in the configuration, such as bfloat16 and vllm",
+            f"{' and '.join(unknown)} cannot be resolved on this machine, which has no GPU",
+            fix="set them in the configuration, for example to bfloat16 and vllm",
         )
 
 
@@ -66,57 +66,57 @@ def sample_with_ray(
     run_seed: int,
     pending: Mapping[int, pa.Table],
     *,
-    tell: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
-) -> Iterator[Found]:
-    """Index, rows and notes of every part, as they are done.
+) -> Iterator[SampledPart]:
+    """Yield index, rows and notes of every part as it is done.
 
-    `tell` gets prompts and tokens done so far, about twice a second. Once `should_stop`, parts that
-    are under way are ended and yielded, and no other begun. Raises MissingDependencyError without
-    Ray, ConfigError for a cluster that cannot be joined or lacks room, ProcessError where actors
-    die too often or machines leave, and what an actor raises.
+    `on_progress` gets the prompts and tokens done so far, about twice a second. Once `should_stop`
+    is true, no new part is begun; parts under way are finished and yielded. Raises
+    MissingDependencyError without Ray, ConfigError if the cluster cannot be joined or lacks room,
+    ProcessError if actors die too often or all machines leave, and any error that an actor raises.
     """
     import torch
 
     ray = import_ray("ray")
     with joined_cluster(ray, setup.sample.ray_address):
-        nodes = nodes_of(ray)
-        on_gpu = is_on_gpu(setup.model.device, nodes)
-        actors = place_actors(nodes, setup.sample.num_actors, len(pending), on_gpu)
+        nodes = alive_nodes(ray)
+        on_gpu = use_gpus(setup.model.device, nodes)
+        actors = count_actors(nodes, setup.sample.num_actors, len(pending), on_gpu)
         threads = None if on_gpu else torch.get_num_threads()
-        board = _board(ray)
-        sampled = _Sampled(
-            ActorSetup(_anywhere(setup, on_gpu), run_seed, actors, package_versions(), threads),
+        board = _start_board(ray)
+        results = _RayResults(
+            ActorSetup(portable(setup, on_gpu), run_seed, actors, package_versions(), threads),
             board,
             pending,
             int(on_gpu),
         )
-        watch = Watch(ray, actors, on_gpu, say)
+        watch = ClusterWatch(ray, actors, on_gpu, say)
         try:
-            while (found := sampled.next()) != {}:
+            while (row := results.next()) != {}:
                 if should_stop():
                     board.stop.remote()
-                progress = ray.get(board.progress.remote())
-                tell(progress.prompts, progress.tokens)
-                for what in progress.news:
-                    say(f"sample: {what}")
-                if found is None:
-                    watch.look(is_started=progress.is_started)
-                elif part := _part_of(found, pending):
+                progress = ray.get(board.take_progress.remote())
+                on_progress(progress.prompts, progress.tokens)
+                for message in progress.messages:
+                    say(f"sample: {message}")
+                if row is None:
+                    watch.check(is_started=progress.is_started)
+                elif part := _part_of(row, pending):
                     yield part
         except ray.exceptions.RayError as error:
             raise ProcessError(
-                f"Ray has ended the run: {first_line(error)}",
-                fix="the same command goes on after the last whole part",
+                f"Ray ended the run: {first_line(error)}",
+                fix="the same command resumes after the last whole part",
             ) from error
         finally:
-            sampled.close()
+            results.close()
             end_actors(ray, board)
 
 
-def _anywhere(setup: BackendSetup, on_gpu: bool) -> BackendSetup:
-    """The setup as another process in another folder understands it."""
+def portable(setup: BackendSetup, on_gpu: bool) -> BackendSetup:
+    """The setup with absolute paths and a definite device, for processes in other folders."""
     device = "cuda" if on_gpu else "cpu"
     return replace(
         setup,
@@ -126,19 +126,18 @@ def _anywhere(setup: BackendSetup, on_gpu: bool) -> BackendSetup:
     )
 
 
-def _board(ray: Any) -> Any:
-    """Start the board on the driver's machine: it lives as long as the run."""
+def _start_board(ray: Any) -> Any:
+    """Start the board on the driver's machine, where it lives as long as the run."""
     strategies = import_ray("ray.util.scheduling_strategies")
     here = ray.get_runtime_context().get_node_id()
     strategy = strategies.NodeAffinitySchedulingStrategy(here, soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=strategy)(Board).remote()
 
 
-class _Sampled:
-    """The parts that Ray Data has sampled, taken from it by a thread: it has no way to wait for the
-    next one for some time only.
+class _RayResults:
+    """The results of Ray Data, read by a thread: Ray Data cannot wait for one with a timeout.
 
-    Ray Data starts actors that died again, and their parts, without end; the board counts them.
+    Ray Data restarts dead actors and their parts without limit; the board counts the tries.
     """
 
     def __init__(
@@ -162,7 +161,7 @@ class _Sampled:
 
     def _take(self) -> None:
         try:
-            # Without prefetch_batches Ray would keep a result until the next one is there.
+            # With prefetching, Ray would hold back a result until the next one is there.
             for batch in self.dataset.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             ):
@@ -173,20 +172,22 @@ class _Sampled:
             self.results.put(error)
 
     def next(self) -> dict[str, Any] | None:
-        """The next row of `PartActor`, {} after the last, None if there is none yet; raises what
-        has ended Ray Data."""
+        """The next row of `PartActor`: {} after the last, None if none arrived in time.
+
+        Raises the error that ended Ray Data.
+        """
         try:
-            found = self.results.get(timeout=POLL_S)
+            row = self.results.get(timeout=POLL_S)
         except queue.Empty:
             return None
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(row, Exception):
+            raise row
+        return row
 
     def close(self) -> None:
-        """End Ray Data's own threads; it lets go of the actors.
+        """End Ray Data's own threads, which also releases the actors.
 
-        Where these threads still ask when Ray is shut down, Ray ends the process, without a word.
+        If these threads still send requests when Ray shuts down, Ray silently ends the process.
         """
         executor = getattr(self.dataset, "_current_executor", None)
         if executor is not None:
@@ -197,7 +198,7 @@ class _Sampled:
 def as_row(index: int, part: pa.Table) -> pa.Table:
     """A part as one row: its number, and the list of its prompts.
 
-    Where GPUs are asked for Ray Data wants to know the rows of a batch, and parts differ in theirs.
+    Ray Data needs a fixed number of rows per batch if actors use GPUs, and parts differ in theirs.
     """
     prompts = pa.concat_arrays(part.select(PROMPT_COLUMNS).to_struct_array().chunks)
     listed = pa.LargeListArray.from_arrays([0, len(prompts)], prompts)
@@ -205,7 +206,7 @@ def as_row(index: int, part: pa.Table) -> pa.Table:
 
 
 def _quieten(data: Any) -> None:
-    """Ray Data tells of its work in its own log; the bar and the messages are ours."""
+    """Keep Ray Data's bars and messages off the terminal; its own log file still gets them."""
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -214,8 +215,9 @@ def _quieten(data: Any) -> None:
             handler.setLevel(logging.CRITICAL)
 
 
-def _part_of(row: Mapping[str, Any], pending: Mapping[int, pa.Table]) -> Found | None:
-    index, found = row["part"], read_found(row["found"])
-    if found["prompts"] != pending[index].num_rows:
-        raise RuntimeError(f"Ray gave an actor something else than part {index}")
-    return (index, found["rows"], found["notes"]) if "rows" in found else None
+def _part_of(row: Mapping[str, Any], pending: Mapping[int, pa.Table]) -> SampledPart | None:
+    """The part in a row of `PartActor`; None if the actor did not begin it."""
+    index, result = row["part"], unpack_result(row["result"])
+    if result["prompts"] != pending[index].num_rows:
+        raise RuntimeError(f"an actor of Ray sampled other prompts than those of part {index}")
+    return (index, result["rows"], result["notes"]) if "rows" in result else None

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from perpo_pipeline.sample.backend import BackendSetup, Done, Failure, Row, SampledList
-from perpo_pipeline.sample.prompt_tokens import beyond_context, lacks_room
+from perpo_pipeline.sample.backend import BackendSetup, Failure, OnDone, Row, SampledList
+from perpo_pipeline.sample.prompt_tokens import answer_too_long, prompt_too_long
 from perpo_pipeline.vlm import plain_decoding as plain
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import sample_lists
@@ -14,7 +14,7 @@ from perpo_pipeline.vlm.models import EncodedPrompt
 
 
 class TransformersBackend:
-    """The model in this process; needs nothing but torch and transformers."""
+    """Draws completions with the model in this process; needs only torch and transformers."""
 
     def __init__(self, setup: BackendSetup) -> None:
         vlm = open_model(
@@ -22,16 +22,16 @@ class TransformersBackend:
         )
         self.vlm, self.setup = merge_adapter(vlm), setup
         self.context = context_length(vlm)
-        self.prompts_a_call = setup.sample.batch_size
+        self.prompts_per_call = setup.sample.batch_size
 
     def notes(self) -> dict[str, Any]:
-        """What the user should know, and the manifest record."""
-        return {} if self.vlm.shares_prefix else {"slow": plain.explain(self.vlm)}
+        """Why sampling is slow, if the model cannot share a prompt between completions."""
+        return {} if self.vlm.shares_prefix else {"slow": plain.why_slow(self.vlm)}
 
     def sample(
-        self, rows: Sequence[Row], seeds: Sequence[int], done: Done | None = None
+        self, rows: Sequence[Row], seeds: Sequence[int], on_done: OnDone | None = None
     ) -> list[SampledList | Failure]:
-        """The list of each prompt, in order; `done` hears of them when all have been drawn."""
+        """Draw the list of each prompt; `on_done` is called after all of them are drawn."""
         found: dict[int, SampledList | Failure] = {}
         encoded: dict[int, EncodedPrompt] = {}
         for index, row in enumerate(rows):
@@ -43,13 +43,13 @@ class TransformersBackend:
         lists = self._draw(list(encoded.values()), [seeds[index] for index in encoded])
         for (index, prompt), completions in zip(encoded.items(), lists, strict=True):
             longest = max(len(one.token_ids) for one in completions)
-            found[index] = beyond_context(prompt.num_tokens, longest, self.context) or SampledList(
+            found[index] = answer_too_long(prompt.num_tokens, longest, self.context) or SampledList(
                 completions, prompt.resized
             )
         results = [found[index] for index in range(len(rows))]
-        if done is not None:
+        if on_done is not None:
             for index, result in enumerate(results):
-                done(index, result)
+                on_done(index, result)
         return results
 
     def _encode(self, row: Row) -> EncodedPrompt | Failure:
@@ -57,7 +57,7 @@ class TransformersBackend:
             prompt = encode_row(self.vlm, row, self.setup.model_settings["preprocess"])
         except RowError as error:
             return Failure(str(error))
-        return lacks_room(prompt.num_tokens, self.context) or prompt
+        return prompt_too_long(prompt.num_tokens, self.context) or prompt
 
     def _draw(
         self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int]

@@ -1,16 +1,16 @@
-"""Sample with vLLM's engine in this process: what training reads, at the engine's own speed.
+"""Sample with vLLM's engine in this process, from the tokens and pixels that training reads.
 
-Tokens and pixels are training's: the prompt goes in as token ids, the image as training prepares
-it, and vLLM is told to use the PIL image processor, as training does. vLLM itself puts the image's
-placeholders in; the ids it then has are compared with training's before the first prompt is
-sampled, and their number at every prompt.
+The prompt is passed as token ids and the image as training prepares it; vLLM uses the PIL image
+processor, as training does. vLLM inserts the image's placeholders itself. Its ids are compared with
+training's before the first prompt is sampled, and their number for every prompt.
 
-Completions are drawn from softmax(logits / T) over all tokens but image placeholders, and end at
-the model's end tokens: vLLM takes nothing from generation_config.json, and every parameter that it
-knows a default for is given. Each prompt has its own seed. The engine runs in this process, is
-given requests at fixed points and starts each call with empty caches: its batches depend on the
-call's rows alone, so the same rows give the same completions. Images are processed ahead, in a
-thread beside the engine.
+Completions are drawn from softmax(logits / T) over all tokens except image placeholders, and end at
+the model's end tokens. vLLM takes nothing from generation_config.json, and every parameter that has
+a default in vLLM is set here. Each prompt has its own seed.
+
+The engine runs in this process, gets requests at fixed points and starts each call with empty
+caches. Its batches therefore depend only on the rows of the call, so the same rows give the same
+completions. A thread processes images ahead of the engine.
 """
 
 import copy
@@ -21,11 +21,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from perpo_pipeline.sample.backend import BackendSetup, Done, Failure, Row, SampledList, Size
+from perpo_pipeline.sample.backend import BackendSetup, Failure, OnDone, Row, SampledList, Size
 from perpo_pipeline.sample.prompt_tokens import (
-    beyond_context,
+    answer_too_long,
     compare_prompt_tokens,
-    lacks_room,
+    prompt_too_long,
 )
 from perpo_pipeline.sample.vllm_engine import (
     check_settings,
@@ -55,17 +55,17 @@ from perpo_pipeline.vlm.prompts import (
     resized_size,
 )
 
-RENDERED_AHEAD = 8  # prompts, with their pixels
+RENDERED_AHEAD = 8  # prompts held with their pixels
 
 
 class VllmBackend:
     """Draws completions with vLLM; holds the accelerator's memory until `close`.
 
-    Raises MissingDependencyError without vLLM, ConfigError where vLLM cannot serve the model or
-    cannot draw as configured, and what `load_front` and `merge_to_disk` raise.
+    Raises MissingDependencyError without vLLM, ConfigError if vLLM cannot serve the model or cannot
+    draw as configured, and what `load_front` and `merge_to_disk` raise.
     """
 
-    prompts_a_call = 0  # the engine makes its own batches
+    prompts_per_call = 0  # the engine makes its own batches
 
     def __init__(self, setup: BackendSetup) -> None:
         self.vllm = import_vllm("vllm")
@@ -75,8 +75,8 @@ class VllmBackend:
         self.front = load_front(setup.resolved, adapter=setup.adapter, identity_cache=cache)
         self.sampling = setup.sample
         self.preprocess: str = setup.model_settings["preprocess"]
-        self.is_compared = False  # whether vLLM's tokens were found to be training's
-        # Fast tokenizers refuse two threads at a time: `worker` has the front's.
+        self.is_compared = False  # whether a prompt's tokens were found equal to training's
+        # Fast tokenizers refuse two threads at once: `worker` alone uses the front's.
         self.tokenizer = copy.deepcopy(self.front.tokenizer)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._notes: dict[str, Any] = {}
@@ -86,7 +86,7 @@ class VllmBackend:
             if lora_rank is None:
                 merged = setup.scratch / MERGED
                 path = merge_to_disk(setup.resolved, setup.adapter, dtype, merged, cache)
-                self._notes["adapter"] = f"vLLM serves the adapter merged into its base, {path}"
+                self._notes["adapter"] = f"vLLM serves the adapter merged into its base: {path}"
         self.llm = start_engine(
             self.vllm, path, dtype, lora_rank, setup.sample.gpu_memory_utilization
         )
@@ -97,38 +97,38 @@ class VllmBackend:
         limits = (self.llm.model_config.max_model_len, context_length(self.front))
         self.context: int = min(limit for limit in limits if limit is not None)
         self.refusal: type[Exception] = import_vllm("vllm.exceptions").VLLMClientError
-        # Completions that wait or run: enough that the engine never runs short.
+        # How many completions wait or run at once: enough to keep the engine busy.
         self.window = 2 * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def notes(self) -> dict[str, Any]:
-        """That an adapter was merged, where it was."""
+        """Where the adapter was merged into its base, if vLLM cannot serve it as an adapter."""
         return self._notes
 
     def sample(
-        self, rows: Sequence[Row], seeds: Sequence[int], done: Done | None = None
+        self, rows: Sequence[Row], seeds: Sequence[int], on_done: OnDone | None = None
     ) -> list[SampledList | Failure]:
-        """The list of each prompt, in order (see `backend.Backend`).
+        """Draw the list of each prompt (see `backend.Backend`).
 
-        Raises ConfigError where vLLM's tokens of a prompt are not those of training.
+        Raises ConfigError if vLLM reads a prompt as other tokens than training does.
         """
         self._empty_caches()
         found: dict[int, SampledList | Failure] = {}
         with closing(self._finished(rows, seeds)) as results:
             for index, result in results:
                 found[index] = result
-                if done is not None:
-                    done(index, result)
+                if on_done is not None:
+                    on_done(index, result)
         return [found[index] for index in range(len(rows))]
 
     def _finished(
         self, rows: Sequence[Row], seeds: Sequence[int]
     ) -> Generator[tuple[int, SampledList | Failure]]:
-        """Index and result of every row, as each ends."""
+        """Yield index and result of every row as it finishes."""
         engine = self.llm.llm_engine
         running: dict[int, _Prompt] = {}
         with closing(self._rendered(rows)) as waiting, self._aborting(running):
             while True:
-                # Not all at once: the pixels of many large images would not fit in memory.
+                # Adding all prompts at once would hold the pixels of all images in memory.
                 while engine.get_num_unfinished_requests() < self.window:
                     if (item := next(waiting, None)) is None:
                         break
@@ -147,7 +147,7 @@ class VllmBackend:
 
     @contextmanager
     def _aborting(self, running: Mapping[int, "_Prompt"]) -> Iterator[None]:
-        """Leave nothing in the engine where an error or Ctrl-C ends a call."""
+        """Remove requests from the engine if an error or Ctrl-C ends the call."""
         try:
             yield
         finally:
@@ -155,7 +155,7 @@ class VllmBackend:
                 self.llm.llm_engine.abort_request([str(index) for index in running])
 
     def _rendered(self, rows: Sequence[Row]) -> Generator[tuple[int, "_Prompt | Failure"]]:
-        """Index and prompt of every row, in order; the next ones are made while the engine runs."""
+        """Yield index and prompt of every row, in order; renders ahead while the engine runs."""
         ahead: deque[tuple[int, Future[_Prompt | Failure]]] = deque()
         try:
             for index, row in enumerate(rows):
@@ -168,17 +168,17 @@ class VllmBackend:
         finally:
             for _, future in ahead:
                 future.cancel()
-            # The one that runs must not fill a cache that the next call has emptied.
+            # A render still running would fill a cache that the next call has emptied.
             wait([future for _, future in ahead])
 
     def _render(self, row: Row) -> "_Prompt | Failure":
-        """What vLLM makes of a row; runs in `worker`, which alone uses the front."""
+        """Turn a row into vLLM's input; runs in `worker`, which alone uses the front."""
         try:
             with faults_of_one_row(row, self.refusal):
                 prompt = _read(self.front, row, self.preprocess)
-                # Before vLLM's caches see the image.
+                # Checked before vLLM's caches see the image.
                 if prompt.num_tokens is not None and (
-                    failure := lacks_room(prompt.num_tokens, self.context)
+                    failure := prompt_too_long(prompt.num_tokens, self.context)
                 ):
                     return failure
                 (prompt.engine_input,) = self.llm.renderer.render_cmpl([prompt.inputs])
@@ -188,7 +188,7 @@ class VllmBackend:
         return prompt
 
     def _compare(self, prompt: "_Prompt", row: Row) -> None:
-        """Raise ConfigError if vLLM reads other tokens than training would."""
+        """Raise ConfigError if vLLM reads other tokens than training does."""
         if self.is_compared and len(prompt.token_ids) == prompt.num_tokens:
             return
         expected = encode_row(self.front, row, self.preprocess).input_ids.tolist()
@@ -196,15 +196,16 @@ class VllmBackend:
             self.front,
             prompt.token_ids,
             expected,
-            who="vLLM",
+            reader="vLLM",
             prompt_id=row["prompt_id"],
-            fix="set sample.backend to transformers: vLLM may cut this model's images into another "
-            "number of tokens, or the model's tokenizer and processor files may not fit together",
+            fix="set sample.backend to transformers: vLLM may cut this model's images into a "
+            "different number of tokens, or the model's tokenizer and processor files may not "
+            "match",
         )
         self.is_compared = True
 
     def _add(self, index: int, prompt: "_Prompt | Failure", seed: int) -> "_Prompt | Failure":
-        """Hand a prompt to the engine; a Failure where it cannot take it."""
+        """Add a prompt to the engine; returns a Failure if the engine refuses it."""
         if isinstance(prompt, Failure):
             return prompt
         try:
@@ -216,7 +217,7 @@ class VllmBackend:
         return prompt
 
     def _sampling_params(self, seed: int) -> Any:
-        """Every parameter that alters the distribution, whatever the model recommends."""
+        """Set every parameter that changes the distribution, so that no model default applies."""
         sampling = self.sampling
         return self.vllm.SamplingParams(
             n=sampling.num_samples,
@@ -228,12 +229,12 @@ class VllmBackend:
             presence_penalty=0.0,
             frequency_penalty=0.0,
             max_tokens=sampling.max_new_tokens,
-            # Completion i draws from seed + i, which must fit in 63 bits, too.
+            # Completion i draws from seed + i, which must also fit in 63 bits.
             seed=seed >> 1,
-            ignore_eos=True,  # the tokenizer's own, which need not be among the model's
+            ignore_eos=True,  # the tokenizer's end token need not be one of the model's
             stop_token_ids=list(self.front.eos_token_ids),
             logit_bias=dict.fromkeys(self.front.banned_token_ids, -100.0),
-            logprobs=0,  # of the drawn tokens alone
+            logprobs=0,  # only of the drawn tokens
             detokenize=False,
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
@@ -242,13 +243,13 @@ class VllmBackend:
         drawn = output.outputs
         length = len(output.prompt_token_ids)
         for one in drawn:
-            is_cut = self._is_cut(one)
-            if failure := beyond_context(length, len(one.token_ids) + is_cut, self.context):
+            is_truncated = self._is_truncated(one)
+            if failure := answer_too_long(length, len(one.token_ids) + is_truncated, self.context):
                 return failure
-            if is_cut:
+            if is_truncated:
                 return Failure(
-                    f"vLLM ended an answer ({one.finish_reason}) after {len(one.token_ids)} tokens "
-                    f"where sample.max_new_tokens is {self.sampling.max_new_tokens}"
+                    f"vLLM ended an answer ({one.finish_reason}) after {len(one.token_ids)} "
+                    f"tokens, and sample.max_new_tokens is {self.sampling.max_new_tokens}"
                 )
         texts = decode_completions(self.tokenizer, [one.token_ids for one in drawn])
         completions = [
@@ -257,20 +258,20 @@ class VllmBackend:
         ]
         return SampledList(completions, prompt.resized)
 
-    def _is_cut(self, one: Any) -> bool:
-        """Whether an answer ended neither by itself nor at the limit that the run sets."""
+    def _is_truncated(self, one: Any) -> bool:
+        """Whether an answer ended neither at an end token nor at max_new_tokens."""
         if one.finish_reason == "stop":
             return one.token_ids[-1] not in self.front.eos_token_ids
         return one.finish_reason != "length" or len(one.token_ids) != self.sampling.max_new_tokens
 
     def _empty_caches(self) -> None:
-        """What an earlier call left would change how this one's batches are composed."""
+        """Empty vLLM's caches: what an earlier call left there would change this call's batches."""
         self.llm.reset_prefix_cache()
         self.llm.reset_mm_cache()
         self.llm.llm_engine.reset_encoder_cache()
 
     def close(self) -> None:
-        """Stop the engine and give the memory back; the backend cannot sample any more."""
+        """Stop the engine and release its memory; the backend cannot sample after this."""
         self.worker.shutdown(cancel_futures=True)
         self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
@@ -279,9 +280,9 @@ class VllmBackend:
 
 @dataclass
 class _Prompt:
-    """A row as vLLM takes it; `num_tokens` with the image's, where that is known beforehand.
+    """A row as vLLM takes it; `num_tokens` includes the image's, None if they are unknown.
 
-    `engine_input` is what its renderer makes of `inputs`: tokens with placeholders, and pixels.
+    `engine_input` is what vLLM's renderer makes of `inputs`: tokens with placeholders, and pixels.
     """
 
     inputs: Mapping[str, Any]
@@ -291,7 +292,7 @@ class _Prompt:
 
     @property
     def token_ids(self) -> list[int]:
-        """Of the prompt as vLLM reads it."""
+        """The prompt's tokens as vLLM reads them."""
         ids: list[int] = self.engine_input["prompt_token_ids"]
         return ids
 
@@ -304,7 +305,7 @@ def _read(front: Vlm, row: Row, preprocess: str) -> _Prompt:
         inputs={
             "prompt_token_ids": ids,
             "multi_modal_data": {"image": image},
-            # What the caches know an image by.
+            # The caches' key for an image.
             "multi_modal_uuids": {"image": f"{row['image_sha256']} {preprocess}"},
         },
         num_tokens=count_prompt_tokens(front, text, image.size),

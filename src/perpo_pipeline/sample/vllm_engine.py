@@ -1,4 +1,4 @@
-"""Import and start vLLM: its environment, the settings it may have, the adapters it can hold."""
+"""Import and start vLLM: its environment, the settings it accepts, the adapters it can serve."""
 
 import importlib
 import json
@@ -16,18 +16,19 @@ from perpo_pipeline.vlm.adapters import LORA_WEIGHTS
 from perpo_pipeline.vlm.models import Vlm
 
 INSTALL = "pip install -c constraints.txt -e '.[vllm]'"
-# The engine must be in this process: to another one requests would come as it happens, which alters
-# its batches, and it would outlive an actor that is killed, for seconds, with the GPU's memory.
+# The engine must run in this process. In another process it would receive requests at varying
+# times, which changes its batches; and it would outlive a killed actor for seconds, holding the
+# GPU's memory.
 IN_THIS_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-# Read by vLLM when it is imported or started; what the user has set stays.
+# vLLM reads these when it is imported or started; values that the user has set stay.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; by itself it takes all memory that is free
+    "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; vLLM's default is all free memory
 }
-TEMPERATURES = (0.01, 2.0)  # vLLM alters or refuses what lies outside
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be started with
-# vLLM is silently wrong about the vision tower and the projector.
+TEMPERATURES = (0.01, 2.0)  # vLLM changes or refuses temperatures outside this range
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank that vLLM accepts
+# For layers of the vision tower or the projector vLLM silently gives wrong results.
 _LANGUAGE_MODEL_LORA = re.compile(
     r".*\.language_model\.layers\.\d+\."
     r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.lora_[AB]\.weight"
@@ -35,9 +36,9 @@ _LANGUAGE_MODEL_LORA = re.compile(
 
 
 def import_vllm(module: str) -> Any:
-    """A module of vLLM, which is optional and has no types.
+    """Import a module of vLLM, after setting its environment variables.
 
-    Raises MissingDependencyError where it is not installed, ConfigError where it is broken.
+    Raises MissingDependencyError if vLLM is not installed, ConfigError if it cannot be imported.
     """
     os.environ.update(IN_THIS_PROCESS)
     for name, value in ENVIRONMENT.items():
@@ -56,30 +57,30 @@ def import_vllm(module: str) -> Any:
 
 
 def check_settings(sampling: SampleConfig, model: ModelConfig) -> None:
-    """Raise ConfigError for what the vLLM that is installed cannot do."""
+    """Raise ConfigError for settings that the installed vLLM cannot honour."""
     low, high = TEMPERATURES
     if not low <= sampling.temperature <= high:
         raise ConfigError(
-            f"sample.temperature is {sampling.temperature}; vLLM draws from {low} to {high}.",
+            f"sample.temperature is {sampling.temperature}; vLLM accepts {low} to {high}",
             fix="change it, or set sample.backend to transformers",
         )
     built_for = "cpu" if is_cpu_build() else "cuda"
     if model.device not in ("auto", built_for):
         raise ConfigError(
-            f"model.device is {model.device}, and the vLLM that is installed is for {built_for}.",
+            f"model.device is {model.device}, and the installed vLLM was built for {built_for}",
             fix="set model.device to auto, or sample.backend to transformers",
         )
 
 
 def is_cpu_build() -> bool:
-    """Whether the vLLM that is installed runs on the CPU."""
+    """Whether the installed vLLM was built for the CPU."""
     return bool(import_vllm("vllm.platforms").current_platform.is_cpu())
 
 
 def exact_lora_rank(front: Vlm, adapter: Path) -> int | None:
-    """The rank to start vLLM with for an adapter that it applies exactly; None for others.
+    """The max_lora_rank for an adapter that vLLM applies exactly; None for other adapters.
 
-    Exact: plain LoRA, on the language model's own linear layers alone, in a family that was tried.
+    Exact are plain LoRA adapters on the language model's linear layers only, in a tested family.
     """
     from safetensors import safe_open
 
@@ -99,12 +100,12 @@ def exact_lora_rank(front: Vlm, adapter: Path) -> int | None:
 def start_engine(
     vllm: Any, path: Path, dtype: str, lora_rank: int | None, gpu_memory_utilization: float
 ) -> Any:
-    """vLLM's `LLM` of the model at `path`; ConfigError where vLLM cannot serve it."""
+    """Start vLLM's `LLM` with the model at `path`; raises ConfigError if vLLM cannot serve it."""
     special: dict[str, Any] = {}
     if lora_rank is not None:
         special |= {"enable_lora": True, "max_lora_rank": lora_rank}
     if is_cpu_build():
-        # A seeded request whose prompt is read in pieces ends vLLM's CPU engine with an error.
+        # vLLM's CPU engine fails on a seeded request whose prompt is read in several chunks.
         special |= {"enforce_eager": True, "enable_chunked_prefill": False}
     else:
         special["gpu_memory_utilization"] = gpu_memory_utilization
@@ -113,13 +114,13 @@ def start_engine(
             return vllm.LLM(
                 str(path),
                 dtype=dtype,
-                seed=0,  # each prompt has its own
+                seed=0,  # each request has its own seed
                 generation_config="vllm",
                 trust_remote_code=False,
                 limit_mm_per_prompt={"image": 1},
                 mm_processor_kwargs={"use_fast": False},  # the PIL image processor
                 enable_prefix_caching=True,
-                max_model_len=-1,  # the model's, or what fits in memory
+                max_model_len=-1,  # the model's context, or what fits in memory
                 use_tqdm_on_load=False,
                 **special,
             )
@@ -127,15 +128,16 @@ def start_engine(
         raise ConfigError(
             f"vLLM cannot serve the model: {first_line(error)}",
             where=str(path),
-            fix="lower sample.gpu_memory_utilization where the GPU is shared; a model larger than "
-            "one GPU: serve it with `vllm serve --tensor-parallel-size`, sample.backend openai; "
-            "else sample.backend transformers (VLLM_LOGGING_LEVEL=INFO shows vLLM's own log)",
+            fix="lower sample.gpu_memory_utilization if other programs use the GPU; if the model "
+            "is larger than one GPU, serve it with `vllm serve --tensor-parallel-size` and set "
+            "sample.backend to openai; otherwise set sample.backend to transformers "
+            "(VLLM_LOGGING_LEVEL=INFO shows vLLM's own log)",
         ) from error
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Hide what vLLM's way of starting makes libraries say, such as of `use_fast`."""
+    """Silence the warnings that vLLM's start causes in libraries, such as about `use_fast`."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

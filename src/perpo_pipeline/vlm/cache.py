@@ -1,4 +1,4 @@
-"""A key-value cache that grows in place: transformers' own copies itself at every token."""
+"""A key-value cache that grows in place; transformers' own is copied at every token."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One layer's keys and values (R, H, L, D): views of a buffer with room for more.
+    """One layer's keys and values (R, H, L, D): views of a larger buffer.
 
-    `room` is how many places each enlargement adds beyond what is needed at once.
+    `room` is how many positions each enlargement adds beyond those needed at once.
     """
 
     def __init__(self, room: int) -> None:
@@ -33,21 +33,21 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             )
         self.buffers[0][:, :, start : self.length] = key_states
         self.buffers[1][:, :, start : self.length] = value_states
-        return self._show(*self.buffers)
+        return self._set_views(*self.buffers)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows."""
         if self.buffers is not None:
             self.buffers = (self.buffers[0][indices], self.buffers[1][indices])
-            self._show(*self.buffers)
+            self._set_views(*self.buffers)
 
-    def _show(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _set_views(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self.keys, self.values = keys[:, :, : self.length], values[:, :, : self.length]
         return self.keys, self.values
 
 
 class GrowingCache(Cache):
-    """One `GrowingLayer` a decoder layer."""
+    """One `GrowingLayer` per decoder layer."""
 
     def __init__(self, num_layers: int, room: int) -> None:
         super().__init__(layers=[GrowingLayer(room) for _ in range(num_layers)])

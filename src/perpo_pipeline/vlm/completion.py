@@ -1,19 +1,15 @@
-"""One answer of a model, as every backend and the evaluation have it."""
+"""One answer of a model; every backend and the evaluation use this record."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `token_ids` ends with the end token where the model stopped by itself.
+    """One answer. `token_ids` ends with the end token if the model stopped by itself.
 
-    `finish_reason` is `stop` or `length`; `sampler_logprob` the sum over `token_ids` in nats at
-    T = 1 under the model's full vocabulary (a diagnosis, never the training reference), None where
-    a server does not tell.
+    `finish_reason` is `stop` or `length`. `sampler_logprob` is the sum over `token_ids`, in nats at
+    T = 1 under the model's full vocabulary; None if a server does not return it. It is a
+    diagnostic, never the training reference.
     """
 
     text: str

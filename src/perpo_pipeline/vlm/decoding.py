@@ -1,19 +1,21 @@
-"""Draw lists of completions with transformers: prompt and image are processed once.
+"""Draw lists of completions with transformers; each prompt and image is processed only once.
 
-A row of the key-value cache holds the prompt once and all N completions' tokens behind it; each
-step feeds one token of every unfinished completion. A mask keeps completions apart, positions
-restart after the prompt: the layout of train/shared_prefix.py, grown token by token. The prompt
-is never copied N times, so memory is P + N*t tokens a prompt instead of N*(P + t).
+A row of the key-value cache holds the prompt once, followed by the tokens of all N completions.
+Each step feeds one token per unfinished completion. A mask separates the completions, and positions
+restart after the prompt: the layout of train/shared_prefix.py, grown token by token. Because the
+prompt is not copied N times, a prompt takes memory for P + N*t tokens instead of N*(P + t).
 
 Completions are drawn from softmax(logits / T) and nothing else: no top-k, no top-p, no penalty,
 whatever the model's generation_config.json says. Only image placeholder tokens are banned. Each
-prompt draws from its own seed, so batch size and order do not change its randomness (float
-rounding differs between batch shapes: about one token in a million may fall the other way).
+prompt draws from its own seed, so batch size and order do not change its random numbers (float
+rounding differs between batch shapes: about one token in a million may differ).
 
-Models that cannot share a prefix, or never did, go through plain_decoding.py: the same, but slow.
+Models that cannot share a prefix, or were never tested to, go through plain_decoding.py, which does
+the same more slowly.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,14 +36,14 @@ from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.processors import decode_completions
 from perpo_pipeline.vlm.tensors import cast_tensors, squeeze_positions, stack_image_tensors
 
-FILLER = -2  # a query slot whose row has fewer unfinished completions than others
+FILLER = -2  # an unused query slot, in a row with fewer unfinished completions than others
 
 
 # (logits (R, W, V), prompt of each row (R,), completion of each slot (R, W), step) -> ids (R, W)
 Chooser = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-# (token ids so far (K, L), logits (K, V)) -> what to draw from, temperature included
+# (token ids so far (K, L), logits (K, V)) -> logits to draw from, temperature included
 Warper = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -58,74 +60,94 @@ def sample_lists(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
 ) -> list[list[Completion]]:
-    """Draw `num_samples` completions for each prompt of one batch; `seeds` holds one a prompt.
+    """Draw `num_samples` completions for each prompt of one batch; `seeds` holds one per prompt.
 
-    top_k, top_p and repetition_penalty do nothing by default; where given they act as in
-    transformers' `generate`, in its order: penalty, temperature, top-k, top-p.
+    top_k, top_p and repetition_penalty are off by default. If given, they act as in transformers'
+    `generate`, in its order: penalty, temperature, top-k, top-p.
 
-    Raises ConfigError for num_samples or max_new_tokens below 1 or a temperature that is not
-    above 0 (use `greedy_decode`).
+    Raises ConfigError if num_samples or max_new_tokens is below 1 or the temperature is not above 0
+    (use `greedy_decode` for that).
     """
     if not prompts:
         return []
-    if num_samples < 1:
-        raise ConfigError(f"num_samples is {num_samples}; it must be at least 1.")
-    if not temperature > 0:
-        raise ConfigError(f"temperature is {temperature}; it must be above 0.")
-    if len(seeds) != len(prompts):
-        raise ConfigError(f"There are {len(seeds)} seeds for {len(prompts)} prompts.")
-    _check_limit(max_new_tokens)
+    _check_sampling(prompts, seeds, num_samples, temperature, max_new_tokens)
     if not vlm.shares_prefix:
-        return [
-            _completions(
-                vlm,
-                *plain.draw_list(
-                    vlm,
-                    prompt,
-                    num_samples=num_samples,
-                    temperature=temperature,
-                    max_new_tokens=max_new_tokens,
-                    seed=seed,
-                    top_k=top_k,
-                    top_p=top_p,
-                    repetition_penalty=repetition_penalty,
-                ),
-            )
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        draw_list = partial(
+            plain.draw_list,
+            vlm,
+            num_samples=num_samples,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+        )
+        drawn = [draw_list(p, seed=seed) for p, seed in zip(prompts, seeds, strict=True)]
+        return [_completions(vlm, *one) for one in drawn]
     warp = _warper(temperature, top_k, top_p, repetition_penalty)
-    divisor = temperature if warp is None else 1.0
+    uniforms = _uniforms(seeds, max_new_tokens, num_samples).to(vlm.device)
+    draw = _drawer(uniforms, temperature if warp is None else 1.0)
+    return _decode(vlm, prompts, num_samples, max_new_tokens, draw, warp)
+
+
+def _check_sampling(
+    prompts: Sequence[EncodedPrompt],
+    seeds: Sequence[int],
+    num_samples: int,
+    temperature: float,
+    max_new_tokens: int,
+) -> None:
+    if num_samples < 1:
+        raise ConfigError(f"num_samples is {num_samples}; it must be at least 1")
+    if not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}; it must be above 0")
+    if len(seeds) != len(prompts):
+        raise ConfigError(f"got {len(seeds)} seeds for {len(prompts)} prompts")
+    _check_limit(max_new_tokens)
+
+
+def _check_limit(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+
+
+def _uniforms(seeds: Sequence[int], max_new_tokens: int, num_samples: int) -> Tensor:
+    """(B, max_new_tokens, N) uniform random numbers, each prompt's from its own seed."""
     shape = (max_new_tokens, num_samples)
-    uniforms = torch.stack(
+    return torch.stack(
         [
             torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
             for seed in seeds
         ]
-    ).to(vlm.device)
+    )
+
+
+def _drawer(uniforms: Tensor, temperature: float) -> Chooser:
+    """Draw from softmax(logits / temperature) by inverting its CDF at `uniforms`."""
 
     def draw(logits: Tensor, rows: Tensor, slots: Tensor, step: int) -> Tensor:
-        # Unnormalised: u is scaled by the total instead.
-        weights = logits.sub(logits.amax(-1, keepdim=True)).div_(divisor).exp_()
+        # The weights are not normalised; u is scaled by their total instead.
+        weights = logits.sub(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
         cdf = weights.cumsum(-1, dtype=torch.float64)
         u = uniforms[rows, step].gather(1, slots)[..., None]
-        # The first token whose cumulative probability exceeds u: one of probability 0 never does.
+        # The first token whose cumulative weight exceeds u; a token of probability 0 never does.
         chosen = torch.searchsorted(cdf, u * cdf[..., -1:], right=True).squeeze(-1)
         return chosen.clamp_(max=logits.shape[-1] - 1)
 
-    return _decode(vlm, prompts, num_samples, max_new_tokens, draw, warp)
+    return draw
 
 
 @torch.inference_mode()
 def greedy_decode(
     vlm: Vlm, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int
 ) -> list[Completion]:
-    """The most likely token at every step, one completion a prompt.
+    """One completion per prompt, with the most likely token at every step.
 
-    Raises ConfigError for max_new_tokens below 1.
+    Raises ConfigError if max_new_tokens is below 1.
     """
     _check_limit(max_new_tokens)
     if not vlm.shares_prefix:
-        found = [plain.most_likely(vlm, p, max_new_tokens=max_new_tokens) for p in prompts]
+        found = [plain.decode_greedily(vlm, p, max_new_tokens=max_new_tokens) for p in prompts]
         return [one for drawn in found for one in _completions(vlm, *drawn)]
 
     def most_likely(logits: Tensor, rows: Tensor, slots: Tensor, step: int) -> Tensor:
@@ -145,24 +167,24 @@ def _decode(
     """Grow every completion token by token; finished ones leave the batch."""
     if not prompts:
         return []
-    run = _Run(vlm, prompts, num_samples, max_new_tokens)
-    logits = run.prefill(prompts)
+    batch = _Batch(vlm, prompts, num_samples, max_new_tokens)
+    logits = batch.prefill(prompts)
     for step in range(max_new_tokens):
-        allowed = run.allowed(logits)
+        allowed = batch.without_banned(logits)
         if warp is not None:
-            allowed = warp(run.texts(step), allowed.flatten(0, 1)).view_as(allowed)
-        tokens = choose(allowed, run.rows, run.slots, step)
-        run.record(tokens, logits, step)
-        if step + 1 == max_new_tokens or not run.retire_finished():
+            allowed = warp(batch.token_ids(step), allowed.flatten(0, 1)).view_as(allowed)
+        tokens = choose(allowed, batch.rows, batch.slots, step)
+        batch.record(tokens, logits, step)
+        if step + 1 == max_new_tokens or not batch.retire_finished():
             break
-        logits = run.advance(step)
-    return run.completions()
+        logits = batch.advance(step)
+    return batch.completions()
 
 
 def _warper(
     temperature: float, top_k: int | None, top_p: float, repetition_penalty: float
 ) -> Warper | None:
-    """transformers' own processors, in the order of its `generate`; None where there is no need."""
+    """transformers' own processors, in the order of its `generate`; None if none is needed."""
     if top_k is None and top_p == 1.0 and repetition_penalty == 1.0:
         return None
     from transformers import (
@@ -184,11 +206,6 @@ def _warper(
     return processors  # type: ignore[no-any-return]
 
 
-def _check_limit(max_new_tokens: int) -> None:
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
-
-
 def _completions(
     vlm: Vlm, ids: Sequence[Sequence[int]], logprobs: Sequence[float]
 ) -> list[Completion]:
@@ -205,11 +222,11 @@ def _completions(
     ]
 
 
-class _Run:
+class _Batch:
     """The state of one batch: R running rows with W query slots each.
 
-    `rows` (R,) the prompt of each row, `slots` (R, W) the completion of each slot, `live` (R, W)
-    false where a slot is filler; `key_segments` (R, L) whose token each cache place holds.
+    `rows` (R,) is the prompt of each row, `slots` (R, W) the completion of each slot, `live` (R, W)
+    is false for filler slots; `key_segments` (R, L) is the owner of each cache position.
     `output` (B, N, max) and `logprobs` (B, N) collect the results on the device.
     """
 
@@ -229,7 +246,7 @@ class _Run:
         self.output = torch.full((count, num_samples, max_new_tokens), -1, device=device)
         self.logprobs = torch.zeros(count, num_samples, dtype=torch.float64, device=device)
         layers = self.model.config.get_text_config().num_hidden_layers
-        # Most batches end before the longest answer allowed: room for 32 tokens each, then grow.
+        # Most batches end before max_new_tokens: reserve 32 tokens per completion, then grow.
         self.cache = GrowingCache(layers, num_samples * min(max_new_tokens, 32))
 
     def prefill(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
@@ -283,10 +300,10 @@ class _Run:
         logits: Tensor = self.model.lm_head(hidden).float()
         return logits
 
-    def texts(self, step: int) -> Tensor:
-        """(R * W, P + step) the tokens of prompt and completion behind every slot.
+    def token_ids(self, step: int) -> Tensor:
+        """(R * W, P + step) the tokens of prompt and completion so far, for every slot.
 
-        Where a row has fewer, its prompt's last token stands: it is part of the text anyway.
+        Shorter rows are filled with their prompt's last token, which their text contains anyway.
         """
         prompt = self.prompt_ids[self.rows]
         drawn = self.output[self.rows[:, None], self.slots, :step]
@@ -294,7 +311,7 @@ class _Run:
         prompt = prompt[:, None].expand(-1, self.slots.shape[1], -1)
         return torch.cat([prompt, drawn], dim=-1).flatten(0, 1)
 
-    def allowed(self, logits: Tensor) -> Tensor:
+    def without_banned(self, logits: Tensor) -> Tensor:
         return logits.index_fill(-1, self.banned, -torch.inf)
 
     def record(self, tokens: Tensor, logits: Tensor, step: int) -> None:
@@ -307,13 +324,13 @@ class _Run:
         self.tokens = tokens
 
     def retire_finished(self) -> bool:
-        """Drop finished slots, and rows without a live one; false when nothing is left."""
+        """Drop finished slots, and rows without a live slot; false if nothing is left."""
         self.live = self.live & ~torch.isin(self.tokens, self.eos)
         running = self.live.sum(1)
         width = int(running.max())
         if width == 0:
             return False
-        # Copying the cache costs about a step: wait until half of the rows are done.
+        # Copying the cache costs about one step: wait until half of the rows are done.
         done = running == 0
         if int(done.sum()) * 2 >= len(done):
             self._keep_rows((~done).nonzero().squeeze(1))

@@ -1,7 +1,7 @@
-"""How an OpenAI-compatible server is asked: its URL and key, retries, and what refusals mean.
+"""Requests to an OpenAI-compatible server: its URL and key, retries, and what refusals mean.
 
-Sampling and judging share it. The key is read from the environment alone. It is sent to the given
-URL only (redirects are not followed) and never shown.
+Sampling and judging share this client. The key is read only from the environment, sent only to the
+given URL (redirects are not followed), and never shown.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 KEY_NAMES = ("PERPO_API_KEY", "OPENAI_API_KEY")
 TRIES = {
     "busy": 6,  # about a minute
-    "away": 12,  # about seven minutes, for a server that was there and restarts
+    "away": 12,  # about seven minutes, for a known server that restarts
 }
-FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 60.0  # doubled at each try
-LONGEST_ASKED_S = 300.0  # of the waits a server asks for
+FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 60.0  # the wait doubles at each try
+LONGEST_RETRY_AFTER_S = 300.0  # longer waits that a server asks for are shortened
 CONNECT_S, LIST_S, ANSWER_S = 10.0, 30.0, 600.0
 RETRIED = frozenset({408, 409, 429})  # and 5xx
-# Wrong for every prompt: the URL (3xx, 404, 405), the key, the account, the model (404).
+# Faults that concern every prompt: the URL (3xx, 404, 405), the key, the account, the model (404).
 FATAL = frozenset({401, 402, 403, 404, 405})
-SAY_FIRST = 500  # characters of what a server says
+SHOWN_TEXT = 500  # characters of a server's message
 
 
 class Refused(Exception):
-    """One prompt gets no usable answer; says why."""
+    """One prompt gets no usable answer; the message says why."""
 
 
 class Wire(BaseModel):
-    """What a server sends, checked strictly; fields that are not used are left alone."""
+    """A message from a server, checked strictly; unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -60,11 +60,11 @@ class _ModelList(Wire):
 
 
 class Server:
-    """Where the server is and how it is asked: retries, and what its refusals mean.
+    """A connection to one server and one of its models.
 
-    `stage` and `named_by` (the setting that names the model) are for messages. `limit_name` is how
-    it wants the longest answer named; `gives_logprobs` is false once it was found
-    to refuse requests for the sake of log-probabilities; `listed` the models it says it has.
+    `stage` and `named_by` (the setting that names the model) appear in messages. `limit_name` is
+    the server's name for max_tokens. `gives_logprobs` becomes false once the server refuses a
+    request because of log-probabilities. `listed` are the models that it lists.
     """
 
     def __init__(
@@ -84,39 +84,42 @@ class Server:
         self.listed: tuple[str, ...] = ()
 
     def client(self, answer_s: float = ANSWER_S) -> "httpx.AsyncClient":
-        """A client to be closed by the caller; it waits `answer_s` seconds for an answer."""
+        """A client that waits `answer_s` seconds for an answer; the caller closes it."""
         import httpx
 
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(answer_s, connect=CONNECT_S, pool=None),
-            limits=httpx.Limits(),  # none: the caller bounds requests at a time
-            trust_env=not _is_loopback(self.url),  # a proxy does not lead back to this machine
+            limits=httpx.Limits(),  # no limits: the caller bounds concurrent requests
+            trust_env=not _is_loopback(self.url),  # a proxy cannot reach this machine's loopback
         )
 
     async def identify(self) -> None:
-        """Ask which models there are, and whether vLLM serves ours; the first contact."""
+        """First contact: list the models, and find out whether vLLM serves ours.
+
+        Raises ConfigError if the server cannot be reached or used, or is vLLM without our model.
+        """
         async with self.client(LIST_S) as client:
             try:
                 response = await self._exchange(client, "GET", "/models", is_first=True)
                 if response.status_code in (404, 405):
-                    return  # an optional part of the protocol: the first prompt will tell
-                models = _ModelList.model_validate_json(self._judge(response)).data or []
+                    return  # the list is optional in the protocol: the first prompt will show
+                models = _ModelList.model_validate_json(self._good_body(response)).data or []
             except Refused as error:
                 raise self._unusable(f"the server does not list its models: {error}") from None
             except ValidationError:
-                raise self._unusable("this is no OpenAI-compatible server") from None
+                raise self._unusable("this is not an OpenAI-compatible server") from None
         self.listed = tuple(model.id for model in models)
         of_vllm = [model.id for model in models if model.owned_by == "vllm"]
         self.is_vllm = self.model in of_vllm
-        if models and len(of_vllm) == len(models) and not self.is_vllm:  # it lists all it has
-            raise self._no_model("")
+        if models and len(of_vllm) == len(models) and not self.is_vllm:  # vLLM lists all it has
+            raise self._model_missing("")
 
     async def ask(self, client: "httpx.AsyncClient", body: dict[str, Any]) -> bytes:
-        """Send one request for completions; the answer's body.
+        """Send one request for completions and return the body of the answer.
 
-        Raises Refused where only this prompt is concerned, ConfigError where all are.
+        Raises Refused if only this prompt fails, ConfigError if all prompts would.
         """
         response = await self._exchange(client, "POST", "/chat/completions", body)
         if (
@@ -134,9 +137,10 @@ class Server:
         ):
             others = {name: value for name, value in body.items() if name != "logprobs"}
             answer = await self.ask(client, others)
-            self.gives_logprobs = False  # only now: refusals may quote the whole request
+            # Not before that answer: other refusals may quote the whole request.
+            self.gives_logprobs = False
             return answer
-        return self._judge(response)
+        return self._good_body(response)
 
     async def _exchange(
         self,
@@ -147,102 +151,99 @@ class Server:
         *,
         is_first: bool = False,
     ) -> "httpx.Response":
-        """The first response that is not worth another try; raises when tries are used up."""
+        """Retry until a response is final; raises Refused or ConfigError after the last try."""
         import httpx
 
         sent = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         tries = dict.fromkeys(TRIES, 0)
         while True:
-            kind, asked = "busy", None
+            kind, retry_after_s = "busy", None
             try:
                 response = await client.request(
                     method, self.url + path, content=sent, headers=headers
                 )
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-                kind, trouble = "away", f"{type(error).__name__}: {error}"
+                kind, fault = "away", f"{type(error).__name__}: {error}"
             except httpx.RequestError as error:
-                trouble = f"{type(error).__name__}: {error}"
+                fault = f"{type(error).__name__}: {error}"
             else:
                 self.is_away, status = False, response.status_code
                 if status not in RETRIED and status < 500:
                     return response
-                trouble = f"HTTP {status}: {self._said(response)}"
-                asked = _retry_after(response.headers.get("Retry-After"))
+                fault = f"HTTP {status}: {self._message_in(response)}"
+                retry_after_s = _retry_after(response.headers.get("Retry-After"))
             tries[kind] += 1
             is_last = tries[kind] == TRIES[kind] or (kind == "away" and is_first)
-            self._tell(kind, self._clean(trouble), tries[kind], is_last=is_last)
-            own = min(FIRST_WAIT_S * 2 ** (tries[kind] - 1), LONGEST_WAIT_S)
-            await asyncio.sleep((asked or own) * random.uniform(1, 1.25))
+            self._give_up_or_wait(kind, self._clean(fault), tries[kind], is_last=is_last)
+            wait_s = min(FIRST_WAIT_S * 2 ** (tries[kind] - 1), LONGEST_WAIT_S)
+            await asyncio.sleep((retry_after_s or wait_s) * random.uniform(1, 1.25))
 
-    def _tell(self, kind: str, trouble: str, tries: int, *, is_last: bool) -> None:
-        """Raise what a last try without an answer means; say once that the server is waited for."""
+    def _give_up_or_wait(self, kind: str, fault: str, tries: int, *, is_last: bool) -> None:
+        """Raise after the last try; print once that we wait for a server that cannot be reached."""
         if is_last and kind == "busy":
-            raise Refused(f"the server gave no answer in {tries} tries, the last: {trouble}")
+            raise Refused(f"the server gave no answer in {tries} tries; the last one: {fault}")
         if is_last:
             raise self._unusable(
-                f"the server cannot be reached ({trouble})",
-                "start it, or correct base_url; the same command goes on where it stopped",
+                f"the server cannot be reached ({fault})",
+                "start it, or correct base_url; the same command resumes where it stopped",
             )
         if kind == "away" and not self.is_away:
             self.is_away = True
-            told = f"{self.stage}: waiting for {self.url} ({trouble})"
-            print(told, file=sys.stderr, flush=True)
+            print(f"{self.stage}: waiting for {self.url} ({fault})", file=sys.stderr, flush=True)
 
-    def _judge(self, response: "httpx.Response") -> bytes:
-        """The body of a good answer; raises what a bad one means."""
+    def _good_body(self, response: "httpx.Response") -> bytes:
+        """The body of a 2xx response; raises Refused or ConfigError for any other."""
         status = response.status_code
         if 200 <= status < 300:
             return response.content
-        said = f"HTTP {status}: {self._said(response)}"
+        message = f"HTTP {status}: {self._message_in(response)}"
         if not (status < 400 or status in FATAL):
-            raise Refused(f"the server refused the request ({said})")
+            raise Refused(f"the server refused the request ({message})")
         if status in (401, 402, 403):
             used = f"the key in {self.key_name}" if self.key_name else "a request without a key"
             raise self._unusable(
-                f"the server refuses {used} ({said})",
-                f"put a key that may use {self.model!r} into {KEY_NAMES[0]}",
+                f"the server refuses {used} ({message})",
+                f"set {KEY_NAMES[0]} to a key that may use {self.model!r}",
             )
-        raise self._no_model(f" ({said})")
+        raise self._model_missing(f" ({message})")
 
-    def _no_model(self, said: str) -> ConfigError:
-        there = f"; it has {self._clean(', '.join(self.listed))}" if self.listed else ""
+    def _model_missing(self, message: str) -> ConfigError:
+        listed = f"; it has {self._clean(', '.join(self.listed))}" if self.listed else ""
         return self._unusable(
-            f"the server has no chat completions of {self.model!r} there{said}{there}",
+            f"the server has no chat completions of {self.model!r} at this URL{message}{listed}",
             f"correct base_url (it usually ends with /v1) or {self.named_by}",
         )
 
     def _unusable(self, what: str, fix: str = "correct base_url") -> ConfigError:
         return ConfigError(what, where=self.url, fix=fix)
 
-    def _said(self, response: "httpx.Response") -> str:
-        """The server's own words, where it has some."""
+    def _message_in(self, response: "httpx.Response") -> str:
+        """The error message in a response, or the whole response."""
         try:
-            said = response.json()
+            found = response.json()
         except ValueError:
             return self._clean(response.text)
         for name in ("error", "message", "detail"):
-            if isinstance(said, dict) and said.get(name):
-                said = said[name]
-        return self._clean(said if isinstance(said, str) else json.dumps(said))
+            if isinstance(found, dict) and found.get(name):
+                found = found[name]
+        return self._clean(found if isinstance(found, str) else json.dumps(found))
 
     def _clean(self, text: str) -> str:
-        """One printable line of bounded length, without the key."""
+        """The text as one printable line of bounded length, without the key."""
         if self.key:
             text = text.replace(self.key, "(the key)")
-        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:SAY_FIRST]
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:SHOWN_TEXT]
 
 
 def read_answer(answer: bytes, kind: type[Answer]) -> Answer:
-    """What a server answered, checked; raises Refused where it is not as it should be."""
+    """Check a server's answer; raises Refused if it does not have the expected form."""
     try:
         return kind.model_validate_json(answer)
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the whole"
-        raise Refused(
-            f"the server's answer is not as it should be: {where}: {fault['msg']}"
-        ) from None
+        where = ".".join(str(part) for part in fault["loc"]) or "the whole answer"
+        raise Refused(f"the server's answer is malformed: {where}: {fault['msg']}") from None
 
 
 def _require_httpx() -> None:
@@ -250,39 +251,39 @@ def _require_httpx() -> None:
         import httpx  # noqa: F401
     except ImportError:
         raise MissingDependencyError(
-            "asking a server needs httpx, which is not installed",
+            "requests to a server need httpx, which is not installed",
             fix="pip install -c constraints.txt -e '.[openai]'",
         ) from None
 
 
 def _checked_url(base_url: str | None) -> str:
-    """The URL without a slash at its end; ConfigError for one that cannot be used."""
+    """The URL without a trailing slash; raises ConfigError if it cannot be used."""
     import httpx
 
-    fix = "give --base-url (for sampling also sample.base_url), e.g. http://127.0.0.1:8000/v1"
+    fix = "give --base-url (for sampling also sample.base_url), such as http://127.0.0.1:8000/v1"
     if not base_url:
-        raise ConfigError("a server to be asked needs its base_url", fix=fix)
+        raise ConfigError("a server needs its base_url, and none is set", fix=fix)
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL:
         url = httpx.URL()
-    # It is never shown before it is known to hold no password.
+    # The URL is not shown before it is known to hold no password.
     if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError("base_url is no http:// or https:// URL", fix=fix)
+        raise ConfigError("base_url is not an http:// or https:// URL", fix=fix)
     if url.userinfo or url.query or url.fragment:
         raise ConfigError(
-            "base_url holds a name, a password or a query",
-            fix=f"leave them out; a key belongs into {KEY_NAMES[0]} in the environment",
+            "base_url holds a user name, a password or a query",
+            fix=f"remove them; a key belongs in the environment variable {KEY_NAMES[0]}",
         )
     return str(url).rstrip("/")
 
 
 def _key() -> tuple[str | None, str | None]:
-    """The key and the name of the variable that holds it; none is fine for a local server."""
+    """The key and the name of its environment variable; a local server needs none."""
     for name in KEY_NAMES:
         key = os.environ.get(name, "").strip()
         if key and not (key.isascii() and key.isprintable()):
-            raise ConfigError(f"{name} holds characters that no HTTP header may hold")
+            raise ConfigError(f"{name} holds characters that are not allowed in an HTTP header")
         if key:
             return key, name
     return None, None
@@ -299,7 +300,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds that a server asks to wait: a number or a date (RFC 9110, 10.2.3)."""
+    """Seconds that a server asks us to wait, from a number or a date (RFC 9110, 10.2.3)."""
     if not value:
         return None
     try:
@@ -309,4 +310,4 @@ def _retry_after(value: str | None) -> float | None:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, OverflowError):
             return None
-    return min(max(seconds, 0.0), LONGEST_ASKED_S) if math.isfinite(seconds) else None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S) if math.isfinite(seconds) else None

@@ -1,8 +1,9 @@
-"""Sample the plain way: transformers' own `generate`, one prompt a call, a copy a completion.
+"""Plain decoding: transformers' own `generate`, one prompt per call, one copy per completion.
 
-For models whose prompts cannot be shared, or never were: families outside FAMILIES, and layers
-other than full attention. Slow (every completion holds the whole prompt), but nothing in it is ours
-except what it draws from: softmax(logits / T) without image placeholders, see `Listener`.
+For models whose completions cannot share a prompt, or were never tested to: families outside
+FAMILIES, and layers other than full attention. It is slow, because every completion holds the whole
+prompt. Only the distribution is ours: softmax(logits / T) without image placeholders, see
+`LogprobRecorder`.
 """
 
 import contextlib
@@ -21,15 +22,15 @@ from perpo_pipeline.vlm.tensors import cast_tensors, stack_image_tensors
 Drawn = tuple[list[list[int]], list[float]]
 
 
-def explain(vlm: Vlm) -> str:
-    """What a user is told about a model that is sampled this way."""
+def why_slow(vlm: Vlm) -> str:
+    """The message for a user whose model is sampled this way."""
     why = (
-        "the family was never tried"
+        "its family was never tested with a shared prompt"
         if vlm.full_attention
         else "its layers are not all full attention"
     )
     return (
-        f"this '{vlm.family.name}' model reads the prompt once a completion (transformers' "
+        f"this '{vlm.family.name}' model reads the prompt once per completion (transformers' "
         f"generate), which is slow: {why}"
     )
 
@@ -46,7 +47,7 @@ def draw_list(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
 ) -> Drawn:
-    """Draw N completions from softmax(logits / temperature); like `sample_lists` for one prompt."""
+    """Draw N completions from softmax(logits / temperature); `sample_lists` for one prompt."""
     how = {
         "do_sample": True,
         "temperature": float(temperature),
@@ -54,20 +55,20 @@ def draw_list(
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
     }
-    with _own_randomness(vlm.device, seed):
+    with _seeded(vlm.device, seed):
         return _generate(vlm, prompt, num_samples, max_new_tokens, how)
 
 
-def most_likely(vlm: Vlm, prompt: EncodedPrompt, *, max_new_tokens: int) -> Drawn:
-    """One completion of the most likely token at every step."""
+def decode_greedily(vlm: Vlm, prompt: EncodedPrompt, *, max_new_tokens: int) -> Drawn:
+    """One completion, with the most likely token at every step."""
     return _generate(vlm, prompt, 1, max_new_tokens, {"do_sample": False})
 
 
-class Listener:
-    """A logits processor that bans the image placeholders and measures what is drawn.
+class LogprobRecorder:
+    """A logits processor that bans the image placeholders and records log-probabilities.
 
-    `logps`: one (N,) a step, each token's log-probability at T = 1 under the full vocabulary.
-    Logits of a single step are held: `generate`'s own `output_logits` keeps those of all.
+    `logps` holds one (N,) per step: each token's log-probability at T = 1 under the full
+    vocabulary. It keeps the logits of one step only; `generate`'s `output_logits` keeps all steps.
     """
 
     def __init__(self, banned: tuple[int, ...]) -> None:
@@ -76,13 +77,13 @@ class Listener:
         self._logits: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.note_last(input_ids)
+        self.record_last(input_ids)
         self._logits = scores
         banned = torch.tensor(self.banned, device=scores.device).long()
         return scores.index_fill(-1, banned, -torch.inf)
 
-    def note_last(self, input_ids: Tensor) -> None:
-        """Measure the newest token of each row (N, T) under the logits it was drawn from."""
+    def record_last(self, input_ids: Tensor) -> None:
+        """Record the newest token of each row (N, T) under the logits it was drawn from."""
         if self._logits is not None:
             chosen = self._logits.gather(-1, input_ids[:, -1:]).squeeze(-1)
             self.logps.append(chosen - self._logits.logsumexp(-1))
@@ -93,7 +94,7 @@ def _generate(
 ) -> Drawn:
     from transformers import GenerationConfig, LogitsProcessorList
 
-    model, listener = base_model(vlm.model), Listener(vlm.banned_token_ids)
+    model, recorder = base_model(vlm.model), LogprobRecorder(vlm.banned_token_ids)
     inputs = _inputs(vlm, [prompt] * num_samples)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         **how,
@@ -102,27 +103,27 @@ def _generate(
         eos_token_id=list(vlm.eos_token_ids),
         pad_token_id=vlm.pad_token_id,
     )
-    with _no_other_settings(model):
+    with _without_generation_config(model):
         rows = model.generate(
-            **inputs, generation_config=config, logits_processor=LogitsProcessorList([listener])
+            **inputs, generation_config=config, logits_processor=LogitsProcessorList([recorder])
         )
     if not torch.equal(rows[:, : prompt.num_tokens].cpu(), prompt.input_ids.expand(len(rows), -1)):
         raise InputError(
-            f"A '{vlm.family.name}' model's `generate` does not give the prompt back before the "
-            "answer: it cannot be sampled here."
+            f"`generate` of this '{vlm.family.name}' model does not return the prompt before the "
+            "answer, so the model cannot be sampled"
         )
-    listener.note_last(rows)
-    logps = torch.stack(listener.logps, dim=1).double().cpu()
+    recorder.record_last(rows)
+    logps = torch.stack(recorder.logps, dim=1).double().cpu()
     drawn = rows[:, prompt.num_tokens :].tolist()
     ids = [_until_end(row, set(vlm.eos_token_ids)) for row in drawn]
     return ids, [float(row[: len(y)].sum()) for row, y in zip(logps, ids, strict=True)]
 
 
 def _inputs(vlm: Vlm, copies: list[EncodedPrompt]) -> dict[str, Tensor]:
-    """What `generate` reads; every completion has a copy of the prompt and its image.
+    """The inputs of `generate`, with one copy of the prompt and its image per completion.
 
-    `num_return_sequences` would copy by itself, but wrongly for some families (Qwen3.5 and others
-    in transformers 5.19): it repeats each patch or tile of an image in its place, A, A, B, B.
+    `num_return_sequences` would make the copies, but wrongly for some families (Qwen3.5 and others
+    in transformers 5.19): it repeats each patch or tile of an image in place, as A, A, B, B.
     """
     ids = torch.stack([prompt.input_ids for prompt in copies])
     inputs = {
@@ -138,11 +139,11 @@ def _inputs(vlm: Vlm, copies: list[EncodedPrompt]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _no_other_settings(model: Any) -> Iterator[None]:
-    """Hide the model's generation_config.json: `generate` takes from it whatever is not set.
+def _without_generation_config(model: Any) -> Iterator[None]:
+    """Hide the model's generation_config.json, from which `generate` takes every unset parameter.
 
-    No list of neutral values would do: None counts as not set, and any key may be in the file
-    (stop_strings, min_p, guidance_scale, ...).
+    A list of neutral values would not be enough: None counts as unset, and the file may hold any
+    key (stop_strings, min_p, guidance_scale, ...).
     """
     from transformers import GenerationConfig
 
@@ -155,8 +156,8 @@ def _no_other_settings(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global generator of `device`, the only one `generate` draws from; restored after."""
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global generator of `device`, which `generate` draws from; restore it afterwards."""
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng([torch.cuda.current_device()] if on_cuda else []):
         if on_cuda:

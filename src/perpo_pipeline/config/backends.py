@@ -1,0 +1,35 @@
+"""The sampling backends by name.
+
+To add a backend, write its class (see `sample/backend.py`), add one entry to BACKENDS, and add its
+name to `SampleConfig.backend`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """One backend: `factory` is its class as package.module:attribute.
+
+    `ignores` names settings of `sample` that this backend never reads. They do not count in the
+    fingerprint of the samples that it draws.
+    """
+
+    factory: str
+    ignores: tuple[str, ...] = ()
+
+
+BACKENDS = {
+    "transformers": BackendEntry(
+        "perpo_pipeline.sample.transformers_backend:TransformersBackend",
+        ignores=("served_model",),
+    ),
+    "vllm": BackendEntry(
+        "perpo_pipeline.sample.vllm_backend:VllmBackend",
+        ignores=("served_model", "batch_size"),
+    ),
+    "openai": BackendEntry(
+        "perpo_pipeline.sample.openai_backend:OpenAIBackend",
+        ignores=("batch_size",),
+    ),
+}

@@ -1,0 +1,63 @@
+"""Prompts that cannot be sampled: counted during the stage, reported after it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.run import Run
+from perpo_pipeline.sample.part_sampler import Row
+from perpo_pipeline.store.artifacts import Version
+
+
+@dataclass
+class Failures:
+    """Counts the prompts that failed; `allowed` is max_errors, `where` the version's directory."""
+
+    allowed: int
+    where: str
+    count: int = 0
+    first: Row | None = None
+
+    @property
+    def too_many(self) -> bool:
+        return self.count > self.allowed
+
+    def add(self, errors: Sequence[Row]) -> None:
+        """Count ERRORS rows."""
+        self.count += len(errors)
+        self.first = self.first or next(iter(errors), None)
+
+    def check(self) -> None:
+        """Raise InputError if more prompts failed than allowed."""
+        if not self.too_many or self.first is None:
+            return
+        raise InputError(
+            f"{self.count} prompts cannot be sampled (max_errors {self.allowed}), "
+            f"for example {self.first['prompt_id']}: {self.first['reason']}",
+            where=self.where,
+            fix="repair the prompts and run the same command, which retries them and resumes "
+            "(if the data changes, run `perpo prepare` first); or raise max_errors",
+        )
+
+
+def report_failures(run: Run, version: Version, allowed: int) -> None:
+    """Print how many prompts of a finished version failed, and why the first did.
+
+    Raises InputError if they are more than `allowed`: the version was made with a larger
+    max_errors.
+    """
+    failed, prompts = version.manifest["counts"]["failed"], version.manifest["counts"]["prompts"]
+    if not failed:
+        return
+    first = version.table("errors").to_pylist()[0]
+    message = (
+        f"{failed} of {prompts} prompts could not be sampled, for example {first['prompt_id']}: "
+        f"{first['reason']}"
+    )
+    if failed > allowed:
+        raise InputError(
+            f"{message} (max_errors {allowed})",
+            where=str(version.path),
+            fix="remove this directory to sample all prompts again, or raise max_errors",
+        )
+    run.say(f"sample {version.variant}: {message} (all: {version.path}/errors-*.parquet)")

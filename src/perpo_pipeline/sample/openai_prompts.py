@@ -1,0 +1,105 @@
+"""Rows of prompts as an OpenAI-compatible server gets them, and the tokens that training reads."""
+
+import base64
+import io
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from perpo_pipeline.sample.backend import BackendSetup, Row, Size
+from perpo_pipeline.sample.prompt_tokens import compare_prompt_tokens
+from perpo_pipeline.vlm.inputs import (
+    IDENTITY_CACHE,
+    encode_row,
+    faults_of_one_row,
+    prompt_image,
+)
+from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.processors import decode_completions
+from perpo_pipeline.vlm.prompts import (
+    adds_special_tokens,
+    count_prompt_tokens,
+    prepare_image,
+    render_prompt,
+    resized_size,
+)
+
+
+@dataclass(frozen=True)
+class RequestPrompt:
+    """A row as it is sent; `num_tokens` includes the image's, None if they are unknown."""
+
+    row: Row
+    message: Mapping[str, Any]
+    adds_special_tokens: bool
+    num_tokens: int | None
+    resized: Size | None
+
+
+class PromptReader:
+    """Rows as they are sent and as training reads them; converts between tokens and text."""
+
+    def __init__(self, setup: BackendSetup) -> None:
+        front = load_front(setup.resolved, identity_cache=setup.scratch / IDENTITY_CACHE)
+        self.front, self.preprocess = front, str(setup.model_settings["preprocess"])
+        config: Any = front.model.config
+        self.vocab_size = int(config.get_text_config().vocab_size)
+        self.banned = front.banned_token_ids
+        self.end_ids = front.eos_token_ids
+        own = front.tokenizer.eos_token_id
+        self.usual_end = int(own) if own in self.end_ids else self.end_ids[0]
+        self.lock = threading.Lock()  # fast tokenizers refuse two threads at once
+
+    def read(self, row: Row) -> RequestPrompt:
+        """The request's message for one row; raises RowError if the row cannot be read."""
+        front = self.front
+        with faults_of_one_row(row):
+            image = prepare_image(front, prompt_image(row), self.preprocess)
+            text = render_prompt(front, row["prompt"])
+            with self.lock:
+                num_tokens = count_prompt_tokens(front, text, image.size)
+            resized = resized_size(front, image.size)
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=1)  # the fastest; every level is lossless
+        picture = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        content = [
+            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "text", "text": row["prompt"]},
+        ]
+        return RequestPrompt(
+            row=row,
+            message={"role": "user", "content": content},
+            adds_special_tokens=adds_special_tokens(front, text),
+            num_tokens=num_tokens,
+            resized=resized,
+        )
+
+    def compare(
+        self, row: Row, served: Sequence[int], *, reader: str, where: str, fix: str
+    ) -> None:
+        """`compare_prompt_tokens` with training's tokens; slow, because it prepares the pixels."""
+        with self.lock:
+            expected = encode_row(self.front, row, self.preprocess).input_ids.tolist()
+            compare_prompt_tokens(
+                self.front,
+                served,
+                expected,
+                reader=reader,
+                prompt_id=row["prompt_id"],
+                where=where,
+                fix=fix,
+            )
+
+    def tokenise(self, text: str, *, ends: bool) -> tuple[int, ...]:
+        """Ids of a text, where special tokens count as ordinary text; `ends` adds an end token."""
+        with self.lock:
+            found = self.front.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        ids = tuple(int(i) for i in found["input_ids"])
+        return (*ids, self.usual_end) if ends else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a completion."""
+        with self.lock:
+            (text,) = decode_completions(self.front.tokenizer, [ids])
+        return text

@@ -1,0 +1,69 @@
+"""Samples one part: seeds for its prompts, calls to the backend, rows for the artifact."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from perpo_pipeline.sample.backend import BackendSetup, Failure, SampledList
+from perpo_pipeline.sample.backends import open_backend
+from perpo_pipeline.seeds import derive_seed
+from perpo_pipeline.store.schemas import PROMPTS
+
+PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "image", "image_sha256", "prompt")
+
+
+Row = dict[str, Any]
+
+
+# Called with some prompts and the rows that they gave.
+OnRows = Callable[[Sequence[Row], Sequence[Row]], None]
+
+
+class PartSampler:
+    """A backend and the run's seed; `sample` turns the prompts of a part into rows."""
+
+    def __init__(self, setup: BackendSetup, run_seed: int) -> None:
+        self.backend, self.run_seed = open_backend(setup), run_seed
+
+    def sample(self, prompts: Sequence[Row], on_rows: OnRows) -> list[Row]:
+        """SAMPLES rows, and ERRORS rows for prompts that failed; `on_rows` gets those per prompt.
+
+        Calls the backend with at most `prompts_per_call` prompts at a time.
+        """
+        step = self.backend.prompts_per_call or len(prompts)
+        rows: list[Row] = []
+        for start in range(0, len(prompts), step):
+            rows += self._sample_call(prompts[start : start + step], on_rows)
+        return rows
+
+    def _sample_call(self, prompts: Sequence[Row], on_rows: OnRows) -> list[Row]:
+        seeds = [derive_seed(self.run_seed, "sample", row["prompt_id"]) for row in prompts]
+        rows: dict[int, list[Row]] = {}
+
+        def collect(index: int, found: SampledList | Failure) -> None:
+            rows[index] = list(_rows_of(prompts[index]["prompt_id"], seeds[index], found))
+            on_rows([prompts[index]], rows[index])
+
+        self.backend.sample(prompts, seeds, collect)
+        return [row for index in range(len(prompts)) for row in rows[index]]
+
+
+def _rows_of(prompt_id: str, seed: int, found: SampledList | Failure) -> Iterator[Row]:
+    if isinstance(found, Failure):
+        yield {"prompt_id": prompt_id, "reason": found.reason}
+        return
+    for sample_id, completion in enumerate(found.completions):
+        yield {
+            "prompt_id": prompt_id,
+            "sample_id": sample_id,
+            "completion": completion.text,
+            "completion_token_ids": completion.token_ids,
+            "finish_reason": completion.finish_reason,
+            "seed": seed,
+            "sampler_logprob": completion.sampler_logprob,
+            "resized": found.resized,
+        }
+
+
+def count_tokens(rows: Iterable[Row]) -> int:
+    """Tokens of the completions among SAMPLES and ERRORS rows."""
+    return sum(len(row["completion_token_ids"]) for row in rows if "reason" not in row)
