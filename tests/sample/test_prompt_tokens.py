@@ -37,7 +37,7 @@ def message_of(front: Vlm, found: list[int], expected: list[int]) -> str:
             reader="vLLM",
             prompt_id="p7",
             where="there",
-            fix="another engine",
+            fix="do this",
         )
     assert (caught.value.where, caught.value.fix) == ("there", "do this")
     return caught.value.what

@@ -65,7 +65,7 @@ def _write_samples(
 ) -> Mapping[str, Any]:
     """Sample and write the parts that are not there yet; returns the counts for the manifest."""
     check_engine(run.config)
-    table = prompts.table(columns=[*PROMPT_COLUMNS, *TRUTH_COLUMNS[1:]])
+    table = prompts.table(columns=list(dict.fromkeys([*PROMPT_COLUMNS, *TRUTH_COLUMNS])))
     _warn_of_boxes(run, split, setup.resolved, table)
     parts = Parts(writer, table, setup.sample.prompts_per_part)
     pending = parts.pending()
