@@ -1,4 +1,4 @@
-"""Time the sampling of 20 completions a prompt, ours against others, side by side.
+"""Time the sampling of 20 completions per prompt, ours against others, side by side.
 
     python benchmarks/sample.py --engine transformers --json sample.json
     python benchmarks/sample.py --engine vllm                        (needs vLLM; one engine)
@@ -6,20 +6,20 @@
     python benchmarks/sample.py --preset h200 --engine ...           (7B shapes, bf16, CUDA)
 
 transformers, from encoded prompts to token ids:
-  shared-prefix          ours: `sample_lists`, B prompts a batch
-  generate               model.generate(do_sample, num_return_sequences=20), a prompt a call
-  generate-batch         the same with B prompts a call
+  shared-prefix          ours: `sample_lists`, B prompts per batch
+  generate               model.generate(do_sample, num_return_sequences=20), one prompt per call
+  generate-batch         `generate` with B prompts per call
   generate-copied-cache  prompts read once, their cache copied 20 times, then `generate`
-vllm, all requests handed over at once, from images to completions:
+vllm, with all requests added at once, from images to completions:
   backend                ours: `VllmBackend.sample`, from encoded image files
-  bare                   LLM.generate on loaded images, of the same `LLM` object
-  bare-without-text      the same, told not to make text of the tokens
-determinism: which completions change with the number of prompts in a batch.
+  bare                   LLM.generate on loaded images, with the same `LLM` object
+  bare-without-text      LLM.generate with detokenize=False
+determinism: which completions change with the number of prompts per batch.
 
-The repeats of the ways are interleaved, so that a busy machine slows all alike, and medians are
-reported. No token ends an answer, so all ways make the same number of tokens, which is checked.
-Models have random weights (no download) but for the testbed's, which are shipped. vLLM on a CPU
-needs HF_HUB_OFFLINE=1 and, beside a torchvision made for CUDA,
+The repeats of all ways are interleaved, so that a busy machine slows all of them equally; medians
+are reported. No token ends an answer, so all ways draw the same number of tokens, which is checked.
+Models have random weights (no download), except the testbed's, which are shipped. vLLM on a CPU
+needs HF_HUB_OFFLINE=1 and, if torchvision was built for CUDA,
 PYTHONPATH=tests/with_vllm/torchvision_on_cpu.
 """
 
@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
+os.environ["HF_HUB_OFFLINE"] = "1"  # download nothing
 
 import transformers
 from sample_determinism import compare_batch_sizes
@@ -64,11 +64,11 @@ CASES: dict[str, dict[str, Case]] = {
         "qwen25-vl-grounding": Case(H200["qwen25-vl-grounding"], 8, 26),
     },
 }
-# One a process: vLLM makes batches of completions by itself, from all prompts of a round.
+# One case per process: vLLM makes its own batches of completions, from all prompts of a round.
 ENGINE_CASES: dict[str, dict[str, EngineCase]] = {
     "cpu": {
         "llava15-grounding": EngineCase(replace(SMALLER, layers=4), 32, 26),
-        # Where the engine has least to do: 16 image tokens and 0.5 million weights.
+        # The least work for the engine: 16 image tokens and 0.5 million weights.
         "tiny": EngineCase(Shape("llava", 128, 256, 2, 4, 4, 300, (32, 64, 2, 1), 56, 8), 128, 26),
     },
     "h200": {"llava15-grounding": EngineCase(LLAVA_7B, 256, 26)},
@@ -98,28 +98,34 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--engine", choices=ENGINES, default="transformers")
     parser.add_argument("--preset", choices=list(CASES), default="cpu")
-    parser.add_argument("--case", nargs="+", help="default: all of the preset; vllm: the first")
+    parser.add_argument(
+        "--case", nargs="+", help="default: all cases of the preset; with vllm: the first"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--prompts", type=int, help="a round (vllm), or in all (determinism)")
-    parser.add_argument("--model", type=Path, help="a model's directory (vllm; default: random)")
-    parser.add_argument("--no-memory", action="store_true", help="do not measure peaks")
-    parser.add_argument("--threads", type=int, help="processor threads (default: torch's)")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--prompts", type=int, help="prompts per round (vllm) or in total (determinism)"
+    )
+    parser.add_argument(
+        "--model", type=Path, help="directory of the model (vllm; default: random weights)"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
     is_vllm = options.engine == "vllm"
     known = list((ENGINE_CASES if is_vllm else CASES)[options.preset])
     options.case = options.case or (known[:1] if is_vllm else known)
     if unknown := set(options.case) - set(known):
-        parser.error(f"no case {', '.join(sorted(unknown))} here; there are {', '.join(known)}")
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if is_vllm and len(options.case) > 1:
-        parser.error("one engine a process: give one --case")
+        parser.error("a process has one engine: give one --case")
     return options
 
 
 def time_ways(
     options: argparse.Namespace, dtype: torch.dtype, device: torch.device
 ) -> tuple[Row, list[Row]]:
-    """What goes into the JSON for the transformers engine."""
+    """Header and rows of the JSON for the transformers engine."""
     rows: list[Row] = []
     cases = {name: CASES[options.preset][name] for name in options.case}
     for name, case in cases.items():
@@ -133,7 +139,7 @@ def time_ways(
                 row["peak_mib"] = peak_mib(scene, row["way"])
         print_table(
             f"{name}: prefix {scene.prefix_tokens}, {case.num_samples} answers of "
-            f"{case.answer_tokens}, {case.prompts} prompts a batch",
+            f"{case.answer_tokens}, {case.prompts} prompts per batch",
             found,
         )
         rows += found
@@ -149,7 +155,7 @@ def tokens_of(case: Case | EngineCase) -> int:
 def time_engine(
     options: argparse.Namespace, dtype: torch.dtype, device: torch.device
 ) -> tuple[Row, list[Row]]:
-    """What goes into the JSON for vLLM."""
+    """Header and rows of the JSON for vLLM."""
     import sample_vllm
 
     (name,) = options.case
@@ -176,7 +182,7 @@ def time_engine(
         row |= {"case": name, "prefix_tokens": prefix}
     print_table(
         f"vllm {name}: prefix {prefix}, {case.num_samples} answers of {case.answer_tokens}, "
-        f"{case.prompts} prompts a round",
+        f"{case.prompts} prompts per round",
         rows,
     )
     model_name = {"model": str(options.model)} if options.model else {}
@@ -186,7 +192,7 @@ def time_engine(
 def compare(
     options: argparse.Namespace, dtype: torch.dtype, device: torch.device
 ) -> tuple[Row, list[Row]]:
-    """What goes into the JSON for the comparison of batch sizes; `dtype` is not used: both are."""
+    """Header and rows of the JSON that compares batch sizes; ignores `dtype`, it compares both."""
     prompts = options.prompts or DETERMINISM_PROMPTS
     rows = compare_batch_sizes(prompts, (torch.float32, torch.bfloat16), device)
     print(
@@ -229,7 +235,7 @@ def summarise(
     opponents: Sequence[str],
     ours: str,
 ) -> list[Row]:
-    """A row a way; `faster` is against the fastest of the opponents, also among themselves."""
+    """One row per way; `faster` is the speed relative to the fastest opponent."""
     median = {way: statistics.median(taken) for way, taken in seconds.items()}
     best = min(median[way] for way in opponents)
     return [
@@ -270,8 +276,8 @@ def describe(options: argparse.Namespace, dtype: torch.dtype) -> Row:
         "threads": torch.get_num_threads(),
         "repeats": options.repeats,
         "dtype": str(dtype),
-        "peak_mib": "beyond the model, of a round: torch.cuda.max_memory_allocated, "
-        "on the CPU the resident peak in a process of its own",
+        "peak_mib": "per round, without the model: torch.cuda.max_memory_allocated; "
+        "on the CPU the resident peak of a separate process",
     }
 
 

@@ -1,4 +1,4 @@
-"""Which completions change with the number of prompts in a batch, since float rounding does."""
+"""Which completions change with the batch size, because float rounding does."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -18,7 +18,7 @@ BATCH_SIZES = (1, 4, 16, 64)
 def compare_batch_sizes(
     num_prompts: int, dtypes: Sequence[torch.dtype], device: torch.device
 ) -> list[dict[str, Any]]:
-    """Every two batch sizes, on the shipped model, whose end token ends answers."""
+    """Compare every pair of batch sizes on the shipped model, whose end token ends answers."""
     rows = []
     for dtype in dtypes:
         vlm, prompts = testbed(num_prompts, dtype, device)
@@ -46,7 +46,7 @@ def draw(vlm: Vlm, prompts: Sequence[EncodedPrompt], batch_size: int) -> list[Co
 
 
 def difference(one: Sequence[Completion], other: Sequence[Completion]) -> dict[str, Any]:
-    """`max_abs_dlogprob_nats` is over the completions whose tokens are equal."""
+    """How two runs differ; `max_abs_dlogprob_nats` covers the completions with equal tokens."""
     pairs = list(zip(one, other, strict=True))
     equal = [(a, b) for a, b in pairs if a.token_ids == b.token_ids]
     off = [abs((a.sampler_logprob or 0.0) - (b.sampler_logprob or 0.0)) for a, b in equal]

@@ -1,4 +1,4 @@
-"""Our vLLM backend and a bare `LLM.generate`, on one engine, with what sample.py hands to both."""
+"""Our vLLM backend and a bare `LLM.generate` on one engine, with the same prompts (sample.py)."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from perpo_pipeline.vlm.inputs import prompt_image
 from perpo_pipeline.vlm.prompts import adds_special_tokens, encode_prompt, render_prompt
 
 IMAGE_PX = (640, 480)
-WORDS = 18  # of the question; the turns around it are a few more
+WORDS = 18  # of the question; the template adds a few more
 TEMPLATE = (
     "{% for message in messages %}w10 w11 {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
@@ -34,7 +34,7 @@ TEMPLATE = (
 
 
 def save_hub_model(shape: Shape, directory: Path, dtype: torch.dtype, device: torch.device) -> Path:
-    """Write a random LLaVA in the hub's layout, with a tokenizer whose words are w0, w1, ..."""
+    """Write a random LLaVA in the hub's layout; the words of its tokenizer are w0, w1, ..."""
     model: Any = build_vlm(shape, dtype, device)[1]
     model.save_pretrained(directory)
     for file in directory.glob("*.safetensors"):
@@ -67,7 +67,7 @@ def save_hub_model(shape: Shape, directory: Path, dtype: torch.dtype, device: to
 
 
 def make_rows(num: int, text: Callable[[int], str]) -> list[Row]:
-    """Prompts with smooth JPEG images, which cost what a photograph costs to decode."""
+    """Prompts with smooth JPEG images, which cost as much to decode as photographs."""
     rows: list[Row] = []
     for index in range(num):
         noise = np.random.default_rng(index).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -86,7 +86,7 @@ def make_rows(num: int, text: Callable[[int], str]) -> list[Row]:
 
 
 def random_words(vocab: int) -> Callable[[int], str]:
-    """A question of words that save_hub_model's tokenizer knows."""
+    """Questions from words in the vocabulary of save_hub_model's tokenizer."""
 
     def text(index: int) -> str:
         drawn = np.random.default_rng(index).integers(20, vocab, WORDS)
@@ -96,7 +96,7 @@ def random_words(vocab: int) -> Callable[[int], str]:
 
 
 def question(index: int) -> str:
-    """For models from elsewhere."""
+    """A question for models with a real tokenizer."""
     return (
         f"Where is the man with the red jacket number {index}? Answer with a box [x1, y1, x2, y2]."
     )
@@ -122,11 +122,11 @@ def open_backend(model: Path, scratch: Path, case: EngineCase, dtype: torch.dtyp
 
 
 def ways(backend: VllmBackend, rows: Sequence[Row]) -> Mapping[str, Callable[[], Tokens]]:
-    """All draw N completions of every row."""
+    """The ways to compare; each draws N completions of every row."""
     requests = bare_requests(backend, rows)
 
     def bare(*, detokenize: bool) -> Tokens:
-        backend._empty_caches()  # as ours does
+        backend._empty_caches()  # as our backend does
         params = bare_params(backend, len(rows), detokenize)
         outputs = backend.llm.generate(requests, params, use_tqdm=False)
         return [y.token_ids for one in outputs for y in one.outputs]
@@ -159,7 +159,7 @@ def bare_requests(backend: VllmBackend, rows: Sequence[Row]) -> list[Any]:
 
 
 def bare_params(backend: VllmBackend, num: int, detokenize: bool) -> list[Any]:
-    """What draws from the same distribution with the same seeds, image placeholders apart."""
+    """The same distribution (except for image placeholders) with the same seeds."""
     sampling = backend.sampling
     return [
         backend.vllm.SamplingParams(
@@ -191,7 +191,7 @@ def engine_settings(backend: VllmBackend) -> dict[str, Any]:
 
 
 def _name_tower_as_the_hub_does(file: Path) -> None:
-    """A model that was never loaded is saved without the `vision_model.` of CLIP."""
+    """Add the `vision_model.` of CLIP, which a model that was never loaded lacks."""
     old, new = "vision_tower.", "vision_tower.vision_model."
     weights = {
         (new + name.removeprefix(old) if name.startswith(old) else name): value

@@ -1,8 +1,8 @@
-"""The ways in which sample.py draws N completions a prompt with transformers, and what they need.
+"""The ways in which sample.py draws N completions per prompt with transformers.
 
 Every way gets the same encoded prompts and draws from softmax(logits / T). No token ends an answer,
-so that all ways make the same number of tokens: the model's generation_config names no end token
-(which `generate` reads), and the `Vlm` one that does not exist (which `sample_lists` reads).
+so all ways draw the same number of tokens: the model's generation_config has no end token (for
+`generate`), and the `Vlm` has one that does not exist (for `sample_lists`).
 """
 
 import gc
@@ -49,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True)
 class EngineCase:
-    """The same with vLLM: the shape of a random LLaVA, and how many prompts one round has."""
+    """A case for vLLM: the shape of a random LLaVA, and the number of prompts per round."""
 
     shape: Shape
     prompts: int
@@ -59,7 +59,7 @@ class EngineCase:
 
 @dataclass(frozen=True)
 class Scene:
-    """A model on a device with its prompts."""
+    """A model on a device, with its prompts."""
 
     case: Case
     vlm: Vlm
@@ -78,7 +78,7 @@ def set_scene(case: Case, dtype: torch.dtype, device: torch.device) -> Scene:
     if case.regime is None:
         vlm, prompts = testbed(case.prompts, dtype, device)
     else:
-        # The twin is the model as transformers makes it: without adapter and our attention.
+        # The twin is the model as transformers builds it, without an adapter and our attention.
         vlm, twin = build_vlm(case.regime.shape, dtype, device)
         prompts = [one.prompt for one in random_lists(vlm, case.regime, case.prompts)]
         vlm.model = twin.eval()
@@ -92,7 +92,7 @@ def set_scene(case: Case, dtype: torch.dtype, device: torch.device) -> Scene:
 def testbed(
     num_prompts: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Vlm, list[EncodedPrompt]]:
-    """The shipped model and prompts rendered for it."""
+    """The shipped model, with prompts rendered for it."""
     name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
     vlm = load_vlm(resolve_model("testbed"), dtype=name, device=device.type)
     rows = render_prompts(testbed_settings(0, "benchmark", num_prompts), "benchmark")
@@ -106,7 +106,7 @@ def end_nothing(vlm: Vlm) -> None:
 
 
 def shared_prefix(scene: Scene) -> Tokens:
-    """Ours: what `TransformersBackend` calls."""
+    """Ours: the function that `TransformersBackend` calls."""
     lists = sample_lists(
         scene.vlm,
         scene.prompts,
@@ -119,24 +119,24 @@ def shared_prefix(scene: Scene) -> Tokens:
 
 
 def generate_one_by_one(scene: Scene) -> Tokens:
-    """transformers' own way, a prompt a call."""
+    """transformers' own way, one prompt per call."""
     return [drawn for prompt in scene.prompts for drawn in _generate(scene, [prompt])]
 
 
 def generate_batch(scene: Scene) -> Tokens:
-    """transformers' own way, with as many prompts a call as ours."""
+    """transformers' own way, with as many prompts per call as ours."""
     return _generate(scene, scene.prompts)
 
 
 @torch.inference_mode()
 def generate_copied_cache(scene: Scene) -> Tokens:
-    """What one can do with the library by hand: read prompts once, copy their cache N times."""
+    """The best by hand with the library: read prompts once, copy their cache N times."""
     model: Any = scene.vlm.model
     num = scene.case.num_samples
     inputs = _inputs(scene.vlm, scene.prompts)
     positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     cache = model(**inputs, position_ids=positions, logits_to_keep=1).past_key_values
-    cache.crop(-1)  # `generate` wants a token to begin with
+    cache.crop(-1)  # `generate` needs one token to start with
     cache.batch_repeat_interleave(num)
     rows = model.generate(
         input_ids=inputs["input_ids"].repeat_interleave(num, 0),
@@ -159,11 +159,11 @@ WAYS: dict[str, Way] = {
     "shared-prefix": shared_prefix,
 }
 OURS = "shared-prefix"
-LIBRARY = ("generate", "generate-batch")  # the better of the two is the opponent
+LIBRARY = ("generate", "generate-batch")  # ours is compared with the faster of the two
 
 
 def ways_for(scene: Scene) -> dict[str, Way]:
-    """Three-axis positions are kept inside the model: a cache from elsewhere has none."""
+    """The ways that work for this model: with three-axis positions a copied cache does not."""
     copies = scene.vlm.family.position_axes == 1
     return {name: way for name, way in WAYS.items() if copies or way is not generate_copied_cache}
 
@@ -185,7 +185,7 @@ def _generate(scene: Scene, prompts: Sequence[EncodedPrompt]) -> Tokens:
 
 
 def _inputs(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """What a processor gives for a batch that is padded on the left."""
+    """The inputs that a processor gives for a batch padded on the left."""
     width = max(prompt.num_tokens for prompt in prompts)
     ids = torch.full((len(prompts), width), vlm.pad_token_id)
     mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -202,9 +202,10 @@ def _inputs(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
 
 
 def peak_mib(scene: Scene, way: str) -> float | None:
-    """What one round takes beyond the model at its peak; None where that cannot be told.
+    """Peak memory of one round without the model; None if it cannot be measured.
 
-    On CUDA torch knows; else a fresh process is asked, whose memory no other way has touched.
+    torch measures it on CUDA. On the CPU a new process runs the round, so that no other way has
+    used its memory before.
     """
     if scene.vlm.device.type == "cuda":
         return _cuda_peak_mib(scene, way)
@@ -227,7 +228,7 @@ def _resident_peak_mib(case: Case, dtype: torch.dtype, way: str, threads: int) -
     scene = set_scene(case, dtype, torch.device("cpu"))
     gc.collect()
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
         before = _status_mib("VmRSS")
         WAYS[way](scene)
         return _status_mib("VmHWM") - before

@@ -1,14 +1,20 @@
 """Commands that start their own Ray cluster, and the actors below them."""
 
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 import psutil
 
 ACTOR = "ray::MapWorker"
+
+
+class Driver(Protocol):
+    """The command that has started the cluster."""
+
+    def poll(self) -> int | None: ...
 
 
 def without_cluster() -> dict[str, str]:
@@ -38,9 +44,7 @@ def actors_of(driver: int) -> list[psutil.Process]:
     return []
 
 
-def wait_until(
-    condition: Callable[[], object], driver: "subprocess.Popen[bytes]", patience_s: float
-) -> None:
+def wait_until(condition: Callable[[], object], driver: Driver, patience_s: float) -> None:
     """Wait until the condition holds, while the command runs."""
     end = time.monotonic() + patience_s
     while not condition():

@@ -1,4 +1,4 @@
-"""`perpo sample` with engine ray on real actors: the rows of one process, whoever is killed."""
+"""`perpo sample` with engine ray, on real actors: the same rows as one process, kills included."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forked_commands import ForkedCommand
 from PIL import Image
 from ray_processes import actors_of, command_of, wait_until, without_cluster
 
@@ -33,40 +34,31 @@ PATIENCE_S = 120
 
 
 class Place:
-    """A folder with a run; its commands see no cluster and write to no home but `home`."""
+    """A folder with a run; its commands see no cluster and use `home` as home directory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir()
         (folder / "r.yaml").write_text(CONFIG)
 
-    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
-        """The command; `finish` waits for it. (Files, since Ray's agents hold pipes for long.)"""
+    def start(self, *arguments: str, **environment: str) -> ForkedCommand:
+        """Start the command; `finish` waits for it. (Files, since Ray's agents keep pipes open.)"""
         own = {"HOME": str(self.home), "OMP_NUM_THREADS": "1"} | environment
-        with (self.folder / "out").open("w") as out, (self.folder / "told").open("w") as told:
-            return subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "perpo_pipeline.cli",
-                    *arguments,
-                    "--config",
-                    "r.yaml",
-                    "--quiet",
-                ],
-                cwd=self.folder,
-                stdout=out,
-                stderr=told,
-                env=without_cluster() | own,
-            )
+        return ForkedCommand(
+            [*arguments, "--config", "r.yaml", "--quiet"],
+            self.folder,
+            without_cluster() | own,
+            self.folder / "out",
+            self.folder / "err",
+        )
 
-    def finish(self, process: "subprocess.Popen[bytes]") -> tuple[int, str, str]:
+    def finish(self, command: ForkedCommand) -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
-        code = process.wait(timeout=3 * PATIENCE_S)
-        return code, (self.folder / "out").read_text(), (self.folder / "told").read_text()
+        code = command.wait(timeout=3 * PATIENCE_S)
+        return code, (self.folder / "out").read_text(), (self.folder / "err").read_text()
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of a command."""
+        """Run a command; returns exit code, stdout and stderr."""
         return self.finish(self.start(*arguments, **environment))
 
     def sampled(self) -> Version:
@@ -78,17 +70,17 @@ class Place:
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A run whose samples one process has drawn."""
+    """A run whose samples were drawn by one process."""
     place = Place(tmp_path_factory.mktemp("one"))
     for stage in ("prepare", "sample"):
-        code, _, told = place.run(stage)
-        assert code == 0, told
+        code, _, err = place.run(stage)
+        assert code == 0, err
     return place
 
 
 @pytest.fixture
 def place(one_process: Place, tmp_path: Path) -> Place:
-    """The same run before it was sampled."""
+    """The same run, before sampling."""
     shutil.copytree(one_process.folder / "data/r/prompts", tmp_path / "data/r/prompts")
     return Place(tmp_path)
 
@@ -111,19 +103,17 @@ def test_two_actors_give_the_rows_of_one_process(one_process: Place, place: Plac
     while driver.poll() is None:
         seen |= set(actors_of(driver.pid))
         time.sleep(0.05)
-    code, out, told = place.finish(driver)
-    assert code == 0, told
+    code, out, err = place.finish(driver)
+    assert code == 0, err
     assert [_lives(actor) for actor in seen] == [False, False], "the next stage needs the GPU"
     assert_same(place.sampled(), one_process.sampled())
-    # Results alone on stdout, one message of ours on stderr, nothing in the home directory.
+    # Only results on stdout, one message of ours on stderr, nothing in the home directory.
     assert out.splitlines() == [f"data/r/samples/train/{place.sampled().fingerprint}"]
-    assert [line.split(":")[0] for line in told.splitlines()] == ["sample train"]
+    assert [line.split(":")[0] for line in err.splitlines()] == ["sample train"]
     assert list(place.home.iterdir()) == []
 
 
-def test_a_killed_driver_takes_its_actors_along_and_resumes(
-    one_process: Place, place: Place
-) -> None:
+def test_the_actors_of_a_killed_driver_end_and_it_resumes(one_process: Place, place: Place) -> None:
     driver = place.start("sample", *RAY)
     wait_until(place.parts, driver, PATIENCE_S)
     actors = actors_of(driver.pid)
@@ -136,103 +126,62 @@ def test_a_killed_driver_takes_its_actors_along_and_resumes(
     assert alive == [], "with an accelerator, its memory would still be taken"
     kept = {part: part.stat().st_mtime_ns for part in place.parts()}
     assert 0 < len(kept) < 8
-    code, _, told = place.run("sample", *RAY)
-    assert code == 0, told
+    code, _, err = place.run("sample", *RAY)
+    assert code == 0, err
     assert {part: part.stat().st_mtime_ns for part in kept} == kept
     assert_same(place.sampled(), one_process.sampled())
 
 
-POISON = """
+# How a test disturbs the actors of its run. Each file is in the run's scratch folder.
+# `poison` names a prompt: actors that sample it are killed (only once, if `once` does not exist);
+# with `load` in it, actors end while they load the model.
+# Ray also believes in GPUs that do not exist: actors that get one write a note and use the CPU.
+DISTURBED = """
 import os, signal, sys
-
-if "default_worker.py" in " ".join(sys.orig_argv):
-    from perpo_pipeline.sample.sample_prompts import PartSampler
-
-    sample = PartSampler.sample
-
-    def die_or_sample(self, prompts, tell):
-        wanted, once = os.environ["POISON"], os.environ.get("ONCE")
-        if any(prompt["prompt_id"] == wanted for prompt in prompts):
-            if once is None or not os.path.exists(once):
-                if once is not None:
-                    open(once, "x").close()
-                os.kill(os.getpid(), signal.SIGKILL)
-        return sample(self, prompts, tell)
-
-    def die(self, setup, run_seed):
-        os._exit(1)
-
-    PartSampler.sample = die_or_sample
-    if os.environ["POISON"] == "load":
-        PartSampler.__init__ = die
-"""
-
-
-def poisoned(place: Place, what: str, **environment: str) -> tuple[int, str, str]:
-    """Run where actors are killed at a prompt (only ONCE, if that names a file), or (`load`) as
-    they load the model."""
-    (place.folder / "sitecustomize.py").write_text(POISON)
-    path = os.pathsep.join([str(place.folder), os.environ.get("PYTHONPATH", "")])
-    return place.run("sample", *RAY, PYTHONPATH=path, POISON=what, **environment)
-
-
-def test_an_actor_killed_in_mid_run_changes_no_row(one_process: Place, place: Place) -> None:
-    prompts = one_process.sampled().table()["prompt_id"].unique().to_pylist()
-    once = place.folder / "killed"
-    code, _, told = poisoned(place, prompts[7], ONCE=str(once))
-    assert code == 0 and once.exists(), told
-    assert "the actor that sampled part 2 has died (process" in told
-    assert_same(place.sampled(), one_process.sampled())
-
-
-def test_a_part_that_kills_its_actors_is_named_after_three_of_them(
-    one_process: Place, place: Place
-) -> None:
-    prompts = one_process.sampled().table()["prompt_id"].unique().to_pylist()
-    code, _, told = poisoned(place, prompts[7])
-    assert code == 2, told
-    assert "the actor that samples part 2 has died 3 times, last as process" in told
-    assert "lower sample.batch_size" in told
-    assert "part-00002.parquet" not in [part.name for part in place.parts()]
-
-
-def test_actors_that_die_while_they_load_the_model_end_the_run(place: Place) -> None:
-    code, _, told = poisoned(place, "load")
-    assert code == 2, told
-    assert "the actor that loads the model has died 3 times, last as process" in told
-    assert place.parts() == []
-
-
-# Ray believes in GPUs that it is told of; the actors that get one note which, and use the CPU.
-INVENTED_GPUS = """
-import os, sys
 from dataclasses import replace
 from pathlib import Path
 
 if "default_worker.py" in " ".join(sys.orig_argv):
-    from perpo_pipeline.sample.sample_prompts import PartSampler
+    from perpo_pipeline.sample.part_sampler import PartSampler
 
-    open_sampler = PartSampler.__init__
+    open_sampler, sample = PartSampler.__init__, PartSampler.sample
 
-    def open_on_cpu(self, setup, run_seed):
+    def poison_of(scratch):
+        file = Path(scratch, "poison")
+        return file.read_text() if file.exists() else None
+
+    def open_or_die(self, setup, run_seed):
+        self.scratch = setup.scratch
+        if poison_of(setup.scratch) == "load":
+            os._exit(1)
         if setup.model.device == "cuda":
             note = Path(setup.scratch, f"gpu-of-{os.getpid()}")
             note.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
             setup = replace(setup, model=setup.model.model_copy(update={"device": "cpu"}))
         open_sampler(self, setup, run_seed)
 
-    PartSampler.__init__ = open_on_cpu
+    def sample_or_die(self, prompts, on_rows):
+        poison = poison_of(self.scratch)
+        if any(prompt["prompt_id"] == poison for prompt in prompts):
+            once = Path(self.scratch, "once")
+            if once.exists():
+                once.rename(once.with_name("killed"))
+                Path(self.scratch, "poison").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sample(self, prompts, on_rows)
+
+    PartSampler.__init__, PartSampler.sample = open_or_die, sample_or_die
 """
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster that was started elsewhere, in another folder."""
+    """The address of a cluster that was started outside the command, in another folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     home = tmp_path_factory.mktemp("cluster")
-    (home / "sitecustomize.py").write_text(INVENTED_GPUS)
+    (home / "sitecustomize.py").write_text(DISTURBED)
     path = os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])
     head = subprocess.Popen(
         [
@@ -269,7 +218,43 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         head.wait()
 
 
-def test_a_cluster_that_is_there_is_joined_and_left(
+def poisoned(place: Place, cluster: str, what: str) -> tuple[int, str, str]:
+    """Run where actors are killed at a prompt, or (`load`) while they load the model."""
+    (place.folder / "data/r/poison").write_text(what)
+    return place.run("sample", *RAY, "--set", f"sample.ray_address={cluster}")
+
+
+def test_an_actor_killed_in_mid_run_changes_no_row(
+    one_process: Place, place: Place, cluster: str
+) -> None:
+    prompts = one_process.sampled().table()["prompt_id"].unique().to_pylist()
+    once = place.folder / "data/r/once"
+    once.touch()
+    code, _, err = poisoned(place, cluster, prompts[7])
+    assert code == 0 and once.with_name("killed").exists(), err
+    assert "the actor that sampled part 2 died (process" in err
+    assert_same(place.sampled(), one_process.sampled())
+
+
+def test_a_part_that_kills_its_actors_is_named_after_three_of_them(
+    one_process: Place, place: Place, cluster: str
+) -> None:
+    prompts = one_process.sampled().table()["prompt_id"].unique().to_pylist()
+    code, _, err = poisoned(place, cluster, prompts[7])
+    assert code == 2, err
+    assert "the actor that samples part 2 died 3 times, last as process" in err
+    assert "lower sample.batch_size" in err
+    assert "part-00002.parquet" not in [part.name for part in place.parts()]
+
+
+def test_actors_that_die_while_they_load_the_model_end_the_run(place: Place, cluster: str) -> None:
+    code, _, err = poisoned(place, cluster, "load")
+    assert code == 2, err
+    assert "the actor that loads the model died 3 times, last as process" in err
+    assert place.parts() == []
+
+
+def test_a_running_cluster_is_joined_and_left_running(
     one_process: Place, place: Place, cluster: str
 ) -> None:
     for variable, flags in (
@@ -279,8 +264,8 @@ def test_a_cluster_that_is_there_is_joined_and_left(
         shutil.rmtree(place.folder / "data/r/samples", ignore_errors=True)
         driver = place.start("sample", *RAY, *flags, **variable)
         assert not [p for p in psutil.Process(driver.pid).children() if "raylet" in command_of(p)]
-        code, _, told = place.finish(driver)
-        assert code == 0, told
+        code, _, err = place.finish(driver)
+        assert code == 0, err
         assert_same(place.sampled(), one_process.sampled())
 
 
@@ -289,17 +274,17 @@ def test_actors_on_gpus_have_one_each(one_process: Place, place: Place, cluster:
         "sample: {", "sample: {backend: transformers, "
     )
     (place.folder / "r.yaml").write_text(on_gpus)
-    code, _, told = place.run(
+    code, _, err = place.run(
         "sample", "--set", "sample.engine=ray", "--set", f"sample.ray_address={cluster}"
     )
-    assert code == 0, told
+    assert code == 0, err
     notes = place.folder.rglob("gpu-of-*")
     assert sorted(note.read_text() for note in notes) == ["0", "1"]
     assert_same(place.sampled(), one_process.sampled())
 
 
 def test_more_actors_than_a_cluster_has_room_for_are_refused(place: Place, cluster: str) -> None:
-    code, _, told = place.run(
+    code, _, err = place.run(
         "sample",
         "--set",
         "sample.engine=ray",
@@ -309,28 +294,28 @@ def test_more_actors_than_a_cluster_has_room_for_are_refused(place: Place, clust
         f"sample.ray_address={cluster}",
     )
     assert code == 2
-    assert "room for 2 actors with a CPU each, 3 are wanted" in told
+    assert "room for 2 actors with one CPU each, but 3 are wanted" in err
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
-def test_a_cluster_that_is_not_there_is_told_at_once(address: str, place: Place) -> None:
-    last = place.folder / "ray" / "ray_current_cluster"  # as a cluster that has ended leaves it
+def test_an_unreachable_cluster_is_reported_at_once(address: str, place: Place) -> None:
+    last = place.folder / "ray" / "ray_current_cluster"  # left behind by a cluster that has ended
     last.parent.mkdir()
     last.write_text("127.0.0.1:1")
-    code, _, told = place.run(
+    code, _, err = place.run(
         "sample", *RAY, "--set", f"sample.ray_address={address}", RAY_TMPDIR=str(place.folder)
     )
     assert code == 2
-    assert "the Ray cluster cannot be used: [Errno 111] Connection refused" in told
-    assert f"where: {address}" in told
+    assert "the Ray cluster cannot be used: [Errno 111] Connection refused" in err
+    assert f"where: {address}" in err
 
 
-def test_why_an_actor_cannot_open_its_model_is_told(place: Place, cluster: str) -> None:
-    code, _, told = place.run(
+def test_an_error_while_an_actor_opens_its_model_is_reported(place: Place, cluster: str) -> None:
+    code, _, err = place.run(
         "sample", *RAY, "--backend", "vllm", "--set", f"sample.ray_address={cluster}"
     )
     assert code == 2
-    assert "vLLM is not installed" in told or "vLLM is installed but cannot" in told
+    assert "vLLM is not installed" in err or "vLLM is installed but cannot" in err
 
 
 DAMAGED = """
@@ -343,8 +328,8 @@ sample: {num_samples: 2, max_new_tokens: 4, prompts_per_part: 2}
 """
 
 
-def test_a_prompt_that_fails_in_an_actor_is_told_and_repaired(tmp_path: Path, cluster: str) -> None:
-    """Images by path, relative to the data; the actors have another working directory."""
+def test_a_prompt_that_fails_in_an_actor_is_reported(tmp_path: Path, cluster: str) -> None:
+    """Images are named by path, relative to the data; the actors run in another directory."""
     place = Place(tmp_path)
     (tmp_path / "r.yaml").write_text(DAMAGED)
     lines = []
@@ -357,10 +342,10 @@ def test_a_prompt_that_fails_in_an_actor_is_told_and_repaired(tmp_path: Path, cl
     (tmp_path / "2.png").write_bytes(b"damaged")
     ray = [*RAY, "--set", f"sample.ray_address={cluster}"]
 
-    code, _, told = place.run("sample", *ray)
+    code, _, err = place.run("sample", *ray)
     assert code == 2
-    assert "1 prompts cannot be sampled (max_errors 0)" in told
-    assert "has changed since `perpo prepare`" in told and "2.png" in told
+    assert "1 prompts cannot be sampled (max_errors 0)" in err
+    assert "has changed since `perpo prepare`" in err and "2.png" in err
 
     assert place.run("sample", *ray, "--set", "sample.max_errors=1")[0] == 0
     version = place.sampled()

@@ -15,7 +15,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vllm)
-            item.add_marker(pytest.mark.filterwarnings("ignore"))  # vLLM's own
+            item.add_marker(pytest.mark.filterwarnings("ignore"))  # from vLLM itself
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,7 +26,7 @@ def _only_where_vllm_is() -> None:
 
 @pytest.fixture(scope="session")
 def hub_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a tiny model of a family, written once a session."""
+    """Returns the directory of a tiny model of a family; each is written once per session."""
     written: dict[str, Path] = {}
 
     def get(model_type: str) -> Path:

@@ -1,4 +1,4 @@
-"""Tiny models as vLLM takes them: heads its CPU kernels support, and the hub's own file layout."""
+"""Tiny models that vLLM accepts: head sizes of its CPU kernels, and the hub's file layout."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_families import WEIGHT_STD, save_tiny_family
 
 FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl")
-HIDDEN, HEADS = 128, 4  # heads of 32, the narrowest that vLLM's attention on the CPU knows
+HIDDEN, HEADS = 128, 4  # heads of 32, the narrowest that vLLM's attention on the CPU supports
 VIDEO_PROCESSORS = {
     "llava_onevision": "LlavaOnevisionVideoProcessor",
     "qwen2_5_vl": "Qwen2VLVideoProcessor",
@@ -53,8 +53,8 @@ def _widen(config: Any) -> None:
 
 
 def _cut_as_the_hub_does(config: Any, file: Path) -> None:
-    """Features of up to nine tiles are kept, as in every checkpoint on the hub: vLLM knows no other
-    number. The grids go beyond nine tiles, so that features are scaled down, too."""
+    """Keep the features of up to nine tiles, as every checkpoint on the hub: vLLM supports only
+    this number. The grids exceed nine tiles, so that features are also scaled down."""
     pinpoints = [[24 * rows, 24 * columns] for rows in range(1, 5) for columns in range(1, 5)]
     config.vision_aspect_ratio, config.image_grid_pinpoints = "anyres_max_9", pinpoints
     processor = json.loads(file.read_text())
@@ -64,7 +64,7 @@ def _cut_as_the_hub_does(config: Any, file: Path) -> None:
 
 
 def _name_tower_as_the_hub_does(file: Path) -> None:
-    """A model that was never loaded is saved without the `vision_model.` of CLIP and SigLIP."""
+    """Add the `vision_model.` of CLIP and SigLIP, which a model that was never loaded lacks."""
     old, new = "vision_tower.", "vision_tower.vision_model."
     weights = {
         (new + name.removeprefix(old) if name.startswith(old) else name): value

@@ -1,4 +1,4 @@
-"""What `perpo merge` writes is served by vLLM as it stands: greedy answers are transformers'."""
+"""vLLM serves the output of `perpo merge` unchanged: greedy answers equal transformers'."""
 
 import re
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def perpo(*arguments: str) -> None:
 
 
 def greedy_with_vllm(model: Path, rows: list[dict[str, Any]], texts: list[str]) -> list[Any]:
-    """Token ids of each answer, with what the model card says and nothing else of ours."""
+    """Token ids of each answer, with the settings of the model card only."""
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -66,7 +66,7 @@ def greedy_with_vllm(model: Path, rows: list[dict[str, Any]], texts: list[str]) 
     return [tuple(one.outputs[0].token_ids) for one in found]
 
 
-def test_greedy_answers_of_the_merged_testbed_model_are_transformers(
+def test_greedy_answers_of_the_merged_testbed_model_equal_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -99,7 +99,7 @@ def test_the_lines_of_the_card_load_every_family(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Here with torchvision, which the processors of most families need."""
+    """Runs here because most families' processors need torchvision."""
     monkeypatch.chdir(tmp_path)
     model = hub_model(family)
     merge(save_adapter_artifact(model, tmp_path / "adapter"), tmp_path / "merged")

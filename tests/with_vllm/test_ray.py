@@ -1,4 +1,4 @@
-"""`perpo sample` with engine ray and backend vllm: an actor holds vLLM's engine and frees it."""
+"""`perpo sample` with engine ray and backend vllm: an actor holds vLLM's engine and releases it."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ prepare:
 sample: {backend: vllm, num_samples: 20, max_new_tokens: 40, prompts_per_part: 3}
 """
 PATIENCE_S = 240
-# The last would put vLLM's engine in a process of its own, which the command must not allow.
+# The last variable would put vLLM's engine in its own process, which the command must prevent.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -37,20 +37,20 @@ ENVIRONMENT = {
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """The command, which sees no cluster; it tells in a file of the name of its last argument."""
-    with (folder / arguments[-1]).with_suffix(".told").open("wb") as told:
+    """Start the command without a cluster; its output goes to a file named by the last argument."""
+    with (folder / arguments[-1]).with_suffix(".log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml"],
             cwd=folder,
             env=without_cluster() | ENVIRONMENT,
-            stdout=told,
-            stderr=told,
+            stdout=log,
+            stderr=log,
         )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A run whose prompts are there; the commands that a failed test leaves are ended."""
+    """A run with prepared prompts; ends the commands that a failed test leaves running."""
     (tmp_path / "r.yaml").write_text(CONFIG)
     assert start(tmp_path, "prepare").wait(PATIENCE_S) == 0
     yield tmp_path
@@ -60,34 +60,28 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def sampled(folder: Path, out: str, process: "subprocess.Popen[bytes]") -> Version:
-    assert process.wait(PATIENCE_S) == 0, (folder / f"{out}.told").read_text()
+    assert process.wait(PATIENCE_S) == 0, (folder / f"{out}.log").read_text()
     return open_version(folder / out)
 
 
 def test_an_actor_with_vllm_is_killed_and_gives_the_rows_of_one_process(folder: Path) -> None:
-    """All columns are equal: vLLM's batches depend on the part alone, wherever it is sampled."""
+    """All columns are equal: vLLM's batches depend only on the part, wherever it is sampled."""
     one_process = start(folder, "sample", "--out", "one")
-    driver = start(
-        folder,
-        "sample",
-        "--set",
-        "sample.engine=ray",
-        "--set",
-        "sample.num_actors=1",
-        "--out",
-        "ray",
-    )
+    ray = ["--set", "sample.engine=ray", "--set", "sample.num_actors=1"]
+    driver = start(folder, "sample", *ray, "--out", "ray")
     wait_until(lambda: list(folder.glob("ray/*/part-*.parquet")), driver, PATIENCE_S)
     (first,) = actors_of(driver.pid)
     assert processes_below(first) == [], (
-        "an engine outside would outlive the actor, with the GPU's memory"
+        "an engine in its own process would outlive the actor, with the GPU's memory"
     )
     os.kill(first.pid, signal.SIGKILL)
     wait_until(lambda: actors_of(driver.pid) not in ([], [first]), driver, PATIENCE_S)
     (second,) = actors_of(driver.pid)
     found = sampled(folder, "ray", driver)
-    assert [command_of(actor) for actor in (first, second)] == ["", ""], "gone as the command ends"
-    assert "the actor that sampled part" in (folder / "ray.told").read_text()
+    assert [command_of(actor) for actor in (first, second)] == ["", ""], (
+        "both have ended with the command"
+    )
+    assert "the actor that sampled part" in (folder / "ray.log").read_text()
 
     expected = sampled(folder, "one", one_process)
     assert found.fingerprint == expected.fingerprint

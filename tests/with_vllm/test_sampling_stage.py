@@ -1,4 +1,4 @@
-"""`perpo sample --backend vllm` as a user runs it: killed, resumed, and in two processes."""
+"""`perpo sample` with backend vllm as a user runs it: killed, resumed, and in two processes."""
 
 import json
 import os
@@ -33,7 +33,7 @@ FIRST_PART_S = 120
 def prepared(
     hub_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """The folder of a run whose prompts are there."""
+    """The folder of a run with prepared prompts."""
     folder = tmp_path_factory.mktemp("run")
     lines = []
     for number in range(NUM_PROMPTS):
@@ -61,8 +61,8 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]") -> None:
-    _, told = process.communicate()
-    assert process.returncode == 0, told
+    _, err = process.communicate()
+    assert process.returncode == 0, err
 
 
 def sample(folder: Path, out: str, *arguments: str) -> Version:
@@ -99,7 +99,7 @@ def test_every_prompt_has_its_twenty_rows(undisturbed: Version) -> None:
     assert undisturbed.manifest["settings"]["backend"] == "vllm"
 
 
-def test_killed_and_started_again_it_ends_with_the_same_rows(
+def test_a_killed_and_restarted_run_gives_the_same_rows(
     prepared: Path, undisturbed: Version
 ) -> None:
     process = start(prepared, "sample", "--out", "killed")
@@ -112,7 +112,7 @@ def test_killed_and_started_again_it_ends_with_the_same_rows(
     written = first.stat().st_mtime_ns
     resumed = sample(prepared, "killed")
     assert rows_of(resumed) == rows_of(undisturbed)
-    assert first.stat().st_mtime_ns == written, "what was there was not made again"
+    assert first.stat().st_mtime_ns == written, "existing parts are kept"
 
 
 def test_two_processes_give_the_same_rows(prepared: Path, undisturbed: Version) -> None:

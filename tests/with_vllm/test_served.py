@@ -1,6 +1,6 @@
-"""`perpo sample --backend openai` against a real vLLM server on loopback, killed and started again.
+"""`perpo sample` with backend openai and a real vLLM server on loopback, killed and restarted.
 
-All but the hostile generation_config.json is asked of one server, which one of the tests replaces.
+All tests except that of the hostile generation_config.json share one server; one test restarts it.
 """
 
 import json
@@ -60,7 +60,7 @@ SERVER = (
     "512",
     "--max-num-seqs",
     "32",
-    # Every prompt in one piece: vLLM's CPU sampler fails on seeds where prompts are cut.
+    # Every prompt in one chunk: vLLM's CPU sampler fails on seeds if prompts are cut.
     "--max-num-batched-tokens",
     "16384",
     "--distributed-executor-backend",
@@ -77,7 +77,7 @@ SERVER_ENVIRONMENT = {
 
 
 class Server:
-    """vLLM's HTTP server with its engine, in a process group of its own, always at one port."""
+    """vLLM's HTTP server with its engine, in its own process group, always at the same port."""
 
     def __init__(self, log: Path, model: Path, *flags: str) -> None:
         with socket.socket() as free:
@@ -88,7 +88,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Return when it answers."""
+        """Start the server and wait until it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, "--port", str(self.port)],
@@ -112,13 +112,13 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """End it and its engine without a word to either."""
+        """Kill the server and its engine."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 def prepare(folder: Path, model: Path, num_prompts: int) -> Path:
-    """Make the folder of a run whose prompts are there."""
+    """Fill the folder of a run with prepared prompts."""
     lines = []
     for number in range(num_prompts):
         noise_image(number, 40 + 17 * number % 101, 60).save(folder / f"{number}.png")
@@ -160,7 +160,7 @@ def wait_for_part(folder: Path) -> Path:
 
 
 def drawn_rows(version: Version) -> tuple[list[Row], list[float]]:
-    """The rows without their log-probabilities, and those: they depend on rounding."""
+    """The rows without log-probabilities, and the log-probabilities, which depend on rounding."""
     rows: list[Row] = version.table().to_pylist()
     logprobs = [row.pop("sampler_logprob") for row in rows]
     return rows, logprobs
@@ -196,7 +196,7 @@ def prompts_in(folder: Path) -> list[Row]:
 
 
 def assert_drawn_from(model: Path, folder: Path, version: Version) -> None:
-    """The reported log-probabilities are those that training computes."""
+    """Assert that the reported log-probabilities equal those that training computes."""
     vlm, lists = load(model), lists_of(version)
     preprocess = version.manifest["settings"]["preprocess"]
     worst = [
@@ -235,12 +235,12 @@ class TestRun:
         assert undisturbed.manifest["settings"]["backend"] == "openai"
         assert not undisturbed.manifest["notes"].get("token_ids"), "the server sends them"
 
-    def test_log_probabilities_are_those_of_training(
+    def test_log_probabilities_equal_training(
         self, model: Path, folder: Path, undisturbed: Version
     ) -> None:
         assert_drawn_from(model, folder, undisturbed)
 
-    def test_a_killed_client_that_is_started_again_ends_with_the_same_rows(
+    def test_a_killed_and_restarted_client_gives_the_same_rows(
         self, folder: Path, server: Server, undisturbed: Version
     ) -> None:
         arguments = [*sampling("client", server), "--config", "r.yaml", "--quiet"]
@@ -256,9 +256,9 @@ class TestRun:
         assert len(parts_in(folder / "client")) < NUM_PROMPTS / PROMPTS_PER_PART
         written = first.stat().st_mtime_ns
         assert_same_rows(sample(folder, "client", server), undisturbed)
-        assert first.stat().st_mtime_ns == written, "what was there was not made again"
+        assert first.stat().st_mtime_ns == written, "existing parts are kept"
 
-    def test_a_killed_server_that_is_started_again_costs_no_row(
+    def test_a_killed_and_restarted_server_loses_no_row(
         self,
         folder: Path,
         server: Server,
@@ -286,9 +286,9 @@ class TestRun:
 
 
 def test_a_hostile_generation_config_changes_nothing(hub_model: HubModel, tmp_path: Path) -> None:
-    """The server heeds the file, and the rows are those of an engine without it in this process.
+    """The server reads the file, and the rows equal those of an engine without it in this process.
 
-    Its max_new_tokens is left out: no request can undo it, and answers cut by it are refused.
+    The file has no max_new_tokens: no request can override it, and truncated answers are refused.
     """
     model = hub_model("qwen3_vl")
     hostile = shutil.copytree(model, tmp_path / "hostile")

@@ -51,7 +51,7 @@ def make_row(name: str, seed: int, prompt: str, width: int = 80, height: int = 6
     return {"prompt_id": name, "image": image, "image_sha256": sha256, "prompt": prompt}
 
 
-# Prompts longer than the cache's blocks (128 tokens on the CPU): what may be shared, and what not.
+# Some prompts are longer than a block of the cache (128 tokens on the CPU), so blocks are shared.
 LONG = "where is the red square? " * 15
 ROWS = [
     make_row("short", 1, "Where is the red square?"),
@@ -79,7 +79,7 @@ def set_up(model: Path, scratch: Path, adapter: Path | None = None, **sample: An
 
 @contextmanager
 def running(*args: Any, **kwargs: Any) -> Iterator[VllmBackend]:
-    """One engine at a time: a process has one distributed environment."""
+    """Open one engine at a time: a process has only one distributed environment."""
     backend = VllmBackend(set_up(*args, **kwargs))
     try:
         yield backend
@@ -97,7 +97,7 @@ def load(model: Path, adapter: Path | None = None) -> Vlm:
 
 
 def worst_difference(vlm: Vlm, row: Row, found: SampledList, preprocess: str) -> float:
-    """Between vLLM's log-probabilities and those that training computes, in nats."""
+    """Worst difference between vLLM's log-probabilities and training's, in nats."""
     encoded = encode_row(vlm, row, preprocess)
     ids = [one.token_ids for one in found.completions]
     with torch.inference_mode():
@@ -115,7 +115,7 @@ def assert_drawn_from(
 
 
 class TestFamily:
-    """One engine a family."""
+    """One engine per family."""
 
     @pytest.fixture(scope="class", params=FAMILIES)
     def model(self, request: pytest.FixtureRequest, hub_model: HubModel) -> Path:
@@ -136,9 +136,7 @@ class TestFamily:
     def found(self, backend: VllmBackend) -> list[SampledList]:
         return drawn(backend.sample(ROWS, SEEDS))
 
-    def test_log_probabilities_are_those_of_training(
-        self, vlm: Vlm, found: list[SampledList]
-    ) -> None:
+    def test_log_probabilities_equal_training(self, vlm: Vlm, found: list[SampledList]) -> None:
         assert_drawn_from(vlm, found)
 
     def test_every_prompt_has_its_list(self, vlm: Vlm, found: list[SampledList]) -> None:
@@ -159,7 +157,9 @@ class TestFamily:
             assert not set(c.token_ids) & set(vlm.image_token_ids)
         assert {"stop", "length"} == {c.finish_reason for c in completions}
 
-    def test_texts_are_decoded_as_everywhere(self, vlm: Vlm, found: list[SampledList]) -> None:
+    def test_texts_are_decoded_as_by_other_backends(
+        self, vlm: Vlm, found: list[SampledList]
+    ) -> None:
         for one in found:
             texts = vlm.tokenizer.batch_decode(
                 [c.token_ids for c in one.completions],
@@ -175,15 +175,13 @@ class TestFamily:
         others = drawn(backend.sample(ROWS[:1], [999]))
         assert others[0].completions != found[0].completions
 
-    def test_token_counts_are_those_of_training_at_every_size(self, backend: VllmBackend) -> None:
+    def test_token_counts_equal_training_at_every_image_size(self, backend: VllmBackend) -> None:
         sizes = [(7 * i % 151 + 20, 13 * i % 149 + 20) for i in range(30)]
         rows = [make_row(f"{w}x{h}", w, "Where?", w, h) for w, h in sizes]
         drawn(backend.sample(rows, list(range(30))))  # a difference stops the run
 
-    def test_an_image_of_a_shape_that_the_model_refuses_fails_alone(
-        self, backend: VllmBackend
-    ) -> None:
-        """Only Qwen's models refuse any; the next row is as if there had been no ribbon."""
+    def test_an_image_with_a_refused_shape_fails_alone(self, backend: VllmBackend) -> None:
+        """Only Qwen's models refuse any shape; the next row is sampled as without the ribbon."""
         ribbon = make_row("ribbon", 1, "Where?", 900, 4)
         found = backend.sample([ribbon, ROWS[0]], [1, SEEDS[0]])
         if backend.front.family.name.startswith("qwen"):
@@ -199,7 +197,7 @@ def llava(hub_model: HubModel) -> Path:
 
 
 class TestEngine:
-    """What does not depend on the family."""
+    """Behaviour that does not depend on the family."""
 
     @pytest.fixture(scope="class")
     def backend(
@@ -208,7 +206,7 @@ class TestEngine:
         with running(llava, tmp_path_factory.mktemp("scratch"), preprocess="pad") as backend:
             yield backend
 
-    def test_padded_images_are_those_of_training(self, llava: Path, backend: VllmBackend) -> None:
+    def test_padded_images_equal_training(self, llava: Path, backend: VllmBackend) -> None:
         assert_drawn_from(load(llava), backend.sample(ROWS, SEEDS), "pad")
 
     def test_a_prompt_that_cannot_be_read_fails_alone(
@@ -221,11 +219,11 @@ class TestEngine:
         placeholder = make_row("placeholder", 1, "Where is <image>?")
         too_long = make_row("too long", 1, "7" * 600)
         no_room = make_row("no room", 1, "7" * 480)
-        # The next prompt's image is the same, and vLLM's caches of images know nothing of it.
+        # ROWS[0] and ROWS[1] share an image, which vLLM's caches must not lose or mix up.
         rows = [missing, too_long, ROWS[0], broken, placeholder, no_room, ROWS[1]]
-        told: dict[int, SampledList | Failure] = {}
-        found = backend.sample(rows, list(range(7)), told.__setitem__)
-        assert [told[index] for index in range(7)] == found
+        results: dict[int, SampledList | Failure] = {}
+        found = backend.sample(rows, list(range(7)), results.__setitem__)
+        assert [results[index] for index in range(7)] == found
         reasons = [one.reason if isinstance(one, Failure) else None for one in found]
         assert reasons[2] is None
         assert reasons[6] is None
@@ -239,26 +237,26 @@ class TestEngine:
         for place, word in words.items():
             assert word in str(reasons[place])
 
-    def test_every_prompt_is_told_when_its_last_answer_is_drawn(
+    def test_every_prompt_is_reported_when_its_last_answer_is_drawn(
         self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One prompt runs at a time, and none is added before the last was told."""
+        """One prompt runs at a time; the next is added only after the last was reported."""
         monkeypatch.setattr(backend, "window", 1)
-        told: list[int] = []
+        reported: list[int] = []
         unfinished: list[int] = []
 
-        def done(index: int, result: SampledList | Failure) -> None:
-            told.append(index)
+        def on_done(index: int, result: SampledList | Failure) -> None:
+            reported.append(index)
             unfinished.append(backend.llm.llm_engine.get_num_unfinished_requests())
 
-        drawn(backend.sample(ROWS, SEEDS, done))
-        assert told == list(range(len(ROWS)))
+        drawn(backend.sample(ROWS, SEEDS, on_done))
+        assert reported == list(range(len(ROWS)))
         assert unfinished == [0] * len(ROWS)
 
-    def test_a_later_prompt_of_another_length_than_in_training_stops_the_run(
+    def test_a_later_prompt_with_another_length_than_in_training_stops_the_run(
         self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As if vLLM cut large images otherwise: the first prompts are alike."""
+        """As if vLLM cut large images differently: the first prompts are equal."""
         expected = backend.sample(ROWS, SEEDS)
         real = vllm_backend._read
 
@@ -269,12 +267,18 @@ class TestEngine:
             return prompt
 
         monkeypatch.setattr(vllm_backend, "_read", longer)
-        with pytest.raises(ConfigError, match="vLLM reads prompt long otherwise") as caught:
+        with pytest.raises(
+            ConfigError, match="vLLM and training read different tokens for prompt long"
+        ) as caught:
             backend.sample(ROWS, SEEDS)
         length = encode_row(backend.front, ROWS[2], "pad").num_tokens
-        assert f"{length + 1} tokens instead of {length}; from place {length}" in str(caught.value)
+        assert f"{length + 1} tokens instead of {length}; from position {length}" in str(
+            caught.value
+        )
         monkeypatch.undo()
-        assert backend.sample(ROWS, SEEDS) == expected  # nothing of it was left in the engine
+        assert (
+            backend.sample(ROWS, SEEDS) == expected
+        )  # the engine keeps nothing of the failed call
 
     def test_seeds_follow_the_prompt_not_its_neighbours(self, backend: VllmBackend) -> None:
         together = drawn(backend.sample(ROWS[:2], SEEDS[:2]))
@@ -294,10 +298,10 @@ class TestEngine:
                 c.token_ids for c in other.completions
             ]
 
-    def test_other_tokens_than_in_training_stop_the_run(
+    def test_tokens_that_differ_from_training_stop_the_run(
         self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As if vLLM's own template were used, and it ended otherwise."""
+        """As if vLLM used its own template, with another end."""
         monkeypatch.setattr(backend, "is_compared", False)
         monkeypatch.setattr(
             "perpo_pipeline.sample.vllm_backend.render_prompt",
@@ -306,18 +310,15 @@ class TestEngine:
         with pytest.raises(ConfigError) as caught:
             backend.sample(ROWS[2:], SEEDS[2:])
         expected = encode_row(backend.front, ROWS[2], "pad").num_tokens
-        assert f"{expected + 1} tokens instead of {expected}; from place {expected} on [" in str(
-            caught.value
-        )
+        lengths = f"{expected + 1} tokens instead of {expected}; from position {expected} on ["
+        assert lengths in str(caught.value)
         shown = str(caught.value).splitlines()[1:3]
         assert shown[0].endswith("square?  ASSISTANT: ['")
         assert shown[1].endswith("square?  ASSISTANT:'")
 
 
-def test_generation_config_counts_for_nothing_but_the_end_tokens(
-    llava: Path, tmp_path: Path
-) -> None:
-    """Its answers are those of another engine with the same model and a harmless file."""
+def test_only_the_end_tokens_of_the_generation_config_count(llava: Path, tmp_path: Path) -> None:
+    """The answers equal those of another engine with the same model and a harmless file."""
     hostile = shutil.copytree(llava, tmp_path / "hostile")
     file = hostile / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | HOSTILE))
@@ -327,22 +328,25 @@ def test_generation_config_counts_for_nothing_but_the_end_tokens(
         assert drawn(backend.sample(ROWS, SEEDS)) == drawn(expected)
 
 
-def test_a_model_that_vllm_cuts_into_other_tokens_is_refused(
+def test_a_model_whose_images_vllm_cuts_differently_is_refused(
     hub_model: HubModel, tmp_path: Path
 ) -> None:
-    """vLLM takes any LLaVA-OneVision to keep the features of nine tiles; this one keeps two."""
+    """vLLM assumes that LLaVA-OneVision keeps the features of nine tiles; this one keeps two."""
     model = shutil.copytree(hub_model("llava_onevision"), tmp_path / "two")
     for name in ("config.json", "processor_config.json"):
         file = model / name
         file.write_text(file.read_text().replace("anyres_max_9", "anyres_max_2"))
     with (
         running(model, tmp_path / "scratch") as backend,
-        pytest.raises(ConfigError, match=r"vLLM reads prompt short otherwise.*tokens instead of"),
+        pytest.raises(
+            ConfigError,
+            match=r"vLLM and training read different tokens for prompt short: .*tokens instead of",
+        ),
     ):
         backend.sample(ROWS, SEEDS)
 
 
-def test_what_the_configuration_asks_for_is_done(llava: Path, tmp_path: Path) -> None:
+def test_configured_restrictions_act(llava: Path, tmp_path: Path) -> None:
     with running(llava, tmp_path, top_k=1, repetition_penalty=1.3) as backend:
         found = drawn(backend.sample(ROWS[:2], SEEDS[:2]))
     for one in found:
@@ -353,7 +357,7 @@ class TestAdapter:
     def check(
         self, model: Path, adapter: Path, scratch: Path, *, merged: bool
     ) -> list[SampledList | Failure]:
-        """Sample with the adapter, in the expected way, and compare with training."""
+        """Sample with the adapter, served or merged as expected, and compare with training."""
         with running(model, scratch, adapter) as backend:
             assert (backend.lora is None) is merged
             assert bool(backend.notes()) is merged
@@ -365,7 +369,7 @@ class TestAdapter:
         return found
 
     @pytest.mark.parametrize("family", [f for f in FAMILIES if families.FAMILIES[f].lora_in_vllm])
-    def test_language_model_lora_is_served_beside_its_base(
+    def test_language_model_lora_is_served_with_its_base(
         self, family: str, hub_model: HubModel, tmp_path: Path
     ) -> None:
         model = hub_model(family)
@@ -383,7 +387,7 @@ class TestAdapter:
         for one, other in zip(served, merged, strict=True):
             pairs = zip(one.completions, other.completions, strict=True)
             same = [(c, d) for c, d in pairs if c.token_ids == d.token_ids]
-            assert len(same) >= NUM_SAMPLES - 1  # rounding may turn a token in a thousand
+            assert len(same) >= NUM_SAMPLES - 1  # rounding may change one token in a thousand
             for c, d in same:
                 assert c.sampler_logprob == pytest.approx(d.sampler_logprob, abs=1e-4)
 
@@ -397,7 +401,7 @@ class TestAdapter:
             ("qwen2_5_vl", ["language_model", "projector", "vision_tower"], True),
         ],
     )
-    def test_others_are_merged_first(
+    def test_other_adapters_are_merged_first(
         self, family: str, scope: list[str], full: bool, hub_model: HubModel, tmp_path: Path
     ) -> None:
         model = hub_model(family)
