@@ -2,6 +2,8 @@
 #
 #   make all RUN=demo      the run of configs/demo.yaml, from prompts to report (the default)
 #   make all RUN=ci        the same in three minutes
+#   make all SET="train.lora.rank=8 filter.min_margin=0.4"
+#                          the same with other settings than the file's; no blanks within a value
 #   make test              all tests that need no accelerator
 #   make test-distributed  those with several processes (Ray, DeepSpeed; the latter needs g++, apt-get install g++)
 #   make test-vllm         those with the real vLLM, on the CPU, in an environment of its own
@@ -10,10 +12,11 @@
 #   make bench             side-by-side benchmarks
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
 #
-# What the stages are and in which order they run stands in stages/*.mk.
+# stages/*.mk says what the stages are and in which order they run.
 
 RUN    ?= demo
 CONFIG ?= configs/$(RUN).yaml
+SET    ?=
 PYTHON ?= python3
 VENV   ?= .venv
 PERPO   = $(VENV)/bin/perpo
@@ -23,7 +26,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
-.NOTPARALLEL:  # two trainings at a time would compute the reference twice
+.NOTPARALLEL:  # two trainings at the same time would compute the reference twice
 .PHONY: all setup test test-distributed test-vllm lint types docs bench clean
 
 INSTALLED := $(VENV)/.installed
@@ -38,9 +41,21 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 PLAN      := data/.plans/$(subst /,_,$(CONFIG)).mk
 STAGE_GOALS := all prepare sample score filter train eval report
 
-# The plan names the run's splits, methods and evaluations; it is made from the YAML file.
-# Whatever may change a result sends Make to the stages, which find out by fingerprint.
-SETTINGS := $(CONFIG) $(INSTALLED) $(shell find src -name '*.py' -o -name '*.safetensors')
+SETS      := $(foreach setting,$(SET),--set '$(setting)')
+LAST_SET  := $(PLAN:.mk=.set)
+
+ifneq ($(filter $(STAGE_GOALS),$(or $(MAKECMDGOALS),all)),)
+# Make compares times of files, so a file keeps the last SET: it is written when SET changes.
+ifneq ($(file <$(LAST_SET)),$(SETS))
+$(shell mkdir -p $(dir $(LAST_SET)))
+$(file >$(LAST_SET),$(SETS))
+endif
+endif
+
+# The plan names the run's splits, methods and evaluations; it is made from the YAML file and SET.
+# Make calls the stages after any change that may change a result; the fingerprint decides there.
+SETTINGS := $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET)) \
+  $(shell find src -name '*.py' -o -name '*.safetensors')
 
 ifneq ($(filter $(STAGE_GOALS),$(or $(MAKECMDGOALS),all)),)
 include $(PLAN)
@@ -48,9 +63,9 @@ include $(sort $(wildcard stages/*.mk))
 all: report-shown
 endif
 
-$(PLAN): $(CONFIG) $(INSTALLED)
+$(PLAN): $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET))
 	@mkdir -p $(@D)
-	@$(PERPO) plan --config $(CONFIG) > $@.part && mv $@.part $@
+	@$(PERPO) plan --config $(CONFIG) $(SETS) > $@.part && mv $@.part $@
 
 $(CONFIG):
 	@echo "make: no such configuration: $(CONFIG); choose RUN= from: $(basename $(notdir $(wildcard configs/*.yaml)))" >&2; exit 2
@@ -69,7 +84,7 @@ $(DEVELOP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@; test -e $(INSTALLED) || touch $(INSTALLED)
 
-# A process a core with one thread each; the files are handed out in conftest.py's order.
+# One process per core with one thread each; the files are handed out in conftest.py's order.
 test: $(DEVELOP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --ignore $(VLLM_TESTS) --ignore $(DISTRIBUTED_TESTS) --numprocesses auto \
 	  --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
@@ -112,4 +127,4 @@ bench: $(INSTALLED)
 
 clean:
 	@test -n "$(RUN)" || { echo "make: RUN is empty" >&2; exit 2; }
-	rm -rf data/$(RUN) $(PLAN)
+	rm -rf data/$(RUN) $(PLAN) $(LAST_SET)

@@ -5,4 +5,4 @@ SAMPLES := $(DATA)/samples/$(SAMPLE_SPLIT)/current
 sample: $(SAMPLES)
 
 $(SAMPLES): $(DATA)/prompts/$(SAMPLE_SPLIT)/current $(SETTINGS)
-	@$(PERPO) sample --config $(CONFIG) > /dev/null
+	@$(PERPO) sample --config $(CONFIG) $(SETS) > /dev/null

@@ -5,4 +5,4 @@ SCORES := $(DATA)/scores/$(SAMPLE_SPLIT)/current
 score: $(SCORES)
 
 $(SCORES): $(SAMPLES) $(SETTINGS)
-	@$(PERPO) score --config $(CONFIG) > /dev/null
+	@$(PERPO) score --config $(CONFIG) $(SETS) > /dev/null

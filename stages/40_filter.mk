@@ -5,4 +5,4 @@ PREFERENCES := $(DATA)/preferences/$(SAMPLE_SPLIT)/current
 filter: $(PREFERENCES)
 
 $(PREFERENCES): $(SCORES) $(SETTINGS)
-	@$(PERPO) filter --config $(CONFIG) > /dev/null
+	@$(PERPO) filter --config $(CONFIG) $(SETS) > /dev/null

@@ -1,8 +1,8 @@
-# preferences + model -> reference log-probabilities (once), one adapter a method (and seed)
+# preferences + model -> reference log-probabilities (once), one adapter per method (and seed)
 TRAINED := $(ADAPTERS:%=$(DATA)/adapter/%/current)
 
 .PHONY: train
 train: $(TRAINED)
 
 $(DATA)/adapter/%/current: $(PREFERENCES) $(SETTINGS)
-	@$(PERPO) train --config $(CONFIG) --method $* > /dev/null
+	@$(PERPO) train --config $(CONFIG) $(SETS) --method $* > /dev/null

@@ -1,4 +1,4 @@
-# test prompts + model (+ adapter) -> predictions and metrics, one a model and image condition
+# test prompts + model (+ adapter) -> predictions and metrics, one per model and image condition
 METRICS := $(EVALUATIONS:%=$(DATA)/metrics/%/current)
 
 .PHONY: eval
@@ -9,4 +9,4 @@ $(foreach a,$(EVALUATED_ADAPTERS),$(foreach file,/current -other-image/current -
   $(eval $(DATA)/metrics/$(a)$(file): $(DATA)/adapter/$(a)/current)))
 
 $(DATA)/metrics/%/current:
-	@$(PERPO) eval --config $(CONFIG) --evaluation $* > /dev/null
+	@$(PERPO) eval --config $(CONFIG) $(SETS) --evaluation $* > /dev/null

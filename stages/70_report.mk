@@ -6,7 +6,7 @@ STARTED := $(shell mkdir -p data/.plans && touch data/.plans/started)
 report: $(REPORT)
 
 $(REPORT): $(METRICS) $(TRAINED) $(SCORES) $(PREFERENCES) $(SETTINGS)
-	@$(PERPO) report --config $(CONFIG) > /dev/null
+	@$(PERPO) report --config $(CONFIG) $(SETS) > /dev/null
 
 report-shown: $(REPORT)
 	@if [ data/.plans/started -nt $(REPORT) ]; then echo "everything is up to date, nothing was run"; fi

@@ -1,9 +1,11 @@
-"""`make all` as a user runs it: twice, after a changed setting, and after it is changed back."""
+"""`make` as a user runs it: twice, after a changed setting or SET, and after it is changed back."""
 
+import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,19 +25,20 @@ train: {{batch_size: 8, lora: {{rank: 2, alpha: 4}}, methods: {{perpo: }}}}
 eval: {{max_new_tokens: 24, conditions: []}}
 report: {{num_resamples: 100, pictures: 1}}
 """
+STAGES = ("prepare", "sample", "score", "filter", "train", "eval", "report")
 EVERY_STAGE = ("prompts", "samples", "scores", "preferences", "adapter", "metrics", "report")
 
 
-def make_all(config: Path) -> tuple[str, float]:
+def make(config: Path, *arguments: str) -> tuple[str, float]:
     command = [
         "make",
         "--no-print-directory",
         "-C",
         str(ROOT),
-        "all",
         "RUN=test-make",
         f"CONFIG={config}",
         f"VENV={VENV}",
+        *arguments,
     ]
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -43,42 +46,95 @@ def make_all(config: Path) -> tuple[str, float]:
     return done.stdout + done.stderr, time.monotonic() - start
 
 
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "m.yaml"
+    yield path
+    plan = str(path).replace("/", "_")
+    for suffix in (".mk", ".set"):
+        (ROOT / f"data/.plans/{plan}{suffix}").unlink(missing_ok=True)
+
+
 def versions(data: Path) -> dict[str, int]:
     return {name: len(list(data.glob(f"m/{name}/*/*/manifest.json"))) for name in EVERY_STAGE}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+set_up = pytest.mark.skipif(
     not (VENV / ".installed").exists() or shutil.which("make") is None,
     reason="not run by `make test`: this Python is not the one that the Makefile set up",
 )
-def test_only_what_follows_from_a_changed_setting_is_made_again(tmp_path: Path) -> None:
-    data, config = tmp_path / "data", tmp_path / "m.yaml"
+
+
+@pytest.mark.slow
+@set_up
+def test_only_what_follows_from_a_changed_setting_is_made_again(
+    tmp_path: Path, config: Path
+) -> None:
+    data = tmp_path / "data"
 
     def write(margin: float) -> None:
         config.write_text(CONFIG.format(data=data, margin=margin))
 
     write(0.01)
-    try:
-        make_all(config)
-        once = versions(data)
-        assert once == {name: 1 for name in EVERY_STAGE} | {"prompts": 2, "metrics": 2}
+    make(config, "all")
+    once = versions(data)
+    assert once == {name: 1 for name in EVERY_STAGE} | {"prompts": 2, "metrics": 2}
 
-        said, seconds = make_all(config)
-        assert "nothing was run" in said and seconds < 20
-        assert versions(data) == once
+    printed, seconds = make(config, "all")
+    assert "nothing was run" in printed and seconds < 20
+    assert versions(data) == once
 
-        time.sleep(1.1)  # Make compares whole seconds on some file systems
-        write(0.02)
-        make_all(config)
-        changed = versions(data)
-        assert changed == once | {"preferences": 2, "adapter": 2, "metrics": 3, "report": 2}
+    time.sleep(1.1)  # Make compares whole seconds on some file systems
+    write(0.02)
+    make(config, "all")
+    changed = versions(data)
+    assert changed == once | {"preferences": 2, "adapter": 2, "metrics": 3, "report": 2}
 
-        time.sleep(1.1)
-        write(0.01)
-        said, _ = make_all(config)
-        assert versions(data) == changed
-        assert " rows in " not in said and said.count("up to date") >= 7
-    finally:
-        plan = str(config).replace("/", "_")
-        (ROOT / f"data/.plans/{plan}.mk").unlink(missing_ok=True)
+    time.sleep(1.1)
+    write(0.01)
+    printed, _ = make(config, "all")
+    assert versions(data) == changed
+    assert " rows in " not in printed and printed.count("up to date") >= 7
+
+
+@set_up
+def test_a_changed_set_makes_again_what_it_must_and_is_undone_without_it(
+    tmp_path: Path, config: Path
+) -> None:
+    data = tmp_path / "data"
+    config.write_text(CONFIG.format(data=data, margin=0.01))
+    train = data / "m/prompts/train"
+
+    def rows_in_use() -> int:
+        manifest = train / (train / "current").read_text().strip() / "manifest.json"
+        return int(json.loads(manifest.read_text())["rows"])
+
+    make(config, "prepare")
+    assert rows_in_use() == 16
+
+    time.sleep(1.1)
+    make(config, "prepare", "SET=prepare.train.num_prompts=3")
+    assert rows_in_use() == 3 and versions(data)["prompts"] == 3
+
+    printed, _ = make(config, "prepare", "SET=prepare.train.num_prompts=3")
+    assert "Nothing to be done" in printed and "perpo" not in printed
+
+    time.sleep(1.1)
+    printed, _ = make(config, "prepare")
+    assert rows_in_use() == 16 and versions(data)["prompts"] == 3
+    assert printed.count("up to date (") == 2
+
+
+@set_up
+def test_set_reaches_the_plan_and_every_stage(tmp_path: Path, config: Path) -> None:
+    config.write_text(CONFIG.format(data=tmp_path / "data", margin=0.01))
+    settings = "train.methods.sft= eval.models=[base,sft] filter.min_margin=0.4"
+    printed, _ = make(config, "--dry-run", "all", f"SET={settings}")
+    called = [line for line in printed.splitlines() if f"{VENV}/bin/perpo " in line]
+    given = "".join(f" --set '{setting}'" for setting in settings.split())
+    assert all(f"--config {config}{given}" in line for line in called)
+    stages = [line.split()[1] for line in called if " plan " not in line]
+    assert sorted(set(stages)) == sorted(STAGES)
+    assert any("--method sft" in line for line in called)
+    assert any("--evaluation sft" in line for line in called)
+    assert not any("--evaluation perpo" in line for line in called)
