@@ -10,7 +10,8 @@ import pytest
 from synthetic_run import make_synthetic_run
 
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.report.data import open_inputs, read_outcomes
+from perpo_pipeline.report.inputs import open_inputs
+from perpo_pipeline.report.paired import read_outcomes
 from perpo_pipeline.report.write_report import report
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "source"}
@@ -167,7 +168,7 @@ def test_each_picture_shows_the_ground_truth_and_both_predictions(html):
     strokes = [attrs["stroke"] for tag, attrs in page.tags if tag == "rect" and "stroke" in attrs]
     assert strokes.count("#15803d") == len(pictures)
     without_box = html.count('"nowrap">no box')
-    assert strokes.count("#e2661a") + without_box == len(pictures)
+    assert strokes.count("#d0601a") + without_box == len(pictures)
 
 
 def test_every_artifact_is_in_the_lineage(run, html):

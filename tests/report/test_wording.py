@@ -2,8 +2,15 @@ import math
 
 import pytest
 
-from perpo_pipeline.report.data import Comparison, Estimate
-from perpo_pipeline.report.wording import blindness, duration, p_value, shown, verdict
+from perpo_pipeline.report.page.wording import (
+    duration,
+    format_of,
+    other_image_sentence,
+    p_value,
+    verdict,
+)
+from perpo_pipeline.report.paired import Comparison
+from perpo_pipeline.report.results import Estimate
 
 BASE = Estimate(0.40, 0.35, 0.45, 100)
 
@@ -56,7 +63,7 @@ def test_unknown_intervals_support_no_claim():
 
 
 def test_the_sentence_on_other_images_names_both_values():
-    sentence = blindness("ap50", "PerPO", BASE, Estimate(0.05, 0.01, 0.09, 64))
+    sentence = other_image_sentence("ap50", "PerPO", BASE, Estimate(0.05, 0.01, 0.09, 64))
     assert sentence.replace("\u00a0", " ") == (
         "With the image of another prompt, AP@50 of PerPO is 5.0 % [1.0, 9.0] instead of 40.0 "
         "(n = 64)."
@@ -78,7 +85,7 @@ def test_p_values_have_three_decimals(value, text):
 
 
 def test_an_unknown_metric_keeps_its_name():
-    assert shown("my_metric").label == "my_metric"
+    assert format_of("my_metric").label == "my_metric"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The rows of the page: the methods that a run compares, their order, names and colours."""
+"""The methods that a run compares, with their order, labels and colours on the page."""
 
 from dataclasses import dataclass
 from itertools import cycle
@@ -9,11 +9,15 @@ from perpo_pipeline.config.run import RunConfig
 
 BASE_LABEL, BASE_COLOUR = "Base", "#d0601a"
 MORE_COLOURS = ("#5f6b7a", "#9c5b4b", "#3f7f3f", "#8e8e8e", "#3aa0c9", "#a06fc0")
+"""Colours of entries of `train.methods` that have a name of their own, as in a grid of settings."""
 
 
 @dataclass(frozen=True)
-class Method:
-    """One row: a method with all its variants (several where there are several seeds)."""
+class ReportedMethod:
+    """One row of the results: the base model, or an entry of `train.methods`.
+
+    `kind` is BASE or a key of METHODS. `variants` are the evaluated models, one per seed.
+    """
 
     name: str
     label: str
@@ -21,10 +25,17 @@ class Method:
     kind: str
     variants: tuple[str, ...]
 
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the model before training."""
+        return self.kind == BASE
 
-def methods_of(config: RunConfig) -> list[Method]:
-    """The evaluated methods: base first, then as in the paper's table; methods of one kind stay in
-    the order of the configuration."""
+
+def reported_methods(config: RunConfig) -> list[ReportedMethod]:
+    """The evaluated methods: the base first, then in the order of METHODS.
+
+    Entries with the same method keep the order of the configuration.
+    """
     evaluated = config.eval_models()
     several = len(config.train.seeds) > 1
     settings = config.train.variants()
@@ -37,20 +48,20 @@ def methods_of(config: RunConfig) -> list[Method]:
     return _with_colours(rows)
 
 
-def main_method(methods: list[Method]) -> Method | None:
-    """The method that the page is about: `perpo`, else the last trained one; None if none is."""
-    trained = [method for method in methods if method.kind != BASE]
+def main_method(methods: list[ReportedMethod]) -> ReportedMethod | None:
+    """The method that the headline is about: `perpo`, else the last trained one, else None."""
+    trained = [method for method in methods if not method.is_base]
     named = [method for method in trained if method.name == "perpo"]
     chosen = named or trained[-1:]
     return chosen[0] if chosen else None
 
 
-def _with_colours(rows: list[tuple[str, str, tuple[str, ...]]]) -> list[Method]:
+def _with_colours(rows: list[tuple[str, str, tuple[str, ...]]]) -> list[ReportedMethod]:
     more = cycle(MORE_COLOURS)
     methods = []
     for name, kind, variants in rows:
         label, colour = _label_and_colour(kind) if name == kind else (name, next(more))
-        methods.append(Method(name, label, colour, kind, variants))
+        methods.append(ReportedMethod(name, label, colour, kind, variants))
     return methods
 
 

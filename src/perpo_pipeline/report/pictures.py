@@ -13,7 +13,8 @@ from PIL import Image
 
 from perpo_pipeline.answers.boxes import BOX_FORMATS
 from perpo_pipeline.evaluate.metrics import right
-from perpo_pipeline.report.data import Floats, Inputs, Outcomes
+from perpo_pipeline.report.inputs import Inputs
+from perpo_pipeline.report.paired import Floats, Outcomes
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
 from perpo_pipeline.vlm.inputs import prompt_image
 

@@ -1,24 +1,17 @@
-"""`perpo report`: everything that a run has made -> one HTML page and the paired comparisons."""
+"""`perpo report`: the artifacts of a run -> one HTML page and the paired comparisons."""
 
 from dataclasses import asdict
 
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.fingerprints import counted_settings
-from perpo_pipeline.report.data import (
-    Comparison,
-    Inputs,
-    Outcomes,
-    compare,
-    open_inputs,
-    oracle,
-    read_curves,
-    read_outcomes,
-    read_sampled,
-    read_table,
-)
+from perpo_pipeline.report.inputs import Inputs, open_inputs
 from perpo_pipeline.report.lineage import ancestors
-from perpo_pipeline.report.methods import Method, main_method, methods_of
+from perpo_pipeline.report.methods import ReportedMethod, main_method, reported_methods
+from perpo_pipeline.report.paired import Comparison, Outcomes, compare, read_outcomes
 from perpo_pipeline.report.pictures import Picture, read_pictures
+from perpo_pipeline.report.results import read_results
+from perpo_pipeline.report.sampled import oracle, read_sampled
+from perpo_pipeline.report.training_log import read_curves
 from perpo_pipeline.run import DEFAULT, Run, make
 from perpo_pipeline.store.artifacts import Recipe, Version, Writer
 from perpo_pipeline.store.atomic import write_atomically
@@ -30,7 +23,7 @@ PAGE = "report.html"
 def report(run: Run) -> Version:
     """Write `report.html` and the paired comparisons (REPORT rows) of a run.
 
-    Raises `ArtifactError` naming what has not been made yet.
+    Raises `ArtifactError` naming an artifact that does not exist yet.
     """
     config = run.config
     inputs = open_inputs(run)
@@ -55,7 +48,7 @@ def report(run: Run) -> Version:
 
 
 def _compare_all(run: Run, outcomes: Outcomes) -> list[Comparison]:
-    methods = methods_of(run.config)
+    methods = reported_methods(run.config)
     main = main_method(methods)
     if main is None:
         return []
@@ -64,10 +57,11 @@ def _compare_all(run: Run, outcomes: Outcomes) -> list[Comparison]:
 
 
 def _page(run: Run, inputs: Inputs, outcomes: Outcomes, comparisons: list[Comparison]) -> str:
-    from perpo_pipeline.report.page import Contents, render  # imports Matplotlib
+    from perpo_pipeline.report.page.contents import Contents
+    from perpo_pipeline.report.page.render import render  # imports Matplotlib
 
     config = run.config
-    main = main_method(methods_of(config))
+    main = main_method(reported_methods(config))
     sampled = read_sampled(inputs)
     pictures, outcome_counts = _pictures(run, inputs, outcomes, main)
     return render(
@@ -75,7 +69,7 @@ def _page(run: Run, inputs: Inputs, outcomes: Outcomes, comparisons: list[Compar
             title=config.report.title,
             run_name=config.run,
             model_id=config.model.id,
-            rows=read_table(run, inputs),
+            results=read_results(config, inputs),
             oracle=oracle(sampled, config.report.num_resamples),
             main=main,
             outcomes=outcomes,
@@ -93,9 +87,9 @@ def _page(run: Run, inputs: Inputs, outcomes: Outcomes, comparisons: list[Compar
 
 
 def _pictures(
-    run: Run, inputs: Inputs, outcomes: Outcomes, main: Method | None
+    run: Run, inputs: Inputs, outcomes: Outcomes, main: ReportedMethod | None
 ) -> tuple[list[Picture], dict[str, int]]:
-    """Examples of the base against the main method (its first seed); none without either."""
+    """Examples of the base and the main method's first seed; none if one of them is missing."""
     wanted = run.config.report.pictures
     if not wanted or main is None or BASE not in outcomes.rewards:
         return [], {}

@@ -4,19 +4,30 @@ from dataclasses import dataclass
 
 from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.evaluate.metrics import Unit, find_metric
-from perpo_pipeline.report.data import Comparison, Estimate
+from perpo_pipeline.report.paired import Comparison
+from perpo_pipeline.report.results import Estimate
 
 SPACE = "\u00a0"
 """A space at which a line does not break."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """How the page writes a metric (metrics.METRICS)."""
+class MetricFormat:
+    """How the page writes a metric of METRICS."""
 
     label: str
     unit: Unit
     higher_is_better: bool
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis: the metric with its unit."""
+        return f"{self.label}, {self.unit.symbol}" if self.unit.symbol else self.label
+
+    @property
+    def points(self) -> str:
+        """The unit of a difference: points for per cent, else the metric's own; may be empty."""
+        return "points" if self.unit.symbol == "%" else self.unit.symbol
 
     def number(self, value: float) -> str:
         """The value as the page writes it, without the unit's symbol."""
@@ -38,11 +49,11 @@ class Shown:
         return f"{self.number(estimate.value)}{symbol} {interval}"
 
 
-def shown(name: str) -> Shown:
-    """How a metric is shown; an unknown one keeps its name, in per cent, higher is better."""
+def format_of(name: str) -> MetricFormat:
+    """How the page writes a metric; one that METRICS lacks keeps its name and counts as a share."""
     metric = find_metric(name)
     unit = metric.in_report or metric.unit
-    return Shown(metric.label, unit, metric.higher_is_better is not False)
+    return MetricFormat(metric.label, unit, metric.higher_is_better is not False)
 
 
 def verdict(
@@ -53,7 +64,7 @@ def verdict(
     If the intervals overlap, `paired` decides: the difference on the same prompts, in this metric
     or in the mean reward.
     """
-    how = shown(metric)
+    how = format_of(metric)
     change = f"{how.label} from {how.full(base)} to {how.full(after)}"
     if after.low > base.high or after.high < base.low:
         verb = "raises" if after.value > base.value else "lowers"
@@ -79,10 +90,10 @@ def verdict(
 
 def paired_sentence(paired: Comparison) -> str:
     """The difference on the same prompts, with its interval."""
-    how = shown(paired.metric)
+    how = format_of(paired.metric)
     return (
         f"On the same {paired.n:,} prompts, the difference in {how.label} is "
-        f"{how.signed(paired.difference)} points "
+        f"{how.signed(paired.difference)} {how.points and how.points + ' '}"
         f"{how.interval(paired.low, paired.high, signed=True)}."
     )
 
@@ -93,9 +104,9 @@ def p_value(p: float) -> str:
     return f"p{SPACE}{text}" if text.startswith("<") else f"p{SPACE}={SPACE}{text}"
 
 
-def blindness(metric: str, label: str, seeing: Estimate, other: Estimate) -> str:
+def other_image_sentence(metric: str, label: str, seeing: Estimate, other: Estimate) -> str:
     """One sentence on the metric with the images of other prompts."""
-    how = shown(metric)
+    how = format_of(metric)
     return (
         f"With the image of another prompt, {how.label} of {label} is {how.full(other)} "
         f"instead of {how.number(seeing.value)} (n = {other.n:,})."

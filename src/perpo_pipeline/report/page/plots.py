@@ -1,43 +1,18 @@
 """Plots as inline SVG: narrow panels whose text is readable on a phone."""
 
-import html
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from perpo_pipeline.report.data import Floats
+from perpo_pipeline.evaluate.metrics import Unit
+from perpo_pipeline.report.page.svg import INK, MUTED, draw_svg
+from perpo_pipeline.report.training_log import Floats
 
-INK, MUTED, RULE, PALE = "#1b1f24", "#5b6470", "#d9dde2", "#eef0f3"
 PANEL_WIDTH = 4.2  # inches; an inch is 96 px on the page
-STYLE: dict[Any, Any] = {
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": PALE,
-    "grid.linewidth": 1.0,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
+
 SMOOTHING = 0.05
 """Curves are averaged over this share of the steps; the raw values are drawn pale behind them."""
 
@@ -75,24 +50,22 @@ def interval_plot(
     bars: Sequence[Bar],
     *,
     x_label: str,
+    unit: Unit,
     name: str,
     zero: bool = False,
-    scale: float = 100.0,
-    decimals: int = 1,
 ) -> str:
-    """One line per bar, the first at the top: its value and interval; `zero` draws a line at 0.
+    """One line per bar, the first at the top: its value and interval in `unit`.
 
-    Values are multiplied by `scale` and written with `decimals`.
+    `zero`: the values are differences; they get their sign, and the plot a line at 0.
     """
 
     def draw(axes: Any) -> None:
         for y, bar in enumerate(bars):
-            value, low, high = (scale * v for v in (bar.value, bar.low, bar.high))
+            value, low, high = (unit.factor * v for v in (bar.value, bar.low, bar.high))
             axes.plot([low, high], [y, y], color=bar.colour, linewidth=2.2, solid_capstyle="round")
             axes.plot([value], [y], "o", color=bar.colour, markersize=7.5, zorder=4)
-            text = f"{value:{'+' if zero else ''}.{decimals}f}"
             axes.annotate(
-                text,
+                unit.signed(bar.value) if zero else unit.number(bar.value),
                 (value, y),
                 (0, 7),
                 textcoords="offset points",
@@ -112,7 +85,7 @@ def interval_plot(
         axes.set_xlabel(x_label)
         axes.margins(x=0.12)
 
-    return _svg(draw, name, (PANEL_WIDTH, 0.75 + 0.46 * len(bars)))
+    return draw_svg(draw, name, (PANEL_WIDTH, 0.75 + 0.46 * len(bars)))
 
 
 def curve_plot(curves: Sequence[Curve], *, name: str) -> str:
@@ -136,7 +109,7 @@ def curve_plot(curves: Sequence[Curve], *, name: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("optimiser step")
 
-    return _svg(draw, name, (PANEL_WIDTH, 2.6))
+    return draw_svg(draw, name, (PANEL_WIDTH, 2.6))
 
 
 def _plain_number(value: float) -> str:
@@ -177,19 +150,20 @@ def histogram(
         axes.grid(False, axis="x")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
-    return _svg(draw, name, (PANEL_WIDTH, 2.6))
+    return draw_svg(draw, name, (PANEL_WIDTH, 2.6))
 
 
-def best_of_n_plot(values: Floats, *, y_label: str, colour: str, name: str) -> str:
+def best_of_n_plot(values: Floats, *, y_label: str, unit: Unit, colour: str, name: str) -> str:
     """The expected best of n for n = 1..N, `(N,)`, with its first and last value as text."""
 
     def draw(axes: Any) -> None:
         n = np.arange(1, len(values) + 1)
-        axes.plot(n, values, color=colour, linewidth=2, marker="o", markersize=4)
+        scaled = unit.factor * values
+        axes.plot(n, scaled, color=colour, linewidth=2, marker="o", markersize=4)
         for i, ha in sorted({0: "left", len(values) - 1: "right"}.items()):
             axes.annotate(
-                f"{100 * values[i]:.1f}",
-                (n[i], values[i]),
+                unit.number(float(values[i])),
+                (n[i], scaled[i]),
                 (0, -14),
                 ha=ha,
                 textcoords="offset points",
@@ -197,34 +171,8 @@ def best_of_n_plot(values: Floats, *, y_label: str, colour: str, name: str) -> s
                 fontweight="bold",
             )
         axes.set(xlabel="samples n", ylabel=y_label)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _plain_number(y)))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.margins(y=0.2)
 
-    return _svg(draw, name, (PANEL_WIDTH, 2.6))
-
-
-def _svg(draw: Callable[[Any], None], name: str, size: tuple[float, float]) -> str:
-    """Draw on new axes and return an `<svg>` element; the same input gives the same text."""
-    no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        sink = io.StringIO()
-        figure.savefig(sink, format="svg", metadata=no_metadata)
-    return _inline(sink.getvalue(), name)
-
-
-def _inline(text: str, name: str) -> str:
-    """Remove what only an SVG file needs: header, name spaces, unused ids, fixed size, font."""
-    text = text[text.index("<svg") :]
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
-    head, body = text.split(">", 1)
-    box = re.search(r'viewBox="[\d. -]+"', head)
-    if box is None:
-        raise ValueError("Matplotlib wrote an SVG without a viewBox")
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
-    body = body.replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
-    body = body.replace("xlink:href", "href")
-    return f'<svg {box[0]} role="img" aria-label="{html.escape(name)}">{body.strip()}'
+    return draw_svg(draw, name, (PANEL_WIDTH, 2.6))

@@ -1,0 +1,73 @@
+"""The headline: the first metric before and after training, in numbers, sentences and one plot."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from perpo_pipeline.config.evaluations import BASE, OTHER_IMAGE
+from perpo_pipeline.evaluate.metrics import METRICS
+from perpo_pipeline.report.methods import ReportedMethod
+from perpo_pipeline.report.page import plots
+from perpo_pipeline.report.page.contents import Contents
+from perpo_pipeline.report.page.results import cell
+from perpo_pipeline.report.page.wording import (
+    MetricFormat,
+    format_of,
+    other_image_sentence,
+    paired_sentence,
+    verdict,
+)
+from perpo_pipeline.report.results import MethodResults
+
+Json = dict[str, Any]
+
+
+def headline_metric(results: Sequence[MethodResults]) -> str:
+    """The metric of the headline: the first in METRICS that the report shows and the run has."""
+    metrics = results[0].metrics
+    known = [m.name for m in METRICS.values() if m.in_report is not None and m.name in metrics]
+    return (known or list(metrics))[0]
+
+
+def headline(contents: Contents) -> Json:
+    """The data of the section; without a trained method it has the plot only."""
+    metric = headline_metric(contents.results)
+    how = format_of(metric)
+    rows = {row.method.name: row for row in contents.results}
+    main = contents.main
+    ends = [rows[name] for name in (BASE, main.name) if name in rows] if main else []
+    return {
+        "metric": how.label,
+        "unit": how.unit.symbol,
+        "plot": Markup(_plot(contents.results, metric, how)),
+        "numbers": [
+            cell(metric, row.metrics) | {"label": row.method.label, "colour": row.method.colour}
+            for row in ends
+        ],
+        "sentences": _sentences(contents, metric, main) if main else [],
+    }
+
+
+def _plot(results: Sequence[MethodResults], metric: str, how: MetricFormat) -> str:
+    bars = [
+        plots.Bar(row.method.label, row.method.colour, e.value, e.low, e.high)
+        for row in results
+        for e in [row.metrics[metric]]
+    ]
+    return plots.interval_plot(bars, x_label=how.axis, unit=how.unit, name=f"{how.label} by method")
+
+
+def _sentences(contents: Contents, metric: str, main: ReportedMethod) -> list[str]:
+    rows = {row.method.name: row for row in contents.results}
+    after = rows[main.name].metrics[metric]
+    sentences = []
+    if BASE in rows:
+        before = rows[BASE].metrics[metric]
+        paired = [c for c in contents.comparisons if c.worse == BASE][:1]
+        sentences.append(verdict(metric, main.label, before, after, paired[0] if paired else None))
+        sentences += [paired_sentence(c) for c in paired]
+    other = rows[main.name].conditions[OTHER_IMAGE].get(metric)
+    if other is not None:
+        sentences.append(other_image_sentence(metric, main.label, after, other))
+    return sentences

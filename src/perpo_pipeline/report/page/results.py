@@ -1,0 +1,79 @@
+"""The table of results: one row per method, one column per metric."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.evaluate.metrics import find_metric
+from perpo_pipeline.report.page.contents import Contents
+from perpo_pipeline.report.page.wording import format_of
+from perpo_pipeline.report.results import Estimate, MethodResults, shared_metrics
+
+Json = dict[str, Any]
+
+
+def results_table(contents: Contents, headline: str) -> Json:
+    """The data of the section; `headline` is the metric shown for other and blank images."""
+    results = contents.results
+    shared = shared_metrics([row.metrics for row in results])
+    metrics = [name for name in shared if find_metric(name).in_report is not None]
+    images = _image_columns(results, headline)
+    return {
+        "heads": [format_of(name).label for name in metrics],
+        "image_heads": list(images.values()),
+        "rows": _rows(results, metrics, list(images), headline),
+        "seeds": [
+            {"name": variant, "cells": [cell(name, values) for name in metrics]}
+            for row in results
+            for variant, values in row.seeds.items()
+        ],
+        "oracle": [cell(name, contents.oracle) for name in metrics],
+        "oracle_n": contents.sampled.rewards.shape[0],
+        "oracle_size": contents.sampled.rewards.shape[1],
+        "lower": [format_of(n).label for n in metrics if not format_of(n).higher_is_better],
+    }
+
+
+def cell(name: str, metrics: Mapping[str, Estimate]) -> Json:
+    """Value and interval of a metric as text; a dash if it was not measured."""
+    if name not in metrics:
+        return {"value": "–", "interval": ""}
+    how, estimate = format_of(name), metrics[name]
+    return {
+        "value": how.number(estimate.value),
+        "interval": how.interval(estimate.low, estimate.high),
+    }
+
+
+def _image_columns(results: Sequence[MethodResults], metric: str) -> dict[str, str]:
+    """Column heads by the suffix of the evaluations with another image or a blank one."""
+    return {
+        image: f"{format_of(metric).label}, {image.removeprefix('-').replace('-', ' ')}"
+        for image in (OTHER_IMAGE, BLANK_IMAGE)
+        if any(row.conditions[image] for row in results)
+    }
+
+
+def _rows(
+    results: Sequence[MethodResults], metrics: Sequence[str], images: Sequence[str], headline: str
+) -> list[Json]:
+    best = {name: _best(name, results) for name in metrics}
+    rows = []
+    for row in results:
+        cells = [cell(name, row.metrics) for name in metrics]
+        marked = [
+            one | {"best": one["value"] == best[name]}
+            for name, one in zip(metrics, cells, strict=True)
+        ]
+        other = [cell(headline, row.conditions[image]) | {"best": False} for image in images]
+        rows.append({"method": row.method, "cells": marked + other, "n": row.metrics[headline].n})
+    return rows
+
+
+def _best(name: str, results: Sequence[MethodResults]) -> str | None:
+    """The best value of a column as it is written; None if all rows show the same."""
+    how = format_of(name)
+    values = [row.metrics[name].value for row in results]
+    if len({how.number(value) for value in values}) == 1:
+        return None
+    return how.number(max(values) if how.higher_is_better else min(values))

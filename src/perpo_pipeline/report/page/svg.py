@@ -1,0 +1,60 @@
+"""Matplotlib figures as SVG elements for a page."""
+
+import html
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+INK, MUTED, RULE, PALE = "#1b1f24", "#5b6470", "#d9dde2", "#eef0f3"
+STYLE: dict[Any, Any] = {
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": RULE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "grid.linewidth": 1.0,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def draw_svg(draw: Callable[[Any], None], name: str, size: tuple[float, float]) -> str:
+    """Draw on new axes and return an `<svg>` element; the same input gives the same text."""
+    no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        sink = io.StringIO()
+        figure.savefig(sink, format="svg", metadata=no_metadata)
+    return _inline(sink.getvalue(), name)
+
+
+def _inline(text: str, name: str) -> str:
+    """Remove what only an SVG file needs: header, name spaces, unused ids, fixed size, font."""
+    text = text[text.index("<svg") :]
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
+    head, body = text.split(">", 1)
+    box = re.search(r'viewBox="[\d. -]+"', head)
+    if box is None:
+        raise ValueError("Matplotlib wrote an SVG without a viewBox")
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
+    body = body.replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
+    body = body.replace("xlink:href", "href")
+    return f'<svg {box[0]} role="img" aria-label="{html.escape(name)}">{body.strip()}'

@@ -1,0 +1,70 @@
+"""The training: its curves and its settings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from perpo_pipeline.config.methods import METHODS
+from perpo_pipeline.report.methods import ReportedMethod
+from perpo_pipeline.report.page import plots
+from perpo_pipeline.report.page.contents import Contents
+from perpo_pipeline.report.page.wording import duration
+from perpo_pipeline.report.training_log import CURVES
+
+Json = dict[str, Any]
+
+
+def training(contents: Contents) -> Json:
+    """The data of the section: one panel per curve and one row of settings per method."""
+    methods = [row.method for row in contents.results if not row.method.is_base]
+    panels = [panel for curve in CURVES for panel in _panels(contents, curve, methods)]
+    settings = [_settings(contents, method) for method in methods]
+    return {"panels": panels, "methods": methods, "settings": settings}
+
+
+def _panels(contents: Contents, curve: str, methods: Sequence[ReportedMethod]) -> list[Json]:
+    panels = []
+    for title, shared in _axes(curve, methods):
+        drawn = [
+            plots.Curve(method.colour, log["step"], log[curve])
+            for method in shared
+            for log in (contents.curves[variant] for variant in method.variants)
+            if (log[curve] == log[curve]).any()
+        ]
+        if drawn:
+            svg = Markup(plots.curve_plot(drawn, name=title))
+            panels.append({"title": title, "plot": svg})
+    return panels
+
+
+def _axes(
+    curve: str, methods: Sequence[ReportedMethod]
+) -> list[tuple[str, Sequence[ReportedMethod]]]:
+    """The titles of a curve's panels with the methods that share each.
+
+    A loss per token of the truth and a loss per list differ, so each has its own axes.
+    """
+    title = CURVES[curve]
+    on_lists = [method for method in methods if METHODS[method.kind].needs_preferences]
+    on_truth = [method for method in methods if method not in on_lists]
+    if curve != "loss" or not on_truth or not on_lists:
+        return [(title, methods)]
+    labels, truth = (", ".join(m.label for m in group) for group in (on_lists, on_truth))
+    return [(f"{title} ({labels})", on_lists), (f"{title} ({truth}, cross-entropy)", on_truth)]
+
+
+def _settings(contents: Contents, method: ReportedMethod) -> Json:
+    one = contents.settings[method.variants[0]]
+    seconds = [contents.train_s[variant] for variant in method.variants]
+    return {
+        "label": method.label,
+        "learning_rate": f"{one.learning_rate:g}",
+        "beta": f"{one.beta:g}" if one.chosen_method.uses("beta") else "–",
+        "gamma": f"{one.gamma:g}" if one.chosen_method.uses("gamma") else "–",
+        "epochs": f"{one.epochs:g}",
+        "batch": one.batch_size,
+        "lora": f"{one.lora.rank} / {one.lora.alpha}",
+        "seeds": ", ".join(str(contents.settings[v].seed) for v in method.variants),
+        "time": duration(sum(seconds) / len(seconds)),
+    }

@@ -1,0 +1,95 @@
+"""The methods compared on the same test prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate.compare import paired_row
+from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, reward_metrics
+from perpo_pipeline.report.inputs import Inputs
+from perpo_pipeline.report.methods import ReportedMethod
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The test prompts, n rows, and each variant's rewards on them, `(n,)`, in the same order."""
+
+    prompts: pl.DataFrame
+    rewards: dict[str, Floats]
+
+    @property
+    def is_grounding(self) -> bool:
+        """Whether every question asks for a box."""
+        return bool((self.prompts["task"] == "grounding").all())
+
+    def of(self, method: ReportedMethod) -> list[Floats]:
+        """The rewards of each of the method's variants."""
+        return [self.rewards[variant] for variant in method.variants]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference `better` - `worse`: one row of the `report` artifact.
+
+    `test` names the source of the two-sided p-value (`statistics.compare_paired`).
+    """
+
+    metric: str
+    better: str
+    worse: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    test: str
+    n: int
+
+
+def read_outcomes(inputs: Inputs) -> Outcomes:
+    """The rewards of all evaluated variants, aligned by prompt."""
+    columns = ["prompt_id", "dataset", "split", "task", "image_sha256"]
+    prompts = pl.DataFrame(inputs.prompts.table(columns=columns))
+    rewards = {}
+    for variant, version in inputs.predictions.items():
+        rows = pl.DataFrame(version.table(columns=["prompt_id", "reward"]))
+        joined = prompts.join(rows, on="prompt_id", how="left", maintain_order="left")
+        if rows.height != prompts.height or joined["reward"].null_count():
+            raise ArtifactError(
+                f"the predictions of {variant} cover {rows.height} prompts, which are not exactly "
+                f"the {prompts.height} test prompts",
+                where=str(version.path),
+                fix="rerun `perpo eval`",
+            )
+        rewards[variant] = joined["reward"].to_numpy()
+    return Outcomes(prompts, rewards)
+
+
+def compare(
+    outcomes: Outcomes,
+    main: ReportedMethod,
+    others: Sequence[ReportedMethod],
+    num_resamples: int,
+) -> list[Comparison]:
+    """`main` minus each other method on the same prompts, in the compared metrics of the task.
+
+    Grounding gives AP@50 and further entries of METRICS; the mean reward is always the last. With
+    several seeds each prompt counts with its mean over seeds. The images are the clusters.
+    """
+    reward = METRICS["mean_reward"]
+    metrics = reward_metrics(GROUNDING if outcomes.is_grounding else None)
+    metrics = [metric for metric in metrics if metric.of_reward is not reward.of_reward]
+    images = outcomes.prompts["image_sha256"].to_list()
+    found = []
+    for metric in [*metrics, reward]:
+        ours = np.mean([metric.from_rewards(r) for r in outcomes.of(main)], axis=0)
+        for other in others:
+            theirs = np.mean([metric.from_rewards(r) for r in outcomes.of(other)], axis=0)
+            compared = paired_row(ours, theirs, images, num_resamples)
+            found.append(Comparison(metric.name, main.name, other.name, **compared))
+    return found

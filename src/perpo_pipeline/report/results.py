@@ -1,0 +1,84 @@
+"""The metrics of every method, from the `metrics` artifacts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate.summarise import ALL
+from perpo_pipeline.report.inputs import Inputs
+from perpo_pipeline.report.methods import ReportedMethod, reported_methods
+from perpo_pipeline.store.artifacts import Version
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of `n` values with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class MethodResults:
+    """One method's metrics by name.
+
+    `conditions` holds its metrics with another image or a blank one, by the suffix of the
+    evaluation; `seeds` those of each variant if there are several.
+    """
+
+    method: ReportedMethod
+    metrics: dict[str, Estimate]
+    conditions: dict[str, dict[str, Estimate]]
+    seeds: dict[str, dict[str, Estimate]]
+
+
+def read_results(config: RunConfig, inputs: Inputs) -> list[MethodResults]:
+    """The results of every method; several seeds give means, of values and of bounds.
+
+    The interval of one seed covers the choice of prompts, which all seeds share. So the mean of the
+    bounds is a little wider than the interval of the mean.
+    """
+    metrics = {name: _read_metrics(version) for name, version in inputs.metrics.items()}
+    results = []
+    for method in reported_methods(config):
+        own = {variant: metrics[variant] for variant in method.variants}
+        conditions = {
+            image: _mean_over_seeds([metrics[key] for v in own if (key := v + image) in metrics])
+            for image in (OTHER_IMAGE, BLANK_IMAGE)
+        }
+        seeds = own if len(own) > 1 else {}
+        mean = _mean_over_seeds(list(own.values()))
+        results.append(MethodResults(method, mean, conditions, seeds))
+    return results
+
+
+def _read_metrics(version: Version) -> dict[str, Estimate]:
+    rows = [row for row in version.table().to_pylist() if row["dataset"] == ALL]
+    names = [row["name"] for row in rows]
+    if len(set(names)) < len(names):
+        raise ArtifactError(
+            f"a metric occurs more than once: {names}",
+            where=str(version.path),
+            fix="evaluate one split at a time",
+        )
+    return {r["name"]: Estimate(r["value"], r["low"], r["high"], r["n"]) for r in rows}
+
+
+def _mean_over_seeds(seeds: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    def mean(name: str) -> Estimate:
+        estimates = [metrics[name] for metrics in seeds]
+        value, low, high = np.mean([(e.value, e.low, e.high) for e in estimates], axis=0)
+        return Estimate(float(value), float(low), float(high), estimates[0].n)
+
+    return {name: mean(name) for name in shared_metrics(seeds)}
+
+
+def shared_metrics(rows: Sequence[Mapping[str, Estimate]]) -> list[str]:
+    """Names that every row has, in the order of the first row; empty if there are no rows."""
+    return [name for name in rows[0] if all(name in row for row in rows)] if rows else []
