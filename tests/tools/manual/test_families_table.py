@@ -1,0 +1,31 @@
+"""The manual's list and table of model families come from FAMILIES."""
+
+import pytest
+
+from perpo_pipeline.vlm.families import FAMILIES, Family
+from tools.manual.families_table import on_page_markdown
+
+PAGE = "Known: <!-- list of families -->.\n\n<!-- table of families -->\n"
+
+
+def test_a_family_that_is_added_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    newcomer = Family("newcomer", "Newcomer-VL", box_format="pixel", lora_in_vllm=True)
+    monkeypatch.setitem(FAMILIES, "made_up", newcomer)
+    page = on_page_markdown(PAGE, None, None, None)
+    named, rows = page.split("\n\n")
+    assert named.startswith("Known: LLaVA-1.5, LLaVA-NeXT, ")
+    assert named.endswith(" and Newcomer-VL.")
+    *_, row = rows.strip().splitlines()
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["Newcomer-VL", "`made_up`"]
+    assert cells[3:] == ["`[120, 340, 560, 780]`", "`pixel`", "`full`", "yes"]
+
+
+def test_every_row_has_the_cells_of_the_header() -> None:
+    header, line, *rows = on_page_markdown(PAGE.split("\n\n")[1], None, None, None).splitlines()
+    assert len(rows) == len(FAMILIES)
+    assert {text.count("|") for text in (header, line, *rows)} == {header.count("|")}
+
+
+def test_other_pages_stay_as_they_are() -> None:
+    assert on_page_markdown("# Title\n", None, None, None) == "# Title\n"
