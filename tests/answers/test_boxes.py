@@ -22,8 +22,10 @@ from perpo_pipeline.answers.boxes import (
     get_box_format,
     parse_box,
     parse_boxes,
-    smart_resize,
 )
+from perpo_pipeline.answers.formats import frame_fault
+from perpo_pipeline.answers.frames import smart_resize
+from perpo_pipeline.config.run import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
 
 # The published coordinate oracle: a box of an image of 640 x 428 in two families' own units.
@@ -58,6 +60,7 @@ BROKEN = {
     "unread": {"template": "[{x1}, {y1}, {x2}, {y2}]"},
     "swapped": {"template": "{{<{y1}><{x1}><{y2}><{x2}>}}"},
     "scaleless": {"scale": 0.0},
+    "framed": {"frame": "padded"},
 }
 WORDED = "".join(rf"<(?P<{name}>[^>]*)>" for name in ("x1", "y1", "x2", "y2"))
 
@@ -71,6 +74,7 @@ def own_module() -> Iterator[None]:
         for name, changes in BROKEN.items():
             setattr(module, name, replace(OWN_FORMAT, **changes))
         module.worded = replace(OWN_FORMAT, pattern=re.compile(WORDED))
+        module.resized_only = replace(OWN_FORMAT, frame="resized")
         patch.setitem(sys.modules, "my_formats", module)
         yield
 
@@ -382,7 +386,14 @@ def test_an_annotation_a_fraction_of_a_unit_beyond_the_edge_is_written_at_the_ed
             "writes (100.0, 200.0, 300.0, 400.0) as '[10, 20, 30, 40]' and reads that as None",
         ),
         ({"box_format": "my_formats:swapped"}, "as '{<20><10><40><30>}' and reads that as (200"),
-        ({"box_format": "my_formats:scaleless"}, "read it: ZeroDivisionError"),
+        (
+            {"box_format": "my_formats:scaleless"},
+            "the scale of the box format 'my_formats:scaleless' is 0.0",
+        ),
+        (
+            {"box_format": "my_formats:framed"},
+            "'my_formats:framed' needs a frame that does not exist: 'padded'",
+        ),
         ({"frame": "padded"}, "there is no frame 'padded'"),
         ({"frame": "resized"}, "needs the size"),
         ({"frame": "resized", "resized": (0, 10)}, "resized is"),
@@ -393,6 +404,19 @@ def test_a_wrong_setting_is_named(options, message):
     valid = {"text": "[0, 0, 1, 1]", "box_format": "llava", "frame": "full", "image_size": (9, 9)}
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse_box(**{**valid, **options})
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "my_formats:resized_only"])
+def test_a_format_may_require_its_frame(name: str):
+    """The built-in one and a user's own: the settings are refused in any other frame."""
+    assert frame_fault(name, "resized") is None
+    for frame in {*FRAMES} - {"resized"}:
+        assert frame_fault(name, frame) == (
+            f"box_format {name} needs the frame resized, not {frame}: set box_frame to resized"
+        )
+    with pytest.raises(ValueError, match="needs the frame resized, not full"):
+        ModelConfig(box_format=name)
+    assert all(frame_fault("llava", frame) is None for frame in FRAMES)
 
 
 def test_a_users_own_format_is_taken_by_its_import_path():

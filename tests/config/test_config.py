@@ -272,7 +272,7 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("sample: {temperature: .inf}", "sample.temperature"),
         ("sample: {num_samples: true}", "sample.num_samples: Input should be a number"),
         ("model: {box_format: lava}", "model.box_format"),
-        ("model: {box_format: qwen2.5-vl}", "model: box_format qwen2.5-vl is pixels of the"),
+        ("model: {box_format: qwen2.5-vl}", "model: box_format qwen2.5-vl needs the frame"),
         ("model: {box_format: qwen2.5-vl, box_frame: pad}", "set box_frame to resized"),
         ("model: {box_frame: resized, preprocess: pad}", "set preprocess to processor"),
         ("model: {box_frame: rezised}", "model.box_frame"),

@@ -11,7 +11,7 @@ from tiny_models import noise_image
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from perpo_pipeline.answers.boxes import BOX_FORMATS, frame_fault
+from perpo_pipeline.answers.formats import BOX_FORMATS, frame_fault
 from perpo_pipeline.config.run import ModelConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.sample.vllm_engine import exact_lora_rank

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from perpo_pipeline.answers.boxes import REFERRING_PROMPT
+from perpo_pipeline.answers.formats import REFERRING_PROMPT
 from perpo_pipeline.testbed.scenes import COLOURS, EXTREMES, PRESETS, RELATIONS, scene_preset
 
 INSTRUCTION = REFERRING_PROMPT.removesuffix("{expression}")

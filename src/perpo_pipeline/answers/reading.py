@@ -10,8 +10,7 @@ text. Half of a surrogate pair, which a Python str may hold and UTF-8 may not, i
 means nothing. No text raises an error.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias, cast
 
@@ -20,23 +19,17 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from perpo_pipeline.answers.boxes import (
+from perpo_pipeline.answers.formats import (
     BOX_FORMATS,
     COORDINATES,
     DECIMAL,
-    FRAMES,
-    RANGE_SLACK,
     Box,
     BoxFormat,
-    Size,
     get_box_format,
-    parse_box,
-    parse_boxes,
 )
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.answers.placement import Floats, place_frames
 
 Texts: TypeAlias = Sequence[str | None] | pl.Series | pa.Array | pa.ChunkedArray
-Floats = npt.NDArray[np.float64]
 NOWHERE: Box = (np.nan, np.nan, np.nan, np.nan)
 _TEXT = pl.col("text")
 
@@ -119,12 +112,15 @@ def read_boxes(
     Raises ConfigError as `parse_box` does, and ValueError for arrays of other shapes.
     """
     rule, series = get_box_format(box_format), _as_series(texts)
-    places = _Places.of(frame, sizes, resized, len(series))
-    if box_format not in BOX_FORMATS:  # the user's own, for Python's `re`
-        each = _one_by_one(parse_box, texts, box_format, frame, places)
-        return np.array([box or NOWHERE for box in each], dtype=np.float64).reshape(-1, 4)
-    groups = _collect(series, _TEXT.str.extract_groups(_rust(rule.pattern.pattern)).alias("box"))
-    return places.to_image_px(_floats(groups.unnest("box").select(COORDINATES)), rule)
+    placement = place_frames(frame, sizes, resized, len(series))
+    if box_format in BOX_FORMATS:
+        found = _collect(series, _TEXT.str.extract_groups(_rust(rule.pattern.pattern)).alias("box"))
+        values = _floats(found.unnest("box").select(COORDINATES))
+    else:  # the user's own pattern is written for Python's `re`
+        matches = [None if t is None else rule.pattern.search(t) for t in _as_strings(texts)]
+        each = [NOWHERE if match is None else rule.numbers(match) for match in matches]
+        values = np.array(each, dtype=np.float64).reshape(-1, 4)
+    return placement.to_image_px(values, rule.scale)
 
 
 def read_box_lists(
@@ -141,17 +137,12 @@ def read_box_lists(
     overlaps nothing. Arguments and errors as in `read_boxes`; one text at a time: `parse_boxes`.
     """
     rule, series = get_box_format(box_format), _as_series(texts)
-    places = _Places.of(frame, sizes, resized, len(series))
-    if box_format not in BOX_FORMATS:
-        each = _one_by_one(parse_boxes, texts, box_format, frame, places)
-        rows = [[box or NOWHERE for box in found or ()] for found in each]
-        return [np.array(row, dtype=np.float64).reshape(-1, 4) for row in rows]
-    pattern = _rust(rule.pattern.pattern)
-    found = _explode(series, _TEXT.str.extract_all(pattern))
-    groups = _collect(found["text"], _TEXT.str.extract_groups(pattern).alias("box"))
-    rows_of = found["row"].to_numpy()
-    values = _floats(groups.unnest("box").select(COORDINATES))
-    return _split(places.take(rows_of).to_image_px(values, rule), rows_of, len(series))
+    placement = place_frames(frame, sizes, resized, len(series))
+    if box_format in BOX_FORMATS:
+        rows, values = _read_all(series, rule)
+    else:
+        rows, values = _read_all_with_re(_as_strings(texts), rule)
+    return _split(placement.take(rows).to_image_px(values, rule.scale), rows, len(series))
 
 
 def read_points(
@@ -169,10 +160,10 @@ def read_points(
     outside the frame, or there is none, the row is NaN. Arguments and errors as in `read_boxes`.
     """
     rule, series = get_box_format(box_format), _as_series(texts)
-    places = _Places.of(frame, sizes, resized, len(series))
+    placement = place_frames(frame, sizes, resized, len(series))
     groups = _collect(series, _TEXT.str.extract_groups(_rust(_POINT)).alias("point"))
     axes = [pl.coalesce(f"{axis}1", f"{axis}2") for axis in "xy"]
-    return places.to_image_px(_floats(groups.unnest("point").select(axes)), rule)
+    return placement.to_image_px(_floats(groups.unnest("point").select(axes)), rule.scale)
 
 
 def read_polygons(
@@ -192,12 +183,12 @@ def read_polygons(
     errors as in `read_boxes`.
     """
     rule, series = get_box_format(box_format), _as_series(texts)
-    places = _Places.of(frame, sizes, resized, len(series))
+    placement = place_frames(frame, sizes, resized, len(series))
     numbers = _explode(series, _TEXT.str.extract(_rust(_POLYGON), 0).str.extract_all(DECIMAL))
     rows = numbers["row"].to_numpy()
     is_even = np.bincount(rows, minlength=len(series))[rows] % 2 == 0
     rows, values = rows[is_even][::2], _floats(numbers.select("text"))[is_even].reshape(-1, 2)
-    polygons = _split(places.take(rows).to_image_px(values, rule), rows, len(series))
+    polygons = _split(placement.take(rows).to_image_px(values, rule.scale), rows, len(series))
     return [None if not len(p) or np.isnan(p).any() else p for p in polygons]
 
 
@@ -241,6 +232,33 @@ def _as_series(texts: Texts) -> pl.Series:
         return pl.Series("text", encoded, dtype=pl.String)
 
 
+def _as_strings(texts: Texts) -> Iterable[str | None]:
+    is_column = isinstance(texts, pl.Series | pa.Array | pa.ChunkedArray)
+    return _as_series(texts).to_list() if is_column else cast(Sequence[str | None], texts)
+
+
+def _read_all(series: pl.Series, rule: BoxFormat) -> tuple[npt.NDArray[Any], Floats]:
+    """The row of every box and its coordinates as they are written, `(k,)` and `(k, 4)`."""
+    pattern = _rust(rule.pattern.pattern)
+    found = _explode(series, _TEXT.str.extract_all(pattern))
+    groups = _collect(found["text"], _TEXT.str.extract_groups(pattern).alias("box"))
+    return found["row"].to_numpy(), _floats(groups.unnest("box").select(COORDINATES))
+
+
+def _read_all_with_re(
+    texts: Iterable[str | None], rule: BoxFormat
+) -> tuple[npt.NDArray[Any], Floats]:
+    """As `_read_all`, with a user's own pattern, which is written for Python's `re`."""
+    found = [
+        (row, rule.numbers(match))
+        for row, text in enumerate(texts)
+        if text is not None
+        for match in rule.pattern.finditer(text)
+    ]
+    rows = np.array([row for row, _ in found], dtype=np.int64)
+    return rows, np.array([box for _, box in found], dtype=np.float64).reshape(-1, 4)
+
+
 def _rust(pattern: str) -> str:
     r"""The pattern for Polars: Python's `\s` has four control characters that Rust's lacks."""
     return pattern.replace(r"\s", r"[\s\x1c-\x1f]")
@@ -267,76 +285,3 @@ def _split(values: Floats, rows: npt.NDArray[Any], num_rows: int) -> list[Floats
     """The values of each row from 0 to num_rows; `rows` ascends and may leave some out."""
     ends = np.cumsum(np.bincount(rows, minlength=num_rows)).tolist()
     return [values[start:end] for start, end in pairwise([0, *ends])]
-
-
-def _one_by_one(
-    parse: Any, texts: Texts, box_format: str, frame: str, places: "_Places"
-) -> Iterator[Any]:
-    """What `parse` reads in each text; None for a null."""
-    strings: Iterable[str | None] = texts
-    if isinstance(texts, pl.Series | pa.Array | pa.ChunkedArray):
-        strings = _as_series(texts).to_list()
-    pixels = map(tuple, places.pixels.tolist())
-    sizes: Iterator[Size] = map(tuple, places.sizes.tolist())
-    for text, size, resized in zip(strings, sizes, pixels, strict=True):
-        options = {"frame": frame, "image_size": size, "resized": resized}
-        yield None if text is None else parse(text, box_format, **options)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """`boxes._Geometry` of n images: arrays `(n, 2)`, x and y."""
-
-    sizes: Floats
-    offset: Floats
-    extent: Floats
-    pixels: Floats
-
-    @classmethod
-    def of(
-        cls, frame: str, sizes: npt.ArrayLike, resized: npt.ArrayLike | None, num_rows: int
-    ) -> "_Places":
-        size = _as_sizes(sizes, "sizes", num_rows)
-        if frame == "full":
-            return cls(size, np.zeros_like(size), size, size)
-        if frame == "crop":
-            side = np.repeat(size.min(axis=1, keepdims=True), 2, axis=1)
-            return cls(size, (size - side) / 2, side, side)
-        if frame == "pad":
-            side = np.repeat(size.max(axis=1, keepdims=True), 2, axis=1)
-            return cls(size, -((side - size) // 2), side, side)
-        if frame == "resized":
-            if resized is None:
-                raise ConfigError("the frame 'resized' needs the sizes of the resized images")
-            return cls(size, np.zeros_like(size), size, _as_sizes(resized, "resized", num_rows))
-        raise ConfigError(f"there is no frame {frame!r}", fix=f"one of {', '.join(FRAMES)}")
-
-    def take(self, rows: npt.NDArray[Any]) -> "_Places":
-        return _Places(self.sizes[rows], self.offset[rows], self.extent[rows], self.pixels[rows])
-
-    def to_image_px(self, values: Floats, rule: BoxFormat) -> Floats:
-        """Units of the format, `(n, 2)` or `(n, 4)`, as pixels; NaN where out of the frame."""
-        points = values.reshape(len(values), values.shape[1] // 2, 2)
-        units = self.pixels[:, None] if rule.scale is None else rule.scale
-        with np.errstate(all="ignore"):
-            fractions = points / units
-            is_inside = (fractions >= -RANGE_SLACK) & (fractions <= 1 + RANGE_SLACK)
-            found = self.offset[:, None] + fractions * self.extent[:, None]
-        found[~is_inside.all(axis=(1, 2))] = np.nan
-        return found.reshape(values.shape)
-
-
-def _as_sizes(sizes: npt.ArrayLike, name: str, num_rows: int) -> Floats:
-    array = np.asarray(sizes, dtype=np.float64)
-    if not num_rows and not array.size:
-        array = array.reshape(0, 2)
-    if array.shape != (num_rows, 2):
-        raise ValueError(f"{name} must have the shape ({num_rows}, 2), not {array.shape}")
-    is_bad = ~(array >= 1).all(axis=1)
-    if is_bad.any():
-        row = int(np.flatnonzero(is_bad)[0])
-        raise ConfigError(
-            f"{name} is {tuple(array[row].tolist())} in row {row}; "
-            "width and height must be 1 or more"
-        )
-    return array

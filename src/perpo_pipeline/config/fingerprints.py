@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.answers.boxes import describe_box_format
+from perpo_pipeline.answers.formats import describe_box_format
 from perpo_pipeline.config.backends import BACKENDS
 from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.config.section import Json, Section

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from perpo_pipeline.answers.boxes import frame_fault, get_box_format
+from perpo_pipeline.answers.formats import frame_fault, get_box_format
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.section import Float, Int, Name, Section, conflict, several_faults
 from perpo_pipeline.config.sources import PrepareConfig

@@ -12,13 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from perpo_pipeline.answers.boxes import (
-    FRAMES,
-    Size,
-    describe_box_format,
-    frame_fault,
-    get_box_format,
-)
+from perpo_pipeline.answers.formats import describe_box_format, frame_fault, get_box_format
+from perpo_pipeline.answers.frames import FRAMES, Size
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate import pope
 from perpo_pipeline.evaluate.metrics import measured_metrics, missing_metrics, tasks_of
@@ -53,13 +48,13 @@ def evaluate_file(
     """Measure a file of completions: predictions and metrics under `out`; returns the metrics.
 
     `task` is grounding, ocr or vqa. Grounding needs `box_format` and `frame`, one of
-    `boxes.FRAMES` or `resized:WxH` (one size for all rows); `fox_compat` is of ocr. Raises
+    `frames.FRAMES` or `resized:WxH` (one size for all rows); `fox_compat` is of ocr. Raises
     ConfigError for options that do not fit, InputError for bad rows, before anything is written.
     """
     console = console or Console()
     _check_options(task, box_format, frame, fox_compat)
     box_frame, one_size = parse_frame(frame) if frame else ("full", None)
-    if fault := frame_fault(box_format or "", box_frame):
+    if box_format and (fault := frame_fault(box_format, box_frame)):
         raise ConfigError(fault, fix="give --frame resized:WxH, or `resized` on every line")
     file = read_predictions(
         predictions, task, needs_resized=box_frame == "resized" and one_size is None
@@ -118,7 +113,7 @@ def _variant(path: Path) -> str:
 
 
 def parse_frame(text: str) -> tuple[str, Size | None]:
-    """(frame, None) of one of `boxes.FRAMES`, (`resized`, size in px) of `resized:WxH`.
+    """(frame, None) of one of `frames.FRAMES`, (`resized`, size in px) of `resized:WxH`.
 
     Raises ConfigError for anything else.
     """

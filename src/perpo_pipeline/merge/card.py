@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from perpo_pipeline.answers.boxes import get_box_format
+from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.printing import metrics_table
 from perpo_pipeline.merge.evaluations import Evaluation

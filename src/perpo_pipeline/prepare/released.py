@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perpo_pipeline.answers.boxes import parse_box
+from perpo_pipeline.answers.reading import read_boxes
 from perpo_pipeline.config.fingerprints import box_settings
 from perpo_pipeline.json_files import Row
 from perpo_pipeline.prepare.perpo_json import ReleasedList
@@ -192,23 +192,28 @@ def _score_rows(
     prompts: Sequence[Row], lists: Sequence[ReleasedList], box_format: str, box_frame: str
 ) -> tuple[list[Row], list[float]]:
     """SCORES rows with the released rewards, and how far our IoU is from each."""
-    rows, truths = [], []
-    for prompt, released in zip(prompts, lists, strict=True):
-        size = (prompt["width"], prompt["height"])
-        for sample_id, (answer, score) in enumerate(
-            zip(released.answers, released.scores, strict=True)
-        ):
-            box = parse_box(answer, box_format, frame=box_frame, image_size=size)
-            rows.append(
-                {
-                    "prompt_id": prompt["prompt_id"],
-                    "sample_id": sample_id,
-                    "reward": score,
-                    "parse_ok": box is not None,
-                    "box": None if box is None else list(box),
-                }
-            )
-            truths.append(prompt["gt_box"])
-    found = np.array([row["box"] or (np.nan,) * 4 for row in rows])
-    ious = iou_xyxy(found, np.array(truths))
+    counts = [len(released.answers) for released in lists]
+    sizes = np.repeat([(prompt["width"], prompt["height"]) for prompt in prompts], counts, axis=0)
+    truths = np.repeat([prompt["gt_box"] for prompt in prompts], counts, axis=0)
+    answers = [answer for released in lists for answer in released.answers]
+    boxes = read_boxes(answers, box_format, frame=box_frame, sizes=sizes)
+    is_parsed = ~np.isnan(boxes[:, 0])
+    keys = [
+        (prompt["prompt_id"], sample_id, score)
+        for prompt, released in zip(prompts, lists, strict=True)
+        for sample_id, score in enumerate(released.scores)
+    ]
+    rows = [
+        {
+            "prompt_id": prompt_id,
+            "sample_id": sample_id,
+            "reward": score,
+            "parse_ok": parsed,
+            "box": box if parsed else None,
+        }
+        for (prompt_id, sample_id, score), parsed, box in zip(
+            keys, is_parsed.tolist(), boxes.tolist(), strict=True
+        )
+    ]
+    ious = iou_xyxy(boxes, truths)
     return rows, np.abs(ious - [row["reward"] for row in rows]).tolist()

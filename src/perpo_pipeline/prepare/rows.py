@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
-from perpo_pipeline.answers.boxes import get_box_format
+from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.answers.truth import (
     TINY_IMAGE_PX,
     lies_within_one,

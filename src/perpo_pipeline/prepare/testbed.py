@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, overload
 
-from perpo_pipeline.answers.boxes import REFERRING_PROMPT
+from perpo_pipeline.answers.formats import REFERRING_PROMPT
 from perpo_pipeline.json_files import Row
 from perpo_pipeline.prepare.rows import Entry, ImageBytes, ImageFacts, prompt_row
 from perpo_pipeline.testbed import SHIPPED_PRESET

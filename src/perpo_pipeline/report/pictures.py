@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from perpo_pipeline.answers.boxes import BOX_FORMATS
+from perpo_pipeline.answers.formats import BOX_FORMATS
 from perpo_pipeline.evaluate.metrics import right
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.report.paired import Floats, Outcomes

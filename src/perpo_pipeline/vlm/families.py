@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.answers.boxes import Size, smart_resize
+from perpo_pipeline.answers.frames import Size, smart_resize
 from perpo_pipeline.vlm.files import ResolvedModel
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from perpo_pipeline.answers.boxes import Size
+from perpo_pipeline.answers.frames import Size
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.processors import writes_begin_token
