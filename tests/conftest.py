@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from perpo_pipeline.machine import wait_passively
+
+wait_passively()  # before any test imports torch; the commands that tests start inherit it
+
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 SLOWEST_FIRST = ("test_kill.py", "test_make.py", "test_trainer.py")  # minutes: no process ends late

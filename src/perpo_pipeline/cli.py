@@ -28,6 +28,7 @@ from perpo_pipeline.commands.sample import sample
 from perpo_pipeline.commands.score import score
 from perpo_pipeline.commands.train import train
 from perpo_pipeline.errors import PerpoError, Stopped
+from perpo_pipeline.machine import wait_passively
 from perpo_pipeline.train.launch import LAUNCHED, write_failure
 
 EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
@@ -62,6 +63,7 @@ app.command()(gc)
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's error is one message and exit code 2."""
+    wait_passively()
     arguments = sys.argv[1:] if argv is None else argv
     command: Callable[..., Any] = app
     try:

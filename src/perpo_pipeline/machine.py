@@ -1,4 +1,4 @@
-"""What the machine offers to this process."""
+"""The machine as this process sees it: cores, threads, environment variables."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -6,23 +6,34 @@ from contextlib import contextmanager
 
 
 def cores() -> int:
-    """The processor cores that this process may use (on macOS all of the machine's)."""
+    """The number of processor cores that this process may use (on macOS: all cores)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def compute_on_cpu() -> None:
-    """Tell DeepSpeed, which other libraries import where it is installed, that no GPU is used.
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the user chose a policy.
 
-    Unasked it looks for one, and says so on stdout, which is for results.
+    Call it before torch is imported: OpenMP reads the variable when it is loaded. By default these
+    threads spin, and beside other work on the same cores a training step then takes six times the
+    processor time.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def compute_on_cpu() -> None:
+    """Declare to DeepSpeed that no GPU is used.
+
+    Other libraries import DeepSpeed wherever it is installed. Without the declaration it searches
+    for a GPU and prints what it finds to stdout, which is for results.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, and put back at the end what was there."""
+    """Set environment variables for the block, and restore the former values after it."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
