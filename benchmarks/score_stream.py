@@ -19,8 +19,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from perpo_pipeline.store.artifacts import Recipe, Version, open_version, open_writer
+from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.store.schemas import PROMPTS, SAMPLES
+from perpo_pipeline.store.writing import Recipe, open_writer
 
 Row = dict[str, Any]
 SIZE = (640, 480)

@@ -23,7 +23,8 @@ from perpo_pipeline.prepare.rows import prompt_id
 from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.score.score_answers import score
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.images import image_sha256
 
 SIZE = (64, 48)

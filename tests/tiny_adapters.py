@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from peft import get_peft_model
 
-from perpo_pipeline.store.artifacts import Recipe, adopt_files, open_writer
+from perpo_pipeline.store.writing import Recipe, adopt_files, open_writer
 from perpo_pipeline.train.scope import lora_config, unfreeze
 from perpo_pipeline.vlm.adapters import save_trained, write_record
 from perpo_pipeline.vlm.files import resolve_model

@@ -1,17 +1,17 @@
-"""The errors a user can cause; the command line catches `PerpoError` and exits with 2.
+"""Errors that a user can correct; the command line catches `PerpoError` and exits with 2.
 
 PerpoError
-├── ConfigError     a setting in the YAML, or a flag, is wrong
-├── InputError      a file, row, image or answer that was given cannot be used
-├── ArtifactError   an artifact is missing, damaged, or does not fit
+├── ConfigError     a setting in the YAML file, or an option, is wrong
+├── InputError      a given file, row, image or answer cannot be used
+├── ArtifactError   an artifact is missing or damaged, or does not fit the others
 ├── MissingDependencyError   an optional package is not installed
-└── ProcessError    one of several processes has ended
-    └── LostContactError   so another one says
+└── ProcessError    one of several processes ended too early
+    └── LostContactError   another process noticed that it ended
 """
 
 
 class PerpoError(Exception):
-    """Something the user can put right: what is wrong, where, and what to do next."""
+    """An error that the user can correct: what is wrong, where, and what to do next."""
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.what, self.where, self.fix = what, where, fix
@@ -23,39 +23,39 @@ class PerpoError(Exception):
         super().__init__("\n".join(lines))
 
     def parts(self) -> tuple[str, str | None, str | None]:
-        """What, where and fix, to carry it to another process."""
+        """`what`, `where` and `fix`, to send the error to another process."""
         return self.what, self.where, self.fix
 
 
 class ConfigError(PerpoError):
-    """A setting in the run's YAML file or a flag is wrong."""
+    """A setting in the run's YAML file, or an option, is wrong."""
 
 
 class InputError(PerpoError):
-    """A file, row, image or answer that was given cannot be used."""
+    """A given file, row, image or answer cannot be used."""
 
 
 class ArtifactError(PerpoError):
-    """An artifact is missing, damaged, or does not fit its neighbours."""
+    """An artifact is missing or damaged, or does not fit the artifacts it is used with."""
 
 
 class MissingDependencyError(PerpoError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed but not installed."""
 
 
 class ProcessError(PerpoError):
-    """One of several processes that work together has ended too early."""
+    """One of several processes that work together ended too early."""
 
 
 class LostContactError(ProcessError):
-    """This process waited for another one that is no more, and does not know why."""
+    """This process waited for another process, which ended for an unknown reason."""
 
 
 class Stopped(Exception):
-    """SIGTERM has ended the work at a place from which the same command goes on."""
+    """SIGTERM ended the work at a point from which the same command resumes."""
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, without the stack of advice behind it."""
+    """The first line of an exception's message; its type's name if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

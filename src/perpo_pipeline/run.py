@@ -1,4 +1,4 @@
-"""What all stages share: where an artifact of this run lies, and 'do nothing if it is there'."""
+"""What all stages share: where a run's artifacts are, and "do nothing if it is complete"."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -8,15 +8,8 @@ from typing import Any, TypeVar
 
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.store.artifacts import (
-    CURRENT,
-    Recipe,
-    Version,
-    Writer,
-    find_complete,
-    open_version,
-    open_writer,
-)
+from perpo_pipeline.store.artifacts import CURRENT, Version, open_version
+from perpo_pipeline.store.writing import Recipe, Writer, open_writer, reuse_complete
 
 Item = TypeVar("Item")
 DEFAULT = "default"
@@ -32,7 +25,7 @@ MADE_BY = {
 
 
 class Console:
-    """Where messages and progress bars go: stderr (results alone go to stdout)."""
+    """Prints messages and progress bars to stderr; stdout is for results only."""
 
     quiet: bool
 
@@ -40,13 +33,13 @@ class Console:
         self.quiet = quiet
 
     def say(self, message: str) -> None:
-        """Tell the user, on stderr."""
+        """Print a message to stderr."""
         print(message, file=sys.stderr, flush=True)
 
     def progress(
         self, items: Iterable[Item], what: str, total: int | None = None
     ) -> Iterable[Item]:
-        """Show a bar with rate and time left on a terminal, unless --quiet."""
+        """Iterate with a progress bar (rate, time left) on a terminal, unless --quiet."""
         bar: Iterable[Item] = self.bar(what, items=items, total=total)
         return bar
 
@@ -59,7 +52,7 @@ class Console:
         initial: int = 0,
         unit: str = "it",
     ) -> Any:
-        """tqdm's bar, to be updated by hand where `items` is None; `initial` were there before."""
+        """A tqdm bar. Without `items` the caller updates it; `initial` steps were done before."""
         from tqdm import tqdm
 
         return tqdm(
@@ -79,16 +72,16 @@ class Console:
 
 @dataclass(frozen=True)
 class Run(Console):
-    """A loaded run: its configuration, and the places that flags gave instead of the usual ones."""
+    """A loaded run: its configuration, and the directories that options gave."""
 
     config: RunConfig
     out: Path | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
     quiet: bool = False
-    muted: bool = False  # one of several processes, of which the first speaks
+    muted: bool = False  # one of several processes: only the first prints
 
     def say(self, message: str) -> None:
-        """Tell the user, unless another process does."""
+        """Print a message to stderr, unless another process prints it."""
         if not self.muted:
             super().say(message)
 
@@ -98,11 +91,14 @@ class Run(Console):
 
     @property
     def scratch(self) -> Path:
-        """Where things are kept that no artifact is: inside --out where it is given."""
+        """The directory for other files than artifacts: --out, or else the run's directory."""
         return self.out or self.config.run_dir
 
     def latest(self, artifact: str, variant: str = DEFAULT) -> Version:
-        """The version in use, or the one that a flag such as --prompts names."""
+        """The version in use, or the version that an option such as --prompts gave.
+
+        Raises `ArtifactError` if the run has none, naming the command that makes it.
+        """
         given, place = self.inputs.get(artifact), self.place(artifact, variant)
         if given is None and not (place / CURRENT).is_file():
             raise ArtifactError(
@@ -120,7 +116,7 @@ def make(
     *,
     out: Path | None = None,
 ) -> Version:
-    """As `make_at`, where the run keeps the artifact, or under `out`."""
+    """As `make_at`, under `out` or else where the run keeps the artifact."""
     return make_at(out or run.place(recipe.artifact, recipe.variant), recipe, work, run)
 
 
@@ -130,9 +126,11 @@ def make_at(
     work: Callable[[Writer], Mapping[str, Any] | None],
     console: Console,
 ) -> Version:
-    """Return the version of `recipe` under `root`: the one on disk, or made now by `work`, which
-    writes parts and returns the counts for the manifest."""
-    done = find_complete(root, recipe)
+    """Return the version of `recipe` under `root`, from disk if it is complete.
+
+    Otherwise `work` makes it: it writes the parts and returns the counts for the manifest.
+    """
+    done = reuse_complete(root, recipe)
     if done is not None:
         console.say(f"{recipe.stage} {recipe.variant}: up to date ({done.path})")
         return done

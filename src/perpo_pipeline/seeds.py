@@ -1,4 +1,4 @@
-"""Independent seeds for independent things, from the run's one seed."""
+"""Independent seeds, all derived from the run's one seed."""
 
 import hashlib
 

@@ -213,7 +213,7 @@ def test_an_option_that_would_change_nothing_is_refused(
 def test_gc_leaves_a_version_that_is_being_written(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from perpo_pipeline.store.artifacts import Recipe, open_writer
+    from perpo_pipeline.store.writing import Recipe, open_writer
 
     root = workdir / "data/r/scores/train"
     merged = workdir / "data/r/merged/0123456789abcdef"  # a model that the writer may be reading

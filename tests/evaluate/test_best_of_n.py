@@ -13,7 +13,7 @@ from perpo_pipeline.evaluate.best_of_n import (
 )
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.run import Console, make_at
-from perpo_pipeline.store.artifacts import Recipe
+from perpo_pipeline.store.writing import Recipe
 
 
 @settings(max_examples=40, deadline=None)

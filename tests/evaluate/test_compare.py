@@ -16,8 +16,9 @@ from perpo_pipeline.evaluate.statistics import (
     paired_difference_interval,
 )
 from perpo_pipeline.run import make
-from perpo_pipeline.store.artifacts import Recipe, Version, open_version
+from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.store.schemas import COMPARISON
+from perpo_pipeline.store.writing import Recipe
 
 RIGHT, WRONG = "[0.1, 0.1, 0.5, 0.5]", "[0.6, 0.6, 0.9, 0.9]"
 

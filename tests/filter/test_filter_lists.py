@@ -11,7 +11,8 @@ from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter import filter_lists as stage
 from perpo_pipeline.filter.filter_lists import Sampled, filter_lists
 from perpo_pipeline.run import Run
-from perpo_pipeline.store.artifacts import Recipe, Version, input_of, open_writer
+from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.writing import Recipe, open_writer
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from perpo_pipeline.merge import merge_adapter as stage
 from perpo_pipeline.merge.folder import CARD, RECORD
 from perpo_pipeline.merge.merge_adapter import find_base, merge
 from perpo_pipeline.run import Console
-from perpo_pipeline.store.artifacts import Recipe, Version, open_version, open_writer
+from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.writing import Recipe, open_writer
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm import files as model_files
 from perpo_pipeline.vlm.adapters import read_record, write_record

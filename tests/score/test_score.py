@@ -12,7 +12,8 @@ from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.run import Run
 from perpo_pipeline.score.score_answers import score
-from perpo_pipeline.store.artifacts import Recipe, Version, input_of, open_writer
+from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.writing import Recipe, open_writer
 
 LLAVA = {"box_format": "llava", "box_frame": "full"}
 TRUTHS = ("gt_text", "gt_box", "gt_boxes", "gt_polygon")
@@ -196,5 +197,5 @@ def test_two_rows_with_one_key_are_refused(run: Run, tmp_path: Path) -> None:
     with open_writer(tmp_path / "twice", recipe) as writer:
         writer.write_part(0, pa.concat_tables([samples.table(), samples.table().slice(0, 1)]))
         twice = writer.finish()
-    with pytest.raises(ArtifactError, match="2 rows share their key prompt_id and sample_id"):
+    with pytest.raises(ArtifactError, match="2 rows share their key \\(prompt_id, sample_id\\)"):
         score(Run(run.config, quiet=True, inputs={"samples": twice.path}), "train")

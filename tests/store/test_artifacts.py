@@ -13,15 +13,8 @@ import pytest
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store import schemas
-from perpo_pipeline.store.artifacts import (
-    Recipe,
-    Version,
-    damaged_files,
-    find_complete,
-    input_of,
-    open_version,
-    open_writer,
-)
+from perpo_pipeline.store.artifacts import Version, damaged_files, input_of, open_version
+from perpo_pipeline.store.writing import Recipe, open_writer, reuse_complete
 
 ROWS = [
     {"prompt_id": "a", "sample_id": i, "reward": i / 4, "parse_ok": True, "box": None}
@@ -58,7 +51,7 @@ def test_a_changed_setting_makes_a_version_beside_the_old_one(tmp_path: Path) ->
 def test_going_back_to_an_old_setting_finds_it_without_work(tmp_path: Path) -> None:
     first = write(tmp_path)
     write(tmp_path, recipe(extra=1))
-    found = find_complete(tmp_path, recipe())
+    found = reuse_complete(tmp_path, recipe())
     assert found is not None and found.path == first.path
     assert open_version(tmp_path).path == first.path
 
@@ -130,7 +123,7 @@ def test_a_schema_version_from_the_future_asks_for_an_upgrade(tmp_path: Path) ->
     manifest = json.loads((version.path / "manifest.json").read_text())
     manifest["schema_version"] += 1
     (version.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="newer perpo: upgrade"):
+    with pytest.raises(ArtifactError, match="newer perpo made it: upgrade"):
         open_version(tmp_path)
 
 
@@ -145,7 +138,7 @@ def test_a_schema_version_of_the_past_names_the_stage_to_rerun(tmp_path: Path) -
 
 def test_the_wrong_kind_of_artifact_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(ArtifactError, match="kind 'scores', not 'prompts'"):
+    with pytest.raises(ArtifactError, match="a 'scores' artifact, not a 'prompts' artifact"):
         open_version(tmp_path, "prompts")
 
 

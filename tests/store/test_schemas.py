@@ -40,7 +40,7 @@ schemas.ALL["prompts"] = schemas.PROMPTS
 
 from perpo_pipeline import cli
 for command in (
-    ["prepare", "--config", "r.yaml", "--variant", "train"],
+    ["prepare", "--config", "r.yaml", "--split", "train"],
     ["sample", "--config", "r.yaml", "--quiet"],
     ["score", "--config", "r.yaml", "--reward", "points_reward:reward"],
 ):

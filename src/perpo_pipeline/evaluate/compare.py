@@ -13,8 +13,9 @@ from perpo_pipeline.evaluate.metrics import METRICS, Metric, find_metric, task_o
 from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference_interval
 from perpo_pipeline.rewards.choice import AUTO
 from perpo_pipeline.run import DEFAULT, Console, make_at
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of, open_version
+from perpo_pipeline.store.artifacts import Version, input_of, open_version
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
+from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 1
 

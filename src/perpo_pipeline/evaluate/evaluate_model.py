@@ -23,8 +23,9 @@ from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, 
 from perpo_pipeline.rewards.choice import AUTO
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, score_samples
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of, open_version
+from perpo_pipeline.store.artifacts import Version, input_of, open_version
 from perpo_pipeline.store.schemas import PROMPTS, SIZE
+from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.families import unusual_boxes
 from perpo_pipeline.vlm.inputs import encode_row, identify_model, model_notes, open_model
 

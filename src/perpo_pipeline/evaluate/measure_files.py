@@ -25,8 +25,9 @@ from perpo_pipeline.evaluate.prediction_files import (
 from perpo_pipeline.evaluate.summarise import summarise
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, reading_doubt, score_samples
 from perpo_pipeline.run import Console, make_at
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
+from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 1
 TASKS = (*KEYS, pope.TASK)

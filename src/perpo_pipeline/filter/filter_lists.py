@@ -29,9 +29,10 @@ from perpo_pipeline.filter.margins import (
     reasons_to_drop,
 )
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of
+from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.prompt_lookup import check_unique
 from perpo_pipeline.store.schemas import DROPPED_LISTS, PROMPTS, SAMPLES, SCORES
+from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 2
 LISTS_PER_PART = 1024

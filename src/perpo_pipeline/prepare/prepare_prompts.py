@@ -19,7 +19,8 @@ from perpo_pipeline.prepare.refer import read_refer
 from perpo_pipeline.prepare.released import write_lists
 from perpo_pipeline.prepare.rows import Asked, Prepared
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 3
 PROMPTS_PER_PART = 1024

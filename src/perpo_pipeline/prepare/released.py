@@ -17,8 +17,9 @@ from perpo_pipeline.prepare.perpo_json import ReleasedList
 from perpo_pipeline.rewards.choice import RELEASED
 from perpo_pipeline.rewards.grounding import iou_xyxy
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, identify_model, model_notes
 
 if TYPE_CHECKING:

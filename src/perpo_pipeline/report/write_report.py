@@ -13,8 +13,9 @@ from perpo_pipeline.report.results import read_results
 from perpo_pipeline.report.sampled import oracle, read_sampled
 from perpo_pipeline.report.training_log import read_curves
 from perpo_pipeline.run import DEFAULT, Run, make
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
+from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 1
 PAGE = "report.html"

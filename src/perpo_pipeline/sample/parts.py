@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpo_pipeline.sample.part_sampler import Row
-from perpo_pipeline.store.artifacts import Writer
 from perpo_pipeline.store.schemas import SAMPLES
+from perpo_pipeline.store.writing import Writer
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from perpo_pipeline.sample.failures import Failures, report_failures
 from perpo_pipeline.sample.part_sampler import PROMPT_COLUMNS
 from perpo_pipeline.sample.parts import Parts
 from perpo_pipeline.sample.progress import SampleProgress
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.families import unusual_boxes
 from perpo_pipeline.vlm.files import ResolvedModel
 from perpo_pipeline.vlm.inputs import identify_model, model_notes

@@ -29,8 +29,9 @@ from perpo_pipeline.rewards.scoring import (
     score_joined,
 )
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer, input_of
+from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.prompt_lookup import PromptLookup, check_unique
+from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 2
 

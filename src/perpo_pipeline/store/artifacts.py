@@ -1,27 +1,22 @@
-"""The only reader and writer of artifacts.
+"""Artifacts on disk, and the only reader of them (writing.py is the only writer).
 
     data/<run>/<artifact>/<variant>/current              names the version in use
     data/<run>/<artifact>/<variant>/<fingerprint>/
         started.json          first: fingerprint and settings
-        notes.json            what was learned on the way, where there is anything
-        part-00000.parquet    ...each carries the fingerprint in its metadata
-        manifest.json         last: complete means that it is there
+        notes.json            facts that the stage learned while it worked, if any
+        part-00000.parquet    each part carries the fingerprint in its metadata
+        manifest.json         last: a version is complete when it has a manifest
 
-Every file arrives by write, fsync and rename, so that a process killed at any moment leaves whole
-files only; the same command then goes on after the last whole part. A version is never overwritten.
+Every file is written, synced to disk and renamed, so a process killed at any moment leaves only
+whole files. The same command then resumes after the last whole part. Nothing overwrites a version.
 """
 
 import fcntl
-import hashlib
 import json
-import os
-import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,18 +24,14 @@ import pyarrow.parquet as pq
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.atomic import (
     file_sha256,
-    os_errors_explained,
-    sync_directory,
     write_atomically,
 )
-from perpo_pipeline.store.provenance import git_commit, package_versions
 from perpo_pipeline.store.schemas import ALL, TableSchema
 
 MANIFEST, STARTED, CURRENT, LOCK = "manifest.json", "started.json", "current", ".lock"
 NOTES = "notes.json"
 MERGED = "merged"  # the folder of a run that holds merged models
-MANIFEST_FORMAT = 1
-SHOWN = 8  # artifacts in a message
+SHOWN = 8  # artifacts named in a message
 FINGERPRINT_KEY = b"perpo_fingerprint"
 SCHEMA_VERSION_KEY = b"perpo_schema_version"
 
@@ -67,231 +58,44 @@ class Version:
         return str(self.manifest["variant"])
 
     def parts(self, table: str | None = None) -> list[Path]:
-        """Paths of the Parquet parts of `table` (the artifact's own table by default), in order."""
+        """Paths of the Parquet parts of `table`, in order (default: the artifact's own table)."""
         name = table or self.artifact
         return [self.path / p["file"] for p in self.manifest["parts"] if p["table"] == name]
 
     def table(self, table: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all rows of `table` into memory."""
         schema = self.schema(table).columns
-        tables = [_read_part(part, columns) for part in self.parts(table)]
+        tables = [read_part(part, columns) for part in self.parts(table)]
         if tables:
             return pa.concat_tables(tables)
         wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
         return wanted.empty_table()
 
     def schema(self, table: str | None = None) -> TableSchema:
-        """The schema of `table` (the artifact's own by default)."""
+        """The schema of `table` (default: the artifact's own table)."""
         return ALL[table or self.artifact]
 
     def part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part of the artifact's own table."""
-        return _read_part(self.parts()[index], columns)
+        return read_part(self.parts()[index], columns)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the artifact's rows part by part."""
         for part in self.parts():
-            yield _read_part(part, columns)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides the content of a version; its hash is the fingerprint.
-
-    `settings` are the ones that change the result; `notes` are recorded and do not count.
-    """
-
-    artifact: str
-    variant: str
-    stage: str
-    stage_version: int
-    settings: Json
-    inputs: dict[str, Version] = field(default_factory=dict)
-    notes: Json = field(default_factory=dict)
-
-    @property
-    def fingerprint(self) -> str:
-        """First 16 hex digits of the sha256 of the recipe, in canonical JSON."""
-        recipe = {
-            "artifact": self.artifact,
-            "stage": self.stage,
-            "stage_version": self.stage_version,
-            "schema_version": ALL[self.artifact].version,
-            "settings": self.settings,
-            "inputs": {name: version.fingerprint for name, version in self.inputs.items()},
-        }
-        text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-class Writer:
-    """Writes one version, part by part; made by `open_writer`, which also holds its lock."""
-
-    def __init__(self, root: Path, recipe: Recipe) -> None:
-        self.root, self.recipe = root, recipe
-        self.path = root / recipe.fingerprint
-        self.learned: Json = self._earlier_notes()
-        self.started_at = time.monotonic()
-        self._done = self._whole_parts()
-
-    def has_part(self, index: int) -> bool:
-        """Whether the part was finished by an earlier, interrupted run."""
-        return self._part_name(self.recipe.artifact, index) in self._done
-
-    def read_part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read back a part written earlier."""
-        return _read_part(self.path / self._part_name(self.recipe.artifact, index), columns)
-
-    def read_rows(self, columns: Sequence[str], table: str | None = None) -> Iterator[pa.Table]:
-        """Read back all that is written of `table` (the artifact's own by default), in order."""
-        name = table or self.recipe.artifact
-        for part in sorted(self._done):
-            if self._table_of(part) == name:
-                yield _read_part(self.path / part, columns)
-
-    def write_part(self, index: int, rows: pa.Table | list[Json], table: str | None = None) -> None:
-        """Write one part whole or not at all, through the declared schema (no inferred types).
-
-        Parts of a table beside the artifact's own (dropped lists, errors) must be written before
-        the part that they belong to, since that one marks the step as done.
-        """
-        name = table or self.recipe.artifact
-        data = _conform(rows, ALL[name], self.recipe.fingerprint)
-        part = self._part_name(name, index)
-        write_atomically(self.path / part, lambda sink: pq.write_table(data, sink))
-        self._done[part] = data.num_rows
-
-    def note(self, name: str, what: Any) -> None:
-        """Record for the manifest what only turned out at work; a kill does not lose it."""
-        self.learned[name] = what
-        text = json.dumps(self.learned, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(self.path / NOTES, lambda sink: sink.write(text.encode()))
-
-    def finish(self, counts: Json | None = None, extra: Json | None = None) -> Version:
-        """Write the manifest, point `current` here and return the complete version."""
-        manifest = self._manifest(counts or {}, extra or {})
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(self.path / MANIFEST, lambda sink: sink.write(text.encode()))
-        set_current(self.root, self.path.name)
-        return Version(self.path, manifest)
-
-    def _manifest(self, counts: Json, extra: Json) -> Json:
-        recipe = self.recipe
-        main = ALL[recipe.artifact]
-        parts = [self._part_record(name) for name in sorted(self._done)]
-        return {
-            "manifest_format": MANIFEST_FORMAT,
-            "artifact": recipe.artifact,
-            "variant": recipe.variant,
-            "schema_version": main.version,
-            "stage": recipe.stage,
-            "stage_version": recipe.stage_version,
-            "fingerprint": recipe.fingerprint,
-            "settings": recipe.settings,
-            "notes": recipe.notes | self.learned,
-            "inputs": _lineage_records(self.path, recipe.inputs),
-            "rows": sum(p["rows"] for p in parts if p["table"] == main.name),
-            "parts": parts,
-            "files": self._other_files(),
-            "counts": counts,
-            "packages": package_versions(),
-            "git_commit": git_commit(),
-            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "wall_s": round(time.monotonic() - self.started_at, 3),
-            **extra,
-        }
-
-    def _part_record(self, name: str) -> Json:
-        return {
-            "file": name,
-            "table": self._table_of(name),
-            "rows": self._done[name],
-            "sha256": file_sha256(self.path / name),
-        }
-
-    def _other_files(self) -> list[Json]:
-        known = {MANIFEST, STARTED, NOTES, LOCK, *self._done}
-        files = [p for p in sorted(self.path.iterdir()) if p.is_file() and p.name not in known]
-        return [{"file": p.name, "sha256": file_sha256(p)} for p in files]
-
-    def _earlier_notes(self) -> Json:
-        file = self.path / NOTES
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-
-    def _part_name(self, table: str, index: int) -> str:
-        prefix = "part" if table == self.recipe.artifact else table
-        return f"{prefix}-{index:05d}.parquet"
-
-    def _table_of(self, part: str) -> str:
-        prefix = part.rsplit("-", 1)[0]
-        return self.recipe.artifact if prefix == "part" else prefix
-
-    def _whole_parts(self) -> dict[str, int]:
-        """Rows of each part that an earlier run of this recipe has left; others are removed.
-
-        So is what belongs to a part that is not there: it will be made again with it.
-        """
-        done = {}
-        for part in sorted(self.path.glob("*.parquet")):
-            rows = _rows_if_of(part, self.recipe.fingerprint)
-            index = int(part.stem.rsplit("-", 1)[1])
-            main = self.path / self._part_name(self.recipe.artifact, index)
-            if rows is None or not main.is_file():
-                part.unlink()
-            else:
-                done[part.name] = rows
-        return done
-
-
-def find_complete(root: Path, recipe: Recipe) -> Version | None:
-    """The complete version of this recipe under `root`, made current, or None."""
-    path = root / recipe.fingerprint
-    if not (path / MANIFEST).is_file():
-        return None
-    version = open_version(path, recipe.artifact)
-    set_current(root, path.name)
-    return version
-
-
-@contextmanager
-def open_writer(root: Path, recipe: Recipe) -> Iterator[Writer]:
-    """Start or resume a version under `root`; one process at a time.
-
-    Raises `ArtifactError` if another process is writing it or the disk refuses.
-    """
-    path = root / recipe.fingerprint
-    with os_errors_explained(path):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("w")
-    try:
-        _lock_or_raise(lock, path)
-        for leftover in path.glob("*.tmp"):
-            leftover.unlink()
-        started = {
-            "fingerprint": recipe.fingerprint,
-            "stage": recipe.stage,
-            "settings": recipe.settings,
-            "inputs": _lineage_records(path, recipe.inputs),
-        }
-        text = json.dumps(started, indent=2, allow_nan=False) + "\n"
-        if not (path / STARTED).is_file():
-            write_atomically(path / STARTED, lambda sink: sink.write(text.encode()))
-        yield Writer(root, recipe)
-    finally:
-        lock.close()
+            yield read_part(part, columns)
 
 
 def open_version(path: Path, artifact: str | None = None) -> Version:
-    """Open a complete version: its own directory, or the directory that holds `current`.
+    """Open a complete version, by its own directory or by the directory that holds `current`.
 
-    Raises `ArtifactError` if there is none, it is unfinished, of another kind, or of a schema
-    version that this program does not read.
+    Raises `ArtifactError` if no version is there, if it is unfinished, if it is another kind of
+    artifact than `artifact`, or if this program cannot read its schema version.
     """
     directory = _follow_current(path)
     manifest = _read_manifest(directory)
     if artifact is not None and manifest["artifact"] != artifact:
         raise ArtifactError(
-            f"this is an artifact of kind '{manifest['artifact']}', not '{artifact}'",
+            f"this is a '{manifest['artifact']}' artifact, not a '{artifact}' artifact",
             where=str(directory),
             fix=f"give the directory of a '{artifact}' artifact",
         )
@@ -300,7 +104,7 @@ def open_version(path: Path, artifact: str | None = None) -> Version:
 
 
 def input_of(version: Version, artifact: str) -> Version:
-    """Find the nearest `artifact` in the lineage of `version`; raises `ArtifactError`."""
+    """The nearest `artifact` in the lineage of `version`; raises `ArtifactError` if it has none."""
     frontier = [version]
     while frontier:
         at = frontier.pop(0)
@@ -312,23 +116,13 @@ def input_of(version: Version, artifact: str) -> Version:
     raise ArtifactError(
         f"no '{artifact}' artifact in the lineage",
         where=str(version.path),
-        fix=f"name it with --{artifact}",
+        fix=f"give its directory with --{artifact}",
     )
 
 
 def set_current(root: Path, name: str) -> None:
-    """Let the small file `current` name the version in use (its time stamp is what Make reads)."""
+    """Write the name of the version in use to the file `current`, whose time stamp Make reads."""
     write_atomically(root / CURRENT, lambda sink: sink.write(f"{name}\n".encode()))
-
-
-def adopt_files(source: Path, writer: Writer) -> None:
-    """Move files that a library wrote (an adapter, a page) from `source` into the version."""
-    for file in sorted(source.iterdir()):
-        with os_errors_explained(writer.path), file.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(file, writer.path / file.name)
-    sync_directory(writer.path)
-    shutil.rmtree(source)
 
 
 def damaged_files(version: Version) -> list[str]:
@@ -354,17 +148,6 @@ def being_written(path: Path) -> bool:
     return False
 
 
-def _lock_or_raise(lock: IO[str], path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ArtifactError(
-            "another process is writing this version",
-            where=str(path),
-            fix="wait until it ends, then run the same command",
-        ) from None
-
-
 def _follow_current(path: Path) -> Path:
     pointer = path / CURRENT
     if not pointer.is_file():
@@ -372,7 +155,9 @@ def _follow_current(path: Path) -> Path:
     name = pointer.read_text().strip()
     if not name or Path(name).name != name:
         raise ArtifactError(
-            f"names no version: {name!r}", where=str(pointer), fix="rerun the stage that writes it"
+            f"the file does not name a version: {name!r}",
+            where=str(pointer),
+            fix="rerun the stage that writes it",
         )
     return path / name
 
@@ -394,23 +179,24 @@ def _read_manifest(directory: Path) -> Json:
 
 
 def _nothing_there(directory: Path) -> ArtifactError:
-    """What is at a place where a complete version was expected."""
+    """The error for a directory without a complete version: what it holds instead."""
     where = str(directory)
     if (directory / STARTED).is_file():
         return ArtifactError(
             "this artifact is unfinished",
             where=where,
-            fix="run the stage that makes it again: it resumes",
+            fix="run its stage again: it resumes",
         )
     if not directory.is_dir():
-        return ArtifactError("there is no such directory", where=where, fix="correct the path")
+        return ArtifactError("this directory does not exist", where=where, fix="correct the path")
     inside = [path.parent for path in sorted(directory.glob(f"*/{CURRENT}"))]
     inside += [path.parent for path in sorted(directory.glob(f"*/*/{CURRENT}"))]
     names = ", ".join(str(path.relative_to(directory)) for path in inside[:SHOWN])
     return ArtifactError(
-        "no artifact here" + f", but in {names}{', ...' * (len(inside) > SHOWN)}" * bool(inside),
+        "this directory holds no artifact"
+        + f"; artifacts are in {names}{', ...' * (len(inside) > SHOWN)}" * bool(inside),
         where=where,
-        fix="give one of these" if inside else "run the stage that makes it",
+        fix="give one of these directories" if inside else "run the stage that makes it",
     )
 
 
@@ -421,35 +207,16 @@ def _check_schema_version(directory: Path, manifest: Json) -> None:
         return
     newer = known is None or found > known
     raise ArtifactError(
-        f"schema version {found} of '{name}' is not the one this program reads ({known})",
+        f"this program reads schema version {known} of '{name}', not version {found}",
         where=str(directory),
-        fix="it was made by a newer perpo: upgrade perpo"
+        fix="a newer perpo made it: upgrade perpo"
         if newer
         else f"rerun `perpo {manifest.get('stage', name)}`",
     )
 
 
-def _conform(rows: pa.Table | list[Json], schema: TableSchema, fingerprint: str) -> pa.Table:
-    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema.columns)
-    table = table.select(schema.columns.names).cast(schema.columns)
-    return table.replace_schema_metadata(
-        {
-            FINGERPRINT_KEY: fingerprint.encode(),
-            SCHEMA_VERSION_KEY: str(schema.version).encode(),
-        }
-    )
-
-
-def _rows_if_of(part: Path, fingerprint: str) -> int | None:
-    try:
-        metadata = pq.read_metadata(part)
-    except (pa.ArrowInvalid, OSError):
-        return None
-    found = (metadata.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
-    return int(metadata.num_rows) if found == fingerprint else None
-
-
-def _read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet part; raises `ArtifactError` if it is missing or damaged."""
     try:
         with pq.ParquetFile(part) as file:
             return file.read(columns=None if columns is None else list(columns))
@@ -457,17 +224,5 @@ def _read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise ArtifactError(
             f"a part is missing or damaged: {error}",
             where=str(part),
-            fix="remove its directory and the file `current` beside that, then rerun its stage",
+            fix="remove its directory and the `current` beside the directory, then rerun its stage",
         ) from error
-
-
-def _lineage_records(path: Path, inputs: Mapping[str, Version]) -> Json:
-    return {
-        name: {
-            "artifact": version.artifact,
-            "variant": version.variant,
-            "path": os.path.relpath(version.path.resolve(), path.resolve()),
-            "fingerprint": version.fingerprint,
-        }
-        for name, version in inputs.items()
-    }

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: write, fsync, rename."""
+"""Files that are either whole or absent: write, sync to disk, rename."""
 
 import errno
 import hashlib
@@ -12,7 +12,7 @@ from perpo_pipeline.errors import ArtifactError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write` with a file that takes the place of `path` only when it is whole and on disk."""
+    """Call `write` with a temporary file, which replaces `path` once it is whole and on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with os_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,11 +36,11 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def os_errors_explained(
-    path: Path, same_command: str = "it goes on after the last whole part"
+    path: Path, same_command: str = "it resumes after the last whole part"
 ) -> Iterator[None]:
-    """Turn what the operating system refuses while writing `path` into one clear error.
+    """Turn an operating system's error while writing `path` into an `ArtifactError`.
 
-    `same_command` says what the command does when it is run again.
+    `same_command` says what happens when the user runs the command again.
     """
     try:
         yield
@@ -56,7 +56,7 @@ def os_errors_explained(
 
 
 def sync_directory(path: Path) -> None:
-    """Put a directory's renames on disk."""
+    """Sync a directory's renames to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

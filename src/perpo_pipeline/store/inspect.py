@@ -1,4 +1,4 @@
-"""`perpo inspect` and `perpo gc`: look at artifacts, find those that nothing leads to."""
+"""`perpo inspect` and `perpo gc`: describe an artifact, find versions that nothing refers to."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ LONGEST_CELL = 100
 
 
 def describe(directory: Path, *, rows: int = 3, verify: bool = False) -> str:
-    """Text of one artifact: what it is, its lineage, settings, counts and first rows.
+    """Describe one artifact as text: its kind, lineage, settings, counts and first rows.
 
     Raises `ArtifactError` if it is missing, unfinished, or (with `verify`) damaged.
     """
@@ -50,7 +50,7 @@ def describe(directory: Path, *, rows: int = 3, verify: bool = False) -> str:
                 where=str(version.path),
                 fix="remove this directory and rerun its stage",
             )
-        lines.append("  every file has the sha256 of the manifest")
+        lines.append("  every file has the sha256 that the manifest records")
     return "\n".join(lines)
 
 
@@ -95,8 +95,8 @@ def _cell(value: Any) -> str:
 def collect_garbage(run_dir: Path, *, remove: bool) -> list[Path]:
     """Version directories under `run_dir` that no `current` file and no lineage of one refers to.
 
-    Unfinished versions count as unused unless `current` leads to them or a process writes them;
-    merged models are unused while nothing is written: what needs one makes it again.
+    Unfinished versions count as unused unless `current` names them or a process is writing them.
+    Merged models count as unused while no process is writing: stages make them again.
     """
     used: set[Path] = set()
     frontier = [

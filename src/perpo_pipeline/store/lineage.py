@@ -1,4 +1,4 @@
-"""What artifacts were made of, as far back as the prompts."""
+"""The lineage of artifacts: their inputs, back to the prompts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Traced:
-    """One artifact; `version` is None where it was removed since, or is of another schema."""
+    """One artifact; `version` is None if it was removed or its schema version is not readable."""
 
     artifact: str
     variant: str
@@ -31,7 +31,7 @@ class Traced:
 
 
 def trace(versions: Iterable[Version]) -> list[Traced]:
-    """`versions` and all that they were made of, each once, in the order of the stages."""
+    """`versions` with all direct and indirect inputs, each once, in the order of the stages."""
     found: dict[tuple[str, str, str], Traced] = {}
     frontier = [_of_version(version) for version in versions]
     while frontier:
@@ -52,7 +52,7 @@ def _of_version(version: Version) -> Traced:
 
 
 def _of_record(record: Json, child: Path) -> Traced:
-    """An input as its child's manifest names it, opened where it still lies there."""
+    """An input as its child's manifest records it, opened if it still exists."""
     try:
         version = open_version(child / record["path"])
     except ArtifactError:

@@ -1,7 +1,7 @@
-"""Rows of a prompts artifact by their key, in bounded memory: parts are read when needed.
+"""Look up rows of a prompts artifact by key, in bounded memory: parts are read when needed.
 
-Samples come in the order of their prompts, so a few parts at a time are enough; any other order
-works too, with more reading.
+Samples are in the order of their prompts, so a few parts in memory suffice. Any other order works
+too, with more reading.
 """
 
 import threading
@@ -18,10 +18,10 @@ PARTS_HELD = 8
 
 
 class PromptLookup:
-    """The columns of some prompts; safe to ask from several threads.
+    """Columns of prompts by prompt_id; several threads may use it at once.
 
     Holds the key of every prompt, and the other columns of at most `PARTS_HELD` parts.
-    Raises `ArtifactError` for a prompt_id that occurs twice.
+    Raises `ArtifactError` if a prompt_id occurs twice.
     """
 
     def __init__(self, prompts: Version, columns: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ class PromptLookup:
         self._lock = threading.Lock()
 
     def join(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """`rows` with the columns of their prompts, in order; null where there is no prompt."""
+        """`rows` with the columns of their prompts, in order; null for an unknown prompt_id."""
         keys = rows.select("prompt_id").unique(maintain_order=True)
         places = keys.join(self.places, on="prompt_id", how="inner")
         found = [self._part(index) for index in places["part"].unique().sort()]
@@ -67,8 +67,8 @@ def check_unique(rows: pl.DataFrame, keys: Sequence[str], where: str, stage: str
         return
     twice = rows.select(keys).filter(rows.select(keys).is_duplicated())
     raise ArtifactError(
-        f"{twice.height} rows share their key {' and '.join(keys)} with another, "
-        f"the first is {' '.join(map(str, twice.row(0)))}",
+        f"{twice.height} rows share their key ({', '.join(keys)}) with another row; the first "
+        f"such key is {' '.join(map(str, twice.row(0)))}",
         where=where,
         fix=f"make the keys unique and rerun `{stage}`",
     )

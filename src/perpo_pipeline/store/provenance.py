@@ -1,4 +1,4 @@
-"""What made an artifact: package versions and the git commit of the program."""
+"""What produced an artifact: package versions and the program's git commit."""
 
 import functools
 import subprocess
@@ -26,7 +26,7 @@ RECORDED_PACKAGES = (
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that can change a result, as far as they are installed."""
+    """Versions of the installed packages that can change a result."""
     found = {}
     for name in RECORDED_PACKAGES:
         try:
@@ -38,7 +38,10 @@ def package_versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """Commit of the checkout that the program runs from, with `-dirty` if changed; else None."""
+    """The commit of the checkout that the program runs from, with `-dirty` if it has changes.
+
+    None outside a checkout.
+    """
     here = Path(__file__).parent
     try:
         described = subprocess.run(

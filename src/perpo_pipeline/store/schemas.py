@@ -1,10 +1,10 @@
 """The pyarrow schema and version of every table that a stage writes.
 
-A version goes up whenever a column is added, removed or changes its meaning; readers refuse
-a version they do not know. All text is UTF-8; boxes are xyxy in pixels of the original image;
-log-probabilities are summed over tokens, in nats, at temperature 1. `image_notes` names what was
-done to an image file to make it RGB (images.py); `resized` is the size of what the vision tower saw
-of the image shown, null where that was cut into tiles.
+The version goes up when a column is added or removed or changes its meaning; readers refuse a
+version that they do not know. All text is UTF-8; boxes are xyxy in pixels of the original image;
+log-probabilities are summed over tokens, in nats, at temperature 1. `image_notes` names the
+conversions that made an image file RGB (vlm/images.py). `resized` is the size at which the vision
+tower saw the image, null if the image was cut into tiles.
 """
 
 from collections.abc import Mapping
@@ -120,7 +120,7 @@ PREFERENCES = _table(
     counts=pa.list_(INT32),
     margin=FLOAT,
 )
-# A row without sample_id is a whole list, one with it a completion left out of a list that stayed.
+# A row without sample_id is a dropped list; a row with it is a completion left out of a kept list.
 DROPPED_LISTS = _table(
     "dropped", 2, prompt_id=STRING, sample_id=(INT32, True), reason=STRING, margin=(FLOAT, True)
 )
@@ -156,8 +156,8 @@ PREDICTIONS = _table(
     parse_ok=BOOL,
     box=(BOX, True),
 )
-# One reply of a judge; `scores` are the numbers in it, in its own order. `order` 1 is a comparison
-# with the second model's answer first. Replies given elsewhere name no prompt.
+# One reply of a judge; `scores` are its numbers, in the order of the reply. `order` is 1 if the
+# second model's answer was shown first. Replies from a review file have no prompt_sha256.
 JUDGEMENTS = _table(
     "judgements",
     1,
@@ -173,7 +173,7 @@ JUDGEMENTS = _table(
     parse_ok=BOOL,
     failure=(STRING, True),
 )
-# `dataset` is "all" for a whole split, and a dataset's name where the split holds several.
+# `dataset` is "all" for a whole split; a split with several datasets also has a row for each.
 METRICS = _table(
     "metrics",
     2,
@@ -185,7 +185,7 @@ METRICS = _table(
     split=STRING,
     dataset=STRING,
 )
-# A paired difference `better` - `worse`; `test` is how its p-value was found.
+# A paired difference `better` - `worse`; `test` names the test behind the p-value.
 _DIFFERENCE = {
     "metric": STRING,
     "better": STRING,

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer, open_version
+from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.train.cut_weights import is_cut
 from perpo_pipeline.train.engine import memory_explained, reference_logps
 from perpo_pipeline.train.lists import (

@@ -19,16 +19,9 @@ from perpo_pipeline.errors import (
 )
 from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import (
-    Recipe,
-    Version,
-    Writer,
-    adopt_files,
-    find_complete,
-    input_of,
-    open_version,
-)
+from perpo_pipeline.store.artifacts import Version, input_of, open_version
 from perpo_pipeline.store.schemas import ADAPTER_LOG, PROMPTS
+from perpo_pipeline.store.writing import Recipe, Writer, adopt_files, reuse_complete
 from perpo_pipeline.train import integrations
 from perpo_pipeline.vlm.adapters import read_record, write_record
 from perpo_pipeline.vlm.inputs import (
@@ -98,7 +91,7 @@ def train(run: Run, variant: str) -> Version:
 
 def find_trained(run: Run, variant: str) -> Version | None:
     """The complete version of a variant where it is there, made the one in use."""
-    return find_complete(run.out or run.place("adapter", variant), task_of(run, variant).recipe)
+    return reuse_complete(run.out or run.place("adapter", variant), task_of(run, variant).recipe)
 
 
 def task_of(run: Run, variant: str) -> Task:

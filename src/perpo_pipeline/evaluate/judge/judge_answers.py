@@ -16,8 +16,9 @@ from perpo_pipeline.evaluate.judge.asking import Judge, Reply, ask_all
 from perpo_pipeline.evaluate.judge.task import ALL, Question, Review, Task
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.run import Console, make_at
-from perpo_pipeline.store.artifacts import Recipe, Version, Writer
+from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import file_sha256
+from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 1
 REPLIES_PER_PART = 32  # as many may be asked for again after a kill

@@ -1,0 +1,283 @@
+"""Writing artifacts: a recipe, its fingerprint, and a writer that survives a kill at any moment."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.artifacts import (
+    FINGERPRINT_KEY,
+    LOCK,
+    MANIFEST,
+    NOTES,
+    SCHEMA_VERSION_KEY,
+    STARTED,
+    Json,
+    Version,
+    open_version,
+    read_part,
+    set_current,
+)
+from perpo_pipeline.store.atomic import (
+    file_sha256,
+    os_errors_explained,
+    sync_directory,
+    write_atomically,
+)
+from perpo_pipeline.store.provenance import git_commit, package_versions
+from perpo_pipeline.store.schemas import ALL, TableSchema
+
+MANIFEST_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the content of a version; its hash is the fingerprint.
+
+    `settings` change the result (config/fingerprints.py declares which do); `notes` are recorded in
+    the manifest and do not count.
+    """
+
+    artifact: str
+    variant: str
+    stage: str
+    stage_version: int
+    settings: Json
+    inputs: dict[str, Version] = field(default_factory=dict)
+    notes: Json = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the sha256 of the recipe, in canonical JSON."""
+        recipe = {
+            "artifact": self.artifact,
+            "stage": self.stage,
+            "stage_version": self.stage_version,
+            "schema_version": ALL[self.artifact].version,
+            "settings": self.settings,
+            "inputs": {name: version.fingerprint for name, version in self.inputs.items()},
+        }
+        text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Writer:
+    """Writes one version, part by part. `open_writer` makes it and holds its lock."""
+
+    def __init__(self, root: Path, recipe: Recipe) -> None:
+        self.root, self.recipe = root, recipe
+        self.path = root / recipe.fingerprint
+        self.learned: Json = self._earlier_notes()
+        self.started_at = time.monotonic()
+        self._done = self._whole_parts()
+
+    def has_part(self, index: int) -> bool:
+        """Whether the part is written, by this run or by an interrupted earlier one."""
+        return self._part_name(self.recipe.artifact, index) in self._done
+
+    def read_part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a part that is already written."""
+        return read_part(self.path / self._part_name(self.recipe.artifact, index), columns)
+
+    def read_rows(self, columns: Sequence[str], table: str | None = None) -> Iterator[pa.Table]:
+        """Read the written parts of `table`, in order (default: the artifact's own table)."""
+        name = table or self.recipe.artifact
+        for part in sorted(self._done):
+            if self._table_of(part) == name:
+                yield read_part(self.path / part, columns)
+
+    def write_part(self, index: int, rows: pa.Table | list[Json], table: str | None = None) -> None:
+        """Write one part, whole or not at all, with the types of the declared schema.
+
+        Write parts of other tables (dropped lists, errors) before the artifact's own part with
+        the same index: that one marks the step as done.
+        """
+        name = table or self.recipe.artifact
+        data = _conform(rows, ALL[name], self.recipe.fingerprint)
+        part = self._part_name(name, index)
+        write_atomically(self.path / part, lambda sink: pq.write_table(data, sink))
+        self._done[part] = data.num_rows
+
+    def note(self, name: str, what: Any) -> None:
+        """Record a fact that the stage learned, for the manifest; a kill does not lose it."""
+        self.learned[name] = what
+        text = json.dumps(self.learned, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(self.path / NOTES, lambda sink: sink.write(text.encode()))
+
+    def finish(self, counts: Json | None = None, extra: Json | None = None) -> Version:
+        """Write the manifest, make `current` name this version, and return it."""
+        manifest = self._manifest(counts or {}, extra or {})
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(self.path / MANIFEST, lambda sink: sink.write(text.encode()))
+        set_current(self.root, self.path.name)
+        return Version(self.path, manifest)
+
+    def _manifest(self, counts: Json, extra: Json) -> Json:
+        recipe = self.recipe
+        main = ALL[recipe.artifact]
+        parts = [self._part_record(name) for name in sorted(self._done)]
+        return {
+            "manifest_format": MANIFEST_FORMAT,
+            "artifact": recipe.artifact,
+            "variant": recipe.variant,
+            "schema_version": main.version,
+            "stage": recipe.stage,
+            "stage_version": recipe.stage_version,
+            "fingerprint": recipe.fingerprint,
+            "settings": recipe.settings,
+            "notes": recipe.notes | self.learned,
+            "inputs": _lineage_records(self.path, recipe.inputs),
+            "rows": sum(p["rows"] for p in parts if p["table"] == main.name),
+            "parts": parts,
+            "files": self._other_files(),
+            "counts": counts,
+            "packages": package_versions(),
+            "git_commit": git_commit(),
+            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "wall_s": round(time.monotonic() - self.started_at, 3),
+            **extra,
+        }
+
+    def _part_record(self, name: str) -> Json:
+        return {
+            "file": name,
+            "table": self._table_of(name),
+            "rows": self._done[name],
+            "sha256": file_sha256(self.path / name),
+        }
+
+    def _other_files(self) -> list[Json]:
+        known = {MANIFEST, STARTED, NOTES, LOCK, *self._done}
+        files = [p for p in sorted(self.path.iterdir()) if p.is_file() and p.name not in known]
+        return [{"file": p.name, "sha256": file_sha256(p)} for p in files]
+
+    def _earlier_notes(self) -> Json:
+        file = self.path / NOTES
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+    def _part_name(self, table: str, index: int) -> str:
+        prefix = "part" if table == self.recipe.artifact else table
+        return f"{prefix}-{index:05d}.parquet"
+
+    def _table_of(self, part: str) -> str:
+        prefix = part.rsplit("-", 1)[0]
+        return self.recipe.artifact if prefix == "part" else prefix
+
+    def _whole_parts(self) -> dict[str, int]:
+        """The number of rows in each part that an interrupted run of this recipe left.
+
+        Removes all other parts, and parts of other tables whose main part is missing: the stage
+        writes them again.
+        """
+        done = {}
+        for part in sorted(self.path.glob("*.parquet")):
+            rows = _rows_if_of(part, self.recipe.fingerprint)
+            index = int(part.stem.rsplit("-", 1)[1])
+            main = self.path / self._part_name(self.recipe.artifact, index)
+            if rows is None or not main.is_file():
+                part.unlink()
+            else:
+                done[part.name] = rows
+        return done
+
+
+def reuse_complete(root: Path, recipe: Recipe) -> Version | None:
+    """Make the complete version of this recipe under `root` current; None if there is none."""
+    path = root / recipe.fingerprint
+    if not (path / MANIFEST).is_file():
+        return None
+    version = open_version(path, recipe.artifact)
+    set_current(root, path.name)
+    return version
+
+
+@contextmanager
+def open_writer(root: Path, recipe: Recipe) -> Iterator[Writer]:
+    """Start or resume writing a version under `root`; one process at a time.
+
+    Raises `ArtifactError` if another process is writing it or if the disk refuses.
+    """
+    path = root / recipe.fingerprint
+    with os_errors_explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK).open("w")
+    try:
+        _lock_or_raise(lock, path)
+        for leftover in path.glob("*.tmp"):
+            leftover.unlink()
+        started = {
+            "fingerprint": recipe.fingerprint,
+            "stage": recipe.stage,
+            "settings": recipe.settings,
+            "inputs": _lineage_records(path, recipe.inputs),
+        }
+        text = json.dumps(started, indent=2, allow_nan=False) + "\n"
+        if not (path / STARTED).is_file():
+            write_atomically(path / STARTED, lambda sink: sink.write(text.encode()))
+        yield Writer(root, recipe)
+    finally:
+        lock.close()
+
+
+def adopt_files(source: Path, writer: Writer) -> None:
+    """Move files that a library wrote (an adapter, a page) from `source` into the version."""
+    for file in sorted(source.iterdir()):
+        with os_errors_explained(writer.path), file.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(file, writer.path / file.name)
+    sync_directory(writer.path)
+    shutil.rmtree(source)
+
+
+def _lock_or_raise(lock: IO[str], path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ArtifactError(
+            "another process is writing this version",
+            where=str(path),
+            fix="wait until that process ends, then run the same command",
+        ) from None
+
+
+def _conform(rows: pa.Table | list[Json], schema: TableSchema, fingerprint: str) -> pa.Table:
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema.columns)
+    table = table.select(schema.columns.names).cast(schema.columns)
+    return table.replace_schema_metadata(
+        {
+            FINGERPRINT_KEY: fingerprint.encode(),
+            SCHEMA_VERSION_KEY: str(schema.version).encode(),
+        }
+    )
+
+
+def _rows_if_of(part: Path, fingerprint: str) -> int | None:
+    try:
+        metadata = pq.read_metadata(part)
+    except (pa.ArrowInvalid, OSError):
+        return None
+    found = (metadata.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
+    return int(metadata.num_rows) if found == fingerprint else None
+
+
+def _lineage_records(path: Path, inputs: Mapping[str, Version]) -> Json:
+    return {
+        name: {
+            "artifact": version.artifact,
+            "variant": version.variant,
+            "path": os.path.relpath(version.path.resolve(), path.resolve()),
+            "fingerprint": version.fingerprint,
+        }
+        for name, version in inputs.items()
+    }
