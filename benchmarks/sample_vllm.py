@@ -17,7 +17,8 @@ from train_step_models import END, IMAGE, PAD, PATCH_PX, UNKNOWN, Shape, build_v
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from perpo_pipeline.config.run import ModelConfig, SampleConfig
+from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.sample.backend import BackendSetup, Failure, Row
 from perpo_pipeline.sample.vllm_backend import VllmBackend
 from perpo_pipeline.vlm.files import resolve_model

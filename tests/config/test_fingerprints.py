@@ -5,9 +5,12 @@ from typing import ClassVar
 
 import pytest
 
+from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import COUNTED, Counted, counted_settings, counts_in
 from perpo_pipeline.config.methods import METHODS
-from perpo_pipeline.config.run import FilterConfig, RunConfig, SampleConfig, ScoreConfig
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.sample import SampleConfig
+from perpo_pipeline.config.score import ScoreConfig
 from perpo_pipeline.config.section import Section
 from perpo_pipeline.config.sources import SOURCE_MODELS
 from perpo_pipeline.config.train import TrainSettings

@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 
-from perpo_pipeline.config.run import FilterConfig
+from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.lists import build_lists, left_out
 

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from perpo_pipeline.config.run import FilterConfig
+from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.filter_lists import summarise
 from perpo_pipeline.filter.margins import (

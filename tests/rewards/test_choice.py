@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from perpo_pipeline.config.run import ScoreConfig
+from perpo_pipeline.config.score import ScoreConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.rewards.choice import (
     AUTO,

@@ -11,7 +11,8 @@ import pytest
 from tiny_models import save_tiny_llava
 
 from perpo_pipeline import cli
-from perpo_pipeline.config.run import ModelConfig, SampleConfig
+from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError, PerpoError, ProcessError
 from perpo_pipeline.sample import ray_actors, ray_cluster
 from perpo_pipeline.sample.backend import BackendSetup

@@ -14,7 +14,8 @@ from scipy.stats import chisquare
 from tiny_families import save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
 
-from perpo_pipeline.config.run import ModelConfig, SampleConfig
+from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.sample import transformers_backend
 from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from perpo_pipeline.config.run import ModelConfig, SampleConfig
+from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
 from perpo_pipeline.sample import vllm_backend, vllm_engine
 from perpo_pipeline.sample.backend import BackendSetup

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from synthetic_run import make_synthetic_run
 
-from perpo_pipeline.config.run import ScoreConfig
+from perpo_pipeline.config.score import ScoreConfig
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.run import Run

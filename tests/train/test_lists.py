@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tiny_families import save_tiny_family
 
-from perpo_pipeline.config.run import ModelConfig
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ground_truth_text
 from perpo_pipeline.vlm.files import resolve_model

@@ -12,7 +12,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VL
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from perpo_pipeline.answers.formats import BOX_FORMATS, frame_fault
-from perpo_pipeline.config.run import ModelConfig
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.sample.vllm_engine import exact_lora_rank
 from perpo_pipeline.train.engine import choose_forward

@@ -16,7 +16,8 @@ from tiny_adapters import save_adapter
 from tiny_models import noise_image
 from with_vllm.hub_models import FAMILIES
 
-from perpo_pipeline.config.run import ModelConfig, SampleConfig
+from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.sample import vllm_backend
 from perpo_pipeline.sample.backend import BackendSetup, Failure, SampledList

@@ -15,7 +15,7 @@ from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.config.section import Json, Section
 
 if TYPE_CHECKING:
-    from perpo_pipeline.config.run import ModelConfig
+    from perpo_pipeline.config.model import ModelConfig
 
 MODEL = ("model.id", "model.dtype", "model.preprocess")
 BOXES = ("model.box_format", "model.box_frame")

@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
+from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import counted_settings
-from perpo_pipeline.config.run import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
 from perpo_pipeline.filter.margins import (

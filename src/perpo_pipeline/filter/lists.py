@@ -21,7 +21,7 @@ from typing import Any
 
 import polars as pl
 
-from perpo_pipeline.config.run import FilterConfig
+from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.margins import usable_rows
 from perpo_pipeline.store.schemas import SAMPLES

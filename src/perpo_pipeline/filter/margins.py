@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from perpo_pipeline.config.run import FilterConfig
+from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 
 TOO_FEW_SAMPLES = "too_few_samples"

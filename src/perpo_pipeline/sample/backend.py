@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from perpo_pipeline.config.run import ModelConfig, SampleConfig
+from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.vlm.completion import Completion
 
 if TYPE_CHECKING:

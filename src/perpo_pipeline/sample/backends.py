@@ -4,7 +4,7 @@ import importlib.util
 import pkgutil
 
 from perpo_pipeline.config.backends import BACKENDS
-from perpo_pipeline.config.run import SampleConfig
+from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.sample.backend import Backend, BackendSetup
 
 

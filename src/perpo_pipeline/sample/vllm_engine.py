@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.config.run import ModelConfig, SampleConfig
+from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, first_line
 from perpo_pipeline.vlm.adapters import LORA_WEIGHTS
 from perpo_pipeline.vlm.models import Vlm

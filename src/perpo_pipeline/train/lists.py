@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box
 from perpo_pipeline.config.methods import Method
-from perpo_pipeline.config.run import ModelConfig
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.machine import cores
 from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenate_lists

@@ -13,7 +13,7 @@ from perpo_pipeline.answers.frames import Size, smart_resize
 from perpo_pipeline.vlm.files import ResolvedModel
 
 if TYPE_CHECKING:
-    from perpo_pipeline.config.run import ModelConfig
+    from perpo_pipeline.config.model import ModelConfig
 
 # --- the size of the resized image: (processor, size after padding) -> (width, height) or None ----
 

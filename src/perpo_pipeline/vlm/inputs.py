@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.config.run import ModelConfig
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.vlm.files import ResolvedModel, model_identity, resolve_model
 from perpo_pipeline.vlm.images import load_image

@@ -1,0 +1,67 @@
+"""The model: which one, and how it sees an image and writes boxes."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from perpo_pipeline.answers.formats import frame_fault, get_box_format
+from perpo_pipeline.config.section import Section, conflict
+from perpo_pipeline.errors import ConfigError
+
+
+class ModelConfig(Section):
+    """The model and how it sees an image; the same for sampling, training and evaluation."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"revision", "device"})
+
+    id: str = Field(
+        "testbed",
+        description="hub id, local directory, or `testbed` for the shipped model; the fingerprint "
+        "counts the model's content, not its name",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="number format of the weights; `auto`: bfloat16 on CUDA, else float32. The "
+        "chosen format counts",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the model runs; `auto`: CUDA if torch finds it"
+    )
+    preprocess: Literal["processor", "pad"] = Field(
+        "processor",
+        description="`processor`: what the model's own processor does; `pad`: first pad the image "
+        "to a square with the mean colour",
+    )
+    box_format: str = Field(
+        "llava",
+        description="how the model writes a box and how it is asked for one: the name of a format "
+        "(docs/boxes.md), or pkg.module:attribute for your own",
+    )
+    box_frame: Literal["full", "crop", "pad", "resized"] = Field(
+        "full",
+        description="what the numbers of a box refer to: the full image, its centre square, the "
+        "padded square, or the image as Qwen2.5-VL resizes it (docs/boxes.md)",
+    )
+
+    @field_validator("box_format")
+    @classmethod
+    def _is_a_format(cls, name: str) -> str:
+        try:
+            get_box_format(name)
+        except ConfigError as error:
+            raise ValueError(error.what) from error
+        return name
+
+    @model_validator(mode="after")
+    def _frame_fits(self) -> Self:
+        if fault := frame_fault(self.box_format, self.box_frame):
+            raise conflict(fault, "box_format", "box_frame")
+        if self.box_frame == "resized" and self.preprocess == "pad":
+            raise conflict(
+                "box_frame resized is the whole image resized, which preprocess pad pads first: "
+                "set preprocess to processor",
+                "box_frame",
+                "preprocess",
+            )
+        return self
