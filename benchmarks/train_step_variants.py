@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from train_step_models import END, IMAGE, PAD, PATCH_PX, UNKNOWN, Regime
 
-from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenate_lists
 from perpo_pipeline.train.losses import perpo_loss
 from perpo_pipeline.train.scope import lora_config
+from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
     PackedBatch,
@@ -50,7 +50,7 @@ class Work:
     step: Callable[[], Tensor]
     model: nn.Module
     num_lists: int
-    rows: PackedBatch | ConcatenatedBatch
+    rows: PackedBatch | SeparateBatch
     settings: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
@@ -83,7 +83,7 @@ def concatenated(setup: Setup) -> Work:
     the reference model online, PEFT's fp32 adapters, and on CUDA gradient checkpointing.
     """
     vlm, lists = setup.vlm, setup.lists[: setup.regime.full_lists]
-    rows = concatenate_lists(vlm, lists).to(vlm.device)
+    rows = separate_lists(vlm, lists).to(vlm.device)
     types = {} if rows.token_types is None else {"mm_token_type_ids": rows.token_types}
 
     def logps() -> Tensor:
@@ -148,7 +148,7 @@ def trl(setup: Setup) -> Work:
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(lists))])
     # The lists' own pixels instead of the blank image's: first for the chosen, then the rejected.
     batch["pixel_values"] = torch.cat([e.prompt.tensors["pixel_values"] for e in lists] * 2)
-    rows = concatenate_lists(vlm, lists).to(vlm.device)
+    rows = separate_lists(vlm, lists).to(vlm.device)
 
     def step() -> Tensor:
         loss: Tensor = trainer.training_step(model, dict(batch))
@@ -176,7 +176,7 @@ def backward(policy: Tensor, reference: Tensor | None = None) -> Tensor:
     return logps
 
 
-def full_row_logps(vlm: Vlm, rows: ConcatenatedBatch, positions: Tensor | None) -> Tensor:
+def full_row_logps(vlm: Vlm, rows: SeparateBatch, positions: Tensor | None) -> Tensor:
     """Log-probabilities (B, N); each image is encoded once, `rows` holds it once a list."""
     core = base_model(vlm.model).model
     found = core.get_image_features(**cast_tensors(rows.tensors, vlm.dtype)).pooler_output
@@ -196,12 +196,12 @@ def full_row_logps(vlm: Vlm, rows: ConcatenatedBatch, positions: Tensor | None) 
 
 def full_rows(
     vlm: Vlm, lists: Sequence[CompletionList], padding: int = 0
-) -> tuple[ConcatenatedBatch, Tensor | None]:
+) -> tuple[SeparateBatch, Tensor | None]:
     """Rows with one image a list, `padding` tokens longer than needed, and their positions.
 
     Positions are (3, M, T) for the models with three axes, else None: counted from 0.
     """
-    rows = concatenate_lists(vlm, lists)
+    rows = separate_lists(vlm, lists)
     rows = replace(
         rows,
         input_ids=F.pad(rows.input_ids, (0, padding)),

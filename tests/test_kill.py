@@ -26,7 +26,7 @@ sample: {num_samples: 4, max_new_tokens: 24, batch_size: 2, prompts_per_part: 4}
 filter: {min_margin: 0.01}
 train:
   batch_size: 2
-  max_tokens_per_step: 300
+  max_tokens_per_forward: 300
   checkpoint_every: 1
   learning_rate: 1.0e-3
   lora: {rank: 2, alpha: 4}

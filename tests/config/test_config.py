@@ -242,7 +242,11 @@ def test_a_fault_of_a_source_is_one_plain_message(tmp_path: Path, extra: str, me
 def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     one = load_config(path)
-    for name, value in [("checkpoint_every", 7), ("max_tokens_per_step", 99), ("compile", False)]:
+    for name, value in [
+        ("checkpoint_every", 7),
+        ("max_tokens_per_forward", 99),
+        ("compile", False),
+    ]:
         other = load_config(path, {f"train.{name}": value})
         assert (
             one.train.variants()["perpo"].result_settings()
@@ -267,6 +271,8 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("train: {methods: {x: {method: ppo}}}", "train.methods.x.method: no such method"),
         ("train: {label_smoothing: 0.5}", "train.label_smoothing"),
         ("train: {scope: []}", "train.scope"),
+        ("train: {forward: concatenated}", "train.forward: the value 'concatenated' was renamed"),
+        ("train: {max_tokens_per_step: 9}", "max_tokens_per_forward"),
         ("train: {seed: 5}", "give `seeds: [...]`"),
         ("train: {methods: {perpo: {seed: 5}}}", "give `seeds: [...]`"),
         ("sample: {temperature: .inf}", "sample.temperature"),

@@ -27,7 +27,7 @@ filter: {min_margin: 0.01, max_lists: 19}
 train:
   batch_size: 4
   epochs: 2
-  max_tokens_per_step: 300
+  max_tokens_per_forward: 300
   checkpoint_every: 3
   learning_rate: 1.0e-3
   lora: {rank: 4, alpha: 8}

@@ -246,9 +246,9 @@ def test_checkpoints_of_another_stage_are_refused(workdir: Path, piece: Ended) -
     refused = Training(workdir, "piece", *TWO, "--deepspeed", "zero2").end()
     assert_one_error(
         refused,
-        "begun by 2 processes with ZeRO-3",
-        "to go on with 2 processes with ZeRO-2",
-        "go on as it was begun, or remove piece/",
+        "started by 2 processes with ZeRO-3",
+        "cannot be resumed by 2 processes with ZeRO-2",
+        "resume it as it was started, or remove piece/",
     )
     assert_last_whole(workdir / "piece", 1)
 
@@ -274,7 +274,7 @@ def test_checkpoints_of_other_settings_are_refused(
     shutil.copytree(theirs, ours / "checkpoints")
     assert perpo(*other) == 2
     told = capsys.readouterr().err
-    assert f"is of another training ({theirs.parent.name}, not {ours.name})" in told
+    assert f"belongs to another training ({theirs.parent.name}, not {ours.name})" in told
     assert "checkpoint-1" in told and f"remove {ours}/checkpoints" in told
 
 
@@ -308,7 +308,7 @@ def test_more_processes_than_lists_a_step_are_not_started(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = refused_at_once(workdir, monkeypatch, capsys, "--num-processes", "5")
-    assert "train.batch_size is 4 lists a step, for 5 processes" in told
+    assert "train.batch_size is 4 lists per step, for 5 processes" in told
     assert "use at most 4 processes" in told
 
 
@@ -327,7 +327,7 @@ def test_without_a_compiler_no_process_is_started(
     monkeypatch.setenv("PATH", str(workdir))
     monkeypatch.setattr(sys, "executable", str(workdir / "python"))  # ninja is looked for beside it
     told = refused_at_once(workdir, monkeypatch, capsys, *HOW["zero3"])
-    assert "g++ and ninja is not here" in told and "apt-get install g++ ninja-build" in told
+    assert "g++ and ninja is missing" in told and "apt-get install g++ ninja-build" in told
 
 
 def refused_at_once(
@@ -359,6 +359,6 @@ def test_a_pickle_in_a_zero_checkpoint_runs_nothing(tmp_path: Path) -> None:
     def load(*_: Any, **__: Any) -> Any:
         return torch.load(tmp_path / "states.pt", weights_only=False), {}
 
-    with pytest.raises(ArtifactError, match="not one that DeepSpeed wrote"):
+    with pytest.raises(ArtifactError, match="DeepSpeed did not write this checkpoint"):
         load_zero_checkpoint(SimpleNamespace(load_checkpoint=load), "checkpoint-3")
     assert not (tmp_path / "ran").exists() and FORCE_GUARD not in os.environ

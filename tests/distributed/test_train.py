@@ -139,7 +139,7 @@ def test_where_deepspeed_is_installed_stdout_has_results_alone(
 
 def test_processes_with_unlike_lists_make_the_same_number_of_forwards(workdir: Path) -> None:
     """3 lists a step and a forward each: 2 forwards here, 1 there; 19 lists leave one over."""
-    flags = ("--set", "train.max_tokens_per_step=1", "--config", "uneven.yaml")
+    flags = ("--set", "train.max_tokens_per_forward=1", "--config", "uneven.yaml")
     (workdir / "uneven.yaml").write_text(
         CONFIG.replace("batch_size: 4\n  epochs: 2", "batch_size: 3\n  epochs: 1")
     )
@@ -196,7 +196,7 @@ def test_a_killed_process_ends_the_others_within_a_minute_with_its_error(killed:
     assert killed.code == 2
     assert killed.seconds < 60
     assert "process 1 " in killed.stderr and "was killed by SIGKILL" in killed.stderr
-    assert "the same command goes on after the last checkpoint" in killed.stderr
+    assert "the same command resumes from the last checkpoint" in killed.stderr
 
 
 def test_after_both_the_same_command_ends_as_if_nothing_had_happened(
@@ -248,8 +248,8 @@ def test_checkpoints_of_other_processes_are_refused_under_zero_and_used_without(
     assert training.end().code == 143
     refused = Training(workdir, "changed", *ZERO3).end()
     assert refused.code == 2
-    assert "begun by 1 process without ZeRO" in refused.stderr
-    assert "2 processes with ZeRO-3" in refused.stderr
+    assert "started by 1 process without ZeRO" in refused.stderr
+    assert "cannot be resumed by 2 processes with ZeRO-3" in refused.stderr
     version = run_training(workdir, "changed", *TWO)
     assert loss_difference(version, single) < 1e-5
     assert trained(workdir / "changed").path == version.path

@@ -23,7 +23,8 @@ prepare:
 sample: {num_samples: 4, temperature: 1.0, max_new_tokens: 24, batch_size: 8}
 filter: {min_margin: 0.01, max_lists: 4}
 train:
-  batch_size: 2
+  batch_size: 4
+  epochs: 2
   learning_rate: 1.0e-3
   lora: {rank: 2, alpha: 4}
   methods: {sft: {}, hinge: {beta: 3.0}}
@@ -80,9 +81,9 @@ def test_an_added_method_is_planned_trained_evaluated_and_reported(
     for stage in ("prepare", "sample", "score", "filter"):
         assert perpo(stage, "--quiet") == 0
 
-    assert perpo("train", "--variant", "hinge", "--quiet", "--dry-run") == 0
+    assert perpo("train", "--method", "hinge", "--quiet", "--dry-run") == 0
     assert "4 of data/r/preferences" in capsys.readouterr().out
-    assert perpo("train", "--variant", "hinge", "--quiet") == 0
+    assert perpo("train", "--method", "hinge", "--quiet") == 0
     version = open_version(Path("data/r/adapter/hinge"))
     assert version.manifest["settings"]["method"] == "hinge"
     log: Any = pl.from_arrow(version.table())
@@ -91,7 +92,7 @@ def test_an_added_method_is_planned_trained_evaluated_and_reported(
     assert log["loss"][1] < 3.0 and log["reward_accuracy"][0] == pytest.approx(0.5)
 
     for model in ("base", "hinge"):
-        assert perpo("eval", "--variant", model, "--quiet") == 0
+        assert perpo("eval", "--evaluation", model, "--quiet") == 0
     assert perpo("report", "--quiet") == 0
     (page,) = Path("data/r/report").glob("default/*/*.html")
     text = page.read_text()

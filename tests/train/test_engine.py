@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.train.concatenated import concatenate_lists
+from perpo_pipeline.train.batches import TrainingBatch
 from perpo_pipeline.train.engine import (
     RECOMPILE_LIMIT,
     ListPolicy,
@@ -24,8 +24,8 @@ from perpo_pipeline.train.engine import (
     ready_model,
     reference_logps,
 )
-from perpo_pipeline.train.lists import TrainingBatch
 from perpo_pipeline.train.scope import lora_config
+from perpo_pipeline.train.separate_rows import separate_lists
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.attention import SPLIT, uses_flex_attention
 from perpo_pipeline.vlm.families import Family
@@ -93,17 +93,17 @@ def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) 
     ("wanted", "known", "full_attention", "chosen"),
     [
         ("auto", True, True, "shared-prefix"),
-        ("auto", False, True, "concatenated"),
-        ("auto", True, False, "concatenated"),
-        ("auto", False, False, "concatenated"),
+        ("auto", False, True, "separate"),
+        ("auto", True, False, "separate"),
+        ("auto", False, False, "separate"),
         ("shared-prefix", True, True, "shared-prefix"),
         ("shared-prefix", False, True, "shared-prefix"),
         ("shared-prefix", True, False, None),
         ("shared-prefix", False, False, None),
-        ("concatenated", True, True, "concatenated"),
-        ("concatenated", False, True, "concatenated"),
-        ("concatenated", True, False, "concatenated"),
-        ("concatenated", False, False, "concatenated"),
+        ("separate", True, True, "separate"),
+        ("separate", False, True, "separate"),
+        ("separate", True, False, "separate"),
+        ("separate", False, False, "separate"),
     ],
 )
 def test_the_forward_is_shared_where_it_is_tried_or_asked_for_and_never_where_it_is_wrong(
@@ -114,7 +114,7 @@ def test_the_forward_is_shared_where_it_is_tried_or_asked_for_and_never_where_it
     if chosen is None:
         with pytest.raises(ConfigError, match="layers other than full attention") as caught:
             choose_forward(model, wanted)
-        assert caught.value.fix == "use train.forward: concatenated"
+        assert caught.value.fix == "use train.forward: separate"
     else:
         assert choose_forward(model, wanted) == chosen
 
@@ -125,13 +125,13 @@ def batches_of(vlm: Vlm, forward: str) -> list[TrainingBatch]:
     batches = []
     for ids in ([0, 1], [2]):
         some = [lists[i] for i in ids]
-        packed = (pack_lists if forward == "shared-prefix" else concatenate_lists)(vlm, some)
+        packed = (pack_lists if forward == "shared-prefix" else separate_lists)(vlm, some)
         numbers = torch.zeros(packed.num_tokens.shape)
         batches.append(TrainingBatch([f"prompt {i}" for i in ids], packed, *[numbers] * 3))
     return batches
 
 
-@pytest.mark.parametrize("forward", ["shared-prefix", "concatenated"])
+@pytest.mark.parametrize("forward", ["shared-prefix", "separate"])
 def test_the_reference_is_the_models_log_probabilities_by_prompt(
     lora_vlm: Vlm, forward: str
 ) -> None:
@@ -153,7 +153,7 @@ def test_the_reference_is_the_models_log_probabilities_by_prompt(
 def test_the_policy_module_runs_either_forward(lora_vlm: Vlm) -> None:
     policy, lists = ListPolicy(lora_vlm.model), uneven_lists(lora_vlm)
     packed = policy(pack_lists(lora_vlm, lists))
-    plain = policy(concatenate_lists(lora_vlm, lists))
+    plain = policy(separate_lists(lora_vlm, lists))
     assert packed.shape == plain.shape == (3, 3)
     torch.testing.assert_close(packed, plain, atol=1e-4, rtol=0)
     packed.sum().backward()
@@ -198,13 +198,13 @@ class TestReady:
         self, directory: Path, choice: bool | None
     ) -> None:
         vlm = load(directory)
-        ready_model(vlm, "concatenated", TrainSettings(compile=choice))
+        ready_model(vlm, "separate", TrainSettings(compile=choice))
         assert vlm.model.config.get_text_config()._attn_implementation == "sdpa"
         ready_model(vlm, "shared-prefix", TrainSettings(compile=choice))
         assert vlm.model.config.get_text_config()._attn_implementation == SPLIT
         assert not any(self.compiled(vlm))
 
-    @pytest.mark.parametrize("forward", ["shared-prefix", "concatenated"])
+    @pytest.mark.parametrize("forward", ["shared-prefix", "separate"])
     def test_on_cuda_a_shared_prefix_takes_flex_attention_and_layers_are_compiled(
         self, directory: Path, forward: Any
     ) -> None:
@@ -234,13 +234,13 @@ class TestReady:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_that_runs_out_names_the_settings_to_change(checkpointing: bool) -> None:
-    settings = TrainSettings(max_tokens_per_step=1234, gradient_checkpointing=checkpointing)
+    settings = TrainSettings(max_tokens_per_forward=1234, gradient_checkpointing=checkpointing)
     with pytest.raises(ConfigError) as caught, memory_explained(settings):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nsecond line")
     assert "CUDA out of memory. Tried to allocate 2 GiB" in str(caught.value)
     assert "second line" not in str(caught.value)
     fix = str(caught.value.fix)
-    assert "train.max_tokens_per_step (now 1234)" in fix
+    assert "train.max_tokens_per_forward (now 1234)" in fix
     assert ("train.gradient_checkpointing: true" in fix) is not checkpointing
 
 
@@ -250,7 +250,7 @@ def test_memory_that_runs_out_on_one_list_asks_for_shorter_lists() -> None:
     with pytest.raises(ConfigError) as caught, memory_explained(settings, num_lists=1):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     fix = str(caught.value.fix)
-    assert "sample.num_samples" in fix and "max_tokens_per_step" not in fix
+    assert "sample.num_samples" in fix and "max_tokens_per_forward" not in fix
 
 
 def test_other_errors_are_left_as_they_are() -> None:

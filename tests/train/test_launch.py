@@ -168,7 +168,7 @@ def test_the_command_line_is_one_that_torchrun_reads_alike() -> None:
 
 def test_a_process_alone_says_everything_to_itself() -> None:
     world = World()
-    assert world.share("a") == "a" and world.gather(1) == [1] and world.add_up([2.0]) == [2.0]
+    assert world.broadcast("a") == "a" and world.gather(1) == [1] and world.sum([2.0]) == [2.0]
     assert world.any(True) and not world.any(False) and world.is_first
     assert join_world(on_cuda=False, with_deepspeed=False) == world
 

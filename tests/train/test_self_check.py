@@ -12,9 +12,9 @@ from tiny_models import noise_image
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.train import self_check
-from perpo_pipeline.train.concatenated import concatenate_lists
 from perpo_pipeline.train.engine import ready_model
 from perpo_pipeline.train.self_check import Comparison, check_own_head, check_shared_prefix
+from perpo_pipeline.train.separate_rows import separate_lists
 from perpo_pipeline.train.shared_prefix import CompletionList, PackedBatch, pack_lists
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
@@ -113,7 +113,7 @@ def test_a_broken_prefix_is_refused_with_the_figures(
     with pytest.raises(InputError, match="not exact on this model") as caught:
         check_shared_prefix(vlm, entry, max_tokens=10_000)
     assert str(found) in str(caught.value)
-    assert "train.forward: concatenated" in str(caught.value.fix)
+    assert "train.forward: separate" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -167,11 +167,11 @@ def test_plain_rows_keep_to_the_token_budget(
     sizes: list[tuple[int, int]] = []
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
-        batch = concatenate_lists(*args, **kwargs)
+        batch = separate_lists(*args, **kwargs)
         sizes.append(tuple(batch.input_ids.shape))
         return batch
 
-    monkeypatch.setattr(self_check, "concatenate_lists", recorded)
+    monkeypatch.setattr(self_check, "separate_lists", recorded)
     longest = entry.prompt.num_tokens + 20
     whole = check_shared_prefix(vlm, entry, max_tokens=10_000)
     assert [rows for rows, _ in sizes] == [5, 1, 1, 1, 1, 1, 5]  # the second run row by row

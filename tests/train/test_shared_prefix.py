@@ -14,10 +14,10 @@ from torch import Tensor
 
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.train import shared_prefix
-from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
 from perpo_pipeline.train.scope import lora_config
+from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import (
-    LENGTHS_AN_OCTAVE,
+    LENGTHS_PER_OCTAVE,
     CompletionList,
     group_by_tokens,
     pack_lists,
@@ -215,9 +215,9 @@ def test_rows_have_few_lengths_and_little_padding() -> None:
     lengths = [row_length(n) for n in tokens]
     for n, length in zip(tokens, lengths, strict=True):
         assert length >= n and length % 128 == 0
-        assert length - n < max(128, n / LENGTHS_AN_OCTAVE)
+        assert length - n < max(128, n / LENGTHS_PER_OCTAVE)
     for octave in range(7, 15):
-        assert len({x for x in lengths if 2**octave < x <= 2 ** (octave + 1)}) <= LENGTHS_AN_OCTAVE
+        assert len({x for x in lengths if 2**octave < x <= 2 ** (octave + 1)}) <= LENGTHS_PER_OCTAVE
 
 
 def test_the_head_in_chunks_gives_the_same_values_and_gradients(
@@ -294,7 +294,7 @@ def test_unusable_lists_are_refused(vlm: Vlm, completions: list[list[int]], mess
     with pytest.raises(InputError, match=message):
         pack_lists(vlm, lists)
     with pytest.raises(InputError, match=message):
-        concatenate_lists(vlm, lists)
+        separate_lists(vlm, lists)
 
 
 def test_no_lists_are_refused(vlm: Vlm) -> None:
@@ -310,5 +310,5 @@ def test_the_shipped_model_gives_the_same_packed_and_separate() -> None:
         for i, p in enumerate(drawn)
     ]
     with torch.no_grad():
-        plain = concatenated_logps(shipped.model, concatenate_lists(shipped, lists))
+        plain = separate_logps(shipped.model, separate_lists(shipped, lists))
     assert (packed(shipped, lists) - plain).abs().max() < 1e-4

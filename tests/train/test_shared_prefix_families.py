@@ -11,8 +11,8 @@ from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
 from torch import Tensor
 
-from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
 from perpo_pipeline.train.scope import lora_config
+from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.attention import block_mask, use_shared_prefix_attention
 from perpo_pipeline.vlm.decoding import sample_lists
@@ -100,10 +100,10 @@ def test_packed_logps_equal_the_models_own_forwards(
     torch.testing.assert_close(logps, own_forwards(vlm, lists), atol=1e-4, rtol=0)
 
 
-def test_concatenated_logps_equal_the_models_own_forwards(vlm: Vlm) -> None:
+def test_separate_logps_equal_the_models_own_forwards(vlm: Vlm) -> None:
     lists = uneven_lists(vlm)
     with torch.no_grad():
-        logps = concatenated_logps(vlm.model, concatenate_lists(vlm, lists))
+        logps = separate_logps(vlm.model, separate_lists(vlm, lists))
     torch.testing.assert_close(logps, own_forwards(vlm, lists), atol=1e-4, rtol=0)
 
 
@@ -142,7 +142,7 @@ def test_lora_gradients_equal_those_of_separate_forwards(directory: Path) -> Non
         vlm.model.zero_grad()
         return found
 
-    plain = gradients(concatenated_logps(vlm.model, concatenate_lists(vlm, lists)))
+    plain = gradients(separate_logps(vlm.model, separate_lists(vlm, lists)))
     layers = len(vlm.model.get_base_model().model.language_model.layers)
     assert len(plain) == layers * 7 * 2  # linear layers, A and B
     for split, one_row in product((False, True), (False, True)):

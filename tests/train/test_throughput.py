@@ -9,12 +9,12 @@ from tiny_models import save_tiny_llava
 from torch.utils.flop_counter import FlopCounterMode
 
 from perpo_pipeline.train import throughput
-from perpo_pipeline.train.concatenated import (
-    ConcatenatedBatch,
-    concatenate_lists,
-    concatenated_logps,
-)
 from perpo_pipeline.train.scope import lora_config, unfreeze
+from perpo_pipeline.train.separate_rows import (
+    SeparateBatch,
+    separate_lists,
+    separate_logps,
+)
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
     PackedBatch,
@@ -56,8 +56,8 @@ def text_list(num_prompt: int, lengths: list[int]) -> CompletionList:
     return CompletionList(prompt, [[*range(30, 30 + n - 1), 2] for n in lengths])
 
 
-def measured(vlm: Vlm, batch: PackedBatch | ConcatenatedBatch) -> float:
-    forward = packed_logps if isinstance(batch, PackedBatch) else concatenated_logps
+def measured(vlm: Vlm, batch: PackedBatch | SeparateBatch) -> float:
+    forward = packed_logps if isinstance(batch, PackedBatch) else separate_logps
     vlm.model.train()
     with FlopCounterMode(display=False) as counter:
         forward(vlm.model, batch).sum().backward()
@@ -81,7 +81,7 @@ def test_a_packed_list_costs_what_torch_measures_less_the_pairs_that_no_one_sees
 def test_plain_rows_cost_what_torch_measures_less_the_pairs_ahead(vlm: Vlm) -> None:
     """Two rows of equal length, so that none is padded; every row is read in full."""
     unfreeze(vlm, ["language_model"])
-    batch = concatenate_lists(vlm, [text_list(40, [10, 10])])
+    batch = separate_lists(vlm, [text_list(40, [10, 10])])
     counted = FlopCounter(vlm.model).count(batch)
     seen = 2 * 50 * 51 // 2
     assert counted == 6 * (WEIGHTS * 100 + WIDTH * VOCABULARY * 20) + A_PAIR * seen
@@ -118,8 +118,8 @@ def test_padding_is_not_counted(vlm: Vlm) -> None:
         padding = places - (52 + 19)
         together = pack_lists(vlm, lists, one_row=one_row)
         assert counter.count(together) == alone + A_PAIR * padding
-    rows = [concatenate_lists(vlm, [entry], left_padding=7) for entry in lists]
-    assert counter.count(concatenate_lists(vlm, lists)) == sum(map(counter.count, rows))
+    rows = [separate_lists(vlm, [entry], left_padding=7) for entry in lists]
+    assert counter.count(separate_lists(vlm, lists)) == sum(map(counter.count, rows))
 
 
 def test_the_peak_is_the_products_flops_over_their_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ import pytest
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.store.artifacts import open_version
-from perpo_pipeline.train import lists as train_lists
-from perpo_pipeline.train import train_adapter as train_stage
+from perpo_pipeline.train import batches, task
 from perpo_pipeline.vlm import families, models
 
 CONFIG = """
@@ -53,10 +52,10 @@ def test_the_reference_is_computed_once_for_all_methods(
     assert perpo("train", "--method", "perpo") == 0
     told = capsys.readouterr().err
     assert "self-check passed" in told and "reference train: up to date" not in told
-    assert perpo("train", "--method", "lipo", "--set", "train.max_tokens_per_step=300") == 0
+    assert perpo("train", "--method", "lipo", "--set", "train.max_tokens_per_forward=300") == 0
     assert "reference train: up to date" in capsys.readouterr().err
     assert len(list(Path("data/r/reference/train").glob("*/manifest.json"))) == 1
-    assert perpo("train", "--method", "perpo", "--set", "train.forward=concatenated") == 0
+    assert perpo("train", "--method", "perpo", "--set", "train.forward=separate") == 0
     told = capsys.readouterr().err
     assert "self-check" not in told and "reference train: up to date" not in told
     log = [
@@ -77,33 +76,57 @@ def test_an_untried_family_is_sampled_trained_and_evaluated_the_plain_way(
     capsys.readouterr()
     assert perpo("train", "--method", "perpo") == 0
     told = capsys.readouterr().err
-    assert "forward: concatenated" in told and "'llava'" in told
+    assert "forward: separate" in told and "'llava'" in told
     assert perpo("eval", "--evaluation", "perpo") == 0
     assert perpo("train", "--method", "perpo", "--set", "train.forward=shared-prefix") == 0
     assert "self-check passed" in capsys.readouterr().err
 
 
-def test_a_list_longer_than_the_context_is_named_and_left_out_on_request_alone(
-    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def too_long(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompt_ids of two lists that are longer than the model's context."""
     rows = open_version(Path("data/r/preferences/train")).table().to_pylist()
-    too_long = [row["prompt_id"] for row in rows[1:3]]
-    real = train_stage.count_row_tokens
+    chosen = [row["prompt_id"] for row in rows[1:3]]
+    real = task.count_row_tokens
 
     def count(vlm: models.Vlm, row: dict[str, Any], preprocess: str) -> int:
-        return real(vlm, row, preprocess) + 1000 * (row["prompt_id"] in too_long)
+        return real(vlm, row, preprocess) + 1000 * (row["prompt_id"] in chosen)
 
-    monkeypatch.setattr(train_stage, "count_row_tokens", count)
-    monkeypatch.setattr(train_stage, "context_length", lambda vlm: 1000)
+    monkeypatch.setattr(task, "count_row_tokens", count)
+    monkeypatch.setattr(task, "context_length", lambda vlm: 1000)
+    return chosen
+
+
+def test_a_list_longer_than_the_context_is_named_and_left_out_on_request_alone(
+    too_long: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = open_version(Path("data/r/preferences/train")).manifest["rows"]
     capsys.readouterr()
     assert perpo("train", "--method", "perpo") == 2
-    told = capsys.readouterr().err
-    assert all(p in told for p in too_long) and "--set train.drop_too_long=true" in told
+    message = capsys.readouterr().err
+    assert all(p in message for p in too_long) and "--set train.drop_too_long=true" in message
     assert perpo("train", "--method", "perpo", "--set", "train.drop_too_long=true") == 0
     assert f"dropped {len(too_long)} lists" in capsys.readouterr().err
     counts = open_version(Path("data/r/adapter/perpo")).manifest["counts"]
     assert counts["dropped_too_long"] == len(too_long)
-    assert counts["lists"] == len(rows) - len(too_long)
+    assert counts["lists"] == rows - len(too_long)
+
+
+@pytest.mark.parametrize("method", ["perpo", "sft"])
+def test_a_dry_run_leaves_out_the_lists_that_training_leaves_out(
+    too_long: list[str], capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    kept = open_version(Path("data/r/preferences/train")).manifest["rows"] - len(too_long)
+    dry_run = ("train", "--method", method, "--dry-run")
+    capsys.readouterr()
+    assert perpo(*dry_run) == 2
+    message = capsys.readouterr().err
+    assert all(p in message for p in too_long) and "--set train.drop_too_long=true" in message
+    assert perpo(*dry_run, "--set", "train.drop_too_long=true") == 0
+    plan = capsys.readouterr().out
+    assert f"  lists      {kept} of data/r/preferences/train/" in plan
+    assert f"{len(too_long)} longer than the model's context are dropped" in plan
+    assert f"  steps      {-(-kept // 4)} = {-(-kept // 4)} per epoch ({kept} lists / 4" in plan
 
 
 def test_images_are_prepared_by_other_processes_just_the_same(workdir: Path) -> None:
@@ -128,7 +151,7 @@ def test_an_image_that_changed_is_told_by_a_worker_as_it_would_be_without(
     def fail(*args: object) -> None:
         raise told
 
-    monkeypatch.setattr(train_lists, "encode_row", fail)
+    monkeypatch.setattr(batches, "encode_row", fail)
     text = CONFIG.replace("batch_size: 4\n", "batch_size: 4\n  num_workers: 2\n")
     (workdir / "r.yaml").write_text(text)
     capsys.readouterr()
@@ -149,7 +172,7 @@ def test_a_dry_run_says_what_would_be_started_and_starts_nothing(
     assert "torchrun --standalone --nproc-per-node 2" in command
     assert command.endswith("--config r.yaml --quiet") and "--dry-run" not in command
     assert f"  lists      {kept} of data/r/preferences/train/" in told
-    assert f"  steps      {-(-kept // 4)} = {-(-kept // 4)} an epoch" in told
+    assert f"  steps      {-(-kept // 4)} = {-(-kept // 4)} per epoch" in told
     assert "  step       4 lists over 2 processes, 1 forwards each" in told
     assert "  processes  2: 2 on this node" in told and "  deepspeed  zero3" in told
     assert "GiB in each process, computed: weights " in told
@@ -162,7 +185,7 @@ def test_more_processes_than_lists_of_a_step_are_refused_before_they_start(
     capsys.readouterr()
     assert perpo("train", "--method", "perpo", "--num-processes", "5") == 2
     told = capsys.readouterr().err
-    assert "train.batch_size is 4 lists a step, for 5 processes" in told
+    assert "train.batch_size is 4 lists per step, for 5 processes" in told
     assert "use at most 4 processes" in told
 
 

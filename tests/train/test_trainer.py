@@ -14,15 +14,11 @@ from safetensors.torch import load_file
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import InputError, Stopped
 from perpo_pipeline.prepare import testbed as testbed_prompts
+from perpo_pipeline.train.batches import Forward, ListCollator
 from perpo_pipeline.train.engine import reference_logps
-from perpo_pipeline.train.lists import (
-    Forward,
-    ListCollator,
-    TrainingList,
-    best_against_worst,
-    with_reference,
-)
-from perpo_pipeline.train.trainer import ListTrainer, batch_losses, fit
+from perpo_pipeline.train.fit import fit
+from perpo_pipeline.train.lists import TrainingList, best_against_worst, with_reference
+from perpo_pipeline.train.trainer import ListTrainer, batch_losses
 from perpo_pipeline.vlm.adapters import attach_adapter, write_record
 from perpo_pipeline.vlm.decoding import sample_lists
 from perpo_pipeline.vlm.files import resolve_model
@@ -99,7 +95,7 @@ def test_fifty_steps_of_both_forwards_have_the_same_losses(
 ) -> None:
     chosen = settings(epochs=9.0, learning_rate=1e-4, batch_size=2)
     shared = losses(run(lists, chosen, tmp_path / "a")[1])
-    plain = losses(run(lists, chosen, tmp_path / "b", forward="concatenated")[1])
+    plain = losses(run(lists, chosen, tmp_path / "b", forward="separate")[1])
     assert len(shared) >= 50
     assert (shared - plain).abs().max() < 1e-4
     assert shared[-5:].mean() < shared[:5].mean() - 0.1  # and something was learnt
@@ -115,7 +111,7 @@ def test_the_token_budget_changes_a_step_by_rounding_alone(
             for e in lists
         ]
     whole, parts = (
-        run(lists, settings(method=method, max_tokens_per_step=budget), tmp_path / str(budget))
+        run(lists, settings(method=method, max_tokens_per_forward=budget), tmp_path / str(budget))
         for budget in (10_000, 1)  # 1: every list is a forward by itself
     )
     assert (losses(whole[1]) - losses(parts[1])).abs().max() < 1e-5

@@ -36,7 +36,7 @@ def test_settings_are_found_by_name(name: str, stage: int, away: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ("[]", "zero_optimization.stage"),
         ("{}", "zero_optimization.stage"),
         ('{"zero_optimization": {"stage": 0}}', "zero_optimization.stage"),
@@ -90,7 +90,7 @@ def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shutil, "which", lambda tool: None if tool == "ninja" else "/bin/" + tool)
     check_installed(zero3, on_cuda=True)
     for config, on_cuda in ((zero3, False), (read_zero_config("zero3-offload"), True)):
-        with pytest.raises(MissingDependencyError, match="ninja is not here") as caught:
+        with pytest.raises(MissingDependencyError, match="ninja is missing") as caught:
             check_installed(config, on_cuda=on_cuda)
         assert "apt-get install g++ ninja-build" in str(caught.value)
 
@@ -109,7 +109,7 @@ def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
 def test_zeros_checkpoints_fit_the_processes_that_wrote_them(
     written: Saver, asked: Saver, fits: bool
 ) -> None:
-    assert asked.reads(written) is fits
+    assert asked.can_resume_from(written) is fits
 
 
 def test_a_checkpoint_of_another_version_is_not_gone_on_from(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_another_version_is_not_gone_on_from(tmp_path: Path) -> 
     marker = tmp_path / "checkpoint-3" / WHOLE
     marker.write_text('{"processes": 1, "zero_stage": 0, "version": "aaaa"}')
     assert last_whole(tmp_path, Saver(version="aaaa"), World()) == str(marker.parent)
-    with pytest.raises(ArtifactError, match=r"of another training \(aaaa, not bbbb\)"):
+    with pytest.raises(ArtifactError, match=r"belongs to another training \(aaaa, not bbbb\)"):
         last_whole(tmp_path, Saver(version="bbbb"), World())
     marker.write_text('{"processes": 1, "zero_stage": 0}')  # as an earlier version wrote it
     assert last_whole(tmp_path, Saver(version="bbbb"), World()) == str(marker.parent)

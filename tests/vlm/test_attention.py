@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
+from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm import attention
 from perpo_pipeline.vlm.attention import (
@@ -286,7 +286,7 @@ class TestModels:
         (entry,) = self.lists(vlm, [1])
         short = [CompletionList(entry.prompt, [[20], [21]])]
         with torch.no_grad():
-            expected = concatenated_logps(vlm.model, concatenate_lists(vlm, short))
+            expected = separate_logps(vlm.model, separate_lists(vlm, short))
             use_shared_prefix_attention(vlm.model, flex=False)
             logps = packed_logps(vlm.model, pack_lists(vlm, short))
         torch.testing.assert_close(logps, expected, atol=1e-4, rtol=0)
@@ -295,15 +295,15 @@ class TestModels:
     def test_plain_forwards_stay_what_they_were(self, vlm: Vlm, flex: bool) -> None:
         """With a padding mask, and with no mask at all, which must go on meaning causal."""
         (entry,) = lists = self.lists(vlm, [5])
-        batch = concatenate_lists(vlm, lists, left_padding=3)
+        batch = separate_lists(vlm, lists, left_padding=3)
         types = entry.prompt.token_types
         inputs = {"input_ids": entry.prompt.input_ids[None], **entry.prompt.tensors} | (
             {} if types is None else {"mm_token_type_ids": types[None]}
         )
         with torch.no_grad():
-            padded, bare = concatenated_logps(vlm.model, batch), vlm.model(**inputs).logits
+            padded, bare = separate_logps(vlm.model, batch), vlm.model(**inputs).logits
             use_shared_prefix_attention(vlm.model, flex=flex)
-            torch.testing.assert_close(concatenated_logps(vlm.model, batch), padded)
+            torch.testing.assert_close(separate_logps(vlm.model, batch), padded)
             torch.testing.assert_close(vlm.model(**inputs).logits, bare)
 
     @pytest.mark.usefixtures("fresh_compiler")

@@ -130,7 +130,7 @@ def test_a_newcomers_boxes_are_compared_with_what_it_answers(vlm: Vlm, is_added:
 
 def test_a_newcomer_shares_its_prefix(vlm: Vlm, is_added: bool) -> None:
     assert vlm.shares_prefix is is_added
-    assert choose_forward(vlm, "auto") == ("shared-prefix" if is_added else "concatenated")
+    assert choose_forward(vlm, "auto") == ("shared-prefix" if is_added else "separate")
 
 
 def test_a_newcomers_module_paths_are_what_scope_trains(vlm: Vlm, is_added: bool) -> None:

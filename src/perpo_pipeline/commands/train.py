@@ -150,7 +150,7 @@ def _start_each(
 ) -> None:
     """Start the processes of one method after those of another: each has a clean start."""
     from perpo_pipeline.train.launch import start
-    from perpo_pipeline.train.train_adapter import check_before_start
+    from perpo_pipeline.train.task import check_before_start
 
     for name in names:
         if (found := _find_done(run, name)) is not None:
@@ -162,7 +162,7 @@ def _start_each(
 
 def _find_done(run: "Run", name: str) -> "Version | None":
     """The adapter that is trained already: finding it needs no package and no GPU."""
-    from perpo_pipeline.train.train_adapter import find_trained
+    from perpo_pipeline.train.task import find_trained
 
     found = find_trained(run, name)
     if found is not None:

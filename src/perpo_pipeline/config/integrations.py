@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Integration:
-    """The module it needs, what brings that, and the variables that say where it writes.
+    """The module it needs, the command that installs it, and the variables for where it writes.
 
-    In their values `{}` stands for a folder of its own.
+    `{}` in a value stands for the integration's own folder.
     """
 
     module: str | None
@@ -20,8 +20,8 @@ def _package(module: str, package: str, **variables: str) -> Integration:
     return Integration(module, f"pip install -c constraints.txt {package}", variables)
 
 
-# transformers' names. Those without variables write nothing here, or nothing that can be led
-# elsewhere: codecarbon's file is fetched (`keep_loose_files`), dvclive's folder is left to it.
+# transformers' names. An integration without variables writes no files, or always to one place:
+# `keep_loose_files` moves codecarbon's file; dvclive's folder stays where it is.
 INTEGRATIONS: dict[str, Integration] = {
     "azure_ml": _package("azureml", "azureml-sdk"),
     "clearml": _package("clearml", "clearml"),
@@ -31,8 +31,8 @@ INTEGRATIONS: dict[str, Integration] = {
     "dvclive": _package("dvclive", "dvclive"),
     "flyte": _package("flytekit", "flytekit"),
     "kubeflow": Integration(None),  # set up by its own variables
-    # Its database would keep other files in the working folder; its file store wants a word first,
-    # and to make its folder itself.
+    # Its default, a database, would keep other files in the working folder. Its file store must be
+    # allowed by a variable, and creates its folder itself.
     "mlflow": _package(
         "mlflow", "mlflow", MLFLOW_TRACKING_URI="file://{}/runs", MLFLOW_ALLOW_FILE_STORE="true"
     ),
@@ -51,7 +51,7 @@ INTEGRATIONS: dict[str, Integration] = {
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError for what is no integration."""
+    """Raise ValueError for a name that is not an integration."""
     if unknown := [name for name in names if name not in INTEGRATIONS]:
         raise ValueError(
             f"there is no integration {', '.join(map(repr, unknown))}; one of "

@@ -12,19 +12,19 @@ from perpo_pipeline.config.section import Float, Int, Name, Section
 
 
 class LoraSettings(Section):
-    """Low-rank adapter on linear layers."""
+    """The LoRA adapter on the linear layers that `train.scope` names."""
 
-    rank: Int = Field(128, gt=0)
-    alpha: Int = Field(256, gt=0)
+    rank: Int = Field(128, gt=0, description="rank of the adapter's matrices")
+    alpha: Int = Field(256, gt=0, description="the adapter's output is scaled by alpha / rank")
 
 
 class TrainSettings(Section):
-    """Settings of one training run; a method's own values override the shared ones."""
+    """Settings of one training; a method's own values override the shared ones."""
 
-    # The operational ones change the result by no more than rounding.
+    # These change the result by no more than rounding.
     operational: ClassVar[frozenset[str]] = frozenset(
         {
-            "max_tokens_per_step",
+            "max_tokens_per_forward",
             "gradient_checkpointing",
             "compile",
             "num_workers",
@@ -34,46 +34,70 @@ class TrainSettings(Section):
         }
     )
 
-    method: str = Field("perpo", description="an entry of METHODS in config/methods.py")
-    seed: Int = Field(0, ge=0)
-    beta: Float = Field(0.1, gt=0)
-    gamma: Float = Field(0.5, ge=0)
+    method: str = Field("perpo", description="the loss: perpo, lipo, lipo-lambda, dpo or sft")
+    seed: Int = Field(0, ge=0, description="set by `train.seeds`")
+    beta: Float = Field(
+        0.1, gt=0, description="strength of the preferences; a low beta moves further from the base"
+    )
+    gamma: Float = Field(
+        0.5, ge=0, description="exponent of the reward gap that weights a pair (perpo only)"
+    )
     label_smoothing: Float = Field(
-        0.0, ge=0, lt=0.5, description="share of the preferences taken as flipped"
+        0.0, ge=0, lt=0.5, description="assumed share of preferences that are the wrong way round"
     )
     sft_weight: Float = Field(
-        0.0, ge=0, description="weight of the best completion's loss per token, as an anchor"
+        0.0,
+        ge=0,
+        description="weight of an anchor: the best completion's negative log-probability per token",
     )
-    learning_rate: Float = Field(5e-6, gt=0)
-    epochs: Float = Field(1.0, gt=0)
-    batch_size: Int = Field(8, ge=1, description="lists an optimiser step")
-    max_tokens_per_step: Int = Field(
-        10_240, ge=1, description="packed tokens a forward pass; lower it when memory runs out"
+    learning_rate: Float = Field(5e-6, gt=0, description="largest learning rate of AdamW")
+    epochs: Float = Field(1.0, gt=0, description="passes over the lists; may be a fraction")
+    batch_size: Int = Field(8, ge=1, description="lists per optimiser step, over all processes")
+    max_tokens_per_forward: Int = Field(
+        10_240,
+        ge=1,
+        description="packed tokens per forward pass; lower it when memory runs out",
     )
-    warmup_ratio: Float = Field(0.0, ge=0, le=1)
-    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: Float = Field(0.0, ge=0)
-    max_grad_norm: Float = Field(1.0, gt=0)
-    tuning: Literal["lora", "full"] = "lora"
+    warmup_ratio: Float = Field(
+        0.0, ge=0, le=1, description="share of the steps in which the learning rate rises from 0"
+    )
+    lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="how the learning rate falls after the warm-up"
+    )
+    weight_decay: Float = Field(0.0, ge=0, description="weight decay of AdamW")
+    max_grad_norm: Float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    tuning: Literal["lora", "full"] = Field(
+        "lora", description="train a LoRA adapter, or the weights themselves"
+    )
     scope: list[Literal["language_model", "projector", "vision_tower"]] = Field(
-        default=["language_model"], min_length=1, description="what is trained"
+        default=["language_model"], min_length=1, description="parts of the model that are trained"
     )
-    lora: LoraSettings = LoraSettings()
-    forward: Literal["auto", "shared-prefix", "concatenated"] = Field(
-        "auto", description="`concatenated`: one full row a completion, slow and safe"
+    lora: LoraSettings = Field(LoraSettings(), description="the adapter (tuning lora)")
+    forward: Literal["auto", "shared-prefix", "separate"] = Field(
+        "auto",
+        description="read each prompt once for its whole list, or one full row per completion "
+        "(separate: slow and safe); auto: shared-prefix where it is known to be exact",
     )
-    compile: bool | None = Field(None, description="decoder layers; default: on CUDA")
-    gradient_checkpointing: bool = Field(False, description="less memory, a third slower")
+    compile: bool | None = Field(
+        None, description="compile the decoder layers; none: on CUDA without ZeRO-3"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations: less memory, a third slower"
+    )
     num_workers: Int | None = Field(
-        None, ge=0, description="processes that prepare images; default: several on CUDA, else 0"
+        None,
+        ge=0,
+        description="processes that prepare images; none: up to 4 on CUDA, 0 on the CPU",
     )
     drop_too_long: bool = Field(
-        False, description="leave out lists longer than the context, instead of an error"
+        False, description="leave out lists that are longer than the model's context; else fail"
     )
-    checkpoint_every: Int = Field(100, ge=1, description="optimiser steps")
-    log_to: list[str] = Field(default_factory=list, description="integrations of Trainer")
+    checkpoint_every: Int = Field(100, ge=1, description="optimiser steps between checkpoints")
+    log_to: list[str] = Field(
+        default_factory=list, description="programs to log to, e.g. tensorboard or wandb"
+    )
     deepspeed: str | None = Field(
-        None, description="zero2, zero3, zero3-offload, or the path of DeepSpeed settings"
+        None, description="zero2, zero3, zero3-offload, or the path of a DeepSpeed settings file"
     )
 
     @field_validator("method")
@@ -82,6 +106,13 @@ class TrainSettings(Section):
         if name not in METHODS:
             raise ValueError(f"no such method; choose one of {', '.join(METHODS)}")
         return name
+
+    @field_validator("forward", mode="before")
+    @classmethod
+    def _name_the_new_value(cls, value: Any) -> Any:
+        if value == "concatenated":
+            raise ValueError("the value 'concatenated' was renamed: use 'separate'")
+        return value
 
     @field_validator("log_to")
     @classmethod
@@ -116,8 +147,14 @@ class TrainConfig(Section):
     """The methods to compare; all of them share the settings of the section itself."""
 
     shared: TrainSettings = TrainSettings()
-    methods: dict[Name, TrainSettings] = Field(default_factory=lambda: {"perpo": TrainSettings()})
-    seeds: list[Int] = Field(default_factory=lambda: [0], min_length=1)
+    methods: dict[Name, TrainSettings] = Field(
+        default_factory=lambda: {"perpo": TrainSettings()},
+        description="the trainings by name, each with its own settings; a name that is no method "
+        "needs `method`",
+    )
+    seeds: list[Int] = Field(
+        default_factory=lambda: [0], min_length=1, description="train each method once per seed"
+    )
 
     @model_validator(mode="before")
     @classmethod

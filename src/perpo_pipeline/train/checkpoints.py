@@ -1,8 +1,8 @@
-"""Which checkpoints count: those with a marker, written when every file of all processes is there.
+"""Which checkpoints count: those with a marker, written once every process has saved its files.
 
-The marker says how many processes have saved, and under which ZeRO stage: ZeRO's optimiser state
-is cut in as many pieces as there are processes, and fits no other number of them. It also says
-whose checkpoint it is, for that of other settings would be gone on from without a word.
+The marker records the number of processes and the ZeRO stage, because ZeRO shards its optimiser
+state over the processes and the shards fit no other number of them. It also records the training
+that the checkpoint belongs to; otherwise a run could silently resume from another run's checkpoint.
 """
 
 import json
@@ -23,17 +23,23 @@ KEPT_CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class Saver:
-    """Who saves: so many processes, under this ZeRO stage (0: none), for this version (its folder's
-    name; empty in markers that do not say)."""
+    """The training that saves a checkpoint.
+
+    `zero_stage` is 0 without ZeRO. `version` is the name of the version's folder; it is empty in
+    markers that do not record it.
+    """
 
     processes: int = 1
     zero_stage: int = 0
     version: str = ""
 
-    def reads(self, other: "Saver") -> bool:
-        """Whether a checkpoint of `other` can be gone on from; without ZERO any number will do."""
-        cut, theirs = (self.zero_stage, self.processes), (other.zero_stage, other.processes)
-        return cut == theirs or not (self.zero_stage or other.zero_stage)
+    def can_resume_from(self, other: "Saver") -> bool:
+        """Whether it can resume from a checkpoint of `other`.
+
+        Without ZeRO the number of processes may differ.
+        """
+        ours, theirs = (self.zero_stage, self.processes), (other.zero_stage, other.processes)
+        return ours == theirs or not (self.zero_stage or other.zero_stage)
 
     def __str__(self) -> str:
         zero = f" with ZeRO-{self.zero_stage}" if self.zero_stage else " without ZeRO"
@@ -54,31 +60,31 @@ class MarkWhole(TrainerCallback):
             directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             text = json.dumps(asdict(self.saver)) + "\n"
             write_atomically(directory / WHOLE, lambda sink: sink.write(text.encode()))
-        self.world.wait()  # another node that leaves first would let srun end this one as it writes
+        self.world.wait()  # if another node left first, srun could end this one while it writes
 
 
 def last_whole(checkpoints: Path, saver: Saver, world: World) -> str | None:
-    """The newest checkpoint that was saved to the end; torn ones are removed.
+    """Remove incomplete checkpoints and return the newest complete one, or None.
 
-    Raises ArtifactError where it is not one that this run could have saved.
+    Raises ArtifactError if this run could not have saved it.
     """
-    # One process looks: a shared file system may show another state on another node.
-    newest = world.share(_newest(checkpoints) if world.is_first else None)
+    # One process looks: a shared file system may show a different state on another node.
+    newest = world.broadcast(_newest(checkpoints) if world.is_first else None)
     if newest is None:
         return None
     other = _saver_of(newest)
     if other.version not in ("", saver.version):
         raise ArtifactError(
-            f"this checkpoint is of another training ({other.version}, not {saver.version})",
+            f"this checkpoint belongs to another training ({other.version}, not {saver.version})",
             where=str(newest),
-            fix=f"move it back to where it was made, or remove {checkpoints} to begin anew",
+            fix=f"move it back to its own folder, or remove {checkpoints} to start again",
         )
-    if not saver.reads(other):
+    if not saver.can_resume_from(other):
         raise ArtifactError(
-            f"this training was begun by {other}, and is now asked to go on with {saver}: "
-            "ZeRO's checkpoints fit the number of processes and the stage that wrote them",
+            f"this training was started by {other} and cannot be resumed by {saver}: ZeRO's "
+            "checkpoints fit only the number of processes and the stage that wrote them",
             where=str(newest),
-            fix=f"go on as it was begun, or remove {checkpoints} to begin anew",
+            fix=f"resume it as it was started, or remove {checkpoints} to start again",
         )
     return str(newest)
 
@@ -94,5 +100,5 @@ def _newest(checkpoints: Path) -> Path | None:
 def _saver_of(checkpoint: Path) -> Saver:
     try:
         return Saver(**json.loads((checkpoint / WHOLE).read_text(encoding="utf-8")))
-    except (ValueError, TypeError):  # of an earlier version, which knew one process
+    except (ValueError, TypeError):  # an earlier format, from before distributed training
         return Saver()

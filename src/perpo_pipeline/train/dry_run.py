@@ -1,38 +1,27 @@
-"""`perpo train --dry-run`: what would be started, on how many lists, in how much memory."""
+"""`perpo train --dry-run`: what would be started: processes, lists, steps and memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.run import Run
-from perpo_pipeline.train.engine import choose_forward
+from perpo_pipeline.train.batches import Forward, list_lengths
 from perpo_pipeline.train.launch import Launch, command_line
-from perpo_pipeline.train.lists import (
-    Forward,
-    TrainingList,
-    best_against_worst,
-    ground_truth_list,
-    planned_tokens,
-    ranked_lists,
-)
+from perpo_pipeline.train.lists import TrainingList, choose_completions
 from perpo_pipeline.train.memory import GIB, Estimate, estimate_memory, shape_of
-from perpo_pipeline.train.plan import RankStep, epoch_order, plan_step
-from perpo_pipeline.train.train_adapter import (
-    check_batch_size,
-    rows_and_prompts,
-    task_of,
-    uses_cuda,
-)
+from perpo_pipeline.train.plan import RankStep, make_sampler
+from perpo_pipeline.train.scope import count_trained, make_trainable
+from perpo_pipeline.train.task import Task, check_batch_size, read_lists, task_of, uses_cuda
+from perpo_pipeline.train.train_adapter import choose_forward_and_say
 from perpo_pipeline.train.zero import offloads, read_zero_config, zero_stage
-from perpo_pipeline.vlm.inputs import count_row_tokens
 from perpo_pipeline.vlm.loading import load_front
 from perpo_pipeline.vlm.models import Vlm
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """The steps of the first epoch, of every process, and the tokens of each list."""
+    """The steps of every process in the first epoch, and the tokens of each list."""
 
     steps: Sequence[Sequence[RankStep]]
     lengths: Sequence[int]
@@ -49,7 +38,7 @@ class Epoch:
 
     @property
     def balance(self) -> float:
-        """Mean over the steps of (mean tokens of a process / tokens of the fullest one)."""
+        """Mean over the steps of (mean tokens per process / tokens of the fullest process)."""
         loads = [[sum(map(self.tokens, share.forwards)) for share in step] for step in self.steps]
         return fmean(fmean(load) / max(load) for load in loads)
 
@@ -57,26 +46,28 @@ class Epoch:
 def describe_training(
     run: Run, variant: str, launch: Launch | None, arguments: Sequence[str]
 ) -> str:
-    """The resolved command, the arithmetic of batch and steps, and an estimate of the memory.
+    """The resolved command, the numbers of lists and steps, and an estimate of the memory.
 
-    Reads the preferences and the model's config, and loads no weights.
+    Reads the preferences and the model's config, and loads no weights. Raises what training would
+    raise for them.
     """
     task = task_of(run, variant)
     settings = task.settings
     size = launch.world_size if launch else 1
     check_batch_size(settings.batch_size, size)
     vlm = load_front(task.resolved)
-    forward = choose_forward(vlm, settings.forward)
-    lists = ranked_lists(*rows_and_prompts(task.preferences, task.prompts))
-    epoch = _plan(run, vlm, lists, settings, forward, size)
+    forward = choose_forward_and_say(run, vlm, settings)
+    found = read_lists(run, task, vlm)
+    lists = choose_completions(found.lists, settings.chosen_method)
+    epoch = _plan(run, task, vlm, lists, forward, size)
     given = [argument for argument in arguments if argument != "--dry-run"]
     lines = {
         "command": command_line(launch, given),
         "processes": _processes(launch),
         "lists": f"{len(lists)} of {task.preferences.path}, {forward}: {fmean(epoch.lengths):,.0f} "
-        f"tokens on average, {max(epoch.lengths):,} the longest",
+        f"tokens on average, at most {max(epoch.lengths):,}" + _dropped(found.dropped),
         "step": _step(epoch, settings, size),
-        "steps": f"{len(epoch.steps) * settings.epochs:g} = {len(epoch.steps)} an epoch "
+        "steps": f"{len(epoch.steps) * settings.epochs:g} = {len(epoch.steps)} per epoch "
         f"({len(lists)} lists / {settings.batch_size}, rounded up) x {settings.epochs:g} epochs",
         "memory": _memory(_estimate(vlm, task.model_settings["dtype"], settings, epoch, size)),
         "deepspeed": settings.deepspeed or "none: each process holds the whole model",
@@ -84,8 +75,8 @@ def describe_training(
     }
     if not uses_cuda(run) and run.config.model.device != "cpu":
         lines["note"] = (
-            "this machine has no GPU: on one, dtype auto is bfloat16, and memory, "
-            "forwards and folder are others"
+            "this machine has no GPU; on a GPU, dtype auto is bfloat16, and memory, forwards and "
+            "folder differ"
         )
     width = max(map(len, lines))
     shown = "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
@@ -93,44 +84,22 @@ def describe_training(
 
 
 def _plan(
-    run: Run,
-    vlm: Vlm,
-    lists: Sequence[TrainingList],
-    settings: TrainSettings,
-    forward: Forward,
-    size: int,
+    run: Run, task: Task, vlm: Vlm, lists: Sequence[TrainingList], forward: Forward, size: int
 ) -> Epoch:
-    preprocess = run.config.model.preprocess
-    if not settings.chosen_method.needs_preferences:
-        lists = [ground_truth_list(entry, vlm, run.config.model) for entry in lists]
-    elif settings.chosen_method.trains_on == "pair":
-        lists = [best_against_worst(entry) for entry in lists]
-    lengths = [
-        planned_tokens(entry, count_row_tokens(vlm, entry.prompt, preprocess), forward)
-        for entry in run.progress(lists, "lengths")
-    ]
-    order = epoch_order(len(lists), settings.seed, 0)
-    batches = [
-        order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)
-    ]
-    in_one_row = forward == "concatenated" or uses_cuda(run)
-    steps = [
-        plan_step(
-            batch,
-            [lengths[i] for i in batch],
-            size,
-            settings.max_tokens_per_step,
-            in_one_row=in_one_row,
-        )
-        for batch in batches
-    ]
-    return Epoch(steps, lengths)
+    lengths = list_lengths(vlm, lists, task.model_settings["preprocess"], forward)
+    in_one_row = forward == "separate" or uses_cuda(run)
+    sampler = make_sampler(lengths, task.settings, in_one_row=in_one_row, rank=0, size=size)
+    return Epoch(list(sampler.steps_of_all_ranks()), lengths)
+
+
+def _dropped(dropped: Sequence[str]) -> str:
+    return f"; {len(dropped)} longer than the model's context are dropped" if dropped else ""
 
 
 def _processes(launch: Launch | None) -> str:
     if launch is None:
         return "1, here"
-    nodes = f" on each of {launch.num_nodes} nodes, of which this is {launch.node_rank}"
+    nodes = f" on each of {launch.num_nodes} nodes; this is node {launch.node_rank}"
     return f"{launch.world_size}: {launch.num_processes}" + (
         nodes if launch.num_nodes > 1 else " on this node"
     )
@@ -141,8 +110,8 @@ def _step(epoch: Epoch, settings: TrainSettings, size: int) -> str:
     shared = f" over {size} processes" if size > 1 else ""
     text = (
         f"{settings.batch_size} lists{shared}, {fmean(forwards):.3g} forwards each of at most "
-        f"{epoch.largest_forward:,} tokens (train.max_tokens_per_step "
-        f"{settings.max_tokens_per_step:,})"
+        f"{epoch.largest_forward:,} tokens (train.max_tokens_per_forward "
+        f"{settings.max_tokens_per_forward:,})"
     )
     if size == 1:
         return text
@@ -151,7 +120,8 @@ def _step(epoch: Epoch, settings: TrainSettings, size: int) -> str:
 
 def _estimate(vlm: Vlm, dtype: str, settings: TrainSettings, epoch: Epoch, size: int) -> Estimate:
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
-    shape = shape_of(vlm, settings, weight_bytes=4 if dtype == "float32" else 2)
+    base = shape_of(vlm, weight_bytes=4 if dtype == "float32" else 2)
+    shape = replace(base, trained=count_trained(make_trainable(vlm, settings)))
     return estimate_memory(
         shape,
         epoch.largest_forward,

@@ -1,7 +1,7 @@
-"""Ready a model for list log-probabilities, and run the forward that was chosen.
+"""Prepare a model for the log-probabilities of lists, and run the chosen forward.
 
-Reference and policy go through the same forward. It is the shared prefix where that is known to be
-exact, and one full row a completion (`concatenated`) for families and layers that nobody tried.
+Reference and policy use the same forward: the shared prefix where that is known to be exact, and
+one full row per completion (`separate`) for untested families and layers.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenated_logps
+from perpo_pipeline.train.separate_rows import SeparateBatch, separate_logps
 from perpo_pipeline.train.shared_prefix import PackedBatch, packed_logps
 from perpo_pipeline.train.zero import read_zero_config, zero_stage
 from perpo_pipeline.vlm.attention import use_shared_prefix_attention
@@ -20,60 +20,61 @@ from perpo_pipeline.vlm.models import Vlm, base_model
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
-    from perpo_pipeline.train.lists import Forward, TrainingBatch
+    from perpo_pipeline.train.batches import Forward, TrainingBatch
 
-RECOMPILE_LIMIT = 256  # row lengths, with and without gradients: more kernels than torch's 8
+RECOMPILE_LIMIT = 256  # one kernel per row length, with and without gradients; torch allows 8
 
 
 class ListPolicy(nn.Module):
-    """What a Trainer wraps: `forward(lists)` gives the lists' log-probabilities `(B, N)`.
+    """The module that the Trainer wraps: `forward(lists)` gives log-probabilities `(B, N)`.
 
-    DDP, FSDP and ZeRO act at the wrapped module's forward, so all the work happens inside it.
+    DDP, FSDP and ZeRO act at the wrapped module's forward, so the whole computation is inside it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, lists: PackedBatch | ConcatenatedBatch) -> Tensor:
+    def forward(self, lists: PackedBatch | SeparateBatch) -> Tensor:
         if isinstance(lists, PackedBatch):
             return packed_logps(self.model, lists)
-        return concatenated_logps(self.model, lists)
+        return separate_logps(self.model, lists)
 
 
 def choose_forward(vlm: Vlm, wanted: str) -> "Forward":
-    """Resolve `train.forward`; raises ConfigError where sharing a prefix would be wrong."""
-    if wanted == "concatenated":
-        return "concatenated"
+    """Resolve `train.forward`; raises ConfigError if sharing a prefix would be wrong."""
+    if wanted == "separate":
+        return "separate"
     if not vlm.full_attention:
         if wanted == "auto":
-            return "concatenated"
+            return "separate"
         raise ConfigError(
-            "forward is shared-prefix, but the language model has layers other than full attention "
-            "(sliding window, softcap or linear): sharing a prefix would change its results",
-            fix="use train.forward: concatenated",
+            "forward is shared-prefix, but the language model has layers without full attention "
+            "(sliding window, softcap or linear): a shared prefix would change its results",
+            fix="use train.forward: separate",
         )
-    return "shared-prefix" if vlm.family.known or wanted == "shared-prefix" else "concatenated"
+    return "shared-prefix" if vlm.family.known or wanted == "shared-prefix" else "separate"
 
 
 def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None:
-    """Set attention and compilation of the text model; before the reference pass and training."""
+    """Set the text model's attention and compilation; call it before reference and training."""
     inner = base_model(vlm.model)
     on_cuda = vlm.device.type == "cuda"
     if forward == "shared-prefix":
         use_shared_prefix_attention(inner, flex=on_cuda)
-    # Under ZeRO-3 weights come and go around each layer, which a compiled layer cannot follow.
+    # ZeRO-3 gathers and frees the weights around each layer, which a compiled layer cannot follow.
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
     wanted = on_cuda and zero_stage(zero) < 3
     if wanted if settings.compile is None else settings.compile:
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         for layer in inner.get_decoder().layers:
-            layer.compile(dynamic=False)  # Flex's kernels for any length check bounds everywhere
+            # Flex's kernels for dynamic lengths are slower: they check bounds everywhere.
+            layer.compile(dynamic=False)
 
 
 @torch.no_grad()
 def reference_logps(model: nn.Module, batches: Sequence["TrainingBatch"]) -> dict[str, list[float]]:
-    """Log-probabilities of each prompt's completions under `model` as it is, in nats."""
+    """By prompt_id, the log-probabilities of each completion under `model`, in nats."""
     policy = ListPolicy(model)
     found: dict[str, list[float]] = {}
     was_training = model.training
@@ -91,16 +92,16 @@ def reference_logps(model: nn.Module, batches: Sequence["TrainingBatch"]) -> dic
 
 @contextlib.contextmanager
 def memory_explained(settings: "TrainSettings", num_lists: int = 0) -> Iterator[None]:
-    """Say which setting to lower when the accelerator's memory runs out on `num_lists` lists."""
+    """Name the setting to lower if the accelerator's memory runs out on `num_lists` lists."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        advice = [f"lower train.max_tokens_per_step (now {settings.max_tokens_per_step})"]
+        advice = [f"lower train.max_tokens_per_forward (now {settings.max_tokens_per_forward})"]
         if num_lists == 1:  # a list is never split
             advice = ["use shorter lists: fewer sample.num_samples, lower sample.max_new_tokens"]
         if not settings.gradient_checkpointing:
             advice.append("set train.gradient_checkpointing: true")
         raise ConfigError(
             f"the accelerator's memory ran out: {str(error).splitlines()[0]}",
-            fix="; ".join(advice) + "; the same command then goes on after the last checkpoint",
+            fix="; ".join(advice) + "; the same command then resumes from the last checkpoint",
         ) from error

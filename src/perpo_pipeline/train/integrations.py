@@ -1,7 +1,7 @@
-"""Logs of a training in other programs (`train.log_to`): transformers' integrations.
+"""Training logs in other programs (`train.log_to`): transformers' integrations.
 
-What they write on this disk goes under the folder of what is trained, wherever the command was
-started. transformers is imported only when a training starts: config.py asks here for the names.
+They write their files into the adapter's folder, wherever the command was started. transformers is
+imported only when a training starts.
 """
 
 import functools
@@ -19,24 +19,27 @@ from perpo_pipeline.machine import environment
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raise MissingDependencyError, with the command that installs it, for what is not here."""
+    """Raise MissingDependencyError, with the command that installs it, for a missing package."""
     for name in names:
         module = INTEGRATIONS[name].module
         if module is not None and importlib.util.find_spec(module) is None:
             raise MissingDependencyError(
-                f"train.log_to has {name}, and its package is not installed",
-                fix=f"{INTEGRATIONS[name].install}, or leave it out",
+                f"train.log_to has {name}, but its package is not installed",
+                fix=f"{INTEGRATIONS[name].install}, or remove it from train.log_to",
             )
 
 
 @contextmanager
 def logging_under(names: Sequence[str], folder: Path) -> Iterator[None]:
-    """Let the integrations write under `folder`, each in a folder of its name.
+    """Let each integration write into a folder of its name under `folder`.
 
-    Servers that the environment names (MLflow's) stay. A run that an integration keeps open is
-    closed at the end, so that the next training in this process is a run of its own.
+    A server that the environment names (MLflow's) is kept. Integrations that keep a run open are
+    closed at the end, so that the next training in this process starts a new run.
     """
-    with environment(_variables(names, folder.resolve())):
+    variables = _variables(names, folder.resolve())
+    for name in {name for name, _ in variables}:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with environment({variable: value for (_, variable), value in variables.items()}):
         try:
             yield
         finally:
@@ -44,19 +47,18 @@ def logging_under(names: Sequence[str], folder: Path) -> Iterator[None]:
                 CLOSE[name](sys.modules[name], sys.exc_info()[0] is not None)
 
 
-def _variables(names: Sequence[str], folder: Path) -> dict[str, str]:
-    """What is to be set, with the folders made that it names."""
-    found = {}
-    for name in names:
-        for variable, value in INTEGRATIONS[name].variables.items():
-            if "://" not in os.environ.get(variable, ""):  # a server's address
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                found[variable] = value.format(folder / name)
-    return found
+def _variables(names: Sequence[str], folder: Path) -> dict[tuple[str, str], str]:
+    """By integration and variable, the value that sends its files into its folder."""
+    return {
+        (name, variable): value.format(folder / name)
+        for name in names
+        for variable, value in INTEGRATIONS[name].variables.items()
+        if "://" not in os.environ.get(variable, "")  # a server's address
+    }
 
 
 def _close_wandb(wandb: Any, failed: bool) -> None:
-    """Also its service, which keeps the folder that it was started with."""
+    """Also end its service, which keeps the folder that it was started with."""
     if wandb.run is not None:
         wandb.finish(exit_code=int(failed))
     wandb.teardown()
@@ -67,19 +69,19 @@ def _close_swanlab(swanlab: Any, failed: bool) -> None:
         swanlab.finish()
 
 
-# Those that go on until they are told that the next training is another run.
+# Integrations that keep their run open until it is finished explicitly.
 CLOSE: dict[str, Callable[[Any, bool], None]] = {"wandb": _close_wandb, "swanlab": _close_swanlab}
 
 
 def keep_loose_files(output_dir: Path, folder: Path) -> None:
-    """Move what an integration wrote beside the checkpoints, which are removed at the end."""
+    """Move an integration's files away from the checkpoints, which are removed at the end."""
     for file in [path for path in output_dir.glob("*") if path.is_file()]:
         folder.mkdir(parents=True, exist_ok=True)
         os.replace(file, folder / file.name)
 
 
 def reporting_callbacks(names: Sequence[str]) -> list[Any]:
-    """Trainer's callbacks of these integrations; whatever they raise becomes a ConfigError."""
+    """The Trainer's callbacks for these integrations; an error in them becomes a ConfigError."""
     from transformers.integrations import integration_utils
 
     callbacks = []
@@ -104,12 +106,12 @@ def _explained(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _failures_explained(name: str) -> Iterator[None]:
-    """These programs raise errors of their own, for a missing login above all."""
+    """Turn the integration's own errors, mostly a missing login, into one with advice."""
     try:
         yield
     except Exception as error:
         raise ConfigError(
             f"logging to {name} failed: {type(error).__name__}: {first_line(error)}",
-            fix=f"see that you are logged in there and that it can be reached, or leave {name} out "
-            "of train.log_to; the same command goes on after the last checkpoint",
+            fix=f"check that you are logged in and that it can be reached, or remove {name} from "
+            "train.log_to; the same command resumes from the last checkpoint",
         ) from error

@@ -1,9 +1,9 @@
-"""Start the processes of a training run with torchrun, and say in one message how they ended.
+"""Start the processes of a training run with torchrun, and report in one message how they ended.
 
-torchrun runs inside this process, which is the parent of this node's processes. SIGTERM goes
-through to them and to nothing else: they end by themselves, after a step and a checkpoint, however
-long these take (torchrun by itself kills after 30 s). Where one of them fails, torchrun stops the
-others: at once, and after 30 s for good.
+torchrun runs in this process, which is the parent of this node's processes. SIGTERM is passed on to
+them and not to torchrun, which would kill them after 30 s: they end by themselves after a step and
+a checkpoint, however long these take. If one process fails, torchrun sends the others SIGTERM, and
+SIGKILL after 30 s.
 """
 
 import importlib
@@ -29,7 +29,7 @@ from perpo_pipeline.errors import (
 from perpo_pipeline.machine import cores
 from perpo_pipeline.train.processes import placed_by_launcher
 
-LAUNCHED = "PERPO_LAUNCHED"  # set for the processes that were started here
+LAUNCHED = "PERPO_LAUNCHED"  # set for the processes that this module starts
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 MODULE = "perpo_pipeline.cli"
 OUR_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"  # for torchrun; SIGTERM is passed on here
@@ -39,7 +39,7 @@ Failure = Any  # torch's ProcessFailure
 
 @dataclass(frozen=True)
 class Launch:
-    """What is started: so many processes on each of `num_nodes` nodes, of which this is one."""
+    """What is started: `num_processes` processes on each of `num_nodes` nodes."""
 
     num_processes: int
     num_nodes: int = 1
@@ -52,7 +52,7 @@ class Launch:
         return self.num_processes * self.num_nodes
 
     def torchrun_arguments(self) -> list[str]:
-        """Where torchrun starts how many processes."""
+        """torchrun's arguments for the nodes and processes."""
         if self.num_nodes == 1 and self.master is None:
             place = ["--standalone"]
         else:
@@ -77,31 +77,31 @@ def choose_launch(
     master: str | None,
     environment: Mapping[str, str],
 ) -> Launch | None:
-    """What the flags ask to be started; None where it runs in this process.
+    """The processes that the flags ask for; None if the training runs in this process.
 
-    That is without flags, and under torchrun, deepspeed or an srun of several tasks. With
-    --num-nodes an srun is taken to have started one task a node. Raises ConfigError for flags
-    that do not fit together, or other processes than a launcher has started.
+    It runs in this process without flags, and under torchrun, deepspeed or an srun of several
+    tasks. With --num-nodes, srun must have started one task per node. Raises ConfigError for flags
+    that contradict each other or the processes that a launcher has started.
     """
     placed = placed_by_launcher(environment)
     if placed is not None and ("RANK" in environment or num_nodes is None):
         wanted = (num_processes or 1) * (num_nodes or 1)
         if num_processes is not None and int(placed["WORLD_SIZE"]) not in (wanted, num_processes):
             raise ConfigError(
-                f"a launcher has started {placed['WORLD_SIZE']} processes, and the flags ask for "
+                f"a launcher has started {placed['WORLD_SIZE']} processes, but the flags ask for "
                 f"{wanted}",
-                fix="leave out --num-processes and --num-nodes, or the launcher",
+                fix="remove --num-processes and --num-nodes, or the launcher",
             )
         return None
     if placed is not None and int(placed["WORLD_SIZE"]) != num_nodes:
         raise ConfigError(
-            f"srun has started {placed['WORLD_SIZE']} tasks, and --num-nodes is {num_nodes}",
-            fix="--ntasks-per-node=1: each task starts the processes of its node",
+            f"srun has started {placed['WORLD_SIZE']} tasks, but --num-nodes is {num_nodes}",
+            fix="use srun --ntasks-per-node=1: each task starts the processes of its node",
         )
     if node_rank is None and (num_nodes or 1) > 1 and "SLURM_NODEID" not in environment:
         raise ConfigError(
             "--num-nodes needs --node-rank outside SLURM",
-            fix="0 on the node that --master names; 1, 2, ... on the others",
+            fix="set it to 0 on the node that --master names, and to 1, 2, ... on the others",
         )
     if node_rank is None:
         node_rank = int(environment.get("SLURM_NODEID", "0")) if num_nodes else 0
@@ -116,11 +116,11 @@ def _check_flags(
     several = (num_nodes or 1) > 1
     faults = []
     if any(number is not None and number < 1 for number in (num_processes, num_nodes)):
-        faults.append("--num-processes and --num-nodes are at least 1")
+        faults.append("--num-processes and --num-nodes must be at least 1")
     if several and (num_processes is None or master is None):
-        faults.append("--num-nodes needs --num-processes (a node) and --master HOST:PORT")
+        faults.append("--num-nodes needs --num-processes (per node) and --master HOST:PORT")
     if not 0 <= node_rank < (num_nodes or 1):
-        faults.append(f"--node-rank is {node_rank}, of {num_nodes or 1} nodes (counted from 0)")
+        faults.append(f"--node-rank is {node_rank}, but must be from 0 to {(num_nodes or 1) - 1}")
     if master is not None and not _is_address(master):
         faults.append(f"--master is {master!r}, not HOST:PORT")
     if faults:
@@ -133,10 +133,11 @@ def _is_address(text: str) -> bool:
 
 
 def command_line(launch: Launch | None, arguments: Sequence[str]) -> str:
-    """The command that does what is started, for a shell."""
+    """The equivalent shell command."""
     if launch is None:
         return shlex.join(["perpo", *arguments])
-    # `--`: torchrun would take our --run for its own. Its 30 s are too few for a large checkpoint.
+    # Without `--` torchrun would read our --run as its own. Its 30 s are too short for a large
+    # checkpoint.
     waiting = ["--shutdown-timeout", str(SHUTDOWN_S)]
     return shlex.join(
         ["torchrun", *launch.torchrun_arguments(), *waiting, "-m", "--", MODULE, *arguments]
@@ -144,9 +145,9 @@ def command_line(launch: Launch | None, arguments: Sequence[str]) -> str:
 
 
 def start(launch: Launch, arguments: Sequence[str]) -> None:
-    """Run `perpo ARGUMENTS` in the processes of `launch`; returns when all have ended well.
+    """Run `perpo ARGUMENTS` in the processes of `launch`; returns when all have succeeded.
 
-    Raises what one of them raised (PerpoError, Stopped), ProcessError where one was killed or
+    Raises what one of them raised (PerpoError, Stopped), and ProcessError if one was killed or
     failed with a traceback.
     """
     import logging
@@ -154,34 +155,34 @@ def start(launch: Launch, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # told below
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # see `_explained`
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // launch.num_processes)))
     os.environ[LAUNCHED] = "1"
     torchrun: Any = importlib.import_module("torch.distributed.run")
     parsed = torchrun.parse_args(
         [*launch.torchrun_arguments(), "--signals-to-handle", OUR_SIGNALS, "-m", MODULE]
     )
-    parsed.training_script_args = list(arguments)  # not read by argparse, which would mistake them
-    with _passing_on_sigterm() as told:
+    parsed.training_script_args = list(arguments)  # argparse would misread them
+    with _passing_on_sigterm() as signals:
         try:
             torchrun.run(parsed)
         except SignalException as caught:
             raise KeyboardInterrupt from caught
         except ChildFailedError as caught:
-            raise _explained(caught.failures, was_told=bool(told)) from None
-    if told:
-        raise Stopped("the processes have ended after SIGTERM; the work was done by then")
+            raise _explained(caught.failures, was_terminated=bool(signals)) from None
+    if signals:
+        raise Stopped("the processes have ended after SIGTERM, with the training complete")
 
 
 @contextmanager
 def _passing_on_sigterm() -> Iterator[list[int]]:
-    """Pass SIGTERM on to this node's processes; gives the signals that came."""
+    """Pass SIGTERM on to this node's processes; yields the list of received signals."""
     import psutil
 
-    told: list[int] = []
+    received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        told.append(number)
+        received.append(number)
         children = psutil.Process().children()
         if not children:
             raise Stopped("stopped by SIGTERM before a process was started")
@@ -190,15 +191,16 @@ def _passing_on_sigterm() -> Iterator[list[int]]:
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        yield told
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def write_failure(error: PerpoError | Stopped) -> bool:
-    """In a process that `start` has started: leave the error for the parent to tell; else False.
+    """Write the error for the parent process to report; returns whether that succeeded.
 
-    False also where the disk of torchrun's own folder (under TMPDIR) has no room for it.
+    False in a process that `start` did not start, and if the disk of torchrun's own folder (under
+    TMPDIR) is full.
     """
     path = os.environ.get(ERROR_FILE)
     if path is None or LAUNCHED not in os.environ:
@@ -208,17 +210,17 @@ def write_failure(error: PerpoError | Stopped) -> bool:
     try:
         Path(path).write_text(json.dumps({"message": {"message": str(error), "extraInfo": extra}}))
     except OSError:
-        Path(path).unlink(missing_ok=True)  # the parent could not read a part of it
+        Path(path).unlink(missing_ok=True)  # the parent could not read an incomplete file
         return False
     return True
 
 
-def _explained(failures: Mapping[int, Failure], *, was_told: bool) -> Exception:
-    """The failure that tells most: what stopped the others, not what they said of that."""
-    rank, failure = min(failures.items(), key=lambda item: (_place(item[1]), item[0]))
-    left = _left_behind(failure)
-    if left is not None:
-        kind, (what, where, fix) = left["kind"], left["parts"]
+def _explained(failures: Mapping[int, Failure], *, was_terminated: bool) -> Exception:
+    """The error to report: the failure that stopped the others, not their reaction to it."""
+    rank, failure = min(failures.items(), key=lambda item: (_priority(item[1]), item[0]))
+    written = _written_failure(failure)
+    if written is not None:
+        kind, (what, where, fix) = written["kind"], written["parts"]
         if kind == Stopped.__name__:
             return Stopped(what)
         return ProcessError(
@@ -226,39 +228,41 @@ def _explained(failures: Mapping[int, Failure], *, was_told: bool) -> Exception:
             where=where,
             fix=fix,
         )
-    if was_told:
-        return Stopped("stopped by SIGTERM between checkpoints; the same command goes on")
+    if was_terminated:
+        return Stopped(
+            "stopped by SIGTERM between checkpoints; the same command resumes from the last one"
+        )
     if failure.exitcode < 0:
-        why = "what it said stands above"
+        why = "see its messages above"
         if failure.exitcode == -signal.SIGKILL:
-            why = "SIGKILL is mostly the system's, for want of memory"
+            why = "the system mostly sends SIGKILL when memory runs out"
         return ProcessError(
             f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}; the others "
             "were stopped",
-            fix=f"{why}; the same command goes on after the last checkpoint",
+            fix=f"{why}; the same command resumes from the last checkpoint",
         )
     return ProcessError(
         f"process {rank} (pid {failure.pid}) failed with exit code {failure.exitcode}, and the "
-        "others were stopped; what it said stands above",
-        fix="the same command goes on after the last checkpoint",
+        "others were stopped; see its messages above",
+        fix="the same command resumes from the last checkpoint",
     )
 
 
-def _place(failure: Failure) -> int:
-    """Which failures come first: told errors, kills, tracebacks, then those that followed."""
-    left = _left_behind(failure)
-    if left is not None and left["kind"] not in (LostContactError.__name__, Stopped.__name__):
+def _priority(failure: Failure) -> int:
+    """Report order: a written error, a kill, a stop, a traceback, then mere consequences."""
+    written = _written_failure(failure)
+    if written is not None and written["kind"] not in (LostContactError.__name__, Stopped.__name__):
         return 0
-    # SIGABRT is how torch ends a process that has lost another.
+    # torch ends a process that has lost another one with SIGABRT.
     if failure.exitcode < 0 and failure.exitcode not in (-signal.SIGTERM, -signal.SIGABRT):
         return 1
-    if left is not None and left["kind"] == Stopped.__name__:
+    if written is not None and written["kind"] == Stopped.__name__:
         return 2
-    return 4 if left is not None or failure.exitcode < 0 else 3
+    return 4 if written is not None or failure.exitcode < 0 else 3
 
 
-def _left_behind(failure: Failure) -> dict[str, Any] | None:
-    """What `write_failure` wrote, where it was called."""
+def _written_failure(failure: Failure) -> dict[str, Any] | None:
+    """What `write_failure` wrote in that process, or None."""
     message = failure.error_file_data.get("message")
     extra = message.get("extraInfo") if isinstance(message, dict) else None
     return extra if isinstance(extra, dict) and "parts" in extra else None

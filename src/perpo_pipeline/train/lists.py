@@ -1,51 +1,32 @@
-"""What one training example is, for every method: some completions of a prompt, with rewards.
+"""One training example: a prompt with completions and their rewards, chosen as a method needs.
 
 SFT trains on the ground truth, DPO on the best and the worst completion, the others on all.
 """
 
 import hashlib
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
-
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box
 from perpo_pipeline.config.methods import Method
 from perpo_pipeline.config.model import ModelConfig
-from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
-from perpo_pipeline.machine import cores
-from perpo_pipeline.train.concatenated import ConcatenatedBatch, concatenate_lists
-from perpo_pipeline.train.shared_prefix import (
-    CompletionList,
-    PackedBatch,
-    group_by_tokens,
-    pack_lists,
-)
-from perpo_pipeline.vlm.attention import uses_flex_attention
-from perpo_pipeline.vlm.inputs import encode_row
-from perpo_pipeline.vlm.models import base_model
+from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.vlm.prompts import resized_size
 
 if TYPE_CHECKING:
-    from perpo_pipeline.train.plan import RankStep
     from perpo_pipeline.vlm.models import Vlm
 
 Row = Mapping[str, Any]
-Forward = Literal["shared-prefix", "concatenated"]
-IMAGE_WORKERS = 4  # where a GPU would wait for images; each holds some batches in shared memory
 
 
 @dataclass(frozen=True)
 class TrainingList:
-    """A prompts row with the completions to train on; all sequences have one entry a completion.
+    """A row of the prompts table with its completions to train on, and one entry per completion in
+    each other sequence.
 
-    `ref_logps` are summed log-probabilities under the reference in nats, None where a method needs
-    no reference (SFT). `prompt_tokens` is the encoded prompt's length, None where nobody has
-    counted it.
+    `ref_logps` are summed log-probabilities under the reference model in nats; None if the method
+    needs no reference (SFT). `prompt_tokens` is the encoded prompt's length; None if not counted.
     """
 
     prompt: Row
@@ -56,180 +37,8 @@ class TrainingList:
     prompt_tokens: int | None = None
 
 
-@dataclass(frozen=True)
-class TrainingBatch:
-    """What the loss needs: B lists for one forward, and `(B, N)` rewards, counts, ref_logps."""
-
-    prompt_ids: Sequence[str]
-    lists: PackedBatch | ConcatenatedBatch
-    rewards: Tensor
-    counts: Tensor
-    ref_logps: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TrainingBatch":
-        """The batch on `device`."""
-        return replace(
-            self,
-            lists=self.lists.to(device, non_blocking),
-            rewards=self.rewards.to(device, non_blocking=non_blocking),
-            counts=self.counts.to(device, non_blocking=non_blocking),
-            ref_logps=self.ref_logps.to(device, non_blocking=non_blocking),
-        )
-
-
-class ListDataset(Dataset[TrainingList]):
-    """The training lists, by number."""
-
-    def __init__(self, lists: Sequence[TrainingList]) -> None:
-        self.lists = lists
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-    def __getitem__(self, index: int) -> TrainingList:
-        return self.lists[index]
-
-
-class ListCollator:
-    """Encodes the images and prompts of some lists and packs them, a forward's worth at a time.
-
-    Gives `{"batches": [...]}`: together the lists of the call, each batch of at most `max_tokens`
-    tokens (a longer list is a batch by itself), or `{"failed": error}` for `raise_failure`: an
-    error that is raised in a worker process would come out without its advice.
-    """
-
-    def __init__(self, vlm: "Vlm", preprocess: str, forward: Forward, max_tokens: int) -> None:
-        self.vlm, self.preprocess = vlm, preprocess
-        self.forward, self.max_tokens = forward, max_tokens
-
-    def __call__(self, lists: Sequence[TrainingList]) -> dict[str, Any]:
-        try:
-            return {"batches": self._batches(lists)}
-        except PerpoError as error:
-            return {"failed": error.parts()}
-
-    def collate_step(self, steps: Sequence["Step"]) -> dict[str, Any]:
-        """The batches of one planned step, its weights with them; or its failure."""
-        (step,) = steps
-        try:
-            batches = [
-                _batch(some, pack(self.vlm, self._encode(some), self.forward))
-                for some in step.forwards
-            ]
-        except PerpoError as error:
-            return {"failed": error.parts()}
-        return {
-            "batches": batches,
-            "num_dummies": step.num_dummies,
-            "total": step.total,
-            "prompt_ids": step.prompt_ids,
-        }
-
-    def _encode(self, lists: Sequence[TrainingList]) -> list[CompletionList]:
-        return [
-            CompletionList(encode_row(self.vlm, entry.prompt, self.preprocess), entry.completions)
-            for entry in lists
-        ]
-
-    def _batches(self, lists: Sequence[TrainingList]) -> list[TrainingBatch]:
-        encoded = self._encode(lists)
-        groups = group_lists(self.vlm, encoded, self.forward, self.max_tokens)
-        return [
-            _batch(
-                [lists[i] for i in group],
-                pack(self.vlm, [encoded[i] for i in group], self.forward),
-            )
-            for group in groups
-        ]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a process does in an optimiser step, fetched: the lists of each of its forwards.
-
-    `total` is what the step's loss is a mean over, summed over all processes: its lists, or its
-    target tokens where a method trains on the ground truth. `prompt_ids` covers all processes too.
-    """
-
-    forwards: Sequence[Sequence[TrainingList]]
-    num_dummies: int
-    total: float
-    prompt_ids: Sequence[str]
-
-
-class StepDataset(Dataset[Step]):
-    """The training lists, a process's step at a time."""
-
-    def __init__(self, lists: Sequence[TrainingList], method: Method) -> None:
-        self.lists, self.method = lists, method
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-    def __getitem__(self, step: "RankStep") -> Step:
-        every = [self.lists[i] for i in step.step_lists]
-        tokens = sum(len(ids) for entry in every for ids in entry.completions)
-        return Step(
-            forwards=[[self.lists[i] for i in forward] for forward in step.forwards],
-            num_dummies=step.num_dummies,
-            total=float(len(every) if self.method.needs_preferences else tokens),
-            prompt_ids=[entry.prompt["prompt_id"] for entry in every],
-        )
-
-
-def planned_tokens(entry: TrainingList, prompt_tokens: int, forward: Forward) -> int:
-    """Tokens that a list takes of a forward, known before its image is encoded."""
-    if forward == "shared-prefix":
-        return prompt_tokens + sum(len(ids) - 1 for ids in entry.completions)
-    return len(entry.completions) * (prompt_tokens + max(map(len, entry.completions)))
-
-
-def raise_failure(collated: Mapping[str, Any]) -> None:
-    """Raise what the collator could not do."""
-    if "failed" in collated:
-        what, where, fix = collated["failed"]
-        raise InputError(what, where=where, fix=fix)
-
-
-def ignore_sigterm(_: int) -> None:
-    """In an image worker: a scheduler tells every process, and the step still needs its images."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def num_workers(wanted: int | None, device: str) -> int:
-    """Processes that prepare images beside the forward passes."""
-    if wanted is not None:
-        return wanted
-    return min(IMAGE_WORKERS, max(1, cores() - 1)) if device == "cuda" else 0
-
-
-def group_lists(
-    vlm: "Vlm", lists: Sequence[CompletionList], forward: Forward, max_tokens: int
-) -> list[list[int]]:
-    """Indices of the lists that go through one forward together, at most `max_tokens` a forward."""
-    if forward == "shared-prefix":
-        lengths = [entry.num_packed_tokens for entry in lists]
-        return group_by_tokens(
-            lengths, max_tokens, in_one_row=uses_flex_attention(base_model(vlm.model))
-        )
-    lengths = [
-        len(entry.completions) * (entry.prompt.num_tokens + max(map(len, entry.completions)))
-        for entry in lists
-    ]
-    return group_by_tokens(lengths, max_tokens, in_one_row=True)
-
-
-def pack(
-    vlm: "Vlm", lists: Sequence[CompletionList], forward: Forward
-) -> PackedBatch | ConcatenatedBatch:
-    """The lists for one forward."""
-    if forward == "shared-prefix":
-        return pack_lists(vlm, lists)
-    return concatenate_lists(vlm, lists)
-
-
 def ranked_lists(preferences: Sequence[Row], prompts: Mapping[str, Row]) -> list[TrainingList]:
-    """Whole lists, in the order of the preferences; raises `ArtifactError` for a missing prompt."""
+    """Whole lists in the order of the preferences; raises ArtifactError for a missing prompt."""
     return [
         TrainingList(
             prompt=_find(prompts, row["prompt_id"], "prompts"),
@@ -244,18 +53,25 @@ def ranked_lists(preferences: Sequence[Row], prompts: Mapping[str, Row]) -> list
 def with_reference(
     lists: Sequence[TrainingList], reference: Mapping[str, Sequence[float]]
 ) -> list[TrainingList]:
-    """The lists with their reference log-probabilities; raises `ArtifactError` where one lacks."""
+    """Add the reference log-probabilities to the lists; raises ArtifactError if any are missing."""
     return [
         replace(entry, ref_logps=_find(reference, entry.prompt["prompt_id"], "reference"))
         for entry in lists
     ]
 
 
+def choose_completions(lists: Sequence[TrainingList], method: Method) -> list[TrainingList]:
+    """What the method needs of each list: a pair, or everything."""
+    if method.trains_on == "pair":
+        return [best_against_worst(entry) for entry in lists]
+    return list(lists)
+
+
 def best_against_worst(entry: TrainingList) -> TrainingList:
     """The pair of DPO: one best and one worst completion (largest reward gap).
 
-    Among equals the one with the smallest hash of its token ids: a choice that does not depend on
-    the order of the list.
+    Among equals it takes the one whose token ids have the smallest hash, so the choice does not
+    depend on the order of the list.
     """
     best, worst = max(entry.rewards), min(entry.rewards)
     chosen = [_pick(entry, best), _pick(entry, worst)]
@@ -270,7 +86,7 @@ def best_against_worst(entry: TrainingList) -> TrainingList:
 
 
 def ground_truth_list(entry: TrainingList, vlm: "Vlm", model: ModelConfig) -> TrainingList:
-    """The target of SFT: the truth of the same prompt, in the model's own answer format."""
+    """The target of SFT: the prompt's ground truth, in the model's own answer format."""
     needs_size = model.box_frame == "resized" and entry.prompt["task"] == "grounding"
     resized = _resized(entry.prompt, vlm) if needs_size else None
     answer = ground_truth_text(entry.prompt, model, resized)
@@ -279,10 +95,10 @@ def ground_truth_list(entry: TrainingList, vlm: "Vlm", model: ModelConfig) -> Tr
 
 
 def ground_truth_text(prompt: Row, model: ModelConfig, resized: Size | None = None) -> str:
-    """The answer that the truth asks for: boxes in the model's text format, or the text itself.
+    """The ground truth as an answer: boxes in the model's text format, or the text itself.
 
-    `resized` is the size that the frame of that name needs. What of the box lies outside the frame
-    is cut off; raises `InputError` if nothing is left.
+    `resized` is the image size that the frame `resized` needs. Boxes are clipped to the frame;
+    raises InputError if nothing of a box is left.
     """
     if prompt["task"] == "grounding":
         return ", ".join(_written_box(box, prompt, model, resized) for box in _true_boxes(prompt))
@@ -293,7 +109,7 @@ def _true_boxes(prompt: Row) -> list[Sequence[float]]:
     if prompt["gt_box"] is None and prompt["gt_boxes"] is None:
         raise InputError(
             f"prompt {prompt['prompt_id']} has no true box to train on, only a polygon",
-            fix="leave sft out of train.methods, or prepare the data with gt_box",
+            fix="remove sft from train.methods, or prepare the data with gt_box",
         )
     return prompt["gt_boxes"] if prompt["gt_box"] is None else [prompt["gt_box"]]
 
@@ -301,7 +117,7 @@ def _true_boxes(prompt: Row) -> list[Sequence[float]]:
 def _written_box(
     true: Sequence[float], prompt: Row, model: ModelConfig, resized: Size | None
 ) -> str:
-    """A true box in the model's text format; raises `InputError` if it lies outside the frame."""
+    """A true box in the model's text format; raises InputError if it is outside the frame."""
     size = (prompt["width"], prompt["height"])
     frame: dict[str, Any] = {"frame": model.box_frame, "image_size": size, "resized": resized}
     x1, y1, x2, y2 = true
@@ -309,19 +125,19 @@ def _written_box(
     if box is None:
         raise InputError(
             f"the box of prompt {prompt['prompt_id']} lies outside the frame "
-            f"'{model.box_frame}': no answer can name it",
-            fix="use model.preprocess: pad with box_frame full, or leave such prompts out",
+            f"'{model.box_frame}', so no answer can give it",
+            fix="use model.preprocess: pad with box_frame full, or remove such prompts",
         )
     return format_box(box, model.box_format, **frame)
 
 
 def _resized(prompt: Row, vlm: "Vlm") -> Size:
-    """The size of the resized image (never padded: `ModelConfig` refuses both together)."""
+    """The size of the resized image, which is never padded: `ModelConfig` refuses that."""
     size = resized_size(vlm, (prompt["width"], prompt["height"]))
     if size is None:
         raise ConfigError(
-            f"box_frame 'resized' needs images resized as a whole, and this '{vlm.family.name}' "
-            f"model sees that of prompt {prompt['prompt_id']} in another way",
+            f"box_frame 'resized' needs images that are resized as a whole, but this "
+            f"'{vlm.family.name}' model sees the image of prompt {prompt['prompt_id']} differently",
             fix="choose another model.box_frame",
         )
     return size
@@ -330,8 +146,8 @@ def _resized(prompt: Row, vlm: "Vlm") -> Size:
 def target_token_ids(vlm: "Vlm", prompt: str, answer: str) -> list[int]:
     """Token ids of an answer as the model would write it, end token included.
 
-    It is tokenised behind the rendered prompt, with a space between where the template leaves none,
-    so that the first token is the one that the model itself starts an answer with.
+    The answer is tokenised together with the rendered prompt before it, separated by a space if the
+    template leaves none, so its first token is the one that the model starts an answer with.
     """
     from perpo_pipeline.vlm.prompts import render_prompt
 
@@ -361,21 +177,6 @@ def _find(table: Mapping[str, Any], prompt_id: str, name: str) -> Any:
         return table[prompt_id]
     except KeyError:
         raise ArtifactError(
-            f"prompt {prompt_id} is in the preferences, not in the {name}",
+            f"prompt {prompt_id} is in the preferences but not in the {name}",
             fix="rerun the stages from `perpo sample` on",
         ) from None
-
-
-def _batch(lists: Sequence[TrainingList], packed: PackedBatch | ConcatenatedBatch) -> TrainingBatch:
-    return TrainingBatch(
-        prompt_ids=[entry.prompt["prompt_id"] for entry in lists],
-        lists=packed,
-        rewards=_pad([entry.rewards for entry in lists]),
-        counts=_pad([entry.counts for entry in lists]),
-        ref_logps=_pad([entry.ref_logps or [0.0] * len(entry.rewards) for entry in lists]),
-    )
-
-
-def _pad(rows: Sequence[Sequence[float]]) -> Tensor:
-    tensors = [torch.tensor(row, dtype=torch.float32) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)

@@ -4,17 +4,17 @@ A *list* is the N completions of one prompt. All losses but SFT have the form
 
     loss_b = - sum_ij w_ij * log sigmoid(beta * (s_i - s_j)),    s_i = policy_logps_i - ref_logps_i
 
-over the pairs with r_i > r_j, and differ in the weights w_ij alone, which sum to 1 for each
+over the pairs with r_i > r_j, and differ only in the weights w_ij, which sum to 1 for each
 list. A list without such a pair has no preference to teach: its loss and gradient are exactly 0.
 
-Shapes: `B` lists of up to `N` completions. Short lists are padded, `mask` is True at real
-entries. `counts` holds how often a completion was sampled, where identical ones were merged:
-loss and gradient are those of the unmerged list. Log-probabilities are summed over the tokens
-of a completion, its end token included, in nats. Rewards and counts carry no gradient.
-Half-precision inputs are computed in float32.
+Shapes: `B` lists of up to `N` completions. Short lists are padded; `mask` is True at real
+entries. Identical completions are merged, and `counts` holds how often each was sampled: loss and
+gradient are those of the unmerged list. Log-probabilities are summed over the tokens of a
+completion, its end token included, in nats. Rewards and counts carry no gradient. Half-precision
+inputs are computed in float32.
 
 `label_smoothing` is the probability e that a preference is the wrong way round: log sigmoid(m)
-then is (1 - e) * log sigmoid(m) + e * log sigmoid(-m), whose optimum is the finite margin
+becomes (1 - e) * log sigmoid(m) + e * log sigmoid(-m), whose optimum is the finite margin
 m = log((1 - e) / e). Source: Mitchell 2023, "A note on DPO with noisy preferences",
 https://ericmitchell.ai/cdpo.pdf. `best_completion_nll` is an anchor to add to any of these losses.
 """
@@ -41,7 +41,7 @@ def perpo_loss(
 ) -> Tensor:
     """PerPO: every strict pair, weighted by its reward gap to the power gamma.
 
-    All tensors are `(B, N)`, the result is `(B,)`. A pair of two merged completions weighs
+    All tensors are `(B, N)`, the result is `(B,)`. A pair of two merged completions has the weight
     `c_i * c_j * (r_i - r_j)^gamma`. Raises ConfigError for beta <= 0, gamma < 0 or label_smoothing
     outside [0, 0.5), InputError for a reward that is not finite or a count below 1, and ValueError
     for shapes that differ.
@@ -66,7 +66,7 @@ def lipo_loss(
     counts: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """LiPO with the pairwise logistic loss: every strict pair weighs the same (PerPO at gamma 0).
+    """LiPO with the pairwise logistic loss: all strict pairs weigh the same (PerPO with gamma 0).
 
     Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878, normalised
     like PerPO eq. 5.
@@ -93,13 +93,13 @@ def lipo_lambda_loss(
     counts: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """LiPO-lambda: every strict pair, weighted by what swapping it would change in the DCG.
+    """LiPO-lambda: every strict pair, weighted by the change in DCG if it were swapped.
 
     w_ij = |G_i - G_j| * |1/D_i - 1/D_j| before normalisation, with G = 2^r - 1, D = log(1 + rank)
     and the rank by the current score s, which carries no gradient. Tied scores share the mean of
     1/D over their ranks; ranks run over the unmerged list. If no strict pair differs in rank (the
-    first step, where the policy still is the reference and all s are 0) the discount says nothing
-    and the weights are |G_i - G_j|: expected under any random order, and training can start.
+    first step, where the policy still is the reference and all s are 0), the weights are
+    |G_i - G_j|: the expectation over a random order, so that training can start.
 
     Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878, eq. 9.
     """
@@ -154,8 +154,8 @@ def sft_loss(target_logps: Tensor, num_tokens: Tensor) -> Tensor:
     """SFT: the negative log-probability of the target, as a mean over its tokens.
 
     `target_logps` is the summed log-probability of the ground truth in nats and `num_tokens` the
-    number of its tokens, end token included; both of one shape, which the result has too. An
-    entry of 0 tokens is padding: loss and gradient 0. Raises ValueError for shapes that differ.
+    number of its tokens, end token included; both have the same shape, as has the result. An entry
+    of 0 tokens is padding, with loss and gradient 0. Raises ValueError for shapes that differ.
     For the mean over all tokens of a batch: `(sft_loss(l, n) * n).sum() / n.sum()`.
     """
     if target_logps.shape != num_tokens.shape:
@@ -175,11 +175,12 @@ def best_completion_nll(
 ) -> Tensor:
     """The anchor: the best completion's negative log-probability, as a mean over its tokens.
 
-    For `loss + sft_weight * anchor`: a list loss rewards the margin alone, and may lower the best
+    For `loss + sft_weight * anchor`: a list loss rewards only the margin, and may lower the best
     completion as long as the others fall further. All tensors are `(B, N)`, `num_tokens` counts
-    the tokens of a completion with its end token; the result is `(B,)`, in nats a token. Several
-    that share the best reward give the mean over them, each as often as it was sampled, so in a
-    list without a preference all count. A list that is all padding gives 0, gradient included.
+    the tokens of a completion with its end token; the result is `(B,)`, in nats per token. If
+    several completions share the best reward, the result is the mean over them, each as often as
+    it was sampled, so in a list without a preference all count. A list of padding gives 0, with
+    gradient 0.
 
     Errors as in `perpo_loss`. Source: RPO, Pang et al. 2024, arXiv:2404.19733.
     """
@@ -192,13 +193,13 @@ def best_completion_nll(
 
 @dataclass(frozen=True)
 class ListDiagnostics:
-    """What one step says about each list; every tensor is `(B,)`, NaN where undefined.
+    """Diagnostics of each list; every tensor is `(B,)`, NaN where undefined.
 
-    `reward_accuracy`: share of the strict pairs of the unmerged list that s ranks right, a tie of
-    s counting one half (so 0.5, chance, before the first step). NaN without a strict pair.
-    `implicit_margin`: mean s of the best completions less that of the worst, in nats, not scaled
-    by beta. `best_logp`, `worst_logp`: mean policy log-probability of these, in nats. NaN where
-    the whole list is masked. Average with `torch.nanmean`.
+    `reward_accuracy`: share of the unmerged list's strict pairs that s ranks correctly; a tie of s
+    counts one half (so 0.5, chance, before the first step). NaN without a strict pair.
+    `implicit_margin`: mean s of the best completions minus that of the worst, in nats, not scaled
+    by beta. `best_logp`, `worst_logp`: mean policy log-probability of these, in nats. NaN if the
+    whole list is masked. Average with `torch.nanmean`.
     """
 
     reward_accuracy: Tensor
@@ -258,8 +259,8 @@ class _Lists:
         _check_shapes(policy_logps, ref_logps, rewards, counts, mask)
         if mask is None:
             mask = torch.ones_like(rewards, dtype=torch.bool)
-        # Padding is cut off before the subtraction: what stands there, NaN included, must reach
-        # neither the loss nor, as 0 * inf, the gradient.
+        # Padding is set to 0 before the subtraction: its values, NaN included, must reach neither
+        # the loss nor, as 0 * inf, the gradient.
         policy, reference, rewards = (
             _at_least_float32(tensor.masked_fill(~mask, 0.0))
             for tensor in (policy_logps, ref_logps.detach(), rewards.detach())
@@ -285,7 +286,7 @@ def _check_shapes(policy_logps: Tensor, *others: Tensor | None) -> None:
 
 
 def _check_values(rewards: Tensor, counts: Tensor, mask: Tensor) -> None:
-    """Refuse what comparisons would skip over without a word: NaN is neither above nor below."""
+    """Refuse values that comparisons would silently skip: NaN is neither above nor below."""
     if not bool((rewards.isfinite() & ((counts > 0) | ~mask)).all()):
         raise InputError(
             "a completion has a reward that is not finite or a count below 1",

@@ -1,12 +1,12 @@
-"""AdamW for modules in bf16: what is trained has float32 master copies in the optimiser's state.
+"""AdamW for modules in bf16: the optimiser's state holds float32 masters of the trained weights.
 
-A bf16 number has 8 significant bits, so an update below 1/512 of a weight rounds away: at a
-learning rate of 5e-6 nearly every update of every weight above 0.003. Here torch's own AdamW
-updates float32 masters, in which small updates add up, and the module gets them rounded. Forward
-and backward stay in bf16.
+A bf16 number has 8 significant bits, so an update below 1/512 of a weight is lost to rounding: at a
+learning rate of 5e-6 that is nearly every update of every weight above 0.003. Here torch's own
+AdamW updates float32 masters, in which small updates add up, and the module gets them rounded.
+Forward and backward stay in bf16.
 
-Simplified: gradients come as the module has them, summed over micro-batches and clipped in bf16.
-Under ZeRO use DeepSpeed's own master weights, not these.
+Simplified: gradients are used as the module has them, summed over micro-batches and clipped in
+bf16. Under ZeRO use DeepSpeed's own master weights, not these.
 """
 
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ class MasterAdamW(torch.optim.AdamW):
     """torch's AdamW with all its options, computed on float32 masters of half-precision weights.
 
     A master starts as a copy of its parameter at the first step that has a gradient for it. From
-    then on the module holds its rounding, and what others write into the module is overwritten.
-    Weights in float32 or wider have no master and are updated to the last bit as by torch.
-    `state_dict` holds the masters too. Not for `fused=True` under a GradScaler, which speaks to
-    the fused kernel past this class; bf16 needs none.
+    then on the module holds the rounded master; anything else written into the module is lost.
+    Weights in float32 or wider have no master, and their update is bit-equal to torch's.
+    `state_dict` holds the masters too. Do not use it with `fused=True` under a GradScaler, which
+    calls the fused kernel directly; bf16 needs no GradScaler.
     """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update masters and module; as torch's."""
+        """Update masters and module, with torch's signature."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -54,13 +54,13 @@ class MasterAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on bit by bit from a `state_dict`; the module gets its masters, rounded.
+        """Load a `state_dict`, bit by bit; the module gets its masters, rounded.
 
-        Raises ArtifactError for the state of a run in another precision, ValueError for groups
-        that do not fit.
+        Raises ArtifactError if the state was saved in another precision, and ValueError if the
+        groups do not fit.
         """
-        # torch casts what it loads to the type of the parameter, which would round masters and
-        # moments. It loads them for parameters without elements that are of the masters' type.
+        # torch casts loaded state to the parameter's dtype, which would round masters and moments.
+        # So it loads them for empty stand-in parameters of the masters' dtype.
         stand_ins = {
             p: torch.empty(0, dtype=_master_dtype(p), device=p.device) for p in self._parameters()
         }
@@ -69,8 +69,8 @@ class MasterAdamW(torch.optim.AdamW):
         loaded = {p: adamw.state[s] for p, s in stand_ins.items() if s in adamw.state}
         if any((MASTER in state) != _needs_master(p) for p, state in loaded.items()):
             raise ArtifactError(
-                "the saved state of the optimiser is of a run in another precision",
-                fix="train in the precision of the checkpoint, or start without it",
+                "the optimiser's saved state has another precision",
+                fix="train in the checkpoint's precision, or remove the checkpoint",
             )
         super().load_state_dict({**state_dict, "state": {}})
         for p, state in loaded.items():
@@ -79,14 +79,14 @@ class MasterAdamW(torch.optim.AdamW):
                 p.copy_(state[MASTER])
 
     def masters(self) -> dict[Tensor, Tensor]:
-        """For each parameter its unrounded value, float32 or wider, without a gradient.
+        """Each parameter's unrounded value, in float32 or wider, without a gradient.
 
-        The live tensors, not copies, except where no step has been taken.
+        These are the live tensors, not copies, unless no step has been taken yet.
         """
         return {p: self._master(p).detach() for p in self._parameters()}
 
     def _master(self, p: Tensor) -> Tensor:
-        """The master in the state, or one to begin with; the parameter where it needs none."""
+        """The master in the state, or a new one; the parameter itself if it needs none."""
         if p in self.state and MASTER in self.state[p]:
             master: Tensor = self.state[p][MASTER]
             return master
@@ -96,7 +96,7 @@ class MasterAdamW(torch.optim.AdamW):
         return [p for group in self.param_groups for p in group["params"]]
 
     def _adamw_on(self, masters: Mapping[Tensor, Tensor]) -> torch.optim.AdamW:
-        """torch's AdamW with the settings of now, the scheduler's learning rate among them."""
+        """torch's AdamW with the current settings, such as the scheduler's learning rate."""
         return torch.optim.AdamW(
             [
                 {**group, "params": [masters[p] for p in group["params"] if p in masters]}

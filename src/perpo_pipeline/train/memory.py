@@ -1,19 +1,15 @@
-"""How much memory training takes on each GPU, computed and not measured.
+"""How much memory training takes on each GPU: computed, not measured.
 
-What is counted: weights, what is trained with its gradients and AdamW's state, what the backward
-pass keeps of a forward of `tokens` tokens, and logits. Not counted: the vision tower's own
-activations (frozen: none are kept), what allocators and kernels hold beside. Against the one
-measurement there is (LLaVA-1.5-7B, 9,248 tokens a forward, no checkpointing: 52 to 63 GiB at its
-peak) this gives 60 GiB.
+Counted are the weights, the gradients and AdamW state of what is trained, the activations that the
+backward pass keeps from a forward of `tokens` tokens, and logits. Not counted are the vision
+tower's activations (a frozen tower keeps none) and what allocators and kernels hold in addition.
+One measurement exists: LLaVA-1.5-7B with 9,248 tokens per forward and without checkpointing peaked
+at 52 to 63 GiB; this module computes 60 GiB.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from perpo_pipeline.config.train import TrainSettings
-from perpo_pipeline.train.scope import trainable
 from perpo_pipeline.train.shared_prefix import LOGIT_BUDGET
 from perpo_pipeline.vlm.models import Vlm, base_model
 
@@ -24,9 +20,11 @@ LOGIT_COPIES = 3  # logits, their fp32 softmax, its gradient
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model decides its memory; all but `parameters` and `trained` is the text model's.
+    """The sizes that decide a model's memory; all but `parameters` and `trained` are the text
+    model's.
 
-    `width` hidden size, `inner` of the feed-forward, `kv_width` keys of all heads together.
+    `width` is the hidden size, `inner` the feed-forward size, `kv_width` the size of the keys of
+    all heads together; `trained` counts the numbers that are trained, LoRA's included.
     """
 
     parameters: int
@@ -41,7 +39,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on each GPU."""
+    """Bytes on each GPU, by what holds them."""
 
     weights: float
     gradients: float
@@ -51,20 +49,18 @@ class Estimate:
 
     @property
     def total(self) -> float:
-        """All together, while it trains; loading, self-check and reference take less."""
+        """The sum, during training; loading, self-check and reference take less."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def shape_of(vlm: Vlm, settings: TrainSettings, *, weight_bytes: int) -> Shape:
-    """The shape of a model with what the settings would train; puts that on the model."""
+def shape_of(vlm: Vlm, *, weight_bytes: int) -> Shape:
+    """The sizes of a model without an adapter, of which nothing is trained yet."""
     inner: Any = base_model(vlm.model)
-    parameters = sum(p.numel() for p in inner.parameters())
-    policy: nn.Module = trainable(vlm, settings)
     text = inner.config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
-        parameters=parameters,
-        trained=sum(p.numel() for p in policy.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in inner.parameters()),
+        trained=0,
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         inner=text.intermediate_size,
@@ -86,34 +82,35 @@ def estimate_memory(
 ) -> Estimate:
     """Bytes on each of `processes` GPUs for forwards of `tokens` packed tokens.
 
-    ZeRO-1 cuts the optimiser's state in `processes` pieces, ZeRO-2 gradients, ZeRO-3 weights, too
-    (of which two layers at a time are whole); offloaded pieces lie in the machine's memory.
+    ZeRO-1 shards the optimiser state over the processes, ZeRO-2 also the gradients, ZeRO-3 also the
+    weights (of which two layers at a time are whole). Offloaded shards are in the machine's memory.
     """
-    cut = processes if zero_stage >= 2 else 1
+    gradient_shards = processes if zero_stage >= 2 else 1
     state = STATE_BYTES + (4 if shape.weight_bytes < 4 else 0)
     weights = float(shape.parameters * shape.weight_bytes)
     if zero_stage == 3:
         layer = (shape.parameters - 2 * shape.vocabulary * shape.width) / max(1, shape.layers)
         whole = 2 * max(0.0, layer) * shape.weight_bytes
         weights = (0 if offload else weights / processes) + min(weights, whole)
-    a_layer = tokens * _kept_a_token(shape)
+    per_layer = tokens * _kept_bytes_per_token(shape)
     boundary = tokens * shape.width * shape.weight_bytes
-    activations = shape.layers * boundary + a_layer if checkpointing else shape.layers * a_layer
+    boundaries = shape.layers * boundary
+    activations = boundaries + per_layer if checkpointing else shape.layers * per_layer
     rows = min(tokens, max(1, LOGIT_BUDGET // shape.vocabulary))
     return Estimate(
         weights=weights,
-        gradients=shape.trained * shape.weight_bytes / cut,
+        gradients=shape.trained * shape.weight_bytes / gradient_shards,
         optimizer=0 if offload else shape.trained * state / (processes if zero_stage else 1),
         activations=activations,
         logits=LOGIT_COPIES * 4 * rows * shape.vocabulary,
     )
 
 
-def _kept_a_token(shape: Shape) -> float:
-    """Bytes that a decoder layer keeps of a token for the backward pass, LoRA on all its linears.
+def _kept_bytes_per_token(shape: Shape) -> float:
+    """Bytes that a decoder layer keeps per token for the backward pass, with LoRA on all linears.
 
-    Widths: the two norms' inputs, their outputs, queries and the attention's output (6 in all),
-    keys and values; gate, up, gate after its activation, and their product (4 inner widths).
+    These are the two norms' inputs and outputs, queries and the attention's output (6 widths), keys
+    and values, and gate, up, gate after its activation and their product (4 inner widths).
     """
     numbers = 6 * shape.width + 2 * shape.kv_width + 4 * shape.inner
     return numbers * shape.weight_bytes

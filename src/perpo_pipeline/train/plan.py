@@ -1,8 +1,8 @@
-"""Which lists go through which forward of which process, known before a step begins.
+"""Which process puts which lists through which forward; known before a step begins.
 
-The lists of a step, and their order over an epoch, are those of one process. Within a step they
-are shared out so that processes have about the same tokens, and all make the same number of
-forwards: under ZeRO-3 each forward is a meeting of all of them.
+The lists of a step and their order over an epoch do not depend on the number of processes. Within a
+step the lists are distributed so that processes have about the same number of tokens and make the
+same number of forwards, because under ZeRO-3 all processes take part in each forward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,15 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.train.shared_prefix import group_by_tokens
 
 
 @dataclass(frozen=True)
 class RankStep:
-    """One process's share of an optimiser step; lists by their number in the data set.
+    """One process's share of an optimiser step; lists are given by their number in the data set.
 
-    `forwards` holds the lists of each forward; the last `num_dummies` of them only keep the others
-    company and weigh nothing. `step_lists` are the lists of all processes.
+    `forwards` holds the lists of each forward; the last `num_dummies` are dummies with weight 0
+    that keep the ranks in step. `step_lists` are the lists of all processes.
     """
 
     forwards: tuple[tuple[int, ...], ...]
@@ -28,10 +29,10 @@ class RankStep:
 
 
 def share_out(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices of `lengths` for each of `size` processes, about the same tokens for each.
+    """Indices of `lengths` for each of `size` processes, with about the same tokens for each.
 
-    The longest first, each to the process with the least so far (Graham's LPT rule: at most 4/3 of
-    the best possible maximum). Ties go to the earlier list and the lower rank.
+    The longest list goes first, each to the process with the fewest tokens so far (Graham's LPT
+    rule: at most 4/3 of the best possible maximum). Ties go to the earlier list and the lower rank.
     """
     shares: list[list[int]] = [[] for _ in range(size)]
     loads = [0] * size
@@ -45,11 +46,11 @@ def share_out(lengths: Sequence[int], size: int) -> list[list[int]]:
 def plan_step(
     numbers: Sequence[int], lengths: Sequence[int], size: int, max_tokens: int, *, in_one_row: bool
 ) -> list[RankStep]:
-    """The step of each process over the lists `numbers`, whose tokens are `lengths`.
+    """The step of each process over the lists `numbers`, which have `lengths` tokens.
 
     A forward has at most `max_tokens` tokens (see `group_by_tokens`). A process with fewer forwards
-    than another splits its own; where it has too few lists for that, it repeats the step's shortest
-    list with weight 0.
+    than another splits its forwards; if it has too few lists for that, it repeats the step's
+    shortest list with weight 0.
     """
     planned = []
     for share in share_out(lengths, size):
@@ -69,14 +70,14 @@ def plan_step(
 
 
 def epoch_order(num_lists: int, seed: int, epoch: int) -> list[int]:
-    """The order of the lists in an epoch, the same for any number of processes."""
+    """The order of the lists in an epoch; it does not depend on the number of processes."""
     generator = torch.Generator().manual_seed(seed + epoch)
     order: list[int] = torch.randperm(num_lists, generator=generator).tolist()
     return order
 
 
 class StepSampler(Sampler[list[RankStep]]):
-    """Gives a process its steps of an epoch, one at a time; every process plans all alike."""
+    """Yields one process's steps of an epoch; every process plans the same steps for all."""
 
     def __init__(
         self,
@@ -94,28 +95,47 @@ class StepSampler(Sampler[list[RankStep]]):
         self.rank, self.size, self.epoch = rank, size, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order counts; the Trainer calls this."""
+        """Choose the epoch, which decides the order of the lists; the Trainer calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[RankStep]]:
+        for steps in self.steps_of_all_ranks():
+            yield [steps[self.rank]]
+
+    def steps_of_all_ranks(self) -> Iterator[list[RankStep]]:
+        """For each optimiser step of the epoch, the step of every process."""
         order = epoch_order(len(self.lengths), self.seed, self.epoch)
         for start in range(0, len(order), self.batch_size):
             numbers = order[start : start + self.batch_size]
-            steps = plan_step(
+            yield plan_step(
                 numbers,
                 [self.lengths[i] for i in numbers],
                 self.size,
                 self.max_tokens,
                 in_one_row=self.in_one_row,
             )
-            yield [steps[self.rank]]
+
+
+def make_sampler(
+    lengths: Sequence[int], settings: TrainSettings, *, in_one_row: bool, rank: int, size: int
+) -> StepSampler:
+    """The plan of a training in which the lists have `lengths` tokens."""
+    return StepSampler(
+        lengths,
+        settings.batch_size,
+        settings.seed,
+        settings.max_tokens_per_forward,
+        in_one_row=in_one_row,
+        rank=rank,
+        size=size,
+    )
 
 
 def _split(groups: list[list[int]], wanted: int) -> list[list[int]]:
-    """The groups, the fullest halved again and again until there are `wanted` (if that can be)."""
+    """Halve the group with the most lists until there are `wanted` groups, if that is possible."""
     groups = list(groups)
     while 0 < len(groups) < wanted and max(map(len, groups)) > 1:
         at = max(range(len(groups)), key=lambda i: len(groups[i]))

@@ -1,7 +1,7 @@
-"""The processes of a training run: which of them this is, and what they tell each other.
+"""The processes of a training run: which one this is, and the values that they exchange.
 
-What they say here goes over gloo on the CPU; gradients and weights go the way that the device
-wants (NCCL on CUDA). One process needs none of it.
+These values go over gloo on the CPU; gradients and weights use the device's own backend (NCCL on
+CUDA). A single process needs none of this.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from perpo_pipeline.errors import InputError
 
 Value = TypeVar("Value")
-TIME_OUT = timedelta(minutes=30)  # loading and saving are waited for; a death is noticed elsewhere
+TIME_OUT = timedelta(minutes=30)  # for loading and saving; torchrun notices a process that ends
 LOST = re.compile(
     r"Connection (closed|reset) by peer|Broken pipe|remote process exited|ncclRemoteError|"
     r"communicator was aborted|timed out",
@@ -28,7 +28,7 @@ LOST = re.compile(
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of the run; `group` carries messages, None for a single process."""
+    """This process's place in the run; `group` exchanges values, None for a single process."""
 
     rank: int = 0
     size: int = 1
@@ -37,11 +37,11 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes files and messages."""
         return self.rank == 0
 
-    def share(self, value: Value) -> Value:
-        """What the first process has given, in all of them."""
+    def broadcast(self, value: Value) -> Value:
+        """The first process's value, in every process."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -51,7 +51,7 @@ class World:
         return box[0]
 
     def gather(self, value: Value) -> list[Value]:
-        """In the first process the value of each, by rank; in the others an empty list."""
+        """In the first process the values of all, by rank; in the others an empty list."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -60,8 +60,8 @@ class World:
         dist.gather_object(value, found, dst=0, group=self.group)
         return found or []
 
-    def add_up(self, numbers: Sequence[float]) -> list[float]:
-        """Sums over the processes, in all of them."""
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over the processes, in every process."""
         if self.size == 1:
             return list(numbers)
         import torch
@@ -72,8 +72,8 @@ class World:
         found: list[float] = sums.tolist()
         return found
 
-    def most(self, number: int) -> int:
-        """The largest of the processes' numbers, in all of them."""
+    def max(self, number: int) -> int:
+        """The largest of the processes' numbers, in every process."""
         if self.size == 1:
             return number
         import torch
@@ -84,16 +84,16 @@ class World:
         return int(found)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in one process at least."""
-        return self.add_up([float(flag)])[0] > 0
+        """Whether the flag is true in at least one process."""
+        return self.sum([float(flag)])[0] > 0
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until every process has called this."""
         self.any(False)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Let the first process go before the others, which then find what it has made."""
+        """Let the first process run before the others, which then find what it made."""
         if not self.is_first:
             self.wait()
         yield
@@ -102,10 +102,10 @@ class World:
 
 
 def placed_by_launcher(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """RANK, WORLD_SIZE and the like where a launcher has started this process, or None.
+    """RANK, WORLD_SIZE and related variables if a launcher started this process, else None.
 
-    torchrun and deepspeed say so themselves. An srun of several tasks does it in its own names,
-    the node list among them: the first node is where the processes meet.
+    torchrun and deepspeed set them. An srun of several tasks sets its own variables, among them the
+    node list: the processes meet on the first node.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return {k: environment[k] for k in ("RANK", "WORLD_SIZE")} | {
@@ -124,8 +124,8 @@ def placed_by_launcher(environment: Mapping[str, str]) -> dict[str, str] | None:
     }
 
 
-def alone(environment: MutableMapping[str, str]) -> None:
-    """Say in torchrun's names that there is one process, which DeepSpeed wants to hear."""
+def set_single_process(environment: MutableMapping[str, str]) -> None:
+    """Set torchrun's variables for a single process, which DeepSpeed needs, unless they are set."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -143,9 +143,9 @@ _joined: list[World] = []
 
 
 def join_world(*, on_cuda: bool, with_deepspeed: bool) -> World:
-    """Meet the other processes, if there are any; the same World at every call of a process.
+    """Meet the other processes, if any; returns the same World at every call in a process.
 
-    Raises InputError where this process's GPU does not exist.
+    Raises InputError if this process's GPU does not exist.
     """
     if _joined:
         return _joined[0]
@@ -154,15 +154,15 @@ def join_world(*, on_cuda: bool, with_deepspeed: bool) -> World:
         return World()
     by_srun = placed is not None and "RANK" not in os.environ
     os.environ.update(placed or {})
-    alone(os.environ)
+    set_single_process(os.environ)
     if by_srun and on_cuda:
-        _take_only_gpu(os.environ)
+        _use_only_gpu(os.environ)
     rank, size, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if size == 1 and not with_deepspeed:
         return World()
     if on_cuda:
         _choose_gpu(local)
-    _joined.append(World(rank, size, local, _meet(on_cuda, with_deepspeed)))
+    _joined.append(World(rank, size, local, _init_process_group(on_cuda, with_deepspeed)))
     return _joined[0]
 
 
@@ -172,9 +172,9 @@ def is_first_process() -> bool:
 
 
 def leave_world() -> None:
-    """Part from the other processes, where there were any; all must come to it.
+    """Leave the other processes, if any; every process must call it.
 
-    Threads of torch that outlive Python can end the process with SIGABRT when its work is done.
+    Otherwise torch's threads can outlive Python and end the finished process with SIGABRT.
     """
     if _joined:
         import torch.distributed as dist
@@ -184,12 +184,12 @@ def leave_world() -> None:
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether an error of a meeting says that another process has gone."""
+    """Whether torch's error says that another process has ended."""
     return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
-def _take_only_gpu(environment: MutableMapping[str, str]) -> None:
-    """With `srun --gpus-per-task=1` every task sees one GPU, its own, whatever its number."""
+def _use_only_gpu(environment: MutableMapping[str, str]) -> None:
+    """With `srun --gpus-per-task=1` every task sees one GPU, its own, as number 0."""
     import torch
 
     if torch.cuda.device_count() == 1:
@@ -201,22 +201,24 @@ def _choose_gpu(local_rank: int) -> None:
 
     if local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"process {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}",
-            fix="give --num-processes the number of GPUs of a node",
+            f"process {local_rank} of this node has no GPU: the node has "
+            f"{torch.cuda.device_count()}",
+            fix="set --num-processes to the number of GPUs of a node",
         )
     torch.cuda.set_device(local_rank)
 
 
-def _meet(on_cuda: bool, with_deepspeed: bool) -> Any:
+def _init_process_group(on_cuda: bool, with_deepspeed: bool) -> Any:
+    """Start torch's process group; returns a second one, on gloo, for the exchanged values."""
     import torch.distributed as dist
 
     backend = "nccl" if on_cuda else "gloo"
-    if with_deepspeed:  # before TrainingArguments, which would do it with another device's backend
+    if with_deepspeed:  # before TrainingArguments, which would use another device's backend
         import deepspeed
 
-        # torch says it at each of DeepSpeed's many calls
+        # torch repeats it at each of DeepSpeed's many calls
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-        with redirect_stdout(sys.stderr):  # it tells of what it has compiled
+        with redirect_stdout(sys.stderr):  # DeepSpeed prints what it compiled
             deepspeed.init_distributed(
                 backend, timeout=TIME_OUT, auto_mpi_discovery=False, verbose=False
             )
@@ -226,7 +228,7 @@ def _meet(on_cuda: bool, with_deepspeed: bool) -> Any:
 
 
 def _first_node(nodes: str) -> str:
-    """The first name of SLURM's short form: `gpu[03-05,9],login1` is gpu03, gpu04, ..."""
+    """The first name in SLURM's short form: `gpu[03-05,9],login1` means gpu03, gpu04, ..."""
     match = re.match(r"([^,\[]+)(?:\[([^\]]*)\])?", nodes)
     if match is None:
         return nodes

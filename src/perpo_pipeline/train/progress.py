@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar on a terminal, now and then a line in a log."""
+"""A training's progress: a bar on a terminal, a line per minute in a log."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 LINE_EVERY_S = 60
-# name in the log -> what it is called here, and its format
+# name in the log -> displayed name and format
 SHOWN = {
     "loss": ("loss", ".3g"),
     "reward_accuracy": ("accuracy", ".2f"),
@@ -18,9 +18,9 @@ SHOWN = {
 
 
 class Progress(TrainerCallback):
-    """Loss, reward accuracy, tokens a second and time left, on stderr; nothing if `quiet`.
+    """Shows loss, reward accuracy, tokens per second and time left on stderr, unless `quiet`.
 
-    On a terminal a bar; elsewhere, as under a scheduler, a line a minute and one at the end.
+    On a terminal it is a bar; elsewhere, as under a scheduler, a line per minute and a last one.
     """
 
     def __init__(self, what: str, quiet: bool) -> None:
@@ -30,7 +30,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started_at, self.first_step = time.monotonic(), state.global_step
-        self.told_at = self.started_at
+        self.printed_at = self.started_at
         silent = self.quiet or not state.is_world_process_zero
         on_terminal = sys.stderr.isatty()
         self.writes_lines = not silent and not on_terminal
@@ -56,8 +56,8 @@ class Progress(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
         now = time.monotonic()
         done = state.global_step == state.max_steps and "loss" in (logs or {})
-        if self.writes_lines and (done or now - self.told_at >= LINE_EVERY_S):
-            self.told_at = now
+        if self.writes_lines and (done or now - self.printed_at >= LINE_EVERY_S):
+            self.printed_at = now
             seconds = now - self.started_at
             steps = state.global_step - self.first_step
             print(
@@ -75,20 +75,19 @@ class Progress(TrainerCallback):
 
 
 def figures(logs: Mapping[str, float]) -> dict[str, str]:
-    """The figures of a step that are shown, by the names that they are shown under."""
+    """The figures of a step to show, by their displayed names."""
     return {
         shown: format(logs[name], form) for name, (shown, form) in SHOWN.items() if name in logs
     }
 
 
 def progress_line(
-    what: str, step: int, steps: int, shown: Mapping[str, str], seconds_a_step: float
+    what: str, step: int, steps: int, shown: Mapping[str, str], seconds_per_step: float
 ) -> str:
     """`train perpo: step 120 of 375, loss 0.51, ..., 4 min left`."""
-    told = "".join(f", {name} {value}" for name, value in shown.items())
-    return (
-        f"{what}: step {step:,} of {steps:,}{told}, {_time((steps - step) * seconds_a_step)} left"
-    )
+    listed = "".join(f", {name} {value}" for name, value in shown.items())
+    left = _time((steps - step) * seconds_per_step)
+    return f"{what}: step {step:,} of {steps:,}{listed}, {left} left"
 
 
 def _time(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""Reference log-probabilities: once a list, with the forward that training uses, then cached.
+"""Reference log-probabilities: computed once per list with training's own forward, then cached.
 
-They hold for every epoch, method and ablation on the same lists and base. They are never taken
-from the sampler, whose numerics differ.
+Every epoch, method and ablation on the same lists and base shares them. They never come from the
+sampler, whose numerics differ.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,18 +16,18 @@ from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.store.writing import Recipe, Writer
-from perpo_pipeline.train.cut_weights import is_cut
-from perpo_pipeline.train.engine import memory_explained, reference_logps
-from perpo_pipeline.train.lists import (
+from perpo_pipeline.train.batches import (
     Forward,
     ListCollator,
     ListDataset,
     TrainingBatch,
-    TrainingList,
     num_workers,
     raise_failure,
 )
+from perpo_pipeline.train.engine import memory_explained, reference_logps
+from perpo_pipeline.train.lists import TrainingList
 from perpo_pipeline.train.processes import World
+from perpo_pipeline.train.sharded_weights import is_sharded
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -48,10 +48,11 @@ def make_reference(
     place: Path,
     world: World = World(),  # noqa: B008 (frozen)
 ) -> Version:
-    """Compute (or find) the reference log-probabilities of `lists`, one row each, in their order.
+    """Compute or find the reference log-probabilities of `lists`, one row per list, in their order.
 
-    The key is the base model, its preprocessing, the forward and the preferences; nothing of the
-    method or of its training. Each list is computed by one of the processes; the first writes.
+    They depend on the base model, its preprocessing, the forward and the preferences, and not on
+    the method or its training settings. Each list is computed by one of the processes; the first
+    process writes.
     """
     key = counted_settings("reference", None, {**model_settings, "forward": forward})
     recipe = Recipe(
@@ -62,7 +63,9 @@ def make_reference(
         key,
         {"preferences": preferences},
     )
-    collate = ListCollator(vlm, model_settings["preprocess"], forward, settings.max_tokens_per_step)
+    collate = ListCollator(
+        vlm, model_settings["preprocess"], forward, settings.max_tokens_per_forward
+    )
     announced: list[bool] = []
 
     def part_at(index: int) -> Sequence[TrainingList]:
@@ -71,7 +74,7 @@ def make_reference(
     def work(writer: Writer) -> Mapping[str, Any]:
         announced.append(True)
         parts = range(-(-len(lists) // LISTS_PER_PART))
-        missing = world.share([index for index in parts if not writer.has_part(index)])
+        missing = world.broadcast([index for index in parts if not writer.has_part(index)])
         bar.update(sum(len(part_at(index)) for index in set(parts) - set(missing)))
         for index in missing:
             shares = world.gather(shares_of.logps(part_at(index)))
@@ -86,10 +89,10 @@ def make_reference(
     with bar:
         if world.is_first:
             make(run, recipe, work, out=place)
-            if not announced:  # found
-                world.share(list[int]())
+            if not announced:  # the artifact was found
+                world.broadcast(list[int]())
         else:
-            for index in world.share(list[int]()):
+            for index in world.broadcast(list[int]()):
                 world.gather(shares_of.logps(part_at(index)))
         world.wait()
     return open_version(place / recipe.fingerprint, "reference")
@@ -99,8 +102,8 @@ def make_reference(
 class _Shares:
     """One process's share of the lists of a part.
 
-    With weights in pieces (cut_weights.py) every forward is a meeting: all processes run equally
-    many, and who has fewer to do runs some for nothing.
+    With sharded weights (sharded_weights.py) all processes take part in each forward, so they run
+    the same number of them: a process with fewer lists adds dummies.
     """
 
     vlm: "Vlm"
@@ -110,14 +113,14 @@ class _Shares:
     bar: Any
 
     def logps(self, part: Sequence[TrainingList]) -> dict[str, list[float]]:
-        """By its prompt_id, the log-probabilities of each list of the share."""
+        """By prompt_id, the log-probabilities of each list of the share."""
         world = self.world
         own = part[world.rank :: world.size]
         calls = self._calls(own)
         found: dict[str, list[float]] = {}
-        for _ in range(-(-len(part) // (LISTS_PER_CALL * world.size))):  # those of the first
+        for _ in range(-(-len(part) // (LISTS_PER_CALL * world.size))):  # as the first process
             batches = _batches(next(calls, {"batches": []}))
-            if is_cut(self.vlm.model) and (missing := world.most(len(batches)) - len(batches)):
+            if is_sharded(self.vlm.model) and (missing := world.max(len(batches)) - len(batches)):
                 batches += _batches(self.collate([part[0]])) * missing
             with memory_explained(self.settings):
                 found |= reference_logps(self.vlm.model, batches)

@@ -1,4 +1,4 @@
-"""Which weights of a model are trained: a LoRA adapter on them, or the weights themselves."""
+"""Which weights of a model are trained: a LoRA adapter, or the weights themselves."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -21,12 +21,12 @@ LORA_LINEARS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 def lora_config(
     vlm: Vlm, rank: int, alpha: int, scope: Collection[str] = (LANGUAGE_MODEL,)
 ) -> "LoraConfig":
-    """LoRA, dropout 0 (a shared prefix needs it), on the linear layers that `scope` names.
+    """LoRA on the linear layers that `scope` names, without dropout (a shared prefix needs that).
 
     `language_model`: attention and feed-forward; `vision_tower`: every linear layer of the tower;
-    `projector`: trained in full beside the adapter, as in the authors' scripts. The pattern holds
-    whole module paths, so that layers of the same name elsewhere stay frozen. Raises ConfigError
-    for a part that is not known for an untried family.
+    `projector`: trained in full next to the adapter, as in the authors' scripts. The pattern has
+    whole module paths, so layers of the same name elsewhere stay frozen. Raises ConfigError for a
+    part whose place is unknown in an untested family.
     """
     from peft import LoraConfig
 
@@ -46,7 +46,7 @@ def lora_config(
 
 
 def unfreeze(vlm: Vlm, scope: Collection[str]) -> None:
-    """Let gradients reach every weight of the parts that `scope` names (full fine-tuning)."""
+    """Turn on the gradients of every weight in the parts that `scope` names (full fine-tuning)."""
     _check_scope(vlm, scope)
     inner = base_model(vlm.model)
     projectors = list(_projectors(vlm)) if vlm.family.known else []
@@ -62,10 +62,11 @@ def unfreeze(vlm: Vlm, scope: Collection[str]) -> None:
         parameter.requires_grad_(part in scope)
 
 
-def trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
-    """The model with gradients where the settings want them, in the dtype that it computes in.
+def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
+    """Turn on the gradients that the settings ask for; returns the model that is trained.
 
-    LoRA wraps it in a PeftModel. Raises ConfigError as `lora_config` does.
+    With LoRA this attaches the adapter to the model, in the model's own dtype, and returns a
+    PeftModel. Raises ConfigError as `lora_config` does.
     """
     from peft import get_peft_model
 
@@ -81,35 +82,40 @@ def trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
     return policy
 
 
+def count_trained(model: nn.Module) -> int:
+    """How many numbers of the model are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def _check_scope(vlm: Vlm, scope: Collection[str]) -> None:
     unknown = sorted(set(scope) - {LANGUAGE_MODEL})
     if unknown and not vlm.family.known:
         raise ConfigError(
-            f"train.scope has {unknown}: where these are in a '{vlm.family.name}' is not known",
+            f"train.scope has {unknown}, whose place in a '{vlm.family.name}' model is unknown",
             fix="use scope: [language_model]",
         )
 
 
 def _text_model(vlm: Vlm) -> str:
-    """Path of the text model inside the transformers model."""
+    """Path of the text model in the transformers model."""
     inner: Any = base_model(vlm.model)
     decoder = inner.get_decoder()
     return str(next(name for name, module in inner.named_modules() if module is decoder))
 
 
 def _projectors(vlm: Vlm) -> Iterator[str]:
-    """Paths of the modules that bring image features into the text model's width."""
+    """Paths of the modules that map image features to the text model's width."""
     core: Any = base_model(vlm.model).model
     for path in vlm.family.projector:
         module = core.get_submodule(path)
-        if isinstance(module, nn.ModuleList):  # has no forward of its own that could be wrapped
+        if isinstance(module, nn.ModuleList):  # it has no forward that LoRA could wrap
             yield from (f"{path}.{index}" for index in range(len(module)))
         else:
             yield path
 
 
 def _tower_linears(vlm: Vlm) -> list[str]:
-    """Full paths of the vision tower's linear layers, the projector's excepted."""
+    """Full paths of the vision tower's linear layers, without those of the projector."""
     tower, projectors = f".{vlm.family.vision_tower}.", tuple(_projectors(vlm))
     return [
         name

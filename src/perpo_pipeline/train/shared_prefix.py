@@ -2,11 +2,12 @@
 
 A list is packed as `[prefix | y_1 | ... | y_n]`. Every y_i sees the prefix and itself, positions
 restart after the prefix, and the last prefix token predicts the first token of every y_i. A list
-of N answers of A tokens behind a prefix of P costs P + N*A tokens instead of N*(P + A); the image
-is encoded once. Exact: the same log-probabilities and gradients as separate forwards, to rounding.
+of N answers of A tokens after a prefix of P tokens costs P + N*A tokens instead of N*(P + A), and
+the image is encoded once. This is exact: log-probabilities and gradients equal those of separate
+forwards, to rounding.
 
 With FlexAttention (CUDA) many lists share a row, padded at its end to one of few lengths so that
-compiled kernels are reused; elsewhere each list has a row of its own.
+compiled kernels are reused; elsewhere each list has its own row.
 """
 
 from collections.abc import Sequence
@@ -19,15 +20,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.train.cut_weights import is_cut
+from perpo_pipeline.train.sharded_weights import is_sharded
 from perpo_pipeline.vlm.attention import BLOCK_TOKENS, Spans, packed_mask, uses_flex_attention
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.tensors import cast_tensors, squeeze_positions, stack_image_tensors
 
-# Logits made at a time: 2^26 fp32 values = 256 MiB (2,097 positions of a 32,000 vocabulary), of
-# which a few copies live at once.
+# Logits computed at a time: 2^26 fp32 values = 256 MiB (2,097 positions with a vocabulary of
+# 32,000); a few copies exist at once.
 LOGIT_BUDGET = 2**26
-LENGTHS_AN_OCTAVE = 8  # kinds of row lengths between T and 2T: at most 1/8 of a row is padding
+LENGTHS_PER_OCTAVE = 8  # row lengths between T and 2T: at most 1/8 of a row is padding
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class CompletionList:
 
     @property
     def num_packed_tokens(self) -> int:
-        """Tokens of the packed list; a completion's last one predicts nothing and is left out."""
+        """Tokens of the packed list, without each completion's last one, which predicts nothing."""
         return self.prompt.num_tokens + sum(len(y) - 1 for y in self.completions)
 
 
@@ -47,11 +48,11 @@ class CompletionList:
 class PackedBatch:
     """B packed lists in R rows of T tokens; N is the longest list's length.
 
-    `input_ids` (R, T), `spans` the keys each of them sees, `positions` (A, R, T) with A = 1 or 3
-    axes; `tensors` the pixel tensors. K = the completion tokens of all lists: `predictors` (K,)
+    `input_ids` (R, T); `spans` the keys that each token sees; `positions` (A, R, T) with A = 1 or 3
+    axes; `tensors` the pixel tensors. For the K completion tokens of all lists: `predictors` (K,)
     index into the R*T places, `targets` (K,) the token predicted there, `places` (K,) index into
     B*N*L (L = `max_tokens`, the longest completion). `num_tokens` (B, N) tokens of each completion,
-    0 where a list is shorter; `num_packed` tokens of all rows without padding.
+    0 at padding; `num_packed` tokens of all rows without padding.
     """
 
     input_ids: Tensor
@@ -71,7 +72,7 @@ class PackedBatch:
         return self.num_tokens > 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
-        """The batch on `device`; this signature is the one accelerate calls."""
+        """The batch on `device`; accelerate calls this signature."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
             for name in (f.name for f in fields(self))
@@ -87,10 +88,10 @@ class PackedBatch:
 def pack_lists(
     vlm: Vlm, lists: Sequence[CompletionList], *, one_row: bool | None = None
 ) -> PackedBatch:
-    """Pack lists on the CPU, a row each, or all in one row (default: where Flex is in use).
+    """Pack lists on the CPU, each in its own row, or all in one row (default: if Flex is in use).
 
     Raises InputError for an empty list or completion, and for a completion with an image
-    placeholder: the model would put image features in its place.
+    placeholder, which the model would replace by image features.
     """
     check_lists(lists, vlm.image_token_ids)
     if one_row is None:
@@ -127,18 +128,18 @@ def pack_lists(
 def group_by_tokens(
     lengths: Sequence[int], max_tokens: int, *, in_one_row: bool
 ) -> list[list[int]]:
-    """Split lists into groups of at most `max_tokens` tokens, with the padding to equal rows.
+    """Split lists into groups of at most `max_tokens` tokens, padding included.
 
-    `lengths` are the tokens of each list; in one row none is padded but the row's end, which does
-    not count here (`row_length`). Longest first, each into the
-    first group with room: lists of a group are of like length. A list longer than `max_tokens` is
-    a group by itself. Returns indices into `lengths`.
+    `lengths` has the tokens of each list. Lists with their own rows are padded to the longest; in
+    one row only the row's end is padded, which does not count here (`row_length`). The longest list
+    goes first, each into the first group with room, so the lists of a group have similar lengths. A
+    list longer than `max_tokens` is a group by itself. Returns indices into `lengths`.
     """
     groups: list[list[int]] = []
     used: list[int] = []  # tokens of each group
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         for number, group in enumerate(groups):
-            # A row of its own is as long as the group's first list, the longest.
+            # Each list's own row is as long as the group's first list, the longest.
             cost = lengths[index] if in_one_row else lengths[group[0]]
             if used[number] + cost <= max_tokens:
                 group.append(index)
@@ -151,16 +152,16 @@ def group_by_tokens(
 
 
 def row_length(num_tokens: int) -> int:
-    """The length that a row of `num_tokens` is padded to: a multiple of Flex's blocks.
+    """The length that a row of `num_tokens` is padded to, a multiple of Flex's blocks.
 
-    Few lengths, at most LENGTHS_AN_OCTAVE between T and 2T, so that compiled kernels are reused.
+    It takes at most LENGTHS_PER_OCTAVE values between T and 2T, so compiled kernels are reused.
     """
-    step = max(BLOCK_TOKENS, (1 << num_tokens.bit_length() - 1) // LENGTHS_AN_OCTAVE)
+    step = max(BLOCK_TOKENS, (1 << num_tokens.bit_length() - 1) // LENGTHS_PER_OCTAVE)
     return -(-num_tokens // step) * step
 
 
 def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
-    """Summed log-probabilities (B, N) in nats, fp32; 0 where a list has no completion."""
+    """Summed log-probabilities (B, N) in nats, fp32; 0 at padding."""
     inner = base_model(model)
     batch = batch.to(inner.get_input_embeddings().weight.device)
     hidden = inner.model(
@@ -171,7 +172,7 @@ def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
         **cast_tensors(batch.tensors, inner.dtype),
     ).last_hidden_state
     logps = token_logps(inner.lm_head, hidden.flatten(0, 1)[batch.predictors], batch.targets)
-    # One place a token: no two writes meet, so the sum is deterministic on every device.
+    # Each token has its own place, so the sum is deterministic on every device.
     table = logps.new_zeros(batch.num_tokens.numel() * batch.max_tokens)
     table = table.index_put((batch.places,), logps)
     return table.view(*batch.num_tokens.shape, batch.max_tokens).sum(-1)
@@ -180,11 +181,11 @@ def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
 def token_logps(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
     """log p(target) at each position, fp32. `hidden` (K, D), `targets` (K,) -> (K,).
 
-    Logits are made in chunks of at most LOGIT_BUDGET values; with more than one chunk the
-    backward pass makes them again instead of keeping them.
+    Logits are computed in chunks of at most LOGIT_BUDGET values; with more than one chunk the
+    backward pass computes them again instead of keeping them.
     """
     rows = max(1, LOGIT_BUDGET // lm_head.out_features)
-    num_chunks = _of_all_processes(lm_head, -(-hidden.shape[0] // rows))
+    num_chunks = _max_over_processes(lm_head, -(-hidden.shape[0] // rows))
     if num_chunks <= 1:
         return _chunk_logps(lm_head, hidden, targets)
     chunks = zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
@@ -193,21 +194,21 @@ def token_logps(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
     )
 
 
-def _of_all_processes(lm_head: nn.Linear, num_chunks: int) -> int:
-    """Under ZeRO-3 each call of the head is a meeting: the most chunks that any process has."""
-    if not is_cut(lm_head):
+def _max_over_processes(lm_head: nn.Linear, num_chunks: int) -> int:
+    """The most chunks of any process: under ZeRO-3 all take part in each call of the head."""
+    if not is_sharded(lm_head):
         return num_chunks
     import torch.distributed as dist
 
-    most = torch.tensor(num_chunks, device=lm_head.weight.device)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return int(most)
+    largest = torch.tensor(num_chunks, device=lm_head.weight.device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def check_lists(lists: Sequence[CompletionList], image_token_ids: Sequence[int]) -> None:
-    """Raise InputError for lists that no forward can be right for."""
+    """Raise InputError for lists that no forward can handle."""
     if not lists:
-        raise InputError("There are no lists to pack.")
+        raise InputError("No lists were given.")
     for b, entry in enumerate(lists):
         if not entry.completions:
             raise InputError("A list has no completions.", where=f"list {b} of the batch")
@@ -217,15 +218,15 @@ def check_lists(lists: Sequence[CompletionList], image_token_ids: Sequence[int])
                 raise InputError("A completion has no tokens.", where=where)
             if placeholders := set(completion) & set(image_token_ids):
                 raise InputError(
-                    f"A completion holds the image placeholder token {min(placeholders)}.",
+                    f"A completion contains the image placeholder token {min(placeholders)}.",
                     where=where,
-                    fix="sample with this package (it bans the placeholder) or drop the answer",
+                    fix="sample with this package, which bans the placeholder, or drop the answer",
                 )
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row, or the part of it that is one list: (t,) ids, (A, t) positions, 3 x (t,) spans."""
+    """A row, or one list's part of it: (t,) ids, (A, t) positions, 3 x (t,) spans."""
 
     input_ids: Tensor
     positions: Tensor
@@ -233,7 +234,7 @@ class _Row:
 
 
 def _starts(lists: Sequence[CompletionList], one_row: bool) -> list[tuple[int, int]]:
-    """Row of each list and the place in it where the list begins."""
+    """The row of each list, and the place in it where the list begins."""
     if not one_row:
         return [(b, 0) for b in range(len(lists))]
     ends = torch.tensor([entry.num_packed_tokens for entry in lists]).cumsum(0).tolist()
@@ -272,7 +273,7 @@ def _join(parts: Sequence[_Row]) -> _Row:
 
 
 def _pad(row: _Row, length: int, pad_token_id: int) -> _Row:
-    """Fill up to `length` with tokens that see themselves alone."""
+    """Fill up to `length` with tokens that see only themselves."""
     used = row.input_ids.shape[0]
     end = (0, length - used)
     prefix_start, prefix_end, own_start = row.spans
@@ -290,7 +291,7 @@ def _pad(row: _Row, length: int, pad_token_id: int) -> _Row:
 def _targets(
     lists: Sequence[CompletionList], first_places: Sequence[int], num: int, max_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`predictors`, `targets`, `places` (K,): who predicts which token, and whose it is."""
+    """`predictors`, `targets` and `places` (K,), as in `PackedBatch`."""
     predictors: list[int] = []
     targets: list[int] = []
     places: list[int] = []

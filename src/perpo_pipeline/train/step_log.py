@@ -1,4 +1,4 @@
-"""What the losses of an optimiser step cannot tell, over all processes of the run."""
+"""Diagnostics of each optimiser step, over all processes of the run."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from perpo_pipeline.train.lists import TrainingBatch
+from perpo_pipeline.train.batches import TrainingBatch
 from perpo_pipeline.train.losses import diagnose_lists
 from perpo_pipeline.train.processes import World
 from perpo_pipeline.train.throughput import FlopCounter, measured_peak
@@ -16,7 +16,8 @@ MEASURED = ("reward_accuracy", "implicit_margin", "best_logp", "worst_logp")
 
 @dataclass
 class _Sums:
-    """Sums over the forwards of a step: of each measure its sum and count, then of the KL."""
+    """Sums over the forwards of a step; `measured` has the sum and count of each measure, then of
+    the KL."""
 
     tokens: float = 0.0
     flops: float = 0.0
@@ -24,7 +25,7 @@ class _Sums:
 
 
 class StepLog:
-    """Gathers over the forwards of a step, and over the processes when the step is closed."""
+    """Adds up the forwards of a step, and the processes when the step is closed."""
 
     def __init__(self, model: nn.Module, device: torch.device, world: World) -> None:
         on_cuda = device.type == "cuda"
@@ -36,7 +37,7 @@ class StepLog:
         self.sums = _Sums()
 
     def add(self, logps: Tensor | None, batch: TrainingBatch) -> None:
-        """One forward; `logps` is None where there is no preference (SFT)."""
+        """Add one forward; `logps` is None if the method has no preferences (SFT)."""
         self.sums.tokens += batch.lists.num_packed
         self.sums.flops += self.flops_of.count(batch.lists) if self.flops_of else 0.0
         if logps is None:
@@ -53,21 +54,22 @@ class StepLog:
         self.sums.measured = [a + b for a, b in zip(self.sums.measured, found, strict=True)]
 
     def close(self) -> dict[str, float]:
-        """Means over the lists since the last call; packed tokens and those a second, all processes
-        together; on CUDA the MFU, and the most memory that a process has taken since the start.
+        """The step's figures, over the lists of all processes since the last call.
 
-        `kl` estimates KL(reference || policy), in nats, on the sampled completions. All processes
-        must call it, and get the same but for the time.
+        They are the means of the measures, packed tokens and packed tokens per second, and on CUDA
+        the MFU and the most memory that any process has taken since the start. `kl` estimates
+        KL(reference || policy) in nats on the sampled completions. Every process must call it; all
+        get the same figures except the time.
         """
         now = time.monotonic()
         seconds, self.clock = max(now - self.clock, 1e-9), now
-        tokens, flops, *measured = self.world.add_up(
+        tokens, flops, *measured = self.world.sum(
             [self.sums.tokens, self.sums.flops, *self.sums.measured]
         )
         self.sums = _Sums()
         found = {"tokens": int(tokens), "tokens_per_s": tokens / seconds}
         if self.peak:
-            taken = self.world.most(torch.cuda.max_memory_allocated())
+            taken = self.world.max(torch.cuda.max_memory_allocated())
             found["peak_memory_gib"] = taken / 2**30
             found["mfu"] = flops / seconds / (self.peak * self.world.size)
         if measured[-1]:

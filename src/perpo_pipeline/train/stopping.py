@@ -1,4 +1,4 @@
-"""A scheduler's SIGTERM: finish the step, save a checkpoint, leave with a word."""
+"""A scheduler's SIGTERM: finish the step, save a checkpoint, and end with a message."""
 
 import signal
 import threading
@@ -13,14 +13,14 @@ from perpo_pipeline.train.processes import World
 
 
 class StopRequest:
-    """Whether SIGTERM has come; any number of them is one request."""
+    """Whether SIGTERM has come; several count as one request."""
 
     def __init__(self) -> None:
         self.has_come = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a request instead of an end (in the main thread, where signals go)."""
+        """Treat SIGTERM as a request; only in the main thread, which receives signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -35,7 +35,7 @@ class StopRequest:
 
 
 class StopAtRequest(TrainerCallback):
-    """Ends training with a checkpoint after the step in which any process was asked to stop."""
+    """Ends training with a checkpoint after the step in which any process received SIGTERM."""
 
     def __init__(self, request: StopRequest, world: World) -> None:
         self.request, self.world = request, world

@@ -1,7 +1,8 @@
 """How much of the accelerator a training step uses (model FLOPs utilisation).
 
-Counted is what the text model and its head must do, once: no vision tower, no recomputation. The
-peak is the rate of a large matrix product measured on the device itself, so no table of cards.
+Only the necessary work of the text model and its head counts: no vision tower, no recomputation.
+The peak is the measured rate of a large matrix product on the device, so no table of cards is
+needed.
 """
 
 import time
@@ -9,7 +10,7 @@ import time
 import torch
 from torch import nn
 
-from perpo_pipeline.train.concatenated import ConcatenatedBatch
+from perpo_pipeline.train.separate_rows import SeparateBatch
 from perpo_pipeline.train.shared_prefix import PackedBatch
 from perpo_pipeline.vlm.models import base_model
 
@@ -20,25 +21,25 @@ REPEATS = 10
 class FlopCounter:
     """FLOPs of a forward and backward over a batch; the model's sizes are read once.
 
-    2 a weight and token forward, 2 more for the gradient of the activations, 2 more where the
-    weight is trained; attention over the pairs that see each other (forward 1, backward 2).
+    Per weight and token: 2 for the forward, 2 for the gradient of the activations, 2 more if the
+    weight is trained. Attention counts the pairs that see each other: 1 forward, 2 backward.
     """
 
     def __init__(self, model: nn.Module) -> None:
         inner = base_model(model)
         text = inner.config.get_text_config()
         linears = [m for m in inner.get_decoder().modules() if isinstance(m, nn.Linear)]
-        self.a_token = sum(_of_weight(linear.weight) for linear in linears)
-        self.a_target = _of_weight(inner.lm_head.weight)
+        self.per_token = sum(_flops_per_token(linear.weight) for linear in linears)
+        self.per_target = _flops_per_token(inner.lm_head.weight)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         layers, heads = text.num_hidden_layers, text.num_attention_heads
-        self.a_pair = 3 * 2 * 2 * head_dim * heads * layers  # query x key and weight x value
+        self.per_pair = 3 * 2 * 2 * head_dim * heads * layers  # query x key and weight x value
 
-    def count(self, lists: PackedBatch | ConcatenatedBatch) -> float:
+    def count(self, lists: PackedBatch | SeparateBatch) -> float:
         """FLOPs of one training forward and backward over `lists`."""
         num_targets = float(lists.num_tokens.sum())
-        linear = self.a_token * lists.num_packed + self.a_target * num_targets
-        return float(linear + self.a_pair * _visible_pairs(lists))
+        linear = self.per_token * lists.num_packed + self.per_target * num_targets
+        return float(linear + self.per_pair * _visible_pairs(lists))
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -53,13 +54,14 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * MATRIX**3 * REPEATS / (time.perf_counter() - start))
 
 
-def _of_weight(weight: torch.Tensor) -> int:
-    numbers: int = getattr(weight, "ds_numel", weight.numel())  # ZeRO-3's, in pieces: none is here
+def _flops_per_token(weight: torch.Tensor) -> int:
+    # A weight that ZeRO-3 has sharded has no numbers of its own; `ds_numel` is its whole size.
+    numbers: int = getattr(weight, "ds_numel", weight.numel())
     return numbers * (6 if weight.requires_grad else 4)
 
 
-def _visible_pairs(lists: PackedBatch | ConcatenatedBatch) -> float:
-    if isinstance(lists, ConcatenatedBatch):
+def _visible_pairs(lists: PackedBatch | SeparateBatch) -> float:
+    if isinstance(lists, SeparateBatch):
         lengths = lists.attention_mask.sum(1).double()
         return float((lengths * (lengths + 1) / 2).sum())
     spans = lists.spans

@@ -1,7 +1,7 @@
-"""DeepSpeed's ZeRO: its settings by name, what it needs to be installed, and whole weights again.
+"""DeepSpeed's ZeRO: its settings by name, the packages it needs, its checkpoints and weights.
 
-The settings ship with the package (train/deepspeed/*.json, also seen as configs/deepspeed). What
-the run's own file decides (batch, clipping, precision) stands there as `auto`.
+The settings ship with the package (train/deepspeed/*.json, also seen as configs/deepspeed). They
+have `auto` for what the run's own file decides: batch, clipping and precision.
 """
 
 import copy
@@ -33,7 +33,7 @@ COMPILER = "apt-get install g++ ninja-build"
 FORCE_GUARD = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 ZeroConfig = dict[str, Any]
-# What the run's own settings decide. Without the key DeepSpeed would take its own default, which is
+# The run's own settings decide these. Without the key DeepSpeed would use its own default, which is
 # not to clip.
 BY_TRAINER = (
     "gradient_clipping",
@@ -46,7 +46,7 @@ BY_TRAINER = (
 def read_zero_config(name: str) -> ZeroConfig:
     """The DeepSpeed settings that `train.deepspeed` names: zero2, zero3, zero3-offload or a path.
 
-    Raises ConfigError for what is no such file, or decides what the run's own settings decide.
+    Raises ConfigError if it is not such a file, or sets what the run's own settings decide.
     """
     known = sorted(path.stem for path in SHIPPED.glob("*.json"))
     path = SHIPPED / f"{name}.json" if name in known else Path(name)
@@ -54,60 +54,66 @@ def read_zero_config(name: str) -> ZeroConfig:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise ConfigError(
-            f"there are no DeepSpeed settings '{name}'",
+            f"there are no DeepSpeed settings named '{name}'",
             fix=f"set train.deepspeed to one of {known}, or to the path of a JSON file",
         ) from None
     except ValueError as error:
-        raise ConfigError(f"the file is no JSON: {error}", where=str(path)) from error
+        raise ConfigError(f"the file is not valid JSON: {error}", where=str(path)) from error
     if not isinstance(config, dict) or zero_stage(config) not in (1, 2, 3):
         raise ConfigError("the file has no zero_optimization.stage of 1, 2 or 3", where=str(path))
     decided = {key for key in BY_TRAINER if config.get(key, "auto") != "auto"}
     taken = sorted({"optimizer", "scheduler", "fp16"} & set(config) | decided)
     if taken:
         raise ConfigError(
-            f"the DeepSpeed settings have {taken}, which the run's own settings decide",
+            f"the DeepSpeed settings set {taken}, which the run's own settings decide",
             where=str(path),
-            fix="remove these keys, or say auto (precision is model.dtype)",
+            fix="remove these keys, or set them to auto (model.dtype sets the precision)",
         )
     return config
 
 
 def zero_stage(config: Mapping[str, Any] | None) -> int:
-    """1, 2 or 3; 0 where there are no DeepSpeed settings."""
+    """1, 2 or 3; 0 without DeepSpeed settings."""
     zero = (config or {}).get("zero_optimization")
     return int(zero.get("stage", 0)) if isinstance(zero, dict) else 0
 
 
 def offloads(config: Mapping[str, Any]) -> bool:
-    """Whether weights or the optimiser's state lie in the machine's memory."""
+    """Whether weights or optimiser state are kept in the machine's memory."""
     zero = config["zero_optimization"]
     places = [(zero.get(key) or {}).get("device") for key in ("offload_param", "offload_optimizer")]
     return any(place not in (None, "none") for place in places)
 
 
 def check_installed(config: Mapping[str, Any], *, on_cuda: bool) -> None:
-    """Raise MissingDependencyError, with the command, for what these settings need.
+    """Raise MissingDependencyError, with the command that installs it, for what is missing.
 
-    DeepSpeed compiles its CPU collectives and its CPU optimiser at their first use. The ninja of
-    this Python's environment is put on PATH, which has it only where that is activated.
+    DeepSpeed compiles its CPU collectives and its CPU optimiser at their first use.
     """
     if util.find_spec("deepspeed") is None:
         raise MissingDependencyError("train.deepspeed needs DeepSpeed", fix=f"run: {INSTALL}")
     if on_cuda and not offloads(config):
         return
-    beside = str(Path(sys.executable).parent)
-    if beside not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), beside]))
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if missing:
         raise MissingDependencyError(
-            f"DeepSpeed compiles what it runs on the CPU, and {' and '.join(missing)} is not here",
+            f"DeepSpeed compiles its CPU code, but {' and '.join(missing)} is missing",
             fix=f"run: {COMPILER}",
         )
 
 
+def put_ninja_on_path() -> None:
+    """Append the folder of this Python's programs to PATH, where DeepSpeed looks for ninja.
+
+    PATH has it only if the environment is activated.
+    """
+    programs = str(Path(sys.executable).parent)
+    if programs not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), programs]))
+
+
 def complete_zero_config(config: ZeroConfig, *, dtype: torch.dtype, hidden_size: int) -> ZeroConfig:
-    """The settings with this model's precision, and sizes for `auto` where they depend on it."""
+    """The settings with this model's precision, and with the sizes that `auto` stands for."""
     config = copy.deepcopy(config)
     config["bf16"] = {**config.get("bf16", {}), "enabled": dtype == torch.bfloat16}
     zero = config["zero_optimization"]
@@ -128,34 +134,34 @@ def complete_zero_config(config: ZeroConfig, *, dtype: torch.dtype, hidden_size:
 def load_zero_checkpoint(engine: Any, directory: str) -> None:
     """Load what `engine.save_checkpoint` wrote, without running code that a pickle may hold.
 
-    Raises ArtifactError where DeepSpeed's files are missing, or hold other than numbers.
+    Raises ArtifactError if DeepSpeed's files are missing, or hold anything but numbers.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
     known: list[Any] = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
-    try:  # DeepSpeed asks torch for the opposite of the guard
+    try:  # DeepSpeed asks torch to load any pickle; this guard overrides that
         with environment({FORCE_GUARD: "1"}), torch.serialization.safe_globals(known):
             found, _ = engine.load_checkpoint(directory, load_module_strict=False)
     except pickle.UnpicklingError as error:
         raise ArtifactError(
-            f"the checkpoint is not one that DeepSpeed wrote: {first_line(error)}",
+            f"DeepSpeed did not write this checkpoint: {first_line(error)}",
             where=directory,
-            fix="remove it: the same command goes on from the one before",
+            fix="remove it: the same command resumes from the checkpoint before it",
         ) from error
     if found is None:
         raise ArtifactError(
             "the checkpoint lacks DeepSpeed's files",
             where=directory,
-            fix="remove it: the same command goes on from the one before",
+            fix="remove it: the same command resumes from the checkpoint before it",
         )
 
 
 def whole_masters(model: nn.Module) -> dict[Tensor, Tensor]:
-    """For each trained parameter its float32 value, gathered from all processes, on the CPU.
+    """The float32 value of each trained parameter, gathered from all processes onto the CPU.
 
-    Every process must call it. Bit-equal to what ZeRO's optimiser holds.
+    Every process must call it. The values are bit-equal to those in ZeRO's optimiser.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 

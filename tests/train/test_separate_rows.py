@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import noise_image, save_tiny_llava
 
-from perpo_pipeline.train.concatenated import concatenate_lists, concatenated_logps
+from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
@@ -42,7 +42,7 @@ def some_lists(vlm: Vlm) -> list[CompletionList]:
 def test_windows_are_kept_as_in_the_models_own_forward(windowed: Vlm) -> None:
     """A shared prefix would not be exact here: its mask knows no window."""
     lists = some_lists(windowed)
-    logps = concatenated_logps(windowed.model, concatenate_lists(windowed, lists))
+    logps = separate_logps(windowed.model, separate_lists(windowed, lists))
     for b, entry in enumerate(lists):
         for n, completion in enumerate(entry.completions):
             ids = torch.cat([entry.prompt.input_ids, torch.tensor(completion)])[None]
@@ -57,7 +57,7 @@ def test_windows_are_kept_as_in_the_models_own_forward(windowed: Vlm) -> None:
 @torch.no_grad()
 def test_padding_changes_nothing_but_the_shape(windowed: Vlm) -> None:
     lists = some_lists(windowed)
-    exact, padded = (concatenate_lists(windowed, lists, left_padding=n) for n in (0, 5))
+    exact, padded = (separate_lists(windowed, lists, left_padding=n) for n in (0, 5))
     assert padded.input_ids.shape[1] == exact.input_ids.shape[1] + 5
     longest = max(entry.prompt.num_tokens for entry in lists) + 5
     assert exact.input_ids.shape == (3, longest)
@@ -65,15 +65,15 @@ def test_padding_changes_nothing_but_the_shape(windowed: Vlm) -> None:
     tokens = 2 * lists[0].prompt.num_tokens + lists[1].prompt.num_tokens + 4 + 2 + 5
     assert exact.num_packed == padded.num_packed == tokens
     torch.testing.assert_close(
-        concatenated_logps(windowed.model, padded),
-        concatenated_logps(windowed.model, exact),
+        separate_logps(windowed.model, padded),
+        separate_logps(windowed.model, exact),
         atol=1e-4,
         rtol=0,
     )
 
 
 def test_a_batch_moves_with_every_tensor_in_it(windowed: Vlm) -> None:
-    moved = concatenate_lists(windowed, some_lists(windowed)).to("meta")
+    moved = separate_lists(windowed, some_lists(windowed)).to("meta")
     tensors = [
         moved.input_ids,
         moved.attention_mask,

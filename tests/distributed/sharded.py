@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.train.cut_weights import is_cut, loaded_in_pieces, whole_by_module
 from perpo_pipeline.train.processes import join_world, leave_world
+from perpo_pipeline.train.sharded_weights import gathered_by_module, is_sharded, sharded_loading
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.train.throughput import FlopCounter
 from perpo_pipeline.train.zero import read_zero_config
@@ -42,7 +42,7 @@ def measure(vlm: Vlm) -> tuple[list[float], int]:
         nonlocal most
         most = max(most, held(vlm.model))
 
-    with torch.no_grad(), whole_by_module(vlm.model):
+    with torch.no_grad(), gathered_by_module(vlm.model):
         hooks = [module.register_forward_pre_hook(look) for module in vlm.model.modules()]
         batch = pack_lists(vlm, [entry])
         logps = packed_logps(vlm.model, batch)
@@ -55,7 +55,7 @@ def compare(rank: int, model: str, dtype: str, settings: str) -> None:
     """Print what the test compares."""
     resolved = resolve_model(model)
     try:
-        with loaded_in_pieces(read_zero_config(settings), resolved, dtype):
+        with sharded_loading(read_zero_config(settings), resolved, dtype):
             pieces = load_vlm(resolved, dtype=dtype, device="cpu")
     except InputError as error:
         print(json.dumps({"rank": rank, "model": model, "refused": str(error)}), flush=True)
@@ -64,7 +64,7 @@ def compare(rank: int, model: str, dtype: str, settings: str) -> None:
     found = {
         "rank": rank,
         "model": model,
-        "is_cut": [is_cut(whole.model), is_cut(pieces.model)],
+        "is_cut": [is_sharded(whole.model), is_sharded(pieces.model)],
         "dtype": str({p.dtype for p in pieces.model.parameters()}),
         "own": sum(p.ds_tensor.numel() for p in pieces.model.parameters()),
         "all": held(whole.model),

@@ -1,8 +1,8 @@
-"""The plain way to a list's log-probabilities: one full sequence a completion.
+"""The plain way to a list's log-probabilities: one full row (prompt and answer) per completion.
 
-Slow (image and prompt are read N times), but nothing here is special: causal attention with a 2-D
-padding mask, and positions that the model works out by itself. It is what `train.forward:
-concatenated` uses, what unknown families start with, and what the shared prefix is checked against.
+It is slow (image and prompt are read N times) and simple: causal attention with a 2-D padding mask,
+and positions that the model computes itself. `train.forward: separate` uses it, untested families
+start with it, and the shared prefix is checked against it.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from perpo_pipeline.vlm.tensors import cast_tensors, stack_image_tensors
 
 
 @dataclass(frozen=True)
-class ConcatenatedBatch:
-    """B lists as M full rows of T tokens, one a completion, right-padded.
+class SeparateBatch:
+    """B lists as M full rows of T tokens, one row per completion, right-padded.
 
-    `input_ids`, `attention_mask` and `is_answer` (M, T); `tensors` the pixel tensors, one image a
-    row; `token_types` (M, T) for the families that work out positions from them; `places` (M,)
-    index into B*N; `num_tokens` (B, N) as in `PackedBatch`, `num_packed` tokens without padding.
+    `input_ids`, `attention_mask` and `is_answer` (M, T); `tensors` the pixel tensors, one image per
+    row; `token_types` (M, T) for the families that compute positions from them; `places` (M,) index
+    into B*N; `num_tokens` (B, N) as in `PackedBatch`; `num_packed` tokens without padding.
     """
 
     input_ids: Tensor
@@ -39,8 +39,8 @@ class ConcatenatedBatch:
         """(B, N) true where there is a completion."""
         return self.num_tokens > 0
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "ConcatenatedBatch":
-        """The batch on `device`; this signature is the one accelerate calls."""
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SeparateBatch":
+        """The batch on `device`; accelerate calls this signature."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
@@ -57,10 +57,10 @@ class ConcatenatedBatch:
         )
 
 
-def concatenate_lists(
+def separate_lists(
     vlm: Vlm, lists: Sequence[CompletionList], *, left_padding: int = 0
-) -> ConcatenatedBatch:
-    """Full rows on the CPU, `left_padding` tokens before each. Raises like `pack_lists`."""
+) -> SeparateBatch:
+    """Full rows on the CPU, with `left_padding` tokens before each. Raises as `pack_lists` does."""
     check_lists(lists, vlm.image_token_ids)
     num = max(len(entry.completions) for entry in lists)
     rows = [(b, n, entry) for b, entry in enumerate(lists) for n in range(len(entry.completions))]
@@ -82,7 +82,7 @@ def concatenate_lists(
         if entry.prompt.token_types is not None:
             token_types[row, left_padding:prefix_end] = entry.prompt.token_types
     typed = lists[0].prompt.token_types is not None
-    return ConcatenatedBatch(
+    return SeparateBatch(
         input_ids=ids,
         attention_mask=attended,
         is_answer=is_answer,
@@ -94,8 +94,8 @@ def concatenate_lists(
     )
 
 
-def concatenated_logps(model: nn.Module, batch: ConcatenatedBatch) -> Tensor:
-    """Summed log-probabilities (B, N) in nats, fp32; 0 where a list has no completion."""
+def separate_logps(model: nn.Module, batch: SeparateBatch) -> Tensor:
+    """Summed log-probabilities (B, N) in nats, fp32; 0 at padding."""
     inner = base_model(model)
     batch = batch.to(inner.get_input_embeddings().weight.device)
     types = {} if batch.token_types is None else {"mm_token_type_ids": batch.token_types}

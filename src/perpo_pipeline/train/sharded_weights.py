@@ -1,8 +1,8 @@
-"""ZeRO-3 from the first byte: weights are cut over the processes while they are loaded.
+"""ZeRO-3 from the first byte: weights are sharded over the processes while they are loaded.
 
-No process ever holds a whole model, so a base may be larger than one GPU. What runs before there
-is a DeepSpeed engine (the self-check, the reference) has each module's weights whole during that
-module's forward. Every forward is then a meeting: all processes must run as many of them.
+No process ever holds a whole model, so a base may be larger than one GPU. What runs before a
+DeepSpeed engine exists (the self-check, the reference) gathers each module's weights during that
+module's forward. All processes take part in that, so they must run the same number of forwards.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def loaded_in_pieces(
+def sharded_loading(
     config: ZeroConfig | None, resolved: "ResolvedModel", dtype: str
 ) -> Iterator[None]:
-    """Under ZeRO-3 a model that is loaded within is cut over the processes; else as ever.
+    """Under ZeRO-3, shard a model that is loaded in this context over the processes.
 
-    transformers' own way: the first process reads the files, a module at a time, and the others
-    get their pieces of it. `config` are the run's DeepSpeed settings, `dtype` float32 or bfloat16.
+    This is transformers' own way: the first process reads the files, module by module, and sends
+    the others their shards. `config` is the run's DeepSpeed settings, `dtype` float32 or bfloat16.
+    Without ZeRO-3 nothing changes.
     """
     if zero_stage(config) != 3 or config is None:
         yield
@@ -43,9 +44,9 @@ def loaded_in_pieces(
     )
     known = {name: value for name, value in whole.items() if value != "auto"}
     loading = {
-        # The batch is the Trainer's to say, and has no meaning here; DeepSpeed wants to hear one.
+        # DeepSpeed requires a batch size; it has no meaning here, and the Trainer sets its own.
         "train_micro_batch_size_per_gpu": 1,
-        # All buffers: in bf16, rotary frequencies would turn other angles than the whole model's.
+        # All buffers: in bf16, rotary frequencies would give other angles than in the whole model.
         "data_types": {"keep_in_fp32_modules": ["*"]},
     }
     kept_alive = HfDeepSpeedConfig({**known, **loading})  # type: ignore[no-untyped-call]
@@ -56,19 +57,19 @@ def loaded_in_pieces(
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
-def is_cut(model: nn.Module) -> bool:
-    """Whether the model's weights lie in pieces at the processes."""
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's weights are sharded over the processes."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @contextmanager
-def whole_by_module(model: nn.Module) -> Iterator[None]:
-    """Let forwards run on a model in pieces, without gradients; nothing changes for a whole one.
+def gathered_by_module(model: nn.Module) -> Iterator[None]:
+    """Let forwards without gradients run on a sharded model; a whole model is not changed.
 
-    A module's own weights are gathered before its forward and given up after it, one module after
-    the other, as ZeRO-3 does; without its prefetching, so somewhat slower.
+    A module's own weights are gathered before its forward and released after it, module by module,
+    as ZeRO-3 does; without its prefetching, so somewhat slower.
     """
-    if not is_cut(model):
+    if not is_sharded(model):
         yield
         return
     import deepspeed
@@ -76,17 +77,17 @@ def whole_by_module(model: nn.Module) -> Iterator[None]:
     gathered: dict[nn.Module, list[Any]] = {}
 
     def gather(module: nn.Module, *_: Any) -> None:
-        together = deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False)))
-        together.__enter__()
-        gathered.setdefault(module, []).append(together)
+        whole = deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False)))
+        whole.__enter__()
+        gathered.setdefault(module, []).append(whole)
 
-    def give_up(module: nn.Module, *_: Any) -> None:
+    def release(module: nn.Module, *_: Any) -> None:
         gathered[module].pop().__exit__(None, None, None)
 
     with ExitStack() as hooks:
         for module in model.modules():
             if any(True for _ in module.parameters(recurse=False)):
                 hooks.callback(module.register_forward_pre_hook(gather).remove)
-                # Also after an error, which may be told and survived.
-                hooks.callback(module.register_forward_hook(give_up, always_call=True).remove)
+                # Also after an error, which a caller may catch.
+                hooks.callback(module.register_forward_hook(release, always_call=True).remove)
         yield

@@ -1,0 +1,205 @@
+"""Run a training: plan, model, Trainer and checkpoints, to the end or to SIGTERM."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.errors import Stopped
+from perpo_pipeline.train.batches import (
+    Forward,
+    ListCollator,
+    ListDataset,
+    Step,
+    StepDataset,
+    ignore_sigterm,
+    is_in_one_row,
+    list_lengths,
+    num_workers,
+)
+from perpo_pipeline.train.checkpoints import KEPT_CHECKPOINTS, MarkWhole, Saver, last_whole
+from perpo_pipeline.train.engine import ListPolicy
+from perpo_pipeline.train.integrations import (
+    keep_loose_files,
+    logging_under,
+    reporting_callbacks,
+)
+from perpo_pipeline.train.lists import TrainingList
+from perpo_pipeline.train.master_weights import MasterAdamW
+from perpo_pipeline.train.plan import StepSampler, make_sampler
+from perpo_pipeline.train.processes import World
+from perpo_pipeline.train.progress import Progress
+from perpo_pipeline.train.scope import make_trainable
+from perpo_pipeline.train.stopping import StopAtRequest, StopRequest
+from perpo_pipeline.train.trainer import ListTrainer
+from perpo_pipeline.train.zero import (
+    ZeroConfig,
+    complete_zero_config,
+    read_zero_config,
+    zero_stage,
+)
+from perpo_pipeline.vlm.models import base_model
+
+if TYPE_CHECKING:
+    from perpo_pipeline.vlm.models import Vlm
+
+
+def fit(
+    vlm: "Vlm",
+    lists: Sequence[TrainingList],
+    settings: TrainSettings,
+    preprocess: str,
+    forward: Forward,
+    checkpoints: Path,
+    *,
+    name: str = "train",
+    quiet: bool = False,
+    world: World = World(),  # noqa: B008 (frozen)
+) -> tuple[ListTrainer, list[dict[str, Any]]]:
+    """Train on `lists`; resumes from the last whole checkpoint in `checkpoints`.
+
+    Returns the trainer and one log entry per optimiser step. `settings.seed` alone decides the
+    adapter's first weights and the order of the lists, and so the result; the number of processes
+    changes it by no more than rounding. The integrations that `settings.log_to` names write into
+    the folder `logs` next to `checkpoints`. Raises Stopped after SIGTERM, once a checkpoint is
+    saved.
+    """
+    torch.manual_seed(settings.seed)
+    zero = _zero_config(vlm, settings)
+    saver = Saver(world.size if zero else 1, zero_stage(zero), checkpoints.parent.name)
+    request = StopRequest()
+    start = last_whole(checkpoints, saver, world)
+    sampler = make_sampler(
+        list_lengths(vlm, lists, preprocess, forward),
+        settings,
+        in_one_row=is_in_one_row(vlm, forward),
+        rank=world.rank,
+        size=world.size,
+    )
+    policy = make_trainable(vlm, settings)
+    log_to = settings.log_to if world.is_first else []
+    logs = checkpoints.parent / "logs"
+    with logging_under(log_to, logs):
+        trainer = ListTrainer(
+            settings,
+            steps=_loader(vlm, lists, settings, preprocess, forward, sampler),
+            world=world,
+            model=ListPolicy(policy),
+            args=_arguments(settings, len(sampler), checkpoints, name, vlm, world, zero),
+            train_dataset=ListDataset(lists),
+            optimizer_cls_and_kwargs=(
+                torch.optim.AdamW if zero else MasterAdamW,
+                {"lr": settings.learning_rate},
+            ),
+            callbacks=[
+                MarkWhole(saver, world),
+                StopAtRequest(request, world),
+                Progress(name, quiet),
+                *reporting_callbacks(log_to),
+            ],
+        )
+        for unwanted in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(unwanted)
+        try:
+            with request.listening():
+                trainer.train(resume_from_checkpoint=start)
+        finally:  # otherwise transformers would shard the next model that is loaded, too
+            unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    if world.is_first:
+        keep_loose_files(checkpoints, logs)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped(
+            f"{name}: stopped by SIGTERM after step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps}, with a checkpoint; the same command resumes from it"
+        )
+    return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _zero_config(vlm: "Vlm", settings: TrainSettings) -> ZeroConfig | None:
+    if settings.deepspeed is None:
+        return None
+    text: Any = base_model(vlm.model).config.get_text_config()
+    return complete_zero_config(
+        read_zero_config(settings.deepspeed), dtype=vlm.dtype, hidden_size=text.hidden_size
+    )
+
+
+def _loader(
+    vlm: "Vlm",
+    lists: Sequence[TrainingList],
+    settings: TrainSettings,
+    preprocess: str,
+    forward: Forward,
+    sampler: StepSampler,
+) -> "StepLoader":
+    collator = ListCollator(vlm, preprocess, forward, settings.max_tokens_per_forward)
+    return StepLoader(
+        StepDataset(lists, settings.chosen_method),
+        batch_sampler=sampler,
+        collate_fn=collator.collate_step,
+        num_workers=num_workers(settings.num_workers, vlm.device.type),
+        worker_init_fn=ignore_sigterm,
+    )
+
+
+class StepLoader(DataLoader[Step]):
+    """One process's steps; passes the Trainer's epoch on to the plan."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the plan."""
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)
+
+
+def _arguments(
+    settings: TrainSettings,
+    steps_per_epoch: int,
+    checkpoints: Path,
+    name: str,
+    vlm: "Vlm",
+    world: World,
+    zero: ZeroConfig | None,
+) -> TrainingArguments:
+    steps = steps_per_epoch * settings.epochs
+    on_cpu = vlm.device.type == "cpu"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        seed=settings.seed,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=math.ceil(settings.batch_size / world.size),
+        warmup_steps=math.ceil(settings.warmup_ratio * steps),
+        lr_scheduler_type=_scheduler(settings),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every,
+        save_total_limit=KEPT_CHECKPOINTS,
+        remove_unused_columns=False,
+        run_name=name,
+        report_to="none",  # `reporting_callbacks` adds the callbacks
+        use_cpu=on_cpu,
+        # ZeRO takes its precision from its own settings; `bf16` would turn on autocast.
+        bf16_full_eval=zero is not None and vlm.dtype == torch.bfloat16,
+        deepspeed=zero,
+        ddp_backend="gloo" if on_cpu and world.size > 1 else None,
+        # A vision tower's last layers may be unused; everything else that is trained is used.
+        ddp_find_unused_parameters="vision_tower" in settings.scope,
+        dataloader_pin_memory=False,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several would mean DataParallel, a larger batch
+    return arguments
+
+
+def _scheduler(settings: TrainSettings) -> str:
+    if settings.lr_scheduler == "constant" and settings.warmup_ratio > 0:
+        return "constant_with_warmup"
+    return settings.lr_scheduler

@@ -1,0 +1,202 @@
+"""What an adapter is trained from; all of it is known before any weights are loaded.
+
+Training and `--dry-run` both read it here, so that they plan for the same lists.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from perpo_pipeline.config.fingerprints import box_settings, counted_settings
+from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.run import Run
+from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.store.writing import Recipe, reuse_complete
+from perpo_pipeline.train import integrations
+from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ranked_lists
+from perpo_pipeline.vlm.inputs import (
+    context_length,
+    count_row_tokens,
+    identify_model,
+    model_notes,
+)
+
+if TYPE_CHECKING:
+    from perpo_pipeline.vlm.files import ResolvedModel
+    from perpo_pipeline.vlm.models import Vlm
+
+STAGE_VERSION = 2
+PROMPT_COLUMNS = PROMPTS.pick(
+    "prompt_id", "task", "image", "image_sha256", "width", "height", "prompt", role="truth"
+)
+SHOWN = 5  # prompt_ids in a message
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one adapter (`variant`: a method, or a method with a seed) is trained from."""
+
+    variant: str
+    settings: TrainSettings
+    preferences: Version
+    prompts: Version
+    resolved: "ResolvedModel"
+    model_settings: dict[str, Any]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class TaskLists:
+    """The lists to train on, with the token count of each prompt.
+
+    `lists` hold what the method needs: whole sampled lists, or the ground truth. `first_sampled`
+    is the sampled list of the first prompt in `lists`. `dropped` has the prompt_ids of the lists
+    that are longer than the model's context.
+    """
+
+    lists: list[TrainingList]
+    first_sampled: TrainingList
+    dropped: list[str]
+
+
+def task_of(run: Run, variant: str) -> Task:
+    """Find what a variant is trained from, and its recipe."""
+    settings = run.config.train.variants()[variant]
+    preferences = run.latest("preferences", run.config.sample.split)
+    prompts = input_of(preferences, "prompts")
+    resolved, model_settings = identify_model(run.config.model, run.scratch)
+    found = {**model_settings, **box_settings(run.config.model)}
+    recipe = Recipe(
+        "adapter",
+        variant,
+        "train",
+        STAGE_VERSION,
+        counted_settings("adapter", settings, found),
+        {"preferences": preferences, "prompts": prompts},
+        notes=model_notes(run.config.model),
+    )
+    return Task(variant, settings, preferences, prompts, resolved, model_settings, recipe)
+
+
+def find_trained(run: Run, variant: str) -> Version | None:
+    """The complete version of a variant, or None; makes a version that it finds the one in use."""
+    return reuse_complete(run.out or run.place("adapter", variant), task_of(run, variant).recipe)
+
+
+def read_lists(run: Run, task: Task, vlm: "Vlm") -> TaskLists:
+    """Read the task's lists, choose what the method needs, and leave out what is too long.
+
+    Raises InputError for lists that are longer than the model's context, unless the settings drop
+    them, and ArtifactError for a prompt that is missing.
+    """
+    sampled = ranked_lists(*_rows_and_prompts(task.preferences, task.prompts))
+    lists = sampled
+    if not task.settings.chosen_method.needs_preferences:
+        lists = [ground_truth_list(entry, vlm, run.config.model) for entry in sampled]
+    lists = _with_prompt_tokens(run, task, vlm, lists)
+    lists, dropped = _drop_too_long(run, vlm, lists, drop=task.settings.drop_too_long)
+    first = lists[0].prompt["prompt_id"]
+    first_sampled = next(entry for entry in sampled if entry.prompt["prompt_id"] == first)
+    return TaskLists(lists, first_sampled, dropped)
+
+
+def _rows_and_prompts(
+    preferences: Version, prompts: Version
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The preferences, and their prompts by id."""
+    rows = preferences.table().to_pylist()
+    wanted = {row["prompt_id"] for row in rows}
+    by_id = {
+        row["prompt_id"]: row
+        for part in prompts.batches(columns=PROMPT_COLUMNS)
+        for row in part.to_pylist()
+        if row["prompt_id"] in wanted
+    }
+    return rows, by_id
+
+
+def _with_prompt_tokens(
+    run: Run, task: Task, vlm: "Vlm", lists: Sequence[TrainingList]
+) -> list[TrainingList]:
+    preprocess = task.model_settings["preprocess"]
+    return [
+        replace(entry, prompt_tokens=count_row_tokens(vlm, entry.prompt, preprocess))
+        for entry in run.progress(lists, "lengths")
+    ]
+
+
+def _drop_too_long(
+    run: Run, vlm: "Vlm", lists: list[TrainingList], *, drop: bool
+) -> tuple[list[TrainingList], list[str]]:
+    """The lists that fit into the model's context, and the prompt_ids of the longer ones.
+
+    Lists are never cut: a list without its end, or an image without some of its tokens, would be a
+    different list.
+    """
+    limit = context_length(vlm)
+    lengths = {
+        entry.prompt["prompt_id"]: (entry.prompt_tokens or 0) + max(map(len, entry.completions))
+        for entry in lists
+    }
+    too_long = [p for p, length in lengths.items() if limit is not None and length > limit]
+    shown = ", ".join(f"{p} ({lengths[p]} tokens)" for p in too_long[:SHOWN])
+    shown += ", ..." if len(too_long) > SHOWN else ""
+    if too_long and (not drop or len(too_long) == len(lists)):
+        raise InputError(
+            f"{len(too_long)} of {len(lists)} lists are longer than the model's context of "
+            f"{limit} tokens",
+            where=f"prompts {shown}",
+            fix="lower sample.max_new_tokens, or leave them out with "
+            "--set train.drop_too_long=true",
+        )
+    if too_long:
+        run.say(f"train: dropped {len(too_long)} lists longer than {limit} tokens: {shown}")
+    dropped = set(too_long)
+    return [entry for entry in lists if entry.prompt["prompt_id"] not in dropped], too_long
+
+
+def check_before_start(run: Run, variant: str, num_processes: int, world_size: int) -> None:
+    """Raise for what would make the processes fail at once."""
+    import torch
+
+    check_processes(run, run.config.train.variants()[variant], world_size)
+    if uses_cuda(run) and torch.cuda.device_count() < num_processes:
+        raise ConfigError(
+            f"--num-processes is {num_processes}, but this node has {torch.cuda.device_count()} "
+            "GPUs",
+            fix="set --num-processes to the number of GPUs of a node",
+        )
+
+
+def check_processes(run: Run, settings: TrainSettings, world_size: int) -> None:
+    """Raise for settings that `world_size` processes cannot train with, and for missing packages.
+
+    Puts the compiler tools of this Python's environment on PATH if DeepSpeed may need them.
+    """
+    from perpo_pipeline.train.zero import check_installed, put_ninja_on_path, read_zero_config
+
+    check_batch_size(settings.batch_size, world_size)
+    integrations.check_installed(settings.log_to)
+    if settings.deepspeed is not None:
+        put_ninja_on_path()
+        check_installed(read_zero_config(settings.deepspeed), on_cuda=uses_cuda(run))
+
+
+def check_batch_size(batch_size: int, num_processes: int) -> None:
+    """Raise ConfigError if some processes would have no list in a step."""
+    if batch_size < num_processes:
+        raise ConfigError(
+            f"train.batch_size is {batch_size} lists per step, for {num_processes} processes: some "
+            "processes would have no list",
+            fix=f"use at most {batch_size} processes, or raise train.batch_size (which changes "
+            "the result)",
+        )
+
+
+def uses_cuda(run: Run) -> bool:
+    """Whether the run's model will be on a GPU."""
+    import torch
+
+    return run.config.model.device != "cpu" and torch.cuda.is_available()
