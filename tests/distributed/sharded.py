@@ -1,6 +1,6 @@
-"""Run by torchrun: models in pieces against the same ones whole. A line of JSON a process of each.
+"""Run by torchrun: sharded models against the same models whole, one line of JSON per process.
 
-python -m torch.distributed.run ... in_pieces.py DTYPE SETTINGS MODEL...
+python -m torch.distributed.run ... sharded.py DTYPE:SETTINGS:MODEL...
 """
 
 import json
@@ -26,13 +26,13 @@ COMPLETIONS = [[5, 6, 7, 8, 9], [6, 9, 11, 5, 30, 31, 7]]
 
 
 def held(model: nn.Module) -> int:
-    """Numbers of the model's weights that are whole in this process now."""
+    """How many numbers of the model's weights this process holds now."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def measure(vlm: Vlm) -> tuple[list[float], int]:
-    """Log-probabilities of two completions with the FLOPs of training on them, and the most that
-    was whole in any module's forward."""
+    """Log-probabilities of two completions and the FLOPs of training on them; then the largest
+    number of weights that was held in any module's forward."""
     use_shared_prefix_attention(vlm.model, flex=False)
     picture = Image.radial_gradient("L").resize((70, 90)).convert("RGB")
     entry = CompletionList(encode_prompt(vlm, picture, "where is it?"), COMPLETIONS)
@@ -51,39 +51,39 @@ def measure(vlm: Vlm) -> tuple[list[float], int]:
     return [*logps.flatten().tolist(), FlopCounter(vlm.model).count(batch)], most
 
 
-def compare(rank: int, model: str, dtype: str, settings: str) -> None:
+def compare(rank: int, dtype: str, settings: str, model: str) -> None:
     """Print what the test compares."""
+    case = {"rank": rank, "case": f"{dtype}:{settings}:{model}"}
     resolved = resolve_model(model)
     try:
         with sharded_loading(read_zero_config(settings), resolved, dtype):
-            pieces = load_vlm(resolved, dtype=dtype, device="cpu")
+            sharded = load_vlm(resolved, dtype=dtype, device="cpu")
     except InputError as error:
-        print(json.dumps({"rank": rank, "model": model, "refused": str(error)}), flush=True)
+        print(json.dumps({**case, "refused": str(error)}), flush=True)
         return
     whole = load_vlm(resolved, dtype=dtype, device="cpu")
     found = {
-        "rank": rank,
-        "model": model,
-        "is_cut": [is_sharded(whole.model), is_sharded(pieces.model)],
-        "dtype": str({p.dtype for p in pieces.model.parameters()}),
-        "own": sum(p.ds_tensor.numel() for p in pieces.model.parameters()),
+        **case,
+        "is_sharded": [is_sharded(whole.model), is_sharded(sharded.model)],
+        "dtype": str({p.dtype for p in sharded.model.parameters()}),
+        "own": sum(p.ds_tensor.numel() for p in sharded.model.parameters()),
         "all": held(whole.model),
-        "before": held(pieces.model),
+        "before": held(sharded.model),
         "largest": max(
             sum(p.numel() for p in m.parameters(recurse=False)) for m in whole.model.modules()
         ),
     }
-    # In this order: DeepSpeed puts a linear of its own in the place of torch's.
-    found["pieces"], found["most"] = measure(pieces)
+    # In this order: DeepSpeed replaces torch's linear function by its own.
+    found["sharded"], found["most"] = measure(sharded)
     found["whole"], _ = measure(whole)
-    print(json.dumps({**found, "after": held(pieces.model)}), flush=True)
+    print(json.dumps({**found, "after": held(sharded.model)}), flush=True)
 
 
-def main(dtype: str, settings: str, *models: str) -> None:
-    """Compare each."""
+def main(*cases: str) -> None:
+    """Compare each case."""
     world = join_world(on_cuda=False, with_deepspeed=True)
-    for model in models:
-        compare(world.rank, model, dtype, settings)
+    for case in cases:
+        compare(world.rank, *case.split(":", 2))
     leave_world()
 
 

@@ -1,4 +1,4 @@
-"""Weights cut over two real processes from the start (ZeRO-3): the whole model's numbers."""
+"""Weights that two real processes shard from the start (ZeRO-3): the whole model's numbers."""
 
 import json
 import os
@@ -13,12 +13,14 @@ from tiny_families import MODEL_TYPES, save_tiny_family
 
 pytestmark = pytest.mark.distributed
 
-SCRIPT = Path(__file__).with_name("in_pieces.py")
+SCRIPT = Path(__file__).with_name("sharded.py")
+Found = dict[str, list[dict[str, Any]]]
 
 
-def in_pieces(dtype: str, settings: str, *models: Path | str) -> dict[str, list[dict[str, Any]]]:
-    """By the model, what both processes found."""
-    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DeepSpeed's ninja
+def run_both(*cases: str) -> Found:
+    """What both processes found, by case."""
+    # DeepSpeed's ninja comes last, as in `perpo train`: another one would compile everything again.
+    path = f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}"
     ran = subprocess.run(
         [
             sys.executable,
@@ -28,65 +30,74 @@ def in_pieces(dtype: str, settings: str, *models: Path | str) -> dict[str, list[
             "--nproc-per-node",
             "2",
             str(SCRIPT),
-            dtype,
-            settings,
-            *map(str, models),
+            *cases,
         ],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": beside},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": path},
     )
     assert ran.returncode == 0, ran.stderr
     # Two processes may write into one line.
     lines = ran.stdout.replace("}{", "}\n{").splitlines()
-    found: dict[str, list[dict[str, Any]]] = {str(model): [] for model in models}
+    found: Found = {case: [] for case in cases}
     for line in lines:
         if line.startswith('{"rank"'):
             one = json.loads(line)
-            found[one["model"]].append(one)
+            found[one["case"]].append(one)
     assert all(sorted(one["rank"] for one in both) == [0, 1] for both in found.values()), ran.stdout
     return found
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Every family in bf16, where rotary frequencies must stay in fp32 all the same."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """All cases in one start; by the family, the settings, or `torn` for a missing weight.
+
+    Families are compared in bf16, in which rotary frequencies must stay in fp32 all the same.
+    """
     folder = tmp_path_factory.mktemp("families")
-    models = [save_tiny_family(model_type, folder / model_type) for model_type in MODEL_TYPES]
-    found = in_pieces("bfloat16", "zero3", *models)
-    return {Path(model).name: both for model, both in found.items()}
+    models = {
+        model_type: save_tiny_family(model_type, folder / model_type) for model_type in MODEL_TYPES
+    }
+    cases = {name: f"bfloat16:zero3:{model}" for name, model in models.items()}
+    cases |= {settings: f"float32:{settings}:testbed" for settings in ("zero3", "zero3-offload")}
+    cases["torn"] = f"float32:zero3:{remove_weight(folder / 'torn')}"
+    by_case = run_both(*cases.values())
+    return {name: by_case[case] for name, case in cases.items()}
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_every_family_gives_its_numbers_in_pieces(
-    model_type: str, families: dict[str, list[dict[str, Any]]]
-) -> None:
-    for found in families[model_type]:
-        assert found["dtype"] == "{torch.bfloat16}"
-        assert found["is_cut"] == [False, True]
-        assert found["pieces"] == found["whole"]
-        # Half of it each (pieces are rounded up), nothing whole but what a module needs, and that
-        # only during its forward; twice, where a module's parent has weights of its own.
-        assert found["all"] / 2 <= found["own"] < 0.51 * found["all"]
-        assert found["before"] == found["after"] == 0
-        assert found["largest"] <= found["most"] < 2 * found["largest"] < found["all"]
-
-
-@pytest.mark.parametrize("settings", ["zero3", "zero3-offload"])
-def test_float32_and_offload(settings: str) -> None:
-    for found in in_pieces("float32", settings, "testbed")["testbed"]:
-        assert found["dtype"] == "{torch.float32}"
-        assert found["pieces"] == found["whole"]
-        assert found["own"] < 0.51 * found["all"] and found["after"] == 0
-
-
-def test_a_missing_weight_is_named_by_every_process(tmp_path: Path) -> None:
-    model = save_tiny_family("llava", tmp_path / "torn")
+def remove_weight(folder: Path) -> Path:
+    """A model without one of its weights."""
+    model = save_tiny_family("llava", folder)
     weights = load_file(model / "model.safetensors")
     name = next(name for name in weights if "down_proj" in name)
     del weights[name]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    for found in in_pieces("float32", "zero3", model)[str(model)]:
-        assert "lacks 1 weights" in found["refused"] and "down_proj" in found["refused"]
+    return model
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_family_gives_the_same_numbers_when_sharded(model_type: str, found: Found) -> None:
+    for one in found[model_type]:
+        assert one["dtype"] == "{torch.bfloat16}"
+        assert one["is_sharded"] == [False, True]
+        assert one["sharded"] == one["whole"]
+        # Each process has half (shards are rounded up). Nothing is whole but what a module needs,
+        # and only during its forward; twice that, if a module's parent has weights of its own.
+        assert one["all"] / 2 <= one["own"] < 0.51 * one["all"]
+        assert one["before"] == one["after"] == 0
+        assert one["largest"] <= one["most"] < 2 * one["largest"] < one["all"]
+
+
+@pytest.mark.parametrize("settings", ["zero3", "zero3-offload"])
+def test_float32_and_offload(settings: str, found: Found) -> None:
+    for one in found[settings]:
+        assert one["dtype"] == "{torch.float32}"
+        assert one["sharded"] == one["whole"]
+        assert one["own"] < 0.51 * one["all"] and one["after"] == 0
+
+
+def test_every_process_names_a_missing_weight(found: Found) -> None:
+    for one in found["torn"]:
+        assert "lacks 1 weights" in one["refused"] and "down_proj" in one["refused"]
