@@ -1,19 +1,25 @@
 """Start `perpo train` in real processes, watch its checkpoints, and read what it wrote."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import psutil
+import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from perpo_pipeline.cli import main
 from perpo_pipeline.store.artifacts import Version, damaged_files, open_version
 
 CONFIG = """
@@ -33,8 +39,10 @@ train:
   lora: {rank: 4, alpha: 8}
   methods: {perpo: {beta: 1.0}}
 """
-STEPS = 10  # 19 lists, 4 a step, two epochs: the last step of each has 3 lists
+STEPS = 10  # 19 lists, 4 per step, two epochs: the last step of each has 3 lists
 PATIENCE_S = 150
+PERPO = ("perpo_pipeline.cli",)
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *PERPO)
 
 
 @dataclass(frozen=True)
@@ -47,40 +55,67 @@ class Ended:
     seconds: float
 
 
-class Training:
-    """`perpo train` in a folder that has its preferences, with more in its environment."""
+def perpo(*arguments: str) -> int:
+    """Run a command on the run `d.yaml` in this process; its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--config", "d.yaml", "--quiet"])
+    return int(ended.value.code or 0)
 
-    def __init__(self, workdir: Path, out: str, *flags: str, **environment: str) -> None:
-        self.out = workdir / out
-        self.stderr, self.stdout = workdir / f"{out}.stderr", workdir / f"{out}.stdout"
+
+def prepare_run(folder: Path, config: str) -> None:
+    """Write the run's file to `d.yaml` and make its preferences."""
+    (folder / "d.yaml").write_text(config)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for stage in ("prepare", "sample", "score", "filter"):
+            assert perpo(stage) == 0
+
+
+class Training:
+    """`perpo train` in a folder that has its preferences, with more in its environment.
+
+    `module` is what Python runs: the command itself, or torchrun with it. `out` is None where the
+    run's own folders are used.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        out: str | None,
+        *flags: str,
+        module: tuple[str, ...] = PERPO,
+        **environment: str,
+    ) -> None:
+        name = out or "run"
+        self.out = workdir / name
+        self.stderr, self.stdout = workdir / f"{name}.stderr", workdir / f"{name}.stdout"
         command = [
             sys.executable,
             "-m",
-            "perpo_pipeline.cli",
+            *module,
             "train",
             "--config",
             "d.yaml",
             "--quiet",
-            "--out",
-            out,
+            *(("--out", out) if out else ()),
             *flags,
         ]
-        with self.stderr.open("w") as err, self.stdout.open("w") as told:
+        with self.stderr.open("w") as err, self.stdout.open("w") as paths:
             self.process = subprocess.Popen(
                 command,
                 cwd=workdir,
-                stdout=told,
+                stdout=paths,
                 stderr=err,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             )
 
     def worker(self, rank: int) -> psutil.Process:
-        """The process of that rank, a child of the command."""
+        """The process with that rank, a child of the command."""
         children = psutil.Process(self.process.pid).children()
         return next(child for child in children if child.environ().get("RANK") == str(rank))
 
     def wait_for_checkpoint(self, step: int) -> None:
-        """Until a whole checkpoint of this step or a later one is there."""
+        """Wait for a complete checkpoint of this step or a later one."""
         self._wait_until(lambda: any(s >= step for s in checkpoints(self.out)))
 
     def _wait_until(self, there: Callable[[], bool]) -> None:
@@ -89,6 +124,12 @@ class Training:
             assert self.process.poll() is None, self.stderr.read_text()
             assert time.monotonic() < end, self.stderr.read_text()
             time.sleep(0.02)
+
+    def terminate_at(self, step: int) -> Ended:
+        """SIGTERM to the command once it has this checkpoint."""
+        self.wait_for_checkpoint(step)
+        self.process.send_signal(signal.SIGTERM)
+        return self.end()
 
     def end(self) -> Ended:
         """Wait until the command has ended."""
@@ -102,7 +143,7 @@ class Training:
 
 
 def checkpoints(out: Path) -> list[int]:
-    """Steps of the whole checkpoints under `out`."""
+    """Steps of the complete checkpoints under `out`."""
     return sorted(
         int(marker.parent.name.rsplit("-", 1)[1])
         for marker in out.glob("*/checkpoints/checkpoint-*/whole")
@@ -110,7 +151,7 @@ def checkpoints(out: Path) -> list[int]:
 
 
 def run_training(workdir: Path, out: str, *flags: str) -> Version:
-    """Train to the end; the adapter's version, undamaged."""
+    """Train to the end in other processes; the adapter's version, undamaged."""
     ended = Training(workdir, out, *flags).end()
     assert ended.code == 0, ended.stderr
     version = trained(workdir / out)
@@ -118,15 +159,30 @@ def run_training(workdir: Path, out: str, *flags: str) -> Version:
     return version
 
 
+def train_here(workdir: Path, out: str) -> Version:
+    """Train to the end in this process, with one thread as the others have."""
+    stdout, threads = io.StringIO(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.MonkeyPatch.context() as patched, redirect_stdout(stdout):
+            patched.chdir(workdir)
+            assert perpo("train", "--out", out) == 0
+    finally:
+        torch.set_num_threads(threads)
+    version = trained(workdir / out)
+    assert stdout.getvalue().strip() == str(version.path.relative_to(workdir))
+    return version
+
+
 def trained(out: Path) -> Version:
-    """The complete adapter under `out`, with as many steps as there must be."""
+    """The complete adapter under `out`, undamaged."""
     version = open_version(out, "adapter")
     assert damaged_files(version) == []
     return version
 
 
 def log_of(version: Version) -> pl.DataFrame:
-    """The training log, a row a step."""
+    """The training log, one row per step."""
     table: Any = pl.from_arrow(version.table())
     assert table["step"].to_list() == list(range(1, table.height + 1))
     frame: pl.DataFrame = table
@@ -140,14 +196,14 @@ def weights_of(version: Version) -> dict[str, Tensor]:
 
 
 def largest_difference(ours: Version, theirs: Version) -> float:
-    """Over all tensors of two adapters."""
+    """The largest difference between any two weights of two adapters."""
     a, b = weights_of(ours), weights_of(theirs)
     assert a.keys() == b.keys() and a
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
 def loss_difference(ours: Version, theirs: Version) -> float:
-    """The largest over the steps."""
+    """The largest difference over the steps."""
     a, b = log_of(ours)["loss"], log_of(theirs)["loss"]
     assert len(a) == len(b)
     return float((a - b).abs().max())  # type: ignore[arg-type]

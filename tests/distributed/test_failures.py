@@ -1,12 +1,11 @@
 """Bad input, a full disk and the like in two real processes: one clear error, nothing spoilt.
 
-What fails in one process only is brought about by `POISON`, which Python imports at its start.
+`POISON`, which Python imports at its start, makes one of the processes fail.
 """
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,12 +24,14 @@ from distributed.starting import (
     largest_difference,
     log_of,
     loss_difference,
+    perpo,
+    prepare_run,
     run_training,
+    train_here,
     trained,
 )
 from safetensors.torch import load_file
 
-from perpo_pipeline.cli import main
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.train import launch
@@ -93,58 +94,41 @@ if "RANK" in os.environ and "perpo_pipeline.cli" in sys.orig_argv:
 """
 
 
-def perpo(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--config", "d.yaml", "--quiet"])
-    return int(ended.value.code or 0)
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run up to its preferences, and the poison beside it."""
+    """A run up to its preferences, and the poison next to it."""
     folder = tmp_path_factory.mktemp("failures")
     config = CONFIG
     for ours, theirs in SMALL.items():
         assert ours in config
         config = config.replace(ours, theirs)
-    (folder / "d.yaml").write_text(config)
     (folder / "poison").mkdir()
     (folder / "poison/sitecustomize.py").write_text(POISON)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        for stage in ("prepare", "sample", "score", "filter"):
-            assert perpo(stage) == 0
+    prepare_run(folder, config)
     return folder
 
 
 @pytest.fixture(scope="module")
 def single(workdir: Path) -> Version:
-    """Trained in one process (this one) without interruption."""
+    """Trained in this process, without interruption."""
     return train_here(workdir, "single")
 
 
-def train_here(workdir: Path, out: str) -> Version:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(workdir)
-        assert perpo("train", "--out", out) == 0
-    return trained(workdir / out)
-
-
 def assert_same(ours: Version, theirs: Version) -> None:
-    """Trained alike, but for rounding (a learning rate of 1e-3 moves weights by that a step)."""
+    """Equal to rounding (a learning rate of 1e-3 moves weights by about that per step)."""
     assert len(log_of(ours)) == len(log_of(theirs)) == STEPS
     assert loss_difference(ours, theirs) < 1e-5
     assert largest_difference(ours, theirs) < 1e-4
 
 
 def poisoned(workdir: Path, out: str, what: str, *flags: str) -> Ended:
-    """Train where `what` goes wrong: "KIND RANK STEP", with a disk full also at the very end."""
+    """Train while `what` goes wrong: "KIND RANK STEP"; a disk may also be full at the end."""
     path = os.pathsep.join([str(workdir / "poison"), os.environ.get("PYTHONPATH", "")])
     return Training(workdir, out, *flags, PYTHONPATH=path, POISON=what).end()
 
 
 def assert_one_error(ended: Ended, *parts: str) -> None:
-    """One message to the user, that of the process where it began, and the user's exit code."""
+    """One message, from the process in which the failure began, and the exit code for it."""
     assert ended.code == 2, ended.stderr
     assert ended.stderr.count("perpo: error:") == 1, ended.stderr
     assert "Traceback" not in ended.stderr, ended.stderr
@@ -154,7 +138,7 @@ def assert_one_error(ended: Ended, *parts: str) -> None:
 
 
 def assert_last_whole(out: Path, step: int) -> None:
-    """The newest whole checkpoint is that of `step`, and its weights are numbers."""
+    """The newest complete checkpoint is from `step`, and its weights are finite."""
     assert checkpoints(out)[-1] == step
     saved = load_file(next(out.glob(f"*/checkpoints/checkpoint-{step}/adapter_model.safetensors")))
     assert saved and all(bool(weight.isfinite().all()) for weight in saved.values())
@@ -201,8 +185,9 @@ def fill(disk: Path) -> Path:
 
 @pytest.fixture(scope="module", params=HOW)
 def filled(workdir: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Ended]]:
-    """How it was trained on a disk that was filled after the first checkpoint, and how it ended;
-    there is room again."""
+    """How it was trained on a disk that was filled after the first checkpoint, and how it ended.
+
+    The disk has room again."""
     out = workdir / f"full-{request.param}"
     with small_disk(out):
         training = Training(workdir, out.name, *HOW[request.param])
@@ -231,11 +216,11 @@ def test_with_room_again_the_same_command_ends_as_if_nothing_had_happened(
 
 @pytest.fixture(scope="module")
 def piece(workdir: Path) -> Ended:
-    """The disk is full for the second process alone, which writes its piece of ZeRO's state."""
+    """The disk is full only for the second process, which writes its shard of ZeRO's state."""
     return poisoned(workdir, "piece", "disk 1 2", *HOW["zero3"])
 
 
-def test_a_disk_that_is_full_for_the_second_process_alone(workdir: Path, piece: Ended) -> None:
+def test_a_disk_that_is_full_only_for_the_second_process(workdir: Path, piece: Ended) -> None:
     assert_one_error(piece, "the disk is full", "where: piece/")
     assert_last_whole(workdir / "piece", 1)
     torn = next((workdir / "piece").glob("*/checkpoints/checkpoint-2"))
@@ -264,7 +249,7 @@ def test_a_disk_that_is_full_for_the_last_file(workdir: Path, single: Version) -
 def test_checkpoints_of_other_settings_are_refused(
     workdir: Path, piece: Ended, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their folder is put where this training would have its own."""
+    """Another training's folder is put in the place of this training's own."""
     monkeypatch.chdir(workdir)
     (theirs,) = Path("piece").glob("*/checkpoints")
     other = ("train", "--method", "perpo", "--set", "train.beta=0.5", "--out", "other")
@@ -273,22 +258,21 @@ def test_checkpoints_of_other_settings_are_refused(
     assert ours.parent == Path("other") and ours.name != theirs.parent.name
     shutil.copytree(theirs, ours / "checkpoints")
     assert perpo(*other) == 2
-    told = capsys.readouterr().err
-    assert f"belongs to another training ({theirs.parent.name}, not {ours.name})" in told
-    assert "checkpoint-1" in told and f"remove {ours}/checkpoints" in told
+    message = capsys.readouterr().err
+    assert f"belongs to another training ({theirs.parent.name}, not {ours.name})" in message
+    assert "checkpoint-1" in message and f"remove {ours}/checkpoints" in message
 
 
-def test_zero2_goes_on_from_its_checkpoint(workdir: Path, single: Version) -> None:
-    """Which holds other classes than ZeRO-3's."""
+def test_zero2_resumes_from_its_checkpoint(workdir: Path, single: Version) -> None:
+    """Its checkpoint has other classes than ZeRO-3's."""
     flags = (*TWO, "--deepspeed", "zero2")
-    training = Training(workdir, "zero2", *flags)
-    training.wait_for_checkpoint(2)
-    training.process.send_signal(signal.SIGTERM)
-    assert training.end().code == 143
+    assert Training(workdir, "zero2", *flags).terminate_at(2).code == 143
     assert_same(run_training(workdir, "zero2", *flags), single)
 
 
-def test_processes_with_unlike_many_logits_meet_at_the_head(workdir: Path, single: Version) -> None:
+def test_processes_with_different_numbers_of_logits_share_the_head(
+    workdir: Path, single: Version
+) -> None:
     """Chunks of 9 positions in one process and of 17 in the other; no weight is kept whole."""
     settings = read_zero_config("zero3")
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -307,18 +291,18 @@ def test_three_processes_share_four_lists_a_step_and_train_as_one(
 def test_more_processes_than_lists_a_step_are_not_started(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refused_at_once(workdir, monkeypatch, capsys, "--num-processes", "5")
-    assert "train.batch_size is 4 lists per step, for 5 processes" in told
-    assert "use at most 4 processes" in told
+    message = refused_at_once(workdir, monkeypatch, capsys, "--num-processes", "5")
+    assert "train.batch_size is 4 lists per step, for 5 processes" in message
+    assert "use at most 4 processes" in message
 
 
 def test_without_deepspeed_no_process_is_started(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # as Python marks what it cannot import
-    told = refused_at_once(workdir, monkeypatch, capsys, *HOW["zero3"])
-    assert "train.deepspeed needs DeepSpeed" in told
-    assert "pip install -c constraints.txt -e '.[deepspeed]'" in told
+    message = refused_at_once(workdir, monkeypatch, capsys, *HOW["zero3"])
+    assert "train.deepspeed needs DeepSpeed" in message
+    assert "pip install -c constraints.txt -e '.[deepspeed]'" in message
 
 
 def test_without_a_compiler_no_process_is_started(
@@ -326,14 +310,14 @@ def test_without_a_compiler_no_process_is_started(
 ) -> None:
     monkeypatch.setenv("PATH", str(workdir))
     monkeypatch.setattr(sys, "executable", str(workdir / "python"))  # ninja is looked for beside it
-    told = refused_at_once(workdir, monkeypatch, capsys, *HOW["zero3"])
-    assert "g++ and ninja is missing" in told and "apt-get install g++ ninja-build" in told
+    message = refused_at_once(workdir, monkeypatch, capsys, *HOW["zero3"])
+    assert "g++ and ninja is missing" in message and "apt-get install g++ ninja-build" in message
 
 
 def refused_at_once(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str
 ) -> str:
-    """What the command says that starts no process and exits with 2."""
+    """The message of a command that starts no process and exits with 2."""
     monkeypatch.chdir(workdir)
     started: list[Any] = []
     monkeypatch.setattr(launch, "start", lambda *given: started.append(given))
@@ -342,7 +326,7 @@ def refused_at_once(
     return capsys.readouterr().err
 
 
-def test_a_zero_checkpoint_without_its_files_is_not_gone_on_from() -> None:
+def test_a_zero_checkpoint_without_its_files_is_not_resumed() -> None:
     """DeepSpeed itself would warn, and leave the weights as they are."""
     engine = SimpleNamespace(load_checkpoint=lambda *_, **__: (None, {}))
     with pytest.raises(ArtifactError, match="lacks DeepSpeed's files"):

@@ -1,10 +1,9 @@
 """`perpo train` in two real processes on the CPU: the same result as in one, whatever happens.
 
-ZeRO-3 comes with DeepSpeed, which compiles its CPU collectives at the first use (a minute).
+ZeRO-3 needs DeepSpeed, which compiles its CPU collectives at the first use (a minute).
 """
 
 import shutil
-import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -16,18 +15,21 @@ import pytest
 from distributed.starting import (
     CONFIG,
     STEPS,
+    TORCHRUN,
     Ended,
     Training,
     checkpoints,
     largest_difference,
     log_of,
     loss_difference,
+    perpo,
+    prepare_run,
     run_training,
+    train_here,
     trained,
     weights_of,
 )
 
-from perpo_pipeline.cli import main
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.vlm.adapters import attach_adapter
 from perpo_pipeline.vlm.files import resolve_model
@@ -38,30 +40,27 @@ pytestmark = pytest.mark.distributed
 TWO = ("--num-processes", "2")
 ZERO3 = (*TWO, "--deepspeed", "zero3")
 PARALLEL = {"ddp": TWO, "zero2": (*TWO, "--deepspeed", "zero2"), "zero3": ZERO3}
-
-
-def perpo(*arguments: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--config", "d.yaml", "--quiet"])
-    assert not ended.value.code
+OTHERS = CONFIG.replace("epochs: 2", "epochs: 1").replace(
+    "methods: {perpo: {beta: 1.0}}",
+    """methods:
+    full: {method: perpo, beta: 1.0, tuning: full}
+    projector: {method: perpo, beta: 1.0, scope: [language_model, projector]}
+    uneven: {method: perpo, beta: 1.0, batch_size: 3, max_tokens_per_forward: 1}""",
+)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its preferences."""
     folder = tmp_path_factory.mktemp("distributed")
-    (folder / "d.yaml").write_text(CONFIG)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        for stage in ("prepare", "sample", "score", "filter"):
-            perpo(stage)
+    prepare_run(folder, CONFIG)
     return folder
 
 
 @pytest.fixture(scope="module")
 def single(workdir: Path) -> Version:
     """Trained in one process, without interruption."""
-    return run_training(workdir, "single")
+    return train_here(workdir, "single")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ def reference_difference(ours: Version, theirs: Version) -> float:
     return float((a["ref_logps"].explode() - b["ref_logps"].explode()).abs().max())  # type: ignore[arg-type]
 
 
-def test_an_adapter_of_several_processes_is_loaded_by_one(zero3: Version) -> None:
+def test_one_process_loads_an_adapter_of_several(zero3: Version) -> None:
     from peft import get_peft_model_state_dict
 
     vlm = load_vlm(resolve_model("testbed"), dtype="float32", device="cpu")
@@ -114,9 +113,7 @@ def test_an_adapter_of_several_processes_is_loaded_by_one(zero3: Version) -> Non
     assert all((loaded[name] == weight).all() for name, weight in saved.items())
 
 
-def test_where_deepspeed_is_installed_stdout_has_results_alone(
-    workdir: Path, zero3: Version
-) -> None:
+def test_with_deepspeed_installed_stdout_has_only_results(workdir: Path, zero3: Version) -> None:
     merged = subprocess.run(
         [
             sys.executable,
@@ -137,28 +134,36 @@ def test_where_deepspeed_is_installed_stdout_has_results_alone(
     assert (merged.returncode, merged.stdout) == (0, "merged\n"), merged.stderr
 
 
-def test_processes_with_unlike_lists_make_the_same_number_of_forwards(workdir: Path) -> None:
-    """3 lists a step and a forward each: 2 forwards here, 1 there; 19 lists leave one over."""
-    flags = ("--set", "train.max_tokens_per_forward=1", "--config", "uneven.yaml")
-    (workdir / "uneven.yaml").write_text(
-        CONFIG.replace("batch_size: 4\n  epochs: 2", "batch_size: 3\n  epochs: 1")
-    )
-    alone = run_training(workdir, "uneven-single", *flags)
-    together = run_training(workdir, "uneven", *flags, *ZERO3)
-    assert len(log_of(alone)) == 7
-    assert loss_difference(together, alone) < 1e-5
-    assert largest_difference(together, alone) < 1e-4
+@pytest.fixture(scope="module")
+def others(workdir: Path) -> tuple[Path, Path]:
+    """Several methods trained in one process, and by two that torchrun started under ZeRO-3.
+
+    One start trains all of them, one after the other.
+    """
+    alone, together = workdir / "others-alone", workdir / "others-together"
+    for folder in (alone, together):
+        folder.mkdir()
+        shutil.copytree(workdir / "data", folder / "data")
+        (folder / "d.yaml").write_text(OTHERS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(alone)
+        assert perpo("train") == 0
+    ended = Training(together, None, "--deepspeed", "zero3", module=TORCHRUN).end()
+    assert ended.code == 0, ended.stderr
+    adapters = together / "data/d/adapter"
+    versions = [trained(adapters / method).path for method in ("full", "projector", "uneven")]
+    assert ended.stdout.split() == [str(path.relative_to(together)) for path in versions]
+    return alone / "data/d/adapter", adapters
 
 
-@pytest.mark.parametrize("what", ["tuning: full", "scope: [language_model, projector]"])
-def test_other_weights_are_trained_in_pieces_as_in_one_process(workdir: Path, what: str) -> None:
-    name = what.split(":")[0]
-    (workdir / f"{name}.yaml").write_text(
-        CONFIG.replace("epochs: 2", "epochs: 1").replace("  lora:", f"  {what}\n  lora:")
-    )
-    flags = ("--config", f"{name}.yaml")
-    alone = run_training(workdir, f"{name}-single", *flags)
-    together = run_training(workdir, name, *flags, *ZERO3)
+@pytest.mark.parametrize("method", ["full", "projector", "uneven"])
+def test_other_settings_train_sharded_as_in_one_process(
+    others: tuple[Path, Path], method: str
+) -> None:
+    """`uneven` has 3 lists per step, each in its own forward: 2 forwards in one process, 1 in the
+    other; the last of its 7 steps has one list for both."""
+    alone, together = (trained(folder / method) for folder in others)
+    assert len(log_of(alone)) == (7 if method == "uneven" else 5)
     assert loss_difference(together, alone) < 1e-5
     assert largest_difference(together, alone) < 1e-4
 
@@ -166,15 +171,12 @@ def test_other_weights_are_trained_in_pieces_as_in_one_process(workdir: Path, wh
 @pytest.fixture(scope="module")
 def terminated(workdir: Path) -> Ended:
     """Two processes under ZeRO-3, SIGTERM to the command after its first checkpoint."""
-    training = Training(workdir, "interrupted", *ZERO3)
-    training.wait_for_checkpoint(3)
-    training.process.send_signal(signal.SIGTERM)
-    return training.end()
+    return Training(workdir, "interrupted", *ZERO3).terminate_at(3)
 
 
 @pytest.fixture(scope="module")
 def killed(workdir: Path, terminated: Ended) -> Ended:
-    """The same command goes on, and one of its processes is killed after another checkpoint."""
+    """The same command resumes, and one of its processes is killed after another checkpoint."""
     last = checkpoints(workdir / "interrupted")[-1]
     training = Training(workdir, "interrupted", *ZERO3)
     training.wait_for_checkpoint(last + 1)
@@ -207,19 +209,25 @@ def test_after_both_the_same_command_ends_as_if_nothing_had_happened(
     assert largest_difference(version, zero3) < 1e-6
 
 
-def test_sigterm_and_resume_in_one_process(workdir: Path, single: Version) -> None:
-    training = Training(workdir, "alone")
-    training.wait_for_checkpoint(3)
-    training.process.send_signal(signal.SIGTERM)
-    ended = training.end()
-    assert ended.code == 143, ended.stderr
-    assert "stopped by SIGTERM after step" in ended.stderr
-    version = run_training(workdir, "alone")
+@pytest.fixture(scope="module")
+def stopped_alone(workdir: Path) -> Ended:
+    """One process that SIGTERM ends after a checkpoint; `changed` has a copy of its files."""
+    ended = Training(workdir, "alone").terminate_at(3)
+    shutil.copytree(workdir / "alone", workdir / "changed")
+    return ended
+
+
+def test_sigterm_and_resume_in_one_process(
+    workdir: Path, single: Version, stopped_alone: Ended
+) -> None:
+    assert stopped_alone.code == 143, stopped_alone.stderr
+    assert "stopped by SIGTERM after step" in stopped_alone.stderr
+    version = train_here(workdir, "alone")
     assert loss_difference(version, single) == 0
     assert largest_difference(version, single) == 0
 
 
-def test_a_scheduler_that_tells_every_process_does_not_lose_the_image_workers(
+def test_sigterm_to_every_process_does_not_lose_the_image_workers(
     workdir: Path,
 ) -> None:
     (workdir / "workers.yaml").write_text(
@@ -229,7 +237,7 @@ def test_a_scheduler_that_tells_every_process_does_not_lose_the_image_workers(
     training.wait_for_checkpoint(3)
     command = psutil.Process(training.process.pid)
     everyone = [*command.children(recursive=True), command]
-    assert len(everyone) >= 5, "the command, two processes and a worker of each"
+    assert len(everyone) >= 5, "the command, two processes and one worker each"
     for process in everyone:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -239,13 +247,10 @@ def test_a_scheduler_that_tells_every_process_does_not_lose_the_image_workers(
 
 
 def test_checkpoints_of_other_processes_are_refused_under_zero_and_used_without(
-    workdir: Path, single: Version
+    workdir: Path, single: Version, stopped_alone: Ended
 ) -> None:
-    """Begun in one process without ZeRO: two go on without it, and not with it."""
-    training = Training(workdir, "changed")
-    training.wait_for_checkpoint(3)
-    training.process.send_signal(signal.SIGTERM)
-    assert training.end().code == 143
+    """Started in one process without ZeRO: two processes resume it, but not under ZeRO."""
+    assert stopped_alone.code == 143
     refused = Training(workdir, "changed", *ZERO3).end()
     assert refused.code == 2
     assert "started by 1 process without ZeRO" in refused.stderr
@@ -253,4 +258,3 @@ def test_checkpoints_of_other_processes_are_refused_under_zero_and_used_without(
     version = run_training(workdir, "changed", *TWO)
     assert loss_difference(version, single) < 1e-5
     assert trained(workdir / "changed").path == version.path
-    shutil.rmtree(workdir / "changed")
