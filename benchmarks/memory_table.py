@@ -1,4 +1,4 @@
-"""The README's table of memory a GPU: what `perpo train --dry-run` computes, for known models.
+"""The table of memory per GPU in the docs: what `perpo train --dry-run` computes for known models.
 
     python benchmarks/memory_table.py
 

@@ -5,7 +5,7 @@
     python benchmarks/train_step.py --preset h200 --recipe     (a whole run over 3,000 lists, CUDA)
 
 shared-prefix               ours: the prefix is read once for all completions of a list
-concatenated-same-settings  one full row a completion, everything else as ours
+concatenated-same-settings  one full row per completion, everything else as ours
 concatenated                as the PerPO authors' code does it
 trl                         TRL's DPOTrainer as documented for VLMs (pairs; needs trl, datasets)
 
@@ -82,7 +82,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Timing:
-    """What was measured of one variant; `note` says why it could not go on."""
+    """The measurements of one variant; `note` says why it stopped."""
 
     work: Work
     seconds: list[float] = field(default_factory=list)  # for one list
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, regime in regimes.items():
             print(f"{name}: {run_recipe(build_vlm(regime.shape, dtype, device)[0], regime)}")
         return
-    # Every way has one length: each gets kernels made for it, none those for any length.
+    # Every variant has one length, so each gets kernels for that length, not for dynamic ones.
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
         result = compare_regimes(regimes, options, device, dtype)
     if options.json:

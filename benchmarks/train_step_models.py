@@ -80,7 +80,7 @@ class Regime:
 
 
 def build_vlm(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Vlm, nn.Module]:
-    """A random model with a LoRA whose B is not zero, readied as `perpo train` does it.
+    """A random model with a LoRA whose B is not zero, prepared as `perpo train` does.
 
     Also its twin for TRL: modules of their own, without adapter, compilation and our attention,
     around the same weights.
@@ -116,7 +116,7 @@ def build_vlm(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[V
 def random_lists(
     vlm: Vlm, regime: Regime, num_lists: int, *, text_spread: int = 0, answer_spread: int = 0
 ) -> list[CompletionList]:
-    """Lists of random tokens and pixels; texts and answers are up to so many tokens off."""
+    """Lists of random tokens and pixels; the spreads are the largest differences in tokens."""
     generator = torch.Generator().manual_seed(0)
 
     def tokens(mean: int, spread: int) -> Tensor:

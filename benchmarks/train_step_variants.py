@@ -1,4 +1,4 @@
-"""The ways to make a training step that train_step.py compares; a function each.
+"""The ways to make a training step that train_step.py compares; one function per way.
 
 Each prepares its batch once and gives a `Work`: forward, loss and backward of one step.
 """
@@ -55,7 +55,7 @@ class Work:
 
 
 def shared_prefix(setup: Setup) -> Work:
-    """Ours: one list after another in a row (on the CPU a row each), every prefix once."""
+    """Ours: one list after another in a row (on the CPU one row per list), every prefix once."""
     vlm, lists = setup.vlm, setup.lists[: setup.regime.lists]
     rows = pack_lists(vlm, lists).to(vlm.device)
 
@@ -177,7 +177,7 @@ def backward(policy: Tensor, reference: Tensor | None = None) -> Tensor:
 
 
 def full_row_logps(vlm: Vlm, rows: SeparateBatch, positions: Tensor | None) -> Tensor:
-    """Log-probabilities (B, N); each image is encoded once, `rows` holds it once a list."""
+    """Log-probabilities (B, N); each image is encoded once, `rows` holds it once per list."""
     core = base_model(vlm.model).model
     found = core.get_image_features(**cast_tensors(rows.tensors, vlm.dtype)).pooler_output
     features = torch.stack(list(found)).repeat_interleave(rows.num_tokens.shape[1], dim=0)
@@ -197,7 +197,7 @@ def full_row_logps(vlm: Vlm, rows: SeparateBatch, positions: Tensor | None) -> T
 def full_rows(
     vlm: Vlm, lists: Sequence[CompletionList], padding: int = 0
 ) -> tuple[SeparateBatch, Tensor | None]:
-    """Rows with one image a list, `padding` tokens longer than needed, and their positions.
+    """Rows with one image per list, `padding` tokens longer than needed, and their positions.
 
     Positions are (3, M, T) for the models with three axes, else None: counted from 0.
     """

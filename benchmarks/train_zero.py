@@ -1,13 +1,13 @@
-"""`perpo train` without ZeRO and with it, on random weights: time of a step, and memory.
+"""`perpo train` without ZeRO and with it, on random weights: time per step, and memory.
 
     python benchmarks/train_zero.py --preset cpu
     python benchmarks/train_zero.py --preset h200                       (LLaVA-1.5-7B's shape, bf16)
     python benchmarks/train_zero.py --preset h200 --num-processes 8 --ways zero2 zero3
 
-Real commands on a run of random lists (20 boxes as answers, 8 lists a step, LoRA of rank 128, as
-in the paper's grounding recipe), one after the other, so use a quiet machine. The figures are those
-of the training log, the first steps left out. Needs the extra `deepspeed`; a model of 7B takes
-14 GB of disk.
+It runs real commands on random lists (20 boxes as answers, 8 lists per step, LoRA of rank 128, as
+in the paper's grounding recipe), one after the other, so use a quiet machine. The figures come from
+the training log, without the first steps. It needs the extra `deepspeed`; a 7B model takes 14 GB of
+disk.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def write_base(folder: Path, shape: Shape, dtype: str) -> None:
 
 
 def write_lists(folder: Path, num_lists: int) -> None:
-    """Released lists of random boxes; an image each, so that each is encoded."""
+    """Released lists of random boxes, each with its own image, so that each is encoded."""
     from PIL import Image
 
     rng = random.Random(0)
@@ -99,7 +99,7 @@ def write_lists(folder: Path, num_lists: int) -> None:
 
 
 def perpo(folder: Path, *arguments: str) -> float:
-    """Run a command there; its seconds. Its last words on stderr where it fails."""
+    """Run a command there; returns its seconds. Prints the end of its stderr if it fails."""
     start = time.perf_counter()
     ran = subprocess.run(
         [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "z.yaml", "--quiet"],
@@ -115,10 +115,10 @@ def perpo(folder: Path, *arguments: str) -> float:
 
 
 def measure(folder: Path, way: str, num_processes: int) -> dict[str, Any]:
-    """Train one way; figures of its log."""
+    """Train one way; returns the figures from its log."""
     flags = [] if way == "none" else ["--deepspeed", way]
     several = ["--num-processes", str(num_processes)] if num_processes > 1 else []
-    # The reference log-probabilities of each run are its own: they count in its seconds.
+    # Each run computes its own reference log-probabilities: they count in its seconds.
     seconds = perpo(folder, "train", "--out", way, *flags, *several)
     log = pl.read_parquet(folder / way / "*" / "part-*.parquet")[WARM_UP:]
     taken = (log["tokens"] / log["tokens_per_s"]).to_list()
@@ -135,7 +135,7 @@ def measure(folder: Path, way: str, num_processes: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; the largest difference of a loss is against the first way."""
+    """A Markdown table; the largest difference of a loss is relative to the first way."""
     lines = [
         "| deepspeed | s a step | tokens/s | MFU | peak GiB | command s | loss off by |",
         "|---|---|---|---|---|---|---|",
@@ -161,10 +161,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--keep", type=Path, help="folder for the model and the runs")
+    parser.add_argument("--keep", type=Path, help="folder in which the model and the runs are kept")
     chosen = parser.parse_args()
     if chosen.steps <= WARM_UP:
-        parser.error(f"--steps: more than {WARM_UP}, which are left out")
+        parser.error(f"--steps must be above {WARM_UP}: the first {WARM_UP} are left out")
     shape, dtype = PRESETS[chosen.preset]
     folder = chosen.keep or Path(tempfile.mkdtemp(prefix="train-zero-"))
     folder.mkdir(parents=True, exist_ok=True)

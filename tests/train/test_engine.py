@@ -1,4 +1,4 @@
-"""Which forward is chosen, how a model is readied for it, and what the reference pass gives."""
+"""Which forward is chosen, how a model is prepared for it, and what the reference pass returns."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -106,13 +106,13 @@ def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) 
         ("separate", False, False, "separate"),
     ],
 )
-def test_the_forward_is_shared_where_it_is_tried_or_asked_for_and_never_where_it_is_wrong(
+def test_the_forward_is_shared_if_tested_or_asked_for_and_never_if_wrong(
     vlm: Vlm, wanted: str, known: bool, full_attention: bool, chosen: str | None
 ) -> None:
     model = replace(vlm, family=Family("some", known=known), full_attention=full_attention)
     assert model.shares_prefix is (known and full_attention)
     if chosen is None:
-        with pytest.raises(ConfigError, match="layers other than full attention") as caught:
+        with pytest.raises(ConfigError, match="layers without full attention") as caught:
             choose_forward(model, wanted)
         assert caught.value.fix == "use train.forward: separate"
     else:
@@ -135,7 +135,7 @@ def batches_of(vlm: Vlm, forward: str) -> list[TrainingBatch]:
 def test_the_reference_is_the_models_log_probabilities_by_prompt(
     lora_vlm: Vlm, forward: str
 ) -> None:
-    """Of the model as it is, adapter included; without the zeros that fill up shorter lists."""
+    """With the adapter, and without the zeros that pad shorter lists."""
     lists = uneven_lists(lora_vlm)
     reference = reference_logps(lora_vlm.model, batches_of(lora_vlm, forward))
     assert list(reference) == ["prompt 0", "prompt 1", "prompt 2"]
@@ -253,6 +253,6 @@ def test_memory_that_runs_out_on_one_list_asks_for_shorter_lists() -> None:
     assert "sample.num_samples" in fix and "max_tokens_per_forward" not in fix
 
 
-def test_other_errors_are_left_as_they_are() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match="something else"), memory_explained(TrainSettings()):
         raise RuntimeError("something else")

@@ -1,4 +1,4 @@
-"""`train.log_to`: known names, what is missing, and logs that stay under the run's folder."""
+"""`train.log_to`: known names, missing packages, and logs that stay in the run's folder."""
 
 import os
 import sys
@@ -67,7 +67,7 @@ def test_the_names_are_those_of_transformers() -> None:
     assert INTEGRATIONS.keys() == integration_utils.INTEGRATION_TO_CALLBACK.keys()
 
 
-def test_tensorboard_has_every_step_under_the_runs_folder_alone(
+def test_tensorboard_has_every_step_and_only_in_the_runs_folder(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(prepared / "elsewhere"))
@@ -90,7 +90,7 @@ def test_tensorboard_has_every_step_under_the_runs_folder_alone(
             assert len(scalars) == 2
 
 
-def test_an_unknown_name_is_told_with_those_there_are(
+def test_an_unknown_name_is_refused_with_the_known_ones(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert perpo("train", "--set", "train.log_to=[tensorbored]") == 2
@@ -185,8 +185,8 @@ def test_a_run_that_was_left_open_is_closed_with_the_training(
     assert ended[2:] == ["service"]
 
 
-def test_files_beside_the_checkpoints_are_kept(tmp_path: Path) -> None:
-    """As codecarbon's; folders are checkpoints."""
+def test_files_next_to_the_checkpoints_are_kept(tmp_path: Path) -> None:
+    """Such as codecarbon's; folders are checkpoints."""
     (tmp_path / "checkpoints/checkpoint-1").mkdir(parents=True)
     (tmp_path / "checkpoints/emissions.csv").write_text("kg")
     keep_loose_files(tmp_path / "checkpoints", tmp_path / "logs")
@@ -195,7 +195,7 @@ def test_files_beside_the_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 class FailingCallback:
-    """An integration that finds nobody logged in, at the start or when a training begins."""
+    """An integration without a login; it fails at its start or when a training begins."""
 
     fails_in = "on_train_begin"
 
@@ -211,7 +211,7 @@ class FailingCallback:
 
 
 @pytest.mark.parametrize("where", ["__init__", "on_train_begin"])
-def test_what_an_integration_raises_is_a_users_error(
+def test_an_integrations_error_becomes_a_users_error(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", FailingCallback)

@@ -68,7 +68,7 @@ def test_several_nodes_meet_at_the_master() -> None:
     ]
 
 
-def test_one_task_a_node_is_numbered_by_slurm() -> None:
+def test_slurm_numbers_one_task_per_node() -> None:
     environment = {**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "1"}
     assert choose_launch(4, 2, None, "gpu03:29500", environment) == Launch(4, 2, 1, "gpu03:29500")
 
@@ -77,7 +77,7 @@ def test_one_task_a_node_is_numbered_by_slurm() -> None:
 def test_under_a_launcher_nothing_else_is_started(environment: dict[str, str]) -> None:
     assert choose_launch(None, None, None, None, environment) is None
     assert choose_launch(8, None, None, None, environment) is None
-    with pytest.raises(ConfigError, match="8 processes, and the flags ask for 2"):
+    with pytest.raises(ConfigError, match="8 processes, but the flags ask for 2"):
         choose_launch(2, None, None, None, environment)
 
 
@@ -86,7 +86,7 @@ def test_the_processes_that_torchrun_started_know_the_flags_of_all_nodes() -> No
     assert choose_launch(8, 2, 1, "node0:29500", environment) is None
 
 
-def test_sruns_names_become_torchs() -> None:
+def test_sruns_variables_become_torchs() -> None:
     assert placed_by_launcher(SRUN) == {
         "RANK": "3",
         "WORLD_SIZE": "8",
@@ -106,8 +106,8 @@ def test_sruns_names_become_torchs() -> None:
         ((8, 0, None, None), "at least 1"),
         ((8, 2, 0, None), "--master HOST:PORT"),
         ((None, 2, 0, "h:1"), "--num-processes"),
-        ((8, 2, 2, "h:1"), "--node-rank is 2, of 2 nodes"),
-        ((8, None, 1, None), "--node-rank is 1, of 1 nodes"),
+        ((8, 2, 2, "h:1"), "--node-rank is 2, but must be from 0 to 1"),
+        ((8, None, 1, None), "--node-rank is 1, but must be from 0 to 0"),
         ((8, 2, 0, "host"), "not HOST:PORT"),
     ],
 )
@@ -125,21 +125,21 @@ def test_nodes_without_a_rank_are_refused_outside_slurm() -> None:
 
 
 def test_more_tasks_than_nodes_are_refused() -> None:
-    """The habit of a task a GPU would start eight times eight processes on a node."""
-    with pytest.raises(ConfigError, match="srun has started 8 tasks, and --num-nodes is 2"):
+    """With one task per GPU, as is usual, 8 x 8 processes would start on a node."""
+    with pytest.raises(ConfigError, match="srun has started 8 tasks, but --num-nodes is 2"):
         choose_launch(8, 2, None, "h:1", {**SRUN, "SLURM_NODEID": "0"})
 
 
 def test_a_task_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """srun --gpus-per-task=1: SLURM_LOCALID is 3, and there is GPU 0 alone."""
+    """srun --gpus-per-task=1: SLURM_LOCALID is 3, and the task sees only GPU 0."""
     for gpus, local in ((1, "0"), (8, "3")):
         environment = {"LOCAL_RANK": "3"}
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        processes._take_only_gpu(environment)
+        processes._use_only_gpu(environment)
         assert environment["LOCAL_RANK"] == local
 
 
-def test_only_what_tells_of_another_process_is_a_lost_contact() -> None:
+def test_only_errors_about_another_process_count_as_lost_contact() -> None:
     lost = [
         "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1",
         "NCCL communicator was aborted on rank 3.",
@@ -150,8 +150,8 @@ def test_only_what_tells_of_another_process_is_a_lost_contact() -> None:
     assert not any(is_lost_contact(RuntimeError(text)) for text in own)
 
 
-def test_the_command_line_is_one_that_torchrun_reads_alike() -> None:
-    """torchrun's own parser is the oracle; it would take --run for an option of its own."""
+def test_torchrun_reads_the_command_line_as_it_was_given() -> None:
+    """torchrun's own parser is the oracle; it would read --run as its own option."""
     from torch.distributed.run import parse_args
 
     given = ["train", "--config", "my run.yaml", "--run", "r", "--num-processes", "2"]
@@ -166,7 +166,7 @@ def test_the_command_line_is_one_that_torchrun_reads_alike() -> None:
     assert parsed.nproc_per_node == "2" and parsed.shutdown_timeout == 600
 
 
-def test_a_process_alone_says_everything_to_itself() -> None:
+def test_a_single_process_exchanges_values_with_itself() -> None:
     world = World()
     assert world.broadcast("a") == "a" and world.gather(1) == [1] and world.sum([2.0]) == [2.0]
     assert world.any(True) and not world.any(False) and world.is_first
@@ -184,40 +184,42 @@ def failure(rank: int, code: int, folder: Path, error: Exception | None = None) 
     return ProcessFailure(local_rank=rank, pid=10 + rank, exitcode=code, error_file=str(path))
 
 
-def explained(*failures: ProcessFailure, was_told: bool = False) -> Exception:
-    return launching._explained({f.local_rank: f for f in failures}, was_told=was_told)
+def explained(*failures: ProcessFailure, was_terminated: bool = False) -> Exception:
+    return launching._explained({f.local_rank: f for f in failures}, was_terminated=was_terminated)
 
 
-def test_of_several_failures_the_one_that_began_it_is_told(tmp_path: Path) -> None:
+def test_the_failure_that_caused_the_others_is_reported(tmp_path: Path) -> None:
     lost = failure(0, 2, tmp_path, LostContactError("another process of this run has ended"))
-    told = explained(lost, failure(1, -signal.SIGKILL, tmp_path), failure(2, -15, tmp_path))
-    assert isinstance(told, ProcessError)
-    assert "process 1 (pid 11) was killed by SIGKILL" in str(told)
-    assert "want of memory" in str(told)
-    told = explained(failure(1, -signal.SIGABRT, tmp_path / "none"))
-    assert "was killed by SIGABRT" in str(told) and "want of memory" not in str(told)
+    found = explained(lost, failure(1, -signal.SIGKILL, tmp_path), failure(2, -15, tmp_path))
+    assert isinstance(found, ProcessError)
+    assert "process 1 (pid 11) was killed by SIGKILL" in str(found)
+    assert "memory runs out" in str(found)
+    found = explained(failure(1, -signal.SIGABRT, tmp_path / "none"))
+    assert "was killed by SIGABRT" in str(found) and "memory runs out" not in str(found)
     own = failure(3, 2, tmp_path, InputError("the loss is nan", where="prompts a", fix="lower it"))
-    told = explained(lost, own, failure(2, -15, tmp_path))
-    assert isinstance(told, ProcessError)
-    assert told.parts() == ("the loss is nan", "prompts a", "lower it")
-    told = explained(lost, failure(1, 1, tmp_path), failure(2, -15, tmp_path))
-    assert "process 1 (pid 11) failed with exit code 1" in str(told)
+    found = explained(lost, own, failure(2, -15, tmp_path))
+    assert isinstance(found, ProcessError)
+    assert found.parts() == ("the loss is nan", "prompts a", "lower it")
+    found = explained(lost, failure(1, 1, tmp_path), failure(2, -15, tmp_path))
+    assert "process 1 (pid 11) failed with exit code 1" in str(found)
     assert "process 0: another process" in str(explained(lost, failure(2, -15, tmp_path)))
-    aborted = failure(0, -signal.SIGABRT, tmp_path / "none")  # torch's end where another was lost
-    told = explained(aborted, failure(1, -signal.SIGKILL, tmp_path))
-    assert "process 1 (pid 11) was killed by SIGKILL" in str(told) and "want of memory" in str(told)
-    assert "want of memory" not in str(explained(failure(1, -signal.SIGSEGV, tmp_path)))
+    aborted = failure(0, -signal.SIGABRT, tmp_path / "none")  # by torch: it lost another
+    found = explained(aborted, failure(1, -signal.SIGKILL, tmp_path))
+    assert "process 1 (pid 11) was killed by SIGKILL" in str(found) and "memory runs out" in str(
+        found
+    )
+    assert "memory runs out" not in str(explained(failure(1, -signal.SIGSEGV, tmp_path)))
 
 
-def test_a_request_to_stop_is_no_failure(tmp_path: Path) -> None:
+def test_a_request_to_stop_is_not_a_failure(tmp_path: Path) -> None:
     stopped = failure(0, 143, tmp_path, Stopped("stopped by SIGTERM after step 3"))
-    told = explained(stopped, failure(1, -15, tmp_path), was_told=True)
-    assert isinstance(told, Stopped) and str(told) == "stopped by SIGTERM after step 3"
-    told = explained(failure(0, -15, tmp_path / "none"), was_told=True)
-    assert isinstance(told, Stopped)
+    found = explained(stopped, failure(1, -15, tmp_path), was_terminated=True)
+    assert isinstance(found, Stopped) and str(found) == "stopped by SIGTERM after step 3"
+    found = explained(failure(0, -15, tmp_path / "none"), was_terminated=True)
+    assert isinstance(found, Stopped)
 
 
-def test_a_process_that_others_started_speaks_for_itself(
+def test_a_process_of_another_launcher_prints_its_own_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "e"))
@@ -226,10 +228,10 @@ def test_a_process_that_others_started_speaks_for_itself(
     assert not (tmp_path / "e").exists()
 
 
-def test_where_the_error_finds_no_room_the_process_tells_it_itself(
+def test_on_a_full_disk_the_process_prints_its_error_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The parent could not read a part of a file."""
+    """The parent could not read an incomplete file."""
 
     def write_a_part(path: Path, text: str) -> None:
         path.write_bytes(text[:10].encode())

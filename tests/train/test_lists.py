@@ -63,10 +63,10 @@ def test_the_truth_is_written_in_pixels_of_the_image_as_this_model_resizes_it(lo
     )
 
 
-def test_a_model_that_cuts_images_into_tiles_has_no_resized_image(load: Any) -> None:
+def test_a_model_that_splits_images_into_tiles_has_no_resized_image(load: Any) -> None:
     vlm = load("llava_next")
     entry = TrainingList(prompt(), [[1]], [0.5], [1])
-    with pytest.raises(ConfigError, match="'llava-next' model sees that of prompt p in another"):
+    with pytest.raises(ConfigError, match="model sees the image of prompt p differently"):
         ground_truth_list(entry, vlm, QWEN25)
     text = TrainingList(prompt(task="ocr", gt_text="a", gt_box=None), [[1]], [0.5], [1])
     assert ground_truth_list(text, vlm, QWEN25).rewards == [1.0]  # a text needs no frame
@@ -102,6 +102,6 @@ def test_several_true_boxes_are_written_one_after_the_other() -> None:
     assert written == "[0.00, 0.00, 0.10, 0.25], [0.50, 0.50, 1.00, 1.00]"
 
 
-def test_a_polygon_is_no_target_for_sft() -> None:
+def test_a_polygon_cannot_be_a_target_for_sft() -> None:
     with pytest.raises(InputError, match="has no true box to train on"):
         ground_truth_text(prompt(gt_box=None), ModelConfig())

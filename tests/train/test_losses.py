@@ -529,7 +529,7 @@ def test_a_list_without_a_strict_pair_has_no_loss_and_no_gradient(loss: Loss, re
 
 @pytest.mark.parametrize("loss", LIST_LOSSES)
 @pytest.mark.parametrize("filler", [math.nan, math.inf, -math.inf, 1e30])
-def test_padding_changes_nothing_whatever_stands_in_it(loss: Loss, filler: float):
+def test_padding_changes_nothing_whatever_it_holds(loss: Loss, filler: float):
     s, r, c = row(1, -2, 3), row(0.2, 0.9, 0.4), torch.tensor([[2, 1, 3]])
     bare = grad_of(loss, s, torch.zeros_like(s), r, counts=c)
     padding = row(filler, filler)
@@ -544,7 +544,7 @@ def test_padding_changes_nothing_whatever_stands_in_it(loss: Loss, filler: float
 
 
 @pytest.mark.parametrize("loss", LIST_LOSSES)
-def test_lists_of_a_batch_do_not_touch_each_other(loss: Loss):
+def test_lists_of_a_batch_do_not_affect_each_other(loss: Loss):
     generator = torch.Generator().manual_seed(3)
     s, reference, r = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64).unbind()
     each = torch.cat([loss(s[i : i + 1], reference[i : i + 1], r[i : i + 1]) for i in range(4)])
@@ -602,7 +602,7 @@ def test_rewards_keep_their_own_precision_when_log_probabilities_are_float32():
 
 
 @pytest.mark.parametrize("gamma", [-0.5, math.nan, math.inf])
-def test_a_gamma_that_is_no_exponent_is_refused(gamma: float):
+def test_a_gamma_that_is_not_an_exponent_is_refused(gamma: float):
     s = row(1, 0)
     with pytest.raises(ConfigError, match="gamma is"):
         perpo_loss(s, s, s, gamma=gamma)
@@ -610,7 +610,7 @@ def test_a_gamma_that_is_no_exponent_is_refused(gamma: float):
 
 @pytest.mark.parametrize("loss", LIST_LOSSES)
 @pytest.mark.parametrize("beta", [0.0, -0.1, math.nan, math.inf])
-def test_a_beta_that_is_no_scale_is_refused(loss: Loss, beta: float):
+def test_a_beta_that_is_not_a_scale_is_refused(loss: Loss, beta: float):
     s = row(1, 0)
     with pytest.raises(ConfigError, match="beta is"):
         loss(s, s, s, beta=beta)
@@ -664,7 +664,7 @@ def anchor_and_grad(logps: Tensor, *args: Tensor, **options: Tensor) -> tuple[Te
 
 
 def test_the_anchor_matches_a_list_derived_by_hand():
-    """Bests are 0 and 2 with 6 / 3 = 2 and 9 / 6 = 1.5 nats a token, sampled once and thrice:
+    """Bests are 0 and 2 with 6 / 3 = 2 and 9 / 6 = 1.5 nats per token, sampled once and thrice:
 
     (2 + 3 * 1.5) / 4 = 1.625. Gradients: -1/4 / 3 = -1/12 and -3/4 / 6 = -1/8.
     """
@@ -680,7 +680,7 @@ def test_the_anchor_matches_a_list_derived_by_hand():
 
 @quick
 @given(lists, st.lists(st.integers(1, 30), min_size=7, max_size=7))
-def test_the_anchor_knows_neither_order_nor_merging(drawn, tokens):
+def test_the_anchor_depends_neither_on_order_nor_on_merging(drawn, tokens):
     scores, rewards, counts, order = drawn
     repeat = torch.tensor(counts)
     listed = row(*scores), row(*rewards), torch.tensor([tokens[: len(scores)]])
@@ -697,7 +697,7 @@ def test_the_anchor_knows_neither_order_nor_merging(drawn, tokens):
 
 
 @pytest.mark.parametrize("filler", [math.nan, math.inf, -math.inf, 1e30])
-def test_the_anchor_ignores_padding_whatever_stands_in_it(filler: float):
+def test_the_anchor_ignores_padding_whatever_it_holds(filler: float):
     """The best of the real ones is entry 1: 8 nats over 4 tokens; the second list has none."""
     logps = torch.tensor([[-1.0, -8.0, filler], [filler, filler, filler]])
     rewards = torch.tensor([[0.2, 0.4, filler], [filler, 0.9, filler]])
@@ -734,7 +734,7 @@ def test_the_anchor_of_half_precision_log_probabilities_is_computed_in_float32()
     assert anchor.item() == pytest.approx(256 / 3, rel=1e-6)
 
 
-def test_an_anchor_of_what_cannot_be_compared_is_refused():
+def test_an_anchor_for_rewards_that_cannot_be_compared_is_refused():
     s, tokens = row(1, 0), torch.tensor([[1, 1]])
     with pytest.raises(ValueError, match="num_tokens"):
         best_completion_nll(s, s, tokens[0])

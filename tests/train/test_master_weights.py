@@ -21,7 +21,7 @@ LR = 5e-6
 
 
 class Regression(nn.Module):
-    """A tiny network and its squared error, with the interface that the Trainer wants."""
+    """A tiny network and its squared error, with the interface that the Trainer needs."""
 
     def __init__(self, dtype: torch.dtype, seed: int = 0) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_masters_train_to_the_last_bit_as_float32_weights_with_the_same_gradient
 
 
 def test_bf16_with_masters_ends_where_float32_training_ends_and_bf16_alone_hardly_moves():
-    """200 steps at 5e-6 from one start, as distances over that which float32 training goes.
+    """200 steps at 5e-6 from one start, as shares of the distance that float32 training covers.
 
     Measured with four seeds: .0009 to .0012 with masters, whose gradients come from the bf16
     module, .9976 to 1.0000 without.

@@ -1,4 +1,4 @@
-"""The memory estimate: by hand for a small shape, and against the one measurement there is."""
+"""The memory estimate: by hand for a small shape, and against the one measurement."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ SEVEN_B = Shape(7_063_000_000, 319_815_680, 32, 4096, 11_008, 4096, 32_064)
 
 
 def test_one_process_holds_everything() -> None:
-    """Kept of a token: 6*10 + 2*5 + 4*20 = 150 numbers a layer, of 2 bytes."""
+    """Kept per token: 6*10 + 2*5 + 4*20 = 150 numbers per layer, 2 bytes each."""
     found = estimate_memory(SMALL, 3)
     assert found.weights == 2000
     assert found.gradients == 100 * 2 and found.optimizer == 100 * (8 + 4)
@@ -27,7 +27,7 @@ def test_float32_needs_no_master_and_checkpointing_keeps_one_layer() -> None:
     assert found.activations == 2 * (3 * 10 * 4) + 3 * 150 * 4  # inputs of both layers, one whole
 
 
-def test_zero_cuts_what_it_says() -> None:
+def test_each_zero_stage_shards_what_it_should() -> None:
     two = estimate_memory(SMALL, 3, processes=4, zero_stage=2)
     assert (two.weights, two.gradients, two.optimizer) == (2000, 50, 300)
     three = estimate_memory(SMALL, 3, processes=4, zero_stage=3)
@@ -44,6 +44,6 @@ def test_logits_are_made_in_chunks() -> None:
     assert estimate_memory(shape, 10**6).logits == 3 * 4 * LOGIT_BUDGET
 
 
-def test_the_estimate_of_the_7b_recipe_lies_in_what_was_measured() -> None:
+def test_the_estimate_for_the_7b_recipe_is_in_the_measured_range() -> None:
     """Measured on an H200: 52 to 63 GiB, 8 lists of 636 + 20 * 26 tokens, no checkpointing."""
     assert 52 < estimate_memory(SEVEN_B, 8 * (636 + 20 * 26)).total / GIB < 63

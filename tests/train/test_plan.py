@@ -1,4 +1,4 @@
-"""Lists are shared out so that processes wait little, and never wait for one that has ended."""
+"""Lists are distributed so that processes wait little, and never for one that has ended."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ from perpo_pipeline.train.shared_prefix import group_by_tokens
 lengths_of_lists = st.lists(st.integers(1, 1000), min_size=1, max_size=24)
 
 
-def test_the_longest_list_goes_first_to_the_process_with_the_least() -> None:
+def test_the_longest_list_goes_first_to_the_process_with_the_fewest_tokens() -> None:
     """By hand: 9 to 0; 7 to 1; 6 to 1 (7 < 9: 13); 5 to 0 (9: 14); 4 to 1 (13: 17); 1 to 0 (15)."""
     assert share_out([4, 9, 6, 1, 7, 5], 2) == [[1, 3, 5], [0, 2, 4]]
     assert share_out([5, 5, 5], 2) == [[0, 2], [1]]
@@ -38,7 +38,7 @@ def test_every_list_has_one_process_and_no_process_much_more_than_its_share(
     max_tokens=st.integers(1, 3000),
     in_one_row=st.booleans(),
 )
-def test_all_processes_make_as_many_forwards_and_each_list_counts_once(
+def test_all_processes_make_equally_many_forwards_and_each_list_counts_once(
     lengths: list[int], size: int, max_tokens: int, in_one_row: bool
 ) -> None:
     numbers = [100 + i for i in range(len(lengths))]
@@ -59,7 +59,7 @@ def test_all_processes_make_as_many_forwards_and_each_list_counts_once(
     assert counted == Counter(numbers)
 
 
-def test_one_process_does_what_its_token_budget_says() -> None:
+def test_one_process_keeps_its_token_budget() -> None:
     lengths = [300, 200, 310, 100, 290]
     (step,) = plan_step([7, 3, 5, 1, 9], lengths, 1, 600, in_one_row=True)
     groups = group_by_tokens(lengths, 600, in_one_row=True)
@@ -68,14 +68,14 @@ def test_one_process_does_what_its_token_budget_says() -> None:
 
 
 def test_a_process_splits_its_forward_before_it_repeats_a_list() -> None:
-    """By hand, at most 100 tokens a forward: 70 to 0, 60 to 1, 40 to 1 (100), 40 to 0 (110)."""
+    """By hand, at most 100 tokens per forward: 70 to 0, 60 to 1, 40 to 1 (100), 40 to 0 (110)."""
     first, second = plan_step(range(4), [70, 60, 40, 40], 2, 100, in_one_row=True)
     assert first.forwards == ((0,), (3,)) and second.forwards == ((1,), (2,))
     assert first.num_dummies == second.num_dummies == 0
 
 
 def test_a_process_with_too_few_lists_repeats_the_shortest() -> None:
-    """By hand, at most 50 tokens a forward: 80 to 0, 50 to 1, 40 to 1 (90, two forwards)."""
+    """By hand, at most 50 tokens per forward: 80 to 0, 50 to 1, 40 to 1 (90, two forwards)."""
     first, second = plan_step(range(3), [80, 50, 40], 2, 50, in_one_row=True)
     assert (first.forwards, first.num_dummies) == (((0,), (2,)), 1)
     assert (second.forwards, second.num_dummies) == (((1,), (2,)), 0)

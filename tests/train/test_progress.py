@@ -1,4 +1,4 @@
-"""What is shown of a training that runs."""
+"""The progress that a running training shows."""
 
 import sys
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from perpo_pipeline.train.progress import Progress, figures, progress_line
 LOGS = {"loss": 0.51234, "reward_accuracy": 0.7777, "tokens_per_s": 5230.4, "kl": 0.1}
 
 
-def test_a_line_tells_loss_accuracy_speed_and_time_left() -> None:
+def test_a_line_has_loss_accuracy_speed_and_time_left() -> None:
     line = progress_line("train perpo", 1200, 1800, figures(LOGS), 0.5)
     assert line == (
         "train perpo: step 1,200 of 1,800, loss 0.512, accuracy 0.78, tokens/s 5,230, 5 min left"
@@ -21,11 +21,11 @@ def test_a_line_tells_loss_accuracy_speed_and_time_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "shown"),
     [(0, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (9000, "2.5 h")],
 )
-def test_time_left_is_told_in_its_own_unit(seconds: float, told: str) -> None:
-    assert progress_line("t", 1, 2, {}, seconds) == f"t: step 1 of 2, {told} left"
+def test_time_left_has_a_fitting_unit(seconds: float, shown: str) -> None:
+    assert progress_line("t", 1, 2, {}, seconds) == f"t: step 1 of 2, {shown} left"
 
 
 def run(
@@ -47,7 +47,7 @@ def run(
     shown.on_train_end(nothing, state, nothing)
 
 
-def test_a_log_gets_a_line_a_minute_and_one_at_the_end(
+def test_a_log_gets_a_line_per_minute_and_one_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch)
@@ -65,9 +65,9 @@ def test_a_terminal_gets_a_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch, terminal=True)
-    told = capsys.readouterr().err
-    assert "loss=0.512" in told and "accuracy=0.78" in told and "tokens/s=5,230" in told
-    assert "step 5 of 10" not in told
+    shown = capsys.readouterr().err
+    assert "loss=0.512" in shown and "accuracy=0.78" in shown and "tokens/s=5,230" in shown
+    assert "step 5 of 10" not in shown
 
 
 @pytest.mark.parametrize("how", [{"quiet": True}, {"rank": 1}])

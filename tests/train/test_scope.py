@@ -99,7 +99,7 @@ def adapted_layers(model: nn.Module) -> set[str]:
 
 
 def in_full(model: nn.Module) -> set[str]:
-    """Names in the transformers model of the weights that train beside the adapter."""
+    """Names in the transformers model of the weights that train next to the adapter."""
     return {
         name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
         for name in trained(model)
@@ -142,7 +142,7 @@ def test_lora_is_on_every_linear_layer_of_the_language_model_and_on_no_other(vlm
     assert in_full(model) == set()
 
 
-def test_lora_on_the_vision_tower_is_on_its_linear_layers_alone(vlm: Vlm) -> None:
+def test_lora_on_the_vision_tower_is_only_on_its_linear_layers(vlm: Vlm) -> None:
     expected = named_linears(vlm, "vision_tower")
     assert len(expected) == TOWER_LINEARS[vlm.model.config.model_type]
     model = with_lora(vlm, ["vision_tower"])
@@ -150,7 +150,7 @@ def test_lora_on_the_vision_tower_is_on_its_linear_layers_alone(vlm: Vlm) -> Non
     assert in_full(model) == set()
 
 
-def test_the_projector_is_trained_in_full_beside_the_adapter(vlm: Vlm) -> None:
+def test_the_projector_is_trained_in_full_next_to_the_adapter(vlm: Vlm) -> None:
     expected = named_weights(vlm, ["projector"])
     assert len(expected) >= 4
     text = named_linears(vlm, "language_model") - {"lm_head"}
@@ -203,7 +203,7 @@ def test_full_tuning_of_another_scope_freezes_what_was_trained(vlm: Vlm) -> None
 
 
 @pytest.mark.parametrize("scope", [["language_model", "projector"], ["vision_tower"]])
-def test_parts_of_an_untried_family_are_refused_by_name(
+def test_parts_of_an_untested_family_are_refused_by_name(
     directories: dict[str, Path], scope: list[str]
 ) -> None:
     vlm = replace(load(directories["llava"]), family=Family("newcomer", known=False))

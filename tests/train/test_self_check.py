@@ -1,4 +1,4 @@
-"""The check before a run: quiet on healthy models, loud on each way a shared prefix goes wrong."""
+"""The check before a run passes healthy models and refuses each way a shared prefix goes wrong."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ DTYPES = ["float32", "bfloat16"]
 
 @pytest.fixture(scope="module")
 def vlms(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Vlm]:
-    """Ready to train, as the stage has them when it checks."""
+    """Models prepared for training, as they are when the stage checks them."""
     root = tmp_path_factory.mktemp("families")
     paths = {name: str(save_tiny_family(name, root / name)) for name in FAMILIES}
     loaded = {
@@ -41,7 +41,7 @@ def vlms(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Vlm]
 
 
 def uneven_list(vlm: Vlm, seed: int = 0) -> CompletionList:
-    """For Qwen the image takes fewer positions than tokens: the two ends of the prefix differ."""
+    """Qwen's image takes fewer positions than tokens: the prefix has two different ends."""
     generator = torch.Generator().manual_seed(seed)
     words = [torch.randint(10, 200, (n,), generator=generator).tolist() for n in (4, 8, 1, 11, 19)]
     prompt = encode_prompt(vlm, noise_image(seed, 64, 64), "where is it" + "?" * (seed % 4))
@@ -55,13 +55,13 @@ def completions_see_each_other(batch: PackedBatch) -> PackedBatch:
     return replace(batch, spans=replace(batch.spans, own_start=own_start))
 
 
-def prefix_end_is_cut(batch: PackedBatch) -> PackedBatch:
+def prefix_end_is_hidden(batch: PackedBatch) -> PackedBatch:
     shorter = (batch.spans.prefix_end - 1).clamp(min=0)
     return replace(batch, spans=replace(batch.spans, prefix_end=shorter))
 
 
 def positions_go_on(batch: PackedBatch) -> PackedBatch:
-    """Positions count through the row instead of starting again behind the prefix."""
+    """Positions count through the row instead of restarting after the prefix."""
     prefix = int(batch.spans.prefix_end.max())
     first = batch.positions[:, :, prefix : prefix + 1]
     steps = torch.arange(batch.input_ids.shape[1] - prefix)
@@ -93,7 +93,7 @@ def test_healthy_models_pass(vlms: dict[tuple[str, str], Vlm], family: str, dtyp
     [
         (family, fault)
         for family in FAMILIES
-        for fault in (completions_see_each_other, prefix_end_is_cut, positions_go_on)
+        for fault in (completions_see_each_other, prefix_end_is_hidden, positions_go_on)
     ]
     + [("qwen2_5_vl", positions_count_tokens)],
 )
@@ -118,7 +118,7 @@ def test_a_broken_prefix_is_refused_with_the_figures(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_that_changes_its_logits_behind_the_head_is_refused(
+def test_a_model_that_changes_its_logits_after_the_head_is_refused(
     vlms: dict[tuple[str, str], Vlm], family: str, dtype: str
 ) -> None:
     """As Granite divides them and Gemma caps them; our forwards stop at the head."""
@@ -148,7 +148,7 @@ def test_log_probabilities_that_are_not_numbers_are_refused(
         check_shared_prefix(vlm, uneven_list(vlm), max_tokens=10_000)
 
 
-def test_figures_are_told() -> None:
+def test_the_figures_are_in_the_message() -> None:
     """Allowed is 3 x 0.05: more than what rounding does, 1e-4 + 1e-5 x 200 = 0.0021."""
     found = Comparison(shared=0.02, plain=0.05, rounding=0.0021, magnitude=200.0)
     assert found.allowed == pytest.approx(0.15)
@@ -159,7 +159,7 @@ def test_figures_are_told() -> None:
     assert replace(found, plain=0.0).allowed == pytest.approx(0.0021)
 
 
-def test_plain_rows_keep_to_the_token_budget(
+def test_plain_rows_keep_the_token_budget(
     vlms: dict[tuple[str, str], Vlm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm = vlms["llava", "float32"]

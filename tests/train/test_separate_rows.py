@@ -1,4 +1,4 @@
-"""The plain way where it is the only right one: a language model with sliding windows."""
+"""The plain way where only it is right: a language model with sliding windows."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def load(directory: Path) -> Vlm:
 
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
-    """A Mistral text model, each of whose tokens sees the 8 last ones."""
+    """A Mistral text model in which each token sees the last 8."""
     directory = save_tiny_llava(tmp_path_factory.mktemp("mistral"))
     config = json.loads((directory / "config.json").read_text())
     config["text_config"] |= {"model_type": "mistral", "sliding_window": 8}
@@ -40,7 +40,7 @@ def some_lists(vlm: Vlm) -> list[CompletionList]:
 
 @torch.no_grad()
 def test_windows_are_kept_as_in_the_models_own_forward(windowed: Vlm) -> None:
-    """A shared prefix would not be exact here: its mask knows no window."""
+    """A shared prefix would not be exact here: its mask has no window."""
     lists = some_lists(windowed)
     logps = separate_logps(windowed.model, separate_lists(windowed, lists))
     for b, entry in enumerate(lists):

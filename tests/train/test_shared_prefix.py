@@ -1,4 +1,4 @@
-"""Packing lists into rows, and what the packed forward gives: same numbers, same gradients."""
+"""Packing lists into rows; the packed forward gives the same numbers and gradients."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -66,7 +66,7 @@ def random_completion(length: int, seed: int) -> list[int]:
 
 
 def uneven_lists(vlm: Vlm) -> list[CompletionList]:
-    """Three lists of other prefixes, other sizes and other lengths, one of a single token."""
+    """Three lists with different prefixes, sizes and lengths; one completion has a single token."""
     lengths = [[5, 9, 2, 7], [1, 12], [4, 4, 3]]
     return [
         CompletionList(prompt, [random_completion(n, 10 * b + i) for i, n in enumerate(row)])
@@ -196,10 +196,10 @@ class TestGrouping:
         assert len(used) < 2 or used[0] + used[1] > max_tokens
 
     @given(LENGTHS, st.integers(50, 400))
-    def test_padded_rows_of_a_group_are_of_like_length(
+    def test_padded_rows_of_a_group_have_similar_lengths(
         self, lengths: list[int], max_tokens: int
     ) -> None:
-        """Sorted by length, the groups are cuts of the whole: none reaches over another."""
+        """Sorted by length, the groups are consecutive: none overlaps another."""
         groups = group_by_tokens(lengths, max_tokens, in_one_row=False)
         ranges = [(max(g), min(g)) for g in ([lengths[i] for i in group] for group in groups)]
         assert all(shortest >= longest for (_, shortest), (longest, _) in pairwise(ranges))
@@ -298,7 +298,7 @@ def test_unusable_lists_are_refused(vlm: Vlm, completions: list[list[int]], mess
 
 
 def test_no_lists_are_refused(vlm: Vlm) -> None:
-    with pytest.raises(InputError, match="no lists"):
+    with pytest.raises(InputError, match="No lists"):
         pack_lists(vlm, [])
 
 

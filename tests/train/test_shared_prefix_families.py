@@ -66,7 +66,7 @@ def uneven_lists(vlm: Vlm) -> list[CompletionList]:
 
 @torch.no_grad()
 def own_forward(vlm: Vlm, prompt: EncodedPrompt, completion: Sequence[int]) -> float:
-    """One plain forward of the whole transformers model; it works out positions and mask itself."""
+    """One plain forward of the whole transformers model; it computes positions and mask itself."""
     ids = torch.cat([prompt.input_ids, torch.tensor(completion)])[None]
     types = {}
     if prompt.token_types is not None:
@@ -125,7 +125,7 @@ def test_flex_attention_gives_the_models_own_forwards(directory: Path, vlm: Vlm)
 
 
 def test_lora_gradients_equal_those_of_separate_forwards(directory: Path) -> None:
-    """In rows of their own and in one row, with both masks, from an adapter that is not zero."""
+    """In separate rows and in one row, with both masks, from an adapter that is not zero."""
     vlm = load(directory)
     torch.manual_seed(3)
     vlm.model = get_peft_model(vlm.model, lora_config(vlm, rank=4, alpha=8)).train()

@@ -1,4 +1,4 @@
-"""Counted FLOPs against those that torch counts while the very batch runs."""
+"""Counted FLOPs against those that torch counts while the same batch runs."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def measured(vlm: Vlm, batch: PackedBatch | SeparateBatch) -> float:
     return float(counter.get_total_flops())
 
 
-def test_a_packed_list_costs_what_torch_measures_less_the_pairs_that_no_one_sees(vlm: Vlm) -> None:
+def test_a_packed_list_costs_what_torch_measures_minus_the_unseen_pairs(vlm: Vlm) -> None:
     unfreeze(vlm, ["language_model"])
     batch = pack_lists(vlm, [text_list(40, [5, 9, 13])])
     length = 40 + 4 + 8 + 12
@@ -78,7 +78,7 @@ def test_a_packed_list_costs_what_torch_measures_less_the_pairs_that_no_one_sees
     assert measured(vlm, batch) == counted + unseen
 
 
-def test_plain_rows_cost_what_torch_measures_less_the_pairs_ahead(vlm: Vlm) -> None:
+def test_plain_rows_cost_what_torch_measures_minus_the_pairs_ahead(vlm: Vlm) -> None:
     """Two rows of equal length, so that none is padded; every row is read in full."""
     unfreeze(vlm, ["language_model"])
     batch = separate_lists(vlm, [text_list(40, [10, 10])])
@@ -90,8 +90,8 @@ def test_plain_rows_cost_what_torch_measures_less_the_pairs_ahead(vlm: Vlm) -> N
 
 
 def test_frozen_weights_under_lora_cost_no_gradient_of_their_own(vlm: Vlm) -> None:
-    """As counted, but for the first layer: below it nothing is trained, so torch does not work
-    out the gradients of what q, k and v are given there."""
+    """As counted, except in the first layer: nothing below it is trained, so torch does not compute
+    the gradients of the inputs of q, k and v there."""
     rank = 4
     vlm.model = get_peft_model(vlm.model, lora_config(vlm, rank=rank, alpha=8))
     batch = pack_lists(vlm, [text_list(40, [5, 9, 13])])
@@ -110,7 +110,7 @@ def test_frozen_weights_under_lora_cost_no_gradient_of_their_own(vlm: Vlm) -> No
 
 
 def test_padding_is_not_counted(vlm: Vlm) -> None:
-    """Beyond the one pair that a padding token is with itself, so that its softmax has a value."""
+    """Except the pair of a padding token with itself, which gives its softmax a value."""
     counter = FlopCounter(vlm.model)
     lists = [text_list(40, [5, 9]), text_list(17, [3])]
     alone = sum(counter.count(pack_lists(vlm, [entry])) for entry in lists)

@@ -1,4 +1,4 @@
-"""`perpo train` as a command: forwards, what is too long, and what is computed once."""
+"""`perpo train` as a command: forwards, lists that are too long, and the shared reference."""
 
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def test_the_reference_is_computed_once_for_all_methods(
     assert (shared - plain).abs().max() < 1e-4
 
 
-def test_an_untried_family_is_sampled_trained_and_evaluated_the_plain_way(
+def test_an_untested_family_is_sampled_trained_and_evaluated_the_plain_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(families, "FAMILIES", {})
@@ -129,7 +129,7 @@ def test_a_dry_run_leaves_out_the_lists_that_training_leaves_out(
     assert f"  steps      {-(-kept // 4)} = {-(-kept // 4)} per epoch ({kept} lists / 4" in plan
 
 
-def test_images_are_prepared_by_other_processes_just_the_same(workdir: Path) -> None:
+def test_images_prepared_by_other_processes_give_the_same_result(workdir: Path) -> None:
     assert perpo("train", "--method", "perpo") == 0
     first = open_version(Path("data/r/adapter/perpo")).table()["loss"].to_pylist()
     text = CONFIG.replace(
@@ -143,7 +143,7 @@ def test_images_are_prepared_by_other_processes_just_the_same(workdir: Path) -> 
     assert again == first
 
 
-def test_an_image_that_changed_is_told_by_a_worker_as_it_would_be_without(
+def test_a_worker_reports_a_changed_image_as_the_process_itself_would(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = InputError("the image has changed", where="photo.png", fix="rerun `perpo prepare`")
@@ -159,7 +159,7 @@ def test_an_image_that_changed_is_told_by_a_worker_as_it_would_be_without(
     assert str(told) in capsys.readouterr().err
 
 
-def test_a_dry_run_says_what_would_be_started_and_starts_nothing(
+def test_a_dry_run_prints_what_would_be_started_and_starts_nothing(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """8 prompts, of which n have a preference: n / 4 steps, rounded up."""
@@ -179,7 +179,7 @@ def test_a_dry_run_says_what_would_be_started_and_starts_nothing(
     assert not list(Path("data/r").glob("adapter/**/*.json"))
 
 
-def test_more_processes_than_lists_of_a_step_are_refused_before_they_start(
+def test_more_processes_than_lists_per_step_are_refused_before_they_start(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -189,7 +189,7 @@ def test_more_processes_than_lists_of_a_step_are_refused_before_they_start(
     assert "use at most 4 processes" in told
 
 
-def test_a_step_that_is_not_shared_evenly_is_said(
+def test_a_step_that_is_not_shared_evenly_is_reported(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Training on the shipped testbed model: the step, its settings, and what is written."""
+"""Training on the shipped testbed model: the step, its settings, and its files."""
 
 import errno
 import signal
@@ -46,7 +46,7 @@ def load_testbed(dtype: str = "float32") -> Vlm:
 
 
 def make_lists(num_prompts: int, num_samples: int) -> list[TrainingList]:
-    """Sampled lists with the shortest distance to 0.5 in the text's digits as a stand-in reward."""
+    """Sampled lists; the order of the distinct completions stands in for a reward."""
     vlm = load_testbed()
     chosen = testbed_prompts.testbed_settings(0, "train", num_prompts)
     rows = testbed_prompts.render_prompts(chosen, "train")[:]
@@ -133,7 +133,7 @@ def test_the_first_step_starts_at_chance(lists: list[TrainingList], tmp_path: Pa
 
 
 def test_the_log_counts_packed_tokens(lists: list[TrainingList], tmp_path: Path) -> None:
-    """A prefix once, and of each completion all tokens but the last, which predicts nothing."""
+    """The prefix once, and each completion without its last token, which predicts nothing."""
     vlm = load_testbed()
     expected = sum(
         encode_row(vlm, entry.prompt, PREPROCESS).num_tokens
@@ -211,7 +211,7 @@ def test_what_is_trained_comes_back_onto_the_base(
         assert max(abs(a - b) for a, b in zip(logps, base[prompt_id], strict=True)) > 1e-3
 
 
-def test_full_tuning_leaves_the_rest_alone(lists: list[TrainingList], tmp_path: Path) -> None:
+def test_full_tuning_changes_only_its_scope(lists: list[TrainingList], tmp_path: Path) -> None:
     trainer, _ = run(lists, settings(tuning="full", learning_rate=1e-4), tmp_path / "run")
     trainer.save_trained(tmp_path)
     saved = load_file(tmp_path / "trained_weights.safetensors")

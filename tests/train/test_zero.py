@@ -1,4 +1,4 @@
-"""DeepSpeed settings by name, and what is said where they or DeepSpeed's needs are missing."""
+"""DeepSpeed settings by name, and the errors for missing settings or packages."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def test_settings_that_cannot_be_used_are_refused(tmp_path: Path, text: str, fau
     assert fault in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="zero9") as caught:
         read_zero_config("zero9")
     assert "zero3-offload" in str(caught.value)
@@ -112,7 +112,7 @@ def test_zeros_checkpoints_fit_the_processes_that_wrote_them(
     assert asked.can_resume_from(written) is fits
 
 
-def test_a_checkpoint_of_another_version_is_not_gone_on_from(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_version_is_not_resumed(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     marker = tmp_path / "checkpoint-3" / WHOLE
     marker.write_text('{"processes": 1, "zero_stage": 0, "version": "aaaa"}')
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_version_is_not_gone_on_from(tmp_path: Path) -> 
     assert last_whole(tmp_path, Saver(version="bbbb"), World()) == str(marker.parent)
 
 
-def test_only_whole_checkpoints_count_and_old_markers_are_of_one_process(tmp_path: Path) -> None:
+def test_only_complete_checkpoints_count_and_old_markers_mean_one_process(tmp_path: Path) -> None:
     for step in (3, 6, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()
     (tmp_path / "checkpoint-3" / WHOLE).write_text("whole\n")
