@@ -1,5 +1,6 @@
 """`perpo train` as a command: forwards, lists that are too long, and the shared reference."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,25 @@ def perpo(*arguments: str) -> int:
     return 0 if code is None else int(code)
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to its preferences; tests train in copies of it."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "r.yaml").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for stage in ("prepare", "sample", "score", "filter"):
+            assert perpo(stage) == 0
+    return folder
+
+
 @pytest.fixture
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run up to its preferences."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "r.yaml").write_text(CONFIG)
-    for stage in ("prepare", "sample", "score", "filter"):
-        assert perpo(stage) == 0
-    return tmp_path
+def workdir(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the prepared run, in which the test works."""
+    folder = tmp_path / "run"
+    shutil.copytree(prepared, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def test_the_reference_is_computed_once_for_all_methods(
@@ -130,16 +142,16 @@ def test_a_dry_run_leaves_out_the_lists_that_training_leaves_out(
 
 
 def test_images_prepared_by_other_processes_give_the_same_result(workdir: Path) -> None:
+    """The second training computes the reference again, also with image workers."""
+    shutil.copytree("data", "other/data", symlinks=True)
     assert perpo("train", "--method", "perpo") == 0
     first = open_version(Path("data/r/adapter/perpo")).table()["loss"].to_pylist()
     text = CONFIG.replace(
         "batch_size: 4\n  learning", "batch_size: 4\n  num_workers: 2\n  learning"
     )
-    (workdir / "r.yaml").write_text(text.replace("run: r", "run: other"))
-    for command in ("prepare", "sample", "score", "filter"):
-        assert perpo(command) == 0
+    (workdir / "r.yaml").write_text(f"data_root: other/data\n{text}")
     assert perpo("train", "--method", "perpo") == 0
-    again = open_version(Path("data/other/adapter/perpo")).table()["loss"].to_pylist()
+    again = open_version(Path("other/data/r/adapter/perpo")).table()["loss"].to_pylist()
     assert again == first
 
 
