@@ -324,9 +324,9 @@ def describe(
         "threads": torch.get_num_threads(),
         "repeats": options.repeats,
         "dtype": str(dtype),
-        "peak_gib": "torch.cuda.max_memory_allocated of a step"
+        "peak_gib": "torch.cuda.max_memory_allocated per step"
         if on_cuda
-        else "null: the variants share one process, whose peak cannot be told apart",
+        else "null: the variants share one process, so a variant has no peak of its own",
         "matmul_tflops": peak / 1e12 if on_cuda else None,
         "settings": {name: asdict(regime) for name, regime in regimes.items()},
         "max_abs_dlogp_nats": {},

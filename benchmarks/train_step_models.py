@@ -54,7 +54,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Regime:
-    """A kind of list, and how many go into a step.
+    """A kind of list, and the number of lists per step.
 
     The image of `image_px` (height, width) gives `image_tokens` of the `prefix_tokens`. `lists` go
     into one step of the shared prefix, `full_lists` into one of the ways with full rows.
@@ -74,7 +74,7 @@ class Regime:
 
     @property
     def token_bound(self) -> float:
-        """What sharing could give if the time followed the number of tokens alone."""
+        """The speed-up from sharing if the time depended only on the number of tokens."""
         prefix, answer, num = self.prefix_tokens, self.answer_tokens, self.num_samples
         return num * (prefix + answer) / (prefix + num * answer)
 

@@ -137,7 +137,7 @@ def measure(folder: Path, way: str, num_processes: int) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table; the largest difference of a loss is relative to the first way."""
     lines = [
-        "| deepspeed | s a step | tokens/s | MFU | peak GiB | command s | loss off by |",
+        "| deepspeed | s per step | tokens/s | MFU | peak GiB | command s | loss off by |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

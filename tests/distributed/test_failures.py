@@ -45,7 +45,7 @@ SMALL = {
     "max_lists: 19": "max_lists: 12",
     "checkpoint_every: 3": "checkpoint_every: 1",
 }
-STEPS = 6  # 12 lists, 4 a step, two epochs; a checkpoint after each
+STEPS = 6  # 12 lists, 4 per step, two epochs; a checkpoint after each step
 TWO = ("--num-processes", "2")
 HOW = {"ddp": TWO, "zero3": (*TWO, "--deepspeed", "zero3")}
 FIX = "lower train.learning_rate, or look at these prompts with `perpo inspect`"
@@ -309,7 +309,7 @@ def test_without_a_compiler_no_process_is_started(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(workdir))
-    monkeypatch.setattr(sys, "executable", str(workdir / "python"))  # ninja is looked for beside it
+    monkeypatch.setattr(sys, "executable", str(workdir / "python"))  # ninja would be next to it
     message = refused_at_once(workdir, monkeypatch, capsys, *HOW["zero3"])
     assert "g++ and ninja is missing" in message and "apt-get install g++ ninja-build" in message
 

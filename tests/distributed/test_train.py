@@ -92,7 +92,7 @@ def test_two_processes_train_as_one(
 
 
 def reference(out: Path) -> pl.DataFrame:
-    """The reference log-probabilities, a row a list."""
+    """The reference log-probabilities, one row per list."""
     return pl.read_parquet(out / "reference/*/part-*.parquet")
 
 

@@ -94,13 +94,13 @@ def test_an_unknown_name_is_refused_with_the_known_ones(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert perpo("train", "--set", "train.log_to=[tensorbored]") == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
         "train.log_to (--set train.log_to=[tensorbored]): there is no integration 'tensorbored'"
-        in told
+        in message
     )
-    assert all(name in told for name in integration_utils.INTEGRATION_TO_CALLBACK)
-    for name in ("all", "none"):  # transformers' own words, for what a list says better
+    assert all(name in message for name in integration_utils.INTEGRATION_TO_CALLBACK)
+    for name in ("all", "none"):  # transformers' own words; a list says it better
         with pytest.raises(ValueError, match=f"no integration '{name}'"):
             check_names([name])
 

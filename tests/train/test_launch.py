@@ -1,4 +1,4 @@
-"""What is started for which flags, under which launcher, and how its end is told."""
+"""What is started for which flags, under which launcher, and how its end is reported."""
 
 import errno
 import json

@@ -27,7 +27,7 @@ def test_every_list_has_one_process_and_no_process_much_more_than_its_share(
     shares = share_out(lengths, size)
     assert sorted(i for share in shares for i in share) == list(range(len(lengths)))
     loads = [sum(lengths[i] for i in share) for share in shares]
-    # A list joins the least loaded: no load is above the mean and one list more.
+    # A list joins the least loaded process: no load exceeds the mean by more than one list.
     assert max(loads) <= sum(lengths) / size + max(lengths)
     assert share_out(lengths, size) == shares
 

@@ -62,14 +62,14 @@ def test_the_reference_is_computed_once_for_all_methods(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert perpo("train", "--method", "perpo") == 0
-    told = capsys.readouterr().err
-    assert "self-check passed" in told and "reference train: up to date" not in told
+    message = capsys.readouterr().err
+    assert "self-check passed" in message and "reference train: up to date" not in message
     assert perpo("train", "--method", "lipo", "--set", "train.max_tokens_per_forward=300") == 0
     assert "reference train: up to date" in capsys.readouterr().err
     assert len(list(Path("data/r/reference/train").glob("*/manifest.json"))) == 1
     assert perpo("train", "--method", "perpo", "--set", "train.forward=separate") == 0
-    told = capsys.readouterr().err
-    assert "self-check" not in told and "reference train: up to date" not in told
+    message = capsys.readouterr().err
+    assert "self-check" not in message and "reference train: up to date" not in message
     log = [
         open_version(p.parent).table() for p in Path("data/r/adapter").glob("perpo/*/manifest.json")
     ]
@@ -87,8 +87,8 @@ def test_an_untested_family_is_sampled_trained_and_evaluated_the_plain_way(
         assert perpo(command) == 0
     capsys.readouterr()
     assert perpo("train", "--method", "perpo") == 0
-    told = capsys.readouterr().err
-    assert "forward: separate" in told and "'llava'" in told
+    message = capsys.readouterr().err
+    assert "forward: separate" in message and "'llava'" in message
     assert perpo("eval", "--evaluation", "perpo") == 0
     assert perpo("train", "--method", "perpo", "--set", "train.forward=shared-prefix") == 0
     assert "self-check passed" in capsys.readouterr().err
@@ -158,17 +158,17 @@ def test_images_prepared_by_other_processes_give_the_same_result(workdir: Path) 
 def test_a_worker_reports_a_changed_image_as_the_process_itself_would(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = InputError("the image has changed", where="photo.png", fix="rerun `perpo prepare`")
+    changed = InputError("the image has changed", where="photo.png", fix="rerun `perpo prepare`")
 
     def fail(*args: object) -> None:
-        raise told
+        raise changed
 
     monkeypatch.setattr(batches, "encode_row", fail)
     text = CONFIG.replace("batch_size: 4\n", "batch_size: 4\n  num_workers: 2\n")
     (workdir / "r.yaml").write_text(text)
     capsys.readouterr()
     assert perpo("train", "--method", "perpo") == 2
-    assert str(told) in capsys.readouterr().err
+    assert str(changed) in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_what_would_be_started_and_starts_nothing(
@@ -178,16 +178,16 @@ def test_a_dry_run_prints_what_would_be_started_and_starts_nothing(
     capsys.readouterr()
     flags = ("--method", "perpo", "--dry-run", "--num-processes", "2", "--deepspeed", "zero3")
     assert perpo("train", *flags) == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     kept = open_version(Path("data/r/preferences/train")).manifest["rows"]
-    command = next(line for line in told.splitlines() if line.startswith("  command"))
+    command = next(line for line in message.splitlines() if line.startswith("  command"))
     assert "torchrun --standalone --nproc-per-node 2" in command
     assert command.endswith("--config r.yaml --quiet") and "--dry-run" not in command
-    assert f"  lists      {kept} of data/r/preferences/train/" in told
-    assert f"  steps      {-(-kept // 4)} = {-(-kept // 4)} per epoch" in told
-    assert "  step       4 lists over 2 processes, 1 forwards each" in told
-    assert "  processes  2: 2 on this node" in told and "  deepspeed  zero3" in told
-    assert "GiB in each process, computed: weights " in told
+    assert f"  lists      {kept} of data/r/preferences/train/" in message
+    assert f"  steps      {-(-kept // 4)} = {-(-kept // 4)} per epoch" in message
+    assert "  step       4 lists over 2 processes, 1 forwards each" in message
+    assert "  processes  2: 2 on this node" in message and "  deepspeed  zero3" in message
+    assert "GiB in each process, computed: weights " in message
     assert not list(Path("data/r").glob("adapter/**/*.json"))
 
 
@@ -196,9 +196,9 @@ def test_more_processes_than_lists_per_step_are_refused_before_they_start(
 ) -> None:
     capsys.readouterr()
     assert perpo("train", "--method", "perpo", "--num-processes", "5") == 2
-    told = capsys.readouterr().err
-    assert "train.batch_size is 4 lists per step, for 5 processes" in told
-    assert "use at most 4 processes" in told
+    message = capsys.readouterr().err
+    assert "train.batch_size is 4 lists per step, for 5 processes" in message
+    assert "use at most 4 processes" in message
 
 
 def test_a_step_that_is_not_shared_evenly_is_reported(
