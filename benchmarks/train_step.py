@@ -336,8 +336,8 @@ def describe(
 def keep_memory() -> None:
     """Let glibc keep freed memory, as torch does on CUDA.
 
-    Else it hands the large tensors of full rows back and takes them anew, and half of their time
-    goes into empty pages: the comparison would be one of page faults.
+    Otherwise it returns the large tensors of full rows to the system and requests them again, and
+    half of their time goes into empty pages: the comparison would measure page faults.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
