@@ -135,7 +135,7 @@ def test_a_newcomer_shares_its_prefix(vlm: Vlm, is_added: bool) -> None:
 
 def test_a_newcomers_module_paths_are_what_scope_trains(vlm: Vlm, is_added: bool) -> None:
     if not is_added:
-        with pytest.raises(ConfigError, match="'qwen2_vl' is not known"):
+        with pytest.raises(ConfigError, match="in a 'qwen2_vl' model is unknown"):
             unfreeze(vlm, ["projector"])
         return
     assert lora_config(vlm, 2, 4, ["language_model", "projector"]).modules_to_save == [

@@ -162,9 +162,9 @@ def _start_each(
 
 def _find_done(run: "Run", name: str) -> "Version | None":
     """The adapter that is trained already: finding it needs no package and no GPU."""
-    from perpo_pipeline.train.task import find_trained
+    from perpo_pipeline.train.task import reuse_trained
 
-    found = find_trained(run, name)
+    found = reuse_trained(run, name)
     if found is not None:
         run.say(f"train {name}: up to date ({found.path})")
     return found

@@ -80,7 +80,7 @@ def task_of(run: Run, variant: str) -> Task:
     return Task(variant, settings, preferences, prompts, resolved, model_settings, recipe)
 
 
-def find_trained(run: Run, variant: str) -> Version | None:
+def reuse_trained(run: Run, variant: str) -> Version | None:
     """The complete version of a variant, or None; makes a version that it finds the one in use."""
     return reuse_complete(run.out or run.place("adapter", variant), task_of(run, variant).recipe)
 
