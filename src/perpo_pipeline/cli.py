@@ -26,6 +26,7 @@ from perpo_pipeline.commands.removed import check_removed
 from perpo_pipeline.commands.report import report
 from perpo_pipeline.commands.sample import sample
 from perpo_pipeline.commands.score import score
+from perpo_pipeline.commands.settings import settings
 from perpo_pipeline.commands.train import train
 from perpo_pipeline.errors import PerpoError, Stopped
 from perpo_pipeline.machine import wait_passively
@@ -55,6 +56,7 @@ app.add_typer(measure_app, name="measure")
 app.command()(compare)
 app.add_typer(judge_app, name="judge")
 app.command()(merge)
+app.command()(settings)
 app.command()(inspect)
 app.command()(plan)
 app.command()(doctor)

@@ -25,7 +25,7 @@ from perpo_pipeline.answers.boxes import (
 )
 from perpo_pipeline.answers.formats import frame_fault
 from perpo_pipeline.answers.frames import smart_resize
-from perpo_pipeline.config.run import ModelConfig
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
 
 # The published coordinate oracle: a box of an image of 640 x 428 in two families' own units.

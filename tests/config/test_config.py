@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from perpo_pipeline.config import faults
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import Override, parse_set
 from perpo_pipeline.errors import ConfigError
@@ -366,3 +367,38 @@ def test_a_setting_given_twice_is_a_fault_not_an_overwrite(tmp_path: Path, secon
     whole_then_part = [parse_set("train.lora={alpha: 3}"), parse_set("train.lora.rank=8")]
     (settings,) = load_config(write(tmp_path, MINIMAL), whole_then_part).train.variants().values()
     assert (settings.lora.rank, settings.lora.alpha) == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text", "line"),
+    [
+        (
+            "filter.margin",
+            "filter.min_margin",
+            "filter: {margin: 0.5}",
+            "  - filter.margin was renamed: use filter.min_margin",
+        ),
+        (
+            "train.batch",
+            "train.batch_size",
+            "train: {methods: {perpo: {batch: 3}}}",
+            "  - train.methods.perpo.batch was renamed: use train.methods.perpo.batch_size",
+        ),
+        (
+            "train.rank",
+            "train.lora.rank",
+            "train: {rank: 3}",
+            "  - train.rank was renamed: use train.lora.rank",
+        ),
+    ],
+)
+def test_an_old_key_names_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, text: str, line: str
+) -> None:
+    monkeypatch.setitem(faults.RENAMED, old, new)
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL + text))
+    assert line in str(caught.value).splitlines()
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL), [parse_set(f"{old}=3")])
+    assert f"{old} (--set {old}=3) was renamed: use {new}" in str(caught.value)

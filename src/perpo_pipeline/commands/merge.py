@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from perpo_pipeline.commands.options import Debug, Quiet, Set, open_run
+from perpo_pipeline.commands.options import Debug, Quiet, Set, read_config
 from perpo_pipeline.errors import ConfigError
 
 
@@ -62,7 +62,7 @@ def merge(
         check_can_push(push_to_hub)
     revision = None
     if config is not None:
-        asked = open_run(config, sets).config.model
+        asked = read_config(config, sets).model
         model, revision = asked.id, asked.revision
     console = Console(quiet)
     merged = merge_stage(

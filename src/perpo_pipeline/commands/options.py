@@ -10,6 +10,7 @@ from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.overrides import Override
+    from perpo_pipeline.config.run import RunConfig
     from perpo_pipeline.run import Run
 
 Config = Annotated[Path, typer.Option("--config", help="the run's YAML file")]
@@ -41,6 +42,22 @@ Model = Annotated[
 DEFAULT_CONFIG = Path("configs/demo.yaml")
 
 
+def read_config(
+    config: Path,
+    sets: Sequence[str] | None,
+    *,
+    run: str | None = None,
+    settings: "Iterable[Override]" = (),
+) -> "RunConfig":
+    """Load the run's file under the settings of the command line; None means not given."""
+    from perpo_pipeline.config.file import load_config
+    from perpo_pipeline.config.overrides import Override, parse_set
+
+    options = [Override("run", run, "--run"), *settings]
+    given = [option for option in options if option.value is not None]
+    return load_config(config, [*given, *map(parse_set, sets or ())])
+
+
 def open_run(
     config: Path,
     sets: Sequence[str] | None,
@@ -51,14 +68,10 @@ def open_run(
     settings: "Iterable[Override]" = (),
     inputs: dict[str, Path | None] | None = None,
 ) -> "Run":
-    """Load the run's file under the settings of the command line; None means not given."""
-    from perpo_pipeline.config.file import load_config
-    from perpo_pipeline.config.overrides import Override, parse_set
+    """As `read_config`, with the places that options give for artifacts; None means not given."""
     from perpo_pipeline.run import Run
 
-    flags = [Override("run", run, "--run"), *settings]
-    given = [flag for flag in flags if flag.value is not None]
-    opened = load_config(config, [*given, *map(parse_set, sets or ())])
+    opened = read_config(config, sets, run=run, settings=settings)
     places = {k: v for k, v in (inputs or {}).items() if v is not None}
     return Run(opened, out=out, inputs=places, quiet=quiet)
 

@@ -6,7 +6,7 @@ from perpo_pipeline.commands.options import (
     Debug,
     RunName,
     Set,
-    open_run,
+    read_config,
 )
 
 
@@ -21,7 +21,7 @@ def plan(
     """
     from perpo_pipeline.config.sources import source_files
 
-    settings = open_run(config, sets, run=run).config
+    settings = read_config(config, sets, run=run)
     sources = [str(file) for source in settings.prepare.values() for file in source_files(source)]
     print(f"DATA := {settings.run_dir}")
     print(f"SPLITS := {' '.join(settings.prepare)}")
