@@ -9,7 +9,7 @@ from synthetic_run import make_synthetic_run
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import compare_predictions, comparison_table
-from perpo_pipeline.evaluate.measure_files import evaluate_file, evaluate_pope
+from perpo_pipeline.evaluate.measure_files import measure_boxes, measure_pages, measure_pope
 from perpo_pipeline.evaluate.statistics import (
     compare_paired,
     mcnemar_p,
@@ -36,7 +36,7 @@ def grounding(folder: Path, name: str, answers, **changes) -> Version:
     ]
     file = folder / f"{name}.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    evaluate_file("grounding", file, out=folder / name, box_format="llava", frame="full")
+    measure_boxes(file, out=folder / name, box_format="llava", frame="full")
     return open_version(folder / name / "predictions")
 
 
@@ -95,7 +95,7 @@ def test_pages_are_compared_by_edit_distance(tmp_path):
     for name, answer in (("good", "ab"), ("bad", "ax")):
         file = tmp_path / f"{name}.jsonl"
         file.write_text(json.dumps({"completion": answer, "gt_text": "ab"}))
-        evaluate_file("ocr", file, out=tmp_path / name)
+        measure_pages(file, out=tmp_path / name)
         made.append(open_version(tmp_path / name / "predictions"))
     (row,) = compare_predictions(*made)
     assert (row["metric"], row["difference"], row["n"]) == ("edit_distance", -0.5, 1)
@@ -114,7 +114,7 @@ def test_answers_to_pope_are_compared_by_accuracy(tmp_path):
         file = tmp_path / f"{name}.jsonl"
         answers = [{"question_id": i, "text": text} for i, text in enumerate(said)]
         file.write_text("\n".join(map(json.dumps, answers)))
-        evaluate_pope(file, questions=files[0], labels=files[1], out=tmp_path / name)
+        measure_pope(file, questions=files[0], labels=files[1], out=tmp_path / name)
         made.append(open_version(tmp_path / name / "predictions"))
     (row,) = compare_predictions(*made)
     assert (row["metric"], row["difference"], row["test"]) == ("accuracy", 0.75, "mcnemar")

@@ -4,11 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_judge import perpo
 
 from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.evaluate import measure_files as predictions_stage
-from perpo_pipeline.evaluate import metrics
-from perpo_pipeline.evaluate.measure_files import evaluate_file, evaluate_pope, parse_frame
+from perpo_pipeline.evaluate import measure_files, metrics
+from perpo_pipeline.evaluate.measure_files import (
+    measure_answers,
+    measure_boxes,
+    measure_pages,
+    measure_pope,
+    parse_frame,
+)
 from perpo_pipeline.run import Console
 from perpo_pipeline.store.artifacts import Version, damaged_files, input_of, open_version
 
@@ -53,8 +59,7 @@ def test_llavas_published_answers_have_their_published_score(
         }
         for row in published
     ]
-    found = evaluate_file(
-        "grounding",
+    found = measure_boxes(
         write(tmp_path / "llava.jsonl", rows),
         out=tmp_path,
         box_format="llava",
@@ -86,8 +91,7 @@ def test_internvls_published_boxes_have_their_published_score(realdata: Path, tm
         }
         for said, ref in zip(answered, refs, strict=True)
     ]
-    found = evaluate_file(
-        "grounding",
+    found = measure_boxes(
         write(tmp_path / "internvl.jsonl", rows),
         out=tmp_path,
         box_format="pixel",
@@ -104,7 +108,7 @@ def test_foxs_result_file_is_measured_as_it_is(realdata: Path, tmp_path, fox_com
     folder = realdata / "ocr_fox"
     expected = json.loads((folder / "expected.json").read_text())[f"mean_{order}"]
     found = values(
-        evaluate_file("ocr", folder / "results_final.json", out=tmp_path, fox_compat=fox_compat)
+        measure_pages(folder / "results_final.json", out=tmp_path, fox_compat=fox_compat)
     )
     for theirs, ours in (
         ("bleu", "bleu"),
@@ -118,7 +122,7 @@ def test_foxs_result_file_is_measured_as_it_is(realdata: Path, tmp_path, fox_com
 
 def test_popes_published_f1_is_reproduced(realdata: Path, tmp_path):
     folder = realdata / "pope"
-    found = evaluate_pope(
+    found = measure_pope(
         folder / "answers_llava-v1.5-13b_popular.jsonl",
         questions=folder / "questions_popular.jsonl",
         labels=folder / "coco_pope_popular.json",
@@ -136,7 +140,7 @@ def test_predictions_and_metrics_are_artifacts_with_their_settings(tmp_path):
         {**GROUNDING, "image": "1.jpg"},
     ]
     file = write(tmp_path / "mine.jsonl", rows)
-    found = evaluate_file("grounding", file, out=tmp_path / "o", box_format="llava", frame="full")
+    found = measure_boxes(file, out=tmp_path / "o", box_format="llava", frame="full")
     assert values(found) == pytest.approx(
         {"ap50": 2 / 3, "ap75": 2 / 3, "miou": 2 / 3, "parse_rate": 2 / 3}
     )
@@ -161,7 +165,7 @@ def test_a_second_call_is_up_to_date_and_another_frame_or_file_is_not(tmp_path, 
     file = write(tmp_path / "mine.jsonl", [GROUNDING])
 
     def evaluate(frame):
-        evaluate_file("grounding", file, out=tmp_path / "o", box_format="llava", frame=frame)
+        measure_boxes(file, out=tmp_path / "o", box_format="llava", frame=frame)
         return capsys.readouterr().err.count("up to date")
 
     assert [evaluate("full"), evaluate("full"), evaluate("crop"), evaluate("full")] == [0, 2, 0, 2]
@@ -171,8 +175,8 @@ def test_a_second_call_is_up_to_date_and_another_frame_or_file_is_not(tmp_path, 
 
 def test_foxs_order_changes_the_metrics_and_not_the_predictions(tmp_path, capsys):
     file = write(tmp_path / "pages.jsonl", [{"completion": "a b", "gt_text": "a b c d"}])
-    first = evaluate_file("ocr", file, out=tmp_path / "o")
-    second = evaluate_file("ocr", file, out=tmp_path / "o", fox_compat=True)
+    first = measure_pages(file, out=tmp_path / "o")
+    second = measure_pages(file, out=tmp_path / "o", fox_compat=True)
     assert capsys.readouterr().err.count("up to date") == 1
     assert (values(first)["precision"], values(second)["precision"]) == (1.0, 0.5)
 
@@ -184,8 +188,7 @@ def test_splits_and_datasets_are_measured_apart(tmp_path):
         {**wrong, "split": "testA", "dataset": "refcocog"},
         {**wrong, "split": "val", "dataset": "refcoco"},
     ]
-    found = evaluate_file(
-        "grounding",
+    found = measure_boxes(
         write(tmp_path / "m.jsonl", rows),
         out=tmp_path,
         box_format="llava",
@@ -209,8 +212,7 @@ def test_splits_and_datasets_are_measured_apart(tmp_path):
 )
 def test_pixels_of_a_resized_image_are_read_with_its_size(tmp_path, frame, extra):
     row = {**GROUNDING, **extra, "completion": '{"bbox_2d": [20, 10, 60, 20]}'}
-    found = evaluate_file(
-        "grounding",
+    found = measure_boxes(
         write(tmp_path / "q.jsonl", [row]),
         out=tmp_path,
         box_format="qwen2.5-vl",
@@ -228,32 +230,46 @@ def test_what_is_no_frame_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("task", "options", "message"),
+    ("box_format", "frame", "message"),
     [
-        ("grounding", {}, "how its boxes are written"),
-        ("grounding", {"box_format": "llava"}, "how its boxes are written"),
-        ("grounding", {"box_format": "lava", "frame": "full"}, "no box format 'lava'"),
-        ("grounding", {"box_format": "llava", "frame": "half"}, "no frame 'half'"),
-        ("ocr", {"frame": "full"}, "are of grounding, not of ocr"),
-        ("vqa", {"fox_compat": True}, "is of ocr, not of vqa"),
-        ("pope", {}, "no task 'pope' for such files"),
+        (None, None, "how its boxes are written"),
+        ("llava", None, "how its boxes are written"),
+        (None, "full", "how its boxes are written"),
+        ("lava", "full", "no box format 'lava'"),
+        ("llava", "half", "no frame 'half'"),
     ],
 )
-def test_options_that_do_not_fit_the_task_are_refused(tmp_path, task, options, message):
+def test_a_box_format_and_a_frame_are_needed_and_must_be_known(
+    tmp_path, box_format, frame, message
+):
     with pytest.raises(ConfigError, match=message):
-        evaluate_file(task, tmp_path / "absent.jsonl", out=tmp_path, **options)
+        measure_boxes(tmp_path / "absent.jsonl", out=tmp_path, box_format=box_format, frame=frame)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["pages", "FILE", "--frame", "full"], "--frame"),
+        (["answers", "FILE", "--fox-compat"], "--fox-compat"),
+        (["boxes", "FILE", "--task", "pope"], "--task"),
+    ],
+)
+def test_options_that_do_not_fit_the_command_are_refused(tmp_path, capsys, command, option):
+    assert perpo("measure", *command, "--out", tmp_path / "o") == 2
+    assert f"No such option: {option}" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_bad_file_leaves_nothing_behind(tmp_path):
     file = write(tmp_path / "bad.jsonl", [GROUNDING, {**GROUNDING, "gt_box": [3, 3, 1, 1]}])
     with pytest.raises(InputError, match="line 2"):
-        evaluate_file("grounding", file, out=tmp_path / "o", box_format="llava", frame="full")
+        measure_boxes(file, out=tmp_path / "o", box_format="llava", frame="full")
     assert not (tmp_path / "o").exists()
 
 
-def test_mended_completions_are_told_and_counted(tmp_path, capsys):
+def test_mended_completions_are_reported_and_counted(tmp_path, capsys):
     rows = [{"completion": "a\ud800", "gt_text": "a"}, {"completion": "b", "gt_text": "b"}]
-    found = evaluate_file("vqa", write(tmp_path / "v.jsonl", rows), out=tmp_path / "o")
+    found = measure_answers(write(tmp_path / "v.jsonl", rows), out=tmp_path / "o")
     assert "1 completions hold halves of characters" in capsys.readouterr().err
     predictions = input_of(found, "predictions")
     assert predictions.manifest["counts"] == {"mended_completions": 1}
@@ -268,14 +284,14 @@ def test_metrics_without_meteor_say_so_and_are_made_again_once_wordnet_is_there(
     with monkeypatch.context() as patch:
         for module in (metrics, metrics.ocr):
             patch.setattr(module, "find_wordnet", lambda: None)
-        without = evaluate_file("ocr", file, out=tmp_path / "o")
+        without = measure_pages(file, out=tmp_path / "o")
     assert "METEOR is left out" in capsys.readouterr().err
     assert "meteor" not in values(without)
     if metrics.find_wordnet() is not None:
-        assert "meteor" in values(evaluate_file("ocr", file, out=tmp_path / "o"))
+        assert "meteor" in values(measure_pages(file, out=tmp_path / "o"))
 
 
-def test_a_console_of_ones_own_hears_the_messages(tmp_path, capsys):
+def test_a_console_that_is_passed_in_gets_the_messages(tmp_path, capsys):
     heard = []
 
     class Ear(Console):
@@ -283,5 +299,5 @@ def test_a_console_of_ones_own_hears_the_messages(tmp_path, capsys):
             heard.append(message)
 
     file = write(tmp_path / "v.jsonl", [{"completion": "a", "gt_text": "a"}])
-    predictions_stage.evaluate_file("vqa", file, out=tmp_path / "o", console=Ear())
+    measure_files.measure_answers(file, out=tmp_path / "o", console=Ear())
     assert len(heard) == 2 and capsys.readouterr().err == ""

@@ -64,7 +64,7 @@ def test_answers_are_read_as_popes_script_does(answer, is_yes):
 
 
 def _files(folder: Path, answers=None, questions=None, labels=None):
-    """Two questions on one image; answers and labels stand in the other order."""
+    """Two questions on one image; answers and labels are in the other order."""
     default = {
         "answers": [{"question_id": 8, "text": "No"}, {"question_id": 7, "text": "Yes, it is"}],
         "questions": [
@@ -107,18 +107,18 @@ def test_the_misspelt_questions_of_early_copies_are_the_same_questions(tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answers": lambda r: r[:1]}, "question_id 7 has no answer"),
+        ({"answers": lambda r: r[:1]}, "question_id 7: no answer in .*answers.jsonl"),
         ({"answers": lambda r: [*r, r[0]]}, "line 3: 8 is given twice"),
         (
             {"answers": lambda r: [*r, {"question_id": 9, "text": "No"}]},
-            "question_id 9 is not among the questions",
+            "question_id 9: not among the questions in .*questions.jsonl",
         ),
-        ({"questions": lambda r: r[:1]}, "no question asks .*dog"),
+        ({"questions": lambda r: r[:1]}, r"dog.*: no question about it in .*questions.jsonl"),
         (
             {"questions": lambda r: [*r, {**r[0], "question_id": 9}]},
-            "question_id 9 asks the same as 7",
+            "question_id 9: asks the same as question_id 7",
         ),
-        ({"labels": lambda r: r[:1]}, "question_id 7 has no label: .*cat"),
+        ({"labels": lambda r: r[:1]}, "question_id 7: no label in .*labels.jsonl for .*cat"),
         ({"labels": lambda r: [*r, {**r[0], "label": "no"}]}, r"line 3: \('a.jpg', .*given twice"),
         ({"labels": lambda r: [{**r[0], "label": "Yes"}, r[1]]}, "line 1: `label` is 'Yes'"),
         ({"answers": lambda r: [{"question_id": 7}, r[0]]}, "line 1: `text` is missing"),
@@ -135,7 +135,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, message):
         read_pope(*_files(tmp_path, **change))
 
 
-def test_every_fault_of_a_file_is_told_at_once(tmp_path):
+def test_all_faults_of_a_file_are_reported_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
         read_pope(*_files(tmp_path, answers=lambda rows: []))
     assert "answers" in str(caught.value)

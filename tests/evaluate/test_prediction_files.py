@@ -1,4 +1,4 @@
-"""Files of completions: what is read, and that every bad row is told with its line."""
+"""Files of completions: what is read, and that every bad row is reported with its line."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def test_rows_come_in_order_with_their_truth_and_defaults(tmp_path):
         assert (row["width"], row["height"], row["resized"]) == (100, 80, None)
 
 
-def test_the_same_questions_have_the_same_ids_whatever_was_answered(tmp_path):
+def test_the_same_questions_have_the_same_ids_whatever_the_answers(tmp_path):
     ours = ids(write(tmp_path, GROUNDING, {**GROUNDING, "id": 7}))
     other = {**GROUNDING, "completion": "no box"}
     assert ids(write(tmp_path, other, {**other, "id": 7})) == ours
@@ -50,7 +50,7 @@ def test_the_same_questions_have_the_same_ids_whatever_was_answered(tmp_path):
     "change",
     [{"gt_box": [10, 20, 30, 41]}, {"width": 101}, {"split": "val"}, {"dataset": "e"}, {"id": 2}],
 )
-def test_another_question_or_truth_has_another_id(tmp_path, change):
+def test_a_different_question_or_truth_has_a_different_id(tmp_path, change):
     assert ids(write(tmp_path, GROUNDING)) != ids(write(tmp_path, {**GROUNDING, **change}))
 
 
@@ -70,7 +70,7 @@ def test_a_row_keeps_its_id_when_rows_are_added_only_if_it_is_named(tmp_path):
         ({**GROUNDING, "completion": None}, "`completion` is missing"),
         ({**GROUNDING, "completion": 3}, "`completion` is not text: 3"),
         ({**GROUNDING, "answer": "a"}, r"unknown keys \['answer'\]"),
-        ({**GROUNDING, "resized": [8, 8]}, "`resized` belongs to the frame"),
+        ({**GROUNDING, "resized": [8, 8]}, "`resized` is only for the frame"),
         ({**GROUNDING, "gt_box": [30, 20, 10, 40]}, "inverted or empty"),
         ({**GROUNDING, "gt_box": [10, 20, 10, 40]}, "inverted or empty"),
         ({**GROUNDING, "gt_box": [10, 20, math.nan, 40]}, "not four finite numbers"),
@@ -79,19 +79,19 @@ def test_a_row_keeps_its_id_when_rows_are_added_only_if_it_is_named(tmp_path):
         ({**GROUNDING, "width": 0}, "`width` is not a whole number of pixels above 0: 0"),
         ({**GROUNDING, "height": 80.5}, "`height` is not a whole number"),
         ({**GROUNDING, "height": True}, "`height` is not a whole number"),
-        ({**GROUNDING, "dataset": "all"}, "stands for all datasets"),
+        ({**GROUNDING, "dataset": "all"}, "means all datasets"),
         ({**GROUNDING, "dataset": 3}, "`dataset` is not text: 3"),
         ({**GROUNDING, "id": [1]}, "`id` is neither text nor a whole number"),
         ({**GROUNDING, "split": "\ud800"}, "`split` holds half a character"),
         ({**GROUNDING, "id": "\udfff"}, "`id` holds half a character"),
     ],
 )
-def test_a_bad_row_is_told_with_its_line(tmp_path, row, message):
+def test_a_bad_row_is_reported_with_its_line(tmp_path, row, message):
     with pytest.raises(InputError, match=f"line 2: .*{message}"):
         read_predictions(write(tmp_path, GROUNDING, row), "grounding")
 
 
-def test_all_faults_are_told_at_once_up_to_twenty(tmp_path):
+def test_all_faults_are_reported_at_once_up_to_twenty(tmp_path):
     bad = {**GROUNDING, "width": -1, "height": -1}
     with pytest.raises(InputError) as caught:
         read_predictions(write(tmp_path, GROUNDING, bad, "{"), "grounding")
@@ -115,7 +115,7 @@ def test_an_id_given_twice_is_a_fault_within_its_split_and_dataset(tmp_path):
     assert len(set(ids(write(tmp_path, {**row, "id": 1}, {**row, "id": "1"})))) == 2
 
 
-def test_a_resized_size_is_asked_of_every_row_where_the_frame_needs_it(tmp_path):
+def test_every_row_needs_a_resized_size_if_the_frame_does(tmp_path):
     sized = {**GROUNDING, "resized": [84, 56]}
     (row,) = read_predictions(write(tmp_path, sized), "grounding", needs_resized=True).rows
     assert row["resized"] == [84, 56]
@@ -175,7 +175,7 @@ def test_foxs_list_is_read_under_our_names(tmp_path):
         ([], "holds no predictions"),
     ],
 )
-def test_bad_entries_of_foxs_list_are_told(tmp_path, entries, message):
+def test_bad_entries_of_foxs_list_are_reported(tmp_path, entries, message):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(entries))
     with pytest.raises(InputError, match=message):

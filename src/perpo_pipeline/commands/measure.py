@@ -58,12 +58,10 @@ def boxes(
 
     Example: perpo measure boxes FILE.jsonl --box-format llava --frame full --out DIR
     """
-    from perpo_pipeline.evaluate.measure_files import evaluate_file
+    from perpo_pipeline.evaluate.measure_files import measure_boxes
     from perpo_pipeline.run import Console
 
-    found = evaluate_file(
-        "grounding", file, out=out, box_format=box_format, frame=frame, console=Console(quiet)
-    )
+    found = measure_boxes(file, out=out, box_format=box_format, frame=frame, console=Console(quiet))
     _show(found, as_json)
 
 
@@ -92,12 +90,10 @@ def pages(
 
     Example: perpo measure pages results_final.json --fox-compat --out DIR
     """
-    from perpo_pipeline.evaluate.measure_files import evaluate_file
+    from perpo_pipeline.evaluate.measure_files import measure_pages
     from perpo_pipeline.run import Console
 
-    _show(
-        evaluate_file("ocr", file, out=out, fox_compat=fox_compat, console=Console(quiet)), as_json
-    )
+    _show(measure_pages(file, out=out, fox_compat=fox_compat, console=Console(quiet)), as_json)
 
 
 @measure_app.command()
@@ -114,10 +110,10 @@ def answers(
 
     Example: perpo measure answers FILE.jsonl --out DIR
     """
-    from perpo_pipeline.evaluate.measure_files import evaluate_file
+    from perpo_pipeline.evaluate.measure_files import measure_answers
     from perpo_pipeline.run import Console
 
-    _show(evaluate_file("vqa", file, out=out, console=Console(quiet)), as_json)
+    _show(measure_answers(file, out=out, console=Console(quiet)), as_json)
 
 
 @measure_app.command()
@@ -140,10 +136,10 @@ def pope(
 
     Example: perpo measure pope --answers A.jsonl --questions Q.jsonl --labels L.json --out DIR
     """
-    from perpo_pipeline.evaluate.measure_files import evaluate_pope
+    from perpo_pipeline.evaluate.measure_files import measure_pope
     from perpo_pipeline.run import Console
 
-    found = evaluate_pope(
+    found = measure_pope(
         answers, questions=questions, labels=labels, out=out, console=Console(quiet)
     )
     _show(found, as_json)

@@ -1,12 +1,12 @@
-"""`perpo measure`: completions made elsewhere -> predictions and metrics, no model.
+"""`perpo measure`: completions made elsewhere -> predictions and metrics, without a model.
 
-The layouts of the files: prediction_files.py, for POPE pope.py. `image_prompt_id` of these
-predictions is a key of the image that a row names, else the row's own.
+prediction_files.py reads the files, pope.py those of POPE. `image_prompt_id` of these predictions
+is a key made from the image that a row names, or else the row's own prompt_id.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import pyarrow as pa
 from perpo_pipeline.answers.formats import describe_box_format, frame_fault, get_box_format
 from perpo_pipeline.answers.frames import FRAMES, Size
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.evaluate import pope
-from perpo_pipeline.evaluate.metrics import measured_metrics, missing_metrics, tasks_of
+from perpo_pipeline.evaluate.metrics import POPE, measured_metrics, missing_metrics, tasks_of
+from perpo_pipeline.evaluate.pope import pope_metrics, read_pope
 from perpo_pipeline.evaluate.prediction_files import (
-    KEYS,
+    PredictionFile,
     question_key,
     read_predictions,
 )
@@ -26,95 +26,109 @@ from perpo_pipeline.evaluate.summarise import summarise
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, reading_doubt, score_samples
 from perpo_pipeline.run import Console, make_at
 from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
 from perpo_pipeline.store.writing import Recipe, Writer
 
+STAGE = "measure"
 STAGE_VERSION = 1
-TASKS = (*KEYS, pope.TASK)
 REWARD = "auto"
 
 Row = dict[str, Any]
 
 
-def evaluate_file(
-    task: str,
-    predictions: Path,
+@dataclass(frozen=True)
+class _Boxes:
+    """How completions write boxes: format, frame, and the size of a frame `resized:WxH`.
+
+    `settings` are what the fingerprint has of them; texts have none.
+    """
+
+    box_format: str = "llava"
+    frame: str = "full"
+    size: Size | None = None
+    settings: Row = field(default_factory=dict)
+
+
+def measure_boxes(
+    file: Path,
     *,
     out: Path,
-    box_format: str | None = None,
-    frame: str | None = None,
-    fox_compat: bool = False,
+    box_format: str | None,
+    frame: str | None,
     console: Console | None = None,
 ) -> Version:
-    """Measure a file of completions: predictions and metrics under `out`; returns the metrics.
+    """Measure boxes in a file of completions: predictions and metrics under `out`.
 
-    `task` is grounding, ocr or vqa. Grounding needs `box_format` and `frame`, one of
-    `frames.FRAMES` or `resized:WxH` (one size for all rows); `fox_compat` is of ocr. Raises
-    ConfigError for options that do not fit, InputError for bad rows, before anything is written.
+    `frame` is one of `frames.FRAMES`, or `resized:WxH` (one size for all rows). Returns the
+    metrics. Raises ConfigError for a format or frame that is missing or unknown, InputError for
+    bad rows, before anything is written.
     """
-    console = console or Console()
-    _check_options(task, box_format, frame, fox_compat)
-    box_frame, one_size = parse_frame(frame) if frame else ("full", None)
-    if box_format and (fault := frame_fault(box_format, box_frame)):
+    if not (box_format and frame):
+        raise ConfigError(
+            "grounding needs to know how its boxes are written and in which frame",
+            fix="give --box-format and --frame (docs/boxes.md); neither is ever guessed",
+        )
+    get_box_format(box_format)
+    box_frame, size = parse_frame(frame)
+    if fault := frame_fault(box_format, box_frame):
         raise ConfigError(fault, fix="give --frame resized:WxH, or `resized` on every line")
-    file = read_predictions(
-        predictions, task, needs_resized=box_frame == "resized" and one_size is None
-    )
-    rows = [row | {"resized": one_size or row["resized"]} for row in file.rows]
-    settings: Row = {"task": task, "reward": {REWARD: 1.0}, "file_sha256": _sha256(predictions)}
-    if box_format is not None:
-        settings |= {"box_format": describe_box_format(box_format), "frame": frame}
-    truth = _prompts(rows)
-    measured = [metric.name for metric in measured_metrics(tasks_of(truth))]
-    for message in missing_metrics({task}).values():
-        console.say(f"eval {predictions.stem}: {message}")
-    _tell_mended(console, predictions, file.mended)
-    return _make_both(
-        Recipe("predictions", _variant(predictions), "eval", STAGE_VERSION, settings),
-        lambda: _answers(rows, truth, box_format or "llava", box_frame),
-        {"fox_compat": fox_compat, "metrics": measured},
-        lambda made: summarise(made, truth, fox_compat=fox_compat),
-        {"mended_completions": file.mended},
-        out,
-        console,
-    )
+    needs_resized = box_frame == "resized" and size is None
+    found = read_predictions(file, "grounding", needs_resized=needs_resized)
+    settings = {"box_format": describe_box_format(box_format), "frame": frame}
+    boxes = _Boxes(box_format, box_frame, size, settings)
+    return _measure("grounding", file, found, out, console, boxes=boxes)
 
 
-def evaluate_pope(
+def measure_pages(
+    file: Path, *, out: Path, fox_compat: bool = False, console: Console | None = None
+) -> Version:
+    """Measure pages of text in a file of completions: predictions and metrics under `out`.
+
+    `fox_compat`: see `ocr.fox_metrics`. Returns the metrics; raises InputError for bad rows.
+    """
+    found = read_predictions(file, "ocr")
+    return _measure("ocr", file, found, out, console, fox_compat=fox_compat)
+
+
+def measure_answers(file: Path, *, out: Path, console: Console | None = None) -> Version:
+    """Measure short answers in a file of completions: predictions and metrics under `out`.
+
+    Returns the metrics; raises InputError for bad rows.
+    """
+    return _measure("vqa", file, read_predictions(file, "vqa"), out, console)
+
+
+def measure_pope(
     answers: Path, *, questions: Path, labels: Path, out: Path, console: Console | None = None
 ) -> Version:
-    """Measure answers to POPE's questions; as `evaluate_file`, with a reward of 1 for a right one.
+    """Measure answers to POPE's questions: predictions (reward 1 if right, else 0) and metrics.
 
-    Raises InputError where the three files do not fit together.
+    Returns the metrics; raises InputError if the three files do not fit together.
     """
     console = console or Console()
-    rows = pope.read_pope(answers, questions, labels)
+    rows = read_pope(answers, questions, labels)
     files = {"answers": answers, "questions": questions, "labels": labels}
-    settings = {"task": pope.TASK, "file_sha256": {k: _sha256(v) for k, v in files.items()}}
+    settings = {"task": POPE, "file_sha256": {k: file_sha256(v) for k, v in files.items()}}
     mended = sum(row["mended"] for row in rows)
-    _tell_mended(console, answers, mended)
+    _print_mended(console, answers, mended)
     given = [
         _answer(row, row["image"]) | {"reward": float(row["says_yes"] == row["is_yes"])}
         for row in rows
     ]
     return _make_both(
-        Recipe("predictions", _variant(answers), "eval", STAGE_VERSION, settings),
+        Recipe("predictions", _variant(answers), STAGE, STAGE_VERSION, settings),
         lambda: given,
         {},
-        lambda _: pope.pope_metrics(rows),
+        lambda _: pope_metrics(rows),
         {"mended_completions": mended},
         out,
         console,
     )
 
 
-def _variant(path: Path) -> str:
-    """The file's name, in characters that a manifest can hold."""
-    return path.stem.encode("utf-8", "replace").decode()
-
-
 def parse_frame(text: str) -> tuple[str, Size | None]:
-    """(frame, None) of one of `frames.FRAMES`, (`resized`, size in px) of `resized:WxH`.
+    """(frame, None) for one of `frames.FRAMES`, (`resized`, size in px) for `resized:WxH`.
 
     Raises ConfigError for anything else.
     """
@@ -128,23 +142,39 @@ def parse_frame(text: str) -> tuple[str, Size | None]:
     return "resized", (int(match[1]), int(match[2]))
 
 
-def _check_options(task: str, box_format: str | None, frame: str | None, fox_compat: bool) -> None:
-    if task not in KEYS:
-        raise ConfigError(
-            f"there is no task {task!r} for such files",
-            fix=f"one of {', '.join(KEYS)}; for POPE: perpo measure pope",
-        )
-    if task != "grounding" and (box_format or frame):
-        raise ConfigError(f"a box format and a frame are of grounding, not of {task}")
-    if task == "grounding" and not (box_format and frame):
-        raise ConfigError(
-            "grounding needs to know how its boxes are written and in which frame",
-            fix="give --box-format and --frame (README, 'Boxes'); neither is ever guessed",
-        )
-    if fox_compat and task != "ocr":
-        raise ConfigError(f"Fox's order of the texts is of ocr, not of {task}")
-    if box_format:
-        get_box_format(box_format)
+def _measure(
+    task: str,
+    path: Path,
+    file: PredictionFile,
+    out: Path,
+    console: Console | None,
+    *,
+    boxes: _Boxes | None = None,
+    fox_compat: bool = False,
+) -> Version:
+    boxes = boxes or _Boxes()
+    console = console or Console()
+    rows = [row | {"resized": boxes.size or row["resized"]} for row in file.rows]
+    settings = {
+        "task": task,
+        "reward": {REWARD: 1.0},
+        "file_sha256": file_sha256(path),
+        **boxes.settings,
+    }
+    truth = _prompts(rows)
+    measured = [metric.name for metric in measured_metrics(tasks_of(truth))]
+    for message in missing_metrics([task]).values():
+        console.say(f"{STAGE} {path.stem}: {message}")
+    _print_mended(console, path, file.mended)
+    return _make_both(
+        Recipe("predictions", _variant(path), STAGE, STAGE_VERSION, settings),
+        lambda: _answers(rows, truth, boxes),
+        {"fox_compat": fox_compat, "metrics": measured},
+        lambda made: summarise(made, truth, fox_compat=fox_compat),
+        {"mended_completions": file.mended},
+        out,
+        console,
+    )
 
 
 def _make_both(
@@ -156,11 +186,13 @@ def _make_both(
     out: Path,
     console: Console,
 ) -> Version:
+    """Write the predictions, then the metrics, each unless it is already there."""
+
     def write_answers(writer: Writer) -> Mapping[str, Any]:
         rows = answers()
         unread = [row["completion"] for row in rows if not row["parse_ok"]]
         if doubt := reading_doubt(len(unread), len(rows)):
-            console.say(f"eval {recipe.variant}: {doubt} For instance {unread[0][:80]!r}")
+            console.say(f"{STAGE} {recipe.variant}: {doubt} For instance {unread[0][:80]!r}")
         writer.write_part(0, rows)
         return counts
 
@@ -169,19 +201,20 @@ def _make_both(
 
     made = make_at(out / "predictions", recipe, write_answers, console)
     inputs = {"predictions": made}
-    of_metrics = Recipe("metrics", recipe.variant, "eval", STAGE_VERSION, metric_settings, inputs)
-    return make_at(out / "metrics", of_metrics, write_metrics, console)
+    metrics = Recipe("metrics", recipe.variant, STAGE, STAGE_VERSION, metric_settings, inputs)
+    return make_at(out / "metrics", metrics, write_metrics, console)
 
 
 def _prompts(rows: Sequence[Row]) -> pa.Table:
-    """The rows' truth under the columns of PROMPTS; images are known by their names alone."""
-    wanted = dict.fromkeys([*TRUTH_COLUMNS, *PROMPTS.pick("dataset", "split", "image_sha256")])
+    """The rows' truth under the columns of PROMPTS; an image is identified by its name alone."""
+    wanted = dict.fromkeys([*TRUTH_COLUMNS, "dataset", "split", "image_sha256"])
     fields = [PROMPTS.columns.field(name).with_nullable(True) for name in wanted]
     known = [row | {"image_sha256": _image_id(row, row["image_key"])} for row in rows]
     return pa.Table.from_pylist(known, schema=pa.schema(fields))
 
 
-def _answers(rows: Sequence[Row], truth: pa.Table, box_format: str, box_frame: str) -> list[Row]:
+def _answers(rows: Sequence[Row], truth: pa.Table, boxes: _Boxes) -> list[Row]:
+    """PREDICTIONS rows."""
     given = [_answer(row, row["image_key"]) for row in rows]
     columns = ("prompt_id", "completion", "resized")
     fields = [PREDICTIONS.columns.field(name) for name in columns]
@@ -189,14 +222,14 @@ def _answers(rows: Sequence[Row], truth: pa.Table, box_format: str, box_frame: s
         "sample_id", pa.array([0] * len(rows), pa.int32())
     )
     scored = score_samples(
-        samples, truth, reward=REWARD, box_format=box_format, box_frame=box_frame
+        samples, truth, reward=REWARD, box_format=boxes.box_format, box_frame=boxes.frame
     ).to_pylist()
     measured = ("reward", "parse_ok", "box")
     return [row | {k: found[k] for k in measured} for row, found in zip(given, scored, strict=True)]
 
 
 def _answer(row: Row, image: str | None) -> Row:
-    """A PREDICTIONS row but for its reward; nothing is known of how it was made."""
+    """A PREDICTIONS row without its reward; how the completion was made is unknown."""
     return {
         "prompt_id": row["prompt_id"],
         "image_prompt_id": _image_id(row, image),
@@ -209,17 +242,18 @@ def _answer(row: Row, image: str | None) -> Row:
     }
 
 
+def _variant(path: Path) -> str:
+    """The file's name, in characters that a manifest can hold."""
+    return path.stem.encode("utf-8", "replace").decode()
+
+
 def _image_id(row: Row, image: str | None) -> str:
     return str(row["prompt_id"]) if image is None else question_key("image", image)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _tell_mended(console: Console, path: Path, mended: int) -> None:
+def _print_mended(console: Console, path: Path, mended: int) -> None:
     if mended:
         console.say(
-            f"eval {path.stem}: {mended} completions hold halves of characters (lone surrogates), "
-            "each written as U+FFFD"
+            f"{STAGE} {path.stem}: {mended} completions hold halves of characters (lone "
+            "surrogates); each half is written as U+FFFD"
         )

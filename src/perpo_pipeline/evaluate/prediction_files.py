@@ -1,13 +1,13 @@
-"""Completions made elsewhere: JSON lines (or Fox's JSON list) of an answer and its truth.
+"""Reads completions made elsewhere: JSON lines (or Fox's JSON list) with an answer and its truth.
 
     {"completion": "[0.1, 0.2, 0.5, 0.9]", "gt_box": [x1, y1, x2, y2], "width": 640, "height": 480}
                                                boxes in pixels of the original image, xyxy
     {"completion": "...", "gt_text": "..."}    pages (ocr) and short answers (vqa)
     [{"image": ..., "question": ..., "label": <true text>, "answer": <completion>}]   Fox, ocr
 
-Optional on a line: `split` and `dataset` (metrics of each), `id` (the row's own name; default: its
-line number), `image` (the image's name: rows of one image go together in intervals), and `resized`
-([width, height]) for the frame of that name.
+Optional on a line: `split` and `dataset` (each gets metrics of its own), `id` (a name for the row;
+default: its line number), `image` (the image's name: rows that share an image are drawn together
+for the intervals), and `resized` ([width, height], for the frame `resized`).
 """
 
 import hashlib
@@ -20,16 +20,14 @@ from typing import Any
 
 from perpo_pipeline.answers.truth import box_fault
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.json_files import AddFault, json_lines, list_faults, parse_json, read_text
-
-Row = dict[str, Any]
+from perpo_pipeline.json_files import Faults, Row, json_lines, parse_json, read_text
 
 KEYS = {
     "grounding": ("completion", "gt_box", "width", "height"),
     "ocr": ("completion", "gt_text"),
     "vqa": ("completion", "gt_text"),
 }
-"""The keys that a line of each task must have."""
+"""The keys that each line must have, by task."""
 OPTIONAL_KEYS = ("split", "dataset", "id", "image")
 FOX_KEYS = ("image", "question", "label", "answer")
 UNNAMED = "unnamed"
@@ -39,10 +37,11 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class PredictionFile:
-    """The checked rows of a file, in its order, and how many completions were mended.
+    """The checked rows of a file, in its order, and the number of mended completions.
 
-    A row has prompt_id, split, dataset, task, image_key (None: not named), completion and its
-    truth: gt_text, or gt_box (xyxy px), width, height, and resized (None for other frames).
+    A row has prompt_id, split, dataset, task, image_key (None if the line names no image),
+    completion and its truth: gt_text, or gt_box (xyxy px), width, height, and resized (None for
+    other frames).
     """
 
     rows: list[Row]
@@ -50,64 +49,51 @@ class PredictionFile:
 
 
 def read_predictions(path: Path, task: str, *, needs_resized: bool = False) -> PredictionFile:
-    """Read a file of completions and their truth for `task`, one of KEYS.
+    """Read completions and their truth for `task`, one of KEYS.
 
-    Lone surrogates in completions (half a character, which no table can hold) become U+FFFD, one
-    for one. Raises `InputError` with the faults of all rows, each by its line.
+    Each lone surrogate in a completion (half a character, which no table can hold) becomes one
+    U+FFFD. Raises `ConfigError` if the file is missing, `InputError` with the faults of all rows,
+    each with its line.
     """
-    faults: list[str] = []
+    faults = Faults(path)
     rows: list[Row] = []
     mended = 0
     seen: dict[str, str] = {}
     for place, name, raw in _entries(path, task, faults):
         wrong = _faults_of(raw, task, needs_resized)
+        for fault in wrong:
+            faults.add(place, fault)
         if wrong:
-            faults += [f"{place}: {fault}" for fault in wrong]
             continue
         row = _row(raw, task, name)
         key = "\x1f".join((row["split"], row["dataset"], row.pop("key")))
         if key in seen:
-            faults.append(f"{place}: the id of {seen[key]} is given again")
+            faults.add(place, f"the id of {seen[key]} is given again")
         seen.setdefault(key, place)
         completion = mend_text(row["completion"])
         mended += completion != row["completion"]
         rows.append(row | {"completion": completion})
-    raise_faults(path, faults)
+    faults.check()
     if not rows:
-        raise InputError("the file holds no predictions", where=str(path), fix="give one with rows")
+        raise InputError(
+            "the file holds no predictions", where=str(path), fix="give a file with rows"
+        )
     return PredictionFile(rows, mended)
 
 
 def mend_text(text: str) -> str:
-    """The text with every lone surrogate as U+FFFD."""
+    """The text with U+FFFD in place of every lone surrogate."""
     return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def question_key(*parts: Any) -> str:
-    """Stable key of a question and its truth: files about the same questions share it."""
+    """A key made from a question and its truth: the same in every file with that question."""
     text = json.dumps(parts, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def told_to(faults: list[str]) -> AddFault:
-    """Keeps what is told as "PLACE: WHAT"."""
-    return lambda place, what: faults.append(f"{place}: {what}")
-
-
-def raise_faults(path: Path, faults: Sequence[str]) -> None:
-    """Raise `InputError` that lists the first faults, if there are any."""
-    if not faults:
-        return
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    raise InputError(
-        f"{count}:\n{list_faults(faults)}",
-        where=str(path),
-        fix="correct these rows; nothing was written",
-    )
-
-
 def text_fault(raw: Row, keys: Sequence[str]) -> str | None:
-    """What is wrong with the texts of a row other than completions, or None."""
+    """What is wrong with a row's texts under `keys` (not completions), or None."""
     for key in keys:
         value = raw.get(key)
         if value is None:
@@ -119,25 +105,29 @@ def text_fault(raw: Row, keys: Sequence[str]) -> str | None:
     return None
 
 
-def _entries(path: Path, task: str, faults: list[str]) -> Iterator[tuple[str, str, Row]]:
-    """(place, default id, row) of each entry; Fox's rows under the names of ours."""
+def _entries(path: Path, task: str, faults: Faults) -> Iterator[tuple[str, str, Row]]:
+    """(place, default id, row) of each entry; entries of Fox's list get the names of our keys."""
     text = read_text(path)
-    if not (task == "ocr" and text.lstrip().startswith("[")):
-        for number, raw in json_lines(text, told_to(faults)):
-            yield f"line {number}", str(number), raw
+    if task == "ocr" and text.lstrip().startswith("["):
+        yield from _fox_entries(text, faults)
         return
+    for number, raw in json_lines(text, faults.add):
+        yield f"line {number}", str(number), raw
+
+
+def _fox_entries(text: str, faults: Faults) -> Iterator[tuple[str, str, Row]]:
     try:
         entries = parse_json(text)
     except ValueError as error:
-        faults.append(f"not JSON: {error}")
+        faults.add("the file", f"not JSON: {error}")
         return
     for index, raw in enumerate(entries):
         place = f"entry {index}"
         if not isinstance(raw, dict) or set(raw) != set(FOX_KEYS):
             found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
-            faults.append(f"{place}: expected the keys {list(FOX_KEYS)}, not {found}")
+            faults.add(place, f"expected the keys {list(FOX_KEYS)}, not {found}")
         elif fault := text_fault(raw, FOX_KEYS[:2]):
-            faults.append(f"{place}: {fault}")
+            faults.add(place, fault)
         else:
             name = json.dumps([raw["image"], raw["question"]])
             row = {"completion": raw["answer"], "gt_text": raw["label"], "image": raw["image"]}
@@ -149,7 +139,7 @@ def _faults_of(raw: Row, task: str, needs_resized: bool) -> list[str]:
     faults = [f"`{key}` is missing" for key in required if raw.get(key) is None]
     unknown = sorted(set(raw) - {*required, *OPTIONAL_KEYS})
     if "resized" in unknown:
-        faults.append("`resized` belongs to the frame 'resized' without a size")
+        faults.append("`resized` is only for the frame 'resized' without a size")
         unknown.remove("resized")
     if unknown:
         faults.append(f"unknown keys {unknown}; known: {[*required, *OPTIONAL_KEYS]}")
@@ -168,7 +158,7 @@ def _faults_of(raw: Row, task: str, needs_resized: bool) -> list[str]:
 
 def _name_fault(raw: Row) -> str | None:
     if raw.get("dataset") == "all":
-        return "`dataset` is 'all', which stands for all datasets of a split: choose another name"
+        return "`dataset` is 'all', which means all datasets of a split: choose another name"
     name = raw.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         return f"`id` is neither text nor a whole number: {name!r}"

@@ -65,27 +65,27 @@ def test_unparsed_reviews_are_counted_and_never_averaged(
     assert judge_reviews(tmp_path, rows) == 0
     found = values(tmp_path / "out")
     assert found["llava_bench_score"] == 0.75 and found["parse_rate"] == pytest.approx(2 / 3)
-    told = capsys.readouterr().err
-    assert "1 of 3 questions are in no mean" in told and "`tuple`" not in told
+    message = capsys.readouterr().err
+    assert "1 of 3 questions are in no mean" in message and "`tuple`" not in message
 
 
-def test_a_tuple_that_the_content_does_not_say_is_told_and_does_not_count(
+def test_a_tuple_that_differs_from_the_content_is_reported_and_not_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [review(0, "8 4", tuple=[8, 9]), review(1, "8 8", tuple=[-1, -1]), review(2, "5 5")]
     assert judge_reviews(tmp_path, rows) == 0
-    assert "in 2 of 3 reviews `tuple` is not what" in capsys.readouterr().err
+    assert "in 2 of 3 reviews `tuple` differs from" in capsys.readouterr().err
     assert values(tmp_path / "out")["model_rating"] == pytest.approx(17 / 3)
 
 
-def test_reviews_name_the_judge_only_if_told(tmp_path: Path) -> None:
+def test_reviews_name_the_judge_only_if_it_is_given(tmp_path: Path) -> None:
     judge_reviews(tmp_path, [review(0, "8 4")], "--judge-model", "gpt-4-0314")
     judgements = open_version(tmp_path / "out" / "judgements")
     (row,) = judgements.table().to_pylist()
     assert (row["model"], row["prompt_sha256"], row["reply"]) == ("gpt-4-0314", None, "8 4")
 
 
-def test_all_faults_of_reviews_are_told_at_once(
+def test_all_faults_of_reviews_are_reported_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
@@ -95,15 +95,15 @@ def test_all_faults_of_reviews_are_told_at_once(
         {"category": "c", "content": "8 4"},
     ]
     assert judge_reviews(tmp_path, rows) == 2
-    told = capsys.readouterr().err
-    assert "line 2: question_id '0' occurs twice" in told
-    assert "line 3: `content` is not text: None" in told
-    assert "line 4: `question_id` is None" in told
+    message = capsys.readouterr().err
+    assert "line 2: question_id '0' occurs twice" in message
+    assert "line 3: `content` is not text: None" in message
+    assert "line 4: `question_id` is None" in message
     assert not (tmp_path / "out").exists()
 
 
 def write_files(folder: Path) -> dict[str, Path]:
-    """Three questions on two images; every file in an order of its own."""
+    """Three questions on two images; each file in a different order."""
     kinds = ["conv", "detail", "conv"]
     asked = [
         {"question_id": i, "image": f"{i % 2}.jpg", "text": f"question {i}", "category": kinds[i]}
@@ -154,17 +154,17 @@ def test_each_question_is_asked_with_its_own_caption_and_answers(
     assert len(server.bodies) == 3
 
 
-def test_a_missing_caption_and_answer_are_told_together(
+def test_a_missing_caption_and_answer_are_reported_together(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = write_files(tmp_path)
     write_lines(files["context"], [{"image": "0.jpg", "caption": 5}])
     write_lines(files["answers"], [{"question_id": 0, "text": "model 0"}])
     assert judge_files(tmp_path, files, serve(lambda _: "1 1")) == 2
-    told = capsys.readouterr().err
-    assert "`caption` of '0.jpg' is neither text nor a list of texts" in told
-    assert "no caption of image '1.jpg', which question '1' is about" in told
-    assert "answers.jsonl: no answer to question '2'" in told
+    message = capsys.readouterr().err
+    assert "`caption` of '0.jpg' is neither text nor a list of texts" in message
+    assert "no caption of image '1.jpg', which question '1' is about" in message
+    assert "answers.jsonl: no answer to question '2'" in message
 
 
 def test_reviews_and_a_server_at_once_are_refused(

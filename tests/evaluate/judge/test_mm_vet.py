@@ -62,7 +62,7 @@ def test_grades_are_averaged_in_all_and_by_every_capability_of_a_question(
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].split()[:5] == ["mm_vet_score", "mm-vet", "all", "50.0", "%"]
     (math,) = (line for line in shown if line.split()[:3] == ["mm_vet_score", "mm-vet", "math"])
-    assert math.split()[3:] == ["50.0", "%", "-", "1"]  # one grade tells nothing of its spread
+    assert math.split()[3:] == ["50.0", "%", "-", "1"]  # one grade says nothing about the spread
     assert judge(tmp_path, DATASET, ANSWERS, server) == 0
     assert len(server.bodies) == 3
 
@@ -74,13 +74,13 @@ def test_and_and_or_reach_the_judge_as_they_are(tmp_path: Path, serve: Serve) ->
     assert expected == {row["answer"] for row in DATASET.values()}
 
 
-def test_all_faults_are_told_at_once(
+def test_all_faults_are_reported_at_once(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = DATASET | {"v1_1": {"question": "y?", "capability": "ocr"}, "v1_3": None}
     server = serve(lambda _: "0.1")
     assert judge(tmp_path, dataset, {"v1_0": 5, "v1_1": "a", "v1_2": "b"}, server) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     for fault in (
         "'v1_1': `answer` is not text: None",
         "'v1_1': `capability` is not a list",
@@ -88,7 +88,7 @@ def test_all_faults_are_told_at_once(
         "a.json: `v1_0` is not text: 5",
         "a.json: no answer to question 'v1_3'",
     ):
-        assert fault in told
+        assert fault in message
     assert not server.paths
 
 

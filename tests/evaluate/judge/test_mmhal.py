@@ -58,8 +58,8 @@ def test_replies_of_every_form_are_read_and_the_unparsed_left_out(
     assert shown.out.splitlines()[1].split()[2:6] == ["all", "3.00", "of", "6"]
 
 
-def test_the_kind_of_a_question_follows_from_its_place(tmp_path: Path) -> None:
-    """Places 1 and 9 are adversarial: ratings 1 and 2."""
+def test_the_position_of_a_question_gives_its_kind(tmp_path: Path) -> None:
+    """Positions 1 and 9 are adversarial: ratings 1 and 2."""
     assert judge_reviews(tmp_path, [f"Rating: {i // 8 + i % 2}" for i in range(16)]) == 0
     found = metrics(tmp_path / "out")
     assert found["mmhal_score", "adversarial"]["value"] == 1.5
@@ -107,7 +107,7 @@ def test_the_judge_is_shown_objects_truth_and_answer_of_one_question(
     assert len(server.bodies) == 8
 
 
-def test_another_order_and_answers_not_given_are_told_at_once(
+def test_a_wrong_order_and_missing_answers_are_reported_at_once(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = make_rows(8)
@@ -117,16 +117,16 @@ def test_another_order_and_answers_not_given_are_told_at_once(
     rows[7] = "row"
     server = serve(lambda _: "Rating: 3")
     assert judge_responses(tmp_path, rows, server) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     for fault in (
-        "entry 2: `question_type` is 'counting', in the benchmark's order it is 'comparison'",
-        "entry 3: `question_type` is 'comparison', in the benchmark's order it is 'counting'",
+        "entry 2: `question_type` is 'counting'; in the benchmark's order it is 'comparison'",
+        "entry 3: `question_type` is 'comparison'; in the benchmark's order it is 'counting'",
         "entry 5: `model_answer` is empty",
         "entry 6: `image_content` is not a list of texts",
         "entry 7: not a JSON object",
     ):
-        assert fault in told
-    assert "5 faults" in told and not server.paths
+        assert fault in message
+    assert "5 faults" in message and not server.paths
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,7 @@ def test_reviews_that_cannot_be_read_are_refused(
     assert fault in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert perpo("judge", "mmhal", "--reviews", tmp_path / "none", "--out", tmp_path) == 2
-    told = capsys.readouterr().err
-    assert "none: no such file" in told and "1 fault" in told
+    message = capsys.readouterr().err
+    assert "none: no such file" in message and "1 fault" in message

@@ -81,7 +81,7 @@ def judgements(folder: Path) -> Version:
     return open_version(folder / "out" / "judgements", "judgements")
 
 
-def test_a_judge_that_always_likes_the_first_place_says_nothing_about_the_models(
+def test_a_judge_that_always_prefers_the_first_answer_says_nothing_about_the_models(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert judge(write_files(tmp_path, 6), serve(likes_the_first)) == 0
@@ -97,7 +97,7 @@ def test_a_judge_that_always_likes_the_first_place_says_nothing_about_the_models
 @pytest.mark.parametrize(
     ("text", "win_rate", "of_a", "of_b"), [("A says", 1, 5, 2), ("B says", 0, 2, 5)]
 )
-def test_a_judge_that_prefers_one_models_text_finds_it_in_both_places(
+def test_a_judge_that_prefers_one_models_text_finds_it_in_both_positions(
     text: str, win_rate: float, of_a: float, of_b: float, tmp_path: Path, serve: Serve
 ) -> None:
     assert judge(write_files(tmp_path, 5), serve(prefers(text))) == 0
@@ -159,7 +159,7 @@ def test_replies_are_kept_as_they_came_with_scores_and_order(tmp_path: Path, ser
     assert version.manifest["notes"]["base_url"].startswith("http://127.0.0.1")
 
 
-def test_datasets_have_win_rates_of_their_own(tmp_path: Path, serve: Serve) -> None:
+def test_each_dataset_has_its_own_win_rate(tmp_path: Path, serve: Serve) -> None:
     files = write_files(tmp_path, 4)
     rows = [
         {
@@ -194,7 +194,7 @@ def test_a_second_call_asks_nobody(
     assert second.out == first.out and second.err.count("up to date") == 2
 
 
-def test_another_answer_or_judge_asks_again_and_another_address_does_not(
+def test_a_new_answer_or_judge_asks_again_and_a_new_address_does_not(
     tmp_path: Path, serve: Serve
 ) -> None:
     files, server, other = write_files(tmp_path, 2), serve(likes_the_first), serve(likes_the_first)
@@ -244,9 +244,9 @@ def test_a_refused_question_ends_with_2_and_only_it_is_asked_again(
 
     files, server = write_files(tmp_path, 10), serve(opinion)
     assert judge(files, server, "--concurrency", "1") == 2
-    told = capsys.readouterr().err
-    assert "'9': the server refused the request (HTTP 400: not with me)" in told
-    assert "the same command asks only what is missing" in told
+    message = capsys.readouterr().err
+    assert "'9': the server refused the request (HTTP 400: not with me)" in message
+    assert "the same command asks only what is missing" in message
     asked = len(server.bodies)
     assert asked == 19  # after the refusal nothing more is asked
     refusals.clear()
@@ -255,7 +255,7 @@ def test_a_refused_question_ends_with_2_and_only_it_is_asked_again(
     assert judgements(tmp_path).manifest["rows"] == 20
 
 
-def test_max_errors_goes_on_without_a_reply_and_counts_it(
+def test_max_errors_continues_without_a_reply_and_counts_it(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def opinion(prompt: str) -> str | Reply:
@@ -270,7 +270,7 @@ def test_max_errors_goes_on_without_a_reply_and_counts_it(
     assert sum(failure is not None and "never" in failure for failure in failures) == 2
 
 
-def test_a_judge_that_writes_nothing_is_told_of_the_limit(
+def test_an_empty_reply_is_reported_with_the_token_limit(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert judge(write_files(tmp_path, 1), serve(lambda _: "")) == 2
@@ -345,20 +345,20 @@ def test_a_refused_key_names_the_model_and_where_the_key_belongs(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert judge(write_files(tmp_path, 1), serve(lambda _: Reply(401, "no"))) == 2
-    told = capsys.readouterr().err
-    assert "PERPO_API_KEY" in told and "'judge'" in told
+    message = capsys.readouterr().err
+    assert "PERPO_API_KEY" in message and "'judge'" in message
 
 
-def test_a_wrong_name_of_the_judge_points_to_its_flag(
+def test_a_wrong_judge_name_points_to_its_option(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = serve(lambda _: Reply(404, "no such model"))
     assert judge(write_files(tmp_path, 1), server, "--judge-model", "jugde") == 2
-    told = capsys.readouterr().err
-    assert "--judge-model" in told and "it has judge" in told
+    message = capsys.readouterr().err
+    assert "--judge-model" in message and "it has judge" in message
 
 
-def test_all_faults_of_all_files_are_told_at_once_and_nobody_is_asked(
+def test_all_faults_of_all_files_are_reported_at_once_and_nobody_is_asked(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files, server = write_files(tmp_path, 3), serve(likes_the_first)
@@ -370,12 +370,12 @@ def test_all_faults_of_all_files_are_told_at_once_and_nobody_is_asked(
     )
     (tmp_path / "b.jsonl").write_text("")
     assert judge(files, server) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     for fault in (
         "q.jsonl line 3: question_id '0' occurs twice",
         "q.jsonl line 4: `question_id` is None; it must be text or a whole number",
         "q.jsonl line 5: `text` is not text: 5",
-        "q.jsonl line 6: `text` holds a lone surrogate",
+        "q.jsonl line 6: `text` holds half a character",
         "q.jsonl line 7: not JSON",
         "q.jsonl line 8: not a JSON object",
         "question '7': `dataset` is 'all'",
@@ -384,7 +384,7 @@ def test_all_faults_of_all_files_are_told_at_once_and_nobody_is_asked(
         "b.jsonl: the file holds no row",
         "b.jsonl: no answer to question '0'",
     ):
-        assert fault in told
+        assert fault in message
     assert not server.paths and not (tmp_path / "out").exists()
 
 
@@ -394,22 +394,24 @@ def test_many_faults_are_counted_beyond_the_first_twenty(
     files = write_files(tmp_path, 30)
     write_lines(tmp_path / "a.jsonl", [{"question_id": 0, "text": ""}])
     assert judge(files, serve(likes_the_first)) == 2
-    told = capsys.readouterr().err
-    assert "29 faults" in told and told.count("no answer") == 20 and "... and 9 more" in told
+    message = capsys.readouterr().err
+    assert (
+        "29 faults" in message and message.count("no answer") == 20 and "... and 9 more" in message
+    )
 
 
-def test_answers_that_belong_to_no_question_and_missing_references_are_told(
+def test_answers_without_a_question_and_missing_references_are_reported(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files, server = write_files(tmp_path, 3), serve(likes_the_first)
     write_lines(tmp_path / "q.jsonl", [{"question_id": 1, "text": "?"}])
     assert judge(files, server) == 0
-    told = capsys.readouterr().err
-    assert told.count("2 answers in") == 2 and "1 of 1 questions have no `reference`" in told
+    message = capsys.readouterr().err
+    assert message.count("2 answers in") == 2 and "1 of 1 questions have no `reference`" in message
     assert len(server.bodies) == 2
 
 
-def test_what_an_answer_holds_is_not_filled_in_again(tmp_path: Path, serve: Serve) -> None:
+def test_placeholders_in_an_answer_are_not_filled(tmp_path: Path, serve: Serve) -> None:
     files, server = write_files(tmp_path, 1), serve(likes_the_first)
     write_lines(tmp_path / "a.jsonl", [{"question_id": 0, "text": "{{second}} {{nothing}}"}])
     assert judge(files, server) == 0

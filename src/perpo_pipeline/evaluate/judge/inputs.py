@@ -1,44 +1,47 @@
-"""The files of a judgement: read, checked and joined by id, with all faults told at once.
+"""Reads the files of a judgement, checks them and joins them by id; reports all faults at once.
 
-Ids are text or whole numbers; 7 and "7" are the same id. Keys that are not asked for are left
-alone, since the benchmarks' own files hold more.
+Ids are text or whole numbers; 7 and "7" are the same id. Other fields than those needed are
+ignored, since the benchmarks' own files hold more.
 """
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.errors import InputError, PerpoError
-from perpo_pipeline.json_files import json_lines, list_faults, parse_json, read_text
+from perpo_pipeline.errors import PerpoError
+from perpo_pipeline.json_files import Faults, Row, json_lines, parse_json, read_text
 
-Row = dict[str, Any]
-Faults = list[str]
 Say = Callable[[str], None]
 
 
+def new_faults() -> Faults:
+    """A collector for the faults of all files of one judgement."""
+    return Faults(fix="correct the files; nothing was asked and nothing was written")
+
+
 def read_json_lines(path: Path, faults: Faults) -> list[tuple[str, Row]]:
-    """Every JSON object of a file, with its place ("FILE line 3"); blank lines are passed over."""
-    known = len(faults)
+    """Every JSON object of a file, with its place ("FILE line 3"); blank lines are skipped."""
+    known = len(faults.found)
     objects = json_lines(
-        _read_text(path, faults) or "", lambda place, what: faults.append(f"{path} {place}: {what}")
+        _read_text(path, faults) or "", lambda place, what: faults.add(f"{path} {place}", what)
     )
     rows = [(f"{path} line {number}", row) for number, row in objects]
-    if not rows and len(faults) == known:
-        faults.append(f"{path}: the file holds no row")
+    if not rows and len(faults.found) == known:
+        faults.add(str(path), "the file holds no row")
     return rows
 
 
 def read_json(path: Path, kind: type[list[Any]] | type[Row], faults: Faults) -> Any:
-    """The list or the object that a JSON file holds; an empty one where there is a fault."""
+    """The list or the object that a JSON file holds; an empty one if there is a fault."""
     text = _read_text(path, faults)
-    found = None if text is None else _parse(text, str(path), faults)
-    if found is None:  # told already
+    found = None if text is None else _parse(text, path, faults)
+    if found is None:  # the fault is recorded
         return kind()
     if not isinstance(found, kind):
-        faults.append(f"{path}: not a JSON {'list' if kind is list else 'object'}")
+        faults.add(str(path), f"not a JSON {'list' if kind is list else 'object'}")
         return kind()
     if not found:
-        faults.append(f"{path}: the file holds no row")
+        faults.add(str(path), "the file holds no row")
     return found
 
 
@@ -51,47 +54,45 @@ def rows_by_id(path: Path, key: str, needed: Iterable[str], faults: Faults) -> d
         if identity is None:
             continue
         if identity in found:
-            faults.append(f"{place}: {key} {identity!r} occurs twice")
+            faults.add(place, f"{key} {identity!r} occurs twice")
         found[identity] = row
     return found
 
 
 def id_of(row: Row, key: str, place: str, faults: Faults) -> str | None:
-    """The row's id as text."""
+    """The row's id as text; records a fault and returns None if it has none."""
     value = row.get(key)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value and is_text(value):
         return value
-    faults.append(f"{place}: `{key}` is {value!r}; it must be text or a whole number")
+    faults.add(place, f"`{key}` is {value!r}; it must be text or a whole number")
     return None
 
 
 def check_texts(row: Row, names: Iterable[str], place: str, faults: Faults) -> None:
-    """A fault for each name under which the row has no text; an answer may be empty text."""
+    """Record a fault for each name under which the row has no text; text may be empty."""
     for name in names:
         value = row.get(name)
         if not isinstance(value, str):
-            faults.append(f"{place}: `{name}` is not text: {value!r}"[:200])
+            faults.add(place, f"`{name}` is not text: {value!r}"[:200])
         elif not is_text(value):
-            faults.append(f"{place}: `{name}` holds a lone surrogate, which is no text")
+            faults.add(place, f"`{name}` holds half a character (a lone surrogate)")
 
 
 def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold it."""
+    """Whether UTF-8 can encode it."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def check_answered(
     ids: Iterable[str], answers: Iterable[str], path: Path, faults: Faults, say: Say
 ) -> None:
-    """A fault for each question without an answer in `path`; says how many answers have none."""
+    """Record a fault for each question without an answer in `path`; print how many are unasked."""
     wanted, there = dict.fromkeys(ids), dict.fromkeys(answers)
-    faults += [
-        f"{path}: no answer to question {identity!r}"
-        for identity in wanted
-        if identity not in there
-    ]
+    for identity in wanted:
+        if identity not in there:
+            faults.add(str(path), f"no answer to question {identity!r}")
     unasked = [identity for identity in there if identity not in wanted]
     if unasked:
         say(
@@ -100,31 +101,21 @@ def check_answered(
         )
 
 
-def raise_faults(faults: Faults) -> None:
-    """Raise InputError with the first faults and the number of the others."""
-    if not faults:
-        return
-    raise InputError(
-        f"{len(faults)} faults in what is to be judged:\n{list_faults(faults)}",
-        fix="correct the files; nothing was asked and nothing was written",
-    )
-
-
 def _read_text(path: Path, faults: Faults) -> str | None:
     try:
         return read_text(path)
     except PerpoError as error:
-        faults.append(f"{path}: {error.what}")
+        faults.add(str(path), error.what)
         return None
 
 
-def _parse(text: str, place: str, faults: Faults) -> Any:
-    """None where there is a fault."""
+def _parse(text: str, path: Path, faults: Faults) -> Any:
+    """The JSON value; records a fault and returns None for null and for what is not JSON."""
     try:
         found = parse_json(text)
     except ValueError as error:
-        faults.append(f"{place}: not JSON: {error}")
+        faults.add(str(path), f"not JSON: {error}")
         return None
     if found is None:
-        faults.append(f"{place}: holds null")
+        faults.add(str(path), "holds null")
     return found

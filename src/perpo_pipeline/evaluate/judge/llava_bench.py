@@ -1,8 +1,8 @@
 """LLaVA-Bench-in-the-Wild: a reference's and a model's answer rated together, from 1 to 10.
 
-The score is the model's mean rating over the reference's, so 1 is as good as the reference; overall
-and by category. Both means are rounded to three decimals first, as by the benchmark's own script:
-published scores are so (338 / 522 is 64.75 %, published as 64.7).
+The score is the model's mean rating divided by the reference's, overall and by category: 1 is as
+good as the reference. Both means are rounded to three decimals first, as in the benchmark's own
+script and its published scores (338 / 522 is 64.75 %, published as 64.7).
 """
 
 from pathlib import Path
@@ -10,47 +10,48 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.judge.inputs import (
-    Faults,
-    Row,
     Say,
     check_answered,
     check_texts,
     id_of,
     is_text,
-    raise_faults,
+    new_faults,
     read_json_lines,
     rows_by_id,
 )
 from perpo_pipeline.evaluate.judge.replies import parse_two_ratings
 from perpo_pipeline.evaluate.judge.task import Measured, Question, Review, Task
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
+from perpo_pipeline.json_files import Faults, Row
 
-UNPARSED = [-1, -1]  # as LLaVA's own script writes it
-PREFIX = "llava_bench_"  # of categories in reviews; the questions' own have none
+UNPARSED = [-1, -1]  # what LLaVA's own script writes
+PREFIX = "llava_bench_"  # categories have it in reviews, not in the questions
 
 
 def read_questions(
     questions: Path, context: Path, reference: Path, answers: Path, say: Say
 ) -> list[Question]:
-    """The benchmark's own files: questions `{"question_id", "image", "text", "category"}`, context
-    `{"image", "caption"}` (text or several), both answers `{"question_id", "text"}`. Raises
-    InputError with all faults.
+    """Reads the benchmark's own files; raises InputError with all faults.
+
+    Lines of the questions are `{"question_id", "image", "text", "category"}`, of the context
+    `{"image", "caption"}` (one text or a list), of both answer files `{"question_id", "text"}`.
     """
-    faults: Faults = []
+    faults = new_faults()
     asked = rows_by_id(questions, "question_id", ["image", "text", "category"], faults)
     captions = _captions(context, faults)
     for identity, row in asked.items():
         if row.get("image") not in captions:
-            faults.append(
-                f"{context}: no caption of image {row.get('image')!r}, which question "
-                f"{identity!r} is about"
+            faults.add(
+                str(context),
+                f"no caption of image {row.get('image')!r}, which question {identity!r} is about",
             )
     sides = []
     for path in (reference, answers):
         sides.append(rows_by_id(path, "question_id", ["text"], faults))
         check_answered(asked, sides[-1], path, faults, say)
-    raise_faults(faults)
+    faults.check()
     found = []
     for identity, row in asked.items():
         first, second = (side[identity]["text"] for side in sides)
@@ -65,27 +66,27 @@ def read_questions(
 def read_reviews(path: Path, say: Say) -> list[Review]:
     """Reviews as LLaVA's script writes them: `{"question_id", "category", "content", "tuple"}`.
 
-    The scores come from `content`; where `tuple` says something else, that is told. Raises
-    InputError with all faults.
+    The scores come from `content`; a message reports where `tuple` differs. Raises InputError with
+    all faults.
     """
-    faults: Faults = []
+    faults = new_faults()
     found: dict[str, Review] = {}
     disagreeing = []
     for place, row in read_json_lines(path, faults):
         identity = id_of(row, "question_id", place, faults)
         check_texts(row, ["category", "content"], place, faults)
         if identity in found:
-            faults.append(f"{place}: question_id {identity!r} occurs twice")
+            faults.add(place, f"question_id {identity!r} occurs twice")
         if identity is None or not isinstance(row.get("content"), str):
             continue
         if "tuple" in row and not _agrees(row):
             disagreeing.append(f"{place}: {row['tuple']!r}"[:200])
         found[identity] = Review(identity, row["content"], (str(row.get("category")),))
-    raise_faults(faults)
+    faults.check()
     if disagreeing:
         say(
-            f"judge llava-bench: in {len(disagreeing)} of {len(found)} reviews `tuple` is not what "
-            "the first line of `content` says, which counts; for instance "
+            f"judge llava-bench: in {len(disagreeing)} of {len(found)} reviews `tuple` differs "
+            "from the first line of `content`; the scores come from `content`. For instance "
             f"{disagreeing[0]}"
         )
     return list(found.values())
@@ -97,7 +98,7 @@ def _captions(path: Path, faults: Faults) -> dict[str, str]:
         lines = row.get("caption")
         lines = [lines] if isinstance(lines, str) else lines
         if not isinstance(lines, list) or not all(isinstance(t, str) and is_text(t) for t in lines):
-            faults.append(f"{path}: `caption` of {image!r} is neither text nor a list of texts")
+            faults.add(str(path), f"`caption` of {image!r} is neither text nor a list of texts")
             lines = []
         found[image] = "\n".join(lines)
     return found
@@ -108,7 +109,7 @@ def _agrees(row: Row) -> bool:
 
 
 def measure(scores: npt.NDArray[np.float64]) -> Measured:
-    """Metrics of `(n, 1, 2)` ratings: the reference's and the model's."""
+    """Metrics from ratings `(n, 1, 2)`: the reference's and the model's."""
     ratings = scores[:, 0, :]
     counts = np.insert(ratings, 2, 1.0, axis=1)
     return {
@@ -119,10 +120,10 @@ def measure(scores: npt.NDArray[np.float64]) -> Measured:
 
 
 def _score(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of sums of ratings and the number of questions, `(m, 3)`."""
+    """The score from sums `(m, 3)` of both ratings and of the questions."""
     means = np.round(sums[:, :2] / sums[:, 2:], 3)
     score: npt.NDArray[np.float64] = means[:, 1] / means[:, 0]
     return score
 
 
-LLAVA_BENCH = Task("llava-bench", parse_two_ratings, measure)
+LLAVA_BENCH = Task(metrics.LLAVA_BENCH, parse_two_ratings, measure)

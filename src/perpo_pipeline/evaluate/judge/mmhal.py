@@ -1,7 +1,7 @@
-"""MMHal-Bench: answers rated from 0 to 6; below 3 the answer makes something up.
+"""MMHal-Bench: answers rated from 0 to 6; an answer below 3 makes something up.
 
-Questions come in rounds of eight kinds, so a question's kind follows from its place. A reply
-without one rating is unparsed and left out; the benchmark's own script counts it as 0.
+Questions come in rounds of eight kinds, so a question's position gives its kind. A reply without
+exactly one rating is unparsed and left out; the benchmark's own script counts it as 0.
 """
 
 from pathlib import Path
@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.judge.inputs import (
-    Faults,
-    Row,
     Say,
     check_texts,
     is_text,
-    raise_faults,
+    new_faults,
     read_json,
 )
 from perpo_pipeline.evaluate.judge.replies import parse_rating
 from perpo_pipeline.evaluate.judge.task import Measured, Question, Review, Task
 from perpo_pipeline.evaluate.statistics import mean_interval
+from perpo_pipeline.json_files import Faults, Row
 
 KINDS = (
     "attribute",
@@ -39,16 +39,16 @@ TEXTS = ("question_type", "question", "gt_answer", "model_answer")
 
 
 def read_questions(responses: Path, say: Say) -> list[Question]:
-    """The benchmark's list with every `model_answer` filled, in its own order.
+    """The benchmark's list, in its own order, with every `model_answer` filled.
 
     Raises InputError with all faults.
     """
-    faults: Faults = []
+    faults = new_faults()
     rows = read_json(responses, list, faults)
     for index, row in enumerate(rows):
         _check(row, index, f"{responses} entry {index}", faults)
-    raise_faults(faults)
-    _tell_number(len(rows), responses, say)
+    faults.check()
+    _print_number(len(rows), responses, say)
     return [_question(row, index) for index, row in enumerate(rows)]
 
 
@@ -57,18 +57,18 @@ def read_reviews(path: Path, say: Say) -> list[Review]:
 
     Raises InputError with all faults.
     """
-    faults: Faults = []
+    faults = new_faults()
     replies = [
         _reply(entry, f"{path} entry {index}", faults)
         for index, entry in enumerate(read_json(path, list, faults))
     ]
-    raise_faults(faults)
-    _tell_number(len(replies), path, say)
+    faults.check()
+    _print_number(len(replies), path, say)
     return [Review(str(index), reply, (_kind(index),)) for index, reply in enumerate(replies)]
 
 
 def measure(scores: npt.NDArray[np.float64]) -> Measured:
-    """Metrics of `(n, 1, 1)` ratings."""
+    """Metrics from ratings `(n, 1, 1)`."""
     ratings = scores[:, 0, 0]
     return {
         "mmhal_score": mean_interval(ratings),
@@ -76,7 +76,7 @@ def measure(scores: npt.NDArray[np.float64]) -> Measured:
     }
 
 
-MMHAL = Task("mmhal", parse_rating, measure)
+MMHAL = Task(metrics.MMHAL, parse_rating, measure)
 
 
 def _kind(index: int) -> str:
@@ -85,19 +85,20 @@ def _kind(index: int) -> str:
 
 def _check(row: Any, index: int, place: str, faults: Faults) -> None:
     if not isinstance(row, dict):
-        faults.append(f"{place}: not a JSON object")
+        faults.add(place, "not a JSON object")
         return
     check_texts(row, TEXTS, place, faults)
     objects = row.get("image_content")
     if not isinstance(objects, list) or not all(isinstance(o, str) and is_text(o) for o in objects):
-        faults.append(f"{place}: `image_content` is not a list of texts")
+        faults.add(place, "`image_content` is not a list of texts")
     if row.get("question_type") != _kind(index):
-        faults.append(
-            f"{place}: `question_type` is {row.get('question_type')!r}, in the "
-            f"benchmark's order it is {_kind(index)!r}"
+        faults.add(
+            place,
+            f"`question_type` is {row.get('question_type')!r}; in the benchmark's order it is "
+            f"{_kind(index)!r}",
         )
     if row.get("model_answer") == "":
-        faults.append(f"{place}: `model_answer` is empty: the model was not asked")
+        faults.add(place, "`model_answer` is empty: the model was not asked")
 
 
 def _question(row: Row, index: int) -> Question:
@@ -120,13 +121,12 @@ def _reply(entry: Any, place: str, faults: Faults) -> str:
         text = text.get("content")
     if isinstance(text, str) and is_text(text):
         return text
-    faults.append(
-        f"{place}: neither text, nor an object with `content`, nor one with a "
-        "`choices[0].message.content`"
+    faults.add(
+        place, "neither text, nor an object with `content` or with `choices[0].message.content`"
     )
     return ""
 
 
-def _tell_number(number: int, path: Path, say: Say) -> None:
+def _print_number(number: int, path: Path, say: Say) -> None:
     if number != NUM_QUESTIONS:
         say(f"judge mmhal: {number} entries in {path}; MMHal-Bench has {NUM_QUESTIONS}")

@@ -1,9 +1,9 @@
 """Win rate: two models' answers to the same questions, compared in both orders.
 
-A question is asked twice, with A's answer first and with B's first, so that a judge's liking for a
-place cancels out. A reply gives A 1 point if it chooses A's answer, 1/2 if neither, 0 if B's; the
-question's points are the mean of its two replies (PerPO, arXiv:2502.04371, appendix A.2, asks
-once). Questions of which either reply is unparsed are left out.
+Each question is asked twice, once with A's answer first and once with B's, so that a judge's
+preference for a position cancels out. A reply gives A 1 point if it chooses A's answer, 1/2 if it
+chooses neither, 0 if it chooses B's; a question's points are the mean of its two replies (PerPO,
+arXiv:2502.04371, appendix A.2, asks once). A question with an unparsed reply is left out.
 """
 
 from pathlib import Path
@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.judge.inputs import (
-    Faults,
     Say,
     check_answered,
     check_texts,
-    raise_faults,
+    new_faults,
     rows_by_id,
 )
 from perpo_pipeline.evaluate.judge.replies import parse_comparison
@@ -30,28 +30,28 @@ ASPECTS = ("response_accuracy", "instruction_adherence", "hallucination_reductio
 def read_questions(questions: Path, answers: Path, answers_b: Path, say: Say) -> list[Question]:
     """Both orders of every question.
 
-    `questions` has lines `{"question_id", "text"}`, with `reference` (what is true of the image)
-    and `dataset` where there are such; the answers `{"question_id", "text"}`. Raises InputError
-    with all faults.
+    Lines of `questions` are `{"question_id", "text"}`, optionally with `reference` (what the image
+    shows) and `dataset`; lines of the answers are `{"question_id", "text"}`. Raises InputError with
+    all faults.
     """
-    faults: Faults = []
+    faults = new_faults()
     asked = rows_by_id(questions, "question_id", ["text"], faults)
     for identity, row in asked.items():
         given = [name for name in ("reference", "dataset") if row.get(name) is not None]
         place = f"{questions} question {identity!r}"
         check_texts(row, given, place, faults)
         if row.get("dataset") == ALL:
-            faults.append(f"{place}: `dataset` is {ALL!r}, which is the name of all together")
+            faults.add(place, f"`dataset` is {ALL!r}, the name for all datasets together")
     sides = []
     for path in (answers, answers_b):
         sides.append(rows_by_id(path, "question_id", ["text"], faults))
         check_answered(asked, sides[-1], path, faults, say)
-    raise_faults(faults)
+    faults.check()
     without = sum(not row.get("reference") for row in asked.values())
     if without:
         say(
-            f"judge win-rate: {without} of {len(asked)} questions have no `reference`: the judge, "
-            "which is not shown the image, can only guess what is right"
+            f"judge win-rate: {without} of {len(asked)} questions have no `reference`: the judge "
+            "does not see the image and can only guess what is right"
         )
     found = []
     for identity, row in asked.items():
@@ -65,11 +65,11 @@ def read_questions(questions: Path, answers: Path, answers_b: Path, say: Say) ->
 
 
 def measure(scores: npt.NDArray[np.float64]) -> Measured:
-    """Metrics of `(n, 2, 7)` scores, as `parse_comparison` has them: A first, then B first.
+    """Metrics from scores `(n, 2, 7)` of `parse_comparison`: with A first, then with B first.
 
-    `win_rate` is A's over B; `tie_rate` the share of replies that choose neither;
-    `order_disagreement` the share of questions whose two replies do not choose the same model;
-    the others are mean ratings, 1 to 5, of each model over both orders.
+    `win_rate` is A's against B; `tie_rate` is the share of replies that choose neither;
+    `order_disagreement` is the share of questions whose two replies choose different models; the
+    others are mean ratings, 1 to 5, of each model over both orders.
     """
     choice = scores[:, :, 6]
     points_a_first = np.choose(choice[:, A_FIRST].astype(int), [0.5, 1.0, 0.0])
@@ -87,4 +87,4 @@ def measure(scores: npt.NDArray[np.float64]) -> Measured:
     return found
 
 
-WIN_RATE = Task("win-rate", parse_comparison, measure, orders=2)
+WIN_RATE = Task(metrics.WIN_RATE, parse_comparison, measure, orders=2)
