@@ -38,7 +38,7 @@ train:
   learning_rate: 1.0e-3
   lora: {rank: 2, alpha: 4}
   methods: {perpo: {beta: 1.0}, sft: {}}
-eval: {max_new_tokens: 24, batch_size: 4, conditions: []}
+eval: {max_new_tokens: 24, batch_size: 4, conditions: [other-image]}
 """
 QUIET = Console(quiet=True)
 
@@ -152,6 +152,15 @@ def test_its_metrics_are_those_of_the_run_and_of_its_base(run: Path, card: str) 
         for name, value in values.items():
             assert re.search(rf"^{name} .* {100 * value:.1f} %", block, re.M), (variant, name)
     assert current(run, "metrics", "sft") not in card
+
+
+def test_metrics_with_other_images_are_described(run: Path, card: str) -> None:
+    fingerprint = current(run, "metrics", "perpo-other-image")
+    assert (
+        "This model, each question with the image of another prompt "
+        f"(`perpo-other-image`, metrics `{fingerprint}`):"
+    ) in card
+    assert "This model (`perpo`, metrics" in card
 
 
 def test_no_path_of_this_machine_is_published(card: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import jinja2
 import yaml
 
 from perpo_pipeline.answers.formats import get_box_format
+from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.printing import metrics_table
 from perpo_pipeline.merge.evaluations import Evaluation
@@ -49,6 +50,11 @@ SUBJECTS = {
     "base": "The base model, on the same prompts",
     "answers": "Answers from a file; the file does not record which model gave them",
 }
+CONDITIONS = {
+    OTHER_IMAGE: ", each question with the image of another prompt",
+    BLANK_IMAGE: ", each question with an image in a single colour",
+}
+"""What evaluations under these suffixes show the model, as part of a sentence."""
 
 
 def model_card(
@@ -88,6 +94,7 @@ def _template() -> jinja2.Template:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = _cell
+    environment.filters["condition"] = _condition
     environment.filters["metrics_table"] = metrics_table
     return environment.get_template("card.md")
 
@@ -95,6 +102,10 @@ def _template() -> jinja2.Template:
 def _cell(text: str) -> str:
     """A text for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _condition(evaluation: str) -> str:
+    return next((text for end, text in CONDITIONS.items() if evaluation.endswith(end)), "")
 
 
 def _yaml(fields: Mapping[str, Any]) -> str:

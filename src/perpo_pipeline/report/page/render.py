@@ -4,7 +4,7 @@ from typing import Any
 
 import jinja2
 
-from perpo_pipeline.report.methods import BASE_COLOUR
+from perpo_pipeline.report.methods import BASE_COLOUR, BASE_LABEL
 from perpo_pipeline.report.page.contents import Contents
 from perpo_pipeline.report.page.headline import headline, headline_metric
 from perpo_pipeline.report.page.paired import paired_panels
@@ -22,6 +22,7 @@ def render(contents: Contents) -> str:
     """The whole page as HTML; everything except our own SVG is escaped."""
     return _template().render(
         c=contents,
+        base_label=BASE_LABEL,
         facts=_facts(contents),
         headline=headline(contents),
         table=results_table(contents, headline_metric(contents.results)),
