@@ -118,7 +118,7 @@ def open_backend(model: Path, scratch: Path, case: EngineCase, dtype: torch.dtyp
             scratch,
         )
     )
-    backend.front.eos_token_ids = ()  # no token ends an answer
+    backend.weightless.eos_token_ids = ()  # no token ends an answer
     return backend
 
 
@@ -151,9 +151,9 @@ def bare_requests(backend: VllmBackend, rows: Sequence[Row]) -> list[Any]:
     """Rendered prompts with loaded images, as in vLLM's own examples."""
     requests = []
     for row in rows:
-        text = render_prompt(backend.front, row["prompt"])
-        add = adds_special_tokens(backend.front, text)
-        ids = backend.front.tokenizer(text, add_special_tokens=add)["input_ids"]
+        text = render_prompt(backend.weightless, row["prompt"])
+        add = adds_special_tokens(backend.weightless, text)
+        ids = backend.weightless.tokenizer(text, add_special_tokens=add)["input_ids"]
         image = prompt_image(row)
         requests.append({"prompt_token_ids": ids, "multi_modal_data": {"image": image}})
     return requests
@@ -178,7 +178,7 @@ def bare_params(backend: VllmBackend, num: int, detokenize: bool) -> list[Any]:
 
 def prefix_tokens(backend: VllmBackend, row: Row) -> int:
     image, text = prompt_image(row), row["prompt"]
-    return encode_prompt(backend.front, image, text).num_tokens
+    return encode_prompt(backend.weightless, image, text).num_tokens
 
 
 def engine_settings(backend: VllmBackend) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from train_step_models import Shape, model_config
 from transformers import AutoModelForImageTextToText
 
 from perpo_pipeline.vlm.files import resolve_model
-from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.loading import load_without_weights
 
 PRESETS: dict[str, tuple[Shape, str]] = {
     "cpu": (replace(SMALLER, tile_px=112, rank=16), "float32"),
@@ -57,14 +57,14 @@ train:
 
 def write_base(folder: Path, shape: Shape, dtype: str) -> None:
     """A model of random weights with the embedded model's tokenizer, and images of its own size."""
-    front = load_front(resolve_model("testbed"))
-    processor, config = front.processor, model_config(shape)
+    vlm = load_without_weights(resolve_model("testbed"))
+    processor, config = vlm.processor, model_config(shape)
     side = shape.tile_px
     processor.image_processor.size = {"shortest_edge": side}
     processor.image_processor.crop_size = {"height": side, "width": side}
     processor.patch_size = config.vision_config.patch_size
-    config.image_token_index = config.image_token_id = front.image_token_ids[0]
-    config.text_config.eos_token_id = front.eos_token_ids[0]
+    config.image_token_index = config.image_token_id = vlm.image_token_ids[0]
+    config.text_config.eos_token_id = vlm.eos_token_ids[0]
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model: Any = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))

@@ -19,7 +19,7 @@ from perpo_pipeline.prepare.rows import Asked
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.vlm.files import resolve_model
-from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.loading import load_without_weights
 
 RECORD = {
     "image_id": 1,
@@ -75,11 +75,11 @@ def test_token_ids_are_the_tokenizers_with_the_end_token_and_the_run_says_so(
 ) -> None:
     run = a_run(dataset(tmp_path, RECORD), tmp_path)
     prepare(run, "train")
-    front = load_front(resolve_model("testbed"))
+    vlm = load_without_weights(resolve_model("testbed"))
     version = run.latest("samples", "train")
     for row in version.table().to_pylist()[::2]:
         *ids, end = row["completion_token_ids"]
-        assert front.tokenizer.decode(ids) == row["completion"] and end in front.eos_token_ids
+        assert vlm.tokenizer.decode(ids) == row["completion"] and end in vlm.eos_token_ids
     assert "retokenised from their text" in version.manifest["notes"]["token_ids"]
     assert version.manifest["notes"]["model_id"] == "testbed"
     assert "retokenised from their text" in capsys.readouterr().err

@@ -48,7 +48,7 @@ from perpo_pipeline.sample.openai_backend import OpenAIBackend
 from perpo_pipeline.vlm import openai_server
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.images import load_image
-from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.prompts import encode_prompt
 
 KEY = "sk-not-to-be-seen-4711"
@@ -81,10 +81,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in openai_server.KEY_NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", 0.2)
-    monkeypatch.setattr(openai_prompts, "load_front", lambda resolved, **_: _load_once(resolved))
+    monkeypatch.setattr(
+        openai_prompts, "load_without_weights", lambda resolved, **_: _load_once(resolved)
+    )
 
 
-_load_once = cache(load_front)
+_load_once = cache(load_without_weights)
 
 
 @pytest.fixture
@@ -257,7 +259,7 @@ class TestVllm:
                 assert sent.shape == (21, 21, 3)
                 assert np.array_equal(sent[6:14], np.asarray(upright))
                 assert (sent[:6] == (122, 116, 104)).all() and (sent[14:] == (122, 116, 104)).all()
-            vlm = load_front(resolve_model(str(model_dir)))
+            vlm = load_without_weights(resolve_model(str(model_dir)))
             trained = encode_prompt(vlm, upright, row["prompt"], preprocess=preprocess)
             served = encode_prompt(vlm, picture(body), row["prompt"])
             assert torch.equal(trained.tensors["pixel_values"], served.tensors["pixel_values"])
@@ -351,12 +353,12 @@ class TestVllm:
         refused, good = connect(server, model=model, num_samples=1).sample(rows, [1, 2])
         assert "ratio" in reason_of(refused) and len(server.bodies) == 1
         assert isinstance(good, SampledList)
-        trained = encode_prompt(load_front(resolve_model(str(model))), image, "where?")
+        trained = encode_prompt(load_without_weights(resolve_model(str(model))), image, "where?")
         assert good.resized == trained.resized != image.size
 
 
 def one_stop(model_dir: Path) -> Json:
-    end = load_front(resolve_model(str(model_dir))).eos_token_ids[0]
+    end = load_without_weights(resolve_model(str(model_dir))).eos_token_ids[0]
     return {"choices": [choice(0, [5, end], finish_reason="stop")]}
 
 

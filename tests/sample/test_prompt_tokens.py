@@ -10,7 +10,7 @@ from perpo_pipeline.sample.prompt_tokens import (
     prompt_too_long,
 )
 from perpo_pipeline.vlm.files import resolve_model
-from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
 
@@ -18,20 +18,22 @@ IMAGE_ID = 3
 
 
 @pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
-    return load_front(resolve_model(str(save_tiny_llava(tmp_path_factory.mktemp("llava")))))
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
+    return load_without_weights(
+        resolve_model(str(save_tiny_llava(tmp_path_factory.mktemp("llava"))))
+    )
 
 
 @pytest.fixture(scope="module")
-def expected(front: Vlm) -> list[int]:
+def expected(vlm: Vlm) -> list[int]:
     """`<s>USER: `, 16 placeholders for an image of 4 x 4 patches, and the question."""
-    return encode_prompt(front, noise_image(0), "where is square 7?").input_ids.tolist()
+    return encode_prompt(vlm, noise_image(0), "where is square 7?").input_ids.tolist()
 
 
-def message_of(front: Vlm, found: list[int], expected: list[int]) -> str:
+def message_of(vlm: Vlm, found: list[int], expected: list[int]) -> str:
     with pytest.raises(ConfigError) as caught:
         compare_prompt_tokens(
-            front,
+            vlm,
             found,
             expected,
             reader="vLLM",
@@ -43,15 +45,15 @@ def message_of(front: Vlm, found: list[int], expected: list[int]) -> str:
     return caught.value.what
 
 
-def test_equal_tokens_are_accepted(front: Vlm, expected: list[int]) -> None:
-    compare_prompt_tokens(front, tuple(expected), expected, reader="it", prompt_id="p", fix="none")
+def test_equal_tokens_are_accepted(vlm: Vlm, expected: list[int]) -> None:
+    compare_prompt_tokens(vlm, tuple(expected), expected, reader="it", prompt_id="p", fix="none")
 
 
-def test_placeholders_are_shown_by_their_number(front: Vlm, expected: list[int]) -> None:
+def test_placeholders_are_shown_by_their_number(vlm: Vlm, expected: list[int]) -> None:
     fewer = list(expected)
     fewer.remove(IMAGE_ID)
     place = expected.index(IMAGE_ID) + 15
-    first, theirs, ours = message_of(front, fewer, expected).splitlines()
+    first, theirs, ours = message_of(vlm, fewer, expected).splitlines()
     assert first == (
         f"vLLM and training read different tokens for prompt p7: {len(fewer)} tokens instead of "
         f"{len(expected)}; from position {place} on {expected[place + 1 : place + 5]} instead of "
@@ -62,12 +64,12 @@ def test_placeholders_are_shown_by_their_number(front: Vlm, expected: list[int])
 
 
 def test_the_shown_text_starts_shortly_before_the_first_difference(
-    front: Vlm, expected: list[int]
+    vlm: Vlm, expected: list[int]
 ) -> None:
-    seven, eight = (front.tokenizer(digit, add_special_tokens=False)["input_ids"] for digit in "78")
+    seven, eight = (vlm.tokenizer(digit, add_special_tokens=False)["input_ids"] for digit in "78")
     other = [eight[0] if token == seven[0] else token for token in expected * 9]
     _, theirs, ours = message_of(
-        front, expected * 8 + other[: len(expected)], expected * 9
+        vlm, expected * 8 + other[: len(expected)], expected * 9
     ).splitlines()
     assert "where is square 8?" in theirs and "where is square 7?" in ours
     assert len(ours) < 150
@@ -75,11 +77,9 @@ def test_the_shown_text_starts_shortly_before_the_first_difference(
 
 @pytest.mark.parametrize("strange", [-1, 300, 10**30])
 def test_ids_that_the_tokenizer_lacks_are_shown_as_ids(
-    front: Vlm, expected: list[int], strange: int
+    vlm: Vlm, expected: list[int], strange: int
 ) -> None:
-    assert f"from position 0 on [{strange}, 1, " in message_of(
-        front, [strange, *expected], expected
-    )
+    assert f"from position 0 on [{strange}, 1, " in message_of(vlm, [strange, *expected], expected)
 
 
 @pytest.mark.parametrize(

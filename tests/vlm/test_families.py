@@ -20,7 +20,7 @@ from perpo_pipeline.train.lists import TrainingList, ground_truth_list
 from perpo_pipeline.train.scope import lora_config, unfreeze
 from perpo_pipeline.vlm.families import FAMILIES, Family, family_of, unusual_boxes
 from perpo_pipeline.vlm.files import resolve_model
-from perpo_pipeline.vlm.loading import load_front, load_vlm
+from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.processors import without_video
 from perpo_pipeline.vlm.prompts import count_prompt_tokens, encode_prompt, resized_size
@@ -81,7 +81,7 @@ def test_a_newcomer_is_named_with_and_without_its_weights(
     vlm: Vlm, directory: Path, is_added: bool
 ) -> None:
     resolved = resolve_model(str(directory))
-    for found in (vlm.family, load_front(resolved).family, family_of(resolved)):
+    for found in (vlm.family, load_without_weights(resolved).family, family_of(resolved)):
         assert found == (NEWCOMER if is_added else Family("qwen2_vl", "qwen2_vl", known=False))
 
 

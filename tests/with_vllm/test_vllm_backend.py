@@ -185,7 +185,7 @@ class TestFamily:
         """Only Qwen's models refuse any shape; the next row is sampled as without the ribbon."""
         ribbon = make_row("ribbon", 1, "Where?", 900, 4)
         found = backend.sample([ribbon, ROWS[0]], [1, SEEDS[0]])
-        if backend.front.family.name.startswith("qwen"):
+        if backend.weightless.family.name.startswith("qwen"):
             assert isinstance(found[0], Failure) and "ratio" in found[0].reason
         else:
             drawn(found[:1])
@@ -261,8 +261,8 @@ class TestEngine:
         expected = backend.sample(ROWS, SEEDS)
         real = vllm_backend._read
 
-        def longer(front: Vlm, row: Row, preprocess: str) -> Any:
-            prompt = real(front, row, preprocess)
+        def longer(vlm: Vlm, row: Row, preprocess: str) -> Any:
+            prompt = real(vlm, row, preprocess)
             if row is ROWS[2]:
                 prompt.inputs["prompt_token_ids"].append(5)
             return prompt
@@ -272,7 +272,7 @@ class TestEngine:
             ConfigError, match="vLLM and training read different tokens for prompt long"
         ) as caught:
             backend.sample(ROWS, SEEDS)
-        length = encode_row(backend.front, ROWS[2], "pad").num_tokens
+        length = encode_row(backend.weightless, ROWS[2], "pad").num_tokens
         assert f"{length + 1} tokens instead of {length}; from position {length}" in str(
             caught.value
         )
@@ -306,11 +306,11 @@ class TestEngine:
         monkeypatch.setattr(backend, "is_compared", False)
         monkeypatch.setattr(
             "perpo_pipeline.sample.vllm_backend.render_prompt",
-            lambda front, prompt: f"USER: <image>\n{prompt} ASSISTANT: [",
+            lambda vlm, prompt: f"USER: <image>\n{prompt} ASSISTANT: [",
         )
         with pytest.raises(ConfigError) as caught:
             backend.sample(ROWS[2:], SEEDS[2:])
-        expected = encode_row(backend.front, ROWS[2], "pad").num_tokens
+        expected = encode_row(backend.weightless, ROWS[2], "pad").num_tokens
         lengths = f"{expected + 1} tokens instead of {expected}; from position {expected} on ["
         assert lengths in str(caught.value)
         shown = str(caught.value).splitlines()[1:3]

@@ -73,9 +73,9 @@ def _write_samples(
     )
 
     def work(writer: Writer) -> Mapping[str, Any]:
-        from perpo_pipeline.vlm.loading import load_front
+        from perpo_pipeline.vlm.loading import load_without_weights
 
-        front = load_front(resolved, identity_cache=run.scratch / IDENTITY_CACHE)
+        vlm = load_without_weights(resolved, identity_cache=run.scratch / IDENTITY_CACHE)
         writer.note("token_ids", TOKEN_NOTE)
         run.say(f"prepare {split}: {TOKEN_NOTE}")
         start = 0
@@ -84,7 +84,7 @@ def _write_samples(
             start += part.num_rows
             if not writer.has_part(index):
                 writer.write_part(
-                    index, _sample_rows(front, part.to_pylist(), some, model.preprocess)
+                    index, _sample_rows(vlm, part.to_pylist(), some, model.preprocess)
                 )
         return {"prompts": start, "failed": 0}
 
@@ -92,7 +92,7 @@ def _write_samples(
 
 
 def _sample_rows(
-    front: "Vlm", prompts: Sequence[Row], lists: Sequence[ReleasedList], preprocess: str
+    vlm: "Vlm", prompts: Sequence[Row], lists: Sequence[ReleasedList], preprocess: str
 ) -> list[Row]:
     from perpo_pipeline.vlm.prompts import resized_size
 
@@ -100,14 +100,14 @@ def _sample_rows(
     for prompt, released in zip(prompts, lists, strict=True):
         width, height = prompt["width"], prompt["height"]
         seen = (max(width, height),) * 2 if preprocess == "pad" else (width, height)
-        resized = resized_size(front, seen)
+        resized = resized_size(vlm, seen)
         for sample_id, answer in enumerate(released.answers):
             rows.append(
                 {
                     "prompt_id": prompt["prompt_id"],
                     "sample_id": sample_id,
                     "completion": answer,
-                    "completion_token_ids": _tokenise(front, answer),
+                    "completion_token_ids": _tokenise(vlm, answer),
                     "finish_reason": "stop",
                     "seed": 0,
                     "sampler_logprob": None,
@@ -117,10 +117,10 @@ def _sample_rows(
     return rows
 
 
-def _tokenise(front: "Vlm", answer: str) -> list[int]:
+def _tokenise(vlm: "Vlm", answer: str) -> list[int]:
     """The answer's ids with the end token; what looks like a special token was spelt out."""
-    found = front.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)
-    ends, own = front.eos_token_ids, front.tokenizer.eos_token_id
+    found = vlm.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)
+    ends, own = vlm.eos_token_ids, vlm.tokenizer.eos_token_id
     return [*found["input_ids"], own if own in ends else ends[0]]
 
 

@@ -65,7 +65,7 @@ class OpenAIBackend:
     """Draws completions by HTTP; needs the model's own processor here, but not its weights.
 
     Raises ConfigError if the server, the key, the model's name or the settings are wrong for every
-    prompt, MissingDependencyError without httpx, and what `load_front` raises.
+    prompt, MissingDependencyError without httpx, and what `load_without_weights` raises.
     """
 
     prompts_per_call = 0  # many requests run at once

@@ -15,7 +15,7 @@ from perpo_pipeline.vlm.inputs import (
     faults_of_one_row,
     prompt_image,
 )
-from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.processors import decode_completions
 from perpo_pipeline.vlm.prompts import (
     adds_special_tokens,
@@ -41,25 +41,25 @@ class PromptReader:
     """Rows as they are sent and as training reads them; converts between tokens and text."""
 
     def __init__(self, setup: BackendSetup) -> None:
-        front = load_front(setup.resolved, identity_cache=setup.scratch / IDENTITY_CACHE)
-        self.front, self.preprocess = front, str(setup.model_settings["preprocess"])
-        config: Any = front.model.config
+        vlm = load_without_weights(setup.resolved, identity_cache=setup.scratch / IDENTITY_CACHE)
+        self.weightless, self.preprocess = vlm, str(setup.model_settings["preprocess"])
+        config: Any = vlm.model.config
         self.vocab_size = int(config.get_text_config().vocab_size)
-        self.banned = front.banned_token_ids
-        self.end_ids = front.eos_token_ids
-        own = front.tokenizer.eos_token_id
+        self.banned = vlm.banned_token_ids
+        self.end_ids = vlm.eos_token_ids
+        own = vlm.tokenizer.eos_token_id
         self.usual_end = int(own) if own in self.end_ids else self.end_ids[0]
         self.lock = threading.Lock()  # fast tokenizers refuse two threads at once
 
     def read(self, row: Row) -> RequestPrompt:
         """The request's message for one row; raises RowError if the row cannot be read."""
-        front = self.front
+        vlm = self.weightless
         with faults_of_one_row(row):
-            image = prepare_image(front, prompt_image(row), self.preprocess)
-            text = render_prompt(front, row["prompt"])
+            image = prepare_image(vlm, prompt_image(row), self.preprocess)
+            text = render_prompt(vlm, row["prompt"])
             with self.lock:
-                num_tokens = count_prompt_tokens(front, text, image.size)
-            resized = resized_size(front, image.size)
+                num_tokens = count_prompt_tokens(vlm, text, image.size)
+            resized = resized_size(vlm, image.size)
         file = io.BytesIO()
         image.save(file, "PNG", compress_level=1)  # the fastest; every level is lossless
         picture = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -70,7 +70,7 @@ class PromptReader:
         return RequestPrompt(
             row=row,
             message={"role": "user", "content": content},
-            adds_special_tokens=adds_special_tokens(front, text),
+            adds_special_tokens=adds_special_tokens(vlm, text),
             num_tokens=num_tokens,
             resized=resized,
         )
@@ -80,9 +80,9 @@ class PromptReader:
     ) -> None:
         """`compare_prompt_tokens` with training's tokens; slow, because it prepares the pixels."""
         with self.lock:
-            expected = encode_row(self.front, row, self.preprocess).input_ids.tolist()
+            expected = encode_row(self.weightless, row, self.preprocess).input_ids.tolist()
             compare_prompt_tokens(
-                self.front,
+                self.weightless,
                 served,
                 expected,
                 reader=reader,
@@ -94,12 +94,14 @@ class PromptReader:
     def tokenise(self, text: str, *, ends: bool) -> tuple[int, ...]:
         """Ids of a text, where special tokens count as ordinary text; `ends` adds an end token."""
         with self.lock:
-            found = self.front.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+            found = self.weightless.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True
+            )
         ids = tuple(int(i) for i in found["input_ids"])
         return (*ids, self.usual_end) if ends else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a completion."""
         with self.lock:
-            (text,) = decode_completions(self.front.tokenizer, [ids])
+            (text,) = decode_completions(self.weightless.tokenizer, [ids])
         return text

@@ -38,7 +38,7 @@ def answer_too_long(prompt_tokens: int, answer_tokens: int, context: int | None)
 
 
 def compare_prompt_tokens(
-    front: Vlm,
+    vlm: Vlm,
     found: Sequence[int],
     expected: Sequence[int],
     *,
@@ -49,12 +49,12 @@ def compare_prompt_tokens(
 ) -> None:
     """Raise ConfigError, showing both, if `reader` reads other tokens than training does.
 
-    Uses the front's tokenizer, which only one thread may use at a time.
+    Uses the weightless model's tokenizer, which only one thread may use at a time.
     """
     if list(found) == list(expected):
         return
     place = _first_difference(found, expected)
-    theirs, ours = _readable(front, found), _readable(front, expected)
+    theirs, ours = _readable(vlm, found), _readable(vlm, expected)
     start = max(_first_difference(theirs, ours) - SHOWN_BEFORE, 0)
     tokens, text = slice(place, place + SHOWN_TOKENS), slice(start, start + SHOWN_TEXT)
     raise ConfigError(
@@ -73,13 +73,13 @@ def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((place for place, (a, b) in pairs if a != b), 0)
 
 
-def _readable(front: Vlm, ids: Sequence[int]) -> str:
+def _readable(vlm: Vlm, ids: Sequence[int]) -> str:
     """The text of tokens; a run of image placeholders is shown as one, with its length.
 
     Ids that the tokenizer lacks have no text.
     """
-    size = len(front.tokenizer)
-    text = front.tokenizer.decode([token for token in ids if 0 <= token < size])
-    image = str(getattr(front.processor, "image_token", "<image>"))
+    size = len(vlm.tokenizer)
+    text = vlm.tokenizer.decode([token for token in ids if 0 <= token < size])
+    image = str(getattr(vlm.processor, "image_token", "<image>"))
     runs = rf"(?:{re.escape(image)})+"
     return re.sub(runs, lambda run: f"{image}*{len(run[0]) // len(image)}", text)

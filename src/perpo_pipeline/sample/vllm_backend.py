@@ -43,7 +43,7 @@ from perpo_pipeline.vlm.inputs import (
     faults_of_one_row,
     prompt_image,
 )
-from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.merged import merge_to_disk
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.processors import decode_completions
@@ -62,7 +62,7 @@ class VllmBackend:
     """Draws completions with vLLM; holds the accelerator's memory until `close`.
 
     Raises MissingDependencyError without vLLM, ConfigError if vLLM cannot serve the model or cannot
-    draw as configured, and what `load_front` and `merge_to_disk` raise.
+    draw as configured, and what `load_without_weights` and `merge_to_disk` raise.
     """
 
     prompts_per_call = 0  # the engine makes its own batches
@@ -72,17 +72,19 @@ class VllmBackend:
         check_settings(setup.sample, setup.model)
         dtype = setup.model_settings["dtype"]
         cache = setup.scratch / IDENTITY_CACHE
-        self.front = load_front(setup.resolved, adapter=setup.adapter, identity_cache=cache)
+        self.weightless = load_without_weights(
+            setup.resolved, adapter=setup.adapter, identity_cache=cache
+        )
         self.sampling = setup.sample
         self.preprocess: str = setup.model_settings["preprocess"]
         self.is_compared = False  # whether a prompt's tokens were found equal to training's
-        # Fast tokenizers refuse two threads at once: `worker` alone uses the front's.
-        self.tokenizer = copy.deepcopy(self.front.tokenizer)
+        # Fast tokenizers refuse two threads at once: `worker` alone uses the weightless model's.
+        self.tokenizer = copy.deepcopy(self.weightless.tokenizer)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._notes: dict[str, Any] = {}
         path, lora_rank = setup.resolved.path, None
         if setup.adapter is not None:
-            lora_rank = exact_lora_rank(self.front, setup.adapter)
+            lora_rank = exact_lora_rank(self.weightless, setup.adapter)
             if lora_rank is None:
                 merged = setup.scratch / MERGED
                 path = merge_to_disk(setup.resolved, setup.adapter, dtype, merged, cache)
@@ -94,7 +96,7 @@ class VllmBackend:
         if lora_rank is not None:
             request = import_vllm("vllm.lora.request").LoRARequest
             self.lora = request("adapter", 1, str(setup.adapter))
-        limits = (self.llm.model_config.max_model_len, context_length(self.front))
+        limits = (self.llm.model_config.max_model_len, context_length(self.weightless))
         self.context: int = min(limit for limit in limits if limit is not None)
         self.refusal: type[Exception] = import_vllm("vllm.exceptions").VLLMClientError
         # How many completions wait or run at once: enough to keep the engine busy.
@@ -172,10 +174,10 @@ class VllmBackend:
             wait([future for _, future in ahead])
 
     def _render(self, row: Row) -> "_Prompt | Failure":
-        """Turn a row into vLLM's input; runs in `worker`, which alone uses the front."""
+        """Turn a row into vLLM's input; runs in `worker`, which alone uses the weightless model."""
         try:
             with faults_of_one_row(row, self.refusal):
-                prompt = _read(self.front, row, self.preprocess)
+                prompt = _read(self.weightless, row, self.preprocess)
                 # Checked before vLLM's caches see the image.
                 if prompt.num_tokens is not None and (
                     failure := prompt_too_long(prompt.num_tokens, self.context)
@@ -191,9 +193,9 @@ class VllmBackend:
         """Raise ConfigError if vLLM reads other tokens than training does."""
         if self.is_compared and len(prompt.token_ids) == prompt.num_tokens:
             return
-        expected = encode_row(self.front, row, self.preprocess).input_ids.tolist()
+        expected = encode_row(self.weightless, row, self.preprocess).input_ids.tolist()
         compare_prompt_tokens(
-            self.front,
+            self.weightless,
             prompt.token_ids,
             expected,
             reader="vLLM",
@@ -232,8 +234,8 @@ class VllmBackend:
             # Completion i draws from seed + i, which must also fit in 63 bits.
             seed=seed >> 1,
             ignore_eos=True,  # the tokenizer's end token need not be one of the model's
-            stop_token_ids=list(self.front.eos_token_ids),
-            logit_bias=dict.fromkeys(self.front.banned_token_ids, -100.0),
+            stop_token_ids=list(self.weightless.eos_token_ids),
+            logit_bias=dict.fromkeys(self.weightless.banned_token_ids, -100.0),
             logprobs=0,  # only of the drawn tokens
             detokenize=False,
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
@@ -261,7 +263,7 @@ class VllmBackend:
     def _is_truncated(self, one: Any) -> bool:
         """Whether an answer ended neither at an end token nor at max_new_tokens."""
         if one.finish_reason == "stop":
-            return one.token_ids[-1] not in self.front.eos_token_ids
+            return one.token_ids[-1] not in self.weightless.eos_token_ids
         return one.finish_reason != "length" or len(one.token_ids) != self.sampling.max_new_tokens
 
     def _empty_caches(self) -> None:
@@ -297,10 +299,10 @@ class _Prompt:
         return ids
 
 
-def _read(front: Vlm, row: Row, preprocess: str) -> _Prompt:
-    image = prepare_image(front, prompt_image(row), preprocess)
-    text = render_prompt(front, row["prompt"])
-    ids = front.tokenizer(text, add_special_tokens=adds_special_tokens(front, text))["input_ids"]
+def _read(vlm: Vlm, row: Row, preprocess: str) -> _Prompt:
+    image = prepare_image(vlm, prompt_image(row), preprocess)
+    text = render_prompt(vlm, row["prompt"])
+    ids = vlm.tokenizer(text, add_special_tokens=adds_special_tokens(vlm, text))["input_ids"]
     return _Prompt(
         inputs={
             "prompt_token_ids": ids,
@@ -308,6 +310,6 @@ def _read(front: Vlm, row: Row, preprocess: str) -> _Prompt:
             # The caches' key for an image.
             "multi_modal_uuids": {"image": f"{row['image_sha256']} {preprocess}"},
         },
-        num_tokens=count_prompt_tokens(front, text, image.size),
-        resized=resized_size(front, image.size),
+        num_tokens=count_prompt_tokens(vlm, text, image.size),
+        resized=resized_size(vlm, image.size),
     )

@@ -78,7 +78,7 @@ def is_cpu_build() -> bool:
     return bool(import_vllm("vllm.platforms").current_platform.is_cpu())
 
 
-def exact_lora_rank(front: Vlm, adapter: Path) -> int | None:
+def exact_lora_rank(vlm: Vlm, adapter: Path) -> int | None:
     """The max_lora_rank for an adapter that vLLM applies exactly; None for other adapters.
 
     Exact are plain LoRA adapters on the language model's linear layers only, in a tested family.
@@ -86,7 +86,7 @@ def exact_lora_rank(front: Vlm, adapter: Path) -> int | None:
     from safetensors import safe_open
 
     weights = adapter / LORA_WEIGHTS
-    if not front.family.lora_in_vllm or not weights.is_file():
+    if not vlm.family.lora_in_vllm or not weights.is_file():
         return None
     with safe_open(weights, framework="pt") as stored:
         if not all(_LANGUAGE_MODEL_LORA.fullmatch(name) for name in stored.keys()):  # noqa: SIM118

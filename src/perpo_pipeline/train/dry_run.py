@@ -15,7 +15,7 @@ from perpo_pipeline.train.scope import count_trained, make_trainable
 from perpo_pipeline.train.task import Task, check_batch_size, read_lists, task_of, uses_cuda
 from perpo_pipeline.train.train_adapter import choose_forward_and_say
 from perpo_pipeline.train.zero import offloads, read_zero_config, zero_stage
-from perpo_pipeline.vlm.loading import load_front
+from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
 
 
@@ -55,7 +55,7 @@ def describe_training(
     settings = task.settings
     size = launch.world_size if launch else 1
     check_batch_size(settings.batch_size, size)
-    vlm = load_front(task.resolved)
+    vlm = load_without_weights(task.resolved)
     forward = choose_forward_and_say(run, vlm, settings)
     found = read_lists(run, task, vlm)
     lists = choose_completions(found.lists, settings.chosen_method)

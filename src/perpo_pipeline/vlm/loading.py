@@ -1,16 +1,15 @@
 """Load a vision-language model with its processor, and an adapter onto it.
 
-`load_vlm` gives a `Vlm` for sampling, training and evaluation alike, so they see the same tokens
-and pixels; where another engine holds the weights, `load_front` gives the rest. Image processing
-uses the PIL backend: it is always there, and pixel values of the torchvision backend differ a
-little.
+Sampling, training and evaluation all use `load_vlm`, so they see the same tokens and pixels. If
+another engine holds the weights, `load_without_weights` loads the rest. Images are processed with
+the PIL backend: it is always installed, and the torchvision backend gives slightly other pixels.
 """
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +20,6 @@ from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import ResolvedModel, model_identity
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.processors import load_processor
-
-if TYPE_CHECKING:
-    pass
 
 
 def load_vlm(
@@ -37,8 +33,8 @@ def load_vlm(
     """Load a model (and an adapter) ready for inference, gradients off.
 
     dtype: auto (bfloat16 on CUDA, else float32), float32 or bfloat16. device: auto, cpu or cuda.
-    Raises InputError for a model that cannot be used, ArtifactError for an adapter that does not
-    belong to it, ConfigError for an impossible dtype or device. Code from a model's directory is
+    Raises InputError for a model that cannot be used, ArtifactError for an adapter that was not
+    trained on it, ConfigError for an impossible dtype or device. Code in a model's directory is
     never run and pickled weights are never read.
     """
     target = _choose_device(device)
@@ -55,13 +51,13 @@ def load_vlm(
     return attach_adapter(vlm, adapter)
 
 
-def load_front(
+def load_without_weights(
     resolved: ResolvedModel, *, adapter: Path | None = None, identity_cache: Path | None = None
 ) -> Vlm:
-    """Load all but the weights (about a second): for backends whose weights are elsewhere.
+    """Load everything except the weights (about a second), for engines that hold them elsewhere.
 
-    The model has shapes only, on torch's meta device: enough for `encode_prompt`, and for the
-    checks of an adapter, which are those of `load_vlm`. Raises as `load_vlm` does.
+    The model has only shapes, on torch's meta device: enough for `encode_prompt` and for the checks
+    of an adapter, which are the same as in `load_vlm`. Raises as `load_vlm` does.
     """
     identity = model_identity(resolved, identity_cache)
     model, processor = _load_empty(resolved)
@@ -71,12 +67,12 @@ def load_front(
     from perpo_pipeline.vlm.adapters import attach_adapter
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch: weights put on the meta device are lost
+        warnings.simplefilter("ignore")  # torch warns that weights on the meta device are lost
         return attach_adapter(vlm, adapter)
 
 
 def merge_adapter(vlm: Vlm) -> Vlm:
-    """Fold the adapter into the weights: the same function to rounding, at the base's speed."""
+    """Merge the adapter into the weights: equal up to rounding, and as fast as the base."""
     merge = getattr(vlm.model, "merge_and_unload", None)
     if callable(merge):
         vlm.model = merge().eval()
@@ -139,12 +135,12 @@ def _load_errors_explained(resolved: ResolvedModel) -> Iterator[None]:
         raise InputError(
             f"Model {resolved.model_id!r} cannot be loaded: {first_line(error)}",
             where=str(resolved.path),
-            fix="give a vision-language model in transformers' own layout, whole",
+            fix="give a complete vision-language model in transformers' own layout",
         ) from error
 
 
 def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
-    """The model on the meta device, as `from_pretrained` would make it, and its processor."""
+    """The model on the meta device, as `from_pretrained` builds it, and its processor."""
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
     files_only: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -178,7 +174,7 @@ def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, 
     absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if absent:
         raise InputError(
-            f"Model {resolved.model_id!r} lacks {len(absent)} weights its config asks for "
+            f"Model {resolved.model_id!r} lacks {len(absent)} weights that its config needs "
             f"(first: {absent[0]}): they would be random.",
             where=str(resolved.path),
         )
@@ -186,7 +182,7 @@ def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, 
 
 
 def _has_full_attention(config: Any) -> bool:
-    """Whether every text layer attends to all that came before, without softcap."""
+    """Whether every text layer attends to all earlier tokens, without softcap."""
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ["full_attention"])
     windowed = layers != {"full_attention"} or (
@@ -197,7 +193,7 @@ def _has_full_attention(config: Any) -> bool:
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    """With dropout, completions that share a prefix would share its noise too."""
+    """Turn dropout off: completions that share a prefix would also share its noise."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -209,7 +205,7 @@ def _disable_dropout(model: nn.Module) -> None:
 def _eos_token_ids(model: Any, tokenizer: Any, where: str) -> tuple[int, ...]:
     """End tokens: the generation config's (chat models list several), else the tokenizer's.
 
-    Nothing else of generation_config.json is ever used.
+    Nothing else in generation_config.json is used.
     """
     eos = model.generation_config.eos_token_id if model.generation_config else None
     if eos is None:

@@ -15,7 +15,7 @@ from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.train.scope import lora_config, unfreeze
 from perpo_pipeline.vlm.adapters import save_trained, write_record
 from perpo_pipeline.vlm.files import resolve_model
-from perpo_pipeline.vlm.loading import load_front, load_vlm
+from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
 
@@ -40,13 +40,13 @@ def lora(model_dir: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_it_encodes_a_prompt_as_the_whole_model_does(model_type: str, tmp_path: Path) -> None:
     directory = save_tiny_family(model_type, tmp_path)
-    whole, front = load(directory), load_front(resolve_model(str(directory)))
-    assert all(parameter.is_meta for parameter in front.model.parameters())
+    whole, weightless = load(directory), load_without_weights(resolve_model(str(directory)))
+    assert all(parameter.is_meta for parameter in weightless.model.parameters())
     for name in ("eos_token_ids", "image_token_ids", "identity", "family", "full_attention"):
-        assert getattr(front, name) == getattr(whole, name), name
+        assert getattr(weightless, name) == getattr(whole, name), name
     expected, found = (
         encode_prompt(vlm, noise_image(1, 50, 30), "Where?", preprocess="pad")
-        for vlm in (whole, front)
+        for vlm in (whole, weightless)
     )
     assert torch.equal(found.input_ids, expected.input_ids)
     assert torch.equal(found.positions, expected.positions)
@@ -57,9 +57,9 @@ def test_it_encodes_a_prompt_as_the_whole_model_does(model_type: str, tmp_path: 
 
 
 def test_a_lora_adapter_is_checked_and_leaves_no_weights(model_dir: Path, lora: Path) -> None:
-    front = load_front(resolve_model(str(model_dir)), adapter=lora)
-    assert front.adapter == lora
-    encode_prompt(front, noise_image(1), "Where?")
+    vlm = load_without_weights(resolve_model(str(model_dir)), adapter=lora)
+    assert vlm.adapter == lora
+    encode_prompt(vlm, noise_image(1), "Where?")
 
 
 def test_fully_trained_weights_are_checked_against_the_base(
@@ -69,10 +69,10 @@ def test_fully_trained_weights_are_checked_against_the_base(
     unfreeze(vlm, ["projector"])
     save_trained(vlm.model, tmp_path / "full", {})
     write_record(tmp_path / "full", {"base_identity": vlm.identity})
-    assert load_front(resolve_model(str(model_dir)), adapter=tmp_path / "full").adapter
+    assert load_without_weights(resolve_model(str(model_dir)), adapter=tmp_path / "full").adapter
     write_record(tmp_path / "full", {"base_identity": "sha256:other"})
     with pytest.raises(ArtifactError, match="another base model"):
-        load_front(resolve_model(str(model_dir)), adapter=tmp_path / "full")
+        load_without_weights(resolve_model(str(model_dir)), adapter=tmp_path / "full")
 
 
 def _of_another_base(adapter: Path) -> None:
@@ -94,11 +94,11 @@ def test_an_adapter_that_does_not_fit_is_refused(
 ) -> None:
     damage(lora)
     with pytest.raises(ArtifactError, match=message):
-        load_front(resolve_model(str(model_dir)), adapter=lora)
+        load_without_weights(resolve_model(str(model_dir)), adapter=lora)
 
 
 def test_what_is_no_vision_language_model_is_refused(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_front(resolve_model(str(tmp_path)))
+        load_without_weights(resolve_model(str(tmp_path)))
