@@ -53,8 +53,7 @@ def test_every_setting_is_listed_for_the_user(section: str) -> None:
     assert {path for path, _, _ in listed} == keys_of(section)
     assert render(section) in render()
     for path, description, facts in listed:
-        if section != "train":
-            assert re.fullmatch(r".{10,}\.", description), f"{path} has no description"
+        assert re.fullmatch(r".{10,}\.", description), f"{path} has no description"
         assert re.fullmatch(
             r".+; (required|default .+); (counts in the fingerprint of `.+`|never counts)\.", facts
         ), path

@@ -1,0 +1,262 @@
+"""Every command, option and setting that README and docs/ name exists."""
+
+import itertools
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from perpo_pipeline import cli
+from perpo_pipeline.config.file import load_config
+from perpo_pipeline.config.overrides import parse_set
+from perpo_pipeline.config.reference import SECTIONS, groups
+from perpo_pipeline.errors import PerpoError
+
+ROOT = Path(__file__).parents[2]
+# The commands of extending.md need the changes on that page: test_extending.py runs them.
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "extending.md"),
+]
+CONFIG = ROOT / "configs" / "demo.yaml"
+COMMANDS: Any = typer.main.get_command(cli.app)
+PATHS = {
+    setting.path for section in SECTIONS for group in groups(section) for setting in group.settings
+}
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PLACEHOLDER = re.compile(r"^[A-Z][A-Z_.:]*$|\.\.\.|<.*>")
+
+
+class Wrong(Exception):
+    """What a page says that is not so."""
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and text of each fenced block."""
+    return FENCE.findall(text)
+
+
+def lines_of_code(text: str) -> Iterator[str]:
+    """Lines of fenced blocks without a language: commands; those that go on are joined."""
+    for language, code in blocks(text):
+        if not language:
+            yield from code.replace("\\\n", " ").splitlines()
+
+
+def code_spans(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+def check_perpo(line: str, *, whole: bool) -> None:
+    """Raise Wrong unless the parser takes the command; a fragment may leave out what it needs."""
+    tokens = [token for token in shlex.split(line, comments=True)[1:] if token != "..."]
+    command, context = COMMANDS, None
+    while tokens and hasattr(command, "commands"):
+        if PLACEHOLDER.search(tokens[0]) or tokens[0].startswith("-"):
+            return
+        name = tokens.pop(0)
+        if name not in command.commands:
+            raise Wrong(f"{line}: no command {name}")
+        command, context = command.commands[name], context
+    if hasattr(command, "commands") or "--help" in tokens:
+        return
+    check_sets(tokens, line)
+    if not whole:
+        _check_options(command, tokens, line)
+        return
+    try:
+        command.make_context(command.name, tokens)
+    except Exception as error:
+        raise Wrong(f"{line}: {error}") from error
+
+
+def _check_options(command: Any, tokens: list[str], line: str) -> None:
+    known = {name for parameter in command.params for name in parameter.opts}
+    for token in tokens:
+        if token.startswith("--") and token.split("=")[0] not in known:
+            raise Wrong(f"{line}: no option {token}")
+
+
+def check_sets(tokens: list[str], line: str) -> None:
+    """The settings of a command's `--set`, under its `--config` where that exists."""
+    given = [tokens[i + 1] for i, token in enumerate(tokens[:-1]) if token == "--set"]
+    check_settings(given, _config_of(tokens), line)
+
+
+def check_settings(given: list[str], config: Path, line: str) -> None:
+    overrides = [parse_set(text.replace("SPLIT", "train")) for text in given]
+    refer = parse_set("prepare.train={source: refer, path: refer, image_root: coco}")
+    needs_refer = any(text.startswith("prepare.") for text in given)
+    try:
+        load_config(config, [refer] * needs_refer + overrides)
+    except PerpoError as error:
+        raise Wrong(f"{line}: {error}") from error
+
+
+def _config_of(tokens: list[str]) -> Path:
+    for option, value in itertools.pairwise(tokens):
+        if option == "--config" and (ROOT / value).is_file():
+            return ROOT / value
+    return CONFIG
+
+
+def make_targets() -> set[str]:
+    """Targets of the Makefile and the stages, and the variables that may be given."""
+    texts = [path.read_text() for path in [ROOT / "Makefile", *(ROOT / "stages").glob("*.mk")]]
+    return {
+        target
+        for text in texts
+        for names in re.findall(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)
+        for target in names.split()
+    }
+
+
+def check_make(line: str) -> None:
+    """Raise Wrong unless the targets, variables, runs and settings of the line exist."""
+    makefile = (ROOT / "Makefile").read_text()
+    for token in shlex.split(line, comments=True)[1:]:
+        name, equals, value = token.partition("=")
+        if not equals and token not in make_targets():
+            raise Wrong(f"{line}: no target {token}")
+        if equals and f"$({name})" not in makefile:
+            raise Wrong(f"{line}: no variable {name}")
+        runs = [path.stem for path in (ROOT / "configs").glob("*.yaml")]
+        if name == "RUN" and equals and value not in [*runs, "NAME", "mine"]:
+            raise Wrong(f"{line}: no run {value}")
+        if name == "SET" and equals:
+            check_settings(value.split(), CONFIG, line)
+
+
+def check_yaml(text: str) -> None:
+    """Raise Wrong unless the sections, put into a run's file, are valid."""
+    given = [
+        parse_set(f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10_000)}")
+        for key, value in yaml.safe_load(text).items()
+    ]
+    try:
+        load_config(CONFIG, given)
+    except PerpoError as error:
+        raise Wrong(f"{text}: {error}") from error
+
+
+def check_key(span: str) -> None:
+    """Raise Wrong if code that looks like a setting, `train.beta` or `train.beta: 0.2`, is none."""
+    found = re.match(rf"^((?:{'|'.join(SECTIONS[1:])})\.[\w.]+)(?:: (.+))?$", span)
+    if not found or found[1].endswith((".html", ".json", ".md", ".png", ".py", ".yaml")):
+        return
+    path, value = found.groups()
+    holders = {path.rpartition(".")[0] for path in PATHS}
+    if path not in PATHS and path not in holders:
+        raise Wrong(f"no setting {path}")
+    if value is not None:
+        check_settings([f"{path}={value}"], CONFIG, span)
+
+
+def check_page(text: str) -> int:
+    """Check all that a page names; returns how many things were checked."""
+    found = 0
+    for line in lines_of_code(text):
+        if line.startswith("perpo "):
+            check_perpo(line, whole=True)
+        elif line.startswith("make "):
+            check_make(line)
+        found += line.startswith(("perpo ", "make "))
+    for span in code_spans(text):
+        if span.startswith("perpo "):
+            check_perpo(span, whole=False)
+        elif span.startswith("make "):
+            check_make(span)
+        elif span.startswith("--set "):
+            check_sets(shlex.split(span), span)
+        check_key(span)
+        found += span.startswith(("perpo ", "make ", "--set "))
+    for language, code in blocks(text):
+        if language == "yaml":
+            check_yaml(code)
+            found += 1
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_only_what_exists(page: Path) -> None:
+    check_page(page.read_text())
+
+
+def test_the_pages_name_every_stage_and_more_than_sixty_commands() -> None:
+    texts = [page.read_text() for page in PAGES]
+    assert sum(check_page(text) for text in texts) > 60
+    for command in COMMANDS.commands.values():
+        if not command.hidden:
+            assert any(f"perpo {command.name}" in text for text in texts), command.name
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("```\nperpo trian --method perpo\n```\n", "no command trian"),
+        ("```\nperpo train --variant perpo\n```\n", "--variant"),
+        ("```\nperpo train --num-processes many\n```\n", "many"),
+        ("```\nperpo measure boxes --out out\n```\n", "Missing parameter: file"),
+        ("```\nperpo train --set train.betta=1\n```\n", "train.betta"),
+        ("```\nperpo train --set train.beta=-1\n```\n", "train.beta"),
+        ("```\nperpo train --config configs/ci.yaml \\\n  --set run.x=1\n```\n", "run"),
+        ("see `perpo sample --bakend vllm`", "no option --bakend"),
+        ("see `perpo judge win-rates`", "no command win-rates"),
+        ("see `train.max_tokens`", "no setting train.max_tokens"),
+        ("see `train.forward: sideways`", "train.forward"),
+        ("see `--set filter.strategy=m4po`", "filter.strategy"),
+        ("see `make tests`", "no target tests"),
+        ("```\nmake all RUM=ci\n```\n", "no variable RUM"),
+        ("```\nmake all RUN=cj\n```\n", "no run cj"),
+        ('```\nmake all SET="train.lora.rnk=8"\n```\n', "train.lora.rnk"),
+        ("```yaml\ntrain:\n  methods:\n    dpo: {betta: 0.1}\n```\n", "betta"),
+        ("```yaml\nprepare:\n  train: {source: jsonl, pth: x}\n```\n", "pth"),
+        ("```yaml\nsampel: {}\n```\n", "sampel"),
+    ],
+)
+def test_what_does_not_exist_is_found(text: str, wrong: str) -> None:
+    with pytest.raises(Wrong) as caught:
+        check_page(text)
+    assert wrong in str(caught.value)
+
+
+def test_the_readme_is_short_and_its_tree_exists() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    (tree,) = [code for _, code in blocks(text) if "stages/ " in code]
+    package = ROOT / "src" / "perpo_pipeline"
+    first = re.findall(r"\(\d\) (\S+)", tree)
+    assert len(first) == 5 and all((package / name).is_file() for name in first)
+    for line in tree.splitlines():
+        inside = package if line.startswith("  ") else ROOT
+        for name in re.split(r" {2,}", line.strip())[0].split():
+            if name.endswith("/") or "." in name or name == "Makefile":
+                assert (inside / name).exists() or name == "data/", name
+
+
+def test_files_and_extras_that_pages_name_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = 0
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r"(?:configs|stages|benchmarks|tests|src)/[\w./-]*\w", text):
+            if "RUN" not in name and "NAME" not in name and "mine" not in name:
+                assert (ROOT / name).exists(), f"{page.name}: {name}"
+                named += 1
+        for extra in re.findall(r"-e '\.\[(\w+)\]'", text):
+            assert extra in project["optional-dependencies"], f"{page.name}: {extra}"
+            named += 1
+    assert named > 25
+
+
+def test_the_picture_of_the_rooms_is_current() -> None:
+    from tools.manual.rooms_picture import PICTURE, draw
+
+    assert PICTURE.read_text() == draw(), "run: python -m tools.manual.rooms_picture"
