@@ -1,136 +1,32 @@
-"""Rewards by name, by import path, and added up: the contract of a user's own is checked."""
+"""Built-in rewards by name, chosen by task, and added up."""
 
 import itertools
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
+from rewards.answer_rows import answers
 
+from perpo_pipeline.commands.score import score
 from perpo_pipeline.config.score import ScoreConfig
-from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
-from perpo_pipeline.rewards.choice import (
+from perpo_pipeline.errors import ArtifactError, ConfigError
+from perpo_pipeline.rewards.builtin import (
     AUTO,
     REWARDS,
     Answers,
-    columns_of,
-    load_own,
-    measure,
-    own_rewards,
-    try_own,
+    Measured,
+    Reward,
+    measured_without_boxes,
 )
-
-OWN = """
-import functools
-import itertools
-import math
-
-calls = itertools.count()
-
-
-def share_of_a(completions, **columns):
-    return [text.count("a") / max(len(text), 1) for text in completions]
-
-
-def looks_at_the_truth(completions, *, gt_text, width, prompt, **columns):
-    return [float(t == g and w == 100) for t, g, w in zip(completions, gt_text, width)]
-
-
-def too_few(completions, **columns):
-    return [0.5]
-
-
-def not_a_number(completions, **columns):
-    return [math.nan] * len(completions)
-
-
-def none(completions, **columns):
-    return None
-
-
-def above_one(completions, **columns):
-    return [1.0] * (len(completions) - 1) + [1.5]
-
-
-def of_the_batch(completions, **columns):
-    longest = max(map(len, completions))
-    return [len(text) / longest for text in completions]
-
-
-def complex_numbers(completions, **columns):
-    return [1j] * len(completions)
-
-
-def leaves(completions, **columns):
-    raise SystemExit(0)
-
-
-class Unspeakable(Exception):
-    def __str__(self):
-        raise RuntimeError
-
-
-def unspeakable(completions, **columns):
-    raise Unspeakable
-
-
-class Callable:
-    def __call__(self, completions, **columns):
-        return [0.5] * len(completions)
-
-
-an_object = Callable()
-a_partial = functools.partial(share_of_a)
-
-
-def raises(completions, **columns):
-    raise RuntimeError("no such answer")
-
-
-def random(completions, **columns):
-    return [next(calls) % 7 / 7 for _ in completions]
-
-
-constant = 3
-"""
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    file = tmp_path / "my_rewards.py"
-    file.write_text(OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    load_own.cache_clear()
-    yield file
-    load_own.cache_clear()
-    sys.modules.pop("my_rewards", None)
-
-
-def answers(*rows: dict[str, Any]) -> Answers:
-    schema = {
-        "prompt_id": pl.String,
-        "sample_id": pl.Int32,
-        "completion": pl.String,
-        "dataset": pl.String,
-        "task": pl.String,
-        "prompt": pl.String,
-        "width": pl.Int32,
-        "height": pl.Int32,
-        "gt_text": pl.String,
-        "gt_box": pl.List(pl.Float64),
-        "gt_boxes": pl.List(pl.List(pl.Float64)),
-        "gt_polygon": pl.List(pl.Float64),
-    }
-    whole = {"dataset": "d", "task": "vqa", "prompt": "?", "width": 100, "height": 100}
-    table = [
-        {name: {**whole, "prompt_id": f"p{i}", "sample_id": 0, **row}.get(name) for name in schema}
-        for i, row in enumerate(rows)
-    ]
-    return Answers(pl.DataFrame(table, schema=schema), "llava", "full")
-
+from perpo_pipeline.rewards.choice import (
+    RELEASED,
+    columns_of,
+    measure,
+    measures_iou,
+    reads_geometry,
+)
+from perpo_pipeline.rewards.own import load_own, own_rewards
 
 QUARTER = {"gt_box": [0, 0, 50, 50], "completion": "[0, 0, 0.5, 0.5]", "task": "grounding"}
 TEXT = {"gt_text": "abcd", "completion": "abcx", "task": "ocr"}
@@ -221,77 +117,6 @@ def test_a_reward_without_its_truth_names_the_prompt() -> None:
         measure(answers(QUARTER, TEXT), {"iou": 1.0})
 
 
-def test_a_reward_of_ones_own_sees_completions_and_columns(mine: Path) -> None:
-    given = answers({"completion": "aab", "gt_text": "aab"}, {"completion": "b", "gt_text": "a"})
-    found = measure(given, {"my_rewards:share_of_a": 1.0})
-    assert found.rewards.tolist() == pytest.approx([2 / 3, 0.0])
-    found = measure(given, {"my_rewards:looks_at_the_truth": 1.0})
-    assert found.rewards.tolist() == [1.0, 0.0]
-    mixed = measure(given, {"my_rewards:share_of_a": 1.0, "exact_match": 1.0})
-    assert mixed.rewards.tolist() == pytest.approx([5 / 6, 0.0])
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("too_few", r"returned the shape \(1,\) for 2 completions"),
-        ("not_a_number", r"returned nan \(2 values"),
-        ("none", r"no list of numbers: TypeError: it holds object"),
-        ("above_one", r"returned 1.5 \(1 values"),
-        ("raises", r"raised RuntimeError: no such answer"),
-        ("complex_numbers", r"no list of numbers: TypeError: it holds complex"),
-        ("leaves", r"raised SystemExit: 0"),
-        ("unspeakable", r"raised Unspeakable"),
-    ],
-)
-def test_a_broken_contract_is_told_with_the_place(mine: Path, function: str, message: str) -> None:
-    given = answers({"completion": "a"}, {"completion": "b"})
-    with pytest.raises(InputError, match=message):
-        measure(given, {f"my_rewards:{function}": 1.0})
-
-
-def test_a_reward_that_changes_its_mind_is_found_before_anything_is_scored(mine: Path) -> None:
-    given = answers({"completion": "a"}, {"completion": "b"})
-    for changing in ("random", "of_the_batch"):
-        given = answers({"completion": "a"}, {"completion": "bb"}, {"completion": "c"})
-        with pytest.raises(InputError, match="for the same answer"):
-            try_own(given, f"my_rewards:{changing}")
-    try_own(given, "my_rewards:share_of_a")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("my_rewards:absent", "has no attribute 'absent'"),
-        ("no_such_module:f", "No module named 'no_such_module'"),
-        ("my_rewards:constant", "is no function but of type int"),
-    ],
-)
-def test_what_cannot_be_imported_is_named(mine: Path, name: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_own(name)
-
-
-def test_a_changed_function_changes_the_fingerprint(mine: Path) -> None:
-    name = "my_rewards:share_of_a"
-    before = own_rewards({name: 1.0, "iou": 1.0})
-    mine.write_text(OWN + "# changed\n")
-    after = own_rewards({name: 1.0})
-    assert list(before) == list(after) == [name] and before != after
-
-
-def test_objects_and_partials_are_known_by_the_file_of_their_code(mine: Path) -> None:
-    names = [f"my_rewards:{name}" for name in ("an_object", "a_partial", "share_of_a")]
-    hashes = own_rewards(dict.fromkeys(names, 1.0))
-    assert len(set(hashes.values())) == 1
-    assert measure(answers({"completion": "ab"}), {names[0]: 1.0}).rewards.tolist() == [0.5]
-
-
-def test_code_without_a_source_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot be told from a changed one"):
-        own_rewards({"math:sqrt": 1.0})
-
-
 def test_weights_whose_sum_would_overflow_still_give_their_mean() -> None:
     found = measure(answers(TEXT), {"edit_similarity": 1e308, "exact_match": 1e308})
     assert found.rewards.tolist() == pytest.approx([0.375])
@@ -310,3 +135,46 @@ def test_an_unknown_reward_is_refused_with_the_names_there_are() -> None:
         with pytest.raises(ValueError, match="or names with positive weights"):
             ScoreConfig.model_validate({"reward": {"iou": weight}})
     assert ScoreConfig(reward={"iou": 1, "mine:f": 0.5}).weights() == {"iou": 1.0, "mine:f": 0.5}
+
+
+def test_a_reward_that_is_added_to_the_table_is_found_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In settings, columns, fingerprints, scoring, and in the names that errors list."""
+
+    def half(given: Answers) -> Measured:
+        return measured_without_boxes(np.full(given.rows.height, 0.5), [True] * given.rows.height)
+
+    monkeypatch.setitem(REWARDS, "half_iou", Reward("gt_polygon", half, is_iou=True))
+    assert ScoreConfig(reward="half_iou").weights() == {"half_iou": 1.0}
+    with pytest.raises(ValueError, match=r"one of auto, iou, .*half_iou"):
+        ScoreConfig(reward="halve")
+    with pytest.raises(ConfigError, match=r"one of auto, iou, .*half_iou"):
+        load_own("halve")
+    assert columns_of({"half_iou": 1.0})[-1] == "gt_polygon"
+    assert reads_geometry("half_iou") and measures_iou({"half_iou": 1.0})
+    assert own_rewards({"half_iou": 1.0}) == {}
+    row = {"gt_polygon": [0, 0, 9, 0, 0, 9], "completion": "?"}
+    assert measure(answers(row), {"half_iou": 1.0}).rewards.tolist() == [0.5]
+
+
+def test_the_help_of_perpo_score_names_every_reward() -> None:
+    words = set(re.findall(r"\w+", str(score.__doc__)))
+    assert {AUTO, *REWARDS} <= words
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({AUTO: 1.0}, True),
+        ({"iou": 1.0}, True),
+        ({"polygon_iou": 2.0}, True),
+        ({RELEASED: 1.0}, True),
+        ({"set_iou": 1.0}, False),
+        ({"mine:f": 1.0}, False),
+        ({"iou": 1.0, "token_f1": 1.0}, False),
+        (None, False),
+    ],
+)
+def test_only_the_iou_of_one_region_counts_as_iou(weights: Any, expected: bool) -> None:
+    assert measures_iou(weights) is expected

@@ -21,7 +21,7 @@ class ScoreConfig(Section):
     @field_validator("reward", mode="before")
     @classmethod
     def _are_rewards(cls, reward: Any) -> Any:
-        from perpo_pipeline.rewards.choice import AUTO, REWARDS
+        from perpo_pipeline.rewards.builtin import AUTO, REWARDS
 
         known = [AUTO, *REWARDS]
         if not isinstance(reward, str) and not _are_weights(reward):

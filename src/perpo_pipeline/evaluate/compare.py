@@ -11,7 +11,7 @@ import polars as pl
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.metrics import METRICS, Metric, find_metric, task_of_prompt
 from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference_interval
-from perpo_pipeline.rewards.choice import AUTO
+from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.run import DEFAULT, Console, make_at
 from perpo_pipeline.store.artifacts import Version, input_of, open_version
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS

@@ -20,7 +20,7 @@ from perpo_pipeline.evaluate.images_shown import (
 )
 from perpo_pipeline.evaluate.metrics import measured_metrics, missing_metrics, tasks_of
 from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, summarise
-from perpo_pipeline.rewards.choice import AUTO
+from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, score_samples
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of, open_version

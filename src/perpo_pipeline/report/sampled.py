@@ -13,7 +13,8 @@ from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, OCR, Metric
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.report.results import Estimate
-from perpo_pipeline.rewards.choice import AUTO, asks_for_set, measures_iou
+from perpo_pipeline.rewards.builtin import AUTO
+from perpo_pipeline.rewards.choice import asks_for_set, measures_iou
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PROMPTS
 

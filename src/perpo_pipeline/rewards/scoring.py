@@ -8,20 +8,13 @@ import polars as pl
 import pyarrow as pa
 
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.rewards.choice import (
-    Answers,
-    columns_of,
-    measure,
-)
+from perpo_pipeline.rewards.builtin import Answers
+from perpo_pipeline.rewards.choice import columns_of, measure
 from perpo_pipeline.store.schemas import BOX, PROMPTS, SAMPLES, SCORES
 
 TRUTH_COLUMNS = PROMPTS.pick("prompt_id", "task", "width", "height", role="truth")
-
-
 KEYS = list(SAMPLES.role("key"))
-
-
-MOSTLY_UNPARSED = 0.9  # of the answers: then the settings are to blame, not the model
+MOSTLY_UNPARSED = 0.9  # share of the answers: then the settings are wrong, not the model
 
 
 def score_samples(
@@ -35,9 +28,9 @@ def score_samples(
     """Score completions; the result has SCORES' columns and the rows of `samples`, in order.
 
     `samples` needs prompt_id, sample_id, completion, and `resized` in the frame of that name;
-    `prompts` the columns that `rewards.choice.columns_of` names; `reward` is a name of
-    rewards/choice.py, or several with their weights. Raises `ArtifactError` if a sample's prompt,
-    the truth that the reward needs, or a size that the frame needs is missing.
+    `prompts` the columns that `rewards.choice.columns_of` names; `reward` is the name of a reward,
+    or several with their weights. Raises `ArtifactError` if a sample's prompt, the truth that the
+    reward needs, or a size that the frame needs is missing.
     """
     weights = {reward: 1.0} if isinstance(reward, str) else reward
     rows = pl.DataFrame(samples.select(sample_columns(box_frame)))
@@ -47,13 +40,14 @@ def score_samples(
 
 
 def sample_columns(box_frame: str) -> list[str]:
+    """Columns of the samples that scoring in this frame reads."""
     return [*KEYS, "completion"] + ["resized"] * (box_frame == "resized")
 
 
 def join_truth(
     rows: pl.DataFrame, joined: pl.DataFrame, box_format: str, box_frame: str
 ) -> Answers:
-    """The answers with their prompts; raises `ArtifactError` where there is no such prompt."""
+    """The answers with their prompts; raises `ArtifactError` for an answer without its prompt."""
     lost = joined.filter(pl.col("task").is_null())
     if lost.height:
         raise ArtifactError(
@@ -68,6 +62,7 @@ def join_truth(
 
 
 def score_joined(answers: Answers, weights: Mapping[str, float]) -> pa.Table:
+    """SCORES rows of answers that are joined with their prompts."""
     found = measure(answers, weights)
     return pa.table(
         [
@@ -94,7 +89,7 @@ def _box_column(boxes: npt.NDArray[np.float64]) -> pa.Array:
 
 
 def reading_doubt(unparsed: int, rows: int) -> str | None:
-    """What to tell where hardly any answer could be read, or None."""
+    """The warning where hardly any answer could be read, or None."""
     if unparsed < MOSTLY_UNPARSED * rows or not rows:
         return None
-    return f"only {rows - unparsed} of {rows} answers could be read: is the box format theirs?"
+    return f"only {rows - unparsed} of {rows} answers could be read: do they use this box format?"

@@ -1,4 +1,4 @@
-"""`perpo score`: every completion is measured against the truth -> the scores artifact.
+"""`perpo score`: measures every completion against the truth -> the scores artifact.
 
 The core, `score_samples`, is pure; rows keep the order of the samples. Parts are scored on all
 cores, a few at a time, and written in order.
@@ -15,12 +15,9 @@ import pyarrow.compute as pc
 
 from perpo_pipeline.config.fingerprints import box_settings, counted_settings
 from perpo_pipeline.machine import cores
-from perpo_pipeline.rewards.choice import (
-    Answers,
-    columns_of,
-    own_rewards,
-    try_own,
-)
+from perpo_pipeline.rewards.builtin import Answers
+from perpo_pipeline.rewards.choice import columns_of
+from perpo_pipeline.rewards.own import own_rewards, try_own
 from perpo_pipeline.rewards.scoring import (
     KEYS,
     join_truth,
@@ -78,7 +75,7 @@ def _in_order(
 ) -> Iterator[tuple[int, pa.Table]]:
     """(index, work(index)) in order, on several threads with a few results ahead.
 
-    Threads are enough: what is slow (Polars, NumPy, RapidFuzz, Shapely) lets others run meanwhile.
+    Threads are enough: the slow parts (Polars, NumPy, RapidFuzz, Shapely) release the GIL.
     """
     ahead: deque[tuple[int, Future[pa.Table]]] = deque()
     with ThreadPoolExecutor(workers) as pool:

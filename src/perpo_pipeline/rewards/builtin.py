@@ -1,0 +1,175 @@
+"""The built-in rewards: one table with what each of them measures, and against which truth.
+
+A new reward is one entry of `REWARDS`: settings, scoring and fingerprints find it there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from perpo_pipeline.answers import reading
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.rewards import grounding, number, polygon, sets, text
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Rows of completions joined with the truth of their prompts, and how to read their boxes."""
+
+    rows: pl.DataFrame
+    box_format: str
+    box_frame: str
+
+    @property
+    def completions(self) -> pl.Series:
+        return self.rows["completion"]
+
+    @property
+    def true_texts(self) -> list[str]:
+        return cast(list[str], self.rows["gt_text"].to_list())
+
+    def geometry(self) -> dict[str, Any]:
+        """The arguments of the readers in answers/reading.py."""
+        return {
+            "box_format": self.box_format,
+            "frame": self.box_frame,
+            "sizes": self.rows.select("width", "height").to_numpy(),
+            "resized": _resized_sizes(self.rows) if self.box_frame == "resized" else None,
+        }
+
+    def true_boxes(self) -> Floats:
+        """The true box of each row, `(n, 4)` xyxy px."""
+        flat = self.rows["gt_box"].list.explode().to_numpy()
+        return np.asarray(flat, dtype=np.float64).reshape(-1, 4)
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Answers":
+        """The rows where the mask holds."""
+        return Answers(self.rows.filter(pl.Series(mask)), self.box_format, self.box_frame)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rewards `(n,)` in [0, 1], whether each answer could be read, and its box or NaN `(n, 4)`."""
+
+    rewards: Floats
+    parse_ok: npt.NDArray[np.bool_]
+    boxes: Floats
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A built-in reward: the column of truth that it needs, and the function that measures.
+
+    `is_iou` marks the IoU of one region, which best-of-n curves and the report know how to show.
+    """
+
+    truth: str
+    measure: Callable[[Answers], Measured]
+    is_iou: bool = False
+
+    @property
+    def reads_geometry(self) -> bool:
+        """Whether the box format and frame decide what an answer says."""
+        return self.truth != "gt_text"
+
+
+def measured_without_boxes(rewards: Floats, parse_ok: npt.ArrayLike) -> Measured:
+    """What a reward that reads no box returns."""
+    no_boxes = np.full((len(rewards), 4), np.nan)
+    return Measured(rewards, np.asarray(parse_ok, dtype=bool), no_boxes)
+
+
+def _iou(answers: Answers) -> Measured:
+    boxes = reading.read_boxes(answers.completions, **answers.geometry())
+    rewards = grounding.iou_xyxy(boxes, answers.true_boxes())
+    return Measured(rewards, ~np.isnan(boxes[:, 0]), boxes)
+
+
+def _point_in_box(answers: Answers) -> Measured:
+    points = reading.read_points(answers.completions, **answers.geometry())
+    rewards = grounding.points_in_boxes(points, answers.true_boxes())
+    return measured_without_boxes(rewards, ~np.isnan(points[:, 0]))
+
+
+def _polygon_iou(answers: Answers) -> Measured:
+    found = reading.read_polygons(answers.completions, **answers.geometry())
+    truth = [np.reshape(flat, (-1, 2)) for flat in answers.rows["gt_polygon"].to_list()]
+    return measured_without_boxes(
+        polygon.polygon_ious(found, truth), [p is not None for p in found]
+    )
+
+
+def _set_iou(answers: Answers) -> Measured:
+    found = reading.read_box_lists(answers.completions, **answers.geometry())
+    truth = [np.reshape(boxes, (-1, 4)) for boxes in answers.rows["gt_boxes"].to_list()]
+    return measured_without_boxes(
+        sets.set_ious(found, truth), [bool((~np.isnan(boxes)).any()) for boxes in found]
+    )
+
+
+def _text_reward(measure: Callable[[Sequence[str], Sequence[str]], Floats]) -> Reward:
+    def measure_rows(answers: Answers) -> Measured:
+        rewards = measure(answers.completions.to_list(), answers.true_texts)
+        return measured_without_boxes(rewards, np.ones(len(rewards), dtype=bool))
+
+    return Reward("gt_text", measure_rows)
+
+
+def _number_reward(measure: Callable[[Floats, Floats], Floats]) -> Reward:
+    def measure_rows(answers: Answers) -> Measured:
+        truth = reading.read_numbers(answers.true_texts)
+        if np.isnan(truth).any():
+            row = int(np.flatnonzero(np.isnan(truth))[0])
+            raise ArtifactError(
+                f"the truth {answers.true_texts[row]!r} of prompt "
+                f"{answers.rows['prompt_id'][row]} is no number",
+                fix="choose a reward for texts, or prepare the data with numbers as gt_text",
+            )
+        found = reading.read_numbers(answers.completions)
+        return measured_without_boxes(measure(found, truth), ~np.isnan(found))
+
+    return Reward("gt_text", measure_rows)
+
+
+REWARDS: dict[str, Reward] = {
+    "iou": Reward("gt_box", _iou, is_iou=True),
+    "point_in_box": Reward("gt_box", _point_in_box),
+    "polygon_iou": Reward("gt_polygon", _polygon_iou, is_iou=True),
+    "set_iou": Reward("gt_boxes", _set_iou),
+    "edit_similarity": _text_reward(text.edit_similarities),
+    "character_accuracy": _text_reward(text.character_accuracies),
+    "word_accuracy": _text_reward(text.word_accuracies),
+    "token_f1": _text_reward(text.token_f1s),
+    "exact_match": _text_reward(text.exact_matches),
+    "count_match": _number_reward(number.count_matches),
+    "numeric_closeness": _number_reward(number.numeric_closeness),
+}
+AUTO = "auto"
+"""The reward that measures each row by its task and truth: `REWARDS_OF_TASK`."""
+
+# `auto` takes the first of a task's rewards whose truth the row has.
+REWARDS_OF_TASK = {
+    "grounding": ("iou", "polygon_iou", "set_iou"),
+    "ocr": ("edit_similarity",),
+    "vqa": ("edit_similarity",),
+}
+
+
+def _resized_sizes(rows: pl.DataFrame) -> npt.NDArray[np.int32]:
+    """The size of the resized image of each answer, `(n, 2)`."""
+    missing = rows.filter(pl.col("resized").is_null())
+    if missing.height:
+        raise ArtifactError(
+            f"box_frame 'resized' needs the size of the resized image, which {missing.height} "
+            f"answers lack, the first of prompt {missing['prompt_id'][0]}",
+            fix="rerun `perpo sample`; for a model that cuts images into tiles, which has no such "
+            "size, choose another model.box_frame",
+        )
+    flat = rows["resized"].list.explode().to_numpy()
+    return np.asarray(flat, dtype=np.int32).reshape(-1, 2)
