@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
-LOSS_SETTINGS = ("beta", "gamma", "label_smoothing", "sft_weight")
-
 
 @dataclass(frozen=True)
 class Method:
@@ -44,13 +42,15 @@ class Method:
         return self.trains_on != "truth"
 
     def uses(self, setting: str) -> bool:
-        """Whether a setting of the loss changes its result.
+        """Whether a training setting changes this method's result.
 
-        `sft_weight` belongs to every method with preferences: the trainer adds the anchor.
+        `sft_weight` serves every method with preferences: the trainer adds the anchor. Settings
+        that no loss takes, such as the learning rate, serve every method.
         """
         if setting == "sft_weight":
             return self.needs_preferences
-        return setting not in LOSS_SETTINGS or setting in self.settings
+        is_for_losses = any(setting in method.settings for method in METHODS.values())
+        return setting in self.settings or not is_for_losses
 
     def load_loss(self) -> Any:
         """Import the loss function."""

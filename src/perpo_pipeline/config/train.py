@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.config.evaluations import BASE, model_of
 from perpo_pipeline.config.integrations import check_names
-from perpo_pipeline.config.methods import LOSS_SETTINGS, METHODS, Method
+from perpo_pipeline.config.methods import METHODS, Method
 from perpo_pipeline.config.section import Float, Int, Name, Section
 
 
@@ -34,7 +34,7 @@ class TrainSettings(Section):
         }
     )
 
-    method: str = Field("perpo", description="the loss: perpo, lipo, lipo-lambda, dpo or sft")
+    method: str = Field("perpo", description=f"the loss: {', '.join(METHODS)}")
     seed: Int = Field(0, ge=0, description="set by `train.seeds`")
     beta: Float = Field(
         0.1, gt=0, description="strength of the preferences; a low beta moves further from the base"
@@ -184,9 +184,8 @@ class TrainConfig(Section):
     def _unused_setting(self, name: str) -> str | None:
         """A method's own setting that it does not use can only be a mistake; a shared one serves
         the other methods."""
-        own = self.methods[name].model_fields_set
         method = self._settings_of(name, self.seeds[0]).chosen_method
-        return _unused_fault(method, [setting for setting in LOSS_SETTINGS if setting in own])
+        return _unused_fault(method, sorted(self.methods[name].model_fields_set))
 
     def variants(self) -> dict[str, TrainSettings]:
         """The settings of each adapter: one per method, or one per method and seed if several."""
