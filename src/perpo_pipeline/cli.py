@@ -38,7 +38,8 @@ app = typer.Typer(
     name="perpo",
     help="Align a vision-language model with what is in the image (PerPO, arXiv:2502.04371).\n\n"
     "Stages: prepare, sample, score, filter, train, eval, report; each reads its section of one "
-    "YAML file and the artifacts of the stage before it.\n\n"
+    "YAML file and the artifacts of the stage before it. `perpo COMMAND --help` explains a "
+    "command; `perpo settings` lists all settings.\n\n"
     "Example: perpo sample --config configs/demo.yaml",
     no_args_is_help=True,
     add_completion=False,

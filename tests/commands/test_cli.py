@@ -15,6 +15,7 @@ from perpo_pipeline import cli
 from perpo_pipeline.commands.removed import REMOVED
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import parse_set
+from perpo_pipeline.rewards.builtin import AUTO, REWARDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -126,6 +127,16 @@ def examples_of(text: str) -> list[list[str]]:
     return [shlex.split(p.removeprefix("Example:")) for p in paragraphs if p.startswith("Example:")]
 
 
+def test_the_first_sentence_of_every_command_fits_its_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for group in ([], ["measure"]):
+        assert run(*group, "--help") == 0
+        summaries = capsys.readouterr().out.split("Commands:")[1].splitlines()
+        cut = [line for line in summaries if line.endswith("...") and "  judge " not in line]
+        assert not cut
+
+
 def test_every_command_is_listed() -> None:
     groups = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     assert set(groups) == set(COMMANDS)
@@ -161,6 +172,11 @@ def test_every_commands_help_has_an_example(
 ) -> None:
     assert run(command, "--help") == 0
     assert re.search(rf"Example:\s+perpo\s+{command}", capsys.readouterr().out)
+
+
+def test_the_help_of_score_names_every_reward() -> None:
+    known = {AUTO, *REWARDS}
+    assert known <= set(re.findall(r"\w+", ALL_COMMANDS["score"].help))
 
 
 def test_settings_prints_the_reference_of_one_section_or_of_all(

@@ -402,3 +402,26 @@ def test_an_old_key_names_the_new_one(
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, MINIMAL), [parse_set(f"{old}=3")])
     assert f"{old} (--set {old}=3) was renamed: use {new}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reference"),
+    [
+        ("min_margin=1", "no such setting; did you mean 'filter.min_margin'?", "perpo settings"),
+        ("beta=1", "no such setting; did you mean 'train.beta'?", "perpo settings"),
+        ("filter=3", "this is a section of settings, not a value (got 3)", "perpo settings filter"),
+        (
+            "prepare.tset.per_dataset=1",
+            "perpo-json; did you mean 'test'?",
+            "perpo settings prepare",
+        ),
+        ("train.lora.rank=x", "Input should be a valid integer", "perpo settings train"),
+    ],
+)
+def test_a_fault_names_the_likely_key_and_where_settings_are_explained(
+    tmp_path: Path, text: str, line: str, reference: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL), [parse_set(text)])
+    assert line in caught.value.what
+    assert f"`{reference}` lists every one" in (caught.value.fix or "")

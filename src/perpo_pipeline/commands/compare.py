@@ -20,10 +20,10 @@ def compare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare two models prompt by prompt: difference, 95 % interval and p-value.
+    """Compare two models prompt by prompt.
 
-    McNemar's exact test is used if answers are right or wrong and share no image, otherwise the
-    bootstrap over images.
+    Prints the difference, its 95 % interval and the p-value of each metric. McNemar's exact test is
+    used if answers are right or wrong and share no image, otherwise the bootstrap over images.
 
     Example: perpo compare data/demo/predictions/perpo data/demo/predictions/base
     """

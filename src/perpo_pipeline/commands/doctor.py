@@ -4,7 +4,7 @@ from perpo_pipeline.commands.options import Debug
 
 
 def doctor(debug: Debug = False) -> None:
-    """Print what this machine can run, and the command that installs what is missing.
+    """Print what this machine can run, and how to install the rest.
 
     Example: perpo doctor
     """

@@ -63,11 +63,11 @@ def eval_command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate the run's base model and adapters by greedy decoding, with 95 % intervals.
+    """Evaluate a run's base model and its adapters.
 
-    Reads the prompts of eval.split and the adapters, and writes predictions and metrics. An
-    adapter is refused on images that it was trained on. Completions made elsewhere are measured
-    by `perpo measure`.
+    Decodes greedily; every metric has a 95 % interval. Reads the prompts of eval.split and the
+    adapters, and writes predictions and metrics. An adapter is refused on images that it was
+    trained on. Completions made elsewhere are measured by `perpo measure`.
 
     Example: perpo eval --config configs/demo.yaml --evaluation perpo
 

@@ -36,10 +36,11 @@ def filter_command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Keep the lists with a wide margin between their best and their worst reward.
+    """Keep the lists with a wide margin between their rewards.
 
-    A list is all samples of one prompt. Reads scores and samples, and writes preferences: the
-    kept lists, and beside them the dropped ones, each with the reason.
+    A list is all samples of one prompt; its margin is the best reward minus the worst. Reads scores
+    and samples, and writes preferences: the kept lists, and beside them the dropped ones, each with
+    the reason.
 
     Example: perpo filter --config configs/demo.yaml --min-margin 0.6
 

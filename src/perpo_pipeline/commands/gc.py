@@ -23,9 +23,10 @@ def gc(
     run: RunName = None,
     debug: Debug = False,
 ) -> None:
-    """List, or remove with --yes, the versions in the run's folder that nothing refers to.
+    """List or remove the versions that nothing refers to.
 
-    A version is in use if a `current` file leads to it, directly or through the lineage.
+    Looks in the run's folder; removes only with --yes. A version is in use if a `current` file
+    leads to it, directly or through the lineage.
 
     Example: perpo gc --config configs/demo.yaml
 

@@ -16,7 +16,9 @@ def inspect(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Print an artifact: rows, schema version, lineage, settings, and a few rows.
+    """Print an artifact: lineage, settings and a few rows.
+
+    Also prints the number of rows, the schema version and what was dropped.
 
     Example: perpo inspect data/demo/preferences/train
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from perpo_pipeline.store.artifacts import Version
 
 measure_app = typer.Typer(
-    help="Measure completions made elsewhere, or the samples of a run; needs no model.\n\n"
+    help="Measure completions made elsewhere, or a run's samples.\n\n"
+    "Needs no model. "
     "A file has one JSON object per line. Its rows may also name split and dataset (for metrics of "
     "each), id, and image (rows with the same image are resampled together).\n\n"
     "Example: perpo measure boxes FILE.jsonl --box-format llava --frame full --out DIR",
@@ -36,25 +37,29 @@ Out = Annotated[Path, typer.Option("--out", help="directory for predictions and 
 @measure_app.command()
 def boxes(
     file: Annotated[
-        Path, typer.Argument(help="JSON lines: completion, gt_box [x1, y1, x2, y2] px, width, ...")
+        Path,
+        typer.Argument(help="JSON lines: completion, gt_box [x1, y1, x2, y2] px, width, height"),
     ],
     out: Out,
     box_format: Annotated[
         str | None,
-        typer.Option(help="how the completions write boxes: llava, qwen3-vl, pixel, ..."),
+        typer.Option(help="required: how the completions write boxes: llava, qwen3-vl, pixel, ..."),
     ] = None,
     frame: Annotated[
         str | None,
-        typer.Option(help="image that the numbers refer to: full, crop, pad, resized, resized:WxH"),
+        typer.Option(
+            help="required: image that the numbers refer to: full, crop, pad, resized, resized:WxH"
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure boxes in completions made elsewhere: AP50, AP75, mean IoU, parse rate.
+    """Measure boxes in completions made elsewhere.
 
-    Each line of FILE has completion, gt_box, width and height; with --frame resized also resized
-    [w, h]. The format and the frame are never guessed. Writes predictions and metrics.
+    Prints AP50, AP75, mean IoU and the parse rate. Each line of FILE has completion, gt_box, width
+    and height; with --frame resized also resized [w, h]. The format and the frame are never
+    guessed. Writes predictions and metrics.
 
     Example: perpo measure boxes FILE.jsonl --box-format llava --frame full --out DIR
     """
@@ -81,10 +86,11 @@ def pages(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the text of pages in completions made elsewhere: edit distance, F1, BLEU and more.
+    """Measure page texts in completions made elsewhere.
 
-    Each line of FILE has completion and gt_text; the file may also be Fox's JSON list of image,
-    question, label and answer. Writes predictions and metrics.
+    Prints edit distance, F1, BLEU and more. Each line of FILE has completion and gt_text; the file
+    may also be Fox's JSON list of image, question, label and answer. Writes predictions and
+    metrics.
 
     Example: perpo measure pages FILE.jsonl --out DIR
 
@@ -104,7 +110,7 @@ def answers(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure short answers (VQA) made elsewhere against their ground truth.
+    """Measure short answers (VQA) made elsewhere.
 
     Each line of FILE has completion and gt_text. Writes predictions and metrics.
 
@@ -130,9 +136,9 @@ def pope(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure answers to POPE's yes-or-no questions: accuracy, precision, recall, F1.
+    """Measure answers to POPE's yes-or-no questions.
 
-    Writes predictions and metrics.
+    Prints accuracy, precision, recall and F1. Writes predictions and metrics.
 
     Example: perpo measure pope --answers A.jsonl --questions Q.jsonl --labels L.json --out DIR
     """
@@ -155,9 +161,10 @@ def best_of_n(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Print the expected best reward among n = 1..N samples of the run.
+    """Print what the best of n samples is worth.
 
-    Reads scores; writes nothing.
+    For n = 1..N: the expected best reward among n of the N samples of each prompt. Reads scores;
+    writes nothing.
 
     Example: perpo measure best-of-n --config configs/demo.yaml
     """

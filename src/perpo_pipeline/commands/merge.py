@@ -28,7 +28,8 @@ def merge(
     metrics: Annotated[
         list[Path] | None,
         typer.Option(
-            help="metrics artifact for the model card; may be repeated; default: the run's"
+            metavar="PATH",
+            help="metrics artifact for the model card; may be repeated; default: the run's",
         ),
     ] = None,
     push_to_hub: Annotated[
@@ -42,9 +43,10 @@ def merge(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fold an adapter into its base model, for transformers and vLLM, with a model card.
+    """Fold an adapter into its base model.
 
-    Reads the adapter and its base; writes a model folder and prints its path.
+    Reads the adapter and its base. Writes a model folder for transformers and vLLM, with a model
+    card, and prints its path.
 
     Example: perpo merge --adapter data/demo/adapter/perpo --out merged
     """

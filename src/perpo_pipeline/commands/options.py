@@ -1,5 +1,6 @@
 """What several commands share: their options, and how they open a run."""
 
+import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +26,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="a setting that replaces the file's; may be repeated; the value is YAML; "
+        help="change a setting, e.g. train.lora.rank=8; the value is YAML; may be repeated; "
         "`perpo settings` lists all settings",
     ),
 ]
@@ -81,8 +82,11 @@ def choose_names(
 ) -> list[str]:
     """What a command runs over: the one that `option` names, or all of `names`."""
     if name is not None and name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
         raise ConfigError(
-            f"{option} {name}: this run has no such {what}", fix=f"choose one of {names}"
+            f"{option} {name}: this run has no such {what}"
+            + (f"; did you mean '{near[0]}'?" if near else ""),
+            fix=f"choose one of {names}",
         )
     chosen = names if name is None else [name]
     check_one_out(chosen, out, option=option, what=what)

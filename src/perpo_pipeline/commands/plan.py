@@ -13,9 +13,9 @@ from perpo_pipeline.commands.options import (
 def plan(
     config: Config = DEFAULT_CONFIG, sets: Set = None, run: RunName = None, debug: Debug = False
 ) -> None:
-    """Print the run's splits, methods and evaluations as Make variables.
+    """Print a run's splits, methods and evaluations.
 
-    Reads only the run's YAML file; the Makefile reads what this prints.
+    Reads only the run's YAML file. Prints Make variables, which the Makefile includes.
 
     Example: perpo plan --config configs/demo.yaml
     """

@@ -59,10 +59,10 @@ def prepare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Turn a dataset into prompts: image, instruction and ground truth, with stable keys.
+    """Turn a dataset into prompts: image, instruction and truth.
 
-    Boxes are read in pixels of the full image and become xyxy pixels. Only perpo-json has boxes
-    as text, in the run's box_format and box_frame.
+    Each prompt has a stable key. Boxes are read in pixels of the full image and become xyxy pixels.
+    Only perpo-json has boxes as text, in the run's box_format and box_frame.
 
     \b
     SOURCE     PATH                                                        boxes
@@ -71,10 +71,10 @@ def prepare(
     refer      ROOT with refcoco/, refcoco+/, refcocog/: refs(...).p and
                instances.json                                              xywh px
     lmms-lab   Parquet files of lmms-lab/RefCOCO: file, folder, pattern    xywh px
-    rec-jsonl  Qwen-VL, InternVL: lines of image, sent, bbox, height, width  xyxy px
-    shikra     Shikra: lines of img_path, expression, bbox                 xyxy px
-    minigpt4   MiniGPT-4: a list of img_id, sents, bbox, height, width     xywh px
-    fox        Fox's pages: a list of image, conversations                 none: text
+    rec-jsonl  Qwen-VL, InternVL lines: image, sent, bbox, height, width   xyxy px
+    shikra     Shikra lines: img_path, expression, bbox                    xyxy px
+    minigpt4   MiniGPT-4 list: img_id, sents, bbox, height, width          xywh px
+    fox        list of Fox's pages: image, conversations                   none: text
     perpo-json PerPO's released lists, which also become samples and
                scores: image_path, question, answer, answers_gen,
                iou_scores                                                  text

@@ -24,7 +24,9 @@ def sample(
     config: Config = DEFAULT_CONFIG,
     prompts: Prompts = None,
     model: Model = None,
-    adapter: Annotated[Path | None, typer.Option(help="adapter to sample with")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="adapter artifact, applied to the model")
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="auto, transformers, vllm or openai (sample.backend)")
     ] = None,

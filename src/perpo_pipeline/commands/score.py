@@ -35,9 +35,10 @@ def score(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure every completion against the ground truth: a reward in [0, 1].
+    """Measure every completion against the ground truth.
 
-    Reads samples and the truth in their prompts, and writes scores.
+    The measure is a reward in [0, 1]. Reads samples and the truth in their prompts, and writes
+    scores.
 
     \b
     boxes     iou, point_in_box, set_iou (several boxes), polygon_iou

@@ -16,9 +16,9 @@ def settings(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Print every setting of the run's YAML file: its key, meaning, type and default.
+    """Print every setting of a run's YAML file.
 
-    The keys are what `--set` accepts.
+    Each has its key, meaning, type and default. The keys are what `--set` accepts.
 
     Example: perpo settings filter
 

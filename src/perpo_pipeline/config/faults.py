@@ -91,7 +91,9 @@ def _explain(found: Any, place: Place, raw: Json) -> Fault:
     if kind == "string_pattern_mismatch":
         return Fault(place, f"{_PATTERNS[found['ctx']['pattern']]}; {got!r} does not fit")
     if kind.startswith("union_tag"):
-        return Fault(place, _no_source(got.get("source") if isinstance(got, dict) else None))
+        return Fault(place, _no_source(got, place, raw))
+    if kind in ("model_type", "model_attributes_type"):
+        return Fault(place, f"this is a section of settings, not a value (got {got!r})")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
     what = found["msg"].removeprefix("Value error, ")
     return Fault(place, f"{what}{shown}", settings=found.get("ctx", {}).get("settings"))
@@ -113,11 +115,13 @@ _PATTERNS = {
 }
 
 
-def _no_source(found: Any) -> str:
+def _no_source(got: Any, place: Place, raw: Json) -> str:
     """A split that names no source, or an unknown one."""
     known = f"one of {', '.join(SOURCE_NAMES)}"
+    found = got.get("source") if isinstance(got, dict) else None
     if found is None:
-        return f"names no source; {known}"
+        others = [name for name in raw["prepare"] if name != place[-1]]
+        return f"names no source; {known}{_near(place[-1], others)}"
     near = _near(str(found), SOURCE_NAMES)
     return f"there is no source {str(found)!r}{near}{' ' if near else '; '}{known}"
 
@@ -131,7 +135,18 @@ def _unknown_setting(place: Place, raw: Json) -> str:
             f"source {raw['prepare'][place[1]]['source']} has no such setting; it has "
             + ", ".join(name for name in names if name != "source")
         )
+    if len(place) == 1 and (full := _full_key(place[0])):
+        return f"no such setting; did you mean '{full}'?"
     return f"no such setting{_near(place[-1], names)}"
+
+
+def _full_key(name: str) -> str | None:
+    """The dotted key of a setting that was given without its section."""
+    for section, field in RunConfig.model_fields.items():
+        kind = TrainSettings if section == "train" else field.annotation
+        if isinstance(kind, type(Section)) and name in kind.model_fields:
+            return f"{section}.{name}"
+    return None
 
 
 def _near(name: str, names: Iterable[str]) -> str:

@@ -54,8 +54,16 @@ def _config_error(path: Path, faults: Sequence[Fault], placed: Sequence[Placed])
     return ConfigError(
         f"{count} in the configuration:\n" + "\n".join(lines),
         where=", ".join(all_options) if all(options) else str(path),
-        fix="correct these settings; `perpo settings` lists every one",
+        fix=f"correct these settings; `{_reference(faults)}` lists every one",
     )
+
+
+def _reference(faults: Sequence[Fault]) -> str:
+    """The command that lists the settings around the faults."""
+    sections = {fault.place[0] for fault in faults}
+    known = len(sections) == 1 and sections <= RunConfig.model_fields.keys()
+    own = sections & {"model", "prepare", "sample", "score", "filter", "train", "eval", "report"}
+    return f"perpo settings {own.pop()}" if known and own else "perpo settings"
 
 
 def _read_yaml(path: Path) -> Json:
