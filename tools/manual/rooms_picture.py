@@ -35,12 +35,12 @@ def summary(room: str) -> str:
     package = PACKAGE / room / "__init__.py"
     source = package if package.is_file() else PACKAGE / f"{room}.py"
     docstring = ast.get_docstring(ast.parse(source.read_text())) or ""
-    return " ".join(docstring.split("\n\n")[0].split()).removesuffix(".")
+    return " ".join(docstring.split("\n\n")[0].split()).removesuffix(".").replace("`", "")
 
 
 def draw() -> str:
     """The picture as SVG."""
-    parts, y = [], 2 * MARGIN + LINE
+    parts, y = [], 2 * MARGIN + 2 * LINE
     for rooms in layers():
         height = LAYER_HEIGHT + LINE * (len(rooms) - 1) + 6
         parts.append(
@@ -53,14 +53,18 @@ def draw() -> str:
             parts.append(f'<text class="note" x="150" y="{line}">{escape(summary(room))}</text>')
         y += height + 8
     title = "Each room imports only rooms below it; rooms in one box do not import each other."
-    head = f'<text x="{MARGIN}" y="{MARGIN + LINE}">{title}</text>'
+    more = "Of the stages, report and merge may import only evaluate."
+    head = [
+        f'<text x="{MARGIN}" y="{MARGIN + LINE * line}">{text}</text>'
+        for line, text in enumerate((title, more), start=1)
+    ]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + MARGIN}" '
             f'role="img" aria-label="{title}">',
             f"<style>{STYLE}</style>",
             f'<rect class="back" width="{WIDTH}" height="{y + MARGIN}"/>',
-            head,
+            *head,
             *parts,
             "</svg>\n",
         ]
