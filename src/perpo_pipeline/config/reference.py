@@ -29,7 +29,7 @@ INTRODUCTION = """\
 
 The settings of a run are in one YAML file. The names below are paths in that file, and what `--set`
 accepts: `--set train.lora.rank=8`. Write your own name for a part in capitals:
-`prepare.SPLIT.path` becomes `prepare.train.path`.
+`prepare.SPLIT.path` becomes `prepare.train.path`. None is written `null`.
 
 A setting that counts in the fingerprint of an artifact changes its content, so a new value makes a
 new version of it. The other settings change speed, memory or which part of the work is done.
