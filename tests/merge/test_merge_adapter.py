@@ -311,7 +311,7 @@ def not_an_adapter(kind: str, adapter: Path, llava: Path, tmp_path: Path) -> Pat
         ("a model", "not an adapter made by `perpo train`"),
         ("adapter files alone", "not an adapter made by `perpo train`"),
         ("an unfinished one", "not an adapter made by `perpo train`"),
-        ("another artifact", "of kind 'scores', not 'adapter'"),
+        ("another artifact", "a 'scores' artifact, not a 'adapter' artifact"),
     ],
 )
 def test_anything_but_an_adapter_artifact_is_refused(
