@@ -1,17 +1,18 @@
-"""Kill a stage at every point where it touches the disk. Run as a script by test_kill.py.
+"""Kill a stage at every point where it touches the disk.
 
 The parent imports everything once and never computes. Each attempt is a forked child that kills
 itself with SIGKILL at its k-th disk event, so no handler runs and no buffer is flushed.
-
-    python tests/killing.py WORKDIR CONFIG STAGE OUTPUT.json [STAGE_ARGUMENT ...]
 """
 
+import gc
+import importlib
 import json
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,19 @@ def attempt(arguments: list[str], kill_at: int | None, count_file: Path | None =
         finally:
             if count_file is not None:
                 count_file.write_text(str(killer.seen))
+                _modules_file(count_file).write_text(json.dumps(list(sys.modules)))
             os._exit(status)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 
 
-def main() -> None:
-    workdir, config, stage, output, *rest = sys.argv[1:]
-    os.chdir(workdir)
-    command = [stage, "--config", config, *rest]
+def kill_everywhere(config: str, stage: str, output: str) -> None:
+    """Run the stage once, then once per disk event with a kill there and a second run.
+
+    Works in the current directory, and writes the exit codes of all attempts to `output`.
+    """
+    workdir = Path.cwd()
+    command = [stage, "--config", config]
     for name in ("data", config):
         copy(Path(name), Path("uninterrupted") / name)
     count_file = Path("events").resolve()
@@ -96,6 +101,7 @@ def main() -> None:
     reference = attempt(command, None, count_file)
     os.chdir(workdir)
     events = int(count_file.read_text())
+    import_modules_of(count_file)
     running: set[int] = set()
     for kill_at in range(1, events + 1):
         if len(running) == (os.cpu_count() or 1):
@@ -107,6 +113,21 @@ def main() -> None:
     Path(output).write_text(
         json.dumps({"reference": reference, "events": events, "outcomes": outcomes})
     )
+
+
+def import_modules_of(count_file: Path) -> None:
+    """Import what the first attempt has imported, so that no other attempt has to.
+
+    The modules' objects are frozen, so that garbage collection in an attempt skips them.
+    """
+    for name in json.loads(_modules_file(count_file).read_text()):
+        with suppress(Exception):
+            importlib.import_module(name)
+    gc.freeze()
+
+
+def _modules_file(count_file: Path) -> Path:
+    return count_file.with_suffix(".modules")
 
 
 def in_background(work: Callable[[], None]) -> int:
@@ -139,7 +160,3 @@ def copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target)
     else:
         shutil.copy(source, target)
-
-
-if __name__ == "__main__":
-    main()

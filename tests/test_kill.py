@@ -4,18 +4,19 @@ The next command sees only whole artifacts of the killed one, never partial ones
 """
 
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pytest
+from forked_commands import ForkedCommand, start_perpo
+from killing import kill_everywhere
 from safetensors.torch import load_file
 
 from perpo_pipeline.store.artifacts import Version, damaged_files, open_version
 
-KILLING = Path(__file__).with_name("killing.py")
 CONFIG = """
 run: k
 model: {id: testbed, dtype: float32, device: cpu}
@@ -48,12 +49,15 @@ WALL_CLOCK = ["tokens_per_s"]
 
 
 def run_stage(workdir: Path, stage: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "perpo_pipeline.cli", stage, "--config", "k.yaml", "--quiet"],
-        cwd=workdir,
-        check=True,
-        capture_output=True,
+    out, err = workdir / "out", workdir / "err"
+    run = start_perpo(
+        *(stage, "--config", "k.yaml", "--quiet"),
+        folder=workdir,
+        environment=os.environ,
+        out=out,
+        err=err,
     )
+    assert run.wait() == 0, err.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +112,16 @@ def test_a_stage_killed_anywhere_ends_with_the_same_rows(
     subprocess.run(
         ["cp", "-r", str(upstream / "data"), str(upstream / "k.yaml"), str(tmp_path)], check=True
     )
-    command = [sys.executable, str(KILLING), str(tmp_path), "k.yaml", stage, str(output)]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    out, err = tmp_path / "out", tmp_path / "err"
+    finished = ForkedCommand(
+        kill_everywhere,
+        ["k.yaml", stage, str(output)],
+        folder=tmp_path,
+        environment=os.environ,
+        out=out,
+        err=err,
+    )
+    assert finished.wait() == 0, err.read_text()
     outcome = json.loads(output.read_text())
     assert outcome["reference"] == 0
     assert outcome["events"] >= 8, "started, part, manifest and current: each a write and a rename"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from forked_commands import ForkedCommand
+from forked_commands import ForkedCommand, start_perpo
 from PIL import Image
 from ray_processes import actors_of, command_of, wait_until, without_cluster
 
@@ -44,12 +44,15 @@ class Place:
     def start(self, *arguments: str, **environment: str) -> ForkedCommand:
         """Start the command; `finish` waits for it. (Files, since Ray's agents keep pipes open.)"""
         own = {"HOME": str(self.home), "OMP_NUM_THREADS": "1"} | environment
-        return ForkedCommand(
-            [*arguments, "--config", "r.yaml", "--quiet"],
-            self.folder,
-            without_cluster() | own,
-            self.folder / "out",
-            self.folder / "err",
+        return start_perpo(
+            *arguments,
+            "--config",
+            "r.yaml",
+            "--quiet",
+            folder=self.folder,
+            environment=without_cluster() | own,
+            out=self.folder / "out",
+            err=self.folder / "err",
         )
 
     def finish(self, command: ForkedCommand) -> tuple[int, str, str]:
@@ -299,7 +302,7 @@ def test_more_actors_than_a_cluster_has_room_for_are_refused(place: Place, clust
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
 def test_an_unreachable_cluster_is_reported_at_once(address: str, place: Place) -> None:
-    last = place.folder / "ray" / "ray_current_cluster"  # left behind by a cluster that has ended
+    last = place.folder / "ray" / "ray_current_cluster"  # left by a cluster that has ended
     last.parent.mkdir()
     last.write_text("127.0.0.1:1")
     code, _, err = place.run(

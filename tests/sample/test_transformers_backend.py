@@ -130,9 +130,9 @@ class TestDistribution:
         drawn = [c.token_ids for row in lists for c in row]
         first = Counter(y[0] for y in drawn)
         assert self.p_value(first, next_probabilities(vlm, prompt, [], temperature)) > 1e-3
-        likeliest = first.most_common(1)[0][0]
-        second = Counter(y[1] for y in drawn if y[0] == likeliest)
-        expected = next_probabilities(vlm, prompt, [likeliest], temperature)
+        most_likely = first.most_common(1)[0][0]
+        second = Counter(y[1] for y in drawn if y[0] == most_likely)
+        expected = next_probabilities(vlm, prompt, [most_likely], temperature)
         assert self.p_value(second, expected) > 1e-3
 
     @staticmethod

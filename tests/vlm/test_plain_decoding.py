@@ -154,9 +154,9 @@ def test_frequencies_follow_the_tempered_softmax(vlm: Vlm, temperature: float) -
         seeds=range(4),
     )
     drawn = [c.token_ids for row in lists for c in row]
-    likeliest = Counter(y[0] for y in drawn).most_common(1)[0][0]
-    seconds = Counter(y[1] for y in drawn if y[0] == likeliest)
-    for counts, said in ((Counter(y[0] for y in drawn), ()), (seconds, (likeliest,))):
+    most_likely = Counter(y[0] for y in drawn).most_common(1)[0][0]
+    seconds = Counter(y[1] for y in drawn if y[0] == most_likely)
+    for counts, said in ((Counter(y[0] for y in drawn), ()), (seconds, (most_likely,))):
         logits = plain_logits(vlm, prompt, said)[-1]
         logits[IMAGE_ID] = -torch.inf
         assert p_value(counts, (logits / temperature).softmax(-1)) > 1e-3

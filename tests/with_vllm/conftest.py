@@ -1,5 +1,6 @@
 """Tests with the real vLLM on the CPU: `make test-vllm`, which sets PERPO_TEST_VLLM."""
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _only_where_vllm_is() -> None:
     if "PERPO_TEST_VLLM" not in os.environ:
         pytest.skip("needs the real vLLM: make test-vllm")
+    importlib.import_module("preloaded_vllm")
 
 
 @pytest.fixture(scope="session")

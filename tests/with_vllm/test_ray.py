@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from forked_commands import ForkedCommand, start_perpo
 from ray_processes import (
     actors_of,
     command_of,
@@ -36,16 +36,18 @@ ENVIRONMENT = {
 }
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+def start(folder: Path, *arguments: str) -> ForkedCommand:
     """Start the command without a cluster; its output goes to a file named by the last argument."""
-    with (folder / arguments[-1]).with_suffix(".log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml"],
-            cwd=folder,
-            env=without_cluster() | ENVIRONMENT,
-            stdout=log,
-            stderr=log,
-        )
+    log = (folder / arguments[-1]).with_suffix(".log")
+    return start_perpo(
+        *arguments,
+        "--config",
+        "r.yaml",
+        folder=folder,
+        environment=without_cluster() | ENVIRONMENT,
+        out=log,
+        err=log,
+    )
 
 
 @pytest.fixture
@@ -54,12 +56,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "r.yaml").write_text(CONFIG)
     assert start(tmp_path, "prepare").wait(PATIENCE_S) == 0
     yield tmp_path
-    for command in psutil.Process().children():
-        if command.cwd() == str(tmp_path):
-            command.kill()  # Ray's processes and the actor end with it
+    for command in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if command.cwd() == str(tmp_path):
+                command.kill()  # Ray's processes and the actor end with it
 
 
-def sampled(folder: Path, out: str, process: "subprocess.Popen[bytes]") -> Version:
+def sampled(folder: Path, out: str, process: ForkedCommand) -> Version:
     assert process.wait(PATIENCE_S) == 0, (folder / f"{out}.log").read_text()
     return open_version(folder / out)
 

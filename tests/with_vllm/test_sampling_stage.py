@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_commands import ForkedCommand, start_perpo
 from tiny_models import noise_image
 
 from perpo_pipeline.store.artifacts import Version, open_version
@@ -46,31 +45,32 @@ def prepared(
             model=hub_model("llava"), num_samples=NUM_SAMPLES, prompts_per_part=PROMPTS_PER_PART
         )
     )
-    finish(start(folder, "prepare"))
+    finish(folder, start(folder, "prepare"))
     yield folder
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "r.yaml"],
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+def start(folder: Path, *arguments: str) -> ForkedCommand:
+    return start_perpo(
+        *arguments,
+        "--config",
+        "r.yaml",
+        folder=folder,
+        environment=os.environ,
+        out=folder / "out",
+        err=folder / "err",
     )
 
 
-def finish(process: "subprocess.Popen[str]") -> None:
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+def finish(folder: Path, command: ForkedCommand) -> None:
+    assert command.wait() == 0, (folder / "err").read_text()
 
 
 def sample(folder: Path, out: str, *arguments: str) -> Version:
-    finish(start(folder, "sample", "--out", out, *arguments))
+    finish(folder, start(folder, "sample", "--out", out, *arguments))
     return open_version(folder / out)
 
 
-def wait_for_part(folder: Path, process: "subprocess.Popen[str]") -> Path:
+def wait_for_part(folder: Path, process: ForkedCommand) -> Path:
     """The first part that a running stage has written."""
     deadline = time.monotonic() + FIRST_PART_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -78,7 +78,7 @@ def wait_for_part(folder: Path, process: "subprocess.Popen[str]") -> Path:
             return parts[0]
         time.sleep(0.01)
     process.kill()
-    raise AssertionError(f"no part was written: {process.communicate()[1]}")
+    raise AssertionError(f"no part was written: {(folder.parent / 'err').read_text()}")
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,8 @@ def test_a_killed_and_restarted_run_gives_the_same_rows(
 ) -> None:
     process = start(prepared, "sample", "--out", "killed")
     first = wait_for_part(prepared / "killed", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     parts = len(list(first.parent.glob("part-*.parquet")))
     assert 1 <= parts < NUM_PROMPTS / PROMPTS_PER_PART, "it was killed in mid-run"
     written = first.stat().st_mtime_ns
