@@ -15,7 +15,7 @@ import psutil
 import pytest
 from forked_commands import ForkedCommand, start_perpo
 from PIL import Image
-from ray_processes import actors_of, command_of, wait_until, without_cluster
+from ray_processes import actors_of, command_of, processes_below, wait_until, without_cluster
 
 from perpo_pipeline.store.artifacts import Version, open_version
 
@@ -177,6 +177,16 @@ if "default_worker.py" in " ".join(sys.orig_argv):
 """
 
 
+def is_ready(head: int, address: str) -> bool:
+    """Whether the cluster can be joined: its head listens, and this machine has joined it."""
+    host, port = address.split(":")
+    with suppress(OSError):
+        socket.create_connection((host, int(port)), timeout=1).close()
+        below = processes_below(psutil.Process(head))
+        return any("raylet/raylet" in command_of(process) for process in below)
+    return False
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster that was started outside the command, in another folder."""
@@ -212,6 +222,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
+        wait_until(lambda: is_ready(head.pid, address), head, PATIENCE_S)
         yield address
     finally:
         below = psutil.Process(head.pid).children(recursive=True)
