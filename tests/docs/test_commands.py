@@ -31,6 +31,7 @@ PATHS = {
     setting.path for section in SECTIONS for group in groups(section) for setting in group.settings
 }
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SOURCES = {".py", ".md", ".mk", ".yaml", ".sbatch", ".html"}
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z_.:]*$|\.\.\.|<.*>")
 
 
@@ -57,14 +58,14 @@ def code_spans(text: str) -> list[str]:
 def check_perpo(line: str, *, whole: bool) -> None:
     """Raise Wrong unless the parser takes the command; a fragment may leave out what it needs."""
     tokens = [token for token in shlex.split(line, comments=True)[1:] if token != "..."]
-    command, context = COMMANDS, None
+    command = COMMANDS
     while tokens and hasattr(command, "commands"):
         if PLACEHOLDER.search(tokens[0]) or tokens[0].startswith("-"):
             return
         name = tokens.pop(0)
         if name not in command.commands:
             raise Wrong(f"{line}: no command {name}")
-        command, context = command.commands[name], context
+        command = command.commands[name]
     if hasattr(command, "commands") or "--help" in tokens:
         return
     check_sets(tokens, line)
@@ -254,6 +255,14 @@ def test_files_and_extras_that_pages_name_exist() -> None:
             assert extra in project["optional-dependencies"], f"{page.name}: {extra}"
             named += 1
     assert named > 25
+
+
+def test_pages_that_messages_and_comments_name_exist() -> None:
+    folders = [ROOT / "src", ROOT / "configs", ROOT / "benchmarks", ROOT / "stages"]
+    files = [f for folder in folders for f in folder.rglob("*") if f.suffix in SOURCES]
+    named = {name for file in files for name in re.findall(r"docs/[\w-]+\.md", file.read_text())}
+    assert len(named) > 3
+    assert not {name for name in named if not (ROOT / name).is_file()} - {"docs/settings.md"}
 
 
 def test_the_picture_of_the_rooms_is_current() -> None:
