@@ -104,21 +104,27 @@ def fit(
                 *reporting_callbacks(log_to),
             ],
         )
-        for unwanted in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(unwanted)
-        try:
-            with request.listening():
-                trainer.train(resume_from_checkpoint=start)
-        finally:  # otherwise transformers would shard the next model that is loaded, too
-            unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+        _run(trainer, request, start)
     if world.is_first:
         keep_loose_files(checkpoints, logs)
-    if trainer.state.global_step < trainer.state.max_steps:
+    state = trainer.state
+    if state.global_step < state.max_steps:
         raise Stopped(
-            f"{name}: stopped by SIGTERM after step {trainer.state.global_step} of "
-            f"{trainer.state.max_steps}, with a checkpoint; the same command resumes from it"
+            f"{name}: stopped by SIGTERM after step {state.global_step} of {state.max_steps}, with "
+            "a checkpoint; the same command resumes from it"
         )
-    return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
+    return trainer, [entry for entry in state.log_history if "loss" in entry]
+
+
+def _run(trainer: ListTrainer, request: StopRequest, start: str | None) -> None:
+    """Train from the checkpoint `start`, or from the beginning."""
+    for unwanted in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(unwanted)
+    try:
+        with request.listening():
+            trainer.train(resume_from_checkpoint=start)
+    finally:  # otherwise transformers would shard the next model that is loaded, too
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
 def _zero_config(vlm: "Vlm", settings: TrainSettings) -> ZeroConfig | None:
