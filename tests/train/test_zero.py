@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perpo_pipeline.errors import ArtifactError, ConfigError, MissingDependencyError
-from perpo_pipeline.train.checkpoints import WHOLE, Saver, last_whole
+from perpo_pipeline.train.checkpoints import WHOLE, Saver, last_complete, remove_incomplete
 from perpo_pipeline.train.processes import World
 from perpo_pipeline.train.zero import (
     check_installed,
@@ -116,11 +116,11 @@ def test_a_checkpoint_of_another_version_is_not_resumed(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     marker = tmp_path / "checkpoint-3" / WHOLE
     marker.write_text('{"processes": 1, "zero_stage": 0, "version": "aaaa"}')
-    assert last_whole(tmp_path, Saver(version="aaaa"), World()) == str(marker.parent)
+    assert last_complete(tmp_path, Saver(version="aaaa"), World()) == str(marker.parent)
     with pytest.raises(ArtifactError, match=r"belongs to another training \(aaaa, not bbbb\)"):
-        last_whole(tmp_path, Saver(version="bbbb"), World())
+        last_complete(tmp_path, Saver(version="bbbb"), World())
     marker.write_text('{"processes": 1, "zero_stage": 0}')  # as an earlier version wrote it
-    assert last_whole(tmp_path, Saver(version="bbbb"), World()) == str(marker.parent)
+    assert last_complete(tmp_path, Saver(version="bbbb"), World()) == str(marker.parent)
 
 
 def test_only_complete_checkpoints_count_and_old_markers_mean_one_process(tmp_path: Path) -> None:
@@ -128,8 +128,9 @@ def test_only_complete_checkpoints_count_and_old_markers_mean_one_process(tmp_pa
         (tmp_path / f"checkpoint-{step}").mkdir()
     (tmp_path / "checkpoint-3" / WHOLE).write_text("whole\n")
     (tmp_path / "checkpoint-6" / WHOLE).write_text('{"processes": 1, "zero_stage": 0}\n')
-    newest = last_whole(tmp_path, Saver(), World())
+    remove_incomplete(tmp_path)
+    newest = last_complete(tmp_path, Saver(), World())
     assert newest == str(tmp_path / "checkpoint-6") and not (tmp_path / "checkpoint-9").exists()
     shutil.rmtree(tmp_path / "checkpoint-6")
-    assert last_whole(tmp_path, Saver(), World()) == str(tmp_path / "checkpoint-3")
-    assert last_whole(tmp_path / "none", Saver(), World()) is None
+    assert last_complete(tmp_path, Saver(), World()) == str(tmp_path / "checkpoint-3")
+    assert last_complete(tmp_path / "none", Saver(), World()) is None

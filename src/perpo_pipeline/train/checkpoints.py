@@ -63,8 +63,15 @@ class MarkWhole(TrainerCallback):
         self.world.wait()  # if another node left first, srun could end this one while it writes
 
 
-def last_whole(checkpoints: Path, saver: Saver, world: World) -> str | None:
-    """Remove incomplete checkpoints and return the newest complete one, or None.
+def remove_incomplete(checkpoints: Path) -> None:
+    """Remove the checkpoints that some process has not saved to the end."""
+    for path in checkpoints.glob("checkpoint-*"):
+        if not (path / WHOLE).is_file():
+            shutil.rmtree(path)
+
+
+def last_complete(checkpoints: Path, saver: Saver, world: World) -> str | None:
+    """The newest complete checkpoint, or None.
 
     Raises ArtifactError if this run could not have saved it.
     """
@@ -90,11 +97,12 @@ def last_whole(checkpoints: Path, saver: Saver, world: World) -> str | None:
 
 
 def _newest(checkpoints: Path) -> Path | None:
-    found = {int(p.name.rsplit("-", 1)[1]): p for p in checkpoints.glob("checkpoint-*")}
-    whole = [step for step, path in found.items() if (path / WHOLE).is_file()]
-    for step in set(found) - set(whole):
-        shutil.rmtree(found[step])
-    return found[max(whole)] if whole else None
+    complete = {
+        int(path.name.rsplit("-", 1)[1]): path
+        for path in checkpoints.glob("checkpoint-*")
+        if (path / WHOLE).is_file()
+    }
+    return complete[max(complete)] if complete else None
 
 
 def _saver_of(checkpoint: Path) -> Saver:

@@ -23,7 +23,13 @@ from perpo_pipeline.train.batches import (
     list_lengths,
     num_workers,
 )
-from perpo_pipeline.train.checkpoints import KEPT_CHECKPOINTS, MarkWhole, Saver, last_whole
+from perpo_pipeline.train.checkpoints import (
+    KEPT_CHECKPOINTS,
+    MarkWhole,
+    Saver,
+    last_complete,
+    remove_incomplete,
+)
 from perpo_pipeline.train.engine import ListPolicy
 from perpo_pipeline.train.integrations import (
     keep_loose_files,
@@ -74,7 +80,9 @@ def fit(
     zero = _zero_config(vlm, settings)
     saver = Saver(world.size if zero else 1, zero_stage(zero), checkpoints.parent.name)
     request = StopRequest()
-    start = last_whole(checkpoints, saver, world)
+    if world.is_first:
+        remove_incomplete(checkpoints)
+    start = last_complete(checkpoints, saver, world)
     sampler = make_sampler(
         list_lengths(vlm, lists, preprocess, forward),
         settings,
