@@ -252,7 +252,15 @@ def test_checkpoints_of_other_settings_are_refused(
     """Another training's folder is put in the place of this training's own."""
     monkeypatch.chdir(workdir)
     (theirs,) = Path("piece").glob("*/checkpoints")
-    other = ("train", "--method", "perpo", "--set", "train.methods.perpo.beta=0.5", "--out", "other")
+    other = (
+        "train",
+        "--method",
+        "perpo",
+        "--set",
+        "train.methods.perpo.beta=0.5",
+        "--out",
+        "other",
+    )
     assert perpo(*other, "--dry-run") == 0
     ours = Path(capsys.readouterr().out.split("writes")[1].split()[0])
     assert ours.parent == Path("other") and ours.name != theirs.parent.name
