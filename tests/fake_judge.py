@@ -1,4 +1,4 @@
-"""A judge on loopback that has opinions, and the command line that asks it."""
+"""A judge on loopback that answers with an opinion, and helpers for tests of `perpo`."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from perpo_pipeline import cli
 from perpo_pipeline.store.artifacts import open_version
 
 Said = str | Reply
-Opinion = Callable[[str], Said]  # of a prompt's text
+Opinion = Callable[[str], Said]  # from the text of a prompt
 
 
 def judge_server(opinion: Opinion) -> Server:
@@ -32,7 +32,7 @@ def _answer_with(opinion: Opinion) -> Answer:
 
 
 def between(prompt: str, title: str) -> str:
-    """What stands under a title of a prompt."""
+    """The text below a title of a prompt."""
     found = re.search(rf"^{title}\n(.*?)\nEND OF {title}$", prompt, re.DOTALL | re.MULTILINE)
     assert found is not None, title
     return found[1]
@@ -43,14 +43,14 @@ def endpoint(server: Server) -> list[str]:
 
 
 def perpo(*arguments: str | Path) -> int:
-    """The exit code."""
+    """Run `perpo` with these arguments; returns the exit code."""
     with pytest.raises(SystemExit) as exit_:
         cli.main([str(argument) for argument in arguments])
     return int(exit_.value.code or 0)
 
 
 def metrics(out: Path) -> dict[tuple[str, str], Json]:
-    """By name and dataset."""
+    """Metrics rows by name and dataset."""
     rows = open_version(out / "metrics").table().to_pylist()
     found = {(row["name"], row["dataset"]): row for row in rows}
     assert len(found) == len(rows)

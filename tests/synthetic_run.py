@@ -1,7 +1,7 @@
-"""A small finished run on disk, made through the artifact API without any model.
+"""A small finished run on disk, made through the artifact API without a model.
 
-The answers are drawn around the truth: each method is right with its own probability, so that the
-page has a true effect to show. score, filter and the metrics are the real ones.
+Answers are drawn around the truth: each method is right with a probability of its own, so the
+report has a true effect to show. Scoring, filtering and measuring are the real stages.
 """
 
 import io
@@ -42,7 +42,7 @@ def synthetic_config(
     methods: tuple[str, ...] = METHODS,
     **report: Any,
 ) -> RunConfig:
-    """The configuration of a synthetic run; `report` holds settings of its report section."""
+    """The configuration of a synthetic run; `report` has settings of the report section."""
     source = {"source": "testbed", "num_prompts": num_prompts}
     return RunConfig.model_validate(
         {
@@ -66,9 +66,9 @@ def make_synthetic_run(
     right: Mapping[str, float] = RIGHT,
     **config: Any,
 ) -> Run:
-    """Write all artifacts that come before the report, and return the run.
+    """Write all artifacts that the report needs, and return the run.
 
-    `expression` is the question (with `{index}`), `right` how often each method's box is right.
+    `expression` is the question (with `{index}`), `right` the probability that a method is right.
     """
     run = Run(synthetic_config(root, task=task, **config), quiet=True)
     for split, source in run.config.prepare.items():
@@ -95,7 +95,7 @@ def _write(run: Run, recipe: Recipe, rows: list[Row]) -> Version:
 
 
 def _prompt(split: str, index: int, task: str, expression: str) -> Row:
-    """Two prompts share one image: an expression for each of its two boxes."""
+    """Two prompts share one image, one for each of its two boxes."""
     rng = np.random.default_rng([index // 2, len(split)])
     boxes = [_random_box(rng), _random_box(rng)]
     image = Image.new("RGB", SIZE, (235, 238, 240))
@@ -130,7 +130,7 @@ def _random_box(rng: np.random.Generator) -> list[float]:
 
 
 def _answer(row: Row, probability: float, rng: np.random.Generator) -> str:
-    """The truth, a little off, with the given probability; else far off, or no box at all."""
+    """A nearly true answer with the given probability, else one far off or without a box."""
     is_right, fails = rng.random() < probability, rng.random() < 0.15
     if row["task"] != "grounding":
         return str(row["gt_text"]) if is_right else str(row["gt_text"])[: rng.integers(3, 15)]

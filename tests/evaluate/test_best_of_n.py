@@ -33,11 +33,11 @@ def test_it_is_the_mean_of_the_maximum_over_every_subset(lists):
     assert expected_best_of_n(lists) == pytest.approx(by_enumeration, abs=1e-12)
 
 
-def test_one_right_answer_of_four_is_found_in_n_quarters_of_the_draws():
+def test_n_draws_find_one_right_answer_of_four_with_probability_n_quarters():
     assert expected_best_of_n([[0, 0, 1, 0]]) == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
-def test_lists_count_alike():
+def test_every_list_counts_the_same():
     assert expected_best_of_n([[0, 1], [0, 0]]) == pytest.approx([0.25, 0.5])
 
 
@@ -48,13 +48,13 @@ def test_large_lists_do_not_lose_precision():
 
 
 @pytest.mark.parametrize("values", [[], [[]], [0.5, 1.0]])
-def test_what_is_no_matrix_of_lists_is_refused(values):
+def test_values_of_other_shapes_are_refused(values):
     with pytest.raises(InputError, match="shape"):
         expected_best_of_n(values)
 
 
 def scores_version(root, lists, images=None, task="grounding", reward={"auto": 1.0}, **truth):  # noqa: B006
-    """A `scores` artifact over its prompts, a row of rewards a list."""
+    """A `scores` artifact over its prompts; `lists` has one row of rewards per list."""
     blank = {
         "dataset": "d",
         "split": "train",
@@ -86,8 +86,8 @@ def scores_version(root, lists, images=None, task="grounding", reward={"auto": 1
     return make_at(root / "scores", recipe, lambda writer: writer.write_part(0, rows), Console())
 
 
-def test_rows_give_ap50_and_miou_of_every_n(tmp_path):
-    """Rewards .2, .6 and .5, .9: one draw is right in 1/2 and 1 of the cases, two always."""
+def test_rows_have_ap50_and_miou_for_every_n(tmp_path):
+    """Rewards .2, .6 and .9, .5: one draw is right with probability 1/2 and 1, two always."""
     rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6], [0.9, 0.5]]))
     found = {(row["name"], row["best_of"]): row["value"] for row in rows}
     assert found == pytest.approx(
@@ -108,7 +108,7 @@ def test_intervals_are_over_images(tmp_path):
 @pytest.mark.parametrize(
     "truth", [{"task": "ocr", "gt_text": "a"}, {"gt_boxes": [[0.0, 0.0, 1.0, 1.0]]}]
 )
-def test_other_rewards_than_an_iou_are_named_so(tmp_path, truth):
+def test_rewards_other_than_an_iou_are_called_mean_reward(tmp_path, truth):
     rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6]], **truth))
     assert [(row["name"], row["value"]) for row in rows] == [
         ("mean_reward", pytest.approx(0.4)),
@@ -118,11 +118,11 @@ def test_other_rewards_than_an_iou_are_named_so(tmp_path, truth):
 
 def test_lists_of_unequal_length_are_refused(tmp_path):
     version = scores_version(tmp_path, [[0.2, 0.6], [0.1], [0.3, 0.4]])
-    with pytest.raises(ArtifactError, match=r"has 2 samples, but 1 have fewer, the first .* 1"):
+    with pytest.raises(ArtifactError, match=r"has 2 samples, but 1 have fewer, first .* 1"):
         best_of_n_rows(version)
 
 
-def test_the_table_has_a_line_for_each_n(tmp_path):
+def test_the_table_has_one_line_per_n(tmp_path):
     rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6], [0.9, 0.5]]))
     head, first, second = best_of_n_table(rows).splitlines()
     assert head.split() == ["best_of", "ap50", "miou", "n"]
@@ -130,15 +130,15 @@ def test_the_table_has_a_line_for_each_n(tmp_path):
     assert second.split()[:2] == ["2", "100.0"] and "75.0" in second
 
 
-def test_rewards_that_are_no_iou_are_not_called_one(tmp_path):
-    """A point in a box gives 0 or 1, an own reward anything: neither is an AP@50."""
+def test_rewards_that_are_not_an_iou_are_not_called_ap50(tmp_path):
+    """A point in a box gives 0 or 1, a user's reward any number: neither is an AP@50."""
     for number, reward in enumerate(({"point_in_box": 1.0}, {"iou": 0.5, "mine:f": 0.5}, None)):
         scores = scores_version(tmp_path / str(number), [[0.0, 1.0]], reward=reward)
         assert {row["name"] for row in best_of_n_rows(scores)} == {"mean_reward"}
 
 
 def test_a_box_beside_several_boxes_is_measured_as_the_box(tmp_path):
-    """`auto` measures the single box where both truths are there."""
+    """`auto` measures the single box if a prompt has both truths."""
     both = {"gt_box": [0.0, 0.0, 1.0, 1.0], "gt_boxes": [[0.0, 0.0, 1.0, 1.0]]}
     scores = scores_version(tmp_path / "both", [[0.0, 1.0]], **both)
     assert {row["name"] for row in best_of_n_rows(scores)} == {"ap50", "miou"}

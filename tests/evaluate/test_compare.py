@@ -1,4 +1,4 @@
-"""Two sets of predictions compared pair by pair: values by hand, and what may not be compared."""
+"""Two models' predictions compared pair by pair: values by hand, and what is refused."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def grounding(folder: Path, name: str, answers, **changes) -> Version:
 
 
 def test_right_or_wrong_answers_are_compared_by_mcnemars_test(tmp_path):
-    """Of 8 prompts ours is right on 7 and theirs on 2, of which one is ours too."""
+    """Of 8 prompts ours is right on 7 and theirs on 2, one of them in common."""
     ours = grounding(tmp_path, "ours", [RIGHT] * 7 + [WRONG])
     theirs = grounding(tmp_path, "theirs", [RIGHT] + [WRONG] * 6 + [RIGHT])
     ap50, miou = compare_predictions(ours, theirs)
@@ -55,7 +55,7 @@ def test_right_or_wrong_answers_are_compared_by_mcnemars_test(tmp_path):
     assert (miou["metric"], miou["test"]) == ("miou", "mcnemar")  # IoUs of 0 and 1 alone
 
 
-def test_the_other_way_round_the_sign_changes_and_p_does_not(tmp_path):
+def test_swapping_the_models_changes_the_sign_and_not_p(tmp_path):
     ours = grounding(tmp_path, "ours", [RIGHT] * 5 + [WRONG])
     theirs = grounding(tmp_path, "theirs", [WRONG] * 4 + [RIGHT] * 2)
     forth, back = compare_predictions(ours, theirs)[0], compare_predictions(theirs, ours)[0]
@@ -121,18 +121,20 @@ def test_answers_to_pope_are_compared_by_accuracy(tmp_path):
     assert row["p_value"] == pytest.approx(2 / 8)
 
 
-def test_predictions_of_other_prompts_are_refused_with_how_many(tmp_path):
+def test_predictions_of_different_prompts_are_refused_with_their_number(tmp_path):
     ours = grounding(tmp_path, "ours", [RIGHT] * 3)
     theirs = grounding(tmp_path, "theirs", [RIGHT] * 5)
-    with pytest.raises(ArtifactError, match=r"0 of 3 are in the first\s+only, 2 of 5 in the sec"):
+    with pytest.raises(
+        ArtifactError, match=r"0 of 3 are only in the first, 2 of 5 only in the sec"
+    ):
         compare_predictions(ours, theirs)
     other_truth = grounding(tmp_path, "other", [RIGHT] * 3, width=[101] * 3)
-    with pytest.raises(ArtifactError, match="3 of 3 are in the first only, 3 of 3"):
+    with pytest.raises(ArtifactError, match="3 of 3 are only in the first, 3 of 3"):
         compare_predictions(ours, other_truth)
 
 
-def test_prompts_of_one_key_with_another_truth_are_refused(tmp_path):
-    """Two runs prepared under the same names, of which one has boxes drawn anew."""
+def test_prompts_with_equal_ids_and_different_truths_are_refused(tmp_path):
+    """Two runs with the same prompt ids; in one of them a box differs."""
     ours, theirs = (
         make_synthetic_run(tmp_path / name, expression="box {index}") for name in ("a", "b")
     )
@@ -150,11 +152,13 @@ def test_prompts_of_one_key_with_another_truth_are_refused(tmp_path):
         "predictions", "base", "eval", 1, versions[1].manifest["settings"], {"prompts": again}
     )
     moved = make(theirs, recipe, lambda writer: writer.write_part(0, versions[1].table()))
-    with pytest.raises(ArtifactError, match=f"1 prompts have another .* {changed[3]['prompt_id']}"):
+    with pytest.raises(
+        ArtifactError, match=f"1 prompts have a different .* {changed[3]['prompt_id']}"
+    ):
         compare_predictions(versions[0], moved)
 
 
-def test_another_reward_than_an_iou_is_compared_as_what_it_is(tmp_path):
+def test_a_reward_that_is_not_an_iou_is_compared_as_mean_reward(tmp_path):
     made = [grounding(tmp_path, name, [RIGHT, WRONG]) for name in ("ours", "theirs")]
     for version in made:
         version.manifest["settings"]["reward"] = {"point_in_box": 1.0}
@@ -169,7 +173,7 @@ def test_predictions_under_different_rewards_are_refused(tmp_path):
         compare_predictions(ours, Version(ours.path, changed))
 
 
-def test_variants_of_one_name_are_told_apart(tmp_path):
+def test_variants_with_equal_names_are_named_with_their_fingerprints(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     ours = grounding(tmp_path / "a", "perpo", [RIGHT, WRONG])
@@ -178,7 +182,7 @@ def test_variants_of_one_name_are_told_apart(tmp_path):
     assert row["better"] == f"perpo {ours.fingerprint}" != row["worse"]
 
 
-def test_the_table_has_a_line_a_metric_in_points():
+def test_the_table_has_one_line_per_metric_in_points():
     row = {
         "metric": "ap50",
         "better": "perpo",

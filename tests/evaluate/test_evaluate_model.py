@@ -26,7 +26,7 @@ RESIZED = [(84, 56), (28, 84)]  # 2 to 12 tokens of 28 x 28 pixels
 
 
 def make_run(root: Path, model: dict[str, Any], text_task: bool = False) -> Run:
-    """Two prompts, whose true box is the upper left quarter; a prompt knows it from its size."""
+    """Two prompts; the true box of each is the upper left quarter of its image."""
     rows = []
     for number, size in enumerate(SIZES):
         pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
@@ -53,7 +53,7 @@ def make_run(root: Path, model: dict[str, Any], text_task: bool = False) -> Run:
 
 @pytest.fixture
 def answers_with_the_quarter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model answers with the upper left quarter of what it sees, in pixels of that."""
+    """The model answers with the upper left quarter of the image it sees, in its pixels."""
 
     def greedy(vlm: Any, prompts: Any, **_: Any) -> list[Completion]:
         quarters = [[0, 0, prompt.resized[0] // 2, prompt.resized[1] // 2] for prompt in prompts]
@@ -78,7 +78,7 @@ def test_boxes_are_read_in_the_resized_image_which_is_recorded(
 
 
 @pytest.mark.usefixtures("answers_with_the_quarter")
-def test_another_image_is_read_in_its_own_resized_image(tmp_path: Path) -> None:
+def test_answers_to_another_image_are_read_in_its_own_resized_image(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
     evaluate(run, "base-other-image")
     rows = run.latest("predictions", "base-other-image").table().to_pylist()
@@ -87,7 +87,7 @@ def test_another_image_is_read_in_its_own_resized_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("answers_with_the_quarter")
-def test_a_blank_image_has_the_size_of_the_true_one_and_one_colour(
+def test_a_blank_image_is_as_large_as_the_true_one_and_has_one_colour(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -108,16 +108,16 @@ def test_a_blank_image_has_the_size_of_the_true_one_and_one_colour(
 
 @pytest.mark.usefixtures("answers_with_the_quarter")
 @pytest.mark.parametrize("text_task", [False, True])
-def test_boxes_that_are_not_the_familys_own_are_told(
+def test_boxes_in_another_format_than_the_familys_own_are_reported(
     text_task: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(make_run(tmp_path, {}, text_task), "base")
-    told = "qwen2.5-vl models answer in qwen2.5-vl, resized" in capsys.readouterr().err
-    assert told is not text_task
+    reported = "qwen2.5-vl models answer in qwen2.5-vl, resized" in capsys.readouterr().err
+    assert reported is not text_task
 
 
 def test_prompts_whose_images_the_adapter_was_trained_on_are_refused(tmp_path: Path) -> None:
-    """Two prompts share an image: of the lists kept, the images are counted once each."""
+    """Two prompts share an image: each image of the kept lists is counted once."""
     run = make_synthetic_run(tmp_path, num_prompts=12, methods=("perpo",))
     adapter = run.latest("adapter", "perpo")
     refuse_images_of(adapter, run.latest("prompts", "test"))
@@ -128,8 +128,8 @@ def test_prompts_whose_images_the_adapter_was_trained_on_are_refused(tmp_path: P
         refuse_images_of(adapter, run.latest("prompts", "train"))
 
 
-def test_the_images_are_compared_on_the_prompts_that_all_were_shown(tmp_path: Path) -> None:
-    """The true image was shown with 12 prompts, the others with 6: six count for all three."""
+def test_images_are_compared_on_the_prompts_shown_with_every_image(tmp_path: Path) -> None:
+    """The true image was shown with 12 prompts, the others with 6: these 6 count."""
     run = make_synthetic_run(tmp_path, num_prompts=12, methods=("perpo",))
     predictions = {
         image: run.latest("predictions", "perpo" + name) for image, name in IMAGES.items()

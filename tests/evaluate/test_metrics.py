@@ -1,4 +1,4 @@
-"""Which metrics a split has, their values by hand, and over what their intervals are taken."""
+"""The metrics of a split: which there are, their values by hand, and their intervals."""
 
 import pyarrow as pa
 import pytest
@@ -53,7 +53,7 @@ def grounding(*rewards, **changes):
     return [("grounding", reward, {"gt_box": BOX, **changes}) for reward in rewards]
 
 
-def test_a_box_is_right_from_the_threshold_on_and_one_not_read_stays_in():
+def test_a_box_is_right_from_the_threshold_on_and_an_unparsed_answer_counts_as_wrong():
     made = tables(*grounding(1.0, 0.75, 0.5, 0.49), *grounding(0.0, parse_ok=False))
     found = summarise(*made)
     assert values(found) == pytest.approx(
@@ -65,14 +65,14 @@ def test_a_box_is_right_from_the_threshold_on_and_one_not_read_stays_in():
     assert [set(row) for row in found] == [set(METRICS.columns.names)] * 4
 
 
-def test_prompts_on_one_image_go_together_in_intervals():
+def test_intervals_draw_the_prompts_of_an_image_together():
     made = tables(*grounding(0.9, 0.1, image_sha256="a"), *grounding(0.8, 0.3, image_sha256="b"))
     miou = next(row for row in summarise(*made) if row["name"] == "miou")
     expected = mean_interval([0.9, 0.1, 0.8, 0.3], list("aabb"))
     assert (miou["value"], miou["low"], miou["high"]) == expected
 
 
-def test_several_datasets_are_measured_together_and_each():
+def test_several_datasets_are_measured_together_and_separately():
     made = tables(*grounding(1.0, 0.0), *grounding(1.0, dataset="e"), *grounding(0.0, split="val"))
     found = summarise(*made)
     assert values(found)["ap50"] == pytest.approx(2 / 3)
@@ -87,7 +87,7 @@ def test_several_datasets_are_measured_together_and_each():
     }
 
 
-def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_their_mean_alone():
+def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_only_their_mean():
     polygon = ("grounding", 0.6, {"gt_polygon": [0.0, 0.0, 1.0, 0.0, 1.0, 1.0]})
     several = ("grounding", 0.4, {"gt_boxes": [BOX, BOX], "parse_ok": False})
     found = summarise(*tables(polygon, several))
@@ -107,7 +107,7 @@ def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_their_mean_alone()
     }
 
 
-def test_pages_have_foxs_metrics_as_means_and_error_rates_of_the_corpus():
+def test_pages_have_foxs_metrics_as_means_and_corpus_error_rates():
     """Pages "ab" for "ax" and "cdefghij" for itself: 1 edit of 10 characters, 1 of 2 words."""
     rows = [("ocr", "ab", {"gt_text": "ax"}), ("ocr", "cdefghij", {"gt_text": "cdefghij"})]
     found = values(summarise(*tables(*rows)))
@@ -153,7 +153,7 @@ def test_no_predictions_are_refused():
         summarise(*tables())
 
 
-def test_absent_columns_are_all_named():
+def test_all_missing_columns_are_named():
     predictions, prompts = tables(*grounding(1.0))
     with pytest.raises(InputError, match=r"predictions lack reward, prompts lack dataset"):
         summarise(predictions.drop_columns("reward"), prompts.drop_columns("dataset"))
@@ -161,17 +161,17 @@ def test_absent_columns_are_all_named():
 
 def test_predictions_without_their_prompt_are_refused():
     predictions, prompts = tables(*grounding(1.0, 0.5))
-    with pytest.raises(ArtifactError, match="1 predictions belong to no prompt, the first to 1"):
+    with pytest.raises(ArtifactError, match="1 predictions have no prompt, first 1"):
         summarise(predictions, prompts.slice(0, 1))
     with pytest.raises(ArtifactError, match="occurs twice"):
         summarise(predictions, pa.concat_tables([prompts, prompts]))
 
 
 def test_a_text_without_its_truth_is_refused():
-    with pytest.raises(ArtifactError, match=r"1 prompts have no true text .* is 0"):
+    with pytest.raises(ArtifactError, match=r"1 prompts have no true text .*, first 0"):
         summarise(*tables(("ocr", "a", {})))
 
 
-def test_a_dataset_called_all_is_refused_where_it_would_be_taken_for_the_whole():
+def test_a_dataset_called_all_is_refused_beside_other_datasets():
     with pytest.raises(InputError, match="called 'all'"):
         summarise(*tables(*grounding(1.0), *grounding(0.0, dataset="all")))

@@ -51,7 +51,7 @@ def test_foxs_own_figures_are_reproduced_in_both_orders(realdata: Path, fox_comp
 
 
 @needs_wordnet
-def test_meteor_is_among_them_where_wordnet_is():
+def test_meteor_is_measured_if_wordnet_is_installed():
     assert set(fox_metrics("a b", "a b")) == set(FOX_METRICS)
 
 
@@ -77,8 +77,8 @@ def test_bleu_of_texts_by_hand():
     assert fox_metrics("a b c", "a b c")["bleu"] < 1e-50
 
 
-def test_chinese_is_cut_into_words_if_either_text_has_any():
-    """jieba: 北京 | 天安门; by white space neither text would share a token."""
+def test_chinese_is_split_into_words_if_either_text_has_any():
+    """jieba: 北京 | 天安门; split by white space, the texts would share no token."""
     found = fox_metrics("北京天安门", "北京")
     assert (found["precision"], found["recall"]) == (0.5, 1.0)
     assert fox_metrics("ab cd", "ab北京")["precision"] == pytest.approx(1 / 3)  # a blank is a token
@@ -88,7 +88,7 @@ def test_chinese_is_cut_into_words_if_either_text_has_any():
     ("prediction", "truth", "agree"),
     [("", "", 1.0), ("a b", "", 0.0), ("", "a b", 0.0), (" \n", "", 1.0), ("北京", "", 0.0)],
 )
-def test_pages_without_tokens_agree_or_have_nothing_right(prediction, truth, agree):
+def test_pages_without_tokens_agree_or_score_zero(prediction, truth, agree):
     found = fox_metrics(prediction, truth)
     assert {v for k, v in found.items() if k != "edit_distance"} == {agree}
     assert found["edit_distance"] == float(prediction != truth)
@@ -96,25 +96,25 @@ def test_pages_without_tokens_agree_or_have_nothing_right(prediction, truth, agr
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_every_metric_of_any_two_texts_is_a_share(prediction, truth):
+def test_every_metric_of_any_two_texts_is_in_0_to_1(prediction, truth):
     for fox_compat in (False, True):
         found = fox_metrics(prediction, truth, fox_compat=fox_compat)
         assert all(0 <= value <= 1 + 1e-12 for value in found.values())
 
 
-def test_without_wordnet_meteor_alone_is_missing(monkeypatch):
+def test_without_wordnet_only_meteor_is_missing(monkeypatch):
     monkeypatch.setattr(ocr, "find_wordnet", lambda: None)
     for pair in (("a b c", "a b d e"), ("", ""), ("", "a")):
         assert set(fox_metrics(*pair)) == set(FOX_METRICS) - {"meteor"}
 
 
-def test_wordnet_that_is_not_installed_is_no_error(monkeypatch, tmp_path):
+def test_a_missing_wordnet_is_not_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(wordnet, "DEBIAN_FOLDER", tmp_path)
-    assert wordnet._debians() is None
+    assert wordnet._debian_reader() is None
 
 
-def test_nothing_is_printed_and_nothing_is_left_behind(tmp_path):
-    """In a process of its own, since warnings and jieba's dictionary come once a process."""
+def test_nothing_is_printed_and_no_file_is_left(tmp_path):
+    """In a separate process, since warnings and jieba's dictionary come once per process."""
     code = (
         "from perpo_pipeline.evaluate.ocr import fox_metrics\n"
         "fox_metrics('北京 x', '上海'); fox_metrics('a b c d', 'e f g h')"
@@ -167,12 +167,12 @@ def test_error_rates_by_hand(prediction, truth, cer, wer):
     assert word_error_rate(prediction, truth) == pytest.approx(wer)
 
 
-def test_the_corpus_rate_weighs_pages_by_their_length():
-    """1 edit of 2 and 0 of 8: .1 of the corpus, .25 on average over pages."""
+def test_the_corpus_rate_weights_pages_by_their_length():
+    """1 edit of 2 and 0 of 8: .1 over the corpus, .25 on average over pages."""
     counts = np.array([character_edits("ax", "ab"), character_edits("abcdefgh", "abcdefgh")])
     assert corpus_error_rates(counts.sum(axis=0, keepdims=True)) == pytest.approx([0.1])
     assert corpus_error_rates(counts).mean() == pytest.approx(0.25)
 
 
-def test_the_corpus_rate_of_empty_truths_is_that_of_a_page():
+def test_empty_truths_have_the_same_corpus_and_page_rate():
     assert corpus_error_rates(np.array([[0.0, 0.0], [3.0, 0.0]])).tolist() == [0.0, 1.0]

@@ -1,6 +1,6 @@
-"""One more entry of METRICS is measured, printed, compared and shown: no other list names metrics.
+"""A new entry of METRICS is measured, printed, compared and reported, without any other change.
 
-The metric of this test is the share of boxes with an IoU of at least 0.9.
+The new metric is the share of boxes with an IoU of at least 0.9.
 """
 
 import re
@@ -13,7 +13,11 @@ from fake_judge import perpo
 from synthetic_run import make_synthetic_run
 
 from perpo_pipeline.evaluate.best_of_n import best_of_n_rows, best_of_n_table
-from perpo_pipeline.evaluate.compare import compare_predictions, comparison_table
+from perpo_pipeline.evaluate.compare import (
+    compare_predictions,
+    compare_versions,
+    comparison_table,
+)
 from perpo_pipeline.evaluate.judge.llava_bench import LLAVA_BENCH
 from perpo_pipeline.evaluate.judge.mm_vet import MM_VET
 from perpo_pipeline.evaluate.judge.mmhal import MMHAL
@@ -32,7 +36,7 @@ from perpo_pipeline.evaluate.pope import pope_metrics
 from perpo_pipeline.evaluate.printing import metrics_table
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.write_report import report
-from perpo_pipeline.run import Run
+from perpo_pipeline.run import Console, Run
 
 NEW = Metric(
     "ap90",
@@ -100,7 +104,7 @@ def test_the_best_of_n_samples_is_measured_by_it(run: Run) -> None:
     assert best_of_n_table(rows).splitlines()[0].split() == ["best_of", "ap50", "miou", "ap90", "n"]
 
 
-def test_a_metric_of_which_less_is_better_has_no_best_of_n(
+def test_a_metric_where_lower_is_better_has_no_best_of_n(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worse = Metric(
@@ -116,7 +120,7 @@ def test_a_metric_of_which_less_is_better_has_no_best_of_n(
     assert {row["name"] for row in rows} == {"ap50", "miou", "ap90"}
 
 
-def test_the_reports_page_has_its_column_its_oracle_and_its_paired_difference(run: Run) -> None:
+def test_the_report_has_its_column_its_oracle_and_its_paired_difference(run: Run) -> None:
     version = report(run)
     html = (version.path / "report.html").read_text(encoding="utf-8")
     assert '<th scope="col">AP@90</th>' in html
@@ -132,7 +136,7 @@ def test_the_reports_page_has_its_column_its_oracle_and_its_paired_difference(ru
     assert "ap90" in version.table()["metric"].to_pylist()
 
 
-def test_the_report_leaves_out_what_is_not_meant_for_it(
+def test_the_report_leaves_out_metrics_without_in_report(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hidden = Metric("ap90", "AP@90", (GROUNDING,), of_reward=NEW.of_reward, in_report=None)
@@ -147,8 +151,21 @@ def test_the_command_compare_prints_it(run: Run, capsys: pytest.CaptureFixture[s
     assert "ap90" in capsys.readouterr().out
 
 
+def test_what_was_written_before_it_was_added_is_not_up_to_date(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    versions = [run.latest("predictions", name) for name in ("perpo", "base")]
+    with monkeypatch.context() as patch:
+        patch.delitem(METRICS, "ap90")
+        before = compare_versions(*versions, out=tmp_path, console=Console(quiet=True))
+        names = [metric.name for metric in measured_metrics([GROUNDING])]
+    after = compare_versions(*versions, out=tmp_path, console=Console(quiet=True))
+    assert {row["metric"] for row in after} - {row["metric"] for row in before} == {"ap90"}
+    assert [metric.name for metric in measured_metrics([GROUNDING])] == [*names, "ap90"]
+
+
 def test_every_measured_name_is_an_entry_for_its_task() -> None:
-    """Benchmarks that measure themselves give no name that METRICS does not have for them."""
+    """The names that POPE and the judged benchmarks measure are those of METRICS for their task."""
     row = {"says_yes": True, "is_yes": True, "image": "a"}
     assert {r["name"] for r in pope_metrics([row])} == {
         metric.name for metric in METRICS.values() if POPE in metric.tasks
@@ -160,7 +177,7 @@ def test_every_measured_name_is_an_entry_for_its_task() -> None:
         assert {*measured, "parse_rate"} == names
 
 
-def test_every_name_is_the_key_of_its_record_and_every_label_differs() -> None:
+def test_every_key_is_the_name_of_its_record_and_labels_are_unique() -> None:
     assert all(metric.name == name for name, metric in METRICS.items())
     labels = [metric.label for metric in METRICS.values()]
     assert len(set(labels)) == len(labels)

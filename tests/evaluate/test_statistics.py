@@ -145,7 +145,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(num_clusters, cluster_siz
     assert floor <= held / 400 <= 0.985
 
 
-def test_a_paired_difference_leaves_out_what_both_have_in_common():
+def test_a_paired_interval_does_not_contain_the_common_variation():
     """b is a less .1 at every second prompt: difference .05, standard deviation .05.
 
     1.96 * .05 / sqrt(1000) = .0031, though the values themselves spread by .29.
@@ -160,7 +160,7 @@ def test_a_paired_difference_of_equal_systems_is_zero():
     assert paired_difference_interval([0.1, 0.9, 1], [0.1, 0.9, 1]) == (0, 0, 0)
 
 
-def test_a_paired_difference_changes_its_sign_with_the_order_of_the_systems():
+def test_swapping_the_systems_changes_the_sign_of_a_paired_difference():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 2, 400), rng.integers(0, 2, 400)
     value, low, high = paired_difference_interval(a, b)
@@ -186,8 +186,8 @@ def f1(sums):
 
 
 @pytest.mark.parametrize("cluster_of", [None, lambda rng: rng.integers(0, 120, 400)])
-def test_the_interval_of_a_ratio_of_sums_is_that_of_the_mean(cluster_of):
-    """With a denominator of 1 a prompt the ratio of sums is the mean."""
+def test_a_ratio_of_sums_has_the_interval_of_the_mean(cluster_of):
+    """With a denominator of 1 per prompt the ratio of sums is the mean."""
     rng = np.random.default_rng(0)
     values = rng.random(400)
     clusters = None if cluster_of is None else cluster_of(rng)
@@ -206,7 +206,7 @@ def test_the_interval_of_a_ratio_follows_the_delta_method():
     assert (value - low, high - value) == pytest.approx((half, half), rel=0.06)
 
 
-def test_f1_of_an_interval_is_that_of_the_pooled_counts():
+def test_f1_is_measured_on_the_pooled_counts():
     """Hits 1 + 2, said 2 + 2, true 1 + 4: F1 = 6 / 9, not the mean of 2/3 and 2/3 or others."""
     value, low, high = statistic_interval([[1, 2, 1], [2, 2, 4]], f1)
     assert value == pytest.approx(6 / 9)
@@ -236,7 +236,7 @@ def test_a_single_image_says_nothing_about_a_statistic():
     [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 2 / 32), (0, 6, 2 / 64), (2, 8, 2 * 56 / 1024), (4, 4, 1.0)],
 )
 def test_mcnemars_p_is_twice_the_binomial_tail(only_a, only_b, expected):
-    """Of 10 that differ 2 or fewer one way: (1 + 10 + 45) / 1024, twice. Ties of both add nothing.
+    """10 prompts differ, at most 2 one way: (1 + 10 + 45) / 1024, twice. Ties of both add nothing.
 
     Of 4 and 4 twice the tail is above 1.
     """
@@ -259,7 +259,7 @@ def test_the_paired_bootstrap_p_of_many_prompts_is_students():
     assert paired_bootstrap_p(b, a) == pytest.approx(expected, abs=0.004)
 
 
-def test_copies_on_one_image_do_not_make_a_difference_surer():
+def test_copies_on_one_image_do_not_lower_the_p_value():
     rng = np.random.default_rng(0)
     a, b = rng.random(200), rng.random(200) + 0.05
     clusters = np.repeat(np.arange(200), 4)
@@ -274,7 +274,7 @@ def test_equal_systems_have_the_p_value_one_and_a_single_image_has_none():
 
 
 def test_a_difference_that_is_always_the_same_needs_more_than_three_prompts():
-    """All three resample to the same mean, so the bootstrap alone would be as sure as it can be."""
+    """All resamples have the same mean, so the bootstrap alone would give the smallest p-value."""
     assert paired_bootstrap_p([0.2, 0.3, 0.4], [0.1, 0.2, 0.3]) > 0.05
     many = np.linspace(0, 1, 60)
     assert paired_bootstrap_p(many + 0.1, many) < 0.001
@@ -282,7 +282,7 @@ def test_a_difference_that_is_always_the_same_needs_more_than_three_prompts():
 
 @pytest.mark.parametrize(("num_clusters", "cluster_size"), [(15, 1), (40, 3)])
 @pytest.mark.parametrize("kind", ["normal", "right or wrong"])
-def test_equal_systems_are_told_apart_no_more_often_than_the_level_says(
+def test_equal_systems_are_called_different_no_more_often_than_the_level_says(
     num_clusters, cluster_size, kind
 ):
     """400 experiments at the level .05, seeded: the standard error of the share is .011."""
@@ -301,14 +301,14 @@ def test_equal_systems_are_told_apart_no_more_often_than_the_level_says(
 
 
 def test_mcnemar_rejects_equal_systems_less_often_than_the_level():
-    """An exact test of whole numbers is a little cautious."""
+    """An exact test of whole numbers is slightly conservative."""
     rng = np.random.default_rng(3)
     draws = (rng.random((400, 2, 100)) < rng.random((400, 1, 100))).astype(float)
     share = np.mean([mcnemar_p(a, b) <= 0.05 for a, b in draws])
     assert 0.01 <= share <= 0.06
 
 
-def test_the_interval_and_the_p_value_agree_where_the_interval_ends_at_zero():
+def test_the_interval_and_the_p_value_agree_if_the_interval_ends_at_zero():
     """b is shifted until the lower bound of a - b is 0: p is then the level of the interval."""
     rng = np.random.default_rng(5)
     a, b = rng.normal(size=30), rng.normal(size=30)
@@ -316,7 +316,7 @@ def test_the_interval_and_the_p_value_agree_where_the_interval_ends_at_zero():
     assert paired_bootstrap_p(a, b + low, num_resamples=40_000) == pytest.approx(0.05, abs=0.01)
 
 
-def test_the_test_fits_the_values():
+def test_the_kind_of_test_depends_on_the_values():
     right, wrong = [1, 1, 1, 0], [0, 1, 0, 0]
     assert compare_paired(right, wrong) == (mcnemar_p(right, wrong), MCNEMAR)
     assert compare_paired(right, wrong, list("abcd")) == (mcnemar_p(right, wrong), MCNEMAR)
@@ -325,14 +325,14 @@ def test_the_test_fits_the_values():
     assert compare_paired([0.5, 1, 1, 0], wrong)[1] == PAIRED_BOOTSTRAP
 
 
-def test_few_and_many_kinds_of_clusters_are_drawn_alike():
+def test_few_and_many_kinds_of_clusters_have_the_same_distribution():
     """64 kinds go through one multinomial draw, more through indices: the same distribution."""
     few = np.repeat(np.arange(64) / 63, 8)
     many = few + np.linspace(0, 1e-9, len(few))
     assert mean_interval(few)[1:] == pytest.approx(mean_interval(many)[1:], abs=2e-3)
 
 
-def test_ten_thousand_values_take_seconds_at_most():
+def test_ten_thousand_values_take_only_seconds():
     rng = np.random.default_rng(0)
     values = rng.random(10_000)
     start = time.perf_counter()
@@ -343,16 +343,16 @@ def test_ten_thousand_values_take_seconds_at_most():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mean_interval([]), "one number or more"),
-        (lambda: mean_interval([[1, 2]]), "one number or more"),
+        (lambda: mean_interval([]), "at least one number"),
+        (lambda: mean_interval([[1, 2]]), "at least one number"),
         (lambda: mean_interval([1, math.nan]), "holds nan"),
         (lambda: mean_interval([1, 2, math.inf]), "holds inf"),
-        (lambda: mean_interval([1, 2], ["a"]), "2 values for 1 cluster names"),
+        (lambda: mean_interval([1, 2], ["a"]), "2 values have 1 cluster names"),
         (lambda: paired_difference_interval([1, 2], [1]), "a has 2 values, b has 1"),
-        (lambda: paired_difference_interval([1], [1], ["a", "b"]), "1 values for 2 cluster names"),
+        (lambda: paired_difference_interval([1], [1], ["a", "b"]), "1 values have 2 cluster names"),
         (lambda: statistic_interval([1, 2], ratio), "the shape"),
         (lambda: statistic_interval([[1, 2], [1, math.nan]], ratio), "not finite"),
-        (lambda: statistic_interval([[1, 2]], ratio, ["a", "b"]), "1 values for 2 cluster names"),
+        (lambda: statistic_interval([[1, 2]], ratio, ["a", "b"]), "1 values have 2 cluster names"),
         (lambda: mcnemar_p([0.5], [1]), "values 0 and 1"),
         (lambda: mcnemar_p([1, 0], [1]), "a has 2 values, b has 1"),
         (lambda: paired_bootstrap_p([math.nan], [1]), "holds nan"),
@@ -367,7 +367,7 @@ def test_values_without_a_mean_are_refused(call, message):
 
 @pytest.mark.parametrize("confidence", [0, 1, 95, math.nan])
 @pytest.mark.parametrize("values", [[0, 1], [0.2, 0.3]])
-def test_a_confidence_that_is_no_share_is_refused(values, confidence):
+def test_a_confidence_outside_0_to_1_is_refused(values, confidence):
     with pytest.raises(ConfigError, match="confidence is"):
         mean_interval(values, confidence=confidence)
 

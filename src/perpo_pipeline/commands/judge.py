@@ -1,4 +1,4 @@
-"""The `perpo judge` commands, one a benchmark."""
+"""The `perpo judge` commands, one per benchmark."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 judge_app = typer.Typer(
     help="Let a language model rate answers: win rates, LLaVA-Bench, MMHal-Bench, MM-Vet.\n\n"
-    "The judge is any OpenAI-compatible server; its key is read from PERPO_API_KEY or "
-    "OPENAI_API_KEY. Replies are kept, and the same command asks only what is missing.\n\n"
+    "The judge is a model on any OpenAI-compatible server. The key is read from PERPO_API_KEY or "
+    "OPENAI_API_KEY. Replies are stored: the same command asks only the missing ones.\n\n"
     "Example: perpo judge win-rate --help",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -24,12 +24,17 @@ judge_app = typer.Typer(
 
 Out = Annotated[Path, typer.Option("--out", help="directory for judgements and metrics")]
 BaseUrl = Annotated[
-    str | None, typer.Option("--base-url", help="of the judge's server, e.g. http://host:8000/v1")
+    str | None,
+    typer.Option("--base-url", help="address of the judge's server, e.g. http://host:8000/v1"),
 ]
-JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="its name at the server")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="longest reply, thoughts included")]
-Concurrency = Annotated[int, typer.Option(min=1, help="requests at a time")]
-MaxErrors = Annotated[int, typer.Option(min=0, help="questions that may get no reply")]
+JudgeModel = Annotated[
+    str | None, typer.Option("--judge-model", help="name of the judge's model on its server")
+]
+MaxTokens = Annotated[
+    int, typer.Option(min=1, help="tokens in a reply, at most, including thoughts")
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="number of open requests to the server")]
+MaxErrors = Annotated[int, typer.Option(min=0, help="number of questions that may get no reply")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar (for logs)")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 MAX_TOKENS, CONCURRENCY = 1024, 8
@@ -40,9 +45,13 @@ Value = TypeVar("Value")
 
 @judge_app.command(name="win-rate")
 def win_rate(
-    questions: Annotated[Path, typer.Option(help="jsonl: question_id, text, reference, dataset")],
-    answers: Annotated[Path, typer.Option(help="model A's, jsonl: question_id, text")],
-    answers_b: Annotated[Path, typer.Option(help="model B's")],
+    questions: Annotated[
+        Path, typer.Option(help="JSON lines: question_id, text, reference, dataset")
+    ],
+    answers: Annotated[Path, typer.Option(help="model A's answers, JSON lines: question_id, text")],
+    answers_b: Annotated[
+        Path, typer.Option(help="model B's answers, JSON lines: question_id, text")
+    ],
     out: Out,
     base_url: BaseUrl = None,
     judge_model: JudgeModel = None,
@@ -52,7 +61,7 @@ def win_rate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare model A's answers with model B's, each question in both orders.
+    """Compare model A's answers with model B's, asking each question in both orders.
 
     Example: perpo judge win-rate --questions q.jsonl --answers perpo.jsonl --answers-b base.jsonl
     --base-url http://127.0.0.1:8000/v1 --judge-model NAME --out judged
@@ -75,10 +84,16 @@ def win_rate(
 def llava_bench(
     out: Out,
     questions: Annotated[Path | None, typer.Option(help="the benchmark's questions.jsonl")] = None,
-    context: Annotated[Path | None, typer.Option(help="its context.jsonl (captions)")] = None,
-    reference: Annotated[Path | None, typer.Option(help="the reference's answers")] = None,
-    answers: Annotated[Path | None, typer.Option(help="the model's answers")] = None,
-    reviews: Annotated[Path | None, typer.Option(help="a finished review file, instead")] = None,
+    context: Annotated[
+        Path | None, typer.Option(help="the benchmark's context.jsonl (captions)")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="the reference's answers, JSON lines")
+    ] = None,
+    answers: Annotated[Path | None, typer.Option(help="the model's answers, JSON lines")] = None,
+    reviews: Annotated[
+        Path | None, typer.Option(help="finished reviews, instead of asking a judge")
+    ] = None,
     base_url: BaseUrl = None,
     judge_model: JudgeModel = None,
     max_tokens: MaxTokens = MAX_TOKENS,
@@ -87,7 +102,7 @@ def llava_bench(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Rate answers to LLaVA-Bench-in-the-Wild beside a reference's, from 1 to 10.
+    """Rate answers to LLaVA-Bench-in-the-Wild from 1 to 10, together with a reference's.
 
     Example: perpo judge llava-bench --reviews reviews.jsonl --out judged
     """
@@ -121,9 +136,11 @@ def llava_bench(
 def mmhal(
     out: Out,
     responses: Annotated[
-        Path | None, typer.Option(help="the benchmark's JSON list, each model_answer filled")
+        Path | None, typer.Option(help="the benchmark's JSON list with every model_answer filled")
     ] = None,
-    reviews: Annotated[Path | None, typer.Option(help="a JSON list of replies, instead")] = None,
+    reviews: Annotated[
+        Path | None, typer.Option(help="a JSON list of replies, instead of asking a judge")
+    ] = None,
     base_url: BaseUrl = None,
     judge_model: JudgeModel = None,
     max_tokens: MaxTokens = MAX_TOKENS,
@@ -132,7 +149,7 @@ def mmhal(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Rate answers to MMHal-Bench from 0 to 6; below 3 something is made up.
+    """Rate answers to MMHal-Bench from 0 to 6; an answer below 3 makes something up.
 
     Example: perpo judge mmhal --responses filled.json --base-url http://127.0.0.1:8000/v1
     --judge-model NAME --out judged
@@ -159,7 +176,9 @@ def mmhal(
 @judge_app.command(name="mm-vet")
 def mm_vet(
     dataset: Annotated[Path, typer.Option(help="the benchmark's own JSON file")],
-    answers: Annotated[Path, typer.Option(help="JSON object: id to answer")],
+    answers: Annotated[
+        Path, typer.Option(help="the model's answers, a JSON object from id to answer")
+    ],
     out: Out,
     base_url: BaseUrl = None,
     judge_model: JudgeModel = None,
@@ -169,7 +188,7 @@ def mm_vet(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Grade free answers to MM-Vet from 0 to 1, in all and by capability.
+    """Grade free-text answers to MM-Vet from 0 to 1, overall and by capability.
 
     Example: perpo judge mm-vet --dataset mm-vet.json --answers answers.json
     --base-url http://127.0.0.1:8000/v1 --judge-model NAME --out judged
@@ -197,7 +216,7 @@ def _judge(
 
 
 def _all_of(options: dict[str, Value | None]) -> dict[str, Value]:
-    """The options, each of which must have been given."""
+    """The options' values; raises if one was not given."""
     missing = [f"--{name}" for name, value in options.items() if value is None]
     if missing:
         raise ConfigError(
@@ -207,12 +226,12 @@ def _all_of(options: dict[str, Value | None]) -> dict[str, Value]:
 
 
 def _refuse(options: dict[str, object]) -> None:
-    """Raise for options that would change nothing beside finished reviews."""
+    """Raise for options that have no effect together with --reviews."""
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise ConfigError(
-            f"{', '.join(given)} beside --reviews: nobody is asked then",
-            fix="leave one of them out",
+            f"{', '.join(given)} has no effect with --reviews: no judge is asked",
+            fix="leave out one of the two",
         )
 
 
@@ -239,12 +258,12 @@ def _measure(
     out: Path,
     quiet: bool,
 ) -> None:
-    from perpo_pipeline.evaluate.judge.judge_answers import judge_reviews
+    from perpo_pipeline.evaluate.judge.judge_answers import measure_reviews
     from perpo_pipeline.run import Console
 
     console = Console(quiet)
     _show(
-        judge_reviews(
+        measure_reviews(
             task, read(console.say), {"reviews": reviews}, model, out=out, console=console
         )
     )

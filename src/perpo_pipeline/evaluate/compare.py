@@ -1,4 +1,4 @@
-"""Two sets of predictions on the same prompts, pair by pair (`perpo compare`)."""
+"""`perpo compare`: two models' predictions on the same prompts, pair by pair."""
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -28,13 +28,12 @@ TRUTH = ["prompt_id", "image_sha256", "gt_text", "gt_box", "gt_boxes", "gt_polyg
 def compare_predictions(
     better: Version, worse: Version, *, num_resamples: int = 10_000
 ) -> list[Row]:
-    """COMPARISON rows: `better` - `worse` in every metric of two `predictions` artifacts.
+    """COMPARISON rows: `better` - `worse` in every compared metric of two `predictions` artifacts.
 
-    The metrics are those whose `compared_on` in METRICS has the prompts' task (`ap50` and `miou`
-    for one box, `mean_set_iou` for several, `edit_distance` for page OCR, `accuracy` for POPE), for
-    all other prompts `mean_reward`. Prompts about one image are drawn together. Raises
-    `ArtifactError` unless both are about the same prompts with the same truth, and measured by the
-    same reward.
+    The metrics are those of METRICS whose `compared_on` names the prompts' task (`ap50` and `miou`
+    for one box, `mean_set_iou` for several, `edit_distance` for page OCR, `accuracy` for POPE); on
+    all other prompts it is `mean_reward`. Prompts that share an image are drawn together. Raises
+    `ArtifactError` unless both have the same prompts, with the same truth, and the same reward.
     """
     _check_rewards(better, worse)
     rows = _paired(better, worse)
@@ -54,12 +53,12 @@ def compare_predictions(
 def compare_versions(
     better: Version, worse: Version, *, out: Path | None, console: Console
 ) -> list[Row]:
-    """As `compare_predictions`; with `out` the rows are kept there as a `comparison` artifact."""
+    """As `compare_predictions`; with `out` the rows are also written there, as `comparison`."""
     if out is None:
         return compare_predictions(better, worse)
-    recipe = Recipe(
-        "comparison", DEFAULT, "compare", STAGE_VERSION, {}, {"better": better, "worse": worse}
-    )
+    settings = {"metrics": [name for name, metric in METRICS.items() if metric.compared_on]}
+    inputs = {"better": better, "worse": worse}
+    recipe = Recipe("comparison", DEFAULT, "compare", STAGE_VERSION, settings, inputs)
 
     def work(writer: Writer) -> None:
         writer.write_part(0, compare_predictions(better, worse))
@@ -69,7 +68,7 @@ def compare_versions(
 
 
 def open_predictions(path: Path) -> Version:
-    """A `predictions` artifact, given by its place or by the folder that `perpo eval` wrote to."""
+    """Open a `predictions` artifact by its directory, or by the --out directory that holds it."""
     inside = path / "predictions"
     return open_version(inside if inside.is_dir() else path, "predictions")
 
@@ -114,7 +113,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as one writes it: three decimals, `< 0.001` below them, n/a for NaN."""
+    """A p-value with three decimals: `< 0.001` if it is smaller, n/a for NaN."""
     if p_value != p_value:
         return "n/a"
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
@@ -124,7 +123,7 @@ def _check_rewards(a: Version, b: Version) -> None:
     rewards = [version.manifest["settings"].get("reward") for version in (a, b)]
     if rewards[0] != rewards[1]:
         raise ArtifactError(
-            f"they were measured by different rewards: {rewards[0]} and {rewards[1]}",
+            f"the predictions have different rewards: {rewards[0]} and {rewards[1]}",
             where=f"{a.path} and {b.path}",
             fix="evaluate both with the same reward",
         )
@@ -146,14 +145,14 @@ def _paired(a: Version, b: Version) -> pl.DataFrame:
     ]
     if any(only):
         raise ArtifactError(
-            f"they are not about the same prompts: {only[0]} of {first.height} are in the first "
-            f"only, {only[1]} of {second.height} in the second only",
+            f"the predictions have different prompts: {only[0]} of {first.height} are only in the "
+            f"first, {only[1]} of {second.height} only in the second",
             where=f"{a.path} and {b.path}",
-            fix="evaluate both on the same prompts; files of the same questions in another order "
-            "need an `id` on each line",
+            fix="evaluate both on the same prompts; files with the same questions in a different "
+            "order need an `id` on each line",
         )
     if not first.height:
-        raise ArtifactError("there are no predictions to compare", where=str(a.path))
+        raise ArtifactError("no predictions to compare", where=str(a.path))
     other = second.select("prompt_id", b="reward")
     if any("task" in version.manifest["settings"] for version in (a, b)):
         _check_images(first, second, a, b)
@@ -163,20 +162,23 @@ def _paired(a: Version, b: Version) -> pl.DataFrame:
 
 
 def _check_images(first: pl.DataFrame, second: pl.DataFrame, a: Version, b: Version) -> None:
-    """Files say themselves which rows are about one image; both must say the same."""
+    """Refuse files that name different images for the same row."""
     both = first.join(second, on="prompt_id", suffix="_b")
     differing = both.filter(pl.col("image_prompt_id") != pl.col("image_prompt_id_b"))
     if differing.height:
         raise ArtifactError(
-            f"{differing.height} rows name another image in the one file than in the other, the "
-            f"first is {differing['prompt_id'][0]}",
+            f"{differing.height} rows name different images in the two files, first "
+            f"{differing['prompt_id'][0]}",
             where=f"{a.path} and {b.path}",
-            fix="give `image` in both files alike, or in neither",
+            fix="give the same `image` in both files, or in neither",
         )
 
 
 def _check_truth(rows: pl.DataFrame, a: Version, b: Version) -> None:
-    """Refuse prompts of one key whose image or truth differs; keys of a file hold the truth."""
+    """Refuse prompts with equal ids whose image or truth differs.
+
+    For predictions from files the id is made from the truth, so nothing can differ.
+    """
     if any("task" in version.manifest["settings"] for version in (a, b)):
         return
     prompts = [input_of(version, "prompts") for version in (a, b)]
@@ -189,8 +191,8 @@ def _check_truth(rows: pl.DataFrame, a: Version, b: Version) -> None:
     differing = [key for key in rows["prompt_id"] if first.get(key) != second.get(key)]
     if differing:
         raise ArtifactError(
-            f"{len(differing)} prompts have another image or truth in the one than in the other, "
-            f"the first is {differing[0]}",
+            f"{len(differing)} prompts have a different image or truth in the two, first "
+            f"{differing[0]}",
             where=f"{prompts[0].path} and {prompts[1].path}",
             fix="evaluate both on the same prompts artifact",
         )
@@ -212,7 +214,7 @@ def _facts(rows: pl.DataFrame, version: Version) -> pl.DataFrame:
     joined = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
     if joined["task"].null_count():
         raise ArtifactError(
-            f"{joined['task'].null_count()} predictions belong to no prompt of their lineage",
+            f"{joined['task'].null_count()} predictions have no prompt in their lineage",
             where=str(version.path),
             fix="rerun `perpo eval`",
         )
@@ -220,9 +222,9 @@ def _facts(rows: pl.DataFrame, version: Version) -> pl.DataFrame:
 
 
 def _compared(facts: pl.DataFrame, reward: Any) -> list[tuple[Metric, pl.Series]]:
-    """Each metric that is compared, and on which rows; every row has at least one.
+    """Each compared metric with a mask of its rows; every row is in at least one mask.
 
-    Rewards of the user's choice are compared as `mean_reward`: they are nothing else for certain.
+    Other rewards than the task's own are compared as `mean_reward`: their meaning is unknown.
     """
     is_own = reward in (None, {AUTO: 1.0})
     metrics = [metric for metric in METRICS.values() if metric.compared_on]
@@ -234,7 +236,7 @@ def _compared(facts: pl.DataFrame, reward: Any) -> list[tuple[Metric, pl.Series]
 
 
 def _names(a: Version, b: Version) -> tuple[str, str]:
-    """The variants, with their fingerprints where they are called alike."""
+    """The variants' names, followed by their fingerprints if the names are equal."""
     if a.variant != b.variant:
         return a.variant, b.variant
     return f"{a.variant} {a.fingerprint}", f"{b.variant} {b.fingerprint}"

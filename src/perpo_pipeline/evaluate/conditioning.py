@@ -1,4 +1,4 @@
-"""The image-conditioning test: the same questions with the true, another and a blank image.
+"""The image-conditioning test: the same questions with the true, a shuffled and a blank image.
 
 Source: the paper's Figure 1c ("with and without the image").
 """
@@ -32,7 +32,7 @@ def condition(run: Run, model: str) -> list[Row]:
 
 
 def conditioning_rows(model: str, predictions: Mapping[str, Version]) -> list[Row]:
-    """Rows of model, image, name, value, low, high, n, on the prompts that all kinds were shown.
+    """Rows with model, image, name, value, low, high, n, over the prompts shown with every image.
 
     `predictions` maps the keys of IMAGES to `predictions` artifacts. Raises `ArtifactError` if they
     share no prompt.

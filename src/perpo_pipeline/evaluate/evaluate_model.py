@@ -1,7 +1,7 @@
 """`perpo eval`: prompts and a model (with or without an adapter) -> predictions and metrics.
 
-Decoding is greedy. `<model>-other-image` shows each question with the image of another prompt,
-`<model>-blank-image` with an empty one: what is still right then was guessed without looking.
+Decoding is greedy. The evaluation `<model>-other-image` shows each question with the image of
+another prompt, `<model>-blank-image` with a blank one: answers that are still right were guessed.
 """
 
 from collections.abc import Mapping
@@ -39,32 +39,32 @@ SHOWN = {OTHER_IMAGE: "other", BLANK_IMAGE: "blank"}
 Row = dict[str, Any]
 
 
-def evaluate(run: Run, variant: str) -> Version:
-    """Predict and measure one variant: a model's name, perhaps with the name of another image.
+def evaluate(run: Run, evaluation: str) -> Version:
+    """Predict and measure one evaluation, named `<model>` or `<model>-<kind of image>`.
 
-    Raises `ArtifactError` if the adapter was trained on images of these prompts.
+    Returns the metrics. Raises `ArtifactError` if the adapter was trained on images of the prompts.
     """
-    predictions = _predict(run, variant)
+    predictions = _predict(run, evaluation)
     prompts = input_of(predictions, "prompts")
     truth = prompts.table(columns=QUESTION_COLUMNS)
     tasks = tasks_of(truth)
     settings = {"metrics": [metric.name for metric in measured_metrics(tasks)]}
     recipe = Recipe(
-        "metrics", variant, "eval", STAGE_VERSION, settings, {"predictions": predictions}
+        "metrics", evaluation, "eval", STAGE_VERSION, settings, {"predictions": predictions}
     )
 
     def work(writer: Writer) -> None:
         for message in missing_metrics(tasks).values():
-            run.say(f"eval {variant}: {message}")
+            run.say(f"eval {evaluation}: {message}")
         writer.write_part(0, summarise(predictions.table(columns=ANSWER_COLUMNS), truth))
 
     return make(run, recipe, work, out=run.out and run.out / "metrics")
 
 
-def _predict(run: Run, variant: str) -> Version:
+def _predict(run: Run, evaluation: str) -> Version:
     config, model = run.config.eval, run.config.model
-    name = model_of(variant)
-    image = SHOWN.get(variant.removeprefix(name), "matching")
+    name = model_of(evaluation)
+    image = SHOWN.get(evaluation.removeprefix(name), "matching")
     inputs = {"prompts": run.latest("prompts", config.split)}
     adapter = None
     if name != BASE:
@@ -76,7 +76,7 @@ def _predict(run: Run, variant: str) -> Version:
     found = {"image": image, "reward": {AUTO: 1.0}, **box_settings(model), **model_settings}
     settings = counted_settings("predictions", config, found)
     recipe = Recipe(
-        "predictions", variant, "eval", STAGE_VERSION, settings, inputs, notes=model_notes(model)
+        "predictions", evaluation, "eval", STAGE_VERSION, settings, inputs, notes=model_notes(model)
     )
 
     def work(writer: Writer) -> Mapping[str, Any]:
@@ -90,9 +90,9 @@ def _predict(run: Run, variant: str) -> Version:
             shown = with_blank_images(shown[: config.condition_prompts], mean_rgb)
         doubt = unusual_boxes(vlm.family, model)
         if doubt and image == "matching" and "grounding" in rows["task"].to_pylist():
-            run.say(f"eval {variant}: {doubt}")
+            run.say(f"eval {evaluation}: {doubt}")
         parts = range(0, len(shown), config.prompts_per_part)
-        for index, start in enumerate(run.progress(parts, f"eval {variant}")):
+        for index, start in enumerate(run.progress(parts, f"eval {evaluation}")):
             if not writer.has_part(index):
                 part = shown[start : start + config.prompts_per_part]
                 writer.write_part(index, _predict_part(vlm, part, rows, run, settings))
@@ -102,7 +102,7 @@ def _predict(run: Run, variant: str) -> Version:
 
 
 def refuse_images_of(adapter: Version, prompts: Version) -> None:
-    """Raise `ArtifactError` if prompts show images of the lists that the adapter was trained on."""
+    """Raise `ArtifactError` if the prompts show images from the adapter's training lists."""
     preferences = input_of(adapter, "preferences")
     lists = preferences.table(columns=["prompt_id"])["prompt_id"]
     sampled = input_of(adapter, "prompts").table(columns=["prompt_id", "image_sha256"])

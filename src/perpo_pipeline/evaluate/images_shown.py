@@ -1,6 +1,6 @@
-"""Which image a question is shown with: its own, that of another prompt, or a blank one.
+"""The image shown with a question: its own, another prompt's, or a blank one.
 
-What is still right without the right image was guessed without looking (the paper's Figure 1c).
+An answer that is right without the right image was guessed (the paper's Figure 1c).
 """
 
 import io
@@ -17,7 +17,7 @@ BLANK = "blank"
 
 
 def with_other_images(rows: list[Row]) -> list[Row]:
-    """Each prompt with the image of the next prompt that has another one (cyclic).
+    """Each prompt with the image of the next prompt, cyclically, whose image differs.
 
     Raises `InputError` if all prompts have the same image.
     """
@@ -27,7 +27,7 @@ def with_other_images(rows: list[Row]) -> list[Row]:
         other = next((r for r in others if r["image_sha256"] != row["image_sha256"]), None)
         if other is None:
             raise InputError(
-                "all prompts have the same image: there is no other one to show",
+                "all prompts have the same image, so no other image can be shown",
                 fix="leave other-image out of eval.conditions",
             )
         shown.append(
@@ -42,9 +42,9 @@ def with_other_images(rows: list[Row]) -> list[Row]:
 
 
 def with_blank_images(rows: Sequence[Row], mean_rgb: tuple[float, float, float]) -> list[Row]:
-    """Each prompt with an image of its own image's size in one colour, that of the mean.
+    """Each prompt with an image in one colour, the mean, as large as its own image.
 
-    `mean_rgb` is the image processor's `image_mean`, each in [0, 1]: what the model sees is then
+    `mean_rgb` is the image processor's `image_mean`, each in [0, 1]: the normalised pixels are then
     close to zero everywhere.
     """
     return [{**row, **_blank(row["width"], row["height"], mean_rgb)} for row in rows]
@@ -63,14 +63,14 @@ def _blank(width: int, height: int, mean_rgb: tuple[float, float, float]) -> Row
 
 
 def refuse_trained_images(trained: set[str], asked: set[str], where: str) -> None:
-    """Raise `ArtifactError` if images (by sha256) of the prompts asked were trained on."""
+    """Raise `ArtifactError` if images (sha256) of the evaluated prompts were trained on."""
     common = sorted(trained & asked)
     if common:
         raise ArtifactError(
             f"the adapter was trained on {len(common)} of the {len(asked)} images of these "
-            f"prompts, for instance the one with the sha256 {common[0]}: the result would be of "
-            "memory, not of skill",
+            f"prompts, for instance on the one with the sha256 {common[0]}: the result would "
+            "measure memory, not skill",
             where=where,
-            fix="evaluate on other images (`perpo prepare refer` leaves train images out that an "
-            "evaluated split has), or say --allow-train-images",
+            fix="evaluate on other images (`perpo prepare refer` drops train images that an "
+            "evaluated split contains), or give --allow-train-images",
         )

@@ -9,7 +9,7 @@ METRICS is the only list of metrics. Its order is that of metrics rows and of th
 | tables in the terminal, the model card (printing.py) | `unit` |
 | `perpo report` | `label`, `in_report`, `higher_is_better`, `compared_on`, `of_reward` |
 
-pope.py and judge/ measure the metrics of their benchmarks themselves: those have no function here.
+pope.py and judge/ measure the metrics of their benchmarks, so those records have no function.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -32,12 +32,12 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 GROUNDING, GROUNDING_SET = "grounding", "grounding-set"
-"""Prompts of the task grounding count as two tasks: one true region, or several true boxes."""
+"""Here the task `grounding` is two tasks: prompts with one true region, and with several boxes."""
 OCR, VQA, POPE = "ocr", "vqa", "pope"
 JUDGED = WIN_RATE, LLAVA_BENCH, MMHAL, MM_VET = "win-rate", "llava-bench", "mmhal", "mm-vet"
 
 RIGHT_AT = 0.5
-"""A box is right from this IoU on (AP@50)."""
+"""A box is right if its IoU is at least this (AP@50)."""
 NO_VALUE = "n/a"
 
 
@@ -83,7 +83,7 @@ class Answers:
 
     @cached_property
     def fox(self) -> list[dict[str, float]]:
-        """`ocr.fox_metrics` of each answer; worked out once, since several metrics read it."""
+        """`ocr.fox_metrics` of each answer; computed once, since several metrics read it."""
         pairs = zip(self.completions, self.truths, strict=True)
         return [ocr.fox_metrics(*pair, fox_compat=self.fox_compat) for pair in pairs]
 
@@ -132,14 +132,14 @@ class Metric:
 
 
 def find_metric(name: str) -> Metric:
-    """The record of that name; one with the name as its label for a name that is not known."""
+    """The record with this name; for an unknown name, a record with the name as its label."""
     return METRICS.get(name) or Metric(name, name, tasks=())
 
 
 def reward_metrics(task: str | None) -> list[Metric]:
-    """The compared metrics that follow from rewards on this task; `mean_reward` if there are none.
+    """The metrics compared on this task that follow from rewards; `mean_reward` if there are none.
 
-    None stands for rewards that are not the task's own, such as a user's function.
+    `task` is None for rewards that are not the task's own, such as a user's function.
     """
     found = [m for m in METRICS.values() if task in m.compared_on and m.of_reward is not None]
     return found or [METRICS["mean_reward"]]
@@ -158,14 +158,14 @@ def measured_metrics(tasks: Iterable[str]) -> list[Metric]:
 
 
 def missing_metrics(tasks: Iterable[str]) -> dict[str, str]:
-    """Metrics of these tasks that this machine cannot measure: a message for the user, by name."""
+    """Metrics of these tasks that this machine cannot measure: messages by metric name."""
     wanted = set(tasks)
     named = {m.name: m.missing() for m in METRICS.values() if wanted.intersection(m.tasks)}
     return {name: message for name, message in named.items() if message is not None}
 
 
 def task_of_prompt() -> pl.Expr:
-    """The task of prompts as METRICS names it, from the columns of `prompts`."""
+    """The task of each prompt, as METRICS names it, from the columns of `prompts`."""
     return pl.when(asks_for_set()).then(pl.lit(GROUNDING_SET)).otherwise(pl.col("task"))
 
 
@@ -185,7 +185,7 @@ def _at_least(iou: float) -> Callable[[Floats], Floats]:
     return lambda rewards: np.asarray(rewards >= iou, dtype=np.float64)
 
 
-def _as_it_is(rewards: Floats) -> Floats:
+def _unchanged(rewards: Floats) -> Floats:
     return rewards
 
 
@@ -249,12 +249,12 @@ def _judged(name: str, label: str, task: str, **more: Any) -> Metric:
 _IN_ORDER = (
     Metric("ap50", "AP@50", (GROUNDING,), of_reward=right, compared_on=(GROUNDING,)),
     Metric("ap75", "AP@75", (GROUNDING,), of_reward=_at_least(0.75)),
-    Metric("miou", "mIoU", (GROUNDING,), of_reward=_as_it_is, compared_on=(GROUNDING,)),
+    Metric("miou", "mIoU", (GROUNDING,), of_reward=_unchanged, compared_on=(GROUNDING,)),
     Metric(
         "mean_set_iou",
         "mean IoU of sets",
         (GROUNDING_SET,),
-        of_reward=_as_it_is,
+        of_reward=_unchanged,
         compared_on=(GROUNDING_SET,),
     ),
     Metric("parse_rate", "parsed", (GROUNDING, GROUNDING_SET, *JUDGED), of_answers=_parsed),
@@ -287,9 +287,9 @@ _IN_ORDER = (
         (VQA,),
         of_answers=lambda answers: exact_matches(answers.completions, answers.truths),
     ),
-    Metric("accuracy", "accuracy", (POPE,), of_reward=_as_it_is, compared_on=(POPE,)),
+    Metric("accuracy", "accuracy", (POPE,), of_reward=_unchanged, compared_on=(POPE,)),
     Metric("yes_rate", "answers that say yes", (POPE,), in_report=None, higher_is_better=None),
-    Metric("mean_reward", "mean reward", (), of_reward=_as_it_is),
+    Metric("mean_reward", "mean reward", (), of_reward=_unchanged),
     _judged("win_rate", "win rate", WIN_RATE),
     _judged("tie_rate", "replies that choose neither", WIN_RATE, higher_is_better=None),
     _judged("order_disagreement", "order disagreement", WIN_RATE, higher_is_better=False),
@@ -309,4 +309,4 @@ _IN_ORDER = (
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _IN_ORDER}
-"""All metrics by name; read whenever one is needed, so that one more entry is found everywhere."""
+"""All metrics by name. Code reads it at call time, so a new entry is found everywhere."""

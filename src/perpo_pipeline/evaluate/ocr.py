@@ -1,7 +1,7 @@
 """Metrics of page OCR: the six of the Fox benchmark, and character and word error rates.
 
-Nothing is normalised: case, white space and Unicode composition count. Fox (arXiv:2405.14295)
-averages its metrics over pages; error rates are of the corpus: all edits over all the true text.
+Texts are not normalised: case, white space and Unicode composition count. Fox (arXiv:2405.14295)
+averages its metrics over pages; an error rate is all edits over the length of all true texts.
 """
 
 import functools
@@ -25,14 +25,14 @@ _CJK = re.compile("[\u4e00-\u9fa5]")  # Fox's range
 def fox_metrics(
     prediction: str, ground_truth: str, *, fox_compat: bool = False
 ) -> dict[str, float]:
-    """The FOX_METRICS of one page, each in [0, 1]; without `meteor` where WordNet is missing.
+    """The FOX_METRICS of one page, each in [0, 1]; without `meteor` if WordNet is missing.
 
-    Tokens are jieba's words if either text has a Chinese character, else what white space
-    separates. Precision, recall and F1 are of the *sets* of tokens, BLEU is nltk's of up to four
-    tokens without smoothing, METEOR nltk's, the edit distance that of the texts over the longer
-    one's length. Two texts without tokens agree (1 each), one without any has nothing right (0).
-    `fox_compat` passes the texts in the order of Fox's own script, truth first, as its published
-    numbers were made: precision and recall change places, BLEU and METEOR differ a little.
+    Tokens are jieba's words if either text has a Chinese character, else words separated by white
+    space. Precision, recall and F1 compare the *sets* of tokens; BLEU is nltk's with up to four
+    tokens, without smoothing; METEOR is nltk's; the edit distance is divided by the length of the
+    longer text. Two texts without tokens agree (1 each); if only one has no tokens, all are 0.
+    `fox_compat` passes the texts in the order of Fox's own script, truth first, which gives its
+    published numbers: precision and recall change places, BLEU and METEOR differ a little.
     """
     if fox_compat:
         prediction, ground_truth = ground_truth, prediction
@@ -53,18 +53,18 @@ def fox_metrics(
 def character_error_rate(prediction: str, ground_truth: str) -> float:
     """Edits of code points that turn the prediction into the truth, over the truth's length.
 
-    It may exceed 1. With an empty truth it is 0 for an empty prediction, else 1.
+    It may exceed 1. For an empty truth it is 0 if the prediction is empty, else 1.
     """
     return error_rate(*character_edits(prediction, ground_truth))
 
 
 def word_error_rate(prediction: str, ground_truth: str) -> float:
-    """As `character_error_rate`, of words separated by white space."""
+    """As `character_error_rate`, for words separated by white space."""
     return error_rate(*word_edits(prediction, ground_truth))
 
 
 def character_edits(prediction: str, ground_truth: str) -> tuple[int, int]:
-    """(edits, length of the truth) in code points; their sums over pages are the corpus rate's."""
+    """(edits, length of the truth) in code points; summed over pages they give the corpus rate."""
     return Levenshtein.distance(prediction, ground_truth), len(ground_truth)
 
 
@@ -75,12 +75,12 @@ def word_edits(prediction: str, ground_truth: str) -> tuple[int, int]:
 
 
 def error_rate(edits: float, length: float) -> float:
-    """Edits over length; of an empty truth 0 without edits, else 1."""
+    """Edits over length; for an empty truth 0 without edits, else 1."""
     return edits / length if length else float(edits > 0)
 
 
 def corpus_error_rates(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """`error_rate` of each row (edits, length) of `(m, 2)`, `(m,)`: the micro average if summed."""
+    """`error_rate` of each row (edits, length), `(m, 2)` -> `(m,)`; of sums: the micro average."""
     edits, lengths = sums.T
     return np.where(lengths > 0, edits / np.maximum(lengths, 1), (edits > 0).astype(np.float64))
 
@@ -94,9 +94,9 @@ def _tokens(prediction: str, ground_truth: str) -> tuple[list[str], list[str]]:
 
 @functools.cache
 def _chinese_words() -> Any:
-    """jieba's cut with its own dictionary, read quietly and kept in memory only.
+    """jieba's `lcut` with its own dictionary, read without logging and kept only in memory.
 
-    Its own initialisation logs to stderr and leaves a cache in the folder for temporary files.
+    jieba's own initialisation logs to stderr and leaves a cache in the folder for temporary files.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,7 +119,7 @@ def _bleu(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
     from nltk.translate.bleu_score import sentence_bleu
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no common run of four tokens
+        warnings.simplefilter("ignore")  # nltk warns if the texts share no four tokens in a row
         return float(sentence_bleu([reference], hypothesis))
 
 

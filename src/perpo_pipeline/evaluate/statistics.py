@@ -1,13 +1,13 @@
-"""Confidence intervals and paired tests, over prompts that may share an image.
+"""Confidence intervals and paired tests over prompts, which may share an image.
 
-Prompts about one image are not independent: `clusters` names the image of each value, and whole
-clusters are drawn. Intervals are percentiles of the resampled means, taken further out on few
-clusters (Hesterberg 2015, arXiv:1411.5279, "expanded percentile": plain percentiles are too narrow
-there). For answers that are right or wrong and share no image it is Wilson's interval, which stays
-honest at 0 and 1 as well.
+Prompts about one image are not independent: `clusters` names the image of each value, and the
+bootstrap draws whole clusters. Intervals are percentiles of the resampled means, widened for few
+clusters, where plain percentiles are too narrow (Hesterberg 2015, arXiv:1411.5279, "expanded
+percentile"). If all answers are right or wrong and share no image, it is Wilson's interval, which
+is also correct at 0 and 1.
 
-Differences of two systems on the same prompts have a p-value beside their interval: McNemar's exact
-test for answers that are right or wrong and share no image, else the bootstrap.
+The difference of two systems on the same prompts has an interval and a p-value: McNemar's exact
+test if all answers are right or wrong and share no image, else the bootstrap.
 """
 
 import math
@@ -25,11 +25,11 @@ _Floats = npt.NDArray[np.float64]
 
 MCNEMAR, PAIRED_BOOTSTRAP = "mcnemar", "paired bootstrap"
 
-# How many index draws are held in memory at a time.
+# Index draws held in memory at a time.
 _CHUNK_DRAWS = 2_000_000
-# Up to this many kinds of clusters, how often each is drawn comes from one multinomial draw.
+# Up to this many kinds of clusters, one multinomial draw says how often each is drawn.
 _MAX_MULTINOMIAL_KINDS = 64
-# The share of resamples that may have no value (0 / 0) before an interval means nothing.
+# If a larger share of resamples has no value (0 / 0), there is no interval.
 _MAX_UNDEFINED = 0.05
 
 
@@ -40,12 +40,12 @@ def mean_interval(
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """(mean, low, high) of the values `(n,)`; `clusters` as long, None: all are independent.
+    """(mean, low, high) of values `(n,)`; `clusters` is `(n,)`, or None if all are independent.
 
-    Wilson's interval if every value is 0 or 1 and no two share a cluster, or if they are all 0 or
-    all 1 (n is then the number of clusters); else the bootstrap over clusters, which depends on
-    the seed but not on the order of the values. Low and high are NaN for a single cluster, which
-    tells nothing about the spread. Raises InputError for no values, one that is not finite, or
+    Wilson's interval if every value is 0 or 1 and no two share a cluster, or if all are 0 or all
+    are 1 (n is then the number of clusters); else the bootstrap over clusters, which depends on the
+    seed but not on the order of the values. Low and high are NaN for a single cluster, which says
+    nothing about the spread. Raises InputError for no values, values that are not finite, or
     unequal lengths, ConfigError for a confidence outside (0, 1).
     """
     values = _as_values(values, "values")
@@ -66,9 +66,9 @@ def paired_difference_interval(
 ) -> Interval:
     """(mean(a) - mean(b), low, high), where a[i] and b[i] are two systems' values on one prompt.
 
-    `a`, `b` and `clusters` are `(n,)`; the bootstrap draws prompts (or clusters of them) and so
-    keeps what the systems have in common out of the interval. Where a and b are equal everywhere
-    the interval is (0, 0, 0). Errors and a single cluster as in `mean_interval`.
+    `a`, `b` and `clusters` are `(n,)`. The bootstrap draws prompts (or clusters of them), so what
+    the systems have in common does not widen the interval. If a and b are equal everywhere, the
+    result is (0, 0, 0). Errors and a single cluster: see `mean_interval`.
     """
     a, b = _as_pairs(a, b)
     totals = _cluster_totals(_with_ones(a - b), clusters)
@@ -85,11 +85,11 @@ def statistic_interval(
 ) -> Interval:
     """(value, low, high) of a statistic of summed counts, such as F1 or a corpus error rate.
 
-    `counts` is `(n, k)`, a row a prompt; `statistic` maps sums over prompts `(m, k)` to values
+    `counts` is `(n, k)`, one row per prompt; `statistic` maps sums over prompts `(m, k)` to values
     `(m,)`, NaN where one is undefined. The bootstrap draws prompts (or clusters of them). Low and
-    high are NaN for a single cluster, where the value is NaN, and where more than 5 % of the
-    resamples have none; fewer are left out. Where no resample differs from the whole, the interval
-    is that point: it knows nothing of what was never seen. Errors as in `mean_interval`.
+    high are NaN for a single cluster, if the value is NaN, and if more than 5 % of the resamples
+    have no value; fewer such resamples are left out. If all resamples have the same value, the
+    interval is that point. Errors: see `mean_interval`.
     """
     counts = _as_counts(counts)
     totals = _cluster_totals(counts, clusters)
@@ -105,10 +105,10 @@ def compare_paired(
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, str]:
-    """(p-value, name of the test) of mean(a) = mean(b) on the same prompts.
+    """(p-value, name of the test) for the hypothesis mean(a) = mean(b) on the same prompts.
 
     McNemar's test if every value is 0 or 1 and no two prompts share a cluster, else the paired
-    bootstrap. Shapes and errors as in `paired_difference_interval`.
+    bootstrap. Shapes and errors: see `paired_difference_interval`.
     """
     a, b = _as_pairs(a, b)
     names = None if clusters is None else list(clusters)
@@ -120,13 +120,14 @@ def compare_paired(
 def mcnemar_p(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Two-sided p-value of McNemar's exact test: are a and b right equally often?
 
-    Both are `(n,)` of 0 and 1 on the same independent prompts. Of the prompts on which they differ
-    each has even chances to be a's: twice the smaller binomial tail, 1 where they never differ.
-    Raises InputError for other values. Source: McNemar 1947, doi:10.1007/BF02295996.
+    Both are `(n,)` of 0 and 1 on the same independent prompts. Under the hypothesis, a is right on
+    each prompt where they differ with probability 1/2: the p-value is twice the smaller binomial
+    tail, and 1 if they never differ. Raises InputError for other values.
+    Source: McNemar 1947, doi:10.1007/BF02295996.
     """
     a, b = _as_pairs(a, b)
     if not (_is_binary(a) and _is_binary(b)):
-        raise InputError("McNemar's test is of answers that are right or wrong: values 0 and 1")
+        raise InputError("McNemar's test needs answers that are right or wrong: values 0 and 1")
     only_a, only_b = int((a > b).sum()), int((a < b).sum())
     return min(1.0, 2.0 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
@@ -140,11 +141,11 @@ def paired_bootstrap_p(
 ) -> float:
     """Two-sided p-value of mean(a) = mean(b) on the same prompts, by drawing clusters of them.
 
-    The differences are shifted to the mean 0 (what the hypothesis says) and resampled B times: the
-    share of resampled means at least as far from 0 as the mean seen is (1 + count) / (1 + B)
-    (Davison and Hinkley 1997, 4.4). Its tail is then widened for few clusters as that of the
-    intervals is, so that the two agree. 1 where a and b have the same mean, NaN for a single
-    cluster. Shapes and errors as in `paired_difference_interval`.
+    The differences are shifted to mean 0 (the hypothesis) and resampled B times. The p-value is
+    (1 + count) / (1 + B), where count is how many resampled means are at least as far from 0 as the
+    observed mean (Davison and Hinkley 1997, 4.4). Its tail is widened for few clusters like that of
+    the intervals, so that the two agree. It is 1 if a and b have the same mean, NaN for a single
+    cluster. Shapes and errors: see `paired_difference_interval`.
     """
     a, b = _as_pairs(a, b)
     totals = _cluster_totals(_with_ones(a - b), clusters)
@@ -166,7 +167,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
     doi:10.1080/01621459.1927.10502953.
     """
     if not (0 <= successes <= n and n >= 1):
-        raise InputError(f"{successes} successes in {n} trials: there is no such share")
+        raise InputError(f"{successes} successes in {n} trials are impossible")
     _check_confidence(confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = successes / n
@@ -181,10 +182,12 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
 def _as_values(values: npt.ArrayLike, name: str) -> _Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
-        raise InputError(f"{name} must be a list of one number or more, not of shape {array.shape}")
+        raise InputError(
+            f"{name} must be a list of at least one number, not of shape {array.shape}"
+        )
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise InputError(f"{name} holds {array[row]}, which has no mean", where=f"index {row}")
+        raise InputError(f"{name} holds {array[row]}, which is not finite", where=f"index {row}")
     return array
 
 
@@ -210,18 +213,18 @@ def _is_binary(values: _Floats) -> bool:
 
 
 def _with_ones(values: _Floats) -> _Floats:
-    """Values as counts whose `_ratios` is their mean."""
+    """Values as counts (value, 1), whose `_ratios` is the mean."""
     return np.stack([values, np.ones_like(values)], axis=1)
 
 
 def _cluster_totals(counts: _Floats, clusters: Iterable[Hashable] | None) -> _Floats:
-    """Sums of the counts of each cluster, (c, k), in an order the input's does not change."""
+    """Sums of the counts of each cluster, (c, k), sorted: the input's order does not matter."""
     totals = counts
     if clusters is not None:
         codes: dict[Hashable, int] = {}
         index = np.array([codes.setdefault(name, len(codes)) for name in clusters], dtype=np.intp)
         if len(index) != len(counts):
-            raise InputError(f"there are {len(counts)} values for {len(index)} cluster names")
+            raise InputError(f"{len(counts)} values have {len(index)} cluster names")
         totals = np.stack([np.bincount(index, column) for column in counts.T], axis=1)
     ordered: _Floats = totals[np.lexsort(totals.T)]
     return ordered
@@ -236,7 +239,7 @@ def _mean(totals: _Floats) -> float:
 
 
 def _total(totals: _Floats) -> _Floats:
-    """Sums over all clusters, (1, k); column by column, which numpy sums pairwise."""
+    """Sums over all clusters, (1, k); numpy sums each column pairwise."""
     return np.array([[column.sum() for column in totals.T]])
 
 
@@ -264,7 +267,7 @@ def _bootstrap(
     defined = drawn[~np.isnan(drawn)]
     if len(defined) < (1 - _MAX_UNDEFINED) * num_resamples:
         return math.nan, math.nan
-    # Percentiles of n clusters miss a factor sqrt(n / (n - 1)) and Student's tails.
+    # Plain percentiles lack a factor sqrt(n / (n - 1)) and Student's tails.
     t = float(stdtrit(n - 1, (1 + confidence) / 2))
     tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * t)
     low, high = np.quantile(defined, [tail, 1 - tail])
@@ -272,7 +275,7 @@ def _bootstrap(
 
 
 def _resample(totals: _Floats, num_resamples: int, seed: int) -> _Floats:
-    """Sums over `num_resamples` draws of as many clusters as there are, (num_resamples, k)."""
+    """Sums over `num_resamples` draws of n of the n clusters, (num_resamples, k)."""
     _check_resamples(num_resamples)
     rng = np.random.default_rng(seed)
     kinds, multiplicity = np.unique(totals, axis=0, return_counts=True)
@@ -301,7 +304,7 @@ def _draw_clusters(totals: _Floats, num_resamples: int, rng: np.random.Generator
 
 def _check_resamples(num_resamples: int) -> None:
     if num_resamples < 1:
-        raise ConfigError(f"num_resamples is {num_resamples}; it must be 1 or more")
+        raise ConfigError(f"num_resamples is {num_resamples}; it must be at least 1")
 
 
 def _check_confidence(confidence: float) -> None:

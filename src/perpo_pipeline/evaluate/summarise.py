@@ -1,7 +1,7 @@
 """Predictions and prompts -> metrics rows, with 95 % intervals over images.
 
-Prompts that share an image are drawn together. An answer that could not be read counts as wrong
-and stays in. Which metrics a task has: metrics.METRICS.
+Prompts that share an image are drawn together. An answer that could not be parsed counts as wrong;
+it is never left out. metrics.METRICS says which metrics a task has.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ QUESTION_COLUMNS = PROMPTS.pick(
     "prompt_id", "dataset", "split", "task", "image_sha256", role="truth"
 )
 ALL = "all"
-"""The `dataset` of metrics of a whole split."""
+"""The `dataset` of metrics over a whole split."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Measured:
     values: Floats
 
     def interval(self, among: Bools, images: npt.NDArray[Any]) -> tuple[float, float, float, int]:
-        """(value, low, high, n) on the prompts of `among`, `(n,)`, which hold one or more."""
+        """(value, low, high, n) over the prompts in `among`, `(n,)`, at least one of them here."""
         values, images = self.values[among[self.where]], images[among & self.where]
         clusters = images.tolist()
         if self.metric.statistic is None:
@@ -53,13 +53,13 @@ class Measured:
 
 
 def summarise(predictions: pa.Table, prompts: pa.Table, *, fox_compat: bool = False) -> list[Row]:
-    """METRICS rows of each split, and of each dataset where a split holds several.
+    """METRICS rows for each split, and for each dataset of a split that has several.
 
-    `predictions` needs the ANSWER_COLUMNS, `prompts` the QUESTION_COLUMNS; where the task is
-    grounding, `reward` must be the IoU (of boxes, polygons or sets of boxes); elsewhere no metric
-    here reads it. `fox_compat`: see `ocr.fox_metrics`. METEOR is absent where `missing_metrics`
-    says so. Raises InputError for no predictions or absent columns, ArtifactError for a prediction
-    without its prompt or a text without its truth.
+    `predictions` needs the ANSWER_COLUMNS, `prompts` the QUESTION_COLUMNS. For the task grounding
+    `reward` must be the IoU (of boxes, polygons or sets of boxes); for other tasks it is not read.
+    `fox_compat`: see `ocr.fox_metrics`. Metrics named by `missing_metrics` are left out. Raises
+    InputError for no predictions or missing columns, ArtifactError for a prediction without its
+    prompt or a text without its truth.
     """
     rows = _join(predictions, prompts)
     _check_truths(rows)
@@ -105,7 +105,7 @@ def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
     lost = rows.filter(pl.col("task").is_null())
     if lost.height or rows.height != predictions.num_rows:
         raise ArtifactError(
-            f"{lost.height} predictions belong to no prompt, the first to {lost['prompt_id'][0]}"
+            f"{lost.height} predictions have no prompt, first {lost['prompt_id'][0]}"
             if lost.height
             else "a prompt_id occurs twice among the prompts",
             fix="rerun `perpo eval` on these prompts",
@@ -114,7 +114,7 @@ def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
 
 
 def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, Bools]]:
-    """(split, dataset, which rows): each split whole, then its datasets if there are several."""
+    """(split, dataset, mask of rows): each whole split, then its datasets if it has several."""
     for split in rows["split"].unique(maintain_order=True):
         in_split = (rows["split"] == split).to_numpy()
         yield split, ALL, in_split
@@ -123,7 +123,7 @@ def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, Bools]]:
             continue
         if ALL in datasets:
             raise InputError(
-                f"a dataset of the split '{split}' is called '{ALL}', which stands for all of them",
+                f"a dataset of the split '{split}' is called '{ALL}', the name for all together",
                 fix="give it another name",
             )
         for dataset in datasets:
@@ -158,7 +158,7 @@ def _check_truths(rows: pl.DataFrame) -> None:
     lacking = rows.filter((pl.col("task") != "grounding") & pl.col("gt_text").is_null())
     if lacking.height:
         raise ArtifactError(
-            f"{lacking.height} prompts have no true text to measure against, the first is "
+            f"{lacking.height} prompts have no true text to measure against, first "
             f"{lacking['prompt_id'][0]}",
-            fix="prepare the data with its truth",
+            fix="prepare the data with `gt_text`",
         )

@@ -1,7 +1,7 @@
-"""WordNet's synonyms, which METEOR needs, from where nltk or Debian keep the data.
+"""WordNet's synonyms, which METEOR needs: finds the data that nltk or Debian installed.
 
-nltk is a package, its data are not: `python -m nltk.downloader wordnet` or Debian's `wordnet-base`
-bring them. Nothing is downloaded here.
+The package nltk comes without its data: `python -m nltk.downloader wordnet` or Debian's
+`wordnet-base` installs them. This module downloads nothing.
 """
 
 import functools
@@ -12,27 +12,30 @@ from typing import Any
 
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 METEOR_LEFT_OUT = (
-    "METEOR is left out: it needs WordNet, which is not installed; `apt-get install wordnet-base` "
-    "or `python -m nltk.downloader wordnet`, then run the same command"
+    "METEOR is left out: it needs WordNet, which is not installed. Run `apt-get install "
+    "wordnet-base` or `python -m nltk.downloader wordnet`, then the same command again"
 )
 _LEXICOGRAPHER_FILES = 45
 
 
 @functools.cache
 def find_wordnet() -> Any | None:
-    """nltk's reader of WordNet, None where the data are not installed."""
+    """nltk's reader of WordNet, or None if the data are not installed."""
     import nltk
 
     try:
         nltk.corpus.wordnet.ensure_loaded()
     except LookupError:
-        return _debians()
+        return _debian_reader()
     return nltk.corpus.wordnet
 
 
-def _debians() -> Any | None:
-    """The reader of Debian's files, which lack the names of WordNet's source files and the index
-    that maps other languages: METEOR looks at neither."""
+def _debian_reader() -> Any | None:
+    """A reader of Debian's files, or None if they are not installed.
+
+    They lack the names of WordNet's source files and the index for other languages; METEOR reads
+    neither.
+    """
     import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
@@ -43,11 +46,11 @@ def _debians() -> Any | None:
             return super().open(file)
 
         def map_wn(self, version: str = "wordnet") -> None:
-            """No mapping between versions."""
+            """Maps no versions: METEOR needs one."""
 
     if not (DEBIAN_FOLDER / "data.noun").is_file():
         return None
-    nltk.data.path.append(str(DEBIAN_FOLDER))  # nltk opens files of its own places only
+    nltk.data.path.append(str(DEBIAN_FOLDER))  # nltk opens only files in these folders
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of languages other than English
+        warnings.simplefilter("ignore")  # nltk warns that other languages are missing
         return Reader(str(DEBIAN_FOLDER), None)

@@ -1,4 +1,4 @@
-"""Servers that are ended, and short waits."""
+"""Servers that end with the test, and short waits."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ from perpo_pipeline.vlm import openai_server
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short waits, no key of whoever runs this."""
+    """Short waits; the keys of the user who runs the tests are removed."""
     monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", 0.02)
     for name in openai_server.KEY_NAMES:

@@ -66,7 +66,7 @@ def test_unparsed_reviews_are_counted_and_never_averaged(
     found = values(tmp_path / "out")
     assert found["llava_bench_score"] == 0.75 and found["parse_rate"] == pytest.approx(2 / 3)
     message = capsys.readouterr().err
-    assert "1 of 3 questions are in no mean" in message and "`tuple`" not in message
+    assert "1 of 3 questions count only in parse_rate" in message and "`tuple`" not in message
 
 
 def test_a_tuple_that_differs_from_the_content_is_reported_and_not_used(
@@ -171,7 +171,7 @@ def test_reviews_and_a_server_at_once_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert judge_reviews(tmp_path, [review(0, "8 4")], "--base-url", "http://127.0.0.1:9/v1") == 2
-    assert "--base-url beside --reviews" in capsys.readouterr().err
+    assert "--base-url has no effect with --reviews" in capsys.readouterr().err
 
 
 def test_what_is_not_given_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def test_replies_of_every_form_are_read_and_the_unparsed_left_out(
     found = values(tmp_path / "out")
     assert found == {"mmhal_score": 3, "hallucination_rate": 0.5, "parse_rate": 0.8}
     shown = capsys.readouterr()
-    assert "1 of 5 questions are in no mean" in shown.err
+    assert "1 of 5 questions count only in parse_rate" in shown.err
     assert "5 entries" in shown.err and "MMHal-Bench has 96" in shown.err
     assert shown.out.splitlines()[1].split()[2:6] == ["all", "3.00", "of", "6"]
 

@@ -1,4 +1,4 @@
-"""Parsers of replies: what is definite is read, everything else is None, and nothing raises."""
+"""Parsers of replies: a definite reply gives numbers, any other gives None; none raises."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ LOWEST_HIGHEST = {parse_two_ratings: (1, 10), parse_rating: (0, 6), parse_grade:
         "<think>Better: 2? First answer: accuracy 1, adherence 1, truthfulness 1</think>" + LINES,
     ],
 )
-def test_a_comparison_is_read_however_it_is_laid_out(reply: str) -> None:
+def test_a_comparison_is_read_in_any_layout(reply: str) -> None:
     assert parse_comparison(reply) == COMPARISON
 
 
@@ -87,7 +87,7 @@ def test_a_comparison_that_is_incomplete_or_contradicts_itself_is_unparsed(reply
         ("79", None),
     ],
 )
-def test_two_ratings_are_all_that_the_first_line_holds(reply: str, scores: Scores | None) -> None:
+def test_two_ratings_are_alone_on_the_first_line(reply: str, scores: Scores | None) -> None:
     assert parse_two_ratings(reply) == scores
 
 
@@ -167,16 +167,14 @@ PIECES = st.sampled_from(
 
 @pytest.mark.parametrize("parse", list(LOWEST_HIGHEST))
 @given(reply=st.one_of(st.text(), st.lists(PIECES, max_size=12).map(" ".join)))
-def test_scores_are_in_range_or_there_are_none(
-    parse: Callable[[str], Scores | None], reply: str
-) -> None:
+def test_scores_are_in_range_or_none(parse: Callable[[str], Scores | None], reply: str) -> None:
     low, high = LOWEST_HIGHEST[parse]
     scores = parse(reply)
     assert scores is None or all(low <= score <= high for score in scores)
 
 
 @given(reply=st.one_of(st.text(), st.lists(PIECES, max_size=40).map(" ".join)))
-def test_any_comparison_is_in_range_or_there_is_none(reply: str) -> None:
+def test_any_comparison_is_in_range_or_none(reply: str) -> None:
     scores = parse_comparison(reply)
     if scores is not None:
         assert len(scores) == 7 and scores[6] in (0, 1, 2)
@@ -184,7 +182,7 @@ def test_any_comparison_is_in_range_or_there_is_none(reply: str) -> None:
 
 
 @given(ratings=st.lists(st.integers(1, 5), min_size=6, max_size=6), better=st.integers(0, 2))
-def test_every_comparison_in_the_form_asked_for_is_read(ratings: list[int], better: int) -> None:
+def test_every_comparison_in_the_requested_form_is_read(ratings: list[int], better: int) -> None:
     names = ("accuracy", "adherence", "truthfulness")
     lines = [
         f"{which} answer: " + ", ".join(f"{n} {r}" for n, r in zip(names, of, strict=True))

@@ -222,7 +222,7 @@ def test_unparsed_replies_are_counted_and_their_questions_left_out(
     found = metrics(tmp_path / "out")
     assert (found["win_rate", "all"]["value"], found["win_rate", "all"]["n"]) == (1, 3)
     assert found["parse_rate", "all"]["value"] == 7 / 8
-    assert "1 of 4 questions are in no mean" in capsys.readouterr().err
+    assert "1 of 4 questions count only in parse_rate" in capsys.readouterr().err
 
 
 def test_without_one_definite_reply_there_is_a_parse_rate_alone(
@@ -246,7 +246,7 @@ def test_a_refused_question_ends_with_2_and_only_it_is_asked_again(
     assert judge(files, server, "--concurrency", "1") == 2
     message = capsys.readouterr().err
     assert "'9': the server refused the request (HTTP 400: not with me)" in message
-    assert "the same command asks only what is missing" in message
+    assert "the same command asks only the other questions" in message
     asked = len(server.bodies)
     assert asked == 19  # after the refusal nothing more is asked
     refusals.clear()
@@ -264,7 +264,7 @@ def test_max_errors_continues_without_a_reply_and_counts_it(
     files, server = write_files(tmp_path, 4), serve(opinion)
     assert judge(files, server) == 2
     assert judge(files, server, "--max-errors", "2") == 0
-    assert "2 never came" in capsys.readouterr().err
+    assert "2 missing" in capsys.readouterr().err
     assert values(tmp_path / "out")["parse_rate"] == 6 / 8
     failures = [row["failure"] for row in judgements(tmp_path).table().to_pylist()]
     assert sum(failure is not None and "never" in failure for failure in failures) == 2

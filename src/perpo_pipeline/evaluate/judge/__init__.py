@@ -1,5 +1,6 @@
 """Answers rated by a language model: win rates and free-text benchmarks (`perpo judge`).
 
-replies.py reads what a judge says, inputs.py the files, one module a task builds its questions and
-measures the scores; asking.py talks to the server and stage.py keeps every reply as an artifact.
+inputs.py reads the files and replies.py the judge's replies; one module per benchmark makes the
+questions and measures the scores; asking.py sends questions to the server; judge_answers.py stores
+every reply as an artifact.
 """

@@ -1,4 +1,4 @@
-"""Questions to a judge behind an OpenAI-compatible server: text only, at temperature 0."""
+"""Asks a judge behind an OpenAI-compatible server: text only, at temperature 0."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class _Answer(Wire):
 
 @dataclass(frozen=True)
 class Judge:
-    """Who is asked and how; `max_tokens` is the longest reply, `concurrency` requests at a time."""
+    """The judge's server and model; `max_tokens` limits a reply, `concurrency` open requests."""
 
     base_url: str
     model: str
@@ -39,7 +39,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back to one question."""
+    """The judge's reply to one question."""
 
     text: str
     finish_reason: str | None
@@ -50,10 +50,10 @@ Failures = list[tuple[Question, str]]
 
 
 def ask_all(judge: Judge, questions: Sequence[Question], done: Done) -> Failures:
-    """Ask every question and hand each reply to `done`; returns those that got none, with reasons.
+    """Ask every question, pass each reply to `done`, return questions without reply, with reasons.
 
-    Raises ConfigError where the server, the key or the model's name is wrong for all of them, and
-    InputError once more than `max_errors` have failed; what was under way then ends first.
+    Raises ConfigError if the server, the key or the model's name is wrong for all questions, and
+    InputError once more than `max_errors` have failed; open requests end first.
     """
     server = Server(judge.base_url, judge.model, stage="judge", named_by="--judge-model")
     asyncio.run(server.identify())
@@ -65,8 +65,8 @@ def ask_all(judge: Judge, questions: Sequence[Question], done: Done) -> Failures
             f"{len(failures)} questions got no reply (max_errors {judge.max_errors}), for instance "
             f"{question.item_id!r}: {reason}",
             where=server.url,
-            fix="the replies so far are kept: the same command asks only what is missing; "
-            "--max-errors N goes on without N replies",
+            fix="the replies so far are stored: the same command asks only the other questions; "
+            "--max-errors N continues without N replies",
         )
     return failures
 
@@ -89,7 +89,7 @@ async def _ask_all(
                     done(question, reply)
 
         try:
-            async with asyncio.TaskGroup() as group:  # one error cancels the others
+            async with asyncio.TaskGroup() as group:  # one error cancels the other requests
                 for question in questions:
                     group.create_task(one(question))
         except ExceptionGroup as errors:
@@ -105,15 +105,15 @@ async def _ask(
         "temperature": 0.0,
         server.limit_name: judge.max_tokens,
     }
-    if server.is_vllm:  # which takes it from the model's generation_config.json otherwise
+    if server.is_vllm:  # otherwise vLLM takes it from the model's generation_config.json
         body["repetition_penalty"] = 1.0
     answer = read_answer(await server.ask(client, body), _Answer)
     if len(answer.choices) != 1:
-        raise Refused(f"the server sent {len(answer.choices)} choices instead of 1")
+        raise Refused(f"the server returned {len(answer.choices)} choices instead of 1")
     choice = answer.choices[0]
     if not choice.message.content:
         raise Refused(
-            f"the judge wrote nothing (finish_reason {choice.finish_reason}); one that thinks "
+            f"the reply is empty (finish_reason {choice.finish_reason}); a judge that thinks "
             f"first may need more than --max-tokens {judge.max_tokens}"
         )
     return Reply(choice.message.content, choice.finish_reason)

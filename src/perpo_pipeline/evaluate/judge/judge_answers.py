@@ -1,7 +1,8 @@
 """`perpo judge`: questions and a judge's server, or its replies -> judgements and metrics.
 
-Every reply is kept as it came: the same command asks only what has none. Metrics are means over
-questions, in all and by group; a question of which a reply is unparsed is in none but parse_rate.
+Every reply is stored unchanged; the same command asks only the questions without one. Metrics are
+measured over all questions and by group. A question with an unparsed reply counts only in
+parse_rate.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 1
-REPLIES_PER_PART = 32  # as many may be asked for again after a kill
+REPLIES_PER_PART = 32  # a kill loses at most 31 received replies, which are asked for again
 
 Row = dict[str, Any]
 
@@ -35,10 +36,10 @@ def judge_questions(
     out: Path,
     console: Console,
 ) -> Version:
-    """Ask the judge every question and measure: `judgements` and `metrics` under `out`.
+    """Ask the judge every question and measure its replies: `judgements`, `metrics` under `out`.
 
-    `files` are those that the questions were made from. Returns the metrics; raises what `ask_all`
-    raises, with all replies so far on disk.
+    The questions were made from `files`. Returns the metrics; raises what `ask_all` raises, with
+    all replies so far on disk.
     """
     settings = {
         **_settings(task, files, judge.model),
@@ -56,13 +57,13 @@ def judge_questions(
     )
 
     def work(writer: Writer) -> Row:
-        _Asked(writer, task, judge, questions, console).ask()
+        _Asking(writer, task, judge, questions, console).ask()
         return {}
 
     return _measure(task, make_at(out / "judgements", recipe, work, console), out, console)
 
 
-def judge_reviews(
+def measure_reviews(
     task: Task,
     reviews: Sequence[Review],
     files: Mapping[str, Path],
@@ -71,7 +72,7 @@ def judge_reviews(
     out: Path,
     console: Console,
 ) -> Version:
-    """Measure replies that a judge gave elsewhere; nobody is asked. Returns the metrics."""
+    """Measure replies that were collected elsewhere, without a server. Returns the metrics."""
     recipe = Recipe("judgements", task.name, "judge", STAGE_VERSION, _settings(task, files, model))
 
     def work(writer: Writer) -> None:
@@ -84,9 +85,9 @@ def judge_reviews(
 
 
 def measured_rows(task: Task, judgements: Iterable[Row]) -> tuple[list[Row], Row]:
-    """METRICS rows of JUDGEMENTS rows, in all and by group, and counts of what was left out.
+    """METRICS rows from JUDGEMENTS rows, for all and by group, and counts of what was left out.
 
-    `split` is the task's name. A group without a wholly parsed question has a parse_rate alone.
+    `split` is the task's name. A group without a fully parsed question has only a parse_rate.
     """
     items: dict[str, list[Row]] = {}
     for row in judgements:
@@ -139,18 +140,18 @@ def _measure(task: Task, judgements: Version, out: Path, console: Console) -> Ve
     counts = metrics.manifest["counts"]
     if counts["left_out"]:
         console.say(
-            f"judge {task.name}: {counts['left_out']} of {counts['questions']} questions are in no "
-            f"mean but parse_rate: {counts['replies_unparsed']} replies say nothing definite "
-            f"({counts['of_them_cut']} cut by --max-tokens, {counts['of_them_missing']} never came)"
+            f"judge {task.name}: {counts['left_out']} of {counts['questions']} questions count "
+            f"only in parse_rate: {counts['replies_unparsed']} replies are not definite "
+            f"({counts['of_them_cut']} cut by --max-tokens, {counts['of_them_missing']} missing)"
         )
     return metrics
 
 
-class _Asked:
-    """The replies to a version's questions: those on disk, and those that come in.
+class _Asking:
+    """Asks the questions that have no reply on disk yet, and writes the replies.
 
-    They are written in the order in which they come: one question that is never answered must not
-    keep the others of a part from the disk.
+    Replies are written in the order in which they arrive: a question that is never answered must
+    not keep the other replies from the disk.
     """
 
     def __init__(
@@ -166,13 +167,13 @@ class _Asked:
         self.rows: list[Row] = []
 
     def ask(self) -> None:
-        """Ask what is missing; what came in is on disk also when this raises."""
+        """Ask the missing questions; the replies that arrived are on disk even if this raises."""
         pending = self._pending()
         there = len(self.questions) - len(pending)
         if there:
             self.console.say(
                 f"judge {self.task.name}: {there} of {len(self.questions)} replies "
-                "are there already"
+                "are already on disk"
             )
         if not pending:
             return
@@ -180,7 +181,7 @@ class _Asked:
             f"judge {self.task.name}", total=len(self.questions), initial=there
         ) as bar:
             try:
-                failures = ask_all(self.judge, pending, partial(self._keep, bar))
+                failures = ask_all(self.judge, pending, partial(self._add, bar))
             finally:
                 self._flush()
         for question, reason in failures:
@@ -196,7 +197,7 @@ class _Asked:
         }
         return [q for q in self.questions if (q.item_id, q.order) not in there]
 
-    def _keep(self, bar: Any, question: Question, reply: Reply) -> None:
+    def _add(self, bar: Any, question: Question, reply: Reply) -> None:
         self.rows.append(_row(self.task, question, self.judge.model) | _read(self.task, reply))
         bar.update(1)
         if len(self.rows) >= REPLIES_PER_PART:
@@ -233,7 +234,7 @@ def _row(task: Task, asked: Question | Review, model: str | None) -> Row:
 
 
 def _read(task: Task, reply: Reply) -> Row:
-    """What a reply adds to its row."""
+    """The columns that a reply fills."""
     scores = task.parse(reply.text)
     return {
         "reply": reply.text,

@@ -1,14 +1,14 @@
-"""What a judge's reply says: one function a form of reply, None where it says nothing definite.
+"""Parses a judge's replies: one function per form of reply, None if a reply is not definite.
 
-A reply is unparsed rather than guessed: numbers out of range, several different ones, or none. What
-a reasoning model writes in front of its reply, up to `</think>`, is not part of it.
+Nothing is guessed: a reply with no number, several different numbers or numbers out of range is
+unparsed. What a reasoning model writes before its reply, up to `</think>`, is ignored.
 """
 
 import re
 
 Scores = list[float]
 
-_GAP = r"[\s:=,;*|-]{1,10}(?<!-)"  # a minus sign before a number is not skipped
+_GAP = r"[\s:=,;*|-]{1,10}(?<!-)"  # does not skip a minus sign before a number
 _OF_5 = r"(\d++)(?:/5(?!\d))?+"
 _RATED = re.compile(
     rf"\b(first|second)\s+answer{_GAP}accuracy{_GAP}{_OF_5}{_GAP}adherence{_GAP}{_OF_5}"
@@ -24,10 +24,10 @@ _ALONE = re.compile(r"\d++(?:\.\d++)?+")
 
 
 def parse_comparison(reply: str) -> Scores | None:
-    """Seven numbers: accuracy, adherence and truthfulness of the first answer and of the second
+    """Seven numbers: accuracy, adherence and truthfulness of the first and of the second answer
     (1 to 5), and which is better (1, 2, or 0 for neither).
 
-    Said more than once, they must be the same each time.
+    A number that is repeated must be the same each time.
     """
     text = _after_thinking(reply)
     rated = {(which.lower(), *numbers) for which, *numbers in _RATED.findall(text)}
@@ -41,7 +41,7 @@ def parse_comparison(reply: str) -> Scores | None:
 
 
 def parse_two_ratings(reply: str) -> Scores | None:
-    """Two numbers from 1 to 10: all that the first line holds (LLaVA-Bench's form)."""
+    """Two numbers from 1 to 10, alone on the first line (LLaVA-Bench's form)."""
     lines = _after_thinking(reply).strip().splitlines()
     found = _TWO_NUMBERS.fullmatch(lines[0].strip()) if lines else None
     if found is None:
@@ -64,14 +64,14 @@ def parse_grade(reply: str) -> Scores | None:
 
 
 def _after_thinking(reply: str) -> str:
-    """Without the thoughts; nothing is left where the limit cut them."""
+    """The reply without the thoughts; empty if the token limit cut the thoughts."""
     if reply.lstrip().startswith("<think>") and "</think>" not in reply:
         return ""
     return reply.rpartition("</think>")[2]
 
 
 def _only(pattern: re.Pattern[str], text: str) -> float | None:
-    """The number that all matches agree on; None for none, several, or a range such as 3-4."""
+    """The number that all matches agree on; None for no number, several, or a range such as 3-4."""
     found = {_number(match) for match in pattern.findall(text)}
     return found.pop() if len(found) == 1 else None
 

@@ -1,4 +1,4 @@
-"""What a judged benchmark consists of: questions to ask, a form of reply, a measure."""
+"""What makes up a judged benchmark: questions, how a reply is parsed, how scores are measured."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Measured = Mapping[str, Interval]
 
 @dataclass(frozen=True)
 class Question:
-    """One request to the judge; `groups` are what its scores are also averaged by."""
+    """One request to the judge; metrics are also measured for each of its `groups`."""
 
     item_id: str
     prompt: str
@@ -29,7 +29,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Review:
-    """A reply that a judge has given elsewhere."""
+    """A reply that was collected elsewhere."""
 
     item_id: str
     reply: str
@@ -40,8 +40,9 @@ class Review:
 class Task:
     """How one benchmark is judged.
 
-    `parse` gives k numbers of a reply or None; `measure` gets those of the questions whose replies
-    were all parsed, `(n, orders, k)`, and names metrics with their intervals.
+    `parse` returns k numbers from a reply, or None. `measure` gets the numbers of the questions
+    whose replies were all parsed, `(n, orders, k)`, and returns intervals by metric name
+    (metrics.METRICS).
     """
 
     name: str
@@ -54,11 +55,11 @@ class Task:
         return PROMPTS / f"{self.name}.txt"
 
     def prompt_sha256(self) -> str:
-        """Of the file, before it is filled."""
+        """The sha256 of the prompt file with its placeholders."""
         return file_sha256(self.prompt_file)
 
     def fill(self, **values: str) -> str:
-        """The prompt with `{{name}}` replaced by each value; what is in a value stays as it is."""
+        """The prompt with each `{{name}}` replaced by its value; values are not filled again."""
         pieces = self.prompt_file.read_text(encoding="utf-8").split("{{")
         filled = [pieces[0]]
         for piece in pieces[1:]:
