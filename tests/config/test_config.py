@@ -8,6 +8,7 @@ import pytest
 from perpo_pipeline.config import faults
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import Override, parse_set
+from perpo_pipeline.config.reference import render
 from perpo_pipeline.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -230,7 +231,7 @@ def test_faults_of_the_file_beside_an_options_keep_the_files_name(tmp_path: Path
         ("  x: {source: refer, path: p}", "prepare.x.image_root: is required\n"),
         (
             "  x: {source: lmms-lab, path: p, dataset: a b}",
-            "prepare.x.dataset: this is a word without blanks; 'a b' does",
+            "prepare.x.dataset: this must be one word without blanks; 'a b' does",
         ),
     ],
 )
@@ -402,6 +403,12 @@ def test_an_old_key_names_the_new_one(
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, MINIMAL), [parse_set(f"{old}=3")])
     assert f"{old} (--set {old}=3) was renamed: use {new}" in str(caught.value)
+
+
+def test_every_renamed_key_leads_to_a_setting_that_exists() -> None:
+    listed = render()
+    for old, new in faults.RENAMED.items():
+        assert f"`{new}`" in listed and f"`{old}`" not in listed
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def find_options(fault: Fault, placed: Sequence[Placed]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-# Arguments and options of `perpo prepare` that are not called like their settings.
+# Arguments and options of `perpo prepare` for its required settings.
 _OPTIONS = {"path": "PATH", "image_root": "--image-root"}
 
 
@@ -76,7 +76,7 @@ def explain(error: ValidationError, raw: Json) -> Iterator[Fault]:
             yield Fault(tuple(key.split(".")), what)
 
 
-# Steps of pydantic's locations that are no keys of the file: (section, position, name).
+# Steps in pydantic's locations that are not keys of the file: (section, position, name).
 _NOT_IN_THE_FILE = {("train", 1, "shared"), *(("prepare", 2, name) for name in SOURCE_NAMES)}
 
 
@@ -111,7 +111,7 @@ def _new_key(place: Place) -> str | None:
 
 _PATTERNS = {
     NAME_PATTERN: "a name has letters, digits, '.', '_' and '-', and begins with a letter or digit",
-    WORD_PATTERN: "this is a word without blanks",
+    WORD_PATTERN: "this must be one word without blanks",
 }
 
 

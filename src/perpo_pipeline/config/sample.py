@@ -37,7 +37,7 @@ class SampleConfig(Section):
         None, ge=1, description="draw from the k likeliest tokens; none: the whole vocabulary"
     )
     top_p: Float = Field(
-        1.0, gt=0, le=1, description="draw from the likeliest tokens that have this probability"
+        1.0, gt=0, le=1, description="draw from the fewest tokens whose probabilities sum to this"
     )
     repetition_penalty: Float = Field(
         1.0, gt=0, description="divides the logits of tokens that were used before; 1: off"

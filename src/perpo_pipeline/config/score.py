@@ -10,7 +10,7 @@ from perpo_pipeline.config.section import Section
 
 
 class ScoreConfig(Section):
-    """How an answer is measured against the truth."""
+    """How a completion is measured against the ground truth."""
 
     reward: str | dict[str, float] = Field(
         "auto",
@@ -41,7 +41,7 @@ class ScoreConfig(Section):
 
 
 def _are_weights(value: Any) -> bool:
-    """Whether it maps names to positive numbers."""
+    """Whether the value maps names to positive numbers."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str)
         and isinstance(weight, int | float)
