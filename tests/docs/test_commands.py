@@ -16,6 +16,7 @@ from perpo_pipeline import cli
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import parse_set
 from perpo_pipeline.config.reference import SECTIONS, groups
+from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import PerpoError
 
 ROOT = Path(__file__).parents[2]
@@ -86,26 +87,30 @@ def _check_options(command: Any, tokens: list[str], line: str) -> None:
 
 
 def check_sets(tokens: list[str], line: str) -> None:
-    """The settings of a command's `--set`, under its `--config` where that exists."""
+    """The settings of a command's `--set`, under its `--config` where that exists.
+
+    What `perpo train --method NAME` sets must change that method: a shared setting does not, if
+    the file gives the method its own value.
+    """
+    options = dict(itertools.pairwise(tokens))
     given = [tokens[i + 1] for i, token in enumerate(tokens[:-1]) if token == "--set"]
-    check_settings(given, _config_of(tokens), line)
+    config = ROOT / options.get("--config", "")
+    config = config if config.is_file() else CONFIG
+    loaded = check_settings(given, config, line)
+    method, before = options.get("--method"), load_config(config).train.variants()
+    if given and method in before and loaded.train.variants()[method] == before[method]:
+        raise Wrong(f"{line}: this changes nothing of the method {method}")
 
 
-def check_settings(given: list[str], config: Path, line: str) -> None:
+def check_settings(given: list[str], config: Path, line: str) -> RunConfig:
+    """The run's configuration under these settings."""
     overrides = [parse_set(text.replace("SPLIT", "train")) for text in given]
     refer = parse_set("prepare.train={source: refer, path: refer, image_root: coco}")
     needs_refer = any(text.startswith("prepare.") for text in given)
     try:
-        load_config(config, [refer] * needs_refer + overrides)
+        return load_config(config, [refer] * needs_refer + overrides)
     except PerpoError as error:
         raise Wrong(f"{line}: {error}") from error
-
-
-def _config_of(tokens: list[str]) -> Path:
-    for option, value in itertools.pairwise(tokens):
-        if option == "--config" and (ROOT / value).is_file():
-            return ROOT / value
-    return CONFIG
 
 
 def make_targets() -> set[str]:
@@ -207,6 +212,7 @@ def test_the_pages_name_every_stage_and_more_than_sixty_commands() -> None:
         ("```\nperpo measure boxes --out out\n```\n", "Missing parameter: file"),
         ("```\nperpo train --set train.betta=1\n```\n", "train.betta"),
         ("```\nperpo train --set train.beta=-1\n```\n", "train.beta"),
+        ("```\nperpo train --method dpo --set train.beta=0.2\n```\n", "changes nothing"),
         ("```\nperpo train --config configs/ci.yaml \\\n  --set run.x=1\n```\n", "run"),
         ("see `perpo sample --bakend vllm`", "no option --bakend"),
         ("see `perpo judge win-rates`", "no command win-rates"),

@@ -77,7 +77,7 @@ def train(
 
     Example: perpo train --config configs/demo.yaml --method perpo
 
-    Example: perpo train --config configs/demo.yaml --method dpo --set train.beta=0.2
+    Example: perpo train --config configs/demo.yaml --method dpo --set train.methods.dpo.beta=0.2
 
     Example: perpo train --config RUN.yaml --method perpo --num-processes 8 --deepspeed zero3
     """
