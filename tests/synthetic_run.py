@@ -19,7 +19,7 @@ from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.evaluate.summarise import summarise
 from perpo_pipeline.filter.filter_lists import filter_lists
-from perpo_pipeline.prepare.rows import prompt_id
+from perpo_pipeline.prepare.entries import prompt_id
 from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.score.score_answers import score

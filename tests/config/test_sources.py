@@ -1,12 +1,14 @@
 """The sources as settings and as commands."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from prepare.refer_tree import Tree
 
 from perpo_pipeline import cli
 from perpo_pipeline.config.sources import (
+    SOURCE_MODELS,
     SOURCE_NAMES,
     LmmsLabSource,
     ReferSource,
@@ -225,7 +227,18 @@ def test_files_of_a_pattern_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_every_source_has_a_reader() -> None:
-    assert {*READERS, "testbed", "perpo-json"} == set(SOURCE_NAMES)
+    """And each reader has settings: the two places cannot drift apart."""
+    assert list(READERS) == list(SOURCE_NAMES)
+    for model in SOURCE_MODELS:
+        for name in get_args(model.model_fields["source"].annotation):
+            (argument, *_) = get_type_hints(READERS[name]).values()
+            assert argument is model, name
+
+
+def test_every_setting_of_a_source_has_a_description() -> None:
+    for model in SOURCE_MODELS:
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
 
 
 def test_the_shipped_split_files_are_the_published_ones() -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import JsonlSource
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.prepare.collect import Request
 from perpo_pipeline.prepare.jsonl import read_jsonl
 from perpo_pipeline.prepare.prepare_prompts import prepare
-from perpo_pipeline.prepare.rows import Asked
 from perpo_pipeline.run import Run
 
 GOOD = {"image": "a.png", "prompt": "Where?", "task": "grounding", "gt_box": [1, 2, 8, 9]}
@@ -29,7 +29,7 @@ def dataset(tmp_path: Path, *rows: Any) -> JsonlSource:
 
 
 def read_rows(source: JsonlSource, split: str, box_format: str = "llava") -> Any:
-    prepared = read_jsonl(source, Asked(split, box_format))
+    prepared = read_jsonl(source, Request(split, box_format))
     return list(prepared.rows), prepared.facts
 
 

@@ -22,16 +22,16 @@ from perpo_pipeline.config.sources import (
     ReferSource,
 )
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.fox import read_fox
 from perpo_pipeline.prepare.jsonl import read_jsonl
 from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.prepare.rec import read_rec
 from perpo_pipeline.prepare.refer import read_refer
-from perpo_pipeline.prepare.rows import Asked, Prepared
 from perpo_pipeline.run import Run
 
-ASKED = Asked("val")
+REQUEST = Request("val")
 Ref = dict[str, Any]
 
 
@@ -46,7 +46,7 @@ def as_jsonl(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
         for ref in refs
     ]
     path = write_lines(tmp_path / "a.jsonl", lines)
-    return read_jsonl(JsonlSource(source="jsonl", path=path, image_root=images), ASKED)
+    return read_jsonl(JsonlSource(source="jsonl", path=path, image_root=images), REQUEST)
 
 
 def as_rec_jsonl(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
@@ -63,7 +63,7 @@ def as_rec_jsonl(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
     path = write_lines(tmp_path / "b.jsonl", lines)
     shutil.copytree(images, tmp_path / "b" / "data" / "coco")
     source = RecSource(source="rec-jsonl", path=path, image_root=tmp_path / "b")
-    return read_rec(source, ASKED)
+    return read_rec(source, REQUEST)
 
 
 def as_shikra(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
@@ -72,7 +72,7 @@ def as_shikra(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
         for ref in refs
     ]
     path = write_lines(tmp_path / "c.jsonl", lines)
-    return read_rec(RecSource(source="shikra", path=path, image_root=images), ASKED)
+    return read_rec(RecSource(source="shikra", path=path, image_root=images), REQUEST)
 
 
 def as_minigpt4(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
@@ -88,7 +88,7 @@ def as_minigpt4(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
     ]
     path = tmp_path / "d.json"
     path.write_text(json.dumps(records))
-    return read_rec(RecSource(source="minigpt4", path=path, image_root=images), ASKED)
+    return read_rec(RecSource(source="minigpt4", path=path, image_root=images), REQUEST)
 
 
 def as_refer(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
@@ -114,7 +114,7 @@ def as_refer(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
         datasets=list(tree.refs),
         leave_out_evaluated=False,
     )
-    return read_refer(source, ASKED)
+    return read_refer(source, REQUEST)
 
 
 def as_lmms_lab(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
@@ -137,7 +137,7 @@ def as_lmms_lab(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
     folder.mkdir()
     file = folder / "testA-00000-of-00001.parquet"
     pq.write_table(pa.Table.from_pylist(list(objects.values())), file, row_group_size=2)
-    return read_lmms_lab(LmmsLabSource(source="lmms-lab", path=folder), ASKED)
+    return read_lmms_lab(LmmsLabSource(source="lmms-lab", path=folder), REQUEST)
 
 
 def xyxy(ref: Ref) -> list[float]:
@@ -162,7 +162,7 @@ def test_real_expressions_have_the_same_boxes_in_every_layout(
     assert len(rows) == len({row["prompt_id"] for row in rows}) == len(refs) == 44
     found = [(row["image_sha256"], row["prompt"], tuple(row["gt_box"])) for row in rows]
     expected = [
-        (sha256_of(images / ref["image"]), ASKED.ask(ref["expression"]), tuple(xyxy(ref)))
+        (sha256_of(images / ref["image"]), REQUEST.ask(ref["expression"]), tuple(xyxy(ref)))
         for ref in refs
     ]
     assert sorted(found) == sorted(expected)
@@ -200,7 +200,7 @@ def read_one(folder: Path, layout: str, *records: Any) -> Prepared:
         path.write_text(json.dumps(records))
     else:
         write_lines(path, list(records))
-    return read_rec(RecSource(source=layout, path=path), ASKED)  # type: ignore[arg-type]
+    return read_rec(RecSource(source=layout, path=path), REQUEST)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layout", GOOD)
@@ -284,7 +284,7 @@ PAGE = {
 def read_pages(folder: Path, pages: Any) -> Prepared:
     path = folder / "pages.json"
     path.write_text(json.dumps(pages))
-    return read_fox(FoxSource(source="fox", path=path), Asked("test"))
+    return read_fox(FoxSource(source="fox", path=path), Request("test"))
 
 
 def test_a_page_keeps_its_text_as_it_is_and_its_question_loses_the_placeholder(
@@ -334,7 +334,7 @@ def test_a_parquet_row_has_a_prompt_for_each_expression_and_its_image_inside(pho
     parquet(photo / "d/val-00001-of-00002-cd34.parquet", image={"bytes": data, "path": "x"})
     parquet(photo / "d/testA-00000-of-00001.parquet", image={"bytes": data, "path": "x"})
     source = LmmsLabSource(source="lmms-lab", path=photo / "d", dataset="refcocog")
-    prepared = read_lmms_lab(source, ASKED)
+    prepared = read_lmms_lab(source, REQUEST)
     assert prepared.counts["found"] == {
         "refcocog_testA": {"refs": 1, "expressions": 2},
         "refcocog_val": {"refs": 4, "expressions": 8},
@@ -343,7 +343,7 @@ def test_a_parquet_row_has_a_prompt_for_each_expression_and_its_image_inside(pho
     assert all(row["image"] == {"bytes": data, "path": None} for row in prepared.rows)
     assert prepared.rows[9]["source_row"] == "val-00001-of-00002-cd34.parquet/1/1"
     some = source.model_copy(update={"path": photo / "d/testA-*.parquet"})
-    assert [row["dataset"] for row in read_lmms_lab(some, ASKED).rows] == ["refcocog_testA"] * 2
+    assert [row["dataset"] for row in read_lmms_lab(some, REQUEST).rows] == ["refcocog_testA"] * 2
 
 
 def test_the_run_says_that_lmms_labs_val_is_not_the_papers(
@@ -377,20 +377,20 @@ def test_a_bad_parquet_row_is_told_with_its_file_and_row(
     image = image or {"bytes": (photo / "a.jpg").read_bytes(), "path": "x"}
     path = parquet(photo / "val-00000-of-00001.parquet", image=image, answers=answers)
     with pytest.raises(InputError) as caught:
-        read_lmms_lab(LmmsLabSource(source="lmms-lab", path=path), ASKED)
+        read_lmms_lab(LmmsLabSource(source="lmms-lab", path=path), REQUEST)
     assert "val-00000-of-00001.parquet, row 1" in str(caught.value) and told in str(caught.value)
 
 
 def test_what_is_no_parquet_of_lmms_lab_is_refused(photo: Path) -> None:
     (photo / "val.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"read as Parquet[\s\S]*a folder of them or a pattern"):
-        read_lmms_lab(LmmsLabSource(source="lmms-lab", path=photo / "val.parquet"), ASKED)
+        read_lmms_lab(LmmsLabSource(source="lmms-lab", path=photo / "val.parquet"), REQUEST)
     pq.write_table(pa.table({"image": [1]}), photo / "val.parquet")
     with pytest.raises(InputError, match="no column answer, bbox"):
-        read_lmms_lab(LmmsLabSource(source="lmms-lab", path=photo / "val.parquet"), ASKED)
+        read_lmms_lab(LmmsLabSource(source="lmms-lab", path=photo / "val.parquet"), REQUEST)
     for path in (photo / "no.parquet", photo / "no-*.parquet"):
         with pytest.raises(ConfigError, match="no such file"):
-            read_lmms_lab(LmmsLabSource(source="lmms-lab", path=path), ASKED)
+            read_lmms_lab(LmmsLabSource(source="lmms-lab", path=path), REQUEST)
 
 
 def test_an_image_is_decoded_once_for_all_its_rows(

@@ -13,9 +13,9 @@ from perpo_pipeline.config.sources import PerpoJsonSource
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.prepare import released
+from perpo_pipeline.prepare.collect import Request
 from perpo_pipeline.prepare.perpo_json import read_perpo_json
 from perpo_pipeline.prepare.prepare_prompts import prepare
-from perpo_pipeline.prepare.rows import Asked
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.vlm.files import resolve_model
@@ -211,7 +211,7 @@ def test_a_bad_record_is_told_and_nothing_is_written(
 def test_the_truth_is_clipped_to_the_image(tmp_path: Path) -> None:
     path = dataset(tmp_path, {**RECORD, "answer": "[-0.01, 0.2, 1.01, 1.0]"})
     source = PerpoJsonSource(source="perpo-json", path=path)
-    prepared, _ = read_perpo_json(source, Asked("train"))
+    prepared = read_perpo_json(source, Request("train"))
     assert prepared.rows[0]["gt_box"] == [0.0, 20.0, 200.0, 100.0]
 
 
@@ -219,7 +219,7 @@ def test_the_truth_is_read_in_the_runs_format_and_frame(tmp_path: Path) -> None:
     """In the square that pads 200x100, [0.1, 0.3, 0.5, 0.7] is [20, 60 - 50, 100, 140 - 50]."""
     path = dataset(tmp_path, {**RECORD, "answer": "[0.1, 0.3, 0.5, 0.7]"})
     source = PerpoJsonSource(source="perpo-json", path=path)
-    prepared, _ = read_perpo_json(source, Asked("train", box_frame="pad"))
+    prepared = read_perpo_json(source, Request("train", box_frame="pad"))
     assert prepared.rows[0]["gt_box"] == pytest.approx([20, 10, 100, 90])
     with pytest.raises(ConfigError, match="to which size its images were resized"):
-        read_perpo_json(source, Asked("train", box_frame="resized"))
+        read_perpo_json(source, Request("train", box_frame="resized"))

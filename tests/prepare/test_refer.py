@@ -10,9 +10,9 @@ from prepare.refer_tree import SIZE, Tree
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import ReferSource
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.prepare.refer import read_refer
-from perpo_pipeline.prepare.rows import Asked, Prepared
 from perpo_pipeline.run import Run
 
 
@@ -35,7 +35,7 @@ def small_tree(root: Path) -> Tree:
 
 def read(tree: Tree, split: str = "train", seed: int = 0, **settings: Any) -> Prepared:
     source = ReferSource(source="refer", path=tree.root, image_root=tree.images, **settings)
-    return read_refer(source, Asked(split, seed=seed))
+    return read_refer(source, Request(split, seed=seed))
 
 
 def expressions(prepared: Prepared) -> list[str]:

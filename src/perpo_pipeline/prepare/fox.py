@@ -12,16 +12,17 @@ from pathlib import Path
 
 from perpo_pipeline.config.sources import FoxSource
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_list
+from perpo_pipeline.prepare.collect import Prepared, Request, collect
+from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import text_at, without_placeholder
-from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 
-def read_fox(source: FoxSource, asked: Asked) -> Prepared:
+def read_fox(source: FoxSource, request: Request) -> Prepared:
     """Read Fox's pages; raises `InputError` with the faults of all records."""
     root = source.image_root or source.path.parent
     faults = Faults(source.path)
-    prepared = collect(_entries(source, root, faults), faults, asked, embed=source.embed_images)
+    prepared = collect(_entries(source, root, faults), faults, request, embed=source.embed_images)
     prepared.facts.update(file_sha256=file_sha256(source.path), image_root=str(root.resolve()))
     return prepared
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from perpo_pipeline.config.sources import JsonlSource
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_lines
+from perpo_pipeline.prepare.collect import Prepared, Request, collect
+from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import absent, text_fault
-from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 BOXES = ("gt_box", "gt_boxes", "gt_polygon")
@@ -25,7 +26,7 @@ KEYS = {"image", "prompt", "expression", "task", "gt_text", "id", "dataset", *BO
 TASKS = ("grounding", "ocr", "vqa")
 
 
-def read_jsonl(source: JsonlSource, asked: Asked) -> Prepared:
+def read_jsonl(source: JsonlSource, request: Request) -> Prepared:
     """Read and check every row.
 
     Raises `InputError` that lists the faults of all rows, each by its line, `ConfigError` for a
@@ -34,15 +35,15 @@ def read_jsonl(source: JsonlSource, asked: Asked) -> Prepared:
     root = source.image_root or source.path.parent
     faults = Faults(source.path)
     records = list(read_json_lines(source.path, faults))
-    entries = _entries(records, faults, source, root, asked)
+    entries = _entries(records, faults, source, root, request)
     prepared = collect(
-        entries, faults, asked, embed=source.embed_images, per_dataset=source.per_dataset
+        entries, faults, request, embed=source.embed_images, per_dataset=source.per_dataset
     )
     has_expressions = any(record.get("expression") for _, record in records)
     prepared.facts.update(
         file_sha256=file_sha256(source.path),
         image_root=str(root.resolve()),
-        instruction=asked.instruction if has_expressions else None,
+        instruction=request.instruction if has_expressions else None,
     )
     return prepared
 
@@ -52,7 +53,7 @@ def _entries(
     faults: Faults,
     source: JsonlSource,
     root: Path,
-    asked: Asked,
+    request: Request,
 ) -> Iterator[Entry]:
     for line, record in records:
         place = f"line {line}"
@@ -64,7 +65,7 @@ def _entries(
                 source_row=str(record.get("id", line)),
                 task=str(record.get("task", source.task)),
                 image=ImageFile(root / record["image"]),
-                prompt=record.get("prompt") or asked.ask(record["expression"]),
+                prompt=record.get("prompt") or request.question(record["expression"]),
                 gt_text=record.get("gt_text"),
                 **{name: record.get(name) for name in BOXES},
             )

@@ -23,8 +23,9 @@ from perpo_pipeline.answers.truth import xyxy_from_xywh
 from perpo_pipeline.config.sources import LmmsLabSource
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, RowFault, missing_file
+from perpo_pipeline.prepare.collect import Prepared, Request, collect
+from perpo_pipeline.prepare.entries import Entry
 from perpo_pipeline.prepare.fields import text_at
-from perpo_pipeline.prepare.rows import Asked, Entry, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 _SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}.*")
@@ -35,7 +36,7 @@ _VAL_NOTE = (
 )
 
 
-def read_lmms_lab(source: LmmsLabSource, asked: Asked) -> Prepared:
+def read_lmms_lab(source: LmmsLabSource, request: Request) -> Prepared:
     """Read the files, image bytes only when they are looked at; `source_row` is FILE/ROW/ANSWER.
 
     Raises `ConfigError` if there is none, `InputError` with the faults of all rows.
@@ -52,12 +53,12 @@ def read_lmms_lab(source: LmmsLabSource, asked: Asked) -> Prepared:
         name = str(file.relative_to(base))
         dataset = f"{source.dataset}_{_split_of(file)}"
         counter = counts.setdefault(dataset, Counter())
-        entries += _entries(_Shard(file, name, images), dataset, counter, faults, asked)
+        entries += _entries(_Shard(file, name, images), dataset, counter, faults, request)
     # One thread: rows follow each other, and a shard keeps one group of them.
-    prepared = collect(entries, faults, asked, per_dataset=source.per_dataset, threads=1)
+    prepared = collect(entries, faults, request, per_dataset=source.per_dataset, threads=1)
     prepared.facts.update(
         file_sha256={str(file.relative_to(base)): file_sha256(file) for file in files},
-        instruction=asked.instruction,
+        instruction=request.instruction,
     )
     prepared.counts["found"] = {name: dict(counter) for name, counter in counts.items()}
     if any(name.endswith("_val") for name in counts):
@@ -126,7 +127,7 @@ class _ShardImage:
 
 
 def _entries(
-    shard: _Shard, dataset: str, counter: Counter[str], faults: Faults, asked: Asked
+    shard: _Shard, dataset: str, counter: Counter[str], faults: Faults, request: Request
 ) -> Iterator[Entry]:
     for image, record in _rows(shard):
         place = f"{shard.name}, row {image.number}"
@@ -143,7 +144,7 @@ def _entries(
                     source_row=f"{shard.name}/{image.number}/{index}",
                     task="grounding",
                     image=image,
-                    prompt=asked.ask(text_at({"answer": answer}, "answer")),
+                    prompt=request.question(text_at({"answer": answer}, "answer")),
                     gt_box=box,
                 )
 

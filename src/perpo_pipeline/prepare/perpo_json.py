@@ -9,8 +9,8 @@ when it was written, so our IoU differs a little from `iou_scores`, which are ke
 `image_path` is relative to `image_root`, or to the file's folder.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perpo_pipeline.answers.boxes import parse_box
@@ -18,26 +18,19 @@ from perpo_pipeline.answers.truth import are_numbers
 from perpo_pipeline.config.sources import PerpoJsonSource
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_list
+from perpo_pipeline.prepare.collect import Prepared, ReleasedList, Request, collect
+from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import text_at, text_fault, without_placeholder
-from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 
-@dataclass(frozen=True)
-class ReleasedList:
-    """The answers to one prompt with their released scores, `(N,)` each."""
-
-    answers: Sequence[str]
-    scores: Sequence[float]
-
-
-def read_perpo_json(source: PerpoJsonSource, asked: Asked) -> tuple[Prepared, list[ReleasedList]]:
-    """Read the prompts and, in the same order, their lists.
+def read_perpo_json(source: PerpoJsonSource, request: Request) -> Prepared:
+    """Read the prompts and their lists.
 
     Raises `InputError` with the faults of all records, `ConfigError` for the frame `resized`, whose
     sizes the file does not hold.
     """
-    if asked.box_frame == "resized":
+    if request.box_frame == "resized":
         raise ConfigError(
             "a perpo-json file does not say to which size its images were resized",
             fix="set model.box_frame to the frame of its answers (the released ones: full)",
@@ -45,19 +38,19 @@ def read_perpo_json(source: PerpoJsonSource, asked: Asked) -> tuple[Prepared, li
     root = source.image_root or source.path.parent
     faults = Faults(source.path)
     lists: list[ReleasedList] = []
-    entries = _entries(source, root, faults, asked, lists)
-    prepared = collect(entries, faults, asked, embed=source.embed_images)
+    entries = _entries(source, root, faults, request, lists)
+    prepared = collect(entries, faults, request, embed=source.embed_images)
     prepared.facts.update(
         file_sha256=file_sha256(source.path),
         image_root=str(root.resolve()),
-        box_format=asked.box_format,
-        box_frame=asked.box_frame,
+        box_format=request.box_format,
+        box_frame=request.box_frame,
     )
-    return prepared, lists
+    return replace(prepared, lists=lists)
 
 
 def _entries(
-    source: PerpoJsonSource, root: Path, faults: Faults, asked: Asked, lists: list[ReleasedList]
+    source: PerpoJsonSource, root: Path, faults: Faults, request: Request, lists: list[ReleasedList]
 ) -> Iterator[Entry]:
     for number, record in read_json_list(source.path, faults):
         place = f"record {number}"
@@ -73,7 +66,7 @@ def _entries(
                 task="grounding",
                 image=ImageFile(root / text_at(record, "image_path")),
                 prompt=question,
-                gt_box=_Truth(text_at(record, "answer"), asked),
+                gt_box=_Truth(text_at(record, "answer"), request),
             )
             lists.append(released)
             yield entry
@@ -101,10 +94,10 @@ class _Truth:
     """A box as text; in pixels once the image's size is known."""
 
     answer: str
-    asked: Asked
+    request: Request
 
     def __call__(self, width: int, height: int) -> list[float]:
-        name, frame = self.asked.box_format, self.asked.box_frame
+        name, frame = self.request.box_format, self.request.box_frame
         box = parse_box(self.answer, name, frame=frame, image_size=(width, height))
         if box is None:
             raise RowFault(

@@ -1,6 +1,7 @@
 """`perpo prepare`: one split of the run's data -> the prompts artifact.
 
-Released lists (`perpo-json`) become samples and scores, too.
+Released lists (`perpo-json`) also become samples and scores. A new layout is a model in
+config/sources.py and a reader in `READERS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.config.fingerprints import counted_settings
-from perpo_pipeline.config.sources import PerpoJsonSource, Source, TestbedSource
+from perpo_pipeline.config.sources import Source
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.fox import read_fox
 from perpo_pipeline.prepare.jsonl import read_jsonl
 from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
@@ -17,7 +19,7 @@ from perpo_pipeline.prepare.perpo_json import read_perpo_json
 from perpo_pipeline.prepare.rec import read_rec
 from perpo_pipeline.prepare.refer import read_refer
 from perpo_pipeline.prepare.released import write_lists
-from perpo_pipeline.prepare.rows import Asked, Prepared
+from perpo_pipeline.prepare.testbed import read_testbed
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
@@ -25,7 +27,8 @@ from perpo_pipeline.store.writing import Recipe, Writer
 STAGE_VERSION = 3
 PROMPTS_PER_PART = 1024
 
-READERS: dict[str, Callable[[Any, Asked], Prepared]] = {
+READERS: dict[str, Callable[[Any, Request], Prepared]] = {
+    "testbed": read_testbed,
     "jsonl": read_jsonl,
     "refer": read_refer,
     "lmms-lab": read_lmms_lab,
@@ -33,44 +36,36 @@ READERS: dict[str, Callable[[Any, Asked], Prepared]] = {
     "shikra": read_rec,
     "minigpt4": read_rec,
     "fox": read_fox,
+    "perpo-json": read_perpo_json,
 }
+"""The reader of each layout in config/sources.py."""
 
 
 def prepare(run: Run, split: str) -> Version:
-    """Write the prompts of one split, and the samples and scores that a source has beside them.
+    """Write the prompts of one split, and the samples and scores of a source that has answers.
 
-    Returns the prompts; raises `PerpoError` on a bad source. Under --out the artifacts of a source
-    with several lie in folders of their names.
+    Returns the prompts; raises `PerpoError` on a bad source. Under --out the three artifacts of a
+    source with answers get one folder each.
     """
     source = run.config.prepare.get(split)
     if source is None:
         raise ConfigError(
             f"no split '{split}' under `prepare`", fix=f"choose one of {list(run.config.prepare)}"
         )
-    if not isinstance(source, PerpoJsonSource):
-        return _write_prompts(run, split, _read(run, split, source), source, run.out)
-    prepared, lists = read_perpo_json(source, _asked(run, split))
-    out = run.out
-    prompts = _write_prompts(run, split, prepared, source, out and out / "prompts")
-    write_lists(run, split, prompts, lists, prepared.facts, out)
+    prepared = READERS[source.source](source, _request(run, split))
+    if prepared.lists is None:
+        return _write_prompts(run, split, prepared, source, run.out)
+    prompts = _write_prompts(run, split, prepared, source, run.out and run.out / "prompts")
+    write_lists(run, split, prompts, prepared.lists, prepared.facts, run.out)
     return prompts
 
 
-def _asked(run: Run, split: str) -> Asked:
+def _request(run: Run, split: str) -> Request:
     def progress(items: Any, what: str, total: int) -> Any:
         return run.progress(items, f"prepare {split}: {what}", total)
 
     model = run.config.model
-    return Asked(split, model.box_format, model.box_frame, run.config.seed, progress)
-
-
-def _read(run: Run, split: str, source: Source) -> Prepared:
-    if isinstance(source, TestbedSource):
-        from perpo_pipeline.prepare.testbed import render_prompts, testbed_settings
-
-        settings = testbed_settings(run.config.seed, split, source.num_prompts)
-        return Prepared(render_prompts(settings, split), settings)
-    return READERS[source.source](source, _asked(run, split))
+    return Request(split, model.box_format, model.box_frame, run.config.seed, progress)
 
 
 def _write_prompts(
@@ -86,19 +81,19 @@ def _write_prompts(
     def work(writer: Writer) -> Mapping[str, Any]:
         for note in prepared.notes.values():
             run.say(f"prepare {split}: {note}")
-        gone = {reason: count for reason, count in left_out.items() if count}
-        if gone:
-            run.say(f"prepare {split}: left out {_by_reason(gone)}")
+        dropped = {reason: count for reason, count in left_out.items() if count}
+        if dropped:
+            run.say(f"prepare {split}: left out {_list_reasons(dropped)}")
         rows = prepared.rows
         starts = range(0, len(rows), PROMPTS_PER_PART)
         for index, start in enumerate(run.progress(starts, f"prepare {split}")):
             if not writer.has_part(index):
                 chunk = [rows[i] for i in range(start, min(start + PROMPTS_PER_PART, len(rows)))]
                 writer.write_part(index, chunk)
-        return {"prompts": len(rows), "left_out": gone, **prepared.counts}
+        return {"prompts": len(rows), "left_out": dropped, **prepared.counts}
 
     return make(run, recipe, work, out=out)
 
 
-def _by_reason(counts: Mapping[str, int]) -> str:
+def _list_reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())

@@ -18,8 +18,9 @@ from typing import Any
 from perpo_pipeline.answers.truth import xyxy_from_xywh
 from perpo_pipeline.config.sources import RecSource
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_lines, read_json_list
+from perpo_pipeline.prepare.collect import Prepared, Request, collect
+from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import absent, integer_at, text_at
-from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 _IMG_ID = re.compile(r"(.+)_[0-9]+")
@@ -39,25 +40,25 @@ class _Layout:
     image_note: str = ""  # how the name of the image's file came about, for faults
 
 
-def read_rec(source: RecSource, asked: Asked) -> Prepared:
+def read_rec(source: RecSource, request: Request) -> Prepared:
     """Read one of the three layouts; raises `InputError` with the faults of all records."""
     layout = _LAYOUTS[source.source]
     root = source.image_root or source.path.parent
     faults = Faults(source.path)
-    entries = _entries(source, layout, root, faults, asked)
+    entries = _entries(source, layout, root, faults, request)
     prepared = collect(
-        entries, faults, asked, embed=source.embed_images, per_dataset=source.per_dataset
+        entries, faults, request, embed=source.embed_images, per_dataset=source.per_dataset
     )
     prepared.facts.update(
         file_sha256=file_sha256(source.path),
         image_root=str(root.resolve()),
-        instruction=asked.instruction,
+        instruction=request.instruction,
     )
     return prepared
 
 
 def _entries(
-    source: RecSource, layout: _Layout, root: Path, faults: Faults, asked: Asked
+    source: RecSource, layout: _Layout, root: Path, faults: Faults, request: Request
 ) -> Iterator[Entry]:
     for number, record in layout.read(source.path, faults):
         place = f"{layout.unit} {number}"
@@ -70,7 +71,7 @@ def _entries(
                 source_row=str(number),
                 task="grounding",
                 image=ImageFile(root / layout.image(record), layout.image_note),
-                prompt=asked.ask(text_at(record, layout.expression)),
+                prompt=request.question(text_at(record, layout.expression)),
                 gt_box=layout.box(record["bbox"]),
                 size=_declared_size(record, layout.must_have_size),
             )

@@ -30,9 +30,10 @@ from perpo_pipeline.config.sources import (
 )
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.json_files import Faults, RowFault, read_json
+from perpo_pipeline.prepare.collect import Prepared, Request, collect
+from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import integer_at, text_fault
 from perpo_pipeline.prepare.plain_pickle import load_plain_pickle
-from perpo_pipeline.prepare.rows import Asked, Entry, ImageFile, Prepared, collect
 from perpo_pipeline.store.atomic import file_sha256
 
 TRAIN = "train"
@@ -59,14 +60,14 @@ class _Instances:
     images: dict[Any, tuple[Any, Any, Any]]
 
 
-def read_refer(source: ReferSource, asked: Asked) -> Prepared:
+def read_refer(source: ReferSource, request: Request) -> Prepared:
     """Read the chosen splits of the chosen datasets, one row a sentence.
 
     The rows' `dataset` is DATASET_SPLIT, e.g. `refcoco_testA`; `source_row` is `ref_id/sent_id`.
     Raises `ConfigError` for missing files and for splits that are not there, `InputError` with the
     faults of all refs.
     """
-    splits = _asked_splits(source, asked.split)
+    splits = _chosen_splits(source, request.split)
     against = _checked_against(source, splits)
     faults = Faults(source.path)
     refs = {
@@ -76,19 +77,19 @@ def read_refer(source: ReferSource, asked: Asked) -> Prepared:
     }
     _check_splits(source, splits, refs, faults)
     evaluated = {ref.image_id for name in against for ref in refs[name] if ref.split != TRAIN}
-    reading = _Reading(source, splits, evaluated, asked, faults)
+    reading = _Reading(source, splits, evaluated, request, faults)
     entries = [entry for name in source.datasets for entry in reading.entries(name, refs[name])]
     prepared = collect(
-        entries, faults, asked, embed=source.embed_images, per_dataset=source.per_dataset
+        entries, faults, request, embed=source.embed_images, per_dataset=source.per_dataset
     )
     _check_none_is_gone(reading, entries)
-    prepared.facts.update(_facts(source, splits, against, asked.instruction))
+    prepared.facts.update(_facts(source, splits, against, request.instruction))
     prepared.left_out.update(+reading.left_out)
     prepared.counts["found"] = {name: dict(counter) for name, counter in reading.found.items()}
     return prepared
 
 
-def _asked_splits(source: ReferSource, prepared: str) -> list[Split]:
+def _chosen_splits(source: ReferSource, prepared: str) -> list[Split]:
     if source.splits is not None:
         return source.splits
     named = [split for split in SPLITS if split == prepared]
@@ -102,10 +103,10 @@ def _asked_splits(source: ReferSource, prepared: str) -> list[Split]:
 
 def _checked_against(source: ReferSource, splits: Sequence[str]) -> list[Dataset]:
     """The datasets whose evaluated images are left out of train."""
-    asked = source.leave_out_evaluated
-    if TRAIN not in splits or asked is False:
+    checked = source.leave_out_evaluated
+    if TRAIN not in splits or checked is False:
         return []
-    names: list[Dataset] = list(DATASETS) if asked is True else list(asked)
+    names: list[Dataset] = list(DATASETS) if checked is True else list(checked)
     missing = [name for name in names if not source.refs_file(name).is_file()]
     if missing:
         raise ConfigError(
@@ -219,7 +220,7 @@ class _Reading:
     source: ReferSource
     splits: Sequence[str]
     evaluated: set[int]
-    asked: Asked
+    request: Request
     faults: Faults
     found: dict[str, Counter[str]] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -256,7 +257,7 @@ class _Reading:
                 source_row=f"{ref.ref_id}/{sent_id}",
                 task="grounding",
                 image=image,
-                prompt=self.asked.ask(sent),
+                prompt=self.request.question(sent),
                 gt_box=box,
                 size=(width, height),
             )

@@ -13,7 +13,7 @@ import numpy as np
 from perpo_pipeline.answers.reading import read_boxes
 from perpo_pipeline.config.fingerprints import box_settings
 from perpo_pipeline.json_files import Row
-from perpo_pipeline.prepare.perpo_json import ReleasedList
+from perpo_pipeline.prepare.collect import ReleasedList
 from perpo_pipeline.rewards.choice import RELEASED
 from perpo_pipeline.rewards.grounding import iou_xyxy
 from perpo_pipeline.run import Run, make

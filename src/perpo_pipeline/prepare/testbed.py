@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 from perpo_pipeline.answers.formats import REFERRING_PROMPT
+from perpo_pipeline.config.sources import TestbedSource
 from perpo_pipeline.json_files import Row
-from perpo_pipeline.prepare.rows import Entry, ImageBytes, ImageFacts, prompt_row
+from perpo_pipeline.prepare.collect import Prepared, Request
+from perpo_pipeline.prepare.entries import Entry, ImageBytes, ImageFacts, prompt_row
 from perpo_pipeline.testbed import SHIPPED_PRESET
 from perpo_pipeline.testbed.scenes import referring_example
 from perpo_pipeline.vlm.images import image_sha256
 
 
 def testbed_settings(seed: int, split: str, num_prompts: int) -> dict[str, Any]:
-    """Everything that decides the prompts; the scene seed differs for every split and run seed."""
+    """Everything that decides the prompts; each split and run seed has its own scene seed."""
     digest = hashlib.sha256(f"perpo testbed {seed} {split}".encode()).digest()
     return {
         "source": "testbed",
@@ -25,7 +27,7 @@ def testbed_settings(seed: int, split: str, num_prompts: int) -> dict[str, Any]:
 
 
 class _RenderedRows(Sequence[Row]):
-    """Rows that are rendered when they are asked for."""
+    """Rows that are rendered when they are used."""
 
     def __init__(self, settings: dict[str, Any], split: str) -> None:
         self.settings, self.split = settings, split
@@ -43,8 +45,14 @@ class _RenderedRows(Sequence[Row]):
         return _render_row(self.settings, self.split, index)
 
 
+def read_testbed(source: TestbedSource, request: Request) -> Prepared:
+    """Render the prompts of one split."""
+    settings = testbed_settings(request.seed, request.split, source.num_prompts)
+    return Prepared(render_prompts(settings, request.split), settings)
+
+
 def render_prompts(settings: dict[str, Any], split: str) -> Sequence[Row]:
-    """The rows of one split, one scene and one question each."""
+    """The rows of one split: one scene and one question per row."""
     return _RenderedRows(settings, split)
 
 
