@@ -1,4 +1,4 @@
-"""Time the scoring of answers, ours against the way people do it today, side by side.
+"""Times the scoring of answers: ours beside the way people do it today.
 
     python benchmarks/score.py --json score.json
 
@@ -7,14 +7,14 @@ grounding   1,000,000 completions -> boxes -> IoU. Ours: `answers.read_boxes` an
             the evaluation scripts of the model families (in NumPy or torch, a row would be slower).
 ocr         pairs of pages of 1,000 to 2,000 characters -> edit similarity. Ours:
             `edit_similarities`. Peer: bare `rapidfuzz.process.cpdist` of Levenshtein distances.
-ocr-short   the same with texts of 5 to 40 characters, where all else weighs most.
+ocr-short   the same with texts of 5 to 40 characters, where the overhead counts most.
 stream      10,000,000 rows through `perpo score` and `perpo filter`, beside Polars in memory
             (score_stream.py).
 
-Each gets the texts as it takes them (ours as an Arrow column, loops as a list), and both must give
-the same rewards. Repeats are interleaved, so that a busy machine slows both alike; rates are of
-medians. `peak_gib` is the resident memory of a process of its own that makes the texts and scores
-them once our way.
+Each gets the texts in its own form (ours as an Arrow column, loops as a list), and both must give
+the same rewards. Repeats are interleaved, so that a busy machine slows both equally; rates are
+computed from medians. `peak_gib` is the peak resident memory of a separate process that makes the
+texts and scores them once our way.
 """
 
 import argparse
@@ -53,9 +53,9 @@ LLAVA_BOX = re.compile(r"\[" + ",".join([ONE_NUMBER] * 4) + r"\]")
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: `make(rows)` gives the arguments of `ours` and of `peer`.
+    """What is timed: `make(rows)` returns the arguments of `ours` and of `peer`.
 
-    `as_rewards` makes rewards, to compare, of what the peer found and its arguments, untimed.
+    `as_rewards` turns the peer's results and its arguments into rewards to compare, untimed.
     """
 
     rows: int
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     timed = [name for name in options.case if name != "stream"]
     sizes = {name: options.rows or CASES[name].rows for name in timed}
-    # The peaks first: a child begins with the peak of its parent, which is small until here.
+    # The peaks first: a child starts with the peak of its parent, which is still small here.
     peaks = {name: peak_gib(name, sizes[name]) for name in timed}
     rows = []
     if "stream" in options.case:
@@ -89,9 +89,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     names = [*CASES, "stream"]
     parser.add_argument("--case", nargs="+", choices=names, default=names, metavar="CASE")
-    parser.add_argument("--rows", type=int, help="rows of each case (default: as described)")
+    parser.add_argument("--rows", type=int, help="rows of each case (default: see above)")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     return parser.parse_args(arguments)
 
 
@@ -113,7 +113,7 @@ def measure(name: str, rows: int, repeats: int) -> Row:
 
 
 def stream(rows: int | None) -> Row:
-    """The two commands on many rows, beside Polars in memory: a row as `measure` gives it."""
+    """The two commands on many rows, beside Polars in memory; a row like that of `measure`."""
     import score_stream
 
     return score_stream.measure_stream(rows or score_stream.ROWS)
@@ -153,7 +153,7 @@ def interleave(
 
 
 def make_grounding(rows: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Answers in LLaVA's format: a box, now and then in a sentence, twice, inverted or missing."""
+    """Answers in LLaVA's format: a box, sometimes in a sentence, twice, inverted or missing."""
     rng = np.random.default_rng(0)
     corners = np.sort(rng.random((rows, 2, 2)), axis=1).reshape(rows, 4)
     sizes = rng.integers(200, 641, (rows, 2))
@@ -239,18 +239,18 @@ def similarities(distances: Floats, predictions: list[str], truths: list[str]) -
     return 1 - distances / longest
 
 
-def as_they_are(rewards: Floats, *_: Any) -> Floats:
+def unchanged(rewards: Floats, *_: Any) -> Floats:
     return rewards
 
 
 CASES = {
-    "grounding": Case(1_000_000, make_grounding, score_grounding, loop_grounding, as_they_are),
+    "grounding": Case(1_000_000, make_grounding, score_grounding, loop_grounding, unchanged),
     "ocr": Case(20_000, partial(make_pages, (1000, 2000)), score_ocr, bare_ocr, similarities),
     "ocr-short": Case(500_000, partial(make_pages, (5, 40)), score_ocr, bare_ocr, similarities),
 }
 
 
-# --- what comes out ------------------------------------------------------------------------------
+# --- output ------------------------------------------------------------------------------
 
 
 def print_row(row: Row) -> None:

@@ -1,8 +1,8 @@
 """10,000,000 samples through `perpo score` and `perpo filter`, beside Polars in memory.
 
-The peer does the same work the way one writes it by hand for data that fits in memory: read all
-Parquet parts, the same readers and IoU, one group-by, the lists that stay written out. Both run as
-processes of their own, whose peak memory the kernel reports.
+The peer does the same work as one would write it by hand for data that fits in memory: it reads all
+Parquet parts, uses the same readers and IoU and one group-by, and writes the lists that stay. Each
+runs in its own process, whose peak memory the kernel reports.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from perpo_pipeline.store.writing import Recipe, open_writer
 
 Row = dict[str, Any]
 SIZE = (640, 480)
-SAMPLES_A_PROMPT, PROMPTS_A_PART, ROWS = 20, 512, 10_000_000
+SAMPLES_PER_PROMPT, PROMPTS_PER_PART, ROWS = 20, 512, 10_000_000
 MIN_MARGIN, MAX_LISTS = 0.3, 3000
 CONFIG = f"""
 run: stream
@@ -39,7 +39,7 @@ def measure_stream(rows: int = ROWS, *, with_peer: bool = True) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "run.yaml").write_text(CONFIG)
-        # In a process of its own: a child's peak memory begins with that of its parent.
+        # In a separate process, because a child's peak memory starts with that of its parent.
         _timed([sys.executable, __file__, "--make", ".", "--rows", str(rows)], root)
         total = open_version(root / "data/stream/samples/train").manifest["rows"]
         stages = [
@@ -72,12 +72,12 @@ def measure_stream(rows: int = ROWS, *, with_peer: bool = True) -> Row:
 
 
 def make_artifacts(root: Path, prompts: int) -> Version:
-    """Prompts and samples with answers around the truth, a tenth of them no box at all."""
+    """Prompts and samples with answers near the truth; a tenth of the answers are no boxes."""
     asked = _make_prompts(root / "data/stream/prompts/train", prompts)
     recipe = Recipe("samples", "train", "sample", 1, {"benchmark": prompts}, {"prompts": asked})
     with open_writer(root / "data/stream/samples/train", recipe) as writer:
-        for index, start in enumerate(range(0, prompts, PROMPTS_A_PART)):
-            count = min(PROMPTS_A_PART, prompts - start)
+        for index, start in enumerate(range(0, prompts, PROMPTS_PER_PART)):
+            count = min(PROMPTS_PER_PART, prompts - start)
             writer.write_part(index, _samples(start, count))
         return writer.finish()
 
@@ -85,8 +85,8 @@ def make_artifacts(root: Path, prompts: int) -> Version:
 def _make_prompts(place: Path, prompts: int) -> Version:
     recipe = Recipe("prompts", "train", "prepare", 1, {"benchmark": prompts})
     with open_writer(place, recipe) as writer:
-        for index, start in enumerate(range(0, prompts, 2 * PROMPTS_A_PART)):
-            writer.write_part(index, _prompts(start, min(2 * PROMPTS_A_PART, prompts - start)))
+        for index, start in enumerate(range(0, prompts, 2 * PROMPTS_PER_PART)):
+            writer.write_part(index, _prompts(start, min(2 * PROMPTS_PER_PART, prompts - start)))
         return writer.finish()
 
 
@@ -95,15 +95,15 @@ def _keys(start: int, count: int) -> list[str]:
 
 
 def _true_boxes(start: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    rng = np.random.default_rng([1, start // PROMPTS_A_PART])
+    rng = np.random.default_rng([1, start // PROMPTS_PER_PART])
     corner = rng.uniform(0.0, 0.5, (count, 2))
     return np.concatenate([corner, corner + rng.uniform(0.1, 0.45, (count, 2))], axis=1)
 
 
 def _prompts(start: int, count: int) -> pa.Table:
     parts = [
-        _true_boxes(s, min(PROMPTS_A_PART, start + count - s))
-        for s in range(start, start + count, PROMPTS_A_PART)
+        _true_boxes(s, min(PROMPTS_PER_PART, start + count - s))
+        for s in range(start, start + count, PROMPTS_PER_PART)
     ]
     boxes = np.concatenate(parts) * np.tile(SIZE, 2)
     keys = _keys(start, count)
@@ -130,9 +130,9 @@ def _prompts(start: int, count: int) -> pa.Table:
 
 
 def _samples(start: int, count: int) -> pa.Table:
-    n = count * SAMPLES_A_PROMPT
+    n = count * SAMPLES_PER_PROMPT
     rng = np.random.default_rng([2, start])
-    boxes = np.repeat(_true_boxes(start, count), SAMPLES_A_PROMPT, axis=0)
+    boxes = np.repeat(_true_boxes(start, count), SAMPLES_PER_PROMPT, axis=0)
     off = np.clip(boxes + rng.normal(0, rng.choice([0.01, 0.1, 0.3], (n, 1)), (n, 4)), 0, 1)
     off = np.sort(off.reshape(n, 2, 2), axis=1).reshape(n, 4)
     text = pl.DataFrame(off, schema=["a", "b", "c", "d"]).select(
@@ -142,8 +142,8 @@ def _samples(start: int, count: int) -> pa.Table:
     )
     tokens = rng.integers(0, 32_000, n * 26, dtype=np.int32)
     columns: Row = {
-        "prompt_id": np.repeat(_keys(start, count), SAMPLES_A_PROMPT).tolist(),
-        "sample_id": np.tile(np.arange(SAMPLES_A_PROMPT, dtype=np.int32), count),
+        "prompt_id": np.repeat(_keys(start, count), SAMPLES_PER_PROMPT).tolist(),
+        "sample_id": np.tile(np.arange(SAMPLES_PER_PROMPT, dtype=np.int32), count),
         "completion": text.to_series().to_arrow(),
         "completion_token_ids": pa.ListArray.from_arrays(
             pa.array(np.arange(0, n * 26 + 1, 26, dtype=np.int32)), pa.array(tokens)
@@ -169,11 +169,11 @@ def _timed(command: list[str], root: Path) -> tuple[float, float]:
         command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    said = process.stderr.read()
+    errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{said}")
+        sys.exit(f"{' '.join(command)} failed:\n{errors}")
     return time.monotonic() - started, usage.ru_maxrss / 2**20
 
 
@@ -216,7 +216,7 @@ def main() -> None:
     if options.peer is not None:
         in_memory(options.peer)
     elif options.make is not None:
-        make_artifacts(options.make, options.rows // SAMPLES_A_PROMPT)
+        make_artifacts(options.make, options.rows // SAMPLES_PER_PROMPT)
     else:
         print(json.dumps(measure_stream(options.rows), indent=2))
 

@@ -180,7 +180,7 @@ def test_the_first_box_of_a_real_answer_is_read(name: str, text: str):
         ("pixel", "[1, 2, 3, 11]"),
     ],
 )
-def test_what_breaks_the_rule_of_the_format_is_unparsed(name: str, text: str):
+def test_text_that_breaks_the_rule_of_its_format_is_unparsed(name: str, text: str):
     assert parse_box(text, name, frame="full", image_size=(10, 10)) is None
 
 

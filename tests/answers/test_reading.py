@@ -323,7 +323,7 @@ def test_a_point_is_two_numbers_in_brackets_of_one_kind(name, text, expected):
 @pytest.mark.parametrize("name", ["llava", "pixel", "internvl"])
 @settings(max_examples=30, deadline=None)
 @given(rows=st.lists(st.tuples(number, number, size, size), min_size=1, max_size=5))
-def test_a_point_lies_where_a_box_of_that_corner_begins(name, frame, rows):
+def test_a_point_is_at_the_first_corner_of_a_box_with_the_same_numbers(name, frame, rows):
     xs, ys, sizes, resized = zip(*rows, strict=True)
     points = [f"[{x}, {y}]" for x, y in zip(xs, ys, strict=True)]
     corners = [f"[{x}, {y}, {x}, {y}]" for x, y in zip(xs, ys, strict=True)]
@@ -379,7 +379,7 @@ def test_the_first_run_of_three_points_is_the_polygon(text: str):
         "1, 2, 3, 4, 5, 6",
     ],
 )
-def test_what_is_no_run_of_points_in_the_frame_is_no_polygon(text: str):
+def test_text_without_a_run_of_points_inside_the_frame_has_no_polygon(text: str):
     assert read_polygons([text], "pixel", frame="full", sizes=[(10, 10)]) == [None]
 
 
@@ -405,7 +405,7 @@ def test_a_polygon_that_was_written_is_read(rows):
     assert [p.tolist() for p in found] == [[list(p) for p in points] for points, _, _ in rows]
 
 
-def test_a_polygon_lies_in_the_frame_of_its_own_image():
+def test_a_polygon_is_placed_in_the_frame_of_its_own_image():
     """[0, 0, .5, 1, ...]: the crop of 200 x 100 starts at x = 50, the pad of 100 x 200 at -50."""
     text = "[0, 0, 0.5, 1, 1, 0]"
     sizes = [(200, 100), (100, 200)]
@@ -486,7 +486,7 @@ def test_the_first_number_of_a_text_is_read(text: str, expected: float):
         "1e5 or two",
     ],
 )
-def test_what_is_no_plain_number_is_unread(text: str):
+def test_text_without_a_plain_number_is_unread(text: str):
     assert np.isnan(read_numbers([text])).all()
 
 

@@ -14,7 +14,7 @@ SQUARE = [1, 1, 9, 1, 9, 9, 1, 9]
 
 
 @pytest.mark.parametrize(
-    ("polygon", "told"),
+    ("polygon", "message"),
     [
         ([1, 1, 9, 1], "three or more points"),
         ([1, 1, 9, 1, 9], "three or more points"),
@@ -29,9 +29,9 @@ SQUARE = [1, 1, 9, 1, 9, 9, 1, 9]
         ([1, 1, 9, 9, 9, 1, 1, 8], "Self-intersection"),
     ],
 )
-def test_a_polygon_that_is_none_is_told(polygon: object, told: str) -> None:
+def test_a_faulty_polygon_is_reported(polygon: object, message: str) -> None:
     fault = polygon_fault(polygon, *SIZE)
-    assert fault is not None and told in fault
+    assert fault is not None and message in fault
 
 
 @pytest.mark.parametrize(
@@ -51,38 +51,38 @@ def test_a_polygon_is_taken_exactly_if_shapely_calls_it_valid_and_it_has_an_area
 
 
 @pytest.mark.parametrize(
-    ("boxes", "told"),
+    ("boxes", "message"),
     [
         ([], "not a list of boxes"),
         ("all", "not a list of boxes"),
         ([[1, 1, 2, 2], [5, 5, 4, 6]], "gt_boxes[1] is inverted or empty"),
         ([[1, 1, 2, 2, 3]], "gt_boxes[0] is not four finite numbers"),
-        ([[1, 1, 30, 2]], "gt_boxes[0] [1, 1, 30, 2] lies outside"),
+        ([[1, 1, 30, 2]], "gt_boxes[0] [1, 1, 30, 2] is outside"),
     ],
 )
-def test_each_of_several_boxes_is_checked(boxes: object, told: str) -> None:
+def test_each_of_several_boxes_is_checked(boxes: object, message: str) -> None:
     fault = truth_fault(None, boxes, None, *SIZE)
-    assert fault is not None and told in fault
+    assert fault is not None and message in fault
 
 
 @pytest.mark.parametrize(
-    ("box", "told"),
+    ("box", "message"),
     [
-        ([0, 0, 1, 1], "lies within the first pixel: it looks normalised, and is in pixels"),
+        ([0, 0, 1, 1], "is within the first pixel: it looks normalised; give pixels"),
         (
             [0.5, 0.25, 0.75, 0.5],
-            "lies within the first pixel: it looks normalised, and is in pixels",
+            "is within the first pixel: it looks normalised; give pixels",
         ),
-        ([-0.5, -0.5, 1, 1], "lies within the first pixel: it looks normalised, and is in pixels"),
+        ([-0.5, -0.5, 1, 1], "is within the first pixel: it looks normalised; give pixels"),
         ([3, 3, 3.5, 4.5], "is smaller than a pixel"),  # 0.5 x 1.5 = 0.75
         ([3, 3, 4, 4], None),
         ([3, 3, 3.5, 5], None),  # 0.5 x 2 = 1
         ([0, 0, 1, 2], None),
     ],
 )
-def test_a_box_has_the_area_of_a_pixel(box: list[float], told: str | None) -> None:
-    assert truth_fault(box, None, None, *SIZE) == (told and f"gt_box {told}")
-    assert truth_fault(None, [box], None, *SIZE) == (told and f"gt_boxes[0] {told}")
+def test_a_box_has_the_area_of_a_pixel(box: list[float], message: str | None) -> None:
+    assert truth_fault(box, None, None, *SIZE) == (message and f"gt_box {message}")
+    assert truth_fault(None, [box], None, *SIZE) == (message and f"gt_boxes[0] {message}")
 
 
 def test_no_truth_at_all_is_no_fault_of_its_values() -> None:

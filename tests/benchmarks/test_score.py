@@ -38,7 +38,7 @@ def test_rows_hold_rates_and_peaks(bench: ModuleType, tmp_path: Path):
     assert found["header"]["repeats"] == 2
 
 
-def test_the_answers_are_of_every_kind(bench: ModuleType):
+def test_the_answers_include_every_kind(bench: ModuleType):
     (texts, sizes, gt), (as_list, *_) = bench.make_grounding(2000)
     assert texts.to_pylist() == as_list
     unparsed = [text for text in as_list if "[" not in text]
@@ -49,7 +49,7 @@ def test_the_answers_are_of_every_kind(bench: ModuleType):
     assert rewards[[as_list.index(text) for text in unparsed]].sum() == 0
 
 
-def test_the_pages_are_as_long_as_said_and_read_with_errors(bench: ModuleType):
+def test_the_pages_have_the_stated_lengths_and_are_read_with_errors(bench: ModuleType):
     (predictions, truths), _ = bench.CASES["ocr"].make(60)
     assert all(1000 <= len(truth) <= 2000 for truth in truths)
     similarities = bench.score_ocr(predictions, truths)
@@ -58,7 +58,7 @@ def test_the_pages_are_as_long_as_said_and_read_with_errors(bench: ModuleType):
 
 
 @pytest.mark.parametrize("found", [np.array([0.5, 0.6]), np.array([0.5])])
-def test_other_rewards_of_the_peer_end_the_run(bench: ModuleType, found):
+def test_different_rewards_of_the_peer_end_the_run(bench: ModuleType, found):
     with pytest.raises(SystemExit, match="ocr: ours and the peer's rewards differ"):
         bench.compare("ocr", np.array([0.5, 0.5]), found)
 

@@ -92,7 +92,7 @@ def test_lists_are_given_as_yaml(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["prepare", "refr", "x"], "there is no source 'refr'"),
         (["prepare", "refr", "x"], ", ".join(SOURCE_NAMES)),
@@ -159,10 +159,10 @@ def test_lists_are_given_as_yaml(tree: Tree) -> None:
     ],
 )
 def test_a_wrong_flag_is_one_message(
-    tree: Tree, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    tree: Tree, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert run(*arguments) == 2
-    assert told in capsys.readouterr().err and not Path("data").exists()
+    assert message in capsys.readouterr().err and not Path("data").exists()
 
 
 def test_a_split_has_the_name_that_refer_gives_it(tree: Tree) -> None:
@@ -190,7 +190,7 @@ def test_a_flag_changes_one_setting_of_the_files_source(tree: Tree) -> None:
     assert open_version(Path("data/r/prompts/train")).manifest["rows"] == 3
 
 
-def test_help_tells_every_layout_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_every_layout(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["prepare", "--help"])
     shown = capsys.readouterr().out

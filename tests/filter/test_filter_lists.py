@@ -25,7 +25,7 @@ def with_filter(run: Run, **settings: object) -> Run:
     return Run(run.config.model_copy(update={"filter": changed}), quiet=True)
 
 
-def test_every_list_is_kept_or_aside_with_its_reason(run: Run) -> None:
+def test_every_list_is_kept_or_dropped_with_its_reason(run: Run) -> None:
     version = filter_lists(with_filter(run, min_margin=0.3), "train")
     kept = version.table()["prompt_id"].to_pylist()
     dropped = pl.DataFrame(version.table("dropped"))
@@ -65,7 +65,7 @@ def test_the_margins_are_shown_with_what_each_threshold_would_keep(
 
 
 def test_no_list_left_names_the_reasons(run: Run) -> None:
-    with pytest.raises(ArtifactError, match=r"no list is left of 30.*margin_too_small"):
+    with pytest.raises(ArtifactError, match=r"none of 30 lists is left.*margin_too_small"):
         filter_lists(with_filter(run, min_margin=1.0), "train")
 
 
@@ -91,7 +91,7 @@ def test_scores_of_another_sampling_of_the_same_prompts_are_refused(
         Recipe("samples", "train", "sample", 1, {"a": 1}, inputs),
         [samples.table()],
     )
-    with pytest.raises(ArtifactError, match="the scores are of other samples"):
+    with pytest.raises(ArtifactError, match="the scores belong to other samples"):
         filter_lists(Run(run.config, quiet=True, inputs={"samples": again.path}), "train")
 
 
@@ -101,7 +101,7 @@ def test_scores_without_any_part_say_so(run: Run, tmp_path: Path) -> None:
     none = write(tmp_path / "none", Recipe("samples", "train", "sample", 1, {"a": 2}, inputs), [])
     inputs = {"samples": none, **inputs}
     empty = write(tmp_path / "empty", Recipe("scores", "train", "score", 1, {"a": 1}, inputs), [])
-    with pytest.raises(ArtifactError, match="there are no scores"):
+    with pytest.raises(ArtifactError, match="the artifact holds no scores"):
         filter_lists(Run(run.config, quiet=True, inputs={"scores": empty.path}), "train")
 
 

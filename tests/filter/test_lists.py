@@ -48,7 +48,7 @@ def test_identical_completions_merge_and_rewards_descend() -> None:
     assert row["margin"] == pytest.approx(0.7)
 
 
-def test_the_first_completions_alone_count_and_the_others_are_kept_aside() -> None:
+def test_only_the_first_completions_count_and_the_others_are_kept_aside() -> None:
     given = {"a": [([1], 0.2, True), ([2], 0.9, True), ([3], 1.0, True)]}
     config = FilterConfig(min_margin=0.0, list_size=2)
     lists = build_lists(rows(given), TASKS, config)
@@ -57,7 +57,7 @@ def test_the_first_completions_alone_count_and_the_others_are_kept_aside() -> No
     assert aside.rows() == [("a", 2, "beyond_list_size", None)]
 
 
-def test_unparsed_completions_are_left_out_where_asked_for() -> None:
+def test_unparsed_completions_are_left_out_if_the_settings_say_so() -> None:
     given = {"a": [([1], 0.2, True), ([2], 0.0, False), ([3], 1.0, True)]}
     config = FilterConfig(min_margin=0.0, drop_unparsed=True)
     lists = build_lists(rows(given), TASKS, config)

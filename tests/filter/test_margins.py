@@ -57,7 +57,7 @@ def test_lists_are_kept_in_order_and_dropped_with_exact_reasons() -> None:
     ]
 
 
-def test_margins_above_the_largest_that_is_wanted_go() -> None:
+def test_margins_above_max_margin_are_dropped() -> None:
     config = FilterConfig(min_margin=0.2, max_margin=0.6)
     given = {"a": one(0.9, 0.0), "b": one(0.7, 0.1), "c": one(0.3, 0.2)}
     assert list(decided(given, config).values()) == [
@@ -67,12 +67,12 @@ def test_margins_above_the_largest_that_is_wanted_go() -> None:
     ]
 
 
-def test_a_tied_list_is_dropped_even_where_no_margin_is_asked_for() -> None:
+def test_a_tied_list_is_dropped_even_with_min_margin_0() -> None:
     given = {"flat": one(0.5, 0.5), "ok": one(0.5, 0.4)}
     assert decided(given, FilterConfig(min_margin=0.0)) == {"flat": "no_preference", "ok": None}
 
 
-def test_the_margin_is_that_of_the_first_samples_where_a_size_is_given() -> None:
+def test_with_list_size_the_margin_is_that_of_the_first_samples() -> None:
     given = {"late": one(0.5, 0.4, 1.0), "early": one(0.0, 1.0, 1.0), "short": one(1.0)}
     config = FilterConfig(min_margin=0.5, list_size=2)
     assert decided(given, config) == {
@@ -82,7 +82,7 @@ def test_the_margin_is_that_of_the_first_samples_where_a_size_is_given() -> None
     }
 
 
-def test_without_unparsed_answers_the_margin_is_that_of_the_others() -> None:
+def test_with_drop_unparsed_the_margin_is_that_of_the_other_answers() -> None:
     given = {"a": [(0.9, True), (0.0, False)], "b": [(0.0, False)] * 2, "c": one(0.9, 0.0)}
     config = FilterConfig(min_margin=0.5)
     assert decided(given, config) == {"a": None, "b": "no_preference", "c": None}
@@ -113,14 +113,14 @@ def test_equal_datasets_keep_as_many_lists_of_each() -> None:
         assert set(reasons.values()) == {None, "over_dataset_share"}
 
 
-def test_a_dataset_without_any_list_left_makes_equal_amounts_impossible() -> None:
+def test_a_dataset_without_lists_makes_equal_amounts_impossible() -> None:
     given = {"a": one(1.0, 0.0), "b": one(0.5, 0.5)}
     config = FilterConfig(min_margin=0.1, equal_datasets=True)
-    with pytest.raises(ArtifactError, match="no equal amounts"):
+    with pytest.raises(ArtifactError, match="equal amounts per dataset are impossible"):
         decided(given, config, {"a": "x", "b": "y"})
 
 
-def test_the_summary_tells_how_much_of_the_margin_unparsed_answers_make() -> None:
+def test_the_summary_shows_how_much_of_the_margin_unparsed_answers_make() -> None:
     """Margins 0.9 and 0.8; without the unparsed answer the first is 0.9 - 0.6 = 0.3."""
     given = {"a": [(0.9, True), (0.6, True), (0.0, False)], "b": one(0.9, 0.1)}
     table = with_reasons(given, FilterConfig(min_margin=0.8))
@@ -146,7 +146,7 @@ def test_the_histogram_and_the_thresholds_count_by_hand() -> None:
     assert lines[-1].split() == ["1.0:", "1"]
 
 
-def test_what_no_threshold_could_keep_is_not_promised() -> None:
+def test_a_list_that_no_threshold_keeps_is_not_counted() -> None:
     """Margins 0.9 (too large), 0.4, and of too few samples: one list for every threshold to 0.4."""
     config = FilterConfig(min_margin=0.0, max_margin=0.5, list_size=2)
     table = with_reasons({"a": one(0.9, 0.0), "b": one(0.5, 0.1), "c": one(1.0)}, config)
@@ -155,6 +155,6 @@ def test_what_no_threshold_could_keep_is_not_promised() -> None:
     assert [counts["kept_at"][f"{t / 10:.1f}"] for t in (0, 4, 5, 9)] == [1, 1, 0, 0]
 
 
-def test_a_preference_over_an_unparsed_answer_alone_is_told_at_any_margin() -> None:
+def test_a_preference_only_over_an_unparsed_answer_is_counted_at_any_margin() -> None:
     table = with_reasons({"a": [(0.5, True), (0.0, False)]}, FilterConfig(min_margin=0.0))
     assert summarise(table, 0.0)["kept_by_unparsed_only"] == 1

@@ -1,4 +1,4 @@
-"""The plain JSON-lines form: checked row by row, every fault told with its line."""
+"""The plain JSON-lines form: checked row by row, every fault expected with its line."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "expected"),
     [
         ({**GOOD, "gt_box": [8, 2, 1, 9]}, "inverted or empty"),
         ({**GOOD, "gt_box": [1, 2, 1, 9]}, "inverted or empty"),
@@ -86,8 +86,8 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ({**GOOD, "expression": "x"}, "either `prompt` or `expression`"),
         ({**GOOD, "prompt": 3}, "`prompt` is not text"),
         ({**GOOD, "gt_box": [0, 0, 1, 10**400]}, "not four finite numbers"),
-        ({**GOOD, "image": "a\x00.png"}, "holds a character that is no text"),
-        ({**GOOD, "prompt": "a \ud800 b"}, "holds a character that is no text"),
+        ({**GOOD, "image": "a\x00.png"}, "holds a character that is not text"),
+        ({**GOOD, "prompt": "a \ud800 b"}, "holds a character that is not text"),
         ({**GOOD, "task": "ocr", "gt_text": "x", "gt_box": [1, 2, 3]}, "not four finite numbers"),
         ({**GOOD, "gt_boxes": [[1, 2, 8, 9], [5, 5, 3, 8]]}, "gt_boxes[1] is inverted or empty"),
         ({**GOOD, "gt_boxes": []}, "gt_boxes is not a list of boxes"),
@@ -99,13 +99,13 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ("[1]", "not a JSON object"),
     ],
 )
-def test_a_bad_row_is_told_with_its_line_and_nothing_is_read(
-    tmp_path: Path, bad: Any, told: str
+def test_a_bad_row_is_reported_with_its_line_and_nothing_is_read(
+    tmp_path: Path, bad: Any, expected: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         read_rows(dataset(tmp_path, GOOD, bad), "train")
     assert "1 fault:" in str(caught.value)
-    assert "line 2: " in str(caught.value) and told in str(caught.value)
+    assert "line 2: " in str(caught.value) and expected in str(caught.value)
 
 
 def test_a_null_box_beside_a_text_is_no_box(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_faults_of_many_rows_come_together(tmp_path: Path) -> None:
         read_rows(dataset(tmp_path, *rows), "train")
 
 
-def test_one_fault_of_many_rows_is_told_once_with_their_number(tmp_path: Path) -> None:
+def test_a_fault_that_many_rows_share_is_listed_once_with_their_number(tmp_path: Path) -> None:
     rows = [{**GOOD, "gt_box": [9, 9, 1, 1]}] * 30 + [{**GOOD, "task": "x"}]
     with pytest.raises(InputError) as caught:
         read_rows(dataset(tmp_path, *rows), "train")
@@ -156,7 +156,7 @@ def test_a_list_given_for_lines_is_one_fault(tmp_path: Path) -> None:
         read_rows(source, "train")
 
 
-def test_a_normalised_box_is_told_as_one(tmp_path: Path) -> None:
+def test_a_normalised_box_is_reported_as_normalised(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it looks normalised, and is in pixels"):
         read_rows(dataset(tmp_path, {**GOOD, "gt_box": [0.1, 0.2, 0.5, 1.0]}), "train")
 
@@ -180,13 +180,13 @@ def test_boxes_that_are_all_normalised_are_one_mistake_of_the_file(
     with pytest.raises(InputError) as caught:
         read_rows(dataset(tmp_path, *rows), "train")
     message = str(caught.value)
-    assert "all 2 boxes lie within 0-1: they look normalised; boxes are pixels" in message
+    assert "all 2 boxes are within 0-1: they look normalised; boxes are pixels" in message
     assert "multiply x by the image's width" in message and "line 1" not in message
 
 
-def test_some_normalised_boxes_are_faults_of_their_rows_told_once(tmp_path: Path) -> None:
+def test_some_normalised_boxes_are_faults_of_their_rows_and_listed_once(tmp_path: Path) -> None:
     rows = [{**GOOD, "gt_box": [0.1, 0.2, 0.5, 0.3 + n / 100]} for n in range(9)]
-    with pytest.raises(InputError, match=r"line 3, \.\.\. \(9 in all\): gt_box lies within"):
+    with pytest.raises(InputError, match=r"line 3, \.\.\. \(9 in all\): gt_box is within"):
         read_rows(dataset(tmp_path, *rows, GOOD), "train")
 
 

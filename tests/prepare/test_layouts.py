@@ -212,11 +212,11 @@ def test_the_layouts_differ_in_names_and_in_xywh(photo: Path, layout: str) -> No
 
 @pytest.mark.parametrize("layout", GOOD)
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"bbox": None}, "`bbox` is null"),
         ({"bbox": [1, 2, 3]}, "not four finite numbers"),
-        ({"bbox": [1, 2, 300, 9]}, "lies outside the image of 20x10"),
+        ({"bbox": [1, 2, 300, 9]}, "is outside the image of 20x10"),
         ({"width": 21, "height": 10}, "the file says the image is 21 x 10 pixels"),
         ({"width": "20", "height": 10}, "`width` is not a whole number"),
         ({"sent": "", "expression": "", "sents": ""}, "is missing"),
@@ -226,23 +226,23 @@ def test_the_layouts_differ_in_names_and_in_xywh(photo: Path, layout: str) -> No
         ({"sent": None, "expression": None, "sents": None}, "` is null"),
     ],
 )
-def test_a_bad_record_is_told_with_its_place(
-    photo: Path, layout: str, change: dict[str, Any], told: str
+def test_a_bad_record_is_reported_with_its_place(
+    photo: Path, layout: str, change: dict[str, Any], message: str
 ) -> None:
     bad = {**GOOD[layout], **change}
     with pytest.raises(InputError, match=r"^1 fault:") as caught:
         read_one(photo, layout, GOOD[layout], bad)
     place = "record 2: " if layout == "minigpt4" else "line 2: "
-    assert place in str(caught.value) and told in str(caught.value)
+    assert place in str(caught.value) and message in str(caught.value)
 
 
-def test_an_image_id_without_a_number_behind_it_is_refused(photo: Path) -> None:
+def test_an_image_id_that_does_not_end_with_a_number_is_refused(photo: Path) -> None:
     with pytest.raises(InputError, match="does not end with _ and a number") as caught:
         read_one(photo, "minigpt4", {**GOOD["minigpt4"], "img_id": "a"})
     assert "`img_id` without its last _NUMBER, and .jpg" in str(caught.value)
 
 
-def test_a_missing_image_tells_how_minigpt4_names_its_file(photo: Path) -> None:
+def test_the_fault_of_a_missing_image_explains_how_minigpt4_names_its_file(photo: Path) -> None:
     """COCO's own name ends with a number, too, which is taken for the ref's."""
     with pytest.raises(InputError) as caught:
         read_one(photo, "minigpt4", {**GOOD["minigpt4"], "img_id": "COCO_train2014_000000581857"})
@@ -252,9 +252,9 @@ def test_a_missing_image_tells_how_minigpt4_names_its_file(photo: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", GOOD)
-def test_normalised_boxes_are_told_of_every_layout(photo: Path, layout: str) -> None:
+def test_normalised_boxes_are_reported_in_every_layout(photo: Path, layout: str) -> None:
     record = {**GOOD[layout], "bbox": [0.1, 0.2, 0.3, 0.4]}
-    with pytest.raises(InputError, match="all 2 boxes lie within 0-1: they look normalised"):
+    with pytest.raises(InputError, match="all 2 boxes are within 0-1: they look normalised"):
         read_one(photo, layout, record, record)
 
 
@@ -296,7 +296,7 @@ def test_a_page_keeps_its_text_as_it_is_and_its_question_loses_the_placeholder(
 
 
 @pytest.mark.parametrize(
-    ("conversations", "told"),
+    ("conversations", "message"),
     [
         (None, "not a list of turns"),
         (["hello"], "not a list of turns"),
@@ -307,16 +307,16 @@ def test_a_page_keeps_its_text_as_it_is_and_its_question_loses_the_placeholder(
         ([{"from": "human", "value": "?"}, {"from": "gpt", "value": ""}], "`value` is missing"),
     ],
 )
-def test_a_page_that_is_no_question_and_answer_is_refused(
-    photo: Path, conversations: Any, told: str
+def test_a_page_without_one_question_and_one_answer_is_refused(
+    photo: Path, conversations: Any, message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         read_pages(photo, [PAGE, {**PAGE, "conversations": conversations}])
-    assert "record 2: " in str(caught.value) and told in str(caught.value)
+    assert "record 2: " in str(caught.value) and message in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [{"image": "a.jpg"}, "text"])
-def test_a_file_that_is_no_list_is_refused(photo: Path, content: Any) -> None:
+def test_a_file_without_a_list_is_refused(photo: Path, content: Any) -> None:
     with pytest.raises(InputError, match="not a JSON list"):
         read_pages(photo, content)
 
@@ -346,7 +346,7 @@ def test_a_parquet_row_has_a_prompt_for_each_expression_and_its_image_inside(pho
     assert [row["dataset"] for row in read_lmms_lab(some, REQUEST).rows] == ["refcocog_testA"] * 2
 
 
-def test_the_run_says_that_lmms_labs_val_is_not_the_papers(
+def test_the_run_prints_that_lmms_labs_val_is_not_the_papers(
     photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = {"bytes": (photo / "a.jpg").read_bytes(), "path": "x"}
@@ -363,25 +363,25 @@ def test_the_run_says_that_lmms_labs_val_is_not_the_papers(
 
 
 @pytest.mark.parametrize(
-    ("image", "answers", "told"),
+    ("image", "answers", "message"),
     [
-        ({"bytes": None, "path": "a.jpg"}, ["cat"], "holds no bytes of an image"),
+        ({"bytes": None, "path": "a.jpg"}, ["cat"], "holds no image bytes"),
         ({"bytes": b"torn", "path": "a.jpg"}, ["cat"], "it is no image"),
         (None, [], "`answer` is not a list of expressions"),
         (None, ["cat", ""], "`answer` is missing"),
     ],
 )
-def test_a_bad_parquet_row_is_told_with_its_file_and_row(
-    photo: Path, image: Any, answers: list[str], told: str
+def test_a_bad_parquet_row_is_reported_with_its_file_and_row(
+    photo: Path, image: Any, answers: list[str], message: str
 ) -> None:
     image = image or {"bytes": (photo / "a.jpg").read_bytes(), "path": "x"}
     path = parquet(photo / "val-00000-of-00001.parquet", image=image, answers=answers)
     with pytest.raises(InputError) as caught:
         read_lmms_lab(LmmsLabSource(source="lmms-lab", path=path), REQUEST)
-    assert "val-00000-of-00001.parquet, row 1" in str(caught.value) and told in str(caught.value)
+    assert "val-00000-of-00001.parquet, row 1" in str(caught.value) and message in str(caught.value)
 
 
-def test_what_is_no_parquet_of_lmms_lab_is_refused(photo: Path) -> None:
+def test_a_parquet_file_of_another_layout_is_refused(photo: Path) -> None:
     (photo / "val.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"read as Parquet[\s\S]*a folder of them or a pattern"):
         read_lmms_lab(LmmsLabSource(source="lmms-lab", path=photo / "val.parquet"), REQUEST)

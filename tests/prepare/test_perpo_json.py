@@ -80,12 +80,12 @@ def test_token_ids_are_the_tokenizers_with_the_end_token_and_the_run_says_so(
     for row in version.table().to_pylist()[::2]:
         *ids, end = row["completion_token_ids"]
         assert vlm.tokenizer.decode(ids) == row["completion"] and end in vlm.eos_token_ids
-    assert "retokenised from their text" in version.manifest["notes"]["token_ids"]
+    assert "the answers are tokenised from their text" in version.manifest["notes"]["token_ids"]
     assert version.manifest["notes"]["model_id"] == "testbed"
-    assert "retokenised from their text" in capsys.readouterr().err
+    assert "the answers are tokenised from their text" in capsys.readouterr().err
 
 
-def test_the_official_sample_goes_through_filter_and_its_rounding_is_told(
+def test_the_official_sample_passes_filter_and_its_rounding_is_reported(
     realdata: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The largest difference is worked out here in fractions, where IoU is the same."""
@@ -106,8 +106,8 @@ def test_the_official_sample_goes_through_filter_and_its_rounding_is_told(
     )
     assert 0.001 < expected < 0.05
     assert scores.manifest["counts"]["largest_difference_from_iou"] == pytest.approx(expected)
-    told = capsys.readouterr().err
-    assert f"in the mean, {expected:.4f} at most" in told and "WARNING" not in told
+    message = capsys.readouterr().err
+    assert f"in the mean, {expected:.4f} at most" in message and "WARNING" not in message
     (kept,) = filter_lists(run, "train").table().to_pylist()
     assert kept["margin"] == max(record["iou_scores"]) and sum(kept["counts"]) == 20
     assert kept["rewards"] == sorted(kept["rewards"], reverse=True)
@@ -155,7 +155,7 @@ def test_out_holds_a_folder_for_each_artifact_and_the_second_run_does_nothing(
     assert filter_lists(given, "train").manifest["rows"] == 2
 
 
-def test_a_stop_between_the_artifacts_is_made_good_by_the_same_command(
+def test_the_same_command_finishes_the_artifacts_after_a_stop_between_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = dataset(tmp_path, *[RECORD] * 5)
@@ -183,28 +183,28 @@ def test_a_stop_between_the_artifacts_is_made_good_by_the_same_command(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"iou_scores": [1.0, 0.0]}, "there are 3 answers and 2 `iou_scores`"),
-        ({"iou_scores": None}, "there are 3 answers and no `iou_scores`"),
-        ({"iou_scores": [1.0, 0.0, 1.01]}, "no number from 0 to 1"),
-        ({"iou_scores": [1.0, 0.0, math.nan]}, "no number from 0 to 1"),
-        ({"iou_scores": [1.0, 0.0, "0.5"]}, "no number from 0 to 1"),
+        ({"iou_scores": [1.0, 0.0]}, "the record has 3 answers and 2 `iou_scores`"),
+        ({"iou_scores": None}, "the record has 3 answers and no `iou_scores`"),
+        ({"iou_scores": [1.0, 0.0, 1.01]}, "something other than a number from 0 to 1"),
+        ({"iou_scores": [1.0, 0.0, math.nan]}, "something other than a number from 0 to 1"),
+        ({"iou_scores": [1.0, 0.0, "0.5"]}, "something other than a number from 0 to 1"),
         ({"answers_gen": []}, "not a list of answers"),
         ({"answers_gen": [None] * 3}, "an answer that is not text"),
-        ({"answer": "on the left"}, "`answer` is no box in the format llava, frame full"),
+        ({"answer": "on the left"}, "`answer` is not a box in the format llava, frame full"),
         ({"answer": "[0.5, 0.2, 0.1, 0.8]"}, "is inverted or empty"),
         ({"question": "<image>"}, "the question is empty"),
         ({"image_path": "none.png"}, "none.png: No such file"),
     ],
 )
-def test_a_bad_record_is_told_and_nothing_is_written(
-    tmp_path: Path, change: dict[str, Any], told: str
+def test_a_bad_record_is_reported_and_nothing_is_written(
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     run = a_run(dataset(tmp_path, RECORD, {**RECORD, **change}), tmp_path)
     with pytest.raises(InputError, match=r"^1 fault:") as caught:
         prepare(run, "train")
-    assert "record 2: " in str(caught.value) and told in str(caught.value)
+    assert "record 2: " in str(caught.value) and message in str(caught.value)
     assert not (tmp_path / "data").exists()
 
 

@@ -107,7 +107,7 @@ def test_what_is_checked_against_is_a_setting(tmp_path: Path) -> None:
 def test_evaluated_images_of_a_missing_dataset_are_an_error_not_a_leak(tmp_path: Path) -> None:
     tree = small_tree(tmp_path)
     (tree.root / "refcocog").rename(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="those of refcocog are not known") as caught:
+    with pytest.raises(ConfigError, match="the evaluated images of refcocog are unknown") as caught:
         read(tree, datasets=["refcoco"])
     assert "refs(umd).p" in str(caught.value) and "leave_out_evaluated: false" in str(caught.value)
     known = read(tree, datasets=["refcoco"], leave_out_evaluated=["refcoco", "refcoco+"])
@@ -115,7 +115,7 @@ def test_evaluated_images_of_a_missing_dataset_are_an_error_not_a_leak(tmp_path:
     assert expressions(read(tree, "val", datasets=["refcoco"])) == ["boat", "red boat"]
 
 
-def test_a_dataset_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
+def test_a_dataset_without_remaining_rows_is_an_error(tmp_path: Path) -> None:
     tree = small_tree(tmp_path)
     tree.add("refcocog", "val", 1, "a man")
     tree.write()
@@ -147,8 +147,8 @@ def test_equal_amounts_are_a_seeded_choice_of_the_same_number_from_each(tmp_path
     assert set(expressions(read(tree, per_dataset=11))) > set(chosen)
 
 
-def test_a_dataset_with_fewer_than_asked_for_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="refcoco_train has 2"):
+def test_a_dataset_with_fewer_rows_than_per_dataset_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="refcoco_train has only 2"):
         read(small_tree(tmp_path), per_dataset=3, datasets=["refcoco", "refcocog"])
 
 
@@ -164,9 +164,9 @@ def test_test_splits_of_several_datasets_keep_their_names(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("split", "settings", "told"),
+    ("split", "settings", "expected"),
     [
-        ("mine", {}, "'mine' is none of REFER's"),
+        ("mine", {}, "'mine' is not one of REFER's"),
         ("test", {}, "refcoco has none of ['test']"),
         ("test", {"splits": ["val", "testB"]}, "no dataset has a split 'testB'"),
         (
@@ -176,12 +176,12 @@ def test_test_splits_of_several_datasets_keep_their_names(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_splits_that_are_not_there_are_told_with_those_that_are(
-    tmp_path: Path, split: str, settings: dict[str, Any], told: str
+def test_missing_splits_are_reported_with_the_splits_that_exist(
+    tmp_path: Path, split: str, settings: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         read(small_tree(tmp_path), split, **settings)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_another_split_file_is_a_setting(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_an_empty_expression_is_left_out_and_counted(tmp_path: Path) -> None:
     assert prepared.counts["found"]["refcoco_val"]["expressions"] == 3
 
 
-def test_all_faults_are_told_at_once_each_with_its_file_and_ref(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once_each_with_its_file_and_ref(tmp_path: Path) -> None:
     tree = Tree(tmp_path)
     tree.add("refcoco", "val", 1, "good")
     tree.add("refcoco", "val", 1, "outside", box=[30, 5, 20, 5])
@@ -217,10 +217,10 @@ def test_all_faults_are_told_at_once_each_with_its_file_and_ref(tmp_path: Path) 
     with pytest.raises(InputError) as caught:
         read(tree, "val", datasets=["refcoco"])
     message = str(caught.value)
-    for told in (
+    for expected in (
         "8 faults",
         "refcoco/refs(unc).p, ref 2, sentence",
-        "lies outside the image of 40x30",
+        "is outside the image of 40x30",
         "is inverted or empty",
         "`bbox` is not four finite numbers",
         "ref 5: instances.json has no annotation 5 of image 1",
@@ -229,11 +229,11 @@ def test_all_faults_are_told_at_once_each_with_its_file_and_ref(tmp_path: Path) 
         "gone.png: No such file",
         "ref 9: `ref_id` is missing",
     ):
-        assert told in message, told
+        assert expected in message, expected
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("instances.json", "{}", "not REFER's instances.json"),
         ("instances.json", '{"images": [{"id": 1}], "annotations": []}', "KeyError('file_name')"),
@@ -242,13 +242,13 @@ def test_all_faults_are_told_at_once_each_with_its_file_and_ref(tmp_path: Path) 
     ],
 )
 def test_a_file_of_another_kind_is_refused(
-    tmp_path: Path, name: str, content: str, told: str
+    tmp_path: Path, name: str, content: str, expected: str
 ) -> None:
     tree = small_tree(tmp_path)
     (tree.root / "refcoco" / name).write_text(content)
     with pytest.raises(InputError) as caught:
         read(tree, "val", datasets=["refcoco"])
-    assert told in str(caught.value) and name in str(caught.value)
+    assert expected in str(caught.value) and name in str(caught.value)
 
 
 def prepared_run(tree: Tree, tmp_path: Path, **settings: Any) -> Run:

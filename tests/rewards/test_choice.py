@@ -122,13 +122,13 @@ def test_weights_whose_sum_would_overflow_still_give_their_mean() -> None:
     assert found.rewards.tolist() == pytest.approx([0.375])
 
 
-def test_only_the_columns_that_a_reward_looks_at_are_read() -> None:
+def test_only_the_columns_that_a_reward_reads_are_loaded() -> None:
     assert columns_of({"iou": 1.0}) == ["prompt_id", "task", "width", "height", "gt_box"]
     assert "prompt" in columns_of({"mine:f": 1.0})
     assert set(itertools.chain(columns_of({AUTO: 1.0}))) >= {"gt_text", "gt_boxes", "gt_polygon"}
 
 
-def test_an_unknown_reward_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_reward_is_refused_with_the_known_names() -> None:
     with pytest.raises(ValueError, match="there is no reward iuo; one of auto, iou"):
         ScoreConfig.model_validate({"reward": "iuo"})
     for weight in (0, -1, float("nan"), float("inf"), "1", True):

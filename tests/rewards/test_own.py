@@ -128,7 +128,7 @@ def test_a_broken_contract_is_reported_with_its_place(
         measure(given, {f"my_rewards:{function}": 1.0})
 
 
-def test_a_reward_that_changes_its_mind_is_found_before_anything_is_scored(mine: Path) -> None:
+def test_a_reward_that_is_not_deterministic_is_found_before_anything_is_scored(mine: Path) -> None:
     given = answers({"completion": "a"}, {"completion": "b"})
     for changing in ("random", "of_the_batch"):
         given = answers({"completion": "a"}, {"completion": "bb"}, {"completion": "c"})

@@ -8,7 +8,7 @@
 - `resized`: the whole image resized to a given size. It differs from prompt to prompt and is
   recorded with every answer (Qwen2.5-VL's pixels are those of the resized image: `smart_resize`).
 
-placement.py computes with them. This module imports no NumPy.
+placement.py computes where a frame is on an image. This module imports no NumPy.
 """
 
 import math

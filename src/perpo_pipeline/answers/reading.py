@@ -1,13 +1,13 @@
-"""What many answers say, read at once: boxes, points, polygons and numbers.
+"""Reads many answers at once: boxes, points, polygons and numbers.
 
-`boxes.parse_box` and `boxes.parse_boxes` say what a box is, one text at a time; `read_boxes` and
-`read_box_lists` give the same for millions of texts, with Polars' regular expressions. The frame
-and the unit decide for points and polygons as they do for boxes: numbers outside the frame by more
-than `RANGE_SLACK` of its extent are unparsed, nothing is clamped, swapped or rescaled.
+`boxes.parse_box` and `boxes.parse_boxes` define what a box is, one text at a time; `read_boxes` and
+`read_box_lists` return the same for millions of texts, with Polars' regular expressions. Frame and
+unit apply to points and polygons as they do to boxes: numbers outside the frame by more than
+`RANGE_SLACK` of its extent are unparsed; nothing is clamped, swapped or rescaled.
 
 `Texts` are a Polars series, a pyarrow array or a sequence of str; a null is an answer without
-text. Half of a surrogate pair, which a Python str may hold and UTF-8 may not, is a character that
-means nothing. No text raises an error.
+text. Half of a surrogate pair, which a Python str can hold and UTF-8 cannot, counts as a character
+without meaning. No text raises an error.
 """
 
 from collections.abc import Iterable, Sequence
@@ -88,8 +88,8 @@ _OTHER_NUMBERS = (
 _WORD = "(?:" + "|".join(SMALL_NUMBERS + _OTHER_NUMBERS) + ")"
 # A run of number words, so that the "twenty" of "twenty-one" is not taken for all of it.
 _WORDS = rf"(?i)(?:^|[^\w-])({_WORD}(?:[\s-]+{_WORD})*)(?:$|[^\w-])"
-# Not inside a word or a version ("H2O", "v1.5"), but after an ellipsis; the sign may stand before
-# a currency sign. An exponent is looked for because what stands before it is not the number.
+# Not inside a word or a version ("H2O", "v1.5"), but after an ellipsis; the sign may come before
+# a currency sign. An exponent is matched because the digits before it are not the number.
 _DIGITS = (
     r"(?i)(?:^|[^\w.]|\.{2,})(?P<sign>[-\u{2212}]?)\p{Sc}?"
     r"(?P<number>[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?P<exponent>e[-+]?[0-9]+)?"
@@ -131,10 +131,11 @@ def read_box_lists(
     sizes: npt.ArrayLike,
     resized: npt.ArrayLike | None = None,
 ) -> list[Floats]:
-    """Every box of each of n texts, in order: n arrays `(k, 4)`, k = 0 where a text holds none.
+    """Every box of each of n texts, in order: n arrays `(k, 4)`, k = 0 for a text without a box.
 
-    A box outside the frame keeps its place as a row of NaN: it was answered, so it counts, and
-    overlaps nothing. Arguments and errors as in `read_boxes`; one text at a time: `parse_boxes`.
+    A box outside the frame keeps its place as a row of NaN: it is part of the answer, so it counts,
+    and overlaps nothing. Arguments and errors as in `read_boxes`; one text at a time:
+    `parse_boxes`.
     """
     rule, series = get_box_format(box_format), _as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
@@ -155,9 +156,9 @@ def read_points(
 ) -> Floats:
     """The first point of each of n texts, `(n, 2)`: x, y in pixels of the original images.
 
-    A point is two plain decimals as `[x, y]`, which is also how Qwen's JSON has it
-    (`"point_2d": [x, y]`), or `(x, y)`, in the unit of the box format. Where the first one lies
-    outside the frame, or there is none, the row is NaN. Arguments and errors as in `read_boxes`.
+    A point is two plain decimals, `[x, y]` (as in Qwen's JSON, `"point_2d": [x, y]`) or `(x, y)`,
+    in the unit of the box format. The row is NaN if the text has no point, or if the first one is
+    outside the frame. Arguments and errors as in `read_boxes`.
     """
     rule, series = get_box_format(box_format), _as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
@@ -176,11 +177,11 @@ def read_polygons(
 ) -> list[Floats | None]:
     """The first polygon of each of n texts: `(k, 2)` in pixels of the original image, k >= 3.
 
-    It is the first run of plain decimals for 3 points or more: `[x1, y1, x2, y2, x3, y3]`,
-    `[x1, y1], [x2, y2], [x3, y3]` or `(x1,y1),(x2,y2),(x3,y3)` (Qwen-VL's `<quad>`), in the unit
-    of the box format. Four numbers are a box and no polygon. None where there is no such run, where
-    the first one has an odd count, or where one of its points lies outside the frame. Arguments and
-    errors as in `read_boxes`.
+    It is the first run of plain decimals for 3 points or more: `[x1, y1, x2, y2, x3, y3]`, `[x1,
+    y1], [x2, y2], [x3, y3]` or `(x1,y1),(x2,y2),(x3,y3)` (Qwen-VL's `<quad>`), in the unit of the
+    box format. Four numbers are a box, not a polygon. None if the text has no such run, if the
+    first one has an odd count, or if one of its points is outside the frame. Arguments and errors
+    as in `read_boxes`.
     """
     rule, series = get_box_format(box_format), _as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
@@ -193,13 +194,13 @@ def read_polygons(
 
 
 def read_numbers(texts: Texts) -> Floats:
-    """The first number of each of n texts, `(n,)`; NaN where there is none.
+    """The first number of each of n texts, `(n,)`; NaN for a text without one.
 
     A number is a plain decimal such as 3, -0.5, .5, 1,234.5 or $20: commas belong to it in groups
-    of three digits only (1,5 reads as 1), what follows (%, km) is ignored, and digits that a letter
-    precedes are none (H2O). With an exponent, or too large for a float, it is NaN. A text without
-    digits is searched for the first English number word from zero to twenty, in any case; longer
-    ones (twenty-one, two hundred) are NaN, and "no" and "a" are not read.
+    of three digits only (1,5 reads as 1), what follows (%, km) is ignored, and digits after a
+    letter (H2O) are not a number. With an exponent, or too large for a float, it is NaN. A text
+    without digits is searched for the first English number word from zero to twenty, in any case;
+    longer ones (twenty-one, two hundred) are NaN, and "no" and "a" are not read.
     """
     series = _as_series(texts)
     groups = _collect(series, _TEXT.str.extract_groups(_DIGITS).alias("parts")).unnest("parts")
@@ -270,7 +271,7 @@ def _collect(series: pl.Series, expression: pl.Expr) -> pl.DataFrame:
 
 
 def _explode(series: pl.Series, lists: pl.Expr) -> pl.DataFrame:
-    """A row for each string in the lists: the string, as `text`, and the `row` it came from."""
+    """One row per string in the lists: the string, as `text`, and the `row` that it came from."""
     found = _collect(series, lists.alias("text")).with_row_index("row")
     return found.explode("text").drop_nulls("text")
 
@@ -282,6 +283,6 @@ def _floats(strings: pl.DataFrame) -> Floats:
 
 
 def _split(values: Floats, rows: npt.NDArray[Any], num_rows: int) -> list[Floats]:
-    """The values of each row from 0 to num_rows; `rows` ascends and may leave some out."""
+    """The values of each row from 0 to num_rows; `rows` ascends and may skip some."""
     ends = np.cumsum(np.bincount(rows, minlength=num_rows)).tolist()
     return [values[start:end] for start, end in pairwise([0, *ends])]

@@ -1,6 +1,6 @@
 """Checks of a row's truth and fields: boxes, polygons, texts. Boxes are xyxy in pixels.
 
-Half a pixel outside the image is annotation rounding and is accepted as it is.
+A coordinate up to half a pixel outside the image is annotation rounding and is kept as it is.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any
 from perpo_pipeline.json_files import RowFault
 
 BOX_SLACK_PX = 0.5
-TINY_IMAGE_PX = 2  # up to this side a box of numbers from 0 to 1 may be meant as pixels
+TINY_IMAGE_PX = 2  # longest side of an image in which a box from 0 to 1 may mean pixels
 
 
 def truth_fault(box: Any, boxes: Any, polygon: Any, width: int, height: int) -> str | None:
@@ -36,17 +36,17 @@ def box_fault(box: Any, width: int, height: int, *, name: str = "gt_box") -> str
 
 
 def _tiny(name: str, box: Any, width: int, height: int) -> str | None:
-    """A box that no annotator draws; without its numbers, so that equal faults are told once."""
+    """The fault of a box that no annotator draws; without numbers, so that it is listed once."""
     if min(width, height) <= TINY_IMAGE_PX:
         return None
     if max(box) <= 1:
-        return f"{name} lies within the first pixel: it looks normalised, and is in pixels"
+        return f"{name} is within the first pixel: it looks normalised; give pixels"
     x1, y1, x2, y2 = box
     return f"{name} is smaller than a pixel" if (x2 - x1) * (y2 - y1) < 1 else None
 
 
 def lies_within_one(flat: Any) -> bool:
-    """Whether a box or polygon, as a flat list, holds numbers from 0 to 1 alone."""
+    """Whether a box or polygon, as a flat list, holds only numbers from 0 to 1."""
     is_list = isinstance(flat, list | tuple) and len(flat) > 0
     return is_list and all(_is_finite_number(value) and 0 <= value <= 1 for value in flat)
 
@@ -54,7 +54,7 @@ def lies_within_one(flat: Any) -> bool:
 def polygon_fault(polygon: Any, width: int, height: int) -> str | None:
     """What is wrong with a polygon x1, y1, x2, y2, ... (pixels), or None.
 
-    It has three points or more, an area, and a border that does not cross itself (by shapely).
+    It needs three points or more, an area, and a border that does not cross itself (by Shapely).
     """
     name = "gt_polygon"
     if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
@@ -82,12 +82,12 @@ def _outside(name: str, flat: Any, width: int, height: int) -> str | None:
             and -BOX_SLACK_PX <= y <= height + BOX_SLACK_PX
         )
         if not inside:
-            return f"{name} {flat!r} lies outside the image of {width}x{height} pixels"
+            return f"{name} {flat!r} is outside the image of {width}x{height} pixels"
     return None
 
 
 def are_numbers(values: Any, count: int) -> bool:
-    """Whether `values` is a list of so many finite numbers."""
+    """Whether `values` is a list of `count` finite numbers."""
     is_list = isinstance(values, list | tuple) and len(values) == count
     return is_list and all(_is_finite_number(value) for value in values)
 

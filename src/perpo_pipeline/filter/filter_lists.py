@@ -1,8 +1,8 @@
-"""`perpo filter`: the lists worth learning from -> the preferences artifact, `dropped` beside it.
+"""`perpo filter`: the lists worth learning from -> the preferences artifact, with `dropped` in it.
 
-Two passes over the parts, so that memory holds some numbers a list and no texts: the first finds
-every list's margin and decides (margins.py), the second writes the lists that stay (lists.py).
-Whatever is dropped is kept aside with its reason.
+Two passes over the parts, so that memory holds a few numbers per list and no texts: the first
+computes every list's margin and decides (margins.py), the second writes the lists that stay
+(lists.py). The table `dropped` keeps everything else, with the reason.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ LISTS_PER_PART = 1024
 ADVICE = {
     TOO_FEW_SAMPLES: "lower filter.list_size to what was sampled, or sample more",
     ALL_UNPARSED: "check model.box_format and box_frame: no answer could be read",
-    NO_PREFERENCE: "look at the scores: lists whose rewards are all equal teach nothing",
+    NO_PREFERENCE: "look at the scores: a list whose rewards are all equal teaches nothing",
     MARGIN_TOO_SMALL: "lower filter.min_margin",
     MARGIN_TOO_LARGE: "raise filter.max_margin",
 }
@@ -69,7 +69,7 @@ def filter_lists(run: Run, split: str) -> Version:
             _tasks(prompts), on="prompt_id", how="left", maintain_order="left"
         )
         lists = lists.with_columns(reason=reasons_to_drop(lists, config))
-        _tell_reward(run, scores)
+        _print_reward(run, scores)
         run.say(margin_table(margin_counts(lists)))
         _check_some_are_left(lists, scores)
         _write_lists(run, writer, sampled, lists, config)
@@ -91,8 +91,8 @@ class Sampled:
         scored = self.scores.manifest["inputs"]["samples"]["fingerprint"]
         if scored != self.samples.fingerprint:
             raise ArtifactError(
-                f"the scores are of other samples ({scored}) than these "
-                f"({self.samples.fingerprint}): their rewards belong to other completions",
+                f"the scores belong to other samples ({scored}) than these "
+                f"({self.samples.fingerprint}): their rewards are those of other completions",
                 where=f"{self.samples.path} and {self.scores.path}",
                 fix="rerun `perpo score`",
             )
@@ -125,14 +125,14 @@ class Sampled:
         )
 
 
-def _tell_reward(run: Run, scores: Version) -> None:
-    """Say by what the lists are ranked, above all where the configuration says otherwise."""
+def _print_reward(run: Run, scores: Version) -> None:
+    """Print which rewards rank the lists, and a doubt if the configuration names others."""
     measured, wanted = scores.manifest["settings"].get("reward", {}), run.config.score.weights()
-    doubt = f" (the configuration says {_shown(wanted)})" * (measured != wanted)
-    run.say(f"filter: ranked by {_shown(measured)}{doubt}")
+    doubt = f" (the configuration says {_named(wanted)})" * (measured != wanted)
+    run.say(f"filter: ranked by {_named(measured)}{doubt}")
 
 
-def _shown(weights: Mapping[str, float]) -> str:
+def _named(weights: Mapping[str, float]) -> str:
     if len(weights) == 1:
         return next(iter(weights))
     return ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
@@ -142,7 +142,7 @@ def _all_margins(run: Run, sampled: Sampled, split: str, config: FilterConfig) -
     parts = run.progress(range(len(sampled)), f"filter {split}: margins", len(sampled))
     if not len(sampled):
         raise ArtifactError(
-            "there are no scores",
+            "the artifact holds no scores",
             where=str(sampled.scores.path),
             fix="rerun `perpo sample` and `perpo score`",
         )
@@ -168,7 +168,7 @@ def _check_some_are_left(lists: pl.DataFrame, scores: Version) -> None:
     reasons = _by_reason(lists)
     advice = dict.fromkeys(ADVICE[reason] for reason in sorted(reasons, key=lambda r: -reasons[r]))
     raise ArtifactError(
-        f"no list is left of {lists.height}: the largest margin is {largest:.3f}; dropped: "
+        f"none of {lists.height} lists is left: the largest margin is {largest:.3f}; dropped: "
         f"{_listed(reasons)}",
         where=str(scores.path),
         fix="; ".join(advice),
@@ -178,7 +178,7 @@ def _check_some_are_left(lists: pl.DataFrame, scores: Version) -> None:
 def _write_lists(
     run: Run, writer: Writer, sampled: Sampled, lists: pl.DataFrame, config: FilterConfig
 ) -> None:
-    """Write the lists that stay, so many a part, and beside the first part those dropped."""
+    """Write the lists that stay, LISTS_PER_PART per part; the first part also has those dropped."""
     kept = lists.filter(pl.col("reason").is_null())
     starts = range(0, kept.height, LISTS_PER_PART)
     for index, start in enumerate(run.progress(starts, "filter: lists", len(starts))):
@@ -212,11 +212,11 @@ def _no_drops() -> pl.DataFrame:
 
 
 def summarise(lists: pl.DataFrame, min_margin: float) -> dict[str, Any]:
-    """Counts for the manifest, with the share of the margin that unparsed answers make.
+    """Counts for the manifest, with the part of the margin that unparsed answers make.
 
     `lists` has the columns of `list_margins` and `reason`, null where a list stays.
-    `margin_from_unparsed` is the part of the mean margin that is gone when unparsed answers are
-    left out; `kept_by_unparsed_only` counts the lists that would then not have passed.
+    `margin_from_unparsed` is the part of the mean margin that disappears without unparsed
+    answers; `kept_by_unparsed_only` counts the lists that would not have passed without them.
     """
     kept = lists.filter(pl.col("reason").is_null())
     margins, parsed = kept["margin"].to_numpy(), kept["parsed_margin"].to_numpy()
@@ -240,7 +240,7 @@ def _by_reason(lists: pl.DataFrame) -> dict[str, int]:
 
 
 def _count_kept(writer: Writer) -> dict[str, Any]:
-    """What the lists that stay hold: distinct completions, tied pairs, what is left out."""
+    """Counts of the lists that stay: distinct completions, tied pairs, completions left out."""
     rewards = writer.read_rows(["rewards", "counts"])
     lists = pl.concat([pl.DataFrame(part) for part in rewards]).with_row_index()
     flat = lists.explode("rewards", "counts")
@@ -260,9 +260,10 @@ def _count_kept(writer: Writer) -> dict[str, Any]:
 
 
 def _sentence(counts: Mapping[str, Any]) -> str:
-    gone = _listed(counts["dropped"]) or "none"
+    dropped = _listed(counts["dropped"]) or "none"
     return (
-        f"filter: {counts['kept']} of {counts['lists']} lists kept (dropped: {gone}); "
+        f"filter: {counts['kept']} of {counts['lists']} lists kept (dropped: {dropped}); "
         f"mean margin {counts['mean_margin']:.3f}, of which {counts['margin_from_unparsed']:.3f} "
-        f"comes from unparsed answers; {counts['kept_by_unparsed_only']} lists pass only by them"
+        f"comes from unparsed answers; {counts['kept_by_unparsed_only']} lists pass only through "
+        "them"
     )

@@ -1,14 +1,14 @@
-"""PREFERENCES rows: completions of one prompt, merged, ranked, and perhaps a pair of them.
+"""PREFERENCES rows: the completions of one prompt, merged and ranked, or one pair of them.
 
 M3PO (Gao et al.) picks the pair of highest learning value from the pool, by an external quality
 and the model's own confidence. Its abstract gives no formula; this one is ours:
 
-- quality: the reward; confidence: the mean log-probability a token under the sampling model
+- quality: the reward; confidence: the mean log-probability per token under the sampling model
   (`sampler_logprob` / number of tokens).
 - chosen: the completion with the best reward.
 - rejected: the one that maximises (reward gap to the chosen) x (confidence rank). The rank is
   among the list's K distinct completions, 1/K for the least confident up to 1 for the most
-  confident; equal confidences share the mean of their ranks. A confident bad answer is a hard
+  confident; equal confidences get the mean of their ranks. A confident bad answer is a hard
   negative.
 - Ties are broken by the larger gap, then by a hash of the token ids and the finish reason, never
   by the order of the list.
@@ -43,10 +43,10 @@ Row = dict[str, Any]
 
 
 def build_lists(rows: pl.DataFrame, tasks: Mapping[str, str], config: FilterConfig) -> list[Row]:
-    """One PREFERENCES row a prompt, in the order of the rows.
+    """One PREFERENCES row per prompt, in the order of the rows.
 
     `rows` holds SAMPLE_COLUMNS, reward and parse_ok of whole lists. Identical completions (by token
-    ids) are merged with their multiplicity; completions come in descending order of reward, ties in
+    ids) are merged with their multiplicity; completions are in descending order of reward, ties in
     the order of sampling. Raises `ArtifactError` where M3PO lacks the sampler's log-probabilities.
     """
     usable = rows.filter(usable_rows(rows, config))
@@ -62,7 +62,7 @@ def build_lists(rows: pl.DataFrame, tasks: Mapping[str, str], config: FilterConf
 
 
 def left_out(rows: pl.DataFrame, lists: list[Row], config: FilterConfig) -> pl.DataFrame:
-    """DROPPED rows of the completions that their lists do without, each with its reason."""
+    """DROPPED rows of the completions that are left out of their lists, each with its reason."""
     reason = pl.lit(None, pl.String)
     if config.strategy == "m3po":
         reason = pl.lit(pl.Series(_reasons_of_pairs(rows, lists), dtype=pl.String))
@@ -78,7 +78,7 @@ def left_out(rows: pl.DataFrame, lists: list[Row], config: FilterConfig) -> pl.D
 
 
 def _reasons_of_pairs(rows: pl.DataFrame, lists: list[Row]) -> list[str | None]:
-    """Why each row is not in its pair: another answer was chosen, or a copy of this one is."""
+    """Why each row is not in its pair: another answer was chosen, or a copy of this answer."""
     waiting = {(row["prompt_id"], *key) for row in lists for key in _keys_of(row)}
     pairs = set(waiting)
     reasons: list[str | None] = []

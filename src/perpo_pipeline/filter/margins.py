@@ -32,8 +32,8 @@ def usable_rows(scores: pl.DataFrame, config: FilterConfig) -> pl.Expr:
 
 
 def list_margins(scores: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
-    """One row a list, in order: prompt_id, `completions` (usable ones), `first` (among the first
-    `list_size`), `margin` and `parsed_margin` (largest - smallest reward; null of no completion).
+    """One row per list, in order: prompt_id, `completions` (usable ones), `first` (among the first
+    `list_size`), `margin` and `parsed_margin` (largest - smallest reward, null for no completion).
 
     `scores` needs prompt_id, sample_id, reward, parse_ok and whole lists.
     """
@@ -55,13 +55,13 @@ def list_margins(scores: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
 
 
 def reasons_to_drop(lists: pl.DataFrame, config: FilterConfig) -> pl.Series:
-    """Why each list goes, null where it stays.
+    """Why each list is dropped, null where it stays.
 
     `lists` has the columns of `list_margins` and `dataset`. A list without any strict preference
-    teaches nothing and goes, whatever the margin asked for. Over the cap, and over a dataset's
-    share, those with the smallest hash of (seed, prompt_id) stay: a random choice that does not
-    depend on the order of the rows. Raises `ArtifactError` where a dataset has no list left and
-    equal amounts are asked for.
+    teaches nothing and is dropped, whatever `min_margin` is. Of more lists than the cap or a
+    dataset's share, those with the smallest hash of (seed, prompt_id) stay: a random choice that
+    does not depend on the order of the rows. Raises `ArtifactError` if a dataset has no list left
+    while equal amounts are wanted.
     """
     margin = pl.col("margin")
     upper = 1.0 if config.max_margin is None else config.max_margin
@@ -102,8 +102,9 @@ def _surplus(
         share = min(share, config.max_lists // len(counts))
     if not share:
         raise ArtifactError(
-            f"no equal amounts can be had of these lists: {counts} (max_lists {config.max_lists})",
-            fix="lower filter.min_margin, raise filter.max_lists to one of each dataset at least, "
+            f"equal amounts per dataset are impossible with these lists: {counts} (max_lists "
+            f"{config.max_lists})",
+            fix="lower filter.min_margin, raise filter.max_lists to at least one per dataset, "
             "or set filter.equal_datasets to false",
         )
     rank = pl.int_range(pl.len()).over("dataset")
@@ -118,8 +119,8 @@ def margin_counts(lists: pl.DataFrame) -> dict[str, Any]:
     """`histogram`: lists with a margin in each tenth of [0, 1], the last one closed; `kept_at`:
     how many would be kept with each tenth as `min_margin`, before any cap.
 
-    `lists` has `margin` and `reason`; a list that goes whatever its smallest margin may be (too
-    few samples, all unparsed) is in neither, one with too large a margin not in `kept_at`.
+    `lists` has `margin` and `reason`; a list that every threshold drops (too few samples, all
+    unparsed) is in neither; one with too large a margin is only in `histogram`.
     """
     reason = pl.col("reason")
     usable = lists.filter(reason.is_null() | ~reason.is_in([TOO_FEW_SAMPLES, ALL_UNPARSED]))

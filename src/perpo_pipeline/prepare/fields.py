@@ -7,12 +7,12 @@ from perpo_pipeline.json_files import RowFault
 
 
 def absent(raw: Mapping[str, Any], key: str) -> str:
-    """What to say of a key without a value: that it is null, or that it is missing."""
+    """The fault of a key without a value: it is null, or it is missing."""
     return f"`{key}` is {'null' if key in raw and raw[key] is None else 'missing'}"
 
 
 def text_at(raw: Mapping[str, Any], key: str) -> str:
-    """The text under `key`; raises `RowFault` where there is none, or what no table can hold."""
+    """The text under `key`; raises `RowFault` if it is missing or no table can hold it."""
     value = raw.get(key)
     if not isinstance(value, str) or not value:
         raise RowFault(
@@ -24,7 +24,7 @@ def text_at(raw: Mapping[str, Any], key: str) -> str:
 
 
 def integer_at(raw: Mapping[str, Any], key: str) -> int:
-    """The whole number under `key`; raises `RowFault`."""
+    """The whole number under `key`; raises `RowFault` for anything else."""
     value = raw.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
         raise RowFault(
@@ -34,12 +34,12 @@ def integer_at(raw: Mapping[str, Any], key: str) -> int:
 
 
 def text_fault(key: str, text: str) -> str | None:
-    """A lone surrogate or a NUL, which no file name and no table can hold."""
+    """The fault of a text with a lone surrogate or a NUL, which no file name or table can hold."""
     if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
-        return f"`{key}` holds a character that is no text: {text[:60]!r}"
+        return f"`{key}` holds a character that is not text: {text[:60]!r}"
     return None
 
 
 def without_placeholder(question: str) -> str:
-    """A question without LLaVA's `<image>`: the image is put before the text by the run's model."""
+    """A question without LLaVA's `<image>`: the run's model puts the image before the text."""
     return question.replace("<image>", "").strip()

@@ -3,8 +3,8 @@
     [{"image": "page.png", "conversations": [{"from": "human", "value": "<image>\\nOCR: ..."},
                                              {"from": "gpt", "value": "the page's text"}]}]
 
-The task is `ocr`: there are no boxes. The text is kept as it stands (Fox normalises nothing); the
-question loses the placeholder `<image>`, since each model puts the image where it belongs.
+The task is `ocr`: rows have no boxes. The text is kept as it is (Fox normalises nothing). The
+placeholder `<image>` is removed from the question, because each model places the image itself.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,9 @@ def _turns(record: Row) -> tuple[str, str]:
         raise RowFault("`conversations` is not a list of turns")
     speakers = [turn.get("from") for turn in turns]
     if speakers != ["human", "gpt"]:
-        raise RowFault(f"`conversations` is not one of human and one of gpt, but from {speakers}")
+        raise RowFault(
+            f"`conversations` is not one turn of human and one of gpt, but of {speakers}"
+        )
     question = without_placeholder(text_at(turns[0], "value"))
     if not question:
         raise RowFault("the question is empty")

@@ -1,14 +1,14 @@
-"""Our own form: JSON lines of image, prompt and truth.
+"""perpo's own layout: JSON lines of image, prompt and truth.
 
     {"image": "photos/1.jpg", "prompt": "Where is ...?", "task": "grounding",
      "gt_box": [x1, y1, x2, y2]}
     {"image": "pages/7.png", "prompt": "What does this page say?", "task": "ocr", "gt_text": "..."}
 
 Boxes are xyxy in pixels of the upright image. Optional keys: `id` (the row's own name; default: its
-line number), `dataset`, `expression` (instead of `prompt`: the instruction of the run's box format
-is put around it; LLaVA's is the paper's), `gt_boxes` (several true boxes) and `gt_polygon`
-(x1, y1, x2, y2, x3, y3, ..., three points or more), beside `gt_box` or instead of it.
-`image` is relative to the file's folder, or to `image_root`.
+line number), `dataset`, `expression` (instead of `prompt`: the run's box format makes the question
+from it; LLaVA's question is the paper's), `gt_boxes` (several true boxes) and `gt_polygon` (x1, y1,
+x2, y2, x3, y3, ..., three points or more), with `gt_box` or instead of it. `image` is relative to
+the file's folder, or to `image_root`.
 """
 
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def _entries(
 
 
 def _check_keys(record: Row, source: JsonlSource) -> None:
-    """Raise `RowFault` for what is wrong with a row, but for its image and its boxes."""
+    """Raise `RowFault` for the first fault of a row, apart from its image and its boxes."""
     unknown = sorted(set(record) - KEYS)
     if unknown:
         raise RowFault(f"unknown keys {unknown}; known: {sorted(KEYS)}")
@@ -81,7 +81,7 @@ def _check_keys(record: Row, source: JsonlSource) -> None:
             raise RowFault(f"`{key}` is not text: {record[key]!r}")
     for key in ("id", "dataset"):
         if key in record and record[key] is None:
-            raise RowFault(f"`{key}` is null; give a value, or leave the key out")
+            raise RowFault(f"`{key}` is null; give a value or remove the key")
     for key in ("image", "prompt", "expression", "gt_text", "id", "dataset"):
         if fault := text_fault(key, str(record.get(key, ""))):
             raise RowFault(fault)

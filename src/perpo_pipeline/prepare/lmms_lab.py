@@ -5,8 +5,8 @@
 
 One row is one expression of `answer`; `question` is not used. Boxes are xywh in pixels of the full
 image, and become xyxy. Files are named SPLIT-00000-of-00002-....parquet; a row's `dataset` is
-DATASET_SPLIT. The split `val` is the official val and Google's val together: what is measured on
-it cannot be compared with papers, which the run says.
+DATASET_SPLIT. The split `val` holds the official val and Google's val together, so its metrics
+cannot be compared with papers; the run prints that.
 """
 
 import re
@@ -31,15 +31,15 @@ from perpo_pipeline.store.atomic import file_sha256
 _SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}.*")
 _FIX = "give a whole Parquet file of lmms-lab/RefCOCO, a folder of them or a pattern"
 _VAL_NOTE = (
-    "lmms-lab's val is the official val and Google's val together: figures on it cannot be "
-    "compared with papers (source: refer has the official one)"
+    "lmms-lab's val holds the official val and Google's val together: its metrics cannot be "
+    "compared with papers (source: refer has the official val)"
 )
 
 
 def read_lmms_lab(source: LmmsLabSource, request: Request) -> Prepared:
-    """Read the files, image bytes only when they are looked at; `source_row` is FILE/ROW/ANSWER.
+    """Read the files; image bytes are read only when used. `source_row` is FILE/ROW/ANSWER.
 
-    Raises `ConfigError` if there is none, `InputError` with the faults of all rows.
+    Raises `ConfigError` if no file is found, `InputError` with the faults of all rows.
     """
     files = source.parquet_files()
     if not files or not all(file.is_file() for file in files):
@@ -54,7 +54,7 @@ def read_lmms_lab(source: LmmsLabSource, request: Request) -> Prepared:
         dataset = f"{source.dataset}_{_split_of(file)}"
         counter = counts.setdefault(dataset, Counter())
         entries += _entries(_Shard(file, name, images), dataset, counter, faults, request)
-    # One thread: rows follow each other, and a shard keeps one group of them.
+    # One thread reads the rows in order, because only one row group is kept in memory.
     prepared = collect(entries, faults, request, per_dataset=source.per_dataset, threads=1)
     prepared.facts.update(
         file_sha256={str(file.relative_to(base)): file_sha256(file) for file in files},
@@ -76,7 +76,7 @@ def _split_of(file: Path) -> str:
 
 
 class _Images:
-    """The images of one row group of one file: no more is in memory at a time."""
+    """The images of one row group of one file, which is all that is in memory at a time."""
 
     def __init__(self) -> None:
         self.held: tuple[Path, int] | None = None
@@ -119,11 +119,11 @@ class _ShardImage:
         image = self.shard.images.at(self.shard.path, self.group, self.row)
         data = image.get("bytes") if isinstance(image, dict) else None
         if not isinstance(data, bytes):
-            raise InputError("the row holds no bytes of an image", where=str(self))
+            raise InputError("the row holds no image bytes", where=str(self))
         return data
 
     def __str__(self) -> str:
-        return f"of {self.shard.name}, row {self.number}"
+        return f"in {self.shard.name}, row {self.number}"
 
 
 def _entries(
@@ -150,7 +150,7 @@ def _entries(
 
 
 def _rows(shard: _Shard) -> Iterator[tuple[_ShardImage, dict[str, Any]]]:
-    """Each row without its image; raises `InputError` for a file of another kind."""
+    """Each row without its image; raises `InputError` if the file has another layout."""
     try:
         with pq.ParquetFile(shard.path) as file:
             missing = {"image", "answer", "bbox"} - set(file.schema_arrow.names)

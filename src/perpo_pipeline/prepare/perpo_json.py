@@ -1,11 +1,11 @@
-"""The lists that PerPO's authors released: prompts, and their sampled answers with scores.
+"""The lists that PerPO's authors released: prompts with their sampled answers and scores.
 
     [{"image_id", "image_path", "question", "answer", "answers_gen": [...], "iou_scores": [...]}]
 
 `answer` is the truth and `answers_gen` the model's answers, all as texts in the run's
-`model.box_format` and `box_frame` (the released ones: two decimals, 0-1, of the full image, which
-are `llava` and `full`). The truth becomes `gt_box` in pixels, clipped to the image; it was rounded
-when it was written, so our IoU differs a little from `iou_scores`, which are kept as they are.
+`model.box_format` and `box_frame` (the released lists use two decimals from 0 to 1 of the full
+image: `llava` and `full`). The truth becomes `gt_box` in pixels, clipped to the image. It was
+rounded when it was written, so our IoU differs a little from `iou_scores`, which are kept.
 `image_path` is relative to `image_root`, or to the file's folder.
 """
 
@@ -27,8 +27,8 @@ from perpo_pipeline.store.atomic import file_sha256
 def read_perpo_json(source: PerpoJsonSource, request: Request) -> Prepared:
     """Read the prompts and their lists.
 
-    Raises `InputError` with the faults of all records, `ConfigError` for the frame `resized`, whose
-    sizes the file does not hold.
+    Raises `InputError` with the faults of all records, `ConfigError` for the frame `resized`,
+    because the file does not hold the sizes of resized images.
     """
     if request.box_frame == "resized":
         raise ConfigError(
@@ -83,15 +83,15 @@ def _list_of(record: Row) -> ReleasedList:
             raise RowFault(fault)
     if not isinstance(scores, list) or len(scores) != len(answers):
         count = len(scores) if isinstance(scores, list) else "no"
-        raise RowFault(f"there are {len(answers)} answers and {count} `iou_scores`")
+        raise RowFault(f"the record has {len(answers)} answers and {count} `iou_scores`")
     if not are_numbers(scores, len(scores)) or not all(0 <= score <= 1 for score in scores):
-        raise RowFault("`iou_scores` holds what is no number from 0 to 1")
+        raise RowFault("`iou_scores` holds something other than a number from 0 to 1")
     return ReleasedList(answers, [float(score) for score in scores])
 
 
 @dataclass(frozen=True)
 class _Truth:
-    """A box as text; in pixels once the image's size is known."""
+    """A box as text, converted to pixels when the image's size is known."""
 
     answer: str
     request: Request
@@ -101,7 +101,7 @@ class _Truth:
         box = parse_box(self.answer, name, frame=frame, image_size=(width, height))
         if box is None:
             raise RowFault(
-                f"`answer` is no box in the format {name}, frame {frame}: {self.answer!r}"
+                f"`answer` is not a box in the format {name}, frame {frame}: {self.answer!r}"
             )
         x1, y1, x2, y2 = box
         return [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]

@@ -1,7 +1,7 @@
-"""Reads pickles of plain data, also those of Python 2, and runs nothing that is in them.
+"""Reads pickles of plain data, from Python 2 as well, and runs nothing that is in them.
 
-A pickle may name any function and call it. Here only containers, texts, numbers, None and numpy's
-scalars can come out; scalars are decoded here, numpy is not called. Other names are refused.
+A pickle may name any function and call it. This reader returns only containers, texts, numbers,
+None and NumPy scalars. It decodes the scalars itself, without NumPy, and refuses all other names.
 """
 
 import io
@@ -48,8 +48,8 @@ _SCALARS = {
 def load_plain_pickle(path: Path) -> Any:
     """The data of a pickle; 8-bit strings of Python 2 are read as Latin-1.
 
-    Raises `ConfigError` if there is no such file, `InputError` for a damaged one and for one that
-    names anything but plain data: nothing of it is run.
+    Raises `ConfigError` if the file is missing, `InputError` if it is damaged or names anything but
+    plain data; nothing in it is run.
     """
     try:
         data = path.read_bytes()
@@ -61,8 +61,8 @@ def load_plain_pickle(path: Path) -> Any:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except _Refused as refused:
         raise InputError(
-            f"the pickle asks for {refused}, which plain data does not need and which could run "
-            "code: it was not called",
+            f"the pickle names {refused}, which plain data does not need and which could run "
+            "code; it was not called",
             where=str(path),
             fix="do not use this file; fetch it again from its authors",
         ) from None
@@ -75,7 +75,7 @@ def load_plain_pickle(path: Path) -> Any:
 
 
 class _Refused(Exception):
-    """The name of what a pickle may not have."""
+    """The name that a pickle must not use."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -90,7 +90,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _ScalarType:
-    """numpy's dtype, as far as a scalar needs it."""
+    """The part of NumPy's dtype that a scalar needs."""
 
     def __init__(self, code: str, *_: Any) -> None:
         self.format, self.order = _SCALARS[str(code)], "<"

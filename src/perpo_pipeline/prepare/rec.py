@@ -1,12 +1,12 @@
 """Expressions and boxes in the layouts of three model families' own evaluations.
 
-    rec-jsonl   a JSON object a line: image, sent, bbox (xyxy), height, width    Qwen-VL, InternVL
-    shikra      a JSON object a line: img_path, expression, bbox (xyxy)          Shikra
-    minigpt4    one JSON list: img_id, sents, bbox (xywh), height, width         MiniGPT-4, -v2
+    rec-jsonl   one JSON object per line: image, sent, bbox (xyxy), height, width  Qwen-VL, InternVL
+    shikra      one JSON object per line: img_path, expression, bbox (xyxy)        Shikra
+    minigpt4    one JSON list: img_id, sents, bbox (xywh), height, width           MiniGPT-4, -v2
 
-Boxes are in pixels of the full image. Of `minigpt4` the image is `<img_id without _k>.jpg`. Where
-height and width are given they must be the image's; rec-jsonl and minigpt4 must give them. Other
-keys are not read. `dataset` is the file's name.
+Boxes are in pixels of the full image. The image of a minigpt4 record is `<img_id without _k>.jpg`.
+rec-jsonl and minigpt4 must give height and width; where they are given, they must be the image's.
+Other keys are not read. `dataset` is the file's name.
 """
 
 import re
@@ -29,7 +29,7 @@ _MINIGPT4_IMAGE = "without its last _NUMBER, and .jpg"
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a layout keeps what; `box` brings its `bbox` to xyxy."""
+    """The names of a layout's keys; `box` converts its `bbox` to xyxy."""
 
     read: Callable[[Path, Faults], Iterator[tuple[int, Row]]]
     unit: str
@@ -37,7 +37,7 @@ class _Layout:
     image: Callable[[Row], str]
     box: Callable[[Any], Any]
     must_have_size: bool
-    image_note: str = ""  # how the name of the image's file came about, for faults
+    image_note: str = ""  # how the name of the image's file was built, for faults
 
 
 def read_rec(source: RecSource, request: Request) -> Prepared:

@@ -6,11 +6,11 @@
 
 `refs(...).p` is a pickle of Python 2 with a list of refs: `ref_id, ann_id, image_id, split,
 sentences[{sent_id, sent}]`; one row is one sentence. Boxes are those of the annotations in
-instances.json, xywh in pixels of the full image, and become xyxy. An image is the file that
-instances.json names for its id: a ref's own `file_name` is another one, which does not exist.
+instances.json, xywh in pixels of the full image, and become xyxy. The image's file is the one that
+instances.json names for its id: the `file_name` of a ref names another file, which does not exist.
 
-All three datasets, and all their splits, are about images of COCO train2014: a training image may
-be one that another dataset evaluates on. Such images are left out of train (`leave_out_evaluated`).
+All splits of all three datasets use images of COCO train2014, so a training image may be an image
+that another dataset evaluates on. Such images are left out of train (`leave_out_evaluated`).
 """
 
 from collections import Counter
@@ -61,10 +61,10 @@ class _Instances:
 
 
 def read_refer(source: ReferSource, request: Request) -> Prepared:
-    """Read the chosen splits of the chosen datasets, one row a sentence.
+    """Read the chosen splits of the chosen datasets, one row per sentence.
 
     The rows' `dataset` is DATASET_SPLIT, e.g. `refcoco_testA`; `source_row` is `ref_id/sent_id`.
-    Raises `ConfigError` for missing files and for splits that are not there, `InputError` with the
+    Raises `ConfigError` for missing files and for missing splits, `InputError` with the
     faults of all refs.
     """
     splits = _chosen_splits(source, request.split)
@@ -82,7 +82,7 @@ def read_refer(source: ReferSource, request: Request) -> Prepared:
     prepared = collect(
         entries, faults, request, embed=source.embed_images, per_dataset=source.per_dataset
     )
-    _check_none_is_gone(reading, entries)
+    _check_all_have_entries(reading, entries)
     prepared.facts.update(_facts(source, splits, against, request.instruction))
     prepared.left_out.update(+reading.left_out)
     prepared.counts["found"] = {name: dict(counter) for name, counter in reading.found.items()}
@@ -95,8 +95,8 @@ def _chosen_splits(source: ReferSource, prepared: str) -> list[Split]:
     named = [split for split in SPLITS if split == prepared]
     if not named:
         raise ConfigError(
-            f"the prepared split '{prepared}' is none of REFER's {list(SPLITS)}",
-            fix=f"name those it is made of: prepare.{prepared}.splits: [val, ...]",
+            f"the prepared split '{prepared}' is not one of REFER's {list(SPLITS)}",
+            fix=f"name the splits that it consists of: prepare.{prepared}.splits: [val, ...]",
         )
     return named
 
@@ -110,12 +110,12 @@ def _checked_against(source: ReferSource, splits: Sequence[str]) -> list[Dataset
     missing = [name for name in names if not source.refs_file(name).is_file()]
     if missing:
         raise ConfigError(
-            "train must not hold images that are evaluated on, and those of "
-            f"{' and '.join(missing)} are not known: there is no "
-            + ", no ".join(str(source.refs_file(name)) for name in missing),
+            "train must not hold images that are evaluated on, but the evaluated images of "
+            f"{' and '.join(missing)} are unknown, because these files are missing: "
+            + ", ".join(str(source.refs_file(name)) for name in missing),
             where=str(source.path),
-            fix="put them there (all three datasets share COCO train2014); or name those to check "
-            "against, leave_out_evaluated: [refcoco, ...]; or leave_out_evaluated: false",
+            fix="add the files (all three datasets share COCO train2014); or name the datasets to "
+            "check against, leave_out_evaluated: [refcoco, ...]; or set leave_out_evaluated: false",
         )
     return names
 
@@ -132,7 +132,7 @@ def _read_refs(source: ReferSource, name: Dataset, faults: Faults) -> list[_Ref]
     raw = load_plain_pickle(path)
     if not isinstance(raw, list):
         raise InputError(
-            "the pickle holds no list of refs",
+            "the pickle does not hold a list of refs",
             where=str(path),
             fix="give the file as it was released",
         )
@@ -149,7 +149,7 @@ def _ref(raw: Any, place: str) -> _Ref:
         raise RowFault("not a dictionary")
     split, sentences = raw.get("split"), raw.get("sentences")
     if split not in SPLITS:
-        raise RowFault(f"`split` is {split!r}, none of {list(SPLITS)}")
+        raise RowFault(f"`split` is {split!r}, not one of {list(SPLITS)}")
     if not isinstance(sentences, list) or not all(isinstance(one, dict) for one in sentences):
         raise RowFault("`sentences` is not a list of sentences")
     pairs = [(integer_at(one, "sent_id"), _sent(one)) for one in sentences]
@@ -188,7 +188,7 @@ def _read_instances(path: Path) -> _Instances:
 def _check_splits(
     source: ReferSource, splits: Sequence[str], refs: dict[Dataset, list[_Ref]], faults: Faults
 ) -> None:
-    """Raise `ConfigError` for a split that no dataset has, and a dataset that has no split."""
+    """Raise `ConfigError` for a split that no dataset has, or a dataset without any of them."""
     there = {name: {ref.split for ref in refs[name]} for name in source.datasets}
     wrong = [
         f"no dataset has a split '{split}'"
@@ -238,9 +238,9 @@ class _Reading:
                 self.left_out[EVALUATED] += len(ref.sentences)
                 continue
             with self.faults.at(ref.place):
-                yield from self._of_ref(ref, dataset, instances)
+                yield from self._entries_of(ref, dataset, instances)
 
-    def _of_ref(self, ref: _Ref, dataset: str, instances: _Instances) -> Iterator[Entry]:
+    def _entries_of(self, ref: _Ref, dataset: str, instances: _Instances) -> Iterator[Entry]:
         image_id, bbox = instances.boxes.get(ref.ann_id, (None, None))
         if image_id != ref.image_id or image_id not in instances.images:
             raise RowFault(f"instances.json has no annotation {ref.ann_id} of image {ref.image_id}")
@@ -263,11 +263,11 @@ class _Reading:
             )
 
 
-def _check_none_is_gone(reading: _Reading, entries: Sequence[Entry]) -> None:
-    gone = sorted(set(reading.found) - {entry.dataset for entry in entries})
-    if gone:
+def _check_all_have_entries(reading: _Reading, entries: Sequence[Entry]) -> None:
+    empty = sorted(set(reading.found) - {entry.dataset for entry in entries})
+    if empty:
         raise InputError(
-            f"no expression of {', '.join(gone)} is left: all their images are evaluated on",
+            f"no expression of {', '.join(empty)} remains: all their images are evaluated on",
             where=str(reading.source.path),
             fix="choose other datasets, or leave_out_evaluated: false",
         )

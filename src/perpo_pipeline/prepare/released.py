@@ -1,7 +1,7 @@
-"""Writes released lists as the samples and scores of a split, so that `perpo filter` goes on.
+"""Writes released lists as the samples and scores of a split, from which `perpo filter` continues.
 
-Released answers are texts alone: their token ids are those of the run's tokenizer, with the end
-token behind each, as of a server that sends none. Seeds are 0 and log-probabilities absent.
+Released answers are only texts. The run's tokenizer makes their token ids and the end token follows
+each answer, as for a server that returns no token ids. Seeds are 0, log-probabilities are absent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 STAGE_VERSION = 1
 TOKEN_NOTE = (
-    "the file holds no token ids: the answers' are retokenised from their text, each with the end "
-    "token; all are taken to have stopped by themselves"
+    "the file holds no token ids: the answers are tokenised from their text, each with the end "
+    "token, as if all of them had stopped by themselves"
 )
-DOUBTFUL_DIFFERENCE = 0.05  # mean |IoU - released score|; of a rounded truth it is about 0.01
+DOUBTFUL_DIFFERENCE = 0.05  # mean |IoU - released score|; a rounded truth alone makes about 0.01
 
 
 def write_lists(
@@ -41,9 +41,9 @@ def write_lists(
     facts: Mapping[str, Any],
     out: Path | None,
 ) -> tuple[Version, Version]:
-    """Write the samples and scores of prompts that were just prepared; `lists` are in their order.
+    """Write the samples and scores of prompts that were just prepared; `lists` has their order.
 
-    `facts` are those of the file. Under `out`: in its folders samples/ and scores/.
+    `facts` are the file's facts. `out` gets the folders samples/ and scores/.
     """
     released = {"source": "perpo-json", "file_sha256": facts["file_sha256"]}
     samples = _write_samples(run, split, prompts, lists, released, out and out / "samples")
@@ -118,7 +118,7 @@ def _sample_rows(
 
 
 def _tokenise(vlm: "Vlm", answer: str) -> list[int]:
-    """The answer's ids with the end token; what looks like a special token was spelt out."""
+    """The answer's token ids and the end token; text that looks like a special token stays text."""
     found = vlm.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)
     ends, own = vlm.eos_token_ids, vlm.tokenizer.eos_token_id
     return [*found["input_ids"], own if own in ends else ends[0]]
@@ -161,9 +161,9 @@ def _write_scores(
             if not writer.has_part(index):
                 writer.write_part(index, rows)
         largest, mean = max(differences), sum(differences) / len(differences)
-        told = _about_scores(mean, largest, model.box_format, model.box_frame)
-        writer.note("released_scores", told)
-        run.say(f"prepare {split}: {told}")
+        note = _about_scores(mean, largest, model.box_format, model.box_frame)
+        writer.note("released_scores", note)
+        run.say(f"prepare {split}: {note}")
         count = sum(len(one.answers) for one in lists)
         return {
             "rows": count,
@@ -176,23 +176,23 @@ def _write_scores(
 
 
 def _about_scores(mean: float, largest: float, box_format: str, box_frame: str) -> str:
-    """What the run says of the released scores beside the IoU with the file's truth."""
+    """How the released scores compare with the IoU with the file's truth, as a note."""
     if mean > DOUBTFUL_DIFFERENCE:
         return (
-            "WARNING: the released scores do not fit the boxes: mean difference "
-            f"{mean:.4f}, largest {largest:.4f}: check model.box_format and box_frame, which are "
+            "WARNING: the released scores do not fit the boxes (mean difference "
+            f"{mean:.4f}, largest {largest:.4f}): check model.box_format and box_frame, which are "
             f"{box_format} and {box_frame}; the scores are kept as they are"
         )
     return (
-        "the released scores are kept as they are; from the IoU with the truth as the file "
-        f"has it, which is rounded, they differ by {mean:.4f} in the mean, {largest:.4f} at most"
+        "the released scores are kept as they are; the truth in the file is rounded, so they "
+        f"differ from the IoU with it, by {mean:.4f} in the mean, {largest:.4f} at most"
     )
 
 
 def _score_rows(
     prompts: Sequence[Row], lists: Sequence[ReleasedList], box_format: str, box_frame: str
 ) -> tuple[list[Row], list[float]]:
-    """SCORES rows with the released rewards, and how far our IoU is from each."""
+    """SCORES rows with the released rewards, and the difference of our IoU from each."""
     counts = [len(released.answers) for released in lists]
     sizes = np.repeat([(prompt["width"], prompt["height"]) for prompt in prompts], counts, axis=0)
     truths = np.repeat([prompt["gt_box"] for prompt in prompts], counts, axis=0)

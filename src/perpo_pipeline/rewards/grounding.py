@@ -1,4 +1,4 @@
-"""The rewards of a grounding answer: how much a box overlaps the true one, is a point in it?"""
+"""The rewards of a grounding answer: overlap with the true box, or a point inside it."""
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,8 @@ def points_in_boxes(points: npt.ArrayLike, gt: npt.ArrayLike) -> npt.NDArray[np.
     """1 where a point lies inside the true box or on its edge, else 0.
 
     `points` is `(n, 2)` as x, y and `gt` `(n, 4)` as x1, y1, x2, y2, in one unit; the result is
-    `(n,)`, float64. A point that is NaN (an unparsed answer) or infinite gives 0, and so does a
-    box that is none for `iou_xyxy`. Raises ValueError for other shapes. Source: pointing accuracy,
+    `(n,)`, float64. A point that is NaN (an unparsed answer) or infinite gives 0, and so does a box
+    that `iou_xyxy` does not accept. Raises ValueError for other shapes. Source: pointing accuracy,
     as in ScreenSpot (SeeClick, arXiv:2401.10935).
     """
     xy, gt = np.asarray(points, dtype=np.float64), _as_boxes(gt, "gt")

@@ -1,4 +1,4 @@
-"""The rewards of a counting or measuring answer: is the number right, and how close is it?"""
+"""The rewards of a counting or measuring answer: whether its number is right, and how close."""
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,10 @@ def count_matches(pred: npt.ArrayLike, gt: npt.ArrayLike) -> npt.NDArray[np.floa
 
 
 def numeric_closeness(pred: npt.ArrayLike, gt: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """1 - |pred - gt| / max(|pred|, |gt|), in [0, 1]; 1 for two zeros, 0 for unlike signs.
+    """1 - |pred - gt| / max(|pred|, |gt|), in [0, 1]; 1 for two zeros, 0 for different signs.
 
-    `pred` and `gt` are `(n,)`, as is the result, float64. It is the smaller over the larger
-    number: half and double the truth both give 0.5. A number that is NaN (an unparsed answer) or
+    `pred` and `gt` are `(n,)`, as is the result, float64. It is the smaller number divided by the
+    larger: half and double the truth both give 0.5. A number that is NaN (an unparsed answer) or
     infinite gives 0. Raises ValueError for other shapes. Ours.
     """
     numbers, truths = _as_numbers(pred, gt)

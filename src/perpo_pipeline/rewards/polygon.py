@@ -8,8 +8,8 @@ import shapely
 
 Floats = npt.NDArray[np.float64]
 
-LARGEST = 1e9  # of a coordinate: far beyond any image, and far from where areas overflow
-DECIMALS = 9  # coordinates are rounded to: differences of 1e-160 are beyond Shapely's arithmetic
+LARGEST = 1e9  # largest coordinate: beyond any image, and far below where areas overflow
+DECIMALS = 9  # of rounded coordinates: Shapely cannot compute with differences of 1e-160
 
 
 def polygon_ious(
@@ -18,9 +18,9 @@ def polygon_ious(
     """Intersection over union of predicted and true regions, pair by pair, in [0, 1].
 
     Both have n outlines `(k, 2)`, x and y in one unit, closed or not; the result is `(n,)`,
-    float64. A region is what its outline winds around (the nonzero rule): where an outline
-    starts, which way it runs and whether it repeats a point or itself does not matter, and one
-    that crosses itself encloses all of its lobes. None (an unparsed answer), fewer than 3 points,
+    float64. A region is what its outline winds around (the nonzero rule): an outline may
+    start anywhere, run in either direction and repeat points or itself; one that crosses itself
+    encloses all of its lobes. None (an unparsed answer), fewer than 3 points,
     NaN and numbers beyond `LARGEST` are no region and give 0, in either array; so does a pair of
     regions without area. Raises ValueError for other shapes. Source: as `iou_xyxy`, with Shapely's
     areas.
@@ -42,7 +42,7 @@ def polygon_ious(
 
 
 def _as_outline(outline: npt.ArrayLike | None, name: str) -> Floats | None:
-    """The points, None where they are no outline."""
+    """The points, None if they are not an outline."""
     if outline is None:
         return None
     points = np.asarray(outline, dtype=np.float64)
@@ -53,7 +53,7 @@ def _as_outline(outline: npt.ArrayLike | None, name: str) -> Floats | None:
 
 
 def _regions(outlines: list[Floats]) -> npt.NDArray[np.object_]:
-    """Valid polygons or collections of them, empty for what winds around nothing."""
+    """Valid polygons or collections of them, empty for an outline that winds around nothing."""
     index = np.repeat(np.arange(len(outlines)), [len(points) for points in outlines])
     rings = shapely.linearrings(np.concatenate(outlines), indices=index)
     regions = np.asarray(shapely.polygons(rings))
@@ -63,11 +63,11 @@ def _regions(outlines: list[Floats]) -> npt.NDArray[np.object_]:
 
 
 def _wound_region(points: Floats, ring: shapely.LinearRing) -> shapely.Geometry:
-    """What an outline that crosses or touches itself winds around.
+    """The region that an outline winds around if it crosses or touches itself.
 
-    Not `make_valid`: what that makes of spikes depends on where the outline starts.
+    `make_valid` would not do: its result for spikes depends on where the outline starts.
     """
-    lines = shapely.union_all([ring])  # cut wherever they meet
+    lines = shapely.union_all([ring])  # cut where they meet
     faces = shapely.get_parts(shapely.polygonize([lines]))
     inside = shapely.get_coordinates(shapely.point_on_surface(faces))
     return shapely.union_all(faces[_winding_numbers(points, inside) != 0])

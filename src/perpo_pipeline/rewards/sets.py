@@ -1,4 +1,4 @@
-"""The reward of an answer with several boxes: how well the two sets of boxes fit together."""
+"""The reward of an answer with several boxes: how well they match the true ones."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,8 +13,8 @@ def set_ious(pred: Sequence[npt.ArrayLike], gt: Sequence[npt.ArrayLike]) -> npt.
 
     `pred` has n arrays `(k, 4)`, `gt` n arrays `(m, 4)`, xyxy in one unit; the result is `(n,)`,
     float64. Each box is matched with at most one of the other set such that the sum of their IoUs
-    is largest; that sum is divided by max(k, m), so a missing and a spare box count as IoU 0. What
-    is not a box for `iou_xyxy` (NaN, inverted) keeps its place in k or m and overlaps nothing. Two
+    is largest; that sum is divided by max(k, m), so a missing and a spare box count as IoU 0. A box
+    that `iou_xyxy` does not accept (NaN, inverted) counts in k or m and overlaps nothing. Two
     empty sets give 1 (there is nothing, and the answer has nothing), one empty set 0. Raises
     ValueError for other shapes. The measure is ours; scipy finds the matching.
     """
@@ -37,7 +37,7 @@ def _as_set(boxes: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
 def _pairwise_ious(
     boxes: list[npt.NDArray[np.float64]], truths: list[npt.NDArray[np.float64]]
 ) -> Iterator[npt.NDArray[np.float64]]:
-    """For each pair of sets the IoUs of all their pairs of boxes, `(k, m)`; all found in one go."""
+    """The IoUs of all pairs of boxes for each pair of sets, `(k, m)`, computed in one call."""
     shapes = [(len(a), len(b)) for a, b in zip(boxes, truths, strict=True)]
     nothing = [np.empty((0, 4))]
     left = [np.repeat(a, m, axis=0) for a, (_, m) in zip(boxes, shapes, strict=True)]
@@ -50,7 +50,7 @@ def _pairwise_ious(
 
 
 def _matched(table: npt.NDArray[np.float64]) -> float:
-    """The largest sum of IoUs, by the number of boxes in the larger set."""
+    """The largest sum of IoUs, divided by the number of boxes in the larger set."""
     if not table.size:
         return float(table.shape == (0, 0))
     from scipy.optimize import linear_sum_assignment  # takes half a second to import

@@ -1,7 +1,7 @@
 """The rewards of a transcription or a short answer: how few edits turn it into the true text.
 
-Texts are compared code point by code point, lone surrogates too, and all functions take Python
-strings. With `num_workers` -1 all cores are used; their number does not change a result.
+Texts are compared code point by code point, lone surrogates included, and all functions take Python
+strings. `num_workers` -1 uses all cores; the number of workers does not change a result.
 """
 
 import re
@@ -66,7 +66,7 @@ def word_accuracies(
 ) -> Floats:
     """1 - min(1, word error rate) of each pair, `(n,)` float64 in [0, 1].
 
-    As `character_accuracies`, with the words that `str.split` gives in place of characters.
+    As `character_accuracies`, with the words that `str.split` gives instead of characters.
     """
     _check_lengths(predictions, ground_truths)
     words, truths = ([t.split() for t in texts] for texts in (predictions, ground_truths))
@@ -76,16 +76,16 @@ def word_accuracies(
 def token_f1s(predictions: Sequence[str], ground_truths: Sequence[str]) -> Floats:
     """F1 of the bags of normalised words of each pair, `(n,)` float64 in [0, 1].
 
-    Normalised is lower case without ASCII punctuation and the articles a, an, the. Two texts
-    without words give 1, as in SQuAD 2.0, and one without gives 0. Raises ValueError if the
-    numbers of texts differ. Source: SQuAD v1.1, arXiv:1606.05250.
+    Normalised words are lower case, without ASCII punctuation and the articles a, an, the. Two
+    texts without words give 1, as in SQuAD 2.0; one text without words gives 0. Raises ValueError
+    if the numbers of texts differ. Source: SQuAD v1.1, arXiv:1606.05250.
     """
     _check_lengths(predictions, ground_truths)
     return _each(_token_f1, predictions, ground_truths)
 
 
 def exact_matches(predictions: Sequence[str], ground_truths: Sequence[str]) -> Floats:
-    """1 where the words of a pair are the same after `token_f1s`' normalisation, else 0; `(n,)`.
+    """1 where the words of a pair are equal after the normalisation of `token_f1s`, else 0; `(n,)`.
 
     Two texts without words are the same. Raises ValueError if the numbers of texts differ.
     Source: SQuAD v1.1, arXiv:1606.05250.
