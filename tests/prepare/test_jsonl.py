@@ -157,7 +157,7 @@ def test_a_list_given_for_lines_is_one_fault(tmp_path: Path) -> None:
 
 
 def test_a_normalised_box_is_reported_as_normalised(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="it looks normalised, and is in pixels"):
+    with pytest.raises(InputError, match="it looks normalised; give pixels"):
         read_rows(dataset(tmp_path, {**GOOD, "gt_box": [0.1, 0.2, 0.5, 1.0]}), "train")
 
 
@@ -180,7 +180,7 @@ def test_boxes_that_are_all_normalised_are_one_mistake_of_the_file(
     with pytest.raises(InputError) as caught:
         read_rows(dataset(tmp_path, *rows), "train")
     message = str(caught.value)
-    assert "all 2 boxes are within 0-1: they look normalised; boxes are pixels" in message
+    assert "all 2 boxes are within 0-1: they look normalised; give pixels" in message
     assert "multiply x by the image's width" in message and "line 1" not in message
 
 

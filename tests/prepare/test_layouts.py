@@ -118,7 +118,7 @@ def as_refer(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
 
 
 def as_lmms_lab(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
-    """One row an object, its expressions together, two objects a row group."""
+    """One row per object with all its expressions, two objects per row group."""
     objects: dict[tuple[Any, ...], Ref] = {}
     for ref in refs:
         row = objects.setdefault(
@@ -162,7 +162,7 @@ def test_real_expressions_have_the_same_boxes_in_every_layout(
     assert len(rows) == len({row["prompt_id"] for row in rows}) == len(refs) == 44
     found = [(row["image_sha256"], row["prompt"], tuple(row["gt_box"])) for row in rows]
     expected = [
-        (sha256_of(images / ref["image"]), REQUEST.ask(ref["expression"]), tuple(xyxy(ref)))
+        (sha256_of(images / ref["image"]), REQUEST.question(ref["expression"]), tuple(xyxy(ref)))
         for ref in refs
     ]
     assert sorted(found) == sorted(expected)
@@ -300,9 +300,9 @@ def test_a_page_keeps_its_text_as_it_is_and_its_question_loses_the_placeholder(
     [
         (None, "not a list of turns"),
         (["hello"], "not a list of turns"),
-        (PAGE["conversations"][:1], "from ['human']"),
-        (PAGE["conversations"] * 2, "from ['human', 'gpt', 'human', 'gpt']"),
-        (PAGE["conversations"][::-1], "from ['gpt', 'human']"),
+        (PAGE["conversations"][:1], "but of ['human']"),
+        (PAGE["conversations"] * 2, "but of ['human', 'gpt', 'human', 'gpt']"),
+        (PAGE["conversations"][::-1], "but of ['gpt', 'human']"),
         ([{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}], "is empty"),
         ([{"from": "human", "value": "?"}, {"from": "gpt", "value": ""}], "`value` is missing"),
     ],
@@ -396,15 +396,15 @@ def test_a_parquet_file_of_another_layout_is_refused(photo: Path) -> None:
 def test_an_image_is_decoded_once_for_all_its_rows(
     photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from perpo_pipeline.prepare import rows
+    from perpo_pipeline.prepare import collect
 
     seen: list[str] = []
-    real = rows.load_image_with_notes
+    real = collect.load_image_with_notes
 
     def counting(data: bytes, where: str) -> Any:
         seen.append(where)
         return real(data, where=where)
 
-    monkeypatch.setattr(rows, "load_image_with_notes", counting)
+    monkeypatch.setattr(collect, "load_image_with_notes", counting)
     read_one(photo, "shikra", *[GOOD["shikra"]] * 5)
     assert seen == [str(photo / "a.jpg")]

@@ -238,7 +238,7 @@ def test_all_faults_are_reported_at_once_each_with_its_file_and_ref(tmp_path: Pa
         ("instances.json", "{}", "not REFER's instances.json"),
         ("instances.json", '{"images": [{"id": 1}], "annotations": []}', "KeyError('file_name')"),
         ("instances.json", "{torn", "not JSON"),
-        ("refs(unc).p", "I1\n.", "no list of refs"),
+        ("refs(unc).p", "I1\n.", "does not hold a list of refs"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(

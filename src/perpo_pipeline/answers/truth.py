@@ -45,7 +45,7 @@ def _tiny(name: str, box: Any, width: int, height: int) -> str | None:
     return f"{name} is smaller than a pixel" if (x2 - x1) * (y2 - y1) < 1 else None
 
 
-def lies_within_one(flat: Any) -> bool:
+def is_within_one(flat: Any) -> bool:
     """Whether a box or polygon, as a flat list, holds only numbers from 0 to 1."""
     is_list = isinstance(flat, list | tuple) and len(flat) > 0
     return is_list and all(_is_finite_number(value) and 0 <= value <= 1 for value in flat)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from perpo_pipeline.answers.formats import get_box_format
-from perpo_pipeline.answers.truth import TINY_IMAGE_PX, lies_within_one, truth_fault
+from perpo_pipeline.answers.truth import TINY_IMAGE_PX, is_within_one, truth_fault
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFacts, prompt_id, prompt_row
@@ -186,7 +186,7 @@ def _refuse_normalised(
     shapes = [
         shape for entry in entries if not _is_tiny(facts[entry.image]) for shape in _shapes(entry)
     ]
-    if len(shapes) > 1 and all(map(lies_within_one, shapes)):
+    if len(shapes) > 1 and all(map(is_within_one, shapes)):
         raise InputError(
             f"all {len(shapes)} boxes are within 0-1: they look normalised; give pixels",
             where=where,
