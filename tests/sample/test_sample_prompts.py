@@ -83,9 +83,12 @@ def test_no_part_is_begun_after_one_failure_too_many(broken: Path) -> None:
     assert len(list(Path("data/r/samples/train").glob("*/part-*.parquet"))) == 1
 
 
-def test_parts_under_way_in_other_processes_are_kept(broken: Path) -> None:
+def test_an_error_in_another_process_is_reported_and_parts_under_way_are_kept(
+    broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (broken.parent / "0.png").write_bytes(b"damaged")
     assert run("sample", "--set", "sample.num_gpus=2") == 2
+    assert "has changed since `perpo prepare`" in capsys.readouterr().err
     assert len(list(Path("data/r/samples/train").glob("*/part-*.parquet"))) == 2
 
 
@@ -129,12 +132,23 @@ train: {{batch_size: 4, learning_rate: 1.0e-2, lora: {{rank: 2, alpha: 4}}}}
 """
 
 
+@pytest.fixture(scope="module")
+def sampled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose prompts are prepared and sampled."""
+    folder = tmp_path_factory.mktemp("testbed")
+    (folder / "r.yaml").write_text(TESTBED.format(more=""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run("prepare") == 0
+        assert run("sample") == 0
+    return folder
+
+
 @pytest.fixture
-def testbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def testbed(sampled_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, as the current directory."""
+    shutil.copytree(sampled_once, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "r.yaml").write_text(TESTBED.format(more=""))
-    assert run("prepare") == 0
-    assert run("sample") == 0
     return tmp_path
 
 
@@ -158,13 +172,6 @@ def test_several_processes_and_a_restart_give_the_same_rows(testbed: Path) -> No
     assert run("sample") == 0
     assert sampled().table().to_pylist() == expected
     assert kept.stat().st_mtime_ns == written
-
-
-def test_an_error_in_another_process_gives_the_same_message(
-    broken: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("sample", "--set", "sample.num_gpus=2") == 2
-    assert "has changed since `perpo prepare`" in capsys.readouterr().err
 
 
 def test_the_seed_and_the_distribution_count_in_the_fingerprint(testbed: Path) -> None:

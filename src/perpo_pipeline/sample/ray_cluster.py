@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # otherwise Ray writes its own log to our stderr
 }
-CHECK_EVERY_S, START_PATIENCE_S, END_PATIENCE_S = 10.0, 60.0, 10.0
+CHECK_EVERY_S, START_PATIENCE_S, END_PATIENCE_S = 10.0, 60.0, 30.0
 
 Node = tuple[int, int]  # CPUs and GPUs
 
@@ -160,7 +160,7 @@ def end_actors(ray: Any, board: Any) -> None:
     """Kill the actors of a run, and wait for those on this machine to end.
 
     Without this, an actor with vLLM ends seconds after the command, and the next stage finds the
-    GPU's memory taken. A process that does not end within 10 s is left to Ray.
+    GPU's memory taken. A process that does not end within 30 s is left to Ray.
     """
     with suppress(ray.exceptions.RayError):
         started = ray.get(board.started_actors.remote(), timeout=END_PATIENCE_S)
