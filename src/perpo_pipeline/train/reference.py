@@ -66,26 +66,16 @@ def make_reference(
     collate = ListCollator(
         vlm, model_settings["preprocess"], forward, settings.max_tokens_per_forward
     )
+    parts = [lists[i : i + LISTS_PER_PART] for i in range(0, len(lists), LISTS_PER_PART)]
     announced: list[bool] = []
-
-    def part_at(index: int) -> Sequence[TrainingList]:
-        return lists[index * LISTS_PER_PART : (index + 1) * LISTS_PER_PART]
 
     def work(writer: Writer) -> Mapping[str, Any]:
         announced.append(True)
-        parts = range(-(-len(lists) // LISTS_PER_PART))
-        missing = world.broadcast([index for index in parts if not writer.has_part(index)])
-        bar.update(sum(len(part_at(index)) for index in set(parts) - set(missing)))
-        for index in missing:
-            shares = world.gather(shares_of.logps(part_at(index)))
-            found = {prompt_id: logps for share in shares for prompt_id, logps in share.items()}
-            ids = [entry.prompt["prompt_id"] for entry in part_at(index)]
-            rows = [{"prompt_id": prompt_id, "ref_logps": found[prompt_id]} for prompt_id in ids]
-            writer.write_part(index, rows)
+        _write_parts(writer, parts, shares)
         return {"lists": len(lists)}
 
     bar = run.bar("reference log-probabilities", total=len(lists))
-    shares_of = _Shares(vlm, settings, collate, world, bar)
+    shares = _Shares(vlm, settings, collate, world, bar)
     with bar:
         if world.is_first:
             make(run, recipe, work, out=place)
@@ -93,9 +83,25 @@ def make_reference(
                 world.broadcast(list[int]())
         else:
             for index in world.broadcast(list[int]()):
-                world.gather(shares_of.logps(part_at(index)))
+                world.gather(shares.logps(parts[index]))
         world.wait()
     return open_version(place / recipe.fingerprint, "reference")
+
+
+def _write_parts(
+    writer: Writer, parts: Sequence[Sequence[TrainingList]], shares: "_Shares"
+) -> None:
+    """In the first process: compute the missing parts together with the others, and write them."""
+    world = shares.world
+    missing = world.broadcast([i for i in range(len(parts)) if not writer.has_part(i)])
+    shares.bar.update(sum(len(part) for i, part in enumerate(parts) if i not in missing))
+    for index in missing:
+        found: dict[str, list[float]] = {}
+        for share in world.gather(shares.logps(parts[index])):
+            found |= share
+        ids = [entry.prompt["prompt_id"] for entry in parts[index]]
+        rows = [{"prompt_id": prompt_id, "ref_logps": found[prompt_id]} for prompt_id in ids]
+        writer.write_part(index, rows)
 
 
 @dataclass(frozen=True)
