@@ -25,7 +25,7 @@ from perpo_pipeline.sample.ray_cluster import (
 )
 from perpo_pipeline.sample.ray_engine import portable
 from perpo_pipeline.store.provenance import package_versions
-from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, identify_model
+from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_bug_in_an_actor_comes_with_its_traceback() -> None:
 @pytest.fixture
 def setup(tmp_path: Path) -> BackendSetup:
     model = ModelConfig(id=str(save_tiny_llava(tmp_path / "model")), dtype="float32", device="cpu")
-    resolved, settings = identify_model(model, tmp_path / "run")
+    resolved, settings = find_model(model, tmp_path / "run")
     return BackendSetup(model, resolved, settings, SampleConfig(), tmp_path / "run")
 
 
@@ -200,7 +200,7 @@ def _no_adapter(setup: BackendSetup) -> BackendSetup:
     ("change", "said"),
     [
         (_another_model, "is a different one"),
-        (_no_model, "no model directory"),
+        (_no_model, r"model directory .* does not exist"),
         (_no_adapter, "the adapter does not exist"),
     ],
 )

@@ -192,7 +192,7 @@ def test_a_block_mask_is_made_without_a_tensor_of_every_pair() -> None:
 
 
 def test_rows_that_are_no_multiple_of_the_block_are_refused() -> None:
-    with pytest.raises(ValueError, match="200 tokens are no multiple of 128"):
+    with pytest.raises(ValueError, match="200 tokens, which is not a multiple of 128"):
         block_mask(spans_of([[(150, [50])]], 200))
 
 

@@ -16,8 +16,9 @@ from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.families import FAMILIES
-from perpo_pipeline.vlm.files import model_identity, resolve_model
-from perpo_pipeline.vlm.loading import load_vlm, merge_adapter
+from perpo_pipeline.vlm.files import compute_identity, resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.merging import merge_in_memory
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
 
@@ -56,7 +57,7 @@ class TestResolve:
         assert resolved.commit is None
 
     def test_a_missing_directory_is_not_looked_up_on_the_hub(self) -> None:
-        with pytest.raises(InputError, match="no model directory"):
+        with pytest.raises(InputError, match=r"model directory .* does not exist"):
             resolve_model("./no/such/model")
 
     def test_an_id_that_cannot_be_had_gives_one_error_that_names_the_offline_switch(
@@ -83,7 +84,7 @@ class TestResolve:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
         resolved = resolve_model("somebody/tiny")
-        assert model_identity(resolved) == f"somebody/tiny@{commit}"
+        assert compute_identity(resolved) == f"somebody/tiny@{commit}"
 
     def test_what_cannot_be_an_id_is_refused(self) -> None:
         with pytest.raises(InputError, match="neither `testbed`, a local directory nor a hub id"):
@@ -107,34 +108,34 @@ class TestIdentity:
     def test_it_follows_the_content_of_the_model_and_nothing_else(
         self, model_dir: Path, copy: Path
     ) -> None:
-        original = model_identity(resolve_model(str(model_dir)))
-        assert model_identity(resolve_model(str(copy))) == original
+        original = compute_identity(resolve_model(str(model_dir)))
+        assert compute_identity(resolve_model(str(copy))) == original
         (copy / "README.md").write_text("a model card")
-        assert model_identity(resolve_model(str(copy))) == original
+        assert compute_identity(resolve_model(str(copy))) == original
         weights = load_file(copy / "model.safetensors")
         weights["language_model.lm_head.weight"][0, 0] += 1
         save_file(weights, copy / "model.safetensors", {"format": "pt"})
-        assert model_identity(resolve_model(str(copy))) != original
+        assert compute_identity(resolve_model(str(copy))) != original
 
     def test_the_cache_spares_the_hashing_until_a_file_changes(
         self, copy: Path, tmp_path: Path
     ) -> None:
         cache = tmp_path / "cache.json"
         resolved = resolve_model(str(copy))
-        original = model_identity(resolved, cache)
+        original = compute_identity(resolved, cache)
         # Poisoned digests show that they are used ...
         cache.write_text(json.dumps(dict.fromkeys(json.loads(cache.read_text()), "0" * 64)))
-        assert model_identity(resolved, cache) != original
+        assert compute_identity(resolved, cache) != original
         # ... and a rewritten file is hashed anew, so that a plain run and this one differ.
         edit_json(copy / "config.json", note="changed")
-        assert model_identity(resolved, cache) != model_identity(resolved)
+        assert compute_identity(resolved, cache) != compute_identity(resolved)
         assert len(set(json.loads(cache.read_text()).values())) == 2
 
     def test_a_damaged_cache_is_ignored(self, copy: Path, tmp_path: Path) -> None:
         cache = tmp_path / "cache.json"
         cache.write_text("{half")
         resolved = resolve_model(str(copy))
-        assert model_identity(resolved, cache) == model_identity(resolved)
+        assert compute_identity(resolved, cache) == compute_identity(resolved)
 
 
 class TestLoad:
@@ -326,7 +327,7 @@ class TestAdapter:
         adapted = load(model_dir, adapter)
         with_adapter = self.logps(adapted)
         assert (with_adapter - self.logps(load(model_dir))).abs().min() > 1e-3
-        merged = self.logps(merge_adapter(replace(adapted)))
+        merged = self.logps(merge_in_memory(replace(adapted)))
         torch.testing.assert_close(merged, with_adapter, atol=1e-4, rtol=0)
 
     def test_another_base_is_refused(self, adapter: Path, tmp_path: Path) -> None:

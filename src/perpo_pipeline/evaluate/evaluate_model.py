@@ -27,7 +27,7 @@ from perpo_pipeline.store.artifacts import Version, input_of, open_version
 from perpo_pipeline.store.schemas import PROMPTS, SIZE
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.families import unusual_boxes
-from perpo_pipeline.vlm.inputs import encode_row, identify_model, model_notes, open_model
+from perpo_pipeline.vlm.inputs import encode_row, find_model, model_notes, open_model
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -72,7 +72,7 @@ def _predict(run: Run, evaluation: str) -> Version:
         inputs["adapter"] = adapter
         if not config.allow_train_images:
             refuse_images_of(adapter, inputs["prompts"])
-    resolved, model_settings = identify_model(model, run.scratch)
+    resolved, model_settings = find_model(model, run.scratch)
     found = {"image": image, "reward": {AUTO: 1.0}, **box_settings(model), **model_settings}
     settings = counted_settings("predictions", config, found)
     recipe = Recipe(
@@ -114,10 +114,10 @@ def refuse_images_of(adapter: Version, prompts: Version) -> None:
 def _open(
     run: Run, resolved: Any, model_settings: Mapping[str, Any], adapter: Path | None
 ) -> "Vlm":
-    from perpo_pipeline.vlm.loading import merge_adapter
+    from perpo_pipeline.vlm.merging import merge_in_memory
 
     vlm = open_model(run.config.model, resolved, model_settings, run.scratch, adapter)
-    return merge_adapter(vlm)
+    return merge_in_memory(vlm)
 
 
 def _predict_part(

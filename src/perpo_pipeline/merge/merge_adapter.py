@@ -23,9 +23,9 @@ from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Version, damaged_f
 from perpo_pipeline.store.lineage import trace
 from perpo_pipeline.store.provenance import git_commit, package_versions
 from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
-from perpo_pipeline.vlm.files import ResolvedModel, model_identity, resolve_model
+from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
-from perpo_pipeline.vlm.merged import write_merged
+from perpo_pipeline.vlm.merging import write_merged
 
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -114,7 +114,7 @@ def find_base(
         raise InputError(error.what, where=error.where, fix=fix) from error
     caches = [above / IDENTITY_CACHE for above in adapter.path.resolve().parents[:3]]
     cache = next((file for file in caches if file.is_file()), None)
-    identity = model_identity(resolved, cache)
+    identity = compute_identity(resolved, cache)
     check_adapter_files(adapter.path, identity)
     if resolved.commit is None:  # do not hash it a second time
         return replace(resolved, weights_sha256=identity.removeprefix("sha256:"))
@@ -142,7 +142,7 @@ def _new_record(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
         "merge_format": RECORD_FORMAT,
         "base_model": base.path.name if is_directory else base.model_id,
         "base_is_directory": is_directory,
-        "base_identity": model_identity(base),
+        "base_identity": compute_identity(base),
         "adapter": {"variant": adapter.variant, "fingerprint": adapter.fingerprint},
         "dtype": adapter.manifest["settings"]["dtype"] if dtype == "auto" else dtype,
         "packages": package_versions(),

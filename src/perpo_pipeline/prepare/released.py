@@ -20,7 +20,7 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Recipe, Writer
-from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, identify_model, model_notes
+from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model, model_notes
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -60,7 +60,7 @@ def _write_samples(
     out: Path | None,
 ) -> Version:
     model = run.config.model
-    resolved, settings = identify_model(model, run.scratch)
+    resolved, settings = find_model(model, run.scratch)
     tokenised_by = {name: settings[name] for name in ("model", "preprocess")}
     recipe = Recipe(
         "samples",

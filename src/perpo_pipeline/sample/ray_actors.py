@@ -22,7 +22,7 @@ from perpo_pipeline.errors import ConfigError, InputError, PerpoError, ProcessEr
 from perpo_pipeline.sample.backend import BackendSetup
 from perpo_pipeline.sample.part_sampler import PartSampler, Row, count_tokens
 from perpo_pipeline.store.provenance import package_versions
-from perpo_pipeline.vlm.files import ResolvedModel, model_identity, resolve_model
+from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 
 TRIES = 3  # per part, and per actor's start, before the run ends with an error
@@ -258,7 +258,7 @@ def on_this_machine(setup: BackendSetup, versions: Mapping[str, str], own: Path)
         )
     scratch = setup.scratch if setup.scratch.is_dir() else own
     resolved = _model_here(setup.resolved)
-    if model_identity(resolved, scratch / IDENTITY_CACHE) != setup.model_settings["model"]:
+    if compute_identity(resolved, scratch / IDENTITY_CACHE) != setup.model_settings["model"]:
         raise InputError(
             f"the model on {host} is a different one",
             where=str(resolved.path),

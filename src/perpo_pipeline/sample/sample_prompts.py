@@ -25,7 +25,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.families import unusual_boxes
 from perpo_pipeline.vlm.files import ResolvedModel
-from perpo_pipeline.vlm.inputs import identify_model, model_notes
+from perpo_pipeline.vlm.inputs import find_model, model_notes
 
 STAGE_VERSION = 2
 
@@ -42,7 +42,7 @@ def sample(run: Run, split: str) -> Version:
     inputs = {"prompts": prompts}
     if "adapter" in run.inputs:
         inputs["adapter"] = run.latest("adapter")
-    resolved, model_settings = identify_model(run.config.model, run.scratch)
+    resolved, model_settings = find_model(run.config.model, run.scratch)
     backend = choose_backend(config, run.config.model.device)
     found = {"backend": backend, "seed": run.config.seed, **model_settings}
     settings = counted_settings("samples", config, found)

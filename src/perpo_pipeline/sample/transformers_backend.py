@@ -9,7 +9,7 @@ from perpo_pipeline.vlm import plain_decoding as plain
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import sample_lists
 from perpo_pipeline.vlm.inputs import RowError, context_length, encode_row, open_model
-from perpo_pipeline.vlm.loading import merge_adapter
+from perpo_pipeline.vlm.merging import merge_in_memory
 from perpo_pipeline.vlm.models import EncodedPrompt
 
 
@@ -20,7 +20,7 @@ class TransformersBackend:
         vlm = open_model(
             setup.model, setup.resolved, setup.model_settings, setup.scratch, setup.adapter
         )
-        self.vlm, self.setup = merge_adapter(vlm), setup
+        self.vlm, self.setup = merge_in_memory(vlm), setup
         self.context = context_length(vlm)
         self.prompts_per_call = setup.sample.batch_size
 

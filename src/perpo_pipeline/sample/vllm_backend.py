@@ -44,7 +44,7 @@ from perpo_pipeline.vlm.inputs import (
     prompt_image,
 )
 from perpo_pipeline.vlm.loading import load_without_weights
-from perpo_pipeline.vlm.merged import merge_to_disk
+from perpo_pipeline.vlm.merging import merge_to_disk
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.processors import decode_completions
 from perpo_pipeline.vlm.prompts import (

@@ -19,7 +19,7 @@ from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ranked_l
 from perpo_pipeline.vlm.inputs import (
     context_length,
     count_row_tokens,
-    identify_model,
+    find_model,
     model_notes,
 )
 
@@ -66,7 +66,7 @@ def task_of(run: Run, variant: str) -> Task:
     settings = run.config.train.variants()[variant]
     preferences = run.latest("preferences", run.config.sample.split)
     prompts = input_of(preferences, "prompts")
-    resolved, model_settings = identify_model(run.config.model, run.scratch)
+    resolved, model_settings = find_model(run.config.model, run.scratch)
     found = {**model_settings, **box_settings(run.config.model)}
     recipe = Recipe(
         "adapter",

@@ -1,7 +1,7 @@
-"""What training leaves on disk, and how it comes back onto the base model it belongs to.
+"""Save trained weights, and load them onto the base model that they were trained on.
 
-LoRA: PEFT's own files. Full fine-tuning: the trained weights alone, by their names in the model.
-Beside either lies a record that names the base by its content.
+LoRA: PEFT's own files. Full fine-tuning: only the trained weights, by their names in the model.
+With both goes a record that names the base by its content.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ FULL_WEIGHTS = "trained_weights.safetensors"
 
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write what is known beside the weights: `base_identity`, `base_model`, counts of lists."""
+    """Write the record beside the weights: `base_identity`, `base_model`, counts of lists."""
     data = json.dumps(record, indent=1).encode()
     write_atomically(directory / ADAPTER_RECORD, lambda sink: sink.write(data))
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """The record that `write_record` wrote; empty where it cannot be read."""
+    """The record that `write_record` wrote; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         record = json.loads((directory / ADAPTER_RECORD).read_text(encoding="utf-8"))
         if isinstance(record, dict):
@@ -40,8 +40,11 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 
 def save_trained(model: "nn.Module", directory: Path, masters: Mapping["Tensor", "Tensor"]) -> None:
-    """Write what is trained in `model`: a LoRA adapter in fp32 where the optimiser holds `masters`,
-    fully trained weights in the dtype that they compute in."""
+    """Write the trained weights of `model`.
+
+    A LoRA adapter is written in fp32 if the optimiser holds fp32 `masters`, fully trained weights
+    in the dtype that they compute in.
+    """
     from peft import PeftModel
     from safetensors.torch import save_file
 
@@ -60,7 +63,7 @@ def save_trained(model: "nn.Module", directory: Path, masters: Mapping["Tensor",
 
 
 def load_trained(model: "nn.Module", directory: Path) -> None:
-    """Put saved weights back into the model that is being trained (resume)."""
+    """Load saved weights into the model that is being trained (resume)."""
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -71,7 +74,7 @@ def load_trained(model: "nn.Module", directory: Path) -> None:
 
 
 def attach_adapter(vlm: "Vlm", adapter: Path) -> "Vlm":
-    """Put trained weights on the model after checking that they were trained on this very base."""
+    """Load trained weights onto the model; raises ArtifactError if trained on another base."""
     from safetensors import SafetensorError
 
     check_adapter_files(adapter, vlm.identity)
@@ -106,14 +109,14 @@ def _load_lora(model: "nn.Module", adapter: Path) -> "nn.Module":
     with safe_open(weights, framework="pt") as stored:
         saved = set(stored.keys())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of missing keys: an error below
+        warnings.simplefilter("ignore")  # about missing keys, which raise an error below
         wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=False)
-    # By default ("auto") the library would ask a hub for a base that has moved since.
+    # By default ("auto") the library would ask a hub if the base has moved on this machine.
     expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if saved != expected:
         odd = sorted(saved ^ expected)
         raise ArtifactError(
-            f"The adapter's weights are not those its config describes: {len(odd)} differ "
+            f"The adapter's weights are not those that its config describes: {len(odd)} differ "
             f"(first: {odd[0]}).",
             where=str(weights),
         )
@@ -121,8 +124,10 @@ def _load_lora(model: "nn.Module", adapter: Path) -> "nn.Module":
 
 
 def check_adapter_files(adapter: Path, identity: str) -> None:
-    """Raise ArtifactError where a file is missing, or where the base of this `identity` is not the
-    one that the adapter was trained on."""
+    """Raise ArtifactError if a file is missing or the adapter was trained on another base.
+
+    `identity`: the base's, from `compute_identity`.
+    """
     weights = FULL_WEIGHTS if (adapter / FULL_WEIGHTS).is_file() else LORA_WEIGHTS
     needed = [weights, ADAPTER_RECORD] + (
         ["adapter_config.json"] if weights == LORA_WEIGHTS else []
@@ -139,5 +144,5 @@ def check_adapter_files(adapter: Path, identity: str) -> None:
         raise ArtifactError(
             f"The adapter was trained on another base model: {base} instead of {identity}.",
             where=str(adapter),
-            fix="load it with the model it was trained on, or train it anew on this one",
+            fix="load it with the model that it was trained on, or train an adapter on this model",
         )

@@ -1,9 +1,9 @@
-"""Which token sees which, when several completions share one prefix.
+"""Which token sees which when several completions share one prefix.
 
-Two descriptions of the same rule. Training packs whole lists: every token has `Spans`, the keys it
-sees, from which come a dense mask or FlexAttention's block mask. Decoding grows a cache in which
-the tokens of a completion do not lie side by side: every place carries a segment number, 0 =
-prefix, 1..N = completion, negative = padding.
+Two descriptions of the same rule. Training packs whole lists: every token has `Spans`, the keys
+that it sees, from which a dense mask or FlexAttention's block mask is computed. Decoding grows a
+cache in which the tokens of one completion are not adjacent: every position has a segment number,
+0 = prefix, 1..N = completion, negative = padding.
 """
 
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 PREFIX = 0
 PADDING = -1
 BLOCK_TOKENS = 128  # FlexAttention's block of queries and of keys
-# Our attention function's names in transformers: with block masks; with masks of the last rows.
+# Names of our attention function in transformers: with block masks; with masks for the last rows.
 FLEX, SPLIT = "perpo_flex", "perpo_split"
 
 
 @dataclass(frozen=True)
 class Spans:
-    """The keys that each query of packed rows sees; every tensor is (R, T), places in the row.
+    """The keys that each query of packed rows sees; every tensor is (R, T), indices into the row.
 
     Query q sees the keys [prefix_start, prefix_end) and [own_start, q]. A prefix token has an empty
-    prefix span and `own_start` at the start of its prefix; a padding token sees itself alone, so
-    that no softmax runs over nothing.
+    prefix span, and its `own_start` is the start of its prefix. A padding token sees only itself,
+    so that no softmax has an empty set of keys.
     """
 
     prefix_start: Tensor
@@ -47,7 +47,7 @@ class Spans:
         )
 
     def visible(self, first: int = 0) -> Tensor:
-        """(R, T - first, T) bool: query (second axis, from `first` on) sees key (last axis)."""
+        """(R, T - first, T) bool: whether query (axis 1, starting at `first`) sees key (axis 2)."""
         keys = torch.arange(self.own_start.shape[1], device=self.own_start.device)
         start, end, own = (
             t[:, first:, None] for t in (self.prefix_start, self.prefix_end, self.own_start)
@@ -55,7 +55,7 @@ class Spans:
         return ((keys >= start) & (keys < end)) | ((keys >= own) & (keys <= keys[first:, None]))
 
     def num_causal(self) -> int:
-        """How many first places of every row are plain causal: the shortest row's first prefix."""
+        """How many leading tokens are plain causal in every row: the shortest first prefix."""
         causal = self.own_start == 0
         return int(causal.long().cumprod(1).sum(1).min())
 
@@ -63,20 +63,20 @@ class Spans:
 def block_mask(spans: Spans) -> BlockMask:
     """FlexAttention's mask of packed rows; T must be a multiple of BLOCK_TOKENS.
 
-    Which blocks are empty, partial or full is worked out from the spans, T x T/128 values at a
-    time: the library's `create_block_mask` would build dense T x T masks.
+    The spans decide which blocks are empty, partial or full, with T x T/128 values: the library's
+    `create_block_mask` would build dense T x T masks.
     """
     prefix_start, prefix_end, own_start = (
         t.to(torch.int32) for t in (spans.prefix_start, spans.prefix_end, spans.own_start)
     )
     num_rows, length = own_start.shape
     if length % BLOCK_TOKENS:
-        raise ValueError(f"rows of {length} tokens are no multiple of {BLOCK_TOKENS}")
+        raise ValueError(f"rows have {length} tokens, which is not a multiple of {BLOCK_TOKENS}")
     queries = torch.arange(length, device=own_start.device)
     first = torch.arange(0, length, BLOCK_TOKENS, device=own_start.device)  # (T/128,) first keys
     last = first + BLOCK_TOKENS - 1
 
-    def touches(start: Tensor, end: Tensor) -> Tensor:  # [start, end) meets the block of keys
+    def touches(start: Tensor, end: Tensor) -> Tensor:  # [start, end) overlaps the block of keys
         return (start[..., None] <= last) & (end[..., None] > first)
 
     def covers(start: Tensor, end: Tensor) -> Tensor:
@@ -102,10 +102,10 @@ def block_mask(spans: Spans) -> BlockMask:
 def shared_prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention: Flex where the mask is a `BlockMask`, else SDPA (None = causal).
+    """transformers' attention: Flex if the mask is a `BlockMask`, else SDPA (None = causal).
 
-    An additive mask with fewer rows than there are queries is for the last of them; those before
-    are plain causal, so that the prefix takes half the work and none of it sees the answers.
+    An additive mask with fewer rows than queries is for the last queries; the earlier ones are
+    plain causal, so that the prefix takes half the work and never sees the answers.
     """
     if isinstance(attention_mask, BlockMask):
         output: tuple[Tensor, Tensor | None] = flex_attention_forward(
@@ -125,9 +125,9 @@ def shared_prefix_attention(
 
 
 def use_shared_prefix_attention(model: Any, *, flex: bool) -> None:
-    """Let the text model of a transformers VLM take our masks; the vision tower keeps SDPA.
+    """Make the text model of a transformers VLM take our masks; the vision tower keeps SDPA.
 
-    Under names of our own, since some families refuse `flex_attention` by name.
+    The function has names of its own, since some families refuse the name `flex_attention`.
     """
     name = FLEX if flex else SPLIT
     AttentionInterface.register(name, shared_prefix_attention)
@@ -136,16 +136,16 @@ def use_shared_prefix_attention(model: Any, *, flex: bool) -> None:
 
 
 def uses_flex_attention(model: Any) -> bool:
-    """Whether this transformers model's text part takes block masks."""
+    """Whether the text model of this transformers model takes block masks."""
     return _implementation(model) == FLEX
 
 
 def packed_mask(model: Any, spans: Spans) -> Any:
-    """The mask of packed rows in the form that this transformers model's attention takes."""
+    """The mask of packed rows in the form that the model's attention takes."""
     if uses_flex_attention(model):
         return block_mask(spans)
     first = spans.num_causal() if _implementation(model) == SPLIT else 0
-    # At least one row: a mask without rows would be no mask.
+    # At least one row: the attention function would take a mask without rows for plain causal.
     first = min(first, spans.own_start.shape[1] - 1)
     return additive_mask(spans.visible(first), model.dtype)
 
@@ -155,32 +155,31 @@ def _implementation(model: Any) -> str:
 
 
 def visible_segments(query_segments: Tensor, key_segments: Tensor) -> Tensor:
-    """(B, Q) and (B, K) -> (B, Q, K) bool: the key is prefix, or of the query's own segment."""
+    """(B, Q) and (B, K) -> (B, Q, K) bool: the key is in the prefix or in the query's segment."""
     keys = key_segments[:, None, :]
     return (keys == PREFIX) | (keys == query_segments[:, :, None])
 
 
 def causal_segments(segments: Tensor) -> Tensor:
-    """(B, T) -> (B, T, T) bool for whole sequences: visible segments, and never ahead.
+    """(B, T) -> (B, T, T) bool for whole sequences: visible segments, never a later token.
 
-    Every token sees at least itself, padding included, so no softmax runs over nothing.
+    Every token sees at least itself, also padding, so that no softmax has an empty set of keys.
     """
     ahead = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
     return visible_segments(segments, segments) & ahead.to(segments.device)
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, Q, K) bool -> (B, 1, Q, K) float to add to the scores.
+    """(B, Q, K) bool -> (B, 1, Q, K) float, to be added to the scores.
 
-    Float on purpose: transformers' eager attention adds the mask, and a bool one would be added
-    as 0 and 1 without a word.
+    Not bool: transformers' eager attention adds the mask, and would silently add 0 and 1.
     """
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, 1, Q, K) bool -> how many key blocks each query block has, and which, those first."""
+    """(R, 1, Q, K) bool -> each query block's number of key blocks, and key blocks, those first."""
     counts = blocks.sum(-1, dtype=torch.int32)
     order = blocks.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
     return counts, order.contiguous()

@@ -1,4 +1,4 @@
-"""Find a model's files and say exactly which model they are, without loading it."""
+"""Find a model's files and compute which model they are exactly, without loading it."""
 
 import contextlib
 import fnmatch
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from perpo_pipeline.errors import InputError, first_line
 
-# What a run can depend on: weights, configuration, tokenizer, processor. Never code, never pickles.
+# Files that a run can depend on: weights, configuration, tokenizer, processor; no code, no pickles.
 MODEL_FILE_PATTERNS = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -36,7 +36,7 @@ HUB_FIX = (
 class ResolvedModel:
     """A model whose files are on this machine.
 
-    `commit` is set for a hub snapshot only; `weights_sha256` only where it was already computed.
+    `commit` is set only for a snapshot of a hub; `weights_sha256` only if it is already known.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class ResolvedModel:
 def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
     """Find `model_id`: `testbed` (shipped), a local directory, or a hub id (local cache first).
 
-    Raises InputError if it cannot be had or holds no safetensors weights.
+    Raises InputError if it cannot be found or downloaded, or has no safetensors weights.
     """
     if model_id == "testbed":
         from perpo_pipeline.testbed import shipped_model_dir
@@ -59,18 +59,18 @@ def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
         return _checked(ResolvedModel(path.resolve(), model_id))
     if path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
         raise InputError(
-            f"There is no model directory {model_id!r}.",
+            f"The model directory {model_id!r} does not exist.",
             fix="check the path, or give a hub id such as llava-hf/llava-1.5-7b-hf",
         )
     snapshot = _hub_snapshot(model_id, revision)
     return _checked(ResolvedModel(snapshot, model_id, commit=snapshot.name))
 
 
-def model_identity(resolved: ResolvedModel, cache_file: Path | None = None) -> str:
-    """Name the exact model: `id@commit` from the hub, else `sha256:...` over its files.
+def compute_identity(resolved: ResolvedModel, cache_file: Path | None = None) -> str:
+    """The exact model's name: `id@commit` from the hub, else `sha256:...` over its files.
 
-    Hashing 14 GB takes a while: `cache_file` (JSON, created when absent) keeps each file's
-    digest under its path, size and modification time.
+    Hashing 14 GB takes a while, so each file's digest is saved in `cache_file` (JSON, created if
+    absent) under the file's path, size and modification time.
     """
     if resolved.commit is not None:
         return f"{resolved.model_id}@{resolved.commit}"
@@ -100,7 +100,7 @@ def _model_files(directory: Path) -> list[Path]:
 
 
 def _checked(resolved: ResolvedModel) -> ResolvedModel:
-    """Refuse a directory that transformers could not load, or would load from a pickle."""
+    """The same model; InputError if transformers cannot load it or would load a pickle."""
     where = str(resolved.path)
     if not (resolved.path / "config.json").is_file():
         raise InputError(
@@ -110,18 +110,18 @@ def _checked(resolved: ResolvedModel) -> ResolvedModel:
         )
     if missing := _missing_weights(resolved.path):
         pickled = sorted(f.name for f in resolved.path.glob("*.bin"))
-        found = f"only pickled ones ({', '.join(pickled)})" if pickled else "there are none"
+        found = f"it has only pickled ones ({', '.join(pickled)})" if pickled else "it has none"
         raise InputError(
             f"Model {resolved.model_id!r} lacks weights: {', '.join(missing)}; {found}.",
             where=where,
             fix="convert the weights with save_pretrained(..., safe_serialization=True): "
-            "a pickle can run code and is never loaded",
+            "pickled weights can run code and are never loaded",
         )
     return resolved
 
 
 def _missing_weights(directory: Path) -> list[str]:
-    """Names of weight files that should be there and are not."""
+    """Names of the weight files that are missing."""
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         return [] if list(directory.glob("*.safetensors")) else ["model.safetensors"]
@@ -135,7 +135,7 @@ def _missing_weights(directory: Path) -> list[str]:
 
 
 def _hub_snapshot(model_id: str, revision: str | None) -> Path:
-    """Return the snapshot folder, from the local cache when it is whole, else from the hub."""
+    """The snapshot's folder: in the local cache if complete there, else downloaded from the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -168,7 +168,7 @@ def _hub_snapshot(model_id: str, revision: str | None) -> Path:
 
 
 def _read_cache(cache_file: Path | None) -> dict[str, str]:
-    """A damaged cache is only a slower run: hash again."""
+    """The saved digests; none if the cache is damaged, which only costs time."""
     if cache_file is None or not cache_file.is_file():
         return {}
     try:
@@ -181,7 +181,7 @@ def _read_cache(cache_file: Path | None) -> dict[str, str]:
 
 
 def _write_cache(cache_file: Path, digests: dict[str, str]) -> None:
-    """Keep the digests; where that fails, the next run hashes again."""
+    """Save the digests; if that fails, the next run hashes again."""
     temporary = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         cache_file.parent.mkdir(parents=True, exist_ok=True)

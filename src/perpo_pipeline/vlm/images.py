@@ -1,9 +1,9 @@
 """Load and check an image: RGB, upright, complete, or an error that names it.
 
-What was done to a file is told as notes, which `perpo prepare` records with every prompt:
-`first-frame` (of an animation or a file of several pages), `exif-orientation` (turned or mirrored),
-`16-bit` (brought to 8 bits a channel), `alpha-over-white` (some pixel was not opaque), and what the
-colours were if not RGB: `palette`, `grey`, `cmyk` or another of Pillow's modes in small letters.
+Notes say what was done to a file; `perpo prepare` records them with every prompt: `first-frame` (of
+an animation or a file with several pages), `exif-orientation` (turned or mirrored), `16-bit`
+(reduced to 8 bits per channel), `alpha-over-white` (some pixel was not opaque), and the colours if
+they were not RGB: `palette`, `grey`, `cmyk` or another of Pillow's modes in lower case.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from perpo_pipeline.errors import ConfigError, InputError
 
-# Photographs and scans, nothing that runs a program to be read (EPS starts Ghostscript).
+# Formats of photographs and scans; none that needs another program (EPS starts Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-# What Pillow's decoders raise on damaged data, as found by feeding them damaged files.
+# What Pillow's decoders raise for damaged data, found with damaged files.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -38,7 +38,7 @@ _DECODER_ERRORS = (
 )
 
 
-# Pillow's mode -> note; every mode that is not listed is its own note.
+# Pillow's mode -> note; a mode that is not listed is its own note.
 _COLOUR_NOTES = {
     **dict.fromkeys(("RGB", "RGBA", "RGBX", "RGBa"), ""),
     **dict.fromkeys(("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"), "grey"),
@@ -47,21 +47,22 @@ _COLOUR_NOTES = {
 
 
 def load_image(source: str | Path | bytes, *, where: str) -> Image.Image:
-    """The image of `load_image_with_notes`, alone."""
+    """Like `load_image_with_notes`, but only the image."""
     return load_image_with_notes(source, where=where)[0]
 
 
 def load_image_with_notes(
     source: str | Path | bytes, *, where: str
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """Load a whole image file, given by its path or its bytes, as RGB the way a viewer shows it.
+    """Load a whole image file, given by path or as bytes, as RGB in the way a viewer shows it.
 
     EXIF orientation is applied, so width and height are those of the upright image. Transparent
-    pixels are laid over white, 16-bit grey is scaled to 8 bits, of an animation the first frame
-    is taken; palette, grey and CMYK are converted; the notes say which of it was done. Raises
-    InputError, naming `where` (the file and row that asked for it) and the path, for what is
-    missing, a directory, empty, truncated, no image, without pixels, or of more pixels than
-    Pillow's limit against decompression bombs.
+    pixels are put on white, 16-bit grey is scaled to 8 bits, only the first frame of an animation
+    is read, and palette, grey and CMYK are converted; the notes say which of these were done.
+
+    Raises InputError, naming `where` (the file and row that need the image) and the path, if the
+    file is missing, a directory, empty, truncated, not an image, without pixels, or has more pixels
+    than Pillow's limit against decompression bombs.
     """
     if not isinstance(source, bytes):
         where = where if str(source) in where else f"{where}: {source}"
@@ -73,8 +74,8 @@ def load_image_with_notes(
     try:
         with Image.open(io.BytesIO(source), formats=formats) as image:
             _check_pixels(image, where)
-            # Asked before the pixels are decoded: afterwards a TIFF has been turned already, and
-            # colours of 16 bits have become 8.
+            # Check before the pixels are decoded: decoding turns a TIFF, and reduces colours with
+            # 16 bits to 8.
             is_deep, is_turned = _is_deep(image), _is_turned(image)
             image.load()
             is_16_bit = _is_16_bit(image)  # the upright copy no longer knows its file format
@@ -89,7 +90,7 @@ def load_image_with_notes(
             }
             return rgb, tuple(note for note, holds in notes.items() if holds)
     except UnidentifiedImageError as error:
-        reason = f"it is no image, damaged at its start, or in none of {', '.join(formats)}"
+        reason = f"it is not an image in one of {', '.join(formats)}, or is damaged at its start"
         raise _unusable(reason, where) from error
     except _DECODER_ERRORS as error:
         raise _unusable(f"the image cannot be decoded: {error}", where) from error
@@ -101,11 +102,11 @@ def image_sha256(data: bytes) -> str:
 
 
 def pad_to_square(image: Image.Image, mean_rgb: tuple[float, float, float]) -> Image.Image:
-    """Lay an RGB image on the middle of a square of its mean colour; a square one comes back as is.
+    """Put an RGB image in the centre of a square of the mean colour; a square stays as it is.
 
-    `mean_rgb` is the image processor's `image_mean`, each in [0, 1]; ConfigError otherwise. With an
-    odd difference of the edges the right or lower margin is the wider, as in `boxes`' frame `pad`.
-    Source: `expand2square` of LLaVA, which rounds the colour down too.
+    `mean_rgb` is the image processor's `image_mean`, each in [0, 1], else ConfigError. If the edges
+    differ by an odd number, the right or lower margin is wider, as in the frame `pad` of boxes.
+    Source: `expand2square` of LLaVA, which also rounds the colour down.
     """
     if not all(0 <= channel <= 1 for channel in mean_rgb):
         raise ConfigError(f"the mean colour {mean_rgb} must be three numbers from 0 to 1")
@@ -120,14 +121,14 @@ def pad_to_square(image: Image.Image, mean_rgb: tuple[float, float, float]) -> I
 
 
 def _unusable(reason: str, where: str) -> InputError:
-    return InputError(reason, where=where, fix="replace the file, or take the row out of the data")
+    return InputError(reason, where=where, fix="replace the file, or remove the row from the data")
 
 
 def _read_file(path: Path, where: str) -> bytes:
     try:
         if not path.exists():
             raise _unusable("the image file does not exist", where)
-        if not path.is_file():  # reading a pipe or a device could wait for ever
+        if not path.is_file():  # reading a pipe or a device could wait forever
             kind = "a directory" if path.is_dir() else "not a regular file"
             raise _unusable(f"the image path is {kind}", where)
         return path.read_bytes()
@@ -139,16 +140,16 @@ def _check_pixels(image: Image.Image, where: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise _unusable(f"the image has no pixels ({width}x{height})", where)
-    # Pillow itself only warns up to twice its limit.
+    # Up to twice its limit Pillow only warns.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise _unusable(
-            f"the image of {width}x{height} is above the limit of {limit} pixels", where
+            f"the image has {width}x{height} pixels, more than the limit of {limit}", where
         )
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether the file holds colours of 16 bits a channel, of which Pillow decodes the upper 8."""
+    """Whether colours have 16 bits per channel, of which Pillow decodes the upper 8."""
     return image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
 
 
@@ -157,25 +158,25 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def _has_more_frames(image: Image.Image) -> bool:
-    """Whether a second frame follows; looking for it may leave the image at that frame."""
+    """Whether the file has a second frame; the check may move the image to that frame."""
     try:
         return bool(getattr(image, "is_animated", False))
     except _DECODER_ERRORS:
-        return True  # it is there, damaged, and nobody needs it
+        return True  # the second frame is damaged, and not needed
 
 
 def _is_16_bit(image: Image.Image) -> bool:
-    """Whether grey values run from 0 to 65535, which PNG and PGM may hold in 32-bit numbers."""
+    """Whether grey values are 0 to 65535; Pillow may hold those of PNG and PGM in 32 bits."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _to_rgb(image: Image.Image, is_16_bit: bool, where: str) -> tuple[Image.Image, bool]:
-    """The image as RGB, and whether anything transparent was laid over white."""
+    """The image as RGB, and whether a transparent pixel was put on white."""
     if is_16_bit:
         grey = np.asarray(image, dtype=np.float64) / 257  # 65535 -> 255
         return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB"), False
     if image.mode in ("I", "F"):
-        raise _unusable("the image has 32-bit pixels, whose range is not known", where)
+        raise _unusable("the image has 32-bit pixels, whose range is unknown", where)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")

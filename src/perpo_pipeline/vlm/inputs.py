@@ -1,4 +1,4 @@
-"""Prompts' rows become what the model reads; the same way in sampling, training and evaluation."""
+"""Find and open the configured model; encode rows of prompts, in every stage in the same way."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
-from perpo_pipeline.vlm.files import ResolvedModel, model_identity, resolve_model
+from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
 from perpo_pipeline.vlm.images import load_image
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ IDENTITY_CACHE = ".model-identity.json"
 
 
 class RowError(InputError):
-    """One prompts row cannot be read, which says nothing of the others."""
+    """One row of the prompts cannot be read; other rows may be fine."""
 
 
 @contextmanager
 def faults_of_one_row(row: Mapping[str, Any], *refusals: type[Exception]) -> Iterator[None]:
-    """Raise RowError for what is wrong with one prompts row; a ConfigError is wrong for all.
+    """Turn errors that blame one row of the prompts into RowError; a ConfigError blames all rows.
 
-    ValueErrors are processors' (an image's shape, above all); `refusals` other errors that blame
-    the row.
+    Processors raise ValueError, mostly for an image's shape; `refusals` are other exceptions that
+    blame the row.
     """
     refused: tuple[type[Exception], ...] = (ValueError, *refusals)
     try:
@@ -41,14 +41,15 @@ def faults_of_one_row(row: Mapping[str, Any], *refusals: type[Exception]) -> Ite
         raise RowError(str(error), where=f"prompt {row['prompt_id']}") from error
 
 
-def identify_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[str, Any]]:
-    """Find the model and the settings that count in a fingerprint (no torch is imported for it).
+def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[str, Any]]:
+    """Find the model's files, and the values of its settings that count in a fingerprint.
 
-    `dtype: auto` is resolved, since float32 and bfloat16 give different results.
+    `dtype: auto` is resolved (only this imports torch), since float32 and bfloat16 give different
+    results.
     """
     resolved = resolve_model(config.id, config.revision)
     settings = {
-        "model": model_identity(resolved, run_dir / IDENTITY_CACHE),
+        "model": compute_identity(resolved, run_dir / IDENTITY_CACHE),
         "dtype": config.dtype,
         "preprocess": config.preprocess,
     }
@@ -61,7 +62,7 @@ def identify_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, d
 
 
 def model_notes(config: ModelConfig) -> dict[str, Any]:
-    """What is recorded beside the result: where the model came from, how its boxes are read."""
+    """What a manifest records as notes: where the model came from, how its boxes are read."""
     return {
         "model_id": config.id,
         "revision": config.revision,
@@ -78,7 +79,7 @@ def open_model(
     run_dir: Path,
     adapter: Path | None = None,
 ) -> "Vlm":
-    """Load the model that `identify_model` found."""
+    """Load the model that `find_model` found."""
     from transformers.utils import logging
 
     from perpo_pipeline.vlm.loading import load_vlm
@@ -95,7 +96,7 @@ def open_model(
 
 
 def prompt_image(row: Mapping[str, Any]) -> "Image":
-    """The RGB image of a prompts row; raises `ArtifactError` if the file is no longer the same."""
+    """The RGB image of a row of the prompts; raises ArtifactError if its file has changed."""
     data, path = row["image"]["bytes"], row["image"]["path"]
     if data is not None:
         return load_image(data, where=f"prompt {row['prompt_id']}")
@@ -117,7 +118,7 @@ def prompt_image(row: Mapping[str, Any]) -> "Image":
 
 
 def encode_row(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> "EncodedPrompt":
-    """Encode the image and instruction of one prompts row; raises RowError if that cannot be."""
+    """Encode the image and instruction of one row of the prompts; raises RowError if impossible."""
     from perpo_pipeline.vlm.prompts import encode_prompt
 
     with faults_of_one_row(row):
@@ -125,7 +126,7 @@ def encode_row(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> "EncodedP
 
 
 def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int:
-    """Tokens of an encoded prompts row, from the image's size where the processor can tell."""
+    """The number of tokens of an encoded row; reads pixels only if the family's rule needs them."""
     from perpo_pipeline.vlm.prompts import count_prompt_tokens, render_prompt
 
     side = max(row["width"], row["height"])
@@ -135,7 +136,7 @@ def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int
 
 
 def context_length(vlm: "Vlm") -> int | None:
-    """The most tokens that the language model was made for; None where its config does not say."""
+    """The most tokens that the language model was made for; None if its config has no limit."""
     config: Any = vlm.model.config
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return None if limit is None else int(limit)

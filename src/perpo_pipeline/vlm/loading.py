@@ -17,7 +17,7 @@ from torch import nn
 from perpo_pipeline.errors import ConfigError, InputError, first_line
 from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.vlm.families import family_of_type
-from perpo_pipeline.vlm.files import ResolvedModel, model_identity
+from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.processors import load_processor
 
@@ -39,7 +39,7 @@ def load_vlm(
     """
     target = _choose_device(device)
     torch_dtype = _choose_dtype(dtype, target)
-    identity = model_identity(resolved, identity_cache)
+    identity = compute_identity(resolved, identity_cache)
     model, processor = _load_pretrained(resolved, torch_dtype)
     _disable_dropout(model)
     model = model.to(target).requires_grad_(False).eval()
@@ -59,7 +59,7 @@ def load_without_weights(
     The model has only shapes, on torch's meta device: enough for `encode_prompt` and for the checks
     of an adapter, which are the same as in `load_vlm`. Raises as `load_vlm` does.
     """
-    identity = model_identity(resolved, identity_cache)
+    identity = compute_identity(resolved, identity_cache)
     model, processor = _load_empty(resolved)
     vlm = _wrap(resolved, model, processor, torch.device("cpu"), torch.float32, identity)
     if adapter is None:
@@ -69,14 +69,6 @@ def load_without_weights(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that weights on the meta device are lost
         return attach_adapter(vlm, adapter)
-
-
-def merge_adapter(vlm: Vlm) -> Vlm:
-    """Merge the adapter into the weights: equal up to rounding, and as fast as the base."""
-    merge = getattr(vlm.model, "merge_and_unload", None)
-    if callable(merge):
-        vlm.model = merge().eval()
-    return vlm
 
 
 def _choose_device(device: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""A loaded model (`Vlm`) and a prompt as it reads it (`EncodedPrompt`)."""
+"""A loaded model (`Vlm`) and a prompt in the form that it reads (`EncodedPrompt`)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +12,12 @@ from perpo_pipeline.vlm.families import Family
 
 @dataclass
 class Vlm:
-    """A loaded model with everything needed to talk to it.
+    """A loaded model with everything needed to use it.
 
     `model` is the transformers model, or a PeftModel around it. `identity` names the base model
-    exactly. `image_token_ids` are the placeholders that stand for image features: they are input
-    only, no completion may hold one. `full_attention` is false where a text layer attends
-    otherwise (sliding window, softcap, linear), so that sharing a prefix would be wrong.
+    exactly. `image_token_ids` are the placeholders for image features: they are input only, and no
+    completion may hold one. `full_attention` is false if a text layer attends in another way
+    (sliding window, softcap, linear), in which case sharing a prefix would be wrong.
     """
 
     model: nn.Module
@@ -34,32 +34,32 @@ class Vlm:
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether completions may share one prefix: tried with this family, and exact."""
+        """Whether completions may share one prefix: the family was tried and attention is full."""
         return self.family.known and self.full_attention
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
-        """The placeholders that the head has a logit for: it cannot draw any other."""
+        """The placeholders that have a logit: the model cannot draw the others."""
         vocabulary = int(base_model(self.model).config.get_text_config().vocab_size)
         return tuple(token for token in self.image_token_ids if token < vocabulary)
 
     @property
     def pad_token_id(self) -> int:
-        """Fills unused places; masked everywhere, so its value never matters."""
+        """Fills unused positions; always masked, so its value never matters."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else self.eos_token_ids[0]
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One image with its instruction, as the model reads it.
+    """One image with its instruction, in the form that the model reads.
 
     `input_ids` (P,) with the image placeholders expanded; `tensors` the pixel tensors, each with
     a leading image axis; `positions` (A, P) rotary positions, A = 1 or 3 axes; the answer's first
     token has position `next_position` on every axis. `image_size` and `resized` are (width,
-    height) of the given image and of what the vision tower sees (None where the image is cut
-    into tiles); `padded_size` is the size after `preprocess="pad"`. `token_types` (P,) is what
-    the models with three axes need to work out positions by themselves.
+    height) of the given image and of what the vision tower sees (None if the image is cut into
+    tiles); `padded_size` is the size after `preprocess="pad"`. From `token_types` (P,) models with
+    three axes compute the positions themselves.
     """
 
     input_ids: Tensor

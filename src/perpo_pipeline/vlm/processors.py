@@ -1,9 +1,8 @@
-"""Load a model's processor for images and text only; token counts and sizes without any pixels.
+"""Load a model's processor for images and text only, without its video part.
 
-transformers (5.19) makes the processors of LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL and InternVL
-together with a video processor. That part exists for torchvision alone: where torchvision is
-absent or broken the whole processor cannot be made, and where it is there `backend="pil"`, which
-reaches every part, is refused by the video part. Nothing here ever reads a video, so the part is
+transformers (5.19) builds most families' processors together with a video processor, which needs
+torchvision. Without torchvision the whole processor cannot be built; with it, the video part
+refuses `backend="pil"`, which every part gets. This package never reads a video, so the part is
 left out; everything else is the library's own class, read from the model's own files.
 """
 
@@ -17,10 +16,10 @@ from perpo_pipeline.errors import InputError
 def load_processor(path: Path) -> Any:
     """Load image processor (always the PIL backend), tokenizer and chat template from `path`.
 
-    Pixel values of the torchvision backend differ a little (CLIP: by up to 0.015), so it is never
-    used, even where it is installed. Code in the directory is never run. Raises InputError where
-    the model's image processor has no PIL version, and the library's own OSError or ValueError
-    for missing or damaged files.
+    The torchvision backend gives slightly other pixels (CLIP: by up to 0.015), so it is never used,
+    even if installed. Code in the directory is never run. Raises InputError if the model's image
+    processor has no PIL version, and the library's own OSError or ValueError for missing or
+    damaged files.
     """
     from transformers import PROCESSOR_MAPPING, AutoConfig, AutoProcessor
 
@@ -39,9 +38,8 @@ def load_processor(path: Path) -> Any:
 def without_video(processor_class: Any) -> Any:
     """The same processor class without its video part, which is then neither loaded nor saved.
 
-    `get_attributes` is what the library asks for the parts to load, check and save. Parts are
-    handed on by position, so only a video part that comes last, as in every supported family,
-    can be left out.
+    The library loads, checks and saves the parts that `get_attributes` names. It passes parts by
+    position, so a video part can be left out only if it is the last, as in every known family.
     """
     parts = processor_class.get_attributes()[:-1]
     overrides = {
@@ -52,7 +50,7 @@ def without_video(processor_class: Any) -> Any:
 
 
 def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
-    """The text of each completion, without special tokens: the same in every backend."""
+    """The text of each completion, without special tokens; all backends use this."""
     texts: list[str] = tokenizer.batch_decode(
         ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
@@ -60,12 +58,12 @@ def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str
 
 
 def writes_begin_token(tokenizer: Any, text: str) -> bool:
-    """Whether a rendered prompt holds the begin token already and must not get a second one."""
+    """Whether a rendered prompt already has the begin token and must not get a second one."""
     return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
 def _check_backend(processor: Any, path: Path) -> None:
-    """The library only warns when it falls back to another backend."""
+    """Raise InputError for another backend: the library falls back to it with only a warning."""
     from transformers.image_processing_backends import PilBackend
 
     image_processor = getattr(processor, "image_processor", None)

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def render_prompt(vlm: Vlm, prompt: str) -> str:
-    """The chat template's text: image first, then `prompt`, then the assistant's turn opened."""
+    """The chat template's text: the image, `prompt`, the start of the assistant's turn."""
     placeholder = str(getattr(vlm.processor, "image_token", "<image>"))
     if placeholder in prompt:
         raise InputError(
-            f"The prompt holds the model's image placeholder {placeholder!r}.",
+            f"The prompt contains the model's image placeholder {placeholder!r}.",
             where=prompt[:80],
-            fix="remove it: the image is put before the text by itself",
+            fix="remove it: the image is always put before the text",
         )
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     messages = [{"role": "user", "content": content}]
@@ -29,7 +29,7 @@ def render_prompt(vlm: Vlm, prompt: str) -> str:
 
 
 def prepare_image(vlm: Vlm, image: "Image.Image", preprocess: str) -> "Image.Image":
-    """The RGB image that is handed to the processor.
+    """The RGB image that the processor gets.
 
     preprocess: `processor` leaves it as it is; `pad` pads it to a centred square with the
     processor's mean colour (LLaVA's `image_aspect_ratio pad`). Raises ConfigError for others.
@@ -45,7 +45,7 @@ def prepare_image(vlm: Vlm, image: "Image.Image", preprocess: str) -> "Image.Ima
 
 
 def adds_special_tokens(vlm: Vlm, text: str) -> bool:
-    """Whether the model's tokenizer shall add its begin token to a rendered prompt."""
+    """Whether the tokenizer must add its begin token: not if the rendered prompt has one."""
     return not writes_begin_token(vlm.tokenizer, text)
 
 
@@ -54,7 +54,7 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Encode an RGB image and an instruction; tensors stay on the CPU.
 
-    preprocess: see `prepare_image`. Raises InputError if the prompt holds the image placeholder,
+    preprocess: see `prepare_image`. Raises InputError if the prompt contains the image placeholder,
     ConfigError for an unknown `preprocess`.
     """
     given = image.size
@@ -109,7 +109,7 @@ def resized_size(vlm: Vlm, size: Size) -> Size | None:
 def _prompt_positions(
     vlm: Vlm, input_ids: Tensor, token_types: Tensor | None, tensors: dict[str, Tensor]
 ) -> Tensor:
-    """Rotary positions (A, P) of a prompt; three axes follow the image's grid."""
+    """Rotary positions (A, P) of a prompt; with three axes they follow the image's grid."""
     if vlm.family.position_axes == 1:
         return torch.arange(input_ids.shape[1])[None]
     positions, _ = base_model(vlm.model).model.get_rope_index(

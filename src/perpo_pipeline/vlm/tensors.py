@@ -1,4 +1,4 @@
-"""Pixel tensors and positions of encoded prompts, as a model's forward takes them."""
+"""Pixel tensors and positions of encoded prompts in the form that a model's forward takes."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from perpo_pipeline.vlm.models import EncodedPrompt
 
 
 def stack_image_tensors(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """Join the prompts' pixel tensors along the image axis; tiles are zero-padded to the most."""
+    """Join the prompts' pixel tensors along the image axis; fewer tiles are padded with zeros."""
     joined: dict[str, Tensor] = {}
     for name in prompts[0].tensors:
         parts = [prompt.tensors[name] for prompt in prompts]
@@ -22,10 +22,10 @@ def stack_image_tensors(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
 
 
 def cast_tensors(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Pixels in the model's dtype; sizes and grids stay whole numbers."""
+    """Cast pixels to `dtype`; sizes and grids stay integers."""
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def squeeze_positions(positions: Tensor) -> Tensor:
-    """(A, B, T) -> (B, T) for a single axis, as the model's forward wants it."""
+    """(A, B, T) -> (B, T) for a single axis, which is what the model's forward takes."""
     return positions[0] if positions.shape[0] == 1 else positions

@@ -13,11 +13,11 @@ from with_vllm.hub_models import FAMILIES, save_hub_model
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
-from perpo_pipeline.vlm import merged as merge_weights
+from perpo_pipeline.vlm import merging
 from perpo_pipeline.vlm.adapters import write_record
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
-from perpo_pipeline.vlm.merged import merge_to_disk
+from perpo_pipeline.vlm.merging import merge_to_disk
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
 
@@ -104,7 +104,7 @@ def test_it_is_written_once_per_adapter_and_dtype(
     def refuse(*args: object) -> None:
         raise AssertionError("written again")
 
-    monkeypatch.setattr(merge_weights, "write_merged", refuse)
+    monkeypatch.setattr(merging, "write_merged", refuse)
     assert merged(llava, adapter, tmp_path / "merged") == first
 
 
@@ -130,9 +130,9 @@ def test_an_adapter_of_another_base_is_refused(llava: Path, adapter: Path, tmp_p
 def test_weight_names_that_the_base_lacks_are_refused(
     llava: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = merge_weights._weight_names
+    names = merging._weight_names
     monkeypatch.setattr(
-        merge_weights, "_weight_names", lambda folder: names(folder) if folder == llava else {"x"}
+        merging, "_weight_names", lambda folder: names(folder) if folder == llava else {"x"}
     )
     with pytest.raises(ArtifactError, match="first: x"):
         merged(llava, adapter, tmp_path / "merged")

@@ -1,4 +1,4 @@
-"""A model with its adapter merged in, on disk: to publish, or for engines that load one model."""
+"""An adapter merged into its base: in memory for speed, on disk for engines that load one model."""
 
 import fcntl
 import fnmatch
@@ -9,14 +9,25 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.atomic import file_sha256, os_errors_explained, sync_directory
 from perpo_pipeline.vlm.adapters import FULL_WEIGHTS, LORA_WEIGHTS
-from perpo_pipeline.vlm.files import MODEL_FILE_PATTERNS, ResolvedModel, model_identity
+from perpo_pipeline.vlm.files import MODEL_FILE_PATTERNS, ResolvedModel, compute_identity
+
+if TYPE_CHECKING:
+    from perpo_pipeline.vlm.models import Vlm
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def merge_in_memory(vlm: "Vlm") -> "Vlm":
+    """Merge the adapter into the weights: equal up to rounding, and as fast as the base."""
+    merge = getattr(vlm.model, "merge_and_unload", None)
+    if callable(merge):
+        vlm.model = merge().eval()
+    return vlm
 
 
 def merge_to_disk(
@@ -29,7 +40,7 @@ def merge_to_disk(
 
     Raises ArtifactError if the adapter does not belong to the base or nothing can be written.
     """
-    identity = model_identity(resolved, identity_cache)
+    identity = compute_identity(resolved, identity_cache)
     target = directory / _folder_name(identity, adapter, dtype)
     with os_errors_explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -73,13 +84,13 @@ def write_merged(
     from transformers import GenerationConfig
     from transformers.utils import logging
 
-    from perpo_pipeline.vlm.loading import load_vlm, merge_adapter
+    from perpo_pipeline.vlm.loading import load_vlm
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     vlm = load_vlm(
         resolved, dtype=dtype, device="cpu", adapter=adapter, identity_cache=identity_cache
     )
-    model: Any = merge_adapter(vlm).model
+    model: Any = merge_in_memory(vlm).model
     # The library refuses to write some settings that it reads; the base's file is copied below.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
