@@ -14,7 +14,7 @@ from perpo_pipeline.vlm.loading import load_vlm
 
 
 def save_adapter(model: Path, directory: Path, scope: Sequence[str], *, full: bool = False) -> Path:
-    """Write LoRA of rank 4, or (`full`) the weights themselves, of `scope`; returns `directory`."""
+    """Write LoRA of rank 4 on `scope`, or with `full` its whole weights; returns `directory`."""
     vlm = load_vlm(resolve_model(str(model)), dtype="float32", device="cpu")
     torch.manual_seed(1)
     if full:
@@ -34,7 +34,7 @@ def save_adapter(model: Path, directory: Path, scope: Sequence[str], *, full: bo
 def save_adapter_artifact(
     model: Path, root: Path, scope: Sequence[str] = ("language_model",), *, full: bool = False
 ) -> Path:
-    """The same as an artifact of `perpo train` under `root` (without lineage); returns its path."""
+    """Like `save_adapter`, as an artifact of `perpo train` under `root`, without lineage."""
     settings = {"method": "perpo", "dtype": "float32", "preprocess": "processor", "full": full}
     notes = {"model_id": str(model), "revision": None, "box_format": "llava", "box_frame": "full"}
     recipe = Recipe("adapter", "perpo", "train", 2, settings, notes=notes)

@@ -56,7 +56,7 @@ TOWER = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-# Qwen's text configs on the hub name a window size and switch the window off.
+# Qwen's text configs on the hub have a window size, with the window off.
 QWEN_TEXT = TEXT | {"use_sliding_window": False, "tie_word_embeddings": False}
 
 ONEVISION_TEMPLATE = (
@@ -71,7 +71,7 @@ ONEVISION_TEMPLATE = (
 
 
 def chatml_template(image: str, system: str = "") -> str:
-    """Qwen's and InternVL's turns; `image` is what stands for an image, `system` the first turn."""
+    """Turns as in Qwen and InternVL; `image` stands for an image, `system` is the first turn."""
     first = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     return (
         f"{{{{ {first!r} }}}}"
@@ -101,10 +101,10 @@ def save_tiny_family(model_type: str, directory: Path, seed: int = 0) -> Path:
     model, processor = build()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Matrices, and the vectors that norms do not own: new-line features, class tokens.
+            # Matrices, and the vectors outside norms: new-line features, class tokens.
             if parameter.ndim > 1 or "newline" in name or "class_embedding" in name:
                 parameter.normal_(std=WEIGHT_STD)
-    if model_type != "llava_next":  # Qwen's own list: the padding token ends an answer, too
+    if model_type != "llava_next":  # as in Qwen: the padding token also ends an answer
         ends = [processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id]
         model.generation_config.eos_token_id = ends
     model.save_pretrained(directory)
@@ -113,7 +113,7 @@ def save_tiny_family(model_type: str, directory: Path, seed: int = 0) -> Path:
 
 
 def _chatml_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
-    """Like Qwen's: no begin token, turns closed by `<|im_end|>`, `special` ids after the words."""
+    """Like Qwen's: no begin token, `<|im_end|>` ends a turn, `special` ids after the words."""
     backend = tiny_tokenizer().backend_tokenizer
     backend.post_processor = post_processors.ByteLevel(trim_offsets=False)
     backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *special])
@@ -135,7 +135,7 @@ def _text_ids(tokenizer: Any) -> dict[str, Any]:
 
 
 def _llava_next() -> tuple[Any, Any]:
-    """Tiles of 3 x 3 features, up to 2 x 2 or 1 x 3 of them beside the whole image."""
+    """Tiles of 3 x 3 features: the whole image and up to 2 x 2 or 1 x 3 tiles."""
     tokenizer = tiny_tokenizer()
     pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]
     ids = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -164,7 +164,7 @@ def _llava_next() -> tuple[Any, Any]:
 
 
 def _llava_onevision() -> tuple[Any, Any]:
-    """As LLaVA-NeXT; features of more than two tiles are scaled down (`anyres_max_2`)."""
+    """Like LLaVA-NeXT; features of more than two tiles are scaled down (`anyres_max_2`)."""
     tokenizer = _chatml_tokenizer("<video>")
     pinpoints = [[24 * rows, 24 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
     config = LlavaOnevisionConfig(
@@ -191,7 +191,7 @@ def _llava_onevision() -> tuple[Any, Any]:
 
 
 def qwen_vl_config(tokenizer: Any, sections: list[int], **rope: Any) -> dict[str, Any]:
-    """What both Qwen-VL configs share: three rotary axes over 16-wide heads, marker tokens."""
+    """What all Qwen-VL configs share: three rotary axes over 16-wide heads, marker tokens."""
     rope_parameters = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections, **rope}
     markers = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{word}|>")
@@ -265,7 +265,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
 
 
 def _internvl() -> tuple[Any, Any]:
-    """4 tokens a tile of 32 px; up to four tiles and the whole image."""
+    """4 tokens per tile of 32 px; up to four tiles and the whole image."""
     tokenizer = _chatml_tokenizer(
         "<img>",
         "</img>",

@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on three lines; digits stay single, `<s>` is prepended."""
+    """Train byte-level BPE on three lines; each digit is a token, `<s>` is prepended."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -96,8 +96,8 @@ def save_tiny_llava(
 ) -> Path:
     """Write a complete tiny LLaVA and return `directory`.
 
-    `scale` multiplies the language model's initial standard deviation (0.02): with the default
-    the logits differ enough between tokens and prompts for a test to notice a mistake.
+    `scale` multiplies the language model's initial standard deviation (0.02): with the default,
+    logits differ enough between tokens and prompts for a test to find a mistake.
     """
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
@@ -122,6 +122,6 @@ def save_tiny_llava(
 
 
 def noise_image(seed: int, width: int = 48, height: int = 40) -> Image.Image:
-    """A deterministic RGB image that differs from every other seed's."""
+    """A deterministic RGB image, different for every seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels, "RGB")

@@ -20,8 +20,8 @@ from perpo_pipeline.testbed.scenes import (
 def fits(expression: str, objects: tuple[SceneObject, ...]) -> list[int]:
     """Every object that a reader could mean, derived from the words alone.
 
-    Written apart from the generator: positions by 4 % of the side, sizes by 10 %, are too close to
-    tell, so that an expression whose runner-up is that close names two objects here.
+    Independent of the generator. Positions within 4 % of the side and sizes within 10 % count as
+    equal, so an expression with so close a second candidate fits two objects here.
     """
     words = expression.split()
     if " the " in expression:
@@ -73,7 +73,7 @@ def test_every_expression_fits_exactly_its_target(preset):
     assert checked > 300
 
 
-def test_a_scene_is_the_same_every_time_and_at_any_place_in_a_shard():
+def test_a_scene_is_the_same_every_time_and_at_any_position_in_a_shard():
     forwards = [referring_example(3, index) for index in range(6)]
     backwards = [referring_example(3, index) for index in reversed(range(6))][::-1]
     for one, other in zip(forwards, backwards, strict=True):
@@ -84,7 +84,7 @@ def test_a_scene_is_the_same_every_time_and_at_any_place_in_a_shard():
 
 
 def test_known_scene_has_not_changed():
-    """Shipped weights and cached artifacts rest on these pixels; a change needs new weights."""
+    """Shipped weights and cached artifacts depend on these pixels; a change needs new weights."""
     example = referring_example(0, 0)
     assert example.expression == "square above the green square"
     assert example.image.size == (64, 64)
@@ -96,7 +96,7 @@ def test_seeds_share_no_scene():
 
 
 @pytest.mark.parametrize("preset", ["small", "full"])
-def test_boxes_lie_inside_the_image_and_the_distractor_is_another_object(preset):
+def test_boxes_are_inside_the_image_and_the_distractor_is_another_object(preset):
     side = PRESETS[preset].image_size
     for index in range(100):
         example = referring_example(1, index, preset)
@@ -106,7 +106,7 @@ def test_boxes_lie_inside_the_image_and_the_distractor_is_another_object(preset)
         assert example.box_xyxy_px != example.distractor_box_xyxy_px
 
 
-def test_the_distractor_has_the_target_shape_whenever_there_is_such_an_object():
+def test_the_distractor_has_the_target_shape_if_another_object_has_it():
     for index in range(60):
         scene = referring_scene(2, index)
         for question in scene.questions:

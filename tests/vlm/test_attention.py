@@ -1,4 +1,4 @@
-"""Masks of packed rows against the rule itself, token by token, and against torch's own masks."""
+"""Masks of packed rows, compared with the rule token by token and with torch's own masks."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ from perpo_pipeline.vlm.prompts import encode_prompt
 PackedList = tuple[int, Sequence[int]]  # tokens of the prefix, and of each answer
 Layout = Sequence[Sequence[PackedList]]  # the lists of each row
 
-# Lengths on both sides of the blocks' borders; 0 is an answer of one token, which is never fed.
+# Lengths on both sides of the blocks' borders; 0: an answer of one token, which is never an input.
 ANSWERS = st.lists(st.sampled_from([0, 1, 2, 63, 100, 127, 128, 129]), max_size=3)
 PREFIXES = st.sampled_from([1, 2, 100, 127, 128, 129, 260])
 LAYOUTS = st.lists(
@@ -53,7 +53,7 @@ def block_multiple(layout: Layout) -> int:
 
 
 def spans_of(layout: Layout, length: int) -> Spans:
-    """Spans written down list by list, each row padded to `length`."""
+    """Spans built list by list, each row padded to `length`."""
     table = torch.zeros(3, len(layout), length, dtype=torch.long)
     for r, row in enumerate(layout):
         place = 0
@@ -70,9 +70,9 @@ def spans_of(layout: Layout, length: int) -> Spans:
 
 
 def visible_by_the_rule(layout: Layout, length: int) -> Tensor:
-    """(R, T, T) bool from labels: same list, not ahead, and the key is prefix or the same answer.
+    """(R, T, T) bool from labels: same list, not later, key in the prefix or the same answer.
 
-    A padding token has a list of its own, so that it sees itself alone.
+    A padding token has a list of its own, so that it sees only itself.
     """
     dense = torch.zeros(len(layout), length, length, dtype=torch.bool)
     for r, row in enumerate(layout):
@@ -92,14 +92,14 @@ def visible_by_the_rule(layout: Layout, length: int) -> Tensor:
 
 
 def blocks(counts: Tensor, indices: Tensor) -> Tensor:
-    """(R, 1, Q) counts and (R, 1, Q, K) indices, the used ones first -> (R, Q, K) bool."""
+    """(R, 1, Q) counts and (R, 1, Q, K) indices, used ones first -> (R, Q, K) bool."""
     dense = torch.zeros_like(indices, dtype=torch.bool)
     used = torch.arange(indices.shape[-1]) < counts[..., None]
     return dense.scatter(-1, indices.long(), used).squeeze(1)
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements of any tensor that an operation gave."""
+    """Records the number of elements of the largest tensor that an operation returned."""
 
     numel = 0
 
@@ -113,7 +113,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_spans_say_what_the_rule_says_token_by_token() -> None:
+def test_spans_equal_the_rule_token_by_token() -> None:
     """A prefix of 2 with answers of 2 and 1, a prefix of 1 without any, one of padding."""
     rows = ["1......", "11.....", "111....", "1111...", "11..1..", ".....1.", "......1"]
     expected = torch.tensor([[seen == "1" for seen in row] for row in rows])
@@ -124,7 +124,7 @@ def test_spans_say_what_the_rule_says_token_by_token() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(LAYOUTS)
-def test_the_first_places_are_causal_and_the_last_rows_are_cut_from_the_whole(
+def test_the_first_positions_are_causal_and_the_last_rows_equal_those_of_the_whole_mask(
     layout: Layout,
 ) -> None:
     length = block_multiple(layout)
@@ -141,7 +141,7 @@ def test_the_first_places_are_causal_and_the_last_rows_are_cut_from_the_whole(
 
 @settings(max_examples=50, deadline=None)
 @given(LAYOUTS)
-def test_block_masks_are_the_ones_that_torch_makes_of_the_dense_rule(layout: Layout) -> None:
+def test_block_masks_equal_those_that_torch_makes_from_the_dense_rule(layout: Layout) -> None:
     length = block_multiple(layout)
     dense, spans = visible_by_the_rule(layout, length), spans_of(layout, length)
     ours = block_mask(spans)
@@ -155,7 +155,7 @@ def test_block_masks_are_the_ones_that_torch_makes_of_the_dense_rule(layout: Lay
         device="cpu",
     )
     assert torch.equal(ours.to_dense(), theirs.to_dense())
-    # Inside the blocks: each pair for itself where a block is partial, all pairs where it is full.
+    # Inside the blocks: each pair of a partial block separately, all pairs of a full block.
     row, query, key = torch.meshgrid(
         torch.arange(len(layout)), torch.arange(length), torch.arange(length), indexing="ij"
     )
@@ -173,7 +173,7 @@ def test_block_masks_are_the_ones_that_torch_makes_of_the_dense_rule(layout: Lay
 
 
 def test_a_long_prefix_is_full_blocks() -> None:
-    """A prefix of 5 blocks and two answers of 1: only the diagonal has anything to mask."""
+    """A prefix of 5 blocks and two answers of 1 block: only the diagonal is masked in part."""
     mask = block_mask(spans_of([[(640, [128, 128])]], 896))
     assert mask.full_kv_num_blocks.tolist() == [[[0, 1, 2, 3, 4, 5, 5]]]
     assert mask.kv_num_blocks.tolist() == [[[1] * 7]]
@@ -186,12 +186,12 @@ def test_a_block_mask_is_made_without_a_tensor_of_every_pair() -> None:
     with LargestTensor() as ours:
         block_mask(spans)
     assert ours.numel == length * length // BLOCK_TOKENS
-    with LargestTensor() as theirs:  # the recorder does see into what torch does
+    with LargestTensor() as theirs:  # the recorder sees torch's own tensors
         create_block_mask(lambda row, head, q, k: q >= k, 1, None, 1024, 1024, device="cpu")
     assert theirs.numel >= 1024 * 1024
 
 
-def test_rows_that_are_no_multiple_of_the_block_are_refused() -> None:
+def test_rows_that_are_not_a_multiple_of_the_block_are_refused() -> None:
     with pytest.raises(ValueError, match="200 tokens, which is not a multiple of 128"):
         block_mask(spans_of([[(150, [50])]], 200))
 
@@ -202,7 +202,7 @@ def test_an_additive_mask_is_zero_or_the_lowest_number() -> None:
     assert mask.tolist() == [[[[0.0, torch.finfo(torch.bfloat16).min]]]]
 
 
-def test_segments_of_a_growing_cache_say_what_the_rule_says() -> None:
+def test_segments_of_a_growing_cache_equal_the_rule() -> None:
     """Padding, two of the prefix, then a token of answer 1, one of 2, and another of 1."""
     keys = torch.tensor([[PADDING, PREFIX, PREFIX, 1, 2, 1]])
     expected = [[False, True, True, True, False, True], [False, True, True, False, True, False]]
@@ -227,7 +227,7 @@ class TestModels:
 
     @pytest.fixture
     def fresh_compiler(self) -> Iterator[None]:
-        """What other tests compiled must not count against this one, nor the other way round."""
+        """Compilations of other tests must not count here, nor those of this test elsewhere."""
         torch._dynamo.reset()
         yield
         torch._dynamo.reset()
@@ -243,7 +243,7 @@ class TestModels:
         ]
 
     @pytest.mark.parametrize("flex", [True, False])
-    def test_the_text_model_alone_takes_our_attention(
+    def test_only_the_text_model_takes_our_attention(
         self, vlm: Vlm, flex: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[str] = []
@@ -263,7 +263,7 @@ class TestModels:
         assert seen == [f"model.language_model.layers.{i}.self_attn" for i in range(layers)]
 
     def test_each_attention_gets_the_mask_it_takes(self, vlm: Vlm) -> None:
-        """Prefixes of 3 and 5 tokens: 3 places of both rows are plain causal."""
+        """Prefixes of 3 and 5 tokens: 3 positions are plain causal in both rows."""
         spans = spans_of([[(3, [60, 65])], [(5, [100])]], 128)
         whole = packed_mask(vlm.model, spans)
         assert torch.equal(whole, additive_mask(spans.visible(), torch.float32))
@@ -282,7 +282,7 @@ class TestModels:
             split = packed_logps(vlm.model, pack_lists(vlm, lists, one_row=one_row))
         torch.testing.assert_close(split, whole, atol=1e-4, rtol=0)
 
-    def test_answers_of_one_token_leave_nothing_but_the_prefix(self, vlm: Vlm) -> None:
+    def test_with_answers_of_one_token_only_the_prefix_remains(self, vlm: Vlm) -> None:
         (entry,) = self.lists(vlm, [1])
         short = [CompletionList(entry.prompt, [[20], [21]])]
         with torch.no_grad():
@@ -292,8 +292,8 @@ class TestModels:
         torch.testing.assert_close(logps, expected, atol=1e-4, rtol=0)
 
     @pytest.mark.parametrize("flex", [True, False])
-    def test_plain_forwards_stay_what_they_were(self, vlm: Vlm, flex: bool) -> None:
-        """With a padding mask, and with no mask at all, which must go on meaning causal."""
+    def test_plain_forwards_do_not_change(self, vlm: Vlm, flex: bool) -> None:
+        """With a padding mask, and without a mask, which must still mean causal."""
         (entry,) = lists = self.lists(vlm, [5])
         batch = separate_lists(vlm, lists, left_padding=3)
         types = entry.prompt.token_types
@@ -307,8 +307,8 @@ class TestModels:
             torch.testing.assert_close(vlm.model(**inputs).logits, bare)
 
     @pytest.mark.usefixtures("fresh_compiler")
-    def test_another_mask_of_the_same_shape_compiles_nothing_anew(self, vlm: Vlm) -> None:
-        """Traced by Dynamo alone: what is compiled anew is its decision, not the backend's."""
+    def test_another_mask_of_the_same_shape_is_not_compiled_again(self, vlm: Vlm) -> None:
+        """Only Dynamo traces: it, not the backend, decides what is compiled again."""
         first, second, longer = (self.lists(vlm, lengths) for lengths in ([4, 9], [7, 5], [90, 90]))
         with torch.no_grad():
             expected = packed_logps(vlm.model, pack_lists(vlm, second))

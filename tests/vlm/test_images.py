@@ -1,4 +1,4 @@
-"""Loading images: every pixel mode as a viewer shows it, every unusable file refused by name."""
+"""Loading images: every pixel mode as a viewer shows it; unusable files are refused by name."""
 
 import hashlib
 import io
@@ -32,13 +32,13 @@ def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> b
 
 
 def gradient(width: int = 64, height: int = 48) -> Image.Image:
-    """An image whose bytes do not compress to nothing, so that cutting them off cuts pixels off."""
+    """An image that compresses badly, so that cutting bytes off the file cuts pixels off."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
 
 def png(width: int, height: int, bits: int = 8, *, pixels: bytes | None = None) -> bytes:
-    """An RGB PNG by hand; without `pixels` it claims a size and holds none."""
+    """An RGB PNG built by hand; without `pixels` it has a size and no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -124,7 +124,7 @@ def test_the_first_frame_of_an_animation_is_taken():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied(orientation: int, file_format: str):
-    """Stored 32 x 16 with a white left upper quarter; where it is shown, per EXIF 2.3 (tag 274)."""
+    """Stored 32 x 16, upper left quarter white; a viewer shows it as EXIF 2.3 (tag 274) says."""
     image = Image.new("RGB", (32, 16))
     image.paste("white", (0, 0, 16, 8))
     exif = Image.Exif()
@@ -192,7 +192,7 @@ def test_what_was_done_to_an_image_is_noted(data: bytes, expected: tuple[str, ..
     assert load_image_with_notes(data, where=WHERE)[1] == expected
 
 
-def test_a_damaged_second_frame_does_not_touch_the_first():
+def test_a_damaged_second_frame_does_not_affect_the_first():
     data = animation("GIF")
     second = data.rindex(b"\x2c")  # the last image descriptor
     for end in range(second, len(data)):
@@ -260,7 +260,7 @@ def test_unusable_data_is_refused_by_name(data: bytes, reason: str, tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_decompression_bomb_is_refused_where_warnings_are_errors_too():
+def test_a_decompression_bomb_is_refused_also_if_warnings_are_errors():
     with pytest.raises(InputError, match="limit"):
         load_image(png(9_500, 9_500), where=WHERE)
 
@@ -276,7 +276,7 @@ def test_a_directory_is_refused(tmp_path: Path):
         load_image(tmp_path, where=WHERE)
 
 
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path):
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(InputError, match="not a regular file"):
         load_image(tmp_path / "pipe.png", where=WHERE)
@@ -297,7 +297,7 @@ VALID_FILES = [
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_damaged_files_load_or_are_refused_and_nothing_else(data):
+def test_damaged_files_load_or_raise_input_error(data):
     damaged = bytearray(data.draw(st.sampled_from(VALID_FILES)))
     places = st.integers(0, len(damaged) - 1)
     for at, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=6)):

@@ -1,4 +1,4 @@
-"""A merged model on disk: it computes what base and adapter do; names and files are the base's."""
+"""A merged model on disk: the results of base and adapter, the base's names and files."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def adapter(llava: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_computes_what_base_and_adapter_do_under_the_bases_names(
+def test_it_has_the_results_of_base_and_adapter_and_the_bases_names(
     family: str, full: bool, tmp_path: Path
 ) -> None:
     model = save_hub_model(family, tmp_path / "model")

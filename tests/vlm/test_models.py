@@ -1,4 +1,4 @@
-"""Models: what is loaded, what is refused, and what an image and a prompt become."""
+"""Models: what is loaded, what is refused, and how images and prompts are encoded."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ class TestResolve:
         with pytest.raises(InputError, match=r"model directory .* does not exist"):
             resolve_model("./no/such/model")
 
-    def test_an_id_that_cannot_be_had_gives_one_error_that_names_the_offline_switch(
+    def test_an_id_that_cannot_be_downloaded_gives_one_error_that_names_the_offline_switch(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         import huggingface_hub.constants
@@ -71,7 +71,7 @@ class TestResolve:
             resolve_model("nobody/such-a-model")
         assert "HF_HUB_OFFLINE" in str(caught.value.fix)
 
-    def test_a_whole_snapshot_in_the_local_cache_is_used_without_a_network(
+    def test_a_complete_snapshot_in_the_local_cache_is_used_without_network(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model_dir: Path
     ) -> None:
         import huggingface_hub.constants
@@ -117,16 +117,14 @@ class TestIdentity:
         save_file(weights, copy / "model.safetensors", {"format": "pt"})
         assert compute_identity(resolve_model(str(copy))) != original
 
-    def test_the_cache_spares_the_hashing_until_a_file_changes(
-        self, copy: Path, tmp_path: Path
-    ) -> None:
+    def test_cached_digests_are_used_until_a_file_changes(self, copy: Path, tmp_path: Path) -> None:
         cache = tmp_path / "cache.json"
         resolved = resolve_model(str(copy))
         original = compute_identity(resolved, cache)
         # Poisoned digests show that they are used ...
         cache.write_text(json.dumps(dict.fromkeys(json.loads(cache.read_text()), "0" * 64)))
         assert compute_identity(resolved, cache) != original
-        # ... and a rewritten file is hashed anew, so that a plain run and this one differ.
+        # ... and a rewritten file is hashed again, so that this result and an uncached one differ.
         edit_json(copy / "config.json", note="changed")
         assert compute_identity(resolved, cache) != compute_identity(resolved)
         assert len(set(json.loads(cache.read_text()).values())) == 2
@@ -177,8 +175,8 @@ class TestLoad:
         load(copy)
         assert not witness.exists()
 
-    def test_a_sliding_window_is_no_full_attention(self, tmp_path: Path) -> None:
-        """Mistral's: every layer has the window. Such a model is loaded, but shares no prefix."""
+    def test_a_sliding_window_is_not_full_attention(self, tmp_path: Path) -> None:
+        """As in Mistral, every layer has the window. The model is loaded, but shares no prefix."""
         directory = save_tiny_llava(tmp_path / "mistral")
         assert load(directory).full_attention
         config = json.loads((directory / "config.json").read_text())
@@ -191,7 +189,7 @@ class TestLoad:
         assert load(directory).full_attention
 
     def test_one_layer_with_a_window_is_enough(self, tmp_path: Path) -> None:
-        """Qwen's configs name a window and switch it off; switched on, it holds from a layer on."""
+        """Qwen's configs have a window that is off; if on, it starts at some layer."""
         directory = save_tiny_family("llava_onevision", tmp_path / "onevision")
         config = json.loads((directory / "config.json").read_text())
         text = config["text_config"] | {"sliding_window": 8}
@@ -202,15 +200,15 @@ class TestLoad:
         edit_json(directory / "config.json", text_config=windowed)
         assert not load(directory).full_attention
 
-    def test_a_layer_that_is_linear_is_no_full_attention(self, copy: Path) -> None:
+    def test_a_linear_layer_is_not_full_attention(self, copy: Path) -> None:
         text = json.loads((copy / "config.json").read_text())["text_config"]
         for layer, full in (("full_attention", True), ("linear_attention", False)):
             layers = ["full_attention", layer]
             edit_json(copy / "config.json", text_config=text | {"layer_types": layers})
             assert load(copy).full_attention is full
 
-    def test_capped_scores_are_no_full_attention(self, copy: Path) -> None:
-        """As Gemma 2 has them: a softcap on the scores, which no shared kernel knows of."""
+    def test_capped_scores_are_not_full_attention(self, copy: Path) -> None:
+        """As in Gemma 2: a softcap on the scores, which the shared-prefix kernels do not apply."""
         text = json.loads((copy / "config.json").read_text())["text_config"]
         edit_json(copy / "config.json", text_config=text | {"attn_logit_softcapping": 50.0})
         assert not load(copy).full_attention
@@ -259,7 +257,9 @@ class TestEncode:
         assert prompt.positions.tolist() == [list(range(len(ids)))]
         assert prompt.next_position == len(ids)
 
-    def test_a_template_that_writes_the_begin_token_gets_no_second_one(self, copy: Path) -> None:
+    def test_a_template_that_writes_the_begin_token_does_not_get_a_second_one(
+        self, copy: Path
+    ) -> None:
         plain = encode_prompt(load(copy), noise_image(0), "where?")
         (copy / "chat_template.jinja").write_text("<s>" + CHAT_TEMPLATE)
         written = encode_prompt(load(copy), noise_image(0), "where?")
@@ -302,7 +302,7 @@ class TestEncode:
 class TestAdapter:
     @pytest.fixture
     def adapter(self, model_dir: Path, tmp_path: Path) -> Path:
-        """A LoRA adapter with weights that matter, recorded for the base it was made on."""
+        """A LoRA adapter that changes the model, recorded for its base."""
         vlm = load(model_dir)
         torch.manual_seed(1)
         model = get_peft_model(vlm.model, lora_config(vlm, rank=2, alpha=4))

@@ -1,4 +1,4 @@
-"""Processors of all six families on a machine that may have no torchvision."""
+"""Processors of all families, with or without torchvision."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ from perpo_pipeline.vlm.prompts import count_prompt_tokens, encode_prompt, resiz
 # width, height: landscape, portrait, square, tiny, odd, long, large
 SIZES = [(48, 40), (40, 96), (64, 64), (8, 8), (71, 53), (300, 40), (31, 211), (1000, 700)]
 QUESTION = "Where is the red square?"
-VIDEO_PROCESSORS = {  # what the hub's files name, for the families that have such a part
+VIDEO_PROCESSORS = {  # as the hub's files name them, for the families with a video part
     "llava_onevision": "LlavaOnevisionVideoProcessor",
     "qwen2_5_vl": "Qwen2VLVideoProcessor",
     "qwen3_vl": "Qwen3VLVideoProcessor",
@@ -57,7 +57,7 @@ def load_tiny(directory: Path) -> Vlm:
 
 
 def next_token_logits(vlm: Vlm, prompt: EncodedPrompt) -> torch.Tensor:
-    """One plain forward of transformers' own, which finds the rotary positions by itself."""
+    """One plain forward of transformers, which computes the rotary positions itself."""
     ids = prompt.input_ids[None]
     types = {"mm_token_type_ids": (ids == vlm.model.config.image_token_id).int()}
     extra = types if prompt.positions.shape[0] == 3 else {}
@@ -78,7 +78,7 @@ def name_video_processor(directory: Path, model_type: str) -> None:
 
 
 def split_as_on_the_hub(directory: Path, model_type: str) -> None:
-    """A file for each part, as the hub's checkpoints have them, which transformers 4 wrote."""
+    """A file per part, as in the hub's checkpoints, which transformers 4 wrote."""
     file = directory / "processor_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     processor_class = {"processor_class": config["processor_class"]}
@@ -126,12 +126,12 @@ def test_processor_is_the_librarys_own_class_with_pil_images(vlm: Vlm) -> None:
     assert isinstance(vlm.processor.image_processor, PilBackend)
 
 
-def test_placeholders_are_as_many_as_image_features(vlm: Vlm) -> None:
+def test_there_is_one_placeholder_per_image_feature(vlm: Vlm) -> None:
     for size in SIZES:
         prompt = encode_prompt(vlm, noise_image(0, *size), QUESTION)
         assert next_token_logits(vlm, prompt).isfinite().all()
         assert 20 < prompt.num_tokens < 150
-    # The forward is a test only if a placeholder too few is refused.
+    # The forward tests this only if it refuses a missing placeholder.
     (places,) = torch.nonzero(prompt.input_ids == vlm.model.config.image_token_id, as_tuple=True)
     short = torch.cat([prompt.input_ids[: places[0]], prompt.input_ids[places[0] + 1 :]])
     with pytest.raises((ValueError, RuntimeError, IndexError)):
@@ -219,7 +219,7 @@ def test_an_untried_relative_that_shares_the_processor_shares_its_sizes(
         assert resized_size(untried, size) == resized_size(known, size) is not None
         assert count_prompt_tokens(untried, text, size) == count_prompt_tokens(known, text, size)
     unknown = SimpleNamespace(image_processor=known.processor.image_processor)
-    if model_type == "llava":  # the rule of another processor with these settings is not known
+    if model_type == "llava":  # the same settings in another processor may mean something else
         assert resized_size(replace(untried, processor=unknown), (90, 30)) is None
 
 

@@ -1,4 +1,4 @@
-"""A model without its weights encodes as the whole one does, and refuses the same adapters."""
+"""A model without weights encodes like the whole model and refuses the same adapters."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def lora(model_dir: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_it_encodes_a_prompt_as_the_whole_model_does(model_type: str, tmp_path: Path) -> None:
+def test_it_encodes_a_prompt_like_the_whole_model(model_type: str, tmp_path: Path) -> None:
     directory = save_tiny_family(model_type, tmp_path)
     whole, weightless = load(directory), load_without_weights(resolve_model(str(directory)))
     assert all(parameter.is_meta for parameter in weightless.model.parameters())
@@ -97,7 +97,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
         load_without_weights(resolve_model(str(model_dir)), adapter=lora)
 
 
-def test_what_is_no_vision_language_model_is_refused(model_dir: Path, tmp_path: Path) -> None:
+def test_another_kind_of_model_is_refused(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="cannot be loaded"):

@@ -1,4 +1,4 @@
-"""The tiny LLaVA that is built: hub layout, tokenizer, chat template."""
+"""Building the tiny LLaVA: hub layout, tokenizer, chat template."""
 
 import json
 
@@ -28,7 +28,7 @@ def tokenizer():
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60))
-def test_any_text_survives_the_tokenizer(tokenizer, text):
+def test_any_text_is_decoded_unchanged(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenizer.decode(ids) == text
 

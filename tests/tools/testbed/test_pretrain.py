@@ -1,4 +1,4 @@
-"""Pretraining: packed rows equal single conversations, and a killed run ends the same."""
+"""Pretraining: packed rows equal separate conversations; a killed run ends with equal weights."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def packed_rows(processor, rows, **changes):
 
 
 def asked_in(processor, batch, row, slot):
-    """The expression, the ids before the answer and the answer of one packed slot."""
+    """The expression, the ids before the answer, and the answer in one packed slot."""
     places = (batch.labels[row, slot] != IGNORE).nonzero().flatten()
     opening = batch.slot_ids[row, slot, : int(places[0]) + 1].tolist()
     expression = processor.tokenizer.decode(opening).removesuffix(" ASSISTANT: ").strip()
@@ -98,7 +98,7 @@ def test_packed_log_probabilities_equal_separate_conversations(processor):
     assert at == len(packed)
 
 
-def test_packed_attention_equals_a_masked_dense_one():
+def test_packed_attention_equals_masked_dense_attention():
     prefix, slot, slots = 5, 3, 2
     length = prefix + slot * slots
     torch.manual_seed(0)
@@ -127,7 +127,7 @@ def test_processes_share_the_rows_of_a_step(processor):
         assert torch.equal(part.labels, whole.labels[rank::2])
 
 
-def test_misaligned_targets_are_wrong_as_often_as_told():
+def test_misaligned_targets_are_wrong_as_often_as_configured():
     scene, rng = referring_scene(0, 0), np.random.default_rng(0)
     truth = [o.box_xyxy_norm for o in scene.objects]
     picked = [picked_box(scene, 0, 1, Targets(0.25, 0.0), rng) for _ in range(2000)]
@@ -167,7 +167,7 @@ def test_learning_rate_warms_up_and_ends_low():
 @pytest.mark.parametrize(
     "page", ["tools/README.md", "src/perpo_pipeline/testbed/weights/README.md"]
 )
-def test_the_documented_commands_are_understood(page):
+def test_the_documented_commands_are_parsed(page):
     text = (Path(__file__).parents[3] / page).read_text()
     (command,) = re.findall(r"(?m)-m tools\.testbed\.pretrain (.*--out DIR)", text)
     options = parse_options(command.split())
@@ -180,7 +180,7 @@ def state_of(folder, phase):
 
 
 def stop_after(monkeypatch, steps):
-    """A kill: the save at `steps` is the last thing that happens."""
+    """Simulate a kill directly after the save at `steps`."""
     from tools.testbed import pretrain
 
     save = pretrain.save_checkpoint
@@ -217,7 +217,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, quick_f
     assert "`python -m tools.testbed.pretrain --preset small --device cpu --out DIR`" in card
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path, quick_figures):
+def test_a_checkpoint_with_other_settings_is_refused(tmp_path, quick_figures):
     command = [*TINY, "--clean-steps", "1", "--phase", "clean", "--out", str(tmp_path)]
     main(command)
     with pytest.raises(ConfigError, match="learning_rate"):
