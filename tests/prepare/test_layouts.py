@@ -366,7 +366,7 @@ def test_the_run_prints_that_lmms_labs_val_is_not_the_papers(
     ("image", "answers", "message"),
     [
         ({"bytes": None, "path": "a.jpg"}, ["cat"], "holds no image bytes"),
-        ({"bytes": b"torn", "path": "a.jpg"}, ["cat"], "it is no image"),
+        ({"bytes": b"torn", "path": "a.jpg"}, ["cat"], "it is not an image"),
         (None, [], "`answer` is not a list of expressions"),
         (None, ["cat", ""], "`answer` is missing"),
     ],

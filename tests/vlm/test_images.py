@@ -228,8 +228,10 @@ def test_real_photographs_have_the_size_of_their_annotations(realdata: Path):
     ("data", "reason"),
     [
         pytest.param(b"", "empty", id="empty"),
-        pytest.param(b"not an image at all", "no image", id="text"),
-        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image", id="EPS"),
+        pytest.param(b"not an image at all", "not an image", id="text"),
+        pytest.param(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="EPS"
+        ),
         pytest.param(encode(gradient())[:3000], "cannot be decoded", id="truncated PNG"),
         pytest.param(encode(gradient(), "JPEG")[:1500], "cannot be decoded", id="truncated JPEG"),
         pytest.param(encode(gradient(), "BMP")[:1500], "cannot be decoded", id="truncated BMP"),

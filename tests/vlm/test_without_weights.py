@@ -87,7 +87,10 @@ def _lacks_a_weight(adapter: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(_of_another_base, "another base model"), (_lacks_a_weight, "not those its config describes")],
+    [
+        (_of_another_base, "another base model"),
+        (_lacks_a_weight, "not those that its config describes"),
+    ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(
     model_dir: Path, lora: Path, damage: Any, message: str
