@@ -130,11 +130,10 @@ def examples_of(text: str) -> list[list[str]]:
 def test_the_first_sentence_of_every_command_fits_its_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for group in ([], ["measure"]):
+    for group in ([], ["measure"], ["judge"]):
         assert run(*group, "--help") == 0
         summaries = capsys.readouterr().out.split("Commands:")[1].splitlines()
-        cut = [line for line in summaries if line.endswith("...") and "  judge " not in line]
-        assert not cut
+        assert len(summaries) > 3 and not [line for line in summaries if line.endswith("...")]
 
 
 def test_every_command_is_listed() -> None:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from perpo_pipeline.store.artifacts import Version
 
 judge_app = typer.Typer(
-    help="Let a language model rate answers: win rates, LLaVA-Bench, MMHal-Bench, MM-Vet.\n\n"
-    "The judge is a model on any OpenAI-compatible server. The key is read from PERPO_API_KEY or "
-    "OPENAI_API_KEY. Replies are stored: the same command asks only the missing ones.\n\n"
+    help="Let a language model rate answers to a benchmark.\n\n"
+    "Reads files of answers; writes judgements and metrics. The judge is a model on any "
+    "OpenAI-compatible server. The key is read from PERPO_API_KEY or OPENAI_API_KEY. Replies are "
+    "stored: the same command asks only the missing ones.\n\n"
     "Example: perpo judge win-rate --help",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -61,7 +62,9 @@ def win_rate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare model A's answers with model B's, asking each question in both orders.
+    """Compare the answers of models A and B.
+
+    The judge sees each question twice, with the answers in both orders.
 
     Example: perpo judge win-rate --questions q.jsonl --answers perpo.jsonl --answers-b base.jsonl
     --base-url http://127.0.0.1:8000/v1 --judge-model NAME --out judged
@@ -102,7 +105,9 @@ def llava_bench(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Rate answers to LLaVA-Bench-in-the-Wild from 1 to 10, together with a reference's.
+    """Rate answers to LLaVA-Bench-in-the-Wild from 1 to 10.
+
+    The judge rates the answers of a reference together with the model's.
 
     Example: perpo judge llava-bench --reviews reviews.jsonl --out judged
     """
@@ -149,7 +154,9 @@ def mmhal(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Rate answers to MMHal-Bench from 0 to 6; an answer below 3 makes something up.
+    """Rate answers to MMHal-Bench from 0 to 6.
+
+    An answer below 3 makes something up.
 
     Example: perpo judge mmhal --responses filled.json --base-url http://127.0.0.1:8000/v1
     --judge-model NAME --out judged
@@ -188,7 +195,9 @@ def mm_vet(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Grade free-text answers to MM-Vet from 0 to 1, overall and by capability.
+    """Grade free-text answers to MM-Vet from 0 to 1.
+
+    Prints the grades overall and by capability.
 
     Example: perpo judge mm-vet --dataset mm-vet.json --answers answers.json
     --base-url http://127.0.0.1:8000/v1 --judge-model NAME --out judged
