@@ -120,8 +120,8 @@ def test_scores_that_do_not_fit_the_boxes_are_a_warning(
     run = a_run(dataset(tmp_path, {**RECORD, "iou_scores": [0.6, 0.2, 0.5]}), tmp_path)
     prepare(run, "train")
     expected = (
-        "WARNING: the released scores do not fit the boxes: mean difference 0.2000, largest "
-        "0.4000: check model.box_format and box_frame, which are llava and full"
+        "WARNING: the released scores do not fit the boxes (mean difference 0.2000, largest "
+        "0.4000): check model.box_format and box_frame, which are llava and full"
     )
     manifest = run.latest("scores", "train").manifest
     assert expected in capsys.readouterr().err
