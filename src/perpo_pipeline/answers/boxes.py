@@ -58,7 +58,7 @@ def parse_box(
 def parse_boxes(
     text: str, box_format: str, *, frame: str, image_size: Size, resized: Size | None = None
 ) -> list[Box | None]:
-    """Read every box in a text, in order; None stands for one that alone would be unparsed.
+    """Read every box in a text, in order; None for a box that `parse_box` would not parse.
 
     Arguments, errors and what counts as parsed as in `parse_box`.
     """

@@ -58,8 +58,8 @@ def reasons_to_drop(lists: pl.DataFrame, config: FilterConfig) -> pl.Series:
     """Why each list is dropped, null where it stays.
 
     `lists` has the columns of `list_margins` and `dataset`. A list without any strict preference
-    teaches nothing and is dropped, whatever `min_margin` is. Of more lists than the cap or a
-    dataset's share, those with the smallest hash of (seed, prompt_id) stay: a random choice that
+    teaches nothing and is dropped, whatever `min_margin` is. If more lists remain than the cap or
+    a dataset's share, those with the smallest hash of (seed, prompt_id) stay: a random choice that
     does not depend on the order of the rows. Raises `ArtifactError` if a dataset has no list left
     while equal amounts are wanted.
     """

@@ -39,7 +39,7 @@ class ImageData(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image in a file of its own; `note` says how the file's name was built, for faults."""
+    """An image in a separate file; `note` says how the file's name was built, for faults."""
 
     path: Path
     note: str = ""
@@ -64,7 +64,7 @@ class ImageBytes:
 
     @property
     def path(self) -> Path | None:
-        """None: there is no file."""
+        """None, because the image has no file."""
         return None
 
     def read(self) -> bytes:

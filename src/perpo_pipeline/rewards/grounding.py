@@ -25,7 +25,7 @@ def iou_xyxy(pred: npt.ArrayLike, gt: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def points_in_boxes(points: npt.ArrayLike, gt: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """1 where a point lies inside the true box or on its edge, else 0.
+    """1 where a point is inside the true box or on its edge, else 0.
 
     `points` is `(n, 2)` as x, y and `gt` `(n, 4)` as x1, y1, x2, y2, in one unit; the result is
     `(n,)`, float64. A point that is NaN (an unparsed answer) or infinite gives 0, and so does a box

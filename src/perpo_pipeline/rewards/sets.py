@@ -15,7 +15,7 @@ def set_ious(pred: Sequence[npt.ArrayLike], gt: Sequence[npt.ArrayLike]) -> npt.
     float64. Each box is matched with at most one of the other set such that the sum of their IoUs
     is largest; that sum is divided by max(k, m), so a missing and a spare box count as IoU 0. A box
     that `iou_xyxy` does not accept (NaN, inverted) counts in k or m and overlaps nothing. Two
-    empty sets give 1 (there is nothing, and the answer has nothing), one empty set 0. Raises
+    empty sets give 1 (no object, and no box in the answer), one empty set gives 0. Raises
     ValueError for other shapes. The measure is ours; scipy finds the matching.
     """
     if len(pred) != len(gt):
