@@ -36,8 +36,8 @@ class BoxFormat:
     `pattern` finds a box, with the named groups x1, y1, x2, y2; `template` writes one (`str.format`
     with these names). The frame is `scale` units wide and high, or as many as it has pixels if
     `scale` is None; coordinates are written with `decimals` decimals. `instruction` asks for the
-    box, with `{expression}` for the description of the object. `frame` is the only frame in which the format
-    makes sense, None if it makes sense in all of them.
+    box, with `{expression}` for the description of the object. `frame` is the only frame in which
+    the format makes sense, None if it makes sense in all of them.
     """
 
     name: str
