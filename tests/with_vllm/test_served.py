@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_commands import start_perpo
 from tiny_models import noise_image
 from with_vllm.test_vllm_backend import HOSTILE, drawn, load, running, worst_difference
 
@@ -244,15 +245,18 @@ class TestRun:
         self, folder: Path, server: Server, undisturbed: Version
     ) -> None:
         arguments = [*sampling("client", server), "--config", "r.yaml", "--quiet"]
-        client = subprocess.Popen(
-            [sys.executable, "-m", "perpo_pipeline.cli", *arguments], cwd=folder
+        client = start_perpo(
+            *arguments,
+            folder=folder,
+            environment=os.environ,
+            out=folder / "client.log",
+            err=folder / "client.log",
         )
         try:
             first = wait_for_part(folder / "client")
         finally:
             client.kill()
-            client.wait()
-        assert client.returncode == -signal.SIGKILL
+        assert client.wait() == -signal.SIGKILL
         assert len(parts_in(folder / "client")) < NUM_PROMPTS / PROMPTS_PER_PART
         written = first.stat().st_mtime_ns
         assert_same_rows(sample(folder, "client", server), undisturbed)
