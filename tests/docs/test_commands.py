@@ -21,10 +21,11 @@ from perpo_pipeline.errors import PerpoError
 
 ROOT = Path(__file__).parents[2]
 # The commands of extending.md need the changes on that page: test_extending.py runs them.
+EXTENDING = ROOT / "docs" / "extending.md"
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "extending.md"),
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page != EXTENDING),
 ]
 CONFIG = ROOT / "configs" / "demo.yaml"
 COMMANDS: Any = typer.main.get_command(cli.app)
@@ -32,6 +33,7 @@ PATHS = {
     setting.path for section in SECTIONS for group in groups(section) for setting in group.settings
 }
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NOT_TRACKED = ("data/", "datasets/", "site/")  # folders of results, and of the user
 SOURCES = {".py", ".md", ".mk", ".yaml", ".sbatch", ".html"}
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z_.:]*$|\.\.\.|<.*>")
 
@@ -248,19 +250,36 @@ def test_the_readme_is_short_and_its_tree_exists() -> None:
                 assert (inside / name).exists() or name == "data/", name
 
 
-def test_files_and_extras_that_pages_name_exist() -> None:
+def files_named(text: str) -> Iterator[Path]:
+    """Files and folders that a page names: from the root, or as code inside the package."""
+    for name in re.findall(r"(?:configs|stages|benchmarks|tests|src)/[\w./-]*\w", text):
+        if not re.search("RUN|NAME|mine", name):
+            yield ROOT / name
+    for name in code_spans(text):
+        is_inside = re.fullmatch(r"[a-z]\w*/[\w/]*(?:\.py|/)", name)
+        if is_inside and not name.startswith(NOT_TRACKED):
+            yield ROOT / name if (ROOT / name).exists() else ROOT / "src/perpo_pipeline" / name
+
+
+@pytest.mark.parametrize("page", [*PAGES, EXTENDING], ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    text = FENCE.sub("", text) if page == EXTENDING else text  # its blocks make new files
+    assert not [file for file in files_named(text) if not file.exists()]
+
+
+def test_pages_name_many_files_and_a_wrong_one_is_found() -> None:
+    named = [file for page in PAGES for file in files_named(page.read_text())]
+    assert len(named) > 40
+    (wrong,) = files_named("see `train/loses.py`")
+    assert not wrong.exists()
+
+
+def test_extras_that_pages_name_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = 0
-    for page in PAGES:
-        text = page.read_text()
-        for name in re.findall(r"(?:configs|stages|benchmarks|tests|src)/[\w./-]*\w", text):
-            if "RUN" not in name and "NAME" not in name and "mine" not in name:
-                assert (ROOT / name).exists(), f"{page.name}: {name}"
-                named += 1
-        for extra in re.findall(r"-e '\.\[(\w+)\]'", text):
-            assert extra in project["optional-dependencies"], f"{page.name}: {extra}"
-            named += 1
-    assert named > 25
+    texts = [page.read_text() for page in PAGES]
+    extras = {extra for text in texts for extra in re.findall(r"-e '\.\[(\w+)\]'", text)}
+    assert len(extras) > 3 and not extras - set(project["optional-dependencies"])
 
 
 def test_pages_that_messages_and_comments_name_exist() -> None:
