@@ -373,10 +373,10 @@ def test_a_removed_option_names_its_replacement(
 @pytest.mark.parametrize(
     ("arguments", "replacement"),
     [
-        (("train", "--beta", "0.2"), "use --set train.beta=0.2"),
-        (("train", "--beta=0.2"), "use --set train.beta=0.2"),
+        (("train", "--beta", "0.2"), "use --set train.methods.METHOD.beta=0.2"),
+        (("train", "--beta=0.2"), "use --set train.methods.METHOD.beta=0.2"),
         (("train", "--drop-too-long", "--dry-run"), "use --set train.drop_too_long=true"),
-        (("train", "--learning-rate"), "use --set train.learning_rate=VALUE"),
+        (("train", "--learning-rate"), "use --set train.methods.METHOD.learning_rate=VALUE"),
         (("train", "--variant", "perpo"), "use --method perpo"),
         (("prepare", "--variant", "train"), "use --split train"),
         (("eval", "--variant", "base"), "use --evaluation base"),

@@ -66,7 +66,9 @@ def test_the_truth_is_written_in_pixels_of_the_image_as_this_model_resizes_it(lo
 def test_a_model_that_splits_images_into_tiles_has_no_resized_image(load: Any) -> None:
     vlm = load("llava_next")
     entry = TrainingList(prompt(), [[1]], [0.5], [1])
-    with pytest.raises(ConfigError, match="model sees the image of prompt p differently"):
+    with pytest.raises(
+        ConfigError, match="'llava-next' model sees the image of prompt p differently"
+    ):
         ground_truth_list(entry, vlm, QWEN25)
     text = TrainingList(prompt(task="ocr", gt_text="a", gt_box=None), [[1]], [0.5], [1])
     assert ground_truth_list(text, vlm, QWEN25).rewards == [1.0]  # a text needs no frame

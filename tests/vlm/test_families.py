@@ -160,6 +160,16 @@ def test_vllm_serves_a_newcomers_lora_if_its_record_says_so(
 # --- the families ---------------------------------------------------------------------------------
 
 
+def test_the_families_of_the_paper_and_of_today_are_known() -> None:
+    """Other tests run over FAMILIES: one that goes missing here would silently go missing there."""
+    expected = {"llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"}
+    assert set(FAMILIES) >= expected
+    assert {name for name in expected if not FAMILIES[name].lora_in_vllm} == {
+        "llava_onevision",
+        "internvl",
+    }
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: str(family.name))
 def test_a_familys_own_boxes_are_a_valid_pair_of_settings(family: Family) -> None:
     assert family.known and family.box_format in BOX_FORMATS

@@ -49,14 +49,23 @@ def read_config(
     *,
     run: str | None = None,
     settings: "Iterable[Override]" = (),
+    methods_are_known: bool = True,
 ) -> "RunConfig":
-    """Load the run's file under the settings of the command line; None means not given."""
+    """Load the run's file under the settings of the command line; None means not given.
+
+    Raises ConfigError for a setting that would change no method, unless further methods may be
+    added to those of the file (`methods_are_known=False`).
+    """
     from perpo_pipeline.config.file import load_config
-    from perpo_pipeline.config.overrides import Override, parse_set
+    from perpo_pipeline.config.overrides import Override, parse_set, refuse_without_effect
 
     options = [Override("run", run, "--run"), *settings]
     given = [option for option in options if option.value is not None]
-    return load_config(config, [*given, *map(parse_set, sets or ())])
+    overrides = [*given, *map(parse_set, sets or ())]
+    loaded = load_config(config, overrides)
+    if methods_are_known:
+        refuse_without_effect(loaded, overrides)
+    return loaded
 
 
 def open_run(
@@ -68,11 +77,14 @@ def open_run(
     quiet: bool = False,
     settings: "Iterable[Override]" = (),
     inputs: dict[str, Path | None] | None = None,
+    methods_are_known: bool = True,
 ) -> "Run":
     """As `read_config`, with the places that options give for artifacts; None means not given."""
     from perpo_pipeline.run import Run
 
-    opened = read_config(config, sets, run=run, settings=settings)
+    opened = read_config(
+        config, sets, run=run, settings=settings, methods_are_known=methods_are_known
+    )
     places = {k: v for k, v in (inputs or {}).items() if v is not None}
     return Run(opened, out=out, inputs=places, quiet=quiet)
 

@@ -36,9 +36,9 @@ REMOVED: dict[str, dict[str, str]] = {
     },
     "train": {
         "--variant": "--method {value}",
-        "--beta": "--set train.beta={value}",
-        "--gamma": "--set train.gamma={value}",
-        "--learning-rate": "--set train.learning_rate={value}",
+        "--beta": "--set train.methods.METHOD.beta={value}",
+        "--gamma": "--set train.methods.METHOD.gamma={value}",
+        "--learning-rate": "--set train.methods.METHOD.learning_rate={value}",
         "--forward": "--set train.forward={value}",
         "--max-tokens-per-step": "--set train.max_tokens_per_forward={value}",
         "--drop-too-long": "--set train.drop_too_long=true",

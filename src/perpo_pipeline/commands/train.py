@@ -94,11 +94,12 @@ def train(
         "quiet": quiet,
         "inputs": {"preferences": preferences},
     }
-    opened = open_run(config, sets, settings=settings, **given)
+    opened = open_run(config, sets, settings=settings, methods_are_known=False, **given)
     if method is not None and (unlisted := _unlisted_method(opened.config, method)):
-        added = Override(("train", "methods", unlisted, "method"), unlisted, "--method")
-        opened = open_run(config, sets, settings=[*settings, added], **given)
+        settings.append(Override(("train", "methods", unlisted, "method"), unlisted, "--method"))
+    opened = open_run(config, sets, settings=settings, **given)
     names = _choose(opened, method)
+    _warn_of_own_settings(opened, sets, names)
     launch = choose_launch(num_processes, num_nodes, node_rank, master, os.environ)
     if dry_run:
         _print_plan(opened, names, launch, [*ctx.obj])
@@ -113,6 +114,20 @@ def _unlisted_method(config: "RunConfig", name: str) -> str | None:
     method = re.sub(r"-seed\d+$", "", name)
     listed = {*config.train.methods, *config.train.variants()}
     return method if method in METHODS and not listed & {method, name} else None
+
+
+def _warn_of_own_settings(run: "Run", sets: list[str] | None, names: list[str]) -> None:
+    """Report the shared settings of the command line that a chosen method replaces by its own."""
+    from perpo_pipeline.config.overrides import parse_set, shared_training_settings
+
+    for setting, override in shared_training_settings(map(parse_set, sets or ())):
+        _, own = run.config.train.methods_that_take(setting)
+        for method in own:
+            if any(name == method or name.startswith(f"{method}-seed") for name in names):
+                run.say(
+                    f"train {method}: {override.option} does not change it: it sets its own "
+                    f"{setting} (train.methods.{method}.{setting})"
+                )
 
 
 def _choose(run: "Run", method: str | None) -> list[str]:

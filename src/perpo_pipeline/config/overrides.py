@@ -1,14 +1,17 @@
 """Settings that the command line gives: they replace those of the run's file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from perpo_pipeline.config.section import Json
 from perpo_pipeline.config.unique_keys import UniqueKeyLoader
 from perpo_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from perpo_pipeline.config.run import RunConfig
 
 Place = tuple[str, ...]
 Key = str | Place
@@ -80,6 +83,31 @@ def apply_overrides(raw: Json, overrides: Iterable[Override]) -> list[Placed]:
         _set_value(raw, place, override.value)
         placed.append(Placed(place, override))
     return placed
+
+
+def shared_training_settings(overrides: Iterable[Override]) -> Iterator[tuple[str, Override]]:
+    """The overrides of settings that all methods share, such as `train.beta`, by their name."""
+    for override in overrides:
+        parts = override.key.split(".") if isinstance(override.key, str) else override.key
+        if len(parts) > 1 and parts[0] == "train" and parts[1] not in ("methods", "seeds"):
+            yield parts[1], override
+
+
+def refuse_without_effect(config: "RunConfig", overrides: Iterable[Override]) -> None:
+    """Raise ConfigError for a shared training setting if every method that uses it has its own."""
+    for setting, override in shared_training_settings(overrides):
+        shared, own = config.train.methods_that_take(setting)
+        if own and not shared:
+            raise ConfigError(
+                f"{override.option} changes nothing: {', '.join(own)} each set their own {setting}",
+                fix=f"set it for one method: --set train.methods.{own[0]}."
+                f"{_after_train(override)}={override.value}",
+            )
+
+
+def _after_train(override: Override) -> str:
+    key = override.key if isinstance(override.key, str) else ".".join(override.key)
+    return key.removeprefix("train.")
 
 
 def _find_place(raw: Json, key: Key) -> Place:

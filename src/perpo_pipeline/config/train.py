@@ -187,6 +187,16 @@ class TrainConfig(Section):
         method = self._settings_of(name, self.seeds[0]).chosen_method
         return _unused_fault(method, sorted(self.methods[name].model_fields_set))
 
+    def methods_that_take(self, setting: str) -> tuple[list[str], list[str]]:
+        """Names of the methods that use a setting: with the shared value, and with their own."""
+        users = [
+            name
+            for name in self.methods
+            if self._settings_of(name, self.seeds[0]).chosen_method.uses(setting)
+        ]
+        own = [name for name in users if setting in self.methods[name].model_fields_set]
+        return [name for name in users if name not in own], own
+
     def variants(self) -> dict[str, TrainSettings]:
         """The settings of each adapter: one per method, or one per method and seed if several."""
         several = len(self.seeds) > 1
