@@ -3,12 +3,12 @@
 The rooms, each importing only those below it (`make lint` checks that):
 
 cli, commands   the command line
-report, merge   what is made of finished runs
+report, merge   the report, and merged models
 prepare, sample, score, filter, train, evaluate   one for each stage; none imports another
-run             where a run's artifacts lie, and "do nothing if it is there"
+run             where a run's artifacts are; finished work is reused
 vlm             models: families, files, prompts, decoding, adapters
 config          settings: the run's YAML file and its sections
-rewards         what an answer is worth, given its truth
+rewards         score an answer against its ground truth
 answers         box formats, reading answers, checks of truths
 store           artifacts, schemas, lineage
 """

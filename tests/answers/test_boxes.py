@@ -374,7 +374,7 @@ def test_an_annotation_a_fraction_of_a_unit_beyond_the_edge_is_written_at_the_ed
     [
         ({"box_format": "lava"}, "there is no box format 'lava'"),
         ({"box_format": "no.such.module:it"}, "cannot be imported"),
-        ({"box_format": "math:pi"}, "is no BoxFormat but of type float"),
+        ({"box_format": "math:pi"}, "has type float, not BoxFormat"),
         ({"box_format": "math:tau_squared"}, "cannot be imported"),
         ({"box_format": "my_formats:mute"}, "needs one {expression}"),
         ({"box_format": "my_formats:nameless"}, "has no group x2, y2"),

@@ -44,7 +44,8 @@ def test_every_setting_counts_somewhere_or_is_operational(key: str, is_operation
 
 def test_nested_settings_count_with_the_setting_that_holds_them() -> None:
     assert counts_in("train.lora.rank") == ["adapter"]
-    assert counts_in("model.box_format") == ["scores", "adapter", "predictions"]
+    assert counts_in("model.box_format") == ["prompts", "scores", "adapter", "predictions"]
+    assert counts_in("seed") == ["prompts", "samples"]
     assert counts_in("train.checkpoint_every") == []
 
 

@@ -68,3 +68,35 @@ def test_a_method_that_the_file_does_not_list_takes_the_shared_setting(
     assert run("train", "--method", "lipo", "--set", "train.learning_rate=1e-4") == 2
     message = capsys.readouterr().err
     assert "changes nothing" not in message and "preferences" in message
+
+
+def test_a_method_that_sets_its_rank_keeps_the_shared_alpha(tmp_path: Path) -> None:
+    from perpo_pipeline.config.file import load_config
+
+    shared = {"train.lora": {"rank": 64, "alpha": 128}, "train.methods.dpo.lora.rank": 8}
+    variants = load_config(tmp_path / "r.yaml", shared).train.variants()
+    assert (variants["dpo"].lora.rank, variants["dpo"].lora.alpha) == (8, 128)
+    assert (variants["perpo"].lora.rank, variants["perpo"].lora.alpha) == (64, 128)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("score.reward.token_f1=0.3", "score.reward.token_f1: score.reward is 'iou' in the file"),
+        ("train.methods.sft.learning_rate.x=1", "train.methods.sft.learning_rate is 0.001"),
+    ],
+)
+def test_a_key_below_a_value_is_refused(
+    capsys: pytest.CaptureFixture[str], workdir: Path, setting: str, says: str
+) -> None:
+    (workdir / "r.yaml").write_text(CONFIG + "score: {reward: iou}\n")
+    assert run("plan", "--set", setting) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_mistyped_method_is_compared_with_all_that_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("train", "--method", "lipp") == 2
+    message = capsys.readouterr().err
+    assert "did you mean 'lipo'" in message and "lipo-lambda" in message

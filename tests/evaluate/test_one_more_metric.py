@@ -194,3 +194,8 @@ def test_values_and_counts_have_one_row_per_prompt() -> None:
         else:
             assert metric.statistic(values).shape == (3,)
     assert METRICS["edit_distance"].in_report == FRACTION
+
+
+def test_a_metric_that_is_compared_needs_its_values_per_prompt() -> None:
+    with pytest.raises(ValueError, match="colour is compared pair by pair, which needs"):
+        Metric("colour", "Colour", ("grounding",), compared_on=("grounding",))

@@ -142,7 +142,7 @@ def test_a_reward_that_is_not_deterministic_is_found_before_anything_is_scored(m
     [
         ("my_rewards:absent", "has no attribute 'absent'"),
         ("no_such_module:f", "No module named 'no_such_module'"),
-        ("my_rewards:constant", "is no function but of type int"),
+        ("my_rewards:constant", "has type int and is not callable"),
     ],
 )
 def test_what_cannot_be_imported_is_named(mine: Path, name: str, message: str) -> None:

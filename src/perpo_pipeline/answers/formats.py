@@ -198,7 +198,7 @@ def _load_own(name: str) -> BoxFormat:
         ) from error
     if not isinstance(found, BoxFormat):
         raise ConfigError(
-            f"the box format {name!r} is no BoxFormat but of type {type(found).__name__}",
+            f"the box format {name!r} has type {type(found).__name__}, not BoxFormat",
             fix="name a perpo_pipeline.answers.BoxFormat (see docs/boxes.md)",
         )
     _check_fields(found, name)

@@ -137,6 +137,8 @@ def _choose(run: "Run", method: str | None) -> list[str]:
         names = [f"{method}-seed{seed}" for seed in run.config.train.seeds]
         check_one_out(names, run.out, option="--method", what="method")
         return names
+    if method is not None and method not in names:
+        names = list(dict.fromkeys([*names, *METHODS]))
     return choose_names(names, method, run.out, option="--method", what="method")
 
 

@@ -83,7 +83,9 @@ def _read_yaml(path: Path) -> Json:
         ) from error
     if not isinstance(raw, dict):
         raise ConfigError(
-            "the file holds no mapping of sections", where=str(path), fix="see configs/demo.yaml"
+            "the file does not contain a mapping of sections",
+            where=str(path),
+            fix="see configs/demo.yaml",
         )
     return raw
 

@@ -34,7 +34,8 @@ class Counted:
 
     Every setting of `section` counts, except those that the section calls operational; beside them
     count the dotted keys in `others`, and `facts`: what the stage finds out and no setting says,
-    such as the hash of a user's reward. With `any_facts` the stage names its facts itself.
+    such as the hash of a user's reward. With `any_facts` the stage names its facts itself;
+    `through_facts` are the settings that such facts depend on.
     `unused` returns the names that have no effect beside the values of the others.
     """
 
@@ -42,6 +43,7 @@ class Counted:
     others: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     any_facts: bool = False
+    through_facts: tuple[str, ...] = ()
     unused: Callable[[Mapping[str, Any]], Collection[str]] = _nothing
 
 
@@ -70,7 +72,7 @@ def _leaves(keys: Collection[str]) -> tuple[str, ...]:
 
 
 COUNTED: dict[str, Counted] = {
-    "prompts": Counted("prepare", any_facts=True),
+    "prompts": Counted("prepare", any_facts=True, through_facts=("seed", *BOXES)),
     "samples": Counted("sample", ("seed", *MODEL), unused=_unused_by_backend),
     "scores": Counted(
         "score", BOXES, facts=("own_rewards",), unused=_boxes_unless_a_reward_reads_them
@@ -126,7 +128,7 @@ def counts_in(key: str) -> list[str]:
     return [
         artifact
         for artifact, declared in COUNTED.items()
-        if key in declared.others
+        if key in (*declared.others, *declared.through_facts)
         or (declared.section == section and name not in _operational(section))
     ]
 

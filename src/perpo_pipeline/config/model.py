@@ -59,8 +59,8 @@ class ModelConfig(Section):
             raise conflict(fault, "box_format", "box_frame")
         if self.box_frame == "resized" and self.preprocess == "pad":
             raise conflict(
-                "box_frame resized is the whole image resized, which preprocess pad pads first: "
-                "set preprocess to processor",
+                "box_frame resized needs the whole image resized without padding, but preprocess "
+                "pad pads it: set preprocess to processor",
                 "box_frame",
                 "preprocess",
             )

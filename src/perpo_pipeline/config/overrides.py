@@ -127,8 +127,14 @@ def _find_place(raw: Json, key: Key) -> Place:
 
 def _set_value(raw: Json, place: Sequence[str], value: Any) -> None:
     *parents, last = place
-    for key in parents:
-        if not isinstance(raw.get(key), dict):
+    for depth, key in enumerate(parents, start=1):
+        if raw.get(key) is None:
             raw[key] = {}
+        if not isinstance(raw[key], dict):
+            raise ConfigError(
+                f"{'.'.join(place)}: {'.'.join(parents[:depth])} is {raw[key]!r} in the file, "
+                "which has no keys",
+                fix=f"give the whole of it: --set {'.'.join(parents[:depth])}=VALUE",
+            )
         raw = raw[key]
     raw[last] = value

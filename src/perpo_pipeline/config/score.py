@@ -30,8 +30,8 @@ class ScoreConfig(Section):
         unknown = [name for name in names if ":" not in name and name not in known]
         if unknown or not names:
             raise ValueError(
-                f"there is no reward {', '.join(unknown) or 'at all'}; one of {', '.join(known)}, "
-                "or your own as package.module:function"
+                f"{_missing_reward(unknown)}; one of {', '.join(known)}, or your own as "
+                "package.module:function"
             )
         return reward
 
@@ -49,3 +49,7 @@ def _are_weights(value: Any) -> bool:
         and 0 < weight < math.inf
         for name, weight in value.items()
     )
+
+
+def _missing_reward(unknown: list[str]) -> str:
+    return f"there is no reward {', '.join(unknown)}" if unknown else "no reward is given"

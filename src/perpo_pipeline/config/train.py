@@ -149,8 +149,8 @@ class TrainConfig(Section):
     shared: TrainSettings = TrainSettings()
     methods: dict[Name, TrainSettings] = Field(
         default_factory=lambda: {"perpo": TrainSettings()},
-        description="the trainings by name, each with its own settings; a name that is no method "
-        "needs `method`",
+        description="the trainings by name, each with its own settings; an entry whose name is not "
+        "a method must set `method`",
     )
     seeds: list[Int] = Field(
         default_factory=lambda: [0], min_length=1, description="train each method once per seed"
@@ -215,6 +215,7 @@ class TrainConfig(Section):
                     f"{', '.join(METHODS)}"
                 )
             own["method"] = name
-        return TrainSettings.model_validate(
-            {**self.shared.model_dump(exclude_unset=True), **own, "seed": seed}
-        )
+        shared = self.shared.model_dump(exclude_unset=True)
+        if "lora" in own:  # a method that sets the rank keeps the shared alpha
+            own["lora"] = {**shared.get("lora", {}), **own["lora"]}
+        return TrainSettings.model_validate({**shared, **own, "seed": seed})

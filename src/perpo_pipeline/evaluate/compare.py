@@ -22,7 +22,7 @@ STAGE_VERSION = 1
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
-TRUTH = ["prompt_id", "image_sha256", "gt_text", "gt_box", "gt_boxes", "gt_polygon"]
+TRUTH = PROMPTS.pick("prompt_id", "image_sha256", role="truth")
 
 
 def compare_predictions(

@@ -115,6 +115,10 @@ class Metric:
     higher_is_better: bool | None = True
     missing: Callable[[], str | None] = lambda: None
 
+    def __post_init__(self) -> None:
+        if self.compared_on and self.of_reward is None:
+            raise ValueError(f"{self.name} is compared pair by pair, which needs `of_reward`")
+
     @property
     def is_measured_here(self) -> bool:
         """Whether `measure` works: its benchmark's own module measures it otherwise."""

@@ -1,1 +1,1 @@
-"""Which lists are worth learning from, and which pair of each where only a pair is wanted."""
+"""Choose the lists to train on, or one pair per list."""

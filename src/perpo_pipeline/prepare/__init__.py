@@ -1,1 +1,1 @@
-"""Datasets become prompts: an image, an instruction and the truth, with keys that stay."""
+"""Datasets become prompts: an image, an instruction and the truth, with stable keys."""

@@ -12,6 +12,7 @@ from perpo_pipeline.evaluate.compare import paired_row
 from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, reward_metrics
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.report.methods import ReportedMethod
+from perpo_pipeline.store.schemas import PROMPTS
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,7 +54,7 @@ class Comparison:
 
 def read_outcomes(inputs: Inputs) -> Outcomes:
     """The rewards of all evaluated variants, aligned by prompt."""
-    columns = ["prompt_id", "dataset", "split", "task", "image_sha256"]
+    columns = PROMPTS.pick("prompt_id", "dataset", "split", "task", "image_sha256")
     prompts = pl.DataFrame(inputs.prompts.table(columns=columns))
     rewards = {}
     for variant, version in inputs.predictions.items():

@@ -60,7 +60,7 @@ def load_own(name: str) -> OwnReward:
         ) from error
     if not callable(found):
         raise ConfigError(
-            f"the reward {name!r} is no function but of type {type(found).__name__}",
+            f"the reward {name!r} has type {type(found).__name__} and is not callable",
             fix="name a function that follows the contract of rewards (see docs/rewards.md)",
         )
     return cast(OwnReward, found)

@@ -107,7 +107,7 @@ class OpenAIBackend:
             if not low <= config.temperature <= high:
                 raise ConfigError(
                     f"sample.temperature is {config.temperature}; vLLM accepts {low} to {high}",
-                    fix="change it",
+                    fix=f"set sample.temperature from {low} to {high}",
                 )
             return
         wanted = {

@@ -3,8 +3,8 @@
 Counted are the weights, the gradients and AdamW state of what is trained, the activations that the
 backward pass keeps from a forward of `tokens` tokens, and logits. Not counted are the vision
 tower's activations (a frozen tower keeps none) and what allocators and kernels hold in addition.
-One measurement exists: LLaVA-1.5-7B with 9,248 tokens per forward and without checkpointing peaked
-at 52 to 63 GiB; this module computes 60 GiB.
+One measurement exists, of a prototype and not of this code: LLaVA-1.5-7B with 9,248 tokens per
+forward and without checkpointing peaked at 52 to 63 GiB; this module computes 60 GiB.
 """
 
 from dataclasses import dataclass
