@@ -217,7 +217,7 @@ def test_an_unknown_method_lists_the_known_ones(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("train", "--config", "r.yaml", "--method", "ppo") == 2
-    assert "choose one of ['perpo']" in capsys.readouterr().err
+    assert "choose one of ['perpo', 'sft', 'dpo', 'lipo', 'lipo-lambda']" in capsys.readouterr().err
 
 
 def test_a_second_call_does_nothing_and_says_so(

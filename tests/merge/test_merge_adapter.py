@@ -444,7 +444,8 @@ def test_after_a_kill_at_any_point_the_folder_is_whole_or_absent(
     seen, left = json.loads(ended.stdout)
     assert len(seen) >= 15, "each file is synced; three files and the folder are renamed"
     assert seen == [[-9, False, 0, True]] * len(seen)
-    assert left == ["events", "llava", "merged", "run"]
+    own = {"events", "events.modules"}  # what killing.py itself writes
+    assert [name for name in left if name not in own] == ["llava", "merged", "run"]
 
 
 def test_only_one_process_at_a_time_writes_a_folder(
