@@ -30,7 +30,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at the same time would compute the reference twice
-.PHONY: all setup test test-distributed test-vllm lint types docs bench clean
+.PHONY: all setup setup-vllm test test-distributed test-vllm lint types docs bench clean
 
 INSTALLED := $(VENV)/.installed
 DEVELOP   := $(VENV)/.installed-dev
@@ -99,6 +99,8 @@ test-distributed: $(DISTRIBUTED)
 $(DISTRIBUTED): pyproject.toml constraints.txt | $(VENV)/bin/python
 	DS_BUILD_OPS=0 $(PIP) install --quiet --constraint constraints.txt --editable '.[dev,deepspeed,ray]'
 	@touch $@; test -e $(INSTALLED) || touch $(INSTALLED)
+
+setup-vllm: $(VLLM_INSTALLED)
 
 test-vllm: $(VLLM_INSTALLED)
 	PERPO_TEST_VLLM=1 PYTHONPATH=$(CURDIR)/$(VLLM_TESTS)/torchvision_on_cpu \
