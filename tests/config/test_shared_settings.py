@@ -100,3 +100,10 @@ def test_a_mistyped_method_is_compared_with_all_that_there_are(
     assert run("train", "--method", "lipp") == 2
     message = capsys.readouterr().err
     assert "did you mean 'lipo'" in message and "lipo-lambda" in message
+
+
+def test_a_shared_rank_reaches_methods_that_set_their_alpha_alone(workdir: Path) -> None:
+    own = [("--set", f"train.methods.{name}.lora.alpha=4") for name in ("sft", "dpo", "perpo")]
+    every = [part for pair in own for part in pair]
+    assert run("plan", *every, "--set", "train.lora.rank=2") == 0
+    assert run("plan", *every, "--set", "train.lora.alpha=8") == 2

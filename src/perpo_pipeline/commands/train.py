@@ -120,8 +120,9 @@ def _warn_of_own_settings(run: "Run", sets: list[str] | None, names: list[str]) 
     """Report the shared settings of the command line that a chosen method replaces by its own."""
     from perpo_pipeline.config.overrides import parse_set, shared_training_settings
 
-    for setting, override in shared_training_settings(map(parse_set, sets or ())):
-        _, own = run.config.train.methods_that_take(setting)
+    for path, override in shared_training_settings(map(parse_set, sets or ())):
+        _, own = run.config.train.methods_that_take(path)
+        setting = ".".join(path)
         for method in own:
             if any(name == method or name.startswith(f"{method}-seed") for name in names):
                 run.say(

@@ -85,29 +85,25 @@ def apply_overrides(raw: Json, overrides: Iterable[Override]) -> list[Placed]:
     return placed
 
 
-def shared_training_settings(overrides: Iterable[Override]) -> Iterator[tuple[str, Override]]:
-    """The overrides of settings that all methods share, such as `train.beta`, by their name."""
+def shared_training_settings(overrides: Iterable[Override]) -> Iterator[tuple[Place, Override]]:
+    """The overrides of settings that all methods share, by the parts of the key after `train.`."""
     for override in overrides:
-        parts = override.key.split(".") if isinstance(override.key, str) else override.key
+        key = override.key
+        parts = tuple(key.split(".")) if isinstance(key, str) else key
         if len(parts) > 1 and parts[0] == "train" and parts[1] not in ("methods", "seeds"):
-            yield parts[1], override
+            yield parts[1:], override
 
 
 def refuse_without_effect(config: "RunConfig", overrides: Iterable[Override]) -> None:
     """Raise ConfigError for a shared training setting if every method that uses it has its own."""
-    for setting, override in shared_training_settings(overrides):
-        shared, own = config.train.methods_that_take(setting)
+    for path, override in shared_training_settings(overrides):
+        shared, own = config.train.methods_that_take(path)
         if own and not shared:
+            key = ".".join(path)
             raise ConfigError(
-                f"{override.option} changes nothing: {', '.join(own)} each set their own {setting}",
-                fix=f"set it for one method: --set train.methods.{own[0]}."
-                f"{_after_train(override)}={override.value}",
+                f"{override.option} changes nothing: {', '.join(own)} each set their own {key}",
+                fix=f"set it for one method: --set train.methods.{own[0]}.{key}={override.value}",
             )
-
-
-def _after_train(override: Override) -> str:
-    key = override.key if isinstance(override.key, str) else ".".join(override.key)
-    return key.removeprefix("train.")
 
 
 def _find_place(raw: Json, key: Key) -> Place:

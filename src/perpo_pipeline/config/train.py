@@ -187,14 +187,17 @@ class TrainConfig(Section):
         method = self._settings_of(name, self.seeds[0]).chosen_method
         return _unused_fault(method, sorted(self.methods[name].model_fields_set))
 
-    def methods_that_take(self, setting: str) -> tuple[list[str], list[str]]:
-        """Names of the methods that use a setting: with the shared value, and with their own."""
+    def methods_that_take(self, path: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Names of the methods that use a setting: with the shared value, and with their own.
+
+        `path` has the parts of its key after `train.`, such as ("lora", "rank").
+        """
         users = [
             name
             for name in self.methods
-            if self._settings_of(name, self.seeds[0]).chosen_method.uses(setting)
+            if self._settings_of(name, self.seeds[0]).chosen_method.uses(path[0])
         ]
-        own = [name for name in users if setting in self.methods[name].model_fields_set]
+        own = [name for name in users if _sets(self.methods[name], path)]
         return [name for name in users if name not in own], own
 
     def variants(self) -> dict[str, TrainSettings]:
@@ -219,3 +222,12 @@ class TrainConfig(Section):
         if "lora" in own:  # a method that sets the rank keeps the shared alpha
             own["lora"] = {**shared.get("lora", {}), **own["lora"]}
         return TrainSettings.model_validate({**shared, **own, "seed": seed})
+
+
+def _sets(section: Section, path: Sequence[str]) -> bool:
+    """Whether a section sets the value at `path` itself."""
+    first, *rest = path
+    if first not in section.model_fields_set:
+        return False
+    inner = getattr(section, first)
+    return _sets(inner, rest) if rest and isinstance(inner, Section) else True
