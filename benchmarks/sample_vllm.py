@@ -19,8 +19,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.sample import SampleConfig
-from perpo_pipeline.sample.backend import BackendSetup, Failure, Row
-from perpo_pipeline.sample.vllm_backend import VllmBackend
+from perpo_pipeline.inference.backend import BackendSetup, Failure, Row
+from perpo_pipeline.inference.vllm_backend import VllmBackend
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import prompt_image
 from perpo_pipeline.vlm.prompts import adds_special_tokens, encode_prompt, render_prompt

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # `preloaded_vllm` fails with an ImportError without vLLM, which multiprocessing ignores.
-PRELOADED = ["killing", "perpo_pipeline.sample.transformers_backend", "preloaded_vllm"]
+PRELOADED = ["killing", "perpo_pipeline.inference.transformers_backend", "preloaded_vllm"]
 
 
 class ForkedCommand:

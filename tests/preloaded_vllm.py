@@ -6,7 +6,7 @@ is not needed, and it takes about ten seconds per class until the result is cach
 
 import importlib.util
 
-from perpo_pipeline.sample.vllm_engine import import_vllm
+from perpo_pipeline.inference.vllm_engine import import_vllm
 
 if importlib.util.find_spec("vllm") is None:
     raise ImportError("vLLM is not installed")
@@ -17,7 +17,7 @@ for module in (
     "vllm.v1.worker.cpu_worker",
     "vllm.v1.worker.cpu_model_runner",
     "vllm.lora.request",
-    "perpo_pipeline.sample.vllm_backend",
+    "perpo_pipeline.inference.vllm_backend",
 ):
     import_vllm(module)
 

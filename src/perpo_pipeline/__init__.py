@@ -5,6 +5,7 @@ The rooms, each importing only those below it (`make lint` checks that):
 cli, commands   the command line
 report, merge   the report, and merged models
 prepare, sample, score, filter, train, evaluate   one for each stage; none imports another
+inference       completions from any backend, here or on several GPUs and machines
 run             where a run's artifacts are; finished work is reused
 vlm             models: families, files, prompts, decoding, adapters
 config          settings: the run's YAML file and its sections

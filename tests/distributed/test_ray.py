@@ -145,7 +145,7 @@ from dataclasses import replace
 from pathlib import Path
 
 if "default_worker.py" in " ".join(sys.orig_argv):
-    from perpo_pipeline.sample.part_sampler import PartSampler
+    from perpo_pipeline.inference.part_sampler import PartSampler
 
     open_sampler, sample = PartSampler.__init__, PartSampler.sample
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from perpo_pipeline import cli
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.sample.backend import BackendSetup, OnDone, Row, SampledList
-from perpo_pipeline.sample.processes import _visible_devices
+from perpo_pipeline.inference.backend import BackendSetup, OnDone, Row, SampledList
+from perpo_pipeline.inference.processes import _visible_devices
 from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.vlm.completion import Completion
 
@@ -276,7 +276,7 @@ class NotingBackend:
 def test_a_note_of_a_killed_process_is_in_the_manifest(
     testbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("perpo_pipeline.sample.part_sampler.open_backend", NotingBackend)
+    monkeypatch.setattr("perpo_pipeline.inference.part_sampler.open_backend", NotingBackend)
     shutil.rmtree("data/r/samples")
     capsys.readouterr()
     assert run("sample") == 0

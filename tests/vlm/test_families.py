@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from perpo_pipeline.answers.formats import BOX_FORMATS, frame_fault
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.sample.vllm_engine import exact_lora_rank
+from perpo_pipeline.inference.vllm_engine import exact_lora_rank
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list
 from perpo_pipeline.train.scope import lora_config, unfreeze

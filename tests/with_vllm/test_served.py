@@ -23,7 +23,7 @@ from tiny_models import noise_image
 from with_vllm.test_vllm_backend import HOSTILE, drawn, load, running, worst_difference
 
 from perpo_pipeline import cli
-from perpo_pipeline.sample.backend import SampledList
+from perpo_pipeline.inference.backend import SampledList
 from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.vlm import openai_server
 from perpo_pipeline.vlm.completion import Completion

@@ -20,9 +20,9 @@ from with_vllm.hub_models import FAMILIES
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.sample import vllm_backend
-from perpo_pipeline.sample.backend import BackendSetup, Failure, SampledList
-from perpo_pipeline.sample.vllm_backend import VllmBackend
+from perpo_pipeline.inference import vllm_backend
+from perpo_pipeline.inference.backend import BackendSetup, Failure, SampledList
+from perpo_pipeline.inference.vllm_backend import VllmBackend
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm import families
 from perpo_pipeline.vlm.files import resolve_model
@@ -311,7 +311,7 @@ class TestEngine:
         """As if vLLM used its own template, with another end."""
         monkeypatch.setattr(backend, "is_compared", False)
         monkeypatch.setattr(
-            "perpo_pipeline.sample.vllm_backend.render_prompt",
+            "perpo_pipeline.inference.vllm_backend.render_prompt",
             lambda vlm, prompt: f"USER: <image>\n{prompt} ASSISTANT: [",
         )
         with pytest.raises(ConfigError) as caught:

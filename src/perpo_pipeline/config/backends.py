@@ -1,7 +1,7 @@
 """The sampling backends by name.
 
-To add a backend, write its class (see `sample/backend.py`), add one entry to BACKENDS, and add its
-name to `SampleConfig.backend`.
+To add a backend, write its class (see `inference/backend.py`), add one entry to BACKENDS, and add
+its name to `SampleConfig.backend`.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ class BackendEntry:
 
 BACKENDS = {
     "transformers": BackendEntry(
-        "perpo_pipeline.sample.transformers_backend:TransformersBackend",
+        "perpo_pipeline.inference.transformers_backend:TransformersBackend",
         ignores=("served_model",),
     ),
     "vllm": BackendEntry(
-        "perpo_pipeline.sample.vllm_backend:VllmBackend",
+        "perpo_pipeline.inference.vllm_backend:VllmBackend",
         ignores=("served_model", "batch_size"),
     ),
     "openai": BackendEntry(
-        "perpo_pipeline.sample.openai_backend:OpenAIBackend",
+        "perpo_pipeline.inference.openai_backend:OpenAIBackend",
         ignores=("batch_size",),
     ),
 }

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.inference.part_sampler import Row
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, score_samples
-from perpo_pipeline.sample.part_sampler import Row
 from perpo_pipeline.store.schemas import SAMPLES
 
 TRUTH_OF_REWARD = {"iou": "gt_box", "edit_similarity": "gt_text"}

@@ -12,15 +12,16 @@ from typing import Any
 import pyarrow as pa
 
 from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.inference.backend import BackendSetup
+from perpo_pipeline.inference.backends import choose_backend
+from perpo_pipeline.inference.engines import check_engine, sample_parts
+from perpo_pipeline.inference.failures import Failures, report_failures
+from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS
+from perpo_pipeline.inference.parts import Parts
+from perpo_pipeline.inference.progress import SampleProgress
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.backends import choose_backend
-from perpo_pipeline.sample.engines import check_engine, sample_parts
-from perpo_pipeline.sample.failures import Failures, report_failures
-from perpo_pipeline.sample.part_sampler import PROMPT_COLUMNS
-from perpo_pipeline.sample.parts import Parts
-from perpo_pipeline.sample.progress import SampleProgress
+from perpo_pipeline.sample.preview import RewardPreview
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.families import unusual_boxes
@@ -72,7 +73,13 @@ def _write_samples(
     pending = parts.pending()
     failures = Failures(setup.sample.max_errors, str(writer.path))
     num_pending = sum(part.num_rows for part in pending.values())
-    progress = SampleProgress(run, split, table.num_rows, done=table.num_rows - num_pending)
+    progress = SampleProgress(
+        run,
+        split,
+        table.num_rows,
+        done=table.num_rows - num_pending,
+        preview=RewardPreview(run.config),
+    )
     with closing(progress):
         for index, rows in sample_parts(
             setup,

@@ -5,7 +5,7 @@ import pkgutil
 
 from perpo_pipeline.config.backends import BACKENDS
 from perpo_pipeline.config.sample import SampleConfig
-from perpo_pipeline.sample.backend import Backend, BackendSetup
+from perpo_pipeline.inference.backend import Backend, BackendSetup
 
 
 def choose_backend(config: SampleConfig, device: str) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from perpo_pipeline.sample.backend import BackendSetup, Failure, SampledList
-from perpo_pipeline.sample.backends import open_backend
+from perpo_pipeline.inference.backend import BackendSetup, Failure, SampledList
+from perpo_pipeline.inference.backends import open_backend
 from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.store.schemas import PROMPTS
 

@@ -11,8 +11,8 @@ import pytest
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
-from perpo_pipeline.sample import vllm_backend, vllm_engine
-from perpo_pipeline.sample.backend import BackendSetup
+from perpo_pipeline.inference import vllm_backend, vllm_engine
+from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.vlm.files import ResolvedModel
 
 

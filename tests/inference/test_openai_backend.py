@@ -42,9 +42,9 @@ from tiny_models import noise_image, save_tiny_llava
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
-from perpo_pipeline.sample import openai_prompts
-from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList
-from perpo_pipeline.sample.openai_backend import OpenAIBackend
+from perpo_pipeline.inference import openai_prompts
+from perpo_pipeline.inference.backend import BackendSetup, Failure, Row, SampledList
+from perpo_pipeline.inference.openai_backend import OpenAIBackend
 from perpo_pipeline.vlm import openai_server
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.images import load_image

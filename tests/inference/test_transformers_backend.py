@@ -17,9 +17,9 @@ from tiny_models import noise_image, save_tiny_llava
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.sample import transformers_backend
-from perpo_pipeline.sample.backend import BackendSetup, Failure, Row, SampledList
-from perpo_pipeline.sample.transformers_backend import TransformersBackend
+from perpo_pipeline.inference import transformers_backend
+from perpo_pipeline.inference.backend import BackendSetup, Failure, Row, SampledList
+from perpo_pipeline.inference.transformers_backend import TransformersBackend
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.part_sampler import PartSampler, Row, count_tokens
+from perpo_pipeline.inference.backend import BackendSetup
+from perpo_pipeline.inference.part_sampler import PartSampler, Row, count_tokens
 
 Sampled = tuple[list[Row], dict[str, Any]]  # rows, and the backend's notes
 POLL_S = 0.5

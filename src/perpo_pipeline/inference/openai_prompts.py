@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perpo_pipeline.sample.backend import BackendSetup, Row, Size
-from perpo_pipeline.sample.prompt_tokens import compare_prompt_tokens
+from perpo_pipeline.inference.backend import BackendSetup, Row, Size
+from perpo_pipeline.inference.prompt_tokens import compare_prompt_tokens
 from perpo_pipeline.vlm.inputs import (
     IDENTITY_CACHE,
     encode_row,

@@ -1,20 +1,33 @@
 """The progress bar of `perpo sample`."""
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from perpo_pipeline.inference.part_sampler import Row, count_tokens
 from perpo_pipeline.run import Run
-from perpo_pipeline.sample.part_sampler import Row, count_tokens
-from perpo_pipeline.sample.preview import RewardPreview
+
+
+class Preview(Protocol):
+    """Figures about the rows that have arrived, for the bar."""
+
+    def add(self, prompts: Sequence[Row], rows: Sequence[Row]) -> None:
+        """Take up the rows that some prompts gave."""
+        ...
+
+    def figures(self) -> Mapping[str, str]:
+        """The figures so far, each under its name."""
+        ...
 
 
 class SampleProgress:
     """A bar with prompts and tokens per second, time left, and a preview of the rewards."""
 
-    def __init__(self, run: Run, split: str, num_prompts: int, *, done: int) -> None:
+    def __init__(
+        self, run: Run, split: str, num_prompts: int, *, done: int, preview: Preview
+    ) -> None:
         self.run, self.split, self.num_prompts, self.done = run, split, num_prompts, done
-        self.preview = RewardPreview(run.config)
+        self.preview = preview
         self.bar: Any = None
         self.prompts = self.tokens = 0
 
@@ -42,6 +55,6 @@ class SampleProgress:
         """Show these totals since the clock started."""
         new, self.prompts, self.tokens = prompts - self.prompts, prompts, tokens
         seconds = max(time.monotonic() - self.started, 1e-9)
-        shown = {"tokens/s": f"{tokens / seconds:.0f}"} | self.preview.figures()
+        shown = {"tokens/s": f"{tokens / seconds:.0f}", **self.preview.figures()}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(new)

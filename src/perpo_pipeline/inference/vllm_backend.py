@@ -21,13 +21,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from perpo_pipeline.sample.backend import BackendSetup, Failure, OnDone, Row, SampledList, Size
-from perpo_pipeline.sample.prompt_tokens import (
+from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList, Size
+from perpo_pipeline.inference.prompt_tokens import (
     answer_too_long,
     compare_prompt_tokens,
     prompt_too_long,
 )
-from perpo_pipeline.sample.vllm_engine import (
+from perpo_pipeline.inference.vllm_engine import (
     check_settings,
     exact_lora_rank,
     import_vllm,

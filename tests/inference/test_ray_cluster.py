@@ -14,16 +14,16 @@ from perpo_pipeline import cli
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError, PerpoError, ProcessError
-from perpo_pipeline.sample import ray_actors, ray_cluster
-from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.ray_actors import ActorProcess, Board, on_this_machine, unpack_result
-from perpo_pipeline.sample.ray_cluster import (
+from perpo_pipeline.inference import ray_actors, ray_cluster
+from perpo_pipeline.inference.backend import BackendSetup
+from perpo_pipeline.inference.ray_actors import ActorProcess, Board, on_this_machine, unpack_result
+from perpo_pipeline.inference.ray_cluster import (
     ClusterWatch,
     count_actors,
     joined_cluster,
     use_gpus,
 )
-from perpo_pipeline.sample.ray_engine import portable
+from perpo_pipeline.inference.ray_engine import portable
 from perpo_pipeline.store.provenance import package_versions
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model
 

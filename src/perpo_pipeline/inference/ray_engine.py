@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError, ProcessError, first_line
-from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.part_sampler import PROMPT_COLUMNS, Row
-from perpo_pipeline.sample.ray_actors import ActorSetup, Board, PartActor, unpack_result
-from perpo_pipeline.sample.ray_cluster import (
+from perpo_pipeline.inference.backend import BackendSetup
+from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS, Row
+from perpo_pipeline.inference.ray_actors import ActorSetup, Board, PartActor, unpack_result
+from perpo_pipeline.inference.ray_cluster import (
     ClusterWatch,
     alive_nodes,
     count_actors,

@@ -7,10 +7,10 @@ import pyarrow as pa
 
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.inference.backend import BackendSetup
+from perpo_pipeline.inference.part_sampler import PartSampler, Row
+from perpo_pipeline.inference.progress import SampleProgress
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS
-from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.part_sampler import PartSampler, Row
-from perpo_pipeline.sample.progress import SampleProgress
 
 Notes = Mapping[str, Any]
 
@@ -19,7 +19,7 @@ def check_engine(config: RunConfig) -> None:
     """Raise ConfigError if a setting has no meaning for the engine or backend of this run."""
     sample = config.sample
     if sample.engine == "ray":
-        from perpo_pipeline.sample.ray_engine import check_settings
+        from perpo_pipeline.inference.ray_engine import check_settings
 
         check_settings(config)
     elif sample.num_actors is not None:
@@ -77,7 +77,7 @@ def _sample_elsewhere(
 ) -> Iterator[tuple[int, list[Row], dict[str, Any]]] | None:
     """Rows and notes of every part from Ray or other processes; None if this process samples."""
     if setup.sample.engine == "ray":
-        from perpo_pipeline.sample.ray_engine import sample_with_ray
+        from perpo_pipeline.inference.ray_engine import sample_with_ray
 
         return sample_with_ray(
             setup,
@@ -90,7 +90,7 @@ def _sample_elsewhere(
     processes = min(setup.sample.num_gpus, len(pending))
     if processes <= 1:
         return None
-    from perpo_pipeline.sample.processes import sample_in_processes
+    from perpo_pipeline.inference.processes import sample_in_processes
 
     return sample_in_processes(
         setup,

@@ -9,9 +9,9 @@ from perpo_pipeline.config.backends import BACKENDS, BackendEntry
 from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.sample import SampleConfig
-from perpo_pipeline.sample import backends
-from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.backends import choose_backend, open_backend
+from perpo_pipeline.inference import backends
+from perpo_pipeline.inference.backend import BackendSetup
+from perpo_pipeline.inference.backends import choose_backend, open_backend
 from perpo_pipeline.vlm.files import ResolvedModel
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.inference.part_sampler import Row
 from perpo_pipeline.run import Run
-from perpo_pipeline.sample.part_sampler import Row
 from perpo_pipeline.store.artifacts import Version
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perpo_pipeline.sample.part_sampler import Row
+from perpo_pipeline.inference.part_sampler import Row
 from perpo_pipeline.store.schemas import SAMPLES
 from perpo_pipeline.store.writing import Writer
 

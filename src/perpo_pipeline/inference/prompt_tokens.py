@@ -6,7 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.sample.backend import Failure
+from perpo_pipeline.inference.backend import Failure
 from perpo_pipeline.vlm.models import Vlm
 
 SHOWN_TOKENS = 4

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.sample.backend import BackendSetup, Failure, OnDone, Row, SampledList
-from perpo_pipeline.sample.openai_prompts import PromptReader, RequestPrompt
-from perpo_pipeline.sample.vllm_engine import TEMPERATURES
+from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
+from perpo_pipeline.inference.openai_prompts import PromptReader, RequestPrompt
+from perpo_pipeline.inference.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.inputs import RowError

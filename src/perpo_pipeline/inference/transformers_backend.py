@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from perpo_pipeline.sample.backend import BackendSetup, Failure, OnDone, Row, SampledList
-from perpo_pipeline.sample.prompt_tokens import answer_too_long, prompt_too_long
+from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
+from perpo_pipeline.inference.prompt_tokens import answer_too_long, prompt_too_long
 from perpo_pipeline.vlm import plain_decoding as plain
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import sample_lists

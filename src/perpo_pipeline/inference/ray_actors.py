@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from perpo_pipeline import errors
 from perpo_pipeline.errors import ConfigError, InputError, PerpoError, ProcessError
-from perpo_pipeline.sample.backend import BackendSetup
-from perpo_pipeline.sample.part_sampler import PartSampler, Row, count_tokens
+from perpo_pipeline.inference.backend import BackendSetup
+from perpo_pipeline.inference.part_sampler import PartSampler, Row, count_tokens
 from perpo_pipeline.store.provenance import package_versions
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE

@@ -4,7 +4,7 @@ import pytest
 from tiny_models import noise_image, save_tiny_llava
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.sample.prompt_tokens import (
+from perpo_pipeline.inference.prompt_tokens import (
     answer_too_long,
     compare_prompt_tokens,
     prompt_too_long,
