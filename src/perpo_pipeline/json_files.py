@@ -125,6 +125,22 @@ def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
             faults.add(f"record {number}", "not a JSON object")
 
 
+def read_json_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
+    """(place, object) of JSON lines ("line 3") or of a JSON list ("record 3").
+
+    Raises as `read_text`.
+    """
+    text = read_text(path)
+    if not _is_list(text):
+        yield from ((f"line {number}", row) for number, row in json_lines(text, faults.add))
+        return
+    for number, record in enumerate(parse_json(text), start=1):
+        if isinstance(record, dict):
+            yield f"record {number}", record
+        else:
+            faults.add(f"record {number}", "not a JSON object")
+
+
 def json_lines(text: str, add_fault: AddFault) -> Iterator[tuple[int, Row]]:
     """(line number from 1, object) of each line that is not blank; other lines are faults."""
     if _is_list(text):

@@ -17,6 +17,7 @@ from perpo_pipeline.commands.options import (
     open_run,
 )
 from perpo_pipeline.commands.output import print_rows
+from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from perpo_pipeline.store.artifacts import Version
@@ -124,31 +125,62 @@ def answers(
 
 @measure_app.command()
 def pope(
-    answers: Annotated[
-        Path, typer.Option(help="the model's answers, JSON lines: question_id, text")
+    answers: Annotated[Path, typer.Option(help="the model's answers: question_id, text")],
+    labels: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[CATEGORY=]FILE",
+            help="POPE's labels: image, text, label; with CATEGORY= those of one category of the "
+            "questions; may be repeated",
+        ),
     ],
-    questions: Annotated[
-        Path, typer.Option(help="POPE's questions, JSON lines: question_id, image, text")
-    ],
-    labels: Annotated[Path, typer.Option(help="POPE's labels, JSON lines: image, text, label")],
     out: Out,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="the questions: question_id, image, text; default: the labels' file"),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Measure answers to POPE's yes-or-no questions.
 
-    Prints accuracy, precision, recall and F1. Writes predictions and metrics.
+    Prints accuracy, precision, recall and F1 as POPE's own script does, how many answers say
+    neither yes nor no, and what they change. Each file holds JSON lines or a JSON list. Writes
+    predictions and metrics.
 
     Example: perpo measure pope --answers A.jsonl --questions Q.jsonl --labels L.json --out DIR
+
+    Example: perpo measure pope --answers A.jsonl --questions llava_pope_test.jsonl
+    --labels random=coco_pope_random.json --labels popular=coco_pope_popular.json --out DIR
     """
     from perpo_pipeline.evaluate.measure_files import measure_pope
     from perpo_pipeline.run import Console
 
     found = measure_pope(
-        answers, questions=questions, labels=labels, out=out, console=Console(quiet)
+        answers,
+        questions=questions,
+        labels=_by_category(labels),
+        out=out,
+        console=Console(quiet),
     )
     _show(found, as_json)
+
+
+def _by_category(labels: list[str]) -> dict[str, Path]:
+    """Label files by category; "" for a file without one. Raises ConfigError for a repetition."""
+    found: dict[str, Path] = {}
+    for given in labels:
+        category, _, path = given.rpartition("=")
+        if Path(given).is_file():  # a file name may hold "="
+            category, path = "", given
+        if category in found or "" in found or (found and not category):
+            raise ConfigError(
+                f"--labels {given}: several files of labels need a category of their own each",
+                fix="give --labels CATEGORY=FILE once for each category",
+            )
+        found[category] = Path(path)
+    return found
 
 
 @measure_app.command(name="best-of-n")

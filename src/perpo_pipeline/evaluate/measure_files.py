@@ -16,7 +16,8 @@ from perpo_pipeline.answers.formats import describe_box_format, frame_fault, get
 from perpo_pipeline.answers.frames import FRAMES, Size
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.metrics import POPE, measured_metrics, missing_metrics, tasks_of
-from perpo_pipeline.evaluate.pope import pope_metrics, read_pope
+from perpo_pipeline.evaluate.pope import pope_metrics, unread_note
+from perpo_pipeline.evaluate.pope_files import ANY, read_pope
 from perpo_pipeline.evaluate.prediction_files import (
     PredictionFile,
     question_key,
@@ -33,6 +34,7 @@ from perpo_pipeline.store.writing import Recipe, Writer
 STAGE = "measure"
 STAGE_VERSION = 1
 REWARD = "auto"
+POPE_READING = 2  # goes up when answers to POPE are read otherwise
 
 Row = dict[str, Any]
 
@@ -100,28 +102,46 @@ def measure_answers(file: Path, *, out: Path, console: Console | None = None) ->
 
 
 def measure_pope(
-    answers: Path, *, questions: Path, labels: Path, out: Path, console: Console | None = None
+    answers: Path,
+    *,
+    questions: Path | None,
+    labels: Path | Mapping[str, Path],
+    out: Path,
+    console: Console | None = None,
 ) -> Version:
     """Measure answers to POPE's questions: predictions (reward 1 if right, else 0) and metrics.
 
-    Returns the metrics; raises InputError if the three files do not fit together.
+    `labels` is one file, or one for each category to measure; without `questions` it holds them as
+    well. Returns the metrics; raises InputError if the files do not fit together.
     """
     console = console or Console()
-    rows = read_pope(answers, questions, labels)
-    files = {"answers": answers, "questions": questions, "labels": labels}
-    settings = {"task": POPE, "file_sha256": {k: file_sha256(v) for k, v in files.items()}}
+    labels = {ANY: labels} if isinstance(labels, Path) else labels
+    found = read_pope(answers, questions, labels)
+    rows, variant = found.rows, _variant(answers)
+    settings = {
+        "task": POPE,
+        "reading": POPE_READING,
+        "file_sha256": _pope_sha256(answers, questions, labels),
+    }
     mended = sum(row["mended"] for row in rows)
     _print_mended(console, answers, mended)
+    if found.other_categories:
+        console.say(
+            f"{STAGE} {variant}: {found.other_categories} questions of other categories are not "
+            "measured"
+        )
+    if note := unread_note(rows):
+        console.say(f"{STAGE} {variant}: {note}")
     given = [
         _answer(row, row["image"]) | {"reward": float(row["says_yes"] == row["is_yes"])}
         for row in rows
     ]
     return _make_both(
-        Recipe("predictions", _variant(answers), STAGE, STAGE_VERSION, settings),
+        Recipe("predictions", variant, STAGE, STAGE_VERSION, settings),
         lambda: given,
         {},
         lambda _: pope_metrics(rows),
-        {"mended_completions": mended},
+        {"mended_completions": mended, "other_categories": found.other_categories},
         out,
         console,
     )
@@ -203,6 +223,16 @@ def _make_both(
     inputs = {"predictions": made}
     metrics = Recipe("metrics", recipe.variant, STAGE, STAGE_VERSION, metric_settings, inputs)
     return make_at(out / "metrics", metrics, write_metrics, console)
+
+
+def _pope_sha256(answers: Path, questions: Path | None, labels: Mapping[str, Path]) -> Row:
+    """The sha256 of every file, as the fingerprint has them."""
+    by_category = {category: file_sha256(path) for category, path in labels.items()}
+    return {
+        "answers": file_sha256(answers),
+        "questions": questions and file_sha256(questions),
+        "labels": by_category,
+    }
 
 
 def _prompts(rows: Sequence[Row]) -> pa.Table:
