@@ -45,7 +45,7 @@ run: z
 model: {{id: {base}, dtype: {dtype}, box_format: llava, box_frame: full}}
 prepare:
   train: {{source: perpo-json, path: lists.json}}
-eval: {{split: train}}
+eval: {{splits: [train]}}
 filter: {{min_margin: 0.5}}
 train:
   batch_size: {batch}

@@ -1,12 +1,13 @@
-# test prompts + model (+ adapter) -> predictions and metrics, one per model and image condition
-METRICS := $(EVALUATIONS:%=$(DATA)/metrics/%/current)
+# test prompts + model (+ adapter) -> predictions and metrics, one per model, split and image condition
+METRICS := $(foreach m,$(EVALUATED),$(EVALUATIONS_$(m):%=$(DATA)/metrics/%/current))
 
 .PHONY: eval
 eval: $(METRICS)
 
-$(METRICS): $(DATA)/prompts/$(EVAL_SPLIT)/current $(SETTINGS)
-$(foreach a,$(EVALUATED_ADAPTERS),$(foreach file,/current -other-image/current -blank-image/current,\
-  $(eval $(DATA)/metrics/$(a)$(file): $(DATA)/adapter/$(a)/current)))
-
-$(DATA)/metrics/%/current:
-	@$(PERPO) eval --config $(CONFIG) $(SETS) --evaluation $* > /dev/null
+# One call makes all evaluations of a model, so the model is loaded once.
+define EVALUATE
+$(EVALUATIONS_$(1):%=$(DATA)/metrics/%/current) &: $(EVAL_SPLITS:%=$(DATA)/prompts/%/current) \
+  $(patsubst %,$(DATA)/adapter/%/current,$(filter-out base,$(1))) $(SETTINGS)
+	@$$(PERPO) eval --config $$(CONFIG) $$(SETS) $(EVALUATIONS_$(1):%=--evaluation %) > /dev/null
+endef
+$(foreach m,$(EVALUATED),$(eval $(call EVALUATE,$(m))))

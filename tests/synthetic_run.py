@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from perpo_pipeline.answers.boxes import REFERRING_PROMPT, format_box
-from perpo_pipeline.config.evaluations import model_of
+from perpo_pipeline.config.evaluations import Evaluation
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.evaluate.summarise import summarise
@@ -40,6 +40,8 @@ def synthetic_config(
     task: str = "grounding",
     seeds: tuple[int, ...] = (0,),
     methods: tuple[str, ...] = METHODS,
+    splits: tuple[str, ...] = ("test",),
+    out_of_domain: tuple[str, ...] = (),
     **report: Any,
 ) -> RunConfig:
     """The configuration of a synthetic run; `report` has settings of the report section."""
@@ -48,11 +50,15 @@ def synthetic_config(
         {
             "run": "synthetic",
             "data_root": str(root),
-            "prepare": {"train": source, "test": source},
+            "prepare": {"train": source, **dict.fromkeys(splits, source)},
             "sample": {"num_samples": 6},
             "filter": {"min_margin": 0.6 if task == "grounding" else 0.2},
             "train": {"methods": {name: {} for name in methods}, "seeds": list(seeds)},
-            "eval": {"condition_prompts": max(2, num_prompts // 2)},
+            "eval": {
+                "splits": list(splits),
+                "out_of_domain": list(out_of_domain),
+                "condition_prompts": max(2, num_prompts // 2),
+            },
             "report": {"title": "PerPO on drawn boxes", "num_resamples": 500, **report},
         }
     )
@@ -80,10 +86,10 @@ def make_synthetic_run(
     filter_lists(run, "train")
     for name, settings in run.config.train.variants().items():
         _write_adapter(run, name, settings)
-    for variant in run.config.eval_variants():
-        name = model_of(variant)
+    for asked in run.config.evaluations():
+        name = asked.model
         method = "base" if name == "base" else run.config.train.variants()[name].method
-        _write_evaluation(run, variant, 0.05 if name != variant else right[method])
+        _write_evaluation(run, asked, 0.05 if asked.image else right[method])
     return run
 
 
@@ -96,7 +102,7 @@ def _write(run: Run, recipe: Recipe, rows: list[Row]) -> Version:
 
 def _prompt(split: str, index: int, task: str, expression: str) -> Row:
     """Two prompts share one image, one for each of its two boxes."""
-    rng = np.random.default_rng([index // 2, len(split)])
+    rng = np.random.default_rng([index // 2, *split.encode()])
     boxes = [_random_box(rng), _random_box(rng)]
     image = Image.new("RGB", SIZE, (235, 238, 240))
     for box, colour in zip(boxes, ("#cc4444", "#4466cc"), strict=True):
@@ -202,11 +208,11 @@ def _write_adapter(run: Run, name: str, settings: TrainSettings) -> Version:
     return _write(run, recipe, rows)
 
 
-def _write_evaluation(run: Run, variant: str, probability: float) -> Version:
-    prompts = run.latest("prompts", "test")
+def _write_evaluation(run: Run, asked: Evaluation, probability: float) -> Version:
+    variant = asked.name
+    prompts = run.latest("prompts", asked.split)
     rows = prompts.table().to_pylist()
-    is_other = variant != model_of(variant)
-    shown = rows[: run.config.eval.condition_prompts] if is_other else rows
+    shown = rows[: run.config.eval.condition_prompts] if asked.image else rows
     rng = np.random.default_rng(list(variant.encode()))
     answers = [_answer(row, probability, rng) for row in shown]
     samples = [
@@ -226,8 +232,8 @@ def _write_evaluation(run: Run, variant: str, probability: float) -> Version:
         for row, answer, measured in zip(shown, answers, scored, strict=True)
     ]
     inputs = {"prompts": prompts}
-    if not variant.startswith("base"):
-        inputs["adapter"] = run.latest("adapter", model_of(variant))
+    if asked.model != "base":
+        inputs["adapter"] = run.latest("adapter", asked.model)
     settings = {"variant": variant, "probability": probability}
     made = _write(run, Recipe("predictions", variant, "eval", 1, settings, inputs), predictions)
     measured = summarise(made.table(), prompts.table())

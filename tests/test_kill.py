@@ -42,7 +42,7 @@ ARTIFACTS = {
     "score": ["scores/train"],
     "filter": ["preferences/train"],
     "train": ["reference/train", "adapter/perpo"],
-    "eval": ["predictions/base", "metrics/base"],
+    "eval": ["predictions/base@test", "metrics/base@test"],
     "report": ["report/default"],
 }
 WALL_CLOCK = ["tokens_per_s"]

@@ -50,7 +50,7 @@ modle: {}
 prepare:
   train: {source: testbed, num_prompts: ten}
 sample: {temprature: 0.5, num_samples: 0}
-eval: {split: validaton}
+eval: {splits: [validaton]}
 train:
   learnin_rate: 1.0e-4
   methods: {perpo: {beta: x}, sft: {lora: {rnk: 3}}}
@@ -64,7 +64,7 @@ train:
         "prepare.train.num_prompts: Input should be a valid integer",
         "sample.temprature: no such setting; did you mean 'temperature'?",
         "sample.num_samples: Input should be greater than or equal to 1",
-        "eval.split: 'validaton' is not a split of `prepare` ['train']",
+        "eval.splits: 'validaton' is not a split of `prepare` ['train']",
         "train.learnin_rate: no such setting; did you mean 'learning_rate'?",
         "train.methods.perpo.beta: Input should be a valid number",
         "train.methods.sft.lora.rnk: no such setting; did you mean 'rank'?",
@@ -94,13 +94,27 @@ prepare:
         assert expected in message
 
 
-@pytest.mark.parametrize("family", ["llava15", "llava-next", "llava-onevision", "qwen3-vl"])
+@pytest.mark.parametrize(
+    "family", ["llava15", "llava-next", "llava-onevision", "qwen25-vl", "qwen3-vl"]
+)
 def test_the_grounding_recipes_train_and_test_on_all_of_refers_datasets(family: str) -> None:
-    prepare = load_config(CONFIGS / f"{family}-grounding.yaml").prepare
-    train, test = prepare["train"].model_dump(), prepare["test"].model_dump()
-    assert train["datasets"] == test["datasets"] == ["refcoco", "refcoco+", "refcocog"]
+    """The paper's Table 1 has these eight test sets."""
+    config = load_config(CONFIGS / f"{family}-grounding.yaml")
+    sources = {name: source.model_dump() for name, source in config.prepare.items()}
+    train = sources.pop("train")
+    assert train["datasets"] == ["refcoco", "refcoco+", "refcocog"]
     assert train["per_dataset"] == 10_000 and train["leave_out_evaluated"] is True
-    assert train["splits"] is None and test["splits"] == ["val", "testA", "testB", "test"]
+    assert train["splits"] is None and list(sources) == config.eval.splits
+    assert {name: (s["datasets"], s["splits"]) for name, s in sources.items()} == {
+        "refcoco_val": (["refcoco"], ["val"]),
+        "refcoco_testA": (["refcoco"], ["testA"]),
+        "refcoco_testB": (["refcoco"], ["testB"]),
+        "refcocoplus_val": (["refcoco+"], ["val"]),
+        "refcocoplus_testA": (["refcoco+"], ["testA"]),
+        "refcocoplus_testB": (["refcoco+"], ["testB"]),
+        "refcocog_val": (["refcocog"], ["val"]),
+        "refcocog_test": (["refcocog"], ["test"]),
+    }
 
 
 def test_a_method_inherits_the_sections_settings_and_overrides_them(tmp_path: Path) -> None:
@@ -121,7 +135,7 @@ def test_several_seeds_make_a_variant_each(tmp_path: Path) -> None:
         "perpo-seed0": 0,
         "perpo-seed7": 7,
     }
-    assert "perpo-seed7-other-image" in config.eval_variants()
+    assert "perpo-seed7-other-image@test" in config.eval_variants()
 
 
 def test_a_variant_that_is_no_method_must_name_one(tmp_path: Path) -> None:
@@ -130,8 +144,8 @@ def test_a_variant_that_is_no_method_must_name_one(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_not_prepared_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"eval\.split: 'val' is not a split"):
-        load_config(write(tmp_path, MINIMAL + "eval: {split: val}"))
+    with pytest.raises(ConfigError, match=r"eval\.splits: 'val' is not a split"):
+        load_config(write(tmp_path, MINIMAL + "eval: {splits: val}"))
 
 
 def test_a_key_given_twice_is_a_fault_not_an_overwrite(tmp_path: Path) -> None:
@@ -190,9 +204,9 @@ def test_options_override_the_file_and_are_checked_like_it(tmp_path: Path) -> No
             "PATH, --image-root, --set prepare.x.leave_out_evaluated=x",
         ),
         (
-            [parse_set("train.tuning=lora"), parse_set("eval.split=val")],
-            "eval.split (--set eval.split=val): 'val' is not a split of `prepare`",
-            "--set eval.split=val",
+            [parse_set("train.tuning=lora"), parse_set("eval.splits=val")],
+            "eval.splits (--set eval.splits=val): 'val' is not a split of `prepare`",
+            "--set eval.splits=val",
         ),
         (
             [parse_set("prepare.x={source: testbed}")],
@@ -285,6 +299,20 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("model: {box_frame: resized, preprocess: pad}", "set preprocess to processor"),
         ("model: {box_frame: rezised}", "model.box_frame"),
         ("eval: {models: []}", "eval.models"),
+        ("eval: {split: train}", "eval.split was renamed: use eval.splits"),
+        ("eval: {splits: []}", "eval.splits"),
+        ("eval: {splits: [train, train]}", "eval.splits: 'train' is named twice"),
+        ("eval: {splits: [train, vla]}", "eval.splits: 'vla' is not a split of `prepare`"),
+        ("eval: {splits: [train@1]}", "letters, digits, '.', '_' and '-', and begins with"),
+        ("eval: {splits: train, condition_splits: []}", "eval.condition_splits"),
+        (
+            "eval: {splits: train, condition_splits: [test]}",
+            "eval.condition_splits: 'test' is not one of eval.splits ['train']",
+        ),
+        (
+            "eval: {splits: train, out_of_domain: test}",
+            "eval.out_of_domain: 'test' is not one of eval.splits ['train']",
+        ),
         ("eval: {models: [perpoo]}", "eval.models: 'perpoo' is not one of"),
     ],
 )

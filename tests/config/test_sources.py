@@ -183,7 +183,7 @@ def test_a_split_has_the_name_that_refer_gives_it(tree: Tree) -> None:
 
 def test_a_flag_changes_one_setting_of_the_files_source(tree: Tree) -> None:
     Path("r.yaml").write_text(
-        "run: r\nsample: {split: train}\neval: {split: train}\nprepare:\n"
+        "run: r\nsample: {split: train}\neval: {splits: [train]}\nprepare:\n"
         "  train: {source: refer, path: refer, image_root: refer/train2014, per_dataset: 2}\n"
     )
     assert run("prepare", "--split", "train", "--per-dataset", "1", "--quiet") == 0

@@ -76,14 +76,14 @@ def test_prompts_on_one_image_of_a_file_are_drawn_together(tmp_path):
 
 def test_predictions_of_a_run_are_paired_by_prompt_and_drawn_by_image(tmp_path):
     run = make_synthetic_run(tmp_path)
-    ours, theirs = (run.latest("predictions", name) for name in ("perpo", "base"))
+    ours, theirs = (run.latest("predictions", name) for name in ("perpo@test", "base@test"))
     ap50, miou = compare_predictions(ours, theirs, num_resamples=500)
     rewards = [np.array(v.table()["reward"].to_pylist()) for v in (ours, theirs)]
     images = run.latest("prompts", "test").table()["image_sha256"].to_pylist()
     assert miou["difference"] == pytest.approx((rewards[0] - rewards[1]).mean())
     expected = paired_difference_interval(*rewards, images, num_resamples=500)
     assert (miou["difference"], miou["low"], miou["high"]) == expected
-    assert (miou["better"], miou["worse"], miou["n"]) == ("perpo", "base", 40)
+    assert (miou["better"], miou["worse"], miou["n"]) == ("perpo@test", "base@test", 40)
     assert ap50["difference"] == pytest.approx(
         np.subtract(*[r >= 0.5 for r in rewards], dtype=float).mean()
     )
@@ -138,7 +138,7 @@ def test_prompts_with_equal_ids_and_different_truths_are_refused(tmp_path):
     ours, theirs = (
         make_synthetic_run(tmp_path / name, expression="box {index}") for name in ("a", "b")
     )
-    versions = [run.latest("predictions", "base") for run in (ours, theirs)]
+    versions = [run.latest("predictions", "base@test") for run in (ours, theirs)]
     assert compare_predictions(*versions)[0]["p_value"] == 1.0
     prompts = theirs.latest("prompts", "test")
     changed = prompts.table().to_pylist()
@@ -149,7 +149,7 @@ def test_prompts_with_equal_ids_and_different_truths_are_refused(tmp_path):
         lambda writer: writer.write_part(0, changed),
     )
     recipe = Recipe(
-        "predictions", "base", "eval", 1, versions[1].manifest["settings"], {"prompts": again}
+        "predictions", "base@test", "eval", 1, versions[1].manifest["settings"], {"prompts": again}
     )
     moved = make(theirs, recipe, lambda writer: writer.write_part(0, versions[1].table()))
     with pytest.raises(

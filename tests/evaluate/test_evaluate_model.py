@@ -69,8 +69,8 @@ def test_boxes_are_read_in_the_resized_image_which_is_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
-    metrics = evaluate(run, "base").table().to_pylist()
-    rows = run.latest("predictions", "base").table().to_pylist()
+    metrics = evaluate(run, "base@test").table().to_pylist()
+    rows = run.latest("predictions", "base@test").table().to_pylist()
     assert [tuple(row["resized"]) for row in rows] == RESIZED
     assert [row["box"] for row in rows] == [[0, 0, w / 2, h / 2] for w, h in SIZES]
     assert {row["name"]: row["value"] for row in metrics}["miou"] == 1.0
@@ -80,8 +80,8 @@ def test_boxes_are_read_in_the_resized_image_which_is_recorded(
 @pytest.mark.usefixtures("answers_with_the_quarter")
 def test_answers_to_another_image_are_read_in_its_own_resized_image(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
-    evaluate(run, "base-other-image")
-    rows = run.latest("predictions", "base-other-image").table().to_pylist()
+    evaluate(run, "base-other-image@test")
+    rows = run.latest("predictions", "base-other-image@test").table().to_pylist()
     assert [tuple(row["resized"]) for row in rows] == RESIZED[::-1]
     assert [row["reward"] for row in rows] == [1.0, 1.0]
 
@@ -98,8 +98,8 @@ def test_a_blank_image_is_as_large_as_the_true_one_and_has_one_colour(
 
     monkeypatch.setattr("perpo_pipeline.evaluate.evaluate_model.encode_row", encode)
     run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
-    evaluate(run, "base-blank-image")
-    rows = run.latest("predictions", "base-blank-image").table().to_pylist()
+    evaluate(run, "base-blank-image@test")
+    rows = run.latest("predictions", "base-blank-image@test").table().to_pylist()
     assert [tuple(row["resized"]) for row in rows] == RESIZED
     assert {row["image_prompt_id"] for row in rows} == {"blank"}
     assert [image.size for image in seen] == SIZES
@@ -111,7 +111,7 @@ def test_a_blank_image_is_as_large_as_the_true_one_and_has_one_colour(
 def test_boxes_in_another_format_than_the_familys_own_are_reported(
     text_task: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate(make_run(tmp_path, {}, text_task), "base")
+    evaluate(make_run(tmp_path, {}, text_task), "base@test")
     reported = "qwen2.5-vl models answer in qwen2.5-vl, resized" in capsys.readouterr().err
     assert reported is not text_task
 
@@ -132,13 +132,24 @@ def test_images_are_compared_on_the_prompts_shown_with_every_image(tmp_path: Pat
     """The true image was shown with 12 prompts, the others with 6: these 6 count."""
     run = make_synthetic_run(tmp_path, num_prompts=12, methods=("perpo",))
     predictions = {
-        image: run.latest("predictions", "perpo" + name) for image, name in IMAGES.items()
+        image: run.latest("predictions", f"perpo{name}@test") for image, name in IMAGES.items()
     }
-    rows = conditioning_rows("perpo", predictions)
+    rows = conditioning_rows("perpo", "test", predictions)
     assert {row["n"] for row in rows} == {6}
     values = {row["image"]: row["value"] for row in rows if row["name"] == "ap50"}
     assert list(values) == ["true", "shuffled", "blank"]
     assert values["true"] > values["blank"]
     table = conditioning_table(rows).splitlines()
-    assert table[0].split() == ["model", "image", "ap50", "ap75", "miou", "parse_rate", "n"]
-    assert [line.split()[:2] for line in table[1:]] == [["perpo", image] for image in values]
+    assert table[0].split() == [
+        "model",
+        "split",
+        "image",
+        "ap50",
+        "ap75",
+        "miou",
+        "parse_rate",
+        "n",
+    ]
+    assert [line.split()[:3] for line in table[1:]] == [
+        ["perpo", "test", image] for image in values
+    ]

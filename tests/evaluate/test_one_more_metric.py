@@ -62,7 +62,7 @@ def one_more(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rewards_of(run: Run, model: str) -> list[float]:
-    rewards: list[float] = run.latest("predictions", model).table()["reward"].to_pylist()
+    rewards: list[float] = run.latest("predictions", f"{model}@test").table()["reward"].to_pylist()
     return rewards
 
 
@@ -75,7 +75,7 @@ def ap90(rows: list[dict[str, Any]], key: str = "name") -> list[dict[str, Any]]:
 
 
 def test_metrics_rows_and_their_table_have_it_in_its_unit(run: Run) -> None:
-    rows = run.latest("metrics", "perpo").table().to_pylist()
+    rows = run.latest("metrics", "perpo@test").table().to_pylist()
     (row,) = ap90(rows)
     expected = share(rewards_of(run, "perpo"))
     assert 0 < expected < 1
@@ -85,7 +85,9 @@ def test_metrics_rows_and_their_table_have_it_in_its_unit(run: Run) -> None:
 
 
 def test_it_is_compared_pair_by_pair(run: Run) -> None:
-    rows = compare_predictions(*(run.latest("predictions", name) for name in ("perpo", "base")))
+    rows = compare_predictions(
+        *(run.latest("predictions", name) for name in ("perpo@test", "base@test"))
+    )
     (row,) = ap90(rows, "metric")
     difference = share(rewards_of(run, "perpo")) - share(rewards_of(run, "base"))
     assert row["difference"] == pytest.approx(difference)
@@ -146,7 +148,7 @@ def test_the_report_leaves_out_metrics_without_in_report(
 
 
 def test_the_command_compare_prints_it(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    places = [run.latest("predictions", name).path for name in ("perpo", "base")]
+    places = [run.latest("predictions", name).path for name in ("perpo@test", "base@test")]
     assert perpo("compare", *places) == 0
     assert "ap90" in capsys.readouterr().out
 
@@ -154,7 +156,7 @@ def test_the_command_compare_prints_it(run: Run, capsys: pytest.CaptureFixture[s
 def test_what_was_written_before_it_was_added_is_not_up_to_date(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    versions = [run.latest("predictions", name) for name in ("perpo", "base")]
+    versions = [run.latest("predictions", name) for name in ("perpo@test", "base@test")]
     with monkeypatch.context() as patch:
         patch.delitem(METRICS, "ap90")
         before = compare_versions(*versions, out=tmp_path, console=Console(quiet=True))

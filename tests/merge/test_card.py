@@ -145,22 +145,22 @@ def test_it_lists_the_adapter_packages_and_commit(run: Path, card: str) -> None:
 
 def test_its_metrics_are_those_of_the_run_and_of_its_base(run: Path, card: str) -> None:
     for variant in ("perpo", "base"):
-        metrics = open_version(run / "metrics" / variant)
+        metrics = open_version(run / "metrics" / f"{variant}@test")
         block = card.split(f"metrics `{metrics.fingerprint}`")[1].split("```")[1]
         values = {row["name"]: row["value"] for row in metrics.table().to_pylist()}
         assert values.keys() >= {"ap50", "miou", "parse_rate"}
         for name, value in values.items():
             assert re.search(rf"^{name} .* {100 * value:.1f} %", block, re.M), (variant, name)
-    assert current(run, "metrics", "sft") not in card
+    assert current(run, "metrics", "sft@test") not in card
 
 
 def test_metrics_with_other_images_are_described(run: Path, card: str) -> None:
-    fingerprint = current(run, "metrics", "perpo-other-image")
+    fingerprint = current(run, "metrics", "perpo-other-image@test")
     assert (
         "This model, each question with the image of another prompt "
-        f"(`perpo-other-image`, metrics `{fingerprint}`):"
+        f"(`perpo-other-image@test`, metrics `{fingerprint}`):"
     ) in card
-    assert "This model (`perpo`, metrics" in card
+    assert "This model (`perpo@test`, metrics" in card
 
 
 def test_no_path_of_this_machine_is_published(card: str, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_metrics_made_after_the_merge_are_added_to_the_card(copy: Path, tmp_path
     shutil.move(tmp_path / "aside", copy / "metrics")
     merge(copy / "adapter/perpo", out, console=QUIET)
     renewed = (out / CARD).read_text()
-    assert current(copy, "metrics", "perpo") in renewed
+    assert current(copy, "metrics", "perpo@test") in renewed
     assert (out / "model.safetensors").stat().st_mtime_ns == weights
     merge(copy / "adapter/perpo", out, console=QUIET)
     assert (out / CARD).read_text() == renewed
@@ -237,7 +237,7 @@ def test_metrics_of_another_model_are_refused(
         merge(
             run / "adapter/perpo",
             tmp_path / "merged",
-            metrics=[run / "metrics" / variant],
+            metrics=[run / "metrics" / f"{variant}@test"],
             console=QUIET,
         )
     assert not (tmp_path / "merged").exists()
@@ -248,8 +248,8 @@ def test_given_metrics_replace_those_of_the_run(run: Path, tmp_path: Path) -> No
     answers = tmp_path / "pages.jsonl"
     answers.write_text('{"completion": "a b", "gt_text": "a b"}\n')
     perpo("measure", "answers", str(answers), "--out", str(tmp_path / "own"))
-    given = [run / "metrics/perpo", tmp_path / "own/metrics"]
+    given = [run / "metrics/perpo@test", tmp_path / "own/metrics"]
     merge(run / "adapter/perpo", tmp_path / "merged", metrics=given, console=QUIET)
     text = (tmp_path / "merged" / CARD).read_text()
-    assert f"This model (`perpo`, metrics `{current(run, 'metrics', 'perpo')}`" in text
+    assert f"This model (`perpo@test`, metrics `{current(run, 'metrics', 'perpo@test')}`" in text
     assert "does not record which model gave them (`pages`, metrics" in text

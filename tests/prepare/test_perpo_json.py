@@ -46,7 +46,7 @@ def a_run(path: Path, tmp_path: Path, out: Path | None = None, **settings: Any) 
         "data_root": str(tmp_path / "data"),
         "model": {"id": "testbed", "device": "cpu"},
         "prepare": {"train": source},
-        "eval": {"split": "train"},
+        "eval": {"splits": ["train"]},
         "filter": {"min_margin": 0.8},
     }
     return Run(RunConfig.model_validate(config), out=out, quiet=True)

@@ -259,7 +259,7 @@ def prepared_run(tree: Tree, tmp_path: Path, **settings: Any) -> Run:
                 "run": "r",
                 "data_root": str(tmp_path / "data"),
                 "sample": {"split": "train"},
-                "eval": {"split": "train"},
+                "eval": {"splits": ["train"]},
                 "prepare": {"train": source},
             }
         ),

@@ -70,8 +70,9 @@ def html(version):
     return (version.path / "report.html").read_text(encoding="utf-8")
 
 
-def _metrics(run, variant):
-    return {row["name"]: row for row in run.latest("metrics", variant).table().to_pylist()}
+def _metrics(run, shown, split="test"):
+    version = run.latest("metrics", f"{shown}@{split}")
+    return {row["name"]: row for row in version.table().to_pylist()}
 
 
 def _percent(row):
@@ -179,8 +180,8 @@ def test_every_artifact_is_in_the_lineage(run, html):
         ("scores", "train"),
         ("preferences", "train"),
         ("adapter", "dpo"),
-        ("predictions", "base"),
-        ("metrics", "perpo-other-image"),
+        ("predictions", "base@test"),
+        ("metrics", "perpo-other-image@test"),
     ]
     for artifact, variant in names:
         assert f"{artifact} / {variant}" in text
@@ -250,8 +251,8 @@ def test_a_run_without_training_still_has_a_page(tmp_path):
 
 def test_a_missing_artifact_is_named(tmp_path):
     run = make_synthetic_run(tmp_path, methods=("dpo",))
-    shutil.rmtree(run.place("metrics", "dpo"))
-    with pytest.raises(ArtifactError, match=r"metrics/dpo(.|\n)*run: perpo eval --evaluation dpo"):
+    shutil.rmtree(run.place("metrics", "dpo@test"))
+    with pytest.raises(ArtifactError, match=r"metrics/dpo@test(.|\n)*--evaluation dpo@test"):
         report(run)
 
 

@@ -59,7 +59,7 @@ run: r
 model: {device: cpu}
 prepare: {train: {source: testbed, num_prompts: 3}}
 sample: {num_samples: 2, max_new_tokens: 4}
-eval: {split: train}
+eval: {splits: [train]}
 """
 
 

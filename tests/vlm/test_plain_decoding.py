@@ -432,4 +432,4 @@ def test_sample_and_eval_decode_plainly_and_sample_reports_why(
     sampled = open_version(Path("data/r/samples/train")).manifest
     assert sampled["rows"] == 6
     assert "not all full attention" in sampled["notes"]["slow"]
-    assert open_version(Path("data/r/predictions/base")).manifest["rows"] == 3
+    assert open_version(Path("data/r/predictions/base@test")).manifest["rows"] == 3

@@ -59,7 +59,7 @@ def test_real_photos_go_through_all_stages(
     sizes = set(zip(*prompts.table(columns=["width", "height"]).to_pydict().values(), strict=True))
     assert prompts.manifest["rows"] == 44 and len(sizes) >= 3
     assert open_version(tmp_path / "data/real/scores/train").manifest["rows"] == 44 * 4
-    metrics = open_version(tmp_path / "data/real/metrics/perpo").table().to_pylist()
+    metrics = open_version(tmp_path / "data/real/metrics/perpo@test").table().to_pylist()
     counted = {row["dataset"]: row["n"] for row in metrics if row["name"] == "ap50"}
     assert counted.pop("all") == sum(counted.values()) == 44
     page = (open_version(tmp_path / "data/real/report/default").path / "report.html").read_text()

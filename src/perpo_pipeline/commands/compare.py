@@ -25,7 +25,7 @@ def compare(
     Prints the difference, its 95 % interval and the p-value of each metric. McNemar's exact test is
     used if answers are right or wrong and share no image, otherwise the bootstrap over images.
 
-    Example: perpo compare data/demo/predictions/perpo data/demo/predictions/base
+    Example: perpo compare data/demo/predictions/perpo@test data/demo/predictions/base@test
     """
     from perpo_pipeline.evaluate.compare import compare_versions, comparison_table, open_predictions
     from perpo_pipeline.run import Console

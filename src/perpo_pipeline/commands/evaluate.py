@@ -1,5 +1,7 @@
 """`perpo eval`."""
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,23 +18,26 @@ from perpo_pipeline.commands.options import (
     Quiet,
     RunName,
     Set,
-    choose_names,
+    check_one_out,
     open_run,
 )
 from perpo_pipeline.commands.output import print_paths, print_rows
 from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from perpo_pipeline.config.evaluations import Evaluation
     from perpo_pipeline.run import Run
 
 
 def eval_command(
     config: Config = DEFAULT_CONFIG,
     evaluation: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="base, a trained method, or one of these with another image, e.g. "
-            "perpo-blank-image (`perpo plan` lists them); default: all evaluations of the run"
+            metavar="NAME",
+            help="base or a trained method on all its splits (perpo), on one (perpo@test), or with "
+            "another image (perpo-blank-image); may be repeated; `perpo plan` lists all; "
+            "default: all",
         ),
     ] = None,
     prompts: Prompts = None,
@@ -65,20 +70,17 @@ def eval_command(
 ) -> None:
     """Evaluate a run's base model and its adapters.
 
-    Decodes greedily; every metric has a 95 % interval. Reads the prompts of eval.split and the
-    adapters, and writes predictions and metrics. An adapter is refused on images that it was
-    trained on. Completions made elsewhere are measured by `perpo measure`.
+    Decodes greedily; every metric has a 95 % interval. Reads the prompts of eval.splits and the
+    adapters, and writes predictions and metrics, one of each for every model and split. An adapter
+    is refused on images that it was trained on. Completions made elsewhere are measured by
+    `perpo measure`.
 
-    Example: perpo eval --config configs/demo.yaml --evaluation perpo
+    Example: perpo eval --config configs/demo.yaml --evaluation perpo@test
 
     Example: perpo eval --config configs/demo.yaml --image-conditioning --evaluation base
     """
     from perpo_pipeline.config.overrides import Override
 
-    if adapter is not None and evaluation in (None, "base"):
-        raise ConfigError(
-            "--adapter needs exactly one trained method", fix="add --evaluation, e.g. perpo"
-        )
     allowed = allow_train_images or None
     opened = open_run(
         config,
@@ -92,17 +94,22 @@ def eval_command(
         ],
         inputs={"prompts": prompts, "adapter": adapter},
     )
+    if prompts is not None:
+        opened = _on_given_prompts(opened)
+    if adapter is not None:
+        _check_one_method(opened, evaluation)
     if image_conditioning:
         _condition(opened, evaluation, as_json)
     else:
         _evaluate(opened, evaluation, as_json)
 
 
-def _evaluate(opened: "Run", evaluation: str | None, as_json: bool) -> None:
+def _evaluate(opened: "Run", asked: list[str] | None, as_json: bool) -> None:
     from perpo_pipeline.evaluate.evaluate_model import evaluate
     from perpo_pipeline.evaluate.printing import metrics_table
 
-    names = _choose(opened.config.eval_variants(), evaluation, opened)
+    names = [one.name for one in _choose(opened.config.evaluations(), asked)]
+    check_one_out(names, opened.out, option="--evaluation", what="evaluation")
     versions = [evaluate(opened, name) for name in names]
     if as_json:
         rows = [{"variant": v.variant, **row} for v in versions for row in v.table().to_pylist()]
@@ -113,12 +120,67 @@ def _evaluate(opened: "Run", evaluation: str | None, as_json: bool) -> None:
     print_paths(versions)
 
 
-def _condition(opened: "Run", model: str | None, as_json: bool) -> None:
+def _condition(opened: "Run", asked: list[str] | None, as_json: bool) -> None:
     from perpo_pipeline.evaluate.conditioning import condition, conditioning_table
 
-    models = _choose(opened.config.eval_models(), model, opened)
-    print_rows([row for m in models for row in condition(opened, m)], conditioning_table, as_json)
+    chosen = _choose_conditioned(opened, asked)
+    names = [one.name for one in chosen]
+    check_one_out(names, opened.out, option="--evaluation", what="evaluation")
+    rows = [row for one in chosen for row in condition(opened, one.model, one.split)]
+    print_rows(rows, conditioning_table, as_json)
 
 
-def _choose(names: list[str], name: str | None, opened: "Run") -> list[str]:
-    return choose_names(names, name, opened.out, option="--evaluation", what="evaluation")
+def _on_given_prompts(opened: "Run") -> "Run":
+    """The run with the given prompts as its only test split."""
+    from dataclasses import replace
+
+    split = opened.latest("prompts").variant
+    only = {"splits": [split], "condition_splits": None, "out_of_domain": []}
+    settings = opened.config.eval.model_copy(update=only)
+    return replace(opened, config=opened.config.model_copy(update={"eval": settings}))
+
+
+def _check_one_method(opened: "Run", asked: list[str] | None) -> None:
+    from perpo_pipeline.config.evaluations import BASE
+
+    models = {one.model for one in _choose(opened.config.evaluations(), asked)}
+    if len(models) > 1 or BASE in models:
+        raise ConfigError(
+            "--adapter needs exactly one trained method", fix="add --evaluation, e.g. perpo"
+        )
+
+
+def _choose(every: "Sequence[Evaluation]", asked: list[str] | None) -> "list[Evaluation]":
+    """The evaluations that `asked` means: a name without a split means all its splits."""
+    meant = {name: [e for e in every if name in (e.name, e.shown)] for name in asked or ()}
+    for name, found in meant.items():
+        if not found:
+            raise _no_such_evaluation(name, every)
+    chosen = {one for found in meant.values() for one in found}
+    return [one for one in every if not asked or one in chosen]
+
+
+def _no_such_evaluation(name: str, every: "Sequence[Evaluation]") -> ConfigError:
+    shown = list(dict.fromkeys(one.shown for one in every))
+    splits = list(dict.fromkeys(one.split for one in every))
+    near = difflib.get_close_matches(name, [*shown, *(one.name for one in every)], n=1)
+    return ConfigError(
+        f"--evaluation {name}: this run has no such evaluation"
+        + (f"; did you mean '{near[0]}'?" if near else ""),
+        fix=f"choose one of {shown}, alone or followed by @ and one split of {splits}; "
+        "`perpo plan` lists all evaluations",
+    )
+
+
+def _choose_conditioned(opened: "Run", asked: list[str] | None) -> "list[Evaluation]":
+    """Evaluations to repeat with wrong images: on eval.condition_splits, or on a split in `asked`.
+
+    Raises ConfigError for names that are not of this run.
+    """
+    from perpo_pipeline.config.evaluations import Evaluation
+
+    config = opened.config
+    every = [Evaluation(m, split) for m in config.eval_models() for split in config.eval.splits]
+    wrong = config.eval.splits_with_wrong_images()
+    chosen = _choose(every, asked)
+    return [one for one in chosen if one.split in wrong or one.name in (asked or ())]

@@ -26,8 +26,10 @@ def plan(
     print(f"DATA := {settings.run_dir}")
     print(f"SPLITS := {' '.join(settings.prepare)}")
     print(f"SAMPLE_SPLIT := {settings.sample.split}")
-    print(f"EVAL_SPLIT := {settings.eval.split}")
+    print(f"EVAL_SPLITS := {' '.join(settings.eval.splits)}")
     print(f"ADAPTERS := {' '.join(settings.train.variants())}")
-    print(f"EVALUATED_ADAPTERS := {' '.join(m for m in settings.eval_models() if m != 'base')}")
-    print(f"EVALUATIONS := {' '.join(settings.eval_variants())}")
+    print(f"EVALUATED := {' '.join(settings.eval_models())}")
+    for model in settings.eval_models():
+        names = [evaluation.name for evaluation in settings.eval.evaluations_of(model)]
+        print(f"EVALUATIONS_{model} := {' '.join(names)}")
     print(f"SOURCES := {' '.join(sources)}")

@@ -14,7 +14,10 @@ from perpo_pipeline.config.sources import SOURCE_MODELS, SOURCE_NAMES
 from perpo_pipeline.config.train import LoraSettings, TrainSettings
 
 # Old key -> new key. A setting of `train` may also be a setting of one method.
-RENAMED: dict[str, str] = {"train.max_tokens_per_step": "train.max_tokens_per_forward"}
+RENAMED: dict[str, str] = {
+    "train.max_tokens_per_step": "train.max_tokens_per_forward",
+    "eval.split": "eval.splits",
+}
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ def _splits(raw: Json) -> tuple[Json, list[str]]:
     """The splits that a file names, by setting, and those that it prepares."""
     prepare = raw.get("prepare")
     named = {
-        f"{section}.split": raw[section]["split"]
-        for section in ("sample", "eval")
-        if isinstance(raw.get(section), dict) and "split" in raw[section]
+        f"{section}.{key}": raw[section][key]
+        for section, key in (("sample", "split"), ("eval", "splits"))
+        if isinstance(raw.get(section), dict) and key in raw[section]
     }
     return (named, list(prepare)) if isinstance(prepare, dict) else ({}, [])

@@ -83,7 +83,11 @@ COUNTED: dict[str, Counted] = {
     "predictions": Counted(
         "eval", (*MODEL, *BOXES), facts=("image", "reward"), unused=_prompts_of_other_images
     ),
-    "report": Counted("report", ("run", "model.id"), facts=("models", "evaluations", "methods")),
+    "report": Counted(
+        "report",
+        ("run", "model.id", "eval.out_of_domain"),
+        facts=("models", "evaluations", "methods"),
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from perpo_pipeline.config.eval import EvalConfig
-from perpo_pipeline.config.evaluations import BASE
+from perpo_pipeline.config.evaluations import BASE, Evaluation
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.report import ReportConfig
@@ -43,7 +43,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _names_refer_to_something(self) -> Self:
-        splits = {"sample.split": self.sample.split, "eval.split": self.eval.split}
+        splits = {"sample.split": self.sample.split, "eval.splits": self.eval.splits}
         faults = find_unprepared(splits, list(self.prepare))
         known = [BASE, *self.train.variants()]
         for model in self.eval.models or []:
@@ -62,16 +62,20 @@ class RunConfig(Section):
         every = [BASE, *self.train.variants()]
         return every if self.eval.models is None else self.eval.models
 
+    def evaluations(self) -> list[Evaluation]:
+        """All evaluations of the run, those of one model together."""
+        return [one for model in self.eval_models() for one in self.eval.evaluations_of(model)]
+
     def eval_variants(self) -> list[str]:
-        """Names of the evaluations: a model with the right image, another one, or none."""
-        models = self.eval_models()
-        return models + [f"{m}-{image}" for image in self.eval.conditions for m in models]
+        """The names of all evaluations."""
+        return [evaluation.name for evaluation in self.evaluations()]
 
 
 def find_unprepared(splits: Mapping[str, Any], prepared: list[str]) -> list[tuple[str, str]]:
-    """(setting, fault) for each setting that names a split which is not prepared."""
+    """(setting, fault) for each setting that names a split, or several, not all prepared."""
     return [
         (setting, f"'{split}' is not a split of `prepare` {prepared}")
-        for setting, split in splits.items()
+        for setting, named in splits.items()
+        for split in (named if isinstance(named, list) else [named])
         if split not in prepared
     ]

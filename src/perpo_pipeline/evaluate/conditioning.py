@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE, Evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.evaluate_model import evaluate
 from perpo_pipeline.evaluate.printing import pivot
@@ -21,18 +21,19 @@ Row = dict[str, Any]
 IMAGES = {"true": "", "shuffled": OTHER_IMAGE, "blank": BLANK_IMAGE}
 
 
-def condition(run: Run, model: str) -> list[Row]:
+def condition(run: Run, model: str, split: str) -> list[Row]:
     """Evaluate one model with each kind of image, and compare them (`conditioning_rows`)."""
     found = {}
-    for image, name in IMAGES.items():
+    for image, suffix in IMAGES.items():
         out = None if run.out is None else run.out / image
         at = replace(run, out=out)
-        found[image] = input_of(evaluate(at, model + name), "predictions")
-    return conditioning_rows(model, found)
+        name = Evaluation(model, split, suffix).name
+        found[image] = input_of(evaluate(at, name), "predictions")
+    return conditioning_rows(model, split, found)
 
 
-def conditioning_rows(model: str, predictions: Mapping[str, Version]) -> list[Row]:
-    """Rows with model, image, name, value, low, high, n, over the prompts shown with every image.
+def conditioning_rows(model: str, split: str, predictions: Mapping[str, Version]) -> list[Row]:
+    """Rows with model, split, image, name, value, low, high, n, over the prompts shown with all.
 
     `predictions` maps the keys of IMAGES to `predictions` artifacts. Raises `ArtifactError` if they
     share no prompt.
@@ -45,7 +46,7 @@ def conditioning_rows(model: str, predictions: Mapping[str, Version]) -> list[Ro
     common = sorted(set.intersection(*keys))
     if not common:
         raise ArtifactError(
-            f"the evaluations of {model} share no prompt",
+            f"the evaluations of {model} on {split} share no prompt",
             where=", ".join(str(v.path) for v in predictions.values()),
             fix="rerun `perpo eval`",
         )
@@ -56,10 +57,10 @@ def conditioning_rows(model: str, predictions: Mapping[str, Version]) -> list[Ro
         for row in summarise(shown.to_arrow(), prompts):
             if row["dataset"] == ALL:
                 measured = {name: row[name] for name in ("name", "value", "low", "high", "n")}
-                found.append({"model": model, "image": image, **measured})
+                found.append({"model": model, "split": split, "image": image, **measured})
     return found
 
 
 def conditioning_table(rows: Sequence[Row]) -> str:
-    """The rows as text: a line for each model and image, a column for each metric."""
-    return pivot(rows, ("model", "image"))
+    """The rows as text: a line for each model, split and image, a column for each metric."""
+    return pivot(rows, ("model", "split", "image"))

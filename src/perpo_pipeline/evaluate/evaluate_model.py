@@ -1,7 +1,8 @@
 """`perpo eval`: prompts and a model (with or without an adapter) -> predictions and metrics.
 
-Decoding is greedy. The evaluation `<model>-other-image` shows each question with the image of
-another prompt, `<model>-blank-image` with a blank one: answers that are still right were guessed.
+Decoding is greedy. The evaluation `<model>@<split>` shows each question with its own image,
+`<model>-other-image@<split>` with the image of another prompt, `<model>-blank-image@<split>` with a
+blank one: answers that are still right were guessed.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, model_of
+from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, read_evaluation
 from perpo_pipeline.config.fingerprints import box_settings, counted_settings
 from perpo_pipeline.evaluate.images_shown import (
     refuse_trained_images,
@@ -40,7 +41,7 @@ Row = dict[str, Any]
 
 
 def evaluate(run: Run, evaluation: str) -> Version:
-    """Predict and measure one evaluation, named `<model>` or `<model>-<kind of image>`.
+    """Predict and measure one evaluation, by its name (config/evaluations.py).
 
     Returns the metrics. Raises `ArtifactError` if the adapter was trained on images of the prompts.
     """
@@ -63,12 +64,13 @@ def evaluate(run: Run, evaluation: str) -> Version:
 
 def _predict(run: Run, evaluation: str) -> Version:
     config, model = run.config.eval, run.config.model
-    name = model_of(evaluation)
-    image = SHOWN.get(evaluation.removeprefix(name), "matching")
-    inputs = {"prompts": run.latest("prompts", config.split)}
+    asked = read_evaluation(evaluation)
+    image = SHOWN.get(asked.image, "matching")
+    inputs = {"prompts": run.latest("prompts", asked.split)}
     adapter = None
-    if name != BASE:
-        adapter = open_version(run.inputs.get("adapter") or run.place("adapter", name), "adapter")
+    if asked.model != BASE:
+        place = run.inputs.get("adapter") or run.place("adapter", asked.model)
+        adapter = open_version(place, "adapter")
         inputs["adapter"] = adapter
         if not config.allow_train_images:
             refuse_images_of(adapter, inputs["prompts"])

@@ -11,7 +11,7 @@ import jinja2
 import yaml
 
 from perpo_pipeline.answers.formats import get_box_format
-from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE, read_evaluation
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.printing import metrics_table
 from perpo_pipeline.merge.evaluations import Evaluation
@@ -54,7 +54,7 @@ CONDITIONS = {
     OTHER_IMAGE: ", each question with the image of another prompt",
     BLANK_IMAGE: ", each question with an image in a single colour",
 }
-"""What evaluations under these suffixes show the model, as part of a sentence."""
+"""What evaluations with these images show the model, as part of a sentence."""
 
 
 def model_card(
@@ -105,7 +105,7 @@ def _cell(text: str) -> str:
 
 
 def _condition(evaluation: str) -> str:
-    return next((text for end, text in CONDITIONS.items() if evaluation.endswith(end)), "")
+    return CONDITIONS.get(read_evaluation(evaluation).image, "")
 
 
 def _yaml(fields: Mapping[str, Any]) -> str:

@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, read_evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.artifacts import MANIFEST, Json, Version, open_version
 from perpo_pipeline.store.lineage import trace
@@ -29,39 +30,61 @@ class Evaluation:
 
 
 def evaluations_of(adapter: Version, given: Iterable[Path]) -> list[Evaluation]:
-    """The given metrics, or the newest in the adapter's run; then its base's on the same prompts.
+    """The given metrics, or the newest in the adapter's run, those of one split together.
 
-    Raises ArtifactError if given metrics belong to another adapter or to a model without one.
+    The base's metrics on the same prompts follow those of each split. Raises ArtifactError if given
+    metrics belong to another adapter or to a model without one.
     """
     own = [open_version(path, "metrics") for path in given]
     for metrics in own:
         _check_belongs_to(metrics, adapter)
-    if not own:
-        for suffix in ("", OTHER_IMAGE, BLANK_IMAGE):
-            in_run = _metrics_in_run(adapter, adapter.variant + suffix)
-            own += [metrics for metrics in in_run if _rests_on(metrics, adapter)][:1]
-    asked = _prompts(own[0]) if own else None
-    base = [m for m in _metrics_in_run(adapter, BASE) if asked is not None and _prompts(m) == asked]
-    return [
-        *(_evaluation("adapter" if _rests_on(m, adapter) else "answers", m) for m in own),
-        *(_evaluation("base", m) for m in base[:1]),
-    ]
+    groups: dict[str | None, list[Version]] = {}
+    for metrics in own or _newest_of(adapter):
+        groups.setdefault(_prompts(metrics), []).append(metrics)
+    base = [m for m in _metrics_in_run(adapter, BASE) if not read_evaluation(m.variant).image]
+    found = []
+    for asked, group in groups.items():
+        found += [_evaluation("adapter" if _rests_on(m, adapter) else "answers", m) for m in group]
+        same = (m for m in base if asked is not None and _prompts(m) == asked)
+        found += [_evaluation("base", m) for m in islice(same, 1)]
+    return found
 
 
 def _evaluation(subject: Subject, metrics: Version) -> Evaluation:
     return Evaluation(subject, metrics.variant, metrics.fingerprint, metrics.table().to_pylist())
 
 
-def _metrics_in_run(adapter: Version, name: str) -> list[Version]:
-    """Metrics of that name in the adapter's run, newest first; none if it is in no run's folder."""
+def _newest_of(adapter: Version) -> list[Version]:
+    """The newest metrics of each of the adapter's evaluations, by split and image."""
+    newest: dict[str, Version] = {}
+    for metrics in _metrics_in_run(adapter, adapter.variant):
+        if _rests_on(metrics, adapter):
+            newest.setdefault(metrics.variant, metrics)
+    return [newest[name] for name in sorted(newest, key=_place)]
+
+
+def _place(name: str) -> tuple[str, int]:
+    asked = read_evaluation(name)
+    return asked.split, ("", OTHER_IMAGE, BLANK_IMAGE).index(asked.image)
+
+
+def _metrics_in_run(adapter: Version, model: str) -> list[Version]:
+    """A model's metrics in the adapter's run, newest first; none if it is in no run's folder."""
     above = adapter.path.resolve().parents
     if len(above) < 3 or above[1].name != adapter.artifact:
         return []
     found = []
-    for file in (above[2] / "metrics" / name).glob(f"*/{MANIFEST}"):
+    for file in (above[2] / "metrics").glob(f"{model}*/*/{MANIFEST}"):
         with contextlib.suppress(ArtifactError):  # an older schema
             found.append(open_version(file.parent, "metrics"))
-    return sorted(found, key=lambda m: str(m.manifest["created_at"]), reverse=True)
+    own = [metrics for metrics in found if _is_of(model, metrics.variant)]
+    return sorted(own, key=lambda m: str(m.manifest["created_at"]), reverse=True)
+
+
+def _is_of(model: str, name: str) -> bool:
+    """Whether an evaluation is the model's; names of before had no split."""
+    asked = read_evaluation(name)
+    return asked.model == model and asked.split != ""
 
 
 def _rests_on(metrics: Version, adapter: Version) -> bool:

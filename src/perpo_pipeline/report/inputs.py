@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from perpo_pipeline.config.evaluations import Evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, input_of
@@ -9,7 +10,12 @@ from perpo_pipeline.store.artifacts import Version, input_of
 
 @dataclass(frozen=True)
 class Inputs:
-    """The versions by name: metrics per evaluation, predictions per model, adapters per variant."""
+    """The versions by name: metrics per evaluation, predictions per model, adapters per variant.
+
+    `split` is the main test split; `predictions` and `prompts` are those of it.
+    """
+
+    split: str
 
     metrics: dict[str, Version]
     predictions: dict[str, Version]
@@ -39,9 +45,11 @@ class Inputs:
 def open_inputs(run: Run) -> Inputs:
     """Open the versions in use; raises `ArtifactError` naming the first that does not exist."""
     config = run.config
-    evaluations, models = config.eval_variants(), config.eval_models()
-    metrics = {name: run.latest("metrics", name) for name in evaluations}
-    predictions = {model: input_of(metrics[model], "predictions") for model in models}
+    split, models = config.eval.splits[0], config.eval_models()
+    metrics = {name: run.latest("metrics", name) for name in config.eval_variants()}
+    predictions = {
+        model: input_of(metrics[Evaluation(model, split).name], "predictions") for model in models
+    }
     prompts = {model: input_of(version, "prompts") for model, version in predictions.items()}
     if len({version.fingerprint for version in prompts.values()}) > 1:
         raise ArtifactError(
@@ -52,6 +60,7 @@ def open_inputs(run: Run) -> Inputs:
         )
     scores = run.latest("scores", config.sample.split)
     return Inputs(
+        split=split,
         metrics=metrics,
         predictions=predictions,
         adapters={name: run.latest("adapter", name) for name in config.train.variants()},

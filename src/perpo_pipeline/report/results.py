@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE, Evaluation
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.summarise import ALL
@@ -45,13 +45,15 @@ def read_results(config: RunConfig, inputs: Inputs) -> list[MethodResults]:
     bounds is a little wider than the interval of the mean.
     """
     metrics = {name: _read_metrics(version) for name, version in inputs.metrics.items()}
+    split = inputs.split
     results = []
     for method in reported_methods(config):
-        own = {variant: metrics[variant] for variant in method.variants}
-        conditions = {
-            image: _mean_over_seeds([metrics[key] for v in own if (key := v + image) in metrics])
-            for image in (OTHER_IMAGE, BLANK_IMAGE)
-        }
+        own = {variant: metrics[Evaluation(variant, split).name] for variant in method.variants}
+        conditions = {}
+        for image in (OTHER_IMAGE, BLANK_IMAGE):
+            names = [Evaluation(variant, split, image).name for variant in own]
+            shown = [metrics[name] for name in names if name in metrics]
+            conditions[image] = _mean_over_seeds(shown)
         seeds = own if len(own) > 1 else {}
         mean = _mean_over_seeds(list(own.values()))
         results.append(MethodResults(method, mean, conditions, seeds))

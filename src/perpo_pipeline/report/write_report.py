@@ -33,6 +33,7 @@ def report(run: Run) -> Version:
         "model": config.model.id,
         "models": config.eval_models(),
         "evaluations": config.eval_variants(),
+        "out_of_domain": config.eval.out_of_domain,
         "methods": {name: s.result_settings() for name, s in config.train.variants().items()},
     }
     settings = counted_settings("report", config.report, found)
