@@ -5,7 +5,6 @@ averages its metrics over pages; an error rate is all edits over the length of a
 """
 
 import functools
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 
+from perpo_pipeline.evaluate.fox_words import Stems, Synonyms, split_words
 from perpo_pipeline.evaluate.wordnet import find_wordnet
 from perpo_pipeline.rewards.text import edit_similarity
 
 FOX_METRICS = ("edit_distance", "f1", "precision", "recall", "bleu", "meteor")
-
-_CJK = re.compile("[\u4e00-\u9fa5]")  # Fox's range
 
 
 def fox_metrics(
@@ -36,7 +34,7 @@ def fox_metrics(
     """
     if fox_compat:
         prediction, ground_truth = ground_truth, prediction
-    hypothesis, reference = _tokens(prediction, ground_truth)
+    hypothesis, reference = split_words(prediction, ground_truth)
     metrics = {"edit_distance": 1.0 - edit_similarity(prediction, ground_truth)}
     if not hypothesis or not reference:
         agree = float(not hypothesis and not reference)
@@ -85,29 +83,6 @@ def corpus_error_rates(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
     return np.where(lengths > 0, edits / np.maximum(lengths, 1), (edits > 0).astype(np.float64))
 
 
-def _tokens(prediction: str, ground_truth: str) -> tuple[list[str], list[str]]:
-    if _CJK.search(prediction) or _CJK.search(ground_truth):
-        cut = _chinese_words()
-        return cut(prediction), cut(ground_truth)
-    return prediction.split(), ground_truth.split()
-
-
-@functools.cache
-def _chinese_words() -> Any:
-    """jieba's `lcut` with its own dictionary, read without logging and kept only in memory.
-
-    jieba's own initialisation logs to stderr and leaves a cache in the folder for temporary files.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import jieba
-
-    tokenizer = jieba.Tokenizer()
-    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
-    tokenizer.initialized = True
-    return tokenizer.lcut
-
-
 def _set_metrics(predicted: set[str], true: set[str]) -> dict[str, float]:
     shared = len(predicted & true)
     precision, recall = shared / len(predicted), shared / len(true)
@@ -129,4 +104,10 @@ def _meteor(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
     wordnet = find_wordnet()
     if wordnet is None:
         return float("nan")
-    return float(single_meteor_score(reference, hypothesis, wordnet=wordnet))
+    stems, synonyms = _looked_up_once(wordnet)
+    return float(single_meteor_score(reference, hypothesis, stemmer=stems, wordnet=synonyms))
+
+
+@functools.cache
+def _looked_up_once(wordnet: Any) -> tuple[Stems, Synonyms]:
+    return Stems(), Synonyms(wordnet)
