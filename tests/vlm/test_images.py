@@ -140,6 +140,44 @@ def test_exif_orientation_is_applied(orientation: int, file_format: str):
     assert max(shown.getpixel((x, shown.height - 1 - y))) < 15
 
 
+TURNED = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00"
+pillow_may_warn = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pillow_may_warn
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("exif", "expected"),
+    [
+        (TURNED + bytes(4), "exif-orientation"),
+        (TURNED[:-4], "exif-unreadable"),
+        (b"\x00\x08\x00\x02" + TURNED, "exif-unreadable"),
+        (b"no TIFF header", "exif-unreadable"),
+    ],
+)
+def test_exif_data_that_cannot_be_read_gives_no_orientation(
+    file_format: str, exif: bytes, expected: str
+):
+    """Stored 32 x 16; the whole data says "turned by a quarter", so it is shown 16 x 32."""
+    data = encode(Image.new("RGB", (32, 16)), file_format, exif=b"Exif\x00\x00" + exif)
+    shown, notes = load_image_with_notes(data, where=WHERE)
+    assert notes == (expected,)
+    assert shown.size == ((16, 32) if expected == "exif-orientation" else (32, 16))
+
+
+@pillow_may_warn
+@given(
+    st.sampled_from(["JPEG", "PNG", "WEBP"]),
+    st.binary(max_size=60) | st.binary(max_size=20).map(TURNED.__add__),
+    st.integers(0, 60),
+)
+@settings(max_examples=80, deadline=None)
+def test_no_exif_data_makes_an_intact_image_unusable(file_format: str, exif: bytes, cut: int):
+    data = encode(Image.new("RGB", (32, 16)), file_format, exif=b"Exif\x00\x00" + exif[:cut])
+    shown, _ = load_image_with_notes(data, where=WHERE)
+    assert sorted(shown.size) == [16, 32]
+
+
 def animation(file_format: str) -> bytes:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
     options = {"save_all": True, "append_images": frames[1:], "lossless": True}

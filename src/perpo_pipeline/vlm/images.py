@@ -1,9 +1,10 @@
 """Load and check an image: RGB, upright, complete, or an error that names it.
 
 Notes say what was done to a file; `perpo prepare` records them with every prompt: `first-frame` (of
-an animation or a file with several pages), `exif-orientation` (turned or mirrored), `16-bit`
-(reduced to 8 bits per channel), `alpha-over-white` (some pixel was not opaque), and the colours if
-they were not RGB: `palette`, `grey`, `cmyk` or another of Pillow's modes in lower case.
+an animation or a file with several pages), `exif-orientation` (turned or mirrored),
+`exif-unreadable` (no orientation known, so the image is as it is stored), `16-bit` (reduced to 8
+bits per channel), `alpha-over-white` (some pixel was not opaque), and the colours if they were not
+RGB: `palette`, `grey`, `cmyk` or another of Pillow's modes in lower case.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from perpo_pipeline.errors import ConfigError, InputError
 
@@ -37,6 +38,16 @@ _DECODER_ERRORS = (
     Image.DecompressionBombWarning,
 )
 
+# How a stored image becomes upright, by EXIF orientation (Exif 3.0, tag 274).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pillow's mode -> note; a mode that is not listed is its own note.
 _COLOUR_NOTES = {
@@ -56,9 +67,10 @@ def load_image_with_notes(
 ) -> tuple[Image.Image, tuple[str, ...]]:
     """Load a whole image file, given by path or as bytes, as RGB in the way a viewer shows it.
 
-    EXIF orientation is applied, so width and height are those of the upright image. Transparent
-    pixels are put on white, 16-bit grey is scaled to 8 bits, only the first frame of an animation
-    is read, and palette, grey and CMYK are converted; the notes say which of these were done.
+    EXIF orientation is applied, so width and height are those of the upright image; EXIF data that
+    cannot be read gives no orientation. Transparent pixels are put on white, 16-bit grey is scaled
+    to 8 bits, only the first frame of an animation is read, and palette, grey and CMYK are
+    converted; the notes say which of these were done.
 
     Raises InputError, naming `where` (the file and row that need the image) and the path, if the
     file is missing, a directory, empty, truncated, not an image, without pixels, or has more pixels
@@ -76,14 +88,16 @@ def load_image_with_notes(
             _check_pixels(image, where)
             # Check before the pixels are decoded: decoding turns a TIFF, and reduces colours with
             # 16 bits to 8.
-            is_deep, is_turned = _is_deep(image), _is_turned(image)
+            is_deep, orientation = _is_deep(image), _orientation(image)
             image.load()
             is_16_bit = _is_16_bit(image)  # the upright copy no longer knows its file format
-            rgb, is_blended = _to_rgb(ImageOps.exif_transpose(image), is_16_bit, where)
+            upright = image if orientation is None else _upright(image)
+            rgb, is_blended = _to_rgb(upright, is_16_bit, where)
             colours = _COLOUR_NOTES.get(image.mode, image.mode.lower())
             notes = {
                 "first-frame": _has_more_frames(image),
-                "exif-orientation": is_turned,
+                "exif-orientation": orientation in _UPRIGHT,
+                "exif-unreadable": orientation is None,
                 "16-bit": is_16_bit or is_deep,
                 "alpha-over-white": is_blended,
                 colours: bool(colours),
@@ -153,8 +167,40 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     return image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
 
 
-def _is_turned(image: Image.Image) -> bool:
-    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 if the file gives none; None if its EXIF data cannot be read."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODER_ERRORS:
+        return None
+    if found in _UPRIGHT:
+        return int(found)
+    return 1 if _is_readable_exif(image.info.get("exif")) else None
+
+
+def _is_readable_exif(exif: object) -> bool:
+    """Whether EXIF data has its header and all entries of its first directory (TIFF 6.0).
+
+    Pillow reads as far as it can, and for some formats without an error.
+    """
+    if not isinstance(exif, bytes) or not exif:
+        return True  # there is none, or it is a TIFF's own directory, which Pillow has read
+    tiff = exif.removeprefix(b"Exif\x00\x00")
+    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
+    if order is None:
+        return False
+    try:
+        start = int(struct.unpack_from(f"{order}L", tiff, 4)[0])
+        count = int(struct.unpack_from(f"{order}H", tiff, start)[0])
+    except struct.error:
+        return False
+    return len(tiff) >= start + 2 + 12 * count
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The decoded image as a viewer shows it; the EXIF data is not written again."""
+    method = _UPRIGHT.get(_orientation(image) or 1)
+    return image if method is None else image.transpose(method)
 
 
 def _has_more_frames(image: Image.Image) -> bool:
