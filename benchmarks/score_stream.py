@@ -113,6 +113,7 @@ def _prompts(start: int, count: int) -> pa.Table:
         "split": ["train"] * count,
         "task": ["grounding"] * count,
         "source_row": keys,
+        "place": keys,
         "image": [{"bytes": None, "path": f"train2014/COCO_train2014_{key}.jpg"} for key in keys],
         "image_sha256": [key * 4 for key in keys],
         "image_notes": [[]] * count,

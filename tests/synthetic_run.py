@@ -117,6 +117,7 @@ def _prompt(split: str, index: int, task: str, expression: str) -> Row:
         "split": split,
         "task": task,
         "source_row": str(index),
+        "place": f"drawn, box {index}",
         "image": {"bytes": sink.getvalue(), "path": None},
         "image_sha256": image_sha256(sink.getvalue()),
         "image_notes": [],

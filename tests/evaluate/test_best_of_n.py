@@ -60,6 +60,7 @@ def scores_version(root, lists, images=None, task="grounding", reward={"auto": 1
         "split": "train",
         "task": task,
         "source_row": "",
+        "place": "",
         "image": {"bytes": None, "path": "x"},
         "image_notes": [],
         "width": 9,

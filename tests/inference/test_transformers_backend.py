@@ -323,8 +323,8 @@ class TestBackend:
         assert reported == list(enumerate(found))
         first, second, third, fourth = self.reasons(found)
         assert first is None and fourth is None
-        assert "prompt p1" in str(second)
-        assert "aspect ratio must be smaller than 200" in str(third) and "prompt p2" in str(third)
+        assert "it is not an image in one of PNG" in str(second)
+        assert "aspect ratio must be smaller than 200" in str(third)
 
     def test_a_fault_of_every_row_stops_the_run(self, model_dir: Path, tmp_path: Path) -> None:
         backend = self.open(model_dir, tmp_path)

@@ -151,10 +151,21 @@ def write_lines(path: Path, lines: list[Any]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "convert", [as_jsonl, as_rec_jsonl, as_shikra, as_minigpt4, as_refer, as_lmms_lab]
+    ("convert", "place"),
+    [
+        (as_jsonl, "a.jsonl:44"),
+        (as_rec_jsonl, "b.jsonl:44"),
+        (as_shikra, "c.jsonl:44"),
+        (as_minigpt4, "d.json, record 44"),
+        (as_refer, "refcocog/refs(umd).p, ref 4, sentence 231"),
+        (as_lmms_lab, "testA-00000-of-00001.parquet, row 8, answer 2"),
+    ],
 )
 def test_real_expressions_have_the_same_boxes_in_every_layout(
-    realdata: Path, tmp_path: Path, convert: Callable[[list[Ref], Path, Path], Prepared]
+    realdata: Path,
+    tmp_path: Path,
+    convert: Callable[[list[Ref], Path, Path], Prepared],
+    place: str,
 ) -> None:
     images = realdata / "refcoco_images"
     refs = json.loads((images / "refs.json").read_text())
@@ -166,6 +177,7 @@ def test_real_expressions_have_the_same_boxes_in_every_layout(
         for ref in refs
     ]
     assert sorted(found) == sorted(expected)
+    assert rows[-1]["place"] == place
 
 
 def sha256_of(path: Path) -> str:

@@ -61,6 +61,7 @@ def test_one_failure_too_many_keeps_finished_rows_and_can_be_repaired(
     assert run("sample") == 2
     message = capsys.readouterr().err
     assert "1 prompts cannot be sampled (max_errors 0)" in message and "has changed" in message
+    assert "for example data.jsonl:3 (prompt " in message and f"(image {broken})" in message
     kept = [pq.read_table(part)["prompt_id"].to_pylist() for part in sorted(parts.glob("*/part-*"))]
     assert [len(keys) for keys in kept] == [4, 2], "the other prompt of its part is also kept"
     assert run("sample") == 2, "the same fault is reported again"
@@ -113,7 +114,8 @@ def test_allowed_failures_are_written_to_errors_with_their_reason(
     version = open_version(Path("data/r/samples/train"))
     assert version.manifest["rows"] == 6 and version.manifest["counts"]["failed"] == 1
     (error,) = version.table("errors").to_pylist()
-    assert "has changed since `perpo prepare`" in error["reason"]
+    assert error["reason"] == f"the image has changed since `perpo prepare` (image {broken})"
+    assert error["place"] == "data.jsonl:3"
     assert run("sample", "--set", "sample.max_errors=0") == 2, "fewer failures are allowed now"
     message = capsys.readouterr().err
     assert "1 of 4 prompts could not be sampled" in message

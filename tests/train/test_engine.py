@@ -127,7 +127,8 @@ def batches_of(vlm: Vlm, forward: str) -> list[TrainingBatch]:
         some = [lists[i] for i in ids]
         packed = (pack_lists if forward == "shared-prefix" else separate_lists)(vlm, some)
         numbers = torch.zeros(packed.num_tokens.shape)
-        batches.append(TrainingBatch([f"prompt {i}" for i in ids], packed, *[numbers] * 3))
+        names = [f"prompt {i}" for i in ids]
+        batches.append(TrainingBatch(names, names, packed, *[numbers] * 3))
     return batches
 
 

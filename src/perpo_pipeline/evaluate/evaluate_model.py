@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
 STAGE_VERSION = 3
-PROMPT_COLUMNS = [*TRUTH_COLUMNS, *PROMPTS.pick("image", "image_sha256", "prompt")]
+PROMPT_COLUMNS = [*TRUTH_COLUMNS, *PROMPTS.pick("place", "image", "image_sha256", "prompt")]
 SHOWN = {OTHER_IMAGE: "other", BLANK_IMAGE: "blank"}
 
 Row = dict[str, Any]

@@ -7,6 +7,7 @@ from perpo_pipeline.errors import InputError
 from perpo_pipeline.inference.part_sampler import Row
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.places import name_prompt
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Failures:
             return
         raise InputError(
             f"{self.count} prompts cannot be sampled (max_errors {self.allowed}), "
-            f"for example {self.first['prompt_id']}: {self.first['reason']}",
+            f"for example {name_prompt(self.first)}: {self.first['reason']}",
             where=self.where,
             fix="repair the prompts and run the same command, which retries them and resumes "
             "(if the data changes, run `perpo prepare` first); or raise max_errors",
@@ -51,7 +52,7 @@ def report_failures(run: Run, version: Version, allowed: int) -> None:
         return
     first = version.table("errors").to_pylist()[0]
     message = (
-        f"{failed} of {prompts} prompts could not be sampled, for example {first['prompt_id']}: "
+        f"{failed} of {prompts} prompts could not be sampled, for example {name_prompt(first)}: "
         f"{first['reason']}"
     )
     if failed > allowed:

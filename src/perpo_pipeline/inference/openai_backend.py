@@ -155,7 +155,9 @@ class OpenAIBackend:
         try:
             prompt = await asyncio.to_thread(self.reader.read, row)
             return SampledList(await self._draw(client, prompt, seed), prompt.resized)
-        except (Refused, RowError) as error:
+        except RowError as error:
+            return Failure(error.reason)
+        except Refused as error:
             return Failure(str(error))
 
     async def _draw(

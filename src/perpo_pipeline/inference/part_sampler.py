@@ -8,7 +8,7 @@ from perpo_pipeline.inference.backends import open_backend
 from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.store.schemas import PROMPTS
 
-PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "image", "image_sha256", "prompt")
+PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "place", "image", "image_sha256", "prompt")
 
 
 Row = dict[str, Any]
@@ -40,16 +40,17 @@ class PartSampler:
         rows: dict[int, list[Row]] = {}
 
         def collect(index: int, found: SampledList | Failure) -> None:
-            rows[index] = list(_rows_of(prompts[index]["prompt_id"], seeds[index], found))
+            rows[index] = list(_rows_of(prompts[index], seeds[index], found))
             on_rows([prompts[index]], rows[index])
 
         self.backend.sample(prompts, seeds, collect)
         return [row for index in range(len(prompts)) for row in rows[index]]
 
 
-def _rows_of(prompt_id: str, seed: int, found: SampledList | Failure) -> Iterator[Row]:
+def _rows_of(prompt: Row, seed: int, found: SampledList | Failure) -> Iterator[Row]:
+    prompt_id = prompt["prompt_id"]
     if isinstance(found, Failure):
-        yield {"prompt_id": prompt_id, "reason": found.reason}
+        yield {"prompt_id": prompt_id, "place": prompt["place"], "reason": found.reason}
         return
     for sample_id, completion in enumerate(found.completions):
         yield {

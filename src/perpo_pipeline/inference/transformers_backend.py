@@ -56,7 +56,7 @@ class TransformersBackend:
         try:
             prompt = encode_row(self.vlm, row, self.setup.model_settings["preprocess"])
         except RowError as error:
-            return Failure(str(error))
+            return Failure(error.reason)
         return prompt_too_long(prompt.num_tokens, self.context) or prompt
 
     def _draw(

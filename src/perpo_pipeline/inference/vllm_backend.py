@@ -186,7 +186,7 @@ class VllmBackend:
                 (prompt.engine_input,) = self.llm.renderer.render_cmpl([prompt.inputs])
                 self._compare(prompt, row)
         except RowError as error:
-            return Failure(str(error))
+            return Failure(error.reason)
         return prompt
 
     def _compare(self, prompt: "_Prompt", row: Row) -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, overload
 
 from perpo_pipeline.answers.formats import get_box_format
@@ -73,9 +74,14 @@ class PromptRows(Sequence[Row]):
     """Rows that are built when they are used: an embedded image is read only then."""
 
     def __init__(
-        self, checked: Sequence[tuple[Entry, ImageFacts]], split: str, *, embed: bool
+        self,
+        checked: Sequence[tuple[Entry, ImageFacts]],
+        split: str,
+        *,
+        embed: bool,
+        file: Path | None,
     ) -> None:
-        self.checked, self.split, self.embed = checked, split, embed
+        self.checked, self.split, self.embed, self.file = checked, split, embed, file
 
     def __len__(self) -> int:
         return len(self.checked)
@@ -88,7 +94,7 @@ class PromptRows(Sequence[Row]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         entry, facts = self.checked[index]
-        return prompt_row(entry, self.split, facts, embed=self.embed)
+        return prompt_row(entry, self.split, facts, embed=self.embed, file=self.file)
 
 
 def collect(
@@ -129,7 +135,8 @@ def collect(
     }
     if per_dataset is not None:
         facts["seed"] = request.seed
-    return Prepared(PromptRows(checked, request.split, embed=embed), facts)
+    file = None if faults.where is None else Path(faults.where)
+    return Prepared(PromptRows(checked, request.split, embed=embed, file=file), facts)
 
 
 def _without_repeated_ids(entries: Iterable[Entry], faults: Faults, split: str) -> list[Entry]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Row
+from perpo_pipeline.store.places import full_place
 from perpo_pipeline.vlm.images import image_sha256
 
 
@@ -76,9 +77,9 @@ class ImageBytes:
 class Entry:
     """One prompt as its dataset's file has it; its truth is checked when the image is known.
 
-    `place` is its place in the file, for faults. Boxes are xyxy in pixels; `gt_box` may also be a
-    function of (width, height) that returns a box or raises `RowFault`. `size` is the (width,
-    height) that the file claims.
+    `place` is its place in the file, for messages: "line 2". Boxes are xyxy in pixels; `gt_box` may
+    also be a function of (width, height) that returns a box or raises `RowFault`. `size` is the
+    (width, height) that the file claims.
     """
 
     place: str
@@ -94,10 +95,13 @@ class Entry:
     size: tuple[Any, Any] | None = None
 
 
-def prompt_row(entry: Entry, split: str, facts: ImageFacts, *, embed: bool) -> Row:
+def prompt_row(
+    entry: Entry, split: str, facts: ImageFacts, *, embed: bool, file: Path | None = None
+) -> Row:
     """The PROMPTS row of a checked entry, with the image's path or (`embed`) its bytes.
 
-    Bytes are read again; raises `InputError` if they have changed since they were checked.
+    `file` is the file that `entry.place` is in. Bytes are read again; raises `InputError` if they
+    have changed since they were checked.
     """
     path, data = entry.image.path, None
     if embed or path is None:
@@ -114,6 +118,7 @@ def prompt_row(entry: Entry, split: str, facts: ImageFacts, *, embed: bool) -> R
         "split": split,
         "task": entry.task,
         "source_row": entry.source_row,
+        "place": full_place(file, entry.place),
         "image": {"bytes": data, "path": None if path is None else str(path.resolve())},
         "image_sha256": facts.sha256,
         "image_notes": list(facts.notes),

@@ -24,7 +24,7 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 PROMPTS_PER_PART = 1024
 
 READERS: dict[str, Callable[[Any, Request], Prepared]] = {
@@ -72,7 +72,8 @@ def _write_prompts(
     run: Run, split: str, prepared: Prepared, source: Source, out: Path | None
 ) -> Version:
     settings = counted_settings("prompts", source, {"split": split, **prepared.facts})
-    recipe = Recipe("prompts", split, "prepare", STAGE_VERSION, settings, notes=prepared.notes)
+    notes = {**_path_of(source), **prepared.notes}
+    recipe = Recipe("prompts", split, "prepare", STAGE_VERSION, settings, notes=notes)
     left_out = {
         "per_dataset": prepared.facts.get("left_out_by_per_dataset", 0),
         **prepared.left_out,
@@ -93,6 +94,12 @@ def _write_prompts(
         return {"prompts": len(rows), "left_out": dropped, **prepared.counts}
 
     return make(run, recipe, work, out=out)
+
+
+def _path_of(source: Source) -> dict[str, str]:
+    """Where the dataset is, as a note: the `place` of a prompt is relative to it."""
+    path: Path | None = getattr(source, "path", None)
+    return {} if path is None else {"path": str(path.resolve())}
 
 
 def _list_reasons(counts: Mapping[str, int]) -> str:

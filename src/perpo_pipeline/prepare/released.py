@@ -20,7 +20,7 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Recipe, Writer
-from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model, model_notes
+from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, faults_of_one_row, find_model, model_notes
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -79,7 +79,8 @@ def _write_samples(
         writer.note("token_ids", TOKEN_NOTE)
         run.say(f"prepare {split}: {TOKEN_NOTE}")
         start = 0
-        for index, part in enumerate(prompts.batches(["prompt_id", "width", "height"])):
+        columns = PROMPTS.pick("prompt_id", "place", "width", "height")
+        for index, part in enumerate(prompts.batches(columns)):
             some = lists[start : start + part.num_rows]
             start += part.num_rows
             if not writer.has_part(index):
@@ -100,7 +101,8 @@ def _sample_rows(
     for prompt, released in zip(prompts, lists, strict=True):
         width, height = prompt["width"], prompt["height"]
         seen = (max(width, height),) * 2 if preprocess == "pad" else (width, height)
-        resized = resized_size(vlm, seen)
+        with faults_of_one_row(prompt):
+            resized = resized_size(vlm, seen)
         for sample_id, answer in enumerate(released.answers):
             rows.append(
                 {

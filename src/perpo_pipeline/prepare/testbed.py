@@ -63,7 +63,7 @@ def _render_row(settings: dict[str, Any], split: str, index: int) -> Row:
     example.image.save(png, format="PNG")
     data = png.getvalue()
     entry = Entry(
-        place=f"scene {index}",
+        place=f"testbed, scene {index}",
         dataset=f"testbed-{preset}",
         source_row=f"{seed}/{index}",
         task="grounding",

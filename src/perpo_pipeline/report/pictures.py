@@ -23,7 +23,7 @@ SHARES = {IMPROVED: 0.5, UNCHANGED: 0.25, WORSENED: 0.25}
 LONGEST_SIDE_PX = 640
 LONGEST_TEXT = 240
 PROMPT_COLUMNS = PROMPTS.pick(
-    "prompt_id", "image", "image_sha256", "width", "height", "prompt", role="truth"
+    "prompt_id", "place", "image", "image_sha256", "width", "height", "prompt", role="truth"
 )
 
 Row = dict[str, Any]

@@ -3,8 +3,9 @@
 The version goes up when a column is added or removed or changes its meaning; readers refuse a
 version that they do not know. All text is UTF-8; boxes are xyxy in pixels of the original image;
 log-probabilities are summed over tokens, in nats, at temperature 1. `image_notes` names the
-conversions that made an image file RGB (vlm/images.py). `resized` is the size at which the vision
-tower saw the image, null if the image was cut into tiles.
+conversions that made an image file RGB (vlm/images.py). `place` is where the dataset's file has the
+row, for messages: `train.jsonl:2`, `train.json, record 2`. `resized` is the size at which the
+vision tower saw the image, null if the image was cut into tiles.
 """
 
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", STRING)])
 
 PROMPTS = _table(
     "prompts",
-    3,
+    4,
     roles={
         "image": ("image", "image_sha256"),
         "size": ("width", "height"),
@@ -72,6 +73,7 @@ PROMPTS = _table(
     split=STRING,
     task=STRING,
     source_row=STRING,
+    place=STRING,
     image=IMAGE,
     image_sha256=STRING,
     image_notes=pa.list_(STRING),
@@ -96,7 +98,7 @@ SAMPLES = _table(
     sampler_logprob=(FLOAT, True),
     resized=(SIZE, True),
 )
-SAMPLE_ERRORS = _table("errors", 1, prompt_id=STRING, reason=STRING)
+SAMPLE_ERRORS = _table("errors", 2, prompt_id=STRING, place=STRING, reason=STRING)
 SCORES = _table(
     "scores",
     1,

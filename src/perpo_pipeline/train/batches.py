@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from perpo_pipeline.config.methods import Method
 from perpo_pipeline.errors import InputError, PerpoError
 from perpo_pipeline.machine import cores
+from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.train.lists import TrainingList
 from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
 from perpo_pipeline.train.shared_prefix import (
@@ -34,9 +35,13 @@ IMAGE_WORKERS = 4  # where a GPU would wait for images; each holds some batches 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What the loss needs: B lists for one forward, and `(B, N)` rewards, counts, ref_logps."""
+    """What the loss needs: B lists for one forward, and `(B, N)` rewards, counts, ref_logps.
+
+    `names` are the prompts' names for messages.
+    """
 
     prompt_ids: Sequence[str]
+    names: Sequence[str]
     lists: PackedBatch | SeparateBatch
     rewards: Tensor
     counts: Tensor
@@ -99,7 +104,7 @@ class ListCollator:
             "batches": batches,
             "num_dummies": step.num_dummies,
             "total": step.total,
-            "prompt_ids": step.prompt_ids,
+            "names": step.names,
         }
 
     def _encode(self, lists: Sequence[TrainingList]) -> list[CompletionList]:
@@ -126,13 +131,13 @@ class Step:
 
     The last `num_dummies` forwards have weight 0. `total` is the number that the step's loss is
     divided by, over all processes: the lists, or the target tokens if the method trains on the
-    ground truth. `prompt_ids` covers all processes too.
+    ground truth. `names` of prompts, for messages, cover all processes too.
     """
 
     forwards: Sequence[Sequence[TrainingList]]
     num_dummies: int
     total: float
-    prompt_ids: Sequence[str]
+    names: Sequence[str]
 
 
 class StepDataset(Dataset[Step]):
@@ -151,7 +156,7 @@ class StepDataset(Dataset[Step]):
             forwards=[[self.lists[i] for i in forward] for forward in step.forwards],
             num_dummies=step.num_dummies,
             total=float(len(every) if self.method.needs_preferences else tokens),
-            prompt_ids=[entry.prompt["prompt_id"] for entry in every],
+            names=[name_prompt(entry.prompt) for entry in every],
         )
 
 
@@ -227,6 +232,7 @@ def pack(
 def _batch(lists: Sequence[TrainingList], packed: PackedBatch | SeparateBatch) -> TrainingBatch:
     return TrainingBatch(
         prompt_ids=[entry.prompt["prompt_id"] for entry in lists],
+        names=[name_prompt(entry.prompt) for entry in lists],
         lists=packed,
         rewards=_pad([entry.rewards for entry in lists]),
         counts=_pad([entry.counts for entry in lists]),

@@ -12,6 +12,8 @@ from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box
 from perpo_pipeline.config.methods import Method
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
+from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.vlm.inputs import faults_of_one_row
 from perpo_pipeline.vlm.prompts import resized_size
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def ground_truth_text(prompt: Row, model: ModelConfig, resized: Size | None = No
 def _true_boxes(prompt: Row) -> list[Sequence[float]]:
     if prompt["gt_box"] is None and prompt["gt_boxes"] is None:
         raise InputError(
-            f"prompt {prompt['prompt_id']} has no true box to train on, only a polygon",
+            f"{name_prompt(prompt)} has no true box to train on, only a polygon",
             fix="remove sft from train.methods, or prepare the data with gt_box",
         )
     return prompt["gt_boxes"] if prompt["gt_box"] is None else [prompt["gt_box"]]
@@ -124,7 +126,7 @@ def _written_box(
     box = clip_to_frame((x1, y1, x2, y2), **frame)
     if box is None:
         raise InputError(
-            f"the box of prompt {prompt['prompt_id']} lies outside the frame "
+            f"the box of {name_prompt(prompt)} lies outside the frame "
             f"'{model.box_frame}', so no answer can give it",
             fix="use model.preprocess: pad with box_frame full, or remove such prompts",
         )
@@ -133,11 +135,12 @@ def _written_box(
 
 def _resized(prompt: Row, vlm: "Vlm") -> Size:
     """The size of the resized image, which is never padded: `ModelConfig` refuses that."""
-    size = resized_size(vlm, (prompt["width"], prompt["height"]))
+    with faults_of_one_row(prompt):
+        size = resized_size(vlm, (prompt["width"], prompt["height"]))
     if size is None:
         raise ConfigError(
             f"box_frame 'resized' needs images that are resized as a whole, but this "
-            f"'{vlm.family.name}' model sees the image of prompt {prompt['prompt_id']} differently",
+            f"'{vlm.family.name}' model sees the image of {name_prompt(prompt)} differently",
             fix="choose another model.box_frame",
         )
     return size

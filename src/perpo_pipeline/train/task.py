@@ -12,6 +12,7 @@ from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Recipe, reuse_complete
 from perpo_pipeline.train import integrations
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 STAGE_VERSION = 2
 PROMPT_COLUMNS = PROMPTS.pick(
-    "prompt_id", "task", "image", "image_sha256", "width", "height", "prompt", role="truth"
+    "prompt_id", "place", "task", "image", "image_sha256", "width", "height", "prompt", role="truth"
 )
-SHOWN = 5  # prompt_ids in a message
+SHOWN = 5  # prompts in a message
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,14 @@ def _drop_too_long(
         for entry in lists
     }
     too_long = [p for p, length in lengths.items() if limit is not None and length > limit]
-    shown = ", ".join(f"{p} ({lengths[p]} tokens)" for p in too_long[:SHOWN])
+    names = {entry.prompt["prompt_id"]: name_prompt(entry.prompt) for entry in lists}
+    shown = ", ".join(f"{names[p]}, {lengths[p]} tokens" for p in too_long[:SHOWN])
     shown += ", ..." if len(too_long) > SHOWN else ""
     if too_long and (not drop or len(too_long) == len(lists)):
         raise InputError(
             f"{len(too_long)} of {len(lists)} lists are longer than the model's context of "
             f"{limit} tokens",
-            where=f"prompts {shown}",
+            where=shown,
             fix="lower sample.max_new_tokens, or leave them out with "
             "--set train.drop_too_long=true",
         )

@@ -81,7 +81,7 @@ class ListTrainer(Trainer):
         model.train()
         raise_failure(inputs)
         batches: Sequence[TrainingBatch] = inputs["batches"]
-        self.prompt_ids: Sequence[str] = inputs["prompt_ids"]
+        self.names: Sequence[str] = inputs["names"]
         num_real = len(batches) - inputs["num_dummies"]
         losses = []
         for number, batch in enumerate(batches):
@@ -119,7 +119,7 @@ class ListTrainer(Trainer):
         if not bool(losses.isfinite().all()):
             raise InputError(
                 f"the loss is {losses.tolist()} at step {self.state.global_step + 1}",
-                where=f"prompts {', '.join(batch.prompt_ids)}",
+                where=", ".join(batch.names),
                 fix="lower train.learning_rate, or look at these prompts with `perpo inspect`",
             )
         loss: Tensor = losses.sum() / total * weight
@@ -132,7 +132,7 @@ class ListTrainer(Trainer):
         if norm is not None and not math.isfinite(float(norm)):  # ZeRO: inf, step skipped
             raise InputError(
                 f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}",
-                where=f"prompts {', '.join(self.prompt_ids)}",
+                where=", ".join(self.names),
                 fix="lower train.learning_rate, or look at these prompts with `perpo inspect`; the "
                 "same command resumes from the last checkpoint",
             )

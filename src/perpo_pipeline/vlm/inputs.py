@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
+from perpo_pipeline.store.places import name_image, name_prompt
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
 from perpo_pipeline.vlm.images import load_image
 
@@ -20,7 +21,14 @@ IDENTITY_CACHE = ".model-identity.json"
 
 
 class RowError(InputError):
-    """One row of the prompts cannot be read; other rows may be fine."""
+    """One row of the prompts cannot be read; other rows may be fine.
+
+    `where` names the row's place in its dataset and its image; `reason` is one line with the image.
+    """
+
+    def __init__(self, what: str, row: Mapping[str, Any], *, fix: str | None = None) -> None:
+        self.reason = f"{what} ({name_image(row)})"  # the table of errors has the place
+        super().__init__(what, where=f"{name_prompt(row)}, {name_image(row)}", fix=fix)
 
 
 @contextmanager
@@ -36,9 +44,9 @@ def faults_of_one_row(row: Mapping[str, Any], *refusals: type[Exception]) -> Ite
     except (ConfigError, RowError):
         raise
     except PerpoError as error:
-        raise RowError(error.what, where=error.where, fix=error.fix) from error
+        raise RowError(error.what, row, fix=error.fix) from error
     except refused as error:
-        raise RowError(str(error), where=f"prompt {row['prompt_id']}") from error
+        raise RowError(str(error) or type(error).__name__, row) from error
 
 
 def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[str, Any]]:
@@ -98,23 +106,22 @@ def open_model(
 def prompt_image(row: Mapping[str, Any]) -> "Image":
     """The RGB image of a row of the prompts; raises ArtifactError if its file has changed."""
     data, path = row["image"]["bytes"], row["image"]["path"]
+    where = f"{name_prompt(row)}, {name_image(row)}"
     if data is not None:
-        return load_image(data, where=f"prompt {row['prompt_id']}")
+        return load_image(data, where=where)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(
-            f"the image of prompt {row['prompt_id']} cannot be read: {error.strerror}",
-            where=str(path),
+            f"the image cannot be read: {error.strerror}",
+            where=where,
             fix="put it back, or rerun `perpo prepare` with embed_images: true",
         ) from error
     if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
         raise ArtifactError(
-            f"the image of prompt {row['prompt_id']} has changed since `perpo prepare`",
-            where=str(path),
-            fix="rerun `perpo prepare`",
+            "the image has changed since `perpo prepare`", where=where, fix="rerun `perpo prepare`"
         )
-    return load_image(data, where=str(path))
+    return load_image(data, where=where)
 
 
 def encode_row(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> "EncodedPrompt":
@@ -131,7 +138,8 @@ def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int
 
     side = max(row["width"], row["height"])
     size = (side, side) if preprocess == "pad" else (row["width"], row["height"])
-    count = count_prompt_tokens(vlm, render_prompt(vlm, row["prompt"]), size)
+    with faults_of_one_row(row):
+        count = count_prompt_tokens(vlm, render_prompt(vlm, row["prompt"]), size)
     return encode_row(vlm, row, preprocess).num_tokens if count is None else count
 
 

@@ -1,0 +1,44 @@
+"""How messages name a prompt: its place in its dataset's file, then its key."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from perpo_pipeline.store.artifacts import Version
+
+
+def full_place(file: Path | None, place: str) -> str:
+    """A place inside a dataset's file together with the file's name: `train.jsonl:2`.
+
+    `place` is "line 2", "record 2", ...; None, a folder, or a file that `place` names itself adds
+    nothing.
+    """
+    if file is None or file.is_dir() or file.name in place:
+        return place
+    line = place.removeprefix("line ")
+    return f"{file.name}:{line}" if line != place else f"{file.name}, {place}"
+
+
+def name_prompt(row: Mapping[str, Any]) -> str:
+    """The prompt of a PROMPTS row, for a message: `train.jsonl:2 (prompt 0f3a...)`.
+
+    Only its key if the row was read without the column `place`.
+    """
+    key = f"prompt {row['prompt_id']}"
+    return f"{row['place']} ({key})" if row.get("place") else key
+
+
+def find_prompt(prompts: Version, prompt_id: str) -> str:
+    """As `name_prompt` for a key; reads the parts one by one, for use in errors."""
+    for part in prompts.batches(["prompt_id", "place"]):
+        for row in part.filter(pc.equal(part["prompt_id"], prompt_id)).to_pylist():
+            return name_prompt(row)
+    return f"prompt {prompt_id}"
+
+
+def name_image(row: Mapping[str, Any]) -> str:
+    """The image of a PROMPTS row, for a message: its path if it is a file of its own."""
+    path = (row.get("image") or {}).get("path")
+    return "its image" if path is None else f"image {path}"
