@@ -15,14 +15,23 @@ Said = str | Reply
 Opinion = Callable[[str], Said]  # from the text of a prompt
 
 
-def judge_server(opinion: Opinion) -> Server:
-    return Server(_answer_with(opinion), owned_by="someone", model="judge")
+def judge_server(opinion: Opinion, *, refusal: Reply | None = None) -> Server:
+    """A judge; it answers a message with an image with `refusal` if that is given."""
+    return Server(_answer_with(opinion, refusal), owned_by="someone", model="judge")
 
 
-def _answer_with(opinion: Opinion) -> Answer:
+def text_of(body: Json) -> str:
+    """The text of a request's message, beside an image or alone."""
+    content = body["messages"][0]["content"]
+    return content if isinstance(content, str) else content[1]["text"]
+
+
+def _answer_with(opinion: Opinion, refusal: Reply | None) -> Answer:
     def answer(body: Json, number: int) -> Any:
         (message,) = body["messages"]
-        said = opinion(message["content"])
+        if refusal is not None and not isinstance(message["content"], str):
+            return refusal
+        said = opinion(text_of(body))
         if isinstance(said, Reply):
             return said
         message = {"role": "assistant", "content": said}

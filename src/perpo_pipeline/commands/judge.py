@@ -10,6 +10,7 @@ from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from perpo_pipeline.evaluate.judge.asking import Judge
+    from perpo_pipeline.evaluate.judge.images import ImageFolder
     from perpo_pipeline.evaluate.judge.task import Question, Review, Task
     from perpo_pipeline.store.artifacts import Version
 
@@ -36,6 +37,13 @@ MaxTokens = Annotated[
 ]
 Concurrency = Annotated[int, typer.Option(min=1, help="number of open requests to the server")]
 MaxErrors = Annotated[int, typer.Option(min=0, help="number of questions that may get no reply")]
+WithImage = Annotated[
+    bool, typer.Option("--with-image", help="show the judge the image of each question, too")
+]
+ImageDir = Annotated[
+    Path | None,
+    typer.Option(help="folder of the images; default: the folder of the file that names them"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar (for logs)")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 MAX_TOKENS, CONCURRENCY = 1024, 8
@@ -47,7 +55,7 @@ Value = TypeVar("Value")
 @judge_app.command(name="win-rate")
 def win_rate(
     questions: Annotated[
-        Path, typer.Option(help="JSON lines: question_id, text, reference, dataset")
+        Path, typer.Option(help="JSON lines: question_id, text, reference, dataset, image")
     ],
     answers: Annotated[Path, typer.Option(help="model A's answers, JSON lines: question_id, text")],
     answers_b: Annotated[
@@ -59,6 +67,8 @@ def win_rate(
     max_tokens: MaxTokens = MAX_TOKENS,
     concurrency: Concurrency = CONCURRENCY,
     max_errors: MaxErrors = 0,
+    with_image: WithImage = False,
+    image_dir: ImageDir = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -72,10 +82,11 @@ def win_rate(
     from perpo_pipeline.evaluate.judge import win_rate as task
 
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
+    images = _images(with_image, image_dir, questions)
     files = {"questions": questions, "answers": answers, "answers_b": answers_b}
     _ask(
         task.WIN_RATE,
-        lambda say: task.read_questions(questions, answers, answers_b, say),
+        lambda say: task.read_questions(questions, answers, answers_b, say, images),
         files,
         judge,
         out,
@@ -102,6 +113,8 @@ def llava_bench(
     max_tokens: MaxTokens = MAX_TOKENS,
     concurrency: Concurrency = CONCURRENCY,
     max_errors: MaxErrors = 0,
+    with_image: WithImage = False,
+    image_dir: ImageDir = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -115,7 +128,14 @@ def llava_bench(
 
     given = {"questions": questions, "context": context, "reference": reference, "answers": answers}
     if reviews is not None:
-        _refuse({**given, "base-url": base_url})
+        _refuse(
+            {
+                **given,
+                "base-url": base_url,
+                "with-image": with_image or None,
+                "image-dir": image_dir,
+            }
+        )
         _measure(
             task.LLAVA_BENCH,
             lambda say: task.read_reviews(reviews, say),
@@ -127,9 +147,10 @@ def llava_bench(
         return
     files = _all_of(given)
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
+    images = _images(with_image, image_dir, files["questions"])
     _ask(
         task.LLAVA_BENCH,
-        lambda say: task.read_questions(**files, say=say),
+        lambda say: task.read_questions(**files, say=say, images=images),
         files,
         judge,
         out,
@@ -151,6 +172,8 @@ def mmhal(
     max_tokens: MaxTokens = MAX_TOKENS,
     concurrency: Concurrency = CONCURRENCY,
     max_errors: MaxErrors = 0,
+    with_image: WithImage = False,
+    image_dir: ImageDir = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -165,7 +188,14 @@ def mmhal(
 
     given = {"responses": responses}
     if reviews is not None:
-        _refuse({**given, "base-url": base_url})
+        _refuse(
+            {
+                **given,
+                "base-url": base_url,
+                "with-image": with_image or None,
+                "image-dir": image_dir,
+            }
+        )
         _measure(
             task.MMHAL,
             lambda say: task.read_reviews(reviews, say),
@@ -177,7 +207,15 @@ def mmhal(
         return
     files = _all_of(given)
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
-    _ask(task.MMHAL, lambda say: task.read_questions(**files, say=say), files, judge, out, quiet)
+    images = _images(with_image, image_dir, files["responses"])
+    _ask(
+        task.MMHAL,
+        lambda say: task.read_questions(**files, say=say, images=images),
+        files,
+        judge,
+        out,
+        quiet,
+    )
 
 
 @judge_app.command(name="mm-vet")
@@ -192,6 +230,8 @@ def mm_vet(
     max_tokens: MaxTokens = MAX_TOKENS,
     concurrency: Concurrency = CONCURRENCY,
     max_errors: MaxErrors = 0,
+    with_image: WithImage = False,
+    image_dir: ImageDir = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -205,9 +245,10 @@ def mm_vet(
     from perpo_pipeline.evaluate.judge import mm_vet as task
 
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
+    images = _images(with_image, image_dir, dataset)
     _ask(
         task.MM_VET,
-        lambda say: task.read_questions(dataset, answers, say),
+        lambda say: task.read_questions(dataset, answers, say, images),
         {"dataset": dataset, "answers": answers},
         judge,
         out,
@@ -222,6 +263,22 @@ def _judge(
 
     named = _all_of({"base-url": base_url, "judge-model": model})
     return Judge(named["base-url"], named["judge-model"], max_tokens, concurrency, max_errors)
+
+
+def _images(with_image: bool, folder: Path | None, file: Path) -> "ImageFolder | None":
+    """Where the images that `file` names are; None if the judge does not see them."""
+    from perpo_pipeline.evaluate.judge.images import ImageFolder
+
+    if folder is not None and not with_image:
+        raise ConfigError(
+            "--image-dir has no effect without --with-image",
+            fix="add --with-image, or leave it out",
+        )
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(
+            "--image-dir is no directory", where=str(folder), fix="give the folder of the images"
+        )
+    return ImageFolder(folder or file.parent) if with_image else None
 
 
 def _all_of(options: dict[str, Value | None]) -> dict[str, Value]:

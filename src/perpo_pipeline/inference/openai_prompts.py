@@ -1,7 +1,5 @@
 """Rows of prompts as an OpenAI-compatible server gets them, and the tokens that training reads."""
 
-import base64
-import io
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from perpo_pipeline.vlm.inputs import (
     prompt_image,
 )
 from perpo_pipeline.vlm.loading import load_without_weights
+from perpo_pipeline.vlm.openai_server import image_message, png_url
 from perpo_pipeline.vlm.processors import decode_completions
 from perpo_pipeline.vlm.prompts import (
     adds_special_tokens,
@@ -60,16 +59,9 @@ class PromptReader:
             with self.lock:
                 num_tokens = count_prompt_tokens(vlm, text, image.size)
             resized = resized_size(vlm, image.size)
-        file = io.BytesIO()
-        image.save(file, "PNG", compress_level=1)  # the fastest; every level is lossless
-        picture = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        content = [
-            {"type": "image_url", "image_url": {"url": picture}},
-            {"type": "text", "text": row["prompt"]},
-        ]
         return RequestPrompt(
             row=row,
-            message={"role": "user", "content": content},
+            message=image_message(png_url(image), row["prompt"]),
             adds_special_tokens=adds_special_tokens(vlm, text),
             num_tokens=num_tokens,
             resized=resized,

@@ -5,6 +5,8 @@ given URL (redirects are not followed), and never shown.
 """
 
 import asyncio
+import base64
+import io
 import ipaddress
 import json
 import math
@@ -22,6 +24,7 @@ from perpo_pipeline.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
     import httpx
+    from PIL import Image
 
 KEY_NAMES = ("PERPO_API_KEY", "OPENAI_API_KEY")
 TRIES = {
@@ -244,6 +247,24 @@ def read_answer(answer: bytes, kind: type[Answer]) -> Answer:
         fault = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the whole answer"
         raise Refused(f"the server's answer is malformed: {where}: {fault['msg']}") from None
+
+
+def image_message(url: str, text: str) -> dict[str, Any]:
+    """A user's message with one image, first, and a text."""
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    return {"role": "user", "content": [picture, {"type": "text", "text": text}]}
+
+
+def png_url(image: "Image.Image") -> str:
+    """The pixels of an image as a data URL."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)  # the fastest; every level is lossless
+    return data_url(file.getvalue(), "image/png")
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """A file as a data URL; `kind` is its MIME type."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _require_httpx() -> None:

@@ -1,6 +1,7 @@
 """Servers that end with the test, and short waits."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from fake_judge import Opinion, judge_server
@@ -19,11 +20,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Opinion], Server]]:
+def serve() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(opinion: Opinion) -> Server:
-        servers.append(judge_server(opinion))
+    def start(opinion: Opinion, **settings: Any) -> Server:
+        servers.append(judge_server(opinion, **settings))
         return servers[-1]
 
     yield start

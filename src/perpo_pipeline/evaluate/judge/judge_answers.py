@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from perpo_pipeline.evaluate.judge.asking import Judge, Reply, ask_all
+from perpo_pipeline.evaluate.judge.images import images_sha256
 from perpo_pipeline.evaluate.judge.task import ALL, Question, Review, Task
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.run import Console, make_at
@@ -41,9 +42,11 @@ def judge_questions(
     The questions were made from `files`. Returns the metrics; raises what `ask_all` raises, with
     all replies so far on disk.
     """
+    images = images_sha256(questions)
     settings = {
         **_settings(task, files, judge.model),
-        "prompt_sha256": task.prompt_sha256(),
+        **({} if images is None else {"images_sha256": images}),
+        "prompt_sha256": task.prompt_sha256(with_image=images is not None),
         "temperature": 0.0,
         "max_tokens": judge.max_tokens,
     }
@@ -217,20 +220,25 @@ def _settings(task: Task, files: Mapping[str, Path], model: str | None) -> Row:
 
 def _row(task: Task, asked: Question | Review, model: str | None) -> Row:
     """A JUDGEMENTS row without a reply."""
-    prompt = asked.prompt if isinstance(asked, Question) else None
     return {
         "task": task.name,
         "item_id": asked.item_id,
         "order": asked.order if isinstance(asked, Question) else 0,
         "groups": list(asked.groups),
         "model": model,
-        "prompt_sha256": prompt and hashlib.sha256(prompt.encode()).hexdigest(),
+        "prompt_sha256": _prompt_sha256(asked) if isinstance(asked, Question) else None,
         "reply": None,
         "finish_reason": None,
         "scores": None,
         "parse_ok": False,
         "failure": None,
     }
+
+
+def _prompt_sha256(question: Question) -> str:
+    """The sha256 of the prompt, and of the image's sha256 if the judge sees the image."""
+    shown = f"\n{question.image.sha256}" if question.image else ""
+    return hashlib.sha256((question.prompt + shown).encode()).hexdigest()
 
 
 def _read(task: Task, reply: Reply) -> Row:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perpo_pipeline.evaluate import metrics
+from perpo_pipeline.evaluate.judge.images import ImageFolder
 from perpo_pipeline.evaluate.judge.inputs import (
     Say,
     check_answered,
@@ -22,7 +23,7 @@ from perpo_pipeline.evaluate.judge.inputs import (
     rows_by_id,
 )
 from perpo_pipeline.evaluate.judge.replies import parse_two_ratings
-from perpo_pipeline.evaluate.judge.task import Measured, Question, Review, Task
+from perpo_pipeline.evaluate.judge.task import Measured, Question, Review, ShownImage, Task
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
 from perpo_pipeline.json_files import Faults, Row
 
@@ -31,9 +32,16 @@ PREFIX = "llava_bench_"  # categories have it in reviews, not in the questions
 
 
 def read_questions(
-    questions: Path, context: Path, reference: Path, answers: Path, say: Say
+    questions: Path,
+    context: Path,
+    reference: Path,
+    answers: Path,
+    say: Say,
+    images: ImageFolder | None = None,
 ) -> list[Question]:
     """Reads the benchmark's own files; raises InputError with all faults.
+
+    With `images` the judge sees the `image` of each question.
 
     Lines of the questions are `{"question_id", "image", "text", "category"}`, of the context
     `{"image", "caption"}` (one text or a list), of both answer files `{"question_id", "text"}`.
@@ -41,7 +49,11 @@ def read_questions(
     faults = new_faults()
     asked = rows_by_id(questions, "question_id", ["image", "text", "category"], faults)
     captions = _captions(context, faults)
+    shown: dict[str, ShownImage | None] = {}
     for identity, row in asked.items():
+        if images is not None:
+            place = f"{questions} question {identity!r}"
+            shown[identity] = images.find(row.get("image"), place, faults)
         if row.get("image") not in captions:
             faults.add(
                 str(context),
@@ -56,10 +68,14 @@ def read_questions(
     for identity, row in asked.items():
         first, second = (side[identity]["text"] for side in sides)
         prompt = LLAVA_BENCH.fill(
-            question=row["text"], context=captions[row["image"]], first=first, second=second
+            with_image=images is not None,
+            question=row["text"],
+            context=captions[row["image"]],
+            first=first,
+            second=second,
         )
         category = PREFIX + row["category"].removeprefix(PREFIX)
-        found.append(Question(identity, prompt, groups=(category,)))
+        found.append(Question(identity, prompt, 0, (category,), shown.get(identity)))
     return found
 
 

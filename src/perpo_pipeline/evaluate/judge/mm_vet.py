@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perpo_pipeline.evaluate import metrics
+from perpo_pipeline.evaluate.judge.images import ImageFolder
 from perpo_pipeline.evaluate.judge.inputs import (
     Say,
     check_answered,
@@ -16,28 +17,41 @@ from perpo_pipeline.evaluate.judge.inputs import (
     read_json,
 )
 from perpo_pipeline.evaluate.judge.replies import parse_grade
-from perpo_pipeline.evaluate.judge.task import Measured, Question, Task
+from perpo_pipeline.evaluate.judge.task import Measured, Question, ShownImage, Task
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.json_files import Faults
 
 
-def read_questions(dataset: Path, answers: Path, say: Say) -> list[Question]:
+def read_questions(
+    dataset: Path, answers: Path, say: Say, images: ImageFolder | None = None
+) -> list[Question]:
     """Reads the benchmark's own file and the model's answers; raises InputError with all faults.
 
     `dataset` holds `{id: {"question", "answer", "capability": [...]}}`, `answers` `{id: answer}`.
+    With `images` the judge sees the image of each question, `imagename`.
     """
     faults = new_faults()
     asked, answered = read_json(dataset, dict, faults), read_json(answers, dict, faults)
+    shown: dict[str, ShownImage | None] = {}
     for identity, row in asked.items():
-        _check(identity, row, f"{dataset} {identity!r}", faults)
+        place = f"{dataset} {identity!r}"
+        _check(identity, row, place, faults)
+        if images is not None and isinstance(row, dict):
+            shown[identity] = images.find(row.get("imagename"), place, faults)
     check_texts(answered, answered, str(answers), faults)
     check_answered(asked, answered, answers, faults, say)
     faults.check()
     return [
         Question(
             identity,
-            MM_VET.fill(question=row["question"], truth=row["answer"], answer=answered[identity]),
+            MM_VET.fill(
+                with_image=images is not None,
+                question=row["question"],
+                truth=row["answer"],
+                answer=answered[identity],
+            ),
             groups=tuple(dict.fromkeys(row["capability"])),
+            image=shown.get(identity),
         )
         for identity, row in asked.items()
     ]

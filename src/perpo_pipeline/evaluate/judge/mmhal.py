@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perpo_pipeline.evaluate import metrics
+from perpo_pipeline.evaluate.judge.images import ImageFolder
 from perpo_pipeline.evaluate.judge.inputs import (
     Say,
     check_texts,
@@ -19,7 +20,7 @@ from perpo_pipeline.evaluate.judge.inputs import (
     read_json,
 )
 from perpo_pipeline.evaluate.judge.replies import parse_rating
-from perpo_pipeline.evaluate.judge.task import Measured, Question, Review, Task
+from perpo_pipeline.evaluate.judge.task import Measured, Question, Review, ShownImage, Task
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.json_files import Faults, Row
 
@@ -38,18 +39,23 @@ HALLUCINATES_BELOW = 3
 TEXTS = ("question_type", "question", "gt_answer", "model_answer")
 
 
-def read_questions(responses: Path, say: Say) -> list[Question]:
+def read_questions(responses: Path, say: Say, images: ImageFolder | None = None) -> list[Question]:
     """The benchmark's list, in its own order, with every `model_answer` filled.
 
-    Raises InputError with all faults.
+    With `images` the judge sees the image of each entry: its file is named as the end of
+    `image_src`, as in the benchmark's own folder of images. Raises InputError with all faults.
     """
     faults = new_faults()
     rows = read_json(responses, list, faults)
+    shown: dict[int, ShownImage | None] = {}
     for index, row in enumerate(rows):
-        _check(row, index, f"{responses} entry {index}", faults)
+        place = f"{responses} entry {index}"
+        _check(row, index, place, faults)
+        if images is not None and isinstance(row, dict):
+            shown[index] = images.find(_image_name(row), place, faults)
     faults.check()
     _print_number(len(rows), responses, say)
-    return [_question(row, index) for index, row in enumerate(rows)]
+    return [_question(row, index, shown.get(index)) for index, row in enumerate(rows)]
 
 
 def read_reviews(path: Path, say: Say) -> list[Review]:
@@ -101,14 +107,21 @@ def _check(row: Any, index: int, place: str, faults: Faults) -> None:
         faults.add(place, "`model_answer` is empty: the model was not asked")
 
 
-def _question(row: Row, index: int) -> Question:
+def _image_name(row: Row) -> object:
+    """The last part of `image_src`, a URL or a path."""
+    source = row.get("image_src")
+    return source.rpartition("/")[2] if isinstance(source, str) else source
+
+
+def _question(row: Row, index: int, image: ShownImage | None) -> Question:
     prompt = MMHAL.fill(
+        with_image=image is not None,
         objects=", ".join(row["image_content"]),
         question=row["question"],
         truth=row["gt_answer"],
         answer=row["model_answer"],
     )
-    return Question(str(index), prompt, groups=(_kind(index),))
+    return Question(str(index), prompt, 0, (_kind(index),), image)
 
 
 def _reply(entry: Any, place: str, faults: Faults) -> str:

@@ -18,6 +18,14 @@ Measured = Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
+class ShownImage:
+    """An image file that the judge sees, with the sha256 of its bytes."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Question:
     """One request to the judge; metrics are also measured for each of its `groups`."""
 
@@ -25,6 +33,7 @@ class Question:
     prompt: str
     order: int = 0
     groups: tuple[str, ...] = ()
+    image: ShownImage | None = None
 
 
 @dataclass(frozen=True)
@@ -50,17 +59,17 @@ class Task:
     measure: Callable[[npt.NDArray[np.float64]], Measured]
     orders: int = 1
 
-    @property
-    def prompt_file(self) -> Path:
-        return PROMPTS / f"{self.name}.txt"
+    def prompt_file(self, with_image: bool = False) -> Path:
+        """The prompt with its placeholders; the one `with_image` says that the image is there."""
+        return PROMPTS / f"{self.name}{'-with-image' if with_image else ''}.txt"
 
-    def prompt_sha256(self) -> str:
+    def prompt_sha256(self, with_image: bool = False) -> str:
         """The sha256 of the prompt file with its placeholders."""
-        return file_sha256(self.prompt_file)
+        return file_sha256(self.prompt_file(with_image))
 
-    def fill(self, **values: str) -> str:
+    def fill(self, *, with_image: bool = False, **values: str) -> str:
         """The prompt with each `{{name}}` replaced by its value; values are not filled again."""
-        pieces = self.prompt_file.read_text(encoding="utf-8").split("{{")
+        pieces = self.prompt_file(with_image).read_text(encoding="utf-8").split("{{")
         filled = [pieces[0]]
         for piece in pieces[1:]:
             name, rest = piece.split("}}", 1)

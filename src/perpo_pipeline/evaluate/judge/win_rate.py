@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perpo_pipeline.evaluate import metrics
+from perpo_pipeline.evaluate.judge.images import ImageFolder
 from perpo_pipeline.evaluate.judge.inputs import (
     Say,
     check_answered,
@@ -20,38 +21,43 @@ from perpo_pipeline.evaluate.judge.inputs import (
     rows_by_id,
 )
 from perpo_pipeline.evaluate.judge.replies import parse_comparison
-from perpo_pipeline.evaluate.judge.task import ALL, Measured, Question, Task
+from perpo_pipeline.evaluate.judge.task import ALL, Measured, Question, ShownImage, Task
 from perpo_pipeline.evaluate.statistics import mean_interval
 
 A_FIRST, B_FIRST = 0, 1
 ASPECTS = ("response_accuracy", "instruction_adherence", "hallucination_reduction")
 
 
-def read_questions(questions: Path, answers: Path, answers_b: Path, say: Say) -> list[Question]:
+def read_questions(
+    questions: Path, answers: Path, answers_b: Path, say: Say, images: ImageFolder | None = None
+) -> list[Question]:
     """Both orders of every question.
 
     Lines of `questions` are `{"question_id", "text"}`, optionally with `reference` (what the image
-    shows) and `dataset`; lines of the answers are `{"question_id", "text"}`. Raises InputError with
-    all faults.
+    shows) and `dataset`, and with `image` (a file in `images`) if the judge sees it; lines of the
+    answers are `{"question_id", "text"}`. Raises InputError with all faults.
     """
     faults = new_faults()
     asked = rows_by_id(questions, "question_id", ["text"], faults)
+    shown: dict[str, ShownImage | None] = {}
     for identity, row in asked.items():
         given = [name for name in ("reference", "dataset") if row.get(name) is not None]
         place = f"{questions} question {identity!r}"
         check_texts(row, given, place, faults)
         if row.get("dataset") == ALL:
             faults.add(place, f"`dataset` is {ALL!r}, the name for all datasets together")
+        if images is not None:
+            shown[identity] = images.find(row.get("image"), place, faults)
     sides = []
     for path in (answers, answers_b):
         sides.append(rows_by_id(path, "question_id", ["text"], faults))
         check_answered(asked, sides[-1], path, faults, say)
     faults.check()
     without = sum(not row.get("reference") for row in asked.values())
-    if without:
+    if without and images is None:
         say(
             f"judge win-rate: {without} of {len(asked)} questions have no `reference`: the judge "
-            "does not see the image and can only guess what is right"
+            "does not see the image and can only guess what is right (--with-image shows it)"
         )
     found = []
     for identity, row in asked.items():
@@ -59,8 +65,10 @@ def read_questions(questions: Path, answers: Path, answers_b: Path, say: Say) ->
         known = {"question": row["text"], "reference": row.get("reference") or ""}
         groups = (row["dataset"],) if row.get("dataset") else ()
         for order, pair in ((A_FIRST, (first, second)), (B_FIRST, (second, first))):
-            prompt = WIN_RATE.fill(**known, first=pair[0], second=pair[1])
-            found.append(Question(identity, prompt, order, groups))
+            prompt = WIN_RATE.fill(
+                with_image=images is not None, **known, first=pair[0], second=pair[1]
+            )
+            found.append(Question(identity, prompt, order, groups, shown.get(identity)))
     return found
 
 
