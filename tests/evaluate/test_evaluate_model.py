@@ -1,6 +1,7 @@
 """`perpo eval` on a tiny Qwen2.5-VL: answers are read in the frame that its processor made."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,30 @@ def test_a_blank_image_is_as_large_as_the_true_one_and_has_one_colour(
     assert {row["image_prompt_id"] for row in rows} == {"blank"}
     assert [image.size for image in seen] == SIZES
     assert all(len(image.getcolors() or ()) == 1 for image in seen)
+
+
+@pytest.mark.usefixtures("answers_with_the_quarter")
+def test_a_split_that_is_added_is_decoded_and_the_others_are_left_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"box_format": "qwen2.5-vl", "box_frame": "resized"}
+    run = make_run(tmp_path, model)
+    first = evaluate(run, "base@test")
+    prepare(run, "train")
+    both = run.config.eval.model_copy(update={"splits": ["train", "test"]})
+    wider = replace(run, config=run.config.model_copy(update={"eval": both}))
+    decoded: list[int] = []
+    greedy = decoding.greedy_decode
+
+    def counted(vlm: Any, prompts: Any, **more: Any) -> Any:
+        decoded.append(len(prompts))
+        return greedy(vlm, prompts, **more)
+
+    monkeypatch.setattr(decoding, "greedy_decode", counted)
+    made = {name: evaluate(wider, name) for name in ("base@train", "base@test")}
+    assert sum(decoded) == len(SIZES), "only the new split is decoded"
+    assert made["base@test"].path == first.path != made["base@train"].path
+    assert run.latest("metrics", "base@train").table()["split"].to_pylist()[0] == "train"
 
 
 @pytest.mark.usefixtures("answers_with_the_quarter")

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from perpo_pipeline.evaluate.printing import metrics_table
+from perpo_pipeline.evaluate.printing import metrics_table, splits_table
 
 
 def row(name: str, value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
@@ -37,3 +37,29 @@ def test_shares_are_per_cent_and_ratings_on_their_own_scale_in_aligned_columns()
 
 def test_no_metrics_are_a_heading_alone() -> None:
     assert len(metrics_table([]).splitlines()) == 1
+
+
+def test_models_and_splits_are_crossed_by_main_metric_and_domain() -> None:
+    """Boxes and pages have no metric in common; `dpo` was not evaluated on the pages."""
+    boxes = [
+        row("ap50", value, 0.0, 1.0, model=model, split=split, n=n)
+        for model, values in {"base": (0.5, 0.25, 1.0), "dpo": (0.625, 0.5, 0.0)}.items()
+        for value, split, n in zip(values, ("val", "testA", "far"), (2048, 12, 4), strict=True)
+    ]
+    pages = row("edit_distance", 0.25, 0.0, 1.0, model="base", split="pages")
+    also = row("miou", 0.3, 0.0, 1.0, model="base", split="val")
+    assert splits_table([*boxes, pages, also], out_of_domain=["far"]).splitlines() == [
+        "ap50, %   val  testA",
+        "base     50.0   25.0",
+        "dpo      62.5   50.0",
+        "prompts  2048     12",
+        "",
+        "ap50, % (out of domain)    far",
+        "base                     100.0",
+        "dpo                        0.0",
+        "prompts                      4",
+        "",
+        "edit_distance, %  pages",
+        "base               25.0",
+        "prompts              12",
+    ]

@@ -39,7 +39,9 @@ def test_the_best_of_n_has_its_first_and_last_value_in_the_unit_of_the_metric():
 def test_differences_are_in_points_only_if_the_metric_is_in_per_cent():
     assert format_of("ap50").axis == "AP@50, %" and format_of("ap50").points == "points"
     assert format_of("cer").axis == "CER" and format_of("cer").points == ""
-    paired = Comparison("edit_distance", "perpo", "base", -0.1, -0.2, -0.05, 0.01, "bootstrap", 9)
+    paired = Comparison(
+        "edit_distance", "perpo", "base", -0.1, -0.2, -0.05, 0.01, "bootstrap", 9, split="test"
+    )
     assert paired_sentence(paired).replace("\u00a0", " ") == (
         "On the same 9 prompts, the difference in edit distance is -0.100 [-0.200, -0.050]."
     )

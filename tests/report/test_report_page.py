@@ -222,6 +222,72 @@ def test_several_seeds_are_shown_as_their_mean_with_each_seed_below(tmp_path):
     assert first["difference"] == pytest.approx(mean["value"] - base, abs=1e-12)
 
 
+SPLITS = ("test", "more", "far")
+
+
+@pytest.fixture(scope="module")
+def on_three(tmp_path_factory):
+    root = tmp_path_factory.mktemp("splits")
+    settings = {"methods": ("perpo", "dpo"), "splits": SPLITS, "out_of_domain": ("far",)}
+    run = make_synthetic_run(root, num_prompts=24, **settings)
+    version = report(run)
+    return run, version, Page((version.path / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("method", ["base", "dpo", "perpo"])
+def test_all_test_sets_stand_side_by_side_those_out_of_domain_apart(on_three, method):
+    run, _, page = on_three
+    assert page.open == []
+    rows = [cells for attrs, cells in page.rows if attrs.get("data-sets") == f"AP@50 {method}"]
+    shown = [[" ".join(cell.split()) for cell in row[1:]] for row in rows]
+    values = {split: _percent(_metrics(run, method, split)["ap50"]) for split in SPLITS}
+    assert shown == [[values["test"], values["more"]], [values["far"]]]
+    text = " ".join("".join(page.text).split())
+    assert text.index("In domain AP@50") < text.index("Out of domain AP@50")
+    assert page.row("data-method", method)[1] == values["test"]
+
+
+def test_the_methods_are_compared_pair_by_pair_on_each_test_set(on_three):
+    run, version, page = on_three
+    rows = {(r["split"], r["metric"], r["worse"]): r for r in version.table().to_pylist()}
+    assert len(rows) == 3 * 2 * 2
+    found = [cells for attrs, cells in page.rows if attrs.get("data-sets") == "AP@50 PerPO − Base"]
+    shown = ["".join(cell.split()) for row in found for cell in row[1:]]
+    for split, cell in zip(SPLITS, shown, strict=True):
+        row = rows[split, "ap50", "base"]
+        ours, theirs = (_metrics(run, m, split)["ap50"]["value"] for m in ("perpo", "base"))
+        assert row["difference"] == pytest.approx(ours - theirs, abs=1e-12) and row["n"] == 24
+        assert cell.startswith(f"{100 * row['difference']:+.1f}[{100 * row['low']:+.1f},")
+
+
+def test_the_artifacts_of_every_test_set_are_in_the_lineage(on_three):
+    run, _, page = on_three
+    text = "".join(page.text)
+    for split in SPLITS:
+        for artifact, variant in (("prompts", split), ("predictions", f"base@{split}")):
+            assert f"{artifact} / {variant}" in text
+            assert run.latest(artifact, variant).fingerprint in text
+
+
+def test_without_splits_out_of_domain_the_test_sets_share_a_table(tmp_path):
+    run = make_synthetic_run(tmp_path, num_prompts=8, methods=("perpo",), splits=("test", "more"))
+    page = Page((report(run).path / "report.html").read_text(encoding="utf-8"))
+    (cells,) = [cells for attrs, cells in page.rows if attrs.get("data-sets") == "AP@50 base"]
+    text = "".join(page.text)
+    assert len(cells) == 3 and "omain" not in text and "All test sets" in text
+
+
+def test_one_test_set_has_no_section_for_all(html):
+    assert "All test sets" not in html and "data-sets" not in html
+
+
+def test_a_split_is_marked_out_of_domain_in_a_new_page(on_three):
+    run, version, _ = on_three
+    unmarked = run.config.eval.model_copy(update={"out_of_domain": []})
+    changed = dataclasses.replace(run, config=run.config.model_copy(update={"eval": unmarked}))
+    assert report(changed).fingerprint != version.fingerprint
+
+
 def test_a_run_on_text_has_its_own_columns_and_the_smallest_distance_is_best(tmp_path):
     run = make_synthetic_run(tmp_path, task="ocr", expression="Read page {index} $x$")
     html = (report(run).path / "report.html").read_text(encoding="utf-8")
@@ -258,7 +324,7 @@ def test_a_missing_artifact_is_named(tmp_path):
 
 def test_predictions_of_other_prompts_are_refused(run):
     inputs = open_inputs(run)
-    mixed = dataclasses.replace(inputs, prompts=inputs.sampled_prompts)
+    mixed = dataclasses.replace(inputs.main, prompts=inputs.sampled_prompts)
     with pytest.raises(ArtifactError, match="predictions of base"):
         read_outcomes(mixed)
 

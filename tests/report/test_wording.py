@@ -16,7 +16,10 @@ BASE = Estimate(0.40, 0.35, 0.45, 100)
 
 
 def _paired(low, high):
-    return Comparison("ap50", "perpo", "base", (low + high) / 2, low, high, 0.04, "mcnemar", 100)
+    difference = (low + high) / 2
+    return Comparison(
+        "ap50", "perpo", "base", difference, low, high, 0.04, "mcnemar", 100, split="test"
+    )
 
 
 def _sentence(after, low, high, metric="ap50", base=BASE):

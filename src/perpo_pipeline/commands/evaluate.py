@@ -27,6 +27,7 @@ from perpo_pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from perpo_pipeline.config.evaluations import Evaluation
     from perpo_pipeline.run import Run
+    from perpo_pipeline.store.artifacts import Version
 
 
 def eval_command(
@@ -117,7 +118,26 @@ def _evaluate(opened: "Run", asked: list[str] | None, as_json: bool) -> None:
         return
     for version in versions:
         opened.say(f"{version.variant}:\n{metrics_table(version.table().to_pylist())}")
+    _compare_splits(opened, versions)
     print_paths(versions)
+
+
+def _compare_splits(opened: "Run", versions: "Sequence[Version]") -> None:
+    """Print a table over the splits if there are several: models with their right images."""
+    from perpo_pipeline.config.evaluations import read_evaluation
+    from perpo_pipeline.evaluate.printing import splits_table
+    from perpo_pipeline.evaluate.summarise import ALL
+
+    measured = [(read_evaluation(version.variant), version) for version in versions]
+    rows = [
+        {**row, "model": asked.model, "split": asked.split}
+        for asked, version in measured
+        if not asked.image
+        for row in version.table().to_pylist()
+        if row["dataset"] == ALL
+    ]
+    if len({row["split"] for row in rows}) > 1:
+        opened.say(f"all splits:\n{splits_table(rows, opened.config.eval.out_of_domain)}")
 
 
 def _condition(opened: "Run", asked: list[str] | None, as_json: bool) -> None:

@@ -12,7 +12,7 @@ METRICS is the only list of metrics. Its order is that of metrics rows and of th
 pope.py and judge/ measure the metrics of their benchmarks, so those records have no function.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -138,6 +138,12 @@ class Metric:
 def find_metric(name: str) -> Metric:
     """The record with this name; for an unknown name, a record with the name as its label."""
     return METRICS.get(name) or Metric(name, name, tasks=())
+
+
+def main_metric(names: Collection[str]) -> str:
+    """The first in METRICS that the report shows, of at least one name; else the first name."""
+    known = [m.name for m in METRICS.values() if m.in_report is not None and m.name in names]
+    return known[0] if known else next(iter(names))
 
 
 def reward_metrics(task: str | None) -> list[Metric]:

@@ -1,10 +1,10 @@
 """Metrics as plain text for a terminal, each in its unit (metrics.METRICS)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from perpo_pipeline.evaluate.metrics import find_metric
+from perpo_pipeline.evaluate.metrics import find_metric, main_metric
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -68,6 +68,44 @@ def pivot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
+    )
+
+
+def splits_table(rows: Sequence[Mapping[str, Any]], out_of_domain: Collection[str] = ()) -> str:
+    """Aligned text: a line per model, a column per split, in a block per main metric.
+
+    Rows have model, split, name, value and n. The main metric of a split is the first in METRICS
+    that it has. Splits out of domain have blocks of their own. The last line of a block has the
+    number of prompts of each split.
+    """
+    splits = dict.fromkeys(row["split"] for row in rows)
+    blocks: dict[tuple[str, bool], list[str]] = {}
+    for split in splits:
+        metric = main_metric([row["name"] for row in rows if row["split"] == split])
+        blocks.setdefault((metric, split in out_of_domain), []).append(split)
+    return "\n\n".join(
+        _splits_block(metric, [row for row in rows if row["name"] == metric], columns, is_outside)
+        for (metric, is_outside), columns in blocks.items()
+    )
+
+
+def _splits_block(
+    metric: str, rows: Sequence[Mapping[str, Any]], splits: Sequence[str], is_outside: bool
+) -> str:
+    unit = find_metric(metric).unit
+    title = f"{metric}, {unit.symbol}" if unit.symbol else metric
+    values = {(row["model"], row["split"]): unit.number(row["value"]) for row in rows}
+    counts = {row["split"]: str(row["n"]) for row in rows}
+    models = dict.fromkeys(model for model, _ in values)
+    lines = [
+        [title + " (out of domain)" * is_outside, *splits],
+        *([model, *(values.get((model, split), "-") for split in splits)] for model in models),
+        ["prompts", *(counts[split] for split in splits)],
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
+        for first, *rest in lines
     )
 
 

@@ -9,27 +9,45 @@ from perpo_pipeline.store.artifacts import Version, input_of
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The versions by name: metrics per evaluation, predictions per model, adapters per variant.
-
-    `split` is the main test split; `predictions` and `prompts` are those of it.
-    """
+class SplitInputs:
+    """The prompts of one split, and each model's predictions on them."""
 
     split: str
+    is_out_of_domain: bool
+    prompts: Version
+    predictions: dict[str, Version]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The versions by name: metrics per evaluation, adapters per variant.
+
+    The first of `test_sets` is the main one.
+    """
 
     metrics: dict[str, Version]
-    predictions: dict[str, Version]
+    test_sets: tuple[SplitInputs, ...]
     adapters: dict[str, Version]
     scores: Version
     preferences: Version
-    prompts: Version
     sampled_prompts: Version
+
+    @property
+    def main(self) -> SplitInputs:
+        """The test set of the headline, the pictures and the evaluations with wrong images."""
+        return self.test_sets[0]
 
     def by_name(self) -> dict[str, Version]:
         """All versions, under the names that the report's manifest gives its inputs."""
+        predictions = {
+            Evaluation(model, one.split).name: version
+            for one in self.test_sets
+            for model, version in one.predictions.items()
+        }
         groups = {
             "metrics": self.metrics,
-            "predictions": self.predictions,
+            "predictions": predictions,
+            "prompts": {one.split: one.prompts for one in self.test_sets},
             "adapter": self.adapters,
         }
         named = {f"{kind}/{v}": x for kind, group in groups.items() for v, x in group.items()}
@@ -37,7 +55,6 @@ class Inputs:
             **named,
             "scores": self.scores,
             "preferences": self.preferences,
-            "prompts": self.prompts,
             "sampled_prompts": self.sampled_prompts,
         }
 
@@ -45,27 +62,31 @@ class Inputs:
 def open_inputs(run: Run) -> Inputs:
     """Open the versions in use; raises `ArtifactError` naming the first that does not exist."""
     config = run.config
-    split, models = config.eval.splits[0], config.eval_models()
     metrics = {name: run.latest("metrics", name) for name in config.eval_variants()}
+    scores = run.latest("scores", config.sample.split)
+    return Inputs(
+        metrics=metrics,
+        test_sets=tuple(_test_set(run, split, metrics) for split in config.eval.splits),
+        adapters={name: run.latest("adapter", name) for name in config.train.variants()},
+        scores=scores,
+        preferences=run.latest("preferences", config.sample.split),
+        sampled_prompts=input_of(scores, "prompts"),
+    )
+
+
+def _test_set(run: Run, split: str, metrics: dict[str, Version]) -> SplitInputs:
+    """Raises `ArtifactError` if the models were evaluated on different prompts."""
     predictions = {
-        model: input_of(metrics[Evaluation(model, split).name], "predictions") for model in models
+        model: input_of(metrics[Evaluation(model, split).name], "predictions")
+        for model in run.config.eval_models()
     }
     prompts = {model: input_of(version, "prompts") for model, version in predictions.items()}
     if len({version.fingerprint for version in prompts.values()}) > 1:
         raise ArtifactError(
-            "the models were evaluated on different prompts: "
+            f"the models were evaluated on different prompts of the split '{split}': "
             + ", ".join(f"{model} on {p.fingerprint}" for model, p in prompts.items()),
-            where=str(config.run_dir),
+            where=str(run.config.run_dir),
             fix="rerun `perpo eval`",
         )
-    scores = run.latest("scores", config.sample.split)
-    return Inputs(
-        split=split,
-        metrics=metrics,
-        predictions=predictions,
-        adapters={name: run.latest("adapter", name) for name in config.train.variants()},
-        scores=scores,
-        preferences=run.latest("preferences", config.sample.split),
-        prompts=prompts[models[0]],
-        sampled_prompts=input_of(scores, "prompts"),
-    )
+    is_out_of_domain = split in run.config.eval.out_of_domain
+    return SplitInputs(split, is_out_of_domain, next(iter(prompts.values())), predictions)

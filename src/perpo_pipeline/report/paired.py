@@ -10,7 +10,7 @@ import polars as pl
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import paired_row
 from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, reward_metrics
-from perpo_pipeline.report.inputs import Inputs
+from perpo_pipeline.report.inputs import SplitInputs
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.store.schemas import PROMPTS
 
@@ -19,8 +19,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The test prompts, n rows, and each variant's rewards on them, `(n,)`, in the same order."""
+    """The prompts of a split, n rows, and each variant's rewards on them, `(n,)`, in one order."""
 
+    split: str
     prompts: pl.DataFrame
     rewards: dict[str, Floats]
 
@@ -50,14 +51,15 @@ class Comparison:
     p_value: float
     test: str
     n: int
+    split: str
 
 
-def read_outcomes(inputs: Inputs) -> Outcomes:
+def read_outcomes(test_set: SplitInputs) -> Outcomes:
     """The rewards of all evaluated variants, aligned by prompt."""
     columns = PROMPTS.pick("prompt_id", "dataset", "split", "task", "image_sha256")
-    prompts = pl.DataFrame(inputs.prompts.table(columns=columns))
+    prompts = pl.DataFrame(test_set.prompts.table(columns=columns))
     rewards = {}
-    for variant, version in inputs.predictions.items():
+    for variant, version in test_set.predictions.items():
         rows = pl.DataFrame(version.table(columns=["prompt_id", "reward"]))
         joined = prompts.join(rows, on="prompt_id", how="left", maintain_order="left")
         if rows.height != prompts.height or joined["reward"].null_count():
@@ -68,7 +70,7 @@ def read_outcomes(inputs: Inputs) -> Outcomes:
                 fix="rerun `perpo eval`",
             )
         rewards[variant] = joined["reward"].to_numpy()
-    return Outcomes(prompts, rewards)
+    return Outcomes(test_set.split, prompts, rewards)
 
 
 def compare(
@@ -92,5 +94,6 @@ def compare(
         for other in others:
             theirs = np.mean([metric.from_rewards(r) for r in outcomes.of(other)], axis=0)
             compared = paired_row(ours, theirs, images, num_resamples)
-            found.append(Comparison(metric.name, main.name, other.name, **compared))
+            names = (metric.name, main.name, other.name)
+            found.append(Comparison(*names, **compared, split=outcomes.split))
     return found

@@ -13,7 +13,7 @@ from PIL import Image
 
 from perpo_pipeline.answers.formats import BOX_FORMATS
 from perpo_pipeline.evaluate.metrics import right
-from perpo_pipeline.report.inputs import Inputs
+from perpo_pipeline.report.inputs import SplitInputs
 from perpo_pipeline.report.paired import Floats, Outcomes
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
 from perpo_pipeline.vlm.inputs import prompt_image
@@ -88,7 +88,7 @@ def _quotas(wanted: int) -> dict[str, int]:
 
 
 def read_pictures(
-    inputs: Inputs, outcomes: Outcomes, before: str, after: str, wanted: int
+    test_set: SplitInputs, outcomes: Outcomes, before: str, after: str, wanted: int
 ) -> tuple[list[Picture], dict[str, int]]:
     """The examples for two variants, and the number of prompts with each outcome."""
     ids = outcomes.prompts["prompt_id"].to_list()
@@ -96,10 +96,10 @@ def read_pictures(
     changes = outcomes_of(*rewards, is_grounding=outcomes.is_grounding)
     counts = {outcome: changes.count(outcome) for outcome in SHARES}
     chosen = {ids[i]: changes[i] for i in choose(ids, changes, wanted)}
-    prompts = _rows_of(inputs.prompts.batches(PROMPT_COLUMNS), chosen)
+    prompts = _rows_of(test_set.prompts.batches(PROMPT_COLUMNS), chosen)
     columns = PREDICTIONS.pick("prompt_id", "completion", "reward", "box")
     answers = [
-        _rows_of(inputs.predictions[variant].batches(columns), chosen)
+        _rows_of(test_set.predictions[variant].batches(columns), chosen)
         for variant in (before, after)
     ]
     return [

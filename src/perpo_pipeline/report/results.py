@@ -5,7 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE, Evaluation
+from perpo_pipeline.config.evaluations import (
+    BLANK_IMAGE,
+    OTHER_IMAGE,
+    Evaluation,
+    read_evaluation,
+)
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.summarise import ALL
@@ -38,14 +43,17 @@ class MethodResults:
     seeds: dict[str, dict[str, Estimate]]
 
 
-def read_results(config: RunConfig, inputs: Inputs) -> list[MethodResults]:
-    """The results of every method; several seeds give means, of values and of bounds.
+def read_results(config: RunConfig, inputs: Inputs, split: str) -> list[MethodResults]:
+    """The results of every method on a split; several seeds give means, of values and of bounds.
 
     The interval of one seed covers the choice of prompts, which all seeds share. So the mean of the
     bounds is a little wider than the interval of the mean.
     """
-    metrics = {name: _read_metrics(version) for name, version in inputs.metrics.items()}
-    split = inputs.split
+    metrics = {
+        name: _read_metrics(version)
+        for name, version in inputs.metrics.items()
+        if read_evaluation(name).split == split
+    }
     results = []
     for method in reported_methods(config):
         own = {variant: metrics[Evaluation(variant, split).name] for variant in method.variants}

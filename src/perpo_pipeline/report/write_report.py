@@ -1,10 +1,11 @@
 """`perpo report`: the artifacts of a run -> one HTML page and the paired comparisons."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.fingerprints import counted_settings
-from perpo_pipeline.report.inputs import Inputs, open_inputs
+from perpo_pipeline.report.inputs import Inputs, SplitInputs, open_inputs
 from perpo_pipeline.report.lineage import ancestors
 from perpo_pipeline.report.methods import ReportedMethod, main_method, reported_methods
 from perpo_pipeline.report.paired import Comparison, Outcomes, compare, read_outcomes
@@ -17,7 +18,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.writing import Recipe, Writer
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 PAGE = "report.html"
 
 
@@ -40,8 +41,8 @@ def report(run: Run) -> Version:
     recipe = Recipe("report", DEFAULT, "report", STAGE_VERSION, settings, inputs.by_name())
 
     def work(writer: Writer) -> None:
-        outcomes = read_outcomes(inputs)
-        comparisons = _compare_all(run, outcomes)
+        outcomes = [read_outcomes(test_set) for test_set in inputs.test_sets]
+        comparisons = [row for one in outcomes for row in _compare_all(run, one)]
         html = _page(run, inputs, outcomes, comparisons)
         write_atomically(writer.path / PAGE, lambda sink: sink.write(html.encode()))
         writer.write_part(0, [asdict(comparison) for comparison in comparisons])
@@ -58,24 +59,32 @@ def _compare_all(run: Run, outcomes: Outcomes) -> list[Comparison]:
     return compare(outcomes, main, others, run.config.report.num_resamples)
 
 
-def _page(run: Run, inputs: Inputs, outcomes: Outcomes, comparisons: list[Comparison]) -> str:
-    from perpo_pipeline.report.page.contents import Contents
+def _page(
+    run: Run, inputs: Inputs, outcomes: Sequence[Outcomes], comparisons: Sequence[Comparison]
+) -> str:
+    from perpo_pipeline.report.page.contents import Contents, SplitResults
     from perpo_pipeline.report.page.render import render  # imports Matplotlib
 
     config = run.config
     main = main_method(reported_methods(config))
     sampled = read_sampled(inputs)
-    pictures, outcome_counts = _pictures(run, inputs, outcomes, main)
+    pictures, outcome_counts = _pictures(run, inputs.main, outcomes[0], main)
     return render(
         Contents(
             title=config.report.title,
             run_name=config.run,
             model_id=config.model.id,
-            results=read_results(config, inputs),
+            test_sets=[
+                SplitResults(
+                    test_set.is_out_of_domain,
+                    one,
+                    read_results(config, inputs, test_set.split),
+                    [row for row in comparisons if row.split == test_set.split],
+                )
+                for test_set, one in zip(inputs.test_sets, outcomes, strict=True)
+            ],
             oracle=oracle(sampled, config.report.num_resamples),
             main=main,
-            outcomes=outcomes,
-            comparisons=comparisons,
             settings=config.train.variants(),
             curves={name: read_curves(version) for name, version in inputs.adapters.items()},
             train_s={name: v.manifest["wall_s"] for name, v in inputs.adapters.items()},
@@ -89,10 +98,10 @@ def _page(run: Run, inputs: Inputs, outcomes: Outcomes, comparisons: list[Compar
 
 
 def _pictures(
-    run: Run, inputs: Inputs, outcomes: Outcomes, main: ReportedMethod | None
+    run: Run, test_set: SplitInputs, outcomes: Outcomes, main: ReportedMethod | None
 ) -> tuple[list[Picture], dict[str, int]]:
     """Examples of the base and the main method's first seed; none if one of them is missing."""
     wanted = run.config.report.pictures
     if not wanted or main is None or BASE not in outcomes.rewards:
         return [], {}
-    return read_pictures(inputs, outcomes, BASE, main.variants[0], wanted)
+    return read_pictures(test_set, outcomes, BASE, main.variants[0], wanted)

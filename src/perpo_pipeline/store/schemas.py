@@ -199,7 +199,7 @@ _DIFFERENCE = {
     "test": STRING,
     "n": INT64,
 }
-REPORT = _table("report", 2, **_DIFFERENCE)
+REPORT = _table("report", 3, **_DIFFERENCE, split=STRING)
 COMPARISON = _table("comparison", 1, **_DIFFERENCE)
 
 ALL = {

@@ -14,21 +14,36 @@ from perpo_pipeline.report.training_log import Floats
 
 
 @dataclass(frozen=True)
+class SplitResults:
+    """The results on one split; `comparisons` are those of the main method with each other one."""
+
+    is_out_of_domain: bool
+    outcomes: Outcomes
+    results: Sequence[MethodResults]
+    comparisons: Sequence[Comparison]
+
+    @property
+    def split(self) -> str:
+        """The name of the split."""
+        return self.outcomes.split
+
+
+@dataclass(frozen=True)
 class Contents:
     """What was read from the run.
 
-    `main` is the method of the headline. `settings`, `curves` and `train_s` (seconds) have one
-    entry per trained variant; `outcome_counts` one per outcome of `pictures`.
+    The first of `test_sets` is the main one: the headline, the table of results, the paired
+    comparison and the pictures are about it. `main` is the method of the headline. `settings`,
+    `curves` and `train_s` (seconds) have one entry per trained variant; `outcome_counts` one per
+    outcome of `pictures`.
     """
 
     title: str
     run_name: str
     model_id: str
-    results: Sequence[MethodResults]
+    test_sets: Sequence[SplitResults]
     oracle: Mapping[str, Estimate]
     main: ReportedMethod | None
-    outcomes: Outcomes
-    comparisons: Sequence[Comparison]
     settings: Mapping[str, TrainSettings]
     curves: Mapping[str, Mapping[str, Floats]]
     train_s: Mapping[str, float]
@@ -37,3 +52,18 @@ class Contents:
     pictures: Sequence[Picture]
     outcome_counts: Mapping[str, int]
     lineage: Sequence[Ancestor]
+
+    @property
+    def results(self) -> Sequence[MethodResults]:
+        """The results on the main test set."""
+        return self.test_sets[0].results
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """The prompts and rewards of the main test set."""
+        return self.test_sets[0].outcomes
+
+    @property
+    def comparisons(self) -> Sequence[Comparison]:
+        """The paired differences on the main test set."""
+        return self.test_sets[0].comparisons

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from perpo_pipeline.config.evaluations import BASE, OTHER_IMAGE
-from perpo_pipeline.evaluate.metrics import METRICS
+from perpo_pipeline.evaluate.metrics import main_metric
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.page import plots
 from perpo_pipeline.report.page.contents import Contents
@@ -25,9 +25,7 @@ Json = dict[str, Any]
 
 def headline_metric(results: Sequence[MethodResults]) -> str:
     """The metric of the headline: the first in METRICS that the report shows and the run has."""
-    metrics = results[0].metrics
-    known = [m.name for m in METRICS.values() if m.in_report is not None and m.name in metrics]
-    return (known or list(metrics))[0]
+    return main_metric(results[0].metrics)
 
 
 def headline(contents: Contents) -> Json:

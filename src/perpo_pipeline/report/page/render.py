@@ -5,6 +5,7 @@ from typing import Any
 import jinja2
 
 from perpo_pipeline.report.methods import BASE_COLOUR, BASE_LABEL
+from perpo_pipeline.report.page.all_test_sets import all_test_sets
 from perpo_pipeline.report.page.contents import Contents
 from perpo_pipeline.report.page.headline import headline, headline_metric
 from perpo_pipeline.report.page.paired import paired_panels
@@ -26,6 +27,7 @@ def render(contents: Contents) -> str:
         facts=_facts(contents),
         headline=headline(contents),
         table=results_table(contents, headline_metric(contents.results)),
+        test_sets=all_test_sets(contents),
         paired=paired_panels(contents),
         box_colours=_box_colours(contents),
         samples=samples(contents.sampled, contents.sampled_split),

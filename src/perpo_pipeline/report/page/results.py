@@ -57,7 +57,7 @@ def _image_columns(results: Sequence[MethodResults], metric: str) -> dict[str, s
 def _rows(
     results: Sequence[MethodResults], metrics: Sequence[str], images: Sequence[str], headline: str
 ) -> list[Json]:
-    best = {name: _best(name, results) for name in metrics}
+    best = {name: best_value(name, results) for name in metrics}
     rows = []
     for row in results:
         cells = [cell(name, row.metrics) for name in metrics]
@@ -70,7 +70,7 @@ def _rows(
     return rows
 
 
-def _best(name: str, results: Sequence[MethodResults]) -> str | None:
+def best_value(name: str, results: Sequence[MethodResults]) -> str | None:
     """The best value of a column as it is written; None if all rows show the same."""
     how = format_of(name)
     values = [row.metrics[name].value for row in results]
