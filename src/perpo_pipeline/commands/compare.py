@@ -12,9 +12,12 @@ from perpo_pipeline.commands.output import print_rows
 def compare(
     better: Annotated[
         Path,
-        typer.Argument(help="predictions, or the --out directory of `perpo eval` or `measure`"),
+        typer.Argument(
+            help="predictions, a harness's scores, or the --out directory of `perpo eval` or "
+            "`measure`"
+        ),
     ],
-    worse: Annotated[Path, typer.Argument(help="predictions of another model on the same prompts")],
+    worse: Annotated[Path, typer.Argument(help="the same of another model on the same prompts")],
     out: Annotated[Path | None, typer.Option("--out", help="directory to keep the rows in")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -28,8 +31,17 @@ def compare(
     Example: perpo compare data/demo/predictions/perpo@test data/demo/predictions/base@test
     """
     from perpo_pipeline.evaluate.compare import compare_versions, comparison_table, open_predictions
+    from perpo_pipeline.evaluate.harness.compare_harness import (
+        compare_harness_versions,
+        find_harness,
+    )
     from perpo_pipeline.run import Console
 
-    versions = [open_predictions(path) for path in (better, worse)]
-    rows = compare_versions(*versions, out=out, console=Console(quiet))
+    console = Console(quiet)
+    scores = [find_harness(path) for path in (better, worse)]
+    if scores[0] is not None and scores[1] is not None:
+        rows = compare_harness_versions(scores[0], scores[1], out=out, console=console)
+    else:
+        versions = [open_predictions(path) for path in (better, worse)]
+        rows = compare_versions(*versions, out=out, console=console)
     print_rows(rows, comparison_table, as_json)

@@ -1,4 +1,4 @@
-"""The `perpo measure` commands: completions made elsewhere, and what more samples are worth."""
+"""The `perpo measure` commands: completions and logs made elsewhere, and more samples."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +33,9 @@ measure_app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option("--out", help="directory for predictions and metrics")]
+OutOfHarness = Annotated[
+    Path, typer.Option("--out", help="directory for the scores of the questions and the metrics")
+]
 
 
 @measure_app.command()
@@ -181,6 +184,35 @@ def _by_category(labels: list[str]) -> dict[str, Path]:
             )
         found[category] = Path(path)
     return found
+
+
+@measure_app.command()
+def harness(
+    logs: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="finished logs of one model: lmms-eval's folder or *_results.json, or "
+            "VLMEvalKit's folder",
+        ),
+    ],
+    out: OutOfHarness,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Take over the finished logs of lmms-eval or VLMEvalKit.
+
+    Prints each number as the harness reports it, in the harness's unit, with a 95 % interval where
+    the logs hold the scores of the questions. Writes the scores and the metrics; `perpo compare`
+    pairs two such directories question by question.
+
+    Example: perpo measure harness logs/llava --out out/llava
+    """
+    from perpo_pipeline.evaluate.harness.measure_logs import measure_logs
+    from perpo_pipeline.run import Console
+
+    _show(measure_logs(logs, out=out, console=Console(quiet)), as_json)
 
 
 @measure_app.command(name="best-of-n")

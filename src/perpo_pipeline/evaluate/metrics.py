@@ -60,6 +60,8 @@ class Unit:
 
 PERCENT = Unit()
 FRACTION = Unit("", 1.0, 3)
+AS_REPORTED = Unit("", 1.0, 3)
+"""Another harness's numbers, in its own unit: a fraction, per cent or a sum of points."""
 
 
 def rating(highest: int) -> Unit:
@@ -136,8 +138,15 @@ class Metric:
 
 
 def find_metric(name: str) -> Metric:
-    """The record with this name; for an unknown name, a record with the name as its label."""
-    return METRICS.get(name) or Metric(name, name, tasks=())
+    """The record with this name; for an unknown name, a record with the name as its label.
+
+    `TASK/METRIC` is a number of another harness: as it reports it, and it says which is better.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if "/" in name:
+        return Metric(name, name, tasks=(), unit=AS_REPORTED, in_report=None, higher_is_better=None)
+    return Metric(name, name, tasks=())
 
 
 def main_metric(names: Collection[str]) -> str:

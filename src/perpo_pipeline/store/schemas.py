@@ -175,6 +175,18 @@ JUDGEMENTS = _table(
     parse_ok=BOOL,
     failure=(STRING, True),
 )
+# One question of a general benchmark that another harness asked and scored, for each metric that is
+# the mean of such scores; in the metric's own unit. `image` is null if the log names no image.
+HARNESS = _table(
+    "harness",
+    1,
+    task=STRING,
+    metric=STRING,
+    doc_id=STRING,
+    question_sha256=STRING,
+    image=(STRING, True),
+    score=FLOAT,
+)
 # `dataset` is "all" for a whole split; a split with several datasets also has a row for each.
 METRICS = _table(
     "metrics",
@@ -215,6 +227,7 @@ ALL = {
         ADAPTER_LOG,
         PREDICTIONS,
         JUDGEMENTS,
+        HARNESS,
         METRICS,
         REPORT,
         COMPARISON,

@@ -1,0 +1,119 @@
+"""Two models on the same questions of a harness, paired by question."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate.compare import paired_row
+from perpo_pipeline.run import DEFAULT, Console, make_at
+from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Version, open_version
+from perpo_pipeline.store.writing import Recipe, Writer
+
+STAGE_VERSION = 1
+KEY = ["task", "metric", "doc_id"]
+
+Row = dict[str, Any]
+
+
+def find_harness(path: Path) -> Version | None:
+    """The `harness` artifact at `path` or in the --out directory `path`; None for anything else."""
+    inside = path / "harness"
+    place = inside if inside.is_dir() else path
+    if not (place / CURRENT).is_file() and not (place / MANIFEST).is_file():
+        return None
+    version = open_version(place)
+    return version if version.artifact == "harness" else None
+
+
+def compare_harness(
+    better: Version, worse: Version, *, num_resamples: int = 10_000
+) -> tuple[list[Row], list[str]]:
+    """COMPARISON rows of each metric that both have, and the metrics that only one has.
+
+    Raises ArtifactError if the questions of a metric differ, or if no metric is in both.
+    """
+    first, second = (pl.DataFrame(version.table()) for version in (better, worse))
+    shared = _metrics(first) & _metrics(second)
+    single = _metrics(first) ^ _metrics(second)
+    if not shared:
+        raise ArtifactError(
+            "the logs have no metric with scores of single questions in common",
+            where=f"{better.path} and {worse.path}",
+            fix="compare logs of the same tasks, written with the scores of their questions",
+        )
+    names = _names(better, worse)
+    rows = []
+    for task, metric in sorted(shared):
+        paired = _paired(first, second, task, metric, (better, worse))
+        images = paired["image"].to_list()
+        known = images if None not in images else paired["doc_id"].to_list()
+        compared = paired_row(
+            paired["score"].to_numpy(), paired["score_b"].to_numpy(), known, num_resamples
+        )
+        named = {"metric": f"{task}/{metric}", "better": names[0], "worse": names[1]}
+        rows.append(named | compared)
+    return rows, [f"{task}/{metric}" for task, metric in sorted(single)]
+
+
+def compare_harness_versions(
+    better: Version, worse: Version, *, out: Path | None, console: Console
+) -> list[Row]:
+    """As `compare_harness`; names what is left out; with `out` the rows are also written there."""
+    rows, single = compare_harness(better, worse)
+    if single:
+        console.say(f"compare: only one of the two has {', '.join(single)}")
+    if out is None:
+        return rows
+    inputs = {"better": better, "worse": worse}
+    recipe = Recipe("comparison", DEFAULT, "compare", STAGE_VERSION, {"metrics": "harness"}, inputs)
+
+    def work(writer: Writer) -> None:
+        writer.write_part(0, rows)
+
+    written: list[Row] = make_at(out, recipe, work, console).table().to_pylist()
+    return written
+
+
+def _metrics(table: pl.DataFrame) -> set[tuple[str, str]]:
+    return set(table.select("task", "metric").unique().iter_rows())
+
+
+def _paired(
+    first: pl.DataFrame,
+    second: pl.DataFrame,
+    task: str,
+    metric: str,
+    versions: tuple[Version, Version],
+) -> pl.DataFrame:
+    """The questions of one metric with both scores."""
+    ours, theirs = (
+        table.filter((pl.col("task") == task) & (pl.col("metric") == metric))
+        for table in (first, second)
+    )
+    both = ours.join(theirs, on=KEY, suffix="_b", maintain_order="left")
+    where = f"{versions[0].path} and {versions[1].path}"
+    if both.height != ours.height or both.height != theirs.height:
+        raise ArtifactError(
+            f"{task}: different questions: {ours.height - both.height} of {ours.height} are only "
+            f"in the first, {theirs.height - both.height} of {theirs.height} only in the second",
+            where=where,
+            fix="run both models on the same questions, with the same --limit",
+        )
+    other = both.filter(pl.col("question_sha256") != pl.col("question_sha256_b"))
+    if other.height:
+        raise ArtifactError(
+            f"{task}: {other.height} of {both.height} questions have another text or another true "
+            f"answer in the two, first {other['doc_id'][0]}",
+            where=where,
+            fix="run both models with the same version of the task and the same prompts",
+        )
+    return both
+
+
+def _names(better: Version, worse: Version) -> tuple[str, str]:
+    """The variants' names, followed by their fingerprints if the names are equal."""
+    if better.variant != worse.variant:
+        return better.variant, worse.variant
+    return f"{better.variant} {better.fingerprint}", f"{worse.variant} {worse.fingerprint}"
