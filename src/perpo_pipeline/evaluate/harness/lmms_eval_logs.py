@@ -136,7 +136,9 @@ def _aggregates(results: Row, task: str, numbers: Row) -> tuple[list[Aggregate],
 def _plain_means(config: Row) -> set[str]:
     """The metrics that the task's settings aggregate by a plain mean."""
     listed = config.get("metric_list")
-    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    entries = (
+        [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    )
     return {str(entry.get("metric")) for entry in entries if entry.get("aggregation") == "mean"}
 
 

@@ -113,7 +113,8 @@ def _benchmark(file: Path, model: str, status: Row) -> str:
             fix="keep VLMEvalKit's layout: outputs/MODEL/MODEL_BENCHMARK_acc.csv",
         )
     rest = stem.removeprefix(f"{model}_")
-    named = [name for name in status.get("datasets", {}) if (rest + "_").startswith(f"{name}_")]
+    listed = map(str, status.get("datasets", {}))
+    named = [name for name in listed if (rest + "_").startswith(f"{name}_")]
     if named:
         return max(named, key=len)
     predicted = [

@@ -1,0 +1,319 @@
+"""Finished logs of lmms-eval and VLMEvalKit: taken over, measured, and refused."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness_logs import write_lmms_eval, write_tsv, write_xlsx
+
+from perpo_pipeline.errors import ArtifactError, InputError, MissingDependencyError
+from perpo_pipeline.evaluate.harness.compare_harness import compare_harness, find_harness
+from perpo_pipeline.evaluate.harness.measure_logs import measure_logs
+from perpo_pipeline.evaluate.metrics import find_metric
+from perpo_pipeline.evaluate.statistics import wilson_interval
+from perpo_pipeline.store.artifacts import Version, input_of
+
+Row = dict[str, Any]
+RIGHT = [1, 1, 0, 1, 0, 1, 1, 1]
+
+
+def measured(path: Path, out: Path) -> dict[str, Row]:
+    return {row["name"]: row for row in measure_logs(path, out=out).table().to_pylist()}
+
+
+def accuracy(right: list[int]) -> tuple[Row, list[Row]]:
+    """A task whose only metric is the mean of right and wrong."""
+    return {"acc": sum(right) / len(right)}, [{"acc": float(r)} for r in right]
+
+
+def harness_of(path: Path) -> Version:
+    found = find_harness(path)
+    assert found is not None
+    return found
+
+
+def test_a_mean_of_right_and_wrong_gets_wilsons_interval(tmp_path: Path) -> None:
+    write_lmms_eval(tmp_path / "logs", {"quiz": accuracy(RIGHT)})
+    row = measured(tmp_path / "logs", tmp_path / "out")["quiz/acc"]
+    share, low, high = wilson_interval(6, 8)
+    assert (row["value"], row["low"], row["high"], row["n"]) == (share, low, high, 8)
+    assert (row["split"], row["dataset"]) == ("lmms-eval", "quiz")
+
+
+def test_a_mean_in_per_cent_keeps_the_harness_s_unit(tmp_path: Path) -> None:
+    """MM-Vet's score: 100 times the mean of scores in [0, 1], inside an object."""
+    values = [0.2, 0.8, 0.5, 1.0]
+    questions = [{"gpt_eval_score": {"question_id": i, "score": v}} for i, v in enumerate(values)]
+    task = ({"gpt_eval_score": 62.5}, questions)
+    write_lmms_eval(tmp_path / "logs", {"mmvet": task}, aggregation="<function at 0x7f>")
+    metrics = measure_logs(tmp_path / "logs", out=tmp_path / "out")
+    row = metrics.table().to_pylist()[0]
+    assert row["value"] == 62.5
+    assert 0 < row["low"] < 62.5 < row["high"] <= 110
+    scores = input_of(metrics, "harness").table().to_pylist()
+    assert [s["score"] for s in scores] == pytest.approx([20, 80, 50, 100])
+
+
+def test_zero_has_no_interval_where_the_log_does_not_say_its_unit(tmp_path: Path) -> None:
+    """0 is 0 as a fraction and in per cent; the upper end of an interval is not the same."""
+    questions = [{"score": {"score": 0.0}}] * 4
+    write_lmms_eval(tmp_path / "logs", {"t": ({"score": 0.0}, questions)}, aggregation="<function>")
+    assert math.isnan(measured(tmp_path / "logs", tmp_path / "out")["t/score"]["high"])
+    write_lmms_eval(tmp_path / "plain", {"t": ({"score": 0.0}, questions)})
+    found = measured(tmp_path / "plain", tmp_path / "plain-out")["t/score"]
+    assert found["high"] == wilson_interval(0, 4)[2]
+
+
+def pope_value(prediction: str, truth: str) -> Row:
+    return {"score": float(prediction == truth), "prediction": prediction, "ground_truth": truth}
+
+
+def test_pope_s_f1_has_an_interval_and_its_ratio_of_true_answers_has_none(tmp_path: Path) -> None:
+    """3 right yes, 1 wrong yes, 2 missed: F1 = 6 / 9, precision 3/4, recall 3/5, accuracy 5/8.
+
+    lmms-eval's yes ratio counts the true answers instead of the model's: no rule makes it of them.
+    """
+    pairs = [("yes", "yes")] * 3 + [("yes", "no")] + [("no", "yes")] * 2 + [("no", "no")] * 2
+    values = [pope_value(*pair) for pair in pairs]
+    numbers = {
+        "pope_accuracy": 5 / 8,
+        "pope_precision": 3 / 4,
+        "pope_recall": 3 / 5,
+        "pope_f1_score": 6 / 9,
+        "pope_yes_ratio": 0.625,
+    }
+    questions = [dict.fromkeys(numbers, value) for value in values]
+    write_lmms_eval(tmp_path / "l", {"pope": (numbers, questions)}, aggregation="<function>")
+    rows = measured(tmp_path / "l", tmp_path / "out")
+    for name, value in numbers.items():
+        row = rows[f"pope/{name}"]
+        assert row["value"] == value
+        assert math.isnan(row["low"]) == (name == "pope_yes_ratio")
+        assert name == "pope_yes_ratio" or row["low"] < value < row["high"]
+
+
+def test_llava_bench_s_ratio_leaves_out_other_categories(tmp_path: Path) -> None:
+    """Ratings 8 and 6, 10 and 9: 7.5 / 9 = 83.3 %."""
+    ratings = [[8, 6], [-999, -999], [10, 9]]
+    questions = [{"gpt_eval_llava_conv": {"scores": pair, "review": "..."}} for pair in ratings]
+    task = ({"gpt_eval_llava_conv": 83.3}, questions)
+    write_lmms_eval(tmp_path / "l", {"llava_in_the_wild": task}, aggregation="<function>")
+    row = measured(tmp_path / "l", tmp_path / "out")["llava_in_the_wild/gpt_eval_llava_conv"]
+    assert row["n"] == 2
+    assert row["low"] <= 83.3 <= row["high"]
+
+
+def test_a_sum_and_a_log_without_samples_have_no_interval(tmp_path: Path) -> None:
+    """MME adds up categories; nothing is claimed about its spread."""
+    questions = [{"mme_perception_score": {"category": "OCR", "score": 1.0}}] * 4
+    tasks = {"mme": ({"mme_perception_score": 1510.7}, questions), "other": ({"acc": 0.5}, None)}
+    write_lmms_eval(tmp_path / "logs", tasks, aggregation="<function>")
+    metrics = measure_logs(tmp_path / "logs", out=tmp_path / "out")
+    rows = {row["name"]: row for row in metrics.table().to_pylist()}
+    assert rows["mme/mme_perception_score"]["value"] == 1510.7
+    assert all(math.isnan(row["low"]) for row in rows.values())
+    assert rows["other/acc"]["n"] == 12
+    assert input_of(metrics, "harness").manifest["notes"]["without_interval"] == list(rows)
+
+
+def test_versions_hashes_and_directions_are_recorded(tmp_path: Path) -> None:
+    write_lmms_eval(tmp_path / "logs", {"quiz": accuracy(RIGHT)})
+    metrics = measure_logs(tmp_path / "logs", out=tmp_path / "out")
+    notes = input_of(metrics, "harness").manifest["notes"]
+    assert (notes["harness"], notes["harness_version"]) == ("lmms-eval", "0.7.3")
+    assert notes["model"] == "models/m"
+    assert notes["tasks"]["quiz"] == {
+        "version": "1.0",
+        "task_hash": "ab12",
+        "questions": 8,
+        "higher_is_better": {"acc": True},
+    }
+
+
+def test_a_limited_run_and_a_number_that_is_missing_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers, questions = accuracy(RIGHT)
+    write_lmms_eval(
+        tmp_path / "logs",
+        {"quiz": (numbers | {"submission": None}, questions)},
+        **{"n-samples": {"quiz": {"original": 9000, "effective": 8}}, "config": {"limit": 8.0}},
+    )
+    measure_logs(tmp_path / "logs", out=tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "quiz: 8 of 9000 questions were asked (--limit)" in said
+    assert "submission has no number in the log and is left out" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"doc_id": 3, "acc": 1.0', "line 4: not JSON"),
+        ('{"acc": 1.0}', "line 4: `doc_id` is missing"),
+        ('{"doc_id": 0, "acc": 1.0, "input": "", "target": ""}', "occur several times"),
+        (None, "3 of 4 questions: the log is unfinished"),
+    ],
+)
+def test_a_damaged_file_of_samples_is_refused(
+    tmp_path: Path, line: str | None, message: str
+) -> None:
+    file = write_lmms_eval(tmp_path / "logs", {"quiz": accuracy([1, 0, 1, 1])})
+    samples = file.with_name(file.name.replace("_results.json", "_samples_quiz.jsonl"))
+    kept = samples.read_text().splitlines()[:3]
+    samples.write_text("\n".join([*kept, *([] if line is None else [line])]))
+    with pytest.raises(InputError, match=message) as caught:
+        measure_logs(tmp_path / "logs", out=tmp_path / "out")
+    assert str(samples) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unfinished_empty_and_mixed_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no finished logs"):
+        measure_logs(tmp_path / "empty", out=tmp_path / "out")
+    file = write_lmms_eval(tmp_path / "logs", {"quiz": accuracy(RIGHT)})
+    file.rename(tmp_path / "results")
+    with pytest.raises(InputError, match="lmms-eval has not finished"):
+        measure_logs(tmp_path / "logs", out=tmp_path / "out")
+    write_lmms_eval(tmp_path / "two" / "a", {"quiz": accuracy(RIGHT)})
+    write_lmms_eval(tmp_path / "two" / "b", {"quiz": accuracy(RIGHT)}, model_name="models/n")
+    with pytest.raises(InputError, match="logs of 2 models"):
+        measure_logs(tmp_path / "two", out=tmp_path / "out")
+    write_lmms_eval(tmp_path / "again", {"quiz": accuracy(RIGHT)})
+    write_lmms_eval(tmp_path / "again", {"quiz": accuracy(RIGHT)}, stamp="20261129_000000")
+    with pytest.raises(InputError, match="the task quiz has two logs"):
+        measure_logs(tmp_path / "again", out=tmp_path / "out")
+    broken = write_lmms_eval(tmp_path / "broken", {"quiz": accuracy(RIGHT)})
+    broken.write_text('{"results": ')
+    with pytest.raises(InputError, match="not JSON"):
+        measure_logs(tmp_path / "broken", out=tmp_path / "out")
+
+
+# --- VLMEvalKit -----------------------------------------------------------------------------------
+
+
+def mmbench(folder: Path, hits: list[int], write: Any = write_tsv, ending: str = "tsv") -> None:
+    """One benchmark: hits of each question, and its numbers as fractions."""
+    rows = [
+        {"index": i, "question": f"q{i}", "A": "yes", "answer": "A", "hit": hit, "category": "OCR"}
+        for i, hit in enumerate(hits)
+    ]
+    write(folder / f"{folder.name}_MMBench_DEV_EN_gpt4_result.{ending}", rows)
+    numbers = {"split": "dev", "Overall": sum(hits) / len(hits), "OCR": 0.25}
+    write_tsv(folder / f"{folder.name}_MMBench_DEV_EN_acc.csv", [numbers], ",")
+    (folder / f"{folder.name}_MMBench_DEV_EN.xlsx").write_bytes(b"the answers: not needed")
+
+
+def test_vlmevalkit_s_folder_is_read(tmp_path: Path) -> None:
+    mmbench(tmp_path / "m", RIGHT)
+    (tmp_path / "m" / "m_MMBench_DEV_EN_gpt4_result.pkl").write_bytes(b"never read")
+    rows = measured(tmp_path / "m", tmp_path / "out")
+    overall = rows["MMBench_DEV_EN/Overall"]
+    assert (overall["value"], overall["n"], overall["split"]) == (0.75, 8, "vlmevalkit")
+    assert (overall["low"], overall["high"]) == wilson_interval(6, 8)[1:]
+    assert math.isnan(rows["MMBench_DEV_EN/OCR"]["low"])  # a category: some of the questions
+
+
+def test_xlsx_is_read_with_calamine_and_refused_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mmbench(tmp_path / "m", RIGHT, write_xlsx, "xlsx")
+    with monkeypatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "python_calamine", None)
+        with pytest.raises(MissingDependencyError, match="python-calamine"):
+            measure_logs(tmp_path / "m", out=tmp_path / "out")
+    pytest.importorskip("python_calamine")
+    row = measured(tmp_path / "m", tmp_path / "out")["MMBench_DEV_EN/Overall"]
+    assert (row["low"], row["high"]) == wilson_interval(6, 8)[1:]
+
+
+def test_vlmevalkit_s_pope_and_llava_bench(tmp_path: Path) -> None:
+    """`Overall` of POPE is F1: 3 right yes, 1 wrong, 2 missed; LLaVA-Bench is a ratio, rounded."""
+    pairs = [("Yes", "Yes")] * 3 + [("Yes", "No")] + [("No", "Yes")] * 2 + [("No", "No")] * 2
+    rows = [
+        {"index": i, "question": "q", "answer": truth, "extracted": said, "score": said == truth}
+        for i, (said, truth) in enumerate(pairs)
+    ]
+    write_tsv(tmp_path / "m" / "m_POPE_auxmatch.tsv", rows)
+    both = {"Overall": 100 * 6 / 9, "acc": 62.5, "precision": 75.0, "recall": 60.0}
+    lines = [{"split": s} | both for s in ("Overall", "random")]
+    write_tsv(tmp_path / "m" / "m_POPE_score.csv", lines, ",")
+    judged = [
+        {"index": i, "gpt4_score": g, "score": s} for i, (g, s) in enumerate([(8, 6), (9, 9)])
+    ]
+    write_tsv(tmp_path / "m" / "m_LLaVABench_openai_result.tsv", judged)
+    numbers = {"split": "overall", "Relative Score (main)": 88.2, "VLM Score": 75.0}
+    write_tsv(tmp_path / "m" / "m_LLaVABench_score.csv", [numbers], ",")
+    found = measured(tmp_path / "m", tmp_path / "out")
+    with_interval = {name for name, row in found.items() if not math.isnan(row["low"])}
+    whole = {f"POPE/{name}" for name in both}
+    assert with_interval == whole | {"LLaVABench/Relative Score (main)"}
+    assert found["POPE/Overall"]["low"] < 100 * 6 / 9 < found["POPE/Overall"]["high"] <= 100
+    assert found["POPE/acc [random]"]["value"] == 62.5
+
+
+def test_status_names_what_is_not_done(tmp_path: Path) -> None:
+    folder = tmp_path / "m" / "T20261128-120000"
+    write_tsv(folder / "m_MMStar_acc.csv", [{"split": "none", "Overall": 0.5}], ",")
+    status = {"model_name": "m", "datasets": {"MMStar": {"status": "infer"}}}
+    (folder / "status.json").write_text(json.dumps(status))
+    with pytest.raises(InputError, match=r"MMStar is not done \(status: infer\)"):
+        measure_logs(folder, out=tmp_path / "out")
+    status["datasets"] = {"MMStar": {"status": "done"}}
+    (folder / "status.json").write_text(json.dumps(status))
+    assert measured(folder, tmp_path / "out")["MMStar/Overall"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"index","hit"\n"0","1","2"\n', "line 2: 3 cells under 2"),
+        ('"index","hit"\n"0","x"\n', "no `hit`"),
+    ],
+)
+def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    mmbench(tmp_path / "m", RIGHT)
+    (tmp_path / "m" / "m_MMBench_DEV_EN_gpt4_result.tsv").write_text(text.replace(",", "\t"))
+    with pytest.raises(InputError, match=message):
+        measure_logs(tmp_path / "m", out=tmp_path / "out")
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def test_two_models_are_paired_question_by_question(tmp_path: Path) -> None:
+    """The second is right where the first is, and on one more: the difference is 1 / 8."""
+    after = [1, 1, 1, 1, 0, 1, 1, 1]
+    for name, right in (("base", RIGHT), ("perpo", after)):
+        write_lmms_eval(tmp_path / name, {"quiz": accuracy(right), name: accuracy(right)})
+        measure_logs(tmp_path / name, out=tmp_path / f"{name}-out")
+    versions = [harness_of(tmp_path / f"{name}-out") for name in ("perpo", "base")]
+    rows, single = compare_harness(*versions)
+    assert single == ["base/acc", "perpo/acc"]
+    assert [row["metric"] for row in rows] == ["quiz/acc"]
+    assert (rows[0]["better"], rows[0]["worse"]) == ("perpo", "base")
+    assert rows[0]["difference"] == 0.125
+    assert (rows[0]["test"], rows[0]["n"]) == ("mcnemar", 8)
+
+
+def test_other_questions_are_an_error(tmp_path: Path) -> None:
+    write_lmms_eval(tmp_path / "a", {"quiz": accuracy(RIGHT)})
+    write_lmms_eval(tmp_path / "b", {"quiz": accuracy(RIGHT[:7])})
+    file = write_lmms_eval(tmp_path / "c", {"quiz": accuracy(RIGHT)})
+    samples = file.with_name(file.name.replace("_results.json", "_samples_quiz.jsonl"))
+    samples.write_text(samples.read_text().replace("truth 3", "truth III"))
+    for name in "abc":
+        measure_logs(tmp_path / name, out=tmp_path / f"{name}-out")
+    first, second, third = (harness_of(tmp_path / f"{name}-out") for name in "abc")
+    with pytest.raises(ArtifactError, match="1 of 8 are only in the first"):
+        compare_harness(first, second)
+    with pytest.raises(ArtifactError, match=r"1 of 8 questions have another text .* first 3"):
+        compare_harness(first, third)
+
+
+def test_a_harness_s_metric_is_written_as_reported() -> None:
+    metric = find_metric("mme/mme_perception_score")
+    assert metric.unit.number(1510.7) == "1510.700"
+    assert metric.higher_is_better is None
