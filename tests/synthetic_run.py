@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from perpo_pipeline.answers.boxes import REFERRING_PROMPT, format_box
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.config.evaluations import Evaluation
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.train import TrainSettings
@@ -221,7 +222,7 @@ def _write_evaluation(run: Run, asked: Evaluation, probability: float) -> Versio
         for row, answer in zip(shown, answers, strict=True)
     ]
     scored = score_samples(
-        _table(samples), prompts.table(), reward="auto", box_format="llava", box_frame="full"
+        _table(samples), prompts.table(), reward="auto", reading=Reading()
     ).to_pylist()
     predictions = [
         {

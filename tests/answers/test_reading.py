@@ -283,10 +283,11 @@ def test_a_users_own_format_is_read_with_its_own_pattern(rows, frame):
         assert [None if np.isnan(box[0]) else tuple(box) for box in found] == alone
 
 
-def test_a_box_outside_the_frame_keeps_its_place_in_the_list():
-    text = "[0.1, 0.2, 0.3, 0.4], [10, 20, 30, 40] and [0.5, 0.5, 1.0, 1.0]"
+def test_a_box_that_is_on_no_image_keeps_its_place_in_the_list():
+    text = "[0.1, 0.2, 0.3, 0.4], [10, 20, 30, 40], [1, 1, 1, 1234567890] and [0.5, 0.5, 1.0, 1.0]"
     (found,) = read_box_lists([text], "llava", frame="full", sizes=[(10, 10)])
-    np.testing.assert_allclose(found, [(1, 2, 3, 4), NOWHERE, (5, 5, 10, 10)])
+    expected = [(1, 2, 3, 4), (100, 200, 300, 400), NOWHERE, (5, 5, 10, 10)]
+    np.testing.assert_allclose(found, expected)
 
 
 # --- points --------------------------------------------------------------------------------------
@@ -303,12 +304,13 @@ def test_a_box_outside_the_frame_keeps_its_place_in_the_list():
         ("llava", "[[0.1, 0.2]]", (1, 4)),
         ("qwen3-vl", '[{"point_2d": [100, 200], "label": "cat"}]', (1, 4)),
         ("qwen2.5-vl", '{"point_2d": [1, 4]}', (1, 4)),
-        ("llava", "[10, 20] (0.1, 0.2)", None),
+        ("llava", "[10, 20] (0.1, 0.2)", (100, 400)),
+        ("llava", "[0.1, 1.02]", (1, 20.4)),
+        ("llava", "[0.1, 9999999999] (0.1, 0.2)", None),
         ("llava", "[0.1, 0.2)", None),
         ("llava", "[0.1, 0.2, 0.3]", None),
         ("llava", "[0.1, 0.2, 0.3, 0.4]", None),
         ("llava", "0.1, 0.2", None),
-        ("llava", "[0.1, 1.02]", None),
         ("llava", "[1e-1, 0.2]", None),
         ("llava", "", None),
     ],
@@ -372,15 +374,20 @@ def test_the_first_run_of_three_points_is_the_polygon(text: str):
         "[1, 2, 3, 4, 5]",
         "[1, 2, 3, 4, 5, 6, 7]",
         "[1, 2, 3, 4, 5, 6, 7] [1, 2, 3, 4, 5, 6]",
-        "[1, 2, 3, 4, 5, 11]",
-        "[1, 2, 3, 4, 5, 11] [1, 2, 3, 4, 5, 6]",
+        "[1, 2, 3, 4, 5, 9999999999]",
+        "[1, 2, 3, 4, 5, 9999999999] [1, 2, 3, 4, 5, 6]",
         "[1, 2, 3, 4, 5, nan]",
         "[1 2 3 4 5 6]",
         "1, 2, 3, 4, 5, 6",
     ],
 )
-def test_text_without_a_run_of_points_inside_the_frame_has_no_polygon(text: str):
+def test_text_without_a_run_of_points_on_an_image_has_no_polygon(text: str):
     assert read_polygons([text], "pixel", frame="full", sizes=[(10, 10)]) == [None]
+
+
+def test_a_polygon_that_reaches_out_of_the_frame_is_read_as_it_stands():
+    (found,) = read_polygons(["[-1, 2, 3, 4, 5, 11]"], "pixel", frame="full", sizes=[(10, 10)])
+    assert found.tolist() == [[-1, 2], [3, 4], [5, 11]]
 
 
 @settings(max_examples=100, deadline=None)

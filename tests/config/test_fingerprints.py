@@ -17,6 +17,7 @@ from perpo_pipeline.config.train import TrainSettings
 
 MODEL = {"model": "sha256", "dtype": "float32", "preprocess": "processor"}
 BOXES = {"box_format": "llava", "box_frame": "full"}
+ANSWER = {"thinking": "auto", "tag": "answer", "which": "first"}
 
 
 def every_setting() -> Iterator[tuple[str, bool]]:
@@ -45,6 +46,7 @@ def test_every_setting_counts_somewhere_or_is_operational(key: str, is_operation
 def test_nested_settings_count_with_the_setting_that_holds_them() -> None:
     assert counts_in("train.lora.rank") == ["adapter"]
     assert counts_in("model.box_format") == ["prompts", "scores", "adapter", "predictions"]
+    assert counts_in("model.answer.which") == counts_in("model.answer") == ["scores", "predictions"]
     assert counts_in("seed") == ["prompts", "samples"]
     assert counts_in("train.checkpoint_every") == []
 
@@ -95,9 +97,10 @@ def test_boxes_count_for_methods_that_train_on_the_truth_alone(method: str) -> N
 )
 def test_boxes_count_for_rewards_that_read_them(reward: dict[str, float], counts: bool) -> None:
     found = counted_settings(
-        "scores", ScoreConfig(), {"reward": reward, "own_rewards": {}, **BOXES}
+        "scores", ScoreConfig(), {"reward": reward, "own_rewards": {}, **BOXES, **ANSWER}
     )
     assert ("box_format" in found) is counts
+    assert set(ANSWER) <= set(found)
 
 
 def test_a_declared_fact_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.rewards.builtin import Answers
 
 
@@ -27,4 +28,4 @@ def answers(*rows: dict[str, Any]) -> Answers:
         {name: {**whole, "prompt_id": f"p{i}", "sample_id": 0, **row}.get(name) for name in schema}
         for i, row in enumerate(rows)
     ]
-    return Answers(pl.DataFrame(table, schema=schema), "llava", "full")
+    return Answers(pl.DataFrame(table, schema=schema), Reading())

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from synthetic_run import make_synthetic_run
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.config.score import ScoreConfig
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.rewards.scoring import score_samples
@@ -15,7 +16,7 @@ from perpo_pipeline.score.score_answers import score
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.writing import Recipe, open_writer
 
-LLAVA = {"box_format": "llava", "box_frame": "full"}
+LLAVA = {"reading": Reading()}
 TRUTHS = ("gt_text", "gt_box", "gt_boxes", "gt_polygon")
 
 
@@ -98,7 +99,7 @@ def resized_samples(*rows: tuple[str, str, tuple[int, int] | None]) -> pa.Table:
     return samples(*[(key, text) for key, text, _ in rows]).append_column("resized", sizes)
 
 
-RESIZED = {"box_format": "qwen2.5-vl", "box_frame": "resized"}
+RESIZED = {"reading": Reading("qwen2.5-vl", "resized")}
 
 
 def test_pixels_of_the_resized_image_are_read_by_each_rows_own_size() -> None:

@@ -4,10 +4,11 @@ Two settings decide what the numbers of a box mean, and neither is ever guessed 
 *format* (formats.py) and the *frame* (frames.py).
 
 What counts as parsed, for every format: the *first* place in the text that has the format's shape
-with four plain decimal numbers is taken, later ones are ignored. Its numbers must be inside the
-frame, up to `RANGE_SLACK` of its extent; otherwise the answer is in another unit or frame and is
-unparsed. Nothing is clamped, swapped or rescaled. An inverted box (x1 > x2 or y1 > y2) is parsed
-and returned as it was written: the model did write a box, whose overlap with anything is 0.
+with four plain decimal numbers is taken (or the last one, with `which`), others are ignored.
+Nothing is clamped, swapped or rescaled: a box that reaches out of its frame is measured as it
+stands, as the evaluation scripts of the model families do. Only a box more than a thousand million
+pixels away is unparsed. An inverted box (x1 > x2 or y1 > y2) is parsed and returned as it was
+written: the model did write a box, whose overlap with anything is 0.
 """
 
 import math
@@ -22,13 +23,14 @@ from perpo_pipeline.answers.formats import (
     get_box_format,
 )
 from perpo_pipeline.answers.frames import FRAMES, Size
-from perpo_pipeline.answers.placement import RANGE_SLACK, Placement, place_frame
+from perpo_pipeline.answers.placement import Placement, place_frame
+from perpo_pipeline.answers.reading import find_box
+from perpo_pipeline.answers.settings import Which
 from perpo_pipeline.errors import InputError
 
 __all__ = [
     "BOX_FORMATS",
     "FRAMES",
-    "RANGE_SLACK",
     "REFERRING_PROMPT",
     "Box",
     "BoxFormat",
@@ -42,16 +44,22 @@ __all__ = [
 
 
 def parse_box(
-    text: str, box_format: str, *, frame: str, image_size: Size, resized: Size | None = None
+    text: str,
+    box_format: str,
+    *,
+    frame: str,
+    image_size: Size,
+    resized: Size | None = None,
+    which: Which = "first",
 ) -> Box | None:
-    """Read the first box in a text, as xyxy in pixels of the original image; None if unparsed.
+    """Read the first (or last) box in a text, xyxy in pixels of the original; None if unparsed.
 
     `image_size` and `resized` are (width, height) in pixels; `resized` is needed by the frame
     `resized` and used by no other. What counts as parsed: see the module. Raises ConfigError for
     an unknown format or frame, a missing `resized` and sizes below 1.
     """
     rule, placement = get_box_format(box_format), place_frame(frame, image_size, resized)
-    match = rule.pattern.search(text)
+    match = find_box(rule, text, which)
     return None if match is None else _to_image_px(rule, placement, rule.numbers(match))
 
 
@@ -106,7 +114,7 @@ def clip_to_frame(
 
 
 def _to_image_px(rule: BoxFormat, placement: Placement, written: Box) -> Box | None:
-    """Written coordinates in pixels of the original image; None if they are outside the frame."""
+    """Written coordinates in pixels of the original image; None if they are on no image."""
     found = placement.to_image_px(np.array(written), rule.scale).tolist()
     x1, y1, x2, y2 = found
     return None if math.isnan(x1) else (x1, y1, x2, y2)

@@ -14,9 +14,8 @@ from perpo_pipeline.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
 
-# How far outside its frame a coordinate may be, as a share of the frame's extent: models write
-# 1.01 or 1001 at an edge, and rounding moves a coordinate by half a hundredth.
-RANGE_SLACK = 0.01
+LARGEST_PX = 1e9
+"""What is further away than this is no place on an image; areas stay finite within it."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,26 @@ class Placement:
     def to_image_px(self, values: Floats, scale: float | None) -> Floats:
         """Written coordinates x, y, ... as pixels of the original image, in the same shape.
 
-        `values` is `(2k,)`, or `(n, 2k)` for n images. A row is NaN where one of its coordinates is
-        outside the frame by more than `RANGE_SLACK`.
+        `values` is `(2k,)`, or `(n, 2k)` for n images. What reaches out of the frame stays as it
+        is. A row is NaN where one of its coordinates is, or is more than `LARGEST_PX` away.
         """
         points = self._as_points(values)
         with np.errstate(all="ignore"):
             fractions = points / self.units(scale)
-            is_inside = (fractions >= -RANGE_SLACK) & (fractions <= 1 + RANGE_SLACK)
             found = self._per_point(self.offset) + fractions * self._per_point(self.extent)
-        is_row_inside = is_inside.all(axis=(-2, -1), keepdims=True)
-        return np.where(is_row_inside, found, np.nan).reshape(values.shape)
+        is_place = (np.abs(found) <= LARGEST_PX).all(axis=(-2, -1), keepdims=True)
+        return np.where(is_place, found, np.nan).reshape(values.shape)
+
+    def beyond(self, values_px: Floats) -> Floats:
+        """How far points in pixels of the original image reach out of the frame; 0 inside.
+
+        `values_px` is `(n, 2k)`, the result `(n,)`: the largest distance of a coordinate beyond its
+        edge, as a share of the frame's extent; NaN where a coordinate is.
+        """
+        points = self._as_points(values_px) - self._per_point(self.offset)
+        extent = self._per_point(self.extent)
+        distance = np.maximum(-points, points - extent) / extent
+        return np.asarray(np.maximum(distance.max(axis=(-2, -1)), 0.0))
 
     def to_units(self, values: Floats, scale: float | None) -> Floats:
         """Pixels of the original image as coordinates to write: the inverse of `to_image_px`."""

@@ -2,17 +2,19 @@
 
 `boxes.parse_box` and `boxes.parse_boxes` define what a box is, one text at a time; `read_boxes` and
 `read_box_lists` return the same for millions of texts, with Polars' regular expressions. Frame and
-unit apply to points and polygons as they do to boxes: numbers outside the frame by more than
-`RANGE_SLACK` of its extent are unparsed; nothing is clamped, swapped or rescaled.
+unit apply to points and polygons as they do to boxes: what reaches out of the frame is read as it
+stands; nothing is clamped, swapped or rescaled.
 
-`Texts` are a Polars series, a pyarrow array or a sequence of str; a null is an answer without
-text. Half of a surrogate pair, which a Python str can hold and UTF-8 cannot, counts as a character
-without meaning. No text raises an error.
+The texts are those of answers: pipeline.py takes off thoughts and tags. They are a Polars series, a
+pyarrow array or a sequence of str; a null is an answer without text. `which` takes the first or the
+last of several boxes, points, polygons or numbers. Half of a surrogate pair, which a Python str can
+hold and UTF-8 cannot, counts as a character without meaning. No text raises an error.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +29,10 @@ from perpo_pipeline.answers.formats import (
     BoxFormat,
     get_box_format,
 )
+from perpo_pipeline.answers.pipeline import Texts, as_series
 from perpo_pipeline.answers.placement import Floats, place_frames
+from perpo_pipeline.answers.settings import Which
 
-Texts: TypeAlias = Sequence[str | None] | pl.Series | pa.Array | pa.ChunkedArray
 NOWHERE: Box = (np.nan, np.nan, np.nan, np.nan)
 _TEXT = pl.col("text")
 
@@ -104,20 +107,21 @@ def read_boxes(
     frame: str,
     sizes: npt.ArrayLike,
     resized: npt.ArrayLike | None = None,
+    which: Which = "first",
 ) -> Floats:
-    """The first box of each of n texts, `(n, 4)`: xyxy in pixels of the original images.
+    """The first (or last) box of each of n texts, `(n, 4)`: xyxy in pixels of the original images.
 
     `sizes` and `resized` are `(n, 2)`, width and height in pixels; `resized` is needed by the
     frame `resized` and used by no other. A text that `parse_box` leaves unparsed has a row of NaN.
     Raises ConfigError as `parse_box` does, and ValueError for arrays of other shapes.
     """
-    rule, series = get_box_format(box_format), _as_series(texts)
+    rule, series = get_box_format(box_format), as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
     if box_format in BOX_FORMATS:
-        found = _collect(series, _TEXT.str.extract_groups(_rust(rule.pattern.pattern)).alias("box"))
-        values = _floats(found.unnest("box").select(COORDINATES))
+        groups = _groups(series, _rust(rule.pattern.pattern), which)
+        values = _floats(groups.select(COORDINATES))
     else:  # the user's own pattern is written for Python's `re`
-        matches = [None if t is None else rule.pattern.search(t) for t in _as_strings(texts)]
+        matches = [None if t is None else find_box(rule, t, which) for t in _as_strings(texts)]
         each = [NOWHERE if match is None else rule.numbers(match) for match in matches]
         values = np.array(each, dtype=np.float64).reshape(-1, 4)
     return placement.to_image_px(values, rule.scale)
@@ -133,11 +137,11 @@ def read_box_lists(
 ) -> list[Floats]:
     """Every box of each of n texts, in order: n arrays `(k, 4)`, k = 0 for a text without a box.
 
-    A box outside the frame keeps its place as a row of NaN: it is part of the answer, so it counts,
-    and overlaps nothing. Arguments and errors as in `read_boxes`; one text at a time:
-    `parse_boxes`.
+    A box that `parse_box` would not read keeps its place as a row of NaN: it is part of the answer,
+    so it counts, and overlaps nothing. Arguments and errors as in `read_boxes`; one text at
+    a time: `parse_boxes`.
     """
-    rule, series = get_box_format(box_format), _as_series(texts)
+    rule, series = get_box_format(box_format), as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
     if box_format in BOX_FORMATS:
         rows, values = _read_all(series, rule)
@@ -153,18 +157,19 @@ def read_points(
     frame: str,
     sizes: npt.ArrayLike,
     resized: npt.ArrayLike | None = None,
+    which: Which = "first",
 ) -> Floats:
-    """The first point of each of n texts, `(n, 2)`: x, y in pixels of the original images.
+    """The first (or last) point of each of n texts, `(n, 2)`: x, y in pixels of the originals.
 
     A point is two plain decimals, `[x, y]` (as in Qwen's JSON, `"point_2d": [x, y]`) or `(x, y)`,
-    in the unit of the box format. The row is NaN if the text has no point, or if the first one is
-    outside the frame. Arguments and errors as in `read_boxes`.
+    in the unit of the box format. The row is NaN if the text has no point. Arguments and errors as
+    in `read_boxes`.
     """
-    rule, series = get_box_format(box_format), _as_series(texts)
+    rule, series = get_box_format(box_format), as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
-    groups = _collect(series, _TEXT.str.extract_groups(_rust(_POINT)).alias("point"))
+    groups = _groups(series, _rust(_POINT), which)
     axes = [pl.coalesce(f"{axis}1", f"{axis}2") for axis in "xy"]
-    return placement.to_image_px(_floats(groups.unnest("point").select(axes)), rule.scale)
+    return placement.to_image_px(_floats(groups.select(axes)), rule.scale)
 
 
 def read_polygons(
@@ -174,18 +179,18 @@ def read_polygons(
     frame: str,
     sizes: npt.ArrayLike,
     resized: npt.ArrayLike | None = None,
+    which: Which = "first",
 ) -> list[Floats | None]:
-    """The first polygon of each of n texts: `(k, 2)` in pixels of the original image, k >= 3.
+    """The first (or last) polygon of each of n texts: `(k, 2)` in pixels of the original, k >= 3.
 
-    It is the first run of plain decimals for 3 points or more: `[x1, y1, x2, y2, x3, y3]`, `[x1,
-    y1], [x2, y2], [x3, y3]` or `(x1,y1),(x2,y2),(x3,y3)` (Qwen-VL's `<quad>`), in the unit of the
-    box format. Four numbers are a box, not a polygon. None if the text has no such run, if the
-    first one has an odd count, or if one of its points is outside the frame. Arguments and errors
-    as in `read_boxes`.
+    It is the first (or last) run of plain decimals for 3 points or more: `[x1, y1, x2, y2, x3,
+    y3]`, `[x1, y1], [x2, y2], [x3, y3]` or `(x1,y1),(x2,y2),(x3,y3)` (Qwen-VL's `<quad>`), in the
+    unit of the box format. Four numbers are a box, not a polygon. None if the text has no such run,
+    or if this one has an odd count. Arguments and errors as in `read_boxes`.
     """
-    rule, series = get_box_format(box_format), _as_series(texts)
+    rule, series = get_box_format(box_format), as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
-    numbers = _explode(series, _TEXT.str.extract(_rust(_POLYGON), 0).str.extract_all(DECIMAL))
+    numbers = _explode(series, _one_match(_rust(_POLYGON), which).str.extract_all(DECIMAL))
     rows = numbers["row"].to_numpy()
     is_even = np.bincount(rows, minlength=len(series))[rows] % 2 == 0
     rows, values = rows[is_even][::2], _floats(numbers.select("text"))[is_even].reshape(-1, 2)
@@ -193,17 +198,17 @@ def read_polygons(
     return [None if not len(p) or np.isnan(p).any() else p for p in polygons]
 
 
-def read_numbers(texts: Texts) -> Floats:
-    """The first number of each of n texts, `(n,)`; NaN for a text without one.
+def read_numbers(texts: Texts, which: Which = "first") -> Floats:
+    """The first (or last) number of each of n texts, `(n,)`; NaN for a text without one.
 
     A number is a plain decimal such as 3, -0.5, .5, 1,234.5 or $20: commas belong to it in groups
     of three digits only (1,5 reads as 1), what follows (%, km) is ignored, and digits after a
     letter (H2O) are not a number. With an exponent, or too large for a float, it is NaN. A text
-    without digits is searched for the first English number word from zero to twenty, in any case;
-    longer ones (twenty-one, two hundred) are NaN, and "no" and "a" are not read.
+    without digits is searched for the first (or last) English number word from zero to twenty, in
+    any case; longer ones (twenty-one, two hundred) are NaN, and "no" and "a" are not read.
     """
-    series = _as_series(texts)
-    groups = _collect(series, _TEXT.str.extract_groups(_DIGITS).alias("parts")).unnest("parts")
+    series = as_series(texts)
+    groups = _groups(series, _DIGITS, which)
     number, is_signed = pl.col("number"), pl.col("sign").str.len_bytes() > 0
     plain = (
         pl.when(number.str.contains(_GROUPED))
@@ -214,28 +219,45 @@ def read_numbers(texts: Texts) -> Floats:
     signed = pl.when(is_signed).then(-plain).otherwise(plain)
     digits = pl.when(pl.col("exponent").is_null()).then(signed).otherwise(np.nan)
     small = {word: float(value) for value, word in enumerate(SMALL_NUMBERS)}
-    word = _TEXT.str.extract(_WORDS).str.to_lowercase()
+    word = _number_word(which).str.to_lowercase()
     words = _collect(series, word.replace_strict(small, default=None, return_dtype=pl.Float64))
     found = groups.select(digits.alias("found"))["found"].fill_null(words["text"])
     values = found.fill_null(np.nan).to_numpy()
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _as_series(texts: Texts) -> pl.Series:
-    if isinstance(texts, pl.Series):
-        return texts.cast(pl.String).alias("text")
-    if isinstance(texts, pa.Array | pa.ChunkedArray):
-        return cast(pl.Series, pl.from_arrow(texts)).cast(pl.String).alias("text")
-    try:
-        return pl.Series("text", texts, dtype=pl.String)
-    except UnicodeEncodeError:  # surrogates become "?", which is in no pattern either
-        encoded = [None if t is None else t.encode("utf-8", "replace").decode() for t in texts]
-        return pl.Series("text", encoded, dtype=pl.String)
+def find_box(rule: BoxFormat, text: str, which: Which) -> re.Match[str] | None:
+    """The first or the last match of a format's pattern in one text."""
+    if which == "first":
+        return rule.pattern.search(text)
+    return max(rule.pattern.finditer(text), key=lambda match: match.start(), default=None)
+
+
+def _one_match(pattern: str, which: Which) -> pl.Expr:
+    """The text of the first or last match of a pattern in the column `text`, null for none."""
+    if which == "first":
+        return _TEXT.str.extract(pattern, 0)
+    return _TEXT.str.extract_all(pattern).list.last()
+
+
+def _groups(series: pl.Series, pattern: str, which: Which) -> pl.DataFrame:
+    """The named groups of the first or last match of a pattern in each text, null for none."""
+    matched = _TEXT if which == "first" else _one_match(pattern, which)
+    found = _collect(series, matched.str.extract_groups(pattern).alias("found"))
+    return found.unnest("found")
+
+
+def _number_word(which: Which) -> pl.Expr:
+    if which == "first":
+        return _TEXT.str.extract(_WORDS)
+    # Each match takes the characters around it along, so that neighbours must not share one.
+    doubled = _TEXT.str.replace_all(r"[^\w-]", "$0$0")
+    return doubled.str.extract_all(_WORDS).list.last().str.extract(_WORDS)
 
 
 def _as_strings(texts: Texts) -> Iterable[str | None]:
     is_column = isinstance(texts, pl.Series | pa.Array | pa.ChunkedArray)
-    return _as_series(texts).to_list() if is_column else cast(Sequence[str | None], texts)
+    return as_series(texts).to_list() if is_column else cast(Sequence[str | None], texts)
 
 
 def _read_all(series: pl.Series, rule: BoxFormat) -> tuple[npt.NDArray[Any], Floats]:

@@ -20,6 +20,7 @@ from perpo_pipeline.commands.output import print_rows
 from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from perpo_pipeline.config.model import AnswerConfig
     from perpo_pipeline.store.artifacts import Version
 
 measure_app = typer.Typer(
@@ -35,6 +36,20 @@ measure_app = typer.Typer(
 Out = Annotated[Path, typer.Option("--out", help="directory for predictions and metrics")]
 OutOfHarness = Annotated[
     Path, typer.Option("--out", help="directory for the scores of the questions and the metrics")
+]
+
+Thinking = Annotated[
+    str,
+    typer.Option(
+        help="auto: what stands up to the last </think> is no answer; opened: the prompt opened "
+        "the thought; none: nothing is taken off"
+    ),
+]
+AnswerTag = Annotated[
+    str, typer.Option(help="the tag around the answer, where a completion has it; none: no tag")
+]
+Which = Annotated[
+    str, typer.Option(help="first or last: which of several answers in one completion")
 ]
 
 
@@ -55,6 +70,9 @@ def boxes(
             help="required: image that the numbers refer to: full, crop, pad, resized, resized:WxH"
         ),
     ] = None,
+    thinking: Thinking = "auto",
+    answer_tag: AnswerTag = "answer",
+    which: Which = "first",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -70,7 +88,14 @@ def boxes(
     from perpo_pipeline.evaluate.measure_files import measure_boxes
     from perpo_pipeline.run import Console
 
-    found = measure_boxes(file, out=out, box_format=box_format, frame=frame, console=Console(quiet))
+    found = measure_boxes(
+        file,
+        out=out,
+        box_format=box_format,
+        frame=frame,
+        answer=parse_answer(thinking, answer_tag, which),
+        console=Console(quiet),
+    )
     _show(found, as_json)
 
 
@@ -86,6 +111,9 @@ def pages(
             "--fox-compat", help="swap the two texts, as Fox's own script does, for its figures"
         ),
     ] = False,
+    thinking: Thinking = "auto",
+    answer_tag: AnswerTag = "answer",
+    which: Which = "first",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -103,13 +131,20 @@ def pages(
     from perpo_pipeline.evaluate.measure_files import measure_pages
     from perpo_pipeline.run import Console
 
-    _show(measure_pages(file, out=out, fox_compat=fox_compat, console=Console(quiet)), as_json)
+    answer = parse_answer(thinking, answer_tag, which)
+    found = measure_pages(
+        file, out=out, fox_compat=fox_compat, answer=answer, console=Console(quiet)
+    )
+    _show(found, as_json)
 
 
 @measure_app.command()
 def answers(
     file: Annotated[Path, typer.Argument(help="JSON lines: completion, gt_text")],
     out: Out,
+    thinking: Thinking = "auto",
+    answer_tag: AnswerTag = "answer",
+    which: Which = "first",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -123,7 +158,8 @@ def answers(
     from perpo_pipeline.evaluate.measure_files import measure_answers
     from perpo_pipeline.run import Console
 
-    _show(measure_answers(file, out=out, console=Console(quiet)), as_json)
+    answer = parse_answer(thinking, answer_tag, which)
+    _show(measure_answers(file, out=out, answer=answer, console=Console(quiet)), as_json)
 
 
 @measure_app.command()
@@ -237,6 +273,25 @@ def best_of_n(
     opened = open_run(config, sets, run=run, quiet=quiet, inputs={"scores": scores})
     found = opened.latest("scores", opened.config.sample.split)
     print_rows(best_of_n_rows(found), best_of_n_table, as_json)
+
+
+def parse_answer(thinking: str, tag: str, which: str) -> "AnswerConfig":
+    """Read `--thinking`, `--answer-tag` and `--which`; raises ConfigError."""
+    from pydantic import ValidationError
+
+    from perpo_pipeline.config.model import AnswerConfig
+    from perpo_pipeline.errors import ConfigError
+
+    given = {"thinking": thinking, "tag": None if tag == "none" else tag, "which": which}
+    options = {"thinking": "--thinking", "tag": "--answer-tag", "which": "--which"}
+    try:
+        return AnswerConfig.model_validate(given)
+    except ValidationError as error:
+        faults = [
+            f"{options[str(one['loc'][0])]} {one['input']!r}: {one['msg']}"
+            for one in error.errors()
+        ]
+        raise ConfigError("; ".join(faults), fix="see `perpo measure boxes --help`") from error
 
 
 def _show(metrics: "Version", as_json: bool) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.answers.formats import describe_box_format
 from perpo_pipeline.config.backends import BACKENDS
 from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.config.section import Json, Section
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 MODEL = ("model.id", "model.dtype", "model.preprocess")
 BOXES = ("model.box_format", "model.box_frame")
+ANSWER = ("model.answer.thinking", "model.answer.tag", "model.answer.which")
 # Under these names a manifest records settings whose value is not what the file says:
 # `model` is the identity of the weights, whatever their id or directory is called.
 RECORDED_AS = {"model.id": "model"}
@@ -75,13 +75,19 @@ COUNTED: dict[str, Counted] = {
     "prompts": Counted("prepare", any_facts=True, through_facts=("seed", *BOXES)),
     "samples": Counted("sample", ("seed", *MODEL), unused=_unused_by_backend),
     "scores": Counted(
-        "score", BOXES, facts=("own_rewards",), unused=_boxes_unless_a_reward_reads_them
+        "score",
+        (*BOXES, *ANSWER),
+        facts=("own_rewards",),
+        unused=_boxes_unless_a_reward_reads_them,
     ),
     "preferences": Counted("filter"),
     "reference": Counted(None, ("train.forward", *MODEL)),
     "adapter": Counted("train", (*MODEL, *BOXES), unused=_boxes_unless_trained_on_the_truth),
     "predictions": Counted(
-        "eval", (*MODEL, *BOXES), facts=("image", "reward"), unused=_prompts_of_other_images
+        "eval",
+        (*MODEL, *BOXES, *ANSWER),
+        facts=("image", "reward"),
+        unused=_prompts_of_other_images,
     ),
     "report": Counted(
         "report",
@@ -116,10 +122,13 @@ def counted_settings(artifact: str, section: Section | None, found: Mapping[str,
 
 def box_settings(model: "ModelConfig") -> Json:
     """How boxes are read and written, as a fingerprint records it."""
-    return {
-        "box_format": describe_box_format(model.box_format),
-        "box_frame": model.box_frame,
-    }
+    return model.reading().box_settings()
+
+
+def reading_settings(model: "ModelConfig") -> Json:
+    """How completions are read, as a fingerprint records it: `box_settings` and more."""
+    reading = model.reading()
+    return {**reading.box_settings(), **reading.text_settings()}
 
 
 def counts_in(key: str) -> list[str]:
@@ -132,7 +141,10 @@ def counts_in(key: str) -> list[str]:
     return [
         artifact
         for artifact, declared in COUNTED.items()
-        if key in (*declared.others, *declared.through_facts)
+        if any(
+            other == key or other.startswith(f"{key}.")
+            for other in (*declared.others, *declared.through_facts)
+        )
         or (declared.section == section and name not in _operational(section))
     ]
 

@@ -5,8 +5,30 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.answers.formats import frame_fault, get_box_format
+from perpo_pipeline.answers.settings import ANSWER_TAG, TAG_PATTERN, Reading, Thinking, Which
 from perpo_pipeline.config.section import Section, conflict
 from perpo_pipeline.errors import ConfigError
+
+
+class AnswerConfig(Section):
+    """How the text of an answer is found in a completion."""
+
+    thinking: Thinking = Field(
+        "auto",
+        description="`auto`: what stands up to the last `</think>` is a thought, no answer; "
+        "`opened`: the chat template has opened a thought already; `none`: nothing is a thought",
+    )
+    tag: str | None = Field(
+        ANSWER_TAG,
+        pattern=TAG_PATTERN,
+        max_length=80,
+        description="the answer is what stands inside this tag, where a completion has it; null: "
+        "no tag is taken off",
+    )
+    which: Which = Field(
+        "first",
+        description="the first or the last of several tags, boxes, points, polygons or numbers",
+    )
 
 
 class ModelConfig(Section):
@@ -43,6 +65,14 @@ class ModelConfig(Section):
         description="what the numbers of a box refer to: the full image, its centre square, the "
         "padded square, or the image as Qwen2.5-VL resizes it (docs/boxes.md)",
     )
+
+    answer: AnswerConfig = Field(
+        AnswerConfig(), description="how an answer is found in a completion (docs/boxes.md)"
+    )
+
+    def reading(self) -> Reading:
+        """How completions of this model are read."""
+        return Reading(self.box_format, self.box_frame, **self.answer.model_dump())
 
     @field_validator("box_format")
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE, Evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.evaluate_model import evaluate
@@ -54,7 +55,8 @@ def conditioning_rows(model: str, split: str, predictions: Mapping[str, Version]
     for image, table in tables.items():
         prompts = input_of(predictions[image], "prompts").table(columns=QUESTION_COLUMNS)
         shown = table.filter(pl.col("prompt_id").is_in(common))
-        for row in summarise(shown.to_arrow(), prompts):
+        reading = Reading.recorded(predictions[image].manifest["settings"])
+        for row in summarise(shown.to_arrow(), prompts, reading=reading):
             if row["dataset"] == ALL:
                 measured = {name: row[name] for name in ("name", "value", "low", "high", "n")}
                 found.append({"model": model, "split": split, "image": image, **measured})

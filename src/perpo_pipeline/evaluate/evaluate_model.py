@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, read_evaluation
-from perpo_pipeline.config.fingerprints import box_settings, counted_settings
+from perpo_pipeline.config.fingerprints import counted_settings, reading_settings
 from perpo_pipeline.evaluate.images_shown import (
     refuse_trained_images,
     with_blank_images,
@@ -33,7 +33,7 @@ from perpo_pipeline.vlm.inputs import encode_row, find_model, model_notes, open_
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 PROMPT_COLUMNS = [*TRUTH_COLUMNS, *PROMPTS.pick("place", "image", "image_sha256", "prompt")]
 SHOWN = {OTHER_IMAGE: "other", BLANK_IMAGE: "blank"}
 
@@ -48,7 +48,7 @@ def evaluate(run: Run, evaluation: str) -> Version:
     predictions = _predict(run, evaluation)
     prompts = input_of(predictions, "prompts")
     truth = prompts.table(columns=QUESTION_COLUMNS)
-    tasks = tasks_of(truth)
+    tasks, reading = tasks_of(truth), run.config.model.reading()
     settings = {"metrics": [metric.name for metric in measured_metrics(tasks)]}
     recipe = Recipe(
         "metrics", evaluation, "eval", STAGE_VERSION, settings, {"predictions": predictions}
@@ -57,7 +57,9 @@ def evaluate(run: Run, evaluation: str) -> Version:
     def work(writer: Writer) -> None:
         for message in missing_metrics(tasks).values():
             run.say(f"eval {evaluation}: {message}")
-        writer.write_part(0, summarise(predictions.table(columns=ANSWER_COLUMNS), truth))
+        writer.write_part(
+            0, summarise(predictions.table(columns=ANSWER_COLUMNS), truth, reading=reading)
+        )
 
     return make(run, recipe, work, out=run.out and run.out / "metrics")
 
@@ -75,7 +77,7 @@ def _predict(run: Run, evaluation: str) -> Version:
         if not config.allow_train_images:
             refuse_images_of(adapter, inputs["prompts"])
     resolved, model_settings = find_model(model, run.scratch)
-    found = {"image": image, "reward": {AUTO: 1.0}, **box_settings(model), **model_settings}
+    found = {"image": image, "reward": {AUTO: 1.0}, **reading_settings(model), **model_settings}
     settings = counted_settings("predictions", config, found)
     recipe = Recipe(
         "predictions", evaluation, "eval", STAGE_VERSION, settings, inputs, notes=model_notes(model)
@@ -141,13 +143,8 @@ def _predict_part(
             "resized": pa.array(resized, SIZE),
         }
     )
-    scored = score_samples(
-        samples,
-        truth,
-        reward=AUTO,
-        box_format=run.config.model.box_format,
-        box_frame=run.config.model.box_frame,
-    ).to_pylist()
+    reading = run.config.model.reading()
+    scored = score_samples(samples, truth, reward=AUTO, reading=reading).to_pylist()
     return [
         {
             "prompt_id": row["prompt_id"],

@@ -6,7 +6,6 @@ is a key made from the image that a row names, or else the row's own prompt_id.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import pyarrow as pa
 
 from perpo_pipeline.answers.formats import describe_box_format, frame_fault, get_box_format
 from perpo_pipeline.answers.frames import FRAMES, Size
+from perpo_pipeline.answers.settings import Reading
+from perpo_pipeline.config.model import AnswerConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.metrics import POPE, measured_metrics, missing_metrics, tasks_of
 from perpo_pipeline.evaluate.pope import pope_metrics, unread_note
@@ -32,24 +33,12 @@ from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
 from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE = "measure"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 REWARD = "auto"
 POPE_READING = 2  # goes up when answers to POPE are read otherwise
+DEFAULT_ANSWER = AnswerConfig()
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Boxes:
-    """How completions write boxes: format, frame, and the size of a frame `resized:WxH`.
-
-    `settings` are what the fingerprint has of them; texts have none.
-    """
-
-    box_format: str = "llava"
-    frame: str = "full"
-    size: Size | None = None
-    settings: Row = field(default_factory=dict)
 
 
 def measure_boxes(
@@ -58,13 +47,14 @@ def measure_boxes(
     out: Path,
     box_format: str | None,
     frame: str | None,
+    answer: AnswerConfig = DEFAULT_ANSWER,
     console: Console | None = None,
 ) -> Version:
     """Measure boxes in a file of completions: predictions and metrics under `out`.
 
-    `frame` is one of `frames.FRAMES`, or `resized:WxH` (one size for all rows). Returns the
-    metrics. Raises ConfigError for a format or frame that is missing or unknown, InputError for
-    bad rows, before anything is written.
+    `frame` is one of `frames.FRAMES`, or `resized:WxH` (one size for all rows); `answer` says how
+    the text of an answer is found. Returns the metrics. Raises ConfigError for a format or frame
+    that is missing or unknown, InputError for bad rows, before anything is written.
     """
     if not (box_format and frame):
         raise ConfigError(
@@ -77,28 +67,40 @@ def measure_boxes(
         raise ConfigError(fault, fix="give --frame resized:WxH, or `resized` on every line")
     needs_resized = box_frame == "resized" and size is None
     found = read_predictions(file, "grounding", needs_resized=needs_resized)
+    rows = [row | {"resized": size or row["resized"]} for row in found.rows]
+    reading = Reading(box_format, box_frame, **answer.model_dump())
     settings = {"box_format": describe_box_format(box_format), "frame": frame}
-    boxes = _Boxes(box_format, box_frame, size, settings)
-    return _measure("grounding", file, found, out, console, boxes=boxes)
+    found = PredictionFile(rows, found.mended)
+    return _measure("grounding", file, found, out, console, reading, settings=settings)
 
 
 def measure_pages(
-    file: Path, *, out: Path, fox_compat: bool = False, console: Console | None = None
+    file: Path,
+    *,
+    out: Path,
+    fox_compat: bool = False,
+    answer: AnswerConfig = DEFAULT_ANSWER,
+    console: Console | None = None,
 ) -> Version:
     """Measure pages of text in a file of completions: predictions and metrics under `out`.
 
-    `fox_compat`: see `ocr.fox_metrics`. Returns the metrics; raises InputError for bad rows.
+    `fox_compat`: see `ocr.fox_metrics`; `answer` says how the text of an answer is found. Returns
+    the metrics; raises InputError for bad rows.
     """
-    found = read_predictions(file, "ocr")
-    return _measure("ocr", file, found, out, console, fox_compat=fox_compat)
+    found, reading = read_predictions(file, "ocr"), Reading(**answer.model_dump())
+    return _measure("ocr", file, found, out, console, reading, fox_compat=fox_compat)
 
 
-def measure_answers(file: Path, *, out: Path, console: Console | None = None) -> Version:
+def measure_answers(
+    file: Path, *, out: Path, answer: AnswerConfig = DEFAULT_ANSWER, console: Console | None = None
+) -> Version:
     """Measure short answers in a file of completions: predictions and metrics under `out`.
 
-    Returns the metrics; raises InputError for bad rows.
+    `answer` says how the text of an answer is found. Returns the metrics; raises InputError for bad
+    rows.
     """
-    return _measure("vqa", file, read_predictions(file, "vqa"), out, console)
+    found, reading = read_predictions(file, "vqa"), Reading(**answer.model_dump())
+    return _measure("vqa", file, found, out, console, reading)
 
 
 def measure_pope(
@@ -168,29 +170,30 @@ def _measure(
     file: PredictionFile,
     out: Path,
     console: Console | None,
+    reading: Reading,
     *,
-    boxes: _Boxes | None = None,
+    settings: Mapping[str, Any] | None = None,
     fox_compat: bool = False,
 ) -> Version:
-    boxes = boxes or _Boxes()
+    """Write predictions and metrics; `settings` count beside those of every file."""
     console = console or Console()
-    rows = [row | {"resized": boxes.size or row["resized"]} for row in file.rows]
-    settings = {
+    counted = {
         "task": task,
         "reward": {REWARD: 1.0},
         "file_sha256": file_sha256(path),
-        **boxes.settings,
+        **reading.text_settings(),
+        **(settings or {}),
     }
-    truth = _prompts(rows)
+    truth = _prompts(file.rows)
     measured = [metric.name for metric in measured_metrics(tasks_of(truth))]
     for message in missing_metrics([task]).values():
         console.say(f"{STAGE} {path.stem}: {message}")
     _print_mended(console, path, file.mended)
     return _make_both(
-        Recipe("predictions", _variant(path), STAGE, STAGE_VERSION, settings),
-        lambda: _answers(rows, truth, boxes),
+        Recipe("predictions", _variant(path), STAGE, STAGE_VERSION, counted),
+        lambda: _answers(file.rows, truth, reading),
         {"fox_compat": fox_compat, "metrics": measured},
-        lambda made: summarise(made, truth, fox_compat=fox_compat),
+        lambda made: summarise(made, truth, reading=reading, fox_compat=fox_compat),
         {"mended_completions": file.mended},
         out,
         console,
@@ -243,7 +246,7 @@ def _prompts(rows: Sequence[Row]) -> pa.Table:
     return pa.Table.from_pylist(known, schema=pa.schema(fields))
 
 
-def _answers(rows: Sequence[Row], truth: pa.Table, boxes: _Boxes) -> list[Row]:
+def _answers(rows: Sequence[Row], truth: pa.Table, reading: Reading) -> list[Row]:
     """PREDICTIONS rows."""
     given = [_answer(row, row["image_key"]) for row in rows]
     columns = ("prompt_id", "completion", "resized")
@@ -251,9 +254,7 @@ def _answers(rows: Sequence[Row], truth: pa.Table, boxes: _Boxes) -> list[Row]:
     samples = pa.Table.from_pylist(given, schema=pa.schema(fields)).append_column(
         "sample_id", pa.array([0] * len(rows), pa.int32())
     )
-    scored = score_samples(
-        samples, truth, reward=REWARD, box_format=boxes.box_format, box_frame=boxes.frame
-    ).to_pylist()
+    scored = score_samples(samples, truth, reward=REWARD, reading=reading).to_pylist()
     measured = ("reward", "parse_ok", "box")
     return [row | {k: found[k] for k in measured} for row, found in zip(given, scored, strict=True)]
 

@@ -73,20 +73,21 @@ def rating(highest: int) -> Unit:
 class Answers:
     """Answers to m prompts with their truth, as a metric gets them; every field is `(m,)`.
 
-    `rewards` are the IoU where the task is grounding. `truths` are the true texts, "" where a
+    `rewards` are the IoU where the task is grounding. `texts` are the answers without thoughts and
+    tags, "" for none. `truths` are the true texts, "" where a
     prompt has none. `fox_compat`: see `ocr.fox_metrics`.
     """
 
     rewards: Floats
     parsed: Bools
-    completions: Sequence[str]
+    texts: Sequence[str]
     truths: Sequence[str]
     fox_compat: bool = False
 
     @cached_property
     def fox(self) -> list[dict[str, float]]:
         """`ocr.fox_metrics` of each answer; computed once, since several metrics read it."""
-        pairs = zip(self.completions, self.truths, strict=True)
+        pairs = zip(self.texts, self.truths, strict=True)
         return [ocr.fox_metrics(*pair, fox_compat=self.fox_compat) for pair in pairs]
 
 
@@ -213,7 +214,7 @@ def _parsed(answers: Answers) -> Floats:
 
 
 def _edit_distances(answers: Answers) -> Floats:
-    return 1.0 - edit_similarities(answers.completions, answers.truths)
+    return 1.0 - edit_similarities(answers.texts, answers.truths)
 
 
 def _fox(name: str) -> Callable[[Answers], Floats]:
@@ -222,7 +223,7 @@ def _fox(name: str) -> Callable[[Answers], Floats]:
 
 def _edits(count: Callable[[str, str], tuple[int, int]]) -> Callable[[Answers], Floats]:
     def counts(answers: Answers) -> Floats:
-        pairs = zip(answers.completions, answers.truths, strict=True)
+        pairs = zip(answers.texts, answers.truths, strict=True)
         return np.array([count(*pair) for pair in pairs], dtype=np.float64)
 
     return counts
@@ -298,13 +299,13 @@ _IN_ORDER = (
         "token_f1",
         "token F1",
         (VQA,),
-        of_answers=lambda answers: token_f1s(answers.completions, answers.truths),
+        of_answers=lambda answers: token_f1s(answers.texts, answers.truths),
     ),
     Metric(
         "exact_match",
         "exact match",
         (VQA,),
-        of_answers=lambda answers: exact_matches(answers.completions, answers.truths),
+        of_answers=lambda answers: exact_matches(answers.texts, answers.truths),
     ),
     Metric("accuracy", "accuracy", (POPE,), of_reward=_unchanged, compared_on=(POPE,)),
     Metric("yes_rate", "answers that say yes", (POPE,), in_report=None, higher_is_better=None),

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from perpo_pipeline.answers.pipeline import answer_texts
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metrics import (
     Answers,
@@ -31,6 +33,7 @@ ANSWER_COLUMNS = PREDICTIONS.pick("prompt_id", "completion", "reward", "parse_ok
 QUESTION_COLUMNS = PROMPTS.pick(
     "prompt_id", "dataset", "split", "task", "image_sha256", role="truth"
 )
+DEFAULT_READING = Reading()
 ALL = "all"
 """The `dataset` of metrics over a whole split."""
 
@@ -52,10 +55,17 @@ class Measured:
         return *statistic_interval(values, self.metric.statistic, clusters), len(values)
 
 
-def summarise(predictions: pa.Table, prompts: pa.Table, *, fox_compat: bool = False) -> list[Row]:
+def summarise(
+    predictions: pa.Table,
+    prompts: pa.Table,
+    *,
+    reading: Reading = DEFAULT_READING,
+    fox_compat: bool = False,
+) -> list[Row]:
     """METRICS rows for each split, and for each dataset of a split that has several.
 
-    `predictions` needs the ANSWER_COLUMNS, `prompts` the QUESTION_COLUMNS. For the task grounding
+    `predictions` needs the ANSWER_COLUMNS, `prompts` the QUESTION_COLUMNS; `reading` says how the
+    completions were read. For the task grounding
     `reward` must be the IoU (of boxes, polygons or sets of boxes); for other tasks it is not read.
     `fox_compat`: see `ocr.fox_metrics`. Metrics named by `missing_metrics` are left out. Raises
     InputError for no predictions or missing columns, ArtifactError for a prediction without its
@@ -63,7 +73,7 @@ def summarise(predictions: pa.Table, prompts: pa.Table, *, fox_compat: bool = Fa
     """
     rows = _join(predictions, prompts)
     _check_truths(rows)
-    measured = list(_measure(rows, fox_compat))
+    measured = list(_measure(rows, reading, fox_compat))
     images = rows["image_sha256"].to_numpy()
     found = []
     for split, dataset, among in _groups(rows):
@@ -130,12 +140,12 @@ def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, Bools]]:
             yield split, dataset, in_split & (rows["dataset"] == dataset).to_numpy()
 
 
-def _measure(rows: pl.DataFrame, fox_compat: bool) -> Iterator[Measured]:
+def _measure(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Iterator[Measured]:
     tasks = rows.select(task=task_of_prompt())["task"]
 
     @cache
     def answers_of(wanted: tuple[str, ...]) -> Answers:
-        return _answers(rows.filter(tasks.is_in(wanted)), fox_compat)
+        return _answers(rows.filter(tasks.is_in(wanted)), reading, fox_compat)
 
     there = set(tasks)
     for metric in measured_metrics(there):
@@ -144,11 +154,11 @@ def _measure(rows: pl.DataFrame, fox_compat: bool) -> Iterator[Measured]:
         yield Measured(metric, where, metric.measure(answers_of(wanted)))
 
 
-def _answers(rows: pl.DataFrame, fox_compat: bool) -> Answers:
+def _answers(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Answers:
     return Answers(
         rewards=rows["reward"].to_numpy(),
         parsed=rows["parse_ok"].to_numpy(),
-        completions=rows["completion"].to_list(),
+        texts=answer_texts(rows["completion"], reading).fill_null("").to_list(),
         truths=rows["gt_text"].fill_null("").to_list(),
         fox_compat=fox_compat,
     )

@@ -5,6 +5,7 @@ A new reward is one entry of `REWARDS`: settings, scoring and fingerprints find 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy.typing as npt
 import polars as pl
 
 from perpo_pipeline.answers import reading
+from perpo_pipeline.answers.pipeline import answer_texts
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.rewards import grounding, number, polygon, sets, text
 
@@ -20,28 +23,45 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Answers:
-    """Rows of completions joined with the truth of their prompts, and how to read their boxes."""
+    """Rows of completions joined with the truth of their prompts, and how completions are read.
+
+    Rewards read the `texts` of the answers, or the boxes, points, polygons and numbers in them.
+    """
 
     rows: pl.DataFrame
-    box_format: str
-    box_frame: str
+    reading: Reading
 
-    @property
-    def completions(self) -> pl.Series:
-        return self.rows["completion"]
+    @cached_property
+    def texts(self) -> pl.Series:
+        """The text of each answer; null where a completion holds none, such as a cut-off thought.
+
+        The whole completions, with thoughts and tags, are `rows["completion"]`.
+        """
+        return answer_texts(self.rows["completion"], self.reading)
 
     @property
     def true_texts(self) -> list[str]:
         return cast(list[str], self.rows["gt_text"].to_list())
 
-    def geometry(self) -> dict[str, Any]:
-        """The arguments of the readers in answers/reading.py."""
-        return {
-            "box_format": self.box_format,
-            "frame": self.box_frame,
-            "sizes": self.rows.select("width", "height").to_numpy(),
-            "resized": _resized_sizes(self.rows) if self.box_frame == "resized" else None,
-        }
+    def boxes(self) -> Floats:
+        """The box of each answer, `(n, 4)` xyxy px, NaN for none: `reading.read_boxes`."""
+        return reading.read_boxes(self.texts, **self._geometry(), which=self.reading.which)
+
+    def box_lists(self) -> list[Floats]:
+        """All boxes of each answer, n arrays `(k, 4)`: `reading.read_box_lists`."""
+        return reading.read_box_lists(self.texts, **self._geometry())
+
+    def points(self) -> Floats:
+        """The point of each answer, `(n, 2)` px, NaN for none: `reading.read_points`."""
+        return reading.read_points(self.texts, **self._geometry(), which=self.reading.which)
+
+    def polygons(self) -> list[Floats | None]:
+        """The polygon of each answer, `(k, 2)` px, None for none: `reading.read_polygons`."""
+        return reading.read_polygons(self.texts, **self._geometry(), which=self.reading.which)
+
+    def numbers(self) -> Floats:
+        """The number in each answer, `(n,)`, NaN for none: `reading.read_numbers`."""
+        return reading.read_numbers(self.texts, self.reading.which)
 
     def true_boxes(self) -> Floats:
         """The true box of each row, `(n, 4)` xyxy px."""
@@ -50,7 +70,17 @@ class Answers:
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "Answers":
         """The rows where the mask holds."""
-        return Answers(self.rows.filter(pl.Series(mask)), self.box_format, self.box_frame)
+        return Answers(self.rows.filter(pl.Series(mask)), self.reading)
+
+    def _geometry(self) -> dict[str, Any]:
+        """The arguments of the readers in answers/reading.py."""
+        frame = self.reading.box_frame
+        return {
+            "box_format": self.reading.box_format,
+            "frame": frame,
+            "sizes": self.rows.select("width", "height").to_numpy(),
+            "resized": _resized_sizes(self.rows) if frame == "resized" else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -86,19 +116,19 @@ def measured_without_boxes(rewards: Floats, parse_ok: npt.ArrayLike) -> Measured
 
 
 def _iou(answers: Answers) -> Measured:
-    boxes = reading.read_boxes(answers.completions, **answers.geometry())
+    boxes = answers.boxes()
     rewards = grounding.iou_xyxy(boxes, answers.true_boxes())
     return Measured(rewards, ~np.isnan(boxes[:, 0]), boxes)
 
 
 def _point_in_box(answers: Answers) -> Measured:
-    points = reading.read_points(answers.completions, **answers.geometry())
+    points = answers.points()
     rewards = grounding.points_in_boxes(points, answers.true_boxes())
     return measured_without_boxes(rewards, ~np.isnan(points[:, 0]))
 
 
 def _polygon_iou(answers: Answers) -> Measured:
-    found = reading.read_polygons(answers.completions, **answers.geometry())
+    found = answers.polygons()
     truth = [np.reshape(flat, (-1, 2)) for flat in answers.rows["gt_polygon"].to_list()]
     return measured_without_boxes(
         polygon.polygon_ious(found, truth), [p is not None for p in found]
@@ -106,7 +136,7 @@ def _polygon_iou(answers: Answers) -> Measured:
 
 
 def _set_iou(answers: Answers) -> Measured:
-    found = reading.read_box_lists(answers.completions, **answers.geometry())
+    found = answers.box_lists()
     truth = [np.reshape(boxes, (-1, 4)) for boxes in answers.rows["gt_boxes"].to_list()]
     return measured_without_boxes(
         sets.set_ious(found, truth), [bool((~np.isnan(boxes)).any()) for boxes in found]
@@ -115,8 +145,9 @@ def _set_iou(answers: Answers) -> Measured:
 
 def _text_reward(measure: Callable[[Sequence[str], Sequence[str]], Floats]) -> Reward:
     def measure_rows(answers: Answers) -> Measured:
-        rewards = measure(answers.completions.to_list(), answers.true_texts)
-        return measured_without_boxes(rewards, np.ones(len(rewards), dtype=bool))
+        is_answer = answers.texts.is_not_null().to_numpy()
+        rewards = measure(answers.texts.fill_null("").to_list(), answers.true_texts)
+        return measured_without_boxes(np.where(is_answer, rewards, 0.0), is_answer)
 
     return Reward("gt_text", measure_rows)
 
@@ -131,7 +162,7 @@ def _number_reward(measure: Callable[[Floats, Floats], Floats]) -> Reward:
                 f"{answers.rows['prompt_id'][row]} is no number",
                 fix="choose a reward for texts, or prepare the data with numbers as gt_text",
             )
-        found = reading.read_numbers(answers.completions)
+        found = answers.numbers()
         return measured_without_boxes(measure(found, truth), ~np.isnan(found))
 
     return Reward("gt_text", measure_rows)

@@ -4,11 +4,14 @@ It is named as `package.module:function` and follows the contract of TRL's rewar
 
     def reward(completions: list[str], **columns) -> list[float]
 
-`columns` are lists as long as `completions`: prompt_id, dataset, task, prompt, width, height (px),
-gt_text, gt_box (xyxy, px of the original image), gt_boxes, gt_polygon, each None where the prompt
-has none. The function returns one finite number in [0, 1] per completion; higher is better. The
-same answer must always get the same number: before anything is written, the function is called on
-the first rows together and on each half of them. Only one thread calls it at a time.
+`completions` are the texts of the answers, without thoughts and tags (answers/pipeline.py). A
+completion that holds no answer, such as a cut-off thought, is not passed: it is unparsed, and its
+reward is 0. `columns` are lists as long as `completions`: whole_completions (as the model wrote
+them), prompt_id, dataset, task, prompt, width, height (px), gt_text, gt_box (xyxy, px of the
+original image), gt_boxes, gt_polygon, each None where the prompt has none. The function returns one
+finite number in [0, 1] per completion; higher is better. The same answer must always get the same
+number: before anything is written, the function is called on the first rows together and on each
+half of them. Only one thread calls it at a time.
 """
 
 import functools
@@ -77,8 +80,11 @@ def own_rewards(weights: Mapping[str, float]) -> dict[str, str]:
 
 def measure_own(answers: Answers, name: str) -> Measured:
     """What the user's reward gives each answer; raises `InputError` if it breaks its contract."""
-    rewards = _call_own(answers.rows, name)
-    return measured_without_boxes(rewards, np.ones(len(rewards), dtype=bool))
+    is_answer = answers.texts.is_not_null().to_numpy()
+    rewards = np.zeros(len(is_answer))
+    if is_answer.any():
+        rewards[is_answer] = _call_own(_answered(answers), name)
+    return measured_without_boxes(rewards, is_answer)
 
 
 def try_own(answers: Answers, name: str) -> None:
@@ -86,7 +92,9 @@ def try_own(answers: Answers, name: str) -> None:
 
     Raises `InputError` if an answer gets another reward in its half.
     """
-    some = answers.rows.head(TRIED_ROWS)
+    some = _answered(answers).head(TRIED_ROWS)
+    if not some.height:
+        return
     half = some.height // 2
     halves = [part for part in (some[half:], some[:half]) if part.height]
     first = _call_own(some, name)
@@ -117,11 +125,17 @@ def _source_sha256(function: OwnReward) -> str:
         ) from error
 
 
+def _answered(answers: Answers) -> pl.DataFrame:
+    """The rows that hold an answer; its text is the column `answer`."""
+    return answers.rows.with_columns(answer=answers.texts).filter(pl.col("answer").is_not_null())
+
+
 def _call_own(rows: pl.DataFrame, name: str) -> Floats:
     columns = {column: rows[column].to_list() for column in OWN_COLUMNS}
+    columns["whole_completions"] = rows["completion"].to_list()
     reward = load_own(name)
     try:
-        returned = reward(rows["completion"].to_list(), **columns)
+        returned = reward(rows["answer"].to_list(), **columns)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"the reward '{name}' raised {_describe(error)}",

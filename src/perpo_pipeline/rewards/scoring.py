@@ -7,6 +7,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.rewards.builtin import Answers
 from perpo_pipeline.rewards.choice import columns_of, measure
@@ -22,31 +23,29 @@ def score_samples(
     prompts: pa.Table,
     *,
     reward: str | Mapping[str, float],
-    box_format: str,
-    box_frame: str,
+    reading: Reading,
 ) -> pa.Table:
     """Score completions; the result has SCORES' columns and the rows of `samples`, in order.
 
     `samples` needs prompt_id, sample_id, completion, and `resized` in the frame of that name;
     `prompts` the columns that `rewards.choice.columns_of` names; `reward` is the name of a reward,
-    or several with their weights. Raises `ArtifactError` if a sample's prompt, the truth that the
-    reward needs, or a size that the frame needs is missing.
+    or several with their weights; `reading` says how completions are read. Raises `ArtifactError`
+    if a sample's prompt, the truth that the reward needs, or a size that the frame needs is
+    missing.
     """
     weights = {reward: 1.0} if isinstance(reward, str) else reward
-    rows = pl.DataFrame(samples.select(sample_columns(box_frame)))
+    rows = pl.DataFrame(samples.select(sample_columns(reading)))
     truth = pl.DataFrame(prompts.select(columns_of(weights)))
     joined = rows.join(truth, on="prompt_id", how="left", maintain_order="left")
-    return score_joined(join_truth(rows, joined, box_format, box_frame), weights)
+    return score_joined(join_truth(rows, joined, reading), weights)
 
 
-def sample_columns(box_frame: str) -> list[str]:
-    """Columns of the samples that scoring in this frame reads."""
-    return [*KEYS, "completion"] + ["resized"] * (box_frame == "resized")
+def sample_columns(reading: Reading) -> list[str]:
+    """Columns of the samples that scoring reads."""
+    return [*KEYS, "completion"] + ["resized"] * (reading.box_frame == "resized")
 
 
-def join_truth(
-    rows: pl.DataFrame, joined: pl.DataFrame, box_format: str, box_frame: str
-) -> Answers:
+def join_truth(rows: pl.DataFrame, joined: pl.DataFrame, reading: Reading) -> Answers:
     """The answers with their prompts; raises `ArtifactError` for an answer without its prompt."""
     lost = joined.filter(pl.col("task").is_null())
     if lost.height:
@@ -58,7 +57,7 @@ def join_truth(
         raise ArtifactError(
             "a prompt_id occurs twice among the prompts", fix="rerun `perpo prepare`"
         )
-    return Answers(joined, box_format, box_frame)
+    return Answers(joined, reading)
 
 
 def score_joined(answers: Answers, weights: Mapping[str, float]) -> pa.Table:

@@ -17,10 +17,7 @@ class RewardPreview:
 
     def __init__(self, config: RunConfig) -> None:
         self.reward = config.sample.preview_reward
-        self.box_settings = {
-            "box_format": config.model.box_format,
-            "box_frame": config.model.box_frame,
-        }
+        self.reading = config.model.reading()
         self.scored = self.parsed = 0
         self.total = 0.0
 
@@ -37,7 +34,7 @@ class RewardPreview:
             pa.Table.from_pylist(samples, schema=SAMPLES.columns),
             pa.table({name: [row[name] for row in known.values()] for name in TRUTH_COLUMNS}),
             reward=self.reward,
-            **self.box_settings,
+            reading=self.reading,
         )
         self.scored += len(samples)
         self.parsed += sum(scores["parse_ok"].to_pylist())

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perpo_pipeline.config.fingerprints import box_settings, counted_settings
+from perpo_pipeline.config.fingerprints import counted_settings, reading_settings
 from perpo_pipeline.machine import cores
 from perpo_pipeline.rewards.builtin import Answers
 from perpo_pipeline.rewards.choice import columns_of
@@ -30,7 +30,7 @@ from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.prompt_lookup import PromptLookup, check_unique
 from perpo_pipeline.store.writing import Recipe, Writer
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 def score(run: Run, split: str) -> Version:
@@ -38,8 +38,9 @@ def score(run: Run, split: str) -> Version:
     samples = run.latest("samples", split)
     prompts = run.latest("prompts") if "prompts" in run.inputs else input_of(samples, "prompts")
     model, weights = run.config.model, run.config.score.weights()
+    reading = model.reading()
     own = own_rewards(weights)
-    found = {"reward": weights, "own_rewards": own, **box_settings(model)}
+    found = {"reward": weights, "own_rewards": own, **reading_settings(model)}
     settings = counted_settings("scores", run.config.score, found)
     recipe = Recipe(
         "scores", split, "score", STAGE_VERSION, settings, {"samples": samples, "prompts": prompts}
@@ -47,13 +48,13 @@ def score(run: Run, split: str) -> Version:
 
     def work(writer: Writer) -> Mapping[str, Any]:
         lookup = PromptLookup(prompts, columns_of(weights))
-        columns = sample_columns(model.box_frame)
+        columns = sample_columns(reading)
         todo = [i for i in range(len(samples.parts())) if not writer.has_part(i)]
 
         def answers_of(index: int) -> Answers:
             rows = pl.DataFrame(samples.part(index, columns))
             check_unique(rows, KEYS, str(samples.parts()[index]), "perpo sample")
-            return join_truth(rows, lookup.join(rows), model.box_format, model.box_frame)
+            return join_truth(rows, lookup.join(rows), reading)
 
         for name in own if todo else ():
             try_own(answers_of(todo[0]), name)

@@ -1,0 +1,129 @@
+"""From a completion to its answer: the steps that every reader of answers takes, in this order.
+
+1. `take_off_thoughts`: what stands before the end of a thought is no answer.
+2. `find_answer`: what stands inside the answer's tags is the answer; without tags, all that is
+   left.
+3. Read it by its format (reading.py, formats.py): a box, a point, a polygon, a number, or the text.
+4. Place it in its frame (placement.py): pixels of the original image.
+
+`settings.Reading` holds the settings of all four. `answer_texts` takes the first two steps for many
+texts. A completion without any mark is its own answer, byte by byte. Where a mark was taken off,
+the white space at both ends of the answer goes with it. Every step takes time linear in the length
+of a text, and no text raises an error.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import TypeAlias, cast
+
+import polars as pl
+import pyarrow as pa
+
+from perpo_pipeline.answers.settings import ANSWER_TAG, Reading, Thinking
+
+Texts: TypeAlias = Sequence[str | None] | pl.Series | pa.Array | pa.ChunkedArray
+
+THOUGHTS = (
+    ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, GLM-4.1V and 4.5V, VLM-R1, InternVL3.5, MiMo-VL
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("◁think▷", "◁/think▷"),  # Kimi-VL
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, LlamaV-o1
+)
+"""The marks around a thought, in any letter case; one model uses one pair of them."""
+INNER_ANSWER = ("<|begin_of_box|>", "<|end_of_box|>")
+"""What GLM-4.1V and 4.5V write around the answer proper, inside `<answer>` or without it."""
+
+
+def answer_text(completion: str, reading: Reading) -> str | None:
+    """The text of the answer in one completion; None if there is no answer."""
+    return cast(str | None, answer_texts([completion], reading)[0])
+
+
+def answer_texts(completions: Texts, reading: Reading) -> pl.Series:
+    """The text of the answer in each of n completions; null where there is no answer.
+
+    A null completion stays null.
+    """
+    series = as_series(completions)
+    marks = _marks(reading)
+    if reading.thinking == "opened":
+        is_marked = series.is_not_null()
+    elif not marks:
+        return series
+    else:
+        is_marked = series.str.contains(_any_of(marks)).fill_null(False)
+    if not is_marked.any():
+        return series
+    rows = is_marked.arg_true()
+    found = find_answer(take_off_thoughts(series.gather(rows), reading.thinking), reading)
+    return series.clone().scatter(rows, found.str.strip_chars())
+
+
+def take_off_thoughts(texts: pl.Series, thinking: Thinking) -> pl.Series:
+    """What follows the last end of a thought; null where a thought has no end."""
+    if thinking == "none":
+        return texts
+    opening, closing = (_any_of(marks) for marks in zip(*THOUGHTS, strict=True))
+    text = pl.col("text")
+    left = text.str.replace(rf"(?s)^.*{closing}", "")
+    is_open = left.str.contains(opening)
+    if thinking == "opened":
+        is_open |= ~text.str.contains(closing)
+    return _select(texts, pl.when(~is_open).then(left))
+
+
+def find_answer(texts: pl.Series, reading: Reading) -> pl.Series:
+    """What stands inside the answer's tag: the innermost of the first pair, or of the last.
+
+    A missing opening tag stands at the start of the text, a missing closing tag at its end; a text
+    without the tag is all answer.
+    """
+    for opening, closing in _answer_marks(reading):
+        to_end, from_start = rf"(?s){_any_of([closing])}.*$", rf"(?s)^.*{_any_of([opening])}"
+        steps = [to_end, from_start] if reading.which == "first" else [from_start, to_end]
+        text = pl.col("text")
+        for step in steps:
+            text = text.str.replace(step, "")
+        texts = _select(texts, text)
+    return texts
+
+
+def as_series(texts: Texts) -> pl.Series:
+    """Texts as a column of strings.
+
+    Half of a surrogate pair, which a Python str can hold and UTF-8 cannot, becomes "?".
+    """
+    if isinstance(texts, pl.Series):
+        return texts.cast(pl.String).alias("text")
+    if isinstance(texts, pa.Array | pa.ChunkedArray):
+        return cast(pl.Series, pl.from_arrow(texts)).cast(pl.String).alias("text")
+    try:
+        return pl.Series("text", texts, dtype=pl.String)
+    except UnicodeEncodeError:  # surrogates become "?", which is in no pattern either
+        encoded = [None if t is None else t.encode("utf-8", "replace").decode() for t in texts]
+        return pl.Series("text", encoded, dtype=pl.String)
+
+
+def _marks(reading: Reading) -> list[str]:
+    """All marks that these settings take off."""
+    pairs = [*(THOUGHTS if reading.thinking != "none" else ()), *_answer_marks(reading)]
+    return [mark for pair in pairs for mark in pair]
+
+
+def _answer_marks(reading: Reading) -> list[tuple[str, str]]:
+    if reading.tag is None:
+        return []
+    inner = [INNER_ANSWER] if reading.tag == ANSWER_TAG else []
+    return [(f"<{reading.tag}>", f"</{reading.tag}>"), *inner]
+
+
+def _any_of(marks: Sequence[str]) -> str:
+    return f"(?i:{'|'.join(map(re.escape, marks))})"
+
+
+def _select(texts: pl.Series, expression: pl.Expr) -> pl.Series:
+    return texts.alias("text").to_frame().select(expression.alias("text"))["text"]
