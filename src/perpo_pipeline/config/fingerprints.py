@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MODEL = ("model.id", "model.dtype", "model.preprocess")
 BOXES = ("model.box_format", "model.box_frame")
-ANSWER = ("model.answer.thinking", "model.answer.tag", "model.answer.which")
+READING = (*BOXES, "model.answer.thinking", "model.answer.tag", "model.answer.which")
 # Under these names a manifest records settings whose value is not what the file says:
 # `model` is the identity of the weights, whatever their id or directory is called.
 RECORDED_AS = {"model.id": "model"}
@@ -75,19 +75,13 @@ COUNTED: dict[str, Counted] = {
     "prompts": Counted("prepare", any_facts=True, through_facts=("seed", *BOXES)),
     "samples": Counted("sample", ("seed", *MODEL), unused=_unused_by_backend),
     "scores": Counted(
-        "score",
-        (*BOXES, *ANSWER),
-        facts=("own_rewards",),
-        unused=_boxes_unless_a_reward_reads_them,
+        "score", READING, facts=("own_rewards",), unused=_boxes_unless_a_reward_reads_them
     ),
     "preferences": Counted("filter"),
     "reference": Counted(None, ("train.forward", *MODEL)),
     "adapter": Counted("train", (*MODEL, *BOXES), unused=_boxes_unless_trained_on_the_truth),
     "predictions": Counted(
-        "eval",
-        (*MODEL, *BOXES, *ANSWER),
-        facts=("image", "reward"),
-        unused=_prompts_of_other_images,
+        "eval", (*MODEL, *READING), facts=("image", "reward"), unused=_prompts_of_other_images
     ),
     "report": Counted(
         "report",
