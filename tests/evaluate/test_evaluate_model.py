@@ -15,9 +15,9 @@ from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.conditioning import IMAGES, conditioning_rows, conditioning_table
 from perpo_pipeline.evaluate.evaluate_model import evaluate, refuse_images_of
+from perpo_pipeline.inference import transformers_backend
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.run import Run
-from perpo_pipeline.vlm import decoding
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.images import load_image
 from perpo_pipeline.vlm.inputs import encode_row
@@ -62,7 +62,7 @@ def answers_with_the_quarter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return [Completion(text, (1,), "stop", 0.0) for text in texts]
 
     save_tiny_family("qwen2_5_vl", tmp_path / "model")
-    monkeypatch.setattr(decoding, "greedy_decode", greedy)
+    monkeypatch.setattr(transformers_backend, "greedy_decode", greedy)
 
 
 @pytest.mark.usefixtures("answers_with_the_quarter")
@@ -97,7 +97,7 @@ def test_a_blank_image_is_as_large_as_the_true_one_and_has_one_colour(
         seen.append(load_image(row["image"]["bytes"], where="blank"))
         return encode_row(vlm, row, preprocess)
 
-    monkeypatch.setattr("perpo_pipeline.evaluate.evaluate_model.encode_row", encode)
+    monkeypatch.setattr("perpo_pipeline.inference.transformers_backend.encode_row", encode)
     run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
     evaluate(run, "base-blank-image@test")
     rows = run.latest("predictions", "base-blank-image@test").table().to_pylist()

@@ -23,7 +23,7 @@ def test_the_configuration_accepts_exactly_the_backends_that_exist() -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_entry_names_a_backend_class_and_settings_that_exist(name: str) -> None:
     factory = backends.pkgutil.resolve_name(BACKENDS[name].factory)
-    assert callable(factory.sample) and callable(factory.notes)
+    assert callable(factory.sample) and callable(factory.notes) and callable(factory.close)
     assert set(BACKENDS[name].ignores) <= set(SampleConfig().result_settings())
 
 
@@ -49,7 +49,7 @@ def test_a_new_entry_is_opened_and_its_ignored_settings_do_not_count(
     opened: Any = open_backend(setup)
     assert isinstance(opened, Recorded) and opened.setup is setup
     found = {"backend": "mine", "seed": 0, "model": "m", "dtype": "float32", "preprocess": "pad"}
-    counted = counted_settings("samples", setup.sample, found)
+    counted = counted_settings("samples", setup.settings, found)
     assert set(SampleConfig().result_settings()) - set(counted) == {"served_model"}
 
 

@@ -121,7 +121,7 @@ def connect(model_dir: Path, tmp_path: Path) -> Callable[..., OpenAIBackend]:
                 model=ModelConfig(id=str(model)),
                 resolved=resolve_model(str(model)),
                 model_settings={"preprocess": preprocess},
-                sample=SampleConfig(**settings | sample),
+                settings=SampleConfig(**settings | sample),
                 scratch=tmp_path,
             )
         )

@@ -54,7 +54,7 @@ def test_a_broken_vllm_is_reported_in_one_line(
     with pytest.raises(ConfigError) as caught:
         open_backend(tmp_path)
     assert said in caught.value.what and "\n" not in caught.value.what
-    assert caught.value.fix == "repair the installation, or set sample.backend to transformers"
+    assert caught.value.fix == "repair the installation, or choose the backend transformers"
 
 
 def test_a_missing_vllm_names_what_to_install(

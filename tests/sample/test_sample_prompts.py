@@ -274,6 +274,9 @@ class NotingBackend:
         for index in range(len(rows)):
             on_done(index, SampledList([Completion("x", (5,), "stop", None)] * 3, None))
 
+    def close(self) -> None:
+        pass
+
 
 def test_a_note_of_a_killed_process_is_in_the_manifest(
     testbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

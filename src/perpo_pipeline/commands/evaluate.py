@@ -47,6 +47,13 @@ def eval_command(
         typer.Option(help="adapter artifact for --evaluation; default: the run's"),
     ] = None,
     model: Model = None,
+    backend: Annotated[
+        str | None, typer.Option(help="auto, transformers, vllm or openai (eval.backend)")
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible server to ask, e.g. http://host:8000/v1"),
+    ] = None,
     image_conditioning: Annotated[
         bool,
         typer.Option(
@@ -91,6 +98,8 @@ def eval_command(
         quiet=quiet,
         settings=[
             Override("model.id", model, "--model"),
+            Override("eval.backend", backend, "--backend"),
+            Override("eval.base_url", base_url, "--base-url"),
             Override("eval.allow_train_images", allowed, "--allow-train-images"),
         ],
         inputs={"prompts": prompts, "adapter": adapter},

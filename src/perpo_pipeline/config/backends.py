@@ -1,7 +1,7 @@
-"""The sampling backends by name.
+"""The backends by name.
 
 To add a backend, write its class (see `inference/backend.py`), add one entry to BACKENDS, and add
-its name to `SampleConfig.backend`.
+its name to `InferenceConfig.backend`.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class BackendEntry:
     """One backend: `factory` is its class as package.module:attribute.
 
-    `ignores` names settings of `sample` that this backend never reads. They do not count in the
-    fingerprint of the samples that it draws.
+    `ignores` names settings of `sample` and `eval` that this backend never reads. They do not count
+    in the fingerprint of what it answers.
     """
 
     factory: str

@@ -5,7 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from perpo_pipeline.config.evaluations import Evaluation
-from perpo_pipeline.config.section import Int, Name, Section, several_faults
+from perpo_pipeline.config.inference import Decoding, InferenceConfig
+from perpo_pipeline.config.section import Int, Name, several_faults
 
 
 def _as_list(value: Any) -> Any:
@@ -23,19 +24,18 @@ def _each_once(names: list[str]) -> list[str]:
 Splits = Annotated[list[Name], BeforeValidator(_as_list), AfterValidator(_each_once)]
 
 
-class EvalConfig(Section):
+class EvalConfig(InferenceConfig):
     """What is evaluated, on which splits; greedy decoding."""
 
-    operational: ClassVar[frozenset[str]] = frozenset(
-        {
-            "splits",
-            "models",
-            "conditions",
-            "condition_splits",
-            "out_of_domain",
-            "allow_train_images",
-        }
-    )
+    section: ClassVar[str] = "eval"
+    operational: ClassVar[frozenset[str]] = InferenceConfig.operational | {
+        "splits",
+        "models",
+        "conditions",
+        "condition_splits",
+        "out_of_domain",
+        "allow_train_images",
+    }
 
     splits: Splits = Field(
         default=["test"],
@@ -65,10 +65,16 @@ class EvalConfig(Section):
     allow_train_images: bool = Field(
         False, description="evaluate an adapter even on images that it was trained on"
     )
-    max_new_tokens: Int = Field(64, ge=1, description="longest completion, in tokens")
-    batch_size: Int = Field(64, ge=1, description="prompts decoded together")
-    prompts_per_part: Int = Field(
-        512, ge=1, description="prompts per file; a killed stage resumes after the last whole file"
+    batch_size: Int = Field(
+        64,
+        ge=1,
+        description="prompts decoded together; counts because another size may round differently",
+    )
+    max_errors: Int = Field(
+        0,
+        ge=0,
+        description="prompts that may stay unanswered, each of which counts as wrong, before the "
+        "stage fails",
     )
 
     @model_validator(mode="after")
@@ -95,3 +101,7 @@ class EvalConfig(Section):
     def splits_with_wrong_images(self) -> list[str]:
         """The splits on which `conditions` are evaluated."""
         return self.splits[:1] if self.condition_splits is None else self.condition_splits
+
+    def decoding(self) -> Decoding:
+        """One completion per prompt, with the most likely token at every step."""
+        return Decoding(self.max_new_tokens)

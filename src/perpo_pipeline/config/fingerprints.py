@@ -48,7 +48,7 @@ class Counted:
 
 
 def _unused_by_backend(settings: Mapping[str, Any]) -> Collection[str]:
-    """Sampling settings that a backend does not read."""
+    """Settings of `sample` or `eval` that a backend does not read."""
     return BACKENDS[settings["backend"]].ignores
 
 
@@ -63,8 +63,10 @@ def _boxes_unless_trained_on_the_truth(settings: Mapping[str, Any]) -> Collectio
     return () if METHODS[settings["method"]].trains_on == "truth" else _leaves(BOXES)
 
 
-def _prompts_of_other_images(settings: Mapping[str, Any]) -> Collection[str]:
-    return ("condition_prompts",) if settings["image"] == "matching" else ()
+def _unused_in_predictions(settings: Mapping[str, Any]) -> Collection[str]:
+    """What the backend does not read, and the number of prompts shown with a wrong image."""
+    of_conditions = ("condition_prompts",) if settings["image"] == "matching" else ()
+    return (*of_conditions, *_unused_by_backend(settings))
 
 
 def _leaves(keys: Collection[str]) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ COUNTED: dict[str, Counted] = {
     "reference": Counted(None, ("train.forward", *MODEL)),
     "adapter": Counted("train", (*MODEL, *BOXES), unused=_boxes_unless_trained_on_the_truth),
     "predictions": Counted(
-        "eval", (*MODEL, *READING), facts=("image", "reward"), unused=_prompts_of_other_images
+        "eval", (*MODEL, *READING), facts=("image", "reward"), unused=_unused_in_predictions
     ),
     "report": Counted(
         "report",

@@ -1,8 +1,9 @@
-"""The interface of a sampling backend: rows of prompts in, lists of completions out.
+"""The interface of a backend: rows of prompts in, lists of completions out.
 
 transformers_backend.py runs in this process and needs nothing else; vllm_backend.py drives vLLM's
 engine; openai_backend.py sends requests to any OpenAI-compatible server. All draw from
-softmax(logits / T) and nothing else unless the run's configuration asks for more.
+softmax(logits / T) and nothing else unless the run's configuration asks for more, or decode
+greedily.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from perpo_pipeline.config.inference import Decoding, InferenceConfig
 from perpo_pipeline.config.model import ModelConfig
-from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.vlm.completion import Completion
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class SampledList:
 
 @dataclass(frozen=True)
 class Failure:
-    """A prompt that could not be sampled, and why."""
+    """A prompt that could not be answered, and why."""
 
     reason: str
 
@@ -46,20 +47,29 @@ OnDone = Callable[[int, SampledList | Failure], None]
 
 @dataclass(frozen=True)
 class BackendSetup:
-    """Everything that a backend needs to open; it can be sent to another process."""
+    """Everything that a backend needs to open; it can be sent to another process.
+
+    `settings` is the section of the stage, whose `backend` is not `auto`.
+    """
 
     model: ModelConfig
     resolved: "ResolvedModel"
     model_settings: Mapping[str, Any]
-    sample: SampleConfig
+    settings: InferenceConfig
     scratch: Path
     adapter: Path | None = None
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the completions of a prompt are chosen."""
+        return self.settings.decoding()
 
 
 class Backend(Protocol):
     """Draws completions; made from a `BackendSetup`.
 
-    `prompts_per_call` is how many prompts `sample` takes at once; 0 means a whole part.
+    `prompts_per_call` is how many prompts `sample` takes at once; 0 means a whole part. If
+    `decoding.is_greedy`, the list of a prompt is one completion, and seeds have no effect.
     """
 
     prompts_per_call: int
@@ -79,4 +89,8 @@ class Backend(Protocol):
         A fault of one prompt becomes a `Failure`. A fault of all prompts (the model, the server,
         the settings) raises a PerpoError.
         """
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory; the backend is not used after this."""
         ...

@@ -4,11 +4,11 @@ import importlib.util
 import pkgutil
 
 from perpo_pipeline.config.backends import BACKENDS
-from perpo_pipeline.config.sample import SampleConfig
+from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.inference.backend import Backend, BackendSetup
 
 
-def choose_backend(config: SampleConfig, device: str) -> str:
+def choose_backend(config: InferenceConfig, device: str) -> str:
     """Resolve `auto`: vLLM on CUDA if it is installed, else transformers."""
     if config.backend != "auto":
         return config.backend
@@ -21,5 +21,5 @@ def choose_backend(config: SampleConfig, device: str) -> str:
 
 def open_backend(setup: BackendSetup) -> Backend:
     """Load the model, or connect to the server, with the backend that the setup names."""
-    backend: Backend = pkgutil.resolve_name(BACKENDS[setup.sample.backend].factory)(setup)
+    backend: Backend = pkgutil.resolve_name(BACKENDS[setup.settings.backend].factory)(setup)
     return backend

@@ -1,4 +1,4 @@
-"""Prompts that cannot be sampled: counted during the stage, reported after it."""
+"""Prompts that get no answer: counted during the stage, reported after it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,15 @@ from perpo_pipeline.store.places import name_prompt
 
 @dataclass
 class Failures:
-    """Counts the prompts that failed; `allowed` is max_errors, `where` the version's directory."""
+    """Counts the prompts that failed.
+
+    `allowed` is max_errors, `where` the version's directory, `done` what should have been done with
+    the prompts, such as "sampled".
+    """
 
     allowed: int
     where: str
+    done: str
     count: int = 0
     first: Row | None = None
 
@@ -33,7 +38,7 @@ class Failures:
         if not self.too_many or self.first is None:
             return
         raise InputError(
-            f"{self.count} prompts cannot be sampled (max_errors {self.allowed}), "
+            f"{self.count} prompts cannot be {self.done} (max_errors {self.allowed}), "
             f"for example {name_prompt(self.first)}: {self.first['reason']}",
             where=self.where,
             fix="repair the prompts and run the same command, which retries them and resumes "
@@ -41,24 +46,25 @@ class Failures:
         )
 
 
-def report_failures(run: Run, version: Version, allowed: int) -> None:
+def report_failures(run: Run, version: Version, allowed: int, outcome: str) -> None:
     """Print how many prompts of a finished version failed, and why the first did.
 
-    Raises InputError if they are more than `allowed`: the version was made with a larger
-    max_errors.
+    `outcome` says what became of them, such as "could not be sampled". Raises InputError if they
+    are more than `allowed`: the version was made with a larger max_errors.
     """
     failed, prompts = version.manifest["counts"]["failed"], version.manifest["counts"]["prompts"]
     if not failed:
         return
     first = version.table("errors").to_pylist()[0]
     message = (
-        f"{failed} of {prompts} prompts could not be sampled, for example {name_prompt(first)}: "
+        f"{failed} of {prompts} prompts {outcome}, for example {name_prompt(first)}: "
         f"{first['reason']}"
     )
     if failed > allowed:
         raise InputError(
             f"{message} (max_errors {allowed})",
             where=str(version.path),
-            fix="remove this directory to sample all prompts again, or raise max_errors",
+            fix="remove this directory to ask for all of them again, or raise max_errors",
         )
-    run.say(f"sample {version.variant}: {message} (all: {version.path}/errors-*.parquet)")
+    stage = version.manifest["stage"]
+    run.say(f"{stage} {version.variant}: {message} (all: {version.path}/errors-*.parquet)")

@@ -1,4 +1,4 @@
-"""Sample lists of completions from an OpenAI-compatible server: `vllm serve` or any other.
+"""Completions from an OpenAI-compatible server: `vllm serve` or any other.
 
 One request per prompt asks for all N completions. The image is sent as exactly the pixels that
 training gives to the processor.
@@ -75,11 +75,11 @@ class OpenAIBackend:
             raise ConfigError(
                 "the openai backend cannot load an adapter into a server",
                 where=str(setup.adapter),
-                fix="serve the adapter (vllm serve --lora-modules, or merged into its base) and "
-                "set sample.served_model to its name",
+                fix="merge it into its base (`perpo merge`), serve the merged model, and give that "
+                "one as --model without an adapter",
             )
-        self.config = setup.sample
-        self.server = Server(self.config.base_url, self.config.served_model or setup.model.id)
+        self.decoding, self.settings = setup.decoding, setup.settings
+        self.server = Server(self.settings.base_url, self.settings.served_model or setup.model.id)
         asyncio.run(self.server.identify())
         self._check_settings()
         self.reader = PromptReader(setup)
@@ -101,25 +101,29 @@ class OpenAIBackend:
         """
         return asyncio.run(self._sample(list(zip(rows, seeds, strict=True)), on_done))
 
+    def close(self) -> None:
+        """Nothing is held: each call opens its own connections."""
+
     def _check_settings(self) -> None:
-        config, (low, high) = self.config, TEMPERATURES
+        how, (low, high) = self.decoding, TEMPERATURES
         if self.server.is_vllm:
-            if not low <= config.temperature <= high:
+            if not how.is_greedy and not low <= how.temperature <= high:
+                name = self.settings.key("temperature")
                 raise ConfigError(
-                    f"sample.temperature is {config.temperature}; vLLM accepts {low} to {high}",
-                    fix=f"set sample.temperature from {low} to {high}",
+                    f"{name} is {how.temperature}; vLLM accepts {low} to {high}",
+                    fix=f"set {name} from {low} to {high}",
                 )
             return
         wanted = {
-            "top_k": config.top_k is not None,
-            "repetition_penalty": config.repetition_penalty != 1,
+            "top_k": how.top_k is not None,
+            "repetition_penalty": how.repetition_penalty != 1,
         }
         if names := [name for name, is_wanted in wanted.items() if is_wanted]:
             raise ConfigError(
                 f"{' and '.join(names)}: the OpenAI protocol has no such field, and the server "
                 f"does not identify itself as vLLM for the model {self.server.model!r}",
                 where=self.server.url,
-                fix="remove them from sample, or sample from vLLM",
+                fix=f"remove them from {self.settings.section}, or ask vLLM",
             )
 
     def _retokenised_note(self) -> str:
@@ -132,7 +136,7 @@ class OpenAIBackend:
     async def _sample(
         self, jobs: list[tuple[Row, int]], on_done: OnDone | None
     ) -> list[SampledList | Failure]:
-        slots = asyncio.Semaphore(self.config.concurrency)
+        slots = asyncio.Semaphore(self.settings.concurrency)
         async with self.server.client() as client:
 
             async def sample_one(index: int, row: Row, seed: int) -> SampledList | Failure:
@@ -166,7 +170,7 @@ class OpenAIBackend:
         """N completions; if the server returns fewer, the rest are requested with other seeds."""
         drawn: list[Completion] = []
         for attempt in count():
-            missing = self.config.num_samples - len(drawn)
+            missing = self.decoding.num_samples - len(drawn)
             if not missing:
                 break
             own = seed if attempt == 0 else derive_seed(seed, "more", str(attempt))
@@ -187,16 +191,16 @@ class OpenAIBackend:
         return drawn
 
     def _body(self, prompt: RequestPrompt, num: int, seed: int) -> dict[str, Any]:
-        config, vllm = self.config, self.server.is_vllm
+        how, vllm = self.decoding, self.server.is_vllm
         body = {
             "model": self.server.model,
             "messages": [prompt.message],
             "n": num,
-            "temperature": config.temperature,
-            "top_p": config.top_p,
+            "temperature": how.temperature,
+            "top_p": how.top_p,
             # vLLM's completion i draws from seed + i, in 63 bits; 31 bits fit every server.
             "seed": seed >> (1 if vllm else 32),
-            self.server.limit_name: config.max_new_tokens,
+            self.server.limit_name: how.max_new_tokens,
         }
         if self.server.gives_logprobs:
             body["logprobs"] = True
@@ -204,9 +208,9 @@ class OpenAIBackend:
             return body
         # vLLM takes every parameter that is missing here from the model's generation_config.json.
         return body | {
-            "top_k": config.top_k or -1,
+            "top_k": how.top_k or -1,
             "min_p": 0.0,
-            "repetition_penalty": config.repetition_penalty,
+            "repetition_penalty": how.repetition_penalty,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "logit_bias": {str(token): -100.0 for token in self.reader.banned},
@@ -255,7 +259,7 @@ class OpenAIBackend:
 
     def _check_ids(self, ids: list[int], reason: str) -> tuple[int, ...]:
         """Return the ids; raises Refused if this model cannot draw them with these settings."""
-        limit, reader = self.config.max_new_tokens, self.reader
+        limit, reader = self.decoding.max_new_tokens, self.reader
         if any(i >= reader.vocab_size or i in reader.banned for i in ids):
             raise Refused("the server sent token ids that this model cannot draw")
         if reason == "stop" and not (ids and ids[-1] in reader.end_ids):

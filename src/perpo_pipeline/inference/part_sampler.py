@@ -24,6 +24,10 @@ class PartSampler:
     def __init__(self, setup: BackendSetup, run_seed: int) -> None:
         self.backend, self.run_seed = open_backend(setup), run_seed
 
+    def close(self) -> None:
+        """Close the backend, which frees the memory of its model."""
+        self.backend.close()
+
     def sample(self, prompts: Sequence[Row], on_rows: OnRows) -> list[Row]:
         """SAMPLES rows, and ERRORS rows for prompts that failed; `on_rows` gets those per prompt.
 

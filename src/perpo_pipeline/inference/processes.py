@@ -1,4 +1,4 @@
-"""Sampling in several processes, one per GPU: each takes whole parts, the parent writes them.
+"""Several processes, one per GPU: each takes whole parts, the parent writes them.
 
 A process ends with its parent, even if the parent is killed: an orphan would hold its GPU's memory.
 """
@@ -78,8 +78,8 @@ def sample_in_processes(
     except BrokenProcessPool as error:
         raise InputError(
             "a sampling process ended (its own message is above; often memory ran out)",
-            fix="the same command resumes after the last whole part; lower sample.num_gpus or "
-            "sample.batch_size if memory ran out",
+            fix="the same command resumes after the last whole part; lower num_gpus or batch_size "
+            "if memory ran out",
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
@@ -100,7 +100,7 @@ def _visible_devices(processes: int) -> list[str]:
     if len(names) < processes:
         raise ConfigError(
             f"num_gpus is {processes}, and {len(names)} GPUs are visible",
-            fix="lower sample.num_gpus (--set sample.num_gpus=N), or correct CUDA_VISIBLE_DEVICES",
+            fix="lower num_gpus, or correct CUDA_VISIBLE_DEVICES",
         )
     return names[:processes]
 

@@ -1,4 +1,4 @@
-"""What runs on a Ray cluster: actors that sample whole parts, and the board they report to.
+"""What runs on a Ray cluster: actors that answer whole parts, and the board they report to.
 
 An actor may run on any machine of the cluster, and Ray may restart it on another one. The package,
 the model, the adapter and images that are not embedded must be the same on every machine.
@@ -217,8 +217,8 @@ def _died_too_often(doing: str, last: str) -> ProcessError:
     return ProcessError(
         f"the actor that {doing} died {TRIES} times, last as {last}",
         where="logs/ in Ray's session folder on that machine",
-        fix="often memory ran out: lower sample.batch_size or sample.num_actors; the same command "
-        "resumes after the last whole part",
+        fix="often memory ran out: lower batch_size or num_actors; the same command resumes after "
+        "the last whole part",
     )
 
 

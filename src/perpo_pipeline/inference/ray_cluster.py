@@ -38,7 +38,7 @@ def import_ray(module: str) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"Ray cannot be used: {first_line(error)}",
-            fix=f"{INSTALL}, or set sample.engine to local",
+            fix=f"{INSTALL}, or set engine to local",
         ) from error
 
 
@@ -56,7 +56,7 @@ def joined_cluster(ray: Any, address: str | None) -> Iterator[None]:
     if "://" in address:
         raise ConfigError(
             f"{address} is an address for Ray's client, but the command must run in the cluster",
-            fix="run it on a machine of the cluster, with --set sample.ray_address=auto",
+            fix="run it on a machine of the cluster, with ray_address: auto",
         )
     own: dict[str, Any] = {}
     if address == "local":
@@ -71,7 +71,7 @@ def joined_cluster(ray: Any, address: str | None) -> Iterator[None]:
         raise ConfigError(
             f"the Ray cluster cannot be used: {first_line(error)}",
             where=address,
-            fix="start it with `ray start`, or unset sample.ray_address and RAY_ADDRESS to use a "
+            fix="start it with `ray start`, or unset ray_address and RAY_ADDRESS to use a "
             "cluster on this machine",
         ) from error
     # When an actor dies, Ray prints half a page to stdout, which is for results only. The board
@@ -129,7 +129,7 @@ def use_gpus(device: str, nodes: Sequence[Node]) -> bool:
     if device == "auto" and not on_gpu and any(gpus for _, gpus in nodes):
         raise ConfigError(
             "the Ray cluster has GPUs and this machine has none, so model.device: auto is unclear",
-            fix="set model.device to cuda (and model.dtype and sample.backend), or to cpu",
+            fix="set model.device to cuda (and model.dtype and the backend), or to cpu",
         )
     return on_gpu
 
@@ -147,7 +147,7 @@ def count_actors(nodes: Sequence[Node], wanted: int | None, parts: int, on_gpu: 
     raise ConfigError(
         f"the Ray cluster has room for {room} actors with one {'GPU' if on_gpu else 'CPU'} each, "
         f"but {max(actors, 1)} are wanted",
-        fix="lower sample.num_actors (--set sample.num_actors=N), or add machines",
+        fix="lower num_actors, or add machines",
     )
 
 
@@ -202,7 +202,7 @@ class ClusterWatch:
         if not is_started and not self.has_reported_wait and waited_s > START_PATIENCE_S:
             self.has_reported_wait = True
             self.say(
-                f"sample: waiting for Ray to start {self.actors} actors "
+                f"waiting for Ray to start {self.actors} actors "
                 "(`ray status` shows what the cluster is doing)"
             )
         if now - self.checked >= CHECK_EVERY_S:
@@ -217,7 +217,7 @@ class ClusterWatch:
             )
         if room < self.room:
             self.say(
-                "sample: machines have left the Ray cluster, which now has room for "
+                "machines have left the Ray cluster, which now has room for "
                 f"{room} of {self.actors} actors"
             )
         self.room = room

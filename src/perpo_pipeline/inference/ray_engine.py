@@ -1,4 +1,4 @@
-"""Sampling on a Ray cluster: Ray Data sends whole parts to actors, the driver writes them.
+"""A Ray cluster: Ray Data sends whole parts to actors, the driver writes what they return.
 
 A row of the data set is one whole part, and a batch is one row, so batches are composed as in one
 process. Parts return in any order. Ray restarts a dead actor on any machine and sends its part
@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.inference import InferenceConfig
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, ProcessError, first_line
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS, Row
@@ -35,20 +36,19 @@ POLL_S, CLOSE_S = 0.5, 10.0
 SampledPart = tuple[int, list[Row], dict[str, Any]]  # index, rows, the backend's notes
 
 
-def check_settings(config: RunConfig) -> None:
+def check_settings(settings: InferenceConfig, model: ModelConfig) -> None:
     """Raise ConfigError for settings that engine ray cannot honour, or cannot resolve here."""
-    sample, model = config.sample, config.model
-    if sample.backend == "openai":
+    if settings.backend == "openai":
         raise ConfigError(
             "engine ray has no meaning for the openai backend: one process sends all requests",
-            fix="set sample.engine to local",
+            fix=f"set {settings.key('engine')} to local",
         )
-    if sample.num_gpus > 1:
+    if settings.num_gpus > 1:
         raise ConfigError(
             "num_gpus is for the GPUs of one machine, without Ray",
-            fix="set sample.num_actors instead (--set sample.num_actors=N)",
+            fix=f"set {settings.key('num_actors')} instead",
         )
-    chosen = {"model.dtype": model.dtype, "sample.backend": sample.backend}
+    chosen = {"model.dtype": model.dtype, settings.key("backend"): settings.backend}
     unknown = [f"{name}: auto" for name, value in chosen.items() if value == "auto"]
     if model.device != "cuda" or not unknown:
         return
@@ -80,10 +80,10 @@ def sample_with_ray(
     import torch
 
     ray = import_ray("ray")
-    with joined_cluster(ray, setup.sample.ray_address):
+    with joined_cluster(ray, setup.settings.ray_address):
         nodes = alive_nodes(ray)
         on_gpu = use_gpus(setup.model.device, nodes)
-        actors = count_actors(nodes, setup.sample.num_actors, len(pending), on_gpu)
+        actors = count_actors(nodes, setup.settings.num_actors, len(pending), on_gpu)
         threads = None if on_gpu else torch.get_num_threads()
         board = _start_board(ray)
         results = _RayResults(
@@ -100,7 +100,7 @@ def sample_with_ray(
                 progress = ray.get(board.take_progress.remote())
                 on_progress(progress.prompts, progress.tokens)
                 for message in progress.messages:
-                    say(f"sample: {message}")
+                    say(message)
                 if row is None:
                     watch.check(is_started=progress.is_started)
                 elif part := _part_of(row, pending):

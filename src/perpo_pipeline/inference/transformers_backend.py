@@ -1,4 +1,4 @@
-"""The sampling backend that runs in this process: transformers, through vlm/decoding.py."""
+"""The backend that runs in this process: transformers, through vlm/decoding.py."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row,
 from perpo_pipeline.inference.prompt_tokens import answer_too_long, prompt_too_long
 from perpo_pipeline.vlm import plain_decoding as plain
 from perpo_pipeline.vlm.completion import Completion
-from perpo_pipeline.vlm.decoding import sample_lists
+from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
 from perpo_pipeline.vlm.inputs import RowError, context_length, encode_row, open_model
 from perpo_pipeline.vlm.merging import merge_in_memory
 from perpo_pipeline.vlm.models import EncodedPrompt
@@ -22,7 +22,7 @@ class TransformersBackend:
         )
         self.vlm, self.setup = merge_in_memory(vlm), setup
         self.context = context_length(vlm)
-        self.prompts_per_call = setup.sample.batch_size
+        self.prompts_per_call = setup.settings.batch_size
 
     def notes(self) -> dict[str, Any]:
         """Why sampling is slow, if the model cannot share a prompt between completions."""
@@ -52,6 +52,10 @@ class TransformersBackend:
                 on_done(index, result)
         return results
 
+    def close(self) -> None:
+        """Free the model."""
+        del self.vlm
+
     def _encode(self, row: Row) -> EncodedPrompt | Failure:
         try:
             prompt = encode_row(self.vlm, row, self.setup.model_settings["preprocess"])
@@ -62,15 +66,18 @@ class TransformersBackend:
     def _draw(
         self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        config = self.setup.sample
+        how = self.setup.decoding
+        if how.is_greedy:
+            answers = greedy_decode(self.vlm, prompts, max_new_tokens=how.max_new_tokens)
+            return [[answer] for answer in answers]
         return sample_lists(
             self.vlm,
             prompts,
             seeds=seeds,
-            num_samples=config.num_samples,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            repetition_penalty=config.repetition_penalty,
-            max_new_tokens=config.max_new_tokens,
+            num_samples=how.num_samples,
+            temperature=how.temperature,
+            top_k=how.top_k,
+            top_p=how.top_p,
+            repetition_penalty=how.repetition_penalty,
+            max_new_tokens=how.max_new_tokens,
         )

@@ -1,12 +1,13 @@
-"""Sample with vLLM's engine in this process, from the tokens and pixels that training reads.
+"""Answer prompts with vLLM's engine in this process, from the tokens and pixels of training.
 
 The prompt is passed as token ids and the image as training prepares it; vLLM uses the PIL image
 processor, as training does. vLLM inserts the image's placeholders itself. Its ids are compared with
 training's before the first prompt is sampled, and their number for every prompt.
 
-Completions are drawn from softmax(logits / T) over all tokens except image placeholders, and end at
-the model's end tokens. vLLM takes nothing from generation_config.json, and every parameter that has
-a default in vLLM is set here. Each prompt has its own seed.
+Completions are drawn from softmax(logits / T) over all tokens except image placeholders, or
+greedily (the likeliest of these at every step), and end at the model's end tokens. vLLM takes
+nothing from generation_config.json, and every parameter that has a default in vLLM is set here.
+Each prompt has its own seed.
 
 The engine runs in this process, gets requests at fixed points and starts each call with empty
 caches. Its batches therefore depend only on the rows of the call, so the same rows give the same
@@ -69,13 +70,13 @@ class VllmBackend:
 
     def __init__(self, setup: BackendSetup) -> None:
         self.vllm = import_vllm("vllm")
-        check_settings(setup.sample, setup.model)
+        check_settings(setup.decoding, setup.settings, setup.model)
         dtype = setup.model_settings["dtype"]
         cache = setup.scratch / IDENTITY_CACHE
         self.weightless = load_without_weights(
             setup.resolved, adapter=setup.adapter, identity_cache=cache
         )
-        self.sampling = setup.sample
+        self.decoding, self.settings = setup.decoding, setup.settings
         self.preprocess: str = setup.model_settings["preprocess"]
         self.is_compared = False  # whether a prompt's tokens were found equal to training's
         # Fast tokenizers refuse two threads at once: `worker` alone uses the weightless model's.
@@ -89,9 +90,7 @@ class VllmBackend:
                 merged = setup.scratch / MERGED
                 path = merge_to_disk(setup.resolved, setup.adapter, dtype, merged, cache)
                 self._notes["adapter"] = f"vLLM serves the adapter merged into its base: {path}"
-        self.llm = start_engine(
-            self.vllm, path, dtype, lora_rank, setup.sample.gpu_memory_utilization
-        )
+        self.llm = start_engine(self.vllm, path, dtype, lora_rank, setup.settings)
         self.lora = None
         if lora_rank is not None:
             request = import_vllm("vllm.lora.request").LoRARequest
@@ -200,9 +199,9 @@ class VllmBackend:
             expected,
             reader="vLLM",
             prompt_id=row["prompt_id"],
-            fix="set sample.backend to transformers: vLLM may cut this model's images into a "
-            "different number of tokens, or the model's tokenizer and processor files may not "
-            "match",
+            fix=f"set {self.settings.key('backend')} to transformers: vLLM may cut this model's "
+            "images into a different number of tokens, or the model's tokenizer and processor "
+            "files may not match",
         )
         self.is_compared = True
 
@@ -220,17 +219,17 @@ class VllmBackend:
 
     def _sampling_params(self, seed: int) -> Any:
         """Set every parameter that changes the distribution, so that no model default applies."""
-        sampling = self.sampling
+        how = self.decoding
         return self.vllm.SamplingParams(
-            n=sampling.num_samples,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k or 0,
+            n=how.num_samples,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_k=how.top_k or 0,
             min_p=0.0,
-            repetition_penalty=sampling.repetition_penalty,
+            repetition_penalty=how.repetition_penalty,
             presence_penalty=0.0,
             frequency_penalty=0.0,
-            max_tokens=sampling.max_new_tokens,
+            max_tokens=how.max_new_tokens,
             # Completion i draws from seed + i, which must also fit in 63 bits.
             seed=seed >> 1,
             ignore_eos=True,  # the tokenizer's end token need not be one of the model's
@@ -251,7 +250,7 @@ class VllmBackend:
             if is_truncated:
                 return Failure(
                     f"vLLM ended an answer ({one.finish_reason}) after {len(one.token_ids)} "
-                    f"tokens, and sample.max_new_tokens is {self.sampling.max_new_tokens}"
+                    f"tokens, and max_new_tokens is {self.decoding.max_new_tokens}"
                 )
         texts = decode_completions(self.tokenizer, [one.token_ids for one in drawn])
         completions = [
@@ -264,7 +263,7 @@ class VllmBackend:
         """Whether an answer ended neither at an end token nor at max_new_tokens."""
         if one.finish_reason == "stop":
             return one.token_ids[-1] not in self.weightless.eos_token_ids
-        return one.finish_reason != "length" or len(one.token_ids) != self.sampling.max_new_tokens
+        return one.finish_reason != "length" or len(one.token_ids) != self.decoding.max_new_tokens
 
     def _empty_caches(self) -> None:
         """Empty vLLM's caches: what an earlier call left there would change this call's batches."""

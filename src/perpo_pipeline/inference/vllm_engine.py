@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.config.inference import Decoding, InferenceConfig
 from perpo_pipeline.config.model import ModelConfig
-from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, first_line
 from perpo_pipeline.vlm.adapters import LORA_WEIGHTS
 from perpo_pipeline.vlm.models import Vlm
@@ -49,27 +49,28 @@ def import_vllm(module: str) -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
             raise MissingDependencyError(
-                "vLLM is not installed.", fix=f"{INSTALL}, or set sample.backend to transformers"
+                "vLLM is not installed.", fix=f"{INSTALL}, or choose the backend transformers"
             ) from None
         raise ConfigError(
             f"vLLM is installed but cannot be imported: {first_line(error)}",
-            fix="repair the installation, or set sample.backend to transformers",
+            fix="repair the installation, or choose the backend transformers",
         ) from error
 
 
-def check_settings(sampling: SampleConfig, model: ModelConfig) -> None:
+def check_settings(decoding: Decoding, settings: InferenceConfig, model: ModelConfig) -> None:
     """Raise ConfigError for settings that the installed vLLM cannot honour."""
-    low, high = TEMPERATURES
-    if not low <= sampling.temperature <= high:
+    (low, high), backend = TEMPERATURES, settings.key("backend")
+    if not decoding.is_greedy and not low <= decoding.temperature <= high:
         raise ConfigError(
-            f"sample.temperature is {sampling.temperature}; vLLM accepts {low} to {high}",
-            fix="change it, or set sample.backend to transformers",
+            f"{settings.key('temperature')} is {decoding.temperature}; vLLM accepts {low} to "
+            f"{high}",
+            fix=f"change it, or set {backend} to transformers",
         )
     built_for = "cpu" if is_cpu_build() else "cuda"
     if model.device not in ("auto", built_for):
         raise ConfigError(
             f"model.device is {model.device}, and the installed vLLM was built for {built_for}",
-            fix="set model.device to auto, or sample.backend to transformers",
+            fix=f"set model.device to auto, or {backend} to transformers",
         )
 
 
@@ -99,7 +100,7 @@ def exact_lora_rank(vlm: Vlm, adapter: Path) -> int | None:
 
 
 def start_engine(
-    vllm: Any, path: Path, dtype: str, lora_rank: int | None, gpu_memory_utilization: float
+    vllm: Any, path: Path, dtype: str, lora_rank: int | None, settings: InferenceConfig
 ) -> Any:
     """Start vLLM's `LLM` with the model at `path`; raises ConfigError if vLLM cannot serve it."""
     special: dict[str, Any] = {}
@@ -109,7 +110,7 @@ def start_engine(
         # vLLM's CPU engine fails on a seeded request whose prompt is read in several chunks.
         special |= {"enforce_eager": True, "enable_chunked_prefill": False}
     else:
-        special["gpu_memory_utilization"] = gpu_memory_utilization
+        special["gpu_memory_utilization"] = settings.gpu_memory_utilization
     try:
         with _quietly():
             return vllm.LLM(
@@ -129,9 +130,9 @@ def start_engine(
         raise ConfigError(
             f"vLLM cannot serve the model: {first_line(error)}",
             where=str(path),
-            fix="lower sample.gpu_memory_utilization if other programs use the GPU; if the model "
-            "is larger than one GPU, serve it with `vllm serve --tensor-parallel-size` and set "
-            "sample.backend to openai; otherwise set sample.backend to transformers "
+            fix=f"lower {settings.key('gpu_memory_utilization')} if other programs use the GPU; if "
+            "the model is larger than one GPU, serve it with `vllm serve --tensor-parallel-size` "
+            f"and set {settings.key('backend')} to openai; otherwise set it to transformers "
             "(VLLM_LOGGING_LEVEL=INFO shows vLLM's own log)",
         ) from error
 

@@ -1,24 +1,18 @@
-"""`perpo sample`: prompts and a model in, the samples artifact out, in parts of whole prompts.
-
-A part is sampled as one unit and written when all of its prompts are done. The number of processes
-and restarts does not change how batches are composed, so the same seed gives the same rows.
-"""
+"""`perpo sample`: prompts and a model in, the samples artifact out, in parts of whole prompts."""
 
 from collections.abc import Mapping
-from contextlib import closing
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.inference.answering import Task, answer_prompts
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.backends import choose_backend
-from perpo_pipeline.inference.engines import check_engine, sample_parts
-from perpo_pipeline.inference.failures import Failures, report_failures
+from perpo_pipeline.inference.engines import check_engine
+from perpo_pipeline.inference.failures import report_failures
 from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS
-from perpo_pipeline.inference.parts import Parts
-from perpo_pipeline.inference.progress import SampleProgress
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.sample.preview import RewardPreview
@@ -58,7 +52,7 @@ def sample(run: Run, split: str) -> Version:
         adapter=inputs["adapter"].path if "adapter" in inputs else None,
     )
     version = make(run, recipe, partial(_write_samples, run, split, setup, prompts), out=run.out)
-    report_failures(run, version, config.max_errors)
+    report_failures(run, version, config.max_errors, "could not be sampled")
     return version
 
 
@@ -66,40 +60,16 @@ def _write_samples(
     run: Run, split: str, setup: BackendSetup, prompts: Version, writer: Writer
 ) -> Mapping[str, Any]:
     """Sample and write the parts that are not there yet; returns the counts for the manifest."""
-    check_engine(run.config)
+    check_engine(run.config.sample, run.config.model)
     table = prompts.table(columns=list(dict.fromkeys([*PROMPT_COLUMNS, *TRUTH_COLUMNS])))
     _warn_of_boxes(run, split, setup.resolved, table)
-    parts = Parts(writer, table, setup.sample.prompts_per_part)
-    pending = parts.pending()
-    failures = Failures(setup.sample.max_errors, str(writer.path))
-    num_pending = sum(part.num_rows for part in pending.values())
-    progress = SampleProgress(
-        run,
-        split,
-        table.num_rows,
-        done=table.num_rows - num_pending,
+    task = Task(
+        f"sample {split} ({setup.decoding.num_samples} per prompt)",
+        "sampled",
+        rows_of=lambda part, rows: rows,
         preview=RewardPreview(run.config),
     )
-    with closing(progress):
-        for index, rows in sample_parts(
-            setup,
-            run.config.seed,
-            pending,
-            progress=progress,
-            on_notes=partial(_record_notes, run, writer),
-            should_stop=lambda: failures.too_many,
-        ):
-            failures.add(parts.write(index, rows))
-    failures.check()
-    return {"prompts": table.num_rows, "failed": failures.count}
-
-
-def _record_notes(run: Run, writer: Writer, notes: Mapping[str, Any]) -> None:
-    """Print a backend's notes and record them for the manifest, each only once."""
-    for name, note in notes.items():
-        if writer.learned.get(name) != note:
-            writer.note(name, note)
-            run.say(f"sample: {note}")
+    return answer_prompts(run, writer, table, setup, seed=run.config.seed, task=task)
 
 
 def _warn_of_boxes(run: Run, split: str, resolved: ResolvedModel, prompts: pa.Table) -> None:

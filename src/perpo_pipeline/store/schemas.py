@@ -98,6 +98,8 @@ SAMPLES = _table(
     sampler_logprob=(FLOAT, True),
     resized=(SIZE, True),
 )
+# The finish_reason of a prediction without an answer; its reason is in the table `errors`.
+UNANSWERED = "unanswered"
 SAMPLE_ERRORS = _table("errors", 2, prompt_id=STRING, place=STRING, reason=STRING)
 SCORES = _table(
     "scores",

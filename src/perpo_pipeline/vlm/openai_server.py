@@ -281,7 +281,7 @@ def _checked_url(base_url: str | None) -> str:
     """The URL without a trailing slash; raises ConfigError if it cannot be used."""
     import httpx
 
-    fix = "give --base-url (for sampling also sample.base_url), such as http://127.0.0.1:8000/v1"
+    fix = "give --base-url (or base_url in the section), such as http://127.0.0.1:8000/v1"
     if not base_url:
         raise ConfigError("a server needs its base_url, and none is set", fix=fix)
     try:
