@@ -76,8 +76,9 @@ def test_the_engine_is_in_this_process_whatever_the_environment_says() -> None:
 class TestStart:
     def start(self, monkeypatch: pytest.MonkeyPatch, engine: Any, *, is_cpu: bool) -> Any:
         monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda: is_cpu)
+        settings = SampleConfig(gpu_memory_utilization=0.4)
         return vllm_engine.start_engine(
-            SimpleNamespace(LLM=engine), Path("model"), "float32", None, 0.4
+            SimpleNamespace(LLM=engine), Path("model"), "float32", None, settings
         )
 
     def test_the_share_of_memory_is_set_only_on_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,9 +97,9 @@ def _predict(run: Run, evaluation: str) -> Version:
         title = f"eval {evaluation}"
         return write_predictions(run, writer, inputs["prompts"], image, title, setup)
 
-    version = make(run, recipe, work, out=run.out and run.out / "predictions")
-    report_failures(run, version, config.max_errors, "are unanswered and count as wrong")
-    return version
+    predictions = make(run, recipe, work, out=run.out and run.out / "predictions")
+    report_failures(run, predictions, config.max_errors, "are unanswered and count as wrong")
+    return predictions
 
 
 def _warn_of_boxes(run: Run, evaluation: str, resolved: ResolvedModel, prompts: Version) -> None:
