@@ -118,13 +118,13 @@ def test_a_split_that_is_added_is_decoded_and_the_others_are_left_as_they_are(
     both = run.config.eval.model_copy(update={"splits": ["train", "test"]})
     wider = replace(run, config=run.config.model_copy(update={"eval": both}))
     decoded: list[int] = []
-    greedy = decoding.greedy_decode
+    greedy = transformers_backend.greedy_decode
 
     def counted(vlm: Any, prompts: Any, **more: Any) -> Any:
         decoded.append(len(prompts))
         return greedy(vlm, prompts, **more)
 
-    monkeypatch.setattr(decoding, "greedy_decode", counted)
+    monkeypatch.setattr(transformers_backend, "greedy_decode", counted)
     made = {name: evaluate(wider, name) for name in ("base@train", "base@test")}
     assert sum(decoded) == len(SIZES), "only the new split is decoded"
     assert made["base@test"].path == first.path != made["base@train"].path
