@@ -139,3 +139,16 @@ def test_set_reaches_the_plan_and_every_stage(tmp_path: Path, config: Path) -> N
     assert any("--method sft" in line for line in called)
     assert any("--evaluation sft" in line for line in called)
     assert not any("--evaluation perpo" in line for line in called)
+
+
+@set_up
+def test_one_call_evaluates_a_model_on_all_its_splits(tmp_path: Path, config: Path) -> None:
+    """The model of several GiB is then loaded once."""
+    config.write_text(CONFIG.format(data=tmp_path / "data", margin=0.01))
+    settings = "eval.splits=[test,train] eval.conditions=[blank-image]"
+    printed, _ = make(config, "--dry-run", "eval", f"SET={settings}")
+    called = [line for line in printed.splitlines() if f"{VENV}/bin/perpo eval " in line]
+    assert [line.partition(" --evaluation ")[2].split(" > ")[0] for line in called] == [
+        f"{model}@test --evaluation {model}@train --evaluation {model}-blank-image@test"
+        for model in ("base", "perpo")
+    ]

@@ -8,7 +8,11 @@ import pytest
 from synthetic_run import make_synthetic_run
 
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.compare import compare_predictions, comparison_table
+from perpo_pipeline.evaluate.compare import (
+    compare_predictions,
+    comparison_table,
+    open_predictions,
+)
 from perpo_pipeline.evaluate.measure_files import measure_boxes, measure_pages, measure_pope
 from perpo_pipeline.evaluate.statistics import (
     compare_paired,
@@ -87,6 +91,16 @@ def test_predictions_of_a_run_are_paired_by_prompt_and_drawn_by_image(tmp_path):
     assert ap50["difference"] == pytest.approx(
         np.subtract(*[r >= 0.5 for r in rewards], dtype=float).mean()
     )
+
+
+def test_predictions_named_without_a_split_are_answered_with_the_splits(tmp_path):
+    run = make_synthetic_run(tmp_path, num_prompts=4, methods=("perpo",), splits=("test", "more"))
+    base = run.config.run_dir / "predictions/base"
+    with pytest.raises(ArtifactError, match=f"give one of {base}@more, {base}@test$"):
+        open_predictions(base)
+    assert open_predictions(base.with_name("base@more")).variant == "base@more"
+    with pytest.raises(ArtifactError, match="does not exist"):
+        open_predictions(base.with_name("bass"))
 
 
 def test_pages_are_compared_by_edit_distance(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from perpo_pipeline.config.evaluations import read_evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.metrics import METRICS, Metric, find_metric, task_of_prompt
 from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference_interval
@@ -70,7 +71,22 @@ def compare_versions(
 def open_predictions(path: Path) -> Version:
     """Open a `predictions` artifact by its directory, or by the --out directory that holds it."""
     inside = path / "predictions"
-    return open_version(inside if inside.is_dir() else path, "predictions")
+    place = inside if inside.is_dir() else path
+    if not place.exists() and (named := _with_a_split(place)):
+        raise ArtifactError(
+            "predictions have the name of a model and a split",
+            where=str(path),
+            fix=f"give one of {', '.join(named)}",
+        )
+    return open_version(place, "predictions")
+
+
+def _with_a_split(place: Path) -> list[str]:
+    """The directories beside `place` that are named like it and have a split in their name."""
+    if not place.parent.is_dir():
+        return []
+    beside = [(one, read_evaluation(one.name)) for one in sorted(place.parent.iterdir())]
+    return [str(one) for one, asked in beside if asked.split and asked.shown == place.name]
 
 
 def paired_row(ours: Floats, theirs: Floats, images: Sequence[Hashable], num_resamples: int) -> Row:
