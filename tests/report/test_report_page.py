@@ -14,7 +14,7 @@ from perpo_pipeline.report.inputs import open_inputs
 from perpo_pipeline.report.paired import read_outcomes
 from perpo_pipeline.report.write_report import report
 
-VOID = {"meta", "img", "br", "link", "input", "hr", "source"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "source", "wbr"}
 HOSTILE = "<script>alert(1)</script> & \"quoted\" <img src=x onerror='x'> {index}"
 
 

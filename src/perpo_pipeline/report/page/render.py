@@ -3,6 +3,7 @@
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from perpo_pipeline.report.methods import BASE_COLOUR, BASE_LABEL
 from perpo_pipeline.report.page.all_test_sets import all_test_sets
@@ -46,7 +47,13 @@ def _template() -> jinja2.Template:
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["duration"] = duration
+    environment.filters["breakable"] = _breakable
     return environment.get_template("page.html")
+
+
+def _breakable(name: str) -> Markup:
+    """A name at whose underscores a line may break."""
+    return escape(name).replace("_", Markup("_<wbr>"))
 
 
 def _facts(contents: Contents) -> Json:
