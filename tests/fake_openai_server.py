@@ -143,6 +143,35 @@ def without_ids(reply: Json) -> Json:
     return reply
 
 
+def with_thoughts(reply: Json, thoughts: str, name: str = "reasoning_content") -> Json:
+    """The same reply as a server with a reasoning parser sends it."""
+    for made in reply["choices"]:
+        made["message"] = made["message"] | {name: thoughts}
+    return reply
+
+
+def ignores_n(answer: Answer) -> Answer:
+    """A server that returns one choice, however many are asked for."""
+    return lambda body, number: answer(body | {"n": 1}, number)
+
+
+def refuses_n(answer: Answer, message: str = "'n' : number must be at most 1") -> Answer:
+    """A server that refuses to return several choices."""
+
+    def answer_one(body: Json, number: int) -> Json | Reply | None:
+        if body["n"] > 1:
+            return Reply(400, {"error": {"message": message}})
+        return answer(body, number)
+
+    return answer_one
+
+
+def from_a_cache(body: Json, number: int) -> Json:
+    """A server whose answer depends on the messages alone, and not on the seed."""
+    ids = drawn_ids(len(json.dumps(body["messages"])), 0)
+    return without_ids({"choices": [choice(i, ids) for i in range(body["n"])]})
+
+
 def picture(body: Json) -> Image.Image:
     url = body["messages"][0]["content"][0]["image_url"]["url"]
     head, data = url.split(",", 1)

@@ -31,8 +31,12 @@ from fake_openai_server import (
     Server,
     choice,
     drawn_ids,
+    from_a_cache,
+    ignores_n,
     make_like_vllm,
     picture,
+    refuses_n,
+    with_thoughts,
     without_ids,
 )
 from PIL import Image
@@ -508,6 +512,120 @@ class TestOtherServer:
         assert "too long" in reason_of(refused)
         assert isinstance(good, SampledList) and "logprobs" in server.bodies[-1]
         assert "logprobs" not in backend.notes()
+
+
+class TestThoughts:
+    """Servers that take thoughts out of the content, as with vLLM's --reasoning-parser."""
+
+    @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+    def test_an_answer_without_its_thoughts_is_refused(
+        self, serve: Any, connect: Any, plain: Answer, name: str
+    ) -> None:
+        def answer(body: Json, number: int) -> Json:
+            return with_thoughts(plain(body, number), "It is left. Or not?", name)
+
+        server = serve(answer, owned_by="someone")
+        with pytest.raises(ConfigError, match=rf"message.{name}: 'It is left. Or not\?'") as caught:
+            sample(connect(server, concurrency=1), 4)
+        assert "--reasoning-parser" in str(caught.value) and server.url in str(caught.value)
+        assert len(server.bodies) == 1
+
+    @pytest.mark.parametrize("content", ["[0.1, 0.2]", None])
+    def test_token_ids_give_the_text_as_it_was_drawn(
+        self, serve: Any, connect: Any, like_vllm: Answer, content: str | None
+    ) -> None:
+        def answer(body: Json, number: int) -> Json:
+            reply = like_vllm(body, number)
+            assert isinstance(reply, dict)
+            for made in reply["choices"]:
+                made["message"]["content"] = content
+            return with_thoughts(reply, "Hm.")
+
+        (result,) = sample(connect(serve(answer)), 1)
+        assert ids_of(result) == expected(0)
+        assert isinstance(result, SampledList)
+        for completion in result.completions:
+            assert completion.text == WORDS.decode(completion.token_ids, skip_special_tokens=True)
+
+    @pytest.mark.parametrize("nothing", [None, "", []])
+    def test_an_empty_field_for_thoughts_is_no_thought(
+        self, serve: Any, connect: Any, plain: Answer, nothing: Any
+    ) -> None:
+        def answer(body: Json, number: int) -> Json:
+            return with_thoughts(plain(body, number), nothing)
+
+        assert isinstance(sample(connect(serve(answer, owned_by="someone")), 1)[0], SampledList)
+
+    def test_thoughts_in_the_content_stay_in_the_completion(self, serve: Any, connect: Any) -> None:
+        said = "Maybe [0.0, 0.0].\n</think>\n\n[0.1, 0.2]"
+
+        def answer(body: Json, number: int) -> Json:
+            return without_ids({"choices": [choice(0, [5, END], message={"content": said})]})
+
+        (result,) = sample(connect(serve(answer, owned_by="someone"), num_samples=1), 1)
+        assert isinstance(result, SampledList)
+        assert result.completions[0].text == said
+        assert WORDS.decode(result.completions[0].token_ids[:-1]) == said
+
+
+class TestServersThatIgnoreN:
+    @pytest.mark.parametrize("kind", [ignores_n, refuses_n])
+    def test_each_completion_gets_a_request_with_a_seed_of_its_own(
+        self, serve: Any, connect: Any, plain: Answer, kind: Callable[[Answer], Answer]
+    ) -> None:
+        server = serve(kind(plain), owned_by="someone")
+        backend = connect(server, concurrency=1)
+        results = sample(backend, 3)
+        assert [len(ids_of(result)) for result in results] == [NUM] * 3
+        if kind is ignores_n:
+            assert [body["n"] for body in server.bodies] == [NUM, *[1] * 14]
+            assert "returned 1 of 5 choices" in backend.notes()["single_requests"]
+        else:
+            assert [body["n"] for body in server.bodies] == [NUM, *[1] * 15]
+            assert "refuses to return 5 choices" in backend.notes()["single_requests"]
+        asked = {(json.dumps(body["messages"]), body["seed"]) for body in server.bodies}
+        assert len(asked) == 3 * NUM
+        assert sample(backend, 3) == results  # the same seeds when it is known from the start
+
+    def test_another_refusal_stays_the_reason(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        def answer(body: Json, number: int) -> Any:
+            return Reply(400, f"a prompt of n = {body['n']} tokens is too long")
+
+        result = sample(connect(serve(answer, owned_by="someone")), 1)[0]
+        assert f"n = {NUM} tokens is too long" in reason_of(result)
+
+
+class TestEqualCompletions:
+    def test_a_server_that_answers_from_a_cache_is_reported_with_figures(
+        self, serve: Any, connect: Any
+    ) -> None:
+        backend = connect(serve(from_a_cache, owned_by="someone"))
+        sample(backend, 1)
+        assert "equal_completions" not in backend.notes()  # one prompt may be certain
+        sample(backend, 3)
+        note = backend.notes()["equal_completions"]
+        assert "all completions are equal for 4 of 4 prompts" in note and backend.server.url in note
+        sample(backend, 2)
+        assert backend.notes()["equal_completions"] == note
+        sample(backend, 2)
+        assert "8 of 8 prompts" in backend.notes()["equal_completions"]
+
+    def test_a_server_that_also_ignores_n_is_reported_at_its_first_list(
+        self, serve: Any, connect: Any
+    ) -> None:
+        backend = connect(serve(ignores_n(from_a_cache), owned_by="someone"))
+        sample(backend, 1)
+        assert "are equal for 1 of 1 prompts" in backend.notes()["equal_completions"]
+
+    def test_lists_that_differ_or_hold_one_completion_are_no_sign(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        for answer, num in ((plain, NUM), (from_a_cache, 1)):
+            backend = connect(serve(answer, owned_by="someone"), num_samples=num)
+            sample(backend, 4)
+            assert "equal_completions" not in backend.notes()
 
 
 class TestOnDone:

@@ -1,6 +1,7 @@
 """Completions from an OpenAI-compatible server: `vllm serve` or any other.
 
-One request per prompt asks for all N completions. The image is sent as exactly the pixels that
+One request per prompt asks for all N completions; a server that returns one instead gets a request
+for each, with a seed of its own. The image is sent as exactly the pixels that
 training gives to the processor.
 
 A server that identifies itself as vLLM gets the whole distribution in the request: softmax(logits /
@@ -9,7 +10,8 @@ model's generation_config.json then applies. vLLM returns token ids: those of th
 compared with `encode_prompt`'s, and their number for every prompt.
 
 Any other server returns only text, and does not say what else it does to its distribution: `notes`
-says so.
+says so. A completion is the text that the model drew, with its thoughts: a server that takes them
+out of the answer, and returns no token ids, is refused.
 
 vLLM prepares images with torchvision unless it is started with `--mm-processor-kwargs
 '{"use_fast": false}'`, which gives training's pixels. No server reports which one it uses.
@@ -17,7 +19,9 @@ vLLM prepares images with torchvision unless it is started with `--mm-processor-
 
 import asyncio
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +39,8 @@ from perpo_pipeline.vlm.openai_server import Refused, Server, Wire, read_answer
 if TYPE_CHECKING:
     import httpx
 
+NAMES_N = re.compile(r"\bn\b(?!'t)")  # in a refusal: the parameter of the request
+
 
 class _Token(Wire):
     logprob: float | None = None
@@ -45,7 +51,11 @@ class _Logprobs(Wire):
 
 
 class _Message(Wire):
+    """`reasoning_content` and `reasoning` are thoughts that a server took out of the content."""
+
     content: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
 
 
 class _Choice(Wire):
@@ -59,6 +69,29 @@ class _Choice(Wire):
 class _Reply(Wire):
     choices: list[_Choice]
     prompt_token_ids: list[int] | None = None
+
+
+@dataclass
+class EqualLists:
+    """Counts the prompts whose completions are all equal, as from a cache."""
+
+    lists: int = 0
+    equal: int = 0
+    noted: int = 0
+
+    def add(self, found: Sequence[SampledList | Failure], several: int = 2) -> str | None:
+        """A warning, if `several` are, and most; again only when twice as many are there."""
+        lists = [f.completions for f in found if isinstance(f, SampledList) and f.completions[1:]]
+        self.lists += len(lists)
+        self.equal += sum(len({c.token_ids for c in each}) == 1 for each in lists)
+        if self.equal < several or 2 * self.equal < self.lists or self.lists < 2 * self.noted:
+            return None
+        self.noted = self.lists
+        return (
+            f"all completions are equal for {self.equal} of {self.lists} prompts. The server may "
+            "answer from a cache or ignore `seed` and the temperature, or the model is this "
+            "certain; nothing can be learnt from such lists"
+        )
 
 
 class OpenAIBackend:
@@ -85,6 +118,7 @@ class OpenAIBackend:
         self.reader = PromptReader(setup)
         self.is_compared = False  # whether a prompt's tokens were found equal to training's
         self._notes: dict[str, str] = {}
+        self.equal = EqualLists()
         if not self.server.is_vllm:
             self._notes["token_ids"] = self._retokenised_note()
 
@@ -99,7 +133,13 @@ class OpenAIBackend:
 
         Raises ConfigError if the server reads a prompt as other tokens than training does.
         """
-        return asyncio.run(self._sample(list(zip(rows, seeds, strict=True)), on_done))
+        found = asyncio.run(self._sample(list(zip(rows, seeds, strict=True)), on_done))
+        several = (
+            2 if self.server.gives_n else 1
+        )  # a server that ignores n may ignore seeds as well
+        if not self.server.is_vllm and (note := self.equal.add(found, several)):
+            self._notes["equal_completions"] = f"{self.server.url}: {note}"
+        return found
 
     def close(self) -> None:
         """Nothing is held: each call opens its own connections."""
@@ -174,8 +214,7 @@ class OpenAIBackend:
             if not missing:
                 break
             own = seed if attempt == 0 else derive_seed(seed, "more", str(attempt))
-            answer = await self.server.ask(client, self._body(prompt, missing, own))
-            reply = read_answer(answer, _Reply)
+            reply = await self._ask(client, prompt, missing, own)
             await asyncio.to_thread(self._compare, prompt, reply.prompt_token_ids)
             if not 0 < len(reply.choices) <= missing:
                 raise Refused(f"the server sent {len(reply.choices)} choices instead of {missing}")
@@ -189,6 +228,35 @@ class OpenAIBackend:
                     "is empty"
                 )
         return drawn
+
+    async def _ask(
+        self, client: "httpx.AsyncClient", prompt: RequestPrompt, num: int, seed: int
+    ) -> _Reply:
+        """One reply with up to `num` choices; notices a server that always returns one."""
+        if not self.server.gives_n:
+            num = 1
+        try:
+            answer = await self.server.ask(client, self._body(prompt, num, seed))
+        except Refused as error:
+            if num == 1 or not NAMES_N.search(str(error)):
+                raise
+            try:
+                answer = await self.server.ask(client, self._body(prompt, 1, seed))
+            except Refused:
+                raise error from None
+            self._ask_singly(f"refuses to return {num} choices")
+        reply = read_answer(answer, _Reply)
+        if len(reply.choices) == 1 and num > 1:
+            self._ask_singly(f"returned 1 of {num} choices")
+        return reply
+
+    def _ask_singly(self, why: str) -> None:
+        if self.server.gives_n:
+            self.server.gives_n = False
+            self._notes["single_requests"] = (
+                f"{self.server.url} {why}: it gets one request for each completion, with a seed of "
+                "its own"
+            )
 
     def _body(self, prompt: RequestPrompt, num: int, seed: int) -> dict[str, Any]:
         how, vllm = self.decoding, self.server.is_vllm
@@ -242,11 +310,15 @@ class OpenAIBackend:
         reason, content = choice.finish_reason, choice.message.content
         if reason not in ("stop", "length"):
             raise Refused(f"the server ended an answer with finish_reason {reason!r}")
-        if content is None:
+        thoughts = _thoughts(choice.message)
+        if thoughts and choice.token_ids is None:
+            raise self._without_thoughts(*thoughts)
+        if content is None and not thoughts:
             raise Refused(f"the server sent an answer without content (finish_reason {reason})")
         tokens = choice.logprobs.content if choice.logprobs else None
         logprobs = None if tokens is None else [token.logprob for token in tokens]
         if choice.token_ids is None:
+            content = content or ""
             ids = self.reader.tokenise(content, ends=reason == "stop")
             if not ids:
                 raise Refused("the server sent an empty answer with finish_reason 'length'")
@@ -256,6 +328,16 @@ class OpenAIBackend:
             if logprobs is not None and len(logprobs) != len(ids):
                 logprobs = None
         return Completion(content, ids, reason, _sum(logprobs))
+
+    def _without_thoughts(self, name: str, thoughts: str) -> ConfigError:
+        return ConfigError(
+            f"the server took the model's thoughts out of its answer (message.{name}: "
+            f"{thoughts[:80]!r}) and returns no token ids: what the model drew is not known",
+            where=self.server.url,
+            fix="switch off the server's reasoning parser (start vLLM or SGLang without "
+            "--reasoning-parser, llama.cpp with --reasoning-format none), so that the content "
+            "holds the thoughts; or serve with a vLLM that returns token ids",
+        )
 
     def _check_ids(self, ids: list[int], reason: str) -> tuple[int, ...]:
         """Return the ids; raises Refused if this model cannot draw them with these settings."""
@@ -274,6 +356,14 @@ class OpenAIBackend:
                 "prompt and answer"
             )
         return tuple(ids)
+
+
+def _thoughts(message: _Message) -> tuple[str, str] | None:
+    """The field's name and the thoughts that a server took out of the content, if any."""
+    for name in ("reasoning_content", "reasoning"):
+        if found := getattr(message, name):
+            return name, str(found)
+    return None
 
 
 def _sum(logprobs: Sequence[float | None] | None) -> float | None:

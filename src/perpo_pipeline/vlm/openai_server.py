@@ -67,7 +67,8 @@ class Server:
 
     `stage` and `named_by` (the setting that names the model) appear in messages. `limit_name` is
     the server's name for max_tokens. `gives_logprobs` becomes false once the server refuses a
-    request because of log-probabilities. `listed` are the models that it lists.
+    request because of log-probabilities; the caller sets `gives_n` to false once the server returns
+    one choice where several were asked for. `listed` are the models that it lists.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Server:
         self.url, self.model = _checked_url(base_url), model
         self.key, self.key_name = _key()
         self.is_vllm, self.is_away, self.limit_name = False, False, "max_tokens"
-        self.gives_logprobs = True
+        self.gives_logprobs, self.gives_n = True, True
         self.listed: tuple[str, ...] = ()
 
     def client(self, answer_s: float = ANSWER_S) -> "httpx.AsyncClient":
