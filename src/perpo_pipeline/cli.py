@@ -3,6 +3,7 @@
 Heavy imports happen only inside the command that runs.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -66,6 +67,7 @@ app.command()(gc)
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's error is one message and exit code 2."""
+    _escape_what_cannot_be_printed()
     wait_passively()
     arguments = sys.argv[1:] if argv is None else argv
     command: Callable[..., Any] = app
@@ -84,6 +86,13 @@ def main(argv: list[str] | None = None) -> None:
         if ended.code == EXIT_INTERRUPTED:
             print("perpo: interrupted; run the same command to resume", file=sys.stderr)
         raise
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """Print `\\xe9` where the terminal's encoding lacks é: user's text must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print(error: PerpoError | Stopped, message: str) -> None:

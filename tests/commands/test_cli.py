@@ -1,6 +1,7 @@
 """The command line: answers at once, one clear message and exit code 2 for a user's error."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
 from perpo_pipeline import cli
 from perpo_pipeline.commands.removed import REMOVED
@@ -256,6 +258,23 @@ def test_inspect_prints_rows_lineage_settings_and_notices_damage(
     part.write_bytes(part.read_bytes() + b"x")
     assert run("inspect", "data/r/prompts/test", "--verify") == 2
     assert "part-00000.parquet" in capsys.readouterr().err
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(workdir: Path) -> None:
+    """As with PYTHONIOENCODING=ascii, or a Windows console: no traceback, the rest unchanged."""
+    Image.new("RGB", (20, 10)).save(workdir / "a.png")
+    row = {"image": "a.png", "prompt": "Où est le café?", "task": "vqa", "gt_text": "là"}
+    (workdir / "data.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    assert run("prepare", "jsonl", "data.jsonl", "--config", "r.yaml", "--out", "o", "--quiet") == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "perpo_pipeline.cli", "inspect", "o"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        encoding="ascii",
+        check=False,
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert "prompt: 'O\\xf9 est le caf\\xe9?'" in done.stdout and "gt_text: 'l\\xe0'" in done.stdout
 
 
 def test_gc_lists_then_removes_what_no_current_leads_to(
