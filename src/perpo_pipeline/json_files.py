@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from perpo_pipeline.errors import ConfigError, InputError
 
@@ -24,6 +24,17 @@ class RowFault(Exception):
     """What is wrong with one row of a file; `Faults.at` keeps it together with its place."""
 
 
+class Fault(NamedTuple):
+    """One fault of a file: its place, what is wrong there, and the reason it is counted under."""
+
+    place: str
+    what: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}"
+
+
 class Faults:
     """Collects the faults of one file (`where`) or of several, to report them in one error."""
 
@@ -34,19 +45,19 @@ class Faults:
         fix: str = "correct or remove these rows; nothing was written",
     ) -> None:
         self.where = None if where is None else str(where)
-        self.fix, self.found = fix, list[str]()
+        self.fix, self.found = fix, list[Fault]()
 
-    def add(self, place: str, what: str) -> None:
+    def add(self, place: str, what: str, reason: str = "bad_row") -> None:
         """Record that something is wrong at `place`."""
-        self.found.append(f"{place}: {what}")
+        self.found.append(Fault(place, what, reason))
 
     @contextmanager
-    def at(self, place: str) -> Iterator[None]:
+    def at(self, place: str, reason: str = "bad_row") -> Iterator[None]:
         """Record a `RowFault` raised inside as a fault at `place`, and continue after the block."""
         try:
             yield
         except RowFault as fault:
-            self.add(place, str(fault))
+            self.add(place, str(fault), reason)
 
     def check(self) -> None:
         """Raise `InputError` with the first 20 faults if any were found."""
@@ -54,7 +65,7 @@ class Faults:
             return
         count = "1 fault" if len(self.found) == 1 else f"{len(self.found)} faults"
         raise InputError(
-            f"{count}:\n{list_faults(self.found)}",
+            f"{count}:\n{list_faults(list(map(str, self.found)))}",
             where=self.where,
             fix=self.fix,
         )

@@ -35,6 +35,21 @@ ImageRoot = Annotated[
 EmbedImages = Annotated[
     bool, Field(description="store the bytes of the images in the artifact, not only their paths")
 ]
+LeaveOutBadRows = Annotated[
+    bool,
+    Field(
+        description="leave out bad rows and bad images, which the output counts by reason and the "
+        "table `left_out` of the artifact lists; false: each is an error"
+    ),
+]
+GtUnit = Annotated[
+    Literal["pixels", "thousandths", "fraction"] | None,
+    Field(
+        description="unit of the true boxes and polygons: pixels of the image, thousandths of its "
+        "width and height, or fractions (0 to 1) of them; none: pixels, unless all of them look "
+        "like another unit, which is an error that asks"
+    ),
+]
 
 
 class TestbedSource(Section):
@@ -57,6 +72,8 @@ class JsonlSource(Section):
     )
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
+    gt_unit: GtUnit = None
+    leave_out_bad_rows: LeaveOutBadRows = False
 
 
 class ReferSource(Section):
@@ -89,6 +106,7 @@ class ReferSource(Section):
     )
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
+    leave_out_bad_rows: LeaveOutBadRows = False
 
     @field_validator("datasets", "splits")
     @classmethod
@@ -120,6 +138,7 @@ class LmmsLabSource(Section):
         description="a row's `dataset` becomes this name, `_` and the split in the file's name",
     )
     per_dataset: PerDataset = None
+    leave_out_bad_rows: LeaveOutBadRows = False
 
     def parquet_files(self) -> list[Path]:
         """The files that `path` names, in order of their names."""
@@ -141,6 +160,8 @@ class RecSource(Section):
     image_root: ImageRoot = None
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
+    gt_unit: GtUnit = None
+    leave_out_bad_rows: LeaveOutBadRows = False
 
 
 class FoxSource(Section):
@@ -152,6 +173,7 @@ class FoxSource(Section):
     path: SourceFile
     image_root: ImageRoot = None
     embed_images: EmbedImages = False
+    leave_out_bad_rows: LeaveOutBadRows = False
 
 
 class PerpoJsonSource(Section):
@@ -163,6 +185,7 @@ class PerpoJsonSource(Section):
     path: SourceFile
     image_root: ImageRoot = None
     embed_images: EmbedImages = False
+    leave_out_bad_rows: LeaveOutBadRows = False
 
 
 Source = (

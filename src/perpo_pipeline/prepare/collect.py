@@ -6,17 +6,20 @@ all rows together.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
 from perpo_pipeline.answers.formats import get_box_format
-from perpo_pipeline.answers.truth import TINY_IMAGE_PX, is_within_one, truth_fault
+from perpo_pipeline.answers.truth import truth_fault
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFacts, prompt_id, prompt_row
+from perpo_pipeline.prepare.units import PARTS, Shape, Unit, in_pixels, refuse_other_units
+from perpo_pipeline.store.places import full_place
 from perpo_pipeline.vlm.images import image_sha256, load_image_with_notes
 
 MOST_THREADS = 16
@@ -34,6 +37,8 @@ class Request:
     box_format: str = "llava"
     box_frame: str = "full"
     seed: int = 0
+    gt_unit: Unit | None = "pixels"  # None: pixels, but ask if they look like another unit
+    leave_out_bad_rows: bool = False
     progress: Callable[[Iterable[Any], str, int], Iterable[Any]] = _no_bar
 
     @property
@@ -58,8 +63,9 @@ class ReleasedList:
 class Prepared:
     """A dataset that was read: its rows, facts for the fingerprint, and notes for the manifest.
 
-    `counts` holds what was found, `left_out` how many rows were left out for which reason. Each
-    note is also printed. `lists` holds one `ReleasedList` per row if the source has answers, too.
+    `counts` holds what was found, `left_out` how many rows were left out for which reason, and
+    `bad_rows` the bad ones among these. Each note is also printed. `lists` holds one `ReleasedList`
+    per row if the source has answers, too.
     """
 
     rows: Sequence[Row]
@@ -67,6 +73,8 @@ class Prepared:
     counts: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    bad_rows: Sequence[Row] = ()  # of the table `left_out`
+    source_rows: Sequence[str] = ()  # one per row
     lists: Sequence[ReleasedList] | None = None
 
 
@@ -110,14 +118,20 @@ def collect(
 
     The entries with the smallest hashes of (seed, key) are chosen: a random choice that does not
     depend on the order of the rows. They keep their order. Images of other rows are not opened.
-    Raises `InputError` with the faults of all rows, for boxes that all look normalised, for a
-    dataset with fewer than `per_dataset` rows, and for no rows at all. The facts are
-    `images_sha256`, `left_out_by_per_dataset`, and the seed if rows were chosen.
+    Where bad rows are left out, the next entries of the same dataset take their places.
+
+    Raises `InputError` with the faults of all rows (if bad rows are left out: only if none
+    remains), for boxes that all look like another unit than pixels, for a dataset with fewer than
+    `per_dataset` rows, and for no rows at all. The facts are `images_sha256`,
+    `left_out_by_per_dataset`, and the seed if rows were chosen.
     """
     unique = _without_repeated_ids(entries, faults, request.split)
-    chosen, shortages = _choose(unique, per_dataset, request)
-    checked = list(_checked(chosen, faults, request, threads))
-    faults.check()
+    checks = _Checks(faults, request, threads)
+    keys, shortages = _choose_and_check(unique, per_dataset, checks)
+    checked = [checks.good[key] for key in keys if key in checks.good]
+    if not (request.leave_out_bad_rows and checked):
+        faults.fix = _fix(request)
+        faults.check()
     if shortages:
         raise InputError(
             f"per_dataset takes {per_dataset} rows from each dataset, but {'; '.join(shortages)}",
@@ -128,87 +142,121 @@ def collect(
         raise InputError(
             "the dataset is empty", where=faults.where, fix="give a file with at least one row"
         )
-    keys = (prompt_id(e.dataset, request.split, e.source_row) + f.sha256 for e, f in checked)
+    hashed = (key + facts.sha256 for key, (_, facts) in zip(keys, checked, strict=True))
     facts: dict[str, Any] = {
-        "left_out_by_per_dataset": len(unique) - len(chosen),
-        "images_sha256": hashlib.sha256("".join(keys).encode()).hexdigest(),
+        "left_out_by_per_dataset": len(unique) - len(checks.bad) - len(keys),
+        "images_sha256": hashlib.sha256("".join(hashed).encode()).hexdigest(),
     }
     if per_dataset is not None:
         facts["seed"] = request.seed
     file = None if faults.where is None else Path(faults.where)
-    return Prepared(PromptRows(checked, request.split, embed=embed, file=file), facts)
+    return Prepared(
+        PromptRows(checked, request.split, embed=embed, file=file),
+        facts,
+        left_out=dict(Counter(fault.reason for fault in faults.found)),
+        bad_rows=[{**f._asdict(), "place": full_place(file, f.place)} for f in faults.found],
+        source_rows=[entry.source_row for entry, _ in checked],
+    )
 
 
-def _without_repeated_ids(entries: Iterable[Entry], faults: Faults, split: str) -> list[Entry]:
+def _fix(request: Request) -> str:
+    if request.leave_out_bad_rows:
+        return "correct these rows: none is left; nothing was written"
+    return (
+        "correct or remove these rows; or leave them out, counted, with "
+        f"--set prepare.{request.split}.leave_out_bad_rows=true; nothing was written"
+    )
+
+
+def _without_repeated_ids(entries: Iterable[Entry], faults: Faults, split: str) -> dict[str, Entry]:
+    """The entries by prompt_id."""
     unique: dict[str, Entry] = {}
     for entry in entries:
         key = prompt_id(entry.dataset, split, entry.source_row)
         if key in unique:
-            faults.add(entry.place, f"the id {entry.source_row!r} occurs twice")
+            faults.add(entry.place, f"the id {entry.source_row!r} occurs twice", "repeated_id")
         else:
             unique[key] = entry
-    return list(unique.values())
+    return unique
+
+
+def _choose_and_check(
+    unique: dict[str, Entry], per_dataset: int | None, checks: "_Checks"
+) -> tuple[list[str], list[str]]:
+    """As `_choose`; where bad rows are left out, others are drawn in their place."""
+    request = checks.request
+    keys, shortages = _choose(unique, per_dataset, request)
+    checks.look_at(unique[key].image for key in keys)
+    refuse_other_units(
+        [shape for key in keys for shape in checks.shapes(unique[key])],
+        request.gt_unit,
+        where=checks.faults.where,
+        setting=f"prepare.{request.split}.gt_unit",
+    )
+    checks.check({key: unique[key] for key in keys})
+    while request.leave_out_bad_rows and not checks.bad.isdisjoint(keys):
+        others = {key: entry for key, entry in unique.items() if key not in checks.bad}
+        keys, shortages = _choose(others, per_dataset, request)
+        checks.look_at(unique[key].image for key in keys)
+        checks.check({key: unique[key] for key in keys if key not in checks.good})
+    return keys, shortages
 
 
 def _choose(
-    entries: list[Entry], per_dataset: int | None, request: Request
-) -> tuple[list[Entry], list[str]]:
-    """The entries that stay, in their order, and the datasets that have too few."""
+    entries: dict[str, Entry], per_dataset: int | None, request: Request
+) -> tuple[list[str], list[str]]:
+    """The keys of the entries that stay, in their order, and the datasets that have too few."""
     if per_dataset is None:
-        return entries, []
-    drawn: dict[str, list[tuple[str, int]]] = {}
-    for index, entry in enumerate(entries):
-        key = prompt_id(entry.dataset, request.split, entry.source_row)
+        return list(entries), []
+    drawn: dict[str, list[tuple[str, int, str]]] = {}
+    for index, (key, entry) in enumerate(entries.items()):
         draw = hashlib.sha256(f"{request.seed} {key}".encode()).hexdigest()
-        drawn.setdefault(entry.dataset, []).append((draw, index))
-    kept = sorted(index for draws in drawn.values() for _, index in sorted(draws)[:per_dataset])
+        drawn.setdefault(entry.dataset, []).append((draw, index, key))
+    kept = sorted(one[1:] for draws in drawn.values() for one in sorted(draws)[:per_dataset])
     shortages = [
         f"{name} has only {len(draws)}" for name, draws in drawn.items() if len(draws) < per_dataset
     ]
-    return [entries[index] for index in kept], shortages
+    return [key for _, key in kept], shortages
 
 
-def _checked(
-    entries: list[Entry], faults: Faults, request: Request, threads: int
-) -> Iterator[tuple[Entry, ImageFacts]]:
-    """The entries without faults, with their images' facts."""
-    images = list(dict.fromkeys(entry.image for entry in entries))
-    with ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
-        looks = request.progress(pool.map(_look_at, images), "images", len(images))
-        facts = dict(zip(images, looks, strict=True))
-    _refuse_normalised(entries, facts, faults.where)
-    for entry in entries:
-        found = facts[entry.image]
-        if isinstance(found, str):
-            faults.add(entry.place, f"image {entry.image}: {found}")
-            continue
-        with faults.at(entry.place):
-            yield _with_checked_truth(entry, found), found
+@dataclass
+class _Checks:
+    """Checks entries and opens each image once; `good` and `bad` are by prompt_id."""
 
+    faults: Faults
+    request: Request
+    threads: int
+    looks: dict[ImageData, ImageFacts | str] = field(default_factory=dict)
+    good: dict[str, tuple[Entry, ImageFacts]] = field(default_factory=dict)
+    bad: set[str] = field(default_factory=set)
 
-def _refuse_normalised(
-    entries: list[Entry], facts: dict[ImageData, ImageFacts | str], where: str | None
-) -> None:
-    """Raise `InputError` if all boxes are within 0 to 1: one mistake, not one per row."""
-    shapes = [
-        shape for entry in entries if not _is_tiny(facts[entry.image]) for shape in _shapes(entry)
-    ]
-    if len(shapes) > 1 and all(map(is_within_one, shapes)):
-        raise InputError(
-            f"all {len(shapes)} boxes are within 0-1: they look normalised; give pixels",
-            where=where,
-            fix="multiply x by the image's width, and y by its height",
-        )
+    def look_at(self, images: Iterable[ImageData]) -> None:
+        """Open the images that were not opened before."""
+        new = [image for image in dict.fromkeys(images) if image not in self.looks]
+        with ThreadPoolExecutor(min(self.threads, os.cpu_count() or 1)) as pool:
+            looks = self.request.progress(pool.map(_look_at, new), "images", len(new))
+            self.looks.update(zip(new, looks, strict=True))
 
+    def shapes(self, entry: Entry) -> Iterator[Shape]:
+        """The boxes and the polygon of an entry as its file has them, if its image can be read."""
+        image = self.looks[entry.image]
+        several = entry.gt_boxes if isinstance(entry.gt_boxes, list | tuple) else ()
+        if isinstance(image, ImageFacts):
+            for flat in (entry.gt_box, *several, entry.gt_polygon):
+                if flat is not None:
+                    yield Shape(entry.place, flat, image.width, image.height)
 
-def _is_tiny(image: ImageFacts | str) -> bool:
-    return isinstance(image, ImageFacts) and min(image.width, image.height) <= TINY_IMAGE_PX
-
-
-def _shapes(entry: Entry) -> list[Any]:
-    """The boxes and the polygon of an entry, as they are in the file."""
-    several = entry.gt_boxes if isinstance(entry.gt_boxes, list | tuple) else ()
-    return [shape for shape in (entry.gt_box, *several, entry.gt_polygon) if shape is not None]
+    def check(self, entries: Mapping[str, Entry]) -> None:
+        """Sort entries into good and bad ones, and record the faults of the bad ones."""
+        for key, entry in entries.items():
+            image = self.looks[entry.image]
+            self.bad.add(key)
+            if isinstance(image, str):
+                self.faults.add(entry.place, f"image {entry.image}: {image}", "bad_image")
+                continue
+            with self.faults.at(entry.place, "bad_truth"):
+                self.good[key] = (_with_checked_truth(entry, image, self.request.gt_unit), image)
+                self.bad.remove(key)
 
 
 def _look_at(image: ImageData) -> ImageFacts | str:
@@ -221,15 +269,23 @@ def _look_at(image: ImageData) -> ImageFacts | str:
     return ImageFacts(image_sha256(data), loaded.width, loaded.height, notes)
 
 
-def _with_checked_truth(entry: Entry, image: ImageFacts) -> Entry:
+def _with_checked_truth(entry: Entry, image: ImageFacts, unit: Unit | None) -> Entry:
+    """The entry with its truth in pixels; raises `RowFault`."""
     width, height = image.width, image.height
     if entry.size is not None and entry.size != (width, height):
         says = " x ".join(map(repr, entry.size))
         raise RowFault(f"the file says the image is {says} pixels, but it is {width} x {height}")
-    box = entry.gt_box(width, height) if callable(entry.gt_box) else entry.gt_box
-    if fault := truth_fault(box, entry.gt_boxes, entry.gt_polygon, width, height):
-        raise RowFault(fault)
-    boxes, polygon = entry.gt_boxes, entry.gt_polygon
+
+    def convert(flat: Any) -> Any:
+        return in_pixels(flat, unit, width, height)
+
+    box = entry.gt_box(width, height) if callable(entry.gt_box) else convert(entry.gt_box)
+    boxes, polygon = entry.gt_boxes, convert(entry.gt_polygon)
+    if isinstance(boxes, list | tuple):
+        boxes = [convert(one) for one in boxes]
+    if fault := truth_fault(box, boxes, polygon, width, height):
+        converted = f" (converted from {unit})" if unit in PARTS else ""
+        raise RowFault(fault + converted)
     return replace(
         entry,
         gt_box=None if box is None else [float(v) for v in box],

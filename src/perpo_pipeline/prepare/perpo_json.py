@@ -37,7 +37,7 @@ def read_perpo_json(source: PerpoJsonSource, request: Request) -> Prepared:
         )
     root = source.image_root or source.path.parent
     faults = Faults(source.path)
-    lists: list[ReleasedList] = []
+    lists: dict[str, ReleasedList] = {}
     entries = _entries(source, root, faults, request, lists)
     prepared = collect(entries, faults, request, embed=source.embed_images)
     prepared.facts.update(
@@ -46,11 +46,15 @@ def read_perpo_json(source: PerpoJsonSource, request: Request) -> Prepared:
         box_format=request.box_format,
         box_frame=request.box_frame,
     )
-    return replace(prepared, lists=lists)
+    return replace(prepared, lists=[lists[row] for row in prepared.source_rows])
 
 
 def _entries(
-    source: PerpoJsonSource, root: Path, faults: Faults, request: Request, lists: list[ReleasedList]
+    source: PerpoJsonSource,
+    root: Path,
+    faults: Faults,
+    request: Request,
+    lists: dict[str, ReleasedList],
 ) -> Iterator[Entry]:
     for number, record in read_json_list(source.path, faults):
         place = f"record {number}"
@@ -68,7 +72,7 @@ def _entries(
                 prompt=question,
                 gt_box=_Truth(text_at(record, "answer"), request),
             )
-            lists.append(released)
+            lists[entry.source_row] = released
             yield entry
 
 

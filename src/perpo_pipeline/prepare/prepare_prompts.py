@@ -22,6 +22,7 @@ from perpo_pipeline.prepare.released import write_lists
 from perpo_pipeline.prepare.testbed import read_testbed
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.schemas import LEFT_OUT
 from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 4
@@ -52,7 +53,7 @@ def prepare(run: Run, split: str) -> Version:
         raise ConfigError(
             f"no split '{split}' under `prepare`", fix=f"choose one of {list(run.config.prepare)}"
         )
-    prepared = READERS[source.source](source, _request(run, split))
+    prepared = READERS[source.source](source, _request(run, split, source))
     if prepared.lists is None:
         return _write_prompts(run, split, prepared, source, run.out)
     prompts = _write_prompts(run, split, prepared, source, run.out and run.out / "prompts")
@@ -60,12 +61,20 @@ def prepare(run: Run, split: str) -> Version:
     return prompts
 
 
-def _request(run: Run, split: str) -> Request:
+def _request(run: Run, split: str, source: Source) -> Request:
     def progress(items: Any, what: str, total: int) -> Any:
         return run.progress(items, f"prepare {split}: {what}", total)
 
     model = run.config.model
-    return Request(split, model.box_format, model.box_frame, run.config.seed, progress)
+    return Request(
+        split,
+        model.box_format,
+        model.box_frame,
+        run.config.seed,
+        gt_unit=getattr(source, "gt_unit", "pixels"),
+        leave_out_bad_rows=getattr(source, "leave_out_bad_rows", False),
+        progress=progress,
+    )
 
 
 def _write_prompts(
@@ -85,6 +94,13 @@ def _write_prompts(
         dropped = {reason: count for reason, count in left_out.items() if count}
         if dropped:
             run.say(f"prepare {split}: left out {_list_reasons(dropped)}")
+        if prepared.bad_rows:
+            first = prepared.bad_rows[0]
+            run.say(
+                f"prepare {split}: for example {first['place']}: {first['what']} "
+                f"(all: {writer.path}/{LEFT_OUT.name}-*.parquet)"
+            )
+            writer.write_part(0, list(prepared.bad_rows), table=LEFT_OUT.name)
         rows = prepared.rows
         starts = range(0, len(rows), PROMPTS_PER_PART)
         for index, start in enumerate(run.progress(starts, f"prepare {split}")):

@@ -75,6 +75,8 @@ def read_refer(source: ReferSource, request: Request) -> Prepared:
         for name in DATASETS
         if name in source.datasets or name in against
     }
+    if against:
+        faults.check()  # a ref that cannot be read may show an image that is evaluated on
     _check_splits(source, splits, refs, faults)
     evaluated = {ref.image_id for name in against for ref in refs[name] if ref.split != TRAIN}
     reading = _Reading(source, splits, evaluated, request, faults)

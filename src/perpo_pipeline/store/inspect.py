@@ -2,9 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.artifacts import (
@@ -40,7 +42,8 @@ def describe(directory: Path, *, rows: int = 3, verify: bool = False) -> str:
         *_block("notes", _pairs(manifest["notes"])),
         *_block("counts", _pairs(manifest["counts"])),
         *_block("columns", [f"{f.name}: {f.type}" for f in version.table().schema]),
-        *_block(f"first {rows} rows", list(_first_rows(version, rows))),
+        *_block(f"first {rows} rows", list(_first_rows(version.batches(), rows))),
+        *_other_tables(version, rows),
     ]
     if verify:
         damaged = damaged_files(version)
@@ -72,9 +75,20 @@ def _lineage(version: Version, depth: int = 0) -> Iterator[str]:
             yield "  " * (depth + 1) + f"(no longer at {parent})"
 
 
-def _first_rows(version: Version, rows: int) -> Iterator[str]:
+def _other_tables(version: Version, rows: int) -> Iterator[str]:
+    """The first rows of the tables beside the artifact's own: errors, lists that were left out."""
+    names = {part["table"] for part in version.manifest["parts"]} - {version.artifact}
+    for name in sorted(names):
+        table = version.table(name)
+        yield from _block(
+            f"{name}: first {min(rows, table.num_rows)} of {table.num_rows} rows",
+            list(_first_rows([table], rows)),
+        )
+
+
+def _first_rows(parts: Iterable[pa.Table], rows: int) -> Iterator[str]:
     shown = 0
-    for part in version.batches():
+    for part in parts:
         for row in part.slice(0, rows - shown).to_pylist():
             shown += 1
             yield f"row {shown}"

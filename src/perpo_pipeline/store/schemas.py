@@ -85,6 +85,8 @@ PROMPTS = _table(
     gt_boxes=(pa.list_(BOX), True),
     gt_polygon=(POLYGON, True),
 )
+# The bad rows and images of a dataset that `leave_out_bad_rows` left out.
+LEFT_OUT = _table("left_out", 1, place=STRING, reason=STRING, what=STRING)
 SAMPLES = _table(
     "samples",
     2,
@@ -220,6 +222,7 @@ ALL = {
     table.name: table
     for table in (
         PROMPTS,
+        LEFT_OUT,
         SAMPLES,
         SAMPLE_ERRORS,
         SCORES,

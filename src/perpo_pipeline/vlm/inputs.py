@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
 
 IDENTITY_CACHE = ".model-identity.json"
+ROW_FIX = "replace the image or remove the row, and rerun `perpo prepare`"
 
 
 class RowError(InputError):
@@ -44,9 +45,9 @@ def faults_of_one_row(row: Mapping[str, Any], *refusals: type[Exception]) -> Ite
     except (ConfigError, RowError):
         raise
     except PerpoError as error:
-        raise RowError(error.what, row, fix=error.fix) from error
+        raise RowError(error.what, row, fix=error.fix or ROW_FIX) from error
     except refused as error:
-        raise RowError(str(error) or type(error).__name__, row) from error
+        raise RowError(str(error) or type(error).__name__, row, fix=ROW_FIX) from error
 
 
 def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[str, Any]]:

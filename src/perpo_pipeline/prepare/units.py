@@ -1,0 +1,120 @@
+"""The unit of a dataset's boxes: pixels, unless all of them look like shares of their images.
+
+Two mistakes concern a whole file, so they are one question to the user and not a fault of each row:
+boxes from 0 to 1, and boxes in thousandths of the image, as models of the Qwen and InternVL
+families write them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from perpo_pipeline.answers.truth import (
+    BOX_SLACK_PX,
+    TINY_IMAGE_PX,
+    are_numbers,
+    is_within_one,
+)
+from perpo_pipeline.errors import InputError
+
+Unit = Literal["pixels", "thousandths", "fraction"]
+PARTS: Mapping[Unit, float] = {"thousandths": 1000.0, "fraction": 1.0}
+LEAST_ODDS = 20.0
+LEAST_OUTSIDE, LEAST_SHARE_OUTSIDE = 3, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A box or polygon as its file has it, x, y, x, y, ..., and its image's size in pixels."""
+
+    place: str
+    flat: Any
+    width: int
+    height: int
+
+    @property
+    def far(self) -> tuple[float, float]:
+        """The largest x and the largest y."""
+        return max(self.flat[::2]), max(self.flat[1::2])
+
+    @property
+    def is_outside(self) -> bool:
+        x, y = self.far
+        return x > self.width + BOX_SLACK_PX or y > self.height + BOX_SLACK_PX
+
+    def __str__(self) -> str:
+        return f"{self.place}, {list(self.flat)} in an image of {self.width} x {self.height}"
+
+
+def refuse_other_units(
+    shapes: Sequence[Shape], unit: Unit | None, *, where: str | None, setting: str
+) -> None:
+    """Raise `InputError` if all boxes look like shares of their images, though none was declared.
+
+    `setting` is the name of the setting that declares the unit; None as the unit asks.
+    """
+    if unit in PARTS:
+        return
+    large = [shape for shape in shapes if min(shape.width, shape.height) > TINY_IMAGE_PX]
+    if len(large) > 1 and all(is_within_one(shape.flat) for shape in large):
+        declare = f", or set {setting}: fraction" if unit is None else ""
+        raise InputError(
+            f"all {len(large)} boxes are within 0-1: they look normalised; give pixels",
+            where=where,
+            fix=f"multiply x by the image's width, and y by its height{declare}",
+        )
+    whole = [shape for shape in shapes if _is_flat(shape.flat)]
+    if unit is None and (doubt := looks_like_thousandths(whole)):
+        raise InputError(
+            f"are the true boxes in thousandths of the image? {doubt}",
+            where=where,
+            fix=f"if so, set {setting}: thousandths, which converts them; if they are pixels, set "
+            f"{setting}: pixels (in the run's file or with --set)",
+        )
+
+
+def looks_like_thousandths(shapes: Sequence[Shape]) -> str | None:
+    """What speaks for boxes in thousandths of the image where pixels are expected, or None.
+
+    Nothing does unless all coordinates are from 0 to 1000. Then one of two things:
+
+    - Boxes lie outside their images: three or more, and a tenth of all or more.
+    - All lie inside, but chance hardly explains that none reaches beyond 1000. The far corners of
+      boxes in pixels are at most (width, height), those in thousandths at most (1000, 1000). If
+      they are spread evenly, both hold by chance with the odds of (width / 1000 x height / 1000),
+      multiplied over all boxes; 20 or more is a doubt. This is never reached where images are
+      640 x 480 or 1280 x 720, and with 5 boxes on images of 1920 x 1080.
+    """
+    if not all(0 <= value <= 1000 for shape in shapes for value in shape.flat):
+        return None
+    outside = [shape for shape in shapes if shape.is_outside]
+    if len(outside) >= max(LEAST_OUTSIDE, LEAST_SHARE_OUTSIDE * len(shapes)):
+        return (
+            f"{len(outside)} of {len(shapes)} boxes reach beyond their images, but none beyond "
+            f"1000, for example {outside[0]}"
+        )
+    large = max(shapes, key=lambda shape: shape.width * shape.height, default=None)
+    if outside or large is None or not _are_odds_high(shapes):
+        return None
+    return (
+        f"none of the {len(shapes)} boxes reaches beyond 1000, though images are larger, "
+        f"for example {large}"
+    )
+
+
+def _is_flat(flat: Any) -> bool:
+    """Whether it is x, y, x, y, ... in finite numbers."""
+    return isinstance(flat, list | tuple) and len(flat) >= 4 and are_numbers(flat, len(flat))
+
+
+def _are_odds_high(shapes: Sequence[Shape]) -> bool:
+    logs = (math.log(shape.width * shape.height / 1e6) for shape in shapes)
+    return math.fsum(logs) >= math.log(LEAST_ODDS)
+
+
+def in_pixels(flat: Any, unit: Unit | None, width: int, height: int) -> Any:
+    """Coordinates x, y, x, y, ... of the unit in pixels; unchanged if they are not numbers."""
+    if unit is None or unit not in PARTS or not _is_flat(flat):
+        return flat
+    return [v * (height if i % 2 else width) / PARTS[unit] for i, v in enumerate(flat)]
