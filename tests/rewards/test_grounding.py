@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from shapely.geometry import box as shapely_box
 
 from perpo_pipeline.answers.boxes import parse_box
-from perpo_pipeline.rewards.grounding import iou_xyxy, points_in_boxes
+from perpo_pipeline.rewards.grounding import (
+    STRICT_STEPS,
+    giou_xyxy,
+    iou_xyxy,
+    point_gaussians,
+    points_in_boxes,
+    stepped_ious,
+)
 
 UNPARSED = (math.nan,) * 4
 
@@ -184,3 +191,85 @@ def test_internvl_scores_its_published_ap50(realdata: Path):
     gt = [xyxy(row["gt_bbox"]) for row in rows]
     assert sum(box[0] > box[2] or box[1] > box[3] for box in pred) == 2
     assert ap50(pred, gt) == pytest.approx(0.8941772151898734, abs=1e-15)
+
+
+def test_giou_of_boxes_derived_by_hand():
+    """Equal; half of it; side by side; a gap of two unit boxes in a hull of four: -1/2; a corner
+    shared by two unit boxes in a hull of 2 x 2: -1/2."""
+    pred = [[0, 0, 2, 2], [0, 0, 1, 2], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
+    gt = [[0, 0, 2, 2], [0, 0, 2, 2], [1, 0, 2, 1], [3, 0, 4, 1], [1, 1, 2, 2]]
+    assert giou_xyxy(pred, gt).tolist() == pytest.approx([1, 0.75, 0.5, 0.25, 0.25], abs=1e-15)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(boxes, boxes), min_size=1, max_size=5))
+def test_giou_equals_the_papers_formula_with_shapelys_areas(pairs):
+    found = giou_xyxy([a for a, _ in pairs], [b for _, b in pairs])
+    for value, corners in zip(found, pairs, strict=True):
+        a, b = (shapely_box(*c) for c in corners)
+        union, hull = a.union(b).area, a.union(b).envelope.area
+        if min(a.area, b.area) > 1e-6:
+            giou = a.intersection(b).area / union - (hull - union) / hull
+            assert value == pytest.approx((1 + giou) / 2, abs=1e-8)
+        assert 0 <= value <= 1
+    assert giou_xyxy(*zip(*pairs, strict=True)) == pytest.approx(
+        giou_xyxy([b for _, b in pairs], [a for a, _ in pairs]), abs=1e-12
+    )
+
+
+def test_giou_falls_with_the_distance_of_boxes_that_do_not_overlap():
+    far = [[10 * i, 0, 10 * i + 5, 5] for i in range(1, 50)]
+    found = giou_xyxy(far, [[0, 0, 5, 5]] * len(far))
+    assert (np.diff(found) < 0).all() and (found > 0).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("reward", [iou_xyxy, giou_xyxy])
+def test_what_is_no_box_gets_nothing(reward):
+    real, others = (0, 0, 10, 10), [UNPARSED, (10, 0, 0, 10), (-math.inf, 0, math.inf, 10)]
+    assert reward(others, [real] * 3).tolist() == reward([real] * 3, others).tolist() == [0] * 3
+    assert reward([(5, 5, 5, 5)], [(5, 5, 5, 5)]).tolist() == [0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(*[st.floats()] * 8), min_size=1, max_size=4))
+def test_giou_of_any_numbers_is_in_0_to_1(rows):
+    found = giou_xyxy([row[:4] for row in rows], [row[4:] for row in rows])
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_steps_derived_by_hand():
+    """Vision-R1: nothing below 0.5, everything above 0.75, the IoU from one to the other."""
+    ious = [0.0, 0.49, 0.5, 0.6, 0.75, 0.76, 1.0]
+    assert stepped_ious(ious).tolist() == [0, 0, 0.5, 0.6, 0.75, 1, 1]
+    assert stepped_ious(ious, STRICT_STEPS).tolist() == [0, 0, 0, 0, 0.75, 0.76, 1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1))
+def test_steps_never_fall_where_the_iou_rises(ious):
+    for steps in (stepped_ious(sorted(ious)), stepped_ious(sorted(ious), STRICT_STEPS)):
+        assert (np.diff(steps) >= 0).all() and ((steps >= 0) & (steps <= 1)).all()
+
+
+def test_a_point_is_worth_more_the_nearer_it_is_to_the_centre_by_hand():
+    """The centre of a box of 4 x 2, the middle of its right edge, a corner, outside, no point."""
+    points = [(2, 1), (4, 1), (4, 2), (6, 1), (math.nan, 1), (math.inf, 1)]
+    found = point_gaussians(points, [(0, 0, 4, 2)] * 6).tolist()
+    expected = [1, math.exp(-0.5), math.exp(-1), math.exp(-2), 0, 0]
+    assert found == pytest.approx(expected, abs=1e-15)
+    boxes = [UNPARSED, (2, 2, 0, 0), (1, 1, 1, 5)]
+    assert point_gaussians([(1, 1)] * 3, boxes).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"points must have the shape \(1, 2\)"):
+        point_gaussians([(1, 1, 1)], [(0, 0, 4, 2)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(boxes, st.tuples(st.floats(), st.floats()))
+def test_the_reward_of_any_point_is_in_0_to_1_and_that_of_a_mirrored_one_is_the_same(box, point):
+    (found,) = point_gaussians([point], [box])
+    assert 0 <= found <= 1
+    mirrored = box[0] + box[2] - point[0], box[1] + box[3] - point[1]
+    is_large = min(box[2] - box[0], box[3] - box[1]) > 1
+    if is_large and all(abs(value) < 1e6 for value in mirrored):
+        assert point_gaussians([mirrored], [box])[0] == pytest.approx(found, abs=1e-9)
