@@ -37,7 +37,8 @@ class BoxFormat:
     with these names). The frame is `scale` units wide and high, or as many as it has pixels if
     `scale` is None; coordinates are written with `decimals` decimals. `instruction` asks for the
     box, with `{expression}` for the description of the object. `frame` is the only frame in which
-    the format makes sense, None if it makes sense in all of them.
+    the format makes sense, None if it makes sense in all of them. `no_target` is the answer that
+    there is no such object: SFT writes it, and denials.py reads it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class BoxFormat:
     decimals: int = 0
     instruction: str = _ASK
     frame: str | None = None
+    no_target: str = "[]"
 
     def ask(self, expression: str) -> str:
         """The question for the box of what `expression` describes."""
@@ -96,18 +98,26 @@ def _number(name: str) -> str:
 _BRACKETED = r"\[" + ",".join(map(_number, COORDINATES)) + r"\]"
 _POINTS = r"\({},{}\)\s*(?:,\s*)?\({},{}\)".format(*map(_number, COORDINATES))
 _JSON = r'"bbox_2d"\s*:\s*' + _BRACKETED
+_NO_OBJECT = "There is no such object in the image."  # for formats without a list of boxes
 _JSON_TEMPLATE = '{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
 
 BOX_FORMATS: dict[str, BoxFormat] = {
     box_format.name: box_format
     for box_format in (
         BoxFormat("llava", re.compile(_BRACKETED), "[{x1}, {y1}, {x2}, {y2}]", 1.0, decimals=2),
-        BoxFormat("qwen-vl", re.compile(_POINTS), "<box>({x1},{y1}),({x2},{y2})</box>", 1000.0),
+        BoxFormat(
+            "qwen-vl",
+            re.compile(_POINTS),
+            "<box>({x1},{y1}),({x2},{y2})</box>",
+            1000.0,
+            no_target=_NO_OBJECT,
+        ),
         BoxFormat(
             "qwen2-vl",
             re.compile(_POINTS),
             "<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>",
             1000.0,
+            no_target=_NO_OBJECT,
         ),
         BoxFormat(
             "qwen2.5-vl",  # the question of Qwen's cookbook
@@ -131,6 +141,7 @@ BOX_FORMATS: dict[str, BoxFormat] = {
             "<box>[[{x1}, {y1}, {x2}, {y2}]]</box>",
             1000.0,
             instruction=_ASK.replace(EXPRESSION, f"<ref>{EXPRESSION}</ref>"),
+            no_target="<box>[]</box>",
         ),
         BoxFormat("pixel", re.compile(_BRACKETED), "[{x1}, {y1}, {x2}, {y2}]", None),
     )
@@ -166,6 +177,7 @@ def describe_box_format(name: str) -> str | dict[str, Any]:
         "scale": own.scale,
         "decimals": own.decimals,
         "instruction": own.instruction,
+        "no_target": own.no_target,
     }
 
 
@@ -215,6 +227,12 @@ def _check_fields(own: BoxFormat, name: str) -> None:
         raise ConfigError(
             f"the pattern of the box format {name!r} has no group {', '.join(absent)}",
             fix="give a compiled one that names the four numbers, as in (?P<x1>[0-9]+)",
+        )
+    if not own.no_target.strip() or own.pattern.search(own.no_target):
+        raise ConfigError(
+            f"the answer for no object of the box format {name!r} is {own.no_target!r}, which is "
+            f"{'a box' if own.no_target.strip() else 'empty'}",
+            fix='give a text without a box as no_target, such as "[]"',
         )
     if own.scale is not None and not own.scale > 0:
         raise ConfigError(

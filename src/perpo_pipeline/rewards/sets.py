@@ -52,12 +52,14 @@ def box_counts(pred: Boxes, gt: Boxes) -> Floats:
     """min(k, m) / max(k, m) for k predicted and m true boxes, set by set, in [0, 1]; `(n,)`.
 
     1 if the number of boxes is right; where they are does not matter. Two empty sets give 1, one
-    empty set gives 0. Raises ValueError for different numbers of sets. Ours.
+    empty set gives 0. Arguments and errors as in `set_ious`. Ours.
     """
     _check_numbers(pred, gt)
-    sizes = np.array([[len(a), len(b)] for a, b in zip(pred, gt, strict=True)], dtype=np.float64)
-    few, many = sizes.reshape(-1, 2).min(axis=1), sizes.reshape(-1, 2).max(axis=1)
-    return np.divide(few, many, out=np.ones_like(many), where=many > 0)
+    sizes = np.array(
+        [[len(_as_set(one, name)) for one in side] for name, side in (("pred", pred), ("gt", gt))]
+    )
+    few, many = sizes.min(axis=0).astype(np.float64), sizes.max(axis=0)
+    return np.divide(few, many, out=np.ones_like(few), where=many > 0)
 
 
 def _each(pred: Boxes, gt: Boxes, measure: Callable[[Floats], float]) -> Floats:

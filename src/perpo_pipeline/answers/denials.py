@@ -1,0 +1,103 @@
+"""Reads answers which say that what was asked for is not in the image.
+
+An answer denies only if all of it does (a code fence around it is taken off). It is
+
+- an empty JSON list, `[]`, or the text that the box format writes for no target;
+- one of `DENIALS`, such as "none" or "not found";
+- or one or two English sentences, at most `LONGEST` characters, of which the first denies that
+  something is there: "There is no dog in the image.", "No dog is visible.", "The image does not
+  show a dog.", "The dog is not in the image.", "I cannot find a dog in the photo."
+
+Everything else is no denial, or garbled answers would be rewarded: an empty answer, "No.", a
+sentence without an object, coordinates beside it, a refusal ("I cannot see the image"), a sentence
+that affirms ("There is no doubt ..."), a loop. Other languages are not read.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from perpo_pipeline.answers.formats import get_box_format
+
+LONGEST = 300
+DENIALS = (
+    "none",
+    "nothing",
+    "no target",
+    "no targets",
+    "no object",
+    "no objects",
+    "no such object",
+    "no match",
+    "no matches",
+    "not found",
+    "not present",
+    "not visible",
+)
+
+_FENCE = re.compile(r"```\w{0,20}\s*(.*?)\s*```", re.DOTALL)
+_EMPTY_LIST = re.compile(r"\[\s*\]")
+_SIGNS = re.compile(r"[\[\]{}<>|`]|\(\s*[-.0-9]")  # of boxes and points in any format
+_SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+
+_IMAGE = "(?:image|picture|photo|photograph|scene|screenshot|screen|page|frame)"
+_IS = "(?:is|are|was|were)"
+_NOT = "(?:not|n't|n\u2019t)"
+_THERE = "(?:present|visible|found|shown|seen|there|depicted|detected|in|on|within|anywhere)"
+_SOMETHING = "[\"'\u201c\u2018]?[^\\W_][^.!?]*"
+_SHOWS = "(?:contain|show|have|include|depict|feature)"
+_CANNOT = "(?:cannot|can ?not|can['\u2019]t|could ?(?:not|n't|n\u2019t))"
+_PATTERNS = [
+    rf"there(?: {_IS}|'s|\u2019s) (?:no|nothing|nobody|no one|none|not an?|not any) {_SOMETHING}",
+    rf"there {_IS} ?{_NOT} (?:an?|any|anything|anybody|anyone) {_SOMETHING}",
+    rf"(?:no|none of the) {_SOMETHING} (?:{_IS}|(?:can|could) be) {_THERE}\b[^.!?]*",
+    rf"(?:the|this|that) {_IMAGE} (?:does|did) ?{_NOT} {_SHOWS} {_SOMETHING}",
+    rf"(?:the|this|that) {_IMAGE} (?:contains|shows|has|includes|depicts|features) no {_SOMETHING}",
+    rf"{_SOMETHING} {_IS} ?{_NOT} {_THERE}\b[^.!?]*",
+    rf"{_SOMETHING} (?:does|do|did) ?{_NOT} (?:exist|appear)\b[^.!?]*",
+    rf"{_SOMETHING} {_CANNOT} be (?:found|seen|located)\b[^.!?]*",
+    rf"i (?:{_CANNOT}|do ?{_NOT}) (?:see|find|locate) {_SOMETHING} "
+    rf"(?:in|on|within|anywhere in) (?:the|this|that) {_IMAGE}[^.!?]*",
+]
+_BEFORE = r"(?:(?:no|sorry|i'm sorry|i am sorry|unfortunately)[,.:;!]? )?(?:but )?"
+_DENIES = re.compile(f"{_BEFORE}(?:{'|'.join(_PATTERNS)})[.!]?")
+_AFFIRMS = re.compile(
+    r"\b(?:doubt|question|problem|need|reason|way|idea|denying|without|except|besides|"
+    r"other than|apart from|nothing but|not only|show up)\b"
+)
+_REFUSES = re.compile(rf"\b(?:see|find|locate|have|is|are) (?:an?|any|the|no|your) {_IMAGE}s?\b")
+
+
+def read_denials(texts: Sequence[str | None], box_format: str) -> npt.NDArray[np.bool_]:
+    """Whether each of n answers says that nothing is there, `(n,)`; None is no answer.
+
+    The rule is that of the module. It does not look for boxes: an answer that denies has none.
+    Raises ConfigError for an unknown box format.
+    """
+    own = get_box_format(box_format).no_target.strip()
+    return np.array([_denies(text, own) for text in texts], dtype=bool)
+
+
+def _denies(text: str | None, own: str) -> bool:
+    if text is None or len(text) > LONGEST:
+        return False
+    stripped = text.strip()
+    fenced = _FENCE.fullmatch(stripped)
+    stripped = fenced[1] if fenced else stripped
+    if (own and stripped == own) or _EMPTY_LIST.fullmatch(stripped):
+        return True
+    plain = " ".join(stripped.lower().split())
+    return plain.rstrip(".!") in DENIALS or _is_denying_sentence(plain)
+
+
+def _is_denying_sentence(plain: str) -> bool:
+    if _SIGNS.search(plain):
+        return False
+    sentences = _SENTENCE_END.split(plain)
+    if sentences[0].rstrip(".!,") in ("no", "sorry", "i'm sorry", "i am sorry", "unfortunately"):
+        sentences = sentences[1:]
+    if not 1 <= len(sentences) <= 2 or not _DENIES.fullmatch(sentences[0]):
+        return False
+    return not (_AFFIRMS.search(sentences[0]) or _REFUSES.search(sentences[0]))

@@ -1,0 +1,119 @@
+"""Which answers say that what was asked for is not there, and which only look like it."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perpo_pipeline.answers.denials import DENIALS, LONGEST, read_denials
+from perpo_pipeline.answers.formats import BOX_FORMATS
+from perpo_pipeline.answers.reading import read_box_lists
+from perpo_pipeline.errors import ConfigError
+
+DENYING = [
+    "[]",
+    " [ ]\n",
+    "```json\n[]\n```",
+    "None",
+    "no target.",
+    "Not found",
+    "There is no dog in the image.",
+    "There are no red cars.",
+    "there is no such object in the picture",
+    "There's no one with an umbrella.",
+    "There isn't a dog in this photo.",
+    "There is not any dog.",
+    "No dog is visible in the image.",
+    "No people with hats can be seen here.",
+    "The image does not contain a man in a green shirt.",
+    "This picture doesn't show any zebras.",
+    "The image contains no dog.",
+    "The man in red is not in the image.",
+    "The described object isn't present.",
+    "A purple elephant does not exist in this image.",
+    "The dog cannot be found.",
+    "I cannot find a dog in the image.",
+    "I don't see any dog in the picture.",
+    "No, there is no dog in the image.",
+    "Sorry, but there is no dog in the image.",
+    "Unfortunately, the image does not show a dog.",
+    "There is no dog in the image. It shows a cat on a sofa.",
+    "There is no dog, but there is a cat.",
+]
+OTHERS = [
+    "",
+    " ",
+    "No.",
+    "no",
+    "I don't know.",
+    "There is no",
+    "There is no doubt that the dog is on the left.",
+    "There is nothing but a dog in the image.",
+    "There is no dog except the one on the left.",
+    "There is a dog in the image.",
+    "The dog is in the image.",
+    "The image does not load.",
+    "I cannot see the image.",
+    "I cannot see any image in the picture",
+    "I'm sorry, but I can't help with that.",
+    "I cannot identify people in the image.",
+    "There is no image.",
+    "There is no dog. [0.1, 0.2, 0.3, 0.4]",
+    "There is no dog (10, 20), (30, 40)",
+    "[[]",
+    "[] []",
+    "[1]",
+    "{}",
+    "null",
+    "The dog. There is no cat.",
+    "There is no dog. " * 3,
+    "There is no dog and " * 20,
+    "asdf qwer [[[",
+]
+
+
+@pytest.mark.parametrize("text", DENYING)
+def test_an_answer_that_denies(text: str) -> None:
+    assert read_denials([text, text.upper()], "llava").tolist() == [True, True]
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_an_answer_that_does_not_deny(text: str) -> None:
+    assert not read_denials([text], "llava").any()
+
+
+def test_no_answer_does_not_deny() -> None:
+    assert read_denials([None, "[]"], "llava").tolist() == [False, True]
+    assert read_denials([], "llava").shape == (0,)
+
+
+@pytest.mark.parametrize("name", BOX_FORMATS)
+def test_what_a_format_writes_for_no_target_denies_and_holds_no_box(name: str) -> None:
+    text = BOX_FORMATS[name].no_target
+    assert read_denials([text], name).tolist() == [True]
+    frame = BOX_FORMATS[name].frame or "full"
+    (found,) = read_box_lists([text], name, frame=frame, sizes=[(9, 9)], resized=[(9, 9)])
+    assert len(found) == 0
+
+
+def test_a_format_s_own_text_denies_only_in_that_format() -> None:
+    assert read_denials(["<box>[]</box>"], "internvl").tolist() == [True]
+    assert read_denials(["<box>[]</box>"], "llava").tolist() == [False]
+    with pytest.raises(ConfigError, match="no box format 'lava'"):
+        read_denials([], "lava")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60), st.sampled_from([*DENYING, *DENIALS]))
+def test_any_text_is_read_without_an_error(text: str, denial: str) -> None:
+    texts = [text, denial + text, text + denial, f"```{text}```"]
+    assert read_denials(texts, "qwen3-vl").shape == (4,)
+
+
+@pytest.mark.parametrize("piece", ["there is no ", "is not ", "[", "no a", "can't be ", ". ", "`"])
+def test_a_long_text_takes_no_time(piece: str) -> None:
+    start = time.perf_counter()
+    short = (piece * LONGEST)[:LONGEST]
+    read_denials([piece * 100_000, *[short] * 20, *["there is no " + short[:200]] * 20], "llava")
+    assert time.perf_counter() - start < 5
