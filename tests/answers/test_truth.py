@@ -53,7 +53,7 @@ def test_a_polygon_is_taken_exactly_if_shapely_calls_it_valid_and_it_has_an_area
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [
-        ([], "not a list of boxes"),
+        (3, "not a list of boxes"),
         ("all", "not a list of boxes"),
         ([[1, 1, 2, 2], [5, 5, 4, 6]], "gt_boxes[1] is inverted or empty"),
         ([[1, 1, 2, 2, 3]], "gt_boxes[0] is not four finite numbers"),
@@ -83,6 +83,13 @@ def test_each_of_several_boxes_is_checked(boxes: object, message: str) -> None:
 def test_a_box_has_the_area_of_a_pixel(box: list[float], message: str | None) -> None:
     assert truth_fault(box, None, None, *SIZE) == (message and f"gt_box {message}")
     assert truth_fault(None, [box], None, *SIZE) == (message and f"gt_boxes[0] {message}")
+
+
+def test_an_empty_list_of_boxes_says_that_there_is_no_target() -> None:
+    assert truth_fault(None, [], None, *SIZE) is None
+    for box, polygon, name in (([1, 1, 2, 2], None, "gt_box"), (None, SQUARE, "gt_polygon")):
+        fault = truth_fault(box, [], polygon, *SIZE)
+        assert fault is not None and fault.endswith(f"no target, beside a {name}")
 
 
 def test_no_truth_at_all_is_no_fault_of_its_values() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from tiny_families import save_tiny_family
 
+from perpo_pipeline.answers.denials import read_denials
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ground_truth_text
@@ -102,6 +103,18 @@ def test_several_true_boxes_are_written_one_after_the_other() -> None:
     several = prompt(gt_box=None, gt_boxes=[[0, 0, 64, 107], [320, 214, 640, 428]])
     written = ground_truth_text(several, ModelConfig())
     assert written == "[0.00, 0.00, 0.10, 0.25], [0.50, 0.50, 1.00, 1.00]"
+
+
+@pytest.mark.parametrize(
+    ("box_format", "expected"),
+    [("llava", "[]"), ("internvl", "<box>[]</box>"), ("qwen-vl", "There is no such object in the")],
+)
+def test_no_target_is_written_as_the_format_has_it(box_format: str, expected: str) -> None:
+    written = ground_truth_text(
+        prompt(gt_box=None, gt_boxes=[]), ModelConfig(box_format=box_format)
+    )
+    assert written.startswith(expected)
+    assert read_denials([written], box_format).tolist() == [True]
 
 
 def test_a_polygon_cannot_be_a_target_for_sft() -> None:

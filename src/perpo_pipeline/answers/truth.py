@@ -13,12 +13,18 @@ TINY_IMAGE_PX = 2  # longest side of an image in which a box from 0 to 1 may mea
 
 
 def truth_fault(box: Any, boxes: Any, polygon: Any, width: int, height: int) -> str | None:
-    """What is wrong with a row's `gt_box`, `gt_boxes` or `gt_polygon` (None where absent)."""
+    """What is wrong with a row's `gt_box`, `gt_boxes` or `gt_polygon` (None where absent).
+
+    An empty `gt_boxes` is the truth that there is no target; then it is the only truth.
+    """
     if box is not None and (fault := box_fault(box, width, height)):
         return fault
     if boxes is not None:
-        if not isinstance(boxes, list | tuple) or not boxes:
+        if not isinstance(boxes, list | tuple):
             return f"gt_boxes is not a list of boxes: {boxes!r}"
+        if not boxes and (box is not None or polygon is not None):
+            given = "gt_box" if box is not None else "gt_polygon"
+            return f"gt_boxes is empty, which says that there is no target, beside a {given}"
         for index, one in enumerate(boxes):
             if fault := box_fault(one, width, height, name=f"gt_boxes[{index}]"):
                 return fault

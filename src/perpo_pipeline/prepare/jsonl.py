@@ -7,8 +7,9 @@
 Boxes are xyxy in pixels of the upright image. Optional keys: `id` (the row's own name; default: its
 line number), `dataset`, `expression` (instead of `prompt`: the run's box format makes the question
 from it; LLaVA's question is the paper's), `gt_boxes` (several true boxes) and `gt_polygon` (x1, y1,
-x2, y2, x3, y3, ..., three points or more), with `gt_box` or instead of it. `image` is relative to
-the file's folder, or to `image_root`.
+x2, y2, x3, y3, ..., three points or more), with `gt_box` or instead of it. `"gt_boxes": []` says
+that what is asked for is not in the image; such a row has no other box. `image` is relative to the
+file's folder, or to `image_root`.
 """
 
 from collections.abc import Iterator

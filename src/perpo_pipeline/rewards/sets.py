@@ -59,7 +59,7 @@ def box_counts(pred: Boxes, gt: Boxes) -> Floats:
         [[len(_as_set(one, name)) for one in side] for name, side in (("pred", pred), ("gt", gt))]
     )
     few, many = sizes.min(axis=0).astype(np.float64), sizes.max(axis=0)
-    return np.divide(few, many, out=np.ones_like(few), where=many > 0)
+    return np.asarray(np.divide(few, many, out=np.ones_like(few), where=many > 0))
 
 
 def _each(pred: Boxes, gt: Boxes, measure: Callable[[Floats], float]) -> Floats:

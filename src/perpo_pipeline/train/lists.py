@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box
+from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box, get_box_format
 from perpo_pipeline.config.methods import Method
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
@@ -99,11 +99,13 @@ def ground_truth_list(entry: TrainingList, vlm: "Vlm", model: ModelConfig) -> Tr
 def ground_truth_text(prompt: Row, model: ModelConfig, resized: Size | None = None) -> str:
     """The ground truth as an answer: boxes in the model's text format, or the text itself.
 
+    Without a target (`gt_boxes` is empty) it is the format's `no_target`.
     `resized` is the image size that the frame `resized` needs. Boxes are clipped to the frame;
     raises InputError if nothing of a box is left.
     """
     if prompt["task"] == "grounding":
-        return ", ".join(_written_box(box, prompt, model, resized) for box in _true_boxes(prompt))
+        boxes = [_written_box(box, prompt, model, resized) for box in _true_boxes(prompt)]
+        return ", ".join(boxes) if boxes else get_box_format(model.box_format).no_target
     return str(prompt["gt_text"])
 
 
