@@ -115,20 +115,25 @@ def eval_command(
 
 
 def _evaluate(opened: "Run", asked: list[str] | None, as_json: bool) -> None:
-    from perpo_pipeline.evaluate.evaluate_model import evaluate
+    from perpo_pipeline.evaluate.evaluate_model import evaluate_all
     from perpo_pipeline.evaluate.printing import metrics_table
 
     names = [one.name for one in _choose(opened.config.evaluations(), asked)]
     check_one_out(names, opened.out, option="--evaluation", what="evaluation")
-    versions = [evaluate(opened, name) for name in names]
-    if as_json:
-        rows = [{"variant": v.variant, **row} for v in versions for row in v.table().to_pylist()]
-        print_rows(rows, metrics_table, as_json)
+    versions = []
+    try:
+        for version in evaluate_all(opened, names):
+            versions.append(version)
+            if not as_json:
+                opened.say(f"{version.variant}:\n{metrics_table(version.table().to_pylist())}")
+    finally:  # what is finished is shown even if one failed
+        if not as_json:
+            _compare_splits(opened, versions)
+    if not as_json:
+        print_paths(versions)
         return
-    for version in versions:
-        opened.say(f"{version.variant}:\n{metrics_table(version.table().to_pylist())}")
-    _compare_splits(opened, versions)
-    print_paths(versions)
+    rows = [{"variant": v.variant, **row} for v in versions for row in v.table().to_pylist()]
+    print_rows(rows, metrics_table, as_json)
 
 
 def _compare_splits(opened: "Run", versions: "Sequence[Version]") -> None:

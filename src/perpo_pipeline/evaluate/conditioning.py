@@ -4,6 +4,7 @@ Source: the paper's Figure 1c ("with and without the image").
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.evaluate_model import evaluate
 from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.summarise import ALL, ANSWER_COLUMNS, QUESTION_COLUMNS, summarise
+from perpo_pipeline.inference.part_sampler import LastSampler
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, input_of
 
@@ -25,11 +27,12 @@ IMAGES = {"true": "", "shuffled": OTHER_IMAGE, "blank": BLANK_IMAGE}
 def condition(run: Run, model: str, split: str) -> list[Row]:
     """Evaluate one model with each kind of image, and compare them (`conditioning_rows`)."""
     found = {}
-    for image, suffix in IMAGES.items():
-        out = None if run.out is None else run.out / image
-        at = replace(run, out=out)
-        name = Evaluation(model, split, suffix).name
-        found[image] = input_of(evaluate(at, name), "predictions")
+    with closing(LastSampler()) as kept:
+        for image, suffix in IMAGES.items():
+            out = None if run.out is None else run.out / image
+            at = replace(run, out=out)
+            name = Evaluation(model, split, suffix).name
+            found[image] = input_of(evaluate(at, name, kept), "predictions")
     return conditioning_rows(model, split, found)
 
 

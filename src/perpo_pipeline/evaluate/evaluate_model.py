@@ -5,13 +5,21 @@ Decoding is greedy. The evaluation `<model>@<split>` shows each question with it
 blank one: answers that are still right were guessed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import pyarrow.compute as pc
 
-from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, read_evaluation
+from perpo_pipeline.config.evaluations import (
+    BASE,
+    BLANK_IMAGE,
+    OTHER_IMAGE,
+    Evaluation,
+    read_evaluation,
+)
 from perpo_pipeline.config.fingerprints import counted_settings, reading_settings
+from perpo_pipeline.errors import ArtifactError, InputError, PerpoError
 from perpo_pipeline.evaluate.images_shown import refuse_trained_images
 from perpo_pipeline.evaluate.metrics import measured_metrics, missing_metrics, tasks_of
 from perpo_pipeline.evaluate.predict import BLANK, OTHER, write_predictions
@@ -20,24 +28,52 @@ from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.backends import choose_backend
 from perpo_pipeline.inference.engines import check_engine
 from perpo_pipeline.inference.failures import report_failures
+from perpo_pipeline.inference.part_sampler import LastSampler
 from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Version, input_of, open_version
+from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.families import family_of, unusual_boxes
 from perpo_pipeline.vlm.files import ResolvedModel
 from perpo_pipeline.vlm.inputs import find_model, model_notes
 
 STAGE_VERSION = 4
-SHOWN = {OTHER_IMAGE: OTHER, BLANK_IMAGE: BLANK}
+SHOWN_NAMES = 3  # evaluations named in a message
+KIND_OF_IMAGE = {OTHER_IMAGE: OTHER, BLANK_IMAGE: BLANK}
 
 
-def evaluate(run: Run, evaluation: str) -> Version:
+def evaluate_all(run: Run, evaluations: Sequence[str]) -> Iterator[Version]:
+    """Yield the metrics of each evaluation as it is done (`evaluate`).
+
+    The prompts and adapters of all are checked before the first is decoded. A model that several in
+    a row use is loaded once. An evaluation that ends with InputError (too many prompts unanswered)
+    does not stop the others; InputError is raised after the last.
+    """
+    _check_inputs(run, evaluations)
+    failed: list[str] = []
+    with closing(LastSampler()) as kept:
+        for evaluation in evaluations:
+            try:
+                yield evaluate(run, evaluation, kept)
+            except InputError as error:
+                if len(evaluations) == 1:
+                    raise
+                run.say(f"eval {evaluation} failed: {error}")
+                failed.append(evaluation)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(evaluations)} evaluations failed: {', '.join(failed)}",
+            fix="see the messages above; the same command makes only these again",
+        )
+
+
+def evaluate(run: Run, evaluation: str, kept: LastSampler | None = None) -> Version:
     """Predict and measure one evaluation, by its name (config/evaluations.py).
 
-    Returns the metrics. Raises `ArtifactError` if the adapter was trained on images of the prompts.
+    Returns the metrics. Raises `ArtifactError` if the adapter was trained on images of the prompts,
+    InputError if more prompts than `eval.max_errors` are unanswered. `kept` keeps the model.
     """
-    predictions = _predict(run, evaluation)
+    predictions = _predict(run, evaluation, kept)
     prompts = input_of(predictions, "prompts")
     truth = prompts.table(columns=QUESTION_COLUMNS)
     tasks, reading = tasks_of(truth), run.config.model.reading()
@@ -56,18 +92,46 @@ def evaluate(run: Run, evaluation: str) -> Version:
     return make(run, recipe, work, out=run.out and run.out / "metrics")
 
 
-def _predict(run: Run, evaluation: str) -> Version:
+def _check_inputs(run: Run, evaluations: Sequence[str]) -> None:
+    """Raise the error of the inputs, or one error with all of them."""
+    faults: dict[str, tuple[PerpoError, list[str]]] = {}
+    for name in evaluations:
+        try:
+            _open_inputs(run, read_evaluation(name))
+        except PerpoError as error:
+            faults.setdefault(str(error), (error, []))[1].append(name)
+    if len(faults) == 1:
+        raise next(iter(faults.values()))[0]
+    if faults:
+        lines = [
+            f"  - {_listed(names)}: {error.what} ({error.where}); {error.fix}"
+            for error, names in faults.values()
+        ]
+        raise ArtifactError("these evaluations cannot be made:\n" + "\n".join(lines))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
+
+
+def _open_inputs(run: Run, asked: Evaluation) -> dict[str, Version]:
+    """The prompts and, except for the base, the adapter."""
+    prompts = run.latest("prompts", asked.split)
+    if asked.model == BASE:
+        return {"prompts": prompts}
+    adapter = run.latest("adapter", asked.model)
+    if not run.config.eval.allow_train_images:
+        refuse_images_of(adapter, prompts)
+    return {"prompts": prompts, "adapter": adapter}
+
+
+def _predict(run: Run, evaluation: str, kept: LastSampler | None) -> Version:
     config, model = run.config.eval, run.config.model
     asked = read_evaluation(evaluation)
-    image = SHOWN.get(asked.image, "matching")
-    inputs = {"prompts": run.latest("prompts", asked.split)}
-    adapter = None
-    if asked.model != BASE:
-        place = run.inputs.get("adapter") or run.place("adapter", asked.model)
-        adapter = open_version(place, "adapter")
-        inputs["adapter"] = adapter
-        if not config.allow_train_images:
-            refuse_images_of(adapter, inputs["prompts"])
+    image = KIND_OF_IMAGE.get(asked.image, "matching")
+    inputs = _open_inputs(run, asked)
+    adapter = inputs.get("adapter")
     resolved, model_settings = find_model(model, run.scratch)
     backend = choose_backend(config, model.device)
     found = {
@@ -95,7 +159,7 @@ def _predict(run: Run, evaluation: str) -> Version:
         if image == "matching":
             _warn_of_boxes(run, evaluation, setup.resolved, inputs["prompts"])
         title = f"eval {evaluation}"
-        return write_predictions(run, writer, inputs["prompts"], image, title, setup)
+        return write_predictions(run, writer, inputs["prompts"], image, title, setup, kept)
 
     predictions = make(run, recipe, work, out=run.out and run.out / "predictions")
     report_failures(run, predictions, config.max_errors, "are unanswered and count as wrong")

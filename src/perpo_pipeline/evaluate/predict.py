@@ -9,7 +9,7 @@ from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.evaluate.images_shown import with_blank_images, with_other_images
 from perpo_pipeline.inference.answering import Task, answer_prompts
 from perpo_pipeline.inference.backend import BackendSetup
-from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS, Row
+from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS, LastSampler, Row
 from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, score_samples
 from perpo_pipeline.run import Run
@@ -23,7 +23,13 @@ OTHER, BLANK = "other", "blank"
 
 
 def write_predictions(
-    run: Run, writer: Writer, prompts: Version, image: str, title: str, setup: BackendSetup
+    run: Run,
+    writer: Writer,
+    prompts: Version,
+    image: str,
+    title: str,
+    setup: BackendSetup,
+    kept: LastSampler | None = None,
 ) -> Mapping[str, Any]:
     """Answer the prompts that have no answer yet; returns the counts for the manifest.
 
@@ -38,7 +44,7 @@ def write_predictions(
         rows_of=lambda part, rows: prediction_rows(part, rows, setup.model),
     )
     # Greedy decoding reads no seed.
-    return answer_prompts(run, writer, shown, setup, seed=0, task=task)
+    return answer_prompts(run, writer, shown, setup, seed=0, task=task, kept=kept)
 
 
 def show_images(prompts: Version, image: str, limit: int, setup: BackendSetup) -> pa.Table:

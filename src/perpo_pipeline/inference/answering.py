@@ -15,7 +15,7 @@ import pyarrow as pa
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.engines import answer_parts
 from perpo_pipeline.inference.failures import Failures
-from perpo_pipeline.inference.part_sampler import Row
+from perpo_pipeline.inference.part_sampler import LastSampler, Row
 from perpo_pipeline.inference.parts import Parts
 from perpo_pipeline.inference.progress import Preview, Progress
 from perpo_pipeline.run import Run
@@ -39,12 +39,20 @@ class Task:
 
 
 def answer_prompts(
-    run: Run, writer: Writer, prompts: pa.Table, setup: BackendSetup, *, seed: int, task: Task
+    run: Run,
+    writer: Writer,
+    prompts: pa.Table,
+    setup: BackendSetup,
+    *,
+    seed: int,
+    task: Task,
+    kept: LastSampler | None = None,
 ) -> Mapping[str, Any]:
     """Answer the prompts that have no answer yet; returns the counts for the manifest.
 
     A prompt that fails goes to `errors` with its reason. Once more than `max_errors` have failed,
-    no new part is begun and InputError is raised; finished parts are kept.
+    no new part is begun and InputError is raised; finished parts are kept. `kept` keeps the model
+    for further calls.
     """
     parts = Parts(writer, prompts, setup.settings.prompts_per_part)
     pending = parts.pending()
@@ -59,6 +67,7 @@ def answer_prompts(
             progress=progress,
             on_notes=partial(_record_notes, run, writer),
             should_stop=lambda: failures.too_many,
+            kept=kept,
         ):
             failures.add(parts.write(index, task.rows_of(pending[index], rows)))
     failures.check()

@@ -1,7 +1,7 @@
 """Where prompts are answered: in this process, in one process per GPU, or on a Ray cluster."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import BackendSetup
-from perpo_pipeline.inference.part_sampler import PartSampler, Row
+from perpo_pipeline.inference.part_sampler import LastSampler, Row
 from perpo_pipeline.inference.progress import Progress
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS
 
@@ -44,10 +44,12 @@ def answer_parts(
     progress: Progress,
     on_notes: Callable[[Notes], None],
     should_stop: Callable[[], bool],
+    kept: LastSampler | None = None,
 ) -> Iterator[tuple[int, list[Row]]]:
     """Yield index and rows of every pending part as it is done; `on_notes` gets backends' notes.
 
     Once `should_stop` is true, no new part is begun; parts under way are finished and yielded.
+    `kept` keeps the model of this process for the next call; other processes end with their parts.
     """
     if not pending:
         return
@@ -59,7 +61,8 @@ def answer_parts(
             progress.show(pending[index].select(TRUTH_COLUMNS).to_pylist(), rows)
             yield index, rows
         return
-    with closing(PartSampler(setup, run_seed)) as sampler:
+    with closing(LastSampler()) if kept is None else nullcontext(kept) as samplers:
+        sampler = samplers.get(setup, run_seed)
         on_notes(sampler.backend.notes())
         progress.begin()
         for index, part in pending.items():

@@ -51,6 +51,26 @@ class PartSampler:
         return [row for index in range(len(prompts)) for row in rows[index]]
 
 
+class LastSampler:
+    """Keeps the last sampler open, so that artifacts of one model load it once."""
+
+    def __init__(self) -> None:
+        self._open: tuple[BackendSetup, int, PartSampler] | None = None
+
+    def get(self, setup: BackendSetup, run_seed: int) -> PartSampler:
+        """The open sampler if it was made from these; else a new one, and the old is closed."""
+        if self._open is None or self._open[:2] != (setup, run_seed):
+            self.close()
+            self._open = setup, run_seed, PartSampler(setup, run_seed)
+        return self._open[2]
+
+    def close(self) -> None:
+        """Close the open sampler, if there is one."""
+        if self._open is not None:
+            sampler, self._open = self._open[2], None
+            sampler.close()
+
+
 def _rows_of(prompt: Row, seed: int, found: SampledList | Failure) -> Iterator[Row]:
     prompt_id = prompt["prompt_id"]
     if isinstance(found, Failure):
