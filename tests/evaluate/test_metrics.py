@@ -24,6 +24,7 @@ def tables(*rows):
                 "completion": answer if is_text else "",
                 "reward": 0.5 if is_text else answer,
                 "parse_ok": changes.pop("parse_ok", True),
+                "finish_reason": changes.pop("finish_reason", "stop"),
             }
         )
         prompts.append(
@@ -175,3 +176,21 @@ def test_a_text_without_its_truth_is_refused():
 def test_a_dataset_called_all_is_refused_beside_other_datasets():
     with pytest.raises(InputError, match="called 'all'"):
         summarise(*tables(*grounding(1.0), *grounding(0.0, dataset="all")))
+
+
+def test_unanswered_prompts_are_wrong_even_where_nothing_is_the_truth() -> None:
+    """Two pages are empty: the first was read as such, the second has no answer."""
+    no_answer = {"finish_reason": "unanswered", "parse_ok": False}
+    found = values(
+        summarise(*tables(("vqa", "", {"gt_text": ""}), ("vqa", "", {"gt_text": "", **no_answer})))
+    )
+    assert found["exact_match"] == found["unanswered_rate"] == found["edit_distance"] == 0.5
+
+
+def test_the_share_of_unanswered_prompts_is_left_out_where_all_are_answered() -> None:
+    rows = summarise(*tables(*grounding(1.0, 0.0)))
+    assert "unanswered_rate" not in values(rows)
+    lost = ("grounding", 0.0, {"finish_reason": "unanswered", "parse_ok": False})
+    found = {row["name"]: row for row in summarise(*tables(*grounding(1.0, 1.0, 0.0), lost))}
+    assert found["unanswered_rate"]["value"] == 0.25 and found["ap50"]["value"] == 0.5
+    assert {row["n"] for row in found.values()} == {4}

@@ -17,6 +17,7 @@ from tiny_adapters import save_adapter
 from tiny_models import noise_image
 from with_vllm.hub_models import FAMILIES
 
+from perpo_pipeline.config.eval import EvalConfig
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError
@@ -25,6 +26,7 @@ from perpo_pipeline.inference.backend import BackendSetup, Failure, SampledList
 from perpo_pipeline.inference.vllm_backend import VllmBackend
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm import families
+from perpo_pipeline.vlm.decoding import greedy_decode
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import encode_row
 from perpo_pipeline.vlm.loading import load_vlm
@@ -181,6 +183,22 @@ class TestFamily:
         assert backend.sample(ROWS, SEEDS) == found
         others = drawn(backend.sample(ROWS[:1], [999]))
         assert others[0].completions != found[0].completions
+
+    def test_greedy_answers_equal_those_of_transformers(
+        self, model: Path, vlm: Vlm, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As `perpo eval` decodes: one answer per prompt, no image placeholder, no seed."""
+        monkeypatch.setattr(
+            backend, "decoding", EvalConfig(max_new_tokens=MAX_NEW_TOKENS).decoding()
+        )
+        prompts = [encode_row(vlm, row, "processor") for row in ROWS]
+        expected = greedy_decode(vlm, prompts, max_new_tokens=MAX_NEW_TOKENS)
+        found = drawn(backend.sample(ROWS, SEEDS))
+        assert [[c.token_ids for c in one.completions] for one in found] == [
+            [answer.token_ids] for answer in expected
+        ]
+        assert [one.completions[0].text for one in found] == [answer.text for answer in expected]
+        assert {len(answer.token_ids) for answer in expected} != {1}, "not only an end token"
 
     def test_token_counts_equal_training_at_every_image_size(self, backend: VllmBackend) -> None:
         sizes = [(7 * i % 151 + 20, 13 * i % 149 + 20) for i in range(30)]

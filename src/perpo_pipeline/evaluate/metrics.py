@@ -75,13 +75,15 @@ class Answers:
 
     `rewards` are the IoU where the task is grounding. `texts` are the answers without thoughts and
     tags, "" for none. `truths` are the true texts, "" where a
-    prompt has none. `fox_compat`: see `ocr.fox_metrics`.
+    prompt has none. `unanswered` marks prompts that could not be answered, None where the answers
+    were made elsewhere. `fox_compat`: see `ocr.fox_metrics`.
     """
 
     rewards: Floats
     parsed: Bools
     texts: Sequence[str]
     truths: Sequence[str]
+    unanswered: Bools | None = None
     fox_compat: bool = False
 
     @cached_property
@@ -103,6 +105,7 @@ class Metric:
     `compared_on`: `perpo compare` compares it pair by pair on prompts of these tasks.
     `unit`: how tables in the terminal write it. `in_report`: how the report writes it, None: the
     report leaves it out. `higher_is_better`: None where neither direction is better.
+    `only_if_any`: left out where it is 0 on all prompts.
     `missing`: what this machine lacks to measure it, as a message; None if nothing.
     """
 
@@ -116,6 +119,7 @@ class Metric:
     unit: Unit = PERCENT
     in_report: Unit | None = PERCENT
     higher_is_better: bool | None = True
+    only_if_any: bool = False
     missing: Callable[[], str | None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -213,6 +217,11 @@ def _parsed(answers: Answers) -> Floats:
     return answers.parsed.astype(np.float64)
 
 
+def _unanswered(answers: Answers) -> Floats:
+    marked = answers.unanswered
+    return np.zeros(len(answers.rewards)) if marked is None else marked.astype(np.float64)
+
+
 def _edit_distances(answers: Answers) -> Floats:
     return 1.0 - edit_similarities(answers.texts, answers.truths)
 
@@ -278,6 +287,14 @@ _IN_ORDER = (
         compared_on=(GROUNDING_SET,),
     ),
     Metric("parse_rate", "parsed", (GROUNDING, GROUNDING_SET, *JUDGED), of_answers=_parsed),
+    Metric(
+        "unanswered_rate",
+        "unanswered",
+        (GROUNDING, GROUNDING_SET, OCR, VQA, POPE),
+        of_answers=_unanswered,
+        higher_is_better=False,
+        only_if_any=True,
+    ),
     Metric(
         "edit_distance",
         "edit distance",

@@ -1,7 +1,7 @@
 """Predictions and prompts -> metrics rows, with 95 % intervals over images.
 
-Prompts that share an image are drawn together. An answer that could not be parsed counts as wrong;
-it is never left out. metrics.METRICS says which metrics a task has.
+Prompts that share an image are drawn together. An answer that could not be parsed counts as wrong,
+and so does a prompt without an answer; neither is ever left out. metrics.METRICS says which metrics a task has.
 """
 
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ from perpo_pipeline.evaluate.metrics import (
     task_of_prompt,
 )
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
-from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
+from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS, UNANSWERED
 
 Row = dict[str, Any]
 
-ANSWER_COLUMNS = PREDICTIONS.pick("prompt_id", "completion", "reward", "parse_ok")
+ANSWER_COLUMNS = PREDICTIONS.pick("prompt_id", "completion", "finish_reason", "reward", "parse_ok")
 QUESTION_COLUMNS = PROMPTS.pick(
     "prompt_id", "dataset", "split", "task", "image_sha256", role="truth"
 )
@@ -151,15 +151,24 @@ def _measure(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Iterator
     for metric in measured_metrics(there):
         wanted = tuple(task for task in metric.tasks if task in there)
         where = tasks.is_in(wanted).to_numpy()
-        yield Measured(metric, where, metric.measure(answers_of(wanted)))
+        values = metric.measure(answers_of(wanted))
+        if values.any() or not metric.only_if_any:
+            yield Measured(metric, where, values)
 
 
 def _answers(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Answers:
+    texts, truths = answer_texts(rows["completion"], reading).fill_null(""), rows["gt_text"]
+    unanswered = rows["finish_reason"].eq_missing(UNANSWERED).to_numpy()
     return Answers(
         rewards=rows["reward"].to_numpy(),
         parsed=rows["parse_ok"].to_numpy(),
-        texts=answer_texts(rows["completion"], reading).fill_null("").to_list(),
-        truths=rows["gt_text"].fill_null("").to_list(),
+        # An empty text would be right where the true text is empty: no answer is a wrong answer.
+        texts=[
+            UNANSWERED if lost and not truth else text
+            for text, truth, lost in zip(texts, truths, unanswered, strict=True)
+        ],
+        truths=truths.fill_null("").to_list(),
+        unanswered=unanswered,
         fox_compat=fox_compat,
     )
 
