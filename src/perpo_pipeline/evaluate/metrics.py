@@ -290,7 +290,7 @@ _IN_ORDER = (
     Metric(
         "unanswered_rate",
         "unanswered",
-        (GROUNDING, GROUNDING_SET, OCR, VQA, POPE),
+        (GROUNDING, GROUNDING_SET, OCR, VQA),
         of_answers=_unanswered,
         higher_is_better=False,
         only_if_any=True,

@@ -1,7 +1,8 @@
 """Predictions and prompts -> metrics rows, with 95 % intervals over images.
 
 Prompts that share an image are drawn together. An answer that could not be parsed counts as wrong,
-and so does a prompt without an answer; neither is ever left out. metrics.METRICS says which metrics a task has.
+and so does a prompt without an answer; neither is ever left out. metrics.METRICS says which metrics
+a task has.
 """
 
 from collections.abc import Iterator
