@@ -23,7 +23,7 @@ from perpo_pipeline.inference.backend import BackendSetup, Failure, Row
 from perpo_pipeline.inference.vllm_backend import VllmBackend
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import prompt_image
-from perpo_pipeline.vlm.prompts import adds_special_tokens, encode_prompt, render_prompt
+from perpo_pipeline.vlm.prompts import encode_prompt, render_prompt, rendered_ids
 
 IMAGE_PX = (640, 480)
 WORDS = 18  # of the question; the template adds a few more
@@ -152,8 +152,7 @@ def bare_requests(backend: VllmBackend, rows: Sequence[Row]) -> list[Any]:
     requests = []
     for row in rows:
         text = render_prompt(backend.weightless, row["prompt"])
-        add = adds_special_tokens(backend.weightless, text)
-        ids = backend.weightless.tokenizer(text, add_special_tokens=add)["input_ids"]
+        ids = rendered_ids(backend.weightless, text)
         image = prompt_image(row)
         requests.append({"prompt_token_ids": ids, "multi_modal_data": {"image": image}})
     return requests

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from perpo_pipeline.answers.truth import polygon_fault, truth_fault, xyxy_from_xywh
 from perpo_pipeline.json_files import RowFault
-from perpo_pipeline.prepare.fields import without_placeholder
+from perpo_pipeline.prepare.fields import without_first_place
 
 SIZE = (20, 10)
 SQUARE = [1, 1, 9, 1, 9, 9, 1, 9]
@@ -104,4 +104,4 @@ def test_width_and_height_become_the_other_corner() -> None:
 
 
 def test_the_placeholder_of_the_image_is_removed_from_a_question() -> None:
-    assert without_placeholder("<image>\nOCR this page. ") == "OCR this page."
+    assert without_first_place("<image>\nOCR this page. ") == "OCR this page."

@@ -831,12 +831,14 @@ class TestTrouble:
         server = serve(like_vllm)
         rows = [
             make_row(0, encoded_file(noise_image(0))[:300]),
-            make_row(1, prompt="what is on <image>?"),
+            make_row(1, prompt="what is on <image><image>?"),
             make_row(2),
+            make_row(3, prompt="is </s> struck out?"),
         ]
-        broken, placeholder, good = connect(server).sample(rows, [1, 2, seed_of(2)])
+        broken, places, good, spelled = connect(server).sample(rows, [1, 2, seed_of(2), 4])
         assert "the image cannot be decoded" in reason_of(broken)
-        assert "image placeholder" in reason_of(placeholder)
+        assert "the prompt holds <image> more than once" in reason_of(places)
+        assert "'</s>', a control token of the model, and a server reads it" in reason_of(spelled)
         assert ids_of(good) == expected(2)
         assert len(server.bodies) == 1
 

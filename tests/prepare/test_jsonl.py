@@ -69,6 +69,10 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ({**GOOD, "gt_box": None}, "`gt_box` is null (task grounding"),
         ({k: v for k, v in GOOD.items() if k != "gt_box"}, "`gt_box` is missing"),
         ({**GOOD, "gt_box": [4, 5, 4.9, 5.9]}, "gt_box is smaller than a pixel"),
+        (
+            {**GOOD, "prompt": "Is <image> <image>?"},
+            "holds <image> more than once; it is the place",
+        ),
         ({**GOOD, "image": None}, "`image` is null"),
         ({**GOOD, "image": ""}, "`image` is missing"),
         ({**GOOD, "id": None}, "`id` is null; give a value"),

@@ -308,6 +308,28 @@ def test_a_page_keeps_its_text_as_it_is_and_its_question_loses_the_placeholder(
 
 
 @pytest.mark.parametrize(
+    ("question", "kept"),
+    [
+        (" <image> OCR this page:", "OCR this page:"),
+        ("OCR this page:\n<image>", "OCR this page:\n<image>"),
+        ("OCR <image> now", "OCR <image> now"),
+    ],
+)
+def test_the_place_of_the_image_in_a_question_stays_unless_it_is_the_first(
+    photo: Path, question: str, kept: str
+) -> None:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "x"}]
+    (row,) = read_pages(photo, [{**PAGE, "conversations": turns}]).rows
+    assert row["prompt"] == kept
+
+
+def test_a_question_with_two_places_for_its_image_is_refused(photo: Path) -> None:
+    turns = [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]
+    with pytest.raises(InputError, match="record 1: the prompt holds <image> more than once"):
+        read_pages(photo, [{**PAGE, "conversations": turns}])
+
+
+@pytest.mark.parametrize(
     ("conversations", "message"),
     [
         (None, "not a list of turns"),

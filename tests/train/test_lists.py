@@ -3,16 +3,21 @@
 from typing import Any
 
 import pytest
-from tiny_families import save_tiny_family
+from tiny_families import MODEL_TYPES, save_tiny_family
+from tiny_models import noise_image
 
 from perpo_pipeline.answers.denials import read_denials
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ground_truth_text
+from perpo_pipeline.train.shared_prefix import CompletionList, check_lists
+from perpo_pipeline.vlm.chat import AnswerTurn, answer_turn
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
-from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.prompts import encode_prompt
 
+TURN = AnswerTurn("", 2)
 QWEN25 = ModelConfig(box_format="qwen2.5-vl", box_frame="resized")
 
 
@@ -40,9 +45,10 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def answer_of(row: dict[str, Any], vlm: Vlm, model: ModelConfig) -> str:
-    entry = ground_truth_list(TrainingList(row, [[1]], [0.5], [1]), vlm, model)
+    turn = answer_turn(vlm)
+    entry = ground_truth_list(TrainingList(row, [[1]], [0.5], [1]), vlm, model, turn)
     (ids,) = entry.completions
-    assert ids[-1] == vlm.eos_token_ids[0]
+    assert ids[-1] == vlm.eos_token_ids[0] == turn.end_id
     return str(vlm.tokenizer.decode(ids[:-1], skip_special_tokens=False))
 
 
@@ -70,9 +76,11 @@ def test_a_model_that_splits_images_into_tiles_has_no_resized_image(load: Any) -
     with pytest.raises(
         ConfigError, match="'llava-next' model sees the image of prompt p differently"
     ):
-        ground_truth_list(entry, vlm, QWEN25)
+        ground_truth_list(entry, vlm, QWEN25, answer_turn(vlm))
     text = TrainingList(prompt(task="ocr", gt_text="a", gt_box=None), [[1]], [0.5], [1])
-    assert ground_truth_list(text, vlm, QWEN25).rewards == [1.0]  # a text needs no frame
+    assert ground_truth_list(text, vlm, QWEN25, answer_turn(vlm)).rewards == [
+        1.0
+    ]  # a text needs no frame
 
 
 @pytest.mark.parametrize(
@@ -120,3 +128,50 @@ def test_no_target_is_written_as_the_format_has_it(box_format: str, expected: st
 def test_a_polygon_cannot_be_a_target_for_sft() -> None:
     with pytest.raises(InputError, match="has no true box to train on"):
         ground_truth_text(prompt(gt_box=None), ModelConfig())
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_true_text_that_spells_control_tokens_is_learned_as_text(
+    load: Any, model_type: str
+) -> None:
+    vlm = load(model_type)
+    for text in ("price: <s>19.90</s> 9.90 euro", "<|im_end|><image>", "<audio> <video> <unk>"):
+        row = prompt(task="ocr", gt_text=text, prompt="Read <s>this</s>.")
+        entry = ground_truth_list(TrainingList(row, [[1]], [0.5], [1]), vlm, ModelConfig(), TURN)
+        (ids,) = entry.completions
+        assert ids[-1] == TURN.end_id
+        assert not set(ids[:-1]) & set(vlm.tokenizer.added_tokens_decoder)
+        assert vlm.tokenizer.decode(ids[:-1]).strip() == text
+        check_lists([CompletionList(encode_row_of(vlm), [ids])], vlm.image_token_ids)
+
+
+def encode_row_of(vlm: Vlm) -> EncodedPrompt:
+    return encode_prompt(vlm, noise_image(0), "Read this.")
+
+
+def test_a_box_keeps_the_marks_of_its_region_as_tokens(load: Any) -> None:
+    vlm = load("internvl")
+    vlm.tokenizer.add_special_tokens({"additional_special_tokens": ["<box>", "</box>"]})
+    model = ModelConfig(box_format="internvl")
+    entry = TrainingList(prompt(), [[1]], [0.5], [1])
+    (ids,) = ground_truth_list(entry, vlm, model, answer_turn(vlm)).completions
+    opening, closing = vlm.tokenizer.convert_tokens_to_ids(["<box>", "</box>"])
+    assert ids[0] == opening and ids[-2:] == [closing, vlm.eos_token_ids[0]]
+
+
+def test_a_target_first_closes_the_thought_that_the_template_opened(load: Any) -> None:
+    vlm = load("qwen3_vl")
+    row = prompt(task="ocr", gt_text="two <s>")
+    turn = AnswerTurn("\n</think>\n\n", 302)
+    (ids,) = ground_truth_list(
+        TrainingList(row, [[1]], [0.5], [1]), vlm, ModelConfig(), turn
+    ).completions
+    assert vlm.tokenizer.decode(ids) == "\n</think>\n\ntwo <s><|im_end|>"
+
+
+def test_a_text_that_cannot_be_a_target_is_named_by_its_place(load: Any) -> None:
+    row = prompt(task="ocr", gt_text="a \ufdd0", place="train.jsonl:7")
+    entry = TrainingList(row, [[1]], [0.5], [1])
+    with pytest.raises(InputError, match="U\\+FDD0") as caught:
+        ground_truth_list(entry, load("llava"), ModelConfig(), TURN)
+    assert "train.jsonl:7 (prompt p)" in str(caught.value.where)

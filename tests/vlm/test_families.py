@@ -18,6 +18,7 @@ from perpo_pipeline.inference.vllm_engine import exact_lora_rank
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list
 from perpo_pipeline.train.scope import lora_config, unfreeze
+from perpo_pipeline.vlm.chat import answer_turn
 from perpo_pipeline.vlm.families import FAMILIES, Family, family_of, unusual_boxes
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
@@ -111,7 +112,8 @@ def test_a_newcomers_truth_is_written_at_its_own_resized_size(vlm: Vlm, is_added
     row = {"prompt_id": "p", "task": "grounding", "width": 99, "height": 98, "prompt": QUESTION}
     truth = {"gt_box": [0, 0, 99, 98], "gt_boxes": None, "gt_text": None}
     model = ModelConfig(box_format="pixel", box_frame="resized")
-    (ids,) = ground_truth_list(TrainingList(row | truth, [[1]], [0.5], [1]), vlm, model).completions
+    entry = TrainingList(row | truth, [[1]], [0.5], [1])
+    (ids,) = ground_truth_list(entry, vlm, model, answer_turn(vlm)).completions
     width, height = (100, 100) if is_added else (84, 84)
     assert f"[0, 0, {width}, {height}]" in vlm.tokenizer.decode(ids)
 

@@ -266,10 +266,6 @@ class TestEncode:
         assert written.text.startswith("<s>USER")
         assert torch.equal(written.input_ids, plain.input_ids)
 
-    def test_a_prompt_with_the_placeholder_is_refused(self, vlm: Vlm) -> None:
-        with pytest.raises(InputError, match="image placeholder"):
-            encode_prompt(vlm, noise_image(0), "what is <image>?")
-
     def test_pad_puts_bands_of_the_mean_colour_around_the_image(self, vlm: Vlm) -> None:
         image = noise_image(0, width=64, height=32)  # padded: bands above and below, a quarter each
         padded = encode_prompt(vlm, image, "where?", preprocess="pad")

@@ -16,12 +16,14 @@ from perpo_pipeline.config.section import Json, Section
 if TYPE_CHECKING:
     from perpo_pipeline.config.model import ModelConfig
 
-MODEL = ("model.id", "model.dtype", "model.preprocess")
+MODEL = ("model.id", "model.dtype", "model.preprocess", "model.template_date")
 BOXES = ("model.box_format", "model.box_frame")
 READING = (*BOXES, "model.answer.thinking", "model.answer.tag", "model.answer.which")
 # Under these names a manifest records settings whose value is not what the file says:
 # `model` is the identity of the weights, whatever their id or directory is called.
 RECORDED_AS = {"model.id": "model"}
+# Recorded only where the model's chat template writes a date.
+WHERE_USED = frozenset({"template_date"})
 
 
 def _nothing(_: Mapping[str, Any]) -> Collection[str]:
@@ -104,7 +106,7 @@ def counted_settings(artifact: str, section: Section | None, found: Mapping[str,
     declared = COUNTED[artifact]
     own = section.result_settings() if section is not None else {}
     expected = {*_leaves(declared.others), *declared.facts}
-    missing = expected - set(found)
+    missing = expected - set(found) - WHERE_USED
     undeclared = set() if declared.any_facts else set(found) - expected - set(own)
     if missing or undeclared:
         raise ValueError(

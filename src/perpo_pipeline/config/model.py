@@ -1,5 +1,6 @@
 """The model: which one, and how it sees an image and writes boxes."""
 
+from datetime import date
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -8,6 +9,8 @@ from perpo_pipeline.answers.formats import frame_fault, get_box_format
 from perpo_pipeline.answers.settings import ANSWER_TAG, TAG_PATTERN, Reading, Thinking, Which
 from perpo_pipeline.config.section import Section, conflict
 from perpo_pipeline.errors import ConfigError
+
+TEMPLATE_DATE = date(2024, 7, 26)  # what Llama's template writes where it knows no clock
 
 
 class AnswerConfig(Section):
@@ -54,6 +57,11 @@ class ModelConfig(Section):
         "processor",
         description="`processor`: what the model's own processor does; `pad`: first pad the image "
         "to a square with the mean colour",
+    )
+    template_date: date = Field(
+        TEMPLATE_DATE,
+        description="the date that a chat template with today's date writes (YYYY-MM-DD), so that "
+        "every stage reads the same prompt on every day; counts only for such templates",
     )
     box_format: str = Field(
         "llava",

@@ -7,6 +7,7 @@ import difflib
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -162,6 +163,7 @@ _PLAIN = {
     float: "number",
     str: "text",
     Path: "path",
+    date: "date as YYYY-MM-DD",
 }
 
 

@@ -32,6 +32,7 @@ from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row,
 from perpo_pipeline.inference.openai_prompts import PromptReader, RequestPrompt
 from perpo_pipeline.inference.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
+from perpo_pipeline.vlm.chat import date_for_server
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.inputs import RowError
 from perpo_pipeline.vlm.openai_server import Refused, Server, Wire, read_answer
@@ -116,6 +117,7 @@ class OpenAIBackend:
         asyncio.run(self.server.identify())
         self._check_settings()
         self.reader = PromptReader(setup)
+        self.date = date_for_server(self.reader.weightless, takes_arguments=self.server.is_vllm)
         self.is_compared = False  # whether a prompt's tokens were found equal to training's
         self._notes: dict[str, str] = {}
         self.equal = EqualLists()
@@ -285,13 +287,15 @@ class OpenAIBackend:
             "ignore_eos": True,  # the tokenizer's end token need not be one of the model's
             "stop_token_ids": list(self.reader.end_ids),
             "add_special_tokens": prompt.adds_special_tokens,
+            **({"chat_template_kwargs": self.date} if self.date else {}),
             "skip_special_tokens": True,
             "return_token_ids": True,
         }
 
     def _compare(self, prompt: RequestPrompt, served: Sequence[int] | None) -> None:
         """Raise ConfigError if the server reads other tokens than training does."""
-        if served is None or (self.is_compared and len(served) == prompt.num_tokens):
+        is_usual = self.is_compared and not prompt.has_own_place
+        if served is None or (is_usual and len(served) == prompt.num_tokens):
             return
         self.reader.compare(
             prompt.row,

@@ -270,5 +270,7 @@ def on_this_machine(setup: BackendSetup, versions: Mapping[str, str], own: Path)
 def _model_here(driver: ResolvedModel) -> ResolvedModel:
     """The driver's model on this machine: by hub snapshot, from the package, or by path."""
     if driver.commit is not None or driver.model_id == "testbed":
-        return resolve_model(driver.model_id, driver.commit)
-    return resolve_model(str(driver.path))
+        found = resolve_model(driver.model_id, driver.commit)
+    else:
+        found = resolve_model(str(driver.path))
+    return replace(found, template_date=driver.template_date, own_marks=driver.own_marks)

@@ -49,10 +49,10 @@ from perpo_pipeline.vlm.merging import merge_to_disk
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.processors import decode_completions
 from perpo_pipeline.vlm.prompts import (
-    adds_special_tokens,
     count_prompt_tokens,
     prepare_image,
     render_prompt,
+    rendered_ids,
     resized_size,
 )
 
@@ -301,10 +301,9 @@ class _Prompt:
 def _read(vlm: Vlm, row: Row, preprocess: str) -> _Prompt:
     image = prepare_image(vlm, prompt_image(row), preprocess)
     text = render_prompt(vlm, row["prompt"])
-    ids = vlm.tokenizer(text, add_special_tokens=adds_special_tokens(vlm, text))["input_ids"]
     return _Prompt(
         inputs={
-            "prompt_token_ids": ids,
+            "prompt_token_ids": rendered_ids(vlm, text),
             "multi_modal_data": {"image": image},
             # The caches' key for an image.
             "multi_modal_uuids": {"image": f"{row['image_sha256']} {preprocess}"},

@@ -20,6 +20,7 @@ from perpo_pipeline.json_files import Faults, Row, RowFault
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFacts, prompt_id, prompt_row
 from perpo_pipeline.prepare.units import PARTS, Shape, Unit, in_pixels, refuse_other_units
 from perpo_pipeline.store.places import full_place
+from perpo_pipeline.vlm.image_place import SEVERAL_PLACES, has_several_places
 from perpo_pipeline.vlm.images import image_sha256, load_image_with_notes
 
 MOST_THREADS = 16
@@ -125,7 +126,7 @@ def collect(
     `per_dataset` rows, and for no rows at all. The facts are `images_sha256`,
     `left_out_by_per_dataset`, and the seed if rows were chosen.
     """
-    unique = _without_repeated_ids(entries, faults, request.split)
+    unique = _usable_prompts(entries, faults, request.split)
     checks = _Checks(faults, request, threads)
     keys, shortages = _choose_and_check(unique, per_dataset, checks)
     checked = [checks.good[key] for key in keys if key in checks.good]
@@ -168,13 +169,15 @@ def _fix(request: Request) -> str:
     )
 
 
-def _without_repeated_ids(entries: Iterable[Entry], faults: Faults, split: str) -> dict[str, Entry]:
-    """The entries by prompt_id."""
+def _usable_prompts(entries: Iterable[Entry], faults: Faults, split: str) -> dict[str, Entry]:
+    """The entries by prompt_id that have an id of their own and one place for the image."""
     unique: dict[str, Entry] = {}
     for entry in entries:
         key = prompt_id(entry.dataset, split, entry.source_row)
         if key in unique:
             faults.add(entry.place, f"the id {entry.source_row!r} occurs twice", "repeated_id")
+        elif has_several_places(entry.prompt):
+            faults.add(entry.place, SEVERAL_PLACES)
         else:
             unique[key] = entry
     return unique

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perpo_pipeline.json_files import RowFault
+from perpo_pipeline.vlm.image_place import IMAGE_PLACE, has_several_places
 
 
 def absent(raw: Mapping[str, Any], key: str) -> str:
@@ -40,6 +41,12 @@ def text_fault(key: str, text: str) -> str | None:
     return None
 
 
-def without_placeholder(question: str) -> str:
-    """A question without LLaVA's `<image>`: the run's model puts the image before the text."""
-    return question.replace("<image>", "").strip()
+def without_first_place(question: str) -> str:
+    """A question without a leading `<image>`: the first place is the image's by default.
+
+    An `<image>` further on stays, because it is the place of the image.
+    """
+    question = question.strip()
+    if has_several_places(question):
+        return question  # `collect` reports it
+    return question.removeprefix(IMAGE_PLACE).strip()

@@ -3,8 +3,8 @@
     [{"image": "page.png", "conversations": [{"from": "human", "value": "<image>\\nOCR: ..."},
                                              {"from": "gpt", "value": "the page's text"}]}]
 
-The task is `ocr`: rows have no boxes. The text is kept as it is (Fox normalises nothing). The
-placeholder `<image>` is removed from the question, because each model places the image itself.
+The task is `ocr`: rows have no boxes. The text is kept as it is (Fox normalises nothing). A
+leading `<image>` is removed from the question: the image comes first by default.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from perpo_pipeline.config.sources import FoxSource
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_list
 from perpo_pipeline.prepare.collect import Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageFile
-from perpo_pipeline.prepare.fields import text_at, without_placeholder
+from perpo_pipeline.prepare.fields import text_at, without_first_place
 from perpo_pipeline.store.atomic import file_sha256
 
 
@@ -53,7 +53,7 @@ def _turns(record: Row) -> tuple[str, str]:
         raise RowFault(
             f"`conversations` is not one turn of human and one of gpt, but of {speakers}"
         )
-    question = without_placeholder(text_at(turns[0], "value"))
+    question = without_first_place(text_at(turns[0], "value"))
     if not question:
         raise RowFault("the question is empty")
     return question, text_at(turns[1], "value")

@@ -20,7 +20,7 @@ from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_list
 from perpo_pipeline.prepare.collect import Prepared, ReleasedList, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageFile
-from perpo_pipeline.prepare.fields import text_at, text_fault, without_placeholder
+from perpo_pipeline.prepare.fields import text_at, text_fault, without_first_place
 from perpo_pipeline.store.atomic import file_sha256
 
 
@@ -59,7 +59,7 @@ def _entries(
     for number, record in read_json_list(source.path, faults):
         place = f"record {number}"
         with faults.at(place):
-            question = without_placeholder(text_at(record, "question"))
+            question = without_first_place(text_at(record, "question"))
             if not question:
                 raise RowFault("the question is empty")
             released = _list_of(record)

@@ -95,8 +95,10 @@ def _write_samples(
 def _sample_rows(
     vlm: "Vlm", prompts: Sequence[Row], lists: Sequence[ReleasedList], preprocess: str
 ) -> list[Row]:
+    from perpo_pipeline.vlm.chat import find_answer_end
     from perpo_pipeline.vlm.prompts import resized_size
 
+    end_id = find_answer_end(vlm)
     rows: list[Row] = []
     for prompt, released in zip(prompts, lists, strict=True):
         width, height = prompt["width"], prompt["height"]
@@ -109,7 +111,7 @@ def _sample_rows(
                     "prompt_id": prompt["prompt_id"],
                     "sample_id": sample_id,
                     "completion": answer,
-                    "completion_token_ids": _tokenise(vlm, answer),
+                    "completion_token_ids": [*vlm.plain.ids(vlm.plain.mark(answer)), end_id],
                     "finish_reason": "stop",
                     "seed": 0,
                     "sampler_logprob": None,
@@ -117,13 +119,6 @@ def _sample_rows(
                 }
             )
     return rows
-
-
-def _tokenise(vlm: "Vlm", answer: str) -> list[int]:
-    """The answer's token ids and the end token; text that looks like a special token stays text."""
-    found = vlm.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)
-    ends, own = vlm.eos_token_ids, vlm.tokenizer.eos_token_id
-    return [*found["input_ids"], own if own in ends else ends[0]]
 
 
 def _write_scores(

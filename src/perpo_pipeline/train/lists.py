@@ -13,8 +13,9 @@ from perpo_pipeline.config.methods import Method
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.vlm.chat import AnswerTurn
 from perpo_pipeline.vlm.inputs import faults_of_one_row
-from perpo_pipeline.vlm.prompts import resized_size
+from perpo_pipeline.vlm.prompts import render_prompt, resized_size
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -87,12 +88,18 @@ def best_against_worst(entry: TrainingList) -> TrainingList:
     )
 
 
-def ground_truth_list(entry: TrainingList, vlm: "Vlm", model: ModelConfig) -> TrainingList:
-    """The target of SFT: the prompt's ground truth, in the model's own answer format."""
+def ground_truth_list(
+    entry: TrainingList, vlm: "Vlm", model: ModelConfig, turn: AnswerTurn
+) -> TrainingList:
+    """The target of SFT: the prompt's ground truth, in the model's own answer format.
+
+    `turn` is what the model's chat template puts around an answer.
+    """
     needs_size = model.box_frame == "resized" and entry.prompt["task"] == "grounding"
     resized = _resized(entry.prompt, vlm) if needs_size else None
     answer = ground_truth_text(entry.prompt, model, resized)
-    ids = target_token_ids(vlm, entry.prompt["prompt"], answer)
+    with faults_of_one_row(entry.prompt):
+        ids = target_token_ids(vlm, entry.prompt["prompt"], answer, turn)
     return TrainingList(entry.prompt, [ids], [1.0], [1])
 
 
@@ -148,24 +155,22 @@ def _resized(prompt: Row, vlm: "Vlm") -> Size:
     return size
 
 
-def target_token_ids(vlm: "Vlm", prompt: str, answer: str) -> list[int]:
+def target_token_ids(vlm: "Vlm", prompt: str, answer: str, turn: AnswerTurn) -> list[int]:
     """Token ids of an answer as the model would write it, end token included.
 
     The answer is tokenised together with the rendered prompt before it, separated by a space if the
     template leaves none, so its first token is the one that the model starts an answer with.
+    Control tokens that the answer spells stay text; raises InputError where the tokenizer cannot do
+    that.
     """
-    from perpo_pipeline.vlm.prompts import render_prompt
-
     rendered = render_prompt(vlm, prompt)
-    separator = "" if rendered[-1:].isspace() else " "
-
-    def tokens(text: str) -> list[int]:
-        return list(vlm.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    before, whole = tokens(rendered), tokens(rendered + separator + answer)
+    separator = "" if rendered[-1:].isspace() or turn.start else " "
+    answer = turn.start + vlm.plain.mark(answer)
+    before = vlm.plain.ids(rendered)
+    whole = vlm.plain.ids(rendered + separator + answer)
     follows = whole[: len(before)] == before
-    ids = whole[len(before) :] if follows else tokens(answer)
-    return [*ids, vlm.eos_token_ids[0]]
+    ids = whole[len(before) :] if follows else vlm.plain.ids(answer)
+    return [*ids, turn.end_id]
 
 
 def _pick(entry: TrainingList, reward: float) -> int:

@@ -17,6 +17,7 @@ from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Recipe, reuse_complete
 from perpo_pipeline.train import integrations
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ranked_lists
+from perpo_pipeline.vlm.chat import answer_turn
 from perpo_pipeline.vlm.inputs import (
     context_length,
     count_row_tokens,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
 STAGE_VERSION = 2
+TRUTH_VERSION = 3  # of methods that train on the truth: targets end with the chat template's token
 PROMPT_COLUMNS = PROMPTS.pick(
     "prompt_id", "place", "task", "image", "image_sha256", "width", "height", "prompt", role="truth"
 )
@@ -73,7 +75,7 @@ def task_of(run: Run, variant: str) -> Task:
         "adapter",
         variant,
         "train",
-        STAGE_VERSION,
+        TRUTH_VERSION if settings.chosen_method.trains_on == "truth" else STAGE_VERSION,
         counted_settings("adapter", settings, found),
         {"preferences": preferences, "prompts": prompts},
         notes=model_notes(run.config.model),
@@ -95,9 +97,10 @@ def read_lists(run: Run, task: Task, vlm: "Vlm") -> TaskLists:
     sampled = ranked_lists(*_rows_and_prompts(task.preferences, task.prompts))
     lists = sampled
     if not task.settings.chosen_method.needs_preferences:
-        lists = [ground_truth_list(entry, vlm, run.config.model) for entry in sampled]
+        turn = answer_turn(vlm)
+        lists = [ground_truth_list(entry, vlm, run.config.model, turn) for entry in sampled]
     lists = _with_prompt_tokens(run, task, vlm, lists)
-    lists, dropped = _drop_too_long(run, vlm, lists, drop=task.settings.drop_too_long)
+    lists, dropped = _drop_too_long(run, task, vlm, lists)
     first = lists[0].prompt["prompt_id"]
     first_sampled = next(entry for entry in sampled if entry.prompt["prompt_id"] == first)
     return TaskLists(lists, first_sampled, dropped)
@@ -129,7 +132,7 @@ def _with_prompt_tokens(
 
 
 def _drop_too_long(
-    run: Run, vlm: "Vlm", lists: list[TrainingList], *, drop: bool
+    run: Run, task: Task, vlm: "Vlm", lists: list[TrainingList]
 ) -> tuple[list[TrainingList], list[str]]:
     """The lists that fit into the model's context, and the prompt_ids of the longer ones.
 
@@ -145,13 +148,14 @@ def _drop_too_long(
     names = {entry.prompt["prompt_id"]: name_prompt(entry.prompt) for entry in lists}
     shown = ", ".join(f"{names[p]}, {lengths[p]} tokens" for p in too_long[:SHOWN])
     shown += ", ..." if len(too_long) > SHOWN else ""
-    if too_long and (not drop or len(too_long) == len(lists)):
+    if too_long and (not task.settings.drop_too_long or len(too_long) == len(lists)):
+        is_drawn = task.settings.chosen_method.needs_preferences
         raise InputError(
             f"{len(too_long)} of {len(lists)} lists are longer than the model's context of "
             f"{limit} tokens",
             where=shown,
-            fix="lower sample.max_new_tokens, or leave them out with "
-            "--set train.drop_too_long=true",
+            fix=("lower sample.max_new_tokens, or " if is_drawn else "shorten them, or ")
+            + "leave them out with --set train.drop_too_long=true",
         )
     if too_long:
         run.say(f"train: dropped {len(too_long)} lists longer than {limit} tokens: {shown}")

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
+from perpo_pipeline.config.model import TEMPLATE_DATE
 from perpo_pipeline.errors import InputError, first_line
 
 # Files that a run can depend on: weights, configuration, tokenizer, processor; no code, no pickles.
@@ -37,12 +39,15 @@ class ResolvedModel:
     """A model whose files are on this machine.
 
     `commit` is set only for a snapshot of a hub; `weights_sha256` only if it is already known.
+    `template_date` and `own_marks` say how its prompts are written (see `Vlm`).
     """
 
     path: Path
     model_id: str
     commit: str | None = None
     weights_sha256: str | None = None
+    template_date: date = TEMPLATE_DATE
+    own_marks: str = ""
 
 
 def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
@@ -89,6 +94,13 @@ def compute_identity(resolved: ResolvedModel, cache_file: Path | None = None) ->
     if cache_file is not None and digests != known:
         _write_cache(cache_file, digests)
     return f"sha256:{total.hexdigest()}"
+
+
+def read_templates(directory: Path) -> str:
+    """The files that may hold a model's chat template, as one text."""
+    patterns = ("chat_template*", "*tokenizer_config.json", "*processor_config.json")
+    files = [file for file in _model_files(directory) if any(map(file.match, patterns))]
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
 def _model_files(directory: Path) -> list[Path]:

@@ -3,13 +3,21 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perpo_pipeline.answers.formats import BOX_FORMATS, get_box_format
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.store.places import name_image, name_prompt
-from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
+from perpo_pipeline.vlm.chat import writes_date
+from perpo_pipeline.vlm.files import (
+    ResolvedModel,
+    compute_identity,
+    read_templates,
+    resolve_model,
+)
 from perpo_pipeline.vlm.images import load_image
 
 if TYPE_CHECKING:
@@ -54,20 +62,34 @@ def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[
     """Find the model's files, and the values of its settings that count in a fingerprint.
 
     `dtype: auto` is resolved (only this imports torch), since float32 and bfloat16 give different
-    results.
+    results. The date counts only where the chat template writes one.
     """
-    resolved = resolve_model(config.id, config.revision)
+    resolved = replace(
+        resolve_model(config.id, config.revision),
+        template_date=config.template_date,
+        own_marks=_own_marks(config.box_format),
+    )
     settings = {
         "model": compute_identity(resolved, run_dir / IDENTITY_CACHE),
         "dtype": config.dtype,
         "preprocess": config.preprocess,
     }
+    if writes_date(read_templates(resolved.path)):
+        settings["template_date"] = config.template_date.isoformat()
     if config.dtype == "auto":
         import torch
 
         on_cuda = config.device != "cpu" and torch.cuda.is_available()
         settings["dtype"] = "bfloat16" if on_cuda else "float32"
     return resolved, settings
+
+
+def _own_marks(box_format: str) -> str:
+    """The text of a user's own box format, whose special tokens are words of the answers."""
+    if box_format in BOX_FORMATS:
+        return ""
+    own = get_box_format(box_format)
+    return own.template + own.instruction
 
 
 def model_notes(config: ModelConfig) -> dict[str, Any]:

@@ -114,6 +114,8 @@ def _wrap(
         image_token_ids=_image_token_ids(model.config),
         identity=identity,
         full_attention=_has_full_attention(model.config),
+        template_date=resolved.template_date,
+        own_marks=resolved.own_marks,
     )
 
 

@@ -1,13 +1,17 @@
 """A loaded model (`Vlm`) and a prompt in the form that it reads (`EncodedPrompt`)."""
 
+import functools
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from perpo_pipeline.config.model import TEMPLATE_DATE
 from perpo_pipeline.vlm.families import Family
+from perpo_pipeline.vlm.plain_text import PlainTokenizer, control_tokens
 
 
 @dataclass
@@ -18,6 +22,8 @@ class Vlm:
     exactly. `image_token_ids` are the placeholders for image features: they are input only, and no
     completion may hold one. `full_attention` is false if a text layer attends in another way
     (sliding window, softcap, linear), in which case sharing a prefix would be wrong.
+    `template_date` is what a chat template writes as today's date; `own_marks` is text
+    with special tokens that are words of the answers.
     """
 
     model: nn.Module
@@ -31,6 +37,16 @@ class Vlm:
     identity: str
     adapter: Path | None = None
     full_attention: bool = True
+    template_date: date = TEMPLATE_DATE
+    own_marks: str = ""
+
+    @functools.cached_property
+    def plain(self) -> PlainTokenizer:
+        """Keeps control tokens that a user's text spells as text."""
+        ids = {*self.eos_token_ids, *self.image_token_ids}
+        return PlainTokenizer(
+            self.tokenizer, control_tokens(self.tokenizer, self.processor, ids, self.own_marks)
+        )
 
     @property
     def shares_prefix(self) -> bool:

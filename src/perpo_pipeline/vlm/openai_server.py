@@ -250,10 +250,12 @@ def read_answer(answer: bytes, kind: type[Answer]) -> Answer:
         raise Refused(f"the server's answer is malformed: {where}: {fault['msg']}") from None
 
 
-def image_message(url: str, text: str) -> dict[str, Any]:
-    """A user's message with one image, first, and a text."""
+def image_message(url: str, text: str, before: str = "") -> dict[str, Any]:
+    """A user's message with one image, a text after it, and perhaps one before it."""
+    first = [{"type": "text", "text": before}] if before else []
+    last = [{"type": "text", "text": text}] if text or not before else []
     picture = {"type": "image_url", "image_url": {"url": url}}
-    return {"role": "user", "content": [picture, {"type": "text", "text": text}]}
+    return {"role": "user", "content": [*first, picture, *last]}
 
 
 def png_url(image: "Image.Image") -> str:

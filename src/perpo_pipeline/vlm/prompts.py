@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from perpo_pipeline.answers.frames import Size
-from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.vlm.chat import (
+    ANSWER,
+    IMAGE_PART,
+    QUESTION,
+    render_chat,
+    text_part,
+    user_turn,
+)
+from perpo_pipeline.vlm.image_place import IMAGE_PLACE, split_at_image
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.processors import writes_begin_token
 
@@ -15,17 +24,33 @@ if TYPE_CHECKING:
 
 
 def render_prompt(vlm: Vlm, prompt: str) -> str:
-    """The chat template's text: the image, `prompt`, the start of the assistant's turn."""
-    placeholder = str(getattr(vlm.processor, "image_token", "<image>"))
-    if placeholder in prompt:
-        raise InputError(
-            f"The prompt contains the model's image placeholder {placeholder!r}.",
-            where=prompt[:80],
-            fix="remove it: the image is always put before the text",
+    """The chat template's text: the image, `prompt`, the start of the assistant's turn.
+
+    The image is where `split_at_image` finds its place. Control tokens that the prompt spells are
+    marked as text (see plain_text.py). Raises InputError for several places.
+    """
+    before, after = (vlm.plain.mark(text) for text in split_at_image(prompt))
+    if not before:
+        return render_chat(vlm, [user_turn(IMAGE_PART, text_part(after))], generation=True)
+    if moves_image(vlm):
+        placeholder = str(getattr(vlm.processor, "image_token", IMAGE_PLACE))
+        return render_chat(
+            vlm, [user_turn(text_part(before + placeholder + after))], generation=True
         )
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
-    messages = [{"role": "user", "content": content}]
-    return str(vlm.processor.apply_chat_template(messages, add_generation_prompt=True))
+    parts = [text_part(before), IMAGE_PART, *([text_part(after)] if after else [])]
+    return render_chat(vlm, [user_turn(*parts)], generation=True)
+
+
+def moves_image(vlm: Vlm) -> bool:
+    """Whether the chat template puts the image first, wherever its place in the message is."""
+    parts = (text_part(QUESTION), IMAGE_PART, text_part(ANSWER))
+    rendered = render_chat(vlm, [user_turn(*parts)], generation=True)
+    return not rendered.partition(QUESTION)[2].partition(ANSWER)[0].strip()
+
+
+def rendered_ids(vlm: Vlm, text: str) -> list[int]:
+    """Token ids of a rendered prompt, with one placeholder for the image."""
+    return vlm.plain.ids(text, add_special_tokens=adds_special_tokens(vlm, text))
 
 
 def prepare_image(vlm: Vlm, image: "Image.Image", preprocess: str) -> "Image.Image":
@@ -54,13 +79,13 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Encode an RGB image and an instruction; tensors stay on the CPU.
 
-    preprocess: see `prepare_image`. Raises InputError if the prompt contains the image placeholder,
-    ConfigError for an unknown `preprocess`.
+    preprocess: see `prepare_image`. Raises InputError for a prompt with several places for the
+    image, ConfigError for an unknown `preprocess`.
     """
     given = image.size
     image = prepare_image(vlm, image, preprocess)
     text = render_prompt(vlm, prompt)
-    inputs = vlm.processor(
+    inputs = vlm.plain.processor(vlm.processor, text)(
         images=[image],
         text=[text],
         add_special_tokens=adds_special_tokens(vlm, text),
@@ -93,8 +118,7 @@ def count_prompt_tokens(vlm: Vlm, text: str, size: Size) -> int | None:
     image_tokens = vlm.family.image_tokens(vlm.processor, size)
     if image_tokens is None:
         return None
-    special = adds_special_tokens(vlm, text)
-    return len(vlm.tokenizer(text, add_special_tokens=special)["input_ids"]) - 1 + image_tokens
+    return len(rendered_ids(vlm, text)) - 1 + image_tokens
 
 
 def resized_size(vlm: Vlm, size: Size) -> Size | None:
