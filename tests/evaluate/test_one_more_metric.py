@@ -168,7 +168,14 @@ def test_what_was_written_before_it_was_added_is_not_up_to_date(
 
 def test_every_measured_name_is_an_entry_for_its_task() -> None:
     """The names that POPE and the judged benchmarks measure are those of METRICS for their task."""
-    row = {"says_yes": True, "reads": "yes", "is_yes": True, "image": "a", "category": ""}
+    row = {
+        "says_yes": True,
+        "reads": "yes",
+        "is_yes": True,
+        "image": "a",
+        "category": "",
+        "is_answered": True,
+    }
     assert {r["name"] for r in pope_metrics([row])} == {
         metric.name for metric in METRICS.values() if POPE in metric.tasks
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from perpo_pipeline import cli
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.evaluate.pope import pope_metrics, read_answer, says_yes, unread_note
 from perpo_pipeline.evaluate.pope_files import ANY, read_pope
@@ -328,6 +329,40 @@ def test_answers_with_neither_yes_nor_no_are_counted_and_popes_figures_stay(tmp_
     assert "'Hard to see'" in note and "accuracy 0.0 % -> 75.0 %; f1 0.0 % -> 100.0 %" in note
 
 
+THOUGHTS = ["<think>No dog. Is it?</think>Yes", "<think>yes, surely", "No", "maybe</think>\nno."]
+
+
+def _thinking(folder: Path) -> dict[str, Path]:
+    """Truth yes, no, no, no."""
+    labels = [
+        {"question_id": i, "image": f"{i}.jpg", "text": "A dog?", "label": label}
+        for i, label in enumerate(["yes", "no", "no", "no"])
+    ]
+    answers = [{"question_id": i, "text": text} for i, text in enumerate(THOUGHTS)]
+    return _lists(folder, labels=labels, answers=answers)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "answered", "right"),
+    [
+        ("auto", [True, False, True, True], [True, False, True, True]),
+        ("opened", [True, False, False, True], [True, False, False, True]),
+        # To POPE's script "<think>No" and "maybe</think>\nno" are words of their own: all say yes.
+        ("none", [True, True, True, True], [True, False, True, False]),
+    ],
+)
+def test_thoughts_are_no_answer_and_one_without_end_is_wrong(tmp_path, thinking, answered, right):
+    files = _thinking(tmp_path)
+    found = read_pope(files["answers"], None, {ANY: files["labels"]}, Reading(thinking=thinking))
+    assert [row["is_answered"] for row in found.rows] == answered
+    metrics = {row["name"]: row["value"] for row in pope_metrics(found.rows)}
+    assert metrics["accuracy"] == sum(right) / 4
+    assert [row["completion"] for row in found.rows] == THOUGHTS
+    note = unread_note(found.rows)
+    missing = answered.count(False)
+    assert (f"{missing} end within a thought and are wrong" in (note or "")) == bool(missing)
+
+
 def _run(*options: object) -> int:
     with pytest.raises(SystemExit) as exit_:
         cli.main(["measure", "pope", *map(str, options)])
@@ -345,6 +380,8 @@ def test_the_command_takes_labels_by_category(tmp_path, capsys):
     for wrong in (["--labels", one, "--labels", one], ["--labels", one, "--labels", files["hard"]]):
         assert _run(*given, *wrong) == 2
         assert "need a category of their own" in capsys.readouterr().err
+    assert _run(*given, "--labels", one, "--thinking", "opened") == 0
+    assert "2 end within a thought and are wrong" in capsys.readouterr().err
     strange = tmp_path / "easy=1.json"
     strange.write_text(files["easy"].read_text())
     assert _run(*given, "--labels", strange) == 2  # the file exists: no category is named

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from perpo_pipeline.commands.measure import AnswerTag, Thinking, parse_answer
 from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from perpo_pipeline.answers.settings import Reading
     from perpo_pipeline.evaluate.judge.asking import Judge
     from perpo_pipeline.evaluate.judge.images import ImageFolder
     from perpo_pipeline.evaluate.judge.task import Question, Review, Task
@@ -69,6 +71,8 @@ def win_rate(
     max_errors: MaxErrors = 0,
     with_image: WithImage = False,
     image_dir: ImageDir = None,
+    thinking: Thinking = "auto",
+    answer_tag: AnswerTag = "answer",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -83,12 +87,14 @@ def win_rate(
 
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
     images = _images(with_image, image_dir, questions)
+    reading = _reading(thinking, answer_tag)
     files = {"questions": questions, "answers": answers, "answers_b": answers_b}
     _ask(
         task.WIN_RATE,
-        lambda say: task.read_questions(questions, answers, answers_b, say, images),
+        lambda say: task.read_questions(questions, answers, answers_b, say, images, reading),
         files,
         judge,
+        reading,
         out,
         quiet,
     )
@@ -115,6 +121,8 @@ def llava_bench(
     max_errors: MaxErrors = 0,
     with_image: WithImage = False,
     image_dir: ImageDir = None,
+    thinking: Thinking = "auto",
+    answer_tag: AnswerTag = "answer",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -148,11 +156,13 @@ def llava_bench(
     files = _all_of(given)
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
     images = _images(with_image, image_dir, files["questions"])
+    reading = _reading(thinking, answer_tag)
     _ask(
         task.LLAVA_BENCH,
-        lambda say: task.read_questions(**files, say=say, images=images),
+        lambda say: task.read_questions(**files, say=say, images=images, reading=reading),
         files,
         judge,
+        reading,
         out,
         quiet,
     )
@@ -174,6 +184,8 @@ def mmhal(
     max_errors: MaxErrors = 0,
     with_image: WithImage = False,
     image_dir: ImageDir = None,
+    thinking: Thinking = "auto",
+    answer_tag: AnswerTag = "answer",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -208,11 +220,13 @@ def mmhal(
     files = _all_of(given)
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
     images = _images(with_image, image_dir, files["responses"])
+    reading = _reading(thinking, answer_tag)
     _ask(
         task.MMHAL,
-        lambda say: task.read_questions(**files, say=say, images=images),
+        lambda say: task.read_questions(**files, say=say, images=images, reading=reading),
         files,
         judge,
+        reading,
         out,
         quiet,
     )
@@ -232,6 +246,8 @@ def mm_vet(
     max_errors: MaxErrors = 0,
     with_image: WithImage = False,
     image_dir: ImageDir = None,
+    thinking: Thinking = "auto",
+    answer_tag: AnswerTag = "answer",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -246,11 +262,13 @@ def mm_vet(
 
     judge = _judge(base_url, judge_model, max_tokens, concurrency, max_errors)
     images = _images(with_image, image_dir, dataset)
+    reading = _reading(thinking, answer_tag)
     _ask(
         task.MM_VET,
-        lambda say: task.read_questions(dataset, answers, say, images),
+        lambda say: task.read_questions(dataset, answers, say, images, reading),
         {"dataset": dataset, "answers": answers},
         judge,
+        reading,
         out,
         quiet,
     )
@@ -281,6 +299,13 @@ def _images(with_image: bool, folder: Path | None, file: Path) -> "ImageFolder |
     return ImageFolder(folder or file.parent) if with_image else None
 
 
+def _reading(thinking: str, tag: str) -> "Reading":
+    """How the text of a model's answer is found; raises ConfigError."""
+    from perpo_pipeline.answers.settings import Reading
+
+    return Reading(**parse_answer(thinking, tag, "first").model_dump())
+
+
 def _all_of(options: dict[str, Value | None]) -> dict[str, Value]:
     """The options' values; raises if one was not given."""
     missing = [f"--{name}" for name, value in options.items() if value is None]
@@ -306,6 +331,7 @@ def _ask(
     read: "Callable[[Say], list[Question]]",
     files: dict[str, Path],
     judge: "Judge",
+    reading: "Reading",
     out: Path,
     quiet: bool,
 ) -> None:
@@ -313,7 +339,8 @@ def _ask(
     from perpo_pipeline.run import Console
 
     console = Console(quiet)
-    _show(judge_questions(task, read(console.say), files, judge, out=out, console=console))
+    questions = read(console.say)
+    _show(judge_questions(task, questions, files, judge, reading=reading, out=out, console=console))
 
 
 def _measure(

@@ -178,6 +178,9 @@ def pope(
         Path | None,
         typer.Option(help="the questions: question_id, image, text; default: the labels' file"),
     ] = None,
+    thinking: Thinking = "auto",
+    answer_tag: AnswerTag = "answer",
+    which: Which = "first",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -201,6 +204,7 @@ def pope(
         questions=questions,
         labels=_by_category(labels),
         out=out,
+        answer=parse_answer(thinking, answer_tag, which),
         console=Console(quiet),
     )
     _show(found, as_json)

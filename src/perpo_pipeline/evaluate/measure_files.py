@@ -109,20 +109,24 @@ def measure_pope(
     questions: Path | None,
     labels: Path | Mapping[str, Path],
     out: Path,
+    answer: AnswerConfig = DEFAULT_ANSWER,
     console: Console | None = None,
 ) -> Version:
     """Measure answers to POPE's questions: predictions (reward 1 if right, else 0) and metrics.
 
     `labels` is one file, or one for each category to measure; without `questions` it holds them as
-    well. Returns the metrics; raises InputError if the files do not fit together.
+    well. `answer` says how the text of an answer is found. Returns the metrics; raises InputError
+    if the files do not fit together.
     """
     console = console or Console()
     labels = {ANY: labels} if isinstance(labels, Path) else labels
-    found = read_pope(answers, questions, labels)
+    reading = Reading(**answer.model_dump())
+    found = read_pope(answers, questions, labels, reading)
     rows, variant = found.rows, _variant(answers)
     settings = {
         "task": POPE,
         "reading": POPE_READING,
+        **reading.text_settings(),
         "file_sha256": _pope_sha256(answers, questions, labels),
     }
     mended = sum(row["mended"] for row in rows)
@@ -135,7 +139,11 @@ def measure_pope(
     if note := unread_note(rows):
         console.say(f"{STAGE} {variant}: {note}")
     given = [
-        _answer(row, row["image"]) | {"reward": float(row["says_yes"] == row["is_yes"])}
+        _answer(row, row["image"])
+        | {
+            "reward": float(row["is_answered"] and row["says_yes"] == row["is_yes"]),
+            "parse_ok": row["is_answered"],
+        }
         for row in rows
     ]
     return _make_both(

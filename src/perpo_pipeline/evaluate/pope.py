@@ -1,7 +1,7 @@
 """POPE: does the model see objects that are not there? Yes-or-no questions about images.
 
-An answer is read twice: as POPE's own script does, for the official figures, and by its first yes
-or no. pope_files.py reads the files. Source: Li et al., arXiv:2305.10355.
+An answer, without its thoughts, is read twice: as POPE's own script does, for the official figures,
+and by its first yes or no. pope_files.py reads the files. Source: Li et al., arXiv:2305.10355.
 """
 
 import re
@@ -46,7 +46,8 @@ def pope_metrics(rows: Sequence[Row], split: str = ALL) -> list[Row]:
     `rows` come from `read_pope`. accuracy, precision, recall, f1 and yes_rate are POPE's own, with
     yes as the positive class. neither_rate is the share of answers in which `read_answer` finds
     neither yes nor no; accuracy_as_read and f1_as_read follow from what it finds, and there such an
-    answer is wrong. All have 95 % intervals over images.
+    answer is wrong. A completion without an answer is neither, and wrong everywhere. All have 95 %
+    intervals over images.
 
     Precision and its interval are NaN if the model never says yes, recall if the truth is never
     yes, f1 if neither is ever yes.
@@ -63,8 +64,9 @@ def unread_note(rows: Sequence[Row]) -> str | None:
     """What POPE's script reads otherwise than `read_answer`, with figures; None if nothing is."""
     as_no = sum(row["says_yes"] and row["reads"] == NO for row in rows)
     as_yes = sum(not row["says_yes"] and row["reads"] == YES for row in rows)
-    neither = [row["completion"] for row in rows if row["reads"] is None]
-    if not (as_no or as_yes or neither):
+    neither = [r["completion"] for r in rows if r["reads"] is None and r["is_answered"]]
+    missing = sum(not row["is_answered"] for row in rows)
+    if not (as_no or as_yes or neither or missing):
         return None
     found = {row["name"]: row["value"] for row in _measure(rows, ALL, ALL)}
     example = f" (for instance {neither[0][:60]!r})" if neither else ""
@@ -72,22 +74,24 @@ def unread_note(rows: Sequence[Row]) -> str | None:
         f"{name} {PERCENT.number(found[name])} % -> {PERCENT.number(found[f'{name}_as_read'])} %"
         for name in ("accuracy", "f1")
     )
+    cut = f". {missing} end within a thought and are wrong" if missing else ""
     return (
         f"of {len(rows)} answers POPE's script counts {as_no} as yes that say no, {as_yes} as no "
-        f"that say yes, and {len(neither)} say neither{example}. accuracy and f1 are as its script "
-        f"gives them; read by their first yes or no, with neither as wrong: {figures}"
+        f"that say yes, and {len(neither)} say neither{example}{cut}. accuracy and f1 are as its "
+        f"script gives them; read by their first yes or no, with neither as wrong: {figures}"
     )
 
 
 def _measure(rows: Sequence[Row], split: str, dataset: str) -> list[Row]:
     says = np.array([row["says_yes"] for row in rows], dtype=bool)
     true = np.array([row["is_yes"] for row in rows], dtype=bool)
+    is_answered = np.array([row["is_answered"] for row in rows], dtype=bool)
     reads_yes = np.array([row["reads"] == YES for row in rows], dtype=bool)
     is_read = np.array([row["reads"] is not None for row in rows], dtype=bool)
     images = np.array([row["image"] for row in rows])
     everywhere = np.ones(len(rows), dtype=bool)
     found = {
-        "accuracy": _share(says == true, everywhere, images),
+        "accuracy": _share((says == true) & is_answered, everywhere, images),
         "precision": _share(true, says, images),
         "recall": _share(says, true, images),
         "f1": _f1(says, true, images),

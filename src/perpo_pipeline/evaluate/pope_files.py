@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.answers.pipeline import answer_texts
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.metrics import POPE
 from perpo_pipeline.evaluate.pope import NO, YES, read_answer, says_yes
@@ -18,6 +20,7 @@ from perpo_pipeline.evaluate.prediction_files import mend_text, question_key, te
 from perpo_pipeline.json_files import Faults, Row, read_json_rows
 
 ANY = ""  # the category of labels that are not given for one category
+DEFAULT_READING = Reading()
 Labels = Mapping[str, Path]
 Key = tuple[str, str]
 Group = dict[Key, list["_Entry"]]
@@ -53,16 +56,21 @@ class _Entry:
 class PopeAnswers:
     """The joined rows, and how many answers belong to categories that were not asked for.
 
-    A row has prompt_id, image, question, category, is_yes (the truth), completion, says_yes and
-    reads (pope.says_yes and pope.read_answer of the answer), mended.
+    A row has prompt_id, image, question, category, is_yes (the truth), completion, mended,
+    is_answered (false for a completion that ends within a thought), and says_yes and reads
+    (pope.says_yes and pope.read_answer of the answer; false and None without one).
     """
 
     rows: list[Row]
     other_categories: int
 
 
-def read_pope(answers: Path, questions: Path | None, labels: Labels) -> PopeAnswers:
+def read_pope(
+    answers: Path, questions: Path | None, labels: Labels, reading: Reading = DEFAULT_READING
+) -> PopeAnswers:
     """Read the answers to the questions that `labels`, files by category, label.
+
+    `reading` says how the text of an answer is found.
 
     The key ANY stands for questions of all categories. Without `questions` the label file holds the
     questions as well. Of a question's text only the first line counts: an instruction may follow
@@ -87,7 +95,10 @@ def read_pope(answers: Path, questions: Path | None, labels: Labels) -> PopeAnsw
         for label, question, rank in triples:
             answer = answer_of[question.number].row["text"]
             rows.append(_row(label, answer, category, (*named, *((rank,) if rank else ()))))
-    return PopeAnswers(rows, len(asked) - len(rows))
+    texts = answer_texts([row["completion"] for row in rows], reading)
+    return PopeAnswers(
+        [_read(*pair) for pair in zip(rows, texts, strict=True)], len(asked) - len(rows)
+    )
 
 
 def _only_file(labels: Labels) -> Path:
@@ -203,9 +214,17 @@ def _row(label: _Entry, answer: str, category: str, extra: tuple[str | int, ...]
         "category": category,
         "is_yes": truth == YES,
         "completion": completion,
-        "says_yes": says_yes(completion),
-        "reads": read_answer(completion),
         "mended": completion != answer,
+    }
+
+
+def _read(row: Row, answer: str | None) -> Row:
+    if answer is None:
+        return row | {"is_answered": False, "says_yes": False, "reads": None}
+    return row | {
+        "is_answered": True,
+        "says_yes": says_yes(answer),
+        "reads": read_answer(answer),
     }
 
 

@@ -2,106 +2,32 @@
 
 import base64
 import io
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from fake_judge import endpoint, perpo, text_of
 from fake_openai_server import Json, Reply, Server
+from judging import (
+    COMMANDS,
+    IMAGES,
+    REPLY,
+    judge,
+    judgements,
+    options,
+    reply_to_all,
+    save_images,
+    write,
+)
 from PIL import Image
 from tiny_models import noise_image
 
-from perpo_pipeline.evaluate.judge.llava_bench import LLAVA_BENCH
 from perpo_pipeline.evaluate.judge.mm_vet import MM_VET
-from perpo_pipeline.evaluate.judge.mmhal import KINDS, MMHAL
 from perpo_pipeline.evaluate.judge.task import Task
-from perpo_pipeline.evaluate.judge.win_rate import WIN_RATE
-from perpo_pipeline.store.artifacts import Version, open_version
 
 Serve = Callable[..., Server]
-REPLY = (
-    "8 6\nFirst answer: accuracy 3, adherence 3, truthfulness 3\n"
-    "Second answer: accuracy 3, adherence 3, truthfulness 3\nBetter: 0\nRating: 4\nScore: 0.5"
-)
-COMMANDS = {task.name: task for task in (WIN_RATE, LLAVA_BENCH, MMHAL, MM_VET)}
-IMAGES = ("0.png", "1.jpg")
-
-
-def opinion(prompt: str) -> str:
-    return REPLY
-
-
-def save_images(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for number, name in enumerate(IMAGES):
-        noise_image(number, 20, 10).save(folder / name)
-
-
-def write(path: Path, rows: Any, *, lines: bool = True) -> Path:
-    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
-    return path
-
-
-def options(folder: Path, command: str) -> list[str | Path]:
-    """Files of two questions, each about another image, and the options that name them."""
-    said = [{"question_id": i, "text": f"answer {i}"} for i in range(2)]
-    asked = [
-        {"question_id": i, "image": name, "text": f"question {i}", "category": "conv"}
-        for i, name in enumerate(IMAGES)
-    ]
-    if command == "win-rate":
-        return [
-            *("--questions", write(folder / "q.jsonl", asked)),
-            *("--answers", write(folder / "a.jsonl", said)),
-            *("--answers-b", write(folder / "b.jsonl", said)),
-        ]
-    if command == "llava-bench":
-        captions = [{"image": name, "caption": "c"} for name in IMAGES]
-        return [
-            *("--questions", write(folder / "q.jsonl", asked)),
-            *("--context", write(folder / "c.jsonl", captions)),
-            *("--reference", write(folder / "r.jsonl", said)),
-            *("--answers", write(folder / "a.jsonl", said)),
-        ]
-    if command == "mmhal":
-        rows = [
-            {
-                "question_type": KINDS[i],
-                "image_src": f"https://pictures.example/65535/{name}",
-                "image_content": ["Cup"],
-                "question": f"question {i}",
-                "gt_answer": "truth",
-                "model_answer": "answer",
-            }
-            for i, name in enumerate(IMAGES)
-        ]
-        return ["--responses", write(folder / "r.json", rows, lines=False)]
-    dataset = {
-        f"v1_{i}": {
-            "imagename": name,
-            "question": f"question {i}",
-            "answer": "x",
-            "capability": ["ocr"],
-        }
-        for i, name in enumerate(IMAGES)
-    }
-    return [
-        *("--dataset", write(folder / "d.json", dataset, lines=False)),
-        *("--answers", write(folder / "a.json", {"v1_0": "a", "v1_1": "b"}, lines=False)),
-    ]
-
-
-def judge(folder: Path, command: str, server: Server, *more: str | Path) -> int:
-    files = options(folder, command)
-    return perpo("judge", command, *files, "--out", folder / "out", *endpoint(server), *more)
-
-
-def judgements(folder: Path) -> Version:
-    return open_version(folder / "out" / "judgements", "judgements")
 
 
 def sent_image(body: Json) -> bytes:
@@ -115,7 +41,7 @@ def test_each_question_is_asked_with_its_own_image(
     command: str, tmp_path: Path, serve: Serve
 ) -> None:
     save_images(tmp_path)
-    server = serve(opinion)
+    server = serve(reply_to_all)
     assert judge(tmp_path, command, server, "--with-image") == 0
     assert len(server.bodies) == 2 * COMMANDS[command].orders
     for body in server.bodies:
@@ -130,7 +56,7 @@ def test_each_question_is_asked_with_its_own_image(
 def test_without_the_option_requests_and_settings_are_as_before(
     command: str, tmp_path: Path, serve: Serve
 ) -> None:
-    server = serve(opinion)
+    server = serve(reply_to_all)
     assert judge(tmp_path, command, server) == 0
     task = COMMANDS[command]
     for body in server.bodies:
@@ -160,7 +86,7 @@ def test_an_image_is_part_of_the_fingerprint_and_of_each_prompts_hash(
     tmp_path: Path, serve: Serve
 ) -> None:
     save_images(tmp_path)
-    server = serve(opinion)
+    server = serve(reply_to_all)
     asked, hashes = [], []
     for change in ("blind", "seeing", "other image", "same"):
         if change == "other image":
@@ -183,7 +109,7 @@ def test_a_turned_image_is_sent_as_upright_pixels(tmp_path: Path, serve: Serve) 
     exif = turned.getexif()
     exif[0x0112] = 6  # the row of pixels 0 is the right side
     turned.save(tmp_path / "0.png", exif=exif)
-    server = serve(opinion)
+    server = serve(reply_to_all)
     assert judge(tmp_path, "mm-vet", server, "--with-image", "--concurrency", "1") == 0
     sent = Image.open(io.BytesIO(sent_image(server.bodies[0])))
     assert np.array_equal(np.asarray(sent), np.rot90(np.asarray(turned), -1))
@@ -193,7 +119,7 @@ def test_images_may_lie_in_another_folder(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_images(tmp_path / "images")
-    server = serve(opinion)
+    server = serve(reply_to_all)
     given = ["--with-image", "--image-dir", tmp_path / "images"]
     assert judge(tmp_path, "llava-bench", server, *given) == 0
     assert judge(tmp_path, "llava-bench", server, *given[1:]) == 2
@@ -209,7 +135,7 @@ def test_missing_and_damaged_images_are_reported_with_their_places_before_any_qu
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / IMAGES[0]).write_bytes(b"no image")
-    server = serve(opinion)
+    server = serve(reply_to_all)
     assert judge(tmp_path, "win-rate", server, "--with-image") == 2
     message = capsys.readouterr().err
     assert "2 faults" in message
@@ -238,7 +164,7 @@ def test_a_server_that_takes_no_images_ends_the_command_with_the_fix(
     refusal: Reply, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_images(tmp_path)
-    server = serve(opinion, refusal=refusal)
+    server = serve(reply_to_all, refusal=refusal)
     assert judge(tmp_path, "mmhal", server, "--with-image", "--max-errors", "1") == 2
     message = capsys.readouterr().err
     assert "the judge 'judge' answers a text, but not a text with an image" in message

@@ -4,14 +4,18 @@ Ids are text or whole numbers; 7 and "7" are the same id. Other fields than thos
 ignored, since the benchmarks' own files hold more.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.answers.pipeline import answer_texts
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import PerpoError
 from perpo_pipeline.json_files import Faults, Row, json_lines, parse_json, read_text
 
 Say = Callable[[str], None]
+DEFAULT_READING = Reading()
 
 
 def new_faults() -> Faults:
@@ -99,6 +103,32 @@ def check_answered(
             f"judge: {len(unasked)} answers in {path} belong to no question and are not judged, "
             f"for instance {unasked[0]!r}"
         )
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """A model's answer as the judge gets it; `is_trimmed`: thoughts or tags were taken off."""
+
+    text: str
+    is_trimmed: bool
+
+
+def find_answers(
+    completions: Mapping[str, str], reading: Reading, path: Path, say: Say
+) -> dict[str, ModelAnswer]:
+    """The answers in a model's completions, by id; prints how many have none.
+
+    A completion that ends within a thought has no answer: the judge gets an empty one.
+    """
+    texts = answer_texts(list(completions.values()), reading)
+    pairs = zip(completions.items(), texts, strict=True)
+    found = {key: ModelAnswer(text or "", text != given) for (key, given), text in pairs}
+    if missing := texts.null_count():
+        say(
+            f"judge: {missing} of {len(texts)} completions in {path} end within a thought; they "
+            "are judged as empty answers"
+        )
+    return found
 
 
 def _read_text(path: Path, faults: Faults) -> str | None:

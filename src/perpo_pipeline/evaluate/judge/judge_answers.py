@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.evaluate.judge.asking import Judge, Reply, ask_all
 from perpo_pipeline.evaluate.judge.images import images_sha256
+from perpo_pipeline.evaluate.judge.inputs import DEFAULT_READING
 from perpo_pipeline.evaluate.judge.task import ALL, Question, Review, Task
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.run import Console, make_at
@@ -34,18 +36,21 @@ def judge_questions(
     files: Mapping[str, Path],
     judge: Judge,
     *,
+    reading: Reading = DEFAULT_READING,
     out: Path,
     console: Console,
 ) -> Version:
     """Ask the judge every question and measure its replies: `judgements`, `metrics` under `out`.
 
-    The questions were made from `files`. Returns the metrics; raises what `ask_all` raises, with
-    all replies so far on disk.
+    The questions were made from `files`, whose answers were found by `reading`. Returns the
+    metrics; raises what `ask_all` raises, with all replies so far on disk.
     """
     images = images_sha256(questions)
     settings = {
         **_settings(task, files, judge.model),
         **({} if images is None else {"images_sha256": images}),
+        # Answers without thoughts and tags are the same for every reading.
+        **(reading.text_settings() if any(q.is_trimmed for q in questions) else {}),
         "prompt_sha256": task.prompt_sha256(with_image=images is not None),
         "temperature": 0.0,
         "max_tokens": judge.max_tokens,

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.judge.images import ImageFolder
 from perpo_pipeline.evaluate.judge.inputs import (
+    DEFAULT_READING,
     Say,
     check_answered,
     check_texts,
+    find_answers,
     id_of,
     is_text,
     new_faults,
@@ -38,6 +41,7 @@ def read_questions(
     answers: Path,
     say: Say,
     images: ImageFolder | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> list[Question]:
     """Reads the benchmark's own files; raises InputError with all faults.
 
@@ -64,18 +68,22 @@ def read_questions(
         sides.append(rows_by_id(path, "question_id", ["text"], faults))
         check_answered(asked, sides[-1], path, faults, say)
     faults.check()
+    of_reference, given = sides
+    answered = find_answers({key: given[key]["text"] for key in asked}, reading, answers, say)
     found = []
     for identity, row in asked.items():
-        first, second = (side[identity]["text"] for side in sides)
+        answer = answered[identity]
         prompt = LLAVA_BENCH.fill(
             with_image=images is not None,
             question=row["text"],
             context=captions[row["image"]],
-            first=first,
-            second=second,
+            first=of_reference[identity]["text"],
+            second=answer.text,
         )
         category = PREFIX + row["category"].removeprefix(PREFIX)
-        found.append(Question(identity, prompt, 0, (category,), shown.get(identity)))
+        found.append(
+            Question(identity, prompt, 0, (category,), shown.get(identity), answer.is_trimmed)
+        )
     return found
 
 

@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.judge.images import ImageFolder
 from perpo_pipeline.evaluate.judge.inputs import (
+    DEFAULT_READING,
     Say,
     check_answered,
     check_texts,
+    find_answers,
     is_text,
     new_faults,
     read_json,
@@ -23,7 +26,11 @@ from perpo_pipeline.json_files import Faults
 
 
 def read_questions(
-    dataset: Path, answers: Path, say: Say, images: ImageFolder | None = None
+    dataset: Path,
+    answers: Path,
+    say: Say,
+    images: ImageFolder | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> list[Question]:
     """Reads the benchmark's own file and the model's answers; raises InputError with all faults.
 
@@ -41,6 +48,7 @@ def read_questions(
     check_texts(answered, answered, str(answers), faults)
     check_answered(asked, answered, answers, faults, say)
     faults.check()
+    found = find_answers({key: answered[key] for key in asked}, reading, answers, say)
     return [
         Question(
             identity,
@@ -48,10 +56,11 @@ def read_questions(
                 with_image=images is not None,
                 question=row["question"],
                 truth=row["answer"],
-                answer=answered[identity],
+                answer=found[identity].text,
             ),
             groups=tuple(dict.fromkeys(row["capability"])),
             image=shown.get(identity),
+            is_trimmed=found[identity].is_trimmed,
         )
         for identity, row in asked.items()
     ]

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.judge.images import ImageFolder
 from perpo_pipeline.evaluate.judge.inputs import (
+    DEFAULT_READING,
+    ModelAnswer,
     Say,
     check_texts,
+    find_answers,
     is_text,
     new_faults,
     read_json,
@@ -39,7 +43,12 @@ HALLUCINATES_BELOW = 3
 TEXTS = ("question_type", "question", "gt_answer", "model_answer")
 
 
-def read_questions(responses: Path, say: Say, images: ImageFolder | None = None) -> list[Question]:
+def read_questions(
+    responses: Path,
+    say: Say,
+    images: ImageFolder | None = None,
+    reading: Reading = DEFAULT_READING,
+) -> list[Question]:
     """The benchmark's list, in its own order, with every `model_answer` filled.
 
     With `images` the judge sees the image of each entry: its file is named as the end of
@@ -55,7 +64,12 @@ def read_questions(responses: Path, say: Say, images: ImageFolder | None = None)
             shown[index] = images.find(_image_name(row), place, faults)
     faults.check()
     _print_number(len(rows), responses, say)
-    return [_question(row, index, shown.get(index)) for index, row in enumerate(rows)]
+    completions = {str(index): row["model_answer"] for index, row in enumerate(rows)}
+    answers = find_answers(completions, reading, responses, say)
+    return [
+        _question(row, index, answers[str(index)], shown.get(index))
+        for index, row in enumerate(rows)
+    ]
 
 
 def read_reviews(path: Path, say: Say) -> list[Review]:
@@ -113,15 +127,15 @@ def _image_name(row: Row) -> object:
     return source.rpartition("/")[2] if isinstance(source, str) else source
 
 
-def _question(row: Row, index: int, image: ShownImage | None) -> Question:
+def _question(row: Row, index: int, answer: ModelAnswer, image: ShownImage | None) -> Question:
     prompt = MMHAL.fill(
         with_image=image is not None,
         objects=", ".join(row["image_content"]),
         question=row["question"],
         truth=row["gt_answer"],
-        answer=row["model_answer"],
+        answer=answer.text,
     )
-    return Question(str(index), prompt, 0, (_kind(index),), image)
+    return Question(str(index), prompt, 0, (_kind(index),), image, answer.is_trimmed)
 
 
 def _reply(entry: Any, place: str, faults: Faults) -> str:

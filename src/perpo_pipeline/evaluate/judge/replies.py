@@ -1,12 +1,18 @@
 """Parses a judge's replies: one function per form of reply, None if a reply is not definite.
 
 Nothing is guessed: a reply with no number, several different numbers or numbers out of range is
-unparsed. What a reasoning model writes before its reply, up to `</think>`, is ignored.
+unparsed. What a reasoning model writes before its reply is ignored (answers/pipeline.py), and so
+are tags around an answer.
 """
 
 import re
 
+from perpo_pipeline.answers.pipeline import answer_text
+from perpo_pipeline.answers.settings import Reading
+
 Scores = list[float]
+
+_READING = Reading()
 
 _GAP = r"[\s:=,;*|-]{1,10}(?<!-)"  # does not skip a minus sign before a number
 _OF_5 = r"(\d++)(?:/5(?!\d))?+"
@@ -65,9 +71,7 @@ def parse_grade(reply: str) -> Scores | None:
 
 def _after_thinking(reply: str) -> str:
     """The reply without the thoughts; empty if the token limit cut the thoughts."""
-    if reply.lstrip().startswith("<think>") and "</think>" not in reply:
-        return ""
-    return reply.rpartition("</think>")[2]
+    return answer_text(reply, _READING) or ""
 
 
 def _only(pattern: re.Pattern[str], text: str) -> float | None:

@@ -34,6 +34,7 @@ class Question:
     order: int = 0
     groups: tuple[str, ...] = ()
     image: ShownImage | None = None
+    is_trimmed: bool = False  # thoughts or tags were taken off an answer
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.judge.images import ImageFolder
 from perpo_pipeline.evaluate.judge.inputs import (
+    DEFAULT_READING,
     Say,
     check_answered,
     check_texts,
+    find_answers,
     new_faults,
     rows_by_id,
 )
@@ -29,7 +32,12 @@ ASPECTS = ("response_accuracy", "instruction_adherence", "hallucination_reductio
 
 
 def read_questions(
-    questions: Path, answers: Path, answers_b: Path, say: Say, images: ImageFolder | None = None
+    questions: Path,
+    answers: Path,
+    answers_b: Path,
+    say: Say,
+    images: ImageFolder | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> list[Question]:
     """Both orders of every question.
 
@@ -59,16 +67,21 @@ def read_questions(
             f"judge win-rate: {without} of {len(asked)} questions have no `reference`: the judge "
             "does not see the image and can only guess what is right (--with-image shows it)"
         )
+    both = [
+        find_answers({key: side[key]["text"] for key in asked}, reading, path, say)
+        for path, side in zip((answers, answers_b), sides, strict=True)
+    ]
     found = []
     for identity, row in asked.items():
-        first, second = (side[identity]["text"] for side in sides)
+        first, second = (side[identity] for side in both)
+        is_trimmed = first.is_trimmed or second.is_trimmed
         known = {"question": row["text"], "reference": row.get("reference") or ""}
         groups = (row["dataset"],) if row.get("dataset") else ()
         for order, pair in ((A_FIRST, (first, second)), (B_FIRST, (second, first))):
             prompt = WIN_RATE.fill(
-                with_image=images is not None, **known, first=pair[0], second=pair[1]
+                with_image=images is not None, **known, first=pair[0].text, second=pair[1].text
             )
-            found.append(Question(identity, prompt, order, groups, shown.get(identity)))
+            found.append(Question(identity, prompt, order, groups, shown.get(identity), is_trimmed))
     return found
 
 
