@@ -169,7 +169,7 @@ def test_predictions_without_their_prompt_are_refused():
 
 
 def test_a_text_without_its_truth_is_refused():
-    with pytest.raises(ArtifactError, match=r"1 prompts have no true text .*, first 0"):
+    with pytest.raises(ArtifactError, match=r"1 prompts have no true text .*, first prompt 0"):
         summarise(*tables(("ocr", "a", {})))
 
 

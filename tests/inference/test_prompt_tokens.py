@@ -37,7 +37,7 @@ def message_of(vlm: Vlm, found: list[int], expected: list[int]) -> str:
             found,
             expected,
             reader="vLLM",
-            prompt_id="p7",
+            prompt="prompt p7",
             where="there",
             fix="do this",
         )
@@ -46,7 +46,7 @@ def message_of(vlm: Vlm, found: list[int], expected: list[int]) -> str:
 
 
 def test_equal_tokens_are_accepted(vlm: Vlm, expected: list[int]) -> None:
-    compare_prompt_tokens(vlm, tuple(expected), expected, reader="it", prompt_id="p", fix="none")
+    compare_prompt_tokens(vlm, tuple(expected), expected, reader="it", prompt="p", fix="none")
 
 
 def test_placeholders_are_shown_by_their_number(vlm: Vlm, expected: list[int]) -> None:

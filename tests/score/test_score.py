@@ -200,3 +200,9 @@ def test_two_rows_with_one_key_are_refused(run: Run, tmp_path: Path) -> None:
         twice = writer.finish()
     with pytest.raises(ArtifactError, match="2 rows share their key \\(prompt_id, sample_id\\)"):
         score(Run(run.config, quiet=True, inputs={"samples": twice.path}), "train")
+
+
+def test_an_error_of_a_reward_names_the_prompt_by_its_place_in_the_dataset(run: Run) -> None:
+    first = r"in 72 rows, the first of drawn, box 0 \(prompt [0-9a-f]{16}\)"
+    with pytest.raises(ArtifactError, match=first):
+        scored_with(run, "count_match")

@@ -14,6 +14,7 @@ from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.rewards.choice import asks_for_set, measures_iou
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.places import find_prompt
 from perpo_pipeline.store.schemas import PROMPTS
 
 Floats = npt.NDArray[np.float64]
@@ -83,9 +84,10 @@ def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
         )
     if sizes.min() != sizes.max():
         odd = lists.filter(sizes != sizes.max())
+        first = find_prompt(input_of(scores, "prompts"), odd["prompt_id"][0])
         raise ArtifactError(
             f"the best of n needs lists of equal length: the longest has {sizes.max()} samples, "
-            f"but {odd.height} have fewer, first the list of prompt {odd['prompt_id'][0]}",
+            f"but {odd.height} have fewer, first the list of {first}",
             where=str(scores.path),
             fix="rerun `perpo sample` and `perpo score` so that every list has all samples",
         )

@@ -32,6 +32,7 @@ from perpo_pipeline.inference.part_sampler import LastSampler
 from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.places import prompts_named
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.families import family_of, unusual_boxes
 from perpo_pipeline.vlm.files import ResolvedModel
@@ -89,7 +90,8 @@ def evaluate(run: Run, evaluation: str, kept: LastSampler | None = None) -> Vers
             0, summarise(predictions.table(columns=ANSWER_COLUMNS), truth, reading=reading)
         )
 
-    return make(run, recipe, work, out=run.out and run.out / "metrics")
+    with prompts_named(prompts):
+        return make(run, recipe, work, out=run.out and run.out / "metrics")
 
 
 def _check_inputs(run: Run, evaluations: Sequence[str]) -> None:
@@ -161,7 +163,8 @@ def _predict(run: Run, evaluation: str, kept: LastSampler | None) -> Version:
         title = f"eval {evaluation}"
         return write_predictions(run, writer, inputs["prompts"], image, title, setup, kept)
 
-    predictions = make(run, recipe, work, out=run.out and run.out / "predictions")
+    with prompts_named(inputs["prompts"]):
+        predictions = make(run, recipe, work, out=run.out and run.out / "predictions")
     report_failures(run, predictions, config.max_errors, "are unanswered and count as wrong")
     return predictions
 

@@ -179,6 +179,6 @@ def _check_truths(rows: pl.DataFrame) -> None:
     if lacking.height:
         raise ArtifactError(
             f"{lacking.height} prompts have no true text to measure against, first "
-            f"{lacking['prompt_id'][0]}",
+            f"prompt {lacking['prompt_id'][0]}",
             fix="prepare the data with `gt_text`",
         )

@@ -30,6 +30,7 @@ from perpo_pipeline.filter.margins import (
 )
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.places import prompts_named
 from perpo_pipeline.store.prompt_lookup import check_unique
 from perpo_pipeline.store.schemas import DROPPED_LISTS, PROMPTS, SAMPLES, SCORES
 from perpo_pipeline.store.writing import Recipe, Writer
@@ -77,7 +78,8 @@ def filter_lists(run: Run, split: str) -> Version:
         run.say(_sentence(counts))
         return counts
 
-    return make(run, recipe, work, out=run.out)
+    with prompts_named(prompts):
+        return make(run, recipe, work, out=run.out)
 
 
 @dataclass(frozen=True)

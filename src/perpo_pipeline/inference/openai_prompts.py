@@ -9,6 +9,7 @@ from typing import Any
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.inference.backend import BackendSetup, Row, Size
 from perpo_pipeline.inference.prompt_tokens import compare_prompt_tokens
+from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.vlm.chat import find_answer_end
 from perpo_pipeline.vlm.image_place import split_at_image
 from perpo_pipeline.vlm.inputs import (
@@ -89,7 +90,7 @@ class PromptReader:
                 served,
                 expected,
                 reader=reader,
-                prompt_id=row["prompt_id"],
+                prompt=name_prompt(row),
                 where=where,
                 fix=fix,
             )

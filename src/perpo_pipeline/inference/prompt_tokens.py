@@ -43,13 +43,14 @@ def compare_prompt_tokens(
     expected: Sequence[int],
     *,
     reader: str,
-    prompt_id: str,
+    prompt: str,
     fix: str,
     where: str | None = None,
 ) -> None:
     """Raise ConfigError, showing both, if `reader` reads other tokens than training does.
 
-    Uses the weightless model's tokenizer, which only one thread may use at a time.
+    `prompt` is its name in the message. Uses the weightless model's tokenizer, which only one
+    thread may use at a time.
     """
     if list(found) == list(expected):
         return
@@ -58,7 +59,7 @@ def compare_prompt_tokens(
     start = max(_first_difference(theirs, ours) - SHOWN_BEFORE, 0)
     tokens, text = slice(place, place + SHOWN_TOKENS), slice(start, start + SHOWN_TEXT)
     raise ConfigError(
-        f"{reader} and training read different tokens for prompt {prompt_id}: {len(found)} tokens "
+        f"{reader} and training read different tokens for {prompt}: {len(found)} tokens "
         f"instead of {len(expected)}; from position {place} on {list(found[tokens])} instead of "
         f"{list(expected[tokens])}\n"
         f"  {reader}: {theirs[text]!r}\n"

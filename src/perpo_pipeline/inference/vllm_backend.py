@@ -35,6 +35,7 @@ from perpo_pipeline.inference.vllm_engine import (
     start_engine,
 )
 from perpo_pipeline.store.artifacts import MERGED
+from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.inputs import (
     IDENTITY_CACHE,
@@ -198,7 +199,7 @@ class VllmBackend:
             prompt.token_ids,
             expected,
             reader="vLLM",
-            prompt_id=row["prompt_id"],
+            prompt=name_prompt(row),
             fix=f"set {self.settings.key('backend')} to transformers: vLLM may cut this model's "
             "images into a different number of tokens, or the model's tokenizer and processor "
             "files may not match",

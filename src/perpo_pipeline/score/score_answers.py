@@ -27,6 +27,7 @@ from perpo_pipeline.rewards.scoring import (
 )
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.places import prompts_named
 from perpo_pipeline.store.prompt_lookup import PromptLookup, check_unique
 from perpo_pipeline.store.writing import Recipe, Writer
 
@@ -68,7 +69,8 @@ def score(run: Run, split: str) -> Version:
             run.say(f"score {split}: {doubt} (model.box_format is {model.box_format})")
         return counts
 
-    return make(run, recipe, work, out=run.out)
+    with prompts_named(prompts):
+        return make(run, recipe, work, out=run.out)
 
 
 def _in_order(

@@ -1,12 +1,17 @@
 """How messages name a prompt: its place in its dataset's file, then its key."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
+from perpo_pipeline.errors import PerpoError
 from perpo_pipeline.store.artifacts import Version
+
+_KEY = re.compile(r"(?<!\()\bprompt ([0-9a-f]{16})\b")  # not one that is named already
 
 
 def full_place(file: Path | None, place: str) -> str:
@@ -36,6 +41,24 @@ def find_prompt(prompts: Version, prompt_id: str) -> str:
         for row in part.filter(pc.equal(part["prompt_id"], prompt_id)).to_pylist():
             return name_prompt(row)
     return f"prompt {prompt_id}"
+
+
+@contextmanager
+def prompts_named(prompts: Version) -> Iterator[None]:
+    """Name the prompts in an error that was raised where only their keys are known.
+
+    `prompt 0f3a...` becomes what `name_prompt` says.
+    """
+    try:
+        yield
+    except PerpoError as error:
+        what, where, fix = (_named(text, prompts) for text in error.parts())
+        PerpoError.__init__(error, what or "", where=where, fix=fix)
+        raise
+
+
+def _named(text: str | None, prompts: Version) -> str | None:
+    return text and _KEY.sub(lambda found: find_prompt(prompts, found[1]), text)
 
 
 def name_image(row: Mapping[str, Any]) -> str:
