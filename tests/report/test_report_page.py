@@ -10,9 +10,13 @@ import pytest
 from synthetic_run import make_synthetic_run
 
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate.summarise import summarise
 from perpo_pipeline.report.inputs import open_inputs
 from perpo_pipeline.report.paired import read_outcomes
 from perpo_pipeline.report.write_report import report
+from perpo_pipeline.run import make
+from perpo_pipeline.store.artifacts import input_of
+from perpo_pipeline.store.writing import Recipe
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "source", "wbr"}
 HOSTILE = "<script>alert(1)</script> & \"quoted\" <img src=x onerror='x'> {index}"
@@ -267,6 +271,37 @@ def test_the_artifacts_of_every_test_set_are_in_the_lineage(on_three):
         for artifact, variant in (("prompts", split), ("predictions", f"base@{split}")):
             assert f"{artifact} / {variant}" in text
             assert run.latest(artifact, variant).fingerprint in text
+
+
+def _rewritten(run, name, change):
+    """The run with its predictions `name` changed, and metrics that rest on the changed ones."""
+    old = run.latest("predictions", name)
+    rows = [change(i, row) for i, row in enumerate(old.table().to_pylist())]
+    inputs = {"prompts": input_of(old, "prompts")}
+    recipe = Recipe("predictions", name, "eval", 1, {"changed": True}, inputs)
+    made = make(run, recipe, lambda writer: writer.write_part(0, rows))
+    measured = summarise(made.table(), inputs["prompts"].table())
+    recipe = Recipe("metrics", name, "eval", 1, {}, {"predictions": made})
+    make(run, recipe, lambda writer: writer.write_part(0, measured))
+
+
+def test_missing_answers_are_counted_where_there_are_any(tmp_path, html):
+    run = make_synthetic_run(tmp_path, num_prompts=10, methods=("perpo",), splits=("test", "more"))
+    nothing = {"completion": "", "reward": 0.0, "parse_ok": False, "box": None}
+
+    def damage(i, row):
+        if i < 2:
+            return row | nothing | {"finish_reason": "unanswered"}
+        if i == 2:
+            return row | nothing | {"completion": "<think>a", "finish_reason": "length"}
+        return row | {"finish_reason": "length"} if i == 3 else row
+
+    _rewritten(run, "base@more", damage)
+    page = Page((report(run).path / "report.html").read_text(encoding="utf-8"))
+    assert page.row("data-missing", "base@more") == ["base@more", "2", "2", "1", "10"]
+    assert not [1 for attrs, _ in page.rows if attrs.get("data-missing") == "perpo@more"]
+    assert "reached eval.max_new_tokens" in "".join(page.text)
+    assert "Missing answers" not in html
 
 
 def test_without_splits_out_of_domain_the_test_sets_share_a_table(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.report.answered import read_answered
 from perpo_pipeline.report.inputs import Inputs, SplitInputs, open_inputs
 from perpo_pipeline.report.lineage import ancestors
 from perpo_pipeline.report.methods import ReportedMethod, main_method, reported_methods
@@ -18,7 +19,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.writing import Recipe, Writer
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 PAGE = "report.html"
 
 
@@ -83,6 +84,7 @@ def _page(
                 )
                 for test_set, one in zip(inputs.test_sets, outcomes, strict=True)
             ],
+            answered=[row for test_set in inputs.test_sets for row in read_answered(test_set)],
             oracle=oracle(sampled, config.report.num_resamples),
             main=main,
             settings=config.train.variants(),

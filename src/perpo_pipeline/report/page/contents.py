@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.report.answered import Answered
 from perpo_pipeline.report.lineage import Ancestor
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.paired import Comparison, Outcomes
@@ -42,6 +43,7 @@ class Contents:
     run_name: str
     model_id: str
     test_sets: Sequence[SplitResults]
+    answered: Sequence[Answered]
     oracle: Mapping[str, Estimate]
     main: ReportedMethod | None
     settings: Mapping[str, TrainSettings]

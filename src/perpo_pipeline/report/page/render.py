@@ -10,7 +10,7 @@ from perpo_pipeline.report.page.all_test_sets import all_test_sets
 from perpo_pipeline.report.page.contents import Contents
 from perpo_pipeline.report.page.headline import headline, headline_metric
 from perpo_pipeline.report.page.paired import paired_panels
-from perpo_pipeline.report.page.results import results_table
+from perpo_pipeline.report.page.results import missing_answers, results_table
 from perpo_pipeline.report.page.samples import samples
 from perpo_pipeline.report.page.training import training
 from perpo_pipeline.report.page.wording import duration
@@ -28,6 +28,7 @@ def render(contents: Contents) -> str:
         facts=_facts(contents),
         headline=headline(contents),
         table=results_table(contents, headline_metric(contents.results)),
+        missing=missing_answers(contents),
         test_sets=all_test_sets(contents),
         paired=paired_panels(contents),
         box_colours=_box_colours(contents),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE
+from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE, Evaluation
 from perpo_pipeline.evaluate.metrics import find_metric
 from perpo_pipeline.report.page.contents import Contents
 from perpo_pipeline.report.page.wording import format_of
@@ -16,7 +16,11 @@ def results_table(contents: Contents, headline: str) -> Json:
     """The data of the section; `headline` is the metric shown for other and blank images."""
     results = contents.results
     shared = shared_metrics([row.metrics for row in results])
-    metrics = [name for name in shared if find_metric(name).in_report is not None]
+    metrics = [
+        name
+        for name in shared
+        if find_metric(name).in_report is not None and _is_shown(name, results)
+    ]
     images = _image_columns(results, headline)
     return {
         "heads": [format_of(name).label for name in metrics],
@@ -31,6 +35,37 @@ def results_table(contents: Contents, headline: str) -> Json:
         "oracle_n": contents.sampled.rewards.shape[0],
         "oracle_size": contents.sampled.rewards.shape[1],
         "lower": [format_of(n).label for n in metrics if not format_of(n).higher_is_better],
+    }
+
+
+def _is_shown(name: str, results: Sequence[MethodResults]) -> bool:
+    """A metric in which no direction is better is shown if it is not 0 for all."""
+    is_neutral = find_metric(name).higher_is_better is None
+    return not is_neutral or any(row.metrics[name].value for row in results)
+
+
+def missing_answers(contents: Contents) -> Json:
+    """The data of the section: the kinds of missing answers that there are, a row per evaluation.
+
+    Empty if every prompt has a whole answer.
+    """
+    rows = [row for row in contents.answered if not row.is_complete]
+    kinds = {
+        "unanswered": "unanswered",
+        "cut_off": "cut off",
+        "no_answer": "thought without end",
+    }
+    there = {kind: label for kind, label in kinds.items() if any(getattr(r, kind) for r in rows)}
+    return {
+        "kinds": there,
+        "rows": [
+            {
+                "name": Evaluation(row.model, row.split).name,
+                "prompts": row.prompts,
+                "counts": [getattr(row, kind) for kind in there],
+            }
+            for row in rows
+        ],
     }
 
 
@@ -71,8 +106,13 @@ def _rows(
 
 
 def best_value(name: str, results: Sequence[MethodResults]) -> str | None:
-    """The best value of a column as it is written; None if all rows show the same."""
+    """The best value of a column as it is written; None if all rows show the same.
+
+    None as well for a metric in which no direction is better.
+    """
     how = format_of(name)
+    if find_metric(name).higher_is_better is None:
+        return None
     values = [row.metrics[name].value for row in results]
     if len({how.number(value) for value in values}) == 1:
         return None
