@@ -47,8 +47,9 @@ def test_models_and_splits_are_crossed_by_main_metric_and_domain() -> None:
         for value, split, n in zip(values, ("val", "testA", "far"), (2048, 12, 4), strict=True)
     ]
     pages = row("edit_distance", 0.25, 0.0, 1.0, model="base", split="pages")
+    unanswered = row("unanswered_rate", 0.1, 0.0, 1.0, model="base", split="pages")
     also = row("miou", 0.3, 0.0, 1.0, model="base", split="val")
-    assert splits_table([*boxes, pages, also], out_of_domain=["far"]).splitlines() == [
+    assert splits_table([*boxes, unanswered, pages, also], out_of_domain=["far"]).splitlines() == [
         "ap50, %   val  testA",
         "base     50.0   25.0",
         "dpo      62.5   50.0",

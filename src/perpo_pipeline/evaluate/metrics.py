@@ -155,8 +155,12 @@ def find_metric(name: str) -> Metric:
 
 
 def main_metric(names: Collection[str]) -> str:
-    """The first in METRICS that the report shows, of at least one name; else the first name."""
-    known = [m.name for m in METRICS.values() if m.in_report is not None and m.name in names]
+    """The first in METRICS that the report shows, of at least one name; else the first name.
+
+    A metric that is measured only where it is not 0 is never the main one.
+    """
+    shown = [m for m in METRICS.values() if m.in_report is not None and not m.only_if_any]
+    known = [metric.name for metric in shown if metric.name in names]
     return known[0] if known else next(iter(names))
 
 
