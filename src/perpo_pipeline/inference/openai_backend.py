@@ -136,9 +136,8 @@ class OpenAIBackend:
         Raises ConfigError if the server reads a prompt as other tokens than training does.
         """
         found = asyncio.run(self._sample(list(zip(rows, seeds, strict=True)), on_done))
-        several = (
-            2 if self.server.gives_n else 1
-        )  # a server that ignores n may ignore seeds as well
+        # A server that ignores n may ignore the seed as well.
+        several = 2 if self.server.gives_n else 1
         if not self.server.is_vllm and (note := self.equal.add(found, several)):
             self._notes["equal_completions"] = f"{self.server.url}: {note}"
         return found
@@ -169,10 +168,15 @@ class OpenAIBackend:
             )
 
     def _retokenised_note(self) -> str:
+        how = (
+            "takes the likeliest token"
+            if self.decoding.is_greedy
+            else "draws from softmax(logits / T)"
+        )
         return (
             f"{self.server.url} returns no token ids, so completions are tokenised from their "
             "text. Unlike with `vllm serve`, it is unknown whether this server reads prompts as "
-            "training does and draws from softmax(logits / T) alone."
+            f"training does and {how} alone."
         )
 
     async def _sample(
@@ -272,7 +276,7 @@ class OpenAIBackend:
             "seed": seed >> (1 if vllm else 32),
             self.server.limit_name: how.max_new_tokens,
         }
-        if self.server.gives_logprobs:
+        if self.server.gives_logprobs and not how.is_greedy:
             body["logprobs"] = True
         if not vllm:
             return body
