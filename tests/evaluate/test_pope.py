@@ -5,10 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from perpo_pipeline import cli
 from perpo_pipeline.answers.settings import Reading
-from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.errors import ConfigError, InputError, PerpoError
 from perpo_pipeline.evaluate.pope import pope_metrics, read_answer, says_yes, unread_note
 from perpo_pipeline.evaluate.pope_files import ANY, read_pope
 
@@ -361,6 +363,79 @@ def test_thoughts_are_no_answer_and_one_without_end_is_wrong(tmp_path, thinking,
     note = unread_note(found.rows)
     missing = answered.count(False)
     assert (f"{missing} end within a thought and are wrong" in (note or "")) == bool(missing)
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(0, 3),
+    st.text(max_size=3),
+    st.lists(st.none(), max_size=1),
+)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "question_id": st.integers(0, 2) | VALUES,
+            "image": st.sampled_from(["a.jpg", "b.jpg"]) | VALUES,
+            "text": st.sampled_from(["yes", "A dog?", "A cat?\nNow."]) | VALUES,
+            "label": st.sampled_from(["yes", "no"]) | VALUES,
+        },
+        optional={"category": st.sampled_from(["easy", "hard"]) | VALUES},
+    ),
+    max_size=3,
+)
+
+
+GOOD_ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "question_id": st.integers(0, 9) | st.text(min_size=1, max_size=1),
+            "image": st.sampled_from(["a.jpg", "b.jpg"]),
+            "text": st.sampled_from(["yes", "A dog?", "A cat?\nNow.", "<think>"]),
+            "label": st.sampled_from(["yes", "no"]),
+            "category": st.just("easy"),
+        }
+    ),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda row: row["question_id"],
+)
+# In a third of the draws all files hold the same rows, so that they fit.
+FILES = st.one_of(
+    st.tuples(ROWS, ROWS, ROWS),
+    st.tuples(GOOD_ROWS, GOOD_ROWS, ROWS),
+    GOOD_ROWS.flatmap(lambda rows: st.tuples(*[st.permutations(rows)] * 3)),
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(files=FILES, category=st.sampled_from([ANY, "easy"]), as_list=st.booleans())
+def test_any_files_are_joined_or_refused(tmp_path, files, category, as_list):
+    answers, questions, labels = files
+    names = ("answers", "labels") if as_list else ()
+    paths = _lists(tmp_path, *names, answers=answers, questions=questions, labels=labels)
+    try:
+        found = read_pope(paths["answers"], paths["questions"], {category: paths["labels"]})
+    except PerpoError as error:
+        assert error.what and error.fix
+        return
+    assert len(found.rows) == len(labels)
+    assert len({row["prompt_id"] for row in found.rows}) == len(labels)
+    assert all(
+        0 <= row["value"] <= 1 or math.isnan(row["value"]) for row in pope_metrics(found.rows)
+    )
+
+
+@given(
+    st.text()
+    | st.lists(st.sampled_from(["yes", "No", "not", ".", ",", " ", "\ud800"])).map("".join)
+)
+def test_any_answer_is_read(answer):
+    assert read_answer(answer) in ("yes", "no", None)
+    if not says_yes(answer):
+        assert read_answer(answer) is not None
 
 
 def _run(*options: object) -> int:

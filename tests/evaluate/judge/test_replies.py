@@ -1,5 +1,6 @@
 """Parsers of replies: a definite reply gives numbers, any other gives None; none raises."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -159,6 +160,9 @@ PIECES = st.sampled_from(
         "%",
         "<think>",
         "</think>",
+        "<answer>",
+        "[/THINK]",
+        "\ud800",
         "٣",
         "1" * 400,
     ]
@@ -189,3 +193,28 @@ def test_every_comparison_in_the_requested_form_is_read(ratings: list[int], bett
         for which, of in (("First", ratings[:3]), ("Second", ratings[3:]))
     ]
     assert parse_comparison("\n".join([*lines, f"Better: {better}"])) == [*ratings, better]
+
+
+LONG = 100_000
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "1" * LONG,
+        "rating" + " " * LONG,
+        "rating: " * LONG,
+        "Score:" + "*" * LONG + "1",
+        "1 " * LONG,
+        "<think>" * LONG,
+        "<think>" + "x" * LONG + "</think>" * 1000,
+        ("first answer" + " " * 12) * 5000,
+        "better" + "-" * LONG,
+    ],
+    ids=range(9),
+)
+def test_a_long_reply_is_read_in_bounded_time(reply: str) -> None:
+    start = time.monotonic()
+    for parse in (*LOWEST_HIGHEST, parse_comparison):
+        parse(reply)
+    assert time.monotonic() - start < 5
