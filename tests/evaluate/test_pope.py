@@ -159,7 +159,7 @@ def test_the_misspelt_questions_of_early_copies_are_the_same_questions(tmp_path)
         ({"questions": lambda r: r[:1]}, r"dog.*: no question about it in .*questions.jsonl"),
         (
             {"questions": lambda r: [*r, {**r[0], "question_id": 9}]},
-            "line 3, question_id 9: asks the same as question_id 7, and .*labels.jsonl has 1 label",
+            "line 3 with question_id 9: asks the same as question_id 7, and .*labels.jsonl has 1",
         ),
         (
             {

@@ -49,7 +49,7 @@ class _Entry:
         return self.row["image"], text.replace("imange", "image")
 
     def named(self) -> str:
-        return f"{self.place}, question_id {self.number}"
+        return f"{self.place} with question_id {self.number}"
 
 
 @dataclass(frozen=True)

@@ -378,9 +378,10 @@ def test_all_faults_of_all_files_are_reported_at_once_and_nobody_is_asked(
         "q.jsonl line 6: `text` holds half a character",
         "q.jsonl line 7: not JSON",
         "q.jsonl line 8: not a JSON object",
-        "question '7': `dataset` is 'all'",
+        "q.jsonl line 9, question '7': `dataset` is 'all'",
         "q.jsonl line 10: not JSON: the key 'question_id' is given twice",
-        "a.jsonl: no answer to question '7'",
+        "a.jsonl: no answer to question '7' (",
+        "q.jsonl line 9)",
         "b.jsonl: the file holds no row",
         "b.jsonl: no answer to question '0'",
     ):

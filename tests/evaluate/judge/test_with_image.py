@@ -139,15 +139,23 @@ def test_missing_and_damaged_images_are_reported_with_their_places_before_any_qu
     assert judge(tmp_path, "win-rate", server, "--with-image") == 2
     message = capsys.readouterr().err
     assert "2 faults" in message
-    assert "q.jsonl question '0': image" in message and "not an image" in message
-    assert "q.jsonl question '1': image" in message and "1.jpg: the image file does not" in message
+    assert "q.jsonl line 1, question '0': image" in message and "not an image" in message
+    assert (
+        "q.jsonl line 2, question '1': image" in message
+        and "1.jpg: the image file does not" in message
+    )
     asked = write(tmp_path / "q.jsonl", [{"question_id": 0, "text": "t"}])
     files = options(tmp_path, "win-rate")
     write(asked, [{"question_id": i, "text": "t", "image": i or None} for i in range(2)])
     assert perpo("judge", "win-rate", *files, "--out", tmp_path, *endpoint(server), "--with-image")
     message = capsys.readouterr().err
-    assert "q.jsonl question '0': --with-image needs the name of its image, not None" in message
-    assert "q.jsonl question '1': --with-image needs the name of its image, not 1" in message
+    assert (
+        "q.jsonl line 1, question '0': --with-image needs the name of its image, not None"
+        in message
+    )
+    assert (
+        "q.jsonl line 2, question '1': --with-image needs the name of its image, not 1" in message
+    )
     assert not server.paths
 
 

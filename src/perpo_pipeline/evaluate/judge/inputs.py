@@ -49,9 +49,17 @@ def read_json(path: Path, kind: type[list[Any]] | type[Row], faults: Faults) -> 
     return found
 
 
-def rows_by_id(path: Path, key: str, needed: Iterable[str], faults: Faults) -> dict[str, Row]:
+class RowsById(dict[str, Row]):
+    """Rows of a file by their ids; `places` holds where each stands ("FILE line 3")."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, str] = {}
+
+
+def rows_by_id(path: Path, key: str, needed: Iterable[str], faults: Faults) -> RowsById:
     """Rows of a JSON-lines file by their `key`, each with text under every `needed` name."""
-    found: dict[str, Row] = {}
+    found = RowsById()
     for place, row in read_json_lines(path, faults):
         identity = id_of(row, key, place, faults)
         check_texts(row, needed, place, faults)
@@ -59,7 +67,7 @@ def rows_by_id(path: Path, key: str, needed: Iterable[str], faults: Faults) -> d
             continue
         if identity in found:
             faults.add(place, f"{key} {identity!r} occurs twice")
-        found[identity] = row
+        found[identity], found.places[identity] = row, place
     return found
 
 
@@ -96,7 +104,8 @@ def check_answered(
     wanted, there = dict.fromkeys(ids), dict.fromkeys(answers)
     for identity in wanted:
         if identity not in there:
-            faults.add(str(path), f"no answer to question {identity!r}")
+            asked = f" ({ids.places[identity]})" if isinstance(ids, RowsById) else ""
+            faults.add(str(path), f"no answer to question {identity!r}{asked}")
     unasked = [identity for identity in there if identity not in wanted]
     if unasked:
         say(

@@ -56,12 +56,13 @@ def read_questions(
     shown: dict[str, ShownImage | None] = {}
     for identity, row in asked.items():
         if images is not None:
-            place = f"{questions} question {identity!r}"
+            place = f"{asked.places[identity]}, question {identity!r}"
             shown[identity] = images.find(row.get("image"), place, faults)
         if row.get("image") not in captions:
             faults.add(
                 str(context),
-                f"no caption of image {row.get('image')!r}, which question {identity!r} is about",
+                f"no caption of image {row.get('image')!r}, which question {identity!r} is about "
+                f"({asked.places[identity]})",
             )
     sides = []
     for path in (reference, answers):

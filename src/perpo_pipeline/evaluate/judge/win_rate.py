@@ -50,7 +50,7 @@ def read_questions(
     shown: dict[str, ShownImage | None] = {}
     for identity, row in asked.items():
         given = [name for name in ("reference", "dataset") if row.get(name) is not None]
-        place = f"{questions} question {identity!r}"
+        place = f"{asked.places[identity]}, question {identity!r}"
         check_texts(row, given, place, faults)
         if row.get("dataset") == ALL:
             faults.add(place, f"`dataset` is {ALL!r}, the name for all datasets together")
