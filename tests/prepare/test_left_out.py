@@ -61,8 +61,8 @@ def test_bad_rows_are_counted_by_reason_and_listed_with_their_line(
     assert image.startswith(f"image {tmp_path / 'torn.png'}: it is not an image")
     assert "left_out: first 3 of 5 rows" in describe(version.path)
     printed = capsys.readouterr().err
-    assert "left out 2 bad_row, 1 repeated_id, 1 bad_image, 1 bad_truth" in printed
-    assert "for example data.jsonl:5: not JSON" in printed
+    assert "left out 1 bad_image, 1 bad_truth, 2 bad_row, 1 repeated_id" in printed
+    assert "for example data.jsonl:2: image " in printed
 
 
 def test_without_the_setting_the_same_rows_are_refused(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_setting_makes_another_version(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_good_row_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none is left") as caught:
+    with pytest.raises(InputError, match="none can be used") as caught:
         prepare_source(tmp_path, **write(tmp_path, *[row for row, _ in BAD[:3]]))
     assert "3 faults" in str(caught.value) and "line 1" in str(caught.value)
 
@@ -123,3 +123,26 @@ def test_a_truncated_photo_and_a_flat_box_in_refer_leave_the_rest(tmp_path: Path
         "refcoco/refs(unc).p, ref 2",
         "refcoco/refs(unc).p, ref 3",
     ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "advice"),
+    [
+        ({**GOOD, "image": "no.png"}, "check the paths, and --image-root that they start from"),
+        ({"img_path": "a.png", "expression": "cat"}, "or choose another SOURCE"),
+        ({**GOOD, "gt_box": [9, 9, 1, 1]}, "correct the rows: none can be used"),
+    ],
+)
+def test_where_no_row_can_be_used_the_likely_mistake_is_named(
+    tmp_path: Path, bad: dict[str, Any], advice: str
+) -> None:
+    with pytest.raises(InputError, match="3 faults") as caught:
+        prepare_source(tmp_path, leave_out=False, **write(tmp_path, bad, bad, bad))
+    assert advice in str(caught.value)
+
+
+def test_faults_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    rows = [{**GOOD, "task": "x"}, *[{**GOOD, "gt_box": [n, 9, 1, 1]} for n in range(2, 12)], GOOD]
+    version = prepare_source(tmp_path, **write(tmp_path, *rows))
+    places = version.table("left_out")["place"].to_pylist()
+    assert places == [f"data.jsonl:{line}" for line in range(1, 12)]

@@ -187,9 +187,9 @@ def test_the_same_command_finishes_the_artifacts_after_a_stop_between_them(
     [
         ({"iou_scores": [1.0, 0.0]}, "the record has 3 answers and 2 `iou_scores`"),
         ({"iou_scores": None}, "the record has 3 answers and no `iou_scores`"),
-        ({"iou_scores": [1.0, 0.0, 1.01]}, "something other than a number from 0 to 1"),
-        ({"iou_scores": [1.0, 0.0, math.nan]}, "something other than a number from 0 to 1"),
-        ({"iou_scores": [1.0, 0.0, "0.5"]}, "something other than a number from 0 to 1"),
+        ({"iou_scores": [1.0, 0.0, 1.01]}, "which is no number from 0 to 1"),
+        ({"iou_scores": [1.0, 0.0, math.nan]}, "which is no number from 0 to 1"),
+        ({"iou_scores": [1.0, 0.0, "0.5"]}, "which is no number from 0 to 1"),
         ({"answers_gen": []}, "not a list of answers"),
         ({"answers_gen": [None] * 3}, "an answer that is not text"),
         ({"answer": "on the left"}, "`answer` is not a box in the format llava, frame full"),
@@ -223,3 +223,16 @@ def test_the_truth_is_read_in_the_runs_format_and_frame(tmp_path: Path) -> None:
     assert prepared.rows[0]["gt_box"] == pytest.approx([20, 10, 100, 90])
     with pytest.raises(ConfigError, match="to which size its images were resized"):
         read_perpo_json(source, Request("train", box_frame="resized"))
+
+
+def test_lists_stay_with_their_prompts_where_bad_records_are_left_out(tmp_path: Path) -> None:
+    other = RECORD | {"answers_gen": ["[0, 0, 1, 1]"], "iou_scores": [0.24]}
+    bad = [RECORD | {"image_path": "none.png"}, RECORD | {"answers_gen": []}]
+    path = dataset(tmp_path, bad[0], RECORD, bad[1], other)
+    run = a_run(path, tmp_path, leave_out_bad_rows=True)
+    prompts = prepare(run, "train").table()["prompt_id"].to_pylist()
+    samples = run.latest("samples", "train").table().to_pylist()
+    assert [(row["prompt_id"], row["completion"]) for row in samples] == [
+        *[(prompts[0], answer) for answer in RECORD["answers_gen"]],
+        (prompts[1], "[0, 0, 1, 1]"),
+    ]

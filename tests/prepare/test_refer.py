@@ -306,3 +306,10 @@ def test_embedded_images_are_read_when_a_part_is_written(tmp_path: Path) -> None
     file.write_bytes(data + b"x")
     with pytest.raises(InputError, match="has changed since it was checked"):
         _ = prepared.rows[0]
+
+
+def test_a_missing_folder_is_the_fault_that_is_reported(tmp_path: Path) -> None:
+    source = ReferSource(source="refer", path=tmp_path / "nowhere", image_root=tmp_path)
+    with pytest.raises(ConfigError, match="no such file") as caught:
+        read_refer(source, Request("train"))
+    assert str(tmp_path / "nowhere") in str(caught.value)

@@ -6,6 +6,7 @@ all rows together.
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +17,15 @@ from typing import Any, overload
 from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.answers.truth import truth_fault
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.json_files import Faults, Row, RowFault
+from perpo_pipeline.json_files import Fault, Faults, Row, RowFault
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFacts, prompt_id, prompt_row
 from perpo_pipeline.prepare.units import PARTS, Shape, Unit, in_pixels, refuse_other_units
 from perpo_pipeline.store.places import full_place
-from perpo_pipeline.vlm.image_place import SEVERAL_PLACES, has_several_places
+from perpo_pipeline.vlm.image_place import IMAGE_PLACE, SEVERAL_PLACES, has_several_places
 from perpo_pipeline.vlm.images import image_sha256, load_image_with_notes
 
 MOST_THREADS = 16
+_NUMBER = re.compile("([0-9]+)")
 
 
 def _no_bar(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
@@ -130,8 +132,9 @@ def collect(
     checks = _Checks(faults, request, threads)
     keys, shortages = _choose_and_check(unique, per_dataset, checks)
     checked = [checks.good[key] for key in keys if key in checks.good]
+    faults.found.sort(key=_in_order_of_numbers)
     if not (request.leave_out_bad_rows and checked):
-        faults.fix = _fix(request)
+        faults.fix = _fix(request) if checked else _fix_of_all(faults)
         faults.check()
     if shortages:
         raise InputError(
@@ -160,9 +163,24 @@ def collect(
     )
 
 
+def _in_order_of_numbers(fault: Fault) -> list[Any]:
+    """The key that puts line 9 before line 10."""
+    return [int(part) if part.isdecimal() else part for part in _NUMBER.split(fault.place)]
+
+
+def _fix_of_all(faults: Faults) -> str:
+    """What to do where no row can be used."""
+    reasons = {fault.reason for fault in faults.found}
+    likely = {
+        "bad_image": "check the paths, and --image-root that they start from: no image can be read",
+        "bad_row": "correct the rows, or choose another SOURCE (see `perpo prepare --help`) if the "
+        "file has another layout: no row can be used",
+    }
+    advice = likely.get("".join(reasons), "correct the rows: none can be used")
+    return f"{advice}; nothing was written"
+
+
 def _fix(request: Request) -> str:
-    if request.leave_out_bad_rows:
-        return "correct these rows: none is left; nothing was written"
     return (
         "correct or remove these rows; or leave them out, counted, with "
         f"--set prepare.{request.split}.leave_out_bad_rows=true; nothing was written"
@@ -170,7 +188,7 @@ def _fix(request: Request) -> str:
 
 
 def _usable_prompts(entries: Iterable[Entry], faults: Faults, split: str) -> dict[str, Entry]:
-    """The entries by prompt_id that have an id of their own and one place for the image."""
+    """The entries by prompt_id: with an id of their own, a text, and one place for the image."""
     unique: dict[str, Entry] = {}
     for entry in entries:
         key = prompt_id(entry.dataset, split, entry.source_row)
@@ -178,6 +196,8 @@ def _usable_prompts(entries: Iterable[Entry], faults: Faults, split: str) -> dic
             faults.add(entry.place, f"the id {entry.source_row!r} occurs twice", "repeated_id")
         elif has_several_places(entry.prompt):
             faults.add(entry.place, SEVERAL_PLACES)
+        elif not entry.prompt.replace(IMAGE_PLACE, "").strip():
+            faults.add(entry.place, f"the prompt has no text: {entry.prompt!r}")
         else:
             unique[key] = entry
     return unique

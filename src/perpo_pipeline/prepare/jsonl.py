@@ -25,6 +25,7 @@ from perpo_pipeline.store.atomic import file_sha256
 BOXES = ("gt_box", "gt_boxes", "gt_polygon")
 KEYS = {"image", "prompt", "expression", "task", "gt_text", "id", "dataset", *BOXES}
 TASKS = ("grounding", "ocr", "vqa")
+ADDRESSES = ("http://", "https://", "data:", "file://")
 
 
 def read_jsonl(source: JsonlSource, request: Request) -> Prepared:
@@ -83,11 +84,15 @@ def _check_keys(record: Row, source: JsonlSource) -> None:
     for key in ("id", "dataset"):
         if key in record and record[key] is None:
             raise RowFault(f"`{key}` is null; give a value or remove the key")
+        if not isinstance(record.get(key, ""), str | int) or isinstance(record.get(key), bool):
+            raise RowFault(f"`{key}` is neither text nor a whole number: {record[key]!r}")
     for key in ("image", "prompt", "expression", "gt_text", "id", "dataset"):
         if fault := text_fault(key, str(record.get(key, ""))):
             raise RowFault(fault)
     if not record.get("image"):
         raise RowFault(absent(record, "image"))
+    if record["image"].startswith(ADDRESSES):
+        raise RowFault(f"`image` is no path: {record['image'][:60]!r}; nothing is downloaded")
     if bool(record.get("prompt")) == bool(record.get("expression")):
         raise RowFault("give either `prompt` or `expression`")
     task = record.get("task", source.task)

@@ -116,7 +116,10 @@ class _ShardImage:
 
     def read(self) -> bytes:
         """Its bytes; raises `InputError`."""
-        image = self.shard.images.at(self.shard.path, self.group, self.row)
+        try:
+            image = self.shard.images.at(self.shard.path, self.group, self.row)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"the image cannot be read: {error}", where=str(self)) from error
         data = image.get("bytes") if isinstance(image, dict) else None
         if not isinstance(data, bytes):
             raise InputError("the row holds no image bytes", where=str(self))
@@ -166,7 +169,7 @@ def _rows(shard: _Shard) -> Iterator[tuple[_ShardImage, dict[str, Any]]]:
                 for row, record in enumerate(columns):
                     number += 1
                     yield _ShardImage(shard, group, row, number), record
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"cannot be read as Parquet: {error}", where=str(shard.path), fix=_FIX
         ) from error

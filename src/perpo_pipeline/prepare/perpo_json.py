@@ -88,8 +88,9 @@ def _list_of(record: Row) -> ReleasedList:
     if not isinstance(scores, list) or len(scores) != len(answers):
         count = len(scores) if isinstance(scores, list) else "no"
         raise RowFault(f"the record has {len(answers)} answers and {count} `iou_scores`")
-    if not are_numbers(scores, len(scores)) or not all(0 <= score <= 1 for score in scores):
-        raise RowFault("`iou_scores` holds something other than a number from 0 to 1")
+    for score in scores:
+        if not are_numbers([score], 1) or not 0 <= score <= 1:
+            raise RowFault(f"`iou_scores` holds {score!r}, which is no number from 0 to 1")
     return ReleasedList(answers, [float(score) for score in scores])
 
 

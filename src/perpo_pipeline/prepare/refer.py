@@ -29,7 +29,7 @@ from perpo_pipeline.config.sources import (
     Split,
 )
 from perpo_pipeline.errors import ConfigError, InputError
-from perpo_pipeline.json_files import Faults, RowFault, read_json
+from perpo_pipeline.json_files import Faults, RowFault, missing_file, read_json
 from perpo_pipeline.prepare.collect import Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import integer_at, text_fault
@@ -67,6 +67,8 @@ def read_refer(source: ReferSource, request: Request) -> Prepared:
     Raises `ConfigError` for missing files and for missing splits, `InputError` with the
     faults of all refs.
     """
+    if not source.path.is_dir():
+        raise missing_file(source.path)
     splits = _chosen_splits(source, request.split)
     against = _checked_against(source, splits)
     faults = Faults(source.path)
