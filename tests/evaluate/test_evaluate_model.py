@@ -173,6 +173,7 @@ def test_images_are_compared_on_the_prompts_shown_with_every_image(tmp_path: Pat
         "ap75",
         "miou",
         "parse_rate",
+        "out_of_frame_rate",
         "n",
     ]
     assert [line.split()[:3] for line in table[1:]] == [

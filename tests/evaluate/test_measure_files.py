@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fake_judge import perpo
 
+from perpo_pipeline.config.model import AnswerConfig
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.evaluate import measure_files, metrics
 from perpo_pipeline.evaluate.measure_files import (
@@ -66,7 +67,7 @@ def test_llavas_published_answers_have_their_published_score(
         frame=frame,
     )
     assert values(found)["ap50"] == pytest.approx(ap50, abs=within)
-    assert found.table()["n"].to_pylist() == [1975] * 4
+    assert found.table()["n"].to_pylist() == [1975] * 5
     if frame == "full":
         rewards = input_of(found, "predictions").table()["reward"].to_pylist()
         assert [reward >= 0.5 for reward in rewards] == [
@@ -142,7 +143,13 @@ def test_predictions_and_metrics_are_artifacts_with_their_settings(tmp_path):
     file = write(tmp_path / "mine.jsonl", rows)
     found = measure_boxes(file, out=tmp_path / "o", box_format="llava", frame="full")
     assert values(found) == pytest.approx(
-        {"ap50": 2 / 3, "ap75": 2 / 3, "miou": 2 / 3, "parse_rate": 2 / 3}
+        {
+            "ap50": 2 / 3,
+            "ap75": 2 / 3,
+            "miou": 2 / 3,
+            "parse_rate": 2 / 3,
+            "out_of_frame_rate": 0,
+        }
     )
     predictions = open_version(tmp_path / "o" / "predictions", "predictions")
     assert predictions.fingerprint == input_of(found, "predictions").fingerprint
@@ -205,6 +212,103 @@ def test_splits_and_datasets_are_measured_apart(tmp_path):
         ("testA", "refcocog"): 0.0,
         ("val", "all"): 0.0,
     }
+
+
+def test_boxes_that_reach_out_of_the_image_are_measured_as_they_stand(tmp_path, capsys):
+    """Against the true box (0, 0, 50, 100) of an image of 100 x 100.
+
+    (-10, 0, 50, 100): 5000 / 6000. (0, 0, 50, 105): 5000 / 5250. (0, 0, 50, 100): 1, inside.
+    (200, 0, 300, 100): far outside. The last holds no box.
+    """
+    boxes = ["[-0.1, 0, 0.5, 1]", "[0, 0, 0.5, 1.05]", "[0, 0, 0.5, 1]", "[2, 0, 3, 1]", "none"]
+    rows = [{**GROUNDING, "completion": box, "gt_box": [0, 0, 50, 100]} for box in boxes]
+    file = write(tmp_path / "m.jsonl", rows)
+    found = measure_boxes(file, out=tmp_path, box_format="llava", frame="full")
+    made = input_of(found, "predictions").table().to_pylist()
+    assert [row["reward"] for row in made] == pytest.approx([5 / 6, 20 / 21, 1.0, 0.0, 0.0])
+    assert [row["parse_ok"] for row in made] == [True] * 4 + [False]
+    assert values(found) == pytest.approx(
+        {
+            "ap50": 3 / 5,
+            "ap75": 3 / 5,
+            "miou": (5 / 6 + 20 / 21 + 1) / 5,
+            "parse_rate": 4 / 5,
+            "out_of_frame_rate": 3 / 5,
+        }
+    )
+    assert "likely" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("box_format", "completions", "warning"),
+    [
+        (
+            "llava",
+            ["[10, 20, 30, 40]", "[0, 5, 3, 9]", "[0, 0, 1, 1]"],
+            "2 of 3 regions reach out of the frame, half of these by more than 23.5 times its size",
+        ),
+        ("pixel", ["[0.1, 0.2, 0.3, 0.4]"] * 9 + ["[1, 2, 30, 40]"], "9 of 10 regions lie within"),
+        ("qwen2-vl", ["[100, 200, 300, 400]"], "only 0 of 1 answers could be read"),
+    ],
+)
+def test_a_wrong_format_is_warned_of_with_figures(
+    tmp_path, capsys, box_format, completions, warning
+):
+    """Beyond the frame by 39 and 8 of its sizes: the median is 23.5."""
+    file = write(tmp_path / "m.jsonl", [{**GROUNDING, "completion": c} for c in completions])
+    measure_boxes(file, out=tmp_path, box_format=box_format, frame="full")
+    message = capsys.readouterr().err
+    assert warning in message and f"box_format {box_format}, box_frame full" in message
+
+
+THOUGHT = "<think>maybe [0.5, 0.5, 0.6, 0.6], or 7</think>\n<answer>{}</answer>"
+
+
+def test_boxes_after_thoughts_are_measured_and_a_cut_off_thought_is_unparsed(tmp_path):
+    box = GROUNDING["completion"]
+    completions = [THOUGHT.format(box), f"maybe [0, 0, 1, 1]\n</think>{box}", f"<think>{box}", box]
+    file = write(tmp_path / "m.jsonl", [{**GROUNDING, "completion": c} for c in completions])
+
+    def measure(**answer):
+        found = measure_boxes(
+            file,
+            out=tmp_path,
+            box_format="llava",
+            frame="full",
+            answer=AnswerConfig(**answer),
+        )
+        return [row["reward"] == 1 for row in input_of(found, "predictions").table().to_pylist()]
+
+    assert measure() == [True, True, False, True]
+    assert measure(thinking="opened") == [True, True, False, False]
+    assert measure(thinking="none", tag=None) == [False, False, True, True]
+    assert measure(thinking="none", tag=None, which="last") == [True, True, True, True]
+
+
+def test_texts_after_thoughts_are_measured_without_them(tmp_path):
+    rows = [{"completion": c, "gt_text": "4"} for c in (THOUGHT.format("4"), "4", "<think>4")]
+    file = write(tmp_path / "m.jsonl", rows)
+    assert values(measure_answers(file, out=tmp_path / "a"))["exact_match"] == pytest.approx(2 / 3)
+    assert values(measure_pages(file, out=tmp_path / "p"))["cer"] == pytest.approx(1 / 3)
+    (_, _, cut_off) = (
+        open_version(tmp_path / "a" / "predictions", "predictions").table().to_pylist()
+    )
+    assert not cut_off["parse_ok"] and cut_off["reward"] == 0
+    assert cut_off["completion"] == "<think>4"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--thinking", "open"), ("--which", "second"), ("--answer-tag", "a b")],
+)
+def test_a_way_of_reading_that_does_not_exist_is_refused(tmp_path, capsys, option, value):
+    file = write(tmp_path / "m.jsonl", [GROUNDING])
+    settings = ["--box-format", "llava", "--frame", "full", "--out", tmp_path / "o"]
+    assert perpo("measure", "boxes", file, *settings, option, value) == 2
+    assert f"{option} '{value}'" in capsys.readouterr().err
+    assert perpo("measure", "boxes", file, *settings, "--answer-tag", "none") == 0
+    made = open_version(tmp_path / "o" / "predictions", "predictions")
+    assert made.manifest["settings"]["tag"] is None
 
 
 @pytest.mark.parametrize(

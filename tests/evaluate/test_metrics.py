@@ -34,6 +34,8 @@ def tables(*rows):
                 "split": "test",
                 "task": task,
                 "image_sha256": str(index),
+                "width": 100,
+                "height": 100,
                 **changes,
             }
         )
@@ -58,12 +60,18 @@ def test_a_box_is_right_from_the_threshold_on_and_an_unparsed_answer_counts_as_w
     made = tables(*grounding(1.0, 0.75, 0.5, 0.49), *grounding(0.0, parse_ok=False))
     found = summarise(*made)
     assert values(found) == pytest.approx(
-        {"ap50": 3 / 5, "ap75": 2 / 5, "miou": 2.74 / 5, "parse_rate": 4 / 5}
+        {
+            "ap50": 3 / 5,
+            "ap75": 2 / 5,
+            "miou": 2.74 / 5,
+            "parse_rate": 4 / 5,
+            "out_of_frame_rate": 0,
+        }
     )
     assert found[0] == {"name": "ap50", "split": "test", "dataset": "all", "n": 5} | dict(
         zip(("value", "low", "high"), wilson_interval(3, 5), strict=True)
     )
-    assert [set(row) for row in found] == [set(METRICS.columns.names)] * 4
+    assert [set(row) for row in found] == [set(METRICS.columns.names)] * 5
 
 
 def test_intervals_draw_the_prompts_of_an_image_together():
@@ -98,6 +106,7 @@ def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_only_their_mean():
         "miou": 0.6,
         "mean_set_iou": 0.4,
         "parse_rate": 0.5,
+        "out_of_frame_rate": 0.0,
     }
     assert {row["name"]: row["n"] for row in found} == {
         "ap50": 1,
@@ -105,6 +114,7 @@ def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_only_their_mean():
         "miou": 1,
         "mean_set_iou": 1,
         "parse_rate": 2,
+        "out_of_frame_rate": 2,
     }
 
 

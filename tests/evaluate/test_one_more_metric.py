@@ -193,7 +193,9 @@ def test_every_key_is_the_name_of_its_record_and_labels_are_unique() -> None:
 
 
 def test_values_and_counts_have_one_row_per_prompt() -> None:
-    answers = Answers(np.ones(3), np.ones(3, dtype=bool), ["a b", "", "c"], ["a", "x", "c"])
+    answers = Answers(
+        np.ones(3), np.ones(3, dtype=bool), ["a b", "", "c"], ["a", "x", "c"], np.zeros(3)
+    )
     for metric in measured_metrics([GROUNDING, "ocr", "vqa"]):
         values = metric.measure(answers)
         assert len(values) == 3

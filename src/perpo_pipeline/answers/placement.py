@@ -51,16 +51,20 @@ class Placement:
         is_place = (np.abs(found) <= LARGEST_PX).all(axis=(-2, -1), keepdims=True)
         return np.where(is_place, found, np.nan).reshape(values.shape)
 
-    def beyond(self, values_px: Floats) -> Floats:
-        """How far points in pixels of the original image reach out of the frame; 0 inside.
+    def reach(self, values_px: Floats, scale: float | None) -> Floats:
+        """How far points `(n, 2k)` in pixels of the original image go, `(n, 2)`.
 
-        `values_px` is `(n, 2k)`, the result `(n,)`: the largest distance of a coordinate beyond its
-        edge, as a share of the frame's extent; NaN where a coordinate is.
+        First how far they reach out of the frame: the largest distance of a coordinate beyond its
+        edge, as a share of the frame's extent, 0 inside. Then the largest coordinate, in the units
+        in which it was written. NaN where a coordinate is.
         """
-        points = self._as_points(values_px) - self._per_point(self.offset)
-        extent = self._per_point(self.extent)
-        distance = np.maximum(-points, points - extent) / extent
-        return np.asarray(np.maximum(distance.max(axis=(-2, -1)), 0.0))
+        with np.errstate(invalid="ignore"):
+            points = self._as_points(values_px) - self._per_point(self.offset)
+            fractions = points / self._per_point(self.extent)
+            largest, smallest = fractions.max(axis=-2), fractions.min(axis=-2)
+            beyond = np.maximum(largest - 1.0, -smallest).max(axis=-1)
+            units = (largest * self.units(scale).reshape(-1, 2)).max(axis=-1)
+        return np.column_stack([np.maximum(beyond, 0.0), units])
 
     def to_units(self, values: Floats, scale: float | None) -> Floats:
         """Pixels of the original image as coordinates to write: the inverse of `to_image_px`."""

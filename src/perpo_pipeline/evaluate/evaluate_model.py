@@ -23,7 +23,7 @@ from perpo_pipeline.errors import ArtifactError, InputError, PerpoError
 from perpo_pipeline.evaluate.images_shown import refuse_trained_images
 from perpo_pipeline.evaluate.metrics import measured_metrics, missing_metrics, tasks_of
 from perpo_pipeline.evaluate.predict import BLANK, OTHER, write_predictions
-from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, summarise
+from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, doubts_of, summarise
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.backends import choose_backend
 from perpo_pipeline.inference.engines import check_engine
@@ -86,9 +86,10 @@ def evaluate(run: Run, evaluation: str, kept: LastSampler | None = None) -> Vers
     def work(writer: Writer) -> None:
         for message in missing_metrics(tasks).values():
             run.say(f"eval {evaluation}: {message}")
-        writer.write_part(
-            0, summarise(predictions.table(columns=ANSWER_COLUMNS), truth, reading=reading)
-        )
+        answers = predictions.table(columns=ANSWER_COLUMNS)
+        for line in doubts_of(answers, truth, reading):
+            run.say(f"eval {evaluation}: {line}")
+        writer.write_part(0, summarise(answers, truth, reading=reading))
 
     with prompts_named(prompts):
         return make(run, recipe, work, out=run.out and run.out / "metrics")

@@ -24,8 +24,8 @@ from perpo_pipeline.evaluate.prediction_files import (
     question_key,
     read_predictions,
 )
-from perpo_pipeline.evaluate.summarise import summarise
-from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, reading_doubt, score_samples
+from perpo_pipeline.evaluate.summarise import doubts_of, summarise
+from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, score_samples
 from perpo_pipeline.run import Console, make_at
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import file_sha256
@@ -197,11 +197,17 @@ def _measure(
     for message in missing_metrics([task]).values():
         console.say(f"{STAGE} {path.stem}: {message}")
     _print_mended(console, path, file.mended)
+
+    def measure(made: pa.Table) -> list[Row]:
+        for line in doubts_of(made, truth, reading):
+            console.say(f"{STAGE} {path.stem}: {line}")
+        return summarise(made, truth, reading=reading, fox_compat=fox_compat)
+
     return _make_both(
         Recipe("predictions", _variant(path), STAGE, STAGE_VERSION, counted),
         lambda: _answers(file.rows, truth, reading),
         {"fox_compat": fox_compat, "metrics": measured},
-        lambda made: summarise(made, truth, reading=reading, fox_compat=fox_compat),
+        measure,
         {"mended_completions": file.mended},
         out,
         console,
@@ -220,11 +226,7 @@ def _make_both(
     """Write the predictions, then the metrics, each unless it is already there."""
 
     def write_answers(writer: Writer) -> Mapping[str, Any]:
-        rows = answers()
-        unread = [row["completion"] for row in rows if not row["parse_ok"]]
-        if doubt := reading_doubt(len(unread), len(rows)):
-            console.say(f"{STAGE} {recipe.variant}: {doubt} For instance {unread[0][:80]!r}")
-        writer.write_part(0, rows)
+        writer.write_part(0, answers())
         return counts
 
     def write_metrics(writer: Writer) -> None:

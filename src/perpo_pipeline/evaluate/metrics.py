@@ -74,15 +74,17 @@ class Answers:
     """Answers to m prompts with their truth, as a metric gets them; every field is `(m,)`.
 
     `rewards` are the IoU where the task is grounding. `texts` are the answers without thoughts and
-    tags, "" for none. `truths` are the true texts, "" where a
-    prompt has none. `unanswered` marks prompts that could not be answered, None where the answers
-    were made elsewhere. `fox_compat`: see `ocr.fox_metrics`.
+    tags, "" for none. `truths` are the true texts, "" where a prompt has none. `beyond` says how
+    far the region in an answer reaches out of its frame (0 inside, NaN for no region):
+    `rewards.builtin.Measured.reach`. `unanswered` marks prompts that could not be answered, None
+    where the answers were made elsewhere. `fox_compat`: see `ocr.fox_metrics`.
     """
 
     rewards: Floats
     parsed: Bools
     texts: Sequence[str]
     truths: Sequence[str]
+    beyond: Floats
     unanswered: Bools | None = None
     fox_compat: bool = False
 
@@ -226,6 +228,16 @@ def _unanswered(answers: Answers) -> Floats:
     return np.zeros(len(answers.rewards)) if marked is None else marked.astype(np.float64)
 
 
+def _out_of_frame(answers: Answers) -> Floats:
+    """1.0 where the region reaches out of its frame, by whatever little, else 0.0.
+
+    The region is the answer's box or polygon, or all its boxes together where several are asked
+    for. An answer without a region is not outside. The frame is the part of the picture that
+    `box_frame` names: for `full` and `resized` the whole image.
+    """
+    return np.asarray(answers.beyond > 0, dtype=np.float64)
+
+
 def _edit_distances(answers: Answers) -> Floats:
     return 1.0 - edit_similarities(answers.texts, answers.truths)
 
@@ -291,6 +303,13 @@ _IN_ORDER = (
         compared_on=(GROUNDING_SET,),
     ),
     Metric("parse_rate", "parsed", (GROUNDING, GROUNDING_SET, *JUDGED), of_answers=_parsed),
+    Metric(
+        "out_of_frame_rate",
+        "out of frame",
+        (GROUNDING, GROUNDING_SET),
+        of_answers=_out_of_frame,
+        higher_is_better=None,
+    ),
     Metric(
         "unanswered_rate",
         "unanswered",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
@@ -18,6 +19,7 @@ from perpo_pipeline.answers.pipeline import answer_texts
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metrics import (
+    GROUNDING,
     Answers,
     Bools,
     Floats,
@@ -26,13 +28,18 @@ from perpo_pipeline.evaluate.metrics import (
     task_of_prompt,
 )
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
+from perpo_pipeline.rewards import builtin as rewards
+from perpo_pipeline.rewards.choice import measure as measure_reward
+from perpo_pipeline.rewards.doubts import Doubts
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS, UNANSWERED
 
 Row = dict[str, Any]
 
-ANSWER_COLUMNS = PREDICTIONS.pick("prompt_id", "completion", "finish_reason", "reward", "parse_ok")
+ANSWER_COLUMNS = PREDICTIONS.pick(
+    "prompt_id", "completion", "finish_reason", "resized", "reward", "parse_ok"
+)
 QUESTION_COLUMNS = PROMPTS.pick(
-    "prompt_id", "dataset", "split", "task", "image_sha256", role="truth"
+    "prompt_id", "dataset", "split", "task", "image_sha256", "width", "height", role="truth"
 )
 DEFAULT_READING = Reading()
 ALL = "all"
@@ -66,11 +73,10 @@ def summarise(
     """METRICS rows for each split, and for each dataset of a split that has several.
 
     `predictions` needs the ANSWER_COLUMNS, `prompts` the QUESTION_COLUMNS; `reading` says how the
-    completions were read. For the task grounding
-    `reward` must be the IoU (of boxes, polygons or sets of boxes); for other tasks it is not read.
-    `fox_compat`: see `ocr.fox_metrics`. Metrics named by `missing_metrics` are left out. Raises
-    InputError for no predictions or missing columns, ArtifactError for a prediction without its
-    prompt or a text without its truth.
+    completions were read. For the task grounding `reward` must be the IoU (of boxes, polygons or
+    sets of boxes); for other tasks it is not read. `fox_compat`: see `ocr.fox_metrics`. Metrics
+    named by `missing_metrics` are left out. Raises InputError for no predictions or missing
+    columns, ArtifactError for a prediction without its prompt or a text without its truth.
     """
     rows = _join(predictions, prompts)
     _check_truths(rows)
@@ -93,6 +99,19 @@ def summarise(
                     }
                 )
     return found
+
+
+def doubts_of(predictions: pa.Table, prompts: pa.Table, reading: Reading) -> list[str]:
+    """Warnings that these predictions were read with the wrong settings: `rewards.doubts`.
+
+    Arguments and errors as in `summarise`.
+    """
+    rows, doubts = _join(predictions, prompts), Doubts(reading)
+    unread = rows.filter(~pl.col("parse_ok"))["completion"]
+    doubts.add_parsed(rows.height, rows.height - len(unread))
+    doubts.example = unread[0] if len(unread) else None
+    doubts.add_reach(_reach(rows, reading))
+    return doubts.lines()
 
 
 def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
@@ -158,20 +177,31 @@ def _measure(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Iterator
 
 
 def _answers(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Answers:
-    texts, truths = answer_texts(rows["completion"], reading).fill_null(""), rows["gt_text"]
+    texts, truths = answer_texts(rows["completion"], reading), rows["gt_text"]
     unanswered = rows["finish_reason"].eq_missing(UNANSWERED).to_numpy()
     return Answers(
+        beyond=_reach(rows, reading)[:, 0],
         rewards=rows["reward"].to_numpy(),
         parsed=rows["parse_ok"].to_numpy(),
         # An empty text would be right where the true text is empty: no answer is a wrong answer.
         texts=[
-            UNANSWERED if lost and not truth else text
+            (text or "") if truth or not (lost or text is None) else UNANSWERED
             for text, truth, lost in zip(texts, truths, unanswered, strict=True)
         ],
         truths=truths.fill_null("").to_list(),
         unanswered=unanswered,
         fox_compat=fox_compat,
     )
+
+
+def _reach(rows: pl.DataFrame, reading: Reading) -> Floats:
+    """How far the region in each answer goes, `(n, 2)`: `Placement.reach`; NaN for none."""
+    reach = np.full((rows.height, 2), np.nan)
+    is_region = ((rows["task"] == GROUNDING) & rows["parse_ok"]).to_numpy()
+    if is_region.any():
+        answers = rewards.Answers(rows.filter(is_region), reading)
+        reach[is_region] = measure_reward(answers, {rewards.AUTO: 1.0}).reach
+    return reach
 
 
 def _check_truths(rows: pl.DataFrame) -> None:

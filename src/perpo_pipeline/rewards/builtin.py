@@ -13,7 +13,9 @@ import numpy.typing as npt
 import polars as pl
 
 from perpo_pipeline.answers import reading
+from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.answers.pipeline import answer_texts
+from perpo_pipeline.answers.placement import place_frames
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.rewards import grounding, number, polygon, sets, text
@@ -63,6 +65,13 @@ class Answers:
         """The number in each answer, `(n,)`, NaN for none: `reading.read_numbers`."""
         return reading.read_numbers(self.texts, self.reading.which)
 
+    def reach(self, points_px: Floats) -> Floats:
+        """How far the points that were read, `(n, 2k)`, go: `Placement.reach`, `(n, 2)`."""
+        found = self._geometry()
+        sizes, resized = found["sizes"], found["resized"]
+        placement = place_frames(found["frame"], sizes, resized, len(points_px))
+        return placement.reach(points_px, get_box_format(found["box_format"]).scale)
+
     def true_boxes(self) -> Floats:
         """The true box of each row, `(n, 4)` xyxy px."""
         flat = self.rows["gt_box"].list.explode().to_numpy()
@@ -85,11 +94,16 @@ class Answers:
 
 @dataclass(frozen=True)
 class Measured:
-    """Rewards `(n,)` in [0, 1], whether each answer could be read, and its box or NaN `(n, 4)`."""
+    """Rewards `(n,)` in [0, 1], whether each answer could be read, and its box or NaN `(n, 4)`.
+
+    `reach` says how far the region in each answer goes, `(n, 2)` by `Answers.reach`, NaN for none;
+    None for a reward that reads no region.
+    """
 
     rewards: Floats
     parse_ok: npt.NDArray[np.bool_]
     boxes: Floats
+    reach: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -109,29 +123,47 @@ class Reward:
         return self.truth != "gt_text"
 
 
-def measured_without_boxes(rewards: Floats, parse_ok: npt.ArrayLike) -> Measured:
+def measured_without_boxes(
+    rewards: Floats, parse_ok: npt.ArrayLike, reach: Floats | None = None
+) -> Measured:
     """What a reward that reads no box returns."""
     no_boxes = np.full((len(rewards), 4), np.nan)
-    return Measured(rewards, np.asarray(parse_ok, dtype=bool), no_boxes)
+    return Measured(rewards, np.asarray(parse_ok, dtype=bool), no_boxes, reach)
+
+
+def around(points: Sequence[npt.NDArray[Any] | None]) -> Floats:
+    """The box `(n, 4)` around the points or boxes of each answer, `(k, 2)` or `(k, 4)`.
+
+    NaN for an answer without any.
+    """
+    found = np.full((len(points), 4), np.nan)
+    for row, one in enumerate(points):
+        flat = np.reshape([] if one is None else one, (-1, 2))
+        flat = flat[~np.isnan(flat).any(axis=1)]
+        if len(flat):
+            found[row] = *flat.min(axis=0), *flat.max(axis=0)
+    return found
 
 
 def _iou(answers: Answers) -> Measured:
     boxes = answers.boxes()
     rewards = grounding.iou_xyxy(boxes, answers.true_boxes())
-    return Measured(rewards, ~np.isnan(boxes[:, 0]), boxes)
+    return Measured(rewards, ~np.isnan(boxes[:, 0]), boxes, answers.reach(boxes))
 
 
 def _point_in_box(answers: Answers) -> Measured:
     points = answers.points()
     rewards = grounding.points_in_boxes(points, answers.true_boxes())
-    return measured_without_boxes(rewards, ~np.isnan(points[:, 0]))
+    return measured_without_boxes(rewards, ~np.isnan(points[:, 0]), answers.reach(points))
 
 
 def _polygon_iou(answers: Answers) -> Measured:
     found = answers.polygons()
     truth = [np.reshape(flat, (-1, 2)) for flat in answers.rows["gt_polygon"].to_list()]
     return measured_without_boxes(
-        polygon.polygon_ious(found, truth), [p is not None for p in found]
+        polygon.polygon_ious(found, truth),
+        [p is not None for p in found],
+        answers.reach(around(found)),
     )
 
 
@@ -139,7 +171,9 @@ def _set_iou(answers: Answers) -> Measured:
     found = answers.box_lists()
     truth = [np.reshape(boxes, (-1, 4)) for boxes in answers.rows["gt_boxes"].to_list()]
     return measured_without_boxes(
-        sets.set_ious(found, truth), [bool((~np.isnan(boxes)).any()) for boxes in found]
+        sets.set_ious(found, truth),
+        [bool((~np.isnan(boxes)).any()) for boxes in found],
+        answers.reach(around(found)),
     )
 
 

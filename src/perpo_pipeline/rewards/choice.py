@@ -72,7 +72,8 @@ def measure(answers: Answers, weights: Mapping[str, float]) -> Measured:
     rewards = np.sum([s * part.rewards for s, (_, part) in zip(shares, parts, strict=True)], axis=0)
     boxes = next((p.boxes for _, p in parts if not np.isnan(p.boxes).all()), parts[0][1].boxes)
     parse_ok = np.all([part.parse_ok for _, part in parts], axis=0)
-    return Measured(np.minimum(rewards, 1.0), parse_ok, boxes)
+    reach = next((p.reach for _, p in parts if p.reach is not None), None)
+    return Measured(np.minimum(rewards, 1.0), parse_ok, boxes, reach)
 
 
 def _measure_one(answers: Answers, name: str) -> Measured:
@@ -94,12 +95,15 @@ def _measure_one(answers: Answers, name: str) -> Measured:
 def _measure_by_task(answers: Answers) -> Measured:
     """Each row by the reward of its task and truth."""
     chosen = _choose_by_task(answers.rows)
-    found = measured_without_boxes(np.zeros(len(chosen)), np.zeros(len(chosen), dtype=bool))
+    reach = np.full((len(chosen), 2), np.nan)
+    found = measured_without_boxes(np.zeros(len(chosen)), np.zeros(len(chosen), dtype=bool), reach)
     for name in np.unique(chosen):
         mask = chosen == name
         part = _measure_one(answers.where(mask), str(name))
         found.rewards[mask], found.parse_ok[mask] = part.rewards, part.parse_ok
         found.boxes[mask] = part.boxes
+        if part.reach is not None:
+            reach[mask] = part.reach
     return found
 
 

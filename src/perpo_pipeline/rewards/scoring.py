@@ -9,13 +9,12 @@ import pyarrow as pa
 
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.rewards.builtin import Answers
+from perpo_pipeline.rewards.builtin import Answers, Measured
 from perpo_pipeline.rewards.choice import columns_of, measure
 from perpo_pipeline.store.schemas import BOX, PROMPTS, SAMPLES, SCORES
 
 TRUTH_COLUMNS = PROMPTS.pick("prompt_id", "task", "width", "height", role="truth")
 KEYS = list(SAMPLES.role("key"))
-MOSTLY_UNPARSED = 0.9  # share of the answers: then the settings are wrong, not the model
 
 
 def score_samples(
@@ -37,7 +36,8 @@ def score_samples(
     rows = pl.DataFrame(samples.select(sample_columns(reading)))
     truth = pl.DataFrame(prompts.select(columns_of(weights)))
     joined = rows.join(truth, on="prompt_id", how="left", maintain_order="left")
-    return score_joined(join_truth(rows, joined, reading), weights)
+    answers = join_truth(rows, joined, reading)
+    return scores_table(answers, measure(answers, weights))
 
 
 def sample_columns(reading: Reading) -> list[str]:
@@ -60,9 +60,8 @@ def join_truth(rows: pl.DataFrame, joined: pl.DataFrame, reading: Reading) -> An
     return Answers(joined, reading)
 
 
-def score_joined(answers: Answers, weights: Mapping[str, float]) -> pa.Table:
+def scores_table(answers: Answers, found: Measured) -> pa.Table:
     """SCORES rows of answers that are joined with their prompts."""
-    found = measure(answers, weights)
     return pa.table(
         [
             answers.rows["prompt_id"].to_arrow().cast(pa.string()),
@@ -85,10 +84,3 @@ def _box_column(boxes: npt.NDArray[np.float64]) -> pa.Array:
         type=BOX,
         mask=pa.array(is_nowhere),
     )
-
-
-def reading_doubt(unparsed: int, rows: int) -> str | None:
-    """The warning where hardly any answer could be read, or None."""
-    if unparsed < MOSTLY_UNPARSED * rows or not rows:
-        return None
-    return f"only {rows - unparsed} of {rows} answers could be read: do they use this box format?"

@@ -7,7 +7,7 @@ cores, a few at a time, and written in order.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -15,15 +15,15 @@ import pyarrow.compute as pc
 
 from perpo_pipeline.config.fingerprints import counted_settings, reading_settings
 from perpo_pipeline.machine import cores
-from perpo_pipeline.rewards.builtin import Answers
-from perpo_pipeline.rewards.choice import columns_of
+from perpo_pipeline.rewards.builtin import Answers, Measured
+from perpo_pipeline.rewards.choice import columns_of, measure
+from perpo_pipeline.rewards.doubts import Doubts
 from perpo_pipeline.rewards.own import own_rewards, try_own
 from perpo_pipeline.rewards.scoring import (
     KEYS,
     join_truth,
-    reading_doubt,
     sample_columns,
-    score_joined,
+    scores_table,
 )
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
@@ -32,6 +32,7 @@ from perpo_pipeline.store.prompt_lookup import PromptLookup, check_unique
 from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = 3
+Done = TypeVar("Done")
 
 
 def score(run: Run, split: str) -> Version:
@@ -60,13 +61,21 @@ def score(run: Run, split: str) -> Version:
         for name in own if todo else ():
             try_own(answers_of(todo[0]), name)
         workers = 1 if own else cores()
-        scored = _in_order(todo, lambda i: score_joined(answers_of(i), weights), workers)
-        for index, part in run.progress(scored, f"score {split}", len(todo)):
+        doubts = Doubts(reading)
+
+        def scored_part(index: int) -> tuple[pa.Table, Measured]:
+            answers = answers_of(index)
+            found = measure(answers, weights)
+            return scores_table(answers, found), found
+
+        scored = _in_order(todo, scored_part, workers)
+        for index, (part, found) in run.progress(scored, f"score {split}", len(todo)):
             writer.write_part(index, part)
+            doubts.add(found)
         counts = _count(writer)
         run.say(f"score {split}: {_summary(counts, weights)}")
-        if doubt := reading_doubt(counts["unparsed"], counts["rows"]):
-            run.say(f"score {split}: {doubt} (model.box_format is {model.box_format})")
+        for line in doubts.lines():
+            run.say(f"score {split}: {line}")
         return counts
 
     with prompts_named(prompts):
@@ -74,13 +83,13 @@ def score(run: Run, split: str) -> Version:
 
 
 def _in_order(
-    indices: Sequence[int], work: Callable[[int], pa.Table], workers: int
-) -> Iterator[tuple[int, pa.Table]]:
+    indices: Sequence[int], work: Callable[[int], Done], workers: int
+) -> Iterator[tuple[int, Done]]:
     """(index, work(index)) in order, on several threads with a few results ahead.
 
     Threads are enough: the slow parts (Polars, NumPy, RapidFuzz, Shapely) release the GIL.
     """
-    ahead: deque[tuple[int, Future[pa.Table]]] = deque()
+    ahead: deque[tuple[int, Future[Done]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for index in indices:

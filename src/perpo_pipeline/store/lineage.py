@@ -16,7 +16,6 @@ ORDER = (
     "reference",
     "adapter",
     "predictions",
-    "harness",
     "metrics",
 )
 
