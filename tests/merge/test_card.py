@@ -31,6 +31,7 @@ model: {id: testbed, dtype: float32, device: cpu}
 prepare:
   train: {source: testbed, num_prompts: 6}
   test: {source: jsonl, path: data.jsonl, image_root: photos, task: grounding}
+  more: {source: testbed, num_prompts: 2}
 sample: {num_samples: 4, temperature: 1.0, max_new_tokens: 24, batch_size: 4}
 filter: {min_margin: 0.01}
 train:
@@ -38,7 +39,7 @@ train:
   learning_rate: 1.0e-3
   lora: {rank: 2, alpha: 4}
   methods: {perpo: {beta: 1.0}, sft: {}}
-eval: {max_new_tokens: 24, batch_size: 4, conditions: [other-image]}
+eval: {splits: [test, more], max_new_tokens: 24, batch_size: 4, conditions: [other-image]}
 """
 QUIET = Console(quiet=True)
 
@@ -152,6 +153,21 @@ def test_its_metrics_are_those_of_the_run_and_of_its_base(run: Path, card: str) 
         for name, value in values.items():
             assert re.search(rf"^{name} .* {100 * value:.1f} %", block, re.M), (variant, name)
     assert current(run, "metrics", "sft@test") not in card
+
+
+def test_the_model_and_its_base_stand_side_by_side_on_every_split(run: Path, card: str) -> None:
+    lines = card.split("All test sets:\n```\n")[1].split("```")[0].splitlines()
+    assert [line.split() for line in (lines[0], lines[-1])] == [
+        ["ap50,", "%", "more", "test"],
+        ["prompts", "2", "3"],
+    ]
+    for split in ("more", "test"):
+        for model in ("perpo", "base"):
+            version = open_version(run / "metrics" / f"{model}@{split}")
+            assert f"(`{model}@{split}`, metrics `{version.fingerprint}`)" in card
+    assert [line.split()[0] for line in lines[1:3]] == ["perpo", "base"]
+    order = [card.index(f"(`{name}`") for name in ("perpo@more", "base@more", "perpo@test")]
+    assert order == sorted(order)
 
 
 def test_metrics_with_other_images_are_described(run: Path, card: str) -> None:

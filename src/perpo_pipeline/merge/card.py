@@ -13,7 +13,8 @@ import yaml
 from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE, read_evaluation
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.evaluate.printing import metrics_table
+from perpo_pipeline.evaluate.printing import metrics_table, splits_table
+from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.merge.evaluations import Evaluation
 from perpo_pipeline.store.artifacts import Json, Version
 from perpo_pipeline.store.lineage import Traced
@@ -78,6 +79,7 @@ def model_card(
         data=[_data_row(traced) for traced in lineage if traced.artifact != "adapter"],
         counts=", ".join(f"{value} {name}" for name, value in manifest["counts"].items()),
         training=_yaml({name: value for name, value in settings.items() if name != "model"}),
+        splits=_over_splits(evaluations),
         evaluations=evaluations,
         subjects=SUBJECTS,
         packages=_package_rows(record, manifest),
@@ -106,6 +108,19 @@ def _cell(text: str) -> str:
 
 def _condition(evaluation: str) -> str:
     return CONDITIONS.get(read_evaluation(evaluation).image, "")
+
+
+def _over_splits(evaluations: Sequence[Evaluation]) -> str:
+    """This model and its base on every split; "" if there is only one."""
+    named = [(read_evaluation(found.name), found) for found in evaluations]
+    rows = [
+        {**row, "model": asked.model, "split": asked.split}
+        for asked, found in named
+        if asked.split and not asked.image
+        for row in found.rows
+        if row["dataset"] == ALL
+    ]
+    return splits_table(rows) if len({row["split"] for row in rows}) > 1 else ""
 
 
 def _yaml(fields: Mapping[str, Any]) -> str:
