@@ -106,10 +106,11 @@ def test_the_page_loads_nothing_from_outside(html):
 def test_the_table_holds_the_metrics_of_the_artifacts(run, html, method):
     cells = Page(html).row("data-method", method)
     metrics = _metrics(run, method)
-    assert cells[1:5] == [_percent(metrics[m]) for m in ("ap50", "ap75", "miou", "parse_rate")]
-    assert cells[5] == _percent(_metrics(run, f"{method}-other-image")["ap50"])
-    assert cells[6] == _percent(_metrics(run, f"{method}-blank-image")["ap50"])
-    assert cells[7] == "40"
+    shown = ("ap50", "ap75", "miou", "parse_rate", "out_of_frame_rate")
+    assert cells[1:6] == [_percent(metrics[name]) for name in shown]
+    assert cells[6] == _percent(_metrics(run, f"{method}-other-image")["ap50"])
+    assert cells[7] == _percent(_metrics(run, f"{method}-blank-image")["ap50"])
+    assert cells[8] == "40"
 
 
 def test_the_rows_have_the_order_of_the_papers_table(html):
