@@ -1,5 +1,6 @@
 """Built-in rewards by name, chosen by task, and added up."""
 
+import dataclasses
 import itertools
 import re
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from rewards.answer_rows import answers
 
 from perpo_pipeline.commands.score import score
+from perpo_pipeline.config.fingerprints import counted_settings, reading_settings
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.score import ScoreConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError
 from perpo_pipeline.rewards.builtin import (
@@ -59,6 +62,11 @@ def test_auto_takes_the_reward_of_the_task_and_of_the_truth_that_is_there() -> N
     ("name", "row", "expected"),
     [
         ("iou", QUARTER, 1.0),
+        ("giou", {"gt_box": [0, 0, 50, 100], "completion": "[0, 0, 1, 1]"}, 0.75),
+        ("iou_steps", {"gt_box": [0, 0, 50, 100], "completion": "[0, 0, 1, 1]"}, 0.5),
+        ("iou_steps", {"gt_box": [0, 0, 80, 100], "completion": "[0, 0, 1, 1]"}, 1.0),
+        ("iou_steps_strict", {"gt_box": [0, 0, 80, 100], "completion": "[0, 0, 1, 1]"}, 0.8),
+        ("point_gaussian", {"gt_box": [0, 0, 50, 50], "completion": "[0.25, 0.25]"}, 1.0),
         ("point_in_box", {"gt_box": [0, 0, 50, 50], "completion": "[0.2, 0.2]"}, 1.0),
         (
             "polygon_iou",
@@ -73,6 +81,13 @@ def test_auto_takes_the_reward_of_the_task_and_of_the_truth_that_is_there() -> N
             {"gt_boxes": [[0, 0, 50, 50]], "completion": "[0,0,0.5,0.5] [0.9,0.9,1,1]"},
             0.5,
         ),
+        (
+            "detection_f1",
+            {"gt_boxes": [[0, 0, 50, 50]], "completion": "[0,0,0.5,0.5] [0,0,0.5,0.5]"},
+            2 / 3,
+        ),
+        ("detection_f1_mean", {"gt_boxes": [[0, 0, 80, 100]], "completion": "[0,0,1,1]"}, 0.7),
+        ("box_count", {"gt_boxes": [[0, 0, 5, 5]], "completion": "[0,0,1,1] [0,0,1,1]"}, 0.5),
         ("edit_similarity", TEXT, 0.75),
         ("character_accuracy", TEXT, 0.75),
         ("word_accuracy", {"gt_text": "a b", "completion": "a c"}, 0.5),
@@ -93,6 +108,61 @@ def test_every_reward_measures_its_own_truth(
 def test_the_table_above_has_every_reward() -> None:
     (marks,) = [m for m in test_every_reward_measures_its_own_truth.pytestmark]  # type: ignore[attr-defined]
     assert {case[0] for case in marks.args[1]} == set(REWARDS)
+
+
+SETS = [name for name, reward in REWARDS.items() if reward.truth == "gt_boxes"]
+
+
+@pytest.mark.parametrize("name", [*SETS, AUTO])
+def test_without_a_target_only_an_answer_that_says_so_is_right(name: str) -> None:
+    """Garbled, empty and cut-off answers are not parsed; neither are they right."""
+    said = ["[]", "There is no dog in the image.", "<think>Is it [0, 0, 1, 1]?</think>[]"]
+    boxes = ["[0, 0, 1, 1]", "There is no dog. [0, 0, 1, 1]", "[0, 0, 0.1, 0.1] [0, 0, 1, 1]"]
+    garbled = ["", "No.", "[0, 0, 1", "a dog", "<think>There is no dog. []"]
+    empty = {"task": "grounding", "gt_boxes": []}
+    found = measure(
+        answers(*({**empty, "completion": text} for text in said + boxes + garbled)), {name: 1.0}
+    )
+    assert found.rewards.tolist() == [1] * 3 + [0] * 8
+    assert found.parse_ok.tolist() == [True] * 6 + [False] * 5
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_denial_where_there_is_a_target_is_read_and_wrong(name: str) -> None:
+    row = {"gt_boxes": [[0, 0, 50, 50]], "completion": "There is no dog in the image."}
+    found = measure(answers(row, {**row, "completion": "dog"}), {name: 1.0})
+    assert found.rewards.tolist() == [0, 0]
+    assert found.parse_ok.tolist() == [True, False]
+
+
+def test_texts_are_normalised_before_they_are_compared_if_the_settings_say_so() -> None:
+    row = {"gt_text": "caf\u00e9 au lait", "completion": "**cafe\u0301**  au lait", "task": "ocr"}
+    given = answers(row)
+    for name in ("edit_similarity", "character_accuracy", "word_accuracy", AUTO):
+        assert measure(given, {name: 1.0}).rewards[0] < 1
+        whole = dataclasses.replace(given, normalise=("nfc", "markdown", "whitespace"))
+        assert measure(whole, {name: 1.0}).rewards.tolist() == [1.0]
+        assert measure(whole.where(np.array([True])), {name: 1.0}).rewards.tolist() == [1.0]
+    part = dataclasses.replace(given, normalise=("nfc", "whitespace"))
+    assert measure(part, {"edit_similarity": 1.0}).rewards.tolist() == pytest.approx([12 / 16])
+
+
+def test_normal_forms_are_a_setting_with_one_order() -> None:
+    for value in ("none", []):
+        assert ScoreConfig(normalise=value).normalise == []
+    assert ScoreConfig(normalise="nfc").normalise == ["nfc"]
+    both = ScoreConfig(normalise=["whitespace", "nfc"])
+    assert both == ScoreConfig(normalise=["nfc", "whitespace"])
+    for wrong in ("upper", ["nfc", "nfc"], ["nfc", 3], 3, ["none"]):
+        with pytest.raises(ValueError, match="normalise"):
+            ScoreConfig.model_validate({"normalise": wrong})
+
+
+@pytest.mark.parametrize(("reward", "counts"), [("iou", False), ("auto", True), ("token_f1", True)])
+def test_normal_forms_count_where_a_reward_compares_texts(reward: str, counts: bool) -> None:
+    config = ScoreConfig(reward=reward, normalise="nfc")
+    found = {"reward": config.weights(), "own_rewards": {}, **reading_settings(ModelConfig())}
+    assert ("normalise" in counted_settings("scores", config, found)) == counts
 
 
 @pytest.mark.parametrize("name", [*REWARDS, AUTO])
@@ -171,6 +241,8 @@ def test_the_help_of_perpo_score_names_every_reward() -> None:
         ({"polygon_iou": 2.0}, True),
         ({RELEASED: 1.0}, True),
         ({"set_iou": 1.0}, False),
+        ({"giou": 1.0}, False),
+        ({"iou_steps": 1.0}, False),
         ({"mine:f": 1.0}, False),
         ({"iou": 1.0, "token_f1": 1.0}, False),
         (None, False),

@@ -53,6 +53,15 @@ Which = Annotated[
 ]
 
 
+Normalise = Annotated[
+    str,
+    typer.Option(
+        help="normal forms of both texts before they are compared: none, or some of nfc, markdown "
+        "and whitespace, as nfc,whitespace"
+    ),
+]
+
+
 @measure_app.command()
 def boxes(
     file: Annotated[
@@ -111,6 +120,7 @@ def pages(
             "--fox-compat", help="swap the two texts, as Fox's own script does, for its figures"
         ),
     ] = False,
+    normalise: Normalise = "none",
     thinking: Thinking = "auto",
     answer_tag: AnswerTag = "answer",
     which: Which = "first",
@@ -133,7 +143,12 @@ def pages(
 
     answer = parse_answer(thinking, answer_tag, which)
     found = measure_pages(
-        file, out=out, fox_compat=fox_compat, answer=answer, console=Console(quiet)
+        file,
+        out=out,
+        normalise=parse_forms(normalise),
+        fox_compat=fox_compat,
+        answer=answer,
+        console=Console(quiet),
     )
     _show(found, as_json)
 
@@ -142,6 +157,7 @@ def pages(
 def answers(
     file: Annotated[Path, typer.Argument(help="JSON lines: completion, gt_text")],
     out: Out,
+    normalise: Normalise = "none",
     thinking: Thinking = "auto",
     answer_tag: AnswerTag = "answer",
     which: Which = "first",
@@ -159,7 +175,14 @@ def answers(
     from perpo_pipeline.run import Console
 
     answer = parse_answer(thinking, answer_tag, which)
-    _show(measure_answers(file, out=out, answer=answer, console=Console(quiet)), as_json)
+    found = measure_answers(
+        file,
+        out=out,
+        normalise=parse_forms(normalise),
+        answer=answer,
+        console=Console(quiet),
+    )
+    _show(found, as_json)
 
 
 @measure_app.command()
@@ -302,3 +325,16 @@ def _show(metrics: "Version", as_json: bool) -> None:
     from perpo_pipeline.evaluate.printing import metrics_table
 
     print_rows(metrics.table().to_pylist(), metrics_table, as_json)
+
+
+def parse_forms(text: str) -> list[str]:
+    """Read `--normalise`: `none`, or names separated by commas; raises ConfigError."""
+    from perpo_pipeline.rewards.normalise import NORMAL_FORMS
+
+    names = [] if text == "none" else text.split(",")
+    if [name for name in names if name not in NORMAL_FORMS] or len(set(names)) < len(names):
+        raise ConfigError(
+            f"--normalise {text!r} cannot be read",
+            fix=f"give none, or some of {', '.join(NORMAL_FORMS)}, as nfc,whitespace",
+        )
+    return [name for name in NORMAL_FORMS if name in names]

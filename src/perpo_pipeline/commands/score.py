@@ -41,7 +41,11 @@ def score(
     scores.
 
     \b
-    boxes     iou, point_in_box, set_iou (several boxes), polygon_iou
+    one box   iou, giou, iou_steps, iou_steps_strict
+    points    point_in_box, point_gaussian
+    outlines  polygon_iou
+    boxes     set_iou, detection_f1, detection_f1_mean, box_count; any number,
+              none included
     texts     edit_similarity, character_accuracy, word_accuracy, token_f1, exact_match
     numbers   count_match, numeric_closeness
     auto      chooses by the prompt's task

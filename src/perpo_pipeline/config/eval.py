@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from perpo_pipeline.config.evaluations import Evaluation
 from perpo_pipeline.config.inference import Decoding, InferenceConfig
-from perpo_pipeline.config.section import Int, Name, several_faults
+from perpo_pipeline.config.section import Int, Name, NormalForms, several_faults
 
 
 def _as_list(value: Any) -> Any:
@@ -64,6 +64,11 @@ class EvalConfig(InferenceConfig):
     )
     allow_train_images: bool = Field(
         False, description="evaluate an adapter even on images that it was trained on"
+    )
+    normalise: NormalForms = Field(
+        default=[],
+        description="normal forms of the true and the answered text before they are compared: "
+        "`none`, one, or several in a list (docs/rewards.md); the tables name them",
     )
     batch_size: Int = Field(
         64,

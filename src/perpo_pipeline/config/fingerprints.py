@@ -54,10 +54,13 @@ def _unused_by_backend(settings: Mapping[str, Any]) -> Collection[str]:
     return BACKENDS[settings["backend"]].ignores
 
 
-def _boxes_unless_a_reward_reads_them(settings: Mapping[str, Any]) -> Collection[str]:
-    from perpo_pipeline.rewards.choice import reads_geometry
+def _unused_by_rewards(settings: Mapping[str, Any]) -> Collection[str]:
+    """Boxes unless a reward reads them, normal forms of texts unless a reward compares texts."""
+    from perpo_pipeline.rewards.choice import compares_texts, reads_geometry
 
-    return () if any(map(reads_geometry, settings["reward"])) else _leaves(BOXES)
+    rewards = settings["reward"]
+    boxes = () if any(map(reads_geometry, rewards)) else _leaves(BOXES)
+    return boxes if any(map(compares_texts, rewards)) else (*boxes, "normalise")
 
 
 def _boxes_unless_trained_on_the_truth(settings: Mapping[str, Any]) -> Collection[str]:
@@ -78,9 +81,7 @@ def _leaves(keys: Collection[str]) -> tuple[str, ...]:
 COUNTED: dict[str, Counted] = {
     "prompts": Counted("prepare", any_facts=True, through_facts=("seed", *BOXES)),
     "samples": Counted("sample", ("seed", *MODEL), unused=_unused_by_backend),
-    "scores": Counted(
-        "score", READING, facts=("own_rewards",), unused=_boxes_unless_a_reward_reads_them
-    ),
+    "scores": Counted("score", READING, facts=("own_rewards",), unused=_unused_by_rewards),
     "preferences": Counted("filter"),
     "reference": Counted(None, ("train.forward", *MODEL)),
     "adapter": Counted("train", (*MODEL, *BOXES), unused=_boxes_unless_trained_on_the_truth),

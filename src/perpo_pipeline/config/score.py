@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from perpo_pipeline.config.section import Section
+from perpo_pipeline.config.section import NormalForms, Section
 
 
 class ScoreConfig(Section):
@@ -16,6 +16,12 @@ class ScoreConfig(Section):
         "auto",
         description="a reward (docs/rewards.md), your own as pkg.module:function, or several "
         "with weights: `{iou: 0.7, token_f1: 0.3}`",
+    )
+
+    normalise: NormalForms = Field(
+        default=[],
+        description="normal forms of the true and the answered text before they are compared: "
+        "`none`, one, or several in a list (docs/rewards.md)",
     )
 
     @field_validator("reward", mode="before")

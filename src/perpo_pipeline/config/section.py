@@ -1,7 +1,7 @@
 """What the sections of a run's file are made of; run.py puts them together."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -20,6 +20,19 @@ def _no_truth_value(value: Any) -> Any:
 
 Int = Annotated[int, BeforeValidator(_no_truth_value)]
 Float = Annotated[float, BeforeValidator(_no_truth_value)]
+
+
+def _as_forms(value: Any) -> Any:
+    """`none` is no normal form, a single name is a list of one; forms have one order."""
+    names = [] if value == "none" else [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or len(set(map(str, names))) < len(names):
+        raise ValueError("give none, one of nfc, markdown, whitespace, or a list of them")
+    order = ("nfc", "markdown", "whitespace")
+    return sorted(names, key=lambda name: order.index(name) if name in order else -1)
+
+
+NormalForms = Annotated[list[Literal["nfc", "markdown", "whitespace"]], BeforeValidator(_as_forms)]
+"""Normal forms of texts: rewards/normalise.py."""
 
 
 class Section(BaseModel):

@@ -143,6 +143,14 @@ def _check_rewards(a: Version, b: Version) -> None:
             where=f"{a.path} and {b.path}",
             fix="evaluate both with the same reward",
         )
+    forms = [version.manifest["settings"].get("normalise", []) for version in (a, b)]
+    if forms[0] != forms[1]:
+        named = [", ".join(names) or "none" for names in forms]
+        raise ArtifactError(
+            f"the predictions compare different normal forms of texts: {named[0]} and {named[1]}",
+            where=f"{a.path} and {b.path}",
+            fix="measure both with the same eval.normalise (perpo measure: --normalise)",
+        )
 
 
 def _paired(a: Version, b: Version) -> pl.DataFrame:

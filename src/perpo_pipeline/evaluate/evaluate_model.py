@@ -21,7 +21,7 @@ from perpo_pipeline.config.evaluations import (
 from perpo_pipeline.config.fingerprints import counted_settings, reading_settings
 from perpo_pipeline.errors import ArtifactError, InputError, PerpoError
 from perpo_pipeline.evaluate.images_shown import refuse_trained_images
-from perpo_pipeline.evaluate.metrics import measured_metrics, missing_metrics, tasks_of
+from perpo_pipeline.evaluate.metrics import OCR, VQA, measured_metrics, missing_metrics, tasks_of
 from perpo_pipeline.evaluate.predict import BLANK, OTHER, write_predictions
 from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, doubts_of, summarise
 from perpo_pipeline.inference.backend import BackendSetup
@@ -30,6 +30,7 @@ from perpo_pipeline.inference.engines import check_engine
 from perpo_pipeline.inference.failures import report_failures
 from perpo_pipeline.inference.part_sampler import LastSampler
 from perpo_pipeline.rewards.builtin import AUTO
+from perpo_pipeline.rewards.normalise import named_forms
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.places import prompts_named
@@ -78,6 +79,7 @@ def evaluate(run: Run, evaluation: str, kept: LastSampler | None = None) -> Vers
     prompts = input_of(predictions, "prompts")
     truth = prompts.table(columns=QUESTION_COLUMNS)
     tasks, reading = tasks_of(truth), run.config.model.reading()
+    normalise = run.config.eval.normalise
     settings = {"metrics": [metric.name for metric in measured_metrics(tasks)]}
     recipe = Recipe(
         "metrics", evaluation, "eval", STAGE_VERSION, settings, {"predictions": predictions}
@@ -86,10 +88,13 @@ def evaluate(run: Run, evaluation: str, kept: LastSampler | None = None) -> Vers
     def work(writer: Writer) -> None:
         for message in missing_metrics(tasks).values():
             run.say(f"eval {evaluation}: {message}")
+        if normalise and {OCR, VQA}.intersection(tasks):
+            run.say(f"eval {evaluation}: {named_forms(normalise)}")
         answers = predictions.table(columns=ANSWER_COLUMNS)
         for line in doubts_of(answers, truth, reading):
             run.say(f"eval {evaluation}: {line}")
-        writer.write_part(0, summarise(answers, truth, reading=reading))
+        found = summarise(answers, truth, reading=reading, normalise=normalise)
+        writer.write_part(0, found)
 
     with prompts_named(prompts):
         return make(run, recipe, work, out=run.out and run.out / "metrics")

@@ -25,6 +25,7 @@ from perpo_pipeline.evaluate.prediction_files import (
     read_predictions,
 )
 from perpo_pipeline.evaluate.summarise import doubts_of, summarise
+from perpo_pipeline.rewards.normalise import named_forms
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, score_samples
 from perpo_pipeline.run import Console, make_at
 from perpo_pipeline.store.artifacts import Version
@@ -78,29 +79,37 @@ def measure_pages(
     file: Path,
     *,
     out: Path,
+    normalise: Sequence[str] = (),
     fox_compat: bool = False,
     answer: AnswerConfig = DEFAULT_ANSWER,
     console: Console | None = None,
 ) -> Version:
     """Measure pages of text in a file of completions: predictions and metrics under `out`.
 
-    `fox_compat`: see `ocr.fox_metrics`; `answer` says how the text of an answer is found. Returns
-    the metrics; raises InputError for bad rows.
+    `normalise` names the normal forms of both texts; `fox_compat`: see `ocr.fox_metrics`; `answer`
+    says how the text of an answer is found. Returns the metrics; raises InputError for bad rows.
     """
     found, reading = read_predictions(file, "ocr"), Reading(**answer.model_dump())
-    return _measure("ocr", file, found, out, console, reading, fox_compat=fox_compat)
+    return _measure(
+        "ocr", file, found, out, console, reading, normalise=normalise, fox_compat=fox_compat
+    )
 
 
 def measure_answers(
-    file: Path, *, out: Path, answer: AnswerConfig = DEFAULT_ANSWER, console: Console | None = None
+    file: Path,
+    *,
+    out: Path,
+    normalise: Sequence[str] = (),
+    answer: AnswerConfig = DEFAULT_ANSWER,
+    console: Console | None = None,
 ) -> Version:
     """Measure short answers in a file of completions: predictions and metrics under `out`.
 
-    `answer` says how the text of an answer is found. Returns the metrics; raises InputError for bad
-    rows.
+    `normalise` names the normal forms of both texts, `answer` says how the text of an answer is
+    found. Returns the metrics; raises InputError for bad rows.
     """
     found, reading = read_predictions(file, "vqa"), Reading(**answer.model_dump())
-    return _measure("vqa", file, found, out, console, reading)
+    return _measure("vqa", file, found, out, console, reading, normalise=normalise)
 
 
 def measure_pope(
@@ -181,6 +190,7 @@ def _measure(
     reading: Reading,
     *,
     settings: Mapping[str, Any] | None = None,
+    normalise: Sequence[str] = (),
     fox_compat: bool = False,
 ) -> Version:
     """Write predictions and metrics; `settings` count beside those of every file."""
@@ -189,6 +199,7 @@ def _measure(
         "task": task,
         "reward": {REWARD: 1.0},
         "file_sha256": file_sha256(path),
+        "normalise": list(normalise),
         **reading.text_settings(),
         **(settings or {}),
     }
@@ -197,15 +208,17 @@ def _measure(
     for message in missing_metrics([task]).values():
         console.say(f"{STAGE} {path.stem}: {message}")
     _print_mended(console, path, file.mended)
+    if normalise:
+        console.say(f"{STAGE} {path.stem}: {named_forms(normalise)}")
 
     def measure(made: pa.Table) -> list[Row]:
         for line in doubts_of(made, truth, reading):
             console.say(f"{STAGE} {path.stem}: {line}")
-        return summarise(made, truth, reading=reading, fox_compat=fox_compat)
+        return summarise(made, truth, reading=reading, normalise=normalise, fox_compat=fox_compat)
 
     return _make_both(
         Recipe("predictions", _variant(path), STAGE, STAGE_VERSION, counted),
-        lambda: _answers(file.rows, truth, reading),
+        lambda: _answers(file.rows, truth, reading, normalise),
         {"fox_compat": fox_compat, "metrics": measured},
         measure,
         {"mended_completions": file.mended},
@@ -256,7 +269,9 @@ def _prompts(rows: Sequence[Row]) -> pa.Table:
     return pa.Table.from_pylist(known, schema=pa.schema(fields))
 
 
-def _answers(rows: Sequence[Row], truth: pa.Table, reading: Reading) -> list[Row]:
+def _answers(
+    rows: Sequence[Row], truth: pa.Table, reading: Reading, normalise: Sequence[str]
+) -> list[Row]:
     """PREDICTIONS rows."""
     given = [_answer(row, row["image_key"]) for row in rows]
     columns = ("prompt_id", "completion", "resized")
@@ -264,7 +279,9 @@ def _answers(rows: Sequence[Row], truth: pa.Table, reading: Reading) -> list[Row
     samples = pa.Table.from_pylist(given, schema=pa.schema(fields)).append_column(
         "sample_id", pa.array([0] * len(rows), pa.int32())
     )
-    scored = score_samples(samples, truth, reward=REWARD, reading=reading).to_pylist()
+    scored = score_samples(
+        samples, truth, reward=REWARD, reading=reading, normalise=normalise
+    ).to_pylist()
     measured = ("reward", "parse_ok", "box")
     return [row | {k: found[k] for k in measured} for row, found in zip(given, scored, strict=True)]
 

@@ -41,7 +41,9 @@ def write_predictions(
     task = Task(
         title,
         "answered",
-        rows_of=lambda part, rows: prediction_rows(part, rows, setup.model),
+        rows_of=lambda part, rows: prediction_rows(
+            part, rows, setup.model, run.config.eval.normalise
+        ),
     )
     # Greedy decoding reads no seed.
     return answer_prompts(run, writer, shown, setup, seed=0, task=task, kept=kept)
@@ -70,7 +72,9 @@ def _mean_rgb(setup: BackendSetup) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def prediction_rows(part: pa.Table, found: Sequence[Row], model: ModelConfig) -> list[Row]:
+def prediction_rows(
+    part: pa.Table, found: Sequence[Row], model: ModelConfig, normalise: Sequence[str]
+) -> list[Row]:
     """PREDICTIONS rows of the prompts of a part, and the ERRORS rows among `found`."""
     failed = [row for row in found if "reason" in row]
     answers = [row for row in found if "reason" not in row]
@@ -79,6 +83,7 @@ def prediction_rows(part: pa.Table, found: Sequence[Row], model: ModelConfig) ->
         part,
         reward=AUTO,
         reading=model.reading(),
+        normalise=normalise,
     ).to_pylist()
     images = dict(
         zip(part["prompt_id"].to_pylist(), part["image_prompt_id"].to_pylist(), strict=True)

@@ -5,7 +5,7 @@ and so does a prompt without an answer; neither is ever left out. metrics.METRIC
 a task has.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,6 +31,7 @@ from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
 from perpo_pipeline.rewards import builtin as rewards
 from perpo_pipeline.rewards.choice import measure as measure_reward
 from perpo_pipeline.rewards.doubts import Doubts
+from perpo_pipeline.rewards.normalise import normalise_texts
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS, UNANSWERED
 
 Row = dict[str, Any]
@@ -68,19 +69,21 @@ def summarise(
     prompts: pa.Table,
     *,
     reading: Reading = DEFAULT_READING,
+    normalise: Sequence[str] = (),
     fox_compat: bool = False,
 ) -> list[Row]:
     """METRICS rows for each split, and for each dataset of a split that has several.
 
     `predictions` needs the ANSWER_COLUMNS, `prompts` the QUESTION_COLUMNS; `reading` says how the
-    completions were read. For the task grounding `reward` must be the IoU (of boxes, polygons or
-    sets of boxes); for other tasks it is not read. `fox_compat`: see `ocr.fox_metrics`. Metrics
-    named by `missing_metrics` are left out. Raises InputError for no predictions or missing
-    columns, ArtifactError for a prediction without its prompt or a text without its truth.
+    completions were read, `normalise` what counts as the same text. For the task grounding
+    `reward` must be the IoU (of boxes, polygons or sets of boxes); for other tasks it is not read.
+    `fox_compat`: see `ocr.fox_metrics`. Metrics named by `missing_metrics` are left out. Raises
+    InputError for no predictions or missing columns, ArtifactError for a prediction without its
+    prompt or a text without its truth.
     """
     rows = _join(predictions, prompts)
     _check_truths(rows)
-    measured = list(_measure(rows, reading, fox_compat))
+    measured = list(_measure(rows, reading, normalise, fox_compat))
     images = rows["image_sha256"].to_numpy()
     found = []
     for split, dataset, among in _groups(rows):
@@ -160,12 +163,14 @@ def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, Bools]]:
             yield split, dataset, in_split & (rows["dataset"] == dataset).to_numpy()
 
 
-def _measure(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Iterator[Measured]:
+def _measure(
+    rows: pl.DataFrame, reading: Reading, normalise: Sequence[str], fox_compat: bool
+) -> Iterator[Measured]:
     tasks = rows.select(task=task_of_prompt())["task"]
 
     @cache
     def answers_of(wanted: tuple[str, ...]) -> Answers:
-        return _answers(rows.filter(tasks.is_in(wanted)), reading, fox_compat)
+        return _answers(rows.filter(tasks.is_in(wanted)), reading, normalise, fox_compat)
 
     there = set(tasks)
     for metric in measured_metrics(there):
@@ -176,8 +181,12 @@ def _measure(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Iterator
             yield Measured(metric, where, values)
 
 
-def _answers(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Answers:
-    texts, truths = answer_texts(rows["completion"], reading), rows["gt_text"]
+def _answers(
+    rows: pl.DataFrame, reading: Reading, normalise: Sequence[str], fox_compat: bool
+) -> Answers:
+    found = answer_texts(rows["completion"], reading)
+    texts = normalise_texts(found.fill_null("").to_list(), normalise)
+    truths = normalise_texts(rows["gt_text"].fill_null("").to_list(), normalise)
     unanswered = rows["finish_reason"].eq_missing(UNANSWERED).to_numpy()
     return Answers(
         beyond=_reach(rows, reading)[:, 0],
@@ -185,10 +194,12 @@ def _answers(rows: pl.DataFrame, reading: Reading, fox_compat: bool) -> Answers:
         parsed=rows["parse_ok"].to_numpy(),
         # An empty text would be right where the true text is empty: no answer is a wrong answer.
         texts=[
-            (text or "") if truth or not (lost or text is None) else UNANSWERED
-            for text, truth, lost in zip(texts, truths, unanswered, strict=True)
+            UNANSWERED if not truth and (lost or is_none) else text
+            for text, truth, lost, is_none in zip(
+                texts, truths, unanswered, found.is_null(), strict=True
+            )
         ],
-        truths=truths.fill_null("").to_list(),
+        truths=truths,
         unanswered=unanswered,
         fox_compat=fox_compat,
     )

@@ -14,6 +14,7 @@ from perpo_pipeline.report.pictures import Picture, read_pictures
 from perpo_pipeline.report.results import read_results
 from perpo_pipeline.report.sampled import oracle, read_sampled
 from perpo_pipeline.report.training_log import read_curves
+from perpo_pipeline.rewards.normalise import named_forms
 from perpo_pipeline.run import DEFAULT, Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
@@ -95,8 +96,16 @@ def _page(
             pictures=pictures,
             outcome_counts=outcome_counts,
             lineage=ancestors(inputs.by_name().values()),
+            normalised=_normalised(inputs.main),
         )
     )
+
+
+def _normalised(test_set: SplitInputs) -> str | None:
+    """The sentence that names the normal forms of the compared texts; None if there are none."""
+    settings = [version.manifest["settings"] for version in test_set.predictions.values()]
+    forms = [form for one in settings for form in one.get("normalise", [])]
+    return named_forms(forms) if forms else None
 
 
 def _pictures(

@@ -4,7 +4,7 @@ A new reward is one entry of `REWARDS`: settings, scoring and fingerprints find 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -13,12 +13,14 @@ import numpy.typing as npt
 import polars as pl
 
 from perpo_pipeline.answers import reading
+from perpo_pipeline.answers.denials import read_denials
 from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.answers.pipeline import answer_texts
 from perpo_pipeline.answers.placement import place_frames
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.rewards import grounding, number, polygon, sets, text
+from perpo_pipeline.rewards.normalise import normalise_texts
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,10 +30,12 @@ class Answers:
     """Rows of completions joined with the truth of their prompts, and how completions are read.
 
     Rewards read the `texts` of the answers, or the boxes, points, polygons and numbers in them.
+    `normalise` names the normal forms of texts that are compared: `normalise.NORMAL_FORMS`.
     """
 
     rows: pl.DataFrame
     reading: Reading
+    normalise: Sequence[str] = ()
 
     @cached_property
     def texts(self) -> pl.Series:
@@ -72,14 +76,23 @@ class Answers:
         placement = place_frames(found["frame"], sizes, resized, len(points_px))
         return placement.reach(points_px, get_box_format(found["box_format"]).scale)
 
+    def denials(self) -> npt.NDArray[np.bool_]:
+        """Whether each answer says that nothing is there, `(n,)`: `denials.read_denials`."""
+        return read_denials(self.texts.to_list(), self.reading.box_format)
+
     def true_boxes(self) -> Floats:
         """The true box of each row, `(n, 4)` xyxy px."""
         flat = self.rows["gt_box"].list.explode().to_numpy()
         return np.asarray(flat, dtype=np.float64).reshape(-1, 4)
 
+    def true_box_lists(self) -> list[Floats]:
+        """The true boxes of each row, n arrays `(k, 4)`; k is 0 where nothing is there."""
+        lists = self.rows["gt_boxes"].to_list()
+        return [np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in lists]
+
     def where(self, mask: npt.NDArray[np.bool_]) -> "Answers":
         """The rows where the mask holds."""
-        return Answers(self.rows.filter(pl.Series(mask)), self.reading)
+        return replace(self, rows=self.rows.filter(pl.Series(mask)))
 
     def _geometry(self) -> dict[str, Any]:
         """The arguments of the readers in answers/reading.py."""
@@ -111,11 +124,13 @@ class Reward:
     """A built-in reward: the column of truth that it needs, and the function that measures.
 
     `is_iou` marks the IoU of one region, which best-of-n curves and the report know how to show.
+    `compares_texts` marks those before which texts are normalised.
     """
 
     truth: str
     measure: Callable[[Answers], Measured]
     is_iou: bool = False
+    compares_texts: bool = False
 
     @property
     def reads_geometry(self) -> bool:
@@ -145,16 +160,26 @@ def around(points: Sequence[npt.NDArray[Any] | None]) -> Floats:
     return found
 
 
-def _iou(answers: Answers) -> Measured:
-    boxes = answers.boxes()
-    rewards = grounding.iou_xyxy(boxes, answers.true_boxes())
-    return Measured(rewards, ~np.isnan(boxes[:, 0]), boxes, answers.reach(boxes))
+def _box_reward(measure: Callable[[Floats, Floats], Floats], *, is_iou: bool = False) -> Reward:
+    def measure_rows(answers: Answers) -> Measured:
+        boxes = answers.boxes()
+        rewards = measure(boxes, answers.true_boxes())
+        return Measured(rewards, ~np.isnan(boxes[:, 0]), boxes, answers.reach(boxes))
+
+    return Reward("gt_box", measure_rows, is_iou)
 
 
-def _point_in_box(answers: Answers) -> Measured:
-    points = answers.points()
-    rewards = grounding.points_in_boxes(points, answers.true_boxes())
-    return measured_without_boxes(rewards, ~np.isnan(points[:, 0]), answers.reach(points))
+def _steps(thresholds: tuple[float, float]) -> Callable[[Floats, Floats], Floats]:
+    return lambda found, true: grounding.stepped_ious(grounding.iou_xyxy(found, true), thresholds)
+
+
+def _point_reward(measure: Callable[[Floats, Floats], Floats]) -> Reward:
+    def measure_rows(answers: Answers) -> Measured:
+        points = answers.points()
+        rewards = measure(points, answers.true_boxes())
+        return measured_without_boxes(rewards, ~np.isnan(points[:, 0]), answers.reach(points))
+
+    return Reward("gt_box", measure_rows)
 
 
 def _polygon_iou(answers: Answers) -> Measured:
@@ -167,23 +192,33 @@ def _polygon_iou(answers: Answers) -> Measured:
     )
 
 
-def _set_iou(answers: Answers) -> Measured:
-    found = answers.box_lists()
-    truth = [np.reshape(boxes, (-1, 4)) for boxes in answers.rows["gt_boxes"].to_list()]
-    return measured_without_boxes(
-        sets.set_ious(found, truth),
-        [bool((~np.isnan(boxes)).any()) for boxes in found],
-        answers.reach(around(found)),
-    )
+def _set_reward(measure: Callable[[sets.Boxes, sets.Boxes], Floats]) -> Reward:
+    """A reward for several boxes; where nothing is there, 1 for an answer that says so, else 0."""
+
+    def measure_rows(answers: Answers) -> Measured:
+        found, true = answers.box_lists(), answers.true_box_lists()
+        has_boxes = np.array([len(boxes) > 0 for boxes in found], dtype=bool)
+        has_target = np.array([len(boxes) > 0 for boxes in true], dtype=bool)
+        denies = np.zeros(len(found), dtype=bool)
+        denies[~has_boxes] = answers.where(~has_boxes).denials()
+        rewards = np.where(has_target, measure(found, true), denies.astype(np.float64))
+        is_read = [bool((~np.isnan(boxes)).any()) for boxes in found]
+        is_parsed = denies | np.array(is_read, dtype=bool)
+        return measured_without_boxes(rewards, is_parsed, answers.reach(around(found)))
+
+    return Reward("gt_boxes", measure_rows)
 
 
 def _text_reward(measure: Callable[[Sequence[str], Sequence[str]], Floats]) -> Reward:
     def measure_rows(answers: Answers) -> Measured:
         is_answer = answers.texts.is_not_null().to_numpy()
-        rewards = measure(answers.texts.fill_null("").to_list(), answers.true_texts)
-        return measured_without_boxes(np.where(is_answer, rewards, 0.0), is_answer)
+        given, true = (
+            normalise_texts(texts, answers.normalise)
+            for texts in (answers.texts.fill_null("").to_list(), answers.true_texts)
+        )
+        return measured_without_boxes(np.where(is_answer, measure(given, true), 0.0), is_answer)
 
-    return Reward("gt_text", measure_rows)
+    return Reward("gt_text", measure_rows, compares_texts=True)
 
 
 def _number_reward(measure: Callable[[Floats, Floats], Floats]) -> Reward:
@@ -203,10 +238,17 @@ def _number_reward(measure: Callable[[Floats, Floats], Floats]) -> Reward:
 
 
 REWARDS: dict[str, Reward] = {
-    "iou": Reward("gt_box", _iou, is_iou=True),
-    "point_in_box": Reward("gt_box", _point_in_box),
+    "iou": _box_reward(grounding.iou_xyxy, is_iou=True),
+    "giou": _box_reward(grounding.giou_xyxy),
+    "iou_steps": _box_reward(_steps(grounding.STEPS)),
+    "iou_steps_strict": _box_reward(_steps(grounding.STRICT_STEPS)),
+    "point_in_box": _point_reward(grounding.points_in_boxes),
+    "point_gaussian": _point_reward(grounding.point_gaussians),
     "polygon_iou": Reward("gt_polygon", _polygon_iou, is_iou=True),
-    "set_iou": Reward("gt_boxes", _set_iou),
+    "set_iou": _set_reward(sets.set_ious),
+    "detection_f1": _set_reward(sets.detection_f1s),
+    "detection_f1_mean": _set_reward(sets.mean_detection_f1s),
+    "box_count": _set_reward(sets.box_counts),
     "edit_similarity": _text_reward(text.edit_similarities),
     "character_accuracy": _text_reward(text.character_accuracies),
     "word_accuracy": _text_reward(text.word_accuracies),

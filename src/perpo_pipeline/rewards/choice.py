@@ -30,6 +30,11 @@ def reads_geometry(name: str) -> bool:
     return name == AUTO or (name in REWARDS and REWARDS[name].reads_geometry)
 
 
+def compares_texts(name: str) -> bool:
+    """Whether the reward of that name compares texts, which may be normalised before."""
+    return name == AUTO or (name in REWARDS and REWARDS[name].compares_texts)
+
+
 def measures_iou(weights: Any) -> bool:
     """Whether grounding rewards are IoUs of one region, by the settings recorded with them."""
     if not (isinstance(weights, Mapping) and len(weights) == 1):
@@ -39,9 +44,14 @@ def measures_iou(weights: Any) -> bool:
 
 
 def asks_for_set() -> pl.Expr:
-    """The prompts that `auto` measures as several boxes: they have no other truth."""
+    """The prompts that `auto` measures as any number of boxes: they have no other truth."""
     only = pl.col("gt_box").is_null() & pl.col("gt_polygon").is_null()
     return (pl.col("task") == "grounding") & only & pl.col("gt_boxes").is_not_null()
+
+
+def has_no_target() -> pl.Expr:
+    """Those of them whose truth is that nothing is there."""
+    return asks_for_set() & (pl.col("gt_boxes").list.len() == 0)
 
 
 def columns_of(weights: Mapping[str, float]) -> list[str]:

@@ -44,7 +44,12 @@ NORMAL_FORMS: dict[str, Callable[[str], str]] = {
     "whitespace": lambda text: " ".join(text.split()),
 }
 """The forms by name, in the order in which several are applied."""
-NONE = "none"
+
+
+def named_forms(forms: Sequence[str]) -> str:
+    """The sentence that names the forms beside the figures that they change."""
+    names = ", ".join(name for name in NORMAL_FORMS if name in forms)
+    return f"texts are normalised before they are compared ({names})"
 
 
 def normalise_texts(texts: Sequence[str], forms: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Score completions in memory: what `perpo score` writes, for any stage that needs rewards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,20 +23,21 @@ def score_samples(
     *,
     reward: str | Mapping[str, float],
     reading: Reading,
+    normalise: Sequence[str] = (),
 ) -> pa.Table:
     """Score completions; the result has SCORES' columns and the rows of `samples`, in order.
 
     `samples` needs prompt_id, sample_id, completion, and `resized` in the frame of that name;
     `prompts` the columns that `rewards.choice.columns_of` names; `reward` is the name of a reward,
-    or several with their weights; `reading` says how completions are read. Raises `ArtifactError`
-    if a sample's prompt, the truth that the reward needs, or a size that the frame needs is
-    missing.
+    or several with their weights; `reading` says how completions are read, `normalise` what counts
+    as the same text (normalise.py). Raises `ArtifactError` if a sample's prompt, the truth that the
+    reward needs, or a size that the frame needs is missing.
     """
     weights = {reward: 1.0} if isinstance(reward, str) else reward
     rows = pl.DataFrame(samples.select(sample_columns(reading)))
     truth = pl.DataFrame(prompts.select(columns_of(weights)))
     joined = rows.join(truth, on="prompt_id", how="left", maintain_order="left")
-    answers = join_truth(rows, joined, reading)
+    answers = join_truth(rows, joined, reading, normalise)
     return scores_table(answers, measure(answers, weights))
 
 
@@ -45,7 +46,9 @@ def sample_columns(reading: Reading) -> list[str]:
     return [*KEYS, "completion"] + ["resized"] * (reading.box_frame == "resized")
 
 
-def join_truth(rows: pl.DataFrame, joined: pl.DataFrame, reading: Reading) -> Answers:
+def join_truth(
+    rows: pl.DataFrame, joined: pl.DataFrame, reading: Reading, normalise: Sequence[str] = ()
+) -> Answers:
     """The answers with their prompts; raises `ArtifactError` for an answer without its prompt."""
     lost = joined.filter(pl.col("task").is_null())
     if lost.height:
@@ -57,7 +60,7 @@ def join_truth(rows: pl.DataFrame, joined: pl.DataFrame, reading: Reading) -> An
         raise ArtifactError(
             "a prompt_id occurs twice among the prompts", fix="rerun `perpo prepare`"
         )
-    return Answers(joined, reading)
+    return Answers(joined, reading, normalise)
 
 
 def scores_table(answers: Answers, found: Measured) -> pa.Table:

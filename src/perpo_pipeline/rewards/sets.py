@@ -48,6 +48,11 @@ def detection_f1s(pred: Boxes, gt: Boxes, thresholds: Sequence[float] = (0.5,)) 
     return _each(pred, gt, mean_f1)
 
 
+def mean_detection_f1s(pred: Boxes, gt: Boxes) -> Floats:
+    """`detection_f1s` averaged over `COCO_THRESHOLDS`."""
+    return detection_f1s(pred, gt, COCO_THRESHOLDS)
+
+
 def box_counts(pred: Boxes, gt: Boxes) -> Floats:
     """min(k, m) / max(k, m) for k predicted and m true boxes, set by set, in [0, 1]; `(n,)`.
 

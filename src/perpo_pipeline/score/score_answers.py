@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from perpo_pipeline.config.fingerprints import counted_settings, reading_settings
 from perpo_pipeline.machine import cores
 from perpo_pipeline.rewards.builtin import Answers, Measured
-from perpo_pipeline.rewards.choice import columns_of, measure
+from perpo_pipeline.rewards.choice import columns_of, compares_texts, measure
 from perpo_pipeline.rewards.doubts import Doubts
+from perpo_pipeline.rewards.normalise import named_forms
 from perpo_pipeline.rewards.own import own_rewards, try_own
 from perpo_pipeline.rewards.scoring import (
     KEYS,
@@ -40,7 +41,7 @@ def score(run: Run, split: str) -> Version:
     samples = run.latest("samples", split)
     prompts = run.latest("prompts") if "prompts" in run.inputs else input_of(samples, "prompts")
     model, weights = run.config.model, run.config.score.weights()
-    reading = model.reading()
+    reading, normalise = model.reading(), run.config.score.normalise
     own = own_rewards(weights)
     found = {"reward": weights, "own_rewards": own, **reading_settings(model)}
     settings = counted_settings("scores", run.config.score, found)
@@ -56,7 +57,7 @@ def score(run: Run, split: str) -> Version:
         def answers_of(index: int) -> Answers:
             rows = pl.DataFrame(samples.part(index, columns))
             check_unique(rows, KEYS, str(samples.parts()[index]), "perpo sample")
-            return join_truth(rows, lookup.join(rows), reading)
+            return join_truth(rows, lookup.join(rows), reading, normalise)
 
         for name in own if todo else ():
             try_own(answers_of(todo[0]), name)
@@ -74,6 +75,8 @@ def score(run: Run, split: str) -> Version:
             doubts.add(found)
         counts = _count(writer)
         run.say(f"score {split}: {_summary(counts, weights)}")
+        if normalise and any(map(compares_texts, weights)):
+            run.say(f"score {split}: {named_forms(normalise)}")
         for line in doubts.lines():
             run.say(f"score {split}: {line}")
         return counts

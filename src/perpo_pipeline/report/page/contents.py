@@ -36,7 +36,8 @@ class Contents:
     The first of `test_sets` is the main one: the headline, the table of results, the paired
     comparison and the pictures are about it. `main` is the method of the headline. `settings`,
     `curves` and `train_s` (seconds) have one entry per trained variant; `outcome_counts` one per
-    outcome of `pictures`.
+    outcome of `pictures`. `normalised` is the sentence about normal forms
+    of texts, if there are any.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Contents:
     pictures: Sequence[Picture]
     outcome_counts: Mapping[str, int]
     lineage: Sequence[Ancestor]
+    normalised: str | None = None
 
     @property
     def results(self) -> Sequence[MethodResults]:
