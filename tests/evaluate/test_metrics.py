@@ -3,11 +3,13 @@
 import pyarrow as pa
 import pytest
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.metrics import missing_metrics
 from perpo_pipeline.evaluate.statistics import mean_interval, wilson_interval
 from perpo_pipeline.evaluate.summarise import summarise
+from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.store.schemas import METRICS, PREDICTIONS, PROMPTS
 
 BOX = [0.0, 0.0, 1.0, 1.0]
@@ -107,6 +109,8 @@ def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_only_their_mean():
         "mean_set_iou": 0.4,
         "parse_rate": 0.5,
         "out_of_frame_rate": 0.0,
+        **dict.fromkeys(("detection_f1", "detection_f1_mean", "box_count"), 0.0),
+        **dict.fromkeys(("all_found", "t_acc"), 0.0),  # its completion is empty
     }
     assert {row["name"]: row["n"] for row in found} == {
         "ap50": 1,
@@ -115,7 +119,74 @@ def test_polygons_have_the_metrics_of_boxes_and_sets_of_boxes_only_their_mean():
         "mean_set_iou": 1,
         "parse_rate": 2,
         "out_of_frame_rate": 2,
+        **dict.fromkeys(("detection_f1", "detection_f1_mean", "box_count"), 1),
+        **dict.fromkeys(("all_found", "t_acc"), 1),
     }
+
+
+A, B = [0.0, 0.0, 50.0, 50.0], [60.0, 60.0, 100.0, 100.0]
+
+
+def any_number(completion, truth, **changes):
+    """An answer of any number of boxes, scored as `perpo eval` scores it."""
+    size = {"width": 100, "height": 100}
+    return ("grounding", completion, {"gt_boxes": truth, **size, **changes})
+
+
+def test_sets_with_and_without_targets_have_figures_of_their_own():
+    """Both boxes; one of two and a copy of it; a denial; then without targets: a denial, a box,
+    garbled text, an empty answer, a cut-off thought, and a prompt that could not be answered."""
+    rows = [
+        any_number("[0.6, 0.6, 1, 1], [0, 0, 0.5, 0.5]", [A, B]),
+        any_number("[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]", [A, B]),
+        any_number("There is no dog in the image.", [A]),
+        any_number("[]", []),
+        any_number("[0, 0, 1, 1]", []),
+        any_number("a dog", []),
+        any_number("", []),
+        any_number("<think>There is no dog. []", []),
+        any_number("", [], finish_reason="unanswered"),
+    ]
+    predictions, prompts = tables(*rows)
+    samples = predictions.append_column("sample_id", pa.array([0] * len(rows), pa.int32()))
+    scored = score_samples(samples, prompts, reward="auto", reading=Reading())
+    for name in ("reward", "parse_ok"):
+        index = predictions.column_names.index(name)
+        predictions = predictions.set_column(index, name, scored[name])
+    found = summarise(predictions, prompts)
+    # F1 of the second: 2 * 1 / 4. Of no target the fourth and the garbled one have no box.
+    assert values(found) == pytest.approx(
+        {
+            "mean_set_iou": (1 + 1 / 2 + 0) / 3,
+            "detection_f1": (1 + 1 / 2 + 0) / 3,
+            "detection_f1_mean": (1 + 1 / 2 + 0) / 3,
+            "box_count": (1 + 1 + 0) / 3,
+            "t_acc": 2 / 3,
+            "n_acc": 2 / 6,
+            "denial_rate": 1 / 6,
+            "all_found": (1 + 2) / 9,
+            "parse_rate": 5 / 9,
+            "unanswered_rate": 1 / 9,
+            "out_of_frame_rate": 0,
+        }
+    )
+    numbers = {row["name"]: row["n"] for row in found}
+    assert [numbers[name] for name in ("t_acc", "n_acc", "all_found")] == [3, 6, 9]
+
+
+def test_texts_are_normalised_before_every_metric_of_texts():
+    made = tables(("ocr", "# caf\u00e9  au", {"gt_text": "cafe\u0301 au"}))
+    plain = values(summarise(*made))
+    assert plain["edit_distance"] > 0 and plain["cer"] > 0 and plain["f1"] < 1
+    forms = ["nfc", "markdown", "whitespace"]
+    found = values(summarise(*made, normalise=forms))
+    assert (found["edit_distance"], found["cer"], found["wer"], found["f1"]) == (0, 0, 0, 1)
+
+
+def test_a_truth_that_a_normal_form_empties_is_not_met_by_no_answer():
+    made = tables(("ocr", "", {"gt_text": "---", "finish_reason": "unanswered"}))
+    found = values(summarise(*made, normalise=["markdown"]))
+    assert (found["edit_distance"], found["cer"]) == (1, 1)
 
 
 def test_pages_have_foxs_metrics_as_means_and_corpus_error_rates():

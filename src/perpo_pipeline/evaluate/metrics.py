@@ -22,17 +22,20 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from perpo_pipeline.evaluate import ocr
+from perpo_pipeline.evaluate import grec, ocr
 from perpo_pipeline.evaluate.wordnet import METEOR_LEFT_OUT, find_wordnet
-from perpo_pipeline.rewards.choice import asks_for_set
+from perpo_pipeline.rewards import builtin, sets
+from perpo_pipeline.rewards.choice import asks_for_set, has_no_target
 from perpo_pipeline.rewards.text import edit_similarities, exact_matches, token_f1s
 from perpo_pipeline.store.schemas import PROMPTS
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-GROUNDING, GROUNDING_SET = "grounding", "grounding-set"
-"""Here the task `grounding` is two tasks: prompts with one true region, and with several boxes."""
+GROUNDING, GROUNDING_SET, NO_TARGET = "grounding", "grounding-set", "no-target"
+"""Here the task `grounding` is three tasks: prompts with one true region, with any number of boxes,
+and without a target (an empty list of boxes)."""
+ANY_NUMBER = (GROUNDING_SET, NO_TARGET)
 OCR, VQA, POPE = "ocr", "vqa", "pope"
 JUDGED = WIN_RATE, LLAVA_BENCH, MMHAL, MM_VET = "win-rate", "llava-bench", "mmhal", "mm-vet"
 
@@ -77,7 +80,8 @@ class Answers:
     tags, "" for none. `truths` are the true texts, "" where a prompt has none. `beyond` says how
     far the region in an answer reaches out of its frame (0 inside, NaN for no region):
     `rewards.builtin.Measured.reach`. `unanswered` marks prompts that could not be answered, None
-    where the answers were made elsewhere. `fox_compat`: see `ocr.fox_metrics`.
+    where the answers were made elsewhere. `scored` has the same answers with their boxes, for
+    metrics of boxes. `fox_compat`: see `ocr.fox_metrics`.
     """
 
     rewards: Floats
@@ -86,7 +90,27 @@ class Answers:
     truths: Sequence[str]
     beyond: Floats
     unanswered: Bools | None = None
+    scored: builtin.Answers | None = None
     fox_compat: bool = False
+
+    @cached_property
+    def box_lists(self) -> tuple[list[Floats], list[Floats]]:
+        """All boxes of each answer and of its truth, `(k, 4)` each; none where it has no text."""
+        found = iter(self._scored.where(self.has_text).box_lists())
+        boxes = [next(found) if one else np.empty((0, 4)) for one in self.has_text]
+        return boxes, self._scored.true_box_lists()
+
+    @cached_property
+    def has_text(self) -> Bools:
+        """Whether an answer has any text; a prompt that could not be answered has none."""
+        texts = self._scored.texts.fill_null("").str.strip_chars()
+        return (texts != "").to_numpy()
+
+    @property
+    def _scored(self) -> builtin.Answers:
+        if self.scored is None:
+            raise ValueError("metrics of boxes need `scored`")
+        return self.scored
 
     @cached_property
     def fox(self) -> list[dict[str, float]]:
@@ -196,7 +220,13 @@ def missing_metrics(tasks: Iterable[str]) -> dict[str, str]:
 
 def task_of_prompt() -> pl.Expr:
     """The task of each prompt, as METRICS names it, from the columns of `prompts`."""
-    return pl.when(asks_for_set()).then(pl.lit(GROUNDING_SET)).otherwise(pl.col("task"))
+    return (
+        pl.when(has_no_target())
+        .then(pl.lit(NO_TARGET))
+        .when(asks_for_set())
+        .then(pl.lit(GROUNDING_SET))
+        .otherwise(pl.col("task"))
+    )
 
 
 def tasks_of(prompts: pa.Table) -> list[str]:
@@ -236,6 +266,25 @@ def _out_of_frame(answers: Answers) -> Floats:
     `box_frame` names: for `full` and `resized` the whole image.
     """
     return np.asarray(answers.beyond > 0, dtype=np.float64)
+
+
+def _of_boxes(measure: Callable[[list[Floats], list[Floats]], Floats]) -> Any:
+    return lambda answers: measure(*answers.box_lists)
+
+
+def _without_box(answers: Answers) -> Floats:
+    """1.0 where an answer has no box and some text: right without a target."""
+    has_box = grec.have_boxes(answers.box_lists[0])
+    return (~has_box & answers.has_text).astype(np.float64)
+
+
+def _with_box(answers: Answers) -> Floats:
+    return grec.have_boxes(answers.box_lists[0]).astype(np.float64)
+
+
+def _all_found(answers: Answers) -> Floats:
+    """1.0 where the boxes are right, all of them; no text is never right."""
+    return np.where(answers.has_text, grec.all_found(*answers.box_lists), 0.0)
 
 
 def _edit_distances(answers: Answers) -> Floats:
@@ -302,7 +351,32 @@ _IN_ORDER = (
         of_reward=_unchanged,
         compared_on=(GROUNDING_SET,),
     ),
-    Metric("parse_rate", "parsed", (GROUNDING, GROUNDING_SET, *JUDGED), of_answers=_parsed),
+    Metric(
+        "detection_f1", "F1 of boxes", (GROUNDING_SET,), of_answers=_of_boxes(sets.detection_f1s)
+    ),
+    Metric(
+        "detection_f1_mean",
+        "F1 of boxes, mean over 0.5:0.95",
+        (GROUNDING_SET,),
+        of_answers=_of_boxes(sets.mean_detection_f1s),
+    ),
+    Metric(
+        "box_count",
+        "closeness of box counts",
+        (GROUNDING_SET,),
+        of_answers=_of_boxes(sets.box_counts),
+    ),
+    Metric("all_found", "Pr@(F1=1)", ANY_NUMBER, of_answers=_all_found),
+    Metric("t_acc", "T-acc", (GROUNDING_SET,), of_answers=_with_box),
+    Metric("n_acc", "N-acc", (NO_TARGET,), of_answers=_without_box),
+    Metric(
+        "denial_rate",
+        "no target said",
+        (NO_TARGET,),
+        of_reward=_unchanged,
+        compared_on=(NO_TARGET,),
+    ),
+    Metric("parse_rate", "parsed", (GROUNDING, *ANY_NUMBER, *JUDGED), of_answers=_parsed),
     Metric(
         "out_of_frame_rate",
         "out of frame",
@@ -313,7 +387,7 @@ _IN_ORDER = (
     Metric(
         "unanswered_rate",
         "unanswered",
-        (GROUNDING, GROUNDING_SET, OCR, VQA),
+        (GROUNDING, *ANY_NUMBER, OCR, VQA),
         of_answers=_unanswered,
         higher_is_better=False,
         only_if_any=True,

@@ -201,6 +201,7 @@ def _answers(
         ],
         truths=truths,
         unanswered=unanswered,
+        scored=rewards.Answers(rows, reading),
         fox_compat=fox_compat,
     )
 

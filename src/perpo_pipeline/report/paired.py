@@ -9,7 +9,13 @@ import polars as pl
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import paired_row
-from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, reward_metrics
+from perpo_pipeline.evaluate.metrics import (
+    ANY_NUMBER,
+    GROUNDING,
+    METRICS,
+    reward_metrics,
+    task_of_prompt,
+)
 from perpo_pipeline.report.inputs import SplitInputs
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.store.schemas import PROMPTS
@@ -26,9 +32,15 @@ class Outcomes:
     rewards: dict[str, Floats]
 
     @property
+    def task(self) -> str | None:
+        """The task, as METRICS names it, if every question asks for boxes alike, else None."""
+        (task, *others) = self.prompts["task"].unique().to_list()
+        return task if task in (GROUNDING, *ANY_NUMBER) and not others else None
+
+    @property
     def is_grounding(self) -> bool:
-        """Whether every question asks for a box."""
-        return bool((self.prompts["task"] == "grounding").all())
+        """Whether every question asks for one region."""
+        return self.task == GROUNDING
 
     def of(self, method: ReportedMethod) -> list[Floats]:
         """The rewards of each of the method's variants."""
@@ -56,8 +68,10 @@ class Comparison:
 
 def read_outcomes(test_set: SplitInputs) -> Outcomes:
     """The rewards of all evaluated variants, aligned by prompt."""
-    columns = PROMPTS.pick("prompt_id", "dataset", "split", "task", "image_sha256")
-    prompts = pl.DataFrame(test_set.prompts.table(columns=columns))
+    columns = PROMPTS.pick("prompt_id", "dataset", "split", "task", "image_sha256", role="truth")
+    prompts = pl.DataFrame(test_set.prompts.table(columns=columns)).select(
+        "prompt_id", "dataset", "split", "image_sha256", task=task_of_prompt()
+    )
     rewards = {}
     for variant, version in test_set.predictions.items():
         rows = pl.DataFrame(version.table(columns=["prompt_id", "reward"]))
@@ -85,7 +99,7 @@ def compare(
     several seeds each prompt counts with its mean over seeds. The images are the clusters.
     """
     reward = METRICS["mean_reward"]
-    metrics = reward_metrics(GROUNDING if outcomes.is_grounding else None)
+    metrics = reward_metrics(outcomes.task)
     metrics = [metric for metric in metrics if metric.of_reward is not reward.of_reward]
     images = outcomes.prompts["image_sha256"].to_list()
     found = []
