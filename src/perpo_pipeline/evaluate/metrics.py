@@ -380,7 +380,7 @@ _IN_ORDER = (
     Metric(
         "out_of_frame_rate",
         "out of frame",
-        (GROUNDING, GROUNDING_SET),
+        (GROUNDING, *ANY_NUMBER),
         of_answers=_out_of_frame,
         higher_is_better=None,
     ),
