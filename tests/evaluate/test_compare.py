@@ -116,6 +116,17 @@ def test_pages_are_compared_by_edit_distance(tmp_path):
     assert np.isnan(row["low"]) and np.isnan(row["p_value"])  # a single page says nothing
 
 
+def test_pages_under_different_normal_forms_are_refused(tmp_path):
+    file = tmp_path / "pages.jsonl"
+    file.write_text(json.dumps({"completion": "a", "gt_text": "a"}))
+    made = []
+    for forms in ([], ["nfc", "whitespace"]):
+        measure_pages(file, out=tmp_path / str(len(forms)), normalise=forms)
+        made.append(open_version(tmp_path / str(len(forms)) / "predictions"))
+    with pytest.raises(ArtifactError, match="normal forms of texts: none and nfc, whitespace"):
+        compare_predictions(*made)
+
+
 def test_answers_to_pope_are_compared_by_accuracy(tmp_path):
     questions = [{"question_id": i, "image": f"{i}.jpg", "text": "A cat?"} for i in range(4)]
     labels = [{"image": q["image"], "text": q["text"], "label": "yes"} for q in questions]

@@ -364,6 +364,29 @@ def test_options_that_do_not_fit_the_command_are_refused(tmp_path, capsys, comma
     assert not (tmp_path / "o").exists()
 
 
+def test_texts_are_normalised_if_asked_and_the_run_says_so(tmp_path, capsys):
+    rows = [{"completion": "# cafe\u0301  au", "gt_text": "caf\u00e9 au"}]
+    file, made = write(tmp_path / "pages.jsonl", rows), {}
+    for forms in ("none", "whitespace,nfc,markdown", "nfc"):
+        out = tmp_path / forms
+        assert perpo("measure", "pages", file, "--out", out, "--normalise", forms) == 0
+        said = capsys.readouterr().err
+        assert ("texts are normalised before they are compared (nfc" in said) == (forms != "none")
+        made[forms] = open_version(out / "metrics")
+    assert values(made["whitespace,nfc,markdown"])["cer"] == 0
+    assert 0 < values(made["nfc"])["cer"] < values(made["none"])["cer"]
+    predictions = input_of(made["whitespace,nfc,markdown"], "predictions")
+    assert predictions.manifest["settings"]["normalise"] == ["nfc", "markdown", "whitespace"]
+    assert predictions.table()["reward"].to_pylist() == [1.0]
+    assert len({version.fingerprint for version in made.values()}) == 3
+
+
+@pytest.mark.parametrize("forms", ["upper", "nfc,nfc", "nfc,none", ""])
+def test_a_normal_form_that_does_not_exist_is_refused(tmp_path, capsys, forms):
+    assert perpo("measure", "answers", "FILE", "--out", tmp_path / "o", "--normalise", forms) == 2
+    assert f"--normalise {forms!r} cannot be read" in capsys.readouterr().err
+
+
 def test_a_bad_file_leaves_nothing_behind(tmp_path):
     file = write(tmp_path / "bad.jsonl", [GROUNDING, {**GROUNDING, "gt_box": [3, 3, 1, 1]}])
     with pytest.raises(InputError, match="line 2"):

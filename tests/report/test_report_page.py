@@ -274,12 +274,12 @@ def test_the_artifacts_of_every_test_set_are_in_the_lineage(on_three):
             assert run.latest(artifact, variant).fingerprint in text
 
 
-def _rewritten(run, name, change):
+def _rewritten(run, name, change, **settings):
     """The run with its predictions `name` changed, and metrics that rest on the changed ones."""
     old = run.latest("predictions", name)
     rows = [change(i, row) for i, row in enumerate(old.table().to_pylist())]
     inputs = {"prompts": input_of(old, "prompts")}
-    recipe = Recipe("predictions", name, "eval", 1, {"changed": True}, inputs)
+    recipe = Recipe("predictions", name, "eval", 1, {"changed": True, **settings}, inputs)
     made = make(run, recipe, lambda writer: writer.write_part(0, rows))
     measured = summarise(made.table(), inputs["prompts"].table())
     recipe = Recipe("metrics", name, "eval", 1, {}, {"predictions": made})
@@ -385,3 +385,12 @@ def test_nothing_is_wider_than_a_phone(html, tmp_path):
         check=True,
     )
     assert re.search(r"<title>wide (\d+)</title>", shown.stdout)[1] == "360"
+
+
+def test_normal_forms_of_texts_are_named_beside_the_figures(tmp_path, html):
+    run = make_synthetic_run(tmp_path, num_prompts=6, methods=("perpo",))
+    for name in ("base@test", "perpo@test"):
+        _rewritten(run, name, lambda _, row: row, normalise=["nfc", "whitespace"])
+    page = (report(run).path / "report.html").read_text(encoding="utf-8")
+    said = "All texts are normalised before they are compared (nfc, whitespace)."
+    assert said in page and said not in html
