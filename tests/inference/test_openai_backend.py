@@ -530,22 +530,93 @@ class TestThoughts:
         assert "--reasoning-parser" in str(caught.value) and server.url in str(caught.value)
         assert len(server.bodies) == 1
 
-    @pytest.mark.parametrize("content", ["[0.1, 0.2]", None])
+    @pytest.mark.parametrize(
+        ("content", "thoughts"), [("[0.1, 0.2]", "Hm."), (None, "Hm."), (None, "")]
+    )
     def test_token_ids_give_the_text_as_it_was_drawn(
-        self, serve: Any, connect: Any, like_vllm: Answer, content: str | None
+        self, serve: Any, connect: Any, like_vllm: Answer, content: str | None, thoughts: str
     ) -> None:
         def answer(body: Json, number: int) -> Json:
             reply = like_vllm(body, number)
             assert isinstance(reply, dict)
             for made in reply["choices"]:
                 made["message"]["content"] = content
-            return with_thoughts(reply, "Hm.")
+            return with_thoughts(reply, thoughts)
 
         (result,) = sample(connect(serve(answer)), 1)
         assert ids_of(result) == expected(0)
         assert isinstance(result, SampledList)
         for completion in result.completions:
             assert completion.text == WORDS.decode(completion.token_ids, skip_special_tokens=True)
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}, "_details"),
+            (
+                {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "a"}]},
+                "message.content",
+            ),
+        ],
+    )
+    def test_thoughts_in_other_fields_are_noticed(
+        self, serve: Any, connect: Any, plain: Answer, change: Json, named: str
+    ) -> None:
+        def answer(body: Json, number: int) -> Json:
+            reply = plain(body, number)
+            assert isinstance(reply, dict)
+            reply["choices"][-1]["message"].update(change)
+            return reply
+
+        with pytest.raises(ConfigError, match=named):
+            sample(connect(serve(answer, owned_by="someone")), 1)
+
+    def test_thoughts_that_the_server_only_counts_are_noticed(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        """They may be in the content, or known by token ids."""
+        content: list[str] = ["[0.1, 0.2]"]
+        usage = {"completion_tokens": 90, "completion_tokens_details": {"reasoning_tokens": 70}}
+
+        def answer(body: Json, number: int) -> Json:
+            made = [choice(i, [5, END], message={"content": content[0]}) for i in range(body["n"])]
+            return without_ids({"choices": made}) | {"usage": usage}
+
+        server = serve(answer, owned_by="someone")
+        with pytest.raises(ConfigError, match="counts 70 tokens of thoughts"):
+            sample(connect(server), 1)
+        content[0] = "left?</think>[0.1, 0.2]"
+        assert isinstance(sample(connect(server), 1)[0], SampledList)
+
+        def with_ids(body: Json, number: int) -> Json:
+            reply = like_vllm(body, number)
+            assert isinstance(reply, dict)
+            return reply | {"usage": usage}
+
+        assert ids_of(sample(connect(serve(with_ids)), 1)[0]) == expected(0)
+
+    @pytest.mark.parametrize(
+        "usage",
+        [None, 7, {}, {"completion_tokens_details": None}, {"completion_tokens_details": 3}],
+    )
+    def test_a_usage_without_thoughts_is_no_matter(
+        self, serve: Any, connect: Any, plain: Answer, usage: Any
+    ) -> None:
+        def answer(body: Json, number: int) -> Json:
+            reply = plain(body, number)
+            assert isinstance(reply, dict)
+            return reply | {"usage": usage}
+
+        assert isinstance(sample(connect(serve(answer, owned_by="someone")), 1)[0], SampledList)
+
+    def test_a_content_of_text_parts_is_their_text(self, serve: Any, connect: Any) -> None:
+        parts = [{"type": "text", "text": "[0.1, "}, {"type": "text", "text": "0.2]"}]
+
+        def answer(body: Json, number: int) -> Json:
+            return without_ids({"choices": [choice(0, [5, END], message={"content": parts})]})
+
+        (result,) = sample(connect(serve(answer, owned_by="someone"), num_samples=1), 1)
+        assert isinstance(result, SampledList) and result.completions[0].text == "[0.1, 0.2]"
 
     @pytest.mark.parametrize("nothing", [None, "", []])
     def test_an_empty_field_for_thoughts_is_no_thought(
@@ -881,8 +952,8 @@ class TestHostileAnswers:
             (one_choice(finish_reason="content_filter"), "finish_reason 'content_filter'"),
             (one_choice(finish_reason="abort"), "finish_reason 'abort'"),
             (one_choice(finish_reason=None), "finish_reason None"),
-            (one_choice(message={"content": None}), "without content"),
-            (one_choice(message={}), "without content"),
+            (one_choice(message={"content": None}, token_ids=None), "without content"),
+            (one_choice(message={}, token_ids=None), "without content"),
             (one_choice(message={"content": 7}), "choices.0.message.content"),
             (one_choice(message=None), "choices.0.message"),
             (one_choice(token_ids=[-1, END]), "choices.0.token_ids.0"),

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from perpo_pipeline.answers.pipeline import answer_text
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
 from perpo_pipeline.inference.openai_prompts import PromptReader, RequestPrompt
@@ -35,7 +37,7 @@ from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.vlm.chat import date_for_server
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.inputs import RowError
-from perpo_pipeline.vlm.openai_server import Refused, Server, Wire, read_answer
+from perpo_pipeline.vlm.openai_server import Message, Refused, Server, Wire, read_answer
 
 if TYPE_CHECKING:
     import httpx
@@ -51,16 +53,8 @@ class _Logprobs(Wire):
     content: list[_Token] | None = None
 
 
-class _Message(Wire):
-    """`reasoning_content` and `reasoning` are thoughts that a server took out of the content."""
-
-    content: str | None = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-
-
 class _Choice(Wire):
-    message: _Message
+    message: Message
     index: int = 0
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
@@ -70,6 +64,14 @@ class _Choice(Wire):
 class _Reply(Wire):
     choices: list[_Choice]
     prompt_token_ids: list[int] | None = None
+    usage: Any = None
+
+    def thought_tokens(self) -> int:
+        """How many tokens of thoughts the server counts in all choices; 0 if it does not say."""
+        found = self.usage
+        for name in ("completion_tokens_details", "reasoning_tokens"):
+            found = found.get(name) if isinstance(found, dict) else None
+        return found if isinstance(found, int) else 0
 
 
 @dataclass
@@ -224,6 +226,7 @@ class OpenAIBackend:
             await asyncio.to_thread(self._compare, prompt, reply.prompt_token_ids)
             if not 0 < len(reply.choices) <= missing:
                 raise Refused(f"the server sent {len(reply.choices)} choices instead of {missing}")
+            self._check_thoughts(reply)
             choices = sorted(reply.choices, key=lambda choice: choice.index)
             drawn += await asyncio.to_thread(self._completions, choices)
             if any(choice.token_ids is None for choice in choices):
@@ -315,13 +318,10 @@ class OpenAIBackend:
         return [self._completion(choice) for choice in choices]
 
     def _completion(self, choice: _Choice) -> Completion:
-        reason, content = choice.finish_reason, choice.message.content
+        reason, content = choice.finish_reason, choice.message.text
         if reason not in ("stop", "length"):
             raise Refused(f"the server ended an answer with finish_reason {reason!r}")
-        thoughts = _thoughts(choice.message)
-        if thoughts and choice.token_ids is None:
-            raise self._without_thoughts(*thoughts)
-        if content is None and not thoughts:
+        if content is None and choice.token_ids is None:
             raise Refused(f"the server sent an answer without content (finish_reason {reason})")
         tokens = choice.logprobs.content if choice.logprobs else None
         logprobs = None if tokens is None else [token.logprob for token in tokens]
@@ -337,10 +337,26 @@ class OpenAIBackend:
                 logprobs = None
         return Completion(content, ids, reason, _sum(logprobs))
 
-    def _without_thoughts(self, name: str, thoughts: str) -> ConfigError:
+    def _check_thoughts(self, reply: _Reply) -> None:
+        """Raise ConfigError if thoughts are missing in a completion that has no token ids."""
+        textual = [choice.message for choice in reply.choices if choice.token_ids is None]
+        for message in textual:
+            if message.thoughts:
+                name, thoughts = message.thoughts
+                raise self._without_thoughts(
+                    f"took the model's thoughts out of its answer (message.{name}: "
+                    f"{thoughts[:80]!r})"
+                )
+        number = reply.thought_tokens()
+        if number and not any(_holds_thoughts(message.text) for message in textual) and textual:
+            raise self._without_thoughts(
+                f"counts {number} tokens of thoughts (usage.completion_tokens_details) that its "
+                "answer does not hold"
+            )
+
+    def _without_thoughts(self, what: str) -> ConfigError:
         return ConfigError(
-            f"the server took the model's thoughts out of its answer (message.{name}: "
-            f"{thoughts[:80]!r}) and returns no token ids: what the model drew is not known",
+            f"the server {what}, and returns no token ids: what the model drew is not known",
             where=self.server.url,
             fix="switch off the server's reasoning parser (start vLLM or SGLang without "
             "--reasoning-parser, llama.cpp with --reasoning-format none), so that the content "
@@ -366,12 +382,9 @@ class OpenAIBackend:
         return tuple(ids)
 
 
-def _thoughts(message: _Message) -> tuple[str, str] | None:
-    """The field's name and the thoughts that a server took out of the content, if any."""
-    for name in ("reasoning_content", "reasoning"):
-        if found := getattr(message, name):
-            return name, str(found)
-    return None
+def _holds_thoughts(text: str | None) -> bool:
+    """Whether a text has marks of thoughts."""
+    return text is not None and answer_text(text, Reading(tag=None)) != text
 
 
 def _sum(logprobs: Sequence[float | None] | None) -> float | None:

@@ -52,6 +52,43 @@ class Wire(BaseModel):
 
 Answer = TypeVar("Answer", bound=Wire)
 
+_THOUGHT_PARTS = ("thinking", "reasoning")
+
+
+class Message(Wire):
+    """An assistant's message; servers may put its thoughts beside the content, or in parts of it.
+
+    Thoughts are in `reasoning_content` (DeepSeek, SGLang, older vLLM), `reasoning` (vLLM,
+    OpenRouter), `reasoning_details` (OpenRouter, perhaps encrypted) or parts of the content
+    (Mistral).
+    """
+
+    content: str | list[Any] | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    reasoning_details: Any = None
+
+    @property
+    def text(self) -> str | None:
+        """The content without thoughts beside it; the texts of a list of parts, joined."""
+        if not isinstance(self.content, list):
+            return self.content
+        texts = [part.get("text") for part in self._parts("text")]
+        return "".join(text for text in texts if isinstance(text, str)) if texts else None
+
+    @property
+    def thoughts(self) -> tuple[str, str] | None:
+        """Thoughts that are not in `text`: the name of their field, and what it holds."""
+        for name in ("reasoning_content", "reasoning", "reasoning_details"):
+            if found := getattr(self, name):
+                return name, str(found)
+        parts = [part for kind in _THOUGHT_PARTS for part in self._parts(kind)]
+        return ("content", str(parts[0])) if parts else None
+
+    def _parts(self, kind: str) -> list[dict[str, Any]]:
+        parts = self.content if isinstance(self.content, list) else []
+        return [part for part in parts if isinstance(part, dict) and part.get("type") == kind]
+
 
 class _Listed(Wire):
     id: str

@@ -59,6 +59,15 @@ def test_thoughts_beside_the_content_are_ignored(name: str, server: Any) -> None
     assert [reply.text for reply in replies] == ["Rating: 3"]
 
 
+def test_thoughts_in_parts_of_the_content_are_ignored(server: Any) -> None:
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Rating: 3"}, 5]
+    server.answer = lambda *_: {"choices": [{"message": {"content": parts}}]}
+    judge = Judge(server.url, "judge", max_tokens=5, concurrency=1, max_errors=0)
+    replies: list[Reply] = []
+    assert not ask_all(judge, [Question("1", "?")], lambda _, reply: replies.append(reply))
+    assert [reply.text for reply in replies] == ["Rating: 3"]
+
+
 def test_thoughts_alone_are_no_reply_and_the_limit_is_named(server: Any) -> None:
     message = {"content": None, "reasoning_content": "let me see"}
     server.answer = lambda *_: {"choices": [{"message": message, "finish_reason": "length"}]}

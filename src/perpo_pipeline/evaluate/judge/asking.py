@@ -11,6 +11,7 @@ from perpo_pipeline.errors import ConfigError, InputError, PerpoError
 from perpo_pipeline.evaluate.judge.images import image_url
 from perpo_pipeline.evaluate.judge.task import Question
 from perpo_pipeline.vlm.openai_server import (
+    Message,
     Refused,
     Server,
     Wire,
@@ -25,12 +26,8 @@ if TYPE_CHECKING:
 PROBE = "Reply with the word yes."
 
 
-class _Message(Wire):
-    content: str | None = None
-
-
 class _Choice(Wire):
-    message: _Message
+    message: Message
     finish_reason: str | None = None
 
 
@@ -166,12 +163,12 @@ class _Asking:
         if len(answer.choices) != 1:
             raise Refused(f"the server returned {len(answer.choices)} choices instead of 1")
         choice = answer.choices[0]
-        if not choice.message.content:
+        if not choice.message.text:
             raise Refused(
                 f"the reply is empty (finish_reason {choice.finish_reason}); a judge that thinks "
                 f"first may need more than --max-tokens {self.judge.max_tokens}"
             )
-        return Reply(choice.message.content, choice.finish_reason)
+        return Reply(choice.message.text, choice.finish_reason)
 
 
 def _message(question: Question) -> dict[str, Any]:
