@@ -160,7 +160,7 @@ def bare_requests(backend: VllmBackend, rows: Sequence[Row]) -> list[Any]:
 
 def bare_params(backend: VllmBackend, num: int, detokenize: bool) -> list[Any]:
     """The same distribution (except for image placeholders) with the same seeds."""
-    sampling = backend.sampling
+    sampling = backend.decoding
     return [
         backend.vllm.SamplingParams(
             n=sampling.num_samples,

@@ -5,7 +5,10 @@ The next command sees only whole artifacts of the killed one, never partial ones
 
 import json
 import os
+import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import polars as pl
@@ -101,6 +104,35 @@ def _close(left: pl.DataFrame, right: pl.DataFrame) -> bool:
         return False
     distance = (left.select(floats) - right.select(floats)).select(pl.all().abs().max())
     return all((value or 0.0) <= 1e-5 for value in distance.row(0))
+
+
+@pytest.mark.slow
+def test_an_evaluation_killed_in_two_processes_ends_in_one_with_the_same_rows(
+    tmp_path: Path,
+) -> None:
+    """Twelve parts of one prompt; the parent is killed as soon as one of them is there."""
+    more = CONFIG.replace("num_prompts: 4", "num_prompts: 12")
+    (tmp_path / "k.yaml").write_text(more.replace("prompts_per_part: 2", "prompts_per_part: 1"))
+    run_stage(tmp_path, "prepare")
+    out, err = tmp_path / "out", tmp_path / "err"
+    command = ("eval", "--config", "k.yaml", "--quiet", "--set", "eval.num_gpus=2")
+    killed = start_perpo(*command, folder=tmp_path, environment=os.environ, out=out, err=err)
+    predictions = tmp_path / "data/k/predictions/base@test"
+    while not (parts := list(predictions.glob("*/part-*.parquet"))):
+        assert killed.poll() is None, err.read_text()
+        time.sleep(0.001)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert len(list(predictions.glob("*/part-*.parquet"))) < 12, "it was killed in mid-run"
+    written = parts[0].stat().st_mtime_ns
+    run_stage(tmp_path, "eval")
+    resumed = open_version(predictions)
+    assert parts[0].stat().st_mtime_ns == written, "what was written is kept"
+    rows = resumed.table()
+    shutil.rmtree(predictions)
+    run_stage(tmp_path, "eval")
+    assert open_version(predictions).fingerprint == resumed.fingerprint
+    assert_same_rows(rows, open_version(predictions).table())
 
 
 @pytest.mark.slow

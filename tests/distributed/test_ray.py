@@ -250,6 +250,32 @@ def test_an_actor_killed_in_mid_run_changes_no_row(
     assert_same(place.sampled(), one_process.sampled())
 
 
+def test_a_killed_evaluation_resumes_with_the_rows_of_one_process(
+    place: Place, cluster: str
+) -> None:
+    """The driver is killed; what its actors were at is answered again."""
+    asked = ["--evaluation", "base", "--set", "eval.splits=train", "--set", "eval.conditions=[]"]
+    command = ["eval", *asked, "--set", "eval.prompts_per_part=3"]
+    ray = ["--set", "eval.engine=ray", "--set", "eval.num_actors=2"]
+    ray += ["--set", f"eval.ray_address={cluster}"]
+    predictions = place.folder / "data/r/predictions/base@train"
+    driver = place.start(*command, *ray)
+    wait_until(lambda: list(predictions.glob("*/part-*.parquet")), driver, PATIENCE_S)
+    driver.kill()
+    driver.wait()
+    kept = {part: part.stat().st_mtime_ns for part in predictions.glob("*/part-*.parquet")}
+    assert 0 < len(kept) < 8
+    code, _, err = place.run(*command, *ray)
+    assert code == 0, err
+    assert {part: part.stat().st_mtime_ns for part in kept} == kept
+    found = open_version(predictions)
+    rows = found.table().to_pylist()
+    shutil.rmtree(predictions)
+    assert place.run(*command)[0] == 0
+    assert open_version(predictions).fingerprint == found.fingerprint
+    assert open_version(predictions).table().to_pylist() == rows and len(rows) == 24
+
+
 def test_a_part_that_kills_its_actors_is_named_after_three_of_them(
     one_process: Place, place: Place, cluster: str
 ) -> None:
@@ -257,7 +283,7 @@ def test_a_part_that_kills_its_actors_is_named_after_three_of_them(
     code, _, err = poisoned(place, cluster, prompts[7])
     assert code == 2, err
     assert "the actor that samples part 2 died 3 times, last as process" in err
-    assert "lower sample.batch_size" in err
+    assert "lower batch_size or num_actors" in err
     assert "part-00002.parquet" not in [part.name for part in place.parts()]
 
 
