@@ -37,7 +37,7 @@ from sample import ENGINE_CASES, interleave, print_table, summarise
 from sample_vllm import make_rows, random_words, save_hub_model
 from sample_ways import NO_TOKEN, Tokens
 from train_step import keep_memory
-from train_step_models import Shape
+from train_step_models import IMAGE, Shape
 
 from perpo_pipeline.config.eval import EvalConfig
 from perpo_pipeline.config.model import ModelConfig
@@ -156,12 +156,14 @@ class Library:
     """transformers as its users run it: a processor, a padded batch, `generate`, `batch_decode`."""
 
     def __init__(self, model: Path) -> None:
-        self.processor = transformers.AutoProcessor.from_pretrained(model, use_fast=False)
+        self.processor = transformers.AutoProcessor.from_pretrained(model, backend="pil")
         self.processor.tokenizer.padding_side = "left"
         self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             model, dtype=torch.float32
         ).eval()
-        self.model.generation_config.eos_token_id = None  # no token ends an answer
+        config = self.model.generation_config
+        config.eos_token_id = None  # no token ends an answer
+        config.suppress_tokens = [IMAGE]  # random weights would draw the placeholder
         self.prefix_tokens = 0
 
     @torch.inference_mode()
