@@ -39,6 +39,8 @@ from fake_openai_server import (
     with_thoughts,
     without_ids,
 )
+from fuzzed_replies import BODIES
+from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from tiny_families import save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
@@ -1013,6 +1015,27 @@ class TestHostileAnswers:
 
         backend = connect(serve(answer, owned_by="someone"), num_samples=1)
         assert "empty answer" in reason_of(sample(backend, 1)[0])
+
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    @given(body=BODIES)
+    def test_any_body_is_a_completion_a_failure_or_an_error(
+        self, serve: Any, connect: Any, body: str
+    ) -> None:
+        """A ConfigError says what the server does with thoughts or prompts."""
+        if not hasattr(self, "backend"):
+            self.server = serve(lambda *_: {}, owned_by="someone")
+            self.backend = connect(self.server, num_samples=1)
+        self.server.answer = lambda *_: Reply(200, body)
+        try:
+            (result,) = sample(self.backend, 1)
+        except ConfigError as error:
+            assert error.what and error.fix
+        else:
+            assert isinstance(result, Failure) or all(c.token_ids for c in result.completions)
 
 
 class TestKeyAndAddress:

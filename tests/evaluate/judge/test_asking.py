@@ -1,33 +1,15 @@
 """What a judge's server may send: a reply, or a reason why there is none."""
 
-import json
 from typing import Any
 
 import pytest
 from fake_openai_server import Reply as Response
 from fake_openai_server import Server as FakeServer
+from fuzzed_replies import BODIES
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from perpo_pipeline.evaluate.judge.asking import Judge, Reply, ask_all
 from perpo_pipeline.evaluate.judge.task import Question
-
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=8,
-)
-MESSAGES = st.fixed_dictionaries(
-    {}, optional={"role": VALUES, "content": VALUES, "reasoning_content": VALUES}
-)
-CHOICES = st.lists(
-    st.fixed_dictionaries({}, optional={"message": MESSAGES | VALUES, "finish_reason": VALUES}),
-    max_size=2,
-)
-BODIES = st.binary(max_size=40) | st.one_of(
-    VALUES, st.fixed_dictionaries({}, optional={"choices": CHOICES | VALUES})
-).map(lambda value: json.dumps(value).encode())
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +21,8 @@ def server() -> Any:
 
 @settings(max_examples=30, deadline=None)
 @given(body=BODIES)
-def test_any_body_is_a_reply_or_a_reason(body: bytes, server: Any) -> None:
-    text = body.decode("latin-1")
-    server.answer = lambda *_: Response(200, text)
+def test_any_body_is_a_reply_or_a_reason(body: str, server: Any) -> None:
+    server.answer = lambda *_: Response(200, body)
     judge = Judge(server.url, "judge", max_tokens=5, concurrency=1, max_errors=1)
     replies: list[Reply] = []
     failures = ask_all(judge, [Question("1", "?")], lambda _, reply: replies.append(reply))
