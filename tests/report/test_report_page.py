@@ -106,11 +106,25 @@ def test_the_page_loads_nothing_from_outside(html):
 def test_the_table_holds_the_metrics_of_the_artifacts(run, html, method):
     cells = Page(html).row("data-method", method)
     metrics = _metrics(run, method)
-    shown = ("ap50", "ap75", "miou", "parse_rate", "out_of_frame_rate")
-    assert cells[1:6] == [_percent(metrics[name]) for name in shown]
-    assert cells[6] == _percent(_metrics(run, f"{method}-other-image")["ap50"])
-    assert cells[7] == _percent(_metrics(run, f"{method}-blank-image")["ap50"])
-    assert cells[8] == "40"
+    shown = ("ap50", "ap75", "miou", "parse_rate")
+    assert cells[1:5] == [_percent(metrics[name]) for name in shown]
+    assert cells[5] == _percent(_metrics(run, f"{method}-other-image")["ap50"])
+    assert cells[6] == _percent(_metrics(run, f"{method}-blank-image")["ap50"])
+    assert cells[7] == "40"
+    assert metrics["out_of_frame_rate"]["value"] == 0 and "out of frame" not in html
+
+
+def test_boxes_out_of_the_frame_have_a_column_where_there_are_any(tmp_path):
+    run = make_synthetic_run(tmp_path, num_prompts=8, methods=("perpo",))
+    far = {"completion": "[0.50, 0.50, 1.50, 1.50]"}
+    _rewritten(run, "base@test", lambda i, row: row | far if i < 2 else row)
+    html = (report(run).path / "report.html").read_text(encoding="utf-8")
+    rates = {m: _metrics(run, m)["out_of_frame_rate"] for m in ("base", "perpo")}
+    assert [row["value"] for row in rates.values()] == [0.25, 0]
+    for model, row in rates.items():
+        assert Page(html).row("data-method", model)[5] == _percent(row)
+        marks = re.findall(rf'<tr[^>]*data-method="{model}".*?</tr>', html, re.DOTALL)[0]
+        assert re.findall(r"<td( class=\"best\")?>", marks)[4] == "", "neither rate is better"
 
 
 def test_the_rows_have_the_order_of_the_papers_table(html):
