@@ -24,14 +24,12 @@ from perpo_pipeline.store.places import (
         ("data.jsonl", "line 2", "data.jsonl:2"),
         ("pages.json", "record 2", "pages.json, record 2"),
         ("val-0.parquet", "val-0.parquet, row 3, answer 1", "val-0.parquet, row 3, answer 1"),
-        ("folder", "refcoco/refs(unc).p, ref 3", "refcoco/refs(unc).p, ref 3"),
         (None, "scene 4", "scene 4"),
     ],
 )
 def test_a_place_is_completed_with_the_name_of_its_file(
     tmp_path: Path, file: str | None, place: str, expected: str
 ) -> None:
-    (tmp_path / "folder").mkdir()
     assert full_place(None if file is None else tmp_path / file, place) == expected
 
 

@@ -153,7 +153,7 @@ def collect(
     }
     if per_dataset is not None:
         facts["seed"] = request.seed
-    file = None if faults.where is None else Path(faults.where)
+    file = _file_of(faults)
     return Prepared(
         PromptRows(checked, request.split, embed=embed, file=file),
         facts,
@@ -161,6 +161,12 @@ def collect(
         bad_rows=[{**f._asdict(), "place": full_place(file, f.place)} for f in faults.found],
         source_rows=[entry.source_row for entry, _ in checked],
     )
+
+
+def _file_of(faults: Faults) -> Path | None:
+    """The dataset's file; None if there are several, which the places name themselves."""
+    where = None if faults.where is None else Path(faults.where)
+    return where if where is not None and where.is_file() else None
 
 
 def _in_order_of_numbers(fault: Fault) -> list[Any]:

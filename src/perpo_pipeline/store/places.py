@@ -17,10 +17,9 @@ _KEY = re.compile(r"(?<!\()\bprompt ([0-9a-f]{16})\b")  # not one that is named 
 def full_place(file: Path | None, place: str) -> str:
     """A place inside a dataset's file together with the file's name: `train.jsonl:2`.
 
-    `place` is "line 2", "record 2", ...; None, a folder, or a file that `place` names itself adds
-    nothing.
+    `place` is "line 2", "record 2", ...; a file that `place` names itself adds nothing.
     """
-    if file is None or file.is_dir() or file.name in place:
+    if file is None or file.name in place:
         return place
     line = place.removeprefix("line ")
     return f"{file.name}:{line}" if line != place else f"{file.name}, {place}"
