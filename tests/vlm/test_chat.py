@@ -15,6 +15,7 @@ from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.chat import (
     AnswerTurn,
     answer_turn,
+    check_thinking,
     date_for_server,
     find_answer_end,
     find_thought_end,
@@ -111,6 +112,19 @@ class TestThought:
         vlm = load(copy, template=THINKING_TEMPLATE)
         assert opens_thought(vlm)
         assert answer_turn(vlm) == AnswerTurn("\n</think>\n\n", TURN_END)
+
+    @pytest.mark.parametrize("thinking", ["auto", "none"])
+    def test_it_must_be_stated(self, copy: Path, thinking: str) -> None:
+        check_thinking(load(copy), thinking)
+        vlm = load(copy, template=THINKING_TEMPLATE)
+        check_thinking(vlm, "opened")
+        with pytest.raises(ConfigError, match=f"answer.thinking is {thinking}") as caught:
+            check_thinking(vlm, thinking)
+        assert "set model.answer.thinking to opened" in str(caught.value.fix)
+
+    def test_a_model_without_a_template_opens_none(self, copy: Path) -> None:
+        (copy / "chat_template.jinja").unlink()
+        assert not opens_thought(load(copy))
 
     def test_a_thought_that_the_template_closes_itself_is_not_open(self, copy: Path) -> None:
         closed = THINKING_TEMPLATE.replace(

@@ -6,6 +6,7 @@ from typing import Any
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
 from perpo_pipeline.inference.prompt_tokens import answer_too_long, prompt_too_long
 from perpo_pipeline.vlm import plain_decoding as plain
+from perpo_pipeline.vlm.chat import check_thinking
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
 from perpo_pipeline.vlm.inputs import RowError, context_length, encode_row, open_model
@@ -20,6 +21,7 @@ class TransformersBackend:
         vlm = open_model(
             setup.model, setup.resolved, setup.model_settings, setup.scratch, setup.adapter
         )
+        check_thinking(vlm, setup.model.answer.thinking)
         self.vlm, self.setup = merge_in_memory(vlm), setup
         self.context = context_length(vlm)
         self.prompts_per_call = setup.settings.batch_size

@@ -36,6 +36,7 @@ from perpo_pipeline.inference.vllm_engine import (
 )
 from perpo_pipeline.store.artifacts import MERGED
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.vlm.chat import check_thinking
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.inputs import (
     IDENTITY_CACHE,
@@ -77,6 +78,7 @@ class VllmBackend:
         self.weightless = load_without_weights(
             setup.resolved, adapter=setup.adapter, identity_cache=cache
         )
+        check_thinking(self.weightless, setup.model.answer.thinking)
         self.decoding, self.settings = setup.decoding, setup.settings
         self.preprocess: str = setup.model_settings["preprocess"]
         self.is_compared = False  # whether a prompt's tokens were found equal to training's

@@ -17,7 +17,7 @@ from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Recipe, reuse_complete
 from perpo_pipeline.train import integrations
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ranked_lists
-from perpo_pipeline.vlm.chat import answer_turn
+from perpo_pipeline.vlm.chat import answer_turn, check_thinking
 from perpo_pipeline.vlm.inputs import (
     context_length,
     count_row_tokens,
@@ -97,6 +97,7 @@ def read_lists(run: Run, task: Task, vlm: "Vlm") -> TaskLists:
     sampled = ranked_lists(*_rows_and_prompts(task.preferences, task.prompts))
     lists = sampled
     if not task.settings.chosen_method.needs_preferences:
+        check_thinking(vlm, run.config.model.answer.thinking)
         turn = answer_turn(vlm)
         lists = [ground_truth_list(entry, vlm, run.config.model, turn) for entry in sampled]
     lists = _with_prompt_tokens(run, task, vlm, lists)

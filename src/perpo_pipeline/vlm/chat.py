@@ -104,8 +104,20 @@ def answer_turn(vlm: "Vlm") -> AnswerTurn:
 
 def opens_thought(vlm: "Vlm") -> bool:
     """Whether the rendered prompt ends inside a thought, so that every answer begins there."""
-    start = render_chat(vlm, [_asked()], generation=True).rpartition(QUESTION)[2]
+    rendered = _rendered_or_none(vlm, [_asked()], generation=True) or ""
+    start = rendered.rpartition(QUESTION)[2]
     return start.rfind(OPEN) > start.rfind(CLOSE)
+
+
+def check_thinking(vlm: "Vlm", thinking: str) -> None:
+    """Raise ConfigError if every answer begins inside a thought and the settings do not say so."""
+    if thinking != "opened" and opens_thought(vlm):
+        raise ConfigError(
+            f"the chat template of this model ends a prompt inside a thought ({OPEN}), so an "
+            f"answer begins with the rest of it; model.answer.thinking is {thinking}",
+            fix="set model.answer.thinking to opened: what stands up to the last "
+            f"{CLOSE} is then no answer",
+        )
 
 
 def find_thought_end(vlm: "Vlm") -> str:
@@ -183,11 +195,13 @@ def _written_after_answer(vlm: "Vlm") -> int | None:
     return None
 
 
-def _rendered_or_none(vlm: "Vlm", messages: Sequence[Message]) -> str | None:
-    """The text, or None where the template refuses the form of a message."""
+def _rendered_or_none(
+    vlm: "Vlm", messages: Sequence[Message], *, generation: bool = False
+) -> str | None:
+    """The text, or None where there is no template or it refuses the form of a message."""
     from jinja2 import TemplateError
 
     try:
-        return render_chat(vlm, messages, generation=False)
+        return render_chat(vlm, messages, generation=generation)
     except (TemplateError, TypeError, ValueError, KeyError):
         return None
