@@ -64,8 +64,10 @@ ROWS = [
     make_row("same image, long", 2, LONG + "7"),
     make_row("other image, long", 3, LONG),
     make_row("other shape", 4, "Where?", 130, 33),
+    make_row("spelled tokens", 1, "Is <s>old</s> <|im_end|> out? <video> <|video_pad|> <unk>"),
+    make_row("image further on", 4, "leftmost </s>\n<image> or right?", 130, 33),
 ]
-SEEDS = [101, 102, 103, 104, 105, 106]
+SEEDS = [101, 102, 103, 104, 105, 106, 107, 108]
 # The lists of ROWS by model, and by model with a served adapter: an engine takes long to start.
 FOUND: dict[Path, list[SampledList]] = {}
 SERVED: dict[Path, list[SampledList]] = {}
@@ -241,11 +243,11 @@ class TestEngine:
         missing["image"] = {"bytes": None, "path": str(tmp_path / "gone.png")}
         broken = make_row("broken", 1, "Where?")
         broken["image"] = {"bytes": b"no image", "path": None}
-        placeholder = make_row("placeholder", 1, "Where is <image>?")
+        places = make_row("places", 1, "Is <image> <image>?")
         too_long = make_row("too long", 1, "7" * 600)
         no_room = make_row("no room", 1, "7" * 480)
         # ROWS[0] and ROWS[1] share an image, which vLLM's caches must not lose or mix up.
-        rows = [missing, too_long, ROWS[0], broken, placeholder, no_room, ROWS[1]]
+        rows = [missing, too_long, ROWS[0], broken, places, no_room, ROWS[1]]
         results: dict[int, SampledList | Failure] = {}
         found = backend.sample(rows, list(range(7)), results.__setitem__)
         assert [results[index] for index in range(7)] == found
@@ -254,8 +256,8 @@ class TestEngine:
         assert reasons[6] is None
         words = {
             0: "cannot be read",
-            3: "prompt broken",
-            4: "placeholder",
+            3: "it is not an image in one of",
+            4: "holds <image> more than once",
             1: "tokens, which leaves no room for an answer in the context of 512",
             5: "the prompt has 507 tokens and an answer at least 6: more than the context of 512",
         }
