@@ -11,7 +11,7 @@ from perpo_pipeline.cli import main
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.train import batches, task
-from perpo_pipeline.vlm import families, models
+from perpo_pipeline.vlm import chat, families, models
 
 CONFIG = """
 run: r
@@ -207,3 +207,42 @@ def test_a_step_that_is_not_shared_evenly_is_reported(
     capsys.readouterr()
     assert perpo("train", "--method", "perpo", "--dry-run", "--num-processes", "3") == 0
     assert "4 lists over 3 processes" in capsys.readouterr().out
+
+
+@pytest.fixture
+def opened(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As if the model's chat template opened a thought."""
+    monkeypatch.setattr(chat, "opens_thought", lambda vlm: True)
+    monkeypatch.setattr(chat, "find_thought_end", lambda vlm: "\n</think>\n\n")
+    return workdir
+
+
+def test_a_thought_that_the_template_opens_must_be_stated_for_sft(
+    opened: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert perpo("train", "--method", "sft", "--dry-run") == 2
+    assert "set model.answer.thinking to opened" in capsys.readouterr().err
+    targets: list[str] = []
+    real = task.ground_truth_list
+
+    def record(entry: Any, vlm: Any, *settings: Any) -> Any:
+        found = real(entry, vlm, *settings)
+        targets.append(vlm.tokenizer.decode(found.completions[0]))
+        return found
+
+    monkeypatch.setattr(task, "ground_truth_list", record)
+    stated = ("--set", "model.answer.thinking=opened")
+    assert perpo("train", "--method", "sft", "--dry-run", *stated) == 0
+    assert targets and all(target.startswith("\n</think>\n\n[") for target in targets)
+    assert perpo("train", "--method", "perpo", "--dry-run") == 0  # trains on what was drawn
+
+
+@pytest.mark.parametrize("stage", ["sample", "eval"])
+def test_a_thought_that_the_template_opens_must_be_stated_for_answers(
+    opened: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    arguments = ("eval", "--evaluation", "base") if stage == "eval" else ("sample",)
+    seed = ("--set", "seed=5")  # nothing is there yet
+    capsys.readouterr()
+    assert perpo(*arguments, *seed) == 2
+    assert "set model.answer.thinking to opened" in capsys.readouterr().err
