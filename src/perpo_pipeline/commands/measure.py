@@ -35,7 +35,8 @@ measure_app = typer.Typer(
 
 Out = Annotated[Path, typer.Option("--out", help="directory for predictions and metrics")]
 OutOfHarness = Annotated[
-    Path, typer.Option("--out", help="directory for the scores of the questions and the metrics")
+    Path | None,
+    typer.Option("--out", help="directory for the scores of the questions and the metrics"),
 ]
 
 Thinking = Annotated[
@@ -259,7 +260,17 @@ def harness(
             "VLMEvalKit's folder",
         ),
     ],
-    out: OutOfHarness,
+    out: OutOfHarness = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="instead of --out: take the logs over as results of this model of the run",
+        ),
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    run: RunName = None,
+    sets: Set = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -268,14 +279,30 @@ def harness(
 
     Prints each number as the harness reports it, in the harness's unit, with a 95 % interval where
     the logs hold the scores of the questions. Writes the scores and the metrics; `perpo compare`
-    pairs two such directories question by question.
+    pairs two such directories question by question, `perpo report` the models of a run.
 
     Example: perpo measure harness logs/llava --out out/llava
+
+    Example: perpo measure harness logs/llava --config configs/demo.yaml --evaluation base
     """
-    from perpo_pipeline.evaluate.harness.measure_logs import measure_logs
+    from perpo_pipeline.evaluate.harness.measure_logs import file_logs, measure_logs
     from perpo_pipeline.run import Console
 
-    _show(measure_logs(logs, out=out, console=Console(quiet)), as_json)
+    if (out is None) == (evaluation is None):
+        raise ConfigError(
+            "logs are taken over either into a directory or into a run",
+            fix="give --out, or --config and --evaluation",
+        )
+    if out is not None:
+        _show(measure_logs(logs, out=out, console=Console(quiet)), as_json)
+        return
+    opened = open_run(config, sets, run=run, quiet=quiet)
+    models = opened.config.eval_models()
+    if evaluation not in models:
+        raise ConfigError(
+            f"--evaluation {evaluation}: this run has no such model", fix=f"choose one of {models}"
+        )
+    _show(file_logs(logs, opened, evaluation), as_json)
 
 
 @measure_app.command(name="best-of-n")

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from perpo_pipeline.config.section import Int, Section
+from perpo_pipeline.config.section import Float, Int, Section
 
 
 class ReportConfig(Section):
@@ -11,5 +11,12 @@ class ReportConfig(Section):
     title: str = Field("PerPO", description="title of the page")
     pictures: Int = Field(
         12, ge=0, description="number of example images with the boxes before and after"
+    )
+    benchmark_margin: Float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="share of the base's value that a model may lose on a general benchmark and "
+        "still count as not worse",
     )
     num_resamples: Int = Field(10_000, ge=100, description="resamples of the paired bootstrap")

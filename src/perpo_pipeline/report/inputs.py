@@ -1,11 +1,12 @@
 """The artifact versions that the page is made from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from perpo_pipeline.config.evaluations import Evaluation
+from perpo_pipeline.config.evaluations import AT, BASE, Evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.run import Run
-from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.artifacts import CURRENT, Version, input_of, open_version
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class SplitInputs:
 class Inputs:
     """The versions by name: metrics per evaluation, adapters per variant.
 
-    The first of `test_sets` is the main one.
+    The first of `test_sets` is the main one. `benchmarks` are the metrics of other harnesses.
     """
 
     metrics: dict[str, Version]
@@ -31,6 +32,7 @@ class Inputs:
     scores: Version
     preferences: Version
     sampled_prompts: Version
+    benchmarks: dict[str, Version]
 
     @property
     def main(self) -> SplitInputs:
@@ -49,6 +51,7 @@ class Inputs:
             "predictions": predictions,
             "prompts": {one.split: one.prompts for one in self.test_sets},
             "adapter": self.adapters,
+            "benchmarks": self.benchmarks,
         }
         named = {f"{kind}/{v}": x for kind, group in groups.items() for v, x in group.items()}
         return {
@@ -64,14 +67,37 @@ def open_inputs(run: Run) -> Inputs:
     config = run.config
     metrics = {name: run.latest("metrics", name) for name in config.eval_variants()}
     scores = run.latest("scores", config.sample.split)
+    adapters = {name: run.latest("adapter", name) for name in config.train.variants()}
     return Inputs(
         metrics=metrics,
         test_sets=tuple(_test_set(run, split, metrics) for split in config.eval.splits),
-        adapters={name: run.latest("adapter", name) for name in config.train.variants()},
+        adapters=adapters,
         scores=scores,
         preferences=run.latest("preferences", config.sample.split),
         sampled_prompts=input_of(scores, "prompts"),
+        benchmarks=_find_benchmarks(run, adapters),
     )
+
+
+def _find_benchmarks(run: Run, adapters: Mapping[str, Version]) -> dict[str, Version]:
+    """The metrics of harnesses in the run by name; those of an older adapter are named, and out."""
+    found: dict[str, Version] = {}
+    for model in run.config.eval_models():
+        folder = run.config.run_dir / "harness"
+        for pointer in sorted(folder.glob(f"{model}{AT}*/{CURRENT}")):
+            name = pointer.parent.name
+            place = run.place("metrics", name)
+            if not (place / CURRENT).is_file():
+                continue
+            metrics = open_version(place, "metrics")
+            measured = input_of(metrics, "harness").manifest["inputs"].get("adapter")
+            if model != BASE and (
+                measured is None or measured["fingerprint"] != adapters[model].fingerprint
+            ):
+                run.say(f"report: {name} is about an older adapter and is left out; measure again")
+                continue
+            found[name] = metrics
+    return found
 
 
 def _test_set(run: Run, split: str, metrics: dict[str, Version]) -> SplitInputs:

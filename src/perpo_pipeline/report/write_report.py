@@ -6,6 +6,7 @@ from dataclasses import asdict
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.report.answered import read_answered
+from perpo_pipeline.report.benchmarks import read_benchmarks
 from perpo_pipeline.report.inputs import Inputs, SplitInputs, open_inputs
 from perpo_pipeline.report.lineage import ancestors
 from perpo_pipeline.report.methods import ReportedMethod, main_method, reported_methods
@@ -96,6 +97,8 @@ def _page(
             pictures=pictures,
             outcome_counts=outcome_counts,
             lineage=ancestors(inputs.by_name().values()),
+            benchmarks=read_benchmarks(run, inputs.benchmarks),
+            benchmark_margin=config.report.benchmark_margin,
             normalised=_normalised(inputs.main),
         )
     )

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.config.evaluations import AT, BASE
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.harness.logs import Aggregate, HarnessLogs
 from perpo_pipeline.evaluate.harness.read_logs import read_logs
 from perpo_pipeline.evaluate.harness.scores import measure_task
-from perpo_pipeline.run import Console, make_at
+from perpo_pipeline.run import Console, Run, make_at
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.writing import Recipe, Writer
@@ -36,23 +37,45 @@ def measure_logs(path: Path, *, out: Path, console: Console | None = None) -> Ve
 
     Returns the metrics. Raises as `read_logs`, before anything is written.
     """
-    console = console or Console()
+    variant = (path if path.is_dir() else path.parent).resolve().name
+    places = (out / "harness", out / "metrics")
+    return _take_over(read_logs(path), variant, {}, places, console or Console())
+
+
+def file_logs(path: Path, run: Run, model: str) -> Version:
+    """As `measure_logs`, as results of a model of the run: under MODEL@HARNESS.
+
+    Nothing in the logs shows that they are this model's: the caller says so. Raises ArtifactError
+    if a trained model has no adapter yet.
+    """
     logs = read_logs(path)
+    variant = f"{model}{AT}{logs.harness}"
+    inputs = {} if model == BASE else {"adapter": run.latest("adapter", model)}
+    places = (run.place("harness", variant), run.place("metrics", variant))
+    return _take_over(logs, variant, inputs, places, run)
+
+
+def _take_over(
+    logs: HarnessLogs,
+    variant: str,
+    inputs: dict[str, Version],
+    places: tuple[Path, Path],
+    console: Console,
+) -> Version:
     measured = measure(logs)
     settings = {
         "harness": logs.harness,
         "files_sha256": {file.name: file_sha256(file) for file in logs.files},
     }
-    variant = (path if path.is_dir() else path.parent).resolve().name
-    recipe = Recipe("harness", variant, STAGE, STAGE_VERSION, settings, notes=measured.notes)
+    recipe = Recipe("harness", variant, STAGE, STAGE_VERSION, settings, inputs, measured.notes)
 
     def write_scores(writer: Writer) -> None:
         writer.write_part(0, measured.scores)
         for message in measured.messages:
             console.say(f"{STAGE} {variant}: {message}")
 
-    made = make_at(out / "harness", recipe, write_scores, console)
-    return write_metrics(made, measured.metrics, out / "metrics", console)
+    made = make_at(places[0], recipe, write_scores, console)
+    return write_metrics(made, measured.metrics, places[1], console)
 
 
 def write_metrics(scores: Version, rows: Sequence[Row], place: Path, console: Console) -> Version:

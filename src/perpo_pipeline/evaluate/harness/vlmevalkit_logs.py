@@ -32,7 +32,8 @@ NUMBERS = re.compile(r"_(acc|score)\.(csv|json)$")
 EVAL_ID = re.compile(r"T\d{8}")
 ONE_SCORE = ("hit", "eval_score", "score")
 ALL_ROWS = ("overall", "none", "")
-# Columns about all questions; the others, such as categories, are about some of them.
+# Columns about all questions, in which more is better; the others, such as categories, are about
+# some of them.
 WHOLE = (
     *("overall", "acc", "aacc", "accuracy", "score", "average", "relative score (main)"),
     *("precision", "recall", "f1", "f1_score"),
@@ -148,10 +149,11 @@ def _aggregates(task: str, rows: Sequence[Row]) -> Iterator[Aggregate]:
         several = f" [{beside}]" if beside and len(rows) > 1 else ""
         for name, value in numbers.items():
             if value is not None:
-                formula = UNKNOWN if several or name.lower() not in WHOLE else None
-                if task.startswith("POPE") and name == "Overall" and not several:
+                is_whole = not several and name.lower() in WHOLE
+                formula = None if is_whole else UNKNOWN
+                if task.startswith("POPE") and name == "Overall" and is_whole:
                     formula = "f1"
-                yield Aggregate(f"{name}{several}", value, None, formula)
+                yield Aggregate(f"{name}{several}", value, True if is_whole else None, formula)
 
 
 def _questions(

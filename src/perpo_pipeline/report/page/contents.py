@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.report.answered import Answered
+from perpo_pipeline.report.benchmarks import Benchmark
 from perpo_pipeline.report.lineage import Ancestor
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.paired import Comparison, Outcomes
@@ -55,6 +56,8 @@ class Contents:
     pictures: Sequence[Picture]
     outcome_counts: Mapping[str, int]
     lineage: Sequence[Ancestor]
+    benchmarks: Sequence[Benchmark]
+    benchmark_margin: float
     normalised: str | None = None
 
     @property

@@ -7,6 +7,7 @@ from markupsafe import Markup, escape
 
 from perpo_pipeline.report.methods import BASE_COLOUR, BASE_LABEL
 from perpo_pipeline.report.page.all_test_sets import all_test_sets
+from perpo_pipeline.report.page.benchmarks import benchmarks_table
 from perpo_pipeline.report.page.contents import Contents
 from perpo_pipeline.report.page.headline import headline, headline_metric
 from perpo_pipeline.report.page.paired import paired_panels
@@ -31,6 +32,7 @@ def render(contents: Contents) -> str:
         missing=missing_answers(contents),
         test_sets=all_test_sets(contents),
         paired=paired_panels(contents),
+        benchmarks=benchmarks_table(contents.benchmarks, contents.benchmark_margin),
         box_colours=_box_colours(contents),
         samples=samples(contents.sampled, contents.sampled_split),
         training=training(contents),
