@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from perpo_pipeline.commands.harness import check_harness_options, run_harness
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
     Config,
@@ -69,6 +70,25 @@ def eval_command(
             "(eval.allow_train_images)",
         ),
     ] = False,
+    harness: Annotated[
+        str | None,
+        typer.Option(help="lmms-eval: run its benchmarks instead of eval.splits, where installed"),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="with --harness: its tasks, separated by commas, e.g. pope,mmbench_en"),
+    ] = None,
+    harness_args: Annotated[
+        str,
+        typer.Option(help="further arguments for the harness, in quotes, e.g. '--limit 100'"),
+    ] = "",
+    harness_python: Annotated[
+        str | None,
+        typer.Option(
+            help="python of the environment that has the harness; default: "
+            "$PERPO_LMMS_EVAL_PYTHON, else this one"
+        ),
+    ] = None,
     sets: Set = None,
     run: RunName = None,
     out: Out = None,
@@ -81,14 +101,18 @@ def eval_command(
     Decodes greedily; every metric has a 95 % interval. Reads the prompts of eval.splits and the
     adapters, and writes predictions and metrics, one of each for every model and split. An adapter
     is refused on images that it was trained on. Completions made elsewhere are measured by
-    `perpo measure`.
+    `perpo measure`. With --harness, lmms-eval measures its own tasks on the base and the merged
+    models; its results become metrics of the run, too.
 
     Example: perpo eval --config configs/demo.yaml --evaluation perpo@test
+
+    Example: perpo eval --config configs/demo.yaml --harness lmms-eval --tasks pope,mmmu_val
 
     Example: perpo eval --config configs/demo.yaml --image-conditioning --evaluation base
     """
     from perpo_pipeline.config.overrides import Override
 
+    check_harness_options(harness, tasks, harness_args, harness_python, image_conditioning, prompts)
     allowed = allow_train_images or None
     opened = open_run(
         config,
@@ -108,7 +132,9 @@ def eval_command(
         opened = _on_given_prompts(opened)
     if adapter is not None:
         _check_one_method(opened, evaluation)
-    if image_conditioning:
+    if tasks is not None:
+        run_harness(opened, evaluation, tasks, harness_args, harness_python, as_json)
+    elif image_conditioning:
         _condition(opened, evaluation, as_json)
     else:
         _evaluate(opened, evaluation, as_json)

@@ -88,6 +88,7 @@ COUNTED: dict[str, Counted] = {
     "predictions": Counted(
         "eval", (*MODEL, *READING), facts=("image", "reward"), unused=_unused_in_predictions
     ),
+    "harness": Counted(None, ("model.id", "model.dtype"), any_facts=True),
     "report": Counted(
         "report",
         ("run", "model.id", "eval.out_of_domain"),

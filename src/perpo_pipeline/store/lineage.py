@@ -16,6 +16,7 @@ ORDER = (
     "reference",
     "adapter",
     "predictions",
+    "harness",
     "metrics",
 )
 

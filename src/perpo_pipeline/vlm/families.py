@@ -109,7 +109,8 @@ class Family:
     frame that its processor leaves of an unpadded image, if that is a crop. `position_axes` is 3
     for multimodal rotary positions (time, height, width). `resized_size` and `image_tokens` follow
     from the processor's settings and the image's size, without pixels. `lora_in_vllm`: vLLM applies
-    the family's language-model LoRA exactly (tests/with_vllm); other adapters are merged first. A
+    the family's language-model LoRA exactly (tests/with_vllm); other adapters are merged first.
+    `lmms_eval` is lmms-eval's name for the class that loads the family's checkpoints. A
     family that is not `known` shares no prefix: it is sampled and trained one full row per
     completion.
     """
@@ -125,6 +126,7 @@ class Family:
     resized_size: Callable[[Any, Size], Size | None] = resized_by_class
     image_tokens: Callable[[Any, Size], int | None] = image_tokens_by_class
     lora_in_vllm: bool = False
+    lmms_eval: str | None = None
     known: bool = True
 
 
@@ -137,6 +139,7 @@ FAMILIES: dict[str, Family] = {
         resized_size=resized_to_setting,
         image_tokens=cropped_image_tokens,
         lora_in_vllm=True,
+        lmms_eval="llava_hf",
     ),
     "llava_next": Family(
         "llava-next",
@@ -144,12 +147,14 @@ FAMILIES: dict[str, Family] = {
         resized_size=cut_into_tiles,
         image_tokens=library_image_tokens,
         lora_in_vllm=True,
+        lmms_eval="llava_hf",
     ),
     "llava_onevision": Family(
         "llava-onevision",
         "LLaVA-OneVision",
         resized_size=cut_into_tiles,
         image_tokens=library_image_tokens,
+        lmms_eval="llava_hf",
     ),
     "qwen2_5_vl": Family(
         "qwen2.5-vl",
@@ -162,6 +167,7 @@ FAMILIES: dict[str, Family] = {
         resized_size=resized_to_multiples,
         image_tokens=library_image_tokens,
         lora_in_vllm=True,
+        lmms_eval="qwen2_5_vl",
     ),
     "qwen3_vl": Family(
         "qwen3-vl",
@@ -173,6 +179,7 @@ FAMILIES: dict[str, Family] = {
         resized_size=resized_to_multiples,
         image_tokens=library_image_tokens,
         lora_in_vllm=True,
+        lmms_eval="qwen3_vl",
     ),
     "internvl": Family(
         "internvl",
@@ -180,6 +187,7 @@ FAMILIES: dict[str, Family] = {
         box_format="internvl",
         resized_size=resized_to_one_tile,
         image_tokens=library_image_tokens,
+        lmms_eval="internvl_hf",
     ),
 }
 

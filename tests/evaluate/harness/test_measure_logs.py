@@ -298,6 +298,18 @@ def test_two_models_are_paired_question_by_question(tmp_path: Path) -> None:
     assert (rows[0]["test"], rows[0]["n"]) == ("mcnemar", 8)
 
 
+def test_right_and_wrong_in_per_cent_get_the_exact_test(tmp_path: Path) -> None:
+    """Right on 5 questions that the other misses, and never worse: 2 * 0.5^5 = 0.0625."""
+    for name, right in (("base", [0] * 5 + [1]), ("perpo", [1] * 6)):
+        questions = [{"score": {"score": r}} for r in right]
+        task = ({"score": 100 * sum(right) / 6}, questions)
+        write_lmms_eval(tmp_path / name, {"quiz": task}, aggregation="<function>")
+        measure_logs(tmp_path / name, out=tmp_path / f"{name}-out")
+    rows, _ = compare_harness(*(harness_of(tmp_path / f"{n}-out") for n in ("perpo", "base")))
+    assert (rows[0]["test"], rows[0]["p_value"]) == ("mcnemar", 0.0625)
+    assert rows[0]["difference"] == pytest.approx(100 * 5 / 6)
+
+
 def test_other_questions_are_an_error(tmp_path: Path) -> None:
     write_lmms_eval(tmp_path / "a", {"quiz": accuracy(RIGHT)})
     write_lmms_eval(tmp_path / "b", {"quiz": accuracy(RIGHT[:7])})

@@ -1,8 +1,11 @@
 """Two models on the same questions of a harness, paired by question."""
 
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from perpo_pipeline.errors import ArtifactError
@@ -15,6 +18,7 @@ STAGE_VERSION = 1
 KEY = ["task", "metric", "doc_id"]
 
 Row = dict[str, Any]
+Floats = npt.NDArray[np.float64]
 
 
 def find_harness(path: Path) -> Version | None:
@@ -49,11 +53,9 @@ def compare_harness(
         paired = _paired(first, second, task, metric, (better, worse))
         images = paired["image"].to_list()
         known = images if None not in images else paired["doc_id"].to_list()
-        compared = paired_row(
-            paired["score"].to_numpy(), paired["score_b"].to_numpy(), known, num_resamples
-        )
+        ours, theirs = (paired[name].to_numpy() for name in ("score", "score_b"))
         named = {"metric": f"{task}/{metric}", "better": names[0], "worse": names[1]}
-        rows.append(named | compared)
+        rows.append(named | paired_scores(ours, theirs, known, num_resamples))
     return rows, [f"{task}/{metric}" for task, metric in sorted(single)]
 
 
@@ -74,6 +76,16 @@ def compare_harness_versions(
 
     written: list[Row] = make_at(out, recipe, work, console).table().to_pylist()
     return written
+
+
+def paired_scores(
+    ours: Floats, theirs: Floats, images: Sequence[Hashable], num_resamples: int
+) -> Row:
+    """As `paired_row`; scores of 0 and 100 are right or wrong, as 0 and 1 are."""
+    in_per_cent = set(ours) | set(theirs) <= {0.0, 100.0}
+    scale = 100.0 if in_per_cent else 1.0
+    row = paired_row(ours / scale, theirs / scale, images, num_resamples)
+    return row | {name: scale * row[name] for name in ("difference", "low", "high")}
 
 
 def _metrics(table: pl.DataFrame) -> set[tuple[str, str]]:

@@ -1,0 +1,194 @@
+"""`perpo eval --harness lmms-eval`: runs lmms-eval on a run's models, and takes its results over.
+
+Each task of each model is a run of its own: a kill loses at most one task, and a task that is
+finished is not run again. The logs stay in the folder of the `harness` artifact made from them.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.config.evaluations import AT, BASE
+from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.errors import ConfigError, PerpoError
+from perpo_pipeline.evaluate.harness.lmms_eval_logs import results_files
+from perpo_pipeline.evaluate.harness.lmms_eval_program import LmmsEval, failed
+from perpo_pipeline.evaluate.harness.logs import LMMS_EVAL
+from perpo_pipeline.evaluate.harness.measure_logs import measure
+from perpo_pipeline.evaluate.harness.read_logs import read_logs
+from perpo_pipeline.run import Run, make
+from perpo_pipeline.store.artifacts import MERGED, Version, open_version
+from perpo_pipeline.store.writing import Recipe, Writer
+from perpo_pipeline.vlm.families import FAMILIES, family_of
+from perpo_pipeline.vlm.files import ResolvedModel
+from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model, model_notes
+
+STAGE_VERSION = 1
+LOGS, OUTPUT = "logs", "lmms-eval.log"
+TASK_NAME = re.compile(r"[A-Za-z0-9_.+-]+")
+TAKES_DTYPE = ("llava_hf",)
+INCLUDE_PATH = "--include_path"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The program, and the user's further arguments."""
+
+    program: LmmsEval
+    model_arguments: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+
+def harness_evaluation(model: str, task: str) -> str:
+    """The variant of a task's `harness` and `metrics`: MODEL@lmms-eval-TASK."""
+    return f"{model}{AT}{LMMS_EVAL}-{task}"
+
+
+def read_tasks(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list, each once; raises ConfigError for other text."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if not TASK_NAME.fullmatch(name):
+            raise ConfigError(
+                f"--tasks: {name!r} is not the name of a task",
+                fix="give names of lmms-eval's tasks, separated by commas, without wildcards",
+            )
+    return names
+
+
+def run_lmms_eval(run: Run, model: str, task: str, asked: Asked) -> Version:
+    """The metrics of one model, `base` or a trained variant, on one task.
+
+    Raises ConfigError if lmms-eval has no class for the model's family, ProcessError if it wrote no
+    results, and as `read_logs`.
+    """
+    resolved, found = find_model(run.config.model, run.scratch)
+    model_class = _model_class(resolved)
+    inputs: dict[str, Version] = {}
+    if model != BASE:
+        place = run.inputs.get("adapter") or run.place("adapter", model)
+        inputs["adapter"] = open_version(place, "adapter")
+    settings = {
+        "harness": LMMS_EVAL,
+        "harness_version": asked.program.version,
+        "model_class": model_class,
+        "task": task,
+        "model_arguments": list(asked.model_arguments),
+        "arguments": list(asked.arguments),
+        "included_sha256": _included(asked.arguments),
+        "model": found["model"],
+        "dtype": found["dtype"],
+    }
+    variant = harness_evaluation(model, task)
+    settings = counted_settings("harness", None, settings)
+    recipe = Recipe(
+        "harness", variant, "eval", STAGE_VERSION, settings, inputs, model_notes(run.config.model)
+    )
+
+    def write_scores(writer: Writer) -> None:
+        if not results_files(writer.path / LOGS):
+            path = _model_folder(run, resolved, inputs, found)
+            words = _words(run, path, model_class, task, found, asked)
+            _run(run, writer, variant, words, asked.program)
+        measured = measure(read_logs(writer.path / LOGS))
+        for name, note in measured.notes.items():
+            writer.note(name, note)
+        for message in measured.messages:
+            run.say(f"eval {variant}: {message}")
+        writer.write_part(0, measured.scores)
+
+    made = make(run, recipe, write_scores, out=run.out and run.out / "harness")
+    metrics = Recipe("metrics", variant, "eval", STAGE_VERSION, {}, {"harness": made})
+
+    def write_metrics(writer: Writer) -> None:
+        writer.write_part(0, measure(read_logs(made.path / LOGS)).metrics)
+
+    return make(run, metrics, write_metrics, out=run.out and run.out / "metrics")
+
+
+def _model_class(resolved: ResolvedModel) -> str:
+    family = family_of(resolved)
+    if family.lmms_eval is None:
+        known = ", ".join(f"{f.label} ({f.lmms_eval})" for f in FAMILIES.values() if f.lmms_eval)
+        raise ConfigError(
+            f"lmms-eval has no class that loads models of the family {family.name}",
+            where=str(resolved.path),
+            fix=f"it has them for {known}; or run a harness yourself on the merged model "
+            "(`perpo merge`) and give its logs to `perpo measure harness`",
+        )
+    return family.lmms_eval
+
+
+def _model_folder(
+    run: Run, resolved: ResolvedModel, inputs: Mapping[str, Version], found: Mapping[str, Any]
+) -> Path:
+    """The folder that lmms-eval loads: the base's, or the merged model's."""
+    from perpo_pipeline.vlm.merging import merge_to_disk
+
+    if "adapter" not in inputs:
+        return resolved.path
+    cache = run.scratch / IDENTITY_CACHE
+    adapter = inputs["adapter"].path
+    return merge_to_disk(resolved, adapter, found["dtype"], run.scratch / MERGED, cache).resolve()
+
+
+def _words(
+    run: Run, path: Path, model_class: str, task: str, found: Mapping[str, Any], asked: Asked
+) -> list[str]:
+    device = run.config.model.device
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "," in str(path) or "=" in str(path):
+        raise ConfigError(
+            "lmms-eval cannot load a model from a path with `,` or `=`", where=str(path)
+        )
+    loading = [f"pretrained={path}", f"device={device}", f"device_map={device}"]
+    if model_class in TAKES_DTYPE:
+        loading.append(f"dtype={found['dtype']}")
+    model_arguments = ",".join([*loading, *asked.model_arguments])
+    words = ["--model", model_class, "--model_args", model_arguments, "--tasks", task]
+    return [*words, "--log_samples", *asked.arguments]
+
+
+def _run(run: Run, writer: Writer, variant: str, words: Sequence[str], program: LmmsEval) -> None:
+    """Run lmms-eval into the version's folder; what an earlier, killed run left is removed."""
+    logs, output = writer.path / LOGS, writer.path / OUTPUT
+    shutil.rmtree(logs, ignore_errors=True)
+    run.say(f"eval {variant}: lmms-eval {program.version} runs; its output is in {output}")
+    try:
+        program.run([*words, "--output_path", str(logs.resolve())], output)
+        if not results_files(logs):
+            raise failed(output, "exit code 0")
+    except PerpoError:
+        shutil.rmtree(logs, ignore_errors=True)
+        raise
+
+
+def _included(arguments: Sequence[str]) -> str | None:
+    """A hash of the tasks in the folder of --include_path, since they decide what is asked."""
+    folder = _value_of(INCLUDE_PATH, arguments)
+    if folder is None:
+        return None
+    if not Path(folder).is_dir():
+        raise ConfigError("no such folder of tasks", where=folder, fix="correct --include_path")
+    total = hashlib.sha256()
+    for file in sorted(Path(folder).rglob("*")):
+        if file.suffix in (".yaml", ".yml", ".py", ".json", ".jsonl"):
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            total.update(f"{file.relative_to(folder)}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
+def _value_of(name: str, words: Sequence[str]) -> str | None:
+    for number, word in enumerate(words):
+        if word == name:
+            return words[number + 1] if number + 1 < len(words) else ""
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
