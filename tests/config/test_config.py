@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from perpo_pipeline.config import faults
 from perpo_pipeline.config.file import load_config
@@ -115,6 +116,18 @@ def test_the_grounding_recipes_train_and_test_on_all_of_refers_datasets(family: 
         "refcocog_val": (["refcocog"], ["val"]),
         "refcocog_test": (["refcocog"], ["test"]),
     }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_the_grounding_recipe_takes_the_sections_for_own_data(page: str, tmp_path: Path) -> None:
+    text = (CONFIGS.parent / page).read_text()
+    _, copied = text.split(
+        "copy of\n`configs/llava15" if "data" in page else "Copy `configs/llava15"
+    )
+    own = yaml.safe_load(copied.split("```yaml\n")[1].split("```")[0])
+    recipe = yaml.safe_load((CONFIGS / "llava15-grounding.yaml").read_text())
+    config = load_config(write(tmp_path, yaml.safe_dump({**recipe, **own}, sort_keys=False)))
+    assert list(config.prepare) == ["train", "test"] and config.eval.splits == ["test"]
 
 
 def test_a_method_inherits_the_sections_settings_and_overrides_them(tmp_path: Path) -> None:
