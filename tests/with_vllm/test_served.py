@@ -289,10 +289,41 @@ class TestRun:
         assert_same_rows(disturbed, undisturbed)
 
 
-def test_a_hostile_generation_config_changes_nothing(hub_model: HubModel, tmp_path: Path) -> None:
+def name_thoughts(model: Path) -> None:
+    """Give two bytes that no prompt has the names of the marks around thoughts."""
+    file = model / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    for byte, mark in (("\u0100", "<think>"), ("\u0101", "</think>")):
+        number = vocab[mark] = vocab.pop(byte)
+        tokenizer["added_tokens"].append(
+            {"id": number, "content": mark, "special": False, "single_word": False}
+            | dict.fromkeys(("lstrip", "rstrip", "normalized"), False)
+        )
+    tokenizer["added_tokens"].sort(key=lambda token: token["id"])
+    file.write_text(json.dumps(tokenizer))
+
+
+def message_of(server: Server) -> Row:
+    """The message that the server sends for a short text."""
+    body = {"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": "where?"}]}
+    request = urllib.request.Request(
+        f"{server.url}/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=PART_S) as reply:
+        found: Row = json.load(reply)["choices"][0]["message"]
+    return found
+
+
+def test_a_hostile_generation_config_and_a_reasoning_parser_change_nothing(
+    hub_model: HubModel, tmp_path: Path
+) -> None:
     """The server reads the file, and the rows equal those of an engine without it in this process.
 
     The file has no max_new_tokens: no request can override it, and truncated answers are refused.
+    The parser takes all of an answer for thoughts that never end; token ids say what was drawn.
     """
     model = hub_model("qwen3_vl")
     hostile = shutil.copytree(model, tmp_path / "hostile")
@@ -301,8 +332,11 @@ def test_a_hostile_generation_config_changes_nothing(hub_model: HubModel, tmp_pa
     file.write_text(json.dumps(json.loads(file.read_text()) | wishes))
     (tmp_path / "run").mkdir()
     folder = prepare(tmp_path / "run", hostile, 6)
-    server = Server(tmp_path / "log", hostile)
+    name_thoughts(hostile)
+    server = Server(tmp_path / "log", hostile, "--reasoning-parser", "deepseek_r1")
     try:
+        message = message_of(server)
+        assert message["reasoning"] and not message["content"]
         version = sample(folder, "served", server)
     finally:
         server.kill()
