@@ -387,6 +387,45 @@ def test_a_normal_form_that_does_not_exist_is_refused(tmp_path, capsys, forms):
     assert f"--normalise {forms!r} cannot be read" in capsys.readouterr().err
 
 
+def test_any_number_of_boxes_is_measured_with_and_without_targets(tmp_path, capsys):
+    """Of three rows with targets one names no box; of two without, one denies."""
+    size = {"width": 100, "height": 100}
+    two = {"gt_boxes": [[0, 0, 50, 50], [60, 60, 100, 100]], **size}
+    rows = [
+        {"completion": "[0.6, 0.6, 1, 1] [0, 0, 0.5, 0.5]", **two},
+        {"completion": "[0, 0, 0.5, 0.5]", **two},
+        {"completion": "[]", **two},
+        {"completion": "There is no dog in the image.", "gt_boxes": [], **size},
+        {"completion": "[0, 0, 1, 1]", "gt_boxes": [], **size},
+    ]
+    made = measure_boxes(
+        write(tmp_path / "f.jsonl", rows), out=tmp_path / "o", box_format="llava", frame="full"
+    )
+    found = values(made)
+    assert found["mean_set_iou"] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert found["detection_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert (found["t_acc"], found["n_acc"], found["denial_rate"]) == (2 / 3, 1 / 2, 1 / 2)
+    assert (found["all_found"], found["parse_rate"]) == (2 / 5, 1)
+    assert "ap50" not in found
+    predictions = input_of(made, "predictions")
+    assert predictions.manifest["settings"]["task"] == "mixed"
+    only = measure_boxes(
+        write(tmp_path / "g.jsonl", rows[3:]), out=tmp_path / "p", box_format="llava", frame="full"
+    )
+    assert input_of(only, "predictions").manifest["settings"]["task"] == "no-target"
+
+
+def test_two_kinds_of_truth_on_a_line_are_refused(tmp_path):
+    file = write(tmp_path / "f.jsonl", [{**GROUNDING, "gt_boxes": []}])
+    with pytest.raises(InputError, match=r"line 1: unknown keys \['gt_boxes'\]"):
+        measure_boxes(file, out=tmp_path / "o", box_format="llava", frame="full")
+    bad = {key: value for key, value in GROUNDING.items() if key != "gt_box"}
+    for boxes, fault in (("x", "is not a list of boxes"), ([[3, 3, 1, 1]], r"\[0\] is inverted")):
+        file = write(tmp_path / "f.jsonl", [{**bad, "gt_boxes": boxes}])
+        with pytest.raises(InputError, match=f"line 1: gt_boxes ?{fault}"):
+            measure_boxes(file, out=tmp_path / "o", box_format="llava", frame="full")
+
+
 def test_a_bad_file_leaves_nothing_behind(tmp_path):
     file = write(tmp_path / "bad.jsonl", [GROUNDING, {**GROUNDING, "gt_box": [3, 3, 1, 1]}])
     with pytest.raises(InputError, match="line 2"):

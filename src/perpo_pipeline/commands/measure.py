@@ -90,8 +90,9 @@ def boxes(
     """Measure boxes in completions made elsewhere.
 
     Prints AP50, AP75, mean IoU and the parse rate. Each line of FILE has completion, gt_box, width
-    and height; with --frame resized also resized [w, h]. The format and the frame are never
-    guessed. Writes predictions and metrics.
+    and height; with --frame resized also resized [w, h]. For any number of boxes it has gt_boxes
+    instead of gt_box, [] for none. The format and the frame are never guessed. Writes predictions
+    and metrics.
 
     Example: perpo measure boxes FILE.jsonl --box-format llava --frame full --out DIR
     """

@@ -36,6 +36,8 @@ from perpo_pipeline.store.writing import Recipe, Writer
 STAGE = "measure"
 STAGE_VERSION = 2
 REWARD = "auto"
+MIXED = "mixed"
+"""The task of a file whose rows have several: `perpo compare` compares their mean reward."""
 POPE_READING = 2  # goes up when answers to POPE are read otherwise
 DEFAULT_ANSWER = AnswerConfig()
 
@@ -195,16 +197,17 @@ def _measure(
 ) -> Version:
     """Write predictions and metrics; `settings` count beside those of every file."""
     console = console or Console()
+    truth = _prompts(file.rows)
+    tasks = tasks_of(truth)
     counted = {
-        "task": task,
+        "task": tasks[0] if len(tasks) == 1 else MIXED,
         "reward": {REWARD: 1.0},
         "file_sha256": file_sha256(path),
         "normalise": list(normalise),
         **reading.text_settings(),
         **(settings or {}),
     }
-    truth = _prompts(file.rows)
-    measured = [metric.name for metric in measured_metrics(tasks_of(truth))]
+    measured = [metric.name for metric in measured_metrics(tasks)]
     for message in missing_metrics([task]).values():
         console.say(f"{STAGE} {path.stem}: {message}")
     _print_mended(console, path, file.mended)

@@ -2,6 +2,8 @@
 
     {"completion": "[0.1, 0.2, 0.5, 0.9]", "gt_box": [x1, y1, x2, y2], "width": 640, "height": 480}
                                                boxes in pixels of the original image, xyxy
+    {"completion": "[]", "gt_boxes": [], "width": 640, "height": 480}
+                                               any number of boxes; none: nothing is there
     {"completion": "...", "gt_text": "..."}    pages (ocr) and short answers (vqa)
     [{"image": ..., "question": ..., "label": <true text>, "answer": <completion>}]   Fox, ocr
 
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.answers.truth import box_fault
+from perpo_pipeline.answers.truth import truth_fault
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, json_lines, parse_json, read_text
 
@@ -27,7 +29,8 @@ KEYS = {
     "ocr": ("completion", "gt_text"),
     "vqa": ("completion", "gt_text"),
 }
-"""The keys that each line must have, by task."""
+"""The keys that each line must have, by task; BOX_LIST may take the place of `gt_box`."""
+BOX_LIST = "gt_boxes"
 OPTIONAL_KEYS = ("split", "dataset", "id", "image")
 FOX_KEYS = ("image", "question", "label", "answer")
 UNNAMED = "unnamed"
@@ -40,8 +43,8 @@ class PredictionFile:
     """The checked rows of a file, in its order, and the number of mended completions.
 
     A row has prompt_id, split, dataset, task, image_key (None if the line names no image),
-    completion and its truth: gt_text, or gt_box (xyxy px), width, height, and resized (None for
-    other frames).
+    completion and its truth: gt_text, or gt_box (xyxy px) or gt_boxes, width, height, and resized
+    (None for other frames).
     """
 
     rows: list[Row]
@@ -136,6 +139,8 @@ def _fox_entries(text: str, faults: Faults) -> Iterator[tuple[str, str, Row]]:
 
 def _faults_of(raw: Row, task: str, needs_resized: bool) -> list[str]:
     required = [*KEYS[task], *(["resized"] if needs_resized else [])]
+    if task == "grounding" and BOX_LIST in raw and "gt_box" not in raw:
+        required[required.index("gt_box")] = BOX_LIST
     faults = [f"`{key}` is missing" for key in required if raw.get(key) is None]
     unknown = sorted(set(raw) - {*required, *OPTIONAL_KEYS})
     if "resized" in unknown:
@@ -177,7 +182,8 @@ def _box_faults(raw: Row, needs_resized: bool) -> list[str]:
         isinstance(resized, list) and len(resized) == 2 and all(map(_is_size, resized))
     ):
         faults.append(f"`resized` is not [width, height] in whole pixels: {resized!r}")
-    if not faults and (fault := box_fault(raw["gt_box"], raw["width"], raw["height"])):
+    truth = (raw.get("gt_box"), raw.get(BOX_LIST), None)
+    if not faults and (fault := truth_fault(*truth, raw["width"], raw["height"])):
         faults.append(fault)
     return faults
 
@@ -196,6 +202,8 @@ def _row(raw: Row, task: str, name: str) -> Row:
         "width": raw.get("width"),
         "height": raw.get("height"),
     }
+    if raw.get(BOX_LIST) is not None:
+        truth[BOX_LIST] = [[float(v) for v in one] for one in raw[BOX_LIST]]
     return {
         "key": key,
         "prompt_id": question_key(task, split, dataset, key, *truth.values()),
