@@ -75,7 +75,7 @@ def test_a_model_is_loaded_once_for_all_its_evaluations(
     ]
     head, *lines = said.err.split("all splits:\n")[1].splitlines()[:3]
     assert head.split() == ["ap50,", "%", "one", "broken", "two"]
-    assert lines[1].split() == ["prompts", "3", "1", "4"]
+    assert lines[1].split() == ["n", "3", "1", "4"]
     assert run("eval") == 0
     assert loads == ["open", "close"], "nothing to decode, so nothing to load"
 

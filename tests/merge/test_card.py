@@ -159,7 +159,7 @@ def test_the_model_and_its_base_stand_side_by_side_on_every_split(run: Path, car
     lines = card.split("All test sets:\n```\n")[1].split("```")[0].splitlines()
     assert [line.split() for line in (lines[0], lines[-1])] == [
         ["ap50,", "%", "more", "test"],
-        ["prompts", "2", "3"],
+        ["n", "2", "3"],
     ]
     for split in ("more", "test"):
         for model in ("perpo", "base"):

@@ -76,7 +76,7 @@ def splits_table(rows: Sequence[Mapping[str, Any]], out_of_domain: Collection[st
 
     Rows have model, split, name, value and n. The main metric of a split is the first in METRICS
     that it has. Splits out of domain have blocks of their own. The last line of a block has the
-    number of prompts of each split.
+    number of prompts that the metric is over, n.
     """
     splits = dict.fromkeys(row["split"] for row in rows)
     blocks: dict[tuple[str, bool], list[str]] = {}
@@ -100,7 +100,7 @@ def _splits_block(
     lines = [
         [title + " (out of domain)" * is_outside, *splits],
         *([model, *(values.get((model, split), "-") for split in splits)] for model in models),
-        ["prompts", *(counts[split] for split in splits)],
+        ["n", *(counts[split] for split in splits)],
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
