@@ -1,6 +1,7 @@
 """Boxes that look like shares of their images are a question to the user, with few false alarms."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def test_images_of_both_sizes_speak_against_each_other() -> None:
 
 def test_one_box_beyond_1000_or_below_0_is_enough_for_pixels() -> None:
     assert looks_like_thousandths(shapes(50, 2000, 1500)) is not None
-    for box in [(0, 0, 1000.5, 9), (-0.2, 0, 9, 9)]:
+    assert looks_like_thousandths(shapes(50, 2000, 1500, (-1, 0, 1001, 9))) is not None, "rounded"
+    for box in [(0, 0, 1001.5, 9), (-1.2, 0, 9, 9)]:
         assert looks_like_thousandths(shapes(50, 2000, 1500) + shapes(1, 2000, 1500, box)) is None
 
 
@@ -125,3 +127,24 @@ def test_fractions_are_converted_where_they_are_declared(tmp_path: Path) -> None
 def test_a_converted_box_outside_the_image_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"outside the image .* \(converted from thousandths\)"):
         read(tmp_path, "thousandths", {"gt_box": [0, 0, 1200, 10]})
+
+
+def test_real_boxes_are_doubted_only_where_they_are_in_thousandths(realdata: Path) -> None:
+    """RefCOCO testA, 5,657 boxes: as they are; and on images three times as large, in both units.
+
+    Draws of a few boxes stand for small datasets.
+    """
+    records = json.loads((realdata / "refcoco_gt" / "refcoco_testA.json").read_text())
+    draw = random.Random(0)
+    for scale, counts in ((1, (3, 10, 100)), (3, (3, 10, 100))):
+        for count in [*counts * 20, len(records)]:
+            pixels, thousandths = [], []
+            for record in draw.sample(records, count):
+                x, y, w, h = record["bbox"]
+                width, height = record["width"], record["height"]
+                flat, size = [x, y, x + w, y + h], (scale * width, scale * height)
+                pixels.append(Shape("", [scale * value for value in flat], *size))
+                shares = [v / (height if i % 2 else width) for i, v in enumerate(flat)]
+                thousandths.append(Shape("", [round(1000 * share) for share in shares], *size))
+            assert looks_like_thousandths(pixels) is None
+            assert looks_like_thousandths(thousandths) is not None or count == 3

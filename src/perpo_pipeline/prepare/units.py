@@ -20,7 +20,8 @@ from perpo_pipeline.errors import InputError
 
 Unit = Literal["pixels", "thousandths", "fraction"]
 PARTS: Mapping[Unit, float] = {"thousandths": 1000.0, "fraction": 1.0}
-LEAST_ODDS = 20.0
+ROUNDING = 1.0
+LEAST_ODDS, ODDS_OUTSIDE = 20.0, 10.0
 LEAST_OUTSIDE, LEAST_SHARE_OUTSIDE = 3, 0.1
 
 
@@ -77,29 +78,32 @@ def refuse_other_units(
 def looks_like_thousandths(shapes: Sequence[Shape]) -> str | None:
     """What speaks for boxes in thousandths of the image where pixels are expected, or None.
 
-    Nothing does unless all coordinates are from 0 to 1000. Then one of two things:
+    Nothing does unless all coordinates are from 0 to 1000 (or 1 beyond: annotations are rounded).
+    Then one of two things:
 
     - Boxes lie outside their images: three or more, and a tenth of all or more.
-    - All lie inside, but chance hardly explains that none reaches beyond 1000. The far corners of
-      boxes in pixels are at most (width, height), those in thousandths at most (1000, 1000). If
-      they are spread evenly, both hold by chance with the odds of (width / 1000 x height / 1000),
-      multiplied over all boxes; 20 or more is a doubt. This is never reached where images are
-      640 x 480 or 1280 x 720, and with 5 boxes on images of 1920 x 1080.
+    - Chance hardly explains that none reaches beyond 1000. The far corners of boxes in pixels are
+      at most (width, height), those in thousandths at most (1000, 1000). If they are spread
+      evenly, a box inside its image has the odds of width / 1000 x height / 1000 to be in
+      thousandths. One outside counts as 10, because in pixels it would be a bad row. The product
+      over all boxes must be 20 or more: 5 boxes on images of 1920 x 1080, never on images of
+      640 x 480 or 1280 x 720 that hold their boxes.
     """
-    if not all(0 <= value <= 1000 for shape in shapes for value in shape.flat):
+    low, high = -ROUNDING, 1000 + ROUNDING
+    if not all(low <= value <= high for shape in shapes for value in shape.flat):
         return None
     outside = [shape for shape in shapes if shape.is_outside]
-    if len(outside) >= max(LEAST_OUTSIDE, LEAST_SHARE_OUTSIDE * len(shapes)):
+    are_many = len(outside) >= max(LEAST_OUTSIDE, LEAST_SHARE_OUTSIDE * len(shapes))
+    if not shapes or not (are_many or _are_odds_high(shapes)):
+        return None
+    if outside:
         return (
             f"{len(outside)} of {len(shapes)} boxes reach beyond their images, but none beyond "
             f"1000, for example {outside[0]}"
         )
-    large = max(shapes, key=lambda shape: shape.width * shape.height, default=None)
-    if outside or large is None or not _are_odds_high(shapes):
-        return None
     return (
         f"none of the {len(shapes)} boxes reaches beyond 1000, though images are larger, "
-        f"for example {large}"
+        f"for example {max(shapes, key=lambda shape: shape.width * shape.height)}"
     )
 
 
@@ -109,7 +113,10 @@ def _is_flat(flat: Any) -> bool:
 
 
 def _are_odds_high(shapes: Sequence[Shape]) -> bool:
-    logs = (math.log(shape.width * shape.height / 1e6) for shape in shapes)
+    odds = (
+        ODDS_OUTSIDE if shape.is_outside else shape.width * shape.height / 1e6 for shape in shapes
+    )
+    logs = map(math.log, odds)
     return math.fsum(logs) >= math.log(LEAST_ODDS)
 
 
