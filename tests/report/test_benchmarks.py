@@ -63,8 +63,11 @@ def page(run: Run) -> Page:
 def test_base_and_trained_model_are_compared_on_the_same_questions(
     run: Run, tmp_path: Path
 ) -> None:
-    """100 questions: the same; 20 lost of 90; and an aggregate without its questions."""
-    same, lost = quiz(right(90, 10)), quiz(right(70, 30))
+    """The same scores of 400 questions; 20 lost of 90; and an aggregate without its questions.
+
+    No change among 400 questions: at most 1 - 0.025^(1/400) = 0.0092, within 2 % of 0.9.
+    """
+    same, lost = quiz(right(360, 40)), quiz(right(70, 30))
     tasks = {"keeps": same, "loses": quiz(right(90, 10)), "mme": ({"score": 1510.7}, None)}
     write_lmms_eval(tmp_path / "base", tasks)
     write_lmms_eval(tmp_path / "perpo", tasks | {"loses": lost, "mme": ({"score": 1490.0}, None)})
@@ -73,10 +76,10 @@ def test_base_and_trained_model_are_compared_on_the_same_questions(
     found = page(run)
     keeps = found.row("data-benchmark", "perpo keeps/acc")
     assert keeps[2:7] == [
-        "0.900 [0.826, 0.945]",
-        "0.900 [0.826, 0.945]",
-        "+0.000 [+0.000, +0.000]",
-        "100",
+        "0.900 [0.867, 0.926]",
+        "0.900 [0.867, 0.926]",
+        "+0.000 [-0.009, +0.009]",
+        "400",
         "not worse",
     ]
     loses = found.row("data-benchmark", "perpo loses/acc")
@@ -88,6 +91,15 @@ def test_base_and_trained_model_are_compared_on_the_same_questions(
     text = " ".join(" ".join(found.text).split())
     assert "Of 3 numbers: 1 not worse, 1 worse, 1 not judged." in text
     assert "a loss of 2 % of the base's value" in text.replace("\u00a0", " ")
+
+
+def test_a_few_questions_without_a_change_show_nothing(run: Run, tmp_path: Path) -> None:
+    """1 - 0.025^(1/10) = 0.308: ten equal answers are no evidence."""
+    write_lmms_eval(tmp_path / "logs", {"quiz": quiz(right(9, 1))})
+    for model in ("base", "perpo"):
+        file_logs(tmp_path / "logs", run, model)
+    cells = page(run).row("data-benchmark", "perpo quiz/acc")
+    assert (cells[4], cells[6]) == ("+0.000 [-0.308, +0.308]", "not shown")
 
 
 def test_a_run_without_benchmarks_has_no_such_section(run: Run) -> None:

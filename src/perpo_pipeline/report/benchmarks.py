@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
+
 from perpo_pipeline.config.evaluations import AT, BASE
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.harness.compare_harness import compare_harness
@@ -113,10 +115,29 @@ def _differences(
         rows, _ = compare_harness(after, base, num_resamples=num_resamples)
     except ArtifactError:
         return {}, OTHER_QUESTIONS
-    return {
-        row["metric"]: Estimate(row["difference"], row["low"], row["high"], row["n"])
-        for row in rows
-    }, NO_PAIRS
+    highest = _highest_scores(after, base)
+    return {row["metric"]: _difference(row, highest[row["metric"]]) for row in rows}, NO_PAIRS
+
+
+def _difference(row: Row, highest: float) -> Estimate:
+    """The paired difference; if no score differs, the interval is what n questions allow.
+
+    The bootstrap's is then a single point, however few the questions. Without a change among n,
+    the share of changes is below 1 - 0.025 ** (1 / n) (Clopper and Pearson 1934), and one change
+    costs `highest` at most.
+    """
+    low, high, n = row["low"], row["high"], row["n"]
+    if low == high == 0:
+        high = highest * (1 - 0.025 ** (1 / n))
+        low = -high
+    return Estimate(row["difference"], low, high, n)
+
+
+def _highest_scores(*versions: Version) -> dict[str, float]:
+    """The highest score of a question by metric: 1 or 100 where answers are right or wrong."""
+    table = pl.concat([pl.DataFrame(version.table()) for version in versions])
+    highest = table.group_by("task", "metric").agg(pl.col("score").abs().max())
+    return {f"{task}/{metric}": score for task, metric, score in highest.iter_rows()}
 
 
 def _estimates(version: Version) -> dict[str, Estimate]:

@@ -1,14 +1,18 @@
 """Finished logs of lmms-eval and VLMEvalKit: taken over, measured, and refused."""
 
+import contextlib
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_logs import write_lmms_eval, write_tsv, write_xlsx
+from harness_logs import sample, write_lmms_eval, write_tsv, write_xlsx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from perpo_pipeline.errors import ArtifactError, InputError, MissingDependencyError
+from perpo_pipeline.errors import ArtifactError, InputError, MissingDependencyError, PerpoError
 from perpo_pipeline.evaluate.harness.compare_harness import compare_harness, find_harness
 from perpo_pipeline.evaluate.harness.measure_logs import measure_logs
 from perpo_pipeline.evaluate.metrics import find_metric
@@ -278,6 +282,50 @@ def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, text: str, mes
     (tmp_path / "m" / "m_MMBench_DEV_EN_gpt4_result.tsv").write_text(text.replace(",", "\t"))
     with pytest.raises(InputError, match=message):
         measure_logs(tmp_path / "m", out=tmp_path / "out")
+
+
+# --- any bytes ------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+ODD = st.sampled_from([10**400, "\ud800", float("nan"), float("inf"), {"score": 10**400}, [[]]])
+ANYTHING = JSON | ODD
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    number=ANYTHING,
+    values=st.lists(ANYTHING, min_size=1, max_size=4),
+    names=st.tuples(st.sampled_from(["quiz", "\ud800", "../x", ""]), st.text(max_size=4)),
+    more=st.dictionaries(
+        st.sampled_from(["configs", "n-samples", "config", "versions", "higher_is_better"]),
+        ANYTHING,
+    ),
+    row=st.dictionaries(st.sampled_from(["doc_id", "input", "input_media"]), ANYTHING),
+)
+def test_odd_logs_are_measured_or_refused_in_one_message(
+    tmp_path: Path,
+    number: Any,
+    values: list[Any],
+    names: tuple[str, str],
+    more: Row,
+    row: Row,
+) -> None:
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    task, metric = names
+    file = write_lmms_eval(folder / "logs", {"quiz": ({metric: number}, [{}])})
+    results = json.loads(file.read_text()) | more
+    results["results"] = {task: {f"{metric},none": number}}
+    file.write_text(json.dumps(results))
+    lines = [json.dumps(sample(i, {metric: value}) | row) for i, value in enumerate(values)]
+    next((folder / "logs").glob("*.jsonl")).write_text("\n".join(lines))
+    with contextlib.suppress(PerpoError):
+        measure_logs(folder / "logs", out=folder / "out")
 
 
 # --- pairs ----------------------------------------------------------------------------------------

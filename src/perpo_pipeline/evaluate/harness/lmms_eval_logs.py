@@ -18,6 +18,7 @@ from perpo_pipeline.evaluate.harness.logs import (
     TaskLog,
     number_of,
     question_sha256,
+    storable,
 )
 from perpo_pipeline.json_files import Faults, Row, read_json, read_json_lines
 
@@ -68,8 +69,9 @@ def read_lmms_eval(files: Sequence[Path]) -> HarnessLogs:
                 )
             tasks[task.task] = task
     version = found[0][1].get("lmms_eval_version")
-    named = None if version is None else str(version)
-    return HarnessLogs(LMMS_EVAL, next(iter(models)), named, tuple(tasks.values()), tuple(read))
+    return HarnessLogs(
+        LMMS_EVAL, next(iter(models)), _text(version), tuple(tasks.values()), tuple(read)
+    )
 
 
 def _checked(file: Path, results: Any) -> Row:
@@ -83,17 +85,20 @@ def _checked(file: Path, results: Any) -> Row:
 def _model(results: Row) -> str:
     config = results.get("config")
     named = config.get("model_args") if isinstance(config, dict) else None
-    return str(results.get("model_name") or named or "unknown")
+    return storable(results.get("model_name") or named or "unknown")
 
 
 def _tasks(file: Path, results: Row, read: list[Path]) -> Iterator[TaskLog]:
     stem = file.name.removesuffix(RESULTS)
-    for task, numbers in results["results"].items():
+    for named, numbers in results["results"].items():
+        task = storable(named)
         if not isinstance(numbers, dict):
             raise InputError(f"`results.{task}` is not an object", where=str(file), fix=AGAIN)
         aggregates, notes = _aggregates(results, task, numbers)
         if not aggregates and not notes:
             continue  # a group that only lists its tasks
+        if Path(task).name != task:
+            raise InputError(f"{task!r} is no task's name", where=str(file), fix=AGAIN)
         samples = file.with_name(f"{stem}{SAMPLES}{task}.jsonl")
         asked = None
         if samples.is_file():
@@ -127,7 +132,7 @@ def _aggregates(results: Row, task: str, numbers: Row) -> tuple[list[Aggregate],
             continue
         direction = directions.get(name)
         better = direction if isinstance(direction, bool) else None
-        metric = name if filtered == NO_FILTER else f"{name},{filtered}"
+        metric = storable(name if filtered == NO_FILTER else f"{name},{filtered}")
         scale = 1.0 if name in means else None
         found.append(Aggregate(metric, number, better, scale=scale))
     return found, notes
@@ -169,9 +174,10 @@ def _read_samples(file: Path) -> tuple[Asked, ...]:
         if not isinstance(doc_id, int | str) or isinstance(doc_id, bool):
             faults.add(f"line {number}", "`doc_id` is missing or neither a number nor a text")
             continue
-        if str(doc_id) in found:
-            repeated.add(str(doc_id))
-        found[str(doc_id)] = _asked(str(doc_id), row)
+        name = storable(doc_id)
+        if name in found:
+            repeated.add(name)
+        found[name] = _asked(name, row)
     faults.check()
     if repeated and len(repeated) < len(found):
         raise InputError(
@@ -184,7 +190,8 @@ def _read_samples(file: Path) -> tuple[Asked, ...]:
 
 def _asked(doc_id: str, row: Row) -> Asked:
     media = row.get("input_media")
-    image = media[0] if isinstance(media, list) and media and isinstance(media[0], str) else None
+    first = media[0] if isinstance(media, list) and media else None
+    image = storable(first) if isinstance(first, str) else None
     digest = question_sha256(row.get("input"), row.get("target"))
     return Asked(doc_id, digest, image, row)
 
@@ -197,4 +204,4 @@ def _part(results: Row, *keys: str) -> Row:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else storable(value)

@@ -76,4 +76,14 @@ def question_sha256(*parts: Any) -> str:
 
 def number_of(value: Any) -> float | None:
     """A number or a truth value as a float; None for anything else."""
-    return float(value) if isinstance(value, bool | int | float) else None
+    if not isinstance(value, bool | int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return None
+
+
+def storable(text: Any) -> str:
+    """The value as a text that a table can hold: halves of characters become U+FFFD."""
+    return str(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")

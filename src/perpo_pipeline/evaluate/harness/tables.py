@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.errors import InputError, MissingDependencyError
+from perpo_pipeline.evaluate.harness.logs import number_of
 from perpo_pipeline.json_files import Row, read_json, read_text
 
 FORMATS = ("csv", "tsv", "json", "xlsx")
@@ -36,7 +37,7 @@ def number_in(cell: Any) -> float | None:
             return float(cell)
         except ValueError:
             return None
-    return float(cell) if isinstance(cell, bool | int | float) else None
+    return number_of(cell)
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[Any]]]:

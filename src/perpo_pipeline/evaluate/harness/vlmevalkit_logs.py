@@ -23,6 +23,7 @@ from perpo_pipeline.evaluate.harness.logs import (
     HarnessLogs,
     TaskLog,
     question_sha256,
+    storable,
 )
 from perpo_pipeline.evaluate.harness.tables import FORMATS, number_in, read_table
 from perpo_pipeline.json_files import Row, read_json
@@ -153,7 +154,9 @@ def _aggregates(task: str, rows: Sequence[Row]) -> Iterator[Aggregate]:
                 formula = None if is_whole else UNKNOWN
                 if task.startswith("POPE") and name == "Overall" and is_whole:
                     formula = "f1"
-                yield Aggregate(f"{name}{several}", value, True if is_whole else None, formula)
+                yield Aggregate(
+                    storable(f"{name}{several}"), value, True if is_whole else None, formula
+                )
 
 
 def _questions(
@@ -188,7 +191,7 @@ def _asked(
     column = next(name for name in ONE_SCORE if name in rows[0])
     seen: set[str] = set()
     for number, row in enumerate(rows, start=2):
-        doc_id, score = str(row["index"]), number_in(row[column])
+        doc_id, score = storable(row["index"]), number_in(row[column])
         if score is None or doc_id in seen:
             what = f"the index {doc_id} occurs twice" if doc_id in seen else f"no `{column}`"
             raise InputError(f"line {number}: {what}", where=str(source), fix=ONE_RUN)
@@ -197,7 +200,7 @@ def _asked(
         digest = question_sha256(*(row.get(name) for name in ASKED))
         value = _value(row, score)
         values = {aggregate.metric: value for aggregate in aggregates}
-        yield Asked(doc_id, digest, None if image is None else str(image), values)
+        yield Asked(doc_id, digest, None if image is None else storable(image), values)
 
 
 def _value(row: Mapping[str, Any], score: float) -> Row:
