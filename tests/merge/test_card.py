@@ -15,6 +15,8 @@ from PIL import Image
 
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.merge.card import _over_splits
+from perpo_pipeline.merge.evaluations import Evaluation
 from perpo_pipeline.merge.folder import CARD, RECORD
 from perpo_pipeline.merge.merge_adapter import merge
 from perpo_pipeline.run import Console
@@ -168,6 +170,18 @@ def test_the_model_and_its_base_stand_side_by_side_on_every_split(run: Path, car
     assert [line.split()[0] for line in lines[1:3]] == ["perpo", "base"]
     order = [card.index(f"(`{name}`") for name in ("perpo@more", "base@more", "perpo@test")]
     assert order == sorted(order)
+
+
+def test_numbers_of_another_harness_are_no_test_set_of_the_table() -> None:
+    def found(name: str, metric: str) -> Evaluation:
+        row = {"name": metric, "value": 0.5, "n": 4, "dataset": "all", "split": "x"}
+        return Evaluation("adapter", name, "0", [row])
+
+    own = [found("perpo@a", "ap50"), found("perpo@b", "ap50")]
+    harness = found("perpo@lmms-eval-pope", "pope/accuracy")
+    shown = _over_splits([*own, harness, found("perpo-blank-image@a", "ap50")])
+    assert shown.splitlines()[0].split() == ["ap50,", "%", "a", "b"] and "pope" not in shown
+    assert _over_splits([own[0], harness]) == ""
 
 
 def test_metrics_with_other_images_are_described(run: Path, card: str) -> None:

@@ -13,6 +13,7 @@ import yaml
 from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.config.evaluations import BLANK_IMAGE, OTHER_IMAGE, read_evaluation
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.evaluate.metrics import METRICS
 from perpo_pipeline.evaluate.printing import metrics_table, splits_table
 from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.merge.evaluations import Evaluation
@@ -118,7 +119,7 @@ def _over_splits(evaluations: Sequence[Evaluation]) -> str:
         for asked, found in named
         if asked.split and not asked.image
         for row in found.rows
-        if row["dataset"] == ALL
+        if row["dataset"] == ALL and row["name"] in METRICS  # not another harness's
     ]
     return splits_table(rows) if len({row["split"] for row in rows}) > 1 else ""
 
