@@ -136,14 +136,8 @@ def llava_bench(
 
     given = {"questions": questions, "context": context, "reference": reference, "answers": answers}
     if reviews is not None:
-        _refuse(
-            {
-                **given,
-                "base-url": base_url,
-                "with-image": with_image or None,
-                "image-dir": image_dir,
-            }
-        )
+        seeing = {"with-image": with_image or None, "image-dir": image_dir}
+        _refuse({**given, "base-url": base_url, **seeing, **_given_reading(thinking, answer_tag)})
         _measure(
             task.LLAVA_BENCH,
             lambda say: task.read_reviews(reviews, say),
@@ -200,14 +194,8 @@ def mmhal(
 
     given = {"responses": responses}
     if reviews is not None:
-        _refuse(
-            {
-                **given,
-                "base-url": base_url,
-                "with-image": with_image or None,
-                "image-dir": image_dir,
-            }
-        )
+        seeing = {"with-image": with_image or None, "image-dir": image_dir}
+        _refuse({**given, "base-url": base_url, **seeing, **_given_reading(thinking, answer_tag)})
         _measure(
             task.MMHAL,
             lambda say: task.read_reviews(reviews, say),
@@ -297,6 +285,12 @@ def _images(with_image: bool, folder: Path | None, file: Path) -> "ImageFolder |
             "--image-dir is no directory", where=str(folder), fix="give the folder of the images"
         )
     return ImageFolder(folder or file.parent) if with_image else None
+
+
+def _given_reading(thinking: str, tag: str) -> dict[str, str | None]:
+    """The options of reading that are not their defaults."""
+    given = {"thinking": (thinking, "auto"), "answer-tag": (tag, "answer")}
+    return {name: value for name, (value, default) in given.items() if value != default}
 
 
 def _reading(thinking: str, tag: str) -> "Reading":

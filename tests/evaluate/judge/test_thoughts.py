@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_judge import between, text_of, values
+from fake_judge import between, perpo, text_of, values
 from fake_openai_server import Server
 from judging import COMMANDS, judge, judgements, reply_to_all
 
@@ -48,6 +48,15 @@ def test_a_thought_that_the_template_opened_is_stated(
     assert {between(text_of(body), ANSWER["mm-vet"]) for body in server.bodies[2:]} == set(answers)
     assert judge(tmp_path, "mm-vet", server, "--thinking", "sometimes", answers=answers) == 2
     assert "--thinking 'sometimes'" in capsys.readouterr().err
+
+
+def test_reviews_have_no_answers_to_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--reviews", tmp_path / "r.json", "--thinking", "opened", "--answer-tag", "none"]
+    assert perpo("judge", "mmhal", *given, "--out", tmp_path) == 2
+    message = capsys.readouterr().err
+    assert "--thinking, --answer-tag has no effect with --reviews" in message
 
 
 def test_answers_without_thoughts_are_judged_once_for_every_reading(
