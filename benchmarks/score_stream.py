@@ -124,6 +124,7 @@ def _prompts(start: int, count: int) -> pa.Table:
         "gt_box": boxes.tolist(),
         "gt_boxes": [None] * count,
         "gt_polygon": [None] * count,
+        "gt_point": [None] * count,
     }
     return pa.table(
         [pa.array(columns[f.name], f.type) for f in PROMPTS.columns], schema=PROMPTS.columns

@@ -129,6 +129,7 @@ def _prompt(split: str, index: int, task: str, expression: str) -> Row:
         "gt_box": boxes[index % 2] if grounding else None,
         "gt_boxes": None,
         "gt_polygon": None,
+        "gt_point": None,
     }
 
 

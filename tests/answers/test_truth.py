@@ -90,6 +90,8 @@ def test_an_empty_list_of_boxes_says_that_there_is_no_target() -> None:
     for box, polygon, name in (([1, 1, 2, 2], None, "gt_box"), (None, SQUARE, "gt_polygon")):
         fault = truth_fault(box, [], polygon, *SIZE)
         assert fault is not None and fault.endswith(f"no target, beside a {name}")
+    fault = truth_fault(None, [], None, *SIZE, point=[1, 1])
+    assert fault is not None and fault.endswith("no target, beside a gt_point")
 
 
 def test_no_truth_at_all_is_no_fault_of_its_values() -> None:

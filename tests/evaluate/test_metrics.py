@@ -174,6 +174,13 @@ def test_sets_with_and_without_targets_have_figures_of_their_own():
     assert [numbers[name] for name in ("t_acc", "n_acc", "all_found")] == [3, 6, 9]
 
 
+def test_points_have_their_mean_closeness():
+    rows = [("grounding", value, {"gt_point": [1.0, 2.0]}) for value in (0.9, 0.3)]
+    assert values(summarise(*tables(*rows))) == pytest.approx(
+        {"point_closeness": 0.6, "parse_rate": 1.0, "out_of_frame_rate": 0.0}
+    )
+
+
 def test_texts_are_normalised_before_every_metric_of_texts():
     made = tables(("ocr", "# caf\u00e9  au", {"gt_text": "cafe\u0301 au"}))
     plain = values(summarise(*made))

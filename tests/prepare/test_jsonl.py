@@ -98,6 +98,12 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ({**GOOD, "prompt": "a \ud800 b"}, "holds a character that is not text"),
         ({**GOOD, "task": "ocr", "gt_text": "x", "gt_box": [1, 2, 3]}, "not four finite numbers"),
         ({**GOOD, "gt_boxes": [[1, 2, 8, 9], [5, 5, 3, 8]]}, "gt_boxes[1] is inverted or empty"),
+        ({**GOOD, "gt_point": [1, 2, 3]}, "gt_point is not two finite numbers"),
+        ({**GOOD, "gt_point": [500, 2]}, "gt_point [500, 2] is outside the image"),
+        (
+            {"image": GOOD["image"], "task": "grounding", "expression": "x", "gt_point": [1, 2]},
+            "a `gt_point` needs a `prompt`",
+        ),
         ({**GOOD, "gt_boxes": "none"}, "gt_boxes is not a list of boxes"),
         ({**GOOD, "gt_boxes": []}, "says that there is no target, beside a gt_box"),
         ({**GOOD, "gt_polygon": [1, 1, 9, 9, 9, 1, 1, 8]}, "Self-intersection"),
@@ -128,6 +134,8 @@ def test_a_null_box_beside_a_text_is_no_box(tmp_path: Path) -> None:
     [
         {"gt_boxes": [[1, 2, 8, 9], [10, 2, 12, 4]]},
         {"gt_boxes": []},
+        {"gt_point": [3.5, 4]},
+        {"gt_point": [3.5, 4], "gt_box": [1, 1, 9, 9]},
         {"gt_polygon": [1, 1, 9, 1, 9, 9, 2, 8]},
         {"gt_polygon": [1, 1, 9, 1, 5, 9], "gt_box": [1, 1, 9, 9]},
     ],
@@ -135,7 +143,7 @@ def test_a_null_box_beside_a_text_is_no_box(tmp_path: Path) -> None:
 def test_several_boxes_no_box_or_a_polygon_are_a_truth_too(tmp_path: Path, truth: Any) -> None:
     row = {key: value for key, value in GOOD.items() if key != "gt_box"} | truth
     (read,), _ = read_rows(dataset(tmp_path, row), "train")
-    found = {name: read[name] for name in ("gt_box", "gt_boxes", "gt_polygon")}
+    found = {name: read[name] for name in ("gt_box", "gt_boxes", "gt_polygon", "gt_point")}
     assert {name: value for name, value in found.items() if value is not None} == truth
 
 

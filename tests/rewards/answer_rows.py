@@ -22,6 +22,7 @@ def answers(*rows: dict[str, Any]) -> Answers:
         "gt_box": pl.List(pl.Float64),
         "gt_boxes": pl.List(pl.List(pl.Float64)),
         "gt_polygon": pl.List(pl.Float64),
+        "gt_point": pl.List(pl.Float64),
     }
     whole = {"dataset": "d", "task": "vqa", "prompt": "?", "width": 100, "height": 100}
     table = [

@@ -36,7 +36,8 @@ TEXT = {"gt_text": "abcd", "completion": "abcx", "task": "ocr"}
 
 
 def test_auto_takes_the_reward_of_the_task_and_of_the_truth_that_is_there() -> None:
-    """A box, a text with 1 of 4 letters wrong, two boxes of which one is found, a triangle."""
+    """A box, a text with 1 of 4 letters wrong, two boxes of which one is found, a triangle,
+    a point half a diagonal away."""
     given = answers(
         QUARTER,
         TEXT,
@@ -50,10 +51,11 @@ def test_auto_takes_the_reward_of_the_task_and_of_the_truth_that_is_there() -> N
             "gt_polygon": [0, 0, 100, 0, 0, 100],
             "completion": "[0, 0, 1, 0, 0, 1]",
         },
+        {"task": "grounding", "gt_point": [0, 0], "completion": "(0.5, 0.5)"},
     )
     found = measure(given, {AUTO: 1.0})
-    assert found.rewards.tolist() == pytest.approx([1.0, 0.75, 0.5, 1.0])
-    assert found.parse_ok.tolist() == [True] * 4
+    assert found.rewards.tolist() == pytest.approx([1.0, 0.75, 0.5, 1.0, 0.5])
+    assert found.parse_ok.tolist() == [True] * 5
     assert found.boxes[0].tolist() == [0, 0, 50, 50]
     assert np.isnan(found.boxes[1:]).all()
 
@@ -67,6 +69,7 @@ def test_auto_takes_the_reward_of_the_task_and_of_the_truth_that_is_there() -> N
         ("iou_steps", {"gt_box": [0, 0, 80, 100], "completion": "[0, 0, 1, 1]"}, 1.0),
         ("iou_steps_strict", {"gt_box": [0, 0, 80, 100], "completion": "[0, 0, 1, 1]"}, 0.8),
         ("point_gaussian", {"gt_box": [0, 0, 50, 50], "completion": "[0.25, 0.25]"}, 1.0),
+        ("point_closeness", {"gt_point": [60, 80], "completion": "[0.6, 0.8]"}, 1.0),
         ("point_in_box", {"gt_box": [0, 0, 50, 50], "completion": "[0.2, 0.2]"}, 1.0),
         (
             "polygon_iou",

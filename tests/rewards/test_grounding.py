@@ -15,6 +15,7 @@ from perpo_pipeline.rewards.grounding import (
     STRICT_STEPS,
     giou_xyxy,
     iou_xyxy,
+    point_closeness,
     point_gaussians,
     points_in_boxes,
     stepped_ious,
@@ -273,3 +274,22 @@ def test_the_reward_of_any_point_is_in_0_to_1_and_that_of_a_mirrored_one_is_the_
     is_large = min(box[2] - box[0], box[3] - box[1]) > 1
     if is_large and all(abs(value) < 1e6 for value in mirrored):
         assert point_gaussians([mirrored], [box])[0] == pytest.approx(found, abs=1e-9)
+
+
+def test_closeness_falls_with_the_distance_by_hand():
+    """An image of 30 x 40 has a diagonal of 50: at the point, 5, 50 and 500 away, and no point."""
+    points = [(3, 4), (6, 8), (33, 44), (303, 404), (math.nan, 4), (3, math.inf)]
+    found = point_closeness(points, [(3, 4)] * 6, [(30, 40)] * 6)
+    assert found.tolist() == pytest.approx([1, 0.9, 0, 0, 0, 0], abs=1e-15)
+    with pytest.raises(ValueError, match=r"all must have the shape \(n, 2\)"):
+        point_closeness([(1, 2)], [(1, 2, 3)], [(1, 1)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    *[st.tuples(st.floats(), st.floats())] * 2, st.tuples(st.integers(1, 99), st.integers(1, 99))
+)
+def test_closeness_of_any_points_is_in_0_to_1_and_symmetric(a, b, size):
+    (found,) = point_closeness([a], [b], [size])
+    assert 0 <= found <= 1
+    assert point_closeness([b], [a], [size])[0] == found

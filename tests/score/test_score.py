@@ -17,7 +17,7 @@ from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.writing import Recipe, open_writer
 
 LLAVA = {"reading": Reading()}
-TRUTHS = ("gt_text", "gt_box", "gt_boxes", "gt_polygon")
+TRUTHS = ("gt_text", "gt_box", "gt_boxes", "gt_polygon", "gt_point")
 
 
 def samples(*rows: tuple[str, str]) -> pa.Table:
@@ -46,6 +46,7 @@ def prompts(*rows: dict[str, object]) -> pa.Table:
             ("gt_box", pa.list_(pa.float64())),
             ("gt_boxes", pa.list_(pa.list_(pa.float64()))),
             ("gt_polygon", pa.list_(pa.float64())),
+            ("gt_point", pa.list_(pa.float64())),
             ("dataset", pa.string()),
             ("prompt", pa.string()),
         ]

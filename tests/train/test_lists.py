@@ -7,6 +7,7 @@ from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
 
 from perpo_pipeline.answers.denials import read_denials
+from perpo_pipeline.answers.reading import read_points
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ground_truth_text
@@ -123,6 +124,20 @@ def test_no_target_is_written_as_the_format_has_it(box_format: str, expected: st
     )
     assert written.startswith(expected)
     assert read_denials([written], box_format).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("box_format", "expected"),
+    [("llava", "[0.25, 0.50]"), ("qwen3-vl", '{"point_2d": [250, 500]}'), ("qwen-vl", "(250,500)")],
+)
+def test_a_true_point_is_written_in_the_unit_of_the_format(box_format: str, expected: str) -> None:
+    """The image is 640 x 428."""
+    row, model = prompt(gt_box=None, gt_point=[160, 214]), ModelConfig(box_format=box_format)
+    assert ground_truth_text(row, model) == expected
+    found = read_points([expected], box_format, frame="full", sizes=[(640, 428)])
+    assert found.tolist() == [[160, 214]]
+    with pytest.raises(InputError, match=r"point of .* lies outside the frame 'crop'"):
+        ground_truth_text(prompt(gt_box=None, gt_point=[1, 1]), ModelConfig(box_frame="crop"))
 
 
 def test_a_polygon_cannot_be_a_target_for_sft() -> None:

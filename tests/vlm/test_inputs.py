@@ -42,6 +42,7 @@ def strip(tmp_path: Path, size: tuple[int, int] = (2100, 10)) -> dict[str, Any]:
         "gt_box": [5, 1, 2000, 9],
         "gt_boxes": None,
         "gt_polygon": None,
+        "gt_point": None,
     }
 
 

@@ -6,6 +6,7 @@ the frame (see frames.py) is ever guessed from the text. A user's own `BoxFormat
 import path. This module imports no NumPy, because the settings are checked against it.
 """
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -38,7 +39,8 @@ class BoxFormat:
     `scale` is None; coordinates are written with `decimals` decimals. `instruction` asks for the
     box, with `{expression}` for the description of the object. `frame` is the only frame in which
     the format makes sense, None if it makes sense in all of them. `no_target` is the answer that
-    there is no such object: SFT writes it, and denials.py reads it.
+    there is no such object: SFT writes it, and denials.py reads it. `point_template` writes a point
+    (with the names x, y) in the same unit; all formats read points alike (reading.py).
     """
 
     name: str
@@ -49,6 +51,7 @@ class BoxFormat:
     instruction: str = _ASK
     frame: str | None = None
     no_target: str = "[]"
+    point_template: str = "[{x}, {y}]"
 
     def ask(self, expression: str) -> str:
         """The question for the box of what `expression` describes."""
@@ -86,6 +89,15 @@ class BoxFormat:
             written[name] = f"{min(max(value, 0.0), side):.{self.decimals}f}"
         return self.template.format(**written)
 
+    def write_point(self, point_xy_px: tuple[float, float], placement: "Placement") -> str | None:
+        """The text of a point in pixels of the original image, as `write` writes a box."""
+        x, y = point_xy_px
+        corner = dataclasses.replace(self, template="{x1} {y1}").write((x, y, x, y), placement)
+        if corner is None:
+            return None
+        x_written, y_written = corner.split()
+        return self.point_template.format(x=x_written, y=y_written)
+
 
 # A plain decimal, as every built-in format writes its numbers: no plus sign, no exponent.
 DECIMAL = r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
@@ -99,6 +111,7 @@ _BRACKETED = r"\[" + ",".join(map(_number, COORDINATES)) + r"\]"
 _POINTS = r"\({},{}\)\s*(?:,\s*)?\({},{}\)".format(*map(_number, COORDINATES))
 _JSON = r'"bbox_2d"\s*:\s*' + _BRACKETED
 _NO_OBJECT = "There is no such object in the image."  # for formats without a list of boxes
+_JSON_POINT = '{{"point_2d": [{x}, {y}]}}'
 _JSON_TEMPLATE = '{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
 
 BOX_FORMATS: dict[str, BoxFormat] = {
@@ -111,6 +124,7 @@ BOX_FORMATS: dict[str, BoxFormat] = {
             "<box>({x1},{y1}),({x2},{y2})</box>",
             1000.0,
             no_target=_NO_OBJECT,
+            point_template="({x},{y})",
         ),
         BoxFormat(
             "qwen2-vl",
@@ -118,6 +132,7 @@ BOX_FORMATS: dict[str, BoxFormat] = {
             "<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>",
             1000.0,
             no_target=_NO_OBJECT,
+            point_template="({x},{y})",
         ),
         BoxFormat(
             "qwen2.5-vl",  # the question of Qwen's cookbook
@@ -125,6 +140,7 @@ BOX_FORMATS: dict[str, BoxFormat] = {
             _JSON_TEMPLATE,
             None,
             instruction="Locate {expression}, output its bbox coordinates using JSON format.",
+            point_template=_JSON_POINT,
             frame="resized",
         ),
         BoxFormat(
@@ -134,6 +150,7 @@ BOX_FORMATS: dict[str, BoxFormat] = {
             1000.0,
             instruction='Locate every object that matches the description "{expression}" in the '
             "image. Report bbox coordinates in JSON format.",
+            point_template=_JSON_POINT,
         ),
         BoxFormat(
             "internvl",  # the question of InternVL's evaluation of RefCOCO
@@ -178,6 +195,7 @@ def describe_box_format(name: str) -> str | dict[str, Any]:
         "decimals": own.decimals,
         "instruction": own.instruction,
         "no_target": own.no_target,
+        "point_template": own.point_template,
     }
 
 

@@ -12,8 +12,10 @@ BOX_SLACK_PX = 0.5
 TINY_IMAGE_PX = 2  # longest side of an image in which a box from 0 to 1 may mean pixels
 
 
-def truth_fault(box: Any, boxes: Any, polygon: Any, width: int, height: int) -> str | None:
-    """What is wrong with a row's `gt_box`, `gt_boxes` or `gt_polygon` (None where absent).
+def truth_fault(
+    box: Any, boxes: Any, polygon: Any, width: int, height: int, point: Any = None
+) -> str | None:
+    """What is wrong with a row's `gt_box`, `gt_boxes`, `gt_polygon` or `gt_point` (None: absent).
 
     An empty `gt_boxes` is the truth that there is no target; then it is the only truth.
     """
@@ -22,13 +24,23 @@ def truth_fault(box: Any, boxes: Any, polygon: Any, width: int, height: int) -> 
     if boxes is not None:
         if not isinstance(boxes, list | tuple):
             return f"gt_boxes is not a list of boxes: {boxes!r}"
-        if not boxes and (box is not None or polygon is not None):
-            given = "gt_box" if box is not None else "gt_polygon"
-            return f"gt_boxes is empty, which says that there is no target, beside a {given}"
+        others = {"gt_box": box, "gt_polygon": polygon, "gt_point": point}
+        given = [name for name, value in others.items() if value is not None]
+        if not boxes and given:
+            return f"gt_boxes is empty, which says that there is no target, beside a {given[0]}"
         for index, one in enumerate(boxes):
             if fault := box_fault(one, width, height, name=f"gt_boxes[{index}]"):
                 return fault
-    return None if polygon is None else polygon_fault(polygon, width, height)
+    if polygon is not None and (fault := polygon_fault(polygon, width, height)):
+        return fault
+    return None if point is None else point_fault(point, width, height)
+
+
+def point_fault(point: Any, width: int, height: int) -> str | None:
+    """What is wrong with a ground-truth point x, y (pixels), or None."""
+    if not are_numbers(point, 2):
+        return f"gt_point is not two finite numbers: {point!r}"
+    return _outside("gt_point", point, width, height)
 
 
 def box_fault(box: Any, width: int, height: int, *, name: str = "gt_box") -> str | None:

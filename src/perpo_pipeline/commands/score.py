@@ -42,7 +42,7 @@ def score(
 
     \b
     one box   iou, giou, iou_steps, iou_steps_strict
-    points    point_in_box, point_gaussian
+    points    point_in_box, point_gaussian; point_closeness (to a true point)
     outlines  polygon_iou
     boxes     set_iou, detection_f1, detection_f1_mean, box_count; any number,
               none included

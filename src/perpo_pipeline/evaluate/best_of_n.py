@@ -12,7 +12,7 @@ from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metrics import GROUNDING, Metric, reward_metrics
 from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.statistics import mean_interval
-from perpo_pipeline.rewards.choice import asks_for_set, measures_iou
+from perpo_pipeline.rewards.choice import asks_for_point, asks_for_set, measures_iou
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.places import find_prompt
 from perpo_pipeline.store.schemas import PROMPTS
@@ -94,7 +94,8 @@ def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
     columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
     prompts = pl.DataFrame(input_of(scores, "prompts").table(columns=columns))
     joined = lists.join(prompts, on="prompt_id", how="left", maintain_order="left")
-    has_one = joined.select((pl.col("task") == "grounding") & ~asks_for_set()).to_series()
+    is_other = asks_for_set() | asks_for_point()
+    has_one = joined.select((pl.col("task") == "grounding") & ~is_other).to_series()
     rewards = np.array(lists["reward"].to_list(), dtype=np.float64)
     is_iou = measures_iou(scores.manifest["settings"].get("reward"))
     return rewards, joined["image_sha256"].to_list(), bool(has_one.all()) and is_iou

@@ -25,7 +25,7 @@ import pyarrow as pa
 from perpo_pipeline.evaluate import grec, ocr
 from perpo_pipeline.evaluate.wordnet import METEOR_LEFT_OUT, find_wordnet
 from perpo_pipeline.rewards import builtin, sets
-from perpo_pipeline.rewards.choice import asks_for_set, has_no_target
+from perpo_pipeline.rewards.choice import asks_for_point, asks_for_set, has_no_target
 from perpo_pipeline.rewards.text import edit_similarities, exact_matches, token_f1s
 from perpo_pipeline.store.schemas import PROMPTS
 
@@ -33,8 +33,9 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 GROUNDING, GROUNDING_SET, NO_TARGET = "grounding", "grounding-set", "no-target"
-"""Here the task `grounding` is three tasks: prompts with one true region, with any number of boxes,
-and without a target (an empty list of boxes)."""
+POINTING = "pointing"
+"""Here the task `grounding` is four tasks: prompts with one true region, with any number of boxes,
+without a target (an empty list of boxes), and with a true point."""
 ANY_NUMBER = (GROUNDING_SET, NO_TARGET)
 OCR, VQA, POPE = "ocr", "vqa", "pope"
 JUDGED = WIN_RATE, LLAVA_BENCH, MMHAL, MM_VET = "win-rate", "llava-bench", "mmhal", "mm-vet"
@@ -225,6 +226,8 @@ def task_of_prompt() -> pl.Expr:
         .then(pl.lit(NO_TARGET))
         .when(asks_for_set())
         .then(pl.lit(GROUNDING_SET))
+        .when(asks_for_point())
+        .then(pl.lit(POINTING))
         .otherwise(pl.col("task"))
     )
 
@@ -376,18 +379,25 @@ _IN_ORDER = (
         of_reward=_unchanged,
         compared_on=(NO_TARGET,),
     ),
-    Metric("parse_rate", "parsed", (GROUNDING, *ANY_NUMBER, *JUDGED), of_answers=_parsed),
+    Metric(
+        "point_closeness",
+        "closeness of points",
+        (POINTING,),
+        of_reward=_unchanged,
+        compared_on=(POINTING,),
+    ),
+    Metric("parse_rate", "parsed", (GROUNDING, *ANY_NUMBER, POINTING, *JUDGED), of_answers=_parsed),
     Metric(
         "out_of_frame_rate",
         "out of frame",
-        (GROUNDING, *ANY_NUMBER),
+        (GROUNDING, *ANY_NUMBER, POINTING),
         of_answers=_out_of_frame,
         higher_is_better=None,
     ),
     Metric(
         "unanswered_rate",
         "unanswered",
-        (GROUNDING, *ANY_NUMBER, OCR, VQA),
+        (GROUNDING, *ANY_NUMBER, POINTING, OCR, VQA),
         of_answers=_unanswered,
         higher_is_better=False,
         only_if_any=True,

@@ -271,7 +271,7 @@ class _Checks:
         image = self.looks[entry.image]
         several = entry.gt_boxes if isinstance(entry.gt_boxes, list | tuple) else ()
         if isinstance(image, ImageFacts):
-            for flat in (entry.gt_box, *several, entry.gt_polygon):
+            for flat in (entry.gt_box, *several, entry.gt_polygon, entry.gt_point):
                 if flat is not None:
                     yield Shape(entry.place, flat, image.width, image.height)
 
@@ -309,10 +309,10 @@ def _with_checked_truth(entry: Entry, image: ImageFacts, unit: Unit | None) -> E
         return in_pixels(flat, unit, width, height)
 
     box = entry.gt_box(width, height) if callable(entry.gt_box) else convert(entry.gt_box)
-    boxes, polygon = entry.gt_boxes, convert(entry.gt_polygon)
+    boxes, polygon, point = entry.gt_boxes, convert(entry.gt_polygon), convert(entry.gt_point)
     if isinstance(boxes, list | tuple):
         boxes = [convert(one) for one in boxes]
-    if fault := truth_fault(box, boxes, polygon, width, height):
+    if fault := truth_fault(box, boxes, polygon, width, height, point):
         converted = f" (converted from {unit})" if unit in PARTS else ""
         raise RowFault(fault + converted)
     return replace(
@@ -320,4 +320,5 @@ def _with_checked_truth(entry: Entry, image: ImageFacts, unit: Unit | None) -> E
         gt_box=None if box is None else [float(v) for v in box],
         gt_boxes=None if boxes is None else [[float(v) for v in box] for box in boxes],
         gt_polygon=None if polygon is None else [float(v) for v in polygon],
+        gt_point=None if point is None else [float(v) for v in point],
     )

@@ -92,6 +92,7 @@ class Entry:
     gt_box: Any = None
     gt_boxes: Any = None
     gt_polygon: Any = None
+    gt_point: Any = None
     size: tuple[Any, Any] | None = None
 
 
@@ -129,4 +130,5 @@ def prompt_row(
         "gt_box": entry.gt_box,
         "gt_boxes": entry.gt_boxes,
         "gt_polygon": entry.gt_polygon,
+        "gt_point": entry.gt_point,
     }

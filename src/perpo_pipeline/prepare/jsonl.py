@@ -8,7 +8,8 @@ Boxes are xyxy in pixels of the upright image. Optional keys: `id` (the row's ow
 line number), `dataset`, `expression` (instead of `prompt`: the run's box format makes the question
 from it; LLaVA's question is the paper's), `gt_boxes` (several true boxes) and `gt_polygon` (x1, y1,
 x2, y2, x3, y3, ..., three points or more), with `gt_box` or instead of it. `"gt_boxes": []` says
-that what is asked for is not in the image; such a row has no other box. `image` is relative to the
+that what is asked for is not in the image; such a row has no other box. `gt_point` is a true point
+x, y, where `prompt` asks for one. `image` is relative to the
 file's folder, or to `image_root`.
 """
 
@@ -22,7 +23,7 @@ from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import absent, text_fault
 from perpo_pipeline.store.atomic import file_sha256
 
-BOXES = ("gt_box", "gt_boxes", "gt_polygon")
+BOXES = ("gt_box", "gt_boxes", "gt_polygon", "gt_point")
 KEYS = {"image", "prompt", "expression", "task", "gt_text", "id", "dataset", *BOXES}
 TASKS = ("grounding", "ocr", "vqa")
 ADDRESSES = ("http://", "https://", "data:", "file://")
@@ -103,5 +104,10 @@ def _check_keys(record: Row, source: JsonlSource) -> None:
         raise RowFault(f"{absent(record, 'gt_text')} (task {task})")
     if task == "grounding" and all(record.get(name) is None for name in BOXES):
         raise RowFault(
-            f"{absent(record, 'gt_box')} (task grounding; or `gt_boxes`, or `gt_polygon`)"
+            f"{absent(record, 'gt_box')} (task grounding; or `gt_boxes`, or `gt_polygon`, or "
+            "`gt_point`)"
+        )
+    if record.get("expression") and all(record.get(name) is None for name in BOXES[:3]):
+        raise RowFault(
+            "a `gt_point` needs a `prompt`: the question for an expression asks for a box"
         )

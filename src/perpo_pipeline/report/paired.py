@@ -13,6 +13,7 @@ from perpo_pipeline.evaluate.metrics import (
     ANY_NUMBER,
     GROUNDING,
     METRICS,
+    POINTING,
     reward_metrics,
     task_of_prompt,
 )
@@ -35,7 +36,7 @@ class Outcomes:
     def task(self) -> str | None:
         """The task, as METRICS names it, if every question asks for boxes alike, else None."""
         (task, *others) = self.prompts["task"].unique().to_list()
-        return task if task in (GROUNDING, *ANY_NUMBER) and not others else None
+        return task if task in (GROUNDING, *ANY_NUMBER, POINTING) and not others else None
 
     @property
     def is_grounding(self) -> bool:

@@ -14,7 +14,7 @@ from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.report.results import Estimate
 from perpo_pipeline.rewards.builtin import AUTO
-from perpo_pipeline.rewards.choice import asks_for_set, measures_iou
+from perpo_pipeline.rewards.choice import asks_for_point, asks_for_set, measures_iou
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PROMPTS
 
@@ -88,7 +88,7 @@ def _read_lists(scores: Version) -> pl.DataFrame:
 
 def _task_of_rewards(prompts: pl.DataFrame, reward: Any) -> str | None:
     """The task whose metrics follow from rewards of this setting on these prompts."""
-    is_box = (pl.col("task") == GROUNDING) & ~asks_for_set()
+    is_box = (pl.col("task") == GROUNDING) & ~asks_for_set() & ~asks_for_point()
     if measures_iou(reward) and prompts.select(is_box.all()).item():
         return GROUNDING
     is_text = (prompts["task"] != GROUNDING).all()

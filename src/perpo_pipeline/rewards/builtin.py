@@ -182,6 +182,14 @@ def _point_reward(measure: Callable[[Floats, Floats], Floats]) -> Reward:
     return Reward("gt_box", measure_rows)
 
 
+def _point_closeness(answers: Answers) -> Measured:
+    points = answers.points()
+    true = np.reshape(answers.rows["gt_point"].list.explode().to_numpy(), (-1, 2))
+    sizes = answers.rows.select("width", "height").to_numpy()
+    rewards = grounding.point_closeness(points, true, sizes)
+    return measured_without_boxes(rewards, ~np.isnan(points[:, 0]), answers.reach(points))
+
+
 def _polygon_iou(answers: Answers) -> Measured:
     found = answers.polygons()
     truth = [np.reshape(flat, (-1, 2)) for flat in answers.rows["gt_polygon"].to_list()]
@@ -244,6 +252,7 @@ REWARDS: dict[str, Reward] = {
     "iou_steps_strict": _box_reward(_steps(grounding.STRICT_STEPS)),
     "point_in_box": _point_reward(grounding.points_in_boxes),
     "point_gaussian": _point_reward(grounding.point_gaussians),
+    "point_closeness": Reward("gt_point", _point_closeness),
     "polygon_iou": Reward("gt_polygon", _polygon_iou, is_iou=True),
     "set_iou": _set_reward(sets.set_ious),
     "detection_f1": _set_reward(sets.detection_f1s),
@@ -262,7 +271,7 @@ AUTO = "auto"
 
 # `auto` takes the first of a task's rewards whose truth the row has.
 REWARDS_OF_TASK = {
-    "grounding": ("iou", "polygon_iou", "set_iou"),
+    "grounding": ("iou", "polygon_iou", "set_iou", "point_closeness"),
     "ocr": ("edit_similarity",),
     "vqa": ("edit_similarity",),
 }

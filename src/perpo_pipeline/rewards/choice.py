@@ -49,6 +49,13 @@ def asks_for_set() -> pl.Expr:
     return (pl.col("task") == "grounding") & only & pl.col("gt_boxes").is_not_null()
 
 
+def asks_for_point() -> pl.Expr:
+    """The prompts that `auto` measures as a point: they have no other truth."""
+    others = [pl.col(name).is_null() for name in ("gt_box", "gt_polygon", "gt_boxes")]
+    is_only = pl.all_horizontal(others) & pl.col("gt_point").is_not_null()
+    return (pl.col("task") == "grounding") & is_only
+
+
 def has_no_target() -> pl.Expr:
     """Those of them whose truth is that nothing is there."""
     return asks_for_set() & (pl.col("gt_boxes").list.len() == 0)

@@ -65,6 +65,24 @@ def points_in_boxes(points: npt.ArrayLike, gt: npt.ArrayLike) -> Floats:
     return np.where(is_inside.all(axis=1) & _is_box(gt), 1.0, 0.0)
 
 
+def point_closeness(points: npt.ArrayLike, gt: npt.ArrayLike, sizes: npt.ArrayLike) -> Floats:
+    """1 - distance to the true point / diagonal of the image, at least 0; `(n,)` in [0, 1].
+
+    `points`, `gt` and `sizes` (width, height) are `(n, 2)` in one unit. A point that is NaN (an
+    unparsed answer) or infinite gives 0, in either array. Raises ValueError for other shapes. The
+    measure is ours; distances in shares of the screen as in AITW's matching of clicks
+    (arXiv:2307.10088).
+    """
+    xy, true, size = (np.asarray(one, dtype=np.float64) for one in (points, gt, sizes))
+    if xy.ndim != 2 or xy.shape[1] != 2 or not xy.shape == true.shape == size.shape:
+        raise ValueError(
+            f"all must have the shape (n, 2), not {xy.shape}, {true.shape}, {size.shape}"
+        )
+    with np.errstate(all="ignore"):
+        shares = np.hypot(*(xy - true).T) / np.hypot(*size.T)
+    return np.where(np.isfinite(shares), np.clip(1.0 - shares, 0.0, 1.0), 0.0)
+
+
 def point_gaussians(points: npt.ArrayLike, gt: npt.ArrayLike) -> Floats:
     """How near a point is to the centre of the true box: exp(-(dx^2 + dy^2) / 2), in [0, 1].
 

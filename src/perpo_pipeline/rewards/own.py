@@ -8,10 +8,10 @@ It is named as `package.module:function` and follows the contract of TRL's rewar
 completion that holds no answer, such as a cut-off thought, is not passed: it is unparsed, and its
 reward is 0. `columns` are lists as long as `completions`: whole_completions (as the model wrote
 them), prompt_id, dataset, task, prompt, width, height (px), gt_text, gt_box (xyxy, px of the
-original image), gt_boxes, gt_polygon, each None where the prompt has none. The function returns one
-finite number in [0, 1] per completion; higher is better. The same answer must always get the same
-number: before anything is written, the function is called on the first rows together and on each
-half of them. Only one thread calls it at a time.
+original image), gt_boxes, gt_polygon, gt_point, each None where the prompt has none. The function
+returns one finite number in [0, 1] per completion; higher is better. The same answer must always
+get the same number: before anything is written, the function is called on the first rows together
+and on each half of them. Only one thread calls it at a time.
 """
 
 import functools

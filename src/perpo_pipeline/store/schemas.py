@@ -57,16 +57,17 @@ STRING, INT32, INT64, FLOAT, BOOL = pa.string(), pa.int32(), pa.int64(), pa.floa
 TOKEN_IDS = pa.list_(INT32)
 BOX = pa.list_(FLOAT)
 POLYGON = pa.list_(FLOAT)  # x1, y1, x2, y2, ... in pixels of the original image
+POINT = pa.list_(FLOAT)  # x, y in pixels of the original image
 SIZE = pa.list_(INT32)  # width, height in pixels
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", STRING)])
 
 PROMPTS = _table(
     "prompts",
-    4,
+    5,
     roles={
         "image": ("image", "image_sha256"),
         "size": ("width", "height"),
-        "truth": ("gt_text", "gt_box", "gt_boxes", "gt_polygon"),
+        "truth": ("gt_text", "gt_box", "gt_boxes", "gt_polygon", "gt_point"),
     },
     prompt_id=STRING,
     dataset=STRING,
@@ -84,6 +85,7 @@ PROMPTS = _table(
     gt_box=(BOX, True),
     gt_boxes=(pa.list_(BOX), True),
     gt_polygon=(POLYGON, True),
+    gt_point=(POINT, True),
 )
 # The bad rows and images of a dataset that `leave_out_bad_rows` left out.
 LEFT_OUT = _table("left_out", 1, place=STRING, reason=STRING, what=STRING)

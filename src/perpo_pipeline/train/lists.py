@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box, get_box_format
+from perpo_pipeline.answers.placement import place_frame
 from perpo_pipeline.config.methods import Method
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
@@ -106,14 +107,36 @@ def ground_truth_list(
 def ground_truth_text(prompt: Row, model: ModelConfig, resized: Size | None = None) -> str:
     """The ground truth as an answer: boxes in the model's text format, or the text itself.
 
-    Without a target (`gt_boxes` is empty) it is the format's `no_target`.
+    Without a target (`gt_boxes` is empty) it is the format's `no_target`, for a true point alone
+    the point in the format's unit.
     `resized` is the image size that the frame `resized` needs. Boxes are clipped to the frame;
     raises InputError if nothing of a box is left.
     """
+    if _has_only_a_point(prompt):
+        return _written_point(prompt, model, resized)
     if prompt["task"] == "grounding":
         boxes = [_written_box(box, prompt, model, resized) for box in _true_boxes(prompt)]
         return ", ".join(boxes) if boxes else get_box_format(model.box_format).no_target
     return str(prompt["gt_text"])
+
+
+def _has_only_a_point(prompt: Row) -> bool:
+    others = (prompt["gt_box"], prompt["gt_boxes"], prompt.get("gt_polygon"))
+    return prompt.get("gt_point") is not None and others == (None, None, None)
+
+
+def _written_point(prompt: Row, model: ModelConfig, resized: Size | None) -> str:
+    """The true point in the model's text format; raises InputError if it is outside the frame."""
+    x, y = prompt["gt_point"]
+    placement = place_frame(model.box_frame, (prompt["width"], prompt["height"]), resized)
+    written = get_box_format(model.box_format).write_point((x, y), placement)
+    if written is None:
+        raise InputError(
+            f"the point of {name_prompt(prompt)} lies outside the frame "
+            f"'{model.box_frame}', so no answer can give it",
+            fix="use model.preprocess: pad with box_frame full, or remove such prompts",
+        )
+    return written
 
 
 def _true_boxes(prompt: Row) -> list[Sequence[float]]:
