@@ -20,7 +20,8 @@ from perpo_pipeline.report.benchmarks import (
 )
 from perpo_pipeline.report.results import Estimate
 from perpo_pipeline.report.write_report import report
-from perpo_pipeline.run import Run
+from perpo_pipeline.run import Run, make
+from perpo_pipeline.store.writing import Recipe
 
 
 @pytest.mark.parametrize(
@@ -140,3 +141,19 @@ def test_a_trained_model_without_the_base_is_named(
     file_logs(tmp_path / "logs", run, "perpo")
     page(run)
     assert "the base was not measured on lmms-eval" in capsys.readouterr().err
+
+
+def test_models_that_were_asked_in_other_ways_are_named_and_left_out(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, limit in (("base", 10), ("perpo", 20)):
+        variant = f"{model}@lmms-eval-quiz"
+        inputs = {} if model == "base" else {"adapter": run.latest("adapter", model)}
+        settings = {"harness": "lmms-eval", "arguments": ["--limit", str(limit)]}
+        recipe = Recipe("harness", variant, "eval", 1, settings, inputs)
+        made = make(run, recipe, lambda writer: writer.write_part(0, []))
+        recipe = Recipe("metrics", variant, "eval", 1, {}, {"harness": made})
+        make(run, recipe, lambda writer: writer.write_part(0, []))
+    page(run)
+    said = capsys.readouterr().err
+    assert "base and perpo were measured on lmms-eval-quiz with different arguments" in said

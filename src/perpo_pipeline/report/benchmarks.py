@@ -57,8 +57,21 @@ def read_benchmarks(run: Run, found: Mapping[str, Version]) -> list[Benchmark]:
         if base is None:
             run.say(f"report: the base was not measured on {measured}, so {name} is left out")
             continue
+        if differing := _differing_settings(base, metrics):
+            run.say(
+                f"report: base and {variant} were measured on {measured} with different "
+                f"{' and '.join(differing)}, so {name} is left out"
+            )
+            continue
         rows += _pair(run, variant, base, metrics)
     return rows
+
+
+def _differing_settings(base: Version, metrics: Version) -> list[str]:
+    """How the base was asked otherwise; the files of logs always differ."""
+    first, second = (input_of(v, "harness").manifest["settings"] for v in (base, metrics))
+    names = {*first, *second} - {"files_sha256"}
+    return sorted(name for name in names if first.get(name) != second.get(name))
 
 
 def _pair(run: Run, variant: str, base: Version, metrics: Version) -> list[Benchmark]:

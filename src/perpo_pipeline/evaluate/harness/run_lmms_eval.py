@@ -5,6 +5,7 @@ finished is not run again. The logs stay in the folder of the `harness` artifact
 """
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from perpo_pipeline.config.evaluations import AT, BASE
 from perpo_pipeline.config.fingerprints import counted_settings
-from perpo_pipeline.errors import ConfigError, PerpoError
+from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.harness.lmms_eval_logs import results_files
 from perpo_pipeline.evaluate.harness.lmms_eval_program import LmmsEval, failed
 from perpo_pipeline.evaluate.harness.logs import LMMS_EVAL
@@ -157,17 +158,21 @@ def _words(
 
 
 def _run(run: Run, writer: Writer, variant: str, words: Sequence[str], program: LmmsEval) -> None:
-    """Run lmms-eval into the version's folder; what an earlier, killed run left is removed."""
-    logs, output = writer.path / LOGS, writer.path / OUTPUT
-    shutil.rmtree(logs, ignore_errors=True)
+    """Run lmms-eval into a folder of this process, which becomes LOGS once there are results.
+
+    The lmms-eval of a killed process may still write: into its own folder, which nobody reads.
+    """
+    for left in writer.path.glob(f"{LOGS}*"):
+        shutil.rmtree(left)
+    part, output = writer.path / f"{LOGS}-{os.getpid()}", writer.path / OUTPUT
     run.say(f"eval {variant}: lmms-eval {program.version} runs; its output is in {output}")
     try:
-        program.run([*words, "--output_path", str(logs.resolve())], output)
-        if not results_files(logs):
+        program.run([*words, "--output_path", str(part.resolve())], output)
+        if not results_files(part):
             raise failed(output, "exit code 0")
-    except PerpoError:
-        shutil.rmtree(logs, ignore_errors=True)
-        raise
+        os.replace(part, writer.path / LOGS)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _included(arguments: Sequence[str]) -> str | None:
