@@ -198,6 +198,38 @@ def test_a_box_that_reaches_out_of_the_frame_is_read_as_it_stands(name, text, ex
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize(
+    ("text", "is_read"),
+    [
+        ("[{'bbox_2d': [1, 2, 3, 4], 'label': 'cat'}]", True),
+        ("{'bbox_2d': (1, 2, 3, 4)}", True),
+        ('{"bbox_2d": [1, 2, 3, 4, ], "label": "cat"}', True),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "a cat on', True),
+        ('{"bbox_2d": [1, 2, 3, 4', False),
+        ('{"bbox_2d": ["1", "2", \'3\', " 4 "]}', True),
+        ('{"bbox_2d": [[1, 2, 3, 4]]}', True),
+        ('{"bbox_2d": [ [1, 2, 3, 4], [5, 6, 7, 8]]}', True),
+        ('{"bbox_2d"\uff1a[1\uff0c2\uff0c 3, 4]}', True),
+        ('{"bbox_2d": [1, 2, 3]}', False),
+        ('{"bbox_2d": [1, 2, 3, 4, 5]}', False),
+        ('{"bbox_2d": [1, 2, 3, "four"]}', False),
+        ('{"bbox_2d": [[[1, 2, 3, 4]]]}', False),
+        ('{"bbox_2d": null}', False),
+        ("{bbox_2d: [1, 2, 3, 4]}", False),
+        ('{"bbox": [1, 2, 3, 4]}', False),
+        ('{"box_2d": [1, 2, 3, 4]}', False),
+        ("[1, 2, 3, 4]", False),
+        ('{"bbox_2d": [1, 2, 3,, 4]}', False),
+    ],
+)
+def test_json_is_read_as_models_write_it(name: str, text: str, is_read: bool):
+    """In an image of as many pixels as either format has units."""
+    options = {"frame": "resized", "image_size": (1000, 1000), "resized": (1000, 1000)}
+    found = parse_box(f"```json\n{text}\n```", name, **options)
+    assert found == ((1, 2, 3, 4) if is_read else None)
+
+
 def test_an_inverted_box_is_parsed_as_it_was_written():
     found = parse_box("[0.9, 0.2, 0.1, 0.4]", "llava", frame="full", image_size=(10, 10))
     assert found == pytest.approx((9, 2, 1, 4))
@@ -242,8 +274,11 @@ def test_the_first_of_several_boxes_is_the_one_that_is_read_alone(text: str, nam
 
 def test_a_long_gap_after_a_point_is_read_in_time():
     """Time that grows with the square of the gap would be minutes."""
-    text = "(1,2)" + " " * 100_000 + "x"
-    assert parse_box(text, "qwen-vl", frame="full", image_size=(10, 10)) is None
+    gap = " " * 100_000
+    size = {"frame": "full", "image_size": (10, 10)}
+    assert parse_box(f"(1,2){gap}x", "qwen-vl", **size) is None
+    for json in (f'"bbox_2d": [{gap}x', f'"bbox_2d": [1{gap}x', f'"bbox_2d": ["{gap}1{gap}"{gap}x'):
+        assert parse_box(json, "qwen3-vl", **size) is None
 
 
 @settings(max_examples=100, deadline=None)

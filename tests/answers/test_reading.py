@@ -68,6 +68,9 @@ PIECES = [
     "]]",
     '"bbox_2d"',
     '"bbox_2d": [',
+    "'bbox_2d': [[",
+    '"1", "2"',
+    "\uff0c",
     ":",
     "<box>",
     "the box is ",
@@ -92,6 +95,8 @@ SHAPES = (
     "[{},{},{}]",
     "[{},{},{},{},{}]",
     "[[{}, {}, {}, {}]]",
+    "'bbox_2d': [\"{}\", '{}', {}\uff0c{},]",
+    '"bbox_2d": [[{}, {}, {}, {}]]',
 )
 boxed = st.builds(
     lambda shape, numbers: shape.format(*numbers),
@@ -304,6 +309,9 @@ def test_a_box_that_is_on_no_image_keeps_its_place_in_the_list():
         ("llava", "[[0.1, 0.2]]", (1, 4)),
         ("qwen3-vl", '[{"point_2d": [100, 200], "label": "cat"}]', (1, 4)),
         ("qwen2.5-vl", '{"point_2d": [1, 4]}', (1, 4)),
+        ("qwen2.5-vl", "{'point_2d': ['1', \"4\",]}", (1, 4)),
+        ("qwen3-vl", '{"point_2d": (100\uff0c200)}', (1, 4)),
+        ("llava", '["0.1", "0.2"]', None),
         ("llava", "[10, 20] (0.1, 0.2)", (100, 400)),
         ("llava", "[0.1, 1.02]", (1, 20.4)),
         ("llava", "[0.1, 9999999999] (0.1, 0.2)", None),

@@ -109,7 +109,23 @@ def _number(name: str) -> str:
 
 _BRACKETED = r"\[" + ",".join(map(_number, COORDINATES)) + r"\]"
 _POINTS = r"\({},{}\)\s*(?:,\s*)?\({},{}\)".format(*map(_number, COORDINATES))
-_JSON = r'"bbox_2d"\s*:\s*' + _BRACKETED
+# JSON as models write it. Qwen's own reader takes Python literals (single quotes, tuples, a comma
+# after the last element) and mends an object that is cut off; the rest is ours: numbers in quotes,
+# full-width commas and colons, and the box as the first list in a list.
+JSON_COMMA = "[,\uff0c]"
+JSON_OPENING, JSON_CLOSING = r"[\[(]", rf"(?:{JSON_COMMA}\s*)?[\])]"
+
+
+def json_number(name: str) -> str:
+    """The pattern of a number in a list, in quotes or without, as the group `name`."""
+    return rf"\s*(?:[\"']\s*)?(?P<{name}>{DECIMAL})\s*(?:[\"']\s*)?"
+
+
+_JSON = (
+    rf"[\"']bbox_2d[\"']\s*[:\uff1a]\s*(?:{JSON_OPENING}\s*)?{JSON_OPENING}"
+    + JSON_COMMA.join(map(json_number, COORDINATES))
+    + JSON_CLOSING
+)
 _NO_OBJECT = "There is no such object in the image."  # for formats without a list of boxes
 _JSON_POINT = '{{"point_2d": [{x}, {y}]}}'
 _JSON_TEMPLATE = '{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
@@ -166,6 +182,12 @@ BOX_FORMATS: dict[str, BoxFormat] = {
 
 REFERRING_PROMPT = BOX_FORMATS["llava"].instruction
 """The paper's grounding instruction (METHOD: 'The paper's recipes')."""
+
+
+JSON_FORMATS = frozenset(
+    name for name, rule in BOX_FORMATS.items() if rule.pattern.pattern == _JSON
+)
+"""The formats in which points and polygons are JSON, too."""
 
 
 def get_box_format(name: str) -> BoxFormat:

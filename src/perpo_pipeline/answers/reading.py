@@ -25,9 +25,14 @@ from perpo_pipeline.answers.formats import (
     BOX_FORMATS,
     COORDINATES,
     DECIMAL,
+    JSON_CLOSING,
+    JSON_COMMA,
+    JSON_FORMATS,
+    JSON_OPENING,
     Box,
     BoxFormat,
     get_box_format,
+    json_number,
 )
 from perpo_pipeline.answers.pipeline import Texts, as_series
 from perpo_pipeline.answers.placement import Floats, place_frames
@@ -43,6 +48,9 @@ def _number(name: str | None = None) -> str:
 
 
 _POINT = r"\[{},{}\]|\({},{}\)".format(*map(_number, ("x1", "y1", "x2", "y2")))
+_JSON_POINT = (
+    JSON_OPENING + JSON_COMMA.join(json_number(name) for name in ("x1", "y1")) + JSON_CLOSING
+)
 _FLAT = rf"\[{_number()}(?:,{_number()}){{5,}}\]"
 _NESTED = "|".join(
     rf"{point}(?:\s*(?:,\s*)?{point}){{2,}}"
@@ -162,14 +170,18 @@ def read_points(
     """The first (or last) point of each of n texts, `(n, 2)`: x, y in pixels of the originals.
 
     A point is two plain decimals, `[x, y]` (as in Qwen's JSON, `"point_2d": [x, y]`) or `(x, y)`,
-    in the unit of the box format. The row is NaN if the text has no point. Arguments and errors as
+    in the unit of the box format; formats that are JSON also read numbers in quotes and a comma
+    after the last one. The row is NaN if the text has no point. Arguments and errors as
     in `read_boxes`.
     """
     rule, series = get_box_format(box_format), as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
-    groups = _groups(series, _rust(_POINT), which)
-    axes = [pl.coalesce(f"{axis}1", f"{axis}2") for axis in "xy"]
-    return placement.to_image_px(_floats(groups.select(axes)), rule.scale)
+    if box_format in JSON_FORMATS:
+        values = _floats(_groups(series, _rust(_JSON_POINT), which).select("x1", "y1"))
+    else:
+        groups = _groups(series, _rust(_POINT), which)
+        values = _floats(groups.select(pl.coalesce(f"{axis}1", f"{axis}2") for axis in "xy"))
+    return placement.to_image_px(values, rule.scale)
 
 
 def read_polygons(
