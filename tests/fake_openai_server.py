@@ -173,7 +173,8 @@ def from_a_cache(body: Json, number: int) -> Json:
 
 
 def picture(body: Json) -> Image.Image:
-    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    parts = body["messages"][0]["content"]
+    (url,) = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     head, data = url.split(",", 1)
     assert head == "data:image/png;base64"
     return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -331,6 +332,51 @@ class TestVllm:
         with pytest.raises(ConfigError, match="read different tokens for prompt p3") as caught:
             sample(connect(serve(cut), concurrency=1), 5)
         assert "<image>*15\\n" in str(caught.value) and "<image>*16\\n" in str(caught.value)
+
+    def test_an_image_that_stands_further_on_is_sent_there_and_compared_in_full(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        """A server that puts all images first reads as many tokens."""
+        rows = [make_row(0), make_row(1, prompt="is <image> red?")]
+        server = serve(like_vllm)
+        assert [ids_of(r) for r in connect(server).sample(rows, [seed_of(0), seed_of(1)])] == [
+            expected(0),
+            expected(1),
+        ]
+        sent_parts = {len(body["messages"][0]["content"]): body for body in server.bodies}
+        kinds = [part["type"] for part in sent_parts[3]["messages"][0]["content"]]
+        assert kinds == ["text", "image_url", "text"]
+
+        def images_first(body: Json, number: int) -> Any:
+            body["messages"][0]["content"].sort(key=lambda part: part["type"] == "text")
+            return like_vllm(body, number)
+
+        with pytest.raises(ConfigError, match="read different tokens for prompt p1"):
+            connect(serve(images_first), concurrency=1).sample(rows, [seed_of(0), seed_of(1)])
+
+    def test_a_prompt_whose_image_the_template_would_move_is_never_sent(
+        self, serve: Any, connect: Any, like_vllm: Answer, tmp_path: Path
+    ) -> None:
+        """LLaVA-OneVision's template writes all images first."""
+        model = save_tiny_family("llava_onevision", tmp_path / "onevision")
+        server = serve(like_vllm)
+        backend = connect(server, model=model)
+        (result,) = backend.sample([make_row(0, prompt="is <image> red?")], [1])
+        assert "the chat template of a server puts it first" in reason_of(result)
+        assert not server.bodies
+
+    def test_a_template_with_a_date_gets_the_runs(
+        self, serve: Any, connect: Any, like_vllm: Answer, model_dir: Path, tmp_path: Path
+    ) -> None:
+        model = Path(shutil.copytree(model_dir, tmp_path / "dated"))
+        template = (model / "chat_template.jinja").read_text("utf-8")
+        dated = "{% set date_string = date_string | default(strftime_now('%d %b %Y')) %}"
+        (model / "chat_template.jinja").write_text(dated + template, "utf-8")
+        server = serve(like_vllm)
+        sample(connect(server, model=model), 1)
+        assert server.bodies[0]["chat_template_kwargs"] == {"date_string": "26 Jul 2024"}
+        with pytest.raises(ConfigError, match="would write that of its own clock"):
+            connect(serve(like_vllm, owned_by="llamacpp"), model=model)
 
     def test_answers_of_an_old_vllm_without_token_ids_are_tokenised_and_noted(
         self, serve: Any, connect: Any, plain: Answer, capfd: pytest.CaptureFixture[str]
