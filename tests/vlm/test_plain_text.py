@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image, tiny_tokenizer
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from perpo_pipeline.errors import InputError
@@ -165,6 +165,30 @@ def test_spaces_that_a_control_token_takes_away_are_taken_away_as_before(
     usual = vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(usual) > 4
     assert vlm.plain.ids(text + JOINT) == usual
+
+
+@pytest.mark.parametrize("is_normalized", [False, True])
+@pytest.mark.parametrize("way", ["normalizer", "always", "first", "never"])
+def test_a_space_that_the_tokenizer_puts_first_is_put_where_it_was(
+    way: str, is_normalized: bool
+) -> None:
+    """Llama's tokenizers prepend one to each text between control tokens, or to the first alone."""
+    letters = [*"▁abcs/<>", "▁a", "bc"]
+    merges = [("▁", "a"), ("b", "c")]
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, merges))
+    if way == "normalizer":
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=way)
+    backend.add_special_tokens([AddedToken("<s>", normalized=is_normalized), AddedToken("</s>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    plain = PlainTokenizer(tokenizer, control_tokens(tokenizer, None, (), ""))
+    for text in ("abc", " abc", "<s>abc", "<s> abc</s>abc", "a <s> bc a</s>", "<s><s>a"):
+        assert plain.ids(text + JOINT) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = plain.ids("<s>" + plain.mark("a <s>bc</s>"))
+    assert ids[0] == len(letters) and max(ids[1:]) < len(letters)
 
 
 @pytest.mark.parametrize("kind", ["Unigram", "WordLevel", "WordPiece"])
