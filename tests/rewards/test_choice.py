@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rewards.answer_rows import answers
 
 from perpo_pipeline.commands.score import score
@@ -106,6 +108,44 @@ def test_every_reward_measures_its_own_truth(
     found = measure(answers(row), {name: 1.0})
     assert found.rewards.tolist() == pytest.approx([expected])
     assert found.parse_ok.tolist() == [True]
+
+
+TRUTHS = {
+    "gt_box": [10, 10, 60, 60],
+    "gt_boxes": [[10, 10, 60, 60], [70, 70, 90, 90]],
+    "gt_polygon": [0, 0, 100, 0, 0, 100],
+    "gt_point": [30, 40],
+    "gt_text": "3",
+}
+ANSWER_PARTS = st.sampled_from(
+    [
+        "[0.1, 0.1, 0.6, 0.6]",
+        "[9, -9, 1e9, 5]",
+        "(0.3, 0.4)",
+        "[]",
+        "There is no dog.",
+        "3",
+        "[[",
+        " ",
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(ANSWER_PARTS | st.text(max_size=8), max_size=4), min_size=1, max_size=3))
+def test_every_reward_of_any_answer_is_in_0_to_1_and_does_not_depend_on_the_others(
+    parts: list[list[str]],
+) -> None:
+    for name, reward in REWARDS.items():
+        truth = {reward.truth: TRUTHS[reward.truth]}
+        rows = [
+            {**truth, "completion": "".join(p).encode("utf-8", "replace").decode()} for p in parts
+        ]
+        found = measure(answers(*rows), {name: 1.0})
+        assert ((found.rewards >= 0) & (found.rewards <= 1)).all()
+        assert not found.rewards[~found.parse_ok].any()
+        alone = [measure(answers(row), {name: 1.0}).rewards[0] for row in rows]
+        assert found.rewards.tolist() == alone
 
 
 def test_the_table_above_has_every_reward() -> None:
