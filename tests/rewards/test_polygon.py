@@ -146,3 +146,13 @@ def test_what_is_no_list_of_points_is_refused():
         polygon_ious([[0, 0, 1, 1]], [SQUARE])
     with pytest.raises(ValueError, match="outlines of gt"):
         polygon_ious([None], [[(0, 0, 0)]])
+
+
+def test_an_outline_of_many_points_that_crosses_itself_is_no_region():
+    """The time for one grows with the square of its points; a simple one is read at any length."""
+    triangle = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
+    wound = [np.tile(triangle, (turns, 1)) for turns in (66, 67)]
+    circle = np.linspace(0, 2 * np.pi, 1000, endpoint=False)
+    round_one = np.column_stack([np.cos(circle), np.sin(circle)])
+    found = polygon_ious([*wound, round_one], [triangle, triangle, round_one])
+    assert found.tolist() == pytest.approx([1.0, 0.0, 1.0])
