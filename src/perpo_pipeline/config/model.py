@@ -7,10 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.answers.formats import frame_fault, get_box_format
 from perpo_pipeline.answers.settings import ANSWER_TAG, TAG_PATTERN, Reading, Thinking, Which
+from perpo_pipeline.config.dates import TEMPLATE_DATE
 from perpo_pipeline.config.section import Section, conflict
 from perpo_pipeline.errors import ConfigError
-
-TEMPLATE_DATE = date(2024, 7, 26)  # what Llama's template writes where it knows no clock
 
 
 class AnswerConfig(Section):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from perpo_pipeline.config.model import TEMPLATE_DATE
+from perpo_pipeline.config.dates import TEMPLATE_DATE
 from perpo_pipeline.errors import InputError, first_line
 
 # Files that a run can depend on: weights, configuration, tokenizer, processor; no code, no pickles.

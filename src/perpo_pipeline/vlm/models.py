@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perpo_pipeline.config.model import TEMPLATE_DATE
+from perpo_pipeline.config.dates import TEMPLATE_DATE
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.plain_text import PlainTokenizer, control_tokens
 
