@@ -8,7 +8,7 @@ from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate import metrics
 from perpo_pipeline.evaluate.metrics import missing_metrics
 from perpo_pipeline.evaluate.statistics import mean_interval, wilson_interval
-from perpo_pipeline.evaluate.summarise import summarise
+from perpo_pipeline.evaluate.summarise import doubts_of, summarise
 from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.store.schemas import METRICS, PREDICTIONS, PROMPTS
 
@@ -273,6 +273,15 @@ def test_unanswered_prompts_are_wrong_even_where_nothing_is_the_truth() -> None:
         summarise(*tables(("vqa", "", {"gt_text": ""}), ("vqa", "", {"gt_text": "", **no_answer})))
     )
     assert found["exact_match"] == found["unanswered_rate"] == found["edit_distance"] == 0.5
+
+
+def test_unanswered_prompts_are_no_sign_of_a_wrong_format() -> None:
+    no_answer = {"gt_box": BOX, "finish_reason": "unanswered", "parse_ok": False}
+    lost = [("grounding", 0.0, {**no_answer}) for _ in range(4)]
+    assert doubts_of(*tables(*lost), Reading()) == []
+    lost = [("grounding", 0.0, {**no_answer}) for _ in range(4)]
+    unread = [("grounding", 0.0, {"gt_box": BOX, "parse_ok": False}) for _ in range(2)]
+    assert "only 0 of 2 answers could be read" in doubts_of(*tables(*unread, *lost), Reading())[0]
 
 
 def test_the_share_of_unanswered_prompts_is_left_out_where_all_are_answered() -> None:

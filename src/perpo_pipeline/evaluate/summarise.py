@@ -107,9 +107,12 @@ def summarise(
 def doubts_of(predictions: pa.Table, prompts: pa.Table, reading: Reading) -> list[str]:
     """Warnings that these predictions were read with the wrong settings: `rewards.doubts`.
 
-    Arguments and errors as in `summarise`.
+    Arguments and errors as in `summarise`. Unanswered prompts give no reason to doubt.
     """
     rows, doubts = _join(predictions, prompts), Doubts(reading)
+    rows = rows.filter(~pl.col("finish_reason").eq_missing(UNANSWERED))
+    if rows.is_empty():
+        return []
     unread = rows.filter(~pl.col("parse_ok"))["completion"]
     doubts.add_parsed(rows.height, rows.height - len(unread))
     doubts.example = unread[0] if len(unread) else None
