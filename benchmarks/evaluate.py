@@ -10,8 +10,9 @@ All ways begin with encoded image files and end with texts:
 
 A random LLaVA is written to disk in float32, and every way loads it from there. No token ends an
 answer, so all ways decode the same number of tokens, which is checked; answers that differ in any
-token are counted. The repeats of all ways are interleaved, and medians are reported. vLLM on a CPU
-needs HF_HUB_OFFLINE=1 and, if torchvision was built for CUDA,
+token are counted. The repeats of all ways are interleaved, and medians are reported; beside the
+time on the wall, the processor time of all threads, which other programs disturb less. vLLM on a
+CPU needs HF_HUB_OFFLINE=1 and, if torchvision was built for CUDA,
 PYTHONPATH=tests/with_vllm/torchvision_on_cpu.
 """
 
@@ -20,8 +21,10 @@ import io
 import json
 import os
 import platform
+import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -110,26 +113,37 @@ def time_case(name: str, case: Case, engine: str, repeats: int) -> list[Row]:
         )
         backend = open_backend(model, Path(folder), case, engine)
         library = Library(model)
-        found: dict[str, Tokens] = {}
+        runs = {way: Runs() for way in (*LIBRARY, OURS)}
         ways = {
             "generate": partial(library.answer, rows, case.batch_size, case.answer_tokens),
             "generate-one": partial(library.answer, rows, 1, case.answer_tokens),
             OURS: partial(answer, backend, rows),
         }
-        kept = {way: partial(_keep, found, way, draw) for way, draw in ways.items()}
+        kept = {way: partial(runs[way].time, draw) for way, draw in ways.items()}
         tokens = case.prompts * case.answer_tokens
         seconds = interleave(f"{engine} {name}", kept, tokens, repeats)
         backend.close()
     made = summarise(seconds, case.prompts, tokens, LIBRARY, OURS)
+    fastest = min(runs[way].cpu_s for way in LIBRARY)
     for row in made:
-        different = sum(a != b for a, b in zip(found[row["way"]], found[OURS], strict=True))
-        row |= {"case": name, "prefix_tokens": library.prefix_tokens, "different": different}
+        ran = runs[row["way"]]
+        row |= {
+            "case": name,
+            "prefix_tokens": library.prefix_tokens,
+            "different": sum(a != b for a, b in zip(ran.answers, runs[OURS].answers, strict=True)),
+            "cpu_ms_per_prompt": 1e3 * ran.cpu_s / case.prompts,
+            "cpu_faster": fastest / ran.cpu_s,
+        }
     print_table(
         f"{engine} {name}: prefix {library.prefix_tokens}, {case.prompts} answers of "
         f"{case.answer_tokens}, batches of {case.batch_size}",
         made,
     )
-    print(f"answers that differ from ours: {', '.join(_differences(made))}")
+    for row in made:
+        print(
+            f"{row['way']:23s} processor time {row['cpu_ms_per_prompt']:,.1f} ms/prompt, ratio "
+            f"{row['cpu_faster']:.2f}; {row['different']} answers differ from ours"
+        )
     return made
 
 
@@ -145,13 +159,24 @@ def make_prompts(case: Case) -> list[Row]:
     ]
 
 
-def _keep(found: dict[str, Tokens], way: str, draw: Callable[[], Tokens]) -> Tokens:
-    found[way] = [list(one) for one in draw()]
-    return found[way]
+class Runs:
+    """The last answers of a way, and the processor time of each of its rounds."""
 
+    def __init__(self) -> None:
+        self.answers: Tokens = []
+        self.seconds: list[float] = []
 
-def _differences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [f"{row['way']} {row['different']}" for row in rows if not row["ours"]]
+    def time(self, draw: Callable[[], Tokens]) -> Tokens:
+        """The answers of one round."""
+        start = time.process_time()
+        self.answers = [list(one) for one in draw()]
+        self.seconds.append(time.process_time() - start)
+        return self.answers
+
+    @property
+    def cpu_s(self) -> float:
+        """The median without the first round, which warms up."""
+        return statistics.median(self.seconds[1:])
 
 
 class Library:

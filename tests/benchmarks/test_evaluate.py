@@ -46,6 +46,7 @@ def test_all_ways_give_the_same_answers(
         assert row["tokens_per_s"] == pytest.approx(6 * 1e3 / row["ms_per_prompt"])
         assert row["prefix_tokens"] == 4 + 18 + 4
     best = min(rows[way]["ms_per_prompt"] for way in ("generate", "generate-one"))
+    assert all(row["cpu_ms_per_prompt"] > 0 for row in rows.values())
     assert rows["backend"]["faster"] == pytest.approx(best / rows["backend"]["ms_per_prompt"])
     assert found["header"]["cases"]["tiny"]["batch_size"] == 2
 
