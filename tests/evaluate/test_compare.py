@@ -10,16 +10,22 @@ from synthetic_run import make_synthetic_run
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import (
     compare_predictions,
+    compare_versions,
     comparison_table,
     open_predictions,
 )
-from perpo_pipeline.evaluate.measure_files import measure_boxes, measure_pages, measure_pope
+from perpo_pipeline.evaluate.measure_files import (
+    measure_answers,
+    measure_boxes,
+    measure_pages,
+    measure_pope,
+)
 from perpo_pipeline.evaluate.statistics import (
     compare_paired,
     mcnemar_p,
     paired_difference_interval,
 )
-from perpo_pipeline.run import make
+from perpo_pipeline.run import Console, make
 from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.store.schemas import COMPARISON
 from perpo_pipeline.store.writing import Recipe
@@ -247,3 +253,43 @@ def test_the_table_has_one_line_per_metric_in_points():
     ]
     assert second.split()[:4] == ["miou", "-0.4", "[n/a,", "+10.0]"]
     assert "0.500" in second
+
+
+def short_answers(folder: Path, name: str, rows) -> Version:
+    file = folder / f"{name}.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    measure_answers(file, out=folder / name)
+    return open_version(folder / name / "predictions")
+
+
+def test_files_in_another_order_are_paired_by_id_and_refused_without(tmp_path):
+    rows = [
+        {"completion": "cat", "gt_text": "cat", "id": "q1"},
+        {"completion": "dog", "gt_text": "owl", "id": "q2"},
+        {"completion": "owl", "gt_text": "cat", "id": "q3"},
+    ]
+    named = [short_answers(tmp_path, "a", rows), short_answers(tmp_path, "b", rows[::-1])]
+    (found,) = compare_predictions(*named)
+    assert (found["difference"], found["low"], found["high"], found["n"]) == (0, 0, 0, 3)
+
+    bare = [{k: v for k, v in row.items() if k != "id"} for row in rows]
+    turned = [bare[0], bare[2], bare[1]]
+    first, second = short_answers(tmp_path, "c", bare), short_answers(tmp_path, "d", turned)
+    with pytest.raises(ArtifactError, match="row 2 of the first is the first of these") as refused:
+        compare_predictions(first, second)
+    assert "need an `id` on each line" in refused.value.fix
+    with pytest.raises(ArtifactError, match="3 of 3 are only in the first"):
+        compare_predictions(first, named[0])
+
+
+def test_rows_that_are_known_by_their_line_alone_are_named(tmp_path, capsys):
+    """Two of three rows have the same truth, and no id or image."""
+    rows = [{"completion": "a", "gt_text": truth} for truth in ("yes", "no", "yes")]
+    plain = short_answers(tmp_path, "a", rows)
+    images = [row | {"image": f"{i}.jpg"} for i, row in enumerate(rows)]
+    pictured = short_answers(tmp_path, "b", images)
+    capsys.readouterr()
+    compare_versions(plain, plain, out=None, console=Console())
+    assert "2 rows have no `id` and the truth of other rows" in capsys.readouterr().err
+    compare_versions(pictured, pictured, out=None, console=Console())
+    assert "no `id`" not in capsys.readouterr().err

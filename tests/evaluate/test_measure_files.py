@@ -438,7 +438,7 @@ def test_mended_completions_are_reported_and_counted(tmp_path, capsys):
     found = measure_answers(write(tmp_path / "v.jsonl", rows), out=tmp_path / "o")
     assert "1 completions hold halves of characters" in capsys.readouterr().err
     predictions = input_of(found, "predictions")
-    assert predictions.manifest["counts"] == {"mended_completions": 1}
+    assert predictions.manifest["counts"] == {"mended_completions": 1, "indistinct_rows": 0}
     assert predictions.table()["completion"].to_pylist() == ["a\ufffd", "b"]
     assert values(found)["exact_match"] == 0.5
 

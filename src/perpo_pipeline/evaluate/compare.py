@@ -11,6 +11,7 @@ import polars as pl
 from perpo_pipeline.config.evaluations import read_evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.metrics import METRICS, Metric, find_metric, task_of_prompt
+from perpo_pipeline.evaluate.prediction_files import INDISTINCT
 from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference_interval
 from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.run import DEFAULT, Console, make_at
@@ -55,6 +56,8 @@ def compare_versions(
     better: Version, worse: Version, *, out: Path | None, console: Console
 ) -> list[Row]:
     """As `compare_predictions`; with `out` the rows are also written there, as `comparison`."""
+    if note := _order_note(better, worse):
+        console.say(f"compare: {note}")
     if out is None:
         return compare_predictions(better, worse)
     settings = {"metrics": [name for name, metric in METRICS.items() if metric.compared_on]}
@@ -168,13 +171,7 @@ def _paired(a: Version, b: Version) -> pl.DataFrame:
         for one, other in ((first, second), (second, first))
     ]
     if any(only):
-        raise ArtifactError(
-            f"the predictions have different prompts: {only[0]} of {first.height} are only in the "
-            f"first, {only[1]} of {second.height} only in the second",
-            where=f"{a.path} and {b.path}",
-            fix="evaluate both on the same prompts; files with the same questions in a different "
-            "order need an `id` on each line",
-        )
+        raise _other_prompts(first, second, only, (a, b))
     if not first.height:
         raise ArtifactError("no predictions to compare", where=str(a.path))
     other = second.select("prompt_id", b="reward")
@@ -182,6 +179,43 @@ def _paired(a: Version, b: Version) -> pl.DataFrame:
         _check_images(first, second, a, b)
     return first.rename({"reward": "a"}).join(
         other, on="prompt_id", how="left", maintain_order="left"
+    )
+
+
+def _other_prompts(
+    first: pl.DataFrame,
+    second: pl.DataFrame,
+    only: Sequence[int],
+    versions: tuple[Version, Version],
+) -> ArtifactError:
+    """The error for predictions of different prompts, in both or in one of them."""
+    different = (
+        f"the predictions have different prompts: {only[0]} of {first.height} are only in the "
+        f"first, {only[1]} of {second.height} only in the second"
+    )
+    fix = "evaluate both on the same prompts"
+    if any("task" in version.manifest["settings"] for version in versions):
+        rows = first.with_row_index("row", 1).join(second, on="prompt_id", how="anti")["row"]
+        if len(rows):
+            different += f"; row {rows.to_list()[0]} of the first is the first of these"
+        fix = (
+            "measure the same rows in both files, with the same truth; rows without an `id` are "
+            "known by their line, so files with the same questions in a different order need an "
+            "`id` on each line"
+        )
+    return ArtifactError(
+        different, where=" and ".join(str(version.path) for version in versions), fix=fix
+    )
+
+
+def _order_note(a: Version, b: Version) -> str | None:
+    """What to know where only their lines pair some rows of two measured files, or None."""
+    rows = max(version.manifest.get("counts", {}).get(INDISTINCT, 0) for version in (a, b))
+    if not rows:
+        return None
+    return (
+        f"{rows:,} rows have no `id` and the truth of other rows, so they are paired by their "
+        "lines: this is right only if both files ask their questions in the same order"
     )
 
 

@@ -6,6 +6,7 @@ is a key made from the image that a row names, or else the row's own prompt_id.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from perpo_pipeline.evaluate.metrics import POPE, measured_metrics, missing_metr
 from perpo_pipeline.evaluate.pope import pope_metrics, unread_note
 from perpo_pipeline.evaluate.pope_files import ANY, read_pope
 from perpo_pipeline.evaluate.prediction_files import (
+    INDISTINCT,
     PredictionFile,
     question_key,
     read_predictions,
@@ -73,7 +75,7 @@ def measure_boxes(
     rows = [row | {"resized": size or row["resized"]} for row in found.rows]
     reading = Reading(box_format, box_frame, **answer.model_dump())
     settings = {"box_format": describe_box_format(box_format), "frame": frame}
-    found = PredictionFile(rows, found.mended)
+    found = replace(found, rows=rows)
     return _measure("grounding", file, found, out, console, reading, settings=settings)
 
 
@@ -224,7 +226,7 @@ def _measure(
         lambda: _answers(file.rows, truth, reading, normalise),
         {"fox_compat": fox_compat, "metrics": measured},
         measure,
-        {"mended_completions": file.mended},
+        {"mended_completions": file.mended, INDISTINCT: file.indistinct},
         out,
         console,
     )

@@ -15,6 +15,7 @@ for the intervals), and `resized` ([width, height], for the frame `resized`).
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,11 @@ KEYS = {
 """The keys that each line must have, by task; BOX_LIST may take the place of `gt_box`."""
 BOX_LIST = "gt_boxes"
 OPTIONAL_KEYS = ("split", "dataset", "id", "image")
+TRUTH = ("gt_text", "gt_box", "gt_boxes", "width", "height")
 FOX_KEYS = ("image", "question", "label", "answer")
 UNNAMED = "unnamed"
+INDISTINCT = "indistinct_rows"
+"""The count of `PredictionFile.indistinct` in a manifest."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -42,6 +46,8 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 class PredictionFile:
     """The checked rows of a file, in its order, and the number of mended completions.
 
+    `indistinct` counts the rows that are known by their line alone: without an id, and with the
+    truth and image of another row.
     A row has prompt_id, split, dataset, task, image_key (None if the line names no image),
     completion and its truth: gt_text, or gt_box (xyxy px) or gt_boxes, width, height, and resized
     (None for other frames).
@@ -49,6 +55,7 @@ class PredictionFile:
 
     rows: list[Row]
     mended: int
+    indistinct: int = 0
 
 
 def read_predictions(path: Path, task: str, *, needs_resized: bool = False) -> PredictionFile:
@@ -81,7 +88,16 @@ def read_predictions(path: Path, task: str, *, needs_resized: bool = False) -> P
         raise InputError(
             "the file holds no predictions", where=str(path), fix="give a file with rows"
         )
-    return PredictionFile(rows, mended)
+    return PredictionFile(rows, mended, _indistinct(rows))
+
+
+def _indistinct(rows: Sequence[Row]) -> int:
+    known = [
+        json.dumps([row.get(name) for name in (*OPTIONAL_KEYS[:2], "image_key", *TRUTH)])
+        for row in rows
+    ]
+    times = Counter(known)
+    return sum(row["unnamed"] and times[key] > 1 for row, key in zip(rows, known, strict=True))
 
 
 def mend_text(text: str) -> str:
@@ -206,6 +222,7 @@ def _row(raw: Row, task: str, name: str) -> Row:
         truth[BOX_LIST] = [[float(v) for v in one] for one in raw[BOX_LIST]]
     return {
         "key": key,
+        "unnamed": raw.get("id") is None and name.isdecimal(),
         "prompt_id": question_key(task, split, dataset, key, *truth.values()),
         "split": split,
         "dataset": dataset,
