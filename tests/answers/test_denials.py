@@ -40,6 +40,8 @@ DENYING = [
     "Unfortunately, the image does not show a dog.",
     "There is no dog in the image. It shows a cat on a sofa.",
     "There is no dog, but there is a cat.",
+    "There is no bus with the number 25.",
+    "There are no 2 dogs in the image.",
 ]
 OTHERS = [
     "",
@@ -61,6 +63,13 @@ OTHERS = [
     "There is no image.",
     "There is no dog. [0.1, 0.2, 0.3, 0.4]",
     "There is no dog (10, 20), (30, 40)",
+    "There is no dog. 12, 30, 40, 50",
+    "There is no dog in the image. The dog is at x=3, y=4.",
+    "The dog is not there but 100 200 300 400",
+    "The dog is not in the middle but in the corner.",
+    "There is no other dog than the one on the left.",
+    "There is no one else but the dog.",
+    "There is nothing wrong with the dog at the top.",
     "[[]",
     "[] []",
     "[1]",

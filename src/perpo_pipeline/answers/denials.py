@@ -39,7 +39,10 @@ DENIALS = (
 
 _FENCE = re.compile(r"```\w{0,20}\s*(.*?)\s*```", re.DOTALL)
 _EMPTY_LIST = re.compile(r"\[\s*\]")
-_SIGNS = re.compile(r"[\[\]{}<>|`]|\(\s*[-.0-9]")  # of boxes and points in any format
+# Of boxes and points in any format, and of coordinates without brackets.
+_SIGNS = re.compile(
+    r"[\[\]{}<>|`]|\(\s*[-.0-9]|\b[xy][12]?\s*[=:]\s*[-.0-9]|[0-9](?:\s*[,;]\s*|\s+)[-.0-9]*[0-9]"
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 _IMAGE = "(?:image|picture|photo|photograph|scene|screenshot|screen|page|frame)"
@@ -65,7 +68,8 @@ _BEFORE = r"(?:(?:no|sorry|i'm sorry|i am sorry|unfortunately)[,.:;!]? )?(?:but 
 _DENIES = re.compile(f"{_BEFORE}(?:{'|'.join(_PATTERNS)})[.!]?")
 _AFFIRMS = re.compile(
     r"\b(?:doubt|question|problem|need|reason|way|idea|denying|without|except|besides|"
-    r"other than|apart from|nothing but|not only|show up)\b"
+    r"other than|apart from|nothing but|not only|show up|nothing wrong|else but|"
+    r"other .{1,80} than|but (?:rather |instead )?(?:at|in|on|near|to|here))\b"
 )
 _REFUSES = re.compile(rf"\b(?:see|find|locate|have|is|are) (?:an?|any|the|no|your) {_IMAGE}s?\b")
 
