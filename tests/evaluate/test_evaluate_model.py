@@ -13,7 +13,12 @@ from tiny_families import save_tiny_family
 
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.conditioning import IMAGES, conditioning_rows, conditioning_table
+from perpo_pipeline.evaluate.conditioning import (
+    IMAGES,
+    condition,
+    conditioning_rows,
+    conditioning_table,
+)
 from perpo_pipeline.evaluate.evaluate_model import evaluate, refuse_images_of
 from perpo_pipeline.inference import transformers_backend
 from perpo_pipeline.prepare.prepare_prompts import prepare
@@ -151,6 +156,26 @@ def test_prompts_whose_images_the_adapter_was_trained_on_are_refused(tmp_path: P
     images = {row["image_sha256"] for row in rows if row["prompt_id"] in kept}
     with pytest.raises(ArtifactError, match=f"trained on {len(images)} of the 6 images"):
         refuse_images_of(adapter, run.latest("prompts", "train"))
+
+
+def test_wrong_images_are_measured_with_the_same_normal_forms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(vlm: Any, prompts: Any, **_: Any) -> list[Completion]:
+        return [Completion("# a", (1,), "stop", 0.0) for _ in prompts]
+
+    save_tiny_family("qwen2_5_vl", tmp_path / "model")
+    monkeypatch.setattr(transformers_backend, "greedy_decode", greedy)
+    run = make_run(tmp_path, {}, text_task=True)
+    forms = run.config.eval.model_copy(update={"normalise": ["markdown"]})
+    run = replace(run, config=run.config.model_copy(update={"eval": forms}))
+    (distance,) = [
+        row["value"]
+        for row in evaluate(run, "base@test").table().to_pylist()
+        if row["name"] == "edit_distance"
+    ]
+    rows = [row for row in condition(run, "base", "test") if row["name"] == "edit_distance"]
+    assert [row["value"] for row in rows] == [distance] * 3 == [0.0] * 3
 
 
 def test_images_are_compared_on_the_prompts_shown_with_every_image(tmp_path: Path) -> None:

@@ -58,8 +58,9 @@ def conditioning_rows(model: str, split: str, predictions: Mapping[str, Version]
     for image, table in tables.items():
         prompts = input_of(predictions[image], "prompts").table(columns=QUESTION_COLUMNS)
         shown = table.filter(pl.col("prompt_id").is_in(common))
-        reading = Reading.recorded(predictions[image].manifest["settings"])
-        for row in summarise(shown.to_arrow(), prompts, reading=reading):
+        settings = predictions[image].manifest["settings"]
+        reading, normalise = Reading.recorded(settings), settings.get("normalise", ())
+        for row in summarise(shown.to_arrow(), prompts, reading=reading, normalise=normalise):
             if row["dataset"] == ALL:
                 measured = {name: row[name] for name in ("name", "value", "low", "high", "n")}
                 found.append({"model": model, "split": split, "image": image, **measured})
