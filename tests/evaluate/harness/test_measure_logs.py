@@ -258,6 +258,26 @@ def test_vlmevalkit_s_pope_and_llava_bench(tmp_path: Path) -> None:
     assert found["POPE/acc [random]"]["value"] == 62.5
 
 
+def test_vlmevalkit_s_questions_in_json_are_no_results_of_lmms_eval(tmp_path: Path) -> None:
+    file = tmp_path / "m" / "m_MMX_results.json"
+    write_tsv(tmp_path / "m" / "m_MMX_acc.csv", [{"split": "none", "Overall": 0.75}], ",")
+    questions = [{"index": i, "hit": hit} for i, hit in enumerate(RIGHT)]
+    split = {"columns": ["index", "hit"], "data": [list(row.values()) for row in questions]}
+    for content in (questions, split):
+        file.write_text(json.dumps(content))
+        row = measured(tmp_path / "m", tmp_path / "out")["MMX/Overall"]
+        assert (row["low"], row["high"]) == wilson_interval(6, 8)[1:]
+    damaged = (
+        ([{"index": 1, "hit": 1}, {"hit": 0}], "question 2: no `index`"),
+        ({"columns": ["index", "hit"], "data": [[1, 1], [2]]}, "row 2: 1 cells under 2 columns"),
+        ({"columns": ["index", "hit"], "data": [5]}, "row 1: 5 is no list of cells"),
+    )
+    for wrong, message in damaged:
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=message):
+            measure_logs(tmp_path / "m", out=tmp_path / "out")
+
+
 def test_status_names_what_is_not_done(tmp_path: Path) -> None:
     folder = tmp_path / "m" / "T20261128-120000"
     write_tsv(folder / "m_MMStar_acc.csv", [{"split": "none", "Overall": 0.5}], ",")

@@ -1,5 +1,7 @@
 """Finds out which harness wrote the logs in a folder, and reads them."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from perpo_pipeline.errors import ConfigError, InputError
@@ -10,6 +12,7 @@ EXPECTED = (
     "lmms-eval's *_results.json (with *_samples_*.jsonl beside it), or VLMEvalKit's *_acc.csv or "
     "*_score.csv"
 )
+DATED = re.compile(r"[0-9]{8}_[0-9]{6}")
 
 
 def read_logs(path: Path) -> HarnessLogs:
@@ -22,8 +25,8 @@ def read_logs(path: Path) -> HarnessLogs:
         raise ConfigError(
             "no such folder", where=str(path), fix="give the folder of a harness's finished logs"
         )
-    lmms_eval = lmms_eval_logs.results_files(path)
     vlmevalkit = vlmevalkit_logs.result_files(path)
+    lmms_eval = _without_questions_of(vlmevalkit, lmms_eval_logs.results_files(path))
     if lmms_eval and vlmevalkit:
         raise InputError(
             f"logs of two harnesses: {lmms_eval[0].name} and {vlmevalkit[0].name}",
@@ -42,3 +45,9 @@ def read_logs(path: Path) -> HarnessLogs:
     if vlmevalkit:
         return vlmevalkit_logs.read_vlmevalkit(vlmevalkit)
     raise InputError("no finished logs of a harness", where=str(path), fix=f"give {EXPECTED}")
+
+
+def _without_questions_of(vlmevalkit: Sequence[Path], lmms_eval: Sequence[Path]) -> list[Path]:
+    """The files of lmms-eval's results: VLMEvalKit may call its questions *_results.json, too."""
+    folders = {file.parent for file in vlmevalkit}
+    return [file for file in lmms_eval if file.parent not in folders or DATED.match(file.name)]

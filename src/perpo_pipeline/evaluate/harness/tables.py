@@ -85,6 +85,19 @@ def _with_head(path: Path, rows: Iterator[tuple[str, list[Any]]]) -> Iterator[Ro
         yield dict(zip(names, cells, strict=True))
 
 
+def _split_rows(path: Path, names: list[Any], data: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    """(place, cells) of a head and rows in JSON."""
+    yield "columns", names
+    for number, cells in enumerate(data, start=1):
+        if not isinstance(cells, list):
+            raise InputError(
+                f"row {number}: {json.dumps(cells)[:60]} is no list of cells",
+                where=str(path),
+                fix=AS_WRITTEN,
+            )
+        yield f"row {number}", cells
+
+
 def _from_json(path: Path) -> list[Row]:
     """A list of rows, one row, or columns: `{"columns": ..., "data": ...}` or lists by name."""
     found = read_json(path)
@@ -93,7 +106,7 @@ def _from_json(path: Path) -> list[Row]:
     if isinstance(found, dict):
         names, data = found.get("columns"), found.get("data")
         if isinstance(names, list) and isinstance(data, list):
-            return [dict(zip(map(str, names), row, strict=False)) for row in data]
+            return list(_with_head(path, _split_rows(path, names, data)))
         lengths = {len(v) if isinstance(v, list) else None for v in found.values()}
         if len(lengths) == 1 and None not in lengths:
             columns = [found[name] for name in found]

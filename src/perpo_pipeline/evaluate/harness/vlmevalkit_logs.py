@@ -190,11 +190,13 @@ def _asked(
 ) -> Iterator[Asked]:
     column = next(name for name in ONE_SCORE if name in rows[0])
     seen: set[str] = set()
-    for number, row in enumerate(rows, start=2):
-        doc_id, score = storable(row["index"]), number_in(row[column])
-        if score is None or doc_id in seen:
-            what = f"the index {doc_id} occurs twice" if doc_id in seen else f"no `{column}`"
-            raise InputError(f"line {number}: {what}", where=str(source), fix=ONE_RUN)
+    for number, row in enumerate(rows, start=1):
+        index, score = row.get("index"), number_in(row.get(column))
+        doc_id = storable(index)
+        if index is None or score is None or doc_id in seen:
+            what = f"no `{'index' if index is None else column}`"
+            what = f"the index {doc_id} occurs twice" if doc_id in seen else what
+            raise InputError(f"question {number}: {what}", where=str(source), fix=ONE_RUN)
         seen.add(doc_id)
         image = row.get("image_path")
         digest = question_sha256(*(row.get(name) for name in ASKED))
