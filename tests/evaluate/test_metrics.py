@@ -273,6 +273,9 @@ def test_unanswered_prompts_are_wrong_even_where_nothing_is_the_truth() -> None:
         summarise(*tables(("vqa", "", {"gt_text": ""}), ("vqa", "", {"gt_text": "", **no_answer})))
     )
     assert found["exact_match"] == found["unanswered_rate"] == found["edit_distance"] == 0.5
+    page = ("ocr", "abcde", {"gt_text": "abcde"})
+    found = values(summarise(*tables(page, ("ocr", "", {"gt_text": "", **no_answer}))))
+    assert (found["cer"], found["wer"]) == (1 / 5, 1.0), "one edit, however the row is marked"
 
 
 def test_unanswered_prompts_are_no_sign_of_a_wrong_format() -> None:

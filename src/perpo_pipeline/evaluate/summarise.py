@@ -43,6 +43,8 @@ QUESTION_COLUMNS = PROMPTS.pick(
     "prompt_id", "dataset", "split", "task", "image_sha256", "width", "height", role="truth"
 )
 DEFAULT_READING = Reading()
+NO_ANSWER = "x"
+"""The text of no answer where the true text is empty: one edit, and no word in common."""
 ALL = "all"
 """The `dataset` of metrics over a whole split."""
 
@@ -197,7 +199,7 @@ def _answers(
         parsed=rows["parse_ok"].to_numpy(),
         # An empty text would be right where the true text is empty: no answer is a wrong answer.
         texts=[
-            UNANSWERED if not truth and (lost or is_none) else text
+            NO_ANSWER if not truth and (lost or is_none) else text
             for text, truth, lost, is_none in zip(
                 texts, truths, unanswered, found.is_null(), strict=True
             )
