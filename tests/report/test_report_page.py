@@ -277,7 +277,8 @@ def test_missing_answers_are_counted_where_there_are_any(tmp_path, html):
     page = Page((report(run).path / "report.html").read_text(encoding="utf-8"))
     assert page.row("data-missing", "base@more") == ["base@more", "2", "2", "1", "10"]
     assert not [1 for attrs, _ in page.rows if attrs.get("data-missing") == "perpo@more"]
-    assert "Answers missing or cut off" in "".join(page.text)
+    text = "".join(page.text)
+    assert "Answers missing or cut off" in text and "reached eval.max_new_tokens" in text
     assert "Answers missing or cut off" not in html
 
 

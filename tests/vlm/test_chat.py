@@ -128,9 +128,6 @@ class TestThought:
 
     def test_a_thought_that_the_template_closes_itself_is_not_open(self, copy: Path) -> None:
         closed = THINKING_TEMPLATE.replace(
-            "<think>\\n' }}{% endif", "<think>\n\n</think>\n\n' }}{% endif"
-        )
-        closed = THINKING_TEMPLATE.replace(
             "assistant\n<think>\n'", "assistant\n<think>\n\n</think>\n\n'"
         )
         vlm = load(copy, template=closed)

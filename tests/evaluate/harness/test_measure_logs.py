@@ -1,6 +1,5 @@
 """Finished logs of lmms-eval and VLMEvalKit: taken over, measured, and refused."""
 
-import contextlib
 import json
 import math
 import tempfile
@@ -344,8 +343,16 @@ def test_odd_logs_are_measured_or_refused_in_one_message(
     file.write_text(json.dumps(results))
     lines = [json.dumps(sample(i, {metric: value}) | row) for i, value in enumerate(values)]
     next((folder / "logs").glob("*.jsonl")).write_text("\n".join(lines))
-    with contextlib.suppress(PerpoError):
-        measure_logs(folder / "logs", out=folder / "out")
+    try:
+        metrics = measure_logs(folder / "logs", out=folder / "out")
+    except PerpoError as error:
+        assert error.what and error.fix
+        assert not list(folder.glob("out/*/current")), "nothing of a refused log is taken over"
+        return
+    (measured,) = metrics.table().to_pylist()
+    assert measured["name"] == f"{task}/{metric}".replace("\ud800", "\ufffd")
+    assert math.isnan(measured["low"]) == math.isnan(measured["high"])
+    assert math.isnan(measured["low"]) or measured["low"] <= measured["value"] <= measured["high"]
 
 
 # --- pairs ----------------------------------------------------------------------------------------

@@ -147,7 +147,8 @@ def test_missing_and_damaged_images_are_reported_with_their_places_before_any_qu
     asked = write(tmp_path / "q.jsonl", [{"question_id": 0, "text": "t"}])
     files = options(tmp_path, "win-rate")
     write(asked, [{"question_id": i, "text": "t", "image": i or None} for i in range(2)])
-    assert perpo("judge", "win-rate", *files, "--out", tmp_path, *endpoint(server), "--with-image")
+    given = [*files, "--out", tmp_path, *endpoint(server), "--with-image"]
+    assert perpo("judge", "win-rate", *given) == 2
     message = capsys.readouterr().err
     assert (
         "q.jsonl line 1, question '0': --with-image needs the name of its image, not None"
