@@ -1,4 +1,4 @@
-"""`perpo eval` with backend vllm as a user runs it: killed, resumed, and with every kind of image.
+"""`perpo eval` with backend vllm as a user runs it: killed, resumed, in two processes, every image.
 
 Its rows are those of transformers, to the last column.
 """
@@ -54,13 +54,14 @@ def predictions(folder: Path, run: str, evaluation: str = "base@test") -> Rows:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with prepared prompts, answered by transformers; another is beside it."""
+    """A run with prepared prompts, answered by transformers; others are beside it."""
     folder = tmp_path_factory.mktemp("evaluated")
     (folder / "r.yaml").write_text(CONFIG)
     finish(folder, start(folder, "prepare"))
     finish(folder, start(folder, "eval", "--backend", "transformers"))
-    (folder / "data/killed").mkdir()
-    (folder / "data/killed/prompts").symlink_to(folder / "data/r/prompts")
+    for name in ("killed", "two"):
+        (folder / "data" / name).mkdir()
+        (folder / "data" / name / "prompts").symlink_to(folder / "data/r/prompts")
     return folder
 
 
@@ -84,3 +85,9 @@ def test_a_killed_evaluation_ends_with_the_rows_of_transformers(folder: Path) ->
         assert found == predictions(folder, "r", evaluation)
     assert len(predictions(folder, "killed")) == NUM_PROMPTS
     assert open_version(place).manifest["settings"]["backend"] == "vllm"
+
+
+def test_two_processes_give_the_same_rows(folder: Path) -> None:
+    arguments = ["--backend", "vllm", "--run", "two", "--evaluation", "base@test"]
+    finish(folder, start(folder, "eval", *arguments, "--set", "eval.num_gpus=2"))
+    assert predictions(folder, "two") == predictions(folder, "r")
