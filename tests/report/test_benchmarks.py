@@ -103,6 +103,37 @@ def test_a_few_questions_without_a_change_show_nothing(run: Run, tmp_path: Path)
     assert (cells[4], cells[6]) == ("+0.000 [-0.308, +0.308]", "not shown")
 
 
+def test_one_gain_among_a_few_questions_does_not_show_that_nothing_is_lost(
+    run: Run, tmp_path: Path
+) -> None:
+    """No loss among 10: up to 0.308 of them may be; the bootstrap alone ends at 0."""
+    write_lmms_eval(tmp_path / "base", {"quiz": quiz(right(4, 6))})
+    write_lmms_eval(tmp_path / "perpo", {"quiz": quiz(right(5, 5))})
+    for model in ("base", "perpo"):
+        file_logs(tmp_path / model, run, model)
+    cells = page(run).row("data-benchmark", "perpo quiz/acc")
+    assert cells[4].startswith("+0.100 [-0.308, +0.") and cells[6] == "not shown"
+
+
+def test_answers_that_are_all_wrong_show_nothing(run: Run, tmp_path: Path) -> None:
+    write_lmms_eval(tmp_path / "logs", {"quiz": quiz(right(0, 3))})
+    for model in ("base", "perpo"):
+        file_logs(tmp_path / "logs", run, model)
+    cells = page(run).row("data-benchmark", "perpo quiz/acc")
+    assert cells[4].startswith("+0.000 [-0.708, ") and cells[6] == "not shown"
+
+
+def test_other_questions_of_one_task_leave_the_other_tasks_paired(run: Run, tmp_path: Path) -> None:
+    same = quiz(right(360, 40))
+    write_lmms_eval(tmp_path / "base", {"quiz": same, "test": quiz(right(9, 1))})
+    write_lmms_eval(tmp_path / "perpo", {"quiz": same, "test": quiz(right(9, 0))})
+    for model in ("base", "perpo"):
+        file_logs(tmp_path / model, run, model)
+    found = page(run)
+    verdicts = [found.row("data-benchmark", f"perpo {task}/acc")[6] for task in ("quiz", "test")]
+    assert verdicts == ["not worse", "other questions"]
+
+
 def test_a_run_without_benchmarks_has_no_such_section(run: Run) -> None:
     assert "Did anything else get worse?" not in "".join(page(run).text)
 

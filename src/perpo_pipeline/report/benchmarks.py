@@ -13,7 +13,11 @@ import polars as pl
 
 from perpo_pipeline.config.evaluations import AT, BASE
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.harness.compare_harness import compare_harness
+from perpo_pipeline.evaluate.harness.compare_harness import (
+    compare_pairs,
+    metrics_of,
+    pair_questions,
+)
 from perpo_pipeline.report.results import Estimate
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, input_of
@@ -78,7 +82,7 @@ def _pair(run: Run, variant: str, base: Version, metrics: Version) -> list[Bench
     before, after = (_estimates(version) for version in (base, metrics))
     scores = input_of(metrics, "harness")
     resamples = run.config.report.num_resamples
-    differences, reason = _differences(scores, input_of(base, "harness"), resamples)
+    differences, reasons = _differences(scores, input_of(base, "harness"), resamples)
     notes = scores.manifest["notes"]
     rows = []
     for name in [name for name in before if name in after]:
@@ -98,7 +102,9 @@ def _pair(run: Run, variant: str, base: Version, metrics: Version) -> list[Bench
                 difference=difference,
                 margin=margin,
                 higher_is_better=direction,
-                verdict=verdict(difference, margin, direction) if difference else reason,
+                verdict=verdict(difference, margin, direction)
+                if difference
+                else reasons.get(name, NO_PAIRS),
             )
         )
     return rows
@@ -120,37 +126,37 @@ def verdict(difference: Estimate, margin: float, higher_is_better: bool | None) 
 
 def _differences(
     after: Version, base: Version, num_resamples: int
-) -> tuple[dict[str, Estimate], str]:
-    """The paired differences by metric, and why the other metrics have none."""
-    if not after.manifest["rows"] or not base.manifest["rows"]:
-        return {}, NO_PAIRS
-    try:
-        rows, _ = compare_harness(after, base, num_resamples=num_resamples)
-    except ArtifactError:
-        return {}, OTHER_QUESTIONS
-    highest = _highest_scores(after, base)
-    return {row["metric"]: _difference(row, highest[row["metric"]]) for row in rows}, NO_PAIRS
+) -> tuple[dict[str, Estimate], dict[str, str]]:
+    """The paired differences by metric, and why others have none."""
+    ours, theirs = (pl.DataFrame(version.table()) for version in (after, base))
+    found, reasons = {}, {}
+    for task, metric in sorted(metrics_of(ours) & metrics_of(theirs)):
+        name = f"{task}/{metric}"
+        try:
+            pairs = pair_questions(ours, theirs, task, metric, (after, base))
+        except ArtifactError:
+            reasons[name] = OTHER_QUESTIONS
+        else:
+            found[name] = _difference(pairs, num_resamples)
+    return found, reasons
 
 
-def _difference(row: Row, highest: float) -> Estimate:
-    """The paired difference; if no score differs, the interval is what n questions allow.
+def _difference(pairs: pl.DataFrame, num_resamples: int) -> Estimate:
+    """The paired difference; losses and gains that n questions did not show are still possible.
 
-    The bootstrap's is then a single point, however few the questions. Without a change among n,
-    the share of changes is below 1 - 0.025 ** (1 / n) (Clopper and Pearson 1934), and one change
-    costs `highest` at most.
+    The bootstrap draws the observed changes only: without a loss it allows none, however few the
+    questions. Without one among n, the share of losses is below 1 - 0.025 ** (1 / n) (Clopper and
+    Pearson 1934), and one loss costs the highest score at most (1 if all scores are 0). The bound
+    is lower by as much; in the same way the upper one for gains.
     """
+    row = compare_pairs(pairs, num_resamples)
     low, high, n = row["low"], row["high"], row["n"]
-    if low == high == 0:
-        high = highest * (1 - 0.025 ** (1 / n))
-        low = -high
+    highest = pairs.select(pl.max_horizontal(pl.col("score", "score_b").abs().max())).item() or 1.0
+    unseen = highest * (1 - 0.025 ** (1 / n))
+    changes = pairs["score"] - pairs["score_b"]
+    low -= unseen * (not (changes < 0).any())
+    high += unseen * (not (changes > 0).any())
     return Estimate(row["difference"], low, high, n)
-
-
-def _highest_scores(*versions: Version) -> dict[str, float]:
-    """The highest score of a question by metric: 1 or 100 where answers are right or wrong."""
-    table = pl.concat([pl.DataFrame(version.table()) for version in versions])
-    highest = table.group_by("task", "metric").agg(pl.col("score").abs().max())
-    return {f"{task}/{metric}": score for task, metric, score in highest.iter_rows()}
 
 
 def _estimates(version: Version) -> dict[str, Estimate]:

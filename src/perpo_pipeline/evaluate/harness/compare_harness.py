@@ -39,8 +39,8 @@ def compare_harness(
     Raises ArtifactError if the questions of a metric differ, or if no metric is in both.
     """
     first, second = (pl.DataFrame(version.table()) for version in (better, worse))
-    shared = _metrics(first) & _metrics(second)
-    single = _metrics(first) ^ _metrics(second)
+    shared = metrics_of(first) & metrics_of(second)
+    single = metrics_of(first) ^ metrics_of(second)
     if not shared:
         raise ArtifactError(
             "the logs have no metric with scores of single questions in common",
@@ -50,12 +50,9 @@ def compare_harness(
     names = _names(better, worse)
     rows = []
     for task, metric in sorted(shared):
-        paired = _paired(first, second, task, metric, (better, worse))
-        images = paired["image"].to_list()
-        known = images if None not in images else paired["doc_id"].to_list()
-        ours, theirs = (paired[name].to_numpy() for name in ("score", "score_b"))
+        pairs = pair_questions(first, second, task, metric, (better, worse))
         named = {"metric": f"{task}/{metric}", "better": names[0], "worse": names[1]}
-        rows.append(named | paired_scores(ours, theirs, known, num_resamples))
+        rows.append(named | compare_pairs(pairs, num_resamples))
     return rows, [f"{task}/{metric}" for task, metric in sorted(single)]
 
 
@@ -78,7 +75,15 @@ def compare_harness_versions(
     return written
 
 
-def paired_scores(
+def compare_pairs(pairs: pl.DataFrame, num_resamples: int) -> Row:
+    """The numbers of a COMPARISON row for the questions of `pair_questions`."""
+    images = pairs["image"].to_list()
+    known = images if None not in images else pairs["doc_id"].to_list()
+    ours, theirs = (pairs[name].to_numpy() for name in ("score", "score_b"))
+    return _paired_scores(ours, theirs, known, num_resamples)
+
+
+def _paired_scores(
     ours: Floats, theirs: Floats, images: Sequence[Hashable], num_resamples: int
 ) -> Row:
     """As `paired_row`; scores of 0 and 100 are right or wrong, as 0 and 1 are."""
@@ -88,18 +93,22 @@ def paired_scores(
     return row | {name: scale * row[name] for name in ("difference", "low", "high")}
 
 
-def _metrics(table: pl.DataFrame) -> set[tuple[str, str]]:
+def metrics_of(table: pl.DataFrame) -> set[tuple[str, str]]:
+    """The (task, metric) of HARNESS rows."""
     return set(table.select("task", "metric").unique().iter_rows())
 
 
-def _paired(
+def pair_questions(
     first: pl.DataFrame,
     second: pl.DataFrame,
     task: str,
     metric: str,
     versions: tuple[Version, Version],
 ) -> pl.DataFrame:
-    """The questions of one metric with both scores."""
+    """The questions of one metric of two tables of HARNESS rows: `score` and `score_b`.
+
+    Raises ArtifactError if the two hold different questions.
+    """
     ours, theirs = (
         table.filter((pl.col("task") == task) & (pl.col("metric") == metric))
         for table in (first, second)
