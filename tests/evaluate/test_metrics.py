@@ -287,6 +287,14 @@ def test_unanswered_prompts_are_no_sign_of_a_wrong_format() -> None:
     assert "only 0 of 2 answers could be read" in doubts_of(*tables(*unread, *lost), Reading())[0]
 
 
+def test_completions_whose_thought_does_not_end_are_counted() -> None:
+    cut = ("vqa", "<think>4, so", {"gt_text": "4", "parse_ok": False})
+    whole = ("vqa", "<think>hm</think>4", {"gt_text": "4"})
+    (line,) = doubts_of(*tables(cut, whole), Reading())
+    assert "1 of 2 completions hold no answer, because their thought does not end" in line
+    assert doubts_of(*tables(whole), Reading()) == []
+
+
 def test_the_share_of_unanswered_prompts_is_left_out_where_all_are_answered() -> None:
     rows = summarise(*tables(*grounding(1.0, 0.0)))
     assert "unanswered_rate" not in values(rows)

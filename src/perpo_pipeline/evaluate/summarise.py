@@ -107,7 +107,7 @@ def summarise(
 
 
 def doubts_of(predictions: pa.Table, prompts: pa.Table, reading: Reading) -> list[str]:
-    """Warnings that these predictions were read with the wrong settings: `rewards.doubts`.
+    """Warnings that these predictions were read with the wrong settings or cut: `rewards.doubts`.
 
     Arguments and errors as in `summarise`. Unanswered prompts give no reason to doubt.
     """
@@ -117,6 +117,7 @@ def doubts_of(predictions: pa.Table, prompts: pa.Table, reading: Reading) -> lis
         return []
     unread = rows.filter(~pl.col("parse_ok"))["completion"]
     doubts.add_parsed(rows.height, rows.height - len(unread))
+    doubts.without_answer = answer_texts(rows["completion"], reading).null_count()
     doubts.example = unread[0] if len(unread) else None
     doubts.add_reach(_reach(rows, reading))
     return doubts.lines()

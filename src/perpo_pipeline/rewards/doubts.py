@@ -1,4 +1,4 @@
-"""Warnings that answers were read with the wrong settings, with the figures behind them.
+"""Warnings that answers were read with the wrong settings or cut, with the figures behind them.
 
 A model is rarely so wrong that nearly all its boxes are unreadable, far outside the image or in its
 very corner; a wrong format or frame is.
@@ -28,12 +28,14 @@ class Doubts:
     reading: Reading
     rows: int = 0
     unparsed: int = 0
+    without_answer: int = 0
     example: str | None = None
     _reaches: list[Floats] = field(default_factory=list)
 
-    def add(self, found: Measured) -> None:
-        """Take over the figures of some answers."""
+    def add(self, found: Measured, without_answer: int) -> None:
+        """Take over the figures of some completions, of which some hold no answer."""
         self.add_parsed(len(found.parse_ok), int(found.parse_ok.sum()))
+        self.without_answer += without_answer
         if found.reach is not None:
             self.add_reach(found.reach)
 
@@ -49,7 +51,12 @@ class Doubts:
     def lines(self) -> list[str]:
         """The warnings, without a stage before them; none where all looks right."""
         reach = np.concatenate([np.empty((0, 2), np.float32), *self._reaches])
-        found = (self._unread(), self._far_outside(reach[:, 0]), self._in_the_corner(reach[:, 1]))
+        found = (
+            self._unread(),
+            self._unended(),
+            self._far_outside(reach[:, 0]),
+            self._in_the_corner(reach[:, 1]),
+        )
         return [line for line in found if line is not None]
 
     def _unread(self) -> str | None:
@@ -59,6 +66,14 @@ class Doubts:
         return (
             f"only {self.rows - self.unparsed:,} of {self.rows:,} answers could be read: do they "
             f"use this box format, and end their thoughts? ({self._settings()}{instance})"
+        )
+
+    def _unended(self) -> str | None:
+        if not self.without_answer:
+            return None
+        return (
+            f"{self.without_answer:,} of {self.rows:,} completions hold no answer, because their "
+            f"thought does not end; they count as wrong (thinking {self.reading.thinking})"
         )
 
     def _far_outside(self, beyond: Floats) -> str | None:

@@ -64,15 +64,15 @@ def score(run: Run, split: str) -> Version:
         workers = 1 if own else cores()
         doubts = Doubts(reading)
 
-        def scored_part(index: int) -> tuple[pa.Table, Measured]:
+        def scored_part(index: int) -> tuple[pa.Table, Measured, int]:
             answers = answers_of(index)
             found = measure(answers, weights)
-            return scores_table(answers, found), found
+            return scores_table(answers, found), found, answers.texts.null_count()
 
         scored = _in_order(todo, scored_part, workers)
-        for index, (part, found) in run.progress(scored, f"score {split}", len(todo)):
+        for index, (part, found, cut) in run.progress(scored, f"score {split}", len(todo)):
             writer.write_part(index, part)
-            doubts.add(found)
+            doubts.add(found, cut)
         counts = _count(writer)
         run.say(f"score {split}: {_summary(counts, weights)}")
         if normalise and any(map(compares_texts, weights)):
