@@ -103,6 +103,16 @@ def test_allowed_unanswered_prompts_count_as_wrong_and_are_named(
     assert "remove this directory" in capsys.readouterr().err
 
 
+def test_metrics_are_measured_anew_once_an_unanswered_prompt_has_its_answer(broken: Path) -> None:
+    Path("r.yaml").write_text(CONFIG.format(max_errors=1))
+    assert evaluate() == 0
+    Image.new("RGB", (32, 32), (120, 0, 0)).save(broken)
+    shutil.rmtree(PREDICTIONS)  # as the message about unanswered prompts says
+    assert evaluate() == 0
+    metrics = open_version(Path("data/r/metrics/base@test")).table().to_pylist()
+    assert [row["value"] for row in metrics if row["name"] == "unanswered_rate"] in ([], [0.0])
+
+
 def test_no_part_is_begun_after_one_unanswered_prompt_too_many(broken: Path) -> None:
     (broken.parent / "0.png").write_bytes(b"damaged")
     assert evaluate() == 2

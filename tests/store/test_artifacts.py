@@ -68,6 +68,24 @@ def test_the_fingerprint_depends_on_settings_inputs_and_stage_not_on_notes(tmp_p
     assert with_input.fingerprint != base
 
 
+def test_what_is_made_from_a_version_depends_on_the_prompts_that_failed_in_it(
+    tmp_path: Path,
+) -> None:
+    """A prompt fails when an image is gone or a server is busy, which no setting says."""
+    error = {"prompt_id": "b", "place": "data.jsonl:2", "reason": "the image is gone"}
+
+    def made_from(root: Path, *errors: dict[str, str]) -> str:
+        with open_writer(root, recipe()) as writer:
+            writer.write_part(0, list(errors), table="errors")
+            writer.write_part(0, ROWS)
+            answers = writer.finish()
+        return Recipe("metrics", "m", "eval", 1, {}, {"predictions": answers}).fingerprint
+
+    whole = Recipe("metrics", "m", "eval", 1, {}, {"predictions": write(tmp_path / "1")})
+    assert made_from(tmp_path / "2") == whole.fingerprint
+    assert made_from(tmp_path / "3", error) != whole.fingerprint
+
+
 def test_an_unfinished_version_is_not_readable_and_says_how_to_go_on(tmp_path: Path) -> None:
     with open_writer(tmp_path, recipe()) as writer:
         writer.write_part(0, ROWS[:2])
@@ -166,6 +184,23 @@ def test_lineage_is_followed_over_several_steps_after_the_run_was_moved(tmp_path
     assert input_of(scores, "prompts").fingerprint == source.fingerprint
     with pytest.raises(ArtifactError, match="no 'adapter' artifact"):
         input_of(scores, "adapter")
+
+
+def test_an_input_of_an_older_schema_says_which_stages_make_it_anew(tmp_path: Path) -> None:
+    """After an upgrade the prompts are made anew first; the samples still come from the old."""
+    with open_writer(tmp_path / "prompts", Recipe("prompts", "train", "prepare", 1, {})) as writer:
+        source = writer.finish()
+    drawn = Recipe("samples", "train", "sample", 1, {}, {"prompts": source})
+    with open_writer(tmp_path / "samples", drawn) as writer:
+        samples = writer.finish()
+    manifest = json.loads((source.path / "manifest.json").read_text())
+    old = json.dumps(manifest | {"schema_version": 3})
+    (source.path / "manifest.json").write_text(old)
+    with pytest.raises(ArtifactError, match="not version 3; 'samples' train was made") as caught:
+        input_of(samples, "prompts")
+    assert (
+        caught.value.fix == "rerun `perpo prepare`, then the stages after it, up to `perpo sample`"
+    )
 
 
 def test_rows_that_break_the_schema_are_refused(tmp_path: Path) -> None:

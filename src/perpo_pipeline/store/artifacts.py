@@ -38,6 +38,10 @@ SCHEMA_VERSION_KEY = b"perpo_schema_version"
 Json = dict[str, Any]
 
 
+class _OtherSchema(ArtifactError):
+    """An artifact has a schema version that this program does not read."""
+
+
 @dataclass(frozen=True)
 class Version:
     """One complete version of an artifact on disk."""
@@ -48,6 +52,13 @@ class Version:
     @property
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"])
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint, and which prompts failed: that depends on more than the recipe."""
+        parts = self.manifest["parts"]
+        failed = (p["sha256"] for p in parts if p["table"] == "errors" and p["rows"])
+        return "+".join([self.fingerprint, *failed])
 
     @property
     def artifact(self) -> str:
@@ -109,7 +120,7 @@ def input_of(version: Version, artifact: str) -> Version:
     while frontier:
         at = frontier.pop(0)
         for record in at.manifest["inputs"].values():
-            parent = open_version(at.path / record["path"])
+            parent = _open_input(at, record["path"])
             if parent.artifact == artifact:
                 return parent
             frontier.append(parent)
@@ -118,6 +129,18 @@ def input_of(version: Version, artifact: str) -> Version:
         where=str(version.path),
         fix=f"give its directory with --{artifact}",
     )
+
+
+def _open_input(child: Version, path: str) -> Version:
+    """An input of `child`; if this program cannot read its schema, the error says what to redo."""
+    try:
+        return open_version(child.path / path)
+    except _OtherSchema as error:
+        raise ArtifactError(
+            f"{error.what}; '{child.artifact}' {child.variant} was made from it",
+            where=error.where,
+            fix=f"{error.fix}, then the stages after it, up to `perpo {child.manifest['stage']}`",
+        ) from error
 
 
 def set_current(root: Path, name: str) -> None:
@@ -206,7 +229,7 @@ def _check_schema_version(directory: Path, manifest: Json) -> None:
     if known == found:
         return
     newer = known is None or found > known
-    raise ArtifactError(
+    raise _OtherSchema(
         f"this program reads schema version {known} of '{name}', not version {found}",
         where=str(directory),
         fix="a newer perpo made it: upgrade perpo"

@@ -66,7 +66,7 @@ class Recipe:
             "stage_version": self.stage_version,
             "schema_version": ALL[self.artifact].version,
             "settings": self.settings,
-            "inputs": {name: version.fingerprint for name, version in self.inputs.items()},
+            "inputs": {name: version.identity for name, version in self.inputs.items()},
         }
         text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
