@@ -124,6 +124,16 @@ def test_fractions_are_converted_where_they_are_declared(tmp_path: Path) -> None
     assert row["gt_box"] == pytest.approx([200, 300, 1000, 1350])
 
 
+def test_a_point_is_converted_and_doubted_as_a_box_is(tmp_path: Path) -> None:
+    truths = [{"gt_point": [500, 900]}] * 2
+    assert [row["gt_point"] for row in read(tmp_path, "pixels", *truths)] == [[500, 900]] * 2
+    assert read(tmp_path, "thousandths", *truths)[0]["gt_point"] == [1000, 1350]
+    (row, _) = read(tmp_path, "fraction", *[{"gt_point": [0.5, 0.9]}] * 2)
+    assert row["gt_point"] == pytest.approx([1000, 1350])
+    with pytest.raises(InputError, match="are the true boxes in thousandths of the image"):
+        read(tmp_path, None, *truths * 2)
+
+
 def test_a_converted_box_outside_the_image_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"outside the image .* \(converted from thousandths\)"):
         read(tmp_path, "thousandths", {"gt_box": [0, 0, 1200, 10]})

@@ -45,9 +45,9 @@ LeaveOutBadRows = Annotated[
 GtUnit = Annotated[
     Literal["pixels", "thousandths", "fraction"] | None,
     Field(
-        description="unit of the true boxes and polygons: pixels of the image, thousandths of its "
-        "width and height, or fractions (0 to 1) of them; none: pixels, unless all of them look "
-        "like another unit, which is an error that asks"
+        description="unit of the true boxes, polygons and points: pixels of the image, thousandths "
+        "of its width and height, or fractions (0 to 1) of them; none: pixels, unless all of them "
+        "look like another unit, which is an error that asks"
     ),
 ]
 

@@ -27,7 +27,7 @@ LEAST_OUTSIDE, LEAST_SHARE_OUTSIDE = 3, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A box or polygon as its file has it, x, y, x, y, ..., and its image's size in pixels."""
+    """A box, polygon or point as its file has it, x, y, ..., and its image's size in pixels."""
 
     place: str
     flat: Any
@@ -108,8 +108,8 @@ def looks_like_thousandths(shapes: Sequence[Shape]) -> str | None:
 
 
 def _is_flat(flat: Any) -> bool:
-    """Whether it is x, y, x, y, ... in finite numbers."""
-    return isinstance(flat, list | tuple) and len(flat) >= 4 and are_numbers(flat, len(flat))
+    """Whether it is x, y, x, y, ... in finite numbers: a point, a box or a polygon."""
+    return isinstance(flat, list | tuple) and len(flat) >= 2 and are_numbers(flat, len(flat))
 
 
 def _are_odds_high(shapes: Sequence[Shape]) -> bool:
