@@ -118,3 +118,8 @@ def test_a_prompt_that_the_server_refuses_is_unanswered(run: Run) -> None:
     ]
     (error,) = run.predictions("refused").table("errors").to_pylist()
     assert "too long" in error["reason"]
+
+
+def test_a_message_about_the_server_names_the_setting_of_eval(run: Run) -> None:
+    assert run.evaluate("other", "--set", "eval.served_model=large").wait() == 2
+    assert "correct base_url (it usually ends with /v1) or eval.served_model" in run.said()

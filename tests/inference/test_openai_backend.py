@@ -1003,6 +1003,7 @@ class TestHostileAnswers:
             (one_choice(message={"content": None}, token_ids=None), "without content"),
             (one_choice(message={}, token_ids=None), "without content"),
             (one_choice(message={"content": 7}), "choices.0.message.content"),
+            (one_choice(message={"content": "a\ufdd0"}, token_ids=None), "be tokenised: .*FDD0"),
             (one_choice(message=None), "choices.0.message"),
             (one_choice(token_ids=[-1, END]), "choices.0.token_ids.0"),
             (one_choice(token_ids=[True, END]), "choices.0.token_ids.0"),

@@ -115,7 +115,12 @@ class OpenAIBackend:
                 "one as --model without an adapter",
             )
         self.decoding, self.settings = setup.decoding, setup.settings
-        self.server = Server(self.settings.base_url, self.settings.served_model or setup.model.id)
+        self.server = Server(
+            self.settings.base_url,
+            self.settings.served_model or setup.model.id,
+            stage=self.settings.section,
+            named_by=self.settings.key("served_model"),
+        )
         asyncio.run(self.server.identify())
         self._check_settings()
         self.reader = PromptReader(setup)

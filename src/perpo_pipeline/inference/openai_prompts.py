@@ -20,7 +20,7 @@ from perpo_pipeline.vlm.inputs import (
 )
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
-from perpo_pipeline.vlm.openai_server import image_message, png_url
+from perpo_pipeline.vlm.openai_server import Refused, image_message, png_url
 from perpo_pipeline.vlm.processors import decode_completions
 from perpo_pipeline.vlm.prompts import (
     adds_special_tokens,
@@ -97,10 +97,16 @@ class PromptReader:
             )
 
     def tokenise(self, text: str, *, ends: bool) -> tuple[int, ...]:
-        """Ids of a text in which control tokens stay text; `ends` adds the token that ends it."""
+        """Ids of a text in which control tokens stay text; `ends` adds the token that ends it.
+
+        Raises Refused for a text that the tokenizer cannot read in this way.
+        """
         with self.lock:
             plain = self.weightless.plain
-            ids = plain.ids(plain.mark(text))
+            try:
+                ids = plain.ids(plain.mark(text))
+            except InputError as error:
+                raise Refused(f"the server's answer cannot be tokenised: {error.what}") from None
             return (*ids, self.answer_end_id) if ends else tuple(ids)
 
     @functools.cached_property
