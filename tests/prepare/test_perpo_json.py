@@ -236,3 +236,12 @@ def test_lists_stay_with_their_prompts_where_bad_records_are_left_out(tmp_path: 
         *[(prompts[0], answer) for answer in RECORD["answers_gen"]],
         (prompts[1], "[0, 0, 1, 1]"),
     ]
+
+
+def test_released_answers_are_read_as_the_runs_own_are(tmp_path: Path) -> None:
+    answer = "<think>Not [0, 0, 1, 1].</think><answer>[0.1, 0.2, 0.5, 0.8]</answer>"
+    record = RECORD | {"answers_gen": [answer, "<think>[0.1, 0.2, 0.5, 0.8]"]}
+    run = a_run(dataset(tmp_path, record | {"iou_scores": [1.0, 0.0]}), tmp_path)
+    prepare(run, "train")
+    scores = run.latest("scores", "train").table().to_pylist()
+    assert [row["box"] for row in scores] == [[20, 20, 100, 80], None]

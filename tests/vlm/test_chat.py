@@ -103,6 +103,14 @@ class TestAnswerEnd:
         )
         assert find_answer_end(load(copy, template=template, ends=[PAD, TURN_END])) == TURN_END
 
+    def test_a_template_that_shows_a_list_as_it_is_gets_the_text(self, copy: Path) -> None:
+        """`~` writes a list of parts as Python shows it: no error, and no text of an answer."""
+        template = (
+            "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] ~ '</s>' }}"
+            "{% endif %}{% endfor %}"
+        )
+        assert find_answer_end(load(copy, template=template, ends=[2, TURN_END])) == 2
+
 
 class TestThought:
     def test_a_prompt_that_ends_inside_a_thought_is_known_by_its_rendering(

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perpo_pipeline.answers.pipeline import answer_texts
 from perpo_pipeline.answers.reading import read_boxes
-from perpo_pipeline.config.fingerprints import box_settings
+from perpo_pipeline.answers.settings import Reading
+from perpo_pipeline.config.fingerprints import reading_settings
 from perpo_pipeline.json_files import Row
 from perpo_pipeline.prepare.collect import ReleasedList
 from perpo_pipeline.rewards.choice import RELEASED
@@ -25,7 +27,7 @@ from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, faults_of_one_row, find_mo
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 TOKEN_NOTE = (
     "the file holds no token ids: the answers are tokenised from their text, each with the end "
     "token, as if all of them had stopped by themselves"
@@ -105,13 +107,14 @@ def _sample_rows(
         seen = (max(width, height),) * 2 if preprocess == "pad" else (width, height)
         with faults_of_one_row(prompt):
             resized = resized_size(vlm, seen)
+            ids = [vlm.plain.ids(vlm.plain.mark(answer)) for answer in released.answers]
         for sample_id, answer in enumerate(released.answers):
             rows.append(
                 {
                     "prompt_id": prompt["prompt_id"],
                     "sample_id": sample_id,
                     "completion": answer,
-                    "completion_token_ids": [*vlm.plain.ids(vlm.plain.mark(answer)), end_id],
+                    "completion_token_ids": [*ids[sample_id], end_id],
                     "finish_reason": "stop",
                     "seed": 0,
                     "sampler_logprob": None,
@@ -134,7 +137,7 @@ def _write_scores(
     settings = {
         **released,
         "reward": {RELEASED: 1.0},
-        **box_settings(model),
+        **reading_settings(model),
     }
     recipe = Recipe(
         "scores",
@@ -152,7 +155,7 @@ def _write_scores(
         for index, part in enumerate(prompts.batches(columns)):
             some = lists[start : start + part.num_rows]
             start += part.num_rows
-            rows, found = _score_rows(part.to_pylist(), some, model.box_format, model.box_frame)
+            rows, found = _score_rows(part.to_pylist(), some, model.reading())
             unparsed += sum(not row["parse_ok"] for row in rows)
             differences += found
             if not writer.has_part(index):
@@ -187,14 +190,20 @@ def _about_scores(mean: float, largest: float, box_format: str, box_frame: str) 
 
 
 def _score_rows(
-    prompts: Sequence[Row], lists: Sequence[ReleasedList], box_format: str, box_frame: str
+    prompts: Sequence[Row], lists: Sequence[ReleasedList], reading: Reading
 ) -> tuple[list[Row], list[float]]:
     """SCORES rows with the released rewards, and the difference of our IoU from each."""
     counts = [len(released.answers) for released in lists]
     sizes = np.repeat([(prompt["width"], prompt["height"]) for prompt in prompts], counts, axis=0)
     truths = np.repeat([prompt["gt_box"] for prompt in prompts], counts, axis=0)
     answers = [answer for released in lists for answer in released.answers]
-    boxes = read_boxes(answers, box_format, frame=box_frame, sizes=sizes)
+    boxes = read_boxes(
+        answer_texts(answers, reading),
+        reading.box_format,
+        frame=reading.box_frame,
+        sizes=sizes,
+        which=reading.which,
+    )
     is_parsed = ~np.isnan(boxes[:, 0])
     keys = [
         (prompt["prompt_id"], sample_id, score)

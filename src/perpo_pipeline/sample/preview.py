@@ -17,7 +17,7 @@ class RewardPreview:
 
     def __init__(self, config: RunConfig) -> None:
         self.reward = config.sample.preview_reward
-        self.reading = config.model.reading()
+        self.reading, self.normalise = config.model.reading(), config.score.normalise
         self.scored = self.parsed = 0
         self.total = 0.0
 
@@ -35,6 +35,7 @@ class RewardPreview:
             pa.table({name: [row[name] for row in known.values()] for name in TRUTH_COLUMNS}),
             reward=self.reward,
             reading=self.reading,
+            normalise=self.normalise,
         )
         self.scored += len(samples)
         self.parsed += sum(scores["parse_ok"].to_pylist())

@@ -189,9 +189,9 @@ def _written_after_answer(vlm: "Vlm") -> int | None:
         turn = {"role": "assistant", "content": content}
         rendered = _rendered_or_none(vlm, [_asked(), turn]) or ""
         _, is_written, rest = rendered.rpartition(ANSWER)
-        if is_written:
-            found = [token for token in added if rest.lstrip().startswith(token)]
-            return added[max(found, key=len)] if found else None
+        found = [token for token in added if rest.lstrip().startswith(token)]
+        if is_written and found:
+            return added[max(found, key=len)]
     return None
 
 
