@@ -245,6 +245,27 @@ def test_a_null_is_an_answer_without_text(name: str):
         assert np.isnan(read_numbers(texts)).all()
 
 
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("10-20", 10, 20),
+        ("option-4", 4, 4),
+        ("-4", -4, -4),
+        ("between 3 and -5", 3, -5),
+        ("(-2)", -2, -2),
+        ("H2O: -7-", -7, -7),
+        ("...5", 5, 5),
+        ("v1.5", np.nan, np.nan),
+        ("two-3", 3, 3),
+    ],
+)
+def test_a_hyphen_before_a_number_is_no_sign_for_the_first_and_the_last(
+    text: str, first: float, last: float
+) -> None:
+    found = [read_numbers([text], "first")[0], read_numbers([text], "last")[0]]
+    np.testing.assert_array_equal(found, [first, last])
+
+
 @pytest.mark.parametrize("name", ["llava", OWN])
 def test_no_texts_give_no_rows(name: str):
     for texts in ([], pl.Series([], dtype=pl.String), pa.array([], pa.string())):

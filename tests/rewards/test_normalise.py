@@ -63,9 +63,14 @@ def test_plain_words_survive_every_form(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["[", "*", "_", "`", "|", "- ", "> ", "# ", "![a](", "\\", "__a", "-\n", "| -", "* "]
+    "piece",
+    [
+        *("[", "*", "_", "`", "|", "- ", "> ", "# ", "![a](", "\\", "__a", "-\n", "| -", "* "),
+        *(" ", "\t", "-", "~", ":-"),
+    ],
 )
 def test_a_long_loop_takes_linear_time(piece: str) -> None:
     start = time.perf_counter()
-    normalise_texts([piece * (100_000 // len(piece))], list(NORMAL_FORMS))
+    loop = piece * (100_000 // len(piece))
+    normalise_texts([loop, f"a{loop}x", f"{loop}`"], list(NORMAL_FORMS))
     assert time.perf_counter() - start < 5

@@ -220,7 +220,10 @@ def read_numbers(texts: Texts, which: Which = "first") -> Floats:
     any case; longer ones (twenty-one, two hundred) are NaN, and "no" and "a" are not read.
     """
     series = as_series(texts)
-    groups = _groups(series, _DIGITS, which)
+    if which == "first":
+        groups = _groups(series, _DIGITS, which)
+    else:  # the last match is read again by itself: a hyphen before it must not become its sign
+        groups = _groups(" " + series, _DIGITS.replace("^|", ""), which)
     number, is_signed = pl.col("number"), pl.col("sign").str.len_bytes() > 0
     plain = (
         pl.when(number.str.contains(_GROUPED))

@@ -9,10 +9,10 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 _BREAK = re.compile(r"<br ?/?>", re.IGNORECASE)
-_FENCE = re.compile(r"^[ \t]*(?:```+|~~~+)[^`\n]*$\n?", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(?:```++|~~~++)[^`\n]*$\n?", re.MULTILINE)
 _RULE = re.compile(r"^[ \t]*(?:\*[* \t]+\*|-[- \t]+-|_[_ \t]+_)[ \t]*$\n?", re.MULTILINE)
-_TABLE_RULE = re.compile(r"^[ \t]*[|:-][|: \t-]*--[|: \t-]*$\n?", re.MULTILINE)
-_HEADING = re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+|[ \t]+#{1,6}[ \t]*$", re.MULTILINE)
+_TABLE_RULE = re.compile(r"^(?=[ \t]*[|:-][^\n]*?--)[ \t]*[|:-][|: \t-]*$\n?", re.MULTILINE)
+_HEADING = re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+|(?<![ \t])[ \t]+#{1,6}[ \t]*$", re.MULTILINE)
 _QUOTE = re.compile(r"^[ \t]{0,3}(?:>[ \t]?)+", re.MULTILINE)
 _BULLET = re.compile(r"^[ \t]*[-*+][ \t]+", re.MULTILINE)
 _TABLE_ROW = re.compile(r"^[ \t]*\|(.*)\|[ \t]*$", re.MULTILINE)
