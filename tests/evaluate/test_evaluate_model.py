@@ -146,6 +146,21 @@ def test_boxes_in_another_format_than_the_familys_own_are_reported(
     assert reported is not text_task
 
 
+def test_answers_without_a_box_raise_a_doubt_only_where_the_image_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def greedy(vlm: Any, prompts: Any, **_: Any) -> list[Completion]:
+        return [Completion("I see a grey square.", (1,), "stop", 0.0) for _ in prompts]
+
+    save_tiny_family("qwen2_5_vl", tmp_path / "model")
+    monkeypatch.setattr(transformers_backend, "greedy_decode", greedy)
+    run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
+    evaluate(run, "base-blank-image@test")
+    assert "could be read" not in capsys.readouterr().err
+    evaluate(run, "base@test")
+    assert "only 0 of 2 answers could be read" in capsys.readouterr().err
+
+
 def test_prompts_whose_images_the_adapter_was_trained_on_are_refused(tmp_path: Path) -> None:
     """Two prompts share an image: each image of the kept lists is counted once."""
     run = make_synthetic_run(tmp_path, num_prompts=12, methods=("perpo",))

@@ -7,6 +7,7 @@ import typer
 
 from perpo_pipeline.commands.options import Debug, Json, Quiet
 from perpo_pipeline.commands.output import print_rows
+from perpo_pipeline.errors import ConfigError
 
 
 def compare(
@@ -41,6 +42,13 @@ def compare(
     scores = [find_harness(path) for path in (better, worse)]
     if scores[0] is not None and scores[1] is not None:
         rows = compare_harness_versions(scores[0], scores[1], out=out, console=console)
+    elif scores[0] is not None or scores[1] is not None:
+        named = (better, worse) if scores[0] is not None else (worse, better)
+        open_predictions(named[1])
+        raise ConfigError(
+            f"{named[0]} holds the scores of a harness, {named[1]} does not",
+            fix="give the scores of a harness for both models, or predictions for both",
+        )
     else:
         versions = [open_predictions(path) for path in (better, worse)]
         rows = compare_versions(*versions, out=out, console=console)

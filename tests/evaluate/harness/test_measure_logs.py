@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_judge import perpo
 from harness_logs import sample, write_lmms_eval, write_tsv, write_xlsx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from perpo_pipeline.errors import ArtifactError, InputError, MissingDependencyError, PerpoError
 from perpo_pipeline.evaluate.harness.compare_harness import compare_harness, find_harness
 from perpo_pipeline.evaluate.harness.measure_logs import measure_logs
+from perpo_pipeline.evaluate.measure_files import measure_answers
 from perpo_pipeline.evaluate.metrics import find_metric
 from perpo_pipeline.evaluate.statistics import wilson_interval
 from perpo_pipeline.store.artifacts import Version, input_of
@@ -398,6 +400,19 @@ def test_other_questions_are_an_error(tmp_path: Path) -> None:
         compare_harness(first, second)
     with pytest.raises(ArtifactError, match=r"1 of 8 questions have another text .* first 3"):
         compare_harness(first, third)
+
+
+def test_a_harness_s_scores_are_not_compared_with_predictions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lmms_eval(tmp_path / "logs", {"quiz": accuracy(RIGHT)})
+    measure_logs(tmp_path / "logs", out=tmp_path / "scores")
+    (tmp_path / "answers.jsonl").write_text('{"completion": "a", "gt_text": "a"}')
+    measure_answers(tmp_path / "answers.jsonl", out=tmp_path / "answers")
+    assert perpo("compare", tmp_path / "scores", tmp_path / "answers") == 2
+    assert "holds the scores of a harness" in capsys.readouterr().err
+    assert perpo("compare", tmp_path / "nowhere", tmp_path / "scores") == 2
+    assert "does not exist" in capsys.readouterr().err
 
 
 def test_a_harness_s_metric_is_written_as_reported() -> None:
