@@ -106,3 +106,9 @@ def test_given_prompts_are_the_only_split_and_name_the_evaluations(
         "perpo@train",
         "perpo-blank-image@train",
     ]
+
+
+def test_gpus_and_engine_are_options(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert perpo("eval", "--num-gpus", "0", "--engine", "slurm") == 2
+    said = capsys.readouterr().err
+    assert "eval.num_gpus (--num-gpus)" in said and "eval.engine (--engine)" in said

@@ -8,6 +8,7 @@ from PIL import Image
 from perpo_pipeline import cli
 from perpo_pipeline.inference.part_sampler import PartSampler
 from perpo_pipeline.store.artifacts import open_version
+from perpo_pipeline.store.writing import Recipe, open_writer
 
 CONFIG = """
 run: r
@@ -121,3 +122,14 @@ def test_the_inputs_of_all_evaluations_are_checked_before_the_first_is_decoded(
         "'perpo' yet"
     ) in said
     assert "run: perpo train --method sft" in said
+
+
+def test_a_server_is_refused_for_an_adapter_before_it_is_asked_about_the_base(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_writer(Path("data/r/adapter/perpo"), Recipe("adapter", "perpo", "train", 1, {})) as w:
+        w.finish()
+    nobody = ("--backend", "openai", "--base-url", "http://127.0.0.1:1/v1")
+    assert run("eval", *nobody, "--set", "eval.models=[base,perpo]") == 2
+    assert "cannot load an adapter into a server" in capsys.readouterr().err
+    assert not Path("data/r/predictions").exists()

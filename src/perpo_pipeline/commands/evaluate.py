@@ -55,6 +55,10 @@ def eval_command(
         str | None,
         typer.Option(help="OpenAI-compatible server to ask, e.g. http://host:8000/v1"),
     ] = None,
+    num_gpus: Annotated[
+        int | None, typer.Option(help="processes, one per GPU (eval.num_gpus)")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="local or ray (eval.engine)")] = None,
     image_conditioning: Annotated[
         bool,
         typer.Option(
@@ -124,6 +128,8 @@ def eval_command(
             Override("model.id", model, "--model"),
             Override("eval.backend", backend, "--backend"),
             Override("eval.base_url", base_url, "--base-url"),
+            Override("eval.num_gpus", num_gpus, "--num-gpus"),
+            Override("eval.engine", engine, "--engine"),
             Override("eval.allow_train_images", allowed, "--allow-train-images"),
         ],
         inputs={"prompts": prompts, "adapter": adapter},

@@ -25,7 +25,7 @@ from perpo_pipeline.evaluate.metrics import OCR, VQA, measured_metrics, missing_
 from perpo_pipeline.evaluate.predict import BLANK, OTHER, write_predictions
 from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, doubts_of, summarise
 from perpo_pipeline.inference.backend import BackendSetup
-from perpo_pipeline.inference.backends import choose_backend
+from perpo_pipeline.inference.backends import check_adapter, choose_backend
 from perpo_pipeline.inference.engines import check_engine
 from perpo_pipeline.inference.failures import report_failures
 from perpo_pipeline.inference.part_sampler import LastSampler
@@ -130,6 +130,7 @@ def _open_inputs(run: Run, asked: Evaluation) -> dict[str, Version]:
     if asked.model == BASE:
         return {"prompts": prompts}
     adapter = run.latest("adapter", asked.model)
+    check_adapter(run.config.eval.backend, adapter.path)
     if not run.config.eval.allow_train_images:
         refuse_images_of(adapter, prompts)
     return {"prompts": prompts, "adapter": adapter}

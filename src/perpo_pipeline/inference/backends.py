@@ -2,9 +2,11 @@
 
 import importlib.util
 import pkgutil
+from pathlib import Path
 
 from perpo_pipeline.config.backends import BACKENDS
 from perpo_pipeline.config.inference import InferenceConfig
+from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import Backend, BackendSetup
 
 
@@ -17,6 +19,18 @@ def choose_backend(config: InferenceConfig, device: str) -> str:
     import torch
 
     return "vllm" if torch.cuda.is_available() else "transformers"
+
+
+def check_adapter(backend: str, adapter: Path | None) -> None:
+    """Raise ConfigError if a backend is to apply an adapter and cannot."""
+    if backend == "openai" and adapter is not None:
+        raise ConfigError(
+            "the openai backend cannot load an adapter into a server",
+            where=str(adapter),
+            fix="merge it into its base (`perpo merge`), serve the merged model, and give that one "
+            "as --model without an adapter (to `perpo eval` with `--evaluation base`, and with "
+            "--out, so that the run keeps its own base)",
+        )
 
 
 def open_backend(setup: BackendSetup) -> Backend:

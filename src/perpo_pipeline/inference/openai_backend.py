@@ -31,6 +31,7 @@ from perpo_pipeline.answers.pipeline import answer_text
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
+from perpo_pipeline.inference.backends import check_adapter
 from perpo_pipeline.inference.openai_prompts import PromptReader, RequestPrompt
 from perpo_pipeline.inference.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
@@ -107,13 +108,7 @@ class OpenAIBackend:
     prompts_per_call = 0  # many requests run at once
 
     def __init__(self, setup: BackendSetup) -> None:
-        if setup.adapter is not None:
-            raise ConfigError(
-                "the openai backend cannot load an adapter into a server",
-                where=str(setup.adapter),
-                fix="merge it into its base (`perpo merge`), serve the merged model, and give that "
-                "one as --model without an adapter",
-            )
+        check_adapter("openai", setup.adapter)
         self.decoding, self.settings = setup.decoding, setup.settings
         self.server = Server(
             self.settings.base_url,
