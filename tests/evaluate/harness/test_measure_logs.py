@@ -137,6 +137,19 @@ def test_versions_hashes_and_directions_are_recorded(tmp_path: Path) -> None:
     }
 
 
+def test_images_inside_the_log_are_known_by_their_hash(tmp_path: Path) -> None:
+    """Four questions about two images, which lmms-eval writes into the log as data URLs."""
+    urls = ["data:image/png;base64," + letter * 5000 for letter in "aabb"]
+    questions = [{"acc": float(i < 3), "input_media": [url]} for i, url in enumerate(urls)]
+    write_lmms_eval(tmp_path / "logs", {"quiz": ({"acc": 0.75}, questions)})
+    metrics = measure_logs(tmp_path / "logs", out=tmp_path / "out")
+    images = input_of(metrics, "harness").table()["image"].to_pylist()
+    assert images[0] == images[1] != images[2] == images[3]
+    assert max(map(len, images)) == 64
+    (row,) = metrics.table().to_pylist()
+    assert (row["low"], row["high"]) == (0.5, 1.0), "drawn by image"
+
+
 def test_a_limited_run_and_a_number_that_is_missing_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +163,7 @@ def test_a_limited_run_and_a_number_that_is_missing_are_named(
     said = capsys.readouterr().err
     assert "quiz: 8 of 9000 questions were asked (--limit)" in said
     assert "submission has no number in the log and is left out" in said
+    assert "does not name the images of quiz: the intervals take its questions as" in said
 
 
 @pytest.mark.parametrize(

@@ -191,9 +191,14 @@ def _read_samples(file: Path) -> tuple[Asked, ...]:
 def _asked(doc_id: str, row: Row) -> Asked:
     media = row.get("input_media")
     first = media[0] if isinstance(media, list) and media else None
-    image = storable(first) if isinstance(first, str) else None
+    image = _image_name(first) if isinstance(first, str) else None
     digest = question_sha256(row.get("input"), row.get("target"))
     return Asked(doc_id, digest, image, row)
+
+
+def _image_name(media: str) -> str:
+    """The image's path or URL; for a data URL, which holds the whole image, its sha256."""
+    return question_sha256(media) if media.startswith("data:") else storable(media)
 
 
 def _part(results: Row, *keys: str) -> Row:

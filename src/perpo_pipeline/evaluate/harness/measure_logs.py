@@ -105,6 +105,12 @@ def measure(logs: HarnessLogs) -> MeasuredLogs:
             + ", ".join(without[:SHOWN])
             + more
         )
+    unknown = [log.task for log in logs.tasks if log.asked and not log.asked[0].image]
+    if unknown:
+        messages.append(
+            f"the log does not name the images of {', '.join(unknown)}: the intervals take its "
+            "questions as independent, and are too narrow where several ask about one image"
+        )
     return MeasuredLogs(metrics, scores, _notes(logs, without), messages)
 
 
