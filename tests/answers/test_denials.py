@@ -36,6 +36,8 @@ DENYING = [
     "I cannot find a dog in the image.",
     "I don't see any dog in the picture.",
     "No, there is no dog in the image.",
+    "No. There is no dog in the image.",
+    "Sorry. The dog is not visible. It shows a cat.",
     "Sorry, but there is no dog in the image.",
     "Unfortunately, the image does not show a dog.",
     "There is no dog in the image. It shows a cat on a sofa.",
@@ -90,6 +92,11 @@ def test_an_answer_that_denies(text: str) -> None:
 @pytest.mark.parametrize("text", OTHERS)
 def test_an_answer_that_does_not_deny(text: str) -> None:
     assert not read_denials([text], "llava").any()
+
+
+def test_the_longest_answer_that_is_read() -> None:
+    text = "There is no dog" + " at all" * LONGEST
+    assert read_denials([text[:LONGEST], text[: LONGEST + 1]], "llava").tolist() == [True, False]
 
 
 def test_no_answer_does_not_deny() -> None:

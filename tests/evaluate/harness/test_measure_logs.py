@@ -210,6 +210,34 @@ def test_unfinished_empty_and_mixed_folders_are_refused(tmp_path: Path) -> None:
         measure_logs(tmp_path / "broken", out=tmp_path / "out")
 
 
+@pytest.mark.parametrize("limit", [None, -1])
+def test_fewer_questions_than_were_asked_are_an_unfinished_log_unless_a_limit_says_so(
+    tmp_path: Path, limit: int | None
+) -> None:
+    file = write_lmms_eval(tmp_path / "l", {"quiz": accuracy(RIGHT)}, config={"limit": limit})
+    samples = file.with_name(file.name.replace("_results.json", "_samples_quiz.jsonl"))
+    samples.write_text("\n".join(samples.read_text().splitlines()[:6]))
+    with pytest.raises(InputError, match="6 of 8 questions: the log is unfinished"):
+        measure_logs(tmp_path / "l", out=tmp_path / "out")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"config": {"limit": 6}}))
+    assert measured(tmp_path / "l", tmp_path / "out")["quiz/acc"]["n"] == 6
+
+
+def test_questions_about_one_image_are_drawn_together(tmp_path: Path) -> None:
+    """Pairs that are right or wrong together are worth half as many: the interval is wider."""
+    right = [1, 1, 0, 0] * 10
+    value, questions = accuracy(right)
+    pictured = [q | {"input_media": [f"{i // 2}.jpg"]} for i, q in enumerate(questions)]
+    rows = {}
+    for name, asked in (("alone", questions), ("pairs", pictured)):
+        write_lmms_eval(tmp_path / name, {"quiz": (value, asked)})
+        rows[name] = measured(tmp_path / name, tmp_path / f"{name}-out")["quiz/acc"]
+    widths = {name: row["high"] - row["low"] for name, row in rows.items()}
+    assert widths["pairs"] > 1.2 * widths["alone"]
+    images = harness_of(tmp_path / "pairs-out").table()["image"].to_pylist()
+    assert images == [f"{i // 2}.jpg" for i in range(40)]
+
+
 # --- VLMEvalKit -----------------------------------------------------------------------------------
 
 
@@ -246,6 +274,42 @@ def test_xlsx_is_read_with_calamine_and_refused_without(
     pytest.importorskip("python_calamine")
     row = measured(tmp_path / "m", tmp_path / "out")["MMBench_DEV_EN/Overall"]
     assert (row["low"], row["high"]) == wilson_interval(6, 8)[1:]
+
+
+@pytest.mark.parametrize("form", ["rows", "columns", "lists"])
+def test_vlmevalkit_s_json_is_read_in_each_of_its_forms(tmp_path: Path, form: str) -> None:
+    rows = [{"index": i, "question": f"q{i}", "hit": hit} for i, hit in enumerate(RIGHT)]
+    lists = {name: [row[name] for row in rows] for name in rows[0]}
+    split = {"columns": list(lists), "data": [list(row.values()) for row in rows]}
+    (tmp_path / "m").mkdir()
+    shown = {"rows": rows, "columns": split, "lists": lists}[form]
+    (tmp_path / "m" / "m_Quiz_result.json").write_text(json.dumps(shown))
+    (tmp_path / "m" / "m_Quiz_acc.json").write_text(json.dumps({"Overall": 0.75}))
+    row = measured(tmp_path / "m", tmp_path / "out")["Quiz/Overall"]
+    assert (row["value"], row["low"], row["high"]) == wilson_interval(6, 8)
+    for bad, message in ((7, "neither rows nor columns: 7"), ({**split, "data": [3]}, "row 1: 3")):
+        (tmp_path / "m" / "m_Quiz_result.json").write_text(json.dumps(bad))
+        with pytest.raises(InputError, match=message):
+            measure_logs(tmp_path / "m", out=tmp_path / "out")
+
+
+def test_outputs_of_several_runs_or_judges_are_refused(tmp_path: Path) -> None:
+    mmbench(tmp_path / "two" / "m", RIGHT)
+    mmbench(tmp_path / "two" / "n", RIGHT)
+    with pytest.raises(InputError, match="results in 2 folders"):
+        measure_logs(tmp_path / "two", out=tmp_path / "out")
+    folder = tmp_path / "two" / "m"
+    scores = folder / "m_MMBench_DEV_EN_gpt4_result.tsv"
+    other = scores.with_name("m_MMBench_DEV_EN_exact_result.tsv")
+    other.write_bytes(scores.read_bytes())
+    with pytest.raises(InputError, match="2 files have a score for each question") as caught:
+        measure_logs(folder, out=tmp_path / "out")
+    assert scores.name in caught.value.what and other.name in caught.value.what
+    other.unlink()
+    numbers = folder / "m_MMBench_DEV_EN_acc.csv"
+    numbers.with_name("m_MMBench_DEV_EN_score.csv").write_bytes(numbers.read_bytes())
+    with pytest.raises(InputError, match="MMBench_DEV_EN has two files of numbers"):
+        measure_logs(folder, out=tmp_path / "out")
 
 
 def test_vlmevalkit_s_pope_and_llava_bench(tmp_path: Path) -> None:
@@ -310,6 +374,9 @@ def test_status_names_what_is_not_done(tmp_path: Path) -> None:
     [
         ('"index","hit"\n"0","1","2"\n', "line 2: 3 cells under 2"),
         ('"index","hit"\n"0","x"\n', "no `hit`"),
+        ('"index","hit"\n"0",""\n', "question 1: no `hit`"),
+        ('"index","hit"\n"","1"\n', "question 1: no `index`"),
+        ('"index","hit"\n"0","1"\n"0","1"\n', "question 2: the index 0 occurs twice"),
     ],
 )
 def test_a_damaged_table_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -387,6 +454,8 @@ def test_two_models_are_paired_question_by_question(tmp_path: Path) -> None:
     assert (rows[0]["better"], rows[0]["worse"]) == ("perpo", "base")
     assert rows[0]["difference"] == 0.125
     assert (rows[0]["test"], rows[0]["n"]) == ("mcnemar", 8)
+    assert harness_of(tmp_path / "base-out" / "harness").path == versions[1].path
+    assert find_harness(tmp_path) is find_harness(tmp_path / "base-out" / "metrics") is None
 
 
 def test_right_and_wrong_in_per_cent_get_the_exact_test(tmp_path: Path) -> None:
