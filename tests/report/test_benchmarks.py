@@ -115,6 +115,18 @@ def test_one_gain_among_a_few_questions_does_not_show_that_nothing_is_lost(
     assert cells[4].startswith("+0.100 [-0.308, +0.") and cells[6] == "not shown"
 
 
+def test_questions_about_one_image_count_as_one_where_nothing_changed(
+    run: Run, tmp_path: Path
+) -> None:
+    """400 equal answers about 10 images: 1 - 0.025^(1/10) = 0.308 of the images may change."""
+    asked = [q | {"input_media": [f"{i % 10}.png"]} for i, q in enumerate(right(360, 40))]
+    write_lmms_eval(tmp_path / "logs", {"quiz": quiz(asked)})
+    for model in ("base", "perpo"):
+        file_logs(tmp_path / "logs", run, model)
+    cells = page(run).row("data-benchmark", "perpo quiz/acc")
+    assert cells[4:7] == ["+0.000 [-0.308, +0.308]", "400", "not shown"]
+
+
 def test_answers_that_are_all_wrong_show_nothing(run: Run, tmp_path: Path) -> None:
     write_lmms_eval(tmp_path / "logs", {"quiz": quiz(right(0, 3))})
     for model in ("base", "perpo"):

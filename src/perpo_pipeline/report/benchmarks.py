@@ -145,18 +145,19 @@ def _difference(pairs: pl.DataFrame, num_resamples: int) -> Estimate:
     """The paired difference; losses and gains that n questions did not show are still possible.
 
     The bootstrap draws the observed changes only: without a loss it allows none, however few the
-    questions. Without one among n, the share of losses is below 1 - 0.025 ** (1 / n) (Clopper and
-    Pearson 1934), and one loss costs the highest score at most (1 if all scores are 0). The bound
-    is lower by as much; in the same way the upper one for gains.
+    questions. Without one among n (images, where the log names them), the share of losses is below
+    1 - 0.025 ** (1 / n) (Clopper and Pearson 1934), and one loss costs the highest score at most (1
+    if all scores are 0). The bound is lower by as much; in the same way the upper one for gains.
     """
     row = compare_pairs(pairs, num_resamples)
-    low, high, n = row["low"], row["high"], row["n"]
+    low, high = row["low"], row["high"]
+    n = row["n"] if pairs["image"].null_count() else pairs["image"].n_unique()
     highest = pairs.select(pl.max_horizontal(pl.col("score", "score_b").abs().max())).item() or 1.0
     unseen = highest * (1 - 0.025 ** (1 / n))
     changes = pairs["score"] - pairs["score_b"]
     low -= unseen * (not (changes < 0).any())
     high += unseen * (not (changes > 0).any())
-    return Estimate(row["difference"], low, high, n)
+    return Estimate(row["difference"], low, high, row["n"])
 
 
 def _estimates(version: Version) -> dict[str, Estimate]:
