@@ -76,13 +76,23 @@ def test_out_holds_one_evaluation(run: Run, capsys: pytest.CaptureFixture[str]) 
     assert "for 2 evaluations ['perpo@val', 'perpo@mine']" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("names", [("base",), ("perpo", "base@val"), ()])
+@pytest.mark.parametrize("names", [("base",), ("perpo", "base@val"), ("perpo", "sft"), ()])
 def test_an_adapter_belongs_to_one_trained_method(
     run: Run, capsys: pytest.CaptureFixture[str], names: tuple[str, ...]
 ) -> None:
     asked = [part for name in names for part in ("--evaluation", name)]
+    asked += ["--set", "eval.models=[base, perpo, sft]"]
     assert perpo("eval", "--adapter", "a", *asked) == 2
     assert "--adapter needs exactly one trained method" in capsys.readouterr().err
+
+
+def test_an_adapter_of_one_trained_method_is_opened(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert perpo("prepare", "--split", "val", "--quiet") == 0
+    assert perpo("eval", "--adapter", "none", "--evaluation", "perpo@val") == 2
+    message = capsys.readouterr().err
+    assert "one trained method" not in message and "where: none" in message
 
 
 def test_wrong_images_are_compared_on_the_condition_splits_or_on_a_named_split(run: Run) -> None:

@@ -1,5 +1,6 @@
 """`perpo eval` on several splits: the model is loaded once, and a failure stays alone."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,20 @@ def test_a_model_is_loaded_once_for_all_its_evaluations(
     assert lines[1].split() == ["n", "3", "1", "4"]
     assert run("eval") == 0
     assert loads == ["open", "close"], "nothing to decode, so nothing to load"
+    capsys.readouterr()
+    assert run("eval", "--json") == 0
+    said = capsys.readouterr()
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert {row["variant"] for row in rows} == {
+        *(f"base@{split}" for split in ("one", "broken", "two")),
+        "base-blank-image@one",
+    }
+    assert {row["n"] for row in rows if row["variant"] == "base@two"} == {4}
+    assert "all splits" not in said.err
+    assert run("eval", "--image-conditioning", "--json") == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(row["model"], row["split"], row["n"]) for row in shown} == {("base", "one", 2)}
+    assert {row["image"] for row in shown} == {"true", "shuffled", "blank"}
 
 
 def test_the_answers_do_not_depend_on_what_was_decoded_before(prepared: Path) -> None:

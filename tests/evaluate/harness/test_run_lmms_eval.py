@@ -157,6 +157,18 @@ def test_a_missing_lmms_eval_names_how_to_install_it(
     assert "pip install lmms-eval" in said
 
 
+def test_a_path_that_lmms_eval_would_cut_at_its_marks_is_refused(
+    calls: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("a,b", "a=b"):
+        save_tiny_family("llava", tmp_path / name)
+        given = ["--evaluation", "base", "--tasks", "quiz", "--model", str(tmp_path / name)]
+        assert evaluate(*given) == 2
+        said = capsys.readouterr().err
+        assert "cannot load a model from a path with `,` or `=`" in said and name in said
+    assert not words_of(calls)
+
+
 def test_a_family_without_a_class_is_refused_by_name(
     calls: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
