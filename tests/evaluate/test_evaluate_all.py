@@ -118,6 +118,10 @@ def test_a_split_that_fails_does_not_stop_the_others(
     assert not Path("data/r/metrics/base@broken/current").exists()
     assert open_version(Path("data/r/metrics/base@two")).manifest["rows"] > 0
 
+    assert run("eval", "--json") == 2
+    finished = [json.loads(line)["variant"] for line in capsys.readouterr().out.splitlines()]
+    assert list(dict.fromkeys(finished)) == ["base@one", "base@two", "base-blank-image@one"]
+
     (prepared / "0.png").write_bytes(image)
     assert run("eval") == 0
     said = capsys.readouterr().err

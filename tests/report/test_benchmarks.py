@@ -200,3 +200,27 @@ def test_models_that_were_asked_in_other_ways_are_named_and_left_out(
     page(run)
     said = capsys.readouterr().err
     assert "base and perpo were measured on lmms-eval-quiz with different arguments" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"lmms_eval_version": "0.8.0"}, "harness_version"),
+        ({"versions": {"quiz": 2.0}}, "version of quiz"),
+    ],
+)
+def test_other_versions_of_the_harness_or_of_a_task_are_not_compared(
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changed: dict[str, Any],
+    named: str,
+) -> None:
+    tasks = {"quiz": quiz(right(9, 1))}
+    write_lmms_eval(tmp_path / "base", tasks)
+    write_lmms_eval(tmp_path / "perpo", tasks, **changed)
+    for model in ("base", "perpo"):
+        file_logs(tmp_path / model, run, model)
+    assert "Did anything else get worse?" not in "".join(page(run).text)
+    said = capsys.readouterr().err
+    assert f"base and perpo were measured on lmms-eval with different {named}, so" in said

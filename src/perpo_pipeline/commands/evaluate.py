@@ -159,13 +159,14 @@ def _evaluate(opened: "Run", asked: list[str] | None, as_json: bool) -> None:
             if not as_json:
                 opened.say(f"{version.variant}:\n{metrics_table(version.table().to_pylist())}")
     finally:  # what is finished is shown even if one failed
-        if not as_json:
+        if as_json:
+            named = [(version.variant, version.table().to_pylist()) for version in versions]
+            rows = [{"variant": name, **row} for name, found in named for row in found]
+            if rows:
+                print_rows(rows, metrics_table, as_json)
+        else:
             _compare_splits(opened, versions)
-    if not as_json:
-        print_paths(versions)
-        return
-    rows = [{"variant": v.variant, **row} for v in versions for row in v.table().to_pylist()]
-    print_rows(rows, metrics_table, as_json)
+            print_paths(versions)
 
 
 def _compare_splits(opened: "Run", versions: "Sequence[Version]") -> None:

@@ -73,9 +73,20 @@ def read_benchmarks(run: Run, found: Mapping[str, Version]) -> list[Benchmark]:
 
 def _differing_settings(base: Version, metrics: Version) -> list[str]:
     """How the base was asked otherwise; the files of logs always differ."""
-    first, second = (input_of(v, "harness").manifest["settings"] for v in (base, metrics))
+    manifests = [input_of(version, "harness").manifest for version in (base, metrics)]
+    first, second = (manifest["settings"] for manifest in manifests)
     names = {*first, *second} - {"files_sha256"}
-    return sorted(name for name in names if first.get(name) != second.get(name))
+    differing = {name for name in names if first.get(name) != second.get(name)}
+    first, second = (_versions(manifest["notes"]) for manifest in manifests)
+    differing |= {name for name in {*first} & {*second} if first[name] != second[name]}
+    return sorted(differing)
+
+
+def _versions(notes: Mapping[str, Any]) -> Row:
+    """The versions of the harness and of its tasks, where its logs name them."""
+    tasks = {f"version of {task}": one["version"] for task, one in notes.get("tasks", {}).items()}
+    found = {"harness_version": notes.get("harness_version"), **tasks}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def _pair(run: Run, variant: str, base: Version, metrics: Version) -> list[Benchmark]:
