@@ -238,8 +238,8 @@ def _load_own(name: str) -> BoxFormat:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(
-            f"there is no box format {name!r}",
-            fix=f"one of {', '.join(BOX_FORMATS)}, or your own as pkg.module:attribute",
+            f"there is no box format {name!r}; there are {', '.join(BOX_FORMATS)}",
+            fix="give one of these, or your own as pkg.module:attribute",
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
