@@ -246,7 +246,7 @@ def test_an_actor_killed_in_mid_run_changes_no_row(
     once.touch()
     code, _, err = poisoned(place, cluster, prompts[7])
     assert code == 0 and once.with_name("killed").exists(), err
-    assert "the actor that sampled part 2 died (process" in err
+    assert "the actor that answered part 2 died (process" in err
     assert_same(place.sampled(), one_process.sampled())
 
 
@@ -282,7 +282,7 @@ def test_a_part_that_kills_its_actors_is_named_after_three_of_them(
     prompts = one_process.sampled().table()["prompt_id"].unique().to_pylist()
     code, _, err = poisoned(place, cluster, prompts[7])
     assert code == 2, err
-    assert "the actor that samples part 2 died 3 times, last as process" in err
+    assert "the actor that answers part 2 died 3 times, last as process" in err
     assert "lower batch_size or num_actors" in err
     assert "part-00002.parquet" not in [part.name for part in place.parts()]
 

@@ -84,7 +84,7 @@ def test_an_actor_with_vllm_is_killed_and_gives_the_rows_of_one_process(folder: 
     assert [command_of(actor) for actor in (first, second)] == ["", ""], (
         "both have ended with the command"
     )
-    assert "the actor that sampled part" in (folder / "ray.log").read_text()
+    assert "the actor that answered part" in (folder / "ray.log").read_text()
 
     expected = sampled(folder, "one", one_process)
     assert found.fingerprint == expected.fingerprint

@@ -24,6 +24,7 @@ from perpo_pipeline.evaluate.images_shown import refuse_trained_images
 from perpo_pipeline.evaluate.metrics import OCR, VQA, measured_metrics, missing_metrics, tasks_of
 from perpo_pipeline.evaluate.predict import BLANK, OTHER, write_predictions
 from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, doubts_of, summarise
+from perpo_pipeline.inference.answering import warn_of_boxes
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.backends import check_adapter, choose_backend
 from perpo_pipeline.inference.engines import check_engine
@@ -35,8 +36,6 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.places import prompts_named
 from perpo_pipeline.store.writing import Recipe, Writer
-from perpo_pipeline.vlm.families import family_of, unusual_boxes
-from perpo_pipeline.vlm.files import ResolvedModel
 from perpo_pipeline.vlm.inputs import find_model, model_notes
 
 STAGE_VERSION = 4
@@ -164,24 +163,18 @@ def _predict(run: Run, evaluation: str, kept: LastSampler | None) -> Version:
         adapter=None if adapter is None else adapter.path,
     )
 
+    title = f"eval {evaluation}"
+
     def work(writer: Writer) -> Mapping[str, Any]:
         check_engine(config, model)
         if image == "matching":
-            _warn_of_boxes(run, evaluation, setup.resolved, inputs["prompts"])
-        title = f"eval {evaluation}"
+            warn_of_boxes(run, title, setup, inputs["prompts"].table(columns=["task"]))
         return write_predictions(run, writer, inputs["prompts"], image, title, setup, kept)
 
     with prompts_named(inputs["prompts"]):
         predictions = make(run, recipe, work, out=run.out and run.out / "predictions")
     report_failures(run, predictions, config.max_errors, "are unanswered and count as wrong")
     return predictions
-
-
-def _warn_of_boxes(run: Run, evaluation: str, resolved: ResolvedModel, prompts: Version) -> None:
-    """Print a warning if the box format or frame is unusual for this model's family."""
-    doubt = unusual_boxes(family_of(resolved), run.config.model)
-    if doubt and "grounding" in prompts.table(columns=["task"])["task"].to_pylist():
-        run.say(f"eval {evaluation}: {doubt}")
 
 
 def refuse_images_of(adapter: Version, prompts: Version) -> None:

@@ -20,6 +20,7 @@ from perpo_pipeline.inference.parts import Parts
 from perpo_pipeline.inference.progress import Preview, Progress
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.writing import Writer
+from perpo_pipeline.vlm.families import family_of, unusual_boxes
 
 # (prompts of a part, SAMPLES and ERRORS rows) -> rows of the artifact, and ERRORS rows
 RowsOf = Callable[[pa.Table, list[Row]], Sequence[Row]]
@@ -72,6 +73,16 @@ def answer_prompts(
             failures.add(parts.write(index, task.rows_of(pending[index], rows)))
     failures.check()
     return {"prompts": prompts.num_rows, "failed": failures.count}
+
+
+def warn_of_boxes(run: Run, title: str, setup: BackendSetup, prompts: pa.Table) -> None:
+    """Print a warning if boxes are asked for in a way that is unusual for this model's family.
+
+    `prompts` has the column task; `title` names the version in the message.
+    """
+    doubt = unusual_boxes(family_of(setup.resolved), run.config.model)
+    if doubt and "grounding" in prompts["task"].to_pylist():
+        run.say(f"{title}: {doubt}")
 
 
 def _record_notes(run: Run, writer: Writer, notes: Mapping[str, Any]) -> None:

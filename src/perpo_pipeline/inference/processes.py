@@ -77,7 +77,7 @@ def sample_in_processes(
                 yield running.pop(future), *future.result()
     except BrokenProcessPool as error:
         raise InputError(
-            "a sampling process ended (its own message is above; often memory ran out)",
+            "a process that answers prompts ended (its own message is above; often memory ran out)",
             fix="the same command resumes after the last whole part; lower num_gpus or batch_size "
             "if memory ran out",
         ) from error

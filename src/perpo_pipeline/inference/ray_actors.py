@@ -100,7 +100,7 @@ class Board:
         previous, self.last_try[index] = self.last_try.get(index, ""), str(actor)
         if previous:
             self.messages.append(
-                f"the actor that sampled part {index} died ({previous}); retrying the part"
+                f"the actor that answered part {index} died ({previous}); retrying the part"
             )
         return self.tries[index], previous
 
@@ -185,7 +185,7 @@ class PartActor:
             if tries == 0:
                 return {"stopped": True}
             if tries > TRIES:
-                raise _died_too_often(f"samples part {index}", previous)
+                raise _died_too_often(f"answers part {index}", previous)
             rows = self.sampler.sample(prompts, count)
         except Exception as error:  # noqa: BLE001 - the driver raises it
             return {"error": _pack_error(error)}

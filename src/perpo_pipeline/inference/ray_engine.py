@@ -219,5 +219,5 @@ def _part_of(row: Mapping[str, Any], pending: Mapping[int, pa.Table]) -> Sampled
     """The part in a row of `PartActor`; None if the actor did not begin it."""
     index, result = row["part"], unpack_result(row["result"])
     if result["prompts"] != pending[index].num_rows:
-        raise RuntimeError(f"an actor of Ray sampled other prompts than those of part {index}")
+        raise RuntimeError(f"an actor of Ray answered other prompts than those of part {index}")
     return (index, result["rows"], result["notes"]) if "rows" in result else None

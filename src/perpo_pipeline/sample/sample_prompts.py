@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from perpo_pipeline.config.fingerprints import counted_settings
-from perpo_pipeline.inference.answering import Task, answer_prompts
+from perpo_pipeline.inference.answering import Task, answer_prompts, warn_of_boxes
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.backends import choose_backend
 from perpo_pipeline.inference.engines import check_engine
@@ -18,8 +16,6 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.sample.preview import RewardPreview
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
-from perpo_pipeline.vlm.families import unusual_boxes
-from perpo_pipeline.vlm.files import ResolvedModel
 from perpo_pipeline.vlm.inputs import find_model, model_notes
 
 STAGE_VERSION = 2
@@ -62,7 +58,7 @@ def _write_samples(
     """Sample and write the parts that are not there yet; returns the counts for the manifest."""
     check_engine(run.config.sample, run.config.model)
     table = prompts.table(columns=list(dict.fromkeys([*PROMPT_COLUMNS, *TRUTH_COLUMNS])))
-    _warn_of_boxes(run, split, setup.resolved, table)
+    warn_of_boxes(run, f"sample {split}", setup, table)
     task = Task(
         f"sample {split} ({setup.decoding.num_samples} per prompt)",
         "sampled",
@@ -70,12 +66,3 @@ def _write_samples(
         preview=RewardPreview(run.config),
     )
     return answer_prompts(run, writer, table, setup, seed=run.config.seed, task=task)
-
-
-def _warn_of_boxes(run: Run, split: str, resolved: ResolvedModel, prompts: pa.Table) -> None:
-    """Print a warning if the box format or frame is unusual for this model's family."""
-    from perpo_pipeline.vlm.families import family_of
-
-    doubt = unusual_boxes(family_of(resolved), run.config.model)
-    if doubt and "grounding" in prompts["task"].to_pylist():
-        run.say(f"sample {split}: {doubt}")
