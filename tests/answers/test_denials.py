@@ -46,6 +46,8 @@ DENYING = [
     "There are no 2 dogs in the image.",
 ]
 OTHERS = [
+    "The dog is on the left and is not shown fully.",
+    "There is a dog that is not in the picture's centre.",
     "",
     " ",
     "No.",

@@ -71,6 +71,10 @@ _AFFIRMS = re.compile(
     r"other than|apart from|nothing but|not only|show up|nothing wrong|else but|"
     r"other .{1,80} than|but (?:rather |instead )?(?:at|in|on|near|to|here))\b"
 )
+# "The dog is on the left and is not shown fully": the first verb says that something is there.
+_AFFIRMS_FIRST = re.compile(
+    rf"^(?:(?!\b{_IS}\b).)*\b{_IS}\b(?! ?(?:{_NOT}|no|nothing|nobody|none)\b).*\b{_IS}(?:\b|n)"
+)
 _REFUSES = re.compile(rf"\b(?:see|find|locate|have|is|are) (?:an?|any|the|no|your) {_IMAGE}s?\b")
 
 
@@ -104,4 +108,4 @@ def _is_denying_sentence(plain: str) -> bool:
         sentences = sentences[1:]
     if not 1 <= len(sentences) <= 2 or not _DENIES.fullmatch(sentences[0]):
         return False
-    return not (_AFFIRMS.search(sentences[0]) or _REFUSES.search(sentences[0]))
+    return not any(rule.search(sentences[0]) for rule in (_AFFIRMS, _AFFIRMS_FIRST, _REFUSES))
