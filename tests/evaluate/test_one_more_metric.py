@@ -22,16 +22,8 @@ from perpo_pipeline.evaluate.judge.llava_bench import LLAVA_BENCH
 from perpo_pipeline.evaluate.judge.mm_vet import MM_VET
 from perpo_pipeline.evaluate.judge.mmhal import MMHAL
 from perpo_pipeline.evaluate.judge.win_rate import WIN_RATE
-from perpo_pipeline.evaluate.metrics import (
-    FRACTION,
-    GROUNDING,
-    METRICS,
-    POPE,
-    Answers,
-    Metric,
-    Unit,
-    measured_metrics,
-)
+from perpo_pipeline.evaluate.metric import FRACTION, Answers, Metric, Unit
+from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, POPE, measured_metrics
 from perpo_pipeline.evaluate.pope import pope_metrics
 from perpo_pipeline.evaluate.printing import metrics_table
 from perpo_pipeline.evaluate.statistics import mean_interval

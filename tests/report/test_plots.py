@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from perpo_pipeline.evaluate.metrics import FRACTION, PERCENT, Unit
+from perpo_pipeline.evaluate.metric import FRACTION, PERCENT, Unit
 from perpo_pipeline.report.page.plots import Bar, best_of_n_plot, interval_plot
 from perpo_pipeline.report.page.wording import format_of, paired_sentence
 from perpo_pipeline.report.paired import Comparison

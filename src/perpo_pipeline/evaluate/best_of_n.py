@@ -9,7 +9,8 @@ import numpy.typing as npt
 import polars as pl
 
 from perpo_pipeline.errors import ArtifactError, InputError
-from perpo_pipeline.evaluate.metrics import GROUNDING, Metric, reward_metrics
+from perpo_pipeline.evaluate.metric import Metric
+from perpo_pipeline.evaluate.metrics import GROUNDING, reward_metrics
 from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.rewards.choice import asks_for_point, asks_for_set, measures_iou

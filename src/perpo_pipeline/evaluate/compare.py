@@ -10,7 +10,8 @@ import polars as pl
 
 from perpo_pipeline.config.evaluations import read_evaluation
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.metrics import METRICS, Metric, find_metric, task_of_prompt
+from perpo_pipeline.evaluate.metric import Metric
+from perpo_pipeline.evaluate.metrics import METRICS, find_metric, task_of_prompt
 from perpo_pipeline.evaluate.prediction_files import INDISTINCT
 from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference_interval
 from perpo_pipeline.rewards.builtin import AUTO

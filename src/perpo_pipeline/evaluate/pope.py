@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from perpo_pipeline.evaluate.metrics import PERCENT, Bools, Floats
+from perpo_pipeline.evaluate.metric import PERCENT, Bools, Floats
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
 from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.json_files import Row

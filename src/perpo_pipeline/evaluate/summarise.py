@@ -18,15 +18,8 @@ import pyarrow as pa
 from perpo_pipeline.answers.pipeline import answer_texts
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError, InputError
-from perpo_pipeline.evaluate.metrics import (
-    GROUNDING,
-    Answers,
-    Bools,
-    Floats,
-    Metric,
-    measured_metrics,
-    task_of_prompt,
-)
+from perpo_pipeline.evaluate.metric import Answers, Bools, Floats, Metric
+from perpo_pipeline.evaluate.metrics import GROUNDING, measured_metrics, task_of_prompt
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
 from perpo_pipeline.rewards import builtin as rewards
 from perpo_pipeline.rewards.choice import measure as measure_reward

@@ -9,7 +9,8 @@ import polars as pl
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.best_of_n import best_of_n_metrics, expected_best_of_n
-from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, OCR, Metric
+from perpo_pipeline.evaluate.metric import Metric
+from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, OCR
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.report.results import Estimate

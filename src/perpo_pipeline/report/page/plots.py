@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from perpo_pipeline.evaluate.metrics import Unit
+from perpo_pipeline.evaluate.metric import Unit
 from perpo_pipeline.report.page.svg import INK, MUTED, draw_svg
 from perpo_pipeline.report.training_log import Floats
 

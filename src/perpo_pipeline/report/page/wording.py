@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from perpo_pipeline.evaluate.compare import p_text
-from perpo_pipeline.evaluate.metrics import Unit, find_metric
+from perpo_pipeline.evaluate.metric import Unit
+from perpo_pipeline.evaluate.metrics import find_metric
 from perpo_pipeline.report.paired import Comparison
 from perpo_pipeline.report.results import Estimate
 
