@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,9 +151,11 @@ def test_what_is_not_finite_in_one_process_ends_all_before_it_reaches_the_weight
 ) -> None:
     ended = poisoned(workdir, f"{kind}-{how}", f"{kind} 1 2", *HOW[how])
     what = {"loss": "the loss is [nan", "gradient": "the gradient's norm is "}[kind]
-    assert_one_error(ended, what, "at step 2", "where: prompts ", FIX)
+    assert_one_error(ended, what, "at step 2", "where: ", FIX)
     assert_last_whole(workdir / f"{kind}-{how}", 1)
-    prompts = ended.stderr.split("where: prompts ")[1].splitlines()[0].split(", ")
+    where = ended.stderr.split("where: ")[1].splitlines()[0]
+    prompts = re.findall(r"testbed, scene \d+ \(prompt [0-9a-f]{16}\)", where)
+    assert prompts and ", ".join(prompts) == where
     assert len(set(prompts)) == (4 if kind == "gradient" else len(prompts))
 
 
