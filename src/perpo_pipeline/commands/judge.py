@@ -136,8 +136,8 @@ def llava_bench(
 
     given = {"questions": questions, "context": context, "reference": reference, "answers": answers}
     if reviews is not None:
-        seeing = {"with-image": with_image or None, "image-dir": image_dir}
-        _refuse({**given, "base-url": base_url, **seeing, **_given_reading(thinking, answer_tag)})
+        asking = _given_for_asking(base_url, with_image, image_dir, thinking, answer_tag)
+        _refuse({**given, **asking})
         _measure(
             task.LLAVA_BENCH,
             lambda say: task.read_reviews(reviews, say),
@@ -194,8 +194,8 @@ def mmhal(
 
     given = {"responses": responses}
     if reviews is not None:
-        seeing = {"with-image": with_image or None, "image-dir": image_dir}
-        _refuse({**given, "base-url": base_url, **seeing, **_given_reading(thinking, answer_tag)})
+        asking = _given_for_asking(base_url, with_image, image_dir, thinking, answer_tag)
+        _refuse({**given, **asking})
         _measure(
             task.MMHAL,
             lambda say: task.read_reviews(reviews, say),
@@ -287,10 +287,17 @@ def _images(with_image: bool, folder: Path | None, file: Path) -> "ImageFolder |
     return ImageFolder(folder or file.parent) if with_image else None
 
 
-def _given_reading(thinking: str, tag: str) -> dict[str, str | None]:
-    """The options of reading that are not their defaults."""
-    given = {"thinking": (thinking, "auto"), "answer-tag": (tag, "answer")}
-    return {name: value for name, (value, default) in given.items() if value != default}
+def _given_for_asking(
+    base_url: str | None, with_image: bool, image_dir: Path | None, thinking: str, tag: str
+) -> dict[str, object]:
+    """The options that only asking a judge uses; None for one that was not given."""
+    return {
+        "base-url": base_url,
+        "with-image": with_image or None,
+        "image-dir": image_dir,
+        "thinking": None if thinking == "auto" else thinking,
+        "answer-tag": None if tag == "answer" else tag,
+    }
 
 
 def _reading(thinking: str, tag: str) -> "Reading":
