@@ -68,7 +68,7 @@ endif
 
 $(PLAN): $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET))
 	@mkdir -p $(@D)
-	@$(PERPO) plan --config $(CONFIG) $(SETS) > $@.part && mv $@.part $@
+	@$(PERPO) make-rules --config $(CONFIG) $(SETS) > $@.part && mv $@.part $@
 
 $(CONFIG):
 	@echo "make: no such configuration: $(CONFIG); choose RUN= from: $(basename $(notdir $(wildcard configs/*.yaml)))" >&2; exit 2

@@ -134,7 +134,7 @@ def test_set_reaches_the_plan_and_every_stage(tmp_path: Path, config: Path) -> N
     called = [line for line in printed.splitlines() if f"{VENV}/bin/perpo " in line]
     given = "".join(f" --set '{setting}'" for setting in settings.split())
     assert all(f"--config {config}{given}" in line for line in called)
-    stages = [line.split()[1] for line in called if " plan " not in line]
+    stages = [line.split()[1] for line in called if " make-rules " not in line]
     assert sorted(set(stages)) == sorted(STAGES)
     assert any("--method sft" in line for line in called)
     assert any("--evaluation sft" in line for line in called)

@@ -19,9 +19,9 @@ from perpo_pipeline.commands.filter import filter_command
 from perpo_pipeline.commands.gc import gc
 from perpo_pipeline.commands.inspect import inspect
 from perpo_pipeline.commands.judge import judge_app
+from perpo_pipeline.commands.make_rules import make_rules
 from perpo_pipeline.commands.measure import measure_app
 from perpo_pipeline.commands.merge import merge
-from perpo_pipeline.commands.plan import plan
 from perpo_pipeline.commands.prepare import prepare
 from perpo_pipeline.commands.removed import check_removed
 from perpo_pipeline.commands.report import report
@@ -60,7 +60,7 @@ app.add_typer(judge_app, name="judge")
 app.command()(merge)
 app.command()(settings)
 app.command()(inspect)
-app.command()(plan)
+app.command(hidden=True)(make_rules)
 app.command()(doctor)
 app.command()(gc)
 

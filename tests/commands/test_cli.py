@@ -35,7 +35,7 @@ COMMANDS = [
     "report",
     "settings",
     "inspect",
-    "plan",
+    "make-rules",
     "doctor",
     "gc",
 ]
@@ -90,7 +90,7 @@ SETTINGS_READERS = ["pydantic", "yaml"]
         (["train", "--help"], HEAVY),
         (["eval", "--help"], HEAVY),
         (["settings", "filter"], HEAVY),
-        (["plan", "--config", "r.yaml"], HEAVY),
+        (["make-rules", "--config", "r.yaml"], HEAVY),
     ],
     ids=" ".join,
 )
@@ -437,7 +437,7 @@ def test_a_removed_option_is_still_unknown_to_its_command() -> None:
         ("eval",),
         ("report",),
         ("gc",),
-        ("plan",),
+        ("make-rules",),
         ("measure", "best-of-n"),
         ("merge", "--adapter", "a", "--out", "o"),
     ],

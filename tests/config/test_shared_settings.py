@@ -35,7 +35,7 @@ def run(*arguments: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("command", ["plan", "train", "eval", "report"])
+@pytest.mark.parametrize("command", ["make-rules", "train", "eval", "report"])
 def test_a_setting_that_every_method_has_itself_is_refused(
     capsys: pytest.CaptureFixture[str], workdir: Path, command: str
 ) -> None:
@@ -47,8 +47,8 @@ def test_a_setting_that_every_method_has_itself_is_refused(
 
 
 def test_a_setting_that_reaches_one_method_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("plan", "--set", "train.beta=0.7") == 0
-    assert run("plan", "--set", "train.lora.rank=4") == 0
+    assert run("make-rules", "--set", "train.beta=0.7") == 0
+    assert run("make-rules", "--set", "train.lora.rank=4") == 0
     assert capsys.readouterr().err == ""
 
 
@@ -90,7 +90,7 @@ def test_a_key_below_a_value_is_refused(
     capsys: pytest.CaptureFixture[str], workdir: Path, setting: str, says: str
 ) -> None:
     (workdir / "r.yaml").write_text(CONFIG + "score: {reward: iou}\n")
-    assert run("plan", "--set", setting) == 2
+    assert run("make-rules", "--set", setting) == 2
     assert says in capsys.readouterr().err
 
 
@@ -105,5 +105,5 @@ def test_a_mistyped_method_is_compared_with_all_that_there_are(
 def test_a_shared_rank_reaches_methods_that_set_their_alpha_alone(workdir: Path) -> None:
     own = [("--set", f"train.methods.{name}.lora.alpha=4") for name in ("sft", "dpo", "perpo")]
     every = [part for pair in own for part in pair]
-    assert run("plan", *every, "--set", "train.lora.rank=2") == 0
-    assert run("plan", *every, "--set", "train.lora.alpha=8") == 2
+    assert run("make-rules", *every, "--set", "train.lora.rank=2") == 0
+    assert run("make-rules", *every, "--set", "train.lora.alpha=8") == 2

@@ -206,7 +206,7 @@ def test_the_plan_names_the_files_that_matter(
         CONFIG + "  mine: {source: refer, path: refer, image_root: refer/train2014}\n"
         "  page: {source: fox, path: p.json}\n"
     )
-    cli.app(args=["plan", "--config", "r.yaml"], standalone_mode=False)
+    cli.app(args=["make-rules", "--config", "r.yaml"], standalone_mode=False)
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("SOURCES")]
     named = line.removeprefix("SOURCES := ").split()
     assert "refer/refcocog/refs(umd).p" in named and "refer/refcoco+/instances.json" in named

@@ -76,7 +76,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_added_method_is_planned_trained_evaluated_and_reported(
     workdir: Path, hinge: Method, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert perpo("plan") == 0
+    assert perpo("make-rules") == 0
     assert "hinge" in capsys.readouterr().out
     for stage in ("prepare", "sample", "score", "filter"):
         assert perpo(stage, "--quiet") == 0
@@ -105,14 +105,14 @@ def test_an_added_method_refuses_what_it_does_not_use(
     workdir: Path, hinge: Method, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workdir / "r.yaml").write_text(CONFIG.replace("beta: 3.0", "gamma: 1.0"))
-    assert perpo("plan") == 2
+    assert perpo("make-rules") == 2
     assert "methods.hinge: hinge does not use gamma" in capsys.readouterr().err
 
 
 def test_without_its_record_it_is_no_method(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert perpo("plan") == 2
+    assert perpo("make-rules") == 2
     assert "there is no method 'hinge'" in capsys.readouterr().err
 
 

@@ -38,7 +38,7 @@ def eval_command(
         typer.Option(
             metavar="NAME",
             help="base or a trained method on all its splits (perpo), on one (perpo@test), or with "
-            "another image (perpo-blank-image); may be repeated; `perpo plan` lists all; "
+            "another image (perpo-blank-image); may be repeated; `perpo make-rules` lists all; "
             "default: all",
         ),
     ] = None,
@@ -235,7 +235,7 @@ def _no_such_evaluation(name: str, every: "Sequence[Evaluation]") -> ConfigError
         f"--evaluation {name}: this run has no such evaluation"
         + (f"; did you mean '{near[0]}'?" if near else ""),
         fix=f"choose one of {shown}, alone or followed by @ and one split of {splits}; "
-        "`perpo plan` lists all evaluations",
+        "`perpo make-rules` lists all evaluations",
     )
 
 

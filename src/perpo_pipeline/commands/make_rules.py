@@ -1,4 +1,4 @@
-"""`perpo plan`."""
+"""`perpo make-rules`: hidden from --help; the Makefile calls it."""
 
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
@@ -10,14 +10,14 @@ from perpo_pipeline.commands.options import (
 )
 
 
-def plan(
+def make_rules(
     config: Config = DEFAULT_CONFIG, sets: Set = None, run: RunName = None, debug: Debug = False
 ) -> None:
     """Print a run's splits, methods and evaluations.
 
     Reads only the run's YAML file. Prints Make variables, which the Makefile includes.
 
-    Example: perpo plan --config configs/demo.yaml
+    Example: perpo make-rules --config configs/demo.yaml
     """
     from perpo_pipeline.config.sources import source_files
 
