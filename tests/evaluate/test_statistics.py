@@ -16,6 +16,7 @@ from perpo_pipeline.evaluate.statistics import (
     mean_interval,
     paired_bootstrap_p,
     paired_difference_interval,
+    prompts_needed,
     statistic_interval,
     wilson_interval,
 )
@@ -375,3 +376,41 @@ def test_a_confidence_outside_0_to_1_is_refused(values, confidence):
 def test_no_resamples_are_refused():
     with pytest.raises(ConfigError, match="num_resamples is 0"):
         mean_interval([0.2, 0.3], num_resamples=0)
+
+
+def test_prompts_needed_are_those_of_the_formula():
+    """10 of 100 prompts gained, 6 lost: the variance is (16 - 100 * 0.04^2) / 99 = 0.16.
+
+    z = 1.95996 + 0.84162, so n = 0.16 * (2.80158 / 0.02)^2 = 3139.6.
+    """
+    a, b = np.zeros(100), np.zeros(100)
+    a[:10], b[10:16] = 1, 1
+    assert prompts_needed(a, b, 0.02) == 3140
+    assert prompts_needed(b, a, 0.02) == 3140
+    assert prompts_needed(a, b, 0.04) == 785
+
+
+def test_prompts_that_repeat_their_image_add_nothing():
+    a, b = np.zeros(100), np.zeros(100)
+    a[:10], b[10:16] = 1, 1
+    images = [i for i in range(100) for _ in range(3)]
+    once, thrice = (
+        prompts_needed(a, b, 0.02),
+        prompts_needed(np.repeat(a, 3), np.repeat(b, 3), 0.02, images),
+    )
+    assert thrice == pytest.approx(3 * once, abs=3)
+
+
+def test_pairs_without_a_spread_say_nothing_about_the_number_of_prompts():
+    assert prompts_needed([1, 0, 1], [1, 0, 1], 0.02) is None
+    assert prompts_needed([1, 0, 1], [0, 0, 0], 0.02, ["a", "a", "a"]) is None
+
+
+def test_the_number_of_prompts_finds_the_difference_four_times_in_five():
+    """Gains on 9 % and losses on 5 % of prompts: a true difference of 4 points."""
+    rng = np.random.default_rng(0)
+    spread = rng.choice([1, -1, 0], p=[0.09, 0.05, 0.86], size=200_000)
+    n = prompts_needed(spread, np.zeros_like(spread), 0.04)
+    drawn = rng.choice([1.0, -1.0, 0.0], p=[0.09, 0.05, 0.86], size=(2000, n))
+    z = drawn.mean(1) / (drawn.std(1, ddof=1) / np.sqrt(n))
+    assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.03)

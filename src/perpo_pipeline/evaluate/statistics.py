@@ -160,6 +160,38 @@ def paired_bootstrap_p(
     return 2.0 * float(stdtr(n - 1, z * math.sqrt((n - 1) / n)))
 
 
+def prompts_needed(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    difference: float,
+    clusters: Iterable[Hashable] | None = None,
+    power: float = 0.8,
+    confidence: float = 0.95,
+) -> int | None:
+    """How many such prompts would tell a true `difference` of mean(a) - mean(b) from none.
+
+    With n prompts, a two-sided test at 1 - `confidence` finds it with probability `power` if
+
+        n = ((z_confidence + z_power) / difference)^2 * variance,
+
+    where the variance of a prompt's difference is that of the pairs at hand: n times the squared
+    standard error of their mean, so prompts that share an image count for as much as they add. None
+    if that is unknown: one cluster, or pairs that are all equally far apart. Source: Miller 2024,
+    "Adding error bars to evals", arXiv:2411.00640 (clusters, paired differences, power).
+    """
+    a, b = _as_pairs(a, b)
+    totals = _cluster_totals(_with_ones(a - b), clusters)
+    c = len(totals)
+    if c == 1:
+        return None
+    residuals = totals[:, 0] - _mean(totals) * totals[:, 1]
+    variance = c / (c - 1) * float((residuals**2).sum()) / len(a)
+    if variance < 1e-12:
+        return None
+    z = NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(power)
+    return math.ceil(variance * (z / difference) ** 2)
+
+
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """(share, low, high) of n independent trials, by Wilson's score interval.
 
