@@ -62,6 +62,20 @@ def test_the_margins_are_shown_with_what_each_threshold_would_keep(
     filter_lists(with_filter(run, min_margin=0.25), "train")
     said = capsys.readouterr().err
     assert "kept with this min_margin" in said and "0.9-1.0" in said
+    assert "0.24-0.25" in said  # the bins show the threshold itself
+
+
+def test_too_few_lists_are_warned_of_each_time_with_what_would_help(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # the second time it is up to date
+        version = filter_lists(with_filter(run, min_margin=0.7), "train")
+        said = capsys.readouterr().err
+        rows = version.manifest["rows"]
+        assert f"filter: {rows} lists make {-(-rows // 8)} optimiser steps of perpo" in said
+        assert f"{rows} of 30 prompts gave a list" in said
+        lower = version.manifest["counts"]["kept_at"]["0.6"]
+        assert f"filter.min_margin 0.6 keeps {lower} lists" in said
 
 
 def test_no_list_left_names_the_reasons(run: Run) -> None:

@@ -9,9 +9,9 @@ from perpo_pipeline.filter.filter_lists import summarise
 from perpo_pipeline.filter.margins import (
     list_margins,
     margin_counts,
-    margin_table,
     reasons_to_drop,
 )
+from perpo_pipeline.rewards.margins import margin_table
 
 Lists = dict[str, list[tuple[float, bool]]]
 

@@ -14,6 +14,7 @@ import polars as pl
 
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.config.steps import warn_of_few_steps
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
 from perpo_pipeline.filter.margins import (
@@ -21,13 +22,12 @@ from perpo_pipeline.filter.margins import (
     MARGIN_TOO_LARGE,
     MARGIN_TOO_SMALL,
     NO_PREFERENCE,
-    ROUNDING,
     TOO_FEW_SAMPLES,
     list_margins,
     margin_counts,
-    margin_table,
     reasons_to_drop,
 )
+from perpo_pipeline.rewards.margins import ROUNDING, margin_table
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.places import prompts_named
@@ -71,7 +71,7 @@ def filter_lists(run: Run, split: str) -> Version:
         )
         lists = lists.with_columns(reason=reasons_to_drop(lists, config))
         _print_reward(run, scores)
-        run.say(margin_table(margin_counts(lists)))
+        run.say(margin_table(margin_counts(lists, config.min_margin)))
         _check_some_are_left(lists, scores)
         _write_lists(run, writer, sampled, lists, config)
         counts = summarise(lists, config.min_margin) | _count_kept(writer)
@@ -79,7 +79,19 @@ def filter_lists(run: Run, split: str) -> Version:
         return counts
 
     with prompts_named(prompts):
-        return make(run, recipe, work, out=run.out)
+        version = make(run, recipe, work, out=run.out)
+    _warn_of_few_steps(run, version)
+    return version
+
+
+def _warn_of_few_steps(run: Run, version: Version) -> None:
+    counts = version.manifest["counts"]
+    trainings = run.config.train.variants()
+    warning = warn_of_few_steps(
+        version.manifest["rows"], trainings, counts, run.config.filter.min_margin
+    )
+    if warning is not None:
+        run.say(f"filter: {warning}")
 
 
 @dataclass(frozen=True)
@@ -229,7 +241,7 @@ def summarise(lists: pl.DataFrame, min_margin: float) -> dict[str, Any]:
         "mean_margin": float(margins.mean()),
         "margin_from_unparsed": float(margins.mean() - parsed.mean()),
         "kept_by_unparsed_only": int(((parsed < min_margin - ROUNDING) | (parsed <= 0)).sum()),
-        **margin_counts(lists),
+        **margin_counts(lists, min_margin),
     }
 
 

@@ -3,11 +3,11 @@
 import hashlib
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.rewards.margins import ROUNDING, TENTHS, count_margins, margin_edges
 
 TOO_FEW_SAMPLES = "too_few_samples"
 ALL_UNPARSED = "all_unparsed"
@@ -16,9 +16,6 @@ MARGIN_TOO_SMALL = "margin_too_small"
 MARGIN_TOO_LARGE = "margin_too_large"
 OVER_DATASET_SHARE = "over_dataset_share"
 OVER_CAP = "over_cap"
-ROUNDING = 1e-9
-BINS = 10
-BAR = 30  # characters
 
 
 def usable_rows(scores: pl.DataFrame, config: FilterConfig) -> pl.Expr:
@@ -115,40 +112,16 @@ def _draw(seed: int, prompt_id: str) -> str:
     return hashlib.sha256(f"{seed} {prompt_id}".encode()).hexdigest()
 
 
-def margin_counts(lists: pl.DataFrame) -> dict[str, Any]:
-    """`histogram`: lists with a margin in each tenth of [0, 1], the last one closed; `kept_at`:
-    how many would be kept with each tenth as `min_margin`, before any cap.
+def margin_counts(lists: pl.DataFrame, threshold: float | None = None) -> dict[str, Any]:
+    """The margins of `lists` in bins that show `threshold`, and what each edge would keep.
 
-    `lists` has `margin` and `reason`; a list that every threshold drops (too few samples, all
-    unparsed) is in neither; one with too large a margin is only in `histogram`.
+    As in `count_margins`, before any cap; in tenths without a threshold. `lists` has `margin` and
+    `reason`; a list that every threshold drops (too few samples, all unparsed) is in neither count;
+    one with too large a margin is only in the histogram.
     """
     reason = pl.col("reason")
     usable = lists.filter(reason.is_null() | ~reason.is_in([TOO_FEW_SAMPLES, ALL_UNPARSED]))
     margins = usable["margin"].to_numpy()
     fits = usable.select((reason != MARGIN_TOO_LARGE).fill_null(True)).to_series().to_numpy()
-    strict = fits & (margins > 0)
-    bins = np.clip(np.floor(margins * BINS + ROUNDING).astype(int), 0, BINS - 1)
-    steps = range(BINS + 1)
-    return {
-        "histogram": [int(n) for n in np.bincount(bins, minlength=BINS)],
-        "kept_at": {
-            f"{step / BINS:.1f}": int((strict & (margins >= step / BINS - ROUNDING)).sum())
-            for step in steps
-        },
-    }
-
-
-def margin_table(counts: dict[str, Any]) -> str:
-    """The histogram and the thresholds as text."""
-    histogram = counts["histogram"]
-    largest = max(*histogram, 1)
-    rows = [f"{'margin':<10}{'lists':>9}  {'':<{BAR}}  kept with this min_margin"]
-    for step, number in enumerate(histogram):
-        low = f"{step / BINS:.1f}"
-        bar = "#" * -(-number * BAR // largest)
-        rows.append(
-            f"{low}-{(step + 1) / BINS:.1f}   {number:>9}  {bar:<{BAR}}  "
-            f"{low}: {counts['kept_at'][low]}"
-        )
-    rows.append(f"{'':<{21 + BAR}}  1.0: {counts['kept_at']['1.0']}")
-    return "\n".join(rows)
+    edges = TENTHS if threshold is None else margin_edges(threshold, margins)
+    return count_margins(margins, fits, edges)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perpo_pipeline.config.steps import warn_of_few_steps
 from perpo_pipeline.errors import ArtifactError, LostContactError, first_line
 from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.run import Run, make
@@ -115,6 +116,7 @@ def _train(
         forward = choose_forward_and_say(run, vlm, settings)
         ready_model(vlm, forward, settings)
         found = read_lists(run, task, vlm)
+        _warn_of_few_steps(run, task, len(found.lists))
         with gathered_by_module(vlm.model):
             _check_forward(run, vlm, task, found.first_sampled, forward)
             lists = _lists_for_method(run, vlm, task, found, forward, world)
@@ -146,6 +148,18 @@ def _train(
         {"step": entry["step"], **{name: entry.get(name) for name in LOG_COLUMNS}}
         for entry in history
     ]
+
+
+def _warn_of_few_steps(run: Run, task: Task, lists: int) -> None:
+    made = task.preferences.manifest
+    warning = warn_of_few_steps(
+        lists,
+        {task.variant: task.settings},
+        made["counts"],
+        made["settings"].get("min_margin", 0.0),
+    )
+    if warning is not None:
+        run.say(f"train: {warning}")
 
 
 def choose_forward_and_say(run: Run, vlm: "Vlm", settings: "TrainSettings") -> "Forward":
