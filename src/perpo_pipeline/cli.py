@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from perpo_pipeline import advice
 from perpo_pipeline.commands.compare import compare
 from perpo_pipeline.commands.doctor import doctor
 from perpo_pipeline.commands.evaluate import eval_command
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     wait_passively()
     arguments = sys.argv[1:] if argv is None else argv
     command: Callable[..., Any] = app
+    advice.begin(arguments)
     try:
         check_removed(arguments)
         command(args=arguments, obj=arguments)
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     except PerpoError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        _print(error, f"perpo: error: {error}")
+        _print(error, f"perpo: error: {_with_folder(error)}")
         sys.exit(EXIT_USER_ERROR)
     except SystemExit as ended:  # typer turns Ctrl-C into this
         if ended.code == EXIT_INTERRUPTED:
@@ -93,6 +95,12 @@ def _escape_what_cannot_be_printed() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _with_folder(error: PerpoError) -> PerpoError:
+    """The error, its place with the folder that a relative path is relative to."""
+    what, where, fix = error.parts()
+    return PerpoError(what, where=where and advice.with_folder(where), fix=fix)
 
 
 def _print(error: PerpoError | Stopped, message: str) -> None:

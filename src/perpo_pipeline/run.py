@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.artifacts import CURRENT, Version, open_version
@@ -13,15 +14,6 @@ from perpo_pipeline.store.writing import Recipe, Writer, open_writer, reuse_comp
 
 Item = TypeVar("Item")
 DEFAULT = "default"
-MADE_BY = {
-    "prompts": "perpo prepare --split {variant}",
-    "samples": "perpo sample",
-    "scores": "perpo score",
-    "preferences": "perpo filter",
-    "adapter": "perpo train --method {variant}",
-    "predictions": "perpo eval --evaluation {variant}",
-    "metrics": "perpo eval --evaluation {variant}",
-}
 
 
 class Console:
@@ -104,7 +96,7 @@ class Run(Console):
             raise ArtifactError(
                 f"the run '{self.config.run}' has no finished {artifact} '{variant}' yet",
                 where=str(place),
-                fix=f"run: {MADE_BY[artifact].format(variant=variant)}",
+                fix=f"run: {advice.remake(artifact, variant)}",
             )
         return open_version(given or place, artifact)
 

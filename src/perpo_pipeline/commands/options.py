@@ -1,13 +1,17 @@
 """What several commands share: their options, and how they open a run."""
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.train.launch import LAUNCHED
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.overrides import Override
@@ -53,19 +57,44 @@ def read_config(
 ) -> "RunConfig":
     """Load the run's file under the settings of the command line; None means not given.
 
-    Raises ConfigError for a setting that would change no method, unless further methods may be
-    added to those of the file (`methods_are_known=False`).
+    From here on advice names this run. Raises ConfigError for a setting that would change no
+    method, unless further methods may be added to those of the file (`methods_are_known=False`).
     """
     from perpo_pipeline.config.file import load_config
     from perpo_pipeline.config.overrides import Override, parse_set, refuse_without_effect
 
     options = [Override("run", run, "--run"), *settings]
     given = [option for option in options if option.value is not None]
+    _announce_default(config)
+    advice.set_run(config, run, [*_shared_by_stages(given), *(sets or ())])
     overrides = [*given, *map(parse_set, sets or ())]
     loaded = load_config(config, overrides)
     if methods_are_known:
         refuse_without_effect(loaded, overrides)
     return loaded
+
+
+def _announce_default(config: Path) -> None:
+    """Say once that no --config was given; raise ConfigError if the default is not there."""
+    if config != DEFAULT_CONFIG or not advice.has_begun() or advice.was_given("--config"):
+        return
+    if not config.is_file():
+        raise ConfigError(
+            f"no --config was given, and there is no {config} here",
+            where=str(Path.cwd()),
+            fix="give the run's file: --config FILE.yaml",
+        )
+    if advice.current().of_run == () and LAUNCHED not in os.environ:
+        print(f"perpo: no --config was given, so it is {config}", file=sys.stderr)
+
+
+def _shared_by_stages(given: "Sequence[Override]") -> list[str]:
+    """What options such as --model set for every stage, as the text of a `--set`."""
+    return [
+        f"{one.key}={one.value}"
+        for one in given
+        if isinstance(one.key, str) and (one.key == "seed" or one.key.startswith("model."))
+    ]
 
 
 def open_run(
