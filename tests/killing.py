@@ -1,13 +1,16 @@
 """Kill a stage at every point where it touches the disk.
 
-The parent imports everything once and never computes. Each attempt is a forked child that kills
-itself with SIGKILL at its k-th disk event, so no handler runs and no buffer is flushed.
+The parent imports everything once and never computes. Each attempt is a forked child. One attempt
+runs to its end and copies its folder at each disk event: a copy holds what a SIGKILL at that event
+leaves, since no handler runs then and no buffer is flushed. Some attempts do kill themselves with
+SIGKILL, to compare what they leave with the copies.
 """
 
 import gc
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -30,18 +33,48 @@ import perpo_pipeline.vlm.loading  # noqa: F401
 from perpo_pipeline import cli
 
 COMPLETED = 0
+KILL_EVERY = 16  # events between two that are killed for real
+
+OnEvent = Callable[[int], None]
 
 
-class Killer:
-    """Counts disk events (one before and one after each call) and kills the process at one."""
+def kill_at(number: int) -> OnEvent:
+    """Kills the process at this event."""
 
-    def __init__(self, at: int | None) -> None:
-        self.at, self.seen = at, 0
+    def act(event: int) -> None:
+        if event == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return act
+
+
+def copy_each_time(name: str) -> OnEvent:
+    """Copies the folder `name` to `killed-<event>` beside the current folder at each event."""
+    source, beside = Path(name).resolve(), Path.cwd().parent
+
+    def act(event: int) -> None:
+        copy(source, beside / f"killed-{event}" / name)
+
+    return act
+
+
+def do_nothing(event: int) -> None:
+    pass
+
+
+class DiskEvents:
+    """Counts disk events (one before and one after each call) and calls `act` at each."""
+
+    def __init__(self, act: OnEvent) -> None:
+        self.act, self.seen, self.is_acting = act, 0, False
 
     def event(self) -> None:
+        if self.is_acting:  # `act` itself touches the disk
+            return
         self.seen += 1
-        if self.seen == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.is_acting = True
+        self.act(self.seen)
+        self.is_acting = False
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -61,7 +94,7 @@ class Killer:
         TrainerState.save_to_json = self.around(TrainerState.save_to_json)  # type: ignore[method-assign]
 
 
-def attempt(arguments: list[str], kill_at: int | None, count_file: Path | None = None) -> int:
+def attempt(arguments: list[str], act: OnEvent = do_nothing, count_file: Path | None = None) -> int:
     """Run the command in a forked child; returns its exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
@@ -70,8 +103,8 @@ def attempt(arguments: list[str], kill_at: int | None, count_file: Path | None =
         os.dup2(sink, 1)
         if not os.environ.get("PERPO_KILLING_VERBOSE"):
             os.dup2(sink, 2)
-        killer = Killer(kill_at)
-        killer.install()
+        events = DiskEvents(act)
+        events.install()
         status = 1
         try:
             cli.main([*arguments, "--quiet"])
@@ -80,7 +113,7 @@ def attempt(arguments: list[str], kill_at: int | None, count_file: Path | None =
             status = int(exit_.code or 0)
         finally:
             if count_file is not None:
-                count_file.write_text(str(killer.seen))
+                count_file.write_text(str(events.seen))
                 _modules_file(count_file).write_text(json.dumps(list(sys.modules)))
             os._exit(status)
     _, status = os.waitpid(child, 0)
@@ -88,7 +121,7 @@ def attempt(arguments: list[str], kill_at: int | None, count_file: Path | None =
 
 
 def kill_everywhere(config: str, stage: str, output: str) -> None:
-    """Run the stage once, then once per disk event with a kill there and a second run.
+    """Run the stage once, and once more from each state in which a kill would leave the folder.
 
     Works in the current directory, and writes the exit codes of all attempts to `output`.
     """
@@ -98,15 +131,15 @@ def kill_everywhere(config: str, stage: str, output: str) -> None:
         copy(Path(name), Path("uninterrupted") / name)
     count_file = Path("events").resolve()
     os.chdir("uninterrupted")
-    reference = attempt(command, None, count_file)
+    reference = attempt(command, copy_each_time("data"), count_file)
     os.chdir(workdir)
     events = int(count_file.read_text())
     import_modules_of(count_file)
     running: set[int] = set()
-    for kill_at in range(1, events + 1):
+    for event in range(1, events + 1):
         if len(running) == (os.cpu_count() or 1):
             running.discard(os.wait()[0])
-        running.add(in_background(lambda k=kill_at: kill_and_resume(command, config, k)))
+        running.add(in_background(lambda at=event: resume(command, config, at)))
     while running:
         running.discard(os.wait()[0])
     outcomes = [json.loads(Path(f"killed-{k}/outcome").read_text()) for k in range(1, events + 1)]
@@ -141,16 +174,34 @@ def in_background(work: Callable[[], None]) -> int:
         os._exit(0)
 
 
-def kill_and_resume(command: list[str], config: str, kill_at: int) -> None:
-    """Kill the command once and run it again, in a directory of its own."""
-    place = Path(f"killed-{kill_at}").resolve()
+def resume(command: list[str], config: str, event: int) -> None:
+    """Run the command again where a kill at `event` left off; at some events also kill it there."""
+    record: dict[str, Any] = {"kill_at": event}
+    if event % KILL_EVERY == 0:
+        record |= kill(command, config, event)
+    place = Path(f"killed-{event}").resolve()
+    copy(Path(config), place / config)
+    os.chdir(place)
+    record["resumed"] = attempt(command)
+    (place / "outcome").write_text(json.dumps(record))
+
+
+def kill(command: list[str], config: str, event: int) -> dict[str, Any]:
+    """Kill the command at `event`: its exit status, and whether it leaves the files of the copy."""
+    workdir, place = Path.cwd(), Path(f"really-killed-{event}").resolve()
     for name in ("data", config):
         copy(Path(name), place / name)
     os.chdir(place)
-    killed = attempt(command, kill_at)
-    resumed = attempt(command, None)
-    record = {"kill_at": kill_at, "killed": killed, "resumed": resumed}
-    (place / "outcome").write_text(json.dumps(record))
+    status = attempt(command, kill_at(event))
+    os.chdir(workdir)
+    left, copied = files_in(place / "data"), files_in(Path(f"killed-{event}/data"))
+    return {"killed": status, "left": left, "copied": copied}
+
+
+def files_in(folder: Path) -> list[str]:
+    """The paths of all files, without the process number in the names of temporary ones."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(re.sub(r"\.\d+\.tmp$", ".tmp", str(file)) for file in files)
 
 
 def copy(source: Path, target: Path) -> None:

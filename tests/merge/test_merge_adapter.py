@@ -404,7 +404,7 @@ from pathlib import Path
 import torch
 from perpo_pipeline.merge.merge_adapter import merge
 from perpo_pipeline.run import Console
-from killing import attempt
+from killing import attempt, kill_at
 
 # Fill the libraries' caches before forking; one thread, since threads do not survive a fork.
 torch.set_num_threads(1)
@@ -413,14 +413,14 @@ shutil.rmtree("cached")
 
 out, events = Path("merged"), Path("events")
 command = ["merge", "--adapter", "run/adapter/perpo", "--out", str(out)]
-assert attempt(command, None, events) == 0
+assert attempt(command, count_file=events) == 0
 sizes = lambda: {p.name: p.stat().st_size for p in out.iterdir() if p.name not in %r}
 whole, seen = sizes(), []
 for at in range(1, int(events.read_text()) + 1):
     shutil.rmtree(out)
-    killed = attempt(command, at)
+    killed = attempt(command, kill_at(at))
     partial = out.exists() and sizes() != whole
-    seen.append([killed, partial, attempt(command, None), sizes() == whole])
+    seen.append([killed, partial, attempt(command), sizes() == whole])
 print(json.dumps([seen, sorted(p.name for p in Path().iterdir())]))
 """
 
