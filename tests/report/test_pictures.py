@@ -1,13 +1,10 @@
-import base64
-import io
 from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from perpo_pipeline.answers.boxes import BOX_FORMATS
-from perpo_pipeline.report.pictures import choose, data_uri, outcomes_of, shown_question
+from perpo_pipeline.report.pictures import choose, outcomes_of, shown_question
 
 IDS = [f"prompt-{i}" for i in range(60)]
 OUTCOMES = ["improved", "unchanged", "worsened"] * 20
@@ -53,16 +50,3 @@ def test_if_none_worsened_no_other_outcome_fills_the_place():
 def test_an_expression_is_shown_without_its_instruction(name):
     assert shown_question(BOX_FORMATS[name].ask("the cat")) == "the cat"
     assert shown_question("Where is the cat?") == "Where is the cat?"
-
-
-def test_a_small_image_is_embedded_exactly_and_a_large_one_is_reduced():
-    noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    kind, small = _decode(data_uri(Image.fromarray(noise)))
-    assert kind == "data:image/png" and np.array_equal(np.asarray(small), noise)
-    kind, large = _decode(data_uri(Image.new("RGB", (2000, 1000), "red")))
-    assert kind == "data:image/jpeg" and large.size == (640, 320)
-
-
-def _decode(uri):
-    kind, data = uri.split(";base64,")
-    return kind, Image.open(io.BytesIO(base64.b64decode(data)))

@@ -1,17 +1,15 @@
 """Examples before and after training: chosen by a hash, in fixed shares of each outcome."""
 
-import base64
 import hashlib
-import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from perpo_pipeline.answers.formats import BOX_FORMATS
+from perpo_pipeline.drawing.overlay import data_uri
 from perpo_pipeline.evaluate.metrics import right
 from perpo_pipeline.report.inputs import SplitInputs
 from perpo_pipeline.report.paired import Floats, Outcomes
@@ -20,7 +18,6 @@ from perpo_pipeline.vlm.inputs import prompt_image
 
 IMPROVED, UNCHANGED, WORSENED = "improved", "unchanged", "worsened"
 SHARES = {IMPROVED: 0.5, UNCHANGED: 0.25, WORSENED: 0.25}
-LONGEST_SIDE_PX = 640
 LONGEST_TEXT = 240
 PROMPT_COLUMNS = PROMPTS.pick(
     "prompt_id", "place", "image", "image_sha256", "width", "height", "prompt", role="truth"
@@ -140,22 +137,6 @@ def shown_question(prompt: str) -> str:
     """The expression alone if the prompt is a box format's instruction with an expression in it."""
     found = (box_format.asked_for(prompt) for box_format in BOX_FORMATS.values())
     return min(filter(None, found), key=len, default=prompt)
-
-
-def data_uri(image: Image.Image) -> str:
-    """An image for the page: exact PNG if it is small, else JPEG of at most LONGEST_SIDE_PX."""
-    longest = max(image.size)
-    small = longest <= LONGEST_SIDE_PX // 2
-    if longest > LONGEST_SIDE_PX:
-        image = image.copy()
-        image.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.LANCZOS)
-    sink = io.BytesIO()
-    if small:
-        image.save(sink, format="PNG", optimize=True)
-    else:
-        image.save(sink, format="JPEG", quality=82, optimize=True)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
 def _shortened(text: str) -> str:
