@@ -7,11 +7,12 @@ report, merge   the report, and merged models
 prepare, sample, score, filter, train, evaluate   one for each stage; none imports another
 inference       completions from any backend, here or on several GPUs and machines
 run             where a run's artifacts are; finished work is reused
+status          the graph of a run, and the state of each of its artifacts
 vlm             models: families, files, prompts, decoding, adapters
 config          settings: the run's YAML file and its sections
 rewards         score an answer against its ground truth
 answers         box formats, reading answers, checks of truths
-store           artifacts, schemas, lineage
+store           artifacts and their schemas
 """
 
 import sys
@@ -26,7 +27,7 @@ MOVED = {
     "perpo_pipeline.artifacts": "perpo_pipeline.store.artifacts",
     "perpo_pipeline.schemas": "perpo_pipeline.store.schemas",
     "perpo_pipeline.models": "perpo_pipeline.vlm.models",
-    "perpo_pipeline.lineage": "perpo_pipeline.store.lineage",
+    "perpo_pipeline.lineage": "perpo_pipeline.status.lineage",
     "perpo_pipeline.config_file": "perpo_pipeline.config.file",
 }
 

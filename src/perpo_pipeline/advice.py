@@ -26,7 +26,7 @@ STAGE_OF = {
     "metrics": "eval",
     "report": "report",
 }
-_VARIANT_OPTION = {"prompts": "--split", "adapter": "--method"} | dict.fromkeys(
+VARIANT_OPTION = {"prompts": "--split", "adapter": "--method"} | dict.fromkeys(
     ("predictions", "metrics"), "--evaluation"
 )
 # The commands that read a run's file; a test compares them with the command line.
@@ -110,7 +110,7 @@ def remake(artifact: str, variant: str, stage: str | None = None) -> str:
     made_by = stage or STAGE_OF.get(artifact)
     if made_by is None or made_by not in STAGE_OF.values():
         return f"perpo {made_by or artifact} ..."
-    option = "--split" if made_by == "prepare" else _VARIANT_OPTION.get(artifact)
+    option = "--split" if made_by == "prepare" else VARIANT_OPTION.get(artifact)
     return command(made_by) if option is None else command(made_by, option, variant)
 
 

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from perpo_pipeline import advice
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.status.graph import DEFAULT as DEFAULT
 from perpo_pipeline.store.artifacts import CURRENT, Version, open_version
 from perpo_pipeline.store.writing import Recipe, Writer, open_writer, reuse_complete
 
 Item = TypeVar("Item")
-DEFAULT = "default"
 
 
 class Console:

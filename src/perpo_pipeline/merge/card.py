@@ -17,8 +17,8 @@ from perpo_pipeline.evaluate.metrics import METRICS
 from perpo_pipeline.evaluate.printing import metrics_table, splits_table
 from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.merge.evaluations import Evaluation
+from perpo_pipeline.status.lineage import Traced
 from perpo_pipeline.store.artifacts import Json, Version
-from perpo_pipeline.store.lineage import Traced
 
 PAPER = "https://arxiv.org/abs/2502.04371"
 PIPELINE_TAG = "image-text-to-text"

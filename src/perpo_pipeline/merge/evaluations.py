@@ -9,8 +9,8 @@ from typing import Literal
 
 from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, read_evaluation
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.status.lineage import trace
 from perpo_pipeline.store.artifacts import MANIFEST, Json, Version, open_version
-from perpo_pipeline.store.lineage import trace
 
 Subject = Literal["adapter", "base", "answers"]
 

@@ -19,8 +19,8 @@ from perpo_pipeline.merge.folder import (
     write_folder,
 )
 from perpo_pipeline.run import Console
+from perpo_pipeline.status.lineage import trace
 from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Version, damaged_files, open_version
-from perpo_pipeline.store.lineage import trace
 from perpo_pipeline.store.provenance import git_commit, package_versions
 from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model

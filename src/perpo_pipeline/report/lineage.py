@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from perpo_pipeline.status.lineage import trace
 from perpo_pipeline.store.artifacts import Json, Version
-from perpo_pipeline.store.lineage import trace
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.status.graph import ORDER
 from perpo_pipeline.store.artifacts import Json, Version, open_version
-
-# The order in which the stages run.
-ORDER = (
-    "prompts",
-    "samples",
-    "scores",
-    "preferences",
-    "reference",
-    "adapter",
-    "predictions",
-    "harness",
-    "metrics",
-)
 
 
 @dataclass(frozen=True)
