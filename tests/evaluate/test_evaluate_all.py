@@ -140,7 +140,7 @@ def test_the_inputs_of_all_evaluations_are_checked_before_the_first_is_decoded(
         "  - perpo@one, perpo@broken, perpo-blank-image@one: the run 'r' has no finished adapter "
         "'perpo' yet"
     ) in said
-    assert "run: perpo train --method sft" in said
+    assert "run: perpo train --config r.yaml --method sft --set 'eval.models=[base, " in said
 
 
 def test_a_server_is_refused_for_an_adapter_before_it_is_asked_about_the_base(

@@ -118,7 +118,7 @@ def test_an_answer_without_the_size_that_its_frame_needs_names_the_stage_to_reru
     given = resized_samples(("a", "?", (56, 56)), ("a", "?", None), ("t", "abcd", None))
     with pytest.raises(ArtifactError, match="1 answers lack, the first of prompt a") as caught:
         score_samples(given, truth, reward="auto", **RESIZED)
-    assert "rerun `perpo sample`" in str(caught.value)
+    assert "sample again: perpo sample;" in str(caught.value)
     scored = score_samples(given[2:], truth, reward="auto", **RESIZED)
     assert scored["reward"].to_pylist() == [1.0]  # a text needs none
 

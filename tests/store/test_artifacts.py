@@ -150,7 +150,7 @@ def test_a_schema_version_of_the_past_names_the_stage_to_rerun(tmp_path: Path) -
     manifest = json.loads((version.path / "manifest.json").read_text())
     manifest["schema_version"] -= 1
     (version.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="rerun `perpo score`"):
+    with pytest.raises(ArtifactError, match=r"run: perpo score$"):
         open_version(tmp_path)
 
 
@@ -167,6 +167,27 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     assert damaged_files(version) == ["part-00001.parquet"]
     with pytest.raises(ArtifactError, match="part-00001"):
         version.table()
+
+
+@pytest.mark.parametrize(
+    ("place", "file", "message"),
+    [
+        ("scores/train/0123456789abcdef", "started.json", "run, which resumes it: perpo score$"),
+        ("adapter/sft/0123456789abcdef", "started.json", "perpo train --method sft$"),
+        ("out/0123456789abcdef", "started.json", "run, which resumes it: perpo sample$"),
+        ("metrics/a@t/0123456789abcdef", "manifest.json", "run: perpo eval --evaluation a@t$"),
+        ("prompts/test", None, "run: perpo prepare --split test$"),
+    ],
+)
+def test_what_is_unfinished_or_damaged_names_the_command_that_makes_it(
+    tmp_path: Path, place: str, file: str | None, message: str
+) -> None:
+    directory = tmp_path / place
+    directory.mkdir(parents=True)
+    if file is not None:
+        (directory / file).write_text('{"stage": "sample"}')
+    with pytest.raises(ArtifactError, match=message):
+        open_version(directory)
 
 
 def test_lineage_is_followed_over_several_steps_after_the_run_was_moved(tmp_path: Path) -> None:
@@ -199,7 +220,8 @@ def test_an_input_of_an_older_schema_says_which_stages_make_it_anew(tmp_path: Pa
     with pytest.raises(ArtifactError, match="not version 3; 'samples' train was made") as caught:
         input_of(samples, "prompts")
     assert (
-        caught.value.fix == "rerun `perpo prepare`, then the stages after it, up to `perpo sample`"
+        caught.value.fix
+        == "run: perpo prepare --split train, then the stages after it, up to: perpo sample"
     )
 
 

@@ -81,7 +81,9 @@ def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
     sizes = lists["reward"].list.len().to_numpy()
     if not lists.height:
         raise ArtifactError(
-            "the artifact holds no scores", where=str(scores.path), fix="rerun `perpo score`"
+            "the artifact holds no scores",
+            where=str(scores.path),
+            fix=f"remove it and run: {scores.remake()}",
         )
     if sizes.min() != sizes.max():
         odd = lists.filter(sizes != sizes.max())
@@ -90,7 +92,9 @@ def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
             f"the best of n needs lists of equal length: the longest has {sizes.max()} samples, "
             f"but {odd.height} have fewer, first the list of {first}",
             where=str(scores.path),
-            fix="rerun `perpo sample` and `perpo score` so that every list has all samples",
+            fix="remove these scores and the samples that they are of, and run: "
+            + input_of(scores, "samples").remake()
+            + f"; then: {scores.remake()}",
         )
     columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
     prompts = pl.DataFrame(input_of(scores, "prompts").table(columns=columns))

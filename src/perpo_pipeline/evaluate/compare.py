@@ -164,7 +164,9 @@ def _paired(a: Version, b: Version) -> pl.DataFrame:
     for table, version in zip(tables, (a, b), strict=True):
         if table["prompt_id"].is_duplicated().any():
             raise ArtifactError(
-                "a prompt is answered twice", where=str(version.path), fix="rerun `perpo eval`"
+                "a prompt is answered twice",
+                where=str(version.path),
+                fix=f"remove it and run: {version.remake()}",
             )
     first, second = tables
     only = [
@@ -275,7 +277,7 @@ def _facts(rows: pl.DataFrame, version: Version) -> pl.DataFrame:
         raise ArtifactError(
             f"{joined['task'].null_count()} predictions have no prompt in their lineage",
             where=str(version.path),
-            fix="rerun `perpo eval`",
+            fix=f"remove it and run: {version.remake()}",
         )
     return joined
 

@@ -52,7 +52,8 @@ def conditioning_rows(model: str, split: str, predictions: Mapping[str, Version]
         raise ArtifactError(
             f"the evaluations of {model} on {split} share no prompt",
             where=", ".join(str(v.path) for v in predictions.values()),
-            fix="rerun `perpo eval`",
+            fix="remove them and run: "
+            + " and ".join(version.remake() for version in predictions.values()),
         )
     found = []
     for image, table in tables.items():

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from perpo_pipeline import advice
 from perpo_pipeline.answers.pipeline import answer_texts
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError, InputError
@@ -140,7 +141,7 @@ def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
             f"{lost.height} predictions have no prompt, first {lost['prompt_id'][0]}"
             if lost.height
             else "a prompt_id occurs twice among the prompts",
-            fix="rerun `perpo eval` on these prompts",
+            fix=f"remove the predictions and run: {advice.command('eval')}",
         )
     return rows
 

@@ -108,7 +108,7 @@ class Sampled:
                 f"the scores belong to other samples ({scored}) than these "
                 f"({self.samples.fingerprint}): their rewards are those of other completions",
                 where=f"{self.samples.path} and {self.scores.path}",
-                fix="rerun `perpo score`",
+                fix=f"run: {self.scores.remake()}",
             )
         if len(self.samples.parts()) != len(self.scores.parts()):
             raise self._mismatch()
@@ -121,7 +121,7 @@ class Sampled:
         rows = pl.DataFrame(self.scores.part(index, [*KEYS, *REWARD_COLUMNS]))
         if not rows.select(KEYS).equals(pl.DataFrame(self.samples.part(index, KEYS))):
             raise self._mismatch()
-        check_unique(rows, KEYS, str(self.scores.parts()[index]), "perpo sample")
+        check_unique(rows, KEYS, str(self.scores.parts()[index]), self.samples)
         return rows
 
     def rows(self, index: int, prompt_ids: pl.Series) -> pl.DataFrame:
@@ -135,7 +135,7 @@ class Sampled:
         return ArtifactError(
             "the samples and scores do not have the same rows",
             where=f"{self.samples.path} and {self.scores.path}",
-            fix="rerun `perpo score`",
+            fix=f"remove the scores and run: {self.scores.remake()}",
         )
 
 
@@ -158,7 +158,8 @@ def _all_margins(run: Run, sampled: Sampled, split: str, config: FilterConfig) -
         raise ArtifactError(
             "the artifact holds no scores",
             where=str(sampled.scores.path),
-            fix="rerun `perpo sample` and `perpo score`",
+            fix="remove both and run: "
+            + f"{sampled.samples.remake()}; then: {sampled.scores.remake()}",
         )
     lists = pl.concat(
         [
@@ -166,7 +167,7 @@ def _all_margins(run: Run, sampled: Sampled, split: str, config: FilterConfig) -
             for index in parts
         ]
     )
-    check_unique(lists, ["prompt_id"], str(sampled.scores.path), "perpo sample")
+    check_unique(lists, ["prompt_id"], str(sampled.scores.path), sampled.samples)
     return lists
 
 

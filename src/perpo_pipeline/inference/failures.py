@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.inference.part_sampler import Row
 from perpo_pipeline.run import Run
@@ -42,7 +43,7 @@ class Failures:
             f"for example {name_prompt(self.first)}: {self.first['reason']}",
             where=self.where,
             fix="repair the prompts and run the same command, which retries them and resumes "
-            "(if the data changes, run `perpo prepare` first); or raise max_errors",
+            f"(if the data changes, first run: {advice.command('prepare')}); or raise max_errors",
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.part_sampler import PartSampler, Row, count_tokens
@@ -58,7 +59,7 @@ def sample_in_processes(
         processes,
         mp_context=context,
         initializer=_open,
-        initargs=(setup, run_seed, places, counters),
+        initargs=(setup, run_seed, places, counters, advice.current()),
     )
     waiting = iter(pending.items())
     running: dict[Future[Sampled], int] = {}
@@ -105,8 +106,11 @@ def _visible_devices(processes: int) -> list[str]:
     return names[:processes]
 
 
-def _open(setup: BackendSetup, run_seed: int, places: Any, counters: Any) -> None:
+def _open(
+    setup: BackendSetup, run_seed: int, places: Any, counters: Any, given: advice.Invocation
+) -> None:
     """Open the backend; runs first in each process, before CUDA is used there."""
+    advice.adopt(given)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _Worker.place, device = places.get()
     _Worker.counters = counters

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from perpo_pipeline import errors
+from perpo_pipeline import advice, errors
 from perpo_pipeline.errors import ConfigError, InputError, PerpoError, ProcessError
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.part_sampler import PartSampler, Row, count_tokens
@@ -138,6 +138,7 @@ class ActorSetup:
     actors: int
     versions: Mapping[str, str]
     threads: int | None
+    given: advice.Invocation
 
 
 class PartActor:
@@ -148,6 +149,7 @@ class PartActor:
     """
 
     def __init__(self, setup: ActorSetup, board: Any) -> None:
+        advice.adopt(setup.given)
         self.ray: Any = importlib.import_module("ray")
         self.board, self.actor = board, ActorProcess(os.getpid(), socket.gethostname())
         self.sampler: PartSampler | None = None

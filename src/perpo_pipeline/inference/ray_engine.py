@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, ProcessError, first_line
@@ -87,7 +88,14 @@ def sample_with_ray(
         threads = None if on_gpu else torch.get_num_threads()
         board = _start_board(ray)
         results = _RayResults(
-            ActorSetup(portable(setup, on_gpu), run_seed, actors, package_versions(), threads),
+            ActorSetup(
+                portable(setup, on_gpu),
+                run_seed,
+                actors,
+                package_versions(),
+                threads,
+                advice.current(),
+            ),
             board,
             pending,
             int(on_gpu),

@@ -93,7 +93,7 @@ def open_adapter(path: Path) -> Version:
         raise ArtifactError(
             f"damaged files: {', '.join(damaged)}",
             where=str(version.path),
-            fix="remove this directory and rerun `perpo train`",
+            fix=f"remove this directory and run: {version.remake()}",
         )
     return version
 

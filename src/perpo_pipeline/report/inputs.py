@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.evaluations import AT, BASE, Evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.run import Run
@@ -112,7 +113,7 @@ def _test_set(run: Run, split: str, metrics: dict[str, Version]) -> SplitInputs:
             f"the models were evaluated on different prompts of the split '{split}': "
             + ", ".join(f"{model} on {p.fingerprint}" for model, p in prompts.items()),
             where=str(run.config.run_dir),
-            fix="rerun `perpo eval`",
+            fix=f"run: {advice.command('eval')}",
         )
     is_out_of_domain = split in run.config.eval.out_of_domain
     return SplitInputs(split, is_out_of_domain, next(iter(prompts.values())), predictions)

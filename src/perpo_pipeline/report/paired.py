@@ -82,7 +82,7 @@ def read_outcomes(test_set: SplitInputs) -> Outcomes:
                 f"the predictions of {variant} cover {rows.height} prompts, which are not exactly "
                 f"the {prompts.height} test prompts",
                 where=str(version.path),
-                fix="rerun `perpo eval`",
+                fix=f"remove them and run: {version.remake()}",
             )
         rewards[variant] = joined["reward"].to_numpy()
     return Outcomes(test_set.split, prompts, rewards)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.best_of_n import best_of_n_metrics, expected_best_of_n
 from perpo_pipeline.evaluate.metric import Metric
@@ -82,7 +83,8 @@ def _read_lists(scores: Version) -> pl.DataFrame:
         raise ArtifactError(
             f"the lists have different numbers of samples: {sorted(sizes)}",
             where=str(scores.path),
-            fix="rerun `perpo sample` and `perpo score`",
+            fix=f"remove these scores and their samples; then run: {advice.command('sample')} and: "
+            + scores.remake(),
         )
     return lists
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from perpo_pipeline import advice
 from perpo_pipeline.answers import reading
 from perpo_pipeline.answers.denials import read_denials
 from perpo_pipeline.answers.formats import get_box_format
@@ -284,8 +285,8 @@ def _resized_sizes(rows: pl.DataFrame) -> npt.NDArray[np.int32]:
         raise ArtifactError(
             f"box_frame 'resized' needs the size of the resized image, which {missing.height} "
             f"answers lack, the first of prompt {missing['prompt_id'][0]}",
-            fix="rerun `perpo sample`; for a model that cuts images into tiles, which has no such "
-            "size, choose another model.box_frame",
+            fix=f"sample again: {advice.command('sample')}; for a model that cuts images into "
+            "tiles, which has no such size, choose another model.box_frame",
         )
     flat = rows["resized"].list.explode().to_numpy()
     return np.asarray(flat, dtype=np.int32).reshape(-1, 2)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from perpo_pipeline import advice
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.rewards.builtin import Answers, Measured
@@ -58,7 +59,8 @@ def join_truth(
         )
     if joined.height != rows.height:
         raise ArtifactError(
-            "a prompt_id occurs twice among the prompts", fix="rerun `perpo prepare`"
+            "a prompt_id occurs twice among the prompts",
+            fix=f"remove them and run: {advice.command('prepare')}",
         )
     return Answers(joined, reading, normalise)
 

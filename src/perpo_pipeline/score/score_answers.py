@@ -56,7 +56,7 @@ def score(run: Run, split: str) -> Version:
 
         def answers_of(index: int) -> Answers:
             rows = pl.DataFrame(samples.part(index, columns))
-            check_unique(rows, KEYS, str(samples.parts()[index]), "perpo sample")
+            check_unique(rows, KEYS, str(samples.parts()[index]), samples)
             return join_truth(rows, lookup.join(rows), reading, normalise)
 
         for name in own if todo else ():

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.atomic import (
     file_sha256,
@@ -67,6 +68,10 @@ class Version:
     @property
     def variant(self) -> str:
         return str(self.manifest["variant"])
+
+    def remake(self) -> str:
+        """The whole command that makes this artifact, for advice."""
+        return advice.remake(self.artifact, self.variant, self.manifest.get("stage"))
 
     def parts(self, table: str | None = None) -> list[Path]:
         """Paths of the Parquet parts of `table`, in order (default: the artifact's own table)."""
@@ -139,7 +144,7 @@ def _open_input(child: Version, path: str) -> Version:
         raise ArtifactError(
             f"{error.what}; '{child.artifact}' {child.variant} was made from it",
             where=error.where,
-            fix=f"{error.fix}, then the stages after it, up to `perpo {child.manifest['stage']}`",
+            fix=f"{error.fix}, then the stages after it, up to: {child.remake()}",
         ) from error
 
 
@@ -180,7 +185,7 @@ def _follow_current(path: Path) -> Path:
         raise ArtifactError(
             f"the file does not name a version: {name!r}",
             where=str(pointer),
-            fix="rerun the stage that writes it",
+            fix=f"run: {_remake(path / name)}",
         )
     return path / name
 
@@ -196,7 +201,8 @@ def _read_manifest(directory: Path) -> Json:
         raise ArtifactError(
             f"the manifest cannot be read: {error}",
             where=str(file),
-            fix="remove this directory and the file `current` beside it, then rerun its stage",
+            fix="remove this directory and the file `current` beside it, then run: "
+            + _remake(directory),
         ) from error
     return manifest
 
@@ -208,7 +214,7 @@ def _nothing_there(directory: Path) -> ArtifactError:
         return ArtifactError(
             "this artifact is unfinished",
             where=where,
-            fix="run its stage again: it resumes",
+            fix=f"run, which resumes it: {_remake(directory)}",
         )
     if not directory.is_dir():
         return ArtifactError("this directory does not exist", where=where, fix="correct the path")
@@ -219,7 +225,7 @@ def _nothing_there(directory: Path) -> ArtifactError:
         "this directory holds no artifact"
         + f"; artifacts are in {names}{', ...' * (len(inside) > SHOWN)}" * bool(inside),
         where=where,
-        fix="give one of these directories" if inside else "run the stage that makes it",
+        fix="give one of these directories" if inside else f"run: {_remake(directory / MANIFEST)}",
     )
 
 
@@ -234,7 +240,7 @@ def _check_schema_version(directory: Path, manifest: Json) -> None:
         where=str(directory),
         fix="a newer perpo made it: upgrade perpo"
         if newer
-        else f"rerun `perpo {manifest.get('stage', name)}`",
+        else f"run: {advice.remake(name, str(manifest.get('variant')), manifest.get('stage'))}",
     )
 
 
@@ -247,5 +253,18 @@ def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise ArtifactError(
             f"a part is missing or damaged: {error}",
             where=str(part),
-            fix="remove its directory and the `current` beside the directory, then rerun its stage",
+            fix="remove its directory and the `current` beside the directory, then run: "
+            + _remake(part.parent),
         ) from error
+
+
+def _remake(directory: Path) -> str:
+    """The command that makes the version in `directory`, as far as the place says which it is."""
+    variant, artifact = directory.parent.name, directory.parent.parent.name
+    if artifact in advice.STAGE_OF:
+        return advice.remake(artifact, variant)
+    try:
+        stage = json.loads((directory / STARTED).read_text())["stage"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return "the command that made it"
+    return advice.command(str(stage))

@@ -51,7 +51,7 @@ def describe(directory: Path, *, rows: int = 3, verify: bool = False) -> str:
             raise ArtifactError(
                 f"damaged files: {', '.join(damaged)}",
                 where=str(version.path),
-                fix="remove this directory and rerun its stage",
+                fix=f"remove this directory and run: {version.remake()}",
             )
         lines.append("  every file has the sha256 that the manifest records")
     return "\n".join(lines)

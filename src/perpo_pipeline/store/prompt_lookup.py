@@ -34,7 +34,7 @@ class PromptLookup:
         ]
         empty = pl.DataFrame(schema={"prompt_id": pl.String, "part": pl.Int32})
         self.places = pl.concat([empty, *keys], rechunk=True)
-        check_unique(self.places, ["prompt_id"], str(prompts.path), "perpo prepare")
+        check_unique(self.places, ["prompt_id"], str(prompts.path), prompts)
         self._held: OrderedDict[int, pl.DataFrame] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -61,8 +61,8 @@ class PromptLookup:
         return pl.DataFrame(pa.schema([schema.field(c) for c in self.columns]).empty_table())
 
 
-def check_unique(rows: pl.DataFrame, keys: Sequence[str], where: str, stage: str) -> None:
-    """Raise `ArtifactError` if two rows have the same `keys`."""
+def check_unique(rows: pl.DataFrame, keys: Sequence[str], where: str, made: Version) -> None:
+    """Raise `ArtifactError` if two rows have the same `keys`; `made` is what must be made anew."""
     if not rows.select(keys).is_duplicated().any():
         return
     twice = rows.select(keys).filter(rows.select(keys).is_duplicated())
@@ -70,5 +70,5 @@ def check_unique(rows: pl.DataFrame, keys: Sequence[str], where: str, stage: str
         f"{twice.height} rows share their key ({', '.join(keys)}) with another row; the first "
         f"such key is {' '.join(map(str, twice.row(0)))}",
         where=where,
-        fix=f"make the keys unique and rerun `{stage}`",
+        fix=f"make the keys unique, and run: {made.remake()}",
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box, get_box_format
 from perpo_pipeline.answers.placement import place_frame
 from perpo_pipeline.config.methods import Method
@@ -211,5 +212,5 @@ def _find(table: Mapping[str, Any], prompt_id: str, name: str) -> Any:
     except KeyError:
         raise ArtifactError(
             f"prompt {prompt_id} is in the preferences but not in the {name}",
-            fix="rerun the stages from `perpo sample` on",
+            fix=f"make all from the samples on anew, first: {advice.command('sample')}",
         ) from None

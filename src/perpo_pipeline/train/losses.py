@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError, InputError
 
 
@@ -290,7 +291,7 @@ def _check_values(rewards: Tensor, counts: Tensor, mask: Tensor) -> None:
     if not bool((rewards.isfinite() & ((counts > 0) | ~mask)).all()):
         raise InputError(
             "a completion has a reward that is not finite or a count below 1",
-            fix="rerun the score and filter stages",
+            fix=f"make both again: {advice.command('score')}, then {advice.command('filter')}",
         )
 
 

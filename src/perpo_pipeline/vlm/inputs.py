@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.answers.formats import BOX_FORMATS, get_box_format
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
 
 IDENTITY_CACHE = ".model-identity.json"
-ROW_FIX = "replace the image or remove the row, and rerun `perpo prepare`"
 
 
 class RowError(InputError):
@@ -38,6 +38,10 @@ class RowError(InputError):
     def __init__(self, what: str, row: Mapping[str, Any], *, fix: str | None = None) -> None:
         self.reason = f"{what} ({name_image(row)})"  # the table of errors has the place
         super().__init__(what, where=f"{name_prompt(row)}, {name_image(row)}", fix=fix)
+
+
+def _row_fix() -> str:
+    return f"replace the image or remove the row, and run: {advice.command('prepare')}"
 
 
 @contextmanager
@@ -53,9 +57,9 @@ def faults_of_one_row(row: Mapping[str, Any], *refusals: type[Exception]) -> Ite
     except (ConfigError, RowError):
         raise
     except PerpoError as error:
-        raise RowError(error.what, row, fix=error.fix or ROW_FIX) from error
+        raise RowError(error.what, row, fix=error.fix or _row_fix()) from error
     except refused as error:
-        raise RowError(str(error) or type(error).__name__, row, fix=ROW_FIX) from error
+        raise RowError(str(error) or type(error).__name__, row, fix=_row_fix()) from error
 
 
 def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[str, Any]]:
@@ -138,11 +142,13 @@ def prompt_image(row: Mapping[str, Any]) -> "Image":
         raise ArtifactError(
             f"the image cannot be read: {error.strerror}",
             where=where,
-            fix="put it back, or rerun `perpo prepare` with embed_images: true",
+            fix=f"put it back, or set embed_images: true and run: {advice.command('prepare')}",
         ) from error
     if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
         raise ArtifactError(
-            "the image has changed since `perpo prepare`", where=where, fix="rerun `perpo prepare`"
+            "the image has changed since `perpo prepare`",
+            where=where,
+            fix=f"run: {advice.command('prepare')}",
         )
     return load_image(data, where=where)
 
