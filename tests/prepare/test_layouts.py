@@ -16,19 +16,19 @@ from perpo_pipeline.answers.truth import box_fault
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import (
     FoxSource,
-    JsonlSource,
     LmmsLabSource,
     RecSource,
     ReferSource,
+    TableSource,
 )
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.fox import read_fox
-from perpo_pipeline.prepare.jsonl import read_jsonl
 from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.prepare.rec import read_rec
 from perpo_pipeline.prepare.refer import read_refer
+from perpo_pipeline.prepare.tables import read_table
 from perpo_pipeline.run import Run
 
 REQUEST = Request("val")
@@ -46,7 +46,7 @@ def as_jsonl(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:
         for ref in refs
     ]
     path = write_lines(tmp_path / "a.jsonl", lines)
-    return read_jsonl(JsonlSource(source="jsonl", path=path, image_root=images), REQUEST)
+    return read_table(TableSource(source="jsonl", path=path, image_root=images), REQUEST)
 
 
 def as_rec_jsonl(refs: list[Ref], images: Path, tmp_path: Path) -> Prepared:

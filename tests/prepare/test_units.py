@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from perpo_pipeline.config.sources import JsonlSource
+from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.prepare.collect import Request
-from perpo_pipeline.prepare.jsonl import read_jsonl
+from perpo_pipeline.prepare.tables import read_table
 from perpo_pipeline.prepare.units import Shape, in_pixels, looks_like_thousandths
 
 
@@ -86,8 +86,8 @@ def read(tmp_path: Path, unit: Any, *truths: dict[str, Any]) -> list[dict[str, A
     row = {"image": "a.png", "prompt": "Where?", "task": "grounding"}
     lines = [json.dumps(row | truth) for truth in truths]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
-    source = JsonlSource(source="jsonl", path=tmp_path / "data.jsonl", gt_unit=unit)
-    return list(read_jsonl(source, Request("train", gt_unit=source.gt_unit)).rows)
+    source = TableSource(source="jsonl", path=tmp_path / "data.jsonl", unit=unit)
+    return list(read_table(source, Request("train", unit=source.unit)).rows)
 
 
 THREE = [
@@ -103,13 +103,13 @@ def test_the_question_names_both_ways_to_go(tmp_path: Path) -> None:
     ) as caught:
         read(tmp_path, None, *THREE)
     message = str(caught.value)
-    assert "set prepare.train.gt_unit: thousandths" in message
-    assert "set prepare.train.gt_unit: pixels" in message
+    assert "set prepare.train.unit: thousandths" in message
+    assert "set prepare.train.unit: px" in message
     assert str(tmp_path / "data.jsonl") in message
 
 
 def test_each_answer_is_taken(tmp_path: Path) -> None:
-    one, two, three = read(tmp_path, "pixels", *THREE)
+    one, two, three = read(tmp_path, "px", *THREE)
     assert one["gt_box"] == [100, 200, 500, 900] and two["gt_boxes"] == [[0, 0, 500, 1000]]
     one, two, three = read(tmp_path, "thousandths", *THREE)
     assert one["gt_box"] == [200, 300, 1000, 1350] and two["gt_boxes"] == [[0, 0, 1000, 1500]]
@@ -118,17 +118,17 @@ def test_each_answer_is_taken(tmp_path: Path) -> None:
 
 def test_fractions_are_converted_where_they_are_declared(tmp_path: Path) -> None:
     truths = [{"gt_box": [0.1, 0.2, 0.5, 0.9]}] * 2
-    with pytest.raises(InputError, match=r"or set prepare\.train\.gt_unit: fraction"):
+    with pytest.raises(InputError, match=r"or set prepare\.train\.unit: norm"):
         read(tmp_path, None, *truths)
-    (row, _) = read(tmp_path, "fraction", *truths)
+    (row, _) = read(tmp_path, "norm", *truths)
     assert row["gt_box"] == pytest.approx([200, 300, 1000, 1350])
 
 
 def test_a_point_is_converted_and_doubted_as_a_box_is(tmp_path: Path) -> None:
     truths = [{"gt_point": [500, 900]}] * 2
-    assert [row["gt_point"] for row in read(tmp_path, "pixels", *truths)] == [[500, 900]] * 2
+    assert [row["gt_point"] for row in read(tmp_path, "px", *truths)] == [[500, 900]] * 2
     assert read(tmp_path, "thousandths", *truths)[0]["gt_point"] == [1000, 1350]
-    (row, _) = read(tmp_path, "fraction", *[{"gt_point": [0.5, 0.9]}] * 2)
+    (row, _) = read(tmp_path, "norm", *[{"gt_point": [0.5, 0.9]}] * 2)
     assert row["gt_point"] == pytest.approx([1000, 1350])
     with pytest.raises(InputError, match="are the true boxes in thousandths of the image"):
         read(tmp_path, None, *truths * 2)

@@ -22,7 +22,12 @@ from perpo_pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from perpo_pipeline.config.overrides import Override
 
-_BY_SUFFIX = {".jsonl": "jsonl", ".parquet": "lmms-lab"}  # the likeliest layout
+_BY_SUFFIX = {
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}  # the likeliest layout
 
 
 def prepare(
@@ -51,7 +56,9 @@ def prepare(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="task of jsonl rows that name none: grounding, ocr or vqa"),
+        typer.Option(
+            help="task of rows that name none: grounding, ocr or vqa (prepare.SPLIT.task)"
+        ),
     ] = None,
     sets: Set = None,
     run: RunName = None,
@@ -62,12 +69,18 @@ def prepare(
     """Turn a dataset into prompts: image, instruction and truth.
 
     Each prompt has a stable key. Boxes are read in pixels of the full image and become xyxy pixels.
-    Only perpo-json has boxes as text, in the run's box_format and box_frame.
+    The first five layouts hold them as prepare.SPLIT.box and prepare.SPLIT.unit say (xyxy px unless
+    set), under the names in prepare.SPLIT.columns. Only perpo-json has boxes as text, in the run's
+    box_format and box_frame.
 
     \b
     SOURCE     PATH                                                        boxes
     testbed    (none: scenes are rendered)                                 -
-    jsonl      JSON lines: image, prompt or expression, task, gt_...       xyxy px
+    jsonl      JSON lines: image, prompt or expression, task, gt_...       box, unit
+    json       one JSON list of such objects                               box, unit
+    csv, tsv   a table with a header; a box is a JSON list or four columns box, unit
+    parquet    such a table: file, folder, pattern; images may be inside   box, unit
+    datasets   the folder of a split that `save_to_disk` of datasets wrote box, unit
     refer      ROOT with refcoco/, refcoco+/, refcocog/: refs(...).p and
                instances.json                                              xywh px
     lmms-lab   Parquet files of lmms-lab/RefCOCO: file, folder, pattern    xywh px
@@ -82,6 +95,8 @@ def prepare(
     Example: perpo prepare --config configs/demo.yaml --split train
 
     Example: perpo prepare jsonl my/train.jsonl --task grounding --split train
+
+    Example: perpo prepare csv boxes.csv --task grounding --set prepare.train.box=xywh
 
     Example: perpo prepare refer ROOT --image-root DIR --set prepare.train.datasets=[refcocog]
     """

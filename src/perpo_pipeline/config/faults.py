@@ -13,10 +13,11 @@ from perpo_pipeline.config.section import NAME_PATTERN, WORD_PATTERN, Json, Sect
 from perpo_pipeline.config.sources import SOURCE_MODELS, SOURCE_NAMES
 from perpo_pipeline.config.train import LoraSettings, TrainSettings
 
-# Old key -> new key. A setting of `train` may also be a setting of one method.
+# Old key -> new key. A setting of `train` may also be a setting of one method; SPLIT is any split.
 RENAMED: dict[str, str] = {
     "train.max_tokens_per_step": "train.max_tokens_per_forward",
     "eval.split": "eval.splits",
+    "prepare.SPLIT.gt_unit": "prepare.SPLIT.unit",
 }
 
 
@@ -104,6 +105,9 @@ def _explain(found: Any, place: Place, raw: Json) -> Fault:
 
 def _new_key(place: Place) -> str | None:
     """The new name of a renamed setting, in the same place."""
+    if place[0] == "prepare" and len(place) == 3:
+        new = RENAMED.get(f"prepare.SPLIT.{place[2]}")
+        return new.replace("SPLIT", place[1]) if new else None
     in_method = place[:2] == ("train", "methods") and len(place) > 3
     section = ("train", *place[3:]) if in_method else place
     new = RENAMED.get(".".join(section))

@@ -42,14 +42,33 @@ LeaveOutBadRows = Annotated[
         "table `left_out` of the artifact lists; false: each is an error"
     ),
 ]
-GtUnit = Annotated[
-    Literal["pixels", "thousandths", "fraction"] | None,
+BoxOrder = Annotated[
+    Literal["xyxy", "xywh", "cxcywh"],
     Field(
-        description="unit of the true boxes, polygons and points: pixels of the image, thousandths "
-        "of its width and height, or fractions (0 to 1) of them; none: pixels, unless all of them "
-        "look like another unit, which is an error that asks"
+        description="what the four numbers of a true box are: two corners; the upper left corner, "
+        "width and height; or the centre, width and height"
     ),
 ]
+BoxUnit = Annotated[
+    Literal["px", "norm", "thousandths"] | None,
+    Field(
+        description="unit of the true boxes, polygons and points: pixels of the image, fractions "
+        "(0 to 1) of its width and height, or thousandths of them; none: pixels, unless all of "
+        "them look like another unit, which is an error that asks"
+    ),
+]
+Truth = Literal["gt_box", "gt_boxes", "gt_polygon", "gt_point"]
+ColumnOf = Literal["image", "prompt", "expression", "task", "gt_text", "id", "dataset", Truth]
+Task = Literal["grounding", "ocr", "vqa"]
+Per = Annotated[
+    Literal["label", "box"],
+    Field(
+        description="one prompt for each label of an image, with all its boxes (`gt_boxes`), or "
+        "one for each box (`gt_box`); the label is the expression"
+    ),
+]
+# How many columns may hold one field.
+_IN_SEVERAL_COLUMNS = {"gt_box": 4, "gt_point": 2}
 
 
 class TestbedSource(Section):
@@ -59,21 +78,59 @@ class TestbedSource(Section):
     num_prompts: Int = Field(gt=0, description="number of prompts to render")
 
 
-class JsonlSource(Section):
-    """Prompts from JSON lines in perpo's own layout (docs/data.md)."""
+class TableSource(Section):
+    """Prompts in the rows of a table: JSON lines, a JSON list, CSV, TSV, Parquet or `datasets`."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
 
-    source: Literal["jsonl"] = Field(description="the layout to read")
-    path: SourceFile
-    image_root: ImageRoot = None
-    task: Literal["grounding", "ocr", "vqa"] | None = Field(
-        None, description="the task of rows that do not name one"
+    source: Literal["jsonl", "json", "csv", "tsv", "parquet", "datasets"] = Field(
+        description="the layout to read"
     )
+    path: Path = Field(
+        description="the file to read; for parquet also a folder or a pattern with *, for datasets "
+        "the folder of one split that `save_to_disk` wrote, or a folder of Parquet files; the "
+        "content counts, not the name"
+    )
+    image_root: ImageRoot = None
+    columns: dict[ColumnOf, str | list[str] | None] = Field(
+        default={},
+        description="perpo's fields (docs/data.md) and the columns that hold them, such as {image: "
+        "file, gt_box: [x1, y1, x2, y2]}; a field that is not named is read from the column of its "
+        "name, `null` from none",
+    )
+    box: BoxOrder = "xyxy"
+    unit: BoxUnit = None
+    task: Task | None = Field(None, description="the task of rows that do not name one")
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
-    gt_unit: GtUnit = None
     leave_out_bad_rows: LeaveOutBadRows = False
+
+    @field_validator("columns")
+    @classmethod
+    def _lists_have_their_length(cls, columns: dict[str, Any]) -> dict[str, Any]:
+        for field, column in columns.items():
+            if not isinstance(column, list):
+                continue
+            wanted = _IN_SEVERAL_COLUMNS.get(field)
+            if wanted is None or len(set(column)) != wanted or len(column) != wanted:
+                several = " or ".join(f"{n} for {f}" for f, n in _IN_SEVERAL_COLUMNS.items())
+                raise ValueError(f"{field}: give one column; only {several} different ones")
+        return columns
+
+    def files(self) -> list[Path]:
+        """The files that `path` names, in order; those of a folder by their names."""
+        if self.source not in ("parquet", "datasets"):
+            return [self.path]
+        if self.source == "datasets" and (arrow := sorted(self.path.glob("*.arrow"))):
+            return arrow
+        return parquet_files(self.path)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that `path` is in, or is."""
+        if "*" in str(self.path):
+            return fixed_folder(self.path)
+        return self.path if self.path.is_dir() else self.path.parent
 
 
 class ReferSource(Section):
@@ -140,14 +197,9 @@ class LmmsLabSource(Section):
     per_dataset: PerDataset = None
     leave_out_bad_rows: LeaveOutBadRows = False
 
-    def parquet_files(self) -> list[Path]:
+    def files(self) -> list[Path]:
         """The files that `path` names, in order of their names."""
-        if self.path.is_dir():
-            return sorted(self.path.rglob("*.parquet"))
-        if "*" not in str(self.path):
-            return [self.path]
-        fixed = next(parent for parent in self.path.parents if "*" not in str(parent))
-        return sorted(fixed.glob(str(self.path.relative_to(fixed))))
+        return parquet_files(self.path)
 
 
 class RecSource(Section):
@@ -160,7 +212,7 @@ class RecSource(Section):
     image_root: ImageRoot = None
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
-    gt_unit: GtUnit = None
+    unit: BoxUnit = None
     leave_out_bad_rows: LeaveOutBadRows = False
 
 
@@ -190,7 +242,7 @@ class PerpoJsonSource(Section):
 
 Source = (
     TestbedSource
-    | JsonlSource
+    | TableSource
     | ReferSource
     | LmmsLabSource
     | RecSource
@@ -211,6 +263,21 @@ def source_files(source: Any) -> list[Path]:
             return []
         case ReferSource():
             return [f(name) for name in DATASETS for f in (source.refs_file, source.instances_file)]
-        case LmmsLabSource():
-            return source.parquet_files() or [source.path]
+        case LmmsLabSource() | TableSource():
+            return source.files() or [source.path]
     return [source.path]
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The Parquet files that a file, a folder or a pattern with * names, sorted by name."""
+    if path.is_dir():
+        return sorted(path.rglob("*.parquet"))
+    if "*" not in str(path):
+        return [path]
+    fixed = fixed_folder(path)
+    return sorted(fixed.glob(str(path.relative_to(fixed))))
+
+
+def fixed_folder(pattern: Path) -> Path:
+    """The folder of a pattern before its first *."""
+    return next(parent for parent in pattern.parents if "*" not in str(parent))

@@ -19,7 +19,15 @@ from perpo_pipeline.answers.truth import truth_fault
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Fault, Faults, Row, RowFault
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFacts, prompt_id, prompt_row
-from perpo_pipeline.prepare.units import PARTS, Shape, Unit, in_pixels, refuse_other_units
+from perpo_pipeline.prepare.units import (
+    PARTS,
+    Order,
+    Shape,
+    Unit,
+    as_xyxy,
+    in_pixels,
+    refuse_other_units,
+)
 from perpo_pipeline.store.places import full_place
 from perpo_pipeline.vlm.image_place import IMAGE_PLACE, SEVERAL_PLACES, has_several_places
 from perpo_pipeline.vlm.images import image_sha256, load_image_with_notes
@@ -40,7 +48,8 @@ class Request:
     box_format: str = "llava"
     box_frame: str = "full"
     seed: int = 0
-    gt_unit: Unit | None = "pixels"  # None: pixels, but ask if they look like another unit
+    box: Order = "xyxy"
+    unit: Unit | None = "px"  # None: pixels, but ask if they look like another unit
     leave_out_bad_rows: bool = False
     progress: Callable[[Iterable[Any], str, int], Iterable[Any]] = _no_bar
 
@@ -218,9 +227,9 @@ def _choose_and_check(
     checks.look_at(unique[key].image for key in keys)
     refuse_other_units(
         [shape for key in keys for shape in checks.shapes(unique[key])],
-        request.gt_unit,
+        request.unit,
         where=checks.faults.where,
-        setting=f"prepare.{request.split}.gt_unit",
+        setting=f"prepare.{request.split}.unit",
     )
     checks.check({key: unique[key] for key in keys})
     while request.leave_out_bad_rows and not checks.bad.isdisjoint(keys):
@@ -267,11 +276,12 @@ class _Checks:
             self.looks.update(zip(new, looks, strict=True))
 
     def shapes(self, entry: Entry) -> Iterator[Shape]:
-        """The boxes and the polygon of an entry as its file has them, if its image can be read."""
+        """The boxes (xyxy) and the polygon of an entry in its file's unit, if its image is good."""
         image = self.looks[entry.image]
         several = entry.gt_boxes if isinstance(entry.gt_boxes, list | tuple) else ()
         if isinstance(image, ImageFacts):
-            for flat in (entry.gt_box, *several, entry.gt_polygon, entry.gt_point):
+            boxes = [as_xyxy(box, self.request.box) for box in (entry.gt_box, *several)]
+            for flat in (*boxes, entry.gt_polygon, entry.gt_point):
                 if flat is not None:
                     yield Shape(entry.place, flat, image.width, image.height)
 
@@ -284,7 +294,7 @@ class _Checks:
                 self.faults.add(entry.place, f"image {entry.image}: {image}", "bad_image")
                 continue
             with self.faults.at(entry.place, "bad_truth"):
-                self.good[key] = (_with_checked_truth(entry, image, self.request.gt_unit), image)
+                self.good[key] = (_with_checked_truth(entry, image, self.request), image)
                 self.bad.remove(key)
 
 
@@ -298,7 +308,7 @@ def _look_at(image: ImageData) -> ImageFacts | str:
     return ImageFacts(image_sha256(data), loaded.width, loaded.height, notes)
 
 
-def _with_checked_truth(entry: Entry, image: ImageFacts, unit: Unit | None) -> Entry:
+def _with_checked_truth(entry: Entry, image: ImageFacts, request: Request) -> Entry:
     """The entry with its truth in pixels; raises `RowFault`."""
     width, height = image.width, image.height
     if entry.size is not None and entry.size != (width, height):
@@ -306,15 +316,17 @@ def _with_checked_truth(entry: Entry, image: ImageFacts, unit: Unit | None) -> E
         raise RowFault(f"the file says the image is {says} pixels, but it is {width} x {height}")
 
     def convert(flat: Any) -> Any:
-        return in_pixels(flat, unit, width, height)
+        return in_pixels(flat, request.unit, width, height)
 
-    box = entry.gt_box(width, height) if callable(entry.gt_box) else convert(entry.gt_box)
+    def convert_box(box: Any) -> Any:
+        return convert(as_xyxy(box, request.box))
+
+    box = entry.gt_box(width, height) if callable(entry.gt_box) else convert_box(entry.gt_box)
     boxes, polygon, point = entry.gt_boxes, convert(entry.gt_polygon), convert(entry.gt_point)
     if isinstance(boxes, list | tuple):
-        boxes = [convert(one) for one in boxes]
+        boxes = [convert_box(one) for one in boxes]
     if fault := truth_fault(box, boxes, polygon, width, height, point):
-        converted = f" (converted from {unit})" if unit in PARTS else ""
-        raise RowFault(fault + converted)
+        raise RowFault(fault + _converted_from(request))
     return replace(
         entry,
         gt_box=None if box is None else [float(v) for v in box],
@@ -322,3 +334,10 @@ def _with_checked_truth(entry: Entry, image: ImageFacts, unit: Unit | None) -> E
         gt_polygon=None if polygon is None else [float(v) for v in polygon],
         gt_point=None if point is None else [float(v) for v in point],
     )
+
+
+def _converted_from(request: Request) -> str:
+    """What the numbers in a fault were before they became xyxy in pixels."""
+    order = [request.box] if request.box != "xyxy" else []
+    unit = [str(request.unit)] if request.unit in PARTS else []
+    return f" (converted from {' in '.join(order + unit)})" if order or unit else ""

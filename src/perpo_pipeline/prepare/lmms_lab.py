@@ -12,17 +12,19 @@ cannot be compared with papers; the run prints that.
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from perpo_pipeline.answers.truth import xyxy_from_xywh
 from perpo_pipeline.config.sources import LmmsLabSource
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.json_files import Faults, RowFault, missing_file
+from perpo_pipeline.json_files import Faults, Row, RowFault
+from perpo_pipeline.prepare.arrow_files import (
+    HeldImages,
+    Shard,
+    ShardImage,
+    open_shards,
+    shard_rows,
+)
 from perpo_pipeline.prepare.collect import Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry
 from perpo_pipeline.prepare.fields import text_at
@@ -41,23 +43,19 @@ def read_lmms_lab(source: LmmsLabSource, request: Request) -> Prepared:
 
     Raises `ConfigError` if no file is found, `InputError` with the faults of all rows.
     """
-    files = source.parquet_files()
-    if not files or not all(file.is_file() for file in files):
-        raise missing_file(source.path)
+    shards = open_shards(source.files(), source.path, fix=_FIX)
     faults = Faults(source.path)
     counts: dict[str, Counter[str]] = {}
-    base = files[0].parent if len(files) == 1 else _common_folder(files)
     entries: list[Entry] = []
-    images = _Images()
-    for file in files:
-        name = str(file.relative_to(base))
-        dataset = f"{source.dataset}_{_split_of(file)}"
+    images = HeldImages()
+    for shard in shards:
+        dataset = f"{source.dataset}_{_split_of(shard.path)}"
         counter = counts.setdefault(dataset, Counter())
-        entries += _entries(_Shard(file, name, images), dataset, counter, faults, request)
+        entries += _entries(shard, images, dataset, counter, faults, request)
     # One thread reads the rows in order, because only one row group is kept in memory.
     prepared = collect(entries, faults, request, per_dataset=source.per_dataset, threads=1)
     prepared.facts.update(
-        file_sha256={str(file.relative_to(base)): file_sha256(file) for file in files},
+        file_sha256={shard.name: file_sha256(shard.path) for shard in shards},
         instruction=request.instruction,
     )
     prepared.counts["found"] = {name: dict(counter) for name, counter in counts.items()}
@@ -66,73 +64,20 @@ def read_lmms_lab(source: LmmsLabSource, request: Request) -> Prepared:
     return prepared
 
 
-def _common_folder(files: list[Path]) -> Path:
-    return next(p for p in files[0].parents if all(file.is_relative_to(p) for file in files))
-
-
 def _split_of(file: Path) -> str:
     shard = _SHARD.fullmatch(file.stem)
     return shard[1] if shard else file.stem
 
 
-class _Images:
-    """The images of one row group of one file, which is all that is in memory at a time."""
-
-    def __init__(self) -> None:
-        self.held: tuple[Path, int] | None = None
-        self.column: Any = None
-
-    def at(self, path: Path, group: int, row: int) -> Any:
-        """The image of a row of a row group, as {bytes, path}."""
-        if self.held != (path, group):
-            self.column = None
-            with pq.ParquetFile(path) as file:
-                self.column = file.read_row_group(group, columns=["image"])["image"]
-            self.held = (path, group)
-        return self.column[row].as_py()
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """One file, with its name for keys and faults."""
-
-    path: Path
-    name: str
-    images: _Images
-
-
-@dataclass(frozen=True)
-class _ShardImage:
-    """An image inside a shard."""
-
-    shard: _Shard
-    group: int
-    row: int
-    number: int
-
-    @property
-    def path(self) -> Path | None:
-        return None
-
-    def read(self) -> bytes:
-        """Its bytes; raises `InputError`."""
-        try:
-            image = self.shard.images.at(self.shard.path, self.group, self.row)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"the image cannot be read: {error}", where=str(self)) from error
-        data = image.get("bytes") if isinstance(image, dict) else None
-        if not isinstance(data, bytes):
-            raise InputError("the row holds no image bytes", where=str(self))
-        return data
-
-    def __str__(self) -> str:
-        return f"in {self.shard.name}, row {self.number}"
-
-
 def _entries(
-    shard: _Shard, dataset: str, counter: Counter[str], faults: Faults, request: Request
+    shard: Shard,
+    images: HeldImages,
+    dataset: str,
+    counter: Counter[str],
+    faults: Faults,
+    request: Request,
 ) -> Iterator[Entry]:
-    for image, record in _rows(shard):
+    for image, record in _rows(shard, images):
         place = f"{shard.name}, row {image.number}"
         with faults.at(place):
             answers = record["answer"]
@@ -152,24 +97,13 @@ def _entries(
                 )
 
 
-def _rows(shard: _Shard) -> Iterator[tuple[_ShardImage, dict[str, Any]]]:
-    """Each row without its image; raises `InputError` if the file has another layout."""
-    try:
-        with pq.ParquetFile(shard.path) as file:
-            missing = {"image", "answer", "bbox"} - set(file.schema_arrow.names)
-            if missing:
-                raise InputError(
-                    f"the file has no column {', '.join(sorted(missing))}",
-                    where=str(shard.path),
-                    fix=_FIX,
-                )
-            number = 0
-            for group in range(file.num_row_groups):
-                columns = file.read_row_group(group, columns=["answer", "bbox"]).to_pylist()
-                for row, record in enumerate(columns):
-                    number += 1
-                    yield _ShardImage(shard, group, row, number), record
-    except (pa.ArrowException, OSError) as error:
+def _rows(shard: Shard, images: HeldImages) -> Iterator[tuple[ShardImage, Row]]:
+    """Each row with its image; raises `InputError` if the file has another layout."""
+    missing = {"image", "answer", "bbox"} - set(shard.schema.names)
+    if missing:
         raise InputError(
-            f"cannot be read as Parquet: {error}", where=str(shard.path), fix=_FIX
-        ) from error
+            f"the file has no column {', '.join(sorted(missing))}",
+            where=str(shard.path),
+            fix=_FIX,
+        )
+    return shard_rows(shard, "image", images, columns=("answer", "bbox"), fix=_FIX)

@@ -13,12 +13,12 @@ from perpo_pipeline.config.sources import Source
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.fox import read_fox
-from perpo_pipeline.prepare.jsonl import read_jsonl
 from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
 from perpo_pipeline.prepare.perpo_json import read_perpo_json
 from perpo_pipeline.prepare.rec import read_rec
 from perpo_pipeline.prepare.refer import read_refer
 from perpo_pipeline.prepare.released import write_lists
+from perpo_pipeline.prepare.tables import read_table
 from perpo_pipeline.prepare.testbed import read_testbed
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
@@ -30,7 +30,12 @@ PROMPTS_PER_PART = 1024
 
 READERS: dict[str, Callable[[Any, Request], Prepared]] = {
     "testbed": read_testbed,
-    "jsonl": read_jsonl,
+    "jsonl": read_table,
+    "json": read_table,
+    "csv": read_table,
+    "tsv": read_table,
+    "parquet": read_table,
+    "datasets": read_table,
     "refer": read_refer,
     "lmms-lab": read_lmms_lab,
     "rec-jsonl": read_rec,
@@ -71,7 +76,8 @@ def _request(run: Run, split: str, source: Source) -> Request:
         model.box_format,
         model.box_frame,
         run.config.seed,
-        gt_unit=getattr(source, "gt_unit", "pixels"),
+        box=getattr(source, "box", "xyxy"),
+        unit=getattr(source, "unit", "px"),
         leave_out_bad_rows=getattr(source, "leave_out_bad_rows", False),
         progress=progress,
     )

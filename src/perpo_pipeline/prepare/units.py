@@ -1,4 +1,4 @@
-"""The unit of a dataset's boxes: pixels, unless all of them look like shares of their images.
+"""The unit and the order of a dataset's boxes: xyxy in pixels, unless its settings say otherwise.
 
 Two mistakes concern a whole file, so they are one question to the user and not a fault of each row:
 boxes from 0 to 1, and boxes in thousandths of the image, as models of the Qwen and InternVL
@@ -18,8 +18,9 @@ from perpo_pipeline.answers.truth import (
 )
 from perpo_pipeline.errors import InputError
 
-Unit = Literal["pixels", "thousandths", "fraction"]
-PARTS: Mapping[Unit, float] = {"thousandths": 1000.0, "fraction": 1.0}
+Unit = Literal["px", "norm", "thousandths"]
+Order = Literal["xyxy", "xywh", "cxcywh"]
+PARTS: Mapping[Unit, float] = {"thousandths": 1000.0, "norm": 1.0}
 ROUNDING = 1.0
 LEAST_ODDS, ODDS_OUTSIDE = 20.0, 10.0
 LEAST_OUTSIDE, LEAST_SHARE_OUTSIDE = 3, 0.1
@@ -59,7 +60,7 @@ def refuse_other_units(
         return
     large = [shape for shape in shapes if min(shape.width, shape.height) > TINY_IMAGE_PX]
     if len(large) > 1 and all(is_within_one(shape.flat) for shape in large):
-        declare = f", or set {setting}: fraction" if unit is None else ""
+        declare = f", or set {setting}: norm" if unit is None else ""
         raise InputError(
             f"all {len(large)} boxes are within 0-1: they look normalised; give pixels",
             where=where,
@@ -71,7 +72,7 @@ def refuse_other_units(
             f"are the true boxes in thousandths of the image? {doubt}",
             where=where,
             fix=f"if so, set {setting}: thousandths, which converts them; if they are pixels, set "
-            f"{setting}: pixels (in the run's file or with --set)",
+            f"{setting}: px (in the run's file or with --set)",
         )
 
 
@@ -125,3 +126,13 @@ def in_pixels(flat: Any, unit: Unit | None, width: int, height: int) -> Any:
     if unit is None or unit not in PARTS or not _is_flat(flat):
         return flat
     return [v * (height if i % 2 else width) / PARTS[unit] for i, v in enumerate(flat)]
+
+
+def as_xyxy(box: Any, order: Order) -> Any:
+    """A box of that order as x1, y1, x2, y2 in the same unit; not four numbers stay as they are."""
+    if order == "xyxy" or not are_numbers(box, 4):
+        return box
+    x, y, width, height = box
+    if order == "cxcywh":
+        x, y = x - width / 2, y - height / 2
+    return [x, y, x + width, y + height]

@@ -8,28 +8,28 @@ import pytest
 from PIL import Image
 
 from perpo_pipeline.config.run import RunConfig
-from perpo_pipeline.config.sources import JsonlSource
+from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.prepare.collect import Request
-from perpo_pipeline.prepare.jsonl import read_jsonl
 from perpo_pipeline.prepare.prepare_prompts import prepare
+from perpo_pipeline.prepare.tables import read_table
 from perpo_pipeline.run import Run
 
 GOOD = {"image": "a.png", "prompt": "Where?", "task": "grounding", "gt_box": [1, 2, 8, 9]}
 
 
-def dataset(tmp_path: Path, *rows: Any) -> JsonlSource:
+def dataset(tmp_path: Path, *rows: Any) -> TableSource:
     Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
     Image.new("RGB", (20, 10), "blue").save(tmp_path / "b.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     (tmp_path / "text.png").write_text("no image at all")
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
-    return JsonlSource(source="jsonl", path=tmp_path / "data.jsonl")
+    return TableSource(source="jsonl", path=tmp_path / "data.jsonl")
 
 
-def read_rows(source: JsonlSource, split: str, box_format: str = "llava") -> Any:
-    prepared = read_jsonl(source, Request(split, box_format))
+def read_rows(source: TableSource, split: str, box_format: str = "llava") -> Any:
+    prepared = read_table(source, Request(split, box_format))
     return list(prepared.rows), prepared.facts
 
 
@@ -84,7 +84,7 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ({**GOOD, "image": "torn.png"}, "torn.png"),
         ({**GOOD, "image": "text.png"}, "text.png"),
         ({**GOOD, "image": "."}, "directory"),
-        ({**GOOD, "extra": 1}, "unknown keys ['extra']"),
+        ({**GOOD, "gt_bx": 1}, "unknown keys ['gt_bx']"),
         ({**GOOD, "task": "guess"}, "`task` is 'guess'"),
         ({**GOOD, "task": "ocr"}, "`gt_text` is missing"),
         ({**GOOD, "expression": "x"}, "either `prompt` or `expression`"),
@@ -239,7 +239,7 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        read_rows(JsonlSource(source="jsonl", path=tmp_path / "none.jsonl"), "train")
+        read_rows(TableSource(source="jsonl", path=tmp_path / "none.jsonl"), "train")
 
 
 def test_a_changed_image_changes_the_facts_that_are_fingerprinted(tmp_path: Path) -> None:

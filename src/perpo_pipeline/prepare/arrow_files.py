@@ -1,0 +1,210 @@
+"""Parquet and Arrow files with images inside: rows without their images, and each image on demand.
+
+Images are bytes, or the struct {bytes, path} that `datasets` writes. Only one row group of images
+is in memory at a time; an Arrow file of `datasets` is mapped and takes none.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.json_files import Row, missing_file
+
+
+class Shard(Protocol):
+    """One file of rows, in groups; `name` is its name in keys and messages."""
+
+    path: Path
+    name: str
+    schema: pa.Schema
+    num_groups: int
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """These columns of one group; raises as pyarrow does."""
+
+
+class ParquetShard:
+    """A Parquet file; its groups are row groups."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        with pq.ParquetFile(path) as file:
+            self.schema, self.num_groups = file.schema_arrow, file.num_row_groups
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """These columns of one row group."""
+        with pq.ParquetFile(self.path) as file:
+            return file.read_row_group(group, columns=list(columns))
+
+
+class ArrowShard:
+    """An Arrow stream as `datasets` saves it; its groups are record batches of the mapped file."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+            self.schema, self.batches = stream.schema, list(stream)
+        self.num_groups = len(self.batches)
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """These columns of one record batch."""
+        return pa.Table.from_batches([self.batches[group]]).select(list(columns))
+
+
+def open_shards(files: Sequence[Path], path: Path, *, fix: str) -> list[Shard]:
+    """The files as shards, named from the folder that they have in common.
+
+    `path` is the setting that names them. Raises `ConfigError` if there are none or one is missing,
+    `InputError` for a file that is neither Parquet nor Arrow.
+    """
+    if not files or not all(file.is_file() for file in files):
+        raise missing_file(path)
+    base = common_folder(files)
+    shards: list[Shard] = []
+    for file in files:
+        is_arrow = file.suffix == ".arrow"
+        try:
+            shard = (ArrowShard if is_arrow else ParquetShard)(file, str(file.relative_to(base)))
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(file, error, fix) from error
+        shards.append(shard)
+    return shards
+
+
+def common_folder(files: Sequence[Path]) -> Path:
+    """The lowest folder that holds all files."""
+    return next(p for p in files[0].parents if all(file.is_relative_to(p) for file in files))
+
+
+class HeldImages:
+    """The images of one group of one shard, which is all that is in memory at a time."""
+
+    def __init__(self) -> None:
+        self.held: tuple[Path, int] | None = None
+        self.column: Any = None
+
+    def at(self, shard: Shard, group: int, row: int, column: str) -> Any:
+        """The image of a row of a group: bytes, or {bytes, path}."""
+        if self.held != (shard.path, group):
+            self.column = None
+            self.column = shard.read(group, [column])[column]
+            self.held = (shard.path, group)
+        return self.column[row].as_py()
+
+
+@dataclass(frozen=True)
+class ShardImage:
+    """An image inside a shard; `number` is its row in the whole file, from 1."""
+
+    shard: Shard
+    images: HeldImages
+    column: str
+    group: int
+    row: int
+    number: int
+
+    @property
+    def path(self) -> Path | None:
+        """None: it has no file of its own."""
+        return None
+
+    def read(self) -> bytes:
+        """Its bytes; raises `InputError`."""
+        try:
+            image = self.images.at(self.shard, self.group, self.row, self.column)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"the image cannot be read: {error}", where=str(self)) from error
+        data = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(data, bytes):
+            raise InputError("the row holds no image bytes", where=str(self))
+        return data
+
+    def __str__(self) -> str:
+        return f"in {self.shard.name}, row {self.number}"
+
+
+def shard_rows(
+    shard: Shard, image_column: str, images: HeldImages, *, columns: Sequence[str], fix: str
+) -> Iterator[tuple[ShardImage, Row]]:
+    """Each row's image, unread, and the row with these columns.
+
+    Numbers of a ClassLabel column of `datasets` become their names. Raises `InputError` if the file
+    cannot be read.
+    """
+    names = _class_names(shard.schema)
+    number = 0
+    try:
+        for group in range(shard.num_groups):
+            for index, row in enumerate(_in_words(shard.read(group, columns), names)):
+                number += 1
+                yield ShardImage(shard, images, image_column, group, index, number), row
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(shard.path, error, fix) from error
+
+
+class ImagePlaces:
+    """Where the images of a shard are: inside it, or in files of their own."""
+
+    def __init__(self, shard: Shard, column: str) -> None:
+        self.shard, self.column, self.group = shard, column, -1
+        self.found: list[Any] = []
+
+    def at(self, image: ShardImage) -> Any:
+        """The image itself if the row holds its bytes, else the path in the row, else None."""
+        if image.group != self.group:
+            self.found, self.group = self._look(image.group), image.group
+        found = self.found[image.row]
+        return image if found is True else found
+
+    def _look(self, group: int) -> list[Any]:
+        kind = self.shard.schema.field(self.column).type
+        column = self.shard.read(group, [self.column])[self.column]
+        if _is_binary(kind):
+            return [True if there else None for there in pc.is_valid(column).to_pylist()]
+        if not pa.types.is_struct(kind):
+            return list(column.to_pylist())
+        fields = {field.name: pc.struct_field(column, field.name) for field in kind}
+        nothing = [None] * len(column)
+        inside = pc.is_valid(fields["bytes"]).to_pylist() if "bytes" in fields else nothing
+        paths = fields["path"].to_pylist() if "path" in fields else nothing
+        return [True if there else path for there, path in zip(inside, paths, strict=True)]
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _class_names(schema: pa.Schema) -> Mapping[str, Sequence[str]]:
+    """The names of each ClassLabel column's classes, which `datasets` keeps beside the schema."""
+    try:
+        text = (schema.metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(text).get("info", {}).get("features", {})
+        return {
+            name: feature["names"]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, AttributeError, KeyError):  # somebody else's metadata
+        return {}
+
+
+def _in_words(table: pa.Table, names: Mapping[str, Sequence[str]]) -> list[Row]:
+    """The rows, with names for the numbers of classes; -1 is no class."""
+    rows: list[Row] = table.to_pylist()
+    for column in names.keys() & set(table.column_names):
+        classes = dict(enumerate(names[column]))
+        for row in rows:
+            row[column] = classes.get(row[column])
+    return rows
+
+
+def _unreadable(path: Path, error: Exception, fix: str) -> InputError:
+    kind = "Arrow" if path.suffix == ".arrow" else "Parquet"
+    return InputError(f"cannot be read as {kind}: {error}", where=str(path), fix=fix)

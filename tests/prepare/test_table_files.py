@@ -1,0 +1,269 @@
+"""One table in each of its files: the same prompts come out of all, and bad files are refused."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from perpo_pipeline.config.sources import TableSource, source_files
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.prepare.collect import Prepared, Request
+from perpo_pipeline.prepare.tables import read_table
+from perpo_pipeline.vlm.images import image_sha256
+
+COLUMNS = {"image": "file", "expression": "text", "gt_box": "bbox"}
+# Boxes in an image of 20 x 10 pixels: x, y, width, height.
+ROWS = [
+    {"file": "a.png", "text": "a cat, asleep", "bbox": [1, 2, 7, 7], "category": "cat"},
+    {"file": "b.png", "text": 'the "red"\none', "bbox": [10, 0, 10, 10], "category": None},
+    {"file": "a.png", "text": "another", "bbox": [0.5, 1.5, 3, 4], "category": "cat"},
+]
+XYXY = [[1, 2, 8, 9], [10, 0, 20, 10], [0.5, 1.5, 3.5, 5.5]]
+
+
+@pytest.fixture(autouse=True)
+def images(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (20, 10), "blue").save(tmp_path / "b.png")
+
+
+def write_jsonl(folder: Path) -> Path:
+    path = folder / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def write_json(folder: Path) -> Path:
+    (folder / "t.json").write_text(json.dumps(ROWS))
+    return folder / "t.json"
+
+
+def write_text(folder: Path, name: str, delimiter: str) -> Path:
+    with (folder / name).open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(ROWS[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(row | {"bbox": json.dumps(row["bbox"])} for row in ROWS)
+    return folder / name
+
+
+def as_table(folder: Path, *, inside: str = "") -> pa.Table:
+    """The rows with paths, or with images inside: `bytes`, or `struct` as `datasets` has them."""
+    rows: list[dict[str, Any]] = [dict(row) for row in ROWS]
+    for row in rows if inside else ():
+        data = (folder / row["file"]).read_bytes()
+        row["file"] = data if inside == "bytes" else {"bytes": data, "path": None}
+    return pa.Table.from_pylist(rows)
+
+
+def write_parquet(folder: Path, inside: str = "") -> Path:
+    pq.write_table(as_table(folder, inside=inside), folder / "t.parquet", row_group_size=2)
+    return folder / "t.parquet"
+
+
+def write_saved(folder: Path, inside: str = "struct") -> Path:
+    """As `save_to_disk` of datasets 5.2 does it, in two files whose order only state.json knows."""
+    saved, table = folder / "t", as_table(folder, inside=inside)
+    saved.mkdir()
+    names = ["data-00001-of-00002.arrow", "data-00000-of-00002.arrow"]
+    for name, part in zip(names, (table[:2], table[2:]), strict=True):
+        with pa.OSFile(str(saved / name), "wb") as sink, pa.ipc.new_stream(sink, part.schema) as to:
+            to.write_table(part)
+    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": n} for n in names]}))
+    (saved / "dataset_info.json").write_text("{}")
+    return saved
+
+
+def read(source: str, path: Path, **settings: Any) -> Prepared:
+    given = {"columns": COLUMNS, "box": "xywh", "task": "grounding", "unit": "px", **settings}
+    table = TableSource(source=source, path=path, **given)
+    return read_table(table, Request("train", box=table.box, unit=table.unit))
+
+
+@pytest.mark.parametrize(
+    ("source", "write"),
+    [
+        ("jsonl", write_jsonl),
+        ("json", write_json),
+        ("csv", lambda folder: write_text(folder, "t.csv", ",")),
+        ("tsv", lambda folder: write_text(folder, "t.tsv", "\t")),
+        ("parquet", write_parquet),
+        ("parquet", lambda folder: write_parquet(folder, "bytes")),
+        ("parquet", lambda folder: write_parquet(folder, "struct")),
+        ("datasets", write_saved),
+        ("datasets", lambda folder: write_saved(folder, "")),
+    ],
+)
+def test_every_file_gives_the_same_prompts(
+    tmp_path: Path, source: str, write: Callable[[Path], Path]
+) -> None:
+    expected = list(read("jsonl", write_jsonl(tmp_path)).rows)
+    assert [row["gt_box"] for row in expected] == XYXY
+    rows = list(read(source, write(tmp_path), image_root=tmp_path).rows)
+    for row, other in zip(rows, expected, strict=True):
+        same = {"prompt", "gt_box", "task", "image_sha256", "width", "height", "dataset"}
+        assert {name: row[name] for name in same} == {name: other[name] for name in same}
+
+
+def test_a_real_folder_of_datasets_is_read_with_the_names_of_its_classes(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "file": datasets.Image(),
+            "text": datasets.ClassLabel(names=["cat", "dog"]),
+            "bbox": datasets.List(datasets.Value("float32"), 4),
+        }
+    )
+    rows = [{"file": str(tmp_path / "a.png"), "text": 1, "bbox": [1, 2, 7, 7]}] * 2
+    made = datasets.Dataset.from_list(rows, features=features)
+    datasets.DatasetDict(train=made, test=made).save_to_disk(tmp_path / "saved")
+    made.to_parquet(tmp_path / "one.parquet")
+    for source, path in (("datasets", tmp_path / "saved/train"), ("parquet", "one.parquet")):
+        for row in read(source, tmp_path / path).rows:
+            assert row["prompt"].endswith("dog") and row["gt_box"] == XYXY[0]
+            assert row["image_sha256"] == image_sha256((tmp_path / "a.png").read_bytes())
+    with pytest.raises(InputError, match=r"the folder holds 2 splits[\s\S]*saved/test, .*/train"):
+        read("datasets", tmp_path / "saved")
+
+
+def test_a_box_in_four_columns_of_normalised_centres(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("file,text,cx,cy,w,h\na.png,x,0.5,0.5,0.2,0.4\na.png,y,,,,\n")
+    columns = {"image": "file", "expression": "text", "gt_box": ["cx", "cy", "w", "h"]}
+    settings = {"columns": columns, "box": "cxcywh", "unit": "norm"}
+    with pytest.raises(InputError, match=r"line 3: `gt_box` \(column cx, cy, w, h\) is null"):
+        read("csv", path, **settings)
+    path.write_text(path.read_text().replace("a.png,y,,,,\n", ""))
+    (row,) = read("csv", path, **settings).rows
+    assert row["gt_box"] == pytest.approx([8, 3, 12, 7])
+
+
+@pytest.mark.parametrize(
+    ("order", "unit", "box"),
+    [
+        ("xyxy", "px", [2, 3, 12, 8]),
+        ("xywh", "px", [2, 3, 10, 5]),
+        ("cxcywh", "px", [7, 5.5, 10, 5]),
+        ("xyxy", "norm", [0.1, 0.3, 0.6, 0.8]),
+        ("cxcywh", "thousandths", [350, 550, 500, 500]),
+    ],
+)
+def test_orders_and_units_of_a_box(tmp_path: Path, order: str, unit: str, box: list[float]) -> None:
+    row = {"image": "a.png", "prompt": "?", "task": "grounding", "gt_boxes": [box], "gt_box": box}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    (found,) = read("jsonl", tmp_path / "t.jsonl", columns={}, box=order, unit=unit).rows
+    assert found["gt_box"] == pytest.approx([2, 3, 12, 8])
+    assert found["gt_boxes"] == [pytest.approx([2, 3, 12, 8])]
+
+
+def test_a_fault_of_a_converted_box_says_what_it_was_converted_from(tmp_path: Path) -> None:
+    row = {"image": "a.png", "prompt": "?", "task": "grounding", "gt_box": [900, 0, 300, 500]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    message = r"outside the image .*\(converted from xywh in thousandths\)"
+    with pytest.raises(InputError, match=message):
+        read("jsonl", tmp_path / "t.jsonl", columns={}, unit="thousandths")
+
+
+def test_a_field_that_null_names_is_read_from_no_column(tmp_path: Path) -> None:
+    row = {"image": "a.png", "prompt": "kept", "expression": "x", "gt_box": [1, 2, 7, 7]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match="give either `prompt` or `expression`"):
+        read("jsonl", tmp_path / "t.jsonl", columns={})
+    (found,) = read("jsonl", tmp_path / "t.jsonl", columns={"prompt": None}).rows
+    assert found["prompt"].endswith(": x")
+
+
+CSV = "file,text,bbox\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "expected"),
+    [
+        ("csv", CSV + 'a.png,"x"y,"[1, 2, 7, 7]"\n', "line 2 cannot be read: ',' expected after"),
+        ("csv", CSV + "a.png,x,[1, 2, 7, 7]\n", "line 2: 6 cells, but the header has 3"),
+        ("csv", CSV + "a.png,x,1 2 7 7\n", "line 2: gt_box is not four finite numbers: '1 2 7 7'"),
+        ("csv", "file,file\n", "the header names 'file' twice"),
+        ("csv", "file;text;bbox\na.png;x;y\n", "there is no column 'file' (columns.image)"),
+        ("csv", "", "there is no column 'file'"),
+        ("csv", CSV, "the dataset is empty"),
+        ("tsv", "file\ttext\tbbox\nno.png\tx\t[1, 2, 7, 7]\n", "line 2: image "),
+        ("json", "{}", "not a JSON list of records"),
+        ("json", '[{"file": 3}]', "record 1: `image` (column file) is not text: 3"),
+        ("parquet", "PAR1", "cannot be read as Parquet"),
+    ],
+)
+def test_a_bad_table_is_refused_with_its_place(
+    tmp_path: Path, source: str, text: str, expected: str
+) -> None:
+    path = tmp_path / f"t.{source}"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read(source, path)
+    assert expected in str(caught.value) and path.name in str(caught.value)
+
+
+def test_rows_of_parquet_and_damaged_images_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"file": {"bytes": b"torn", "path": None}, "text": "x", "bbox": [1, 2, 7, 7]},
+        {"file": {"bytes": None, "path": None}, "text": "y", "bbox": [1, 2, 7, 7]},
+        {"file": {"bytes": None, "path": "a.png"}, "text": "z", "bbox": [1, 2, 7, 7]},
+        {"file": None, "text": "z", "bbox": [1, 2, 7]},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    with pytest.raises(InputError) as caught:
+        read("parquet", tmp_path / "t.parquet")
+    message = str(caught.value)
+    assert "t.parquet, row 1: image in t.parquet, row 1: it is not an image" in message
+    assert "t.parquet, row 2: `image` (column file) is null" in message
+    assert "t.parquet, row 4: `image` (column file) is null" in message and "row 3" not in message
+
+
+def test_only_one_split_is_read_from_a_folder_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        pq.write_table(as_table(tmp_path), tmp_path / "hub" / "data" / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"holds 2 splits[\s\S]*data/test-\*\.parquet, .*data/tr"):
+        read("parquet", tmp_path / "hub", image_root=tmp_path)
+    for source, path in (("parquet", "hub/data/train-*.parquet"),):
+        prepared = read(source, tmp_path / path, image_root=tmp_path)
+        assert len(prepared.rows) == 6 and prepared.rows[0]["dataset"] == "data"
+        assert prepared.source_rows[3] == "train-00001-of-00002.parquet/1"
+        assert prepared.rows[3]["place"] == "train-00001-of-00002.parquet, row 1"
+
+
+def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
+    for source in ("csv", "parquet"):
+        with pytest.raises(ConfigError, match="no such file"):
+            read(source, tmp_path / "none")
+    with pytest.raises(InputError, match="there is no such folder"):
+        read("datasets", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no such file"):
+        read("datasets", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"gt_box": ["a", "b"]},
+        {"gt_box": ["a", "b", "c", "c"]},
+        {"image": ["a", "b"]},
+        {"imge": "a"},
+    ],
+)
+def test_columns_that_make_no_sense_are_a_fault_of_the_configuration(columns: Any) -> None:
+    with pytest.raises(ValidationError):
+        TableSource(source="csv", path="t.csv", columns=columns)
+
+
+def test_the_files_of_a_folder_are_known_before_they_are_read(tmp_path: Path) -> None:
+    saved = write_saved(tmp_path)
+    source = TableSource(source="datasets", path=saved)
+    assert source_files(source) == sorted(saved.glob("*.arrow"))
+    assert source_files(TableSource(source="csv", path="t.csv")) == [Path("t.csv")]
