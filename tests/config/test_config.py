@@ -87,7 +87,8 @@ prepare:
     message = str(caught.value)
     for expected in (
         "prepare.train: there is no source 'refr'; did you mean 'refer'?",
-        "testbed, jsonl, refer, lmms-lab, rec-jsonl, shikra, minigpt4, fox, perpo-json",
+        "testbed, jsonl, json, csv, tsv, parquet, datasets, refer, lmms-lab, rec-jsonl, shikra, "
+        "minigpt4, fox, perpo-json",
         "prepare.test.per_datset: no such setting; did you mean 'per_dataset'?",
         "prepare.test.splits.0: Input should be 'train', 'val', 'testA', 'testB' or 'test'",
         "prepare.pages.per_dataset: source fox has no such setting; it has path",

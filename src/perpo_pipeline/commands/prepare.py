@@ -78,7 +78,8 @@ def prepare(
     testbed    (none: scenes are rendered)                                 -
     jsonl      JSON lines: image, prompt or expression, task, gt_...       box, unit
     json       one JSON list of such objects                               box, unit
-    csv, tsv   a table with a header; a box is a JSON list or four columns box, unit
+    csv        a table with a header; a box is a JSON list or four columns box, unit
+    tsv        the same with tabs                                          box, unit
     parquet    such a table: file, folder, pattern; images may be inside   box, unit
     datasets   the folder of a split that `save_to_disk` of datasets wrote box, unit
     refer      ROOT with refcoco/, refcoco+/, refcocog/: refs(...).p and
