@@ -153,9 +153,11 @@ def test_the_examples_of_every_command_are_accepted_by_its_parser(name: str) -> 
         own = len(name.split())
         assert [perpo, *words[:own]] == ["perpo", *name.split()]
         context = command.make_context(name, words[own:])  # raises for an unknown option
-        sets = context.params.get("sets") or []
+        sets = list(context.params.get("sets") or [])
+        if source := context.params.get("source"):
+            sets.insert(0, f"prepare.train={{source: {source}, path: p, image_root: r}}")
         config = ROOT / "configs/demo.yaml"
-        load_config(config, [parse_set(text) for text in sets if ".datasets" not in text])
+        load_config(config, [parse_set(text) for text in sets])
 
 
 @pytest.mark.parametrize("name", ALL_COMMANDS)
