@@ -1,5 +1,6 @@
 """What all stages share: where a run's artifacts are, and "do nothing if it is complete"."""
 
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.status.graph import DEFAULT as DEFAULT
 from perpo_pipeline.store.artifacts import CURRENT, Version, open_version
-from perpo_pipeline.store.writing import Recipe, Writer, open_writer, reuse_complete
+from perpo_pipeline.store.finding import how_old, left_behind, reuse_complete, use_equal_older
+from perpo_pipeline.store.writing import Recipe, Writer, open_writer
 
 Item = TypeVar("Item")
 
@@ -107,9 +109,18 @@ def make(
     work: Callable[[Writer], Mapping[str, Any] | None],
     *,
     out: Path | None = None,
+    confirm: Callable[[Version], bool] | None = None,
 ) -> Version:
     """As `make_at`, under `out` or else where the run keeps the artifact."""
-    return make_at(out or run.place(recipe.artifact, recipe.variant), recipe, work, run)
+    return make_at(out or run.place(recipe.artifact, recipe.variant), recipe, work, run, confirm)
+
+
+def _say_found(console: Console, recipe: Recipe, found: Version) -> None:
+    """Print that there is nothing to do, and which rule made the version."""
+    age = how_old(found, recipe)
+    console.say(
+        f"{recipe.stage} {recipe.variant}: up to date ({found.path}{', ' if age else ''}{age})"
+    )
 
 
 def make_at(
@@ -117,18 +128,29 @@ def make_at(
     recipe: Recipe,
     work: Callable[[Writer], Mapping[str, Any] | None],
     console: Console,
+    confirm: Callable[[Version], bool] | None = None,
 ) -> Version:
     """Return the version of `recipe` under `root`, from disk if it is complete.
 
-    Otherwise `work` makes it: it writes the parts and returns the counts for the manifest.
+    Otherwise `work` makes it: it writes the parts and returns the counts for the manifest. A
+    version that an older rule made is found where its content is the same (store/finding.py).
     """
-    done = reuse_complete(root, recipe)
-    if done is not None:
-        console.say(f"{recipe.stage} {recipe.variant}: up to date ({done.path})")
+    if (done := reuse_complete(root, recipe, confirm)) is not None:
+        _say_found(console, recipe, done)
         return done
+    for path in left_behind(root, recipe):
+        console.say(
+            f"{recipe.stage} {recipe.variant}: an older rule began a version that cannot be "
+            f"resumed; it is left behind: {path} (perpo gc removes it)"
+        )
     with open_writer(root, recipe) as writer:
         counts = work(writer)
-        version = writer.finish(dict(counts or {}))
+        equal = use_equal_older(writer)
+        version = writer.finish(dict(counts or {})) if equal is None else equal
+    if equal is not None:
+        shutil.rmtree(writer.path)
+        _say_found(console, recipe, equal)
+        return equal
     console.say(
         f"{recipe.stage} {recipe.variant}: {recipe.artifact}, {version.manifest['rows']} rows in "
         f"{version.manifest['wall_s']:.1f} s ({version.path})"

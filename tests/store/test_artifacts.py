@@ -14,7 +14,8 @@ import pytest
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store import schemas
 from perpo_pipeline.store.artifacts import Version, damaged_files, input_of, open_version
-from perpo_pipeline.store.writing import Recipe, open_writer, reuse_complete
+from perpo_pipeline.store.finding import reuse_complete
+from perpo_pipeline.store.writing import Recipe, open_writer
 
 ROWS = [
     {"prompt_id": "a", "sample_id": i, "reward": i / 4, "parse_ok": True, "box": None}
@@ -145,7 +146,7 @@ def test_a_schema_version_from_the_future_asks_for_an_upgrade(tmp_path: Path) ->
         open_version(tmp_path)
 
 
-def test_a_schema_version_of_the_past_names_the_stage_to_rerun(tmp_path: Path) -> None:
+def test_a_schema_version_that_no_step_leads_from_names_the_stage_to_rerun(tmp_path: Path) -> None:
     version = write(tmp_path)
     manifest = json.loads((version.path / "manifest.json").read_text())
     manifest["schema_version"] -= 1
@@ -207,17 +208,17 @@ def test_lineage_is_followed_over_several_steps_after_the_run_was_moved(tmp_path
         input_of(scores, "adapter")
 
 
-def test_an_input_of_an_older_schema_says_which_stages_make_it_anew(tmp_path: Path) -> None:
-    """After an upgrade the prompts are made anew first; the samples still come from the old."""
+def test_an_input_of_an_unreadable_schema_says_which_stages_make_it_anew(tmp_path: Path) -> None:
+    """No step leads from version 0, so the prompts must be made anew."""
     with open_writer(tmp_path / "prompts", Recipe("prompts", "train", "prepare", 1, {})) as writer:
         source = writer.finish()
     drawn = Recipe("samples", "train", "sample", 1, {}, {"prompts": source})
     with open_writer(tmp_path / "samples", drawn) as writer:
         samples = writer.finish()
     manifest = json.loads((source.path / "manifest.json").read_text())
-    old = json.dumps(manifest | {"schema_version": 3})
+    old = json.dumps(manifest | {"schema_version": 0})
     (source.path / "manifest.json").write_text(old)
-    with pytest.raises(ArtifactError, match="not version 3; 'samples' train was made") as caught:
+    with pytest.raises(ArtifactError, match="not version 0; 'samples' train was made") as caught:
         input_of(samples, "prompts")
     assert (
         caught.value.fix

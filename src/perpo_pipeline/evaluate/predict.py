@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.evaluate.images_shown import with_blank_images, with_other_images
+from perpo_pipeline.evaluate.older_answers import take_older_answers
 from perpo_pipeline.inference.answering import Task, answer_prompts
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS, LastSampler, Row
@@ -34,8 +35,9 @@ def write_predictions(
     """Answer the prompts that have no answer yet; returns the counts for the manifest.
 
     `image`: `matching`, OTHER or BLANK, see images_shown.py. A prompt that cannot be answered gets
-    a row with an empty completion and reward 0, and its reason goes to `errors`. Raises InputError
-    once there are more of them than `eval.max_errors`.
+    a row with an empty completion and reward 0, and its reason goes to `errors`. Answers of
+    predictions that an older rule made are taken over (older_answers.py). Raises InputError once
+    there are more failures than `eval.max_errors`.
     """
     shown = show_images(prompts, image, run.config.eval.condition_prompts, setup)
     task = Task(
@@ -45,6 +47,8 @@ def write_predictions(
             part, rows, setup.model, run.config.eval.normalise
         ),
     )
+    size = setup.settings.prompts_per_part
+    take_older_answers(run, title, writer, shown, size, task.rows_of)
     # Greedy decoding reads no seed.
     return answer_prompts(run, writer, shown, setup, seed=0, task=task, kept=kept)
 

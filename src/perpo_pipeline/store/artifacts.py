@@ -23,11 +23,10 @@ import pyarrow.parquet as pq
 
 from perpo_pipeline import advice
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.store.atomic import (
-    file_sha256,
-    write_atomically,
-)
+from perpo_pipeline.store.atomic import file_sha256, write_atomically
+from perpo_pipeline.store.old_rules import as_today
 from perpo_pipeline.store.schemas import ALL, TableSchema
+from perpo_pipeline.store.upgrades import columns_to_read, is_readable, upgrade_table
 
 MANIFEST, STARTED, CURRENT, LOCK = "manifest.json", "started.json", "current", ".lock"
 NOTES = "notes.json"
@@ -81,7 +80,7 @@ class Version:
     def table(self, table: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all rows of `table` into memory."""
         schema = self.schema(table).columns
-        tables = [read_part(part, columns) for part in self.parts(table)]
+        tables = [read_part(part, columns, table or self.artifact) for part in self.parts(table)]
         if tables:
             return pa.concat_tables(tables)
         wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
@@ -93,12 +92,12 @@ class Version:
 
     def part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part of the artifact's own table."""
-        return read_part(self.parts()[index], columns)
+        return read_part(self.parts()[index], columns, self.artifact)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the artifact's rows part by part."""
         for part in self.parts():
-            yield read_part(part, columns)
+            yield read_part(part, columns, self.artifact)
 
 
 def open_version(path: Path, artifact: str | None = None) -> Version:
@@ -116,7 +115,8 @@ def open_version(path: Path, artifact: str | None = None) -> Version:
             fix=f"give the directory of a '{artifact}' artifact",
         )
     _check_schema_version(directory, manifest)
-    return Version(directory, manifest)
+    settings = as_today(manifest["artifact"], manifest.get("stage", ""), manifest["settings"])
+    return Version(directory, {**manifest, "settings": settings})
 
 
 def input_of(version: Version, artifact: str) -> Version:
@@ -196,7 +196,7 @@ def _read_manifest(directory: Path) -> Json:
         raise _nothing_there(directory)
     try:
         manifest: Json = json.loads(file.read_text())
-        _ = manifest["artifact"], manifest["schema_version"], manifest["fingerprint"]
+        _ = [manifest[n] for n in ("artifact", "schema_version", "fingerprint", "settings")]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"the manifest cannot be read: {error}",
@@ -231,10 +231,10 @@ def _nothing_there(directory: Path) -> ArtifactError:
 
 def _check_schema_version(directory: Path, manifest: Json) -> None:
     name, found = manifest["artifact"], manifest["schema_version"]
-    known = ALL[name].version if name in ALL else None
-    if known == found:
+    if name in ALL and is_readable(ALL[name], found):
         return
-    newer = known is None or found > known
+    known = ALL[name].version if name in ALL else None
+    newer = known is None or not isinstance(found, int) or found > known
     raise _OtherSchema(
         f"this program reads schema version {known} of '{name}', not version {found}",
         where=str(directory),
@@ -244,11 +244,19 @@ def _check_schema_version(directory: Path, manifest: Json) -> None:
     )
 
 
-def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet part; raises `ArtifactError` if it is missing or damaged."""
+def read_part(
+    part: Path, columns: Sequence[str] | None = None, table: str | None = None
+) -> pa.Table:
+    """Read a Parquet part; one of an older schema version of `table` as today's.
+
+    Without `table` it is read as it is. Raises `ArtifactError` if it is missing or damaged, or if
+    its schema version is newer than this program.
+    """
     try:
         with pq.ParquetFile(part) as file:
-            return file.read(columns=None if columns is None else list(columns))
+            if table is None:
+                return file.read(columns=None if columns is None else list(columns))
+            return _read_as_today(file, part, columns, ALL[table])
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(
             f"a part is missing or damaged: {error}",
@@ -268,3 +276,21 @@ def _remake(directory: Path) -> str:
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         return "the command that made it"
     return advice.command(str(stage))
+
+
+def _read_as_today(
+    file: pq.ParquetFile, part: Path, columns: Sequence[str] | None, schema: TableSchema
+) -> pa.Table:
+    metadata = file.schema_arrow.metadata or {}
+    version = int(metadata.get(SCHEMA_VERSION_KEY, str(schema.version)))
+    if version == schema.version:
+        return file.read(columns=None if columns is None else list(columns))
+    if not is_readable(schema, version):
+        raise _OtherSchema(
+            f"this program reads schema version {schema.version} of '{schema.name}', not version "
+            f"{version}",
+            where=str(part),
+            fix="a newer perpo made it: upgrade perpo",
+        )
+    stored = columns_to_read(schema, version, columns, file.schema_arrow.names)
+    return upgrade_table(file.read(columns=stored), schema, version, columns)

@@ -25,7 +25,6 @@ from perpo_pipeline.store.artifacts import (
     STARTED,
     Json,
     Version,
-    open_version,
     read_part,
     set_current,
 )
@@ -59,17 +58,23 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the sha256 of the recipe, in canonical JSON."""
-        recipe = {
-            "artifact": self.artifact,
-            "stage": self.stage,
-            "stage_version": self.stage_version,
-            "schema_version": ALL[self.artifact].version,
-            "settings": self.settings,
-            "inputs": {name: version.identity for name, version in self.inputs.items()},
-        }
-        text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """What names the version: a hash of all that counts (`fingerprint_of`)."""
+        return fingerprint_of(
+            {
+                "artifact": self.artifact,
+                "stage": self.stage,
+                "stage_version": self.stage_version,
+                "schema_version": ALL[self.artifact].version,
+                "settings": self.settings,
+                "inputs": {name: version.identity for name, version in self.inputs.items()},
+            }
+        )
+
+
+def fingerprint_of(recipe: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the sha256 of a recipe, in canonical JSON."""
+    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Writer:
@@ -88,14 +93,20 @@ class Writer:
 
     def read_part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a part that is already written."""
-        return read_part(self.path / self._part_name(self.recipe.artifact, index), columns)
+        name = self._part_name(self.recipe.artifact, index)
+        return read_part(self.path / name, columns, self.recipe.artifact)
+
+    def parts(self) -> list[Path]:
+        """Paths of the written parts of the artifact's own table, in order."""
+        name = self.recipe.artifact
+        return [self.path / part for part in sorted(self._done) if self._table_of(part) == name]
 
     def read_rows(self, columns: Sequence[str], table: str | None = None) -> Iterator[pa.Table]:
         """Read the written parts of `table`, in order (default: the artifact's own table)."""
         name = table or self.recipe.artifact
         for part in sorted(self._done):
             if self._table_of(part) == name:
-                yield read_part(self.path / part, columns)
+                yield read_part(self.path / part, columns, name)
 
     def write_part(self, index: int, rows: pa.Table | list[Json], table: str | None = None) -> None:
         """Write one part, whole or not at all, with the types of the declared schema.
@@ -190,16 +201,6 @@ class Writer:
             else:
                 done[part.name] = rows
         return done
-
-
-def reuse_complete(root: Path, recipe: Recipe) -> Version | None:
-    """Make the complete version of this recipe under `root` current; None if there is none."""
-    path = root / recipe.fingerprint
-    if not (path / MANIFEST).is_file():
-        return None
-    version = open_version(path, recipe.artifact)
-    set_current(root, path.name)
-    return version
 
 
 @contextmanager

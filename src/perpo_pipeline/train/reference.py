@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.finding import made_version
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.train.batches import (
     Forward,
@@ -85,7 +86,7 @@ def make_reference(
             for index in world.broadcast(list[int]()):
                 world.gather(shares.logps(parts[index]))
         world.wait()
-    return open_version(place / recipe.fingerprint, "reference")
+    return made_version(place, recipe)
 
 
 def _write_parts(

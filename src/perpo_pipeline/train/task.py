@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from perpo_pipeline.config.fingerprints import box_settings, counted_settings
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.finding import reuse_complete
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.store.schemas import PROMPTS
-from perpo_pipeline.store.writing import Recipe, reuse_complete
+from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.train import integrations
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ranked_lists
 from perpo_pipeline.vlm.chat import answer_turn, check_thinking
 from perpo_pipeline.vlm.inputs import (
+    IDENTITY_CACHE,
     context_length,
     count_row_tokens,
     find_model,
@@ -85,7 +89,28 @@ def task_of(run: Run, variant: str) -> Task:
 
 def reuse_trained(run: Run, variant: str) -> Version | None:
     """The complete version of a variant, or None; makes a version that it finds the one in use."""
-    return reuse_complete(run.out or run.place("adapter", variant), task_of(run, variant).recipe)
+    task = task_of(run, variant)
+    place = run.out or run.place("adapter", variant)
+    return reuse_complete(place, task.recipe, lambda _: has_older_targets(run, task))
+
+
+def has_older_targets(run: Run, task: Task) -> bool:
+    """Whether a method that trains on the truth has the targets of stage version 2.
+
+    Then an answer ended with the first of the model's end tokens, nothing stood before it, and
+    control tokens that a text spells were not taken as text.
+    """
+    from perpo_pipeline.vlm.loading import load_without_weights
+
+    vlm = load_without_weights(task.resolved, identity_cache=run.scratch / IDENTITY_CACHE)
+    turn = answer_turn(vlm)
+    if turn.start or turn.end_id != vlm.eos_token_ids[0]:
+        return False
+    trained = task.preferences.table(columns=["prompt_id"])["prompt_id"]
+    asked = task.prompts.table(columns=["prompt_id", "prompt", "gt_text"])
+    rows = asked.filter(pc.is_in(asked["prompt_id"], trained)).to_pylist()
+    texts = (row[name] or "" for row in rows for name in ("prompt", "gt_text"))
+    return not any(map(vlm.plain.spelled, texts))
 
 
 def read_lists(run: Run, task: Task, vlm: "Vlm") -> TaskLists:

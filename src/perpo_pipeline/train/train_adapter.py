@@ -12,7 +12,8 @@ from perpo_pipeline.config.steps import warn_of_few_steps
 from perpo_pipeline.errors import ArtifactError, LostContactError, first_line
 from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.finding import made_version
 from perpo_pipeline.store.schemas import ADAPTER_LOG
 from perpo_pipeline.store.writing import Writer, adopt_files
 from perpo_pipeline.train.lists import choose_completions, with_reference
@@ -20,6 +21,7 @@ from perpo_pipeline.train.task import (
     Task,
     TaskLists,
     check_processes,
+    has_older_targets,
     read_lists,
     task_of,
     uses_cuda,
@@ -64,7 +66,7 @@ def train(run: Run, variant: str) -> Version:
     elif world.broadcast(False):
         _train(run, task, world, place / task.recipe.fingerprint)
     world.wait()
-    return open_version(place / task.recipe.fingerprint, "adapter")
+    return made_version(place, task.recipe)
 
 
 def _join(run: Run, settings: "TrainSettings") -> "World":
@@ -94,7 +96,7 @@ def _train_and_write(run: Run, task: Task, world: "World", place: Path) -> None:
             "dropped_too_long": len(record["dropped_too_long"]),
         }
 
-    make(run, task.recipe, work, out=place)
+    make(run, task.recipe, work, out=place, confirm=lambda _: has_older_targets(run, task))
     if not announced:
         world.broadcast(False)
 
