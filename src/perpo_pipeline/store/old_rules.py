@@ -60,6 +60,15 @@ class Rule:
         }
 
 
+def _unit(settings: Json) -> Json:
+    """The unit of true boxes had another name, and so had its values."""
+    if "gt_unit" not in settings:
+        return settings
+    named = {"pixels": "px", "fraction": "norm"}
+    rest = {name: value for name, value in settings.items() if name != "gt_unit"}
+    return {**rest, "unit": named.get(settings["gt_unit"], settings["gt_unit"])}
+
+
 def _one_reward(settings: Json) -> Json:
     """A single reward was a name before it was a table of weights."""
     reward = settings.get("reward")
@@ -87,7 +96,8 @@ _READING = {"thinking": "auto", "tag": "answer", "which": "first"}
 # By artifact and the stage that makes it. What is not listed is cheap, and made anew.
 RULES: dict[tuple[str, str], Rule] = {
     ("prompts", "prepare"): Rule(
-        neutral={"leave_out_bad_rows": False, "gt_unit": None},
+        renamed=_unit,
+        neutral={"leave_out_bad_rows": False, "columns": {}, "box": "xyxy", "unit": None},
         stages=dict.fromkeys((1, 2, 3), Trust.COMPARE),
         other_schema=Trust.COMPARE,
     ),
