@@ -12,7 +12,7 @@
 #   make bench             side-by-side benchmarks
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
 #
-# stages/*.mk says what the stages are and in which order they run.
+# stages/*.mk has the command of each stage; `perpo make-rules` prints which file becomes which.
 
 RUN    ?= demo
 CONFIG ?= configs/$(RUN).yaml
@@ -42,6 +42,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP   = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 PLAN      := data/.plans/$(subst /,_,$(CONFIG)).mk
+GRAPH     := src/perpo_pipeline/commands/make_rules.py $(wildcard src/perpo_pipeline/status/*.py)
 STAGE_GOALS := all prepare sample score filter train eval report
 
 SETS      := $(foreach setting,$(SET),--set '$(setting)')
@@ -55,7 +56,7 @@ $(file >$(LAST_SET),$(SETS))
 endif
 endif
 
-# The plan names the run's splits, methods and evaluations; it is made from the YAML file and SET.
+# The plan has a rule for each call of a stage; it is made from the YAML file and SET.
 # Make calls the stages after any change that may change a result; the fingerprint decides there.
 SETTINGS := $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET)) \
   $(shell find src -name '*.py' -o -name '*.safetensors')
@@ -66,7 +67,7 @@ include $(sort $(wildcard stages/*.mk))
 all: report-shown
 endif
 
-$(PLAN): $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET))
+$(PLAN): $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET)) $(GRAPH)
 	@mkdir -p $(@D)
 	@$(PERPO) make-rules --config $(CONFIG) $(SETS) > $@.part && mv $@.part $@
 

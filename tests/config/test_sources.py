@@ -207,10 +207,11 @@ def test_the_plan_names_the_files_that_matter(
         "  page: {source: fox, path: p.json}\n"
     )
     cli.app(args=["make-rules", "--config", "r.yaml"], standalone_mode=False)
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("SOURCES")]
-    named = line.removeprefix("SOURCES := ").split()
-    assert "refer/refcocog/refs(umd).p" in named and "refer/refcoco+/instances.json" in named
-    assert named[-1] == "p.json" and len(named) == 7
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("SOURCES_")]
+    named = {name: files.split() for name, _, files in (line.partition(" := ") for line in lines)}
+    assert "refer/refcocog/refs(umd).p" in named["SOURCES_mine"]
+    assert "refer/refcoco+/instances.json" in named["SOURCES_mine"]
+    assert named["SOURCES_page"] == ["p.json"] and len(named["SOURCES_mine"]) == 6
 
 
 def test_files_of_a_pattern_and_a_folder(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """`perpo make-rules`: hidden from --help; the Makefile calls it."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
     Config,
@@ -9,27 +12,44 @@ from perpo_pipeline.commands.options import (
     read_config,
 )
 
+if TYPE_CHECKING:
+    from perpo_pipeline.config.run import RunConfig
+    from perpo_pipeline.status.calls import Call
+
 
 def make_rules(
     config: Config = DEFAULT_CONFIG, sets: Set = None, run: RunName = None, debug: Debug = False
 ) -> None:
-    """Print a run's splits, methods and evaluations.
+    """Print a run's graph as Make rules, which the Makefile includes.
 
-    Reads only the run's YAML file. Prints Make variables, which the Makefile includes.
+    Reads only the run's YAML file. One rule for each call of a stage: the files `current` that it
+    writes and those that it reads. stages/*.mk has the commands.
 
     Example: perpo make-rules --config configs/demo.yaml
     """
-    from perpo_pipeline.config.sources import source_files
+    print("\n".join(rules(read_config(config, sets, run=run))))
 
-    settings = read_config(config, sets, run=run)
-    sources = [str(file) for source in settings.prepare.values() for file in source_files(source)]
-    print(f"DATA := {settings.run_dir}")
-    print(f"SPLITS := {' '.join(settings.prepare)}")
-    print(f"SAMPLE_SPLIT := {settings.sample.split}")
-    print(f"EVAL_SPLITS := {' '.join(settings.eval.splits)}")
-    print(f"ADAPTERS := {' '.join(settings.train.variants())}")
-    print(f"EVALUATED := {' '.join(settings.eval_models())}")
-    for model in settings.eval_models():
-        names = [evaluation.name for evaluation in settings.eval.evaluations_of(model)]
-        print(f"EVALUATIONS_{model} := {' '.join(names)}")
-    print(f"SOURCES := {' '.join(sources)}")
+
+def rules(config: "RunConfig") -> Iterator[str]:
+    """Yield the lines: what the goal of each stage is, and a rule for each call of a stage."""
+    from perpo_pipeline.config.sources import source_files
+    from perpo_pipeline.status.calls import calls
+    from perpo_pipeline.status.graph import STAGES
+
+    every = calls(config)
+    yield f"DATA := {config.run_dir}"
+    for split, source in config.prepare.items():
+        yield f"SOURCES_{split} := {' '.join(map(str, source_files(source)))}"
+    for stage in STAGES:
+        made = [target for call in every if call.stage == stage for target in _targets(call)]
+        yield f"{stage}: {' '.join(made)}"
+    for call in every:
+        needs = [f"$(DATA)/{artifact}/{variant}/current" for artifact, variant in call.needs]
+        if call.stage == "prepare":  # a missing file is an error of perpo, not of Make
+            needs = [f"$(wildcard $(SOURCES_{call.names[0]}))", *needs]
+        yield f"{' '.join(_targets(call))} &: {' '.join([*needs, '$(SETTINGS)'])}"
+        yield f"\t$(call perpo_{call.stage},{' '.join(call.names)})"
+
+
+def _targets(call: "Call") -> list[str]:
+    return [f"$(DATA)/{node.name}/current" for node in call.made]
