@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -31,10 +31,11 @@ from perpo_pipeline.commands.score import score
 from perpo_pipeline.commands.settings import settings
 from perpo_pipeline.commands.train import train
 from perpo_pipeline.errors import PerpoError, Stopped
+from perpo_pipeline.interrupts import signal_of, sigterm_like_ctrl_c
 from perpo_pipeline.machine import wait_passively
 from perpo_pipeline.train.launch import LAUNCHED, write_failure
 
-EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="perpo",
@@ -74,20 +75,25 @@ def main(argv: list[str] | None = None) -> None:
     command: Callable[..., Any] = app
     advice.begin(arguments)
     try:
-        check_removed(arguments)
-        command(args=arguments, obj=arguments)
+        with sigterm_like_ctrl_c():
+            check_removed(arguments)
+            command(args=arguments, obj=arguments)
     except Stopped as stopped:
-        _print(stopped, f"perpo: {stopped}")
-        sys.exit(EXIT_TERMINATED)
+        _exit_stopped(stopped)
     except PerpoError as error:
         if "--debug" in arguments:
             traceback.print_exc()
         _print(error, f"perpo: error: {_with_folder(error)}")
         sys.exit(EXIT_USER_ERROR)
     except SystemExit as ended:  # typer turns Ctrl-C into this
-        if ended.code == EXIT_INTERRUPTED:
-            print("perpo: interrupted; run the same command to resume", file=sys.stderr)
-        raise
+        if ended.code != EXIT_INTERRUPTED:
+            raise
+        _exit_stopped(Stopped("interrupted; run the same command to resume", signal_of(ended)))
+
+
+def _exit_stopped(stopped: Stopped) -> NoReturn:
+    _print(stopped, f"perpo: {stopped}")
+    sys.exit(stopped.exit_code)
 
 
 def _escape_what_cannot_be_printed() -> None:

@@ -9,6 +9,8 @@ PerpoError
     └── LostContactError   another process noticed that it ended
 """
 
+import signal
+
 
 class PerpoError(Exception):
     """An error that the user can correct: what is wrong, where, and what to do next."""
@@ -52,7 +54,16 @@ class LostContactError(ProcessError):
 
 
 class Stopped(Exception):
-    """SIGTERM ended the work at a point from which the same command resumes."""
+    """Ctrl-C or SIGTERM ended the work; the message says what is kept and what is lost."""
+
+    def __init__(self, what: str, number: int = signal.SIGTERM) -> None:
+        self.number = int(number)
+        super().__init__(what)
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + self.number
 
 
 def first_line(error: Exception) -> str:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from perpo_pipeline import advice
 from perpo_pipeline.config.run import RunConfig
-from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.errors import ArtifactError, Stopped
+from perpo_pipeline.interrupts import signal_of
 from perpo_pipeline.status.graph import DEFAULT as DEFAULT
 from perpo_pipeline.store.artifacts import CURRENT, Version, open_version
 from perpo_pipeline.store.finding import how_old, left_behind, reuse_complete, use_equal_older
@@ -144,7 +145,10 @@ def make_at(
             f"resumed; it is left behind: {path} (perpo gc removes it)"
         )
     with open_writer(root, recipe) as writer:
-        counts = work(writer)
+        try:
+            counts = work(writer)
+        except KeyboardInterrupt as interrupt:
+            raise _stopped(writer, interrupt) from None
         equal = use_equal_older(writer)
         version = writer.finish(dict(counts or {})) if equal is None else equal
     if equal is not None:
@@ -156,3 +160,14 @@ def make_at(
         f"{version.manifest['wall_s']:.1f} s ({version.path})"
     )
     return version
+
+
+def _stopped(writer: Writer, interrupt: KeyboardInterrupt) -> Stopped:
+    """What is kept of a version that is written part by part."""
+    rows, recipe = writer.num_rows(), writer.recipe
+    kept = (
+        f"{rows:,} finished rows are kept, the same command goes on from there"
+        if rows
+        else "the same command begins this artifact again"
+    )
+    return Stopped(f"{recipe.stage} {recipe.variant} interrupted; {kept}", signal_of(interrupt))

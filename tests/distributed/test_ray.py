@@ -163,7 +163,7 @@ if "default_worker.py" in " ".join(sys.orig_argv):
             setup = replace(setup, model=setup.model.model_copy(update={"device": "cpu"}))
         open_sampler(self, setup, run_seed)
 
-    def sample_or_die(self, prompts, on_rows):
+    def sample_or_die(self, prompts, *callbacks):
         poison = poison_of(self.scratch)
         if any(prompt["prompt_id"] == poison for prompt in prompts):
             once = Path(self.scratch, "once")
@@ -171,7 +171,7 @@ if "default_worker.py" in " ".join(sys.orig_argv):
                 once.rename(once.with_name("killed"))
                 Path(self.scratch, "poison").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        return sample(self, prompts, on_rows)
+        return sample(self, prompts, *callbacks)
 
     PartSampler.__init__, PartSampler.sample = open_or_die, sample_or_die
 """

@@ -120,7 +120,9 @@ def test_the_board_counts_a_retried_part_once() -> None:
     board.count(7, 1, 10)
     assert board.begin_part(8, B) == (1, "")
     board.count(8, 2, 20)
-    assert board.take_progress() == (6, 80, True, [])
+    board.keep(7, [{"prompt_id": "a"}])
+    assert board.take_progress() == (6, 80, True, [], [(7, [{"prompt_id": "a"}])])
+    assert board.take_progress().kept == [], "handed over once"
     last = "process 2 on b"
     assert board.start_actor(C, "handle") == (1, last), "counted since a model was last loaded"
     assert board.begin_part(7, C) == (2, "process 1 on a")

@@ -262,6 +262,7 @@ class NotingBackend:
     """A backend that has a note only after its first call."""
 
     prompts_per_call = 0
+    answers_alone = True
 
     def __init__(self, setup: BackendSetup) -> None:
         self.known: dict[str, str] = {}

@@ -3,6 +3,7 @@
 import errno
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,8 @@ def failure(rank: int, code: int, folder: Path, error: Exception | None = None) 
     return ProcessFailure(local_rank=rank, pid=10 + rank, exitcode=code, error_file=str(path))
 
 
-def explained(*failures: ProcessFailure, was_terminated: bool = False) -> Exception:
-    return launching._explained({f.local_rank: f for f in failures}, was_terminated=was_terminated)
+def explained(*failures: ProcessFailure, signals: Sequence[int] = ()) -> Exception:
+    return launching._explained({f.local_rank: f for f in failures}, signals)
 
 
 def test_the_failure_that_caused_the_others_is_reported(tmp_path: Path) -> None:
@@ -213,10 +214,14 @@ def test_the_failure_that_caused_the_others_is_reported(tmp_path: Path) -> None:
 
 def test_a_request_to_stop_is_not_a_failure(tmp_path: Path) -> None:
     stopped = failure(0, 143, tmp_path, Stopped("stopped by SIGTERM after step 3"))
-    found = explained(stopped, failure(1, -15, tmp_path), was_terminated=True)
+    found = explained(stopped, failure(1, -15, tmp_path), signals=[15])
     assert isinstance(found, Stopped) and str(found) == "stopped by SIGTERM after step 3"
-    found = explained(failure(0, -15, tmp_path / "none"), was_terminated=True)
-    assert isinstance(found, Stopped)
+    assert isinstance(found, Stopped) and found.exit_code == 143
+    found = explained(failure(0, -15, tmp_path / "none"), signals=[15])
+    assert isinstance(found, Stopped) and found.exit_code == 143
+    interrupted = failure(0, 130, tmp_path, Stopped("interrupted after step 3", signal.SIGINT))
+    found = explained(interrupted, failure(1, -15, tmp_path), signals=[2])
+    assert isinstance(found, Stopped) and found.exit_code == 130
 
 
 def test_a_process_of_another_launcher_prints_its_own_error(

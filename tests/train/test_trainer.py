@@ -2,7 +2,7 @@
 
 import errno
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,25 +280,51 @@ def test_a_disk_that_fills_up_at_a_checkpoint_leaves_the_one_before(
     assert losses(resumed).tolist() == losses(history[:3]).tolist()
 
 
-def test_sigterm_ends_a_run_after_its_step_with_a_checkpoint(
+@pytest.mark.parametrize(
+    ("number", "times", "code"), [(signal.SIGTERM, 2, 143), (signal.SIGINT, 1, 130)]
+)
+def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
+    lists: list[TrainingList],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    times: int,
+    code: int,
+) -> None:
+    """The signal comes in the second of three steps; SIGTERM comes twice."""
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        patched.setattr(ListTrainer, "training_step", signalled([number] * times))
+        with pytest.raises(Stopped, match="after step 2 of 3, which is saved") as stopped:
+            run(lists, settings(), tmp_path)
+    assert stopped.value.exit_code == code
+    assert ("Ctrl-C again" in capsys.readouterr().err) == (number == signal.SIGINT)
+    assert signal.getsignal(number) is before
+    assert [p.parent.name for p in tmp_path.glob("*/whole")] == ["checkpoint-2"]
+
+
+def test_a_second_ctrl_c_ends_at_once_with_the_last_checkpoint(
     lists: list[TrainingList], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signal comes in the second of three steps, twice."""
+    """A checkpoint is due after every step, by its time."""
+    monkeypatch.setattr(ListTrainer, "training_step", signalled([signal.SIGINT] * 2))
+    with pytest.raises(KeyboardInterrupt):
+        run(lists, settings(checkpoint_minutes=1e-9), tmp_path)
+    assert [p.parent.name for p in tmp_path.glob("*/whole")] == ["checkpoint-1"]
+
+
+def signalled(numbers: Sequence[signal.Signals]) -> Callable[..., torch.Tensor]:
+    """A training step that gets these signals when it is the second."""
     real = ListTrainer.training_step
 
-    def signalled(self: ListTrainer, *args: Any) -> torch.Tensor:
+    def step(self: ListTrainer, *args: Any) -> torch.Tensor:
         if self.state.global_step == 1:
-            for _ in range(2):
-                signal.raise_signal(signal.SIGTERM)
+            for number in numbers:
+                signal.raise_signal(number)
         return real(self, *args)
 
-    before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patched:
-        patched.setattr(ListTrainer, "training_step", signalled)
-        with pytest.raises(Stopped, match="after step 2 of 3"):
-            run(lists, settings(), tmp_path)
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert [p.parent.name for p in tmp_path.glob("*/whole")] == ["checkpoint-2"]
+    return step
 
 
 def test_adapters_compute_in_bfloat16_and_are_saved_unrounded(

@@ -61,7 +61,7 @@ class InferenceConfig(Section):
         description="prompts decoded together; counts because another size may round differently",
     )
     prompts_per_part: Int = Field(
-        512, ge=1, description="prompts per file; a killed stage resumes after the last whole file"
+        512, ge=1, description="prompts per file; vLLM answers a file as a whole"
     )
     max_errors: Int = Field(0, ge=0, description="prompts that may fail before the stage fails")
     num_gpus: Int = Field(

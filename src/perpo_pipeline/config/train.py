@@ -29,6 +29,7 @@ class TrainSettings(Section):
             "compile",
             "num_workers",
             "checkpoint_every",
+            "checkpoint_minutes",
             "log_to",
             "deepspeed",
         }
@@ -93,6 +94,9 @@ class TrainSettings(Section):
         False, description="leave out lists that are longer than the model's context; else fail"
     )
     checkpoint_every: Int = Field(100, ge=1, description="optimiser steps between checkpoints")
+    checkpoint_minutes: Float = Field(
+        10.0, gt=0, description="longest time between checkpoints, where the steps take long"
+    )
     log_to: list[str] = Field(
         default_factory=list, description="programs to log to, e.g. tensorboard or wandb"
     )

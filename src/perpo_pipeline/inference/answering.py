@@ -1,23 +1,26 @@
 """Answer the prompts of an artifact part by part: what is there stays, what failed is retried.
 
-A part is answered as one unit and written when all of its prompts are done. The number of processes
-and restarts does not change how batches are composed, so the same seed gives the same rows.
+A part is written when all of its prompts are done; until then a journal keeps what is answered
+(journal.py). The number of processes and restarts does not change how batches are composed, so the
+same seed gives the same rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from perpo_pipeline.errors import Stopped
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.engines import answer_parts
 from perpo_pipeline.inference.failures import Failures
 from perpo_pipeline.inference.part_sampler import LastSampler, Row
 from perpo_pipeline.inference.parts import Parts
 from perpo_pipeline.inference.progress import Preview, Progress
+from perpo_pipeline.interrupts import signal_of
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.writing import Writer
 from perpo_pipeline.vlm.families import family_of, unusual_boxes
@@ -56,23 +59,61 @@ def answer_prompts(
     for further calls.
     """
     parts = Parts(writer, prompts, setup.settings.prompts_per_part)
-    pending = parts.pending()
+    unwritten = parts.unwritten()
+    pending = {index: parts.unanswered(index, part) for index, part in unwritten.items()}
     failures = Failures(setup.settings.max_errors, str(writer.path), task.done)
     done = prompts.num_rows - sum(part.num_rows for part in pending.values())
+    name = f"{writer.recipe.stage} {writer.recipe.variant}"
+    if done:
+        run.say(f"{name}: {done:,} of {prompts.num_rows:,} prompts are done already")
+
+    def write(index: int, rows: Sequence[Row]) -> None:
+        part = unwritten[index]
+        found = task.rows_of(part, parts.with_kept(index, part, rows))
+        failures.add(parts.write(index, found))
+
+    for index, part in pending.items():
+        if not part.num_rows:  # a kill came between its last answer and the part
+            write(index, [])
     progress = Progress(run, task.title, prompts.num_rows, done=done, preview=task.preview)
-    with closing(progress):
-        for index, rows in answer_parts(
-            setup,
-            seed,
-            pending,
-            progress=progress,
-            on_notes=partial(_record_notes, run, writer),
-            should_stop=lambda: failures.too_many,
-            kept=kept,
-        ):
-            failures.add(parts.write(index, task.rows_of(pending[index], rows)))
+    answered = answer_parts(
+        setup,
+        seed,
+        {index: part for index, part in pending.items() if part.num_rows},
+        progress=progress,
+        on_notes=partial(_record_notes, run, writer),
+        on_kept=partial(_keep, parts),
+        should_stop=lambda: failures.too_many,
+        kept=kept,
+    )
+    with _kept_if_interrupted(parts, name), closing(progress), closing(answered):
+        for index, rows in answered:
+            write(index, rows)
     failures.check()
     return {"prompts": prompts.num_rows, "failed": failures.count}
+
+
+def _keep(parts: Parts, index: int, rows: Sequence[Row]) -> None:
+    parts.journal.add(index, rows)
+    parts.writer.keep_time()
+
+
+@contextmanager
+def _kept_if_interrupted(parts: Parts, name: str) -> Iterator[None]:
+    """Bring what is answered to disk, however the work ends; Stopped says how much that is."""
+    try:
+        try:
+            yield
+        finally:
+            parts.journal.flush()
+    except KeyboardInterrupt as interrupt:
+        left = sum(parts.unanswered(*item).num_rows for item in parts.unwritten().items())
+        total = parts.prompts.num_rows
+        raise Stopped(
+            f"{name} interrupted; {total - left:,} of {total:,} prompts are kept, the same "
+            "command goes on from there",
+            signal_of(interrupt),
+        ) from None
 
 
 def warn_of_boxes(run: Run, title: str, setup: BackendSetup, prompts: pa.Table) -> None:

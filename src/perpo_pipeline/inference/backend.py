@@ -70,9 +70,12 @@ class Backend(Protocol):
 
     `prompts_per_call` is how many prompts `sample` takes at once; 0 means a whole part. If
     `decoding.is_greedy`, the list of a prompt is one completion, and seeds have no effect.
+    `answers_alone` says that a prompt's answer is not computed together with those of the others of
+    its call, so that it may be kept where the call is interrupted.
     """
 
     prompts_per_call: int
+    answers_alone: bool
 
     def notes(self) -> dict[str, Any]:
         """Messages that the user sees once and the manifest records, each under a short name."""

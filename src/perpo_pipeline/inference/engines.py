@@ -1,7 +1,8 @@
 """Where prompts are answered: in this process, in one process per GPU, or on a Ray cluster."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from perpo_pipeline.inference.progress import Progress
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS
 
 Notes = Mapping[str, Any]
+OnKept = Callable[[int, Sequence[Row]], None]
 
 
 def check_engine(settings: InferenceConfig, model: ModelConfig) -> None:
@@ -43,17 +45,19 @@ def answer_parts(
     *,
     progress: Progress,
     on_notes: Callable[[Notes], None],
+    on_kept: OnKept,
     should_stop: Callable[[], bool],
     kept: LastSampler | None = None,
-) -> Iterator[tuple[int, list[Row]]]:
+) -> Generator[tuple[int, list[Row]]]:
     """Yield index and rows of every pending part as it is done; `on_notes` gets backends' notes.
 
+    `on_kept` gets a part's index and those of its rows that a later sitting need not make again.
     Once `should_stop` is true, no new part is begun; parts under way are finished and yielded.
     `kept` keeps the model of this process for the next call; other processes end with their parts.
     """
     if not pending:
         return
-    elsewhere = _answer_elsewhere(setup, run_seed, pending, progress, should_stop)
+    elsewhere = _answer_elsewhere(setup, run_seed, pending, progress, on_kept, should_stop)
     if elsewhere is not None:
         progress.begin()
         for index, rows, notes in elsewhere:
@@ -68,7 +72,8 @@ def answer_parts(
         for index, part in pending.items():
             if should_stop():
                 return
-            rows = sampler.sample(part.to_pylist(), progress.add)
+            keep = None if sampler.answers_whole_parts else partial(on_kept, index)
+            rows = sampler.sample(part.to_pylist(), progress.add, keep)
             on_notes(sampler.backend.notes())
             yield index, rows
 
@@ -78,6 +83,7 @@ def _answer_elsewhere(
     run_seed: int,
     pending: Mapping[int, pa.Table],
     progress: Progress,
+    on_kept: OnKept,
     should_stop: Callable[[], bool],
 ) -> Iterator[tuple[int, list[Row], dict[str, Any]]] | None:
     """Rows and notes of every part from Ray or other processes; None if this process answers."""
@@ -89,6 +95,7 @@ def _answer_elsewhere(
             run_seed,
             pending,
             on_progress=progress.update,
+            on_kept=on_kept,
             should_stop=should_stop,
             say=lambda message: progress.run.say(f"{setup.settings.section}: {message}"),
         )
@@ -103,5 +110,6 @@ def _answer_elsewhere(
         pending,
         processes,
         on_progress=progress.update,
+        on_kept=on_kept,
         should_stop=should_stop,
     )

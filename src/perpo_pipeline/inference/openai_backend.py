@@ -106,6 +106,7 @@ class OpenAIBackend:
     """
 
     prompts_per_call = 0  # many requests run at once
+    answers_alone = True  # whatever the server does with other requests, ours included
 
     def __init__(self, setup: BackendSetup) -> None:
         check_adapter("openai", setup.adapter)

@@ -1,6 +1,7 @@
 """Samples one part: seeds for its prompts, calls to the backend, rows for the artifact."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from perpo_pipeline.inference.backend import BackendSetup, Failure, SampledList
@@ -9,13 +10,14 @@ from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.store.schemas import PROMPTS
 
 PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "place", "image", "image_sha256", "prompt")
-
+PLACE_IN_PART = "place_in_part"
 
 Row = dict[str, Any]
 
-
 # Called with some prompts and the rows that they gave.
 OnRows = Callable[[Sequence[Row], Sequence[Row]], None]
+# Called with the SAMPLES rows of prompts that a later sitting need not answer again.
+OnKept = Callable[[Sequence[Row]], None]
 
 
 class PartSampler:
@@ -28,27 +30,51 @@ class PartSampler:
         """Close the backend, which frees the memory of its model."""
         self.backend.close()
 
-    def sample(self, prompts: Sequence[Row], on_rows: OnRows) -> list[Row]:
+    @property
+    def answers_whole_parts(self) -> bool:
+        """Whether a part that is begun must be finished, or else be answered again as a whole."""
+        return not (self.backend.prompts_per_call or self.backend.answers_alone)
+
+    def sample(
+        self, prompts: Sequence[Row], on_rows: OnRows, on_kept: OnKept | None = None
+    ) -> list[Row]:
         """SAMPLES rows, and ERRORS rows for prompts that failed; `on_rows` gets those per prompt.
 
-        Calls the backend with at most `prompts_per_call` prompts at a time.
+        Calls the backend with at most `prompts_per_call` prompts at a time. PLACE_IN_PART decides
+        which prompts share a call, whatever earlier sittings have answered, so that these make no
+        difference to a batch. `on_kept` gets the rows of each call once it is done, or of each
+        prompt if the backend answers it independently of the others.
         """
-        step = self.backend.prompts_per_call or len(prompts)
+        step = self.backend.prompts_per_call
+        if not step:
+            return self._sample_call(prompts, on_rows, on_kept)
         rows: list[Row] = []
-        for start in range(0, len(prompts), step):
-            rows += self._sample_call(prompts[start : start + step], on_rows)
+        for _, call in groupby(prompts, key=lambda prompt: prompt[PLACE_IN_PART] // step):
+            rows += self._sample_call([*call], on_rows, on_kept)
         return rows
 
-    def _sample_call(self, prompts: Sequence[Row], on_rows: OnRows) -> list[Row]:
+    def _sample_call(
+        self, prompts: Sequence[Row], on_rows: OnRows, on_kept: OnKept | None
+    ) -> list[Row]:
         seeds = [derive_seed(self.run_seed, "sample", row["prompt_id"]) for row in prompts]
         rows: dict[int, list[Row]] = {}
 
         def collect(index: int, found: SampledList | Failure) -> None:
             rows[index] = list(_rows_of(prompts[index], seeds[index], found))
             on_rows([prompts[index]], rows[index])
+            if self.backend.answers_alone:
+                keep(rows[index])
+
+        def keep(done: Sequence[Row]) -> None:
+            answered = [row for row in done if "reason" not in row]
+            if answered and on_kept is not None:
+                on_kept(answered)
 
         self.backend.sample(prompts, seeds, collect)
-        return [row for index in range(len(prompts)) for row in rows[index]]
+        found = [row for index in range(len(prompts)) for row in rows[index]]
+        if not self.backend.answers_alone:
+            keep(found)
+        return found
 
 
 class LastSampler:

@@ -40,12 +40,16 @@ SAME_EVERYWHERE = (
 
 
 class Progress(NamedTuple):
-    """Prompts and tokens done so far, whether any actor has started, and new messages."""
+    """Prompts and tokens done so far, whether any actor has started; new messages and rows.
+
+    `kept` has rows of parts under way, each with its part's index.
+    """
 
     prompts: int
     tokens: int
     is_started: bool
     messages: list[str]
+    kept: list[tuple[int, list[Row]]]
 
 
 class ActorProcess(NamedTuple):
@@ -72,6 +76,7 @@ class Board:
         self.last_try: dict[int, str] = {}  # by part, the actor that last began it
         self.counts: dict[int, tuple[int, int]] = {}
         self.messages: list[str] = []
+        self.kept: list[tuple[int, list[Row]]] = []
         self.actors: dict[ActorProcess, Any] = {}
         self.is_stopped = False
 
@@ -109,12 +114,17 @@ class Board:
         before = self.counts[index]
         self.counts[index] = (before[0] + prompts, before[1] + tokens)
 
+    def keep(self, index: int, rows: list[Row]) -> None:
+        """Take rows of a part under way that a later sitting need not make again."""
+        self.kept.append((index, rows))
+
     def take_progress(self) -> Progress:
-        """The run's progress, with the messages since the last call."""
+        """The run's progress, with the messages and the rows since the last call."""
         messages, self.messages = self.messages, []
+        kept, self.kept = self.kept, []
         prompts = sum(prompts for prompts, _ in self.counts.values())
         tokens = sum(tokens for _, tokens in self.counts.values())
-        return Progress(prompts, tokens, bool(self.actors), messages)
+        return Progress(prompts, tokens, bool(self.actors), messages, kept)
 
     def stop(self) -> None:
         """Let no actor begin another part."""
@@ -182,13 +192,17 @@ class PartActor:
         def count(prompts: Sequence[Row], rows: Sequence[Row]) -> None:
             self.board.count.remote(index, len(prompts), count_tokens(rows))
 
+        def keep(rows: Sequence[Row]) -> None:
+            self.board.keep.remote(index, [*rows])
+
+        whole = self.sampler.answers_whole_parts
         try:
             tries, previous = self.ray.get(self.board.begin_part.remote(index, self.actor))
             if tries == 0:
                 return {"stopped": True}
             if tries > TRIES:
                 raise _died_too_often(f"answers part {index}", previous)
-            rows = self.sampler.sample(prompts, count)
+            rows = self.sampler.sample(prompts, count, None if whole else keep)
         except Exception as error:  # noqa: BLE001 - the driver raises it
             return {"error": _pack_error(error)}
         return {"rows": rows, "notes": self.sampler.backend.notes()}

@@ -8,7 +8,7 @@ again; after TRIES deaths (ray_actors.py) the run ends with an error.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, ProcessError, first_line
 from perpo_pipeline.inference.backend import BackendSetup
-from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS, Row
+from perpo_pipeline.inference.part_sampler import PLACE_IN_PART, PROMPT_COLUMNS, Row
 from perpo_pipeline.inference.ray_actors import ActorSetup, Board, PartActor, unpack_result
 from perpo_pipeline.inference.ray_cluster import (
     ClusterWatch,
@@ -68,12 +68,14 @@ def sample_with_ray(
     pending: Mapping[int, pa.Table],
     *,
     on_progress: Callable[[int, int], None],
+    on_kept: Callable[[int, Sequence[Row]], None],
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Iterator[SampledPart]:
     """Yield index, rows and notes of every part as it is done.
 
-    `on_progress` gets the prompts and tokens done so far, about twice a second. Once `should_stop`
+    `on_progress` gets the prompts and tokens done so far, about twice a second, `on_kept` a part's
+    index and those of its rows that a later sitting need not make again. Once `should_stop`
     is true, no new part is begun; parts under way are finished and yielded. Raises
     MissingDependencyError without Ray, ConfigError if the cluster cannot be joined or lacks room,
     ProcessError if actors die too often or all machines leave, and any error that an actor raises.
@@ -107,12 +109,18 @@ def sample_with_ray(
                     board.stop.remote()
                 progress = ray.get(board.take_progress.remote())
                 on_progress(progress.prompts, progress.tokens)
+                for kept in progress.kept:
+                    on_kept(*kept)
                 for message in progress.messages:
                     say(message)
                 if row is None:
                     watch.check(is_started=progress.is_started)
                 elif part := _part_of(row, pending):
                     yield part
+        except KeyboardInterrupt:
+            for kept in ray.get(board.take_progress.remote()).kept:
+                on_kept(*kept)
+            raise
         except ray.exceptions.RayError as error:
             raise ProcessError(
                 f"Ray ended the run: {first_line(error)}",
@@ -208,7 +216,8 @@ def as_row(index: int, part: pa.Table) -> pa.Table:
 
     Ray Data needs a fixed number of rows per batch if actors use GPUs, and parts differ in theirs.
     """
-    prompts = pa.concat_arrays(part.select(PROMPT_COLUMNS).to_struct_array().chunks)
+    columns = [*PROMPT_COLUMNS, PLACE_IN_PART]
+    prompts = pa.concat_arrays(part.select(columns).to_struct_array().chunks)
     listed = pa.LargeListArray.from_arrays([0, len(prompts)], prompts)
     return pa.table({"part": [index], "prompts": listed})
 

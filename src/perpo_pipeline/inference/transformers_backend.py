@@ -17,6 +17,8 @@ from perpo_pipeline.vlm.models import EncodedPrompt
 class TransformersBackend:
     """Draws completions with the model in this process; needs only torch and transformers."""
 
+    answers_alone = False  # the prompts of a call are padded and decoded together
+
     def __init__(self, setup: BackendSetup) -> None:
         vlm = open_model(
             setup.model, setup.resolved, setup.model_settings, setup.scratch, setup.adapter

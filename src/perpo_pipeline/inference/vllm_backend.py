@@ -69,6 +69,7 @@ class VllmBackend:
     """
 
     prompts_per_call = 0  # the engine makes its own batches
+    answers_alone = False  # which batches it makes depends on all prompts of the call
 
     def __init__(self, setup: BackendSetup) -> None:
         self.vllm = import_vllm("vllm")

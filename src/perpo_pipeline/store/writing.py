@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +38,8 @@ from perpo_pipeline.store.provenance import git_commit, package_versions
 from perpo_pipeline.store.schemas import ALL, TableSchema
 
 MANIFEST_FORMAT = 1
+WALL_S = "wall_s"  # in the notes: the seconds of earlier sittings
+KEEP_TIME_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Writer:
         self.root, self.recipe = root, recipe
         self.path = root / recipe.fingerprint
         self.learned: Json = self._earlier_notes()
-        self.started_at = time.monotonic()
+        self.earlier_s = float(self.learned.pop(WALL_S, 0.0))
+        self.started_at = self.time_kept_at = time.monotonic()
         self._done = self._whole_parts()
 
     def has_part(self, index: int) -> bool:
@@ -119,11 +122,39 @@ class Writer:
         part = self._part_name(name, index)
         write_atomically(self.path / part, lambda sink: pq.write_table(data, sink))
         self._done[part] = data.num_rows
+        self.keep_time()
 
     def note(self, name: str, what: Any) -> None:
         """Record a fact that the stage learned, for the manifest; a kill does not lose it."""
         self.learned[name] = what
-        text = json.dumps(self.learned, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        self._write_notes()
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of work on this version, over all sittings."""
+        return round(self.earlier_s + time.monotonic() - self.started_at, 3)
+
+    def keep_time(self) -> None:
+        """Record the time worked so far, at most twice a minute; a kill does not lose it."""
+        if time.monotonic() - self.time_kept_at >= KEEP_TIME_S:
+            self._write_notes()
+
+    def keep_time_of_what_is_kept(self) -> None:
+        """Record the time worked if a later sitting goes on from something; never raises."""
+        begun = {STARTED, NOTES, LOCK}
+        with suppress(ArtifactError):
+            if any(entry.name not in begun for entry in self.path.iterdir()):
+                self._write_notes()
+
+    def num_rows(self) -> int:
+        """Rows of the artifact's own table that are written."""
+        artifact = self.recipe.artifact
+        return sum(n for part, n in self._done.items() if self._table_of(part) == artifact)
+
+    def _write_notes(self) -> None:
+        self.time_kept_at = time.monotonic()
+        notes = self.learned | {WALL_S: self.wall_s}
+        text = json.dumps(notes, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(self.path / NOTES, lambda sink: sink.write(text.encode()))
 
     def finish(self, counts: Json | None = None, extra: Json | None = None) -> Version:
@@ -156,7 +187,7 @@ class Writer:
             "packages": package_versions(),
             "git_commit": git_commit(),
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "wall_s": round(time.monotonic() - self.started_at, 3),
+            "wall_s": self.wall_s,
             **extra,
         }
 
@@ -226,7 +257,12 @@ def open_writer(root: Path, recipe: Recipe) -> Iterator[Writer]:
         text = json.dumps(started, indent=2, allow_nan=False) + "\n"
         if not (path / STARTED).is_file():
             write_atomically(path / STARTED, lambda sink: sink.write(text.encode()))
-        yield Writer(root, recipe)
+        writer = Writer(root, recipe)
+        try:
+            yield writer
+        except BaseException:
+            writer.keep_time_of_what_is_kept()
+            raise
     finally:
         lock.close()
 

@@ -189,10 +189,11 @@ def raise_failure(collated: Mapping[str, Any]) -> None:
         raise InputError(what, where=where, fix=fix)
 
 
-def ignore_sigterm(_: int) -> None:
-    """Keep an image worker alive: a scheduler signals every process, but the current step still
-    needs its images."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def ignore_signals(_: int) -> None:
+    """Keep an image worker alive: a scheduler or a terminal signals every process, but the current
+    step still needs its images."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def num_workers(wanted: int | None, device: str) -> int:

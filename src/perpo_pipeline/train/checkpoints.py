@@ -96,6 +96,12 @@ def last_complete(checkpoints: Path, saver: Saver, world: World) -> str | None:
     return str(newest)
 
 
+def newest_step(checkpoints: Path) -> int:
+    """The step of the newest complete checkpoint, 0 if there is none."""
+    newest = _newest(checkpoints)
+    return 0 if newest is None else int(newest.name.rsplit("-", 1)[1])
+
+
 def _newest(checkpoints: Path) -> Path | None:
     complete = {
         int(path.name.rsplit("-", 1)[1]): path

@@ -1,6 +1,7 @@
-"""Run a training: plan, model, Trainer and checkpoints, to the end or to SIGTERM."""
+"""Run a training: plan, model, Trainer and checkpoints, to the end or to a signal."""
 
 import math
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from perpo_pipeline.train.batches import (
     ListDataset,
     Step,
     StepDataset,
-    ignore_sigterm,
+    ignore_signals,
     is_in_one_row,
     list_lengths,
     num_workers,
@@ -73,13 +74,19 @@ def fit(
     Returns the trainer and one log entry per optimiser step. `settings.seed` alone decides the
     adapter's first weights and the order of the lists, and so the result; the number of processes
     changes it by no more than rounding. The integrations that `settings.log_to` names write into
-    the folder `logs` next to `checkpoints`. Raises Stopped after SIGTERM, once a checkpoint is
-    saved.
+    the folder `logs` next to `checkpoints`. Raises Stopped after Ctrl-C or SIGTERM, once a
+    checkpoint is saved.
     """
     torch.manual_seed(settings.seed)
     zero = _zero_config(vlm, settings)
     saver = Saver(world.size if zero else 1, zero_stage(zero), checkpoints.parent.name)
-    request = StopRequest()
+    request = StopRequest(
+        f"{name}: this step is finished and saved first; Ctrl-C again ends at once and loses the "
+        "steps since the last checkpoint"
+        if world.is_first
+        else ""
+    )
+    stopping = StopAtRequest(request, world, settings.checkpoint_minutes * 60)
     if world.is_first:
         remove_incomplete(checkpoints)
     start = last_complete(checkpoints, saver, world)
@@ -107,7 +114,7 @@ def fit(
             ),
             callbacks=[
                 MarkWhole(saver, world),
-                StopAtRequest(request, world),
+                stopping,
                 Progress(name, quiet),
                 *reporting_callbacks(log_to),
             ],
@@ -117,9 +124,11 @@ def fit(
         keep_loose_files(checkpoints, logs)
     state = trainer.state
     if state.global_step < state.max_steps:
+        why = "interrupted" if stopping.number == signal.SIGINT else "stopped by SIGTERM"
         raise Stopped(
-            f"{name}: stopped by SIGTERM after step {state.global_step} of {state.max_steps}, with "
-            "a checkpoint; the same command resumes from it"
+            f"{name}: {why} after step {state.global_step} of {state.max_steps}, which is saved; "
+            "the same command goes on from there",
+            stopping.number,
         )
     return trainer, [entry for entry in state.log_history if "loss" in entry]
 
@@ -158,7 +167,7 @@ def _loader(
         batch_sampler=sampler,
         collate_fn=collator.collate_step,
         num_workers=num_workers(settings.num_workers, vlm.device.type),
-        worker_init_fn=ignore_sigterm,
+        worker_init_fn=ignore_signals,
     )
 
 

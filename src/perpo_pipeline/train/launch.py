@@ -1,9 +1,10 @@
 """Start the processes of a training run with torchrun, and report in one message how they ended.
 
-torchrun runs in this process, which is the parent of this node's processes. SIGTERM is passed on to
-them and not to torchrun, which would kill them after 30 s: they end by themselves after a step and
-a checkpoint, however long these take. If one process fails, torchrun sends the others SIGTERM, and
-SIGKILL after 30 s.
+torchrun runs in this process, which is the parent of this node's processes. SIGTERM and Ctrl-C are
+passed on to them and not to torchrun, which would kill them after 30 s: they end by themselves
+after a step and a checkpoint, however long these take. A terminal's Ctrl-C reaches only this
+process, because torchrun starts the others in sessions of their own. If one process fails, torchrun
+sends the others SIGTERM, and SIGKILL after 30 s.
 """
 
 import importlib
@@ -32,7 +33,8 @@ from perpo_pipeline.train.processes import placed_by_launcher
 LAUNCHED = "PERPO_LAUNCHED"  # set for the processes that this module starts
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 MODULE = "perpo_pipeline.cli"
-OUR_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"  # for torchrun; SIGTERM is passed on here
+OUR_SIGNALS = "SIGHUP,SIGQUIT"  # for torchrun; SIGINT and SIGTERM are passed on here
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHUTDOWN_S = 600
 Failure = Any  # torch's ProcessFailure
 
@@ -163,20 +165,23 @@ def start(launch: Launch, arguments: Sequence[str]) -> None:
         [*launch.torchrun_arguments(), "--signals-to-handle", OUR_SIGNALS, "-m", MODULE]
     )
     parsed.training_script_args = list(arguments)  # argparse would misread them
-    with _passing_on_sigterm() as signals:
+    with _passing_on_signals() as signals:
         try:
             torchrun.run(parsed)
         except SignalException as caught:
             raise KeyboardInterrupt from caught
         except ChildFailedError as caught:
-            raise _explained(caught.failures, was_terminated=bool(signals)) from None
+            raise _explained(caught.failures, signals) from None
     if signals:
-        raise Stopped("the processes have ended after SIGTERM, with the training complete")
+        name = signal.Signals(signals[0]).name
+        raise Stopped(
+            f"the processes have ended after {name}, with the training complete", signals[0]
+        )
 
 
 @contextmanager
-def _passing_on_sigterm() -> Iterator[list[int]]:
-    """Pass SIGTERM on to this node's processes; yields the list of received signals."""
+def _passing_on_signals() -> Iterator[list[int]]:
+    """Pass Ctrl-C and SIGTERM on to this node's processes; yields the list of received signals."""
     import psutil
 
     received: list[int] = []
@@ -185,15 +190,17 @@ def _passing_on_sigterm() -> Iterator[list[int]]:
         received.append(number)
         children = psutil.Process().children()
         if not children:
-            raise Stopped("stopped by SIGTERM before a process was started")
+            name = signal.Signals(number).name
+            raise Stopped(f"stopped by {name} before a process was started", number)
         for child in children:
-            child.send_signal(signal.SIGTERM)
+            child.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_failure(error: PerpoError | Stopped) -> bool:
@@ -205,7 +212,10 @@ def write_failure(error: PerpoError | Stopped) -> bool:
     path = os.environ.get(ERROR_FILE)
     if path is None or LAUNCHED not in os.environ:
         return False
-    parts = error.parts() if isinstance(error, PerpoError) else (str(error), None, None)
+    if isinstance(error, PerpoError):
+        parts = error.parts()
+    else:
+        parts = str(error), str(error.number), None
     extra = {"timestamp": str(int(time.time())), "kind": type(error).__name__, "parts": parts}
     try:
         Path(path).write_text(json.dumps({"message": {"message": str(error), "extraInfo": extra}}))
@@ -215,22 +225,27 @@ def write_failure(error: PerpoError | Stopped) -> bool:
     return True
 
 
-def _explained(failures: Mapping[int, Failure], *, was_terminated: bool) -> Exception:
-    """The error to report: the failure that stopped the others, not their reaction to it."""
+def _explained(failures: Mapping[int, Failure], signals: Sequence[int]) -> Exception:
+    """The error to report: the failure that stopped the others, not their reaction to it.
+
+    `signals` were passed on to the processes.
+    """
     rank, failure = min(failures.items(), key=lambda item: (_priority(item[1]), item[0]))
     written = _written_failure(failure)
     if written is not None:
         kind, (what, where, fix) = written["kind"], written["parts"]
         if kind == Stopped.__name__:
-            return Stopped(what)
+            return Stopped(what, int(where))
         return ProcessError(
             f"process {rank}: {what}" if kind == LostContactError.__name__ else what,
             where=where,
             fix=fix,
         )
-    if was_terminated:
+    if signals:
         return Stopped(
-            "stopped by SIGTERM between checkpoints; the same command resumes from the last one"
+            f"stopped by {signal.Signals(signals[0]).name} between checkpoints; the same command "
+            "resumes from the last one",
+            signals[0],
         )
     if failure.exitcode < 0:
         why = "see its messages above"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.config.steps import warn_of_few_steps
-from perpo_pipeline.errors import ArtifactError, LostContactError, first_line
+from perpo_pipeline.errors import ArtifactError, LostContactError, Stopped, first_line
+from perpo_pipeline.interrupts import signal_of
 from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
@@ -112,7 +113,8 @@ def _train(
 
     settings = task.settings
     zero = read_zero_config(settings.deepspeed) if settings.deepspeed else None
-    with _full_disk_explained(path), lost_contact_explained():
+    interrupted = _interrupt_explained(f"train {task.variant}", path / "checkpoints")
+    with _full_disk_explained(path), lost_contact_explained(), interrupted:
         with sharded_loading(zero, task.resolved, task.model_settings["dtype"]):
             vlm = open_model(run.config.model, task.resolved, task.model_settings, run.scratch)
         forward = choose_forward_and_say(run, vlm, settings)
@@ -248,6 +250,23 @@ def lost_contact_explained() -> "Iterator[None]":
             f"another process of this run has ended: {first_line(error)}",
             fix="see that process's message; the same command resumes from the last checkpoint",
         ) from error
+
+
+@contextmanager
+def _interrupt_explained(name: str, checkpoints: Path) -> "Iterator[None]":
+    """Say what is saved where Ctrl-C or SIGTERM ends more than a step."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        from perpo_pipeline.train.checkpoints import newest_step
+
+        step = newest_step(checkpoints)
+        saved = (
+            f"step {step} is saved, what came after it is lost; the same command goes on from there"
+            if step
+            else "no step is saved yet, and the same command begins the training again"
+        )
+        raise Stopped(f"{name} interrupted; {saved}", signal_of(interrupt)) from None
 
 
 @contextmanager
