@@ -127,8 +127,8 @@ def test_the_board_counts_a_retried_part_once() -> None:
     assert board.start_actor(C, "handle") == (1, last), "counted since a model was last loaded"
     assert board.begin_part(7, C) == (2, "process 1 on a")
     messages = ["the actor that answered part 7 died (process 1 on a); retrying the part"]
-    assert board.take_progress() == (2, 20, True, messages)
-    assert board.take_progress() == (2, 20, True, [])
+    assert board.take_progress() == (2, 20, True, messages, [])
+    assert board.take_progress() == (2, 20, True, [], [])
     assert board.started_actors() == [(A, "handle"), (B, "other"), (C, "handle")]
 
 
