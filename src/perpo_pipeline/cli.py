@@ -23,6 +23,7 @@ from perpo_pipeline.commands.judge import judge_app
 from perpo_pipeline.commands.make_rules import make_rules
 from perpo_pipeline.commands.measure import measure_app
 from perpo_pipeline.commands.merge import merge
+from perpo_pipeline.commands.path import path
 from perpo_pipeline.commands.prepare import prepare
 from perpo_pipeline.commands.removed import check_removed
 from perpo_pipeline.commands.report import report
@@ -61,6 +62,7 @@ app.command()(compare)
 app.add_typer(judge_app, name="judge")
 app.command()(merge)
 app.command()(settings)
+app.command()(path)
 app.command()(inspect)
 app.command(hidden=True)(make_rules)
 app.command()(doctor)

@@ -34,6 +34,7 @@ COMMANDS = [
     "merge",
     "report",
     "settings",
+    "path",
     "inspect",
     "make-rules",
     "doctor",
@@ -279,29 +280,6 @@ def test_text_that_the_terminal_cannot_show_is_escaped(workdir: Path) -> None:
     assert "prompt: 'O\\xf9 est le caf\\xe9?'" in done.stdout and "gt_text: 'l\\xe0'" in done.stdout
 
 
-def test_gc_lists_then_removes_what_no_current_leads_to(
-    workdir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("prepare", "--config", "r.yaml", "--quiet")
-    run(
-        "prepare",
-        "--config",
-        "r.yaml",
-        "--split",
-        "train",
-        "--set",
-        "prepare.train.num_prompts=5",
-        "--quiet",
-    )
-    capsys.readouterr()
-    assert run("gc", "--config", "r.yaml") == 0
-    (unused,) = capsys.readouterr().out.strip().splitlines()
-    path = Path(unused.removeprefix("unused  "))
-    assert path.is_dir() and path.parent.name == "train"
-    assert run("gc", "--config", "r.yaml", "--yes") == 0
-    assert not path.exists() and len(list((workdir / "data/r/prompts").glob("*/*/"))) == 2
-
-
 def test_doctor_names_the_packages_and_a_command_for_what_is_missing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -348,21 +326,6 @@ def test_an_option_that_would_change_nothing_is_refused(
 ) -> None:
     assert run(*arguments, "--config", "r.yaml") == 2
     assert "perpo: error" in capsys.readouterr().err and not (workdir / "data").exists()
-
-
-def test_gc_leaves_a_version_that_is_being_written(
-    workdir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from perpo_pipeline.store.writing import Recipe, open_writer
-
-    root = workdir / "data/r/scores/train"
-    merged = workdir / "data/r/merged/0123456789abcdef"  # a model that the writer may be reading
-    merged.mkdir(parents=True)
-    with open_writer(root, Recipe("scores", "train", "score", 1, {})) as writer:
-        assert run("gc", "--config", "r.yaml", "--yes") == 0
-        assert writer.path.is_dir() and merged.is_dir() and capsys.readouterr().out == ""
-    assert run("gc", "--config", "r.yaml", "--yes") == 0
-    assert not writer.path.exists() and not merged.exists()
 
 
 def test_ctrl_c_says_that_the_same_command_resumes(
@@ -439,6 +402,7 @@ def test_a_removed_option_is_still_unknown_to_its_command() -> None:
         ("eval",),
         ("report",),
         ("gc",),
+        ("path", "samples"),
         ("make-rules",),
         ("measure", "best-of-n"),
         ("merge", "--adapter", "a", "--out", "o"),

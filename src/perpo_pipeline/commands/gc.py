@@ -19,6 +19,14 @@ def gc(
     yes: Annotated[
         bool, typer.Option("--yes", help="remove the unused versions; default: only list them")
     ] = False,
+    keep_days: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="leave unfinished versions, and versions that an option such as --min-margin "
+            "asked for, for this many days after they were written",
+        ),
+    ] = 7,
     sets: Set = None,
     run: RunName = None,
     debug: Debug = False,
@@ -26,17 +34,29 @@ def gc(
     """List or remove the versions that nothing refers to.
 
     Looks in the run's folder; removes only with --yes. A version is in use if a `current` file
-    leads to it, directly or through the lineage.
+    leads to it, directly or through the lineage. Each line has the size, and the settings in which
+    the version differs from the one in use.
 
     Example: perpo gc --config configs/demo.yaml
 
-    Example: perpo gc --config configs/demo.yaml --yes
+    Example: perpo gc --config configs/demo.yaml --keep-days 1 --yes
     """
-    from perpo_pipeline.store.inspect import collect_garbage
+    from perpo_pipeline.store.garbage import find_unused, shown_size
 
     opened = open_run(config, sets, run=run)
-    found = collect_garbage(opened.config.run_dir, remove=yes)
-    for path in found:
-        print(("removed " if yes else "unused  ") + str(path))
-    if not (yes and found):
-        opened.say(f"gc: {len(found)} unused" + "; --yes removes them" * bool(found))
+    found = find_unused(opened.config.run_dir, keep_days)
+    gone = [one for one in found if not one.kept]
+    for one in gone:
+        if yes:
+            one.remove()
+        word = "removed " if yes else "unused  "
+        print(f"{word}{one.path}  {shown_size(one.size)}, {one.what}")
+    kept = [one for one in found if one.kept]
+    for one in kept:
+        print(f"left    {one.path}  {shown_size(one.size)}, {one.what} ({one.kept})")
+    total = shown_size(sum(one.size for one in gone))
+    done = "removed" if yes else "unused"
+    more = "; --yes removes them" if gone and not yes else ""
+    opened.say(f"gc: {len(gone)} {done} ({total}){more}")
+    if kept:
+        opened.say(f"gc: {len(kept)} left for {keep_days:g} days (--keep-days)")

@@ -1,7 +1,6 @@
-"""`perpo inspect` and `perpo gc`: describe an artifact, find versions that nothing refers to."""
+"""`perpo inspect`: describe an artifact."""
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.store.artifacts import (
-    CURRENT,
-    MANIFEST,
-    MERGED,
-    STARTED,
-    Version,
-    being_written,
-    damaged_files,
-    open_version,
-)
+from perpo_pipeline.store.artifacts import Version, damaged_files, open_version
 
 LONGEST_CELL = 100
 
@@ -104,32 +94,3 @@ def _cell(value: Any) -> str:
         return "{" + ", ".join(f"{k}: {_cell(v)}" for k, v in value.items()) + "}"
     text = repr(value)
     return text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + "..."
-
-
-def collect_garbage(run_dir: Path, *, remove: bool) -> list[Path]:
-    """Version directories under `run_dir` that no `current` file and no lineage of one refers to.
-
-    Unfinished versions count as unused unless `current` names them or a process is writing them.
-    Merged models count as unused while no process is writing: stages make them again.
-    """
-    used: set[Path] = set()
-    frontier = [
-        pointer.parent / pointer.read_text().strip()
-        for pointer in sorted(run_dir.glob(f"*/*/{CURRENT}"))
-    ]
-    while frontier:
-        path = frontier.pop().resolve()
-        if path in used:
-            continue
-        used.add(path)
-        if (path / MANIFEST).is_file():
-            inputs = json.loads((path / MANIFEST).read_text())["inputs"]
-            frontier += [path / record["path"] for record in inputs.values()]
-    found = {p.parent.resolve() for p in run_dir.glob(f"*/*/*/{STARTED}")}
-    unused = sorted(path for path in found - used if not being_written(path))
-    if not any(being_written(path) for path in found):
-        unused += sorted(path.resolve() for path in (run_dir / MERGED).glob("*") if path.is_dir())
-    if remove:
-        for path in unused:
-            shutil.rmtree(path)
-    return unused

@@ -1,0 +1,114 @@
+"""`perpo gc`: what nothing refers to, what it is of, and what is left for some days."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from perpo_pipeline import cli
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.garbage import shown_size
+from perpo_pipeline.store.writing import Recipe, open_writer
+
+CONFIG = """
+run: r
+model: {id: testbed, dtype: float32, device: cpu}
+prepare: {train: {source: testbed, num_prompts: 4}, test: {source: testbed, num_prompts: 4}}
+"""
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def gc(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[str], str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["gc", "--config", "r.yaml", *arguments])
+    assert not ended.value.code
+    said = capsys.readouterr()
+    return said.out.splitlines(), said.err
+
+
+def made(artifact: str, settings: dict[str, object], **inputs: Version) -> Version:
+    recipe = Recipe(artifact, "train", "filter", 1, settings, dict(inputs))
+    with open_writer(Path("data/r") / artifact / "train", recipe) as writer:
+        (writer.path / "weights.bin").write_bytes(bytes(2_000_000))
+        return writer.finish()
+
+
+def test_what_no_current_leads_to_is_listed_with_size_and_settings_then_removed(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old_scores = made("scores", {"reward": {"iou": 1.0}})
+    scores = made("scores", {"reward": {"giou": 1.0}})
+    wide = made("preferences", {"min_margin": 0.8, "strategy": "a"}, scores=scores)
+    older = made("preferences", {"min_margin": 0.4, "strategy": "a"}, scores=old_scores)
+    kept = made("preferences", {"min_margin": 0.4, "strategy": "a"}, scores=scores)
+    lines, said = gc(capsys)
+    assert [re.split(r" {2,}", line) for line in lines] == [
+        ["unused", str(path), text]
+        for path, text in sorted(
+            [
+                (wide.path.resolve(), "2.0 MB, min_margin 0.8, in use 0.4"),
+                (older.path.resolve(), "2.0 MB, made from other scores"),
+                (
+                    old_scores.path.resolve(),
+                    "2.0 MB, reward.iou 1.0, in use null; reward.giou null, in use 1.0",
+                ),
+            ]
+        )
+    ]
+    assert "gc: 3 unused (6.0 MB); --yes removes them" in said
+    lines, said = gc(capsys, "--yes")
+    assert [line.startswith("removed ") for line in lines] == [True] * 3
+    assert "gc: 3 removed (6.0 MB)" in said
+    assert kept.path.is_dir() and scores.path.is_dir()
+    assert not wide.path.exists() and not older.path.exists() and not old_scores.path.exists()
+    assert gc(capsys)[0] == []
+
+
+def test_what_options_asked_for_and_what_is_unfinished_is_left_for_some_days(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = made("preferences", {"min_margin": 0.4})
+    made("preferences", {"min_margin": 0.8})
+    asked = {tried.fingerprint: {"settings": {"filter.min_margin": "--min-margin 0.4"}}}
+    (tried.path.parent / "options.json").write_text(json.dumps(asked))
+    begun = Recipe("samples", "train", "sample", 1, {})
+    with open_writer(Path("data/r/samples/train"), begun) as writer:
+        writer.note("backend", "transformers")
+    lines, said = gc(capsys, "--yes")
+    assert [line.split()[0] for line in lines] == ["left", "left"]
+    assert "(--min-margin 0.4 asked for it)" in lines[0] and "(unfinished; " in lines[1]
+    assert "gc: 2 left for 7 days (--keep-days)" in said and "gc: 0 removed (0 B)" in said
+    week_ago = time.time() - 7 * 86_400 - 60
+    for file in [*tried.path.iterdir(), *writer.path.iterdir()]:
+        os.utime(file, (week_ago, week_ago))
+    assert [line.split()[0] for line in gc(capsys, "--keep-days", "8")[0]] == ["left", "left"]
+    assert [line.split()[0] for line in gc(capsys, "--yes")[0]] == ["removed", "removed"]
+    assert not tried.path.exists() and not writer.path.exists()
+
+
+def test_gc_leaves_a_version_that_is_being_written(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = workdir / "data/r/scores/train"
+    merged = workdir / "data/r/merged/0123456789abcdef"  # a model that the writer may be reading
+    merged.mkdir(parents=True)
+    with open_writer(root, Recipe("scores", "train", "score", 1, {})) as writer:
+        assert gc(capsys, "--keep-days", "0", "--yes")[0] == []
+        assert writer.path.is_dir() and merged.is_dir()
+    gc(capsys, "--keep-days", "0", "--yes")
+    assert not writer.path.exists() and not merged.exists()
+
+
+def test_a_size_has_three_digits_at_most() -> None:
+    sizes = [shown_size(size) for size in (0, 999, 1000, 99_949, 123_456_789, 2_500_000_000)]
+    assert sizes == ["0 B", "999 B", "1.0 kB", "99.9 kB", "123 MB", "2.5 GB"]
