@@ -60,6 +60,13 @@ def prepare(
             help="task of rows that name none: grounding, ocr or vqa (prepare.SPLIT.task)"
         ),
     ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="also write a page that shows some prompts, with their truths drawn on the images",
+        ),
+    ] = None,
     sets: Set = None,
     run: RunName = None,
     out: Out = None,
@@ -99,10 +106,15 @@ def prepare(
 
     Example: perpo prepare csv boxes.csv --task grounding --set prepare.train.box=xywh
 
+    Example: perpo prepare --config configs/demo.yaml --preview data/demo/prompts.html
+
     Example: perpo prepare refer ROOT --image-root DIR --set prepare.train.datasets=[refcocog]
     """
     from perpo_pipeline.prepare.prepare_prompts import prepare as prepare_stage
+    from perpo_pipeline.prepare.preview import Sheet, check_preview, write_preview
 
+    if preview is not None:
+        check_preview(preview)
     split = "train" if split is None and source is not None else split
     flags = {
         "PATH": ("path", path and str(path)),
@@ -119,7 +131,11 @@ def prepare(
         settings=_source_settings(split, source, flags),
     )
     chosen = choose_names(list(opened.config.prepare), split, out, option="--split", what="split")
-    print_paths([prepare_stage(opened, name) for name in chosen])
+    sheets: list[Sheet] | None = None if preview is None else []
+    print_paths([prepare_stage(opened, name, sheets) for name in chosen])
+    if preview is not None:
+        write_preview(preview, sheets or [], opened.config.run)
+        opened.say(f"prepare: the preview is {preview}")
 
 
 def _source_settings(

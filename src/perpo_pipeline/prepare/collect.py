@@ -8,17 +8,18 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
 from perpo_pipeline.answers.formats import get_box_format
-from perpo_pipeline.answers.truth import truth_fault
+from perpo_pipeline.answers.truth import are_numbers, truth_fault
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Fault, Faults, Row, RowFault
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFacts, prompt_id, prompt_row
+from perpo_pipeline.prepare.readings import Doubt, doubt_boxes
 from perpo_pipeline.prepare.units import (
     PARTS,
     Order,
@@ -51,6 +52,7 @@ class Request:
     box: Order = "xyxy"
     unit: Unit | None = "px"  # None: pixels, but ask if they look like another unit
     leave_out_bad_rows: bool = False
+    settings: Collection[str] = ()  # the names of those that the source has
     progress: Callable[[Iterable[Any], str, int], Iterable[Any]] = _no_bar
 
     @property
@@ -77,7 +79,8 @@ class Prepared:
 
     `counts` holds what was found, `left_out` how many rows were left out for which reason, and
     `bad_rows` the bad ones among these. Each note is also printed. `lists` holds one `ReleasedList`
-    per row if the source has answers, too.
+    per row if the source has answers, too. `doubt` says what speaks for another reading of the true
+    boxes, and is printed each time.
     """
 
     rows: Sequence[Row]
@@ -88,6 +91,7 @@ class Prepared:
     bad_rows: Sequence[Row] = ()  # of the table `left_out`
     source_rows: Sequence[str] = ()  # one per row
     lists: Sequence[ReleasedList] | None = None
+    doubt: str | None = None
 
 
 class PromptRows(Sequence[Row]):
@@ -142,8 +146,11 @@ def collect(
     keys, shortages = _choose_and_check(unique, per_dataset, checks)
     checked = [checks.good[key] for key in keys if key in checks.good]
     faults.found.sort(key=_in_order_of_numbers)
+    doubt = checks.doubt and checks.doubt.sentence(request.split, request.settings)
     if not (request.leave_out_bad_rows and checked):
         faults.fix = _fix(request) if checked else _fix_of_all(faults)
+        if doubt is not None:
+            faults.fix = f"{doubt}; otherwise {faults.fix}"
         faults.check()
     if shortages:
         raise InputError(
@@ -169,6 +176,7 @@ def collect(
         left_out=dict(Counter(fault.reason for fault in faults.found)),
         bad_rows=[{**f._asdict(), "place": full_place(file, f.place)} for f in faults.found],
         source_rows=[entry.source_row for entry, _ in checked],
+        doubt=doubt,
     )
 
 
@@ -225,11 +233,13 @@ def _choose_and_check(
     request = checks.request
     keys, shortages = _choose(unique, per_dataset, request)
     checks.look_at(unique[key].image for key in keys)
+    checks.doubt = checks.doubt_boxes(unique[key] for key in keys)
     refuse_other_units(
         [shape for key in keys for shape in checks.shapes(unique[key])],
         request.unit,
         where=checks.faults.where,
         setting=f"prepare.{request.split}.unit",
+        or_else=None if checks.doubt is None else checks.doubt.figures,
     )
     checks.check({key: unique[key] for key in keys})
     while request.leave_out_bad_rows and not checks.bad.isdisjoint(keys):
@@ -267,6 +277,7 @@ class _Checks:
     looks: dict[ImageData, ImageFacts | str] = field(default_factory=dict)
     good: dict[str, tuple[Entry, ImageFacts]] = field(default_factory=dict)
     bad: set[str] = field(default_factory=set)
+    doubt: Doubt | None = None
 
     def look_at(self, images: Iterable[ImageData]) -> None:
         """Open the images that were not opened before."""
@@ -284,6 +295,18 @@ class _Checks:
             for flat in (*boxes, entry.gt_polygon, entry.gt_point):
                 if flat is not None:
                     yield Shape(entry.place, flat, image.width, image.height)
+
+    def doubt_boxes(self, entries: Iterable[Entry]) -> Doubt | None:
+        """What speaks for another reading of the entries' true boxes."""
+        boxes, sizes = [], []
+        for entry in entries:
+            image, several = self.looks[entry.image], entry.gt_boxes
+            given = [entry.gt_box, *(several if isinstance(several, list | tuple) else ())]
+            for box in given if isinstance(image, ImageFacts) else ():
+                if are_numbers(box, 4):
+                    boxes.append(box)
+                    sizes.append((image.width, image.height))
+        return doubt_boxes(boxes, sizes, self.request.box, self.request.unit)
 
     def check(self, entries: Mapping[str, Entry]) -> None:
         """Sort entries into good and bad ones, and record the faults of the bad ones."""

@@ -15,6 +15,7 @@ from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.fox import read_fox
 from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
 from perpo_pipeline.prepare.perpo_json import read_perpo_json
+from perpo_pipeline.prepare.preview import Sheet, make_sheet
 from perpo_pipeline.prepare.rec import read_rec
 from perpo_pipeline.prepare.refer import read_refer
 from perpo_pipeline.prepare.released import write_lists
@@ -47,11 +48,11 @@ READERS: dict[str, Callable[[Any, Request], Prepared]] = {
 """The reader of each layout in config/sources.py."""
 
 
-def prepare(run: Run, split: str) -> Version:
+def prepare(run: Run, split: str, sheets: list[Sheet] | None = None) -> Version:
     """Write the prompts of one split, and the samples and scores of a source that has answers.
 
     Returns the prompts; raises `PerpoError` on a bad source. Under --out the three artifacts of a
-    source with answers get one folder each.
+    source with answers get one folder each. `sheets` gets the split's part of a preview.
     """
     source = run.config.prepare.get(split)
     if source is None:
@@ -59,6 +60,15 @@ def prepare(run: Run, split: str) -> Version:
             f"no split '{split}' under `prepare`", fix=f"choose one of {list(run.config.prepare)}"
         )
     prepared = READERS[source.source](source, _request(run, split, source))
+    if prepared.doubt is not None:
+        run.say(f"prepare {split}: warning: {prepared.doubt}")
+    prompts = _write_all(run, split, prepared, source)
+    if sheets is not None:
+        sheets.append(make_sheet(prompts, run.config.seed, prepared.doubt, run.progress))
+    return prompts
+
+
+def _write_all(run: Run, split: str, prepared: Prepared, source: Source) -> Version:
     if prepared.lists is None:
         return _write_prompts(run, split, prepared, source, run.out)
     prompts = _write_prompts(run, split, prepared, source, run.out and run.out / "prompts")
@@ -79,6 +89,7 @@ def _request(run: Run, split: str, source: Source) -> Request:
         box=getattr(source, "box", "xyxy"),
         unit=getattr(source, "unit", "px"),
         leave_out_bad_rows=getattr(source, "leave_out_bad_rows", False),
+        settings=type(source).model_fields,
         progress=progress,
     )
 

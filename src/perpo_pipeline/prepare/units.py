@@ -50,11 +50,17 @@ class Shape:
 
 
 def refuse_other_units(
-    shapes: Sequence[Shape], unit: Unit | None, *, where: str | None, setting: str
+    shapes: Sequence[Shape],
+    unit: Unit | None,
+    *,
+    where: str | None,
+    setting: str,
+    or_else: str | None = None,
 ) -> None:
     """Raise `InputError` if all boxes look like shares of their images, though none was declared.
 
-    `setting` is the name of the setting that declares the unit; None as the unit asks.
+    `setting` is the name of the setting that declares the unit; None as the unit asks. `or_else` is
+    what speaks for another order of the numbers, in pixels.
     """
     if unit in PARTS:
         return
@@ -69,7 +75,8 @@ def refuse_other_units(
     whole = [shape for shape in shapes if _is_flat(shape.flat)]
     if unit is None and (doubt := looks_like_thousandths(whole)):
         raise InputError(
-            f"are the true boxes in thousandths of the image? {doubt}",
+            f"are the true boxes in thousandths of the image? {doubt}"
+            + (f"\n  or are they in another order? {or_else}" if or_else else ""),
             where=where,
             fix=f"if so, set {setting}: thousandths, which converts them; if they are pixels, set "
             f"{setting}: px (in the run's file or with --set)",
