@@ -146,7 +146,9 @@ def collect(
     keys, shortages = _choose_and_check(unique, per_dataset, checks)
     checked = [checks.good[key] for key in keys if key in checks.good]
     faults.found.sort(key=_in_order_of_numbers)
-    doubt = checks.doubt and checks.doubt.sentence(request.split, request.settings)
+    doubt = None
+    if checks.doubt is not None:
+        doubt = checks.doubt.sentence(request.split, request.settings)
     if not (request.leave_out_bad_rows and checked):
         faults.fix = _fix(request) if checked else _fix_of_all(faults)
         if doubt is not None:
@@ -301,11 +303,11 @@ class _Checks:
         boxes, sizes = [], []
         for entry in entries:
             image, several = self.looks[entry.image], entry.gt_boxes
-            given = [entry.gt_box, *(several if isinstance(several, list | tuple) else ())]
-            for box in given if isinstance(image, ImageFacts) else ():
-                if are_numbers(box, 4):
-                    boxes.append(box)
-                    sizes.append((image.width, image.height))
+            if isinstance(image, ImageFacts):
+                given = [entry.gt_box, *(several if isinstance(several, list | tuple) else ())]
+                found = [box for box in given if are_numbers(box, 4)]
+                boxes += found
+                sizes += [(image.width, image.height)] * len(found)
         return doubt_boxes(boxes, sizes, self.request.box, self.request.unit)
 
     def check(self, entries: Mapping[str, Entry]) -> None:

@@ -141,10 +141,10 @@ def facts_of(table: pl.DataFrame) -> list[str]:
         )
     texts = table["gt_text"].drop_nulls()
     if len(texts):
-        lengths = texts.str.len_chars()
-        empty = int((lengths == 0).sum())
+        lengths = texts.str.len_chars().to_numpy()
+        shortest, longest, empty = lengths.min(), lengths.max(), int((lengths == 0).sum())
         facts.append(
-            f"{len(texts):,} true texts, from {lengths.min():,} to {lengths.max():,} characters; "
+            f"{len(texts):,} true texts, from {shortest:,} to {longest:,} characters; "
             f"empty ones: {empty:,}."
         )
     return facts
