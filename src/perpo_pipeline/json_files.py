@@ -96,18 +96,28 @@ def missing_file(path: Path) -> ConfigError:
     )
 
 
-def parse_json(text: str) -> Any:
-    """The value of a JSON text; raises ValueError if it is not JSON or repeats a key."""
+def parse_json(text: str, without: frozenset[str] = frozenset()) -> Any:
+    """The value of a JSON text; raises ValueError if it is not JSON or repeats a key.
+
+    Values under the keys `without` are dropped as they are read, so that they take no memory.
+    """
+
+    def hook(pairs: list[tuple[str, Any]]) -> Row:
+        return _unique_keys([pair for pair in pairs if pair[0] not in without])
+
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        return json.loads(text, object_pairs_hook=hook if without else _unique_keys)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_json(path: Path) -> Any:
-    """The one JSON value of a file; raises as `read_text`, and `InputError` if it is not JSON."""
+def read_json(path: Path, without: frozenset[str] = frozenset()) -> Any:
+    """The one JSON value of a file; raises as `read_text`, and `InputError` if it is not JSON.
+
+    `without`: see `parse_json`.
+    """
     try:
-        return parse_json(read_text(path))
+        return parse_json(read_text(path), without)
     except ValueError as error:
         raise InputError(
             f"not JSON: {error}", where=str(path), fix="give the file as it was released, whole"

@@ -196,7 +196,8 @@ def test_the_help_lists_every_layout(capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     for name in SOURCE_NAMES:
         assert f"\n  {name} " in shown, name
-    assert shown.count("xyxy px") == 3 and shown.count("xywh px") == 3
+    assert shown.count("  xyxy px") == 2 and shown.count("  xywh px") == 4
+    assert shown.count("  box, unit") == 6 and shown.count("  cxcywh norm") == 1
 
 
 def test_the_plan_names_the_files_that_matter(

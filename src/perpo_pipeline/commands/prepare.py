@@ -85,16 +85,19 @@ def prepare(
     testbed    (none: scenes are rendered)                                 -
     jsonl      JSON lines: image, prompt or expression, task, gt_...       box, unit
     json       one JSON list of such objects                               box, unit
-    csv        a table with a header; a box is a JSON list or four columns box, unit
+    csv        table with a header; a box: a JSON list or four columns    box, unit
     tsv        the same with tabs                                          box, unit
     parquet    such a table: file, folder, pattern; images may be inside   box, unit
-    datasets   the folder of a split that `save_to_disk` of datasets wrote box, unit
+    datasets   folder of one split that `save_to_disk` wrote               box, unit
     refer      ROOT with refcoco/, refcoco+/, refcocog/: refs(...).p and
                instances.json                                              xywh px
     lmms-lab   Parquet files of lmms-lab/RefCOCO: file, folder, pattern    xywh px
     rec-jsonl  Qwen-VL, InternVL lines: image, sent, bbox, height, width   xyxy px
     shikra     Shikra lines: img_path, expression, bbox                    xyxy px
     minigpt4   MiniGPT-4 list: img_id, sents, bbox, height, width          xywh px
+    coco       COCO's instances_*.json: images, annotations, categories    xywh px
+    label-studio   JSON export of Label Studio with RectangleLabels        per cent
+    yolo       YOLO's data.yaml, with images/ and labels/                  cxcywh norm
     fox        list of Fox's pages: image, conversations                   none: text
     perpo-json PerPO's released lists, which also become samples and
                scores: image_path, question, answer, answers_gen,
@@ -107,6 +110,8 @@ def prepare(
     Example: perpo prepare csv boxes.csv --task grounding --set prepare.train.box=xywh
 
     Example: perpo prepare --config configs/demo.yaml --preview data/demo/prompts.html
+
+    Example: perpo prepare coco instances_val.json --image-root val2017 --split test
 
     Example: perpo prepare refer ROOT --image-root DIR --set prepare.train.datasets=[refcocog]
     """

@@ -216,6 +216,67 @@ class RecSource(Section):
     leave_out_bad_rows: LeaveOutBadRows = False
 
 
+class CocoSource(Section):
+    """Labelled boxes in COCO's detection JSON (instances_*.json)."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
+    box: ClassVar[str] = "xywh"
+
+    source: Literal["coco"] = Field(description="the layout to read")
+    path: SourceFile
+    image_root: ImageRoot = None
+    per: Per = "label"
+    embed_images: EmbedImages = False
+    per_dataset: PerDataset = None
+    leave_out_bad_rows: LeaveOutBadRows = False
+
+
+class LabelStudioSource(Section):
+    """Labelled rectangles in the JSON that Label Studio exports."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
+    box: ClassVar[str] = "xywh"
+
+    source: Literal["label-studio"] = Field(description="the layout to read")
+    path: SourceFile
+    image_root: ImageRoot = None
+    image_key: str = Field("image", description="the key of a task's `data` that holds the image")
+    per: Per = "label"
+    embed_images: EmbedImages = False
+    per_dataset: PerDataset = None
+    leave_out_bad_rows: LeaveOutBadRows = False
+
+
+class YoloSource(Section):
+    """Labelled boxes in the folders of YOLO: data.yaml, images/ and labels/."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
+    box: ClassVar[str] = "cxcywh"
+    unit: ClassVar[str] = "norm"
+
+    source: Literal["yolo"] = Field(description="the layout to read")
+    path: Path = Field(description="the file data.yaml; its content counts, not its name")
+    image_root: Path | None = Field(
+        None, description="folder that the paths in data.yaml start from; none: its own `path`"
+    )
+    splits: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="keys of data.yaml to read, such as train or val; none: the name of the "
+        "prepared split",
+    )
+    per: Per = "label"
+    embed_images: EmbedImages = False
+    per_dataset: PerDataset = None
+    leave_out_bad_rows: LeaveOutBadRows = False
+
+    def files(self) -> list[Path]:
+        """data.yaml and the label files beside it."""
+        folder = self.path.parent
+        labels = (folder.glob(f"{place}labels/**/*.txt") for place in ("", "*/"))
+        return [self.path, *sorted(file for found in labels for file in found)]
+
+
 class FoxSource(Section):
     """Pages with their text, in Fox's layout."""
 
@@ -246,6 +307,9 @@ Source = (
     | ReferSource
     | LmmsLabSource
     | RecSource
+    | CocoSource
+    | LabelStudioSource
+    | YoloSource
     | FoxSource
     | PerpoJsonSource
 )
@@ -263,7 +327,7 @@ def source_files(source: Any) -> list[Path]:
             return []
         case ReferSource():
             return [f(name) for name in DATASETS for f in (source.refs_file, source.instances_file)]
-        case LmmsLabSource() | TableSource():
+        case LmmsLabSource() | TableSource() | YoloSource():
             return source.files() or [source.path]
     return [source.path]
 

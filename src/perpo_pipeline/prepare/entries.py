@@ -1,6 +1,7 @@
 """One prompt of a dataset: its key, its image and its truth, and the row that it becomes."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,7 +80,7 @@ class Entry:
 
     `place` is its place in the file, for messages: "line 2". Boxes are xyxy in pixels; `gt_box` may
     also be a function of (width, height) that returns a box or raises `RowFault`. `size` is the
-    (width, height) that the file claims.
+    (width, height) that the file claims. `extra` holds other columns of the row.
     """
 
     place: str
@@ -94,6 +95,7 @@ class Entry:
     gt_polygon: Any = None
     gt_point: Any = None
     size: tuple[Any, Any] | None = None
+    extra: Mapping[str, Any] | None = None
 
 
 def prompt_row(

@@ -11,8 +11,10 @@ from typing import Any
 from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.sources import Source
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.prepare.coco import read_coco
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.fox import read_fox
+from perpo_pipeline.prepare.label_studio import read_label_studio
 from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
 from perpo_pipeline.prepare.perpo_json import read_perpo_json
 from perpo_pipeline.prepare.preview import Sheet, make_sheet
@@ -21,6 +23,7 @@ from perpo_pipeline.prepare.refer import read_refer
 from perpo_pipeline.prepare.released import write_lists
 from perpo_pipeline.prepare.tables import read_table
 from perpo_pipeline.prepare.testbed import read_testbed
+from perpo_pipeline.prepare.yolo import read_yolo
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import LEFT_OUT
@@ -42,6 +45,9 @@ READERS: dict[str, Callable[[Any, Request], Prepared]] = {
     "rec-jsonl": read_rec,
     "shikra": read_rec,
     "minigpt4": read_rec,
+    "coco": read_coco,
+    "label-studio": read_label_studio,
+    "yolo": read_yolo,
     "fox": read_fox,
     "perpo-json": read_perpo_json,
 }
