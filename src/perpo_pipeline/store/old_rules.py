@@ -106,6 +106,9 @@ RULES: dict[tuple[str, str], Rule] = {
         neutral={"top_k": None, "top_p": 1.0, "repetition_penalty": 1.0},
         stages={1: Trust.SAME},
     ),
+    # Released lists: their answers and scores come from a file.
+    ("samples", "prepare"): Rule(stages={1: Trust.COMPARE}),
+    ("scores", "prepare"): Rule(neutral=_READING, stages={1: Trust.COMPARE}),
     ("scores", "score"): Rule(
         renamed=_one_reward,
         neutral={**_READING, "normalise": [], "own_rewards": {}},
