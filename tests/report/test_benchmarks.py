@@ -1,6 +1,7 @@
 """The report's table of general benchmarks: what is paired, and what it claims."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,11 @@ def test_results_of_an_older_adapter_are_named_and_left_out(
     place = run.place("adapter", "perpo")
     version = place / (place / "current").read_text().strip()
     newer = version.with_name("0" * 16)
-    version.rename(newer)
-    manifest = (newer / "manifest.json").read_text()
-    (newer / "manifest.json").write_text(manifest.replace(version.name, newer.name))
+    shutil.copytree(version, newer)
+    evaluated = run.latest("predictions", "perpo@test").path
+    for made in (newer, evaluated):
+        manifest = (made / "manifest.json").read_text()
+        (made / "manifest.json").write_text(manifest.replace(version.name, newer.name))
     (place / "current").write_text(newer.name)
     found = page(run)
     assert "perpo@lmms-eval is about an older adapter and is left out" in capsys.readouterr().err

@@ -5,7 +5,14 @@ import re
 import numpy as np
 
 from perpo_pipeline.evaluate.metric import FRACTION, PERCENT, Unit
-from perpo_pipeline.report.page.plots import Bar, best_of_n_plot, interval_plot
+from perpo_pipeline.report.page.plots import (
+    Bar,
+    Curve,
+    best_of_n_plot,
+    curve_plot,
+    histogram_edges,
+    interval_plot,
+)
 from perpo_pipeline.report.page.wording import format_of, paired_sentence
 from perpo_pipeline.report.paired import Comparison
 
@@ -45,3 +52,29 @@ def test_differences_are_in_points_only_if_the_metric_is_in_per_cent():
     assert paired_sentence(paired).replace("\u00a0", " ") == (
         "On the same 9 prompts, the difference in edit distance is -0.100 [-0.200, -0.050]."
     )
+
+
+def test_a_small_threshold_is_the_edge_of_a_bin_with_two_bins_below_it():
+    edges = histogram_edges(0.04, [np.array([0.01, 0.06, 0.2])])
+    assert edges[:4] == [0, 0.02, 0.04, 0.06] and edges[-1] == 0.2
+    assert histogram_edges(0.04, [np.array([0.01, 0.9])])[-1] >= 0.9
+    usual = histogram_edges(0.8, [np.array([0.1, 1.0])])
+    assert len(usual) == 21 and 0.8 in usual and usual[-1] == 1
+    for none in (None, 0.0):
+        assert histogram_edges(none, []) == usual or len(histogram_edges(none, [])) == 21
+
+
+def test_a_curve_that_equals_an_earlier_one_is_dashed_so_that_both_are_seen():
+    steps, values = np.arange(8.0), np.arange(8.0)
+    first, same = Curve("#111111", steps, values), Curve("#222222", steps, values)
+    other = Curve("#333333", steps, values + 1)
+    svg = curve_plot([first, same, other], name="plot")
+    lines = re.findall(r"<path[^>]*stroke: var\(--c-\d{6}\)[^>]*", svg)
+    dashed = ["dasharray" in line for line in lines]
+    assert dashed == [False, True, False]
+
+
+def test_colours_of_a_plot_are_variables_of_the_page():
+    svg = interval_plot([BAR], x_label="x", unit=PERCENT, name="plot")
+    assert "var(--c-1d5fd1)" in svg and "var(--t-1d5fd1)" in svg and "var(--ink)" in svg
+    assert not re.findall(r"[: ]#[0-9a-f]{6}", svg)

@@ -9,6 +9,7 @@ import pytest
 from html_page import Page
 from synthetic_run import make_synthetic_run
 
+from perpo_pipeline.drawing.marks import BEFORE, TRUTH
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.summarise import summarise
 from perpo_pipeline.report.inputs import open_inputs
@@ -57,6 +58,7 @@ def test_every_tag_is_closed_and_every_id_is_unique(html):
 def test_the_page_loads_nothing_from_outside(html):
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base"}
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     for _, attrs in page.tags:
         for name in ("src", "href", "xlink:href", "srcset", "action"):
             assert attrs.get(name, "#").startswith(("#", "data:image/"))
@@ -147,10 +149,13 @@ def test_each_picture_shows_the_ground_truth_and_both_predictions(html):
     page = Page(html)
     pictures = [attrs for tag, attrs in page.tags if tag == "figure" and "data-outcome" in attrs]
     assert 6 <= len(pictures) <= 12
-    strokes = [attrs["stroke"] for tag, attrs in page.tags if tag == "rect" and "stroke" in attrs]
-    assert strokes.count("#15803d") == len(pictures)
-    without_box = html.count('"nowrap">no box')
-    assert strokes.count("#d0601a") + without_box == len(pictures)
+    shown = html[html.index('id="pictures"') : html.index('id="lists"')]
+    small = re.findall(r'<button type="button" class="picture".*?</button>', shown, re.DOTALL)
+    assert len(small) == len(pictures)
+    strokes = re.findall(r'<polygon[^>]*stroke="(#[0-9a-f]{6})"', "".join(small))
+    assert strokes.count(TRUTH.colour) == len(pictures)
+    without_box = shown.count('"nowrap">no box')
+    assert strokes.count(BEFORE.colour) + without_box == len(pictures)
 
 
 def test_every_artifact_is_in_the_lineage(run, html):
@@ -254,7 +259,7 @@ def _rewritten(run, name, change, **settings):
     """The run with its predictions `name` changed, and metrics that rest on the changed ones."""
     old = run.latest("predictions", name)
     rows = [change(i, row) for i, row in enumerate(old.table().to_pylist())]
-    inputs = {"prompts": input_of(old, "prompts")}
+    inputs = {name: input_of(old, name) for name in old.manifest["inputs"]}
     recipe = Recipe("predictions", name, "eval", 1, {"changed": True, **settings}, inputs)
     made = make(run, recipe, lambda writer: writer.write_part(0, rows))
     measured = summarise(made.table(), inputs["prompts"].table())

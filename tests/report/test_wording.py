@@ -15,15 +15,15 @@ from perpo_pipeline.report.results import Estimate
 BASE = Estimate(0.40, 0.35, 0.45, 100)
 
 
-def _paired(low, high):
+def _paired(low, high, metric="ap50", needed=3140):
     difference = (low + high) / 2
-    return Comparison(
-        "ap50", "perpo", "base", difference, low, high, 0.04, "mcnemar", 100, split="test"
-    )
+    numbers = (difference, low, high, 0.04, "mcnemar", 100)
+    return Comparison(metric, "perpo", "base", *numbers, split="test", needed=needed)
 
 
-def _sentence(after, low, high, metric="ap50", base=BASE):
-    return verdict(metric, "PerPO", base, after, _paired(low, high)).replace("\u00a0", " ")
+def _sentence(after, low, high, metric="ap50", base=BASE, needed=3140):
+    paired = _paired(low, high, metric, needed)
+    return verdict(metric, "PerPO", base, after, paired).replace("\u00a0", " ")
 
 
 def test_a_clear_gain_is_stated_with_both_intervals():
@@ -47,11 +47,47 @@ def test_a_lower_edit_distance_is_a_gain_and_has_no_percent_sign():
 def test_if_intervals_overlap_the_paired_difference_decides():
     after = Estimate(0.44, 0.39, 0.49, 100)
     assert "is a gain whose interval excludes zero" in _sentence(after, 0.01, 0.07)
-    assert "this run shows no change" in _sentence(after, -0.01, 0.09)
+    assert "includes zero" in _sentence(after, -0.01, 0.09)
     assert "raises" not in _sentence(after, 0.01, 0.07) + _sentence(after, -0.01, 0.09)
 
 
-def test_the_same_value_is_no_change():
+def test_a_difference_that_is_not_shown_is_never_called_no_change():
+    after = Estimate(0.44, 0.39, 0.49, 100)
+    for needed in (None, 90, 3140):
+        sentences = _sentence(after, -0.01, 0.09, needed=needed) + _sentence(BASE, 0, 0)
+        assert "no change" not in sentences
+
+
+def test_too_few_prompts_to_tell_come_with_the_number_that_would_do():
+    after = Estimate(0.44, 0.39, 0.49, 100)
+    assert _sentence(after, -0.01, 0.09).endswith(
+        "includes zero: too few to tell (about 3,200 prompts would tell a difference of 2 points, "
+        "this run has 100)."
+    )
+    distance = _sentence(after, -0.09, 0.01, metric="edit_distance", needed=201)
+    assert "about 210 prompts would tell a difference of 0.02, this" in distance
+
+
+def test_enough_prompts_without_a_difference_are_said_to_be_enough():
+    sentence = _sentence(Estimate(0.41, 0.36, 0.46, 100), -0.01, 0.03, needed=90)
+    assert sentence.endswith(
+        "no difference is shown, and 100 prompts are enough to tell one of 2 points."
+    )
+
+
+def test_without_any_spread_the_page_says_what_was_seen():
+    assert "the same result on each of the 100 prompts" in _sentence(BASE, 0, 0, needed=None)
+    unknown = _sentence(Estimate(0.44, 0.39, 0.49, 100), -0.01, 0.09, needed=None)
+    assert unknown.endswith("too few to tell from 100 prompts.")
+
+
+def test_a_paired_gain_in_edit_distance_is_a_lower_one():
+    after = Estimate(0.38, 0.33, 0.43, 100)
+    assert "is a gain whose" in _sentence(after, -0.04, -0.01, metric="edit_distance")
+    assert "is a loss whose" in _sentence(after, 0.01, 0.04, metric="edit_distance")
+
+
+def test_the_same_value_is_left_as_it_is():
     assert "leaves AP@50 at 40.0 % [35.0, 45.0]" in _sentence(BASE, 0, 0)
 
 

@@ -12,6 +12,9 @@ class ReportConfig(Section):
     pictures: Int = Field(
         12, ge=0, description="number of example images with the boxes before and after"
     )
+    lists: Int = Field(
+        3, ge=0, description="number of training lists shown with all their answers, ranked"
+    )
     benchmark_margin: Float = Field(
         0.02,
         ge=0,

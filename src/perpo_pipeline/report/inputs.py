@@ -1,4 +1,9 @@
-"""The artifact versions that the page is made from."""
+"""The artifact versions that the page is made from.
+
+Metrics are those in use; everything else follows from their lineage: the adapter of a prediction is
+the one that made it, the lists are those that this adapter was trained on, the samples those that
+the lists were made of. So no figure on the page can be about a version that is not behind it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +11,7 @@ from dataclasses import dataclass
 from perpo_pipeline import advice
 from perpo_pipeline.config.evaluations import AT, BASE, Evaluation
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.report.methods import main_method, reported_methods
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import CURRENT, Version, input_of, open_version
 
@@ -22,16 +28,19 @@ class SplitInputs:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The versions by name: metrics per evaluation, adapters per variant.
+    """The versions by name: metrics per evaluation, adapters per evaluated variant.
 
-    The first of `test_sets` is the main one. `benchmarks` are the metrics of other harnesses.
+    The first of `test_sets` is the main one. `lists` are the preferences that each adapter was
+    trained on; `preferences` are those of the headline's method, and the scores and prompts
+    theirs. `benchmarks` are the metrics of other harnesses.
     """
 
     metrics: dict[str, Version]
     test_sets: tuple[SplitInputs, ...]
     adapters: dict[str, Version]
-    scores: Version
+    lists: dict[str, Version]
     preferences: Version
+    scores: Version
     sampled_prompts: Version
     benchmarks: dict[str, Version]
 
@@ -52,6 +61,7 @@ class Inputs:
             "predictions": predictions,
             "prompts": {one.split: one.prompts for one in self.test_sets},
             "adapter": self.adapters,
+            "preferences": self.lists,
             "benchmarks": self.benchmarks,
         }
         named = {f"{kind}/{v}": x for kind, group in groups.items() for v, x in group.items()}
@@ -67,17 +77,31 @@ def open_inputs(run: Run) -> Inputs:
     """Open the versions in use; raises `ArtifactError` naming the first that does not exist."""
     config = run.config
     metrics = {name: run.latest("metrics", name) for name in config.eval_variants()}
-    scores = run.latest("scores", config.sample.split)
-    adapters = {name: run.latest("adapter", name) for name in config.train.variants()}
+    test_sets = tuple(_test_set(run, split, metrics) for split in config.eval.splits)
+    adapters = _adapters(test_sets[0])
+    lists = {name: input_of(adapter, "preferences") for name, adapter in adapters.items()}
+    main = main_method(reported_methods(config))
+    if main is None:
+        preferences = run.latest("preferences", config.sample.split)
+    else:
+        preferences = lists[main.variants[0]]
+    scores = input_of(preferences, "scores")
     return Inputs(
         metrics=metrics,
-        test_sets=tuple(_test_set(run, split, metrics) for split in config.eval.splits),
+        test_sets=test_sets,
         adapters=adapters,
+        lists=lists,
+        preferences=preferences,
         scores=scores,
-        preferences=run.latest("preferences", config.sample.split),
         sampled_prompts=input_of(scores, "prompts"),
         benchmarks=_find_benchmarks(run, adapters),
     )
+
+
+def _adapters(test_set: SplitInputs) -> dict[str, Version]:
+    """The adapters that made the predictions of the trained models on the main test set."""
+    trained = {model: v for model, v in test_set.predictions.items() if model != BASE}
+    return {model: input_of(version, "adapter") for model, version in trained.items()}
 
 
 def _find_benchmarks(run: Run, adapters: Mapping[str, Version]) -> dict[str, Version]:

@@ -1,7 +1,8 @@
 """The methods compared on the same test prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,15 @@ from perpo_pipeline.evaluate.metrics import (
     reward_metrics,
     task_of_prompt,
 )
+from perpo_pipeline.evaluate.statistics import prompts_needed
 from perpo_pipeline.report.inputs import SplitInputs
 from perpo_pipeline.report.methods import ReportedMethod
-from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.store.schemas import PROMPTS, REPORT
 
 Floats = npt.NDArray[np.float64]
+
+TO_TELL = 0.02
+"""The difference for which the page says how many prompts would show it: 2 points."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class Outcomes:
 class Comparison:
     """A paired difference `better` - `worse`: one row of the `report` artifact.
 
-    `test` names the source of the two-sided p-value (`statistics.compare_paired`).
+    `test` names the source of the two-sided p-value (`statistics.compare_paired`). `needed` is how
+    many such prompts would show a difference of TO_TELL (`statistics.prompts_needed`); only the
+    page has it.
     """
 
     metric: str
@@ -65,6 +72,16 @@ class Comparison:
     test: str
     n: int
     split: str
+    needed: int | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+    def row(self) -> dict[str, Any]:
+        """The comparison as a REPORT row."""
+        return {name: value for name, value in asdict(self).items() if name in REPORT.columns.names}
 
 
 def read_outcomes(test_set: SplitInputs) -> Outcomes:
@@ -110,5 +127,6 @@ def compare(
             theirs = np.mean([metric.from_rewards(r) for r in outcomes.of(other)], axis=0)
             compared = paired_row(ours, theirs, images, num_resamples)
             names = (metric.name, main.name, other.name)
-            found.append(Comparison(*names, **compared, split=outcomes.split))
+            needed = prompts_needed(ours, theirs, TO_TELL, images)
+            found.append(Comparison(*names, **compared, split=outcomes.split, needed=needed))
     return found

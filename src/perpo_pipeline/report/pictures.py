@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from perpo_pipeline.answers.formats import BOX_FORMATS
 from perpo_pipeline.drawing.overlay import data_uri
@@ -18,7 +19,11 @@ from perpo_pipeline.vlm.inputs import prompt_image
 
 IMPROVED, UNCHANGED, WORSENED = "improved", "unchanged", "worsened"
 SHARES = {IMPROVED: 0.5, UNCHANGED: 0.25, WORSENED: 0.25}
-LONGEST_TEXT = 240
+SIDES_PX = (1024, 640, 400)
+LARGEST_IMAGE = 400_000
+"""Characters of an image on the page: the first of SIDES_PX that fits. So the size of a page is at
+most this for each example and each list, and LONGEST_TEXT for each text."""
+LONGEST_TEXT = 20_000
 PROMPT_COLUMNS = PROMPTS.pick(
     "prompt_id", "place", "image", "image_sha256", "width", "height", "prompt", role="truth"
 )
@@ -37,17 +42,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class Picture:
-    """One example; `source` is a data URI, boxes are xyxy in pixels of the original image."""
+    """One example; `prompt` is its row of the prompts, `source` its image as a data URI."""
 
     outcome: str
+    prompt: Row
     question: str
     source: str
-    width: int
-    height: int
-    truth_box: list[float] | None
     truth_text: str | None
     before: Answer
     after: Answer
+
+    @property
+    def change(self) -> float:
+        """The reward gained."""
+        return self.after.reward - self.before.reward
+
+    @property
+    def same(self) -> bool:
+        """Whether both models gave the same answer."""
+        return self.before.text == self.after.text
 
 
 def outcomes_of(before: Floats, after: Floats, *, is_grounding: bool) -> list[str]:
@@ -115,22 +128,30 @@ def _rows_of(batches: Iterable[pa.Table], wanted: Collection[str]) -> dict[str, 
 
 
 def _answer(row: Row) -> Answer:
-    return Answer(_shortened(row["completion"]), row["reward"], row["box"])
+    return Answer(shortened_text(row["completion"]), row["reward"], row["box"])
 
 
 def _picture(prompt: Row, outcome: str, before: Answer, after: Answer) -> Picture:
     text = prompt["gt_text"]
     return Picture(
         outcome=outcome,
-        question=_shortened(shown_question(prompt["prompt"])),
-        source=data_uri(prompt_image(prompt)),
-        width=prompt["width"],
-        height=prompt["height"],
-        truth_box=prompt["gt_box"],
-        truth_text=None if text is None else _shortened(text),
+        prompt=prompt,
+        question=shortened_text(shown_question(prompt["prompt"])),
+        source=embedded(prompt_image(prompt)),
+        truth_text=None if text is None else shortened_text(text),
         before=before,
         after=after,
     )
+
+
+def embedded(image: Image.Image) -> str:
+    """An image as a data URI of at most LARGEST_IMAGE characters, if a side of SIDES_PX does."""
+    uri = ""
+    for side in SIDES_PX:
+        uri = data_uri(image, side)
+        if len(uri) <= LARGEST_IMAGE:
+            break
+    return uri
 
 
 def shown_question(prompt: str) -> str:
@@ -139,6 +160,7 @@ def shown_question(prompt: str) -> str:
     return min(filter(None, found), key=len, default=prompt)
 
 
-def _shortened(text: str) -> str:
+def shortened_text(text: str) -> str:
+    """At most LONGEST_TEXT characters; what is left out is counted."""
     over = len(text) - LONGEST_TEXT
     return text if over <= 0 else f"{text[:LONGEST_TEXT]} … ({over} more characters)"

@@ -1,7 +1,6 @@
 """`perpo report`: the artifacts of a run -> one HTML page and the paired comparisons."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.fingerprints import counted_settings
@@ -12,16 +11,17 @@ from perpo_pipeline.report.lineage import ancestors
 from perpo_pipeline.report.methods import ReportedMethod, main_method, reported_methods
 from perpo_pipeline.report.paired import Comparison, Outcomes, compare, read_outcomes
 from perpo_pipeline.report.pictures import Picture, read_pictures
+from perpo_pipeline.report.ranked import RankedList, read_ranked
 from perpo_pipeline.report.results import read_results
 from perpo_pipeline.report.sampled import oracle, read_sampled
-from perpo_pipeline.report.training_log import read_curves
+from perpo_pipeline.report.training_log import read_curves, read_trained
 from perpo_pipeline.rewards.normalise import named_forms
 from perpo_pipeline.run import DEFAULT, Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.writing import Recipe, Writer
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 PAGE = "report.html"
 
 
@@ -48,7 +48,7 @@ def report(run: Run) -> Version:
         comparisons = [row for one in outcomes for row in _compare_all(run, one)]
         html = _page(run, inputs, outcomes, comparisons)
         write_atomically(writer.path / PAGE, lambda sink: sink.write(html.encode()))
-        writer.write_part(0, [asdict(comparison) for comparison in comparisons])
+        writer.write_part(0, [comparison.row() for comparison in comparisons])
 
     return make(run, recipe, work, out=run.out)
 
@@ -71,6 +71,7 @@ def _page(
     config = run.config
     main = main_method(reported_methods(config))
     sampled = read_sampled(inputs)
+    settings = {name: version.manifest["settings"] for name, version in inputs.adapters.items()}
     pictures, outcome_counts = _pictures(run, inputs.main, outcomes[0], main)
     return render(
         Contents(
@@ -89,11 +90,15 @@ def _page(
             answered=[row for test_set in inputs.test_sets for row in read_answered(test_set)],
             oracle=oracle(sampled, config.report.num_resamples),
             main=main,
-            settings=config.train.variants(),
+            settings=settings,
             curves={name: read_curves(version) for name, version in inputs.adapters.items()},
-            train_s={name: v.manifest["wall_s"] for name, v in inputs.adapters.items()},
+            trained={
+                name: read_trained(version, inputs.lists[name])
+                for name, version in inputs.adapters.items()
+            },
             sampled=sampled,
-            sampled_split=config.sample.split,
+            sampled_split=inputs.sampled_prompts.variant,
+            ranked=_ranked(run, inputs, main),
             pictures=pictures,
             outcome_counts=outcome_counts,
             lineage=ancestors(inputs.by_name().values()),
@@ -109,6 +114,14 @@ def _normalised(test_set: SplitInputs) -> str | None:
     settings = [version.manifest["settings"] for version in test_set.predictions.values()]
     forms = [form for one in settings for form in one.get("normalise", [])]
     return named_forms(forms) if forms else None
+
+
+def _ranked(run: Run, inputs: Inputs, main: ReportedMethod | None) -> list[RankedList]:
+    """Lists that the first seed of the main method was trained on."""
+    if main is None:
+        return []
+    settings = inputs.adapters[main.variants[0]].manifest["settings"]
+    return read_ranked(inputs, settings, run.config.report.lists)
 
 
 def _pictures(

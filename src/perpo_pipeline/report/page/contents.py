@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.report.answered import Answered
 from perpo_pipeline.report.benchmarks import Benchmark
 from perpo_pipeline.report.lineage import Ancestor
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.paired import Comparison, Outcomes
 from perpo_pipeline.report.pictures import Picture
+from perpo_pipeline.report.ranked import RankedList
 from perpo_pipeline.report.results import Estimate, MethodResults
 from perpo_pipeline.report.sampled import Sampled
-from perpo_pipeline.report.training_log import Floats
+from perpo_pipeline.report.training_log import Floats, Trained
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class Contents:
     """What was read from the run.
 
     The first of `test_sets` is the main one: the headline, the table of results, the paired
-    comparison and the pictures are about it. `main` is the method of the headline. `settings`,
-    `curves` and `train_s` (seconds) have one entry per trained variant; `outcome_counts` one per
-    outcome of `pictures`. `normalised` is the sentence about normal forms
-    of texts, if there are any.
+    comparison and the pictures are about it. `main` is the method of the headline. `settings` (as
+    the adapter records them), `curves` and `trained` have one entry per trained variant;
+    `outcome_counts` one per outcome of `pictures`. `ranked` are some of the lists that `main` was
+    trained on. `normalised` is the sentence about normal forms of texts, if there are any.
     """
 
     title: str
@@ -48,11 +51,12 @@ class Contents:
     answered: Sequence[Answered]
     oracle: Mapping[str, Estimate]
     main: ReportedMethod | None
-    settings: Mapping[str, TrainSettings]
+    settings: Mapping[str, Json]
     curves: Mapping[str, Mapping[str, Floats]]
-    train_s: Mapping[str, float]
+    trained: Mapping[str, Trained]
     sampled: Sampled
     sampled_split: str
+    ranked: Sequence[RankedList]
     pictures: Sequence[Picture]
     outcome_counts: Mapping[str, int]
     lineage: Sequence[Ancestor]

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.page import plots
 from perpo_pipeline.report.page.contents import Contents
-from perpo_pipeline.report.page.wording import format_of, p_value
+from perpo_pipeline.report.page.wording import format_of, p_value, unsettled
 from perpo_pipeline.report.paired import Comparison
 
 Json = dict[str, Any]
@@ -47,6 +47,7 @@ def _panel(
             "value": how.signed(c.difference),
             "interval": how.interval(c.low, c.high, signed=True),
             "p": p_value(c.p_value),
+            "unsettled": "" if c.is_settled or c.low != c.low else unsettled(c),
         }
         for c in comparisons
     ]

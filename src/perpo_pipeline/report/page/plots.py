@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from perpo_pipeline.evaluate.metric import Unit
-from perpo_pipeline.report.page.svg import INK, MUTED, draw_svg
+from perpo_pipeline.report.page.colours import INK, MUTED
+from perpo_pipeline.report.page.svg import draw_svg
 from perpo_pipeline.report.training_log import Floats
 
 PANEL_WIDTH = 4.2  # inches; an inch is 96 px on the page
@@ -89,10 +90,10 @@ def interval_plot(
 
 
 def curve_plot(curves: Sequence[Curve], *, name: str) -> str:
-    """Smoothed curves over optimiser steps."""
+    """Smoothed curves over optimiser steps; one that equals an earlier one is dashed over it."""
 
     def draw(axes: Any) -> None:
-        for curve in curves:
+        for at, curve in enumerate(curves):
             known = np.isfinite(curve.values)
             steps, values = curve.steps[known], curve.values[known]
             window = max(1, round(SMOOTHING * len(values)))
@@ -103,6 +104,7 @@ def curve_plot(curves: Sequence[Curve], *, name: str) -> str:
                 _smoothed(values, window),
                 color=curve.colour,
                 linewidth=1.8,
+                linestyle=(0, (3, 3)) if _is_drawn(curve, curves[:at]) else "-",
                 marker="o" if len(values) == 1 else None,
             )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _plain_number(y)))
@@ -110,6 +112,14 @@ def curve_plot(curves: Sequence[Curve], *, name: str) -> str:
         axes.set_xlabel("optimiser step")
 
     return draw_svg(draw, name, (PANEL_WIDTH, 2.6))
+
+
+def _is_drawn(curve: Curve, earlier: Sequence[Curve]) -> bool:
+    return any(
+        np.array_equal(curve.steps, one.steps)
+        and np.array_equal(curve.values, one.values, equal_nan=True)
+        for one in earlier
+    )
 
 
 def _plain_number(value: float) -> str:
@@ -132,13 +142,17 @@ def histogram(
     name: str,
     threshold: float | None = None,
 ) -> str:
-    """Stacked histogram on [0, 1], the first part at the bottom; the legend is in the page."""
+    """Stacked histogram of values in [0, 1], the first part at the bottom, without a legend.
+
+    `threshold` is a dashed line at the edge of a bin.
+    """
+    edges = histogram_edges(threshold, [part.values for part in parts])
 
     def draw(axes: Any) -> None:
         shown = [part for part in parts if len(part.values)]
         axes.hist(
             [part.values for part in shown],
-            bins=np.linspace(0, 1, 21).tolist(),
+            bins=edges,
             stacked=True,
             color=[part.colour for part in shown],
             edgecolor="white",
@@ -146,11 +160,26 @@ def histogram(
         )
         if threshold is not None:
             axes.axvline(threshold, color=INK, linewidth=1.3, linestyle=(0, (4, 3)))
-        axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1))
+        axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, edges[-1]))
         axes.grid(False, axis="x")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
     return draw_svg(draw, name, (PANEL_WIDTH, 2.6))
+
+
+def histogram_edges(threshold: float | None, values: Sequence[Floats]) -> list[float]:
+    """Edges of equal bins from 0 to 1 that show a threshold; to less if all values are small.
+
+    The threshold is an edge with at least two bins below it, each at most 0.05 wide: margins of
+    edit distances lie around 0.04, where bins of 0.05 would hide it.
+    """
+    if not threshold:
+        return [float(edge) for edge in np.linspace(0, 1, 21)]
+    width = threshold / max(2, np.ceil(threshold / 0.05))
+    largest = max((float(part.max()) for part in values if len(part)), default=1.0)
+    end = min(1.0, max(largest, 4 * threshold))
+    number = int(np.ceil(end / width - 1e-9))
+    return [min(1.0, round(width * edge, 12)) for edge in range(number + 1)]
 
 
 def best_of_n_plot(values: Floats, *, y_label: str, unit: Unit, colour: str, name: str) -> str:

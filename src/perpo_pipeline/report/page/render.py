@@ -1,46 +1,94 @@
 """The whole page: every section's data, rendered by one template."""
 
+from functools import partial
 from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
-from perpo_pipeline.report.methods import BASE_COLOUR, BASE_LABEL
+from perpo_pipeline.drawing.marks import BEFORE, TRUTH
+from perpo_pipeline.report.methods import BASE_LABEL
 from perpo_pipeline.report.page.all_test_sets import all_test_sets
 from perpo_pipeline.report.page.benchmarks import benchmarks_table
+from perpo_pipeline.report.page.colours import reward_colour, themed, variables
 from perpo_pipeline.report.page.contents import Contents
+from perpo_pipeline.report.page.examples import example_counts, examples
+from perpo_pipeline.report.page.glossary import Glossary
 from perpo_pipeline.report.page.headline import headline, headline_metric
 from perpo_pipeline.report.page.paired import paired_panels
+from perpo_pipeline.report.page.papers_table import papers_table
+from perpo_pipeline.report.page.ranked import ranked_lists
 from perpo_pipeline.report.page.results import missing_answers, results_table
 from perpo_pipeline.report.page.samples import samples
 from perpo_pipeline.report.page.training import training
 from perpo_pipeline.report.page.wording import duration
-
-TRUTH_COLOUR = "#15803d"
 
 Json = dict[str, Any]
 
 
 def render(contents: Contents) -> str:
     """The whole page as HTML; everything except our own SVG is escaped."""
-    return _template().render(
+    glossary = Glossary()
+    metric = headline_metric(contents.results)
+    data: Json = {
+        "headline": headline(contents),
+        "table": results_table(contents, metric),
+        "missing": missing_answers(contents),
+        "test_sets": all_test_sets(contents),
+        "paired": paired_panels(contents),
+        "benchmarks": benchmarks_table(contents.benchmarks, contents.benchmark_margin),
+        "examples": examples(contents),
+        "ranked": ranked_lists(contents),
+        "samples": samples(contents.sampled, contents.sampled_split),
+        "training": training(contents),
+        "lineage": _lineage(contents),
+    }
+    text = _template(glossary).render(
         c=contents,
         base_label=BASE_LABEL,
         facts=_facts(contents),
-        headline=headline(contents),
-        table=results_table(contents, headline_metric(contents.results)),
-        missing=missing_answers(contents),
-        test_sets=all_test_sets(contents),
-        paired=paired_panels(contents),
-        benchmarks=benchmarks_table(contents.benchmarks, contents.benchmark_margin),
+        sections=_sections(contents, data),
+        papers_table=papers_table(contents.model_id, contents.outcomes.prompts["dataset"]),
+        trained_on=contents.trained[contents.main.variants[0]] if contents.main else None,
+        example_counts=example_counts(contents),
         box_colours=_box_colours(contents),
-        samples=samples(contents.sampled, contents.sampled_split),
-        training=training(contents),
-        lineage=_lineage(contents),
+        scale=[reward_colour(step / 10) for step in range(11)],
+        banner=[],
+        marks={},
+        glossary=glossary,
+        **data,
     )
+    return text.replace("@@colours@@", _colours(text))
 
 
-def _template() -> jinja2.Template:
+def _sections(contents: Contents, data: Json) -> list[tuple[str, str]]:
+    """The id and title of each section in the page's order."""
+    learned = f"What {contents.main.label} learned from" if contents.main else ""
+    titled = [
+        ("headline", "Result", True),
+        ("table", "Results by method", True),
+        ("missing", "Missing answers", data["missing"]["rows"]),
+        ("test-sets", "All test sets", data["test_sets"]),
+        ("paired", "Paired comparison", data["paired"]),
+        ("benchmarks", "Did anything else get worse?", data["benchmarks"]),
+        ("pictures", "Before and after", data["examples"]),
+        ("lists", learned, data["ranked"]),
+        ("samples", "Samples of the base model", True),
+        ("training", "Training", data["training"]["methods"]),
+        ("lineage", "Lineage", True),
+        ("glossary", "Glossary", True),
+    ]
+    return [(id, title) for id, title, is_there in titled if is_there]
+
+
+def _colours(text: str) -> str:
+    """The style sheet's colours of methods and plots, light and dark."""
+    light, dark = (variables(text, dark=is_dark) for is_dark in (False, True))
+    screen = "@media screen and (prefers-color-scheme: dark)"
+    return f":root {{ {light} }}\n{screen} {{ :root {{ {dark} }} }}"
+
+
+def _template(glossary: Glossary) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("perpo_pipeline.report", "page"),
         autoescape=True,
@@ -51,6 +99,9 @@ def _template() -> jinja2.Template:
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["duration"] = duration
     environment.filters["breakable"] = _breakable
+    environment.filters["themed"] = themed
+    environment.filters["themed_text"] = partial(themed, is_text=True)
+    environment.globals["term"] = glossary.term
     return environment.get_template("page.html")
 
 
@@ -73,8 +124,8 @@ def _box_colours(contents: Contents) -> Json:
     """The colours of the boxes in the pictures: the truth's and both models'."""
     main = contents.main
     return {
-        "truth": TRUTH_COLOUR,
-        "before": BASE_COLOUR,
+        "truth": TRUTH.colour,
+        "before": BEFORE.colour,
         "after": "" if main is None else main.colour,
     }
 

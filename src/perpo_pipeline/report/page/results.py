@@ -93,16 +93,22 @@ def _rows(
     results: Sequence[MethodResults], metrics: Sequence[str], images: Sequence[str], headline: str
 ) -> list[Json]:
     best = {name: best_value(name, results) for name in metrics}
+    base = next((row.metrics for row in results if row.method.is_base), {})
     rows = []
     for row in results:
         cells = [cell(name, row.metrics) for name in metrics]
         marked = [
-            one | {"best": one["value"] == best[name]}
+            one | {"best": one["value"] == best[name], "as_base": _as_base(row, name, base)}
             for name, one in zip(metrics, cells, strict=True)
         ]
         other = [cell(headline, row.conditions[image]) | {"best": False} for image in images]
         rows.append({"method": row.method, "cells": marked + other, "n": row.metrics[headline].n})
     return rows
+
+
+def _as_base(row: MethodResults, name: str, base: Mapping[str, Estimate]) -> bool:
+    """Whether a trained method has exactly the base's value."""
+    return not row.method.is_base and name in base and row.metrics[name].value == base[name].value
 
 
 def best_value(name: str, results: Sequence[MethodResults]) -> str | None:

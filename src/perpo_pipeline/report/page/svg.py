@@ -9,7 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-INK, MUTED, RULE, PALE = "#1b1f24", "#5b6470", "#d9dde2", "#eef0f3"
+from perpo_pipeline.report.page.colours import GRID, INK, MUTED, RULE, themed
+
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -23,7 +24,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": PALE,
+    "grid.color": GRID,
     "grid.linewidth": 1.0,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -35,7 +36,10 @@ STYLE: dict[Any, Any] = {
 
 
 def draw_svg(draw: Callable[[Any], None], name: str, size: tuple[float, float]) -> str:
-    """Draw on new axes and return an `<svg>` element; the same input gives the same text."""
+    """Draw on new axes and return an `<svg>` element; the same input gives the same text.
+
+    Its colours are variables of the page's style sheet (colours.py), so they suit a dark page.
+    """
     no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
@@ -57,4 +61,10 @@ def _inline(text: str, name: str) -> str:
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     body = body.replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
     body = body.replace("xlink:href", "href")
+    body = re.sub(r"<[^>]*>", lambda m: _with_variables(m[0]), body)
     return f'<svg {box[0]} role="img" aria-label="{html.escape(name)}">{body.strip()}'
+
+
+def _with_variables(tag: str) -> str:
+    is_text = tag.startswith("<text")
+    return re.sub(r"#[0-9a-f]{6}(?=[;\"'])", lambda m: themed(m[0], is_text=is_text), tag)

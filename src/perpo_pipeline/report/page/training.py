@@ -1,6 +1,6 @@
 """The training: its curves and its settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -10,9 +10,12 @@ from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.page import plots
 from perpo_pipeline.report.page.contents import Contents
 from perpo_pipeline.report.page.wording import duration
-from perpo_pipeline.report.training_log import CURVES
+from perpo_pipeline.report.training_log import CURVES, Trained
 
 Json = dict[str, Any]
+
+TERMS = {"reward_accuracy": "reward accuracy", "implicit_margin": "implicit margin"}
+"""The glossary's words for curves that need one."""
 
 
 def training(contents: Contents) -> Json:
@@ -20,7 +23,13 @@ def training(contents: Contents) -> Json:
     methods = [row.method for row in contents.results if not row.method.is_base]
     panels = [panel for curve in CURVES for panel in _panels(contents, curve, methods)]
     settings = [_settings(contents, method) for method in methods]
-    return {"panels": panels, "methods": methods, "settings": settings}
+    fingerprints = {contents.trained[v].fingerprint for m in methods for v in m.variants}
+    return {
+        "panels": panels,
+        "methods": methods,
+        "settings": settings,
+        "different_lists": len(fingerprints) > 1,
+    }
 
 
 def _panels(contents: Contents, curve: str, methods: Sequence[ReportedMethod]) -> list[Json]:
@@ -34,7 +43,7 @@ def _panels(contents: Contents, curve: str, methods: Sequence[ReportedMethod]) -
         ]
         if drawn:
             svg = Markup(plots.curve_plot(drawn, name=title))
-            panels.append({"title": title, "plot": svg})
+            panels.append({"title": title, "term": TERMS.get(curve, ""), "plot": svg})
     return panels
 
 
@@ -55,16 +64,28 @@ def _axes(
 
 
 def _settings(contents: Contents, method: ReportedMethod) -> Json:
+    """What the adapter's manifest records of its settings, its lists and its steps."""
     one = contents.settings[method.variants[0]]
-    seconds = [contents.train_s[variant] for variant in method.variants]
+    trained = [contents.trained[variant] for variant in method.variants]
+    uses = METHODS[one["method"]].uses
+    lora = one.get("lora")
     return {
+        "name": method.name,
         "label": method.label,
-        "learning_rate": f"{one.learning_rate:g}",
-        "beta": f"{one.beta:g}" if one.chosen_method.uses("beta") else "–",
-        "gamma": f"{one.gamma:g}" if one.chosen_method.uses("gamma") else "–",
-        "epochs": f"{one.epochs:g}",
-        "batch": one.batch_size,
-        "lora": f"{one.lora.rank} / {one.lora.alpha}",
-        "seeds": ", ".join(str(contents.settings[v].seed) for v in method.variants),
-        "time": duration(sum(seconds) / len(seconds)),
+        "learning_rate": f"{one['learning_rate']:g}",
+        "beta": f"{one['beta']:g}" if uses("beta") else "–",
+        "gamma": f"{one['gamma']:g}" if uses("gamma") else "–",
+        "epochs": f"{one['epochs']:g}",
+        "batch": one["batch_size"],
+        "lora": f"{lora['rank']} / {lora['alpha']}" if lora else "–",
+        "seeds": ", ".join(str(contents.settings[v]["seed"]) for v in method.variants),
+        "lists": _each(trained, lambda t: f"{t.used:,}"),
+        "min_margin": _each(trained, lambda t: f"{t.min_margin:g}"),
+        "steps": _each(trained, lambda t: f"{t.steps:,}"),
+        "time": duration(sum(t.wall_s for t in trained) / len(trained)),
     }
+
+
+def _each(trained: Sequence[Trained], write: Callable[[Trained], str]) -> str:
+    """The different values of a method's seeds; one value if they agree."""
+    return ", ".join(dict.fromkeys(write(one) for one in trained))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.evaluate.metric import Unit
 from perpo_pipeline.evaluate.metrics import find_metric
-from perpo_pipeline.report.paired import Comparison
+from perpo_pipeline.report.paired import TO_TELL, Comparison
 from perpo_pipeline.report.results import Estimate
 
 SPACE = "\u00a0"
@@ -63,7 +63,7 @@ def verdict(
     """One sentence on what training changed, as firm as the intervals allow.
 
     If the intervals overlap, `paired` decides: the difference on the same prompts, in this metric
-    or in the mean reward.
+    or in the mean reward. A difference that is not shown is never called no change.
     """
     how = format_of(metric)
     change = f"{how.label} from {how.full(base)} to {how.full(after)}"
@@ -72,21 +72,46 @@ def verdict(
         gained = (after.value > base.value) == how.higher_is_better
         end = "" if gained else ", so the model became worse"
         return f"{label} {verb} {change}; the 95{SPACE}% intervals do not overlap{end}."
-    if after.value == base.value:
-        return f"{label} leaves {how.label} at {how.full(after)}: this run shows no change."
     start = f"{label} changes {change}"
+    if after.value == base.value:
+        start = f"{label} leaves {how.label} at {how.full(after)}"
     if paired is None or paired.low != paired.low or paired.high != paired.high:
         return f"{start}; there are too few images for an interval."
-    if paired.low > 0 or paired.high < 0:
-        change = "a gain" if paired.difference > 0 else "a loss"
+    if paired.is_settled:
+        gained = (paired.difference > 0) == format_of(paired.metric).higher_is_better
         return (
-            f"{start}; the 95{SPACE}% intervals overlap, but the paired difference is {change} "
-            "whose interval excludes zero."
+            f"{start}; the 95{SPACE}% intervals overlap, but the paired difference is "
+            f"{'a gain' if gained else 'a loss'} whose interval excludes zero."
         )
-    return (
-        f"{start}, but the 95{SPACE}% intervals overlap and the interval of the paired difference "
-        "includes zero: this run shows no change."
-    )
+    return f"{start}, and the interval of the paired difference includes zero: {unsettled(paired)}."
+
+
+def unsettled(paired: Comparison) -> str:
+    """What a difference whose interval includes zero means, without a full stop.
+
+    Below the number of prompts that would show a difference of TO_TELL with a probability of 80 %
+    there are too few to tell.
+    """
+    step, needed = _points_to_tell(paired.metric), paired.needed
+    if needed is None:
+        same = f"both gave the same result on each of the {paired.n:,} prompts"
+        return f"too few to tell from {paired.n:,} prompts" if paired.difference else same
+    if needed > paired.n:
+        about = f"about {_rounded(needed):,} prompts would tell a difference of {step}"
+        return f"too few to tell ({about}, this run has {paired.n:,})"
+    return f"no difference is shown, and {paired.n:,} prompts are enough to tell one of {step}"
+
+
+def _points_to_tell(metric: str) -> str:
+    """TO_TELL in the unit of the metric."""
+    how = format_of(metric)
+    return f"{how.unit.factor * TO_TELL:g}{how.points and SPACE + how.points}"
+
+
+def _rounded(number: int) -> int:
+    """To two digits, upwards: the spread is known no better than that."""
+    step = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // step) * step
 
 
 def paired_sentence(paired: Comparison) -> str:
