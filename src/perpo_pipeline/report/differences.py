@@ -8,8 +8,10 @@ from typing import Literal
 
 from rapidfuzz.distance import Levenshtein
 
-SAME, EXTRA, MISSING = "same", "extra", "missing"
 Kind = Literal["same", "extra", "missing"]
+SAME: Kind = "same"
+EXTRA: Kind = "extra"
+MISSING: Kind = "missing"
 
 # Scripts that are written without spaces: each character is compared by itself.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
@@ -63,14 +65,11 @@ def _compared(tokens: Iterable[str]) -> list[str]:
 
 
 def _merged(pieces: Iterable[Piece]) -> list[Piece]:
-    """Neighbours of one kind as one piece; equal white space between two changes joins them."""
-    tidy: list[Piece] = []
-    for piece in pieces:
-        if piece.text:
-            tidy.append(piece)
+    """Neighbours of one kind as one piece; no empty ones."""
+    kept = (piece for piece in pieces if piece.text)
     return [
         Piece(kind, "".join(piece.text for piece in group))
-        for kind, group in groupby(tidy, key=lambda piece: piece.kind)
+        for kind, group in groupby(kept, key=lambda piece: piece.kind)
     ]
 
 

@@ -2,8 +2,14 @@
 
 from collections.abc import Iterable
 
-GROUNDING_MODELS = ("llava-1.5-7b", "llava-v1.5-7b", "llava-v1.6-vicuna-7b", "llava-next-7b")
-GROUNDING_MODELS += ("llava-v1.6-7b", "llava-onevision-qwen2-7b")
+GROUNDING_MODELS = (
+    "llava-1.5-7b",
+    "llava-v1.5-7b",
+    "llava-v1.6-7b",
+    "llava-v1.6-vicuna-7b",
+    "llava-next-7b",
+    "llava-onevision-qwen2-7b",
+)
 OCR_MODELS = ("llava-next-25k", "llava-next-50k")
 REFCOCO = {"refcoco", "refcoco+", "refcocog"}
 FOX = {"fox"}

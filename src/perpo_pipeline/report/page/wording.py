@@ -110,7 +110,7 @@ def _points_to_tell(metric: str) -> str:
 
 def _rounded(number: int) -> int:
     """To two digits, upwards: the spread is known no better than that."""
-    step = 10 ** max(0, len(str(number)) - 2)
+    step = int(10 ** max(0, len(str(number)) - 2))
     return -(-number // step) * step
 
 
