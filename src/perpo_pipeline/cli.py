@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from perpo_pipeline import advice
+from perpo_pipeline import advice, bars
 from perpo_pipeline.commands.compare import compare
 from perpo_pipeline.commands.doctor import doctor
 from perpo_pipeline.commands.evaluate import eval_command
@@ -113,6 +113,7 @@ def _with_folder(error: PerpoError) -> PerpoError:
 
 def _print(error: PerpoError | Stopped, message: str) -> None:
     """Print the message, or leave it for the parent of several processes to print once."""
+    bars.close_all()
     if LAUNCHED in os.environ and write_failure(error):
         return
     print(message, file=sys.stderr)

@@ -1,13 +1,13 @@
 """What all stages share: where a run's artifacts are, and "do nothing if it is complete"."""
 
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from perpo_pipeline import advice
+from perpo_pipeline import advice, bars
+from perpo_pipeline.bars import Bar
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError, Stopped
 from perpo_pipeline.interrupts import signal_of
@@ -28,40 +28,33 @@ class Console:
         self.quiet = quiet
 
     def say(self, message: str) -> None:
-        """Print a message to stderr."""
-        print(message, file=sys.stderr, flush=True)
+        """Print a message to stderr, above a bar."""
+        bars.write(message)
 
     def progress(
-        self, items: Iterable[Item], what: str, total: int | None = None
-    ) -> Iterable[Item]:
-        """Iterate with a progress bar (rate, time left) on a terminal, unless --quiet."""
-        bar: Iterable[Item] = self.bar(what, items=items, total=total)
-        return bar
+        self, items: Iterable[Item], what: str, total: int | None = None, unit: str = "items"
+    ) -> Iterator[Item]:
+        """Iterate with a progress bar, or a line per minute in a log, unless --quiet."""
+        if total is None and isinstance(items, Sized):
+            total = len(items)
+        with self.bar(what, total, unit=unit) as bar:
+            for item in items:
+                yield item
+                bar.update()
 
     def bar(
         self,
         what: str,
-        *,
-        items: Iterable[Any] | None = None,
         total: int | None = None,
+        *,
         initial: int = 0,
-        unit: str = "it",
-    ) -> Any:
-        """A tqdm bar. Without `items` the caller updates it; `initial` steps were done before."""
-        from tqdm import tqdm
-
-        return tqdm(
-            items,
-            desc=what,
-            total=total,
-            disable=self.quiet or None,
-            file=sys.stderr,
-            leave=False,
-            mininterval=0.5,
-            miniters=1,
-            dynamic_ncols=True,
-            unit=unit,
-            initial=initial,
+        unit: str = "items",
+        wave: int = 1,
+        doing: str = "",
+    ) -> Bar:
+        """A bar that the caller updates (`bars.Bar`); `initial` items were done before."""
+        return Bar(
+            what, total, initial=initial, unit=unit, wave=wave, doing=doing, quiet=self.quiet
         )
 
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from perpo_pipeline import cli
+from perpo_pipeline.bars import Bar
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import BackendSetup, OnDone, Row, SampledList
 from perpo_pipeline.inference.processes import _visible_devices
@@ -198,9 +199,13 @@ def test_the_preview_equals_the_scores(
     assert run("score") == 0
     scores = open_version(Path("data/r/scores/train")).table().to_pydict()
     shown: list[dict[str, str]] = []
-    monkeypatch.setattr(
-        "tqdm.tqdm.set_postfix", lambda self, values, refresh: shown.append(dict(values))
-    )
+    update = Bar.update
+
+    def updated(bar: Bar, items: int, figures: Mapping[str, str]) -> None:
+        shown.append(dict(figures))
+        update(bar, items, figures)
+
+    monkeypatch.setattr(Bar, "update", updated)
     shutil.rmtree("data/r/samples")
     assert run("sample", "--set", "sample.preview_reward=iou") == 0
     mean = sum(scores["reward"]) / len(scores["reward"])

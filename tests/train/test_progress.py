@@ -6,26 +6,40 @@ from typing import Any
 
 import pytest
 
-from perpo_pipeline.train import progress
-from perpo_pipeline.train.progress import Progress, figures, progress_line
+from perpo_pipeline import bars
+from perpo_pipeline.bars import Bar
+from perpo_pipeline.train.progress import Progress, figures
 
 LOGS = {"loss": 0.51234, "reward_accuracy": 0.7777, "tokens_per_s": 5230.4, "kl": 0.1}
 
 
-def test_a_line_has_loss_accuracy_speed_and_time_left() -> None:
-    line = progress_line("train perpo", 1200, 1800, figures(LOGS), 0.5)
-    assert line == (
-        "train perpo: step 1,200 of 1,800, loss 0.512, accuracy 0.78, tokens/s 5,230, 5 min left"
+def line_of(step: int, steps: int, seconds_per_step: float, monkeypatch: Any) -> str:
+    """The line after `step`, where each step took so long; there is no figure but the last's."""
+    clock = [0.0]
+    monkeypatch.setattr(bars.time, "monotonic", lambda: clock[0])
+    with Bar("train perpo", steps, initial=step - 2, unit="steps", quiet=True) as bar:
+        for _ in range(2):
+            clock[0] += seconds_per_step
+            bar.update(1, figures(LOGS))
+        return bar.line()
+
+
+def test_a_line_has_loss_accuracy_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert line_of(1200, 1800, 0.5, monkeypatch) == (
+        "train perpo: 1,200 of 1,800 steps, 2/s, loss 0.512, accuracy 0.78, tokens/s 5,230, "
+        "5 min left"
     )
     assert figures({"loss": 2.0}) == {"loss": "2"}  # SFT has no accuracy
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (9000, "2.5 h")],
+    [(0.1, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (9000, "2.5 h")],
 )
-def test_time_left_has_a_fitting_unit(seconds: float, shown: str) -> None:
-    assert progress_line("t", 1, 2, {}, seconds) == f"t: step 1 of 2, {shown} left"
+def test_time_left_has_a_fitting_unit(
+    seconds: float, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert line_of(2, 3, seconds, monkeypatch).endswith(f", {shown} left")
 
 
 def run(
@@ -33,7 +47,7 @@ def run(
 ) -> None:
     """Ten steps of 25 s each, resumed after the second."""
     clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(bars.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     state: Any = SimpleNamespace(global_step=2, max_steps=10, is_world_process_zero=rank == 0)
     nothing: Any = None
@@ -53,9 +67,9 @@ def test_a_log_gets_a_line_per_minute_and_one_at_the_end(
     run(monkeypatch)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [
-        "train perpo: step 5 of 10",
-        "train perpo: step 8 of 10",
-        "train perpo: step 10 of 10",
+        "train perpo: 5 of 10 steps",
+        "train perpo: 8 of 10 steps",
+        "train perpo: 10 of 10 steps",
     ]
     assert lines[0].endswith("2 min left")  # five steps of 25 s
     assert lines[1].endswith("50 s left") and lines[2].endswith("0 s left")
@@ -66,8 +80,8 @@ def test_a_terminal_gets_a_bar(
 ) -> None:
     run(monkeypatch, terminal=True)
     shown = capsys.readouterr().err
-    assert "loss=0.512" in shown and "accuracy=0.78" in shown and "tokens/s=5,230" in shown
-    assert "step 5 of 10" not in shown
+    assert "loss 0.512" in shown and "accuracy 0.78" in shown and "tokens/s 5,230" in shown
+    assert "5/10" in shown and "5 of 10 steps" not in shown
 
 
 @pytest.mark.parametrize("how", [{"quiet": True}, {"rank": 1}])

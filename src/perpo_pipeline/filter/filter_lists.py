@@ -153,7 +153,7 @@ def _named(weights: Mapping[str, float]) -> str:
 
 
 def _all_margins(run: Run, sampled: Sampled, split: str, config: FilterConfig) -> pl.DataFrame:
-    parts = run.progress(range(len(sampled)), f"filter {split}: margins", len(sampled))
+    parts = run.progress(range(len(sampled)), f"filter {split}: margins", len(sampled), "parts")
     if not len(sampled):
         raise ArtifactError(
             "the artifact holds no scores",
@@ -196,7 +196,7 @@ def _write_lists(
     """Write the lists that stay, LISTS_PER_PART per part; the first part also has those dropped."""
     kept = lists.filter(pl.col("reason").is_null())
     starts = range(0, kept.height, LISTS_PER_PART)
-    for index, start in enumerate(run.progress(starts, "filter: lists", len(starts))):
+    for index, start in enumerate(run.progress(starts, "filter: lists", len(starts), "parts")):
         if writer.has_part(index):
             continue
         chunk = kept.slice(start, LISTS_PER_PART)

@@ -75,7 +75,9 @@ def answer_prompts(
     for index, part in pending.items():
         if not part.num_rows:  # a kill came between its last answer and the part
             write(index, [])
-    progress = Progress(run, task.title, prompts.num_rows, done=done, preview=task.preview)
+    progress = Progress(
+        run, task.title, prompts.num_rows, setup.settings, done=done, preview=task.preview
+    )
     answered = answer_parts(
         setup,
         seed,

@@ -57,6 +57,7 @@ def answer_parts(
     """
     if not pending:
         return
+    progress.open()
     elsewhere = _answer_elsewhere(setup, run_seed, pending, progress, on_kept, should_stop)
     if elsewhere is not None:
         progress.begin()

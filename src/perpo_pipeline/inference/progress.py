@@ -1,9 +1,10 @@
-"""The progress bar of `perpo sample` and `perpo eval`."""
+"""The progress of `perpo sample` and `perpo eval`, in prompts."""
 
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from perpo_pipeline.bars import Bar
+from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.inference.part_sampler import Row, count_tokens
 from perpo_pipeline.run import Run
 
@@ -21,22 +22,40 @@ class Preview(Protocol):
 
 
 class Progress:
-    """A bar with prompts and tokens per second, time left, and a preview's figures."""
+    """A bar with the time left, prompts and tokens per second, and a preview's figures."""
 
     def __init__(
-        self, run: Run, title: str, num_prompts: int, *, done: int, preview: Preview | None = None
+        self,
+        run: Run,
+        title: str,
+        num_prompts: int,
+        settings: InferenceConfig,
+        *,
+        done: int,
+        preview: Preview | None = None,
     ) -> None:
         self.run, self.title, self.num_prompts, self.done = run, title, num_prompts, done
-        self.preview = preview
-        self.bar: Any = None
+        self.settings, self.preview = settings, preview
+        self.bar: Bar | None = None
         self.prompts = self.tokens = 0
 
-    def begin(self) -> None:
-        """Open the bar and start its clock, after the model is loaded."""
+    def open(self) -> None:
+        """Open the bar, before the model is loaded."""
         self.bar = self.run.bar(
-            self.title, total=self.num_prompts, initial=self.done, unit="prompt"
+            self.title,
+            self.num_prompts,
+            initial=self.done,
+            unit="prompts",
+            wave=prompts_side_by_side(self.settings),
+            doing="loading the model"
+            if self.settings.backend != "openai"
+            else "asking the server which model it has",
         )
-        self.started = time.monotonic()
+
+    def begin(self) -> None:
+        """Say that the first prompts are being answered."""
+        if self.bar is not None:
+            self.bar.phase("answering the first prompts")
 
     def close(self) -> None:
         if self.bar is not None:
@@ -53,10 +72,20 @@ class Progress:
             self.preview.add(prompts, rows)
 
     def update(self, prompts: int, tokens: int) -> None:
-        """Show these totals since the clock started."""
+        """Show these totals of this sitting."""
+        if self.bar is None:
+            return
         new, self.prompts, self.tokens = prompts - self.prompts, prompts, tokens
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        figures = {} if self.preview is None else self.preview.figures()
-        shown = {"tokens/s": f"{tokens / seconds:.0f}", **figures}
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update(new)
+        figures = {} if self.preview is None else dict(self.preview.figures())
+        per_s = self.bar.speed.per_s
+        if per_s and prompts:
+            figures = {"tokens/s": f"{tokens / prompts * per_s:,.0f}", **figures}
+        self.bar.update(new, figures)
+
+
+def prompts_side_by_side(settings: InferenceConfig) -> int:
+    """How many prompts finish together or nearly so; 1 where that varies, as with vLLM."""
+    if settings.backend == "openai":
+        return settings.concurrency
+    processes = (settings.num_actors or 1) if settings.engine == "ray" else settings.num_gpus
+    return settings.batch_size * processes if settings.backend == "transformers" else 1

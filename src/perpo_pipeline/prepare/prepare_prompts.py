@@ -84,7 +84,7 @@ def _write_all(run: Run, split: str, prepared: Prepared, source: Source) -> Vers
 
 def _request(run: Run, split: str, source: Source) -> Request:
     def progress(items: Any, what: str, total: int) -> Any:
-        return run.progress(items, f"prepare {split}: {what}", total)
+        return run.progress(items, f"prepare {split}", total, what)
 
     model = run.config.model
     return Request(
@@ -126,7 +126,7 @@ def _write_prompts(
             writer.write_part(0, list(prepared.bad_rows), table=LEFT_OUT.name)
         rows = prepared.rows
         starts = range(0, len(rows), PROMPTS_PER_PART)
-        for index, start in enumerate(run.progress(starts, f"prepare {split}")):
+        for index, start in enumerate(run.progress(starts, f"prepare {split}", unit="parts")):
             if not writer.has_part(index):
                 chunk = [rows[i] for i in range(start, min(start + PROMPTS_PER_PART, len(rows)))]
                 writer.write_part(index, chunk)

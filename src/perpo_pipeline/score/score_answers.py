@@ -70,7 +70,7 @@ def score(run: Run, split: str) -> Version:
             return scores_table(answers, found), found, answers.texts.null_count()
 
         scored = _in_order(todo, scored_part, workers)
-        for index, (part, found, cut) in run.progress(scored, f"score {split}", len(todo)):
+        for index, (part, found, cut) in run.progress(scored, f"score {split}", len(todo), "parts"):
             writer.write_part(index, part)
             doubts.add(found, cut)
         counts = _count(writer)

@@ -3,6 +3,7 @@
 import math
 import signal
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ def fit(
         if world.is_first
         else ""
     )
+    progress = Progress(name, quiet)
     stopping = StopAtRequest(request, world, settings.checkpoint_minutes * 60)
     if world.is_first:
         remove_incomplete(checkpoints)
@@ -115,11 +117,12 @@ def fit(
             callbacks=[
                 MarkWhole(saver, world),
                 stopping,
-                Progress(name, quiet),
+                progress,
                 *reporting_callbacks(log_to),
             ],
         )
-        _run(trainer, request, start)
+        with closing(progress):
+            _run(trainer, request, start)
     if world.is_first:
         keep_loose_files(checkpoints, logs)
     state = trainer.state

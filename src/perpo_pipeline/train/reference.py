@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
+from perpo_pipeline.bars import Bar
 from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.run import Run, make
@@ -75,7 +76,13 @@ def make_reference(
         _write_parts(writer, parts, shares)
         return {"lists": len(lists)}
 
-    bar = run.bar("reference log-probabilities", total=len(lists))
+    bar = run.bar(
+        "reference log-probabilities",
+        len(lists),
+        unit="lists",
+        wave=LISTS_PER_CALL * world.size,
+        doing="the first lists",
+    )
     shares = _Shares(vlm, settings, collate, world, bar)
     with bar:
         if world.is_first:
@@ -95,7 +102,7 @@ def _write_parts(
     """In the first process: compute the missing parts together with the others, and write them."""
     world = shares.world
     missing = world.broadcast([i for i in range(len(parts)) if not writer.has_part(i)])
-    shares.bar.update(sum(len(part) for i, part in enumerate(parts) if i not in missing))
+    shares.bar.skip(sum(len(part) for i, part in enumerate(parts) if i not in missing))
     for index in missing:
         found: dict[str, list[float]] = {}
         for share in world.gather(shares.logps(parts[index])):
@@ -117,7 +124,7 @@ class _Shares:
     settings: TrainSettings
     collate: ListCollator
     world: World
-    bar: Any
+    bar: Bar
 
     def logps(self, part: Sequence[TrainingList]) -> dict[str, list[float]]:
         """By prompt_id, the log-probabilities of each list of the share."""

@@ -153,7 +153,7 @@ def _with_prompt_tokens(
     preprocess = task.model_settings["preprocess"]
     return [
         replace(entry, prompt_tokens=count_row_tokens(vlm, entry.prompt, preprocess))
-        for entry in run.progress(lists, "lengths")
+        for entry in run.progress(lists, "lengths of the lists", unit="lists")
     ]
 
 

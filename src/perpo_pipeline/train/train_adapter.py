@@ -115,7 +115,10 @@ def _train(
     zero = read_zero_config(settings.deepspeed) if settings.deepspeed else None
     interrupted = _interrupt_explained(f"train {task.variant}", path / "checkpoints")
     with _full_disk_explained(path), lost_contact_explained(), interrupted:
-        with sharded_loading(zero, task.resolved, task.model_settings["dtype"]):
+        with (
+            run.bar(f"train {task.variant}", doing="loading the model"),
+            sharded_loading(zero, task.resolved, task.model_settings["dtype"]),
+        ):
             vlm = open_model(run.config.model, task.resolved, task.model_settings, run.scratch)
         forward = choose_forward_and_say(run, vlm, settings)
         ready_model(vlm, forward, settings)
@@ -201,7 +204,12 @@ def _check_forward(
             check_own_head(vlm, encoded)
     if forward == "separate":
         return
-    with memory_explained(settings):
+    with (
+        run.bar(
+            f"train {task.variant}", doing="comparing one list with a slower way to compute it"
+        ),
+        memory_explained(settings),
+    ):
         found = check_shared_prefix(vlm, encoded, max_tokens=settings.max_tokens_per_forward)
     run.say(f"train: self-check passed; {found}")
 

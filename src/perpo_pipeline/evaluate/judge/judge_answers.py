@@ -186,7 +186,7 @@ class _Asking:
         if not pending:
             return
         with self.console.bar(
-            f"judge {self.task.name}", total=len(self.questions), initial=there
+            f"judge {self.task.name}", len(self.questions), initial=there, unit="replies"
         ) as bar:
             try:
                 failures = ask_all(self.judge, pending, partial(self._add, bar))
