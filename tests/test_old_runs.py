@@ -156,12 +156,18 @@ def test_a_version_that_was_begun_under_an_older_rule_is_named(
     assert "left behind" in said and str(begun) in said
 
 
+def made_later(version: Version) -> None:
+    file = version.path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "created_at": "2999-01-01T00:00:00Z"}))
+
+
 def test_a_version_whose_input_was_retried_since_is_not_found(tmp_path: Path) -> None:
     """An older fingerprint counted those of its inputs alone, not which of their prompts failed."""
-    run = run_of("4", tmp_path)
-    prepare(run, "train")
-    samples = open_version(run.place("samples", "train")).path / "manifest.json"
-    manifest = json.loads(samples.read_text())
-    samples.write_text(json.dumps({**manifest, "created_at": "2999-01-01T00:00:00Z"}))
+    run = run_of("2", tmp_path)
+    made_later(prepare(run, "train"))
+    samples = sample(run, "train")  # prompts cannot be retried, only made again, as they were
+    assert samples.path == open_version(run.place("samples", "train")).path
+    made_later(samples)
     old = open_version(run.place("scores", "train")).path
     assert score(run, "train").path != old

@@ -184,7 +184,8 @@ def _is_as_recorded(version: Version) -> bool:
         except ArtifactError:
             continue
         identities[name] = parent.identity
-        if parent.manifest["created_at"] > manifest["created_at"]:
+        may_be_retried = "failed" in parent.manifest["counts"]
+        if may_be_retried and parent.manifest["created_at"] > manifest["created_at"]:
             return False
     return version.fingerprint == _fingerprint(manifest, identities) or (
         identities == fingerprints and version.fingerprint == _fingerprint(manifest, fingerprints)
