@@ -15,6 +15,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from perpo_pipeline.machine import memory_bytes
+
 PACKAGE = "perpo-pipeline"
 INSTALL = "pip install -c constraints.txt -e ."
 DEVELOPMENT = ("dev", "docs", "oracle")  # extras that no command needs
@@ -28,7 +30,7 @@ def examine() -> str:
     fixes: list[str] = []
     lines = [
         _line("python", f"{sys.version.split()[0]} on {platform.platform()}"),
-        _line("machine", f"{os.cpu_count()} cores, {_memory_gib():.0f} GiB memory"),
+        _line("machine", f"{os.cpu_count()} cores, {memory_bytes() / 2**30:.0f} GiB memory"),
     ]
     lines += [_package_line(requirement, fixes) for requirement in _required(fixes)]
     lines += _accelerator_lines()
@@ -133,11 +135,3 @@ def _compiler_line(fixes: list[str]) -> str:
         return _line("compiler", shutil.which("g++") or "none (only DeepSpeed needs one)")
     fixes.append("apt-get install g++ ninja-build")
     return _line("compiler", f"{', '.join(missing)} missing (DeepSpeed builds its CPU collectives)")
-
-
-def _memory_gib() -> float:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    total = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemTotal"))
-    return int(total.split()[1]) / 2**20

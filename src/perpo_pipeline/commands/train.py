@@ -189,7 +189,7 @@ def _find_done(run: "Run", name: str) -> "Version | None":
 
 
 def _print_plan(run: "Run", names: list[str], launch: "Launch | None", given: list[str]) -> None:
-    from perpo_pipeline.train.dry_run import describe_training
+    from perpo_pipeline.planning.training import describe_training
 
     for name in names:
         print(describe_training(run, name, launch, given))

@@ -53,6 +53,7 @@ class Request:
     unit: Unit | None = "px"  # None: pixels, but ask if they look like another unit
     leave_out_bad_rows: bool = False
     settings: Collection[str] = ()  # the names of those that the source has
+    survey: int | None = None  # open only this many images: for `perpo plan`
     progress: Callable[[Iterable[Any], str, int], Iterable[Any]] = _no_bar
 
     @property
@@ -142,6 +143,10 @@ def collect(
     `left_out_by_per_dataset`, and the seed if rows were chosen.
     """
     unique = _usable_prompts(entries, faults, request.split)
+    number = None
+    if request.survey is not None:
+        unique, number = _draw_some(unique, per_dataset, request)
+        per_dataset = None
     checks = _Checks(faults, request, threads)
     keys, shortages = _choose_and_check(unique, per_dataset, checks)
     checked = [checks.good[key] for key in keys if key in checks.good]
@@ -175,6 +180,7 @@ def collect(
     return Prepared(
         PromptRows(checked, request.split, embed=embed, file=file),
         facts,
+        counts={} if number is None else {"prompts": number},
         left_out=dict(Counter(fault.reason for fault in faults.found)),
         bad_rows=[{**f._asdict(), "place": full_place(file, f.place)} for f in faults.found],
         source_rows=[entry.source_row for entry, _ in checked],
@@ -267,6 +273,15 @@ def _choose(
         f"{name} has only {len(draws)}" for name, draws in drawn.items() if len(draws) < per_dataset
     ]
     return [key for _, key in kept], shortages
+
+
+def _draw_some(
+    entries: dict[str, Entry], per_dataset: int | None, request: Request
+) -> tuple[dict[str, Entry], int]:
+    """Some of the entries that would be chosen, at random by their keys, and how many would be."""
+    keys, _ = _choose(entries, per_dataset, request)
+    some = set(sorted(keys)[: request.survey])
+    return {key: entry for key, entry in entries.items() if key in some}, len(keys)
 
 
 @dataclass

@@ -5,12 +5,14 @@ config/sources.py and a reader in `READERS`.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.sources import Source
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.json_files import Row
 from perpo_pipeline.prepare.coco import read_coco
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.fox import read_fox
@@ -80,6 +82,28 @@ def _write_all(run: Run, split: str, prepared: Prepared, source: Source) -> Vers
     prompts = _write_prompts(run, split, prepared, source, run.out and run.out / "prompts")
     write_lists(run, split, prompts, prepared.lists, prepared.facts, run.out)
     return prompts
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How many prompts a split would have, and the rows of some of them."""
+
+    prompts: int
+    rows: list[Row]
+
+
+def survey(run: Run, split: str, at_most: int) -> Survey:
+    """Count a split's prompts without making it; opens the images of `at_most` prompts.
+
+    All rows are read, and faults are raised as `prepare` raises them; a row whose image was not
+    opened may still be faulty.
+    """
+    source = run.config.prepare[split]
+    request = replace(_request(run, split, source), survey=at_most)
+    prepared = READERS[source.source](source, request)
+    every = len(prepared.rows)
+    spread = [i * every // at_most for i in range(at_most)] if every > at_most else range(every)
+    return Survey(prepared.counts.get("prompts", every), [prepared.rows[i] for i in spread])
 
 
 def _request(run: Run, split: str, source: Source) -> Request:

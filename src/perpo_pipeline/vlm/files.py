@@ -71,6 +71,36 @@ def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
     return _checked(ResolvedModel(snapshot, model_id, commit=snapshot.name))
 
 
+def find_on_this_machine(model_id: str, revision: str | None = None) -> ResolvedModel | None:
+    """As `resolve_model`, but downloads nothing and needs no weights; None if it is not here."""
+    path = Path(model_id).expanduser()
+    if model_id == "testbed" or path.is_dir():
+        return resolve_model(model_id) if model_id == "testbed" else _if_configured(path, model_id)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            model_id,
+            revision=revision,
+            allow_patterns=list(MODEL_FILE_PATTERNS),
+            local_files_only=True,
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return _if_configured(Path(found), model_id, Path(found).name)
+
+
+def _if_configured(path: Path, model_id: str, commit: str | None = None) -> ResolvedModel | None:
+    has_config = (path / "config.json").is_file()
+    return ResolvedModel(path.resolve(), model_id, commit) if has_config else None
+
+
+def has_weights(resolved: ResolvedModel) -> bool:
+    """Whether all of the model's weights are in its folder."""
+    return not _missing_weights(resolved.path)
+
+
 def compute_identity(resolved: ResolvedModel, cache_file: Path | None = None) -> str:
     """The exact model's name: `id@commit` from the hub, else `sha256:...` over its files.
 

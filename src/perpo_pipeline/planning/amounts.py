@@ -1,0 +1,128 @@
+"""How much there is to do: prompts of each split, completions, and the lists to expect."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from perpo_pipeline.config.sources import ReferSource
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.filter.margins import list_margins, reasons_to_drop
+from perpo_pipeline.planning.hardware import published
+from perpo_pipeline.prepare.prepare_prompts import survey
+from perpo_pipeline.run import Run
+from perpo_pipeline.store.artifacts import CURRENT, Version, input_of
+from perpo_pipeline.store.schemas import PROMPTS, SAMPLES, SCORES
+
+LOOKED_AT = 64  # prompts whose tokens are counted
+SCORE_COLUMNS = [*SAMPLES.role("key"), *SCORES.role("measured")]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The prompts of one split: how many (None: unknown), why so, and the rows of some of them."""
+
+    name: str
+    prompts: int | None
+    how: str
+    uses: tuple[str, ...]
+    rows: list[Row] = field(default_factory=list, repr=False)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists that `perpo filter` keeps: between `low` and `high` (None: unknown)."""
+
+    low: int | None
+    high: int | None
+    how: str
+
+    @property
+    def known(self) -> bool:
+        return self.low is not None and self.low == self.high
+
+
+def count_splits(run: Run) -> list[Split]:
+    """The prompts of every split of the configuration, from the artifact or else its source."""
+    return [_count_split(run, name) for name in run.config.prepare]
+
+
+def _count_split(run: Run, name: str) -> Split:
+    uses = _uses(run, name)
+    if (made := finished(run, "prompts", name)) is not None:
+        rows = _some_rows(made) if uses else []
+        return Split(name, made.manifest["rows"], "prepared", uses, rows)
+    source = run.config.prepare[name]
+    try:
+        found = survey(run, name, LOOKED_AT)
+    except ConfigError as error:  # the files are not here
+        known = _published_number(source, name)
+        if known is None:
+            why = f"unknown: {error.what}" + (f" ({error.where})" if error.where else "")
+            return Split(name, None, why, uses)
+        return Split(name, known[0], f"{known[1]}; {error.what} ({error.where})", uses)
+    how = (
+        "to be rendered" if source.source == "testbed" else f"counted in the {source.source} files"
+    )
+    return Split(name, found.prompts, how, uses, found.rows)
+
+
+def _uses(run: Run, name: str) -> tuple[str, ...]:
+    config = run.config
+    sampled = ("sampled",) if name == config.sample.split else ()
+    return (*sampled, "evaluated") if name in config.eval.splits else sampled
+
+
+def _some_rows(prompts: Version) -> list[Row]:
+    """Rows that are spread over the first part."""
+    part = prompts.part(0, list(PROMPTS.columns.names))
+    step = max(1, part.num_rows // LOOKED_AT)
+    rows: list[Row] = part.take(list(range(0, part.num_rows, step))[:LOOKED_AT]).to_pylist()
+    return rows
+
+
+def _published_number(source: Any, name: str) -> tuple[int, str] | None:
+    """The number that the settings or the official splits give, and where it is from."""
+    if not isinstance(source, ReferSource):
+        return None
+    if source.per_dataset is not None:
+        number = source.per_dataset * len(source.datasets)
+        return number, f"per_dataset {source.per_dataset:,} x {len(source.datasets)} datasets"
+    official = published()["refer"]
+    splits = source.splits or [name]
+    numbers = [official[d].get(s) for d in source.datasets for s in splits]
+    if not numbers or None in numbers:
+        return None
+    return sum(numbers), f"of {official['source']}"
+
+
+def finished(run: Run, artifact: str, variant: str) -> Version | None:
+    """The version in use, or None; raises `ArtifactError` for one that is damaged."""
+    if artifact not in run.inputs and not (run.place(artifact, variant) / CURRENT).is_file():
+        return None
+    return run.latest(artifact, variant)
+
+
+def expect_lists(run: Run, sampled: Split) -> Lists:
+    """What filter keeps of the scores that exist, or else the most that it could keep."""
+    split = run.config.sample.split
+    if (scores := finished(run, "scores", split)) is not None:
+        kept = _kept(run, scores)
+        return Lists(kept, kept, "what filter keeps of the scores that are there")
+    if sampled.prompts is None:
+        return Lists(None, None, "unknown, as the prompts are")
+    cap = run.config.filter.max_lists
+    most = sampled.prompts if cap is None else min(cap, sampled.prompts)
+    bound = "the prompts" if most == sampled.prompts else "filter.max_lists"
+    return Lists(0, most, f"unknown until answers are scored; at most {bound}")
+
+
+def _kept(run: Run, scores: Version) -> int:
+    config = run.config.filter
+    rows = [pl.DataFrame(part) for part in scores.batches(SCORE_COLUMNS)]
+    datasets = input_of(scores, "prompts").table(columns=["prompt_id", "dataset"])
+    lists = list_margins(pl.concat(rows), config).join(
+        pl.DataFrame(datasets), on="prompt_id", how="left", maintain_order="left"
+    )
+    return int(reasons_to_drop(lists, config).null_count())

@@ -1,0 +1,191 @@
+"""A few seconds of the real work on this machine, for models that are small enough for it.
+
+One batch is sampled, one is answered greedily, and one step of each method is trained, all by the
+code that the stages use; nothing is written.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.planning.amounts import Row
+from perpo_pipeline.planning.model import Model
+from perpo_pipeline.planning.rates import Rate, Rates
+from perpo_pipeline.planning.tokens import Answers, measured_answers
+from perpo_pipeline.run import Run
+from perpo_pipeline.train.lists import TrainingList, choose_completions, ground_truth_list
+from perpo_pipeline.vlm.chat import answer_turn
+from perpo_pipeline.vlm.inputs import encode_row, open_model
+
+if TYPE_CHECKING:
+    from perpo_pipeline.vlm.completion import Completion
+    from perpo_pipeline.vlm.models import Vlm
+
+SMALL = 50_000_000  # parameters
+SPREAD = 1.3
+EVALUATED = 64  # prompts
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured: rates, and the answers that were sampled meanwhile."""
+
+    rates: Rates
+    answers: Answers
+
+
+def is_small(model: Model) -> bool:
+    """Whether a few seconds of the real work say something about the model's speed."""
+    return (
+        model.resolved is not None and model.shape is not None and (model.shape.parameters <= SMALL)
+    )
+
+
+def calibrate(run: Run, model: Model, rows: Sequence[Row]) -> Calibration:
+    """Do a small piece of every stage that uses the model, and time it."""
+    assert model.resolved is not None and model.vlm is not None
+    config = run.config
+    begun = time.perf_counter()
+    vlm = open_model(
+        config.model,
+        model.resolved,
+        {"dtype": "bfloat16" if model.half else "float32"},
+        run.scratch,
+    )
+    start = time.perf_counter() - begun
+    worker = _Worker(run, vlm, start)
+    batch = rows[: config.sample.batch_size]
+    worker.sample(batch[:2])  # the first call takes longer
+    seconds, lists = _timed(lambda: worker.sample(batch))
+    rates: Rates = {("sample", ""): worker.rate(seconds / len(batch))}
+    greedy = rows[: min(EVALUATED, config.eval.batch_size)]
+    seconds, _ = _timed(lambda: worker.answer(greedy))
+    rates["eval", ""] = worker.rate(seconds / len(greedy))
+    rates |= worker.train(batch, lists)
+    every = [one.token_ids for answers in lists for one in answers]
+    return Calibration(rates, measured_answers(every, config.sample.num_samples))
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    found = work()
+    return time.perf_counter() - begun, found
+
+
+class _Worker:
+    """The stages' own code on a few rows."""
+
+    def __init__(self, run: Run, vlm: "Vlm", start: float) -> None:
+        self.run, self.vlm, self.start = run, vlm, start
+        self.preprocess = run.config.model.preprocess
+
+    def rate(self, seconds: float) -> Rate:
+        """The rate of what took `seconds` per prompt or list."""
+        start = self.start / SPREAD, self.start * SPREAD
+        return Rate(seconds / SPREAD, seconds * SPREAD, "a few seconds of it, done here now", start)
+
+    def sample(self, rows: Sequence[Row]) -> "list[list[Completion]]":
+        """The lists of some prompts."""
+        from perpo_pipeline.vlm.decoding import sample_lists
+
+        how = self.run.config.sample.decoding()
+        return sample_lists(
+            self.vlm,
+            [encode_row(self.vlm, row, self.preprocess) for row in rows],
+            seeds=list(range(len(rows))),
+            num_samples=how.num_samples,
+            temperature=how.temperature,
+            top_k=how.top_k,
+            top_p=how.top_p,
+            repetition_penalty=how.repetition_penalty,
+            max_new_tokens=how.max_new_tokens,
+        )
+
+    def answer(self, rows: Sequence[Row]) -> None:
+        """One greedy answer to each of some prompts."""
+        from perpo_pipeline.vlm.decoding import greedy_decode
+
+        prompts = [encode_row(self.vlm, row, self.preprocess) for row in rows]
+        greedy_decode(self.vlm, prompts, max_new_tokens=self.run.config.eval.max_new_tokens)
+
+    def train(self, rows: Sequence[Row], sampled: "list[list[Completion]]") -> Rates:
+        """The reference, and a step of each method, on lists of these prompts."""
+        from perpo_pipeline.train.engine import choose_forward, ready_model
+
+        variants = self.run.config.train.variants()
+        rates: Rates = {}
+        for name, settings in variants.items():
+            forward = choose_forward(self.vlm, settings.forward)
+            ready_model(self.vlm, forward, settings)
+            lists = self._lists(rows, sampled, settings)[: settings.batch_size]
+            reference, step = _time_step(self, lists, settings, forward)
+            rates["train", name] = self.rate(step / len(lists))
+            if settings.chosen_method.trains_on == "lists" or ("reference", "") not in rates:
+                rates["reference", ""] = self.rate(reference / len(lists))
+        return rates
+
+    def _lists(
+        self, rows: Sequence[Row], sampled: "list[list[Completion]]", settings: TrainSettings
+    ) -> list[TrainingList]:
+        """Lists of distinct answers with made-up rewards, which cost as much as real ones."""
+        lists = []
+        for row, answers in zip(rows, sampled, strict=True):
+            distinct = list(dict.fromkeys(tuple(one.token_ids) for one in answers))
+            rewards = [1 - i / (len(distinct) + 1) for i in range(len(distinct))]
+            counts, ref = [1] * len(distinct), [0.0] * len(distinct)
+            lists.append(TrainingList(row, distinct, rewards, counts, ref))
+        if settings.chosen_method.trains_on == "truth":
+            turn = answer_turn(self.vlm)
+            return [ground_truth_list(e, self.vlm, self.run.config.model, turn) for e in lists]
+        return choose_completions([e for e in lists if len(e.counts) > 1], settings.chosen_method)
+
+
+def _time_step(
+    worker: _Worker, lists: Sequence[TrainingList], settings: TrainSettings, forward: Any
+) -> tuple[float, float]:
+    """Seconds of the reference and of one optimiser step on `lists`."""
+    import torch
+
+    from perpo_pipeline.train.batches import ListCollator
+    from perpo_pipeline.train.engine import ListPolicy, reference_logps
+    from perpo_pipeline.train.scope import make_trainable
+    from perpo_pipeline.train.trainer import batch_losses
+
+    vlm = worker.vlm
+    collate = ListCollator(vlm, worker.preprocess, forward, settings.max_tokens_per_forward)
+    reference, _ = _timed(lambda: reference_logps(vlm.model, collate(lists)["batches"]))
+    policy = make_trainable(vlm, settings)
+    model = ListPolicy(policy)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate)
+
+    def step() -> None:
+        for batch in collate(lists)["batches"]:
+            on_device = batch.to(vlm.device)
+            loss = batch_losses(model(on_device.lists), on_device, settings).sum() / len(lists)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.train()
+    step()
+    seconds, _ = _timed(step)
+    if settings.tuning == "lora":
+        policy.unload()
+    policy.requires_grad_(False)
+    return reference, seconds
+
+
+def measure_machine() -> tuple[float, float]:
+    """Floating-point operations per second of a matrix product, and bytes per second of a copy."""
+    import torch
+
+    a = torch.randn(1536, 1536)
+    torch.mm(a, a)
+    product, _ = _timed(lambda: [torch.mm(a, a) for _ in range(4)])
+    source = torch.empty(2**26)
+    copy, _ = _timed(lambda: [source.clone() for _ in range(2)])
+    return 4 * 2 * 1536**3 / product, 2 * 2 * source.nbytes / copy

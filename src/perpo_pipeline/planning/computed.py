@@ -1,0 +1,129 @@
+"""Speeds that are computed from a model's shape and a card's peak and bandwidth.
+
+A forward takes 2 floating-point operations per parameter and token; training a LoRA adapter takes 4
+(the gradients of frozen weights are left out), training the weights 6, and gradient checkpointing 2
+more. Writing an answer reads all weights once per token, for all prompts of a batch together, or
+computes for all of its rows, whichever takes longer. The vision tower counts as if its tokens went
+through the language model. Attention over long prompts is not counted.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from perpo_pipeline.planning.hardware import Hardware, published
+from perpo_pipeline.planning.rates import Rate, Rates
+from perpo_pipeline.planning.tokens import Answers, PromptTokens
+from perpo_pipeline.planning.training import Training
+from perpo_pipeline.run import Run
+from perpo_pipeline.train.memory import Shape
+
+VLLM_ROWS = 256  # answers that vLLM writes at a time
+
+
+def computed_rates(
+    run: Run,
+    hardware: Hardware,
+    shape: Shape,
+    tokens: PromptTokens,
+    answers: Answers,
+    trainings: Sequence[Training],
+    *,
+    backend: str,
+) -> Rates:
+    """The rate of each stage that uses the model; empty if the card's figures are unknown.
+
+    All devices work: prompts and lists are shared by as many processes.
+    """
+    if hardware.flops is None or hardware.bandwidth is None:
+        return {}
+    machine = _Machine(hardware, hardware.flops, hardware.bandwidth, shape)
+    prompt = sum(tokens.whole) / len(tokens.whole)
+    truth = sum(tokens.truth) / len(tokens.truth) if len(tokens.truth) else answers.tokens[0]
+    sample, evaluate = run.config.sample, run.config.eval
+    n = sample.num_samples
+    rates: Rates = {
+        ("sample", ""): machine.answering(
+            prompt, answers.tokens, n, _rows(backend, sample.batch_size, n)
+        ),
+        ("eval", ""): machine.answering(
+            prompt,
+            (truth, min(answers.tokens[1], evaluate.max_new_tokens)),
+            1,
+            _rows(backend, evaluate.batch_size, 1),
+        ),
+        ("reference", ""): machine.training(prompt, answers.list_tokens(), 2),
+    }
+    for training in trainings:
+        low, high = _list_tokens(training, answers, truth)
+        each = 6 if training.settings.tuning == "full" else 4
+        each += 2 * training.settings.gradient_checkpointing
+        repeats = training.forward == "separate"
+        rates["train", training.variant] = machine.training(prompt, (low, high), each, repeats)
+    return rates
+
+
+def _rows(backend: str, batch_size: int, num_samples: int) -> int:
+    return VLLM_ROWS if backend == "vllm" else batch_size * num_samples
+
+
+def _list_tokens(training: Training, answers: Answers, truth: float) -> tuple[float, float]:
+    """Tokens of the answers of a list, as far as the method trains on them."""
+    match training.settings.chosen_method.trains_on:
+        case "truth":
+            return truth, truth
+        case "pair":
+            return 2 * answers.tokens[0], 2 * answers.tokens[1]
+    return answers.list_tokens()
+
+
+class _Machine:
+    """A model's shape on devices with a peak and a bandwidth."""
+
+    def __init__(self, hardware: Hardware, flops: float, bandwidth: float, shape: Shape) -> None:
+        stated: dict[str, Any] = published()["utilisation"]
+        self.shape, self.count = shape, hardware.count
+        least, most = stated["compute"]
+        self.flops = flops * most, flops * least
+        least, most = stated["bandwidth"]
+        self.bandwidth = bandwidth * most, bandwidth * least
+        low, high = stated["compute"]
+        self.source = (
+            f"computed from FLOPs, {hardware.source}, {100 * low:.0f} to {100 * high:.0f} % of it"
+        )
+
+    def answering(
+        self, prompt: float, answer: tuple[float, float], per_prompt: int, rows: int
+    ) -> Rate:
+        """Seconds per prompt, of which `per_prompt` answers are written, `rows` at a time."""
+        return self._rate(
+            *(
+                2 * self.shape.parameters * prompt / flops
+                + per_prompt * tokens * self._token(flops, bandwidth, rows)
+                for flops, bandwidth, tokens in zip(self.flops, self.bandwidth, answer, strict=True)
+            )
+        )
+
+    def _token(self, flops: float, bandwidth: float, rows: int) -> float:
+        """Seconds for one token of one row."""
+        shape = self.shape
+        reading = shape.parameters * shape.weight_bytes / bandwidth / rows
+        return max(reading, 2 * shape.parameters / flops)
+
+    def training(
+        self, prompt: float, answers: tuple[float, float], each: int, separate: bool = False
+    ) -> Rate:
+        """Seconds per list; `each` operations per parameter and token."""
+        seconds = []
+        for flops, tokens in zip(self.flops, answers, strict=True):
+            whole = prompt + tokens if not separate else 20 * prompt + tokens
+            seconds.append(each * self.shape.parameters * whole / flops)
+        return self._rate(*seconds)
+
+    def _rate(self, low: float, high: float) -> Rate:
+        return Rate(low / self.count, high / self.count, self.source, self._start())
+
+    def _start(self) -> tuple[float, float]:
+        stated: dict[str, Any] = published()["start"]
+        weights = self.shape.parameters * self.shape.weight_bytes / 1e9
+        (low, high), (slow, fast) = stated["seconds"], stated["load"]
+        return low + weights / fast, high + weights / slow

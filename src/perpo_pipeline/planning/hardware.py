@@ -1,0 +1,93 @@
+"""The machine that a plan is for: this one, or one that `--hardware` describes."""
+
+import difflib
+import functools
+import re
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.machine import cores, memory_bytes
+
+GIB = 2**30
+_DESCRIBED = re.compile(r"(?P<name>.+?)(?:x(?P<count>[1-9][0-9]{0,3}))?")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`count` devices of one kind; `memory` in bytes, `flops` per second and `bandwidth` in bytes
+    per second of each, None where they are not published. `here`: it is this machine.
+    """
+
+    label: str
+    count: int
+    memory: float
+    flops: float | None
+    bandwidth: float | None
+    source: str
+    here: bool
+    is_gpu: bool = True
+
+    def __str__(self) -> str:
+        return self.label if self.count == 1 else f"{self.count} x {self.label}"
+
+
+@functools.cache
+def published() -> dict[str, Any]:
+    """The figures of published.toml."""
+    text = resources.files("perpo_pipeline.planning").joinpath("published.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+def describe_hardware(text: str) -> Hardware:
+    """The hardware that NAME or NAMExN describes; raises ConfigError with the known names."""
+    known: dict[str, Any] = published()["hardware"]
+    text = text.strip().lower()
+    match = _DESCRIBED.fullmatch(text)
+    name = text if text in known or match is None else match["name"]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(
+            f"--hardware {text}: no such hardware"
+            + (f"; did you mean '{near[0]}'?" if near else ""),
+            fix=f"give NAME or NAMExN (h100x8), with one of {', '.join(known)}",
+        )
+    count = 1 if name == text or match is None else int(match["count"] or 1)
+    return _card(known[name], count, here=False)
+
+
+def _card(record: dict[str, Any], count: int, *, here: bool) -> Hardware:
+    return Hardware(
+        record["label"],
+        count,
+        record["memory_gib"] * GIB,
+        record["tflops"] * 1e12,
+        record["bandwidth"] * 1e9,
+        f"published peak ({record['source']})",
+        here,
+    )
+
+
+def this_machine(device: str) -> Hardware:
+    """The GPUs that torch sees, unless the run's `model.device` is cpu or there are none."""
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        number = cores()
+        label = f"{number} CPU core{'s' * (number != 1)}"
+        return Hardware(label, 1, memory_bytes(), None, None, "measured", here=True, is_gpu=False)
+    properties = torch.cuda.get_device_properties(0)
+    records = published()["hardware"].values()
+    fits = [record for record in records if record["match"] in properties.name]
+    record = max(fits, key=lambda one: len(one["match"]), default=None)
+    return Hardware(
+        properties.name,
+        torch.cuda.device_count(),
+        properties.total_memory,
+        record["tflops"] * 1e12 if record else None,
+        record["bandwidth"] * 1e9 if record else None,
+        f"published peak ({record['source']})" if record else "no published peak known",
+        here=True,
+    )

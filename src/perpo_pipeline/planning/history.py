@@ -1,0 +1,155 @@
+"""Speeds of finished versions: the wall time in the manifests of this machine's data folder."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.planning.rates import Key, Rate, Rates
+from perpo_pipeline.run import Run
+from perpo_pipeline.store.artifacts import MANIFEST
+
+Manifest = dict[str, Any]
+NEAR = 4.0  # how many times as much or little work still has the same speed
+SPREAD = 1.25  # of a single measurement
+FAR_SPREAD = 2.0
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One finished version: how much it did, and in how many seconds."""
+
+    amount: float
+    seconds: float
+
+
+def past_rates(run: Run, identity: str | None, planned: Mapping[Key, float]) -> Rates:
+    """The rate of each stage from versions with the same model and settings that decide speed.
+
+    `planned` says how much each stage will do: versions that did about as much come first.
+    """
+    manifests = list(_manifests(run.config.data_root))
+    found: dict[Key, list[_Measured]] = {}
+    for key in planned:
+        stage, variant = key
+        for manifest in manifests:
+            measured = _READERS[stage](run, variant, identity, manifest, manifests)
+            if measured is not None and measured.amount and measured.seconds > 0:
+                found.setdefault(key, []).append(measured)
+    return {key: _rate(found[key], planned[key], run.config.data_root) for key in found}
+
+
+def _manifests(data_root: Path) -> Iterator[Manifest]:
+    """Every readable manifest of every run."""
+    for file in sorted(data_root.glob(f"*/*/*/*/{MANIFEST}")):
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+            _ = float(manifest["wall_s"]), dict(manifest["settings"]), _time(manifest)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of another program, or damaged: other commands name it
+        yield manifest
+
+
+def _rate(measured: list[_Measured], planned: float, root: Path) -> Rate:
+    near = [m for m in measured if m.amount / NEAR <= planned <= m.amount * NEAR]
+    spread = SPREAD if near else FAR_SPREAD
+    used = near or [min(measured, key=lambda m: max(m.amount / planned, planned / m.amount))]
+    rates = [m.seconds / m.amount for m in used]
+    several = f"{len(used)} finished versions" if len(used) > 1 else "1 finished version"
+    size = "" if near else ", much larger or smaller ones"
+    edge = spread if len(used) == 1 else 1 + (spread - 1) / 2
+    return Rate(min(rates) / edge, max(rates) * edge, f"{several} in {root}{size}")
+
+
+def _same(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(settings.get(name) == value for name, value in wanted.items())
+
+
+def _of_sampling(
+    run: Run, _: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+) -> _Measured | None:
+    config = run.config.sample
+    wanted = {"model": identity, "num_samples": config.num_samples}
+    wanted["max_new_tokens"] = config.max_new_tokens
+    if manifest["artifact"] != "samples" or not _same(manifest["settings"], wanted):
+        return None
+    return _Measured(manifest["rows"] / config.num_samples, manifest["wall_s"])
+
+
+def _of_evaluation(
+    run: Run, _: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+) -> _Measured | None:
+    wanted = {"model": identity, "max_new_tokens": run.config.eval.max_new_tokens}
+    if manifest["artifact"] != "predictions" or not _same(manifest["settings"], wanted):
+        return None
+    return _Measured(manifest["rows"], manifest["wall_s"])
+
+
+def _of_reference(
+    run: Run, _: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+) -> _Measured | None:
+    if manifest["artifact"] != "reference" or manifest["settings"].get("model") != identity:
+        return None
+    return _Measured(manifest["rows"], manifest["wall_s"])
+
+
+def _of_training(
+    run: Run, variant: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+) -> _Measured | None:
+    """Without the reference that was made meanwhile."""
+    if manifest["artifact"] != "adapter":
+        return None
+    settings = run.config.train.variants()[variant]
+    own = settings.result_settings()
+    wanted = {"model": identity, "method": settings.method}
+    wanted |= {name: own[name] for name in ("tuning", "scope", "lora") if name in own}
+    found = manifest["settings"]
+    if not _same(found, wanted):
+        return None
+    amount = manifest["counts"].get("lists", 0) * found.get("epochs", 1.0)
+    return _Measured(amount, manifest["wall_s"] - _reference_within(manifest, all_of_them))
+
+
+def _reference_within(manifest: Manifest, all_of_them: list[Manifest]) -> float:
+    """Seconds of the reference log-probabilities that were computed during a training."""
+    end = _time(manifest)
+    start = end - timedelta(seconds=manifest["wall_s"] + 2)  # times have whole seconds
+    lists = manifest["inputs"].get("preferences", {}).get("fingerprint")
+    return sum(
+        other["wall_s"]
+        for other in all_of_them
+        if other["artifact"] == "reference"
+        and other["inputs"].get("preferences", {}).get("fingerprint") == lists
+        and start <= _time(other) <= end
+    )
+
+
+def _time(manifest: Manifest) -> datetime:
+    return datetime.strptime(manifest["created_at"], "%Y-%m-%dT%H:%M:%SZ")
+
+
+def _of_preparing(
+    run: Run, split: str, _: str | None, manifest: Manifest, all_of_them: list[Manifest]
+) -> _Measured | None:
+    source = run.config.prepare[split].source
+    if manifest["artifact"] != "prompts" or manifest["settings"].get("source") != source:
+        return None
+    return _Measured(manifest["rows"], manifest["wall_s"])
+
+
+def _of_report(
+    run: Run, _: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+) -> _Measured | None:
+    return _Measured(1, manifest["wall_s"]) if manifest["artifact"] == "report" else None
+
+
+_READERS = {
+    "prepare": _of_preparing,
+    "sample": _of_sampling,
+    "reference": _of_reference,
+    "train": _of_training,
+    "eval": _of_evaluation,
+    "report": _of_report,
+}

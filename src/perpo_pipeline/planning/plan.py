@@ -1,0 +1,297 @@
+"""What a run will take and make, from its configuration and what exists of it; runs nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from perpo_pipeline.config.evaluations import Evaluation
+from perpo_pipeline.config.steps import lists_for
+from perpo_pipeline.inference.backends import choose_backend
+from perpo_pipeline.planning.amounts import Lists, Split, count_splits, expect_lists
+from perpo_pipeline.planning.calibration import calibrate, is_small, measure_machine
+from perpo_pipeline.planning.computed import computed_rates
+from perpo_pipeline.planning.disk import Disk, expect_disk
+from perpo_pipeline.planning.hardware import Hardware, this_machine
+from perpo_pipeline.planning.history import past_rates
+from perpo_pipeline.planning.model import Model, look_at_model
+from perpo_pipeline.planning.rates import ROWS_PER_S, Key, Rate, Rates
+from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, expect_answers
+from perpo_pipeline.planning.training import Training, expect_training, is_half
+from perpo_pipeline.run import Run
+from perpo_pipeline.train.memory import GIB
+
+RENDERED_S = (0.0005, 0.003)  # per prompt of the testbed: README's run, one core
+READ_S = (0.0002, 0.05)  # per prompt: an image file is opened and hashed; stated, not measured
+REPORT_S = (2.0, 30.0)
+WEIGHED = "stated, not measured"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The time of one stage in seconds; None where it is unknown, for the reason in `source`."""
+
+    name: str
+    amount: str
+    low: float | None
+    high: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that `perpo plan` prints."""
+
+    run: Run
+    hardware: Hardware
+    model: Model
+    splits: Sequence[Split]
+    completions: int | None
+    lists: Lists
+    tokens: PromptTokens | None
+    answers: Answers
+    trainings: Sequence[Training]
+    disk: Disk
+    stages: Sequence[Stage]
+    notes: Sequence[str]
+
+    @property
+    def total(self) -> tuple[float, float] | None:
+        """Seconds of all stages together; None if one of them is unknown."""
+        spans = [(one.low, one.high) for one in self.stages]
+        if any(low is None or high is None for low, high in spans):
+            return None
+        return sum(low or 0 for low, _ in spans), sum(high or 0 for _, high in spans)
+
+
+def make_plan(run: Run, described: Hardware | None = None) -> Plan:
+    """Plan the run on `described` hardware, or on this machine."""
+    hardware = described or this_machine(run.config.model.device)
+    splits = count_splits(run)
+    (sampled,) = (split for split in splits if split.name == run.config.sample.split)
+    lists = expect_lists(run, sampled)
+    model = look_at_model(run, half=is_half(run, hardware))
+    rows = sampled.rows or next((split.rows for split in splits if split.rows), [])
+    tokens = count_tokens(run, model, rows)
+    answers = expect_answers(run, tokens)
+    number = run.config.sample.num_samples
+    completions = None if sampled.prompts is None else sampled.prompts * number
+    trainings = _trainings(run, hardware, model, lists, tokens, answers)
+    done = _Amounts(run, splits, sampled, lists)
+    rates, answers = _rates(run, hardware, model, tokens, answers, trainings, rows, done)
+    return Plan(
+        run,
+        hardware,
+        model,
+        splits,
+        completions,
+        lists,
+        tokens,
+        answers,
+        trainings,
+        expect_disk(run, model, splits, completions, answers, trainings),
+        _stages(run, done, completions, rates, model),
+        _notes(run, hardware, model, lists, sampled),
+    )
+
+
+def _trainings(
+    run: Run,
+    hardware: Hardware,
+    model: Model,
+    lists: Lists,
+    tokens: PromptTokens | None,
+    answers: Answers,
+) -> list[Training]:
+    if not lists.high or tokens is None:
+        return []
+    found = []
+    for variant, settings in run.config.train.variants().items():
+        size = 1 if hardware.here else min(hardware.count, settings.batch_size)
+        training = expect_training(
+            variant,
+            settings,
+            lists.high,
+            model,
+            tokens,
+            answers,
+            size,
+            in_one_row=hardware.is_gpu,
+        )
+        found += [training] if training is not None else []
+    return found
+
+
+@dataclass(frozen=True)
+class _Amounts:
+    """How many prompts or lists each stage has; None: unknown."""
+
+    run: Run
+    splits: Sequence[Split]
+    sampled: Split
+    lists: Lists
+
+    def prompts(self, split: str) -> int | None:
+        (found,) = (one for one in self.splits if one.name == split)
+        return found.prompts
+
+    def evaluated(self, evaluation: Evaluation) -> int | None:
+        """The prompts of an evaluation: fewer with wrong images."""
+        prompts = self.prompts(evaluation.split)
+        if prompts is None or not evaluation.image:
+            return prompts
+        return min(prompts, self.run.config.eval.condition_prompts)
+
+    def planned(self) -> dict[Key, float]:
+        """How much each kind of work is; what is unknown is left out."""
+        config = self.run.config
+        lists = self.lists.high
+        found: dict[Key, float | None] = {
+            ("prepare", split.name): split.prompts for split in self.splits if split.uses
+        }
+        found |= {("sample", ""): self.sampled.prompts, ("reference", ""): lists}
+        for name, settings in config.train.variants().items():
+            found["train", name] = None if lists is None else lists * settings.epochs
+        found["eval", ""] = self.prompts(config.eval.splits[0])
+        found["report", ""] = 1.0
+        return {key: amount for key, amount in found.items() if amount}
+
+
+def _rates(
+    run: Run,
+    hardware: Hardware,
+    model: Model,
+    tokens: PromptTokens | None,
+    answers: Answers,
+    trainings: Sequence[Training],
+    rows: Sequence[dict[str, object]],
+    amounts: _Amounts,
+) -> tuple[Rates, Answers]:
+    """The best-founded rate of each stage: past versions, a trial here, published figures."""
+    planned = amounts.planned()
+    past = past_rates(run, model.identity, planned) if hardware.here else {}
+    needed = [key for key in planned if key[0] in ("sample", "eval", "train")]
+    backend = choose_backend(run.config.sample, "cuda" if hardware.is_gpu else "cpu")
+    if backend == "openai" or all(key in past for key in needed) or model.shape is None:
+        return past, answers
+    if hardware.here and is_small(model) and rows and backend == "transformers":
+        run.say("plan: no finished version says how fast this is: doing a few seconds of it")
+        found = calibrate(run, model, rows)
+        return found.rates | past, found.answers
+    if tokens is None:
+        return past, answers
+    if hardware.here and not hardware.is_gpu:
+        hardware = _measured(run, hardware)
+    computed = computed_rates(
+        run, hardware, model.shape, tokens, answers, trainings, backend=backend
+    )
+    return computed | past, answers
+
+
+def _measured(run: Run, hardware: Hardware) -> Hardware:
+    """This machine's processor, with the speed of a matrix product and of a copy."""
+    run.say("plan: measuring a matrix product on this machine")
+    flops, bandwidth = measure_machine()
+    source = f"a matrix product here, {flops / 1e9:.0f} GFLOP/s"
+    return replace(hardware, flops=flops, bandwidth=bandwidth, source=source)
+
+
+def _stages(
+    run: Run, amounts: _Amounts, completions: int | None, rates: Rates, model: Model
+) -> list[Stage]:
+    config = run.config
+    stages = [
+        _stage(f"prepare {split.name}", split.prompts, "prompts", _preparing(run, split, rates))
+        for split in amounts.splits
+        if split.uses
+    ]
+    why = None if model.shape is not None else f"unknown: {model.id} is not on this machine"
+    sampled = amounts.sampled.prompts
+
+    def of_model(name: str, amount: float | None, unit: str, key: Key) -> Stage:
+        return _stage(name, amount, unit, rates.get(key), why)
+
+    stages.append(of_model("sample", sampled, "prompts", ("sample", "")))
+    scoring = Rate(1 / ROWS_PER_S, 10 / ROWS_PER_S, "benchmarks/RESULTS.md", (1, 4))
+    stages.append(_stage("score, filter", completions, "answers", scoring))
+    lists, at_least = amounts.lists.high, amounts.lists.low or 0
+    if any(s.chosen_method.needs_preferences for s in config.train.variants().values()):
+        stages.append(of_model("reference", lists, "lists", ("reference", "")))
+    for name, settings in config.train.variants().items():
+        amount = None if lists is None else lists * settings.epochs
+        stages.append(of_model(f"train {name}", amount, "lists", ("train", name)))
+    if lists is not None and at_least < lists:
+        stages = [
+            replace(one, amount=f"at most {one.amount}") if one.amount.endswith("lists") else one
+            for one in stages
+        ]
+    for model_name in config.eval_models():
+        some = [amounts.evaluated(one) for one in config.eval.evaluations_of(model_name)]
+        prompts = None if None in some else sum(number or 0 for number in some)
+        stages.append(of_model(f"eval {model_name}", prompts, "prompts", ("eval", "")))
+    report = rates.get(("report", "")) or Rate(*REPORT_S, WEIGHED)
+    stages.append(_stage("report", 1, "page", report))
+    return stages
+
+
+def _preparing(run: Run, split: Split, rates: Rates) -> Rate:
+    if (found := rates.get(("prepare", split.name))) is not None:
+        return found
+    rendered = run.config.prepare[split.name].source == "testbed"
+    return Rate(*(RENDERED_S if rendered else READ_S), WEIGHED, (1, 4))
+
+
+def _stage(
+    name: str, amount: float | None, unit: str, rate: Rate | None, why: str | None = None
+) -> Stage:
+    if amount is None:
+        return Stage(name, f"unknown {unit}", None, None, f"unknown, as the number of {unit} is")
+    shown = f"{amount:,.0f} {unit}"
+    if rate is None:
+        return Stage(name, shown, None, None, why or "unknown: no figures for this hardware")
+    (low, high) = rate.start
+    return Stage(name, shown, low + rate.low * amount, high + rate.high * amount, rate.source)
+
+
+def _notes(
+    run: Run, hardware: Hardware, model: Model, lists: Lists, sampled: Split
+) -> list[str]:
+    """What the reader has to know beside the figures."""
+    notes = []
+    if hardware.count > 1:
+        notes.append(
+            f"all {hardware.count} devices work: set sample.num_gpus and eval.num_gpus to "
+            f"{hardware.count}, and give `perpo train` --num-processes {hardware.count}"
+        )
+    trainings = run.config.train.variants().values()
+    needed = max(lists_for(50, settings) for settings in trainings)
+    if lists.high is not None and lists.high < needed:
+        bound = "" if lists.known else "at most "
+        notes.append(
+            f"{bound}{lists.high:,} lists are too few: 50 optimiser steps need about {needed:,} "
+            "(docs/choosing.md)"
+        )
+    if model.shape is None:
+        notes.append(
+            f"{model.id} is not on this machine and not among the models whose shape is known: "
+            f"`hf download {model.id} --exclude '*.safetensors'` fetches all but its weights, and "
+            "then tokens and memory are known"
+        )
+    elif model.vlm is None:
+        notes.append(
+            f"{model.id} is not on this machine, so tokens are published figures: "
+            f"`hf download {model.id} --exclude '*.safetensors'` fetches all but its weights"
+        )
+    return notes
+
+
+def missing_sources(run: Run) -> list[Path]:
+    """The datasets' files that are not here; perpo downloads none."""
+    from perpo_pipeline.config.sources import source_files
+
+    files = [file for source in run.config.prepare.values() for file in source_files(source)]
+    return sorted({file for file in files if not file.exists()})
+
+
+def gib(size: float) -> str:
+    """A size in GiB with two digits."""
+    return f"{size / GIB:.2g} GiB"
