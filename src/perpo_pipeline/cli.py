@@ -24,6 +24,7 @@ from perpo_pipeline.commands.make_rules import make_rules
 from perpo_pipeline.commands.measure import measure_app
 from perpo_pipeline.commands.merge import merge
 from perpo_pipeline.commands.path import path
+from perpo_pipeline.commands.plan import plan
 from perpo_pipeline.commands.prepare import prepare
 from perpo_pipeline.commands.removed import check_removed
 from perpo_pipeline.commands.report import report
@@ -65,6 +66,7 @@ app.command()(settings)
 app.command()(path)
 app.command()(inspect)
 app.command(hidden=True)(make_rules)
+app.command()(plan)
 app.command()(doctor)
 app.command()(gc)
 

@@ -61,7 +61,7 @@ def _count_split(run: Run, name: str) -> Split:
         if known is None:
             why = f"unknown: {error.what}" + (f" ({error.where})" if error.where else "")
             return Split(name, None, why, uses)
-        return Split(name, known[0], f"{known[1]}; {error.what} ({error.where})", uses)
+        return Split(name, known[0], f"{known[1]}; not counted: {error.what}", uses)
     how = (
         "to be rendered" if source.source == "testbed" else f"counted in the {source.source} files"
     )
@@ -90,7 +90,7 @@ def _published_number(source: Any, name: str) -> tuple[int, str] | None:
         number = source.per_dataset * len(source.datasets)
         return number, f"per_dataset {source.per_dataset:,} x {len(source.datasets)} datasets"
     official = published()["refer"]
-    splits = source.splits or [name]
+    splits: list[str] = [*source.splits] if source.splits else [name]
     numbers = [official[d].get(s) for d in source.datasets for s in splits]
     if not numbers or None in numbers:
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.planning.amounts import Row
-from perpo_pipeline.planning.model import Model
+from perpo_pipeline.planning.model import Model, cache_folder
 from perpo_pipeline.planning.rates import Rate, Rates
 from perpo_pipeline.planning.tokens import Answers, measured_answers
 from perpo_pipeline.run import Run
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SMALL = 50_000_000  # parameters
 SPREAD = 1.3
 EVALUATED = 64  # prompts
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def calibrate(run: Run, model: Model, rows: Sequence[Row]) -> Calibration:
         config.model,
         model.resolved,
         {"dtype": "bfloat16" if model.half else "float32"},
-        run.scratch,
+        cache_folder(run),
     )
     start = time.perf_counter() - begun
     worker = _Worker(run, vlm, start)
@@ -165,7 +166,7 @@ def _time_step(
         for batch in collate(lists)["batches"]:
             on_device = batch.to(vlm.device)
             loss = batch_losses(model(on_device.lists), on_device, settings).sum() / len(lists)
-            loss.backward()
+            torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -179,13 +180,30 @@ def _time_step(
     return reference, seconds
 
 
-def measure_machine() -> tuple[float, float]:
+def measure_machine(*, on_gpu: bool) -> tuple[float, float]:
     """Floating-point operations per second of a matrix product, and bytes per second of a copy."""
     import torch
 
-    a = torch.randn(1536, 1536)
-    torch.mm(a, a)
-    product, _ = _timed(lambda: [torch.mm(a, a) for _ in range(4)])
-    source = torch.empty(2**26)
-    copy, _ = _timed(lambda: [source.clone() for _ in range(2)])
-    return 4 * 2 * 1536**3 / product, 2 * 2 * source.nbytes / copy
+    size, device = (8192, "cuda") if on_gpu else (1536, "cpu")
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if on_gpu else torch.float32)
+    source = torch.empty(2**28 if on_gpu else 2**26, device=device)
+
+    def finish() -> None:
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    def products() -> None:
+        for _ in range(REPEATS):
+            torch.mm(a, a)
+        finish()
+
+    def copies() -> None:
+        for _ in range(REPEATS):
+            source.clone()
+        finish()
+
+    products()
+    copies()
+    product, _ = _timed(products)
+    copy, _ = _timed(copies)
+    return REPEATS * 2 * size**3 / product, REPEATS * 2 * source.nbytes / copy

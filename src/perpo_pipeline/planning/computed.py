@@ -88,7 +88,8 @@ class _Machine:
         self.bandwidth = bandwidth * most, bandwidth * least
         low, high = stated["compute"]
         self.source = (
-            f"computed from FLOPs, {hardware.source}, {100 * low:.0f} to {100 * high:.0f} % of it"
+            f"computed from FLOPs at {100 * low:.0f} to {100 * high:.0f} % of the "
+            f"{hardware.source}; this share is stated, not measured"
         )
 
     def answering(

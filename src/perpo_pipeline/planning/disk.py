@@ -32,7 +32,9 @@ class Disk:
 
     @property
     def total(self) -> Bytes:
-        return sum(low for low, _ in self.parts.values()), sum(high for _, high in self.parts.values())
+        return sum(low for low, _ in self.parts.values()), sum(
+            high for _, high in self.parts.values()
+        )
 
 
 def expect_disk(

@@ -118,7 +118,7 @@ def _reference_within(manifest: Manifest, all_of_them: list[Manifest]) -> float:
     start = end - timedelta(seconds=manifest["wall_s"] + 2)  # times have whole seconds
     lists = manifest["inputs"].get("preferences", {}).get("fingerprint")
     return sum(
-        other["wall_s"]
+        float(other["wall_s"])
         for other in all_of_them
         if other["artifact"] == "reference"
         and other["inputs"].get("preferences", {}).get("fingerprint") == lists

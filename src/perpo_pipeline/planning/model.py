@@ -57,16 +57,16 @@ def look_at_model(run: Run, *, half: bool) -> Model:
         return Model(config.id, half, None, shape, record, None, None, size, how)
     from perpo_pipeline.vlm.loading import load_without_weights
 
-    vlm = load_without_weights(found, identity_cache=_cache_folder(run) / "identity.json")
+    vlm = load_without_weights(found, identity_cache=cache_folder(run) / "identity.json")
     shape = shape_of(vlm, weight_bytes=2 if half else 4)
     if not has_weights(found):
         size, how = _download_size(config)
         return Model(config.id, half, vlm, shape, record, None, None, size, f"weights: {how}")
-    resolved, settings = find_model(config, _cache_folder(run))
+    resolved, settings = find_model(config, cache_folder(run))
     return Model(config.id, half, vlm, shape, record, resolved, settings["model"], 0, "here")
 
 
-def _cache_folder(run: Run) -> Path:
+def cache_folder(run: Run) -> Path:
     """Where digests of weights may be kept: a plan makes no folder for the run."""
     return run.scratch if run.scratch.is_dir() else Path(tempfile.gettempdir())
 

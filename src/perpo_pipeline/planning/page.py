@@ -1,5 +1,7 @@
 """A plan as text and as JSON."""
 
+import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from perpo_pipeline.planning.plan import Plan, Stage, missing_sources
 from perpo_pipeline.planning.training import FITS, Training, remedies, show_memory
 
 SHOWN_FILES = 3
+WIDEST = 120
 
 
 def plan_text(plan: Plan) -> str:
@@ -27,9 +30,22 @@ def plan_text(plan: Plan) -> str:
         ("downloads", _downloads(plan)),
         ("time", _times(plan)),
     ):
-        lines += [title, *(f"  {line}" for line in section), ""]
-    lines += [f"note: {note}" for note in plan.notes]
+        lines += [title, *(wrapped for line in section for wrapped in _wrap(line)), ""]
+    lines += [wrapped for note in plan.notes for wrapped in _wrap(f"note: {note}", "")]
     return "\n".join(lines).rstrip()
+
+
+def _wrap(line: str, indent: str = "  ") -> list[str]:
+    """The line, continued under an indent where it is longer than the terminal."""
+    deeper = indent + line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line.lstrip(),
+        width=min(WIDEST, shutil.get_terminal_size().columns),
+        initial_indent=deeper,
+        subsequent_indent=f"{deeper}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _prompts(plan: Plan) -> Iterator[str]:
@@ -66,7 +82,11 @@ def _tokens(plan: Plan) -> Iterator[str]:
         yield f"unknown until the processor of {plan.model.id} is here"
     else:
         yield f"{tokens.how}; median, 95 %, most:"
-        for name, counts in (("image", tokens.image), ("text", tokens.text), ("truth", tokens.truth)):
+        for name, counts in (
+            ("image", tokens.image),
+            ("text", tokens.text),
+            ("truth", tokens.truth),
+        ):
             if len(counts):
                 shown = " ".join(f"{n:>7,.0f}" for n in np.percentile(counts, [50, 95, 100]))
                 yield f"{name:<6} {shown}"
@@ -80,11 +100,12 @@ def _span(low: float, high: float, form: str) -> str:
 
 
 def _memory(plan: Plan) -> Iterator[str]:
-    if not plan.trainings:
-        yield "unknown until the model's shape and the tokens are known"
-        return
     memory = plan.hardware.memory
     has = f"{memory / GIB:.0f} GiB" + (" on each device" if plan.hardware.count > 1 else "")
+    if plan.sampling is not None:
+        yield plan.sampling.describe(FITS * memory, has)
+    if not plan.trainings:
+        yield "training: unknown until the model's shape, the tokens and the lists are known"
     for training in plan.trainings:
         found = training.memory()
         verdict = "fits into" if found.total <= FITS * memory else "is too much for"
@@ -136,15 +157,19 @@ def _downloads(plan: Plan) -> Iterator[str]:
 
 
 def _times(plan: Plan) -> Iterator[str]:
-    rows = [(s.name, s.amount, _duration(s), s.source) for s in plan.stages]
+    sources = list(dict.fromkeys(s.source for s in plan.stages))
+    marks = {source: f"[{number}]" for number, source in enumerate(sources, start=1)}
+    rows = [(s.name, s.amount, _duration(s), marks[s.source]) for s in plan.stages]
     total = plan.total
     known = [s for s in plan.stages if s.low is not None and s.high is not None]
     low, high = sum(s.low or 0 for s in known), sum(s.high or 0 for s in known)
     what = "all" if total is not None else "what is known"
-    rows.append((what, "", between(low, high), "stages one after another"))
+    rows.append((what, "", between(low, high), ""))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for name, amount, duration, source in rows:
-        yield f"{name:<{widths[0]}}  {amount:>{widths[1]}}  {duration:>{widths[2]}}  {source}"
+        line = f"{name:<{widths[0]}}  {amount:>{widths[1]}}  {duration:>{widths[2]}}  {source}"
+        yield line.rstrip()
+    yield from (f"{mark} {source}" for source, mark in marks.items())
 
 
 def _duration(stage: Stage) -> str:

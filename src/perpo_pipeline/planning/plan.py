@@ -1,5 +1,6 @@
 """What a run will take and make, from its configuration and what exists of it; runs nothing."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from perpo_pipeline.config.evaluations import Evaluation
 from perpo_pipeline.config.steps import lists_for
 from perpo_pipeline.inference.backends import choose_backend
+from perpo_pipeline.machine import cores
 from perpo_pipeline.planning.amounts import Lists, Split, count_splits, expect_lists
 from perpo_pipeline.planning.calibration import calibrate, is_small, measure_machine
 from perpo_pipeline.planning.computed import computed_rates
@@ -15,15 +17,16 @@ from perpo_pipeline.planning.hardware import Hardware, this_machine
 from perpo_pipeline.planning.history import past_rates
 from perpo_pipeline.planning.model import Model, look_at_model
 from perpo_pipeline.planning.rates import ROWS_PER_S, Key, Rate, Rates
+from perpo_pipeline.planning.sampling import Sampling, expect_sampling
 from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, expect_answers
 from perpo_pipeline.planning.training import Training, expect_training, is_half
 from perpo_pipeline.run import Run
-from perpo_pipeline.train.memory import GIB
 
 RENDERED_S = (0.0005, 0.003)  # per prompt of the testbed: README's run, one core
-READ_S = (0.0002, 0.05)  # per prompt: an image file is opened and hashed; stated, not measured
+READ_S = (0.0005, 0.01)  # per prompt: an image file is opened and hashed; stated, not measured
 REPORT_S = (2.0, 30.0)
-WEIGHED = "stated, not measured"
+STATED = "stated, not measured"
+BUSY = 0.75  # of the cores
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Plan:
     lists: Lists
     tokens: PromptTokens | None
     answers: Answers
+    sampling: Sampling | None
     trainings: Sequence[Training]
     disk: Disk
     stages: Sequence[Stage]
@@ -87,6 +91,7 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
         lists,
         tokens,
         answers,
+        expect_sampling(run, model, tokens, _backend(run, hardware)),
         trainings,
         expect_disk(run, model, splits, completions, answers, trainings),
         _stages(run, done, completions, rates, model),
@@ -170,7 +175,7 @@ def _rates(
     planned = amounts.planned()
     past = past_rates(run, model.identity, planned) if hardware.here else {}
     needed = [key for key in planned if key[0] in ("sample", "eval", "train")]
-    backend = choose_backend(run.config.sample, "cuda" if hardware.is_gpu else "cpu")
+    backend = _backend(run, hardware)
     if backend == "openai" or all(key in past for key in needed) or model.shape is None:
         return past, answers
     if hardware.here and is_small(model) and rows and backend == "transformers":
@@ -179,7 +184,7 @@ def _rates(
         return found.rates | past, found.answers
     if tokens is None:
         return past, answers
-    if hardware.here and not hardware.is_gpu:
+    if hardware.here and hardware.flops is None:
         hardware = _measured(run, hardware)
     computed = computed_rates(
         run, hardware, model.shape, tokens, answers, trainings, backend=backend
@@ -187,10 +192,15 @@ def _rates(
     return computed | past, answers
 
 
+def _backend(run: Run, hardware: Hardware) -> str:
+    """What answers prompts there; on hardware that is not here, `auto` is transformers."""
+    return choose_backend(run.config.sample, run.config.model.device if hardware.here else "cpu")
+
+
 def _measured(run: Run, hardware: Hardware) -> Hardware:
     """This machine's processor, with the speed of a matrix product and of a copy."""
     run.say("plan: measuring a matrix product on this machine")
-    flops, bandwidth = measure_machine()
+    flops, bandwidth = measure_machine(on_gpu=hardware.is_gpu)
     source = f"a matrix product here, {flops / 1e9:.0f} GFLOP/s"
     return replace(hardware, flops=flops, bandwidth=bandwidth, source=source)
 
@@ -228,7 +238,7 @@ def _stages(
         some = [amounts.evaluated(one) for one in config.eval.evaluations_of(model_name)]
         prompts = None if None in some else sum(number or 0 for number in some)
         stages.append(of_model(f"eval {model_name}", prompts, "prompts", ("eval", "")))
-    report = rates.get(("report", "")) or Rate(*REPORT_S, WEIGHED)
+    report = rates.get(("report", "")) or Rate(*REPORT_S, STATED)
     stages.append(_stage("report", 1, "page", report))
     return stages
 
@@ -237,7 +247,7 @@ def _preparing(run: Run, split: Split, rates: Rates) -> Rate:
     if (found := rates.get(("prepare", split.name))) is not None:
         return found
     rendered = run.config.prepare[split.name].source == "testbed"
-    return Rate(*(RENDERED_S if rendered else READ_S), WEIGHED, (1, 4))
+    return Rate(*(RENDERED_S if rendered else READ_S), STATED, (1, 4))
 
 
 def _stage(
@@ -252,11 +262,9 @@ def _stage(
     return Stage(name, shown, low + rate.low * amount, high + rate.high * amount, rate.source)
 
 
-def _notes(
-    run: Run, hardware: Hardware, model: Model, lists: Lists, sampled: Split
-) -> list[str]:
+def _notes(run: Run, hardware: Hardware, model: Model, lists: Lists, sampled: Split) -> list[str]:
     """What the reader has to know beside the figures."""
-    notes = []
+    notes = _busy() if hardware.here else []
     if hardware.count > 1:
         notes.append(
             f"all {hardware.count} devices work: set sample.num_gpus and eval.num_gpus to "
@@ -284,14 +292,20 @@ def _notes(
     return notes
 
 
+def _busy() -> list[str]:
+    """Whether other work slows what is measured now."""
+    load, number = os.getloadavg()[0], cores()
+    if load < BUSY * number:
+        return []
+    return [
+        f"this machine is busy (a load of {load:.1f} on {number} cores): what is measured now is "
+        "slower than on a quiet machine"
+    ]
+
+
 def missing_sources(run: Run) -> list[Path]:
     """The datasets' files that are not here; perpo downloads none."""
     from perpo_pipeline.config.sources import source_files
 
     files = [file for source in run.config.prepare.values() for file in source_files(source)]
     return sorted({file for file in files if not file.exists()})
-
-
-def gib(size: float) -> str:
-    """A size in GiB with two digits."""
-    return f"{size / GIB:.2g} GiB"

@@ -1,0 +1,124 @@
+"""`perpo plan` and `perpo train --dry-run` before anything exists, half-way, and on broken runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perpo_pipeline.cli import main
+from perpo_pipeline.planning import plan as planning
+from perpo_pipeline.planning.calibration import Calibration
+from perpo_pipeline.planning.rates import Rate
+from perpo_pipeline.planning.tokens import Answers
+
+CONFIG = """
+run: r
+model: {id: testbed, dtype: float32, device: cpu}
+prepare:
+  train: {source: testbed, num_prompts: 8}
+  unused: {source: testbed, num_prompts: 3}
+  test: {source: testbed, num_prompts: 4}
+sample: {num_samples: 4, temperature: 1.0, max_new_tokens: 24, batch_size: 4}
+filter: {min_margin: 0.01}
+train: {batch_size: 4, epochs: 2, lora: {rank: 2, alpha: 4}, methods: {perpo: {}, sft: {}}}
+eval: {max_new_tokens: 24, batch_size: 4, condition_prompts: 2}
+"""
+
+
+@pytest.fixture
+def perpo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(CONFIG)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--config", "r.yaml"])
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def test_nothing_exists_and_nothing_is_made(perpo: Callable[..., tuple[int, str, str]]) -> None:
+    """A real calibration of the shipped model: all times are known, and no folder appears."""
+    code, out, err = perpo("plan", "--json")
+    plan = json.loads(out)
+    assert code == 0 and "a few seconds of it" in err
+    assert not Path("data").exists()
+    assert plan["prompts"]["train"] == {
+        "prompts": 8,
+        "used": ["sampled"],
+        "how": "to be rendered",
+    }
+    assert plan["prompts"]["unused"]["used"] == []
+    assert plan["completions"] == 32
+    assert (plan["lists"]["low"], plan["lists"]["high"]) == (0, 8)
+    assert plan["trainings"]["perpo"]["steps"] == 4  # ceil(8 / 4) x 2
+    assert plan["tokens"]["image"]["median"] == 64
+    assert 0 < plan["tokens"]["answer"]["low"] <= 24
+    assert plan["download_bytes"] == 0
+    stages = {stage["stage"]: stage for stage in plan["time_s"]}
+    assert {"sample", "reference", "train perpo", "eval base", "report"} <= set(stages)
+    assert all(0 <= s["low"] <= s["high"] < 600 for s in stages.values())
+    assert plan["total_s"][0] == pytest.approx(sum(s["low"] for s in stages.values()))
+
+
+def test_the_dry_run_needs_no_lists_and_reads_those_that_are_there(
+    perpo: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = perpo("train", "--method", "perpo", "--dry-run")
+    assert code == 0 and "  lists      at most 8, not made yet (unknown until answers" in out
+    assert "  steps      4 = 2 per epoch (8 lists / 4" in out and "  memory     about" in out
+    assert not Path("data/r/adapter").exists()
+    for stage in ("prepare", "sample", "score"):
+        assert perpo(stage, "--quiet")[0] == 0
+    code, out, _ = perpo("train", "--method", "sft", "--dry-run")
+    assert code == 0 and "not made yet (what filter keeps of the scores that are there)" in out
+
+    trial = Calibration({("train", "perpo"): Rate(1, 2, "t")}, Answers((5, 5), (2, 2), "t"))
+    monkeypatch.setattr(planning, "calibrate", lambda *_: trial)
+    plan = json.loads(perpo("plan", "--json")[1])
+    kept = plan["lists"]["low"]
+    assert kept == plan["lists"]["high"]
+    assert perpo("filter", "--quiet")[0] == 0
+    manifest = next(Path("data/r/preferences/train").glob("*/manifest.json"))
+    assert json.loads(manifest.read_text())["rows"] == kept
+    shown = perpo("plan")[1]
+    assert f"{kept} lists with a margin of 0.01 or more: what filter keeps" in shown
+    assert "finished version in data" in shown  # the time of sample is that of the past one
+    next(Path("data/r/scores/train").glob("*/manifest.json")).write_text("{")
+    code, out, err = perpo("plan")
+    assert code == 2 and "manifest cannot be read" in err and not out
+
+
+def test_bad_hardware_and_a_missing_file_are_one_message(
+    perpo: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, _, err = perpo("plan", "--hardware", "h100y8")
+    assert code == 2 and "--hardware h100y8: no such hardware; did you mean 'h100'?" in err
+    Path("r.yaml").write_text(CONFIG.replace("testbed, num_prompts: 8", "jsonl, path: no.jsonl"))
+    code, out, _ = perpo("plan", "--hardware", "rtx4090")
+    assert code == 0 and "lists: unknown, as the prompts are" in out
+    assert "what is known" in out and "no.jsonl" in out
+    Path("no.jsonl").write_text('{"image": "a.png"}\n')
+    code, _, err = perpo("plan")
+    assert code == 2 and "line 1" in err
+
+
+def test_prompts_of_a_file_are_counted_and_only_some_images_are_opened(
+    perpo: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    monkeypatch.setattr("perpo_pipeline.planning.amounts.LOOKED_AT", 3)
+    Image.new("RGB", (32, 32)).save("a.png")
+    row = {"image": "a.png", "expression": "it", "task": "grounding", "gt_box": [1, 1, 9, 9]}
+    Path("a.jsonl").write_text(f"{json.dumps(row)}\n" * 40)
+    Path("r.yaml").write_text(CONFIG.replace("testbed, num_prompts: 8", "jsonl, path: a.jsonl"))
+    plan = json.loads(perpo("plan", "--hardware", "h100x8", "--json")[1])
+    assert plan["prompts"]["train"]["prompts"] == 40
+    assert plan["prompts"]["train"]["how"] == "counted in the jsonl files"
+    assert plan["completions"] == 160
