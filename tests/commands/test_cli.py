@@ -37,6 +37,7 @@ COMMANDS = [
     "path",
     "inspect",
     "make-rules",
+    "plan",
     "doctor",
     "gc",
 ]
