@@ -1,9 +1,12 @@
 """The machine as this process sees it: cores, threads, environment variables."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+STARTED = time.monotonic()  # the command line imports this module first
 
 
 def cores() -> int:

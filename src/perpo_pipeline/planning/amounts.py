@@ -11,7 +11,7 @@ from perpo_pipeline.filter.margins import list_margins, reasons_to_drop
 from perpo_pipeline.planning.hardware import published
 from perpo_pipeline.prepare.prepare_prompts import survey
 from perpo_pipeline.run import Run
-from perpo_pipeline.store.artifacts import CURRENT, Version, input_of
+from perpo_pipeline.store.artifacts import CURRENT, Version, input_of, open_version
 from perpo_pipeline.store.schemas import PROMPTS, SAMPLES, SCORES
 
 LOOKED_AT = 64  # prompts whose tokens are counted
@@ -99,9 +99,10 @@ def _published_number(source: Any, name: str) -> tuple[int, str] | None:
 
 def finished(run: Run, artifact: str, variant: str) -> Version | None:
     """The version in use, or None; raises `ArtifactError` for one that is damaged."""
-    if artifact not in run.inputs and not (run.place(artifact, variant) / CURRENT).is_file():
-        return None
-    return run.latest(artifact, variant)
+    place = run.place(artifact, variant)
+    if artifact in run.inputs:
+        return open_version(run.inputs[artifact], artifact)
+    return open_version(place, artifact) if (place / CURRENT).is_file() else None
 
 
 def expect_lists(run: Run, sampled: Split) -> Lists:

@@ -30,6 +30,24 @@ REPEATS = 3
 
 
 @dataclass(frozen=True)
+class Seconds:
+    """How long a piece of work took on the wall, and the processor's time of all its threads."""
+
+    wall: float
+    processor: float
+
+    def span(self, threads: int | None) -> tuple[float, float]:
+        """From what it takes if nothing else runs and all threads work, to what it took now.
+
+        `threads` is None where the work is not the processor's.
+        """
+        low = self.wall / SPREAD
+        if threads is not None:
+            low = min(low, self.processor / threads)
+        return low, self.wall * SPREAD
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What was measured: rates, and the answers that were sampled meanwhile."""
 
@@ -48,44 +66,43 @@ def calibrate(run: Run, model: Model, rows: Sequence[Row]) -> Calibration:
     """Do a small piece of every stage that uses the model, and time it."""
     assert model.resolved is not None and model.vlm is not None
     config = run.config
-    begun = time.perf_counter()
-    vlm = open_model(
-        config.model,
-        model.resolved,
-        {"dtype": "bfloat16" if model.half else "float32"},
-        cache_folder(run),
-    )
-    start = time.perf_counter() - begun
+    dtype = {"dtype": "bfloat16" if model.half else "float32"}
+    resolved = model.resolved
+    start, vlm = _timed(lambda: open_model(config.model, resolved, dtype, cache_folder(run)))
     worker = _Worker(run, vlm, start)
     batch = rows[: config.sample.batch_size]
     worker.sample(batch[:2])  # the first call takes longer
     seconds, lists = _timed(lambda: worker.sample(batch))
-    rates: Rates = {("sample", ""): worker.rate(seconds / len(batch))}
+    rates: Rates = {("sample", ""): worker.rate(seconds, len(batch))}
     greedy = rows[: min(EVALUATED, config.eval.batch_size)]
     seconds, _ = _timed(lambda: worker.answer(greedy))
-    rates["eval", ""] = worker.rate(seconds / len(greedy))
+    rates["eval", ""] = worker.rate(seconds, len(greedy))
     rates |= worker.train(batch, lists)
     every = [one.token_ids for answers in lists for one in answers]
     return Calibration(rates, measured_answers(every, config.sample.num_samples))
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.perf_counter()
+def _timed(work: Callable[[], Any]) -> tuple["Seconds", Any]:
+    begun, computed = time.perf_counter(), time.process_time()
     found = work()
-    return time.perf_counter() - begun, found
+    return Seconds(time.perf_counter() - begun, time.process_time() - computed), found
 
 
 class _Worker:
     """The stages' own code on a few rows."""
 
-    def __init__(self, run: Run, vlm: "Vlm", start: float) -> None:
+    def __init__(self, run: Run, vlm: "Vlm", start: Seconds) -> None:
         self.run, self.vlm, self.start = run, vlm, start
         self.preprocess = run.config.model.preprocess
 
-    def rate(self, seconds: float) -> Rate:
-        """The rate of what took `seconds` per prompt or list."""
-        start = self.start / SPREAD, self.start * SPREAD
-        return Rate(seconds / SPREAD, seconds * SPREAD, "a few seconds of it, done here now", start)
+    def rate(self, seconds: Seconds, number: int) -> Rate:
+        """The rate of what took `seconds` for `number` prompts or lists."""
+        import torch
+
+        threads = None if self.vlm.device.type == "cuda" else torch.get_num_threads()
+        low, high = seconds.span(threads)
+        start = self.start.span(threads)
+        return Rate(low / number, high / number, "a few seconds of it, done here now", start)
 
     def sample(self, rows: Sequence[Row]) -> "list[list[Completion]]":
         """The lists of some prompts."""
@@ -122,9 +139,9 @@ class _Worker:
             ready_model(self.vlm, forward, settings)
             lists = self._lists(rows, sampled, settings)[: settings.batch_size]
             reference, step = _time_step(self, lists, settings, forward)
-            rates["train", name] = self.rate(step / len(lists))
+            rates["train", name] = self.rate(step, len(lists))
             if settings.chosen_method.trains_on == "lists" or ("reference", "") not in rates:
-                rates["reference", ""] = self.rate(reference / len(lists))
+                rates["reference", ""] = self.rate(reference, len(lists))
         return rates
 
     def _lists(
@@ -145,7 +162,7 @@ class _Worker:
 
 def _time_step(
     worker: _Worker, lists: Sequence[TrainingList], settings: TrainSettings, forward: Any
-) -> tuple[float, float]:
+) -> tuple[Seconds, Seconds]:
     """Seconds of the reference and of one optimiser step on `lists`."""
     import torch
 
@@ -206,4 +223,4 @@ def measure_machine(*, on_gpu: bool) -> tuple[float, float]:
     copies()
     product, _ = _timed(products)
     copy, _ = _timed(copies)
-    return REPEATS * 2 * size**3 / product, REPEATS * 2 * source.nbytes / copy
+    return REPEATS * 2 * size**3 / product.wall, REPEATS * 2 * source.nbytes / copy.wall

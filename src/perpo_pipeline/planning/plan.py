@@ -1,6 +1,7 @@
 """What a run will take and make, from its configuration and what exists of it; runs nothing."""
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,14 @@ from pathlib import Path
 from perpo_pipeline.config.evaluations import Evaluation
 from perpo_pipeline.config.steps import lists_for
 from perpo_pipeline.inference.backends import choose_backend
-from perpo_pipeline.machine import cores
+from perpo_pipeline.machine import STARTED, cores
 from perpo_pipeline.planning.amounts import Lists, Split, count_splits, expect_lists
-from perpo_pipeline.planning.calibration import calibrate, is_small, measure_machine
+from perpo_pipeline.planning.calibration import (
+    Seconds,
+    calibrate,
+    is_small,
+    measure_machine,
+)
 from perpo_pipeline.planning.computed import computed_rates
 from perpo_pipeline.planning.disk import Disk, expect_disk
 from perpo_pipeline.planning.hardware import Hardware, this_machine
@@ -21,10 +27,11 @@ from perpo_pipeline.planning.sampling import Sampling, expect_sampling
 from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, expect_answers
 from perpo_pipeline.planning.training import Training, expect_training, is_half
 from perpo_pipeline.run import Run
+from perpo_pipeline.status.calls import calls
 
-RENDERED_S = (0.0005, 0.003)  # per prompt of the testbed: README's run, one core
+RENDERED_S = (0.0006, 0.003)  # per prompt of the testbed: README's run, one core
 READ_S = (0.0005, 0.01)  # per prompt: an image file is opened and hashed; stated, not measured
-REPORT_S = (2.0, 30.0)
+REPORT_S = (1.5, 10.0)
 STATED = "stated, not measured"
 BUSY = 0.75  # of the cores
 
@@ -74,6 +81,7 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
     (sampled,) = (split for split in splits if split.name == run.config.sample.split)
     lists = expect_lists(run, sampled)
     model = look_at_model(run, half=is_half(run, hardware))
+    start = Seconds(time.monotonic() - STARTED, time.process_time()).span(threads=1)
     rows = sampled.rows or next((split.rows for split in splits if split.rows), [])
     tokens = count_tokens(run, model, rows)
     answers = expect_answers(run, tokens)
@@ -94,7 +102,10 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
         expect_sampling(run, model, tokens, _backend(run, hardware)),
         trainings,
         expect_disk(run, model, splits, completions, answers, trainings),
-        _stages(run, done, completions, rates, model),
+        [
+            *_stages(run, done, completions, rates, model),
+            *([_starts(run, start)] if hardware.here else []),
+        ],
         _notes(run, hardware, model, lists, sampled),
     )
 
@@ -221,7 +232,7 @@ def _stages(
         return _stage(name, amount, unit, rates.get(key), why)
 
     stages.append(of_model("sample", sampled, "prompts", ("sample", "")))
-    scoring = Rate(1 / ROWS_PER_S, 10 / ROWS_PER_S, "benchmarks/RESULTS.md", (1, 4))
+    scoring = Rate(1 / ROWS_PER_S, 10 / ROWS_PER_S, "benchmarks/RESULTS.md", (0.2, 2))
     stages.append(_stage("score, filter", completions, "answers", scoring))
     lists, at_least = amounts.lists.high, amounts.lists.low or 0
     if any(s.chosen_method.needs_preferences for s in config.train.variants().values()):
@@ -243,11 +254,23 @@ def _stages(
     return stages
 
 
+def _starts(run: Run, start: tuple[float, float]) -> Stage:
+    """The start of the program and its libraries: once with `perpo run`, per command with Make."""
+    number = len(calls(run.config))
+    return Stage(
+        "starting",
+        f"1 to {number} commands",
+        start[0],
+        start[1] * number,
+        "as long as this command took: once for `perpo run`, each time for Make",
+    )
+
+
 def _preparing(run: Run, split: Split, rates: Rates) -> Rate:
     if (found := rates.get(("prepare", split.name))) is not None:
         return found
     rendered = run.config.prepare[split.name].source == "testbed"
-    return Rate(*(RENDERED_S if rendered else READ_S), STATED, (1, 4))
+    return Rate(*(RENDERED_S if rendered else READ_S), STATED)
 
 
 def _stage(
@@ -298,8 +321,8 @@ def _busy() -> list[str]:
     if load < BUSY * number:
         return []
     return [
-        f"this machine is busy (a load of {load:.1f} on {number} cores): what is measured now is "
-        "slower than on a quiet machine"
+        f"this machine is busy (a load of {load:.1f} on {number} cores): times that are measured "
+        "now reach from those of a quiet machine to those of one as busy as now"
     ]
 
 
