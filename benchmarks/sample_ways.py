@@ -21,7 +21,8 @@ from torch import Tensor
 from train_step_models import Regime, Shape, build_vlm, random_lists
 from transformers import GenerationConfig
 
-from perpo_pipeline.prepare.testbed import render_prompts, testbed_settings
+from perpo_pipeline.prepare.testbed import render_prompts
+from perpo_pipeline.testbed import testbed_settings
 from perpo_pipeline.vlm.decoding import sample_lists
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import encode_row

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from perpo_pipeline.answers.boxes import REFERRING_PROMPT, format_box
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.config.evaluations import Evaluation
+from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, stage_version
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.evaluate.summarise import summarise
@@ -81,7 +82,7 @@ def make_synthetic_run(
     for split, source in run.config.prepare.items():
         rows = [_prompt(split, i, task, expression) for i in range(source.num_prompts)]
         settings = {"rows_sha256": sha256(repr(rows).encode()).hexdigest()}
-        _write(run, Recipe("prompts", split, "prepare", 1, settings), rows)
+        _write(run, Recipe("prompts", split, "prepare", STAGE_VERSIONS["prompts"], settings), rows)
     _write_samples(run)
     score(run, "train")
     filter_lists(run, "train")
@@ -169,7 +170,8 @@ def _write_samples(run: Run) -> Version:
             )
     settings = run.config.sample.result_settings()
     notes = {"model_id": run.config.model.id}
-    recipe = Recipe("samples", "train", "sample", 1, settings, {"prompts": prompts}, notes)
+    version = STAGE_VERSIONS["samples"]
+    recipe = Recipe("samples", "train", "sample", version, settings, {"prompts": prompts}, notes)
     return _write(run, recipe, rows)
 
 
@@ -207,7 +209,9 @@ def _write_adapter(run: Run, name: str, settings: TrainSettings) -> Version:
             }
         )
     inputs = {"preferences": run.latest("preferences", "train")}
-    recipe = Recipe("adapter", name, "train", 1, settings.result_settings(), inputs)
+    counted = settings.result_settings()
+    version = stage_version("adapter", "train", counted)
+    recipe = Recipe("adapter", name, "train", version, counted, inputs)
     return _write(run, recipe, rows)
 
 
@@ -237,10 +241,14 @@ def _write_evaluation(run: Run, asked: Evaluation, probability: float) -> Versio
     inputs = {"prompts": prompts}
     if asked.model != "base":
         inputs["adapter"] = run.latest("adapter", asked.model)
-    settings = {"variant": variant, "probability": probability}
-    made = _write(run, Recipe("predictions", variant, "eval", 1, settings, inputs), predictions)
+    counted = run.config.eval.result_settings()
+    settings = {**counted, "variant": variant, "probability": probability}
+    version = STAGE_VERSIONS["predictions"]
+    recipe = Recipe("predictions", variant, "eval", version, settings, inputs)
+    made = _write(run, recipe, predictions)
     measured = summarise(made.table(), prompts.table())
-    return _write(run, Recipe("metrics", variant, "eval", 1, {}, {"predictions": made}), measured)
+    recipe = Recipe("metrics", variant, "eval", version, {}, {"predictions": made})
+    return _write(run, recipe, measured)
 
 
 def _table(rows: list[Row]) -> Any:

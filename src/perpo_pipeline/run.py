@@ -1,8 +1,8 @@
 """What all stages share: where a run's artifacts are, and "do nothing if it is complete"."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,11 @@ from perpo_pipeline.bars import Bar
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError, Stopped
 from perpo_pipeline.interrupts import signal_of
+from perpo_pipeline.status.check import Check
 from perpo_pipeline.status.graph import DEFAULT as DEFAULT
+from perpo_pipeline.status.graph import Key
+from perpo_pipeline.status.options import Options
+from perpo_pipeline.status.refusal import as_given, refuse_stale
 from perpo_pipeline.store.artifacts import CURRENT, Version, open_version
 from perpo_pipeline.store.finding import how_old, left_behind, reuse_complete, use_equal_older
 from perpo_pipeline.store.writing import Recipe, Writer, open_writer
@@ -60,13 +64,22 @@ class Console:
 
 @dataclass(frozen=True)
 class Run(Console):
-    """A loaded run: its configuration, and the directories that options gave."""
+    """A loaded run: its configuration, and what the command line gave.
+
+    `inputs` are the places that options gave for artifacts, `options` all that is recorded of the
+    command line. With `allow_stale` inputs are taken that the configuration does not describe.
+    """
 
     config: RunConfig
     out: Path | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
     quiet: bool = False
     muted: bool = False  # one of several processes: only the first prints
+    options: Options = field(default_factory=Options)
+    allow_stale: bool = False
+    _said: set[str] = field(default_factory=set, compare=False, repr=False)
+    _stale: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    _checked: dict[Key, Path] = field(default_factory=dict, compare=False, repr=False)
 
     def say(self, message: str) -> None:
         """Print a message to stderr, unless another process prints it."""
@@ -85,16 +98,56 @@ class Run(Console):
     def latest(self, artifact: str, variant: str = DEFAULT) -> Version:
         """The version in use, or the version that an option such as --prompts gave.
 
-        Raises `ArtifactError` if the run has none, naming the command that makes it.
+        Raises `ArtifactError` if the run has none, naming the command that makes it, and if the
+        configuration no longer describes it or something that it was made from.
         """
+        return self.all_latest([(artifact, variant)])[0]
+
+    def all_latest(self, wanted: Sequence[Key]) -> list[Version]:
+        """As `latest`, for several: one error names all that the configuration does not describe.
+
+        What an option explains is printed, once. With `allow_stale` the rest is printed, too.
+        """
+        versions = [self._open(artifact, variant) for artifact, variant in wanted]
+        new = {
+            key: version.path
+            for key, version in zip(wanted, versions, strict=True)
+            if key[0] not in self.inputs and self._checked.get(key) != version.path
+        }
+        found = Check(self.config).find(new)
+        for accepted in found.accepted.values():
+            self._say_once(f"takes {accepted}")
+        stale = [reason for reason in found.silent.values() if reason.kind != "missing"]
+        if stale and not self.allow_stale:
+            raise refuse_stale(self.config, stale)
+        for reason in stale:
+            self._say_once(f"--allow-stale: {reason}")
+            self._stale[reason.label] = reason.text
+        self._checked.update(new)
+        return versions
+
+    def _open(self, artifact: str, variant: str) -> Version:
         given, place = self.inputs.get(artifact), self.place(artifact, variant)
-        if given is None and not (place / CURRENT).is_file():
+        if given is not None:
+            version = open_version(given, artifact)
+            self._say_once(as_given(self.config, version, given))
+            return version
+        if not (place / CURRENT).is_file():
             raise ArtifactError(
                 f"the run '{self.config.run}' has no finished {artifact} '{variant}' yet",
                 where=str(place),
                 fix=f"run: {advice.remake(artifact, variant)}",
             )
-        return open_version(given or place, artifact)
+        return open_version(place, artifact)
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self.say(message)
+
+    def with_options(self, recipe: Recipe) -> Recipe:
+        """The recipe with what is recorded of the command line."""
+        return replace(recipe, options=replace(self.options, stale=self._stale).as_json())
 
 
 def make(
@@ -106,7 +159,8 @@ def make(
     confirm: Callable[[Version], bool] | None = None,
 ) -> Version:
     """As `make_at`, under `out` or else where the run keeps the artifact."""
-    return make_at(out or run.place(recipe.artifact, recipe.variant), recipe, work, run, confirm)
+    place = out or run.place(recipe.artifact, recipe.variant)
+    return make_at(place, run.with_options(recipe), work, run, confirm)
 
 
 def _say_found(console: Console, recipe: Recipe, found: Version) -> None:

@@ -146,7 +146,7 @@ def test_the_inputs_of_all_evaluations_are_checked_before_the_first_is_decoded(
 def test_a_server_is_refused_for_an_adapter_before_it_is_asked_about_the_base(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with open_writer(Path("data/r/adapter/perpo"), Recipe("adapter", "perpo", "train", 1, {})) as w:
+    with open_writer(Path("data/r/adapter/perpo"), Recipe("adapter", "perpo", "train", 2, {})) as w:
         w.finish()
     nobody = ("--backend", "openai", "--base-url", "http://127.0.0.1:1/v1")
     assert run("eval", *nobody, "--set", "eval.models=[base,perpo]") == 2

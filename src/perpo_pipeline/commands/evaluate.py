@@ -10,6 +10,7 @@ import typer
 from perpo_pipeline.commands.harness import check_harness_options, run_harness
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
+    AllowStale,
     Config,
     Debug,
     Json,
@@ -96,6 +97,7 @@ def eval_command(
     sets: Set = None,
     run: RunName = None,
     out: Out = None,
+    allow_stale: AllowStale = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -124,6 +126,7 @@ def eval_command(
         run=run,
         out=out,
         quiet=quiet,
+        allow_stale=allow_stale,
         settings=[
             Override("model.id", model, "--model"),
             Override("eval.backend", backend, "--backend"),

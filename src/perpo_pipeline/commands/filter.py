@@ -6,6 +6,7 @@ import typer
 
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
+    AllowStale,
     Config,
     Debug,
     Out,
@@ -33,6 +34,7 @@ def filter_command(
     sets: Set = None,
     run: RunName = None,
     out: Out = None,
+    allow_stale: AllowStale = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -59,6 +61,7 @@ def filter_command(
         run=run,
         out=out,
         quiet=quiet,
+        allow_stale=allow_stale,
         settings=settings,
         inputs={"scores": scores, "samples": samples},
     )

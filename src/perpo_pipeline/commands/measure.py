@@ -7,6 +7,7 @@ import typer
 
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
+    AllowStale,
     Config,
     Debug,
     Json,
@@ -272,6 +273,7 @@ def harness(
     config: Config = DEFAULT_CONFIG,
     run: RunName = None,
     sets: Set = None,
+    allow_stale: AllowStale = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -297,7 +299,7 @@ def harness(
     if out is not None:
         _show(measure_logs(logs, out=out, console=Console(quiet)), as_json)
         return
-    opened = open_run(config, sets, run=run, quiet=quiet)
+    opened = open_run(config, sets, run=run, quiet=quiet, allow_stale=allow_stale)
     models = opened.config.eval_models()
     if evaluation not in models:
         raise ConfigError(
@@ -310,6 +312,7 @@ def harness(
 def best_of_n(
     config: Config = DEFAULT_CONFIG,
     scores: Scores = None,
+    allow_stale: AllowStale = False,
     sets: Set = None,
     run: RunName = None,
     as_json: Json = False,
@@ -325,7 +328,9 @@ def best_of_n(
     """
     from perpo_pipeline.evaluate.best_of_n import best_of_n_rows, best_of_n_table
 
-    opened = open_run(config, sets, run=run, quiet=quiet, inputs={"scores": scores})
+    opened = open_run(
+        config, sets, run=run, quiet=quiet, inputs={"scores": scores}, allow_stale=allow_stale
+    )
     found = opened.latest("scores", opened.config.sample.split)
     print_rows(best_of_n_rows(found), best_of_n_table, as_json)
 

@@ -44,6 +44,13 @@ Preferences = Annotated[Path | None, typer.Option(help="preferences artifact; de
 Model = Annotated[
     str | None, typer.Option(help="the model: hub id, directory, or `testbed` (model.id)")
 ]
+AllowStale = Annotated[
+    bool,
+    typer.Option(
+        "--allow-stale",
+        help="take inputs that the configuration no longer describes; they are named",
+    ),
+]
 DEFAULT_CONFIG = Path("configs/demo.yaml")
 
 
@@ -107,15 +114,26 @@ def open_run(
     settings: "Iterable[Override]" = (),
     inputs: dict[str, Path | None] | None = None,
     methods_are_known: bool = True,
+    allow_stale: bool = False,
 ) -> "Run":
-    """As `read_config`, with the places that options give for artifacts; None means not given."""
-    from perpo_pipeline.run import Run
+    """As `read_config`, with the places that options give for artifacts; None means not given.
 
+    The run knows what the command line gave, which is recorded with what the command makes.
+    """
+    from perpo_pipeline.config.overrides import parse_set
+    from perpo_pipeline.run import Run
+    from perpo_pipeline.status.options import Options
+
+    settings = [one for one in settings if one.value is not None]
     opened = read_config(
         config, sets, run=run, settings=settings, methods_are_known=methods_are_known
     )
     places = {k: v for k, v in (inputs or {}).items() if v is not None}
-    return Run(opened, out=out, inputs=places, quiet=quiet)
+    given = Options(
+        {one.dotted: one.as_typed for one in (*settings, *map(parse_set, sets or ()))},
+        {artifact: f"--{artifact} {path}" for artifact, path in places.items()},
+    )
+    return Run(opened, out=out, inputs=places, quiet=quiet, options=given, allow_stale=allow_stale)
 
 
 def choose_names(

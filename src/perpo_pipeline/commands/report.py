@@ -2,6 +2,7 @@
 
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
+    AllowStale,
     Config,
     Debug,
     Out,
@@ -17,6 +18,7 @@ def report(
     sets: Set = None,
     run: RunName = None,
     out: Out = None,
+    allow_stale: AllowStale = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -28,5 +30,5 @@ def report(
     """
     from perpo_pipeline.report.write_report import report as report_stage
 
-    opened = open_run(config, sets, run=run, out=out, quiet=quiet)
+    opened = open_run(config, sets, run=run, out=out, quiet=quiet, allow_stale=allow_stale)
     print(report_stage(opened).path / "report.html")

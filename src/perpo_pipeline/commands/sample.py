@@ -7,6 +7,7 @@ import typer
 
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
+    AllowStale,
     Config,
     Debug,
     Model,
@@ -48,6 +49,7 @@ def sample(
     sets: Set = None,
     run: RunName = None,
     out: Out = None,
+    allow_stale: AllowStale = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -78,6 +80,7 @@ def sample(
         run=run,
         out=out,
         quiet=quiet,
+        allow_stale=allow_stale,
         settings=settings,
         inputs={"prompts": prompts, "adapter": adapter},
     )

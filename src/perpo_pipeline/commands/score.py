@@ -7,6 +7,7 @@ import typer
 
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
+    AllowStale,
     Config,
     Debug,
     Out,
@@ -32,6 +33,7 @@ def score(
     sets: Set = None,
     run: RunName = None,
     out: Out = None,
+    allow_stale: AllowStale = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -66,6 +68,7 @@ def score(
         run=run,
         out=out,
         quiet=quiet,
+        allow_stale=allow_stale,
         settings=[Override("score.reward", parse_reward(reward), "--reward")],
         inputs={"samples": samples, "prompts": prompts},
     )

@@ -8,6 +8,7 @@ import typer
 
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
+    AllowStale,
     Config,
     Debug,
     Model,
@@ -67,6 +68,7 @@ def train(
     sets: Set = None,
     run: RunName = None,
     out: Out = None,
+    allow_stale: AllowStale = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -92,6 +94,7 @@ def train(
         "run": run,
         "out": out,
         "quiet": quiet,
+        "allow_stale": allow_stale,
         "inputs": {"preferences": preferences},
     }
     opened = open_run(config, sets, settings=settings, methods_are_known=False, **given)

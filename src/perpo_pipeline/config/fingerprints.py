@@ -15,6 +15,7 @@ from perpo_pipeline.config.section import Json, Section
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.model import ModelConfig
+    from perpo_pipeline.config.run import RunConfig
 
 MODEL = ("model.id", "model.dtype", "model.preprocess", "model.template_date")
 BOXES = ("model.box_format", "model.box_frame")
@@ -97,6 +98,35 @@ COUNTED: dict[str, Counted] = {
 }
 
 
+# Raised when a stage makes something else of the same settings and inputs.
+STAGE_VERSIONS = {
+    "prompts": 4,
+    "samples": 2,
+    "scores": 3,
+    "preferences": 2,
+    "reference": 2,
+    "adapter": 2,
+    "predictions": 4,
+    "metrics": 4,
+    "report": 4,
+}
+RELEASED_VERSION = 2  # of samples and scores that `perpo prepare` takes over
+TRUTH_VERSION = 3  # of adapters trained on the truth: targets end with the chat template's token
+
+
+def stage_version(artifact: str, stage: str, settings: Mapping[str, Any]) -> int:
+    """The version of the stage that makes an artifact of these settings.
+
+    `stage` is the name in the manifest: `perpo prepare` makes samples and scores, too.
+    """
+    if stage == "prepare" and artifact != "prompts":
+        return RELEASED_VERSION
+    method = METHODS.get(settings.get("method", "")) if artifact == "adapter" else None
+    if method is not None and method.trains_on == "truth":
+        return TRUTH_VERSION
+    return STAGE_VERSIONS[artifact]
+
+
 def counted_settings(artifact: str, section: Section | None, found: Mapping[str, Any]) -> Json:
     """The settings of an artifact's fingerprint, by name.
 
@@ -129,6 +159,15 @@ def reading_settings(model: "ModelConfig") -> Json:
     """How completions are read, as a fingerprint records it: `box_settings` and more."""
     reading = model.reading()
     return {**reading.box_settings(), **reading.text_settings()}
+
+
+def report_facts(config: "RunConfig") -> Json:
+    """What a report shows: its models, evaluations and methods."""
+    return {
+        "models": config.eval_models(),
+        "evaluations": config.eval_variants(),
+        "methods": {n: one.result_settings() for n, one in config.train.variants().items()},
+    }
 
 
 def counts_in(key: str) -> list[str]:

@@ -30,6 +30,20 @@ class Override:
     option: str
     named_by: str | None = None
 
+    @property
+    def dotted(self) -> str:
+        """The key as text."""
+        return self.key if isinstance(self.key, str) else ".".join(self.key)
+
+    @property
+    def as_typed(self) -> str:
+        """The option with its value, as the user typed it."""
+        if self.option.startswith("--set"):
+            return self.option
+        if isinstance(self.value, Mapping):  # a whole source of prompts
+            return f"SOURCE {self.value.get('source')}"
+        return f"{self.option} {self.value}"
+
 
 @dataclass(frozen=True)
 class Placed:

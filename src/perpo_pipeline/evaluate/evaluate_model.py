@@ -18,7 +18,11 @@ from perpo_pipeline.config.evaluations import (
     Evaluation,
     read_evaluation,
 )
-from perpo_pipeline.config.fingerprints import counted_settings, reading_settings
+from perpo_pipeline.config.fingerprints import (
+    STAGE_VERSIONS,
+    counted_settings,
+    reading_settings,
+)
 from perpo_pipeline.errors import ArtifactError, InputError, PerpoError
 from perpo_pipeline.evaluate.images_shown import refuse_trained_images
 from perpo_pipeline.evaluate.metrics import OCR, VQA, measured_metrics, missing_metrics, tasks_of
@@ -38,7 +42,7 @@ from perpo_pipeline.store.places import prompts_named
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.inputs import find_model, model_notes
 
-STAGE_VERSION = 4
+STAGE_VERSION = STAGE_VERSIONS["predictions"]
 SHOWN_NAMES = 3  # evaluations named in a message
 KIND_OF_IMAGE = {OTHER_IMAGE: OTHER, BLANK_IMAGE: BLANK}
 
@@ -81,7 +85,12 @@ def evaluate(run: Run, evaluation: str, kept: LastSampler | None = None) -> Vers
     normalise = run.config.eval.normalise
     settings = {"metrics": [metric.name for metric in measured_metrics(tasks)]}
     recipe = Recipe(
-        "metrics", evaluation, "eval", STAGE_VERSION, settings, {"predictions": predictions}
+        "metrics",
+        evaluation,
+        "eval",
+        STAGE_VERSIONS["metrics"],
+        settings,
+        {"predictions": predictions},
     )
 
     def work(writer: Writer) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from perpo_pipeline.config.filter import FilterConfig
-from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
 from perpo_pipeline.config.steps import warn_of_few_steps
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
@@ -35,7 +35,7 @@ from perpo_pipeline.store.prompt_lookup import check_unique
 from perpo_pipeline.store.schemas import DROPPED_LISTS, PROMPTS, SAMPLES, SCORES
 from perpo_pipeline.store.writing import Recipe, Writer
 
-STAGE_VERSION = 2
+STAGE_VERSION = STAGE_VERSIONS["preferences"]
 LISTS_PER_PART = 1024
 ADVICE = {
     TOO_FEW_SAMPLES: "lower filter.list_size to what was sampled, or sample more",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
 from perpo_pipeline.config.sources import Source
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.json_files import Row
@@ -31,7 +31,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import LEFT_OUT
 from perpo_pipeline.store.writing import Recipe, Writer
 
-STAGE_VERSION = 4
+STAGE_VERSION = STAGE_VERSIONS["prompts"]
 PROMPTS_PER_PART = 1024
 
 READERS: dict[str, Callable[[Any, Request], Prepared]] = {

@@ -13,7 +13,7 @@ import numpy as np
 from perpo_pipeline.answers.pipeline import answer_texts
 from perpo_pipeline.answers.reading import read_boxes
 from perpo_pipeline.answers.settings import Reading
-from perpo_pipeline.config.fingerprints import reading_settings
+from perpo_pipeline.config.fingerprints import RELEASED_VERSION, reading_settings
 from perpo_pipeline.json_files import Row
 from perpo_pipeline.prepare.collect import ReleasedList
 from perpo_pipeline.rewards.choice import RELEASED
@@ -27,7 +27,6 @@ from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, faults_of_one_row, find_mo
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
-STAGE_VERSION = 2
 TOKEN_NOTE = (
     "the file holds no token ids: the answers are tokenised from their text, each with the end "
     "token, as if all of them had stopped by themselves"
@@ -68,7 +67,7 @@ def _write_samples(
         "samples",
         split,
         "prepare",
-        STAGE_VERSION,
+        RELEASED_VERSION,
         {**released, **tokenised_by},
         {"prompts": prompts},
         notes=model_notes(model),
@@ -143,7 +142,7 @@ def _write_scores(
         "scores",
         split,
         "prepare",
-        STAGE_VERSION,
+        RELEASED_VERSION,
         settings,
         {"samples": samples, "prompts": prompts},
     )

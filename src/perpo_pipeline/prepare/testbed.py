@@ -1,6 +1,5 @@
 """Prompts rendered by the embedded testbed: a pure function of (seed, split, index)."""
 
-import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any, overload
@@ -10,20 +9,9 @@ from perpo_pipeline.config.sources import TestbedSource
 from perpo_pipeline.json_files import Row
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.entries import Entry, ImageBytes, ImageFacts, prompt_row
-from perpo_pipeline.testbed import SHIPPED_PRESET
+from perpo_pipeline.testbed import testbed_settings
 from perpo_pipeline.testbed.scenes import referring_example
 from perpo_pipeline.vlm.images import image_sha256
-
-
-def testbed_settings(seed: int, split: str, num_prompts: int) -> dict[str, Any]:
-    """Everything that decides the prompts; each split and run seed has its own scene seed."""
-    digest = hashlib.sha256(f"perpo testbed {seed} {split}".encode()).digest()
-    return {
-        "source": "testbed",
-        "preset": SHIPPED_PRESET,
-        "scene_seed": int.from_bytes(digest[:4], "big"),
-        "num_prompts": num_prompts,
-    }
 
 
 class _RenderedRows(Sequence[Row]):

@@ -13,6 +13,7 @@ from perpo_pipeline.config.evaluations import AT, BASE, Evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.report.methods import main_method, reported_methods
 from perpo_pipeline.run import Run
+from perpo_pipeline.status.graph import nodes
 from perpo_pipeline.store.artifacts import CURRENT, Version, input_of, open_version
 
 
@@ -76,6 +77,7 @@ class Inputs:
 def open_inputs(run: Run) -> Inputs:
     """Open the versions in use; raises `ArtifactError` naming the first that does not exist."""
     config = run.config
+    run.all_latest(nodes(config)[-1].needs)  # one error for all of them
     metrics = {name: run.latest("metrics", name) for name in config.eval_variants()}
     test_sets = tuple(_test_set(run, split, metrics) for split in config.eval.splits)
     adapters = _adapters(test_sets[0])

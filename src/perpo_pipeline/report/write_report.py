@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 from perpo_pipeline.config.evaluations import BASE
-from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.config.fingerprints import (
+    STAGE_VERSIONS,
+    counted_settings,
+    report_facts,
+)
 from perpo_pipeline.report.answered import read_answered
 from perpo_pipeline.report.benchmarks import read_benchmarks
 from perpo_pipeline.report.inputs import Inputs, SplitInputs, open_inputs
@@ -21,7 +25,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.writing import Recipe, Writer
 
-STAGE_VERSION = 4
+STAGE_VERSION = STAGE_VERSIONS["report"]
 PAGE = "report.html"
 
 
@@ -35,10 +39,8 @@ def report(run: Run) -> Version:
     found = {
         "run": config.run,
         "model": config.model.id,
-        "models": config.eval_models(),
-        "evaluations": config.eval_variants(),
         "out_of_domain": config.eval.out_of_domain,
-        "methods": {name: s.result_settings() for name, s in config.train.variants().items()},
+        **report_facts(config),
     }
     settings = counted_settings("report", config.report, found)
     recipe = Recipe("report", DEFAULT, "report", STAGE_VERSION, settings, inputs.by_name())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
 from perpo_pipeline.inference.answering import Task, answer_prompts, warn_of_boxes
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.backends import choose_backend
@@ -18,7 +18,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.inputs import find_model, model_notes
 
-STAGE_VERSION = 2
+STAGE_VERSION = STAGE_VERSIONS["samples"]
 
 
 def sample(run: Run, split: str) -> Version:

@@ -13,7 +13,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perpo_pipeline.config.fingerprints import counted_settings, reading_settings
+from perpo_pipeline.config.fingerprints import (
+    STAGE_VERSIONS,
+    counted_settings,
+    reading_settings,
+)
 from perpo_pipeline.machine import cores
 from perpo_pipeline.rewards.builtin import Answers, Measured
 from perpo_pipeline.rewards.choice import columns_of, compares_texts, measure
@@ -32,7 +36,7 @@ from perpo_pipeline.store.places import prompts_named
 from perpo_pipeline.store.prompt_lookup import PromptLookup, check_unique
 from perpo_pipeline.store.writing import Recipe, Writer
 
-STAGE_VERSION = 3
+STAGE_VERSION = STAGE_VERSIONS["scores"]
 Done = TypeVar("Done")
 
 

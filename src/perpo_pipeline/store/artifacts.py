@@ -1,6 +1,7 @@
 """Artifacts on disk, and the only reader of them (writing.py is the only writer).
 
     data/<run>/<artifact>/<variant>/current              names the version in use
+    data/<run>/<artifact>/<variant>/options.json         the options that chose each version
     data/<run>/<artifact>/<variant>/<fingerprint>/
         started.json          first: fingerprint and settings
         notes.json            facts that the stage learned while it worked, if any
@@ -30,6 +31,7 @@ from perpo_pipeline.store.upgrades import columns_to_read, is_readable, upgrade_
 
 MANIFEST, STARTED, CURRENT, LOCK = "manifest.json", "started.json", "current", ".lock"
 NOTES = "notes.json"
+OPTIONS = "options.json"  # beside `current`: the options that chose each version last
 MERGED = "merged"  # the folder of a run that holds merged models
 SHOWN = 8  # artifacts named in a message
 FINGERPRINT_KEY = b"perpo_fingerprint"
@@ -106,8 +108,8 @@ def open_version(path: Path, artifact: str | None = None) -> Version:
     Raises `ArtifactError` if no version is there, if it is unfinished, if it is another kind of
     artifact than `artifact`, or if this program cannot read its schema version.
     """
-    directory = _follow_current(path)
-    manifest = _read_manifest(directory)
+    directory = follow_current(path)
+    manifest = read_manifest(directory)
     if artifact is not None and manifest["artifact"] != artifact:
         raise ArtifactError(
             f"this is a '{manifest['artifact']}' artifact, not a '{artifact}' artifact",
@@ -148,9 +150,27 @@ def _open_input(child: Version, path: str) -> Version:
         ) from error
 
 
-def set_current(root: Path, name: str) -> None:
-    """Write the name of the version in use to the file `current`, whose time stamp Make reads."""
+def set_current(root: Path, name: str, options: Json | None = None) -> None:
+    """Write the name of the version in use to the file `current`, whose time stamp Make reads.
+
+    `options` of the command that chooses it are kept beside it, for status/options.py.
+    """
+    _keep_options(root, name, options or {})
     write_atomically(root / CURRENT, lambda sink: sink.write(f"{name}\n".encode()))
+
+
+def _keep_options(root: Path, name: str, options: Json) -> None:
+    """Note the options of a version; those of removed versions are forgotten."""
+    file = root / OPTIONS
+    try:
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        known = {}
+    kept = {n: given for n, given in known.items() if (root / n).is_dir() and n != name}
+    kept |= {name: options}
+    if kept != known and (options or known):
+        text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(file, lambda sink: sink.write(text.encode()))
 
 
 def damaged_files(version: Version) -> list[str]:
@@ -176,7 +196,8 @@ def being_written(path: Path) -> bool:
     return False
 
 
-def _follow_current(path: Path) -> Path:
+def follow_current(path: Path) -> Path:
+    """The version in use of the artifact at `path`, or `path` itself if it holds no `current`."""
     pointer = path / CURRENT
     if not pointer.is_file():
         return path
@@ -190,14 +211,16 @@ def _follow_current(path: Path) -> Path:
     return path / name
 
 
-def _read_manifest(directory: Path) -> Json:
+def read_manifest(directory: Path) -> Json:
+    """The manifest of a version, of whatever schema version; raises `ArtifactError`."""
     file = directory / MANIFEST
     if not file.is_file():
         raise _nothing_there(directory)
     try:
         manifest: Json = json.loads(file.read_text())
-        _ = [manifest[n] for n in ("artifact", "schema_version", "fingerprint", "settings")]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        _ = [manifest[n] for n in ("artifact", "schema_version", "fingerprint", "stage")]
+        _ = manifest["settings"].items(), manifest["inputs"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"the manifest cannot be read: {error}",
             where=str(file),

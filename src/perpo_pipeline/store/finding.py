@@ -50,13 +50,13 @@ def reuse_complete(
         if version is None:
             return None
         _remember(root, recipe, version)
-    set_current(root, version.path.name)
+    set_current(root, version.path.name, recipe.options)
     return version
 
 
 def version_of(root: Path, recipe: Recipe) -> Version | None:
     """The complete version of a recipe: today's, or the older one that was found before."""
-    for name in (recipe.fingerprint, _remembered(root).get(recipe.fingerprint)):
+    for name in (recipe.fingerprint, remembered(root).get(recipe.fingerprint)):
         if name is not None and (root / name / MANIFEST).is_file():
             return open_version(root / name, recipe.artifact)
     return None
@@ -91,7 +91,7 @@ def use_equal_older(writer: Writer) -> Version | None:
     for older in older_versions(writer.root, writer.recipe):
         if older.trust is Trust.COMPARE and _has_rows_of(older.version, writer):
             _remember(writer.root, writer.recipe, older.version)
-            set_current(writer.root, older.version.path.name)
+            set_current(writer.root, older.version.path.name, writer.recipe.options)
             return older.version
     return None
 
@@ -232,7 +232,8 @@ def _plain_rows(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata(None).cast(pa.schema(fields))
 
 
-def _remembered(root: Path) -> dict[str, str]:
+def remembered(root: Path) -> dict[str, str]:
+    """Today's fingerprint -> the older version that was found for it."""
     file = root / SAME_AS
     if not file.is_file():
         return {}
@@ -243,6 +244,6 @@ def _remembered(root: Path) -> dict[str, str]:
 
 
 def _remember(root: Path, recipe: Recipe, version: Version) -> None:
-    known = {**_remembered(root), recipe.fingerprint: version.path.name}
+    known = {**remembered(root), recipe.fingerprint: version.path.name}
     text = json.dumps(known, indent=2) + "\n"
     write_atomically(root / SAME_AS, lambda sink: sink.write(text.encode()))

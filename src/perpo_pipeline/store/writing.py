@@ -47,7 +47,7 @@ class Recipe:
     """Everything that decides the content of a version; its hash is the fingerprint.
 
     `settings` change the result (config/fingerprints.py declares which do); `notes` are recorded in
-    the manifest and do not count.
+    the manifest and do not count, nor do `options`, which the command line gave.
     """
 
     artifact: str
@@ -57,6 +57,7 @@ class Recipe:
     settings: Json
     inputs: dict[str, Version] = field(default_factory=dict)
     notes: Json = field(default_factory=dict)
+    options: Json = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -162,7 +163,7 @@ class Writer:
         manifest = self._manifest(counts or {}, extra or {})
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(self.path / MANIFEST, lambda sink: sink.write(text.encode()))
-        set_current(self.root, self.path.name)
+        set_current(self.root, self.path.name, self.recipe.options)
         return Version(self.path, manifest)
 
     def _manifest(self, counts: Json, extra: Json) -> Json:
@@ -179,6 +180,7 @@ class Writer:
             "fingerprint": recipe.fingerprint,
             "settings": recipe.settings,
             "notes": recipe.notes | self.learned,
+            "options": recipe.options,
             "inputs": _lineage_records(self.path, recipe.inputs),
             "rows": sum(p["rows"] for p in parts if p["table"] == main.name),
             "parts": parts,
@@ -252,6 +254,7 @@ def open_writer(root: Path, recipe: Recipe) -> Iterator[Writer]:
             "fingerprint": recipe.fingerprint,
             "stage": recipe.stage,
             "settings": recipe.settings,
+            "options": recipe.options,
             "inputs": _lineage_records(path, recipe.inputs),
         }
         text = json.dumps(started, indent=2, allow_nan=False) + "\n"
@@ -315,6 +318,7 @@ def _lineage_records(path: Path, inputs: Mapping[str, Version]) -> Json:
             "variant": version.variant,
             "path": os.path.relpath(version.path.resolve(), path.resolve()),
             "fingerprint": version.fingerprint,
+            "identity": version.identity,
         }
         for name, version in inputs.items()
     }

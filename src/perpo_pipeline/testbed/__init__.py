@@ -3,8 +3,10 @@
 How the weights were made: tools/testbed in the repository, which is not part of the package.
 """
 
+import hashlib
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 SHIPPED_PRESET: str = "small"
 
@@ -12,3 +14,14 @@ SHIPPED_PRESET: str = "small"
 def shipped_model_dir() -> Path:
     """Directory of the shipped base model, in the layout of a model hub's checkpoint."""
     return Path(str(files("perpo_pipeline.testbed") / "weights"))
+
+
+def testbed_settings(seed: int, split: str, num_prompts: int) -> dict[str, Any]:
+    """Everything that decides the prompts; each split and run seed has its own scene seed."""
+    digest = hashlib.sha256(f"perpo testbed {seed} {split}".encode()).digest()
+    return {
+        "source": "testbed",
+        "preset": SHIPPED_PRESET,
+        "scene_seed": int.from_bytes(digest[:4], "big"),
+        "num_prompts": num_prompts,
+    }

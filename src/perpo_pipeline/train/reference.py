@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from perpo_pipeline.bars import Bar
-from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
@@ -34,7 +34,7 @@ from perpo_pipeline.train.sharded_weights import is_sharded
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
-STAGE_VERSION = 2
+STAGE_VERSION = STAGE_VERSIONS["reference"]
 LISTS_PER_PART = 512
 LISTS_PER_CALL = 16  # encoded together, then grouped by length
 

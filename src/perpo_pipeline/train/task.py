@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from perpo_pipeline.config.fingerprints import box_settings, counted_settings
+from perpo_pipeline.config.fingerprints import box_settings, counted_settings, stage_version
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.run import Run
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from perpo_pipeline.vlm.files import ResolvedModel
     from perpo_pipeline.vlm.models import Vlm
 
-STAGE_VERSION = 2
-TRUTH_VERSION = 3  # of methods that train on the truth: targets end with the chat template's token
 PROMPT_COLUMNS = PROMPTS.pick(
     "prompt_id", "place", "task", "image", "image_sha256", "width", "height", "prompt", role="truth"
 )
@@ -79,7 +77,7 @@ def task_of(run: Run, variant: str) -> Task:
         "adapter",
         variant,
         "train",
-        TRUTH_VERSION if settings.chosen_method.trains_on == "truth" else STAGE_VERSION,
+        stage_version("adapter", "train", {"method": settings.method}),
         counted_settings("adapter", settings, found),
         {"preferences": preferences, "prompts": prompts},
         notes=model_notes(run.config.model),
@@ -91,7 +89,8 @@ def reuse_trained(run: Run, variant: str) -> Version | None:
     """The complete version of a variant, or None; makes a version that it finds the one in use."""
     task = task_of(run, variant)
     place = run.out or run.place("adapter", variant)
-    return reuse_complete(place, task.recipe, lambda _: has_older_targets(run, task))
+    recipe = run.with_options(task.recipe)
+    return reuse_complete(place, recipe, lambda _: has_older_targets(run, task))
 
 
 def has_older_targets(run: Run, task: Task) -> bool:

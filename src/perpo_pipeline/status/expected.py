@@ -1,0 +1,205 @@
+"""What the configuration says about an artifact, beside what its manifest records.
+
+Which settings count is declared in config/fingerprints.py. Where that declaration names a setting
+that a stage finds out by itself (`auto`), any recorded value agrees: runs move between machines.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from perpo_pipeline.config.fingerprints import (
+    COUNTED,
+    RECORDED_AS,
+    WHERE_USED,
+    Counted,
+    report_facts,
+)
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.section import Json, Section
+from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.status.graph import Key
+from perpo_pipeline.status.sources import expected_source
+from perpo_pipeline.store.old_rules import as_today
+
+AUTO = "auto"
+SAID = {
+    "scene_seed": "another seed than the configuration says",
+    "instruction": "another question for a box than the one of model.box_format",
+    "own_rewards": "other code of score.reward",
+}
+"""Facts that a manifest records in place of a setting, in words."""
+RESOLVED = frozenset({"model.dtype", "sample.backend", "eval.backend"})
+"""Settings whose `auto` a stage replaces by what it finds on the machine."""
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that an artifact was made with, and what the configuration says now."""
+
+    key: str
+    recorded: Any
+    configured: Any
+    said: str = ""
+
+    def __str__(self) -> str:
+        if self.said:
+            return self.said
+        return f"{self.key} {show(self.recorded)}, the configuration says " + show(self.configured)
+
+
+def show(value: Any) -> str:
+    """A value as the run's file would have it, short."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(show, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {show(v)}' for k, v in value.items())}}}"
+    return str(value)
+
+
+def differences(key: Key, manifest: Json, config: RunConfig) -> list[Difference]:
+    """The settings of an artifact that differ from the configuration, except for the model's files.
+
+    `key` is the artifact and its variant. A setting that the manifest does not have was made
+    before the setting existed, and so with its default.
+    """
+    recorded = as_today(key[0], manifest.get("stage", ""), manifest["settings"])
+    found: list[Difference] = []
+    for name, (setting, value) in _expected(key, manifest, config).items():
+        before = recorded.get(name, _MISSING)
+        if before is _MISSING:
+            before = _default(key, setting, config)
+            if before is _MISSING or setting in RESOLVED:
+                continue
+        if name in SAID and before != value:
+            found.append(Difference(setting, before, value, SAID[name]))
+        else:
+            found += _compare(setting, before, value)
+    return found
+
+
+def _compare(setting: str, recorded: Any, configured: Any) -> Iterator[Difference]:
+    """Differences of one setting; a setting of several values is compared value by value."""
+    if recorded == configured:
+        return
+    if isinstance(recorded, Mapping) and isinstance(configured, Mapping):
+        same_keys = recorded.keys() == configured.keys()
+        if same_keys and setting.partition(".")[0] == "train":
+            for name, value in configured.items():
+                yield from _compare(f"{setting}.{name}", recorded[name], value)
+            return
+    yield Difference(setting, _plain(setting, recorded), _plain(setting, configured))
+
+
+def _plain(setting: str, value: Any) -> Any:
+    """One reward with weight 1 as its name, which is how most files have it."""
+    if setting == "score.reward" and isinstance(value, Mapping) and list(value.values()) == [1.0]:
+        return next(iter(value))
+    return value
+
+
+def _expected(key: Key, manifest: Json, config: RunConfig) -> dict[str, tuple[str, Any]]:
+    """By the name in the manifest: the setting's dotted key, and its value in the configuration."""
+    artifact, variant = key
+    declared = COUNTED.get(artifact)
+    if declared is None:
+        return {}
+    recorded: Json = manifest["settings"]
+    if artifact == "prompts":
+        return expected_source(config, variant, recorded)
+    released = manifest.get("stage") == "prepare"  # lists that `perpo prepare` took over
+    own = {} if released else _own_settings(declared, variant, config)
+    others = {
+        RECORDED_AS.get(k, k.rpartition(".")[2]): (k, value_of(config, k))
+        for k in declared.others
+        if k != "model.id" or artifact == "report"
+    }
+    found = {**own, **others, **_facts(artifact, config)}
+    for name in WHERE_USED - recorded.keys():
+        found.pop(name, None)
+    if released:
+        found = {name: found[name] for name in found if name in recorded and name != "reward"}
+    for name, (setting, value) in found.items():
+        if setting in RESOLVED and value == AUTO:
+            found[name] = (setting, recorded.get(name, value))
+    values = {**recorded, **{name: value for name, (_, value) in found.items()}}
+    unused = set() if released or not own else _unused(declared, values)
+    return {name: one for name, one in found.items() if name not in unused}
+
+
+def _unused(declared: Counted, values: Json) -> set[str]:
+    """Settings without effect; none if what decides this is not recorded."""
+    try:
+        return set(declared.unused(values))
+    except KeyError:
+        return set()
+
+
+def _own_settings(declared: Counted, variant: str, config: RunConfig) -> dict[str, tuple[str, Any]]:
+    section = section_of(declared, variant, config)
+    if section is None:
+        return {}
+    return {
+        name: (f"{declared.section}.{name}", value)
+        for name, value in section.result_settings().items()
+    }
+
+
+def section_of(declared: Counted, variant: str, config: RunConfig) -> Section | None:
+    """The section whose settings count; None for an adapter that the run does not name."""
+    if declared.section == "train":
+        return config.train.variants().get(variant)
+    return getattr(config, declared.section) if declared.section else None
+
+
+def _facts(artifact: str, config: RunConfig) -> dict[str, tuple[str, Any]]:
+    """What a stage finds out from the configuration alone."""
+    if artifact == "scores":
+        weights = config.score.weights()
+        found: dict[str, tuple[str, Any]] = {"reward": ("score.reward", weights)}
+        if any(":" in name for name in weights):
+            from perpo_pipeline.rewards.own import own_rewards
+
+            found["own_rewards"] = ("score.reward", own_rewards(weights))
+        return found
+    if artifact == "report":
+        return {name: (f"the {name}", value) for name, value in report_facts(config).items()}
+    return {}
+
+
+def value_of(config: RunConfig, key: str) -> Any:
+    """The value of a dotted setting, as a manifest records it."""
+    section, _, name = key.partition(".")
+    if section == "train":
+        return getattr(config.train.shared, name)
+    if key == "model.box_format":
+        return config.model.reading().box_settings()["box_format"]
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return to_jsonable_python(value)
+
+
+def _default(key: Key, setting: str, config: RunConfig) -> Any:
+    """A setting's default, for an artifact that was made before the setting existed."""
+    section, *rest = setting.split(".")
+    kind: Any = TrainSettings if section == "train" else RunConfig
+    if section == "prepare":
+        kind, rest = type(config.prepare[key[1]]), rest[1:]
+    parts = rest if section in ("train", "prepare") else [section, *rest]
+    for part in parts[:-1]:
+        kind = kind.model_fields[part].annotation
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return _MISSING
+    field = kind.model_fields.get(parts[-1])
+    if field is None or field.is_required():
+        return _MISSING
+    return to_jsonable_python(field.get_default(call_default_factory=True))

@@ -1,0 +1,69 @@
+"""Whether an artifact was made with the configured model, without loading or downloading it."""
+
+import os
+import re
+from pathlib import Path
+
+from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.errors import InputError
+from perpo_pipeline.status.expected import Difference
+from perpo_pipeline.store.artifacts import Json
+from perpo_pipeline.vlm.files import compute_identity, resolve_model
+
+KEY = "model.id"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def model_difference(manifest: Json, model: ModelConfig, cache: Path) -> Difference | None:
+    """The model that an artifact was made with, if it is not the configured one.
+
+    A local model is known by its files, whose hashes `cache` keeps; a hub's by its id and commit.
+    Where the configured model is not on this machine, its name must do.
+    """
+    recorded = manifest["settings"].get("model")
+    if not isinstance(recorded, str):
+        return None
+    name = manifest.get("notes", {}).get("model_id")
+    if is_on_hub(model.id):
+        return _hub_difference(recorded, name, model)
+    try:
+        now = compute_identity(resolve_model(model.id), cache)
+    except (InputError, OSError):
+        is_known = name in (None, model.id)
+        return None if is_known else Difference(KEY, name, model.id)
+    if now == recorded:
+        return None
+    if name == model.id:
+        return Difference(KEY, recorded, now, f"other files of the model {model.id}")
+    return Difference(KEY, name or recorded, model.id)
+
+
+def is_on_hub(model_id: str) -> bool:
+    """Whether `resolve_model` would look for the model on the hub."""
+    path = Path(model_id).expanduser()
+    is_path = path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1
+    return model_id != "testbed" and not is_path and not path.is_dir()
+
+
+def _hub_difference(recorded: str, name: str | None, model: ModelConfig) -> Difference | None:
+    at, _, commit = recorded.rpartition("@")
+    if at != model.id:
+        return Difference(KEY, name or recorded, model.id)
+    wanted = _commit_of(model)
+    if wanted is None or wanted == commit:
+        return None
+    return Difference("model.revision", commit[:12], f"{model.revision or 'main'} ({wanted[:12]})")
+
+
+def _commit_of(model: ModelConfig) -> str | None:
+    """The commit that the revision names, as far as this machine's cache of the hub knows."""
+    revision = model.revision or "main"
+    if _COMMIT.fullmatch(revision):
+        return revision
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    file = cache / f"models--{model.id.replace('/', '--')}" / "refs" / revision
+    try:
+        return file.read_text().strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,99 @@
+"""What the configuration says about prompts, beside what their manifest records.
+
+A reader records facts beside the source's settings, or in their place: the folder of the images,
+the splits that were read, the question of the box format. What follows from the configuration is
+compared; the hashes of files are not, since a file that was written after the prompts is enough.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.answers.formats import get_box_format
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.section import Json
+from perpo_pipeline.config.sources import (
+    SPLIT_BY,
+    ReferSource,
+    TestbedSource,
+    YoloSource,
+    source_files,
+)
+from perpo_pipeline.testbed import testbed_settings
+
+
+def expected_source(config: RunConfig, split: str, recorded: Json) -> dict[str, tuple[str, Any]]:
+    """By the name in the manifest: the setting's dotted key, and its value in the configuration."""
+    source = config.prepare.get(split)
+    if source is None:
+        return {}
+    found = {k: (f"prepare.{split}.{k}", v) for k, v in source.result_settings().items()}
+    if isinstance(source, TestbedSource):
+        facts = testbed_settings(config.seed, split, source.num_prompts)
+        if "scene_seed" in recorded:
+            found["scene_seed"] = ("seed", facts["scene_seed"])
+        return found
+    if isinstance(source, ReferSource):
+        found |= _of_refer(source, split, recorded)
+    if "image_root" in found and "image_root" in recorded:
+        root = _image_root(source)
+        if root is None or _has_moved(recorded["image_root"], root):
+            del found["image_root"]
+        else:
+            found["image_root"] = (found["image_root"][0], str(root.resolve()))
+    if recorded.get("instruction") is not None:
+        question = get_box_format(config.model.box_format).instruction
+        found["instruction"] = ("model.box_format", question)
+    for name in ("box_format", "box_frame"):
+        if name in recorded:
+            found[name] = (f"model.{name}", getattr(config.model, name))
+    if "seed" in recorded:
+        found["seed"] = ("seed", config.seed)
+    return found
+
+
+def _has_moved(recorded: str, root: Path) -> bool:
+    """Whether a run with a relative folder of images was made at another place, not here."""
+    parts = root.parts
+    ends_alike = Path(recorded).parts[-len(parts) :] == parts if parts else True
+    return not root.is_absolute() and ends_alike and not Path(recorded).exists()
+
+
+def _image_root(source: Any) -> Path | None:
+    """The folder that the reader takes; None for YOLO's, which its file may name."""
+    if source.image_root is not None or isinstance(source, YoloSource):
+        found: Path | None = source.image_root
+        return found
+    folder: Path = getattr(source, "folder", source.path.parent)
+    return folder
+
+
+def _of_refer(source: ReferSource, split: str, recorded: Json) -> dict[str, tuple[str, Any]]:
+    """The settings that stand for several values: `splits: null`, `leave_out_evaluated: true`."""
+    named = recorded.get("split_by", {})
+    against = recorded.get("leave_out_evaluated", [])
+    wanted = source.leave_out_evaluated
+    if wanted is True:  # of the datasets that are there; none unless `train` is read
+        wanted = against or (True if "train" in recorded.get("splits", []) else [])
+    elif wanted is False:
+        wanted = []
+    return {
+        "splits": (f"prepare.{split}.splits", source.splits or [split]),
+        "split_by": (
+            f"prepare.{split}.split_by",
+            {name: source.split_by.get(name, SPLIT_BY.get(name)) for name in named},
+        ),
+        "leave_out_evaluated": (f"prepare.{split}.leave_out_evaluated", wanted),
+    }
+
+
+def newer_files(config: RunConfig, split: str, made: Path) -> list[Path]:
+    """The source's files that were written after `made`, which names the prompts in use."""
+    source = config.prepare.get(split)
+    if source is None or not made.is_file():
+        return []
+    since = made.stat().st_mtime_ns
+    found = []
+    for file in source_files(source):
+        if file.is_file() and file.stat().st_mtime_ns > since:
+            found.append(file)
+    return found

@@ -1,0 +1,163 @@
+"""Changing a setting makes stale exactly what its stages would make anew, and what follows."""
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from status.made_run import configured, make_run, settings_of, write_file
+
+from perpo_pipeline.config import sources
+from perpo_pipeline.config.fingerprints import counts_in
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.section import Section
+from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.status.check import Check
+from perpo_pipeline.status.expected import show
+
+# Values for settings whose type does not say what another valid value is.
+OTHERS: dict[str, Any] = {
+    "model.id": "llava-hf/llava-1.5-7b-hf",
+    "model.revision": "v2",
+    "model.box_format": "qwen3-vl",
+    "model.box_frame": "pad",
+    "model.answer": {"which": "last"},
+    "model.template_date": datetime.date(2001, 1, 1),
+    "prepare.train.path": "{folder}/other.jsonl",
+    "prepare.train.image_root": "images",
+    "prepare.train.columns": {"image": "file"},
+    "prepare.train.task": "vqa",
+    "sample.split": None,  # another graph
+    "sample.top_p": 0.5,
+    "sample.top_k": 5,
+    "sample.num_actors": 2,
+    "eval.num_actors": 2,
+    "filter.list_size": 3,
+    "sample.base_url": "http://localhost:1/v1",
+    "score.reward": "giou",
+    "train.method": None,  # the methods of the run name their own
+    "train.seed": None,
+    "train.scope": ["language_model", "projector"],
+    "train.lora": {"rank": 8},
+    "train.label_smoothing": None,  # not for sft, which is one of the methods
+    "train.sft_weight": None,
+    "train.deepspeed": "zero2",
+    "train.log_to": ["tensorboard"],
+    "train.num_workers": 1,
+    "filter.min_margin": 0.4,
+    "filter.max_margin": 0.9,
+    "eval.splits": None,
+    "eval.models": None,
+    "eval.conditions": None,
+    "eval.condition_splits": None,
+    "eval.out_of_domain": ["test"],
+    "report.title": "Another",
+    "run": None,
+    "data_root": None,
+}
+NAMES = ("other", "more")
+
+
+def every_setting() -> Iterator[tuple[str, Any]]:
+    """Each dotted key with its field."""
+    sections: dict[str, Any] = {**dict.fromkeys(("prepare.train",), sources.TableSource)}
+    sections["prepare.test"], sections["train"] = sources.TestbedSource, TrainSettings
+    for name, field in RunConfig.model_fields.items():
+        if name in ("prepare", "train"):
+            continue
+        if isinstance(field.annotation, type(Section)):
+            sections[name] = field.annotation
+        else:
+            yield name, field
+    for name, section in sections.items():
+        for setting, field in section.model_fields.items():
+            if setting != "source":
+                yield f"{name}.{setting}", field
+
+
+def another(value: Any, kind: Any) -> Any:
+    """A value of the same type that differs."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 if value else 0.25
+    options = [one for part in (kind, *get_args(kind)) for one in _literals(part)]
+    if options:
+        return next(one for one in options if one != value)
+    inner = [part for part in (kind, *get_args(kind)) if part in (int, float, bool)]
+    if value is None and inner:
+        return {int: 7, float: 0.5, bool: True}[inner[0]]
+    if value == []:
+        return ["nfc"]
+    return "other"
+
+
+def _literals(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def current_value(config: RunConfig, key: str) -> Any:
+    if key.startswith("train."):
+        return getattr(config.train.shared, key.partition(".")[2])
+    value: Any = config
+    for part in key.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_file(tmp_path_factory.mktemp("made"))
+    make_run(configured(path))
+    return path
+
+
+KEYS = dict(every_setting())
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_setting_makes_stale_what_it_counts_in_and_what_follows(file: Path, key: str) -> None:
+    before = configured(file)
+    value = (
+        OTHERS[key] if key in OTHERS else another(current_value(before, key), KEYS[key].annotation)
+    )
+    if value is None:
+        pytest.skip("no such change keeps the graph")
+    if isinstance(value, str):
+        value = value.replace("{folder}", str(file.parent))
+    after = configured(file, **{key.replace(".", "__"): value})
+    check = Check(after)
+    own = {k for k in check.nodes if any(r.kind == "setting" for r in check.in_use(k).reasons)}  # type: ignore[union-attr]
+    changed = {
+        node.key
+        for node in check.nodes.values()
+        if key != "model.id" and settings_of(before, node) != settings_of(after, node)
+    }
+    if key == "model.id":  # another model cannot be hashed here
+        changed = {k for k in check.nodes if k[0] in counts_in(key)}
+    assert own == changed
+    assert {artifact for artifact, _ in own} <= set(counts_in(key)) | {"report"}
+    stale = {k for k in check.nodes if check.find([k]).silent}
+    follows = {k for k in check.nodes if k in own or _needs_any(check, k, own)}
+    assert stale == follows
+
+
+def _needs_any(check: Check, key: Any, changed: set[Any]) -> bool:
+    return any(n in changed or _needs_any(check, n, changed) for n in check.nodes[key].needs)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ([], "[]"),
+        ({"a": [1, None]}, "{a: [1, null]}"),
+        (0.5, "0.5"),
+    ],
+)
+def test_values_are_shown_as_the_file_has_them(value: Any, text: str) -> None:
+    assert show(value) == text
