@@ -49,6 +49,13 @@ def test_an_evaluation_of_a_trained_model_needs_its_adapter_and_the_prompts_of_i
     assert ("metrics", "sft-blank-image@test") in found["report/default"].needs
 
 
+def test_a_report_needs_the_adapters_that_are_evaluated() -> None:
+    train = {"methods": {"sft": {}, "perpo": {}}}
+    report = nodes(config(train=train, eval={"models": ["base", "perpo"]}))[-1]
+    adapters = [variant for artifact, variant in report.needs if artifact == "adapter"]
+    assert report.artifact == "report" and adapters == ["perpo"]
+
+
 def test_every_seed_is_an_adapter_of_its_own() -> None:
     found = names(nodes(config(train={"methods": {"sft": {}}, "seeds": [1, 2]})))
     assert {"adapter/sft-seed1", "adapter/sft-seed2", "metrics/sft-seed2@test"} <= set(found)

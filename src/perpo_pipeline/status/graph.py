@@ -86,7 +86,7 @@ def _report(config: RunConfig) -> Node:
     split = config.sample.split
     needs = [
         *(("metrics", name) for name in config.eval_variants()),
-        *(("adapter", name) for name in config.train.variants()),
+        *(("adapter", name) for name in config.eval_models() if name != BASE),
         ("scores", split),
         ("preferences", split),
     ]
