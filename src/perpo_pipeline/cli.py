@@ -31,6 +31,7 @@ from perpo_pipeline.commands.report import report
 from perpo_pipeline.commands.sample import sample
 from perpo_pipeline.commands.score import score
 from perpo_pipeline.commands.settings import settings
+from perpo_pipeline.commands.status import status
 from perpo_pipeline.commands.train import train
 from perpo_pipeline.errors import PerpoError, Stopped
 from perpo_pipeline.interrupts import signal_of, sigterm_like_ctrl_c
@@ -62,6 +63,7 @@ app.add_typer(measure_app, name="measure")
 app.command()(compare)
 app.add_typer(judge_app, name="judge")
 app.command()(merge)
+app.command()(status)
 app.command()(settings)
 app.command()(path)
 app.command()(inspect)

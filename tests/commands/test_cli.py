@@ -33,6 +33,7 @@ COMMANDS = [
     "judge",
     "merge",
     "report",
+    "status",
     "settings",
     "path",
     "inspect",
@@ -93,6 +94,7 @@ SETTINGS_READERS = ["pydantic", "yaml"]
         (["eval", "--help"], HEAVY),
         (["settings", "filter"], HEAVY),
         (["make-rules", "--config", "r.yaml"], HEAVY),
+        (["status", "--config", "r.yaml"], ["torch", "transformers", "huggingface_hub"]),
     ],
     ids=" ".join,
 )
@@ -402,6 +404,7 @@ def test_a_removed_option_is_still_unknown_to_its_command() -> None:
         ("train",),
         ("eval",),
         ("report",),
+        ("status",),
         ("gc",),
         ("path", "samples"),
         ("make-rules",),

@@ -17,10 +17,10 @@ from perpo_pipeline.status.graph import Key, Node, nodes
 from perpo_pipeline.status.model import model_difference
 from perpo_pipeline.status.options import Options, options_of
 from perpo_pipeline.status.sources import newer_files
-from perpo_pipeline.store.artifacts import CURRENT, Json, Version, follow_current, read_manifest
+from perpo_pipeline.store.artifacts import CURRENT, Json, Version, open_version, read_manifest
 from perpo_pipeline.store.finding import remembered
 from perpo_pipeline.store.old_rules import RULES, Trust
-from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
+from perpo_pipeline.vlm.files import IDENTITY_CACHE
 
 Kind = Literal["setting", "input", "source", "stage", "missing", "given"]
 SHOWN = 3
@@ -96,6 +96,10 @@ class Check:
             self._in_use[key] = self._read(key)
         return self._in_use[key]
 
+    def forget(self, key: Key) -> None:
+        """Treat a node that cannot be read as one that the run does not have."""
+        self._in_use[key] = None
+
     def find(self, wanted: Iterable[Key]) -> Found:
         """The differences in the lineage of these nodes; none for nodes that the run does not name.
 
@@ -167,8 +171,8 @@ class Check:
         place = self.place(key)
         if not (place / CURRENT).is_file():
             return None
-        path = follow_current(place)
-        manifest = read_manifest(path)
+        version = open_version(place)
+        path, manifest = version.path, version.manifest
         if (manifest["artifact"], manifest.get("variant")) != key:
             raise ArtifactError(
                 f"this is a '{manifest['artifact']}' artifact {manifest.get('variant')}, in the "
@@ -214,7 +218,11 @@ class Check:
             return Reason(node, "missing", text, f"{need[0]}/{need[1]}", need)
         if record is None and all(r["artifact"] != need[0] for r in manifest["inputs"].values()):
             return None
-        now = Version(follow_current(place), read_manifest(follow_current(place)))
+        try:
+            now = open_version(place)
+        except ArtifactError:
+            text = f"{need[0]}/{need[1]} is broken"
+            return Reason(node, "missing", text, f"{need[0]}/{need[1]}", need)
         if record is not None and _is_of(record, now):
             return None
         text = f"made from other {need[0]} than the run's now{_how_other(path, record, now)}"

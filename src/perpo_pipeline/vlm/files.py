@@ -12,6 +12,7 @@ from pathlib import Path
 from perpo_pipeline.config.dates import TEMPLATE_DATE
 from perpo_pipeline.errors import InputError, first_line
 
+IDENTITY_CACHE = ".model-identity.json"  # in the run's folder
 # Files that a run can depend on: weights, configuration, tokenizer, processor; no code, no pickles.
 MODEL_FILE_PATTERNS = (
     "*.safetensors",

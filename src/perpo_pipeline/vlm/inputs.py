@@ -13,6 +13,7 @@ from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.store.places import name_image, name_prompt
 from perpo_pipeline.vlm.chat import writes_date
+from perpo_pipeline.vlm.files import IDENTITY_CACHE as IDENTITY_CACHE
 from perpo_pipeline.vlm.files import (
     ResolvedModel,
     compute_identity,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
-
-IDENTITY_CACHE = ".model-identity.json"
 
 
 class RowError(InputError):
