@@ -70,7 +70,8 @@ def test_a_box_is_right_from_the_threshold_on_and_an_unparsed_answer_counts_as_w
             "out_of_frame_rate": 0,
         }
     )
-    assert found[0] == {"name": "ap50", "split": "test", "dataset": "all", "n": 5} | dict(
+    place = {"split": "test", "dataset": "all", "slice_column": None, "slice_value": None}
+    assert found[0] == {"name": "ap50", "n": 5} | place | dict(
         zip(("value", "low", "high"), wilson_interval(3, 5), strict=True)
     )
     assert [set(row) for row in found] == [set(METRICS.columns.names)] * 5

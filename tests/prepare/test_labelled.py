@@ -163,6 +163,21 @@ def test_each_box_may_be_a_prompt_of_its_own(tmp_path: Path, read: Callable[...,
     assert len({row["prompt_id"] for row in rows}) == 4
 
 
+def test_labels_and_what_is_known_of_them_are_extra_columns(tmp_path: Path) -> None:
+    extras = [json.loads(row["extra"]) for row in read_from_coco(tmp_path / "1").rows]
+    assert extras[0] == {"category": "car", "supercategory": "vehicle"}
+    tasks = label_studio()
+    choice = {"type": "choices", "from_name": "weather", "value": {"choices": ["rain"]}}
+    tasks[0]["annotations"][0]["result"].append(choice)
+    extras = [
+        json.loads(row["extra"]) for row in read_from_label_studio(tmp_path / "2", tasks).rows
+    ]
+    assert extras[1] == {"category": "dog", "camera": "left", "weather": "rain"}
+    assert extras[2] == {"category": "dog", "camera": "left"}
+    (row, *_) = read_from_yolo(tmp_path / "3").rows
+    assert json.loads(row["extra"]) == {"category": "car"}
+
+
 def test_a_crowd_leaves_out_its_label_or_its_box(tmp_path: Path) -> None:
     found = coco()
     found["annotations"][2]["iscrowd"] = 1

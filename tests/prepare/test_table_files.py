@@ -1,8 +1,10 @@
 """One table in each of its files: the same prompts come out of all, and bad files are refused."""
 
 import csv
+import datetime
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,7 @@ def test_every_file_gives_the_same_prompts(
     assert [row["gt_box"] for row in expected] == XYXY
     rows = list(read(source, write(tmp_path), image_root=tmp_path).rows)
     for row, other in zip(rows, expected, strict=True):
-        same = {"prompt", "gt_box", "task", "image_sha256", "width", "height", "dataset"}
+        same = {"prompt", "gt_box", "task", "image_sha256", "width", "dataset", "extra"}
         assert {name: row[name] for name in same} == {name: other[name] for name in same}
 
 
@@ -130,6 +132,40 @@ def test_a_real_folder_of_datasets_is_read_with_the_names_of_its_classes(tmp_pat
             assert row["image_sha256"] == image_sha256((tmp_path / "a.png").read_bytes())
     with pytest.raises(InputError, match=r"the folder holds 2 splits[\s\S]*saved/test, .*/train"):
         read("datasets", tmp_path / "saved")
+
+
+def test_other_columns_are_kept_exactly(tmp_path: Path) -> None:
+    row = {
+        "image": "a.png",
+        "prompt": "?",
+        "gt_box": [1, 2, 7, 7],
+        "day": datetime.date(2026, 11, 28),
+        "price": Decimal("1.10"),
+        "share": 0.1,
+        "big": 2**60,
+        "nested": {"list": [1, None]},
+        "unknown": float("nan"),
+        "mask": b"bytes",
+    }
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
+    prepared = read("parquet", tmp_path / "t.parquet", columns={})
+    assert prepared.rows[0]["extra"] == (
+        '{"day": "2026-11-28", "price": "1.10", "share": 0.1, "big": 1152921504606846976, '
+        '"nested": {"list": [1, null]}, "unknown": null}'
+    )
+    assert prepared.notes == {
+        "extra": "other columns, kept with the prompts: day, price, share, big, nested, unknown",
+        "columns_left_out": "columns of bytes, which are left out: mask",
+    }
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"image": "a.png", "prompt": "?", "gt_box": [1, 2, 7, 7], "x": "\\ud800"}')
+    with pytest.raises(InputError, match="line 1: `other columns` holds a character"):
+        read("jsonl", path, columns={})
+
+
+def test_rows_without_other_columns_have_none(tmp_path: Path) -> None:
+    (row, *_) = read("jsonl", write_jsonl(tmp_path), columns=COLUMNS | {"gt_text": "category"}).rows
+    assert row["extra"] is None
 
 
 def test_a_box_in_four_columns_of_normalised_centres(tmp_path: Path) -> None:

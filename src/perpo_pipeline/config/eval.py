@@ -35,6 +35,7 @@ class EvalConfig(InferenceConfig):
         "condition_splits",
         "out_of_domain",
         "allow_train_images",
+        "by",  # counts in the metrics alone: nothing is decoded again
     }
 
     splits: Splits = Field(
@@ -69,6 +70,11 @@ class EvalConfig(InferenceConfig):
         default=[],
         description="normal forms of the true and the answered text before they are compared: "
         "`none`, one, or several in a list (docs/rewards.md); the tables name them",
+    )
+    by: Splits = Field(
+        default=[],
+        description="extra columns of the data, such as category: each metric is also measured on "
+        "the prompts of each of their values, its slices (docs/evaluation.md)",
     )
     batch_size: Int = Field(
         64,

@@ -75,6 +75,11 @@ def _unused_in_predictions(settings: Mapping[str, Any]) -> Collection[str]:
     return (*of_conditions, *_unused_by_backend(settings))
 
 
+def _unused_in_metrics(settings: Mapping[str, Any]) -> Collection[str]:
+    """No slices are asked for."""
+    return () if settings["by"] else ("by",)
+
+
 def _leaves(keys: Collection[str]) -> tuple[str, ...]:
     return tuple(RECORDED_AS.get(key, key.rpartition(".")[2]) for key in keys)
 
@@ -89,6 +94,7 @@ COUNTED: dict[str, Counted] = {
     "predictions": Counted(
         "eval", (*MODEL, *READING), facts=("image", "reward"), unused=_unused_in_predictions
     ),
+    "metrics": Counted(None, ("eval.by",), facts=("metrics",), unused=_unused_in_metrics),
     "harness": Counted(None, ("model.id", "model.dtype"), any_facts=True),
     "report": Counted(
         "report",

@@ -27,6 +27,7 @@ from perpo_pipeline.errors import ArtifactError, InputError, PerpoError
 from perpo_pipeline.evaluate.images_shown import refuse_trained_images
 from perpo_pipeline.evaluate.metrics import OCR, VQA, measured_metrics, missing_metrics, tasks_of
 from perpo_pipeline.evaluate.predict import BLANK, OTHER, write_predictions
+from perpo_pipeline.evaluate.slices import EXTRA, check_slices
 from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, doubts_of, summarise
 from perpo_pipeline.inference.answering import warn_of_boxes
 from perpo_pipeline.inference.backend import BackendSetup
@@ -55,6 +56,7 @@ def evaluate_all(run: Run, evaluations: Sequence[str]) -> Iterator[Version]:
     does not stop the others; InputError is raised after the last.
     """
     _check_inputs(run, evaluations)
+    check_slices(run, list(dict.fromkeys(read_evaluation(name).split for name in evaluations)))
     failed: list[str] = []
     with closing(LastSampler()) as kept:
         for evaluation in evaluations:
@@ -80,10 +82,12 @@ def evaluate(run: Run, evaluation: str, kept: LastSampler | None = None) -> Vers
     """
     predictions = _predict(run, evaluation, kept)
     prompts = input_of(predictions, "prompts")
-    truth = prompts.table(columns=QUESTION_COLUMNS)
+    by = run.config.eval.by
+    truth = prompts.table(columns=[*QUESTION_COLUMNS, *[EXTRA] * bool(by)])
     tasks, reading = tasks_of(truth), run.config.model.reading()
     normalise = run.config.eval.normalise
-    settings = {"metrics": [metric.name for metric in measured_metrics(tasks)]}
+    names = [metric.name for metric in measured_metrics(tasks)]
+    settings = counted_settings("metrics", None, {"metrics": names, "by": by})
     recipe = Recipe(
         "metrics",
         evaluation,
@@ -102,7 +106,7 @@ def evaluate(run: Run, evaluation: str, kept: LastSampler | None = None) -> Vers
         # A model that is shown a wrong image may well answer without a box.
         for line in [] if read_evaluation(evaluation).image else doubts_of(answers, truth, reading):
             run.say(f"eval {evaluation}: {line}")
-        found = summarise(answers, truth, reading=reading, normalise=normalise)
+        found = summarise(answers, truth, reading=reading, normalise=normalise, by=by)
         writer.write_part(0, found)
 
     with prompts_named(prompts):

@@ -21,6 +21,14 @@ from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metric import Answers, Bools, Floats, Metric
 from perpo_pipeline.evaluate.metrics import GROUNDING, measured_metrics, task_of_prompt
+from perpo_pipeline.evaluate.slices import (
+    EXTRA,
+    NO_SLICE,
+    is_slice,
+    slice_names,
+    slice_values,
+    sorted_slices,
+)
 from perpo_pipeline.evaluate.statistics import mean_interval, statistic_interval
 from perpo_pipeline.rewards import builtin as rewards
 from perpo_pipeline.rewards.choice import measure as measure_reward
@@ -67,36 +75,29 @@ def summarise(
     reading: Reading = DEFAULT_READING,
     normalise: Sequence[str] = (),
     fox_compat: bool = False,
+    by: Sequence[str] = (),
 ) -> list[Row]:
-    """METRICS rows for each split, and for each dataset of a split that has several.
+    """METRICS rows for each split, for each dataset of a split that has several, for each slice.
 
     `predictions` needs the ANSWER_COLUMNS, `prompts` the QUESTION_COLUMNS; `reading` says how the
     completions were read, `normalise` what counts as the same text. For the task grounding
     `reward` must be the IoU (of boxes, polygons or sets of boxes); for other tasks it is not read.
-    `fox_compat`: see `ocr.fox_metrics`. Metrics named by `missing_metrics` are left out. Raises
-    InputError for no predictions or missing columns, ArtifactError for a prediction without its
-    prompt or a text without its truth.
+    `fox_compat`: see `ocr.fox_metrics`. `by` names columns of `extra`, which `prompts` then needs,
+    too: the prompts of each of their values are a slice. Metrics named by `missing_metrics` are
+    left out. Raises InputError for no predictions or missing columns, ArtifactError for a
+    prediction without its prompt or a text without its truth.
     """
-    rows = _join(predictions, prompts)
+    rows = _join(predictions, prompts, [*QUESTION_COLUMNS, *[EXTRA] * bool(by)])
     _check_truths(rows)
     measured = list(_measure(rows, reading, normalise, fox_compat))
     images = rows["image_sha256"].to_numpy()
     found = []
-    for split, dataset, among in _groups(rows):
+    for group, among in (*_groups(rows), *_slices(rows, by)):
         for one in measured:
             if (among & one.where).any():
                 value, low, high, n = one.interval(among, images)
-                found.append(
-                    {
-                        "name": one.metric.name,
-                        "value": value,
-                        "low": low,
-                        "high": high,
-                        "n": n,
-                        "split": split,
-                        "dataset": dataset,
-                    }
-                )
+                estimate = {"value": value, "low": low, "high": high, "n": n}
+                found.append({"name": one.metric.name, **estimate, **group})
     return found
 
 
@@ -117,8 +118,10 @@ def doubts_of(predictions: pa.Table, prompts: pa.Table, reading: Reading) -> lis
     return doubts.lines()
 
 
-def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
-    wanted = {"predictions": (predictions, ANSWER_COLUMNS), "prompts": (prompts, QUESTION_COLUMNS)}
+def _join(
+    predictions: pa.Table, prompts: pa.Table, questions: Sequence[str] = QUESTION_COLUMNS
+) -> pl.DataFrame:
+    wanted = {"predictions": (predictions, ANSWER_COLUMNS), "prompts": (prompts, questions)}
     absent = [
         f"{name} lack {column}"
         for name, (table, columns) in wanted.items()
@@ -130,7 +133,7 @@ def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
     if not predictions.num_rows:
         raise InputError("there are no predictions to measure", fix="evaluate at least one prompt")
     rows = pl.DataFrame(predictions.select(ANSWER_COLUMNS)).join(
-        pl.DataFrame(prompts.select(QUESTION_COLUMNS)),
+        pl.DataFrame(prompts.select(questions)),
         on="prompt_id",
         how="left",
         maintain_order="left",
@@ -146,11 +149,11 @@ def _join(predictions: pa.Table, prompts: pa.Table) -> pl.DataFrame:
     return rows
 
 
-def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, Bools]]:
-    """(split, dataset, mask of rows): each whole split, then its datasets if it has several."""
+def _groups(rows: pl.DataFrame) -> Iterator[tuple[Row, Bools]]:
+    """({split, dataset}, mask of rows): each whole split, then its datasets if it has several."""
     for split in rows["split"].unique(maintain_order=True):
         in_split = (rows["split"] == split).to_numpy()
-        yield split, ALL, in_split
+        yield {"split": split, "dataset": ALL, **NO_SLICE}, in_split
         datasets = rows.filter(in_split)["dataset"].unique(maintain_order=True).to_list()
         if len(datasets) == 1:
             continue
@@ -160,7 +163,22 @@ def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, Bools]]:
                 fix="give it another name",
             )
         for dataset in datasets:
-            yield split, dataset, in_split & (rows["dataset"] == dataset).to_numpy()
+            in_dataset = in_split & (rows["dataset"] == dataset).to_numpy()
+            yield {"split": split, "dataset": dataset, **NO_SLICE}, in_dataset
+
+
+def _slices(rows: pl.DataFrame, by: Sequence[str]) -> Iterator[tuple[Row, Bools]]:
+    """(split, dataset and slice, mask of rows) of each value of each column that a split has."""
+    for split in rows["split"].unique(maintain_order=True):
+        in_split = (rows["split"] == split).to_numpy()
+        for column in by:
+            values = slice_values(rows.filter(in_split)[EXTRA], column)
+            if values is None:
+                continue
+            for value in sorted_slices(values):
+                where = in_split.copy()
+                where[in_split] = is_slice(values, value)
+                yield slice_names(split, column, value), where
 
 
 def _measure(

@@ -1,7 +1,6 @@
 """One prompt of a dataset: its key, its image and its truth, and the row that it becomes."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +79,8 @@ class Entry:
 
     `place` is its place in the file, for messages: "line 2". Boxes are xyxy in pixels; `gt_box` may
     also be a function of (width, height) that returns a box or raises `RowFault`. `size` is the
-    (width, height) that the file claims. `extra` holds other columns of the row.
+    (width, height) that the file claims. `extra` holds other columns of the row,
+    as `fields.extra_text` writes them.
     """
 
     place: str
@@ -95,7 +95,7 @@ class Entry:
     gt_polygon: Any = None
     gt_point: Any = None
     size: tuple[Any, Any] | None = None
-    extra: Mapping[str, Any] | None = None
+    extra: str | None = None
 
 
 def prompt_row(
@@ -133,4 +133,5 @@ def prompt_row(
         "gt_boxes": entry.gt_boxes,
         "gt_polygon": entry.gt_polygon,
         "gt_point": entry.gt_point,
+        "extra": entry.extra,
     }

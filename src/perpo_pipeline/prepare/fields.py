@@ -1,6 +1,10 @@
-"""Fields of a dataset's row: texts and whole numbers, checked."""
+"""Fields of a dataset's row: texts and whole numbers, checked, and other columns as text."""
 
+import json
+import math
 from collections.abc import Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 from perpo_pipeline.json_files import RowFault
@@ -50,3 +54,43 @@ def without_first_place(question: str) -> str:
     if has_several_places(question):
         return question  # `collect` reports it
     return question.removeprefix(IMAGE_PLACE).strip()
+
+
+def extra_text(columns: Mapping[str, Any]) -> str | None:
+    """Other columns of a row as a JSON object, in their order; None if there are none.
+
+    Dates, times, durations and decimals become texts; numbers that JSON cannot hold (NaN) become
+    null. Raises `RowFault` for a value that no table can hold, and for bytes: see `is_kept`.
+    """
+    if not columns:
+        return None
+    try:
+        text = json.dumps(_plain(columns), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowFault(f"its other columns cannot be kept: {error}") from None
+    if fault := text_fault("other columns", text):
+        raise RowFault(fault)
+    return text
+
+
+def is_kept(value: Any) -> bool:
+    """Whether `extra_text` can hold a value: everything but bytes, at any depth."""
+    if isinstance(value, Mapping):
+        return all(map(is_kept, value.values()))
+    return all(map(is_kept, value)) if isinstance(value, list | tuple) else not _is_bytes(value)
+
+
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, bytes | bytearray | memoryview)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

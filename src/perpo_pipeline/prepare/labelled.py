@@ -12,6 +12,7 @@ from typing import Any, Literal
 from perpo_pipeline.json_files import Faults, Row
 from perpo_pipeline.prepare.collect import Request
 from perpo_pipeline.prepare.entries import Entry, ImageData
+from perpo_pipeline.prepare.fields import extra_text
 
 CATEGORY = "category"
 
@@ -87,6 +88,6 @@ def _entry(
         image=found.image,
         prompt=request.question(box.label),
         size=found.size,
-        extra={CATEGORY: box.label, **box.extra},
+        extra=extra_text({CATEGORY: box.label, **box.extra}),
         **truth,
     )

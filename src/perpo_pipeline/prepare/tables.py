@@ -9,10 +9,11 @@ Optional fields: `id` (the row's own name; default: its line number), `dataset`,
 paper's), `gt_boxes` (several true boxes) and `gt_polygon` (x1, y1, x2, y2, x3, y3, ..., three
 points or more), with `gt_box` or instead of it. `"gt_boxes": []` says that what is asked for is not
 in the image; such a row has no other box. `gt_point` is a true point x, y, where `prompt` asks for
-one. `image` is relative to the file's folder, or to `image_root`; in Parquet and Arrow files it may
-also be the image's bytes. The setting `columns` names the columns that hold these fields under
-other names; `box` and `unit` say what the numbers of a box are. In files that hold texts alone
-(CSV, TSV) a box is a JSON list, or has four columns.
+one. All other columns are kept in `extra` (`fields.extra_text`). `image` is relative to the file's
+folder, or to `image_root`; in Parquet and Arrow files it may also be the image's bytes. The setting
+`columns` names the columns that hold these fields under other names; `box` and `unit` say what the
+numbers of a box are. In files that hold texts alone (CSV, TSV) a box is a JSON list, or has four
+columns.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from perpo_pipeline.json_files import Faults, Row, RowFault, parse_json
 from perpo_pipeline.prepare.arrow_files import ShardImage
 from perpo_pipeline.prepare.collect import Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFile
-from perpo_pipeline.prepare.fields import absent, text_fault
+from perpo_pipeline.prepare.fields import absent, extra_text, is_kept, text_fault
 from perpo_pipeline.prepare.table_files import Record, open_table
 from perpo_pipeline.store.atomic import file_sha256
 
@@ -64,7 +65,10 @@ def read_table(source: TableSource, request: Request) -> Prepared:
         instruction=request.instruction if rows.has_expressions else None,
     )
     if rows.extra:
-        prepared.notes["extra"] = f"other columns, which are not read: {', '.join(rows.extra)}"
+        prepared.notes["extra"] = f"other columns, kept with the prompts: {', '.join(rows.extra)}"
+    if rows.left_out:
+        named = ", ".join(rows.left_out)
+        prepared.notes["columns_left_out"] = f"columns of bytes, which are left out: {named}"
     return prepared
 
 
@@ -129,20 +133,28 @@ class _Rows:
         self.root = source.image_root or source.folder
         self.has_expressions = False
         self.extra: dict[str, None] = {}  # names of the other columns, in their order
+        self.left_out: dict[str, None] = {}  # and of those that cannot be kept
 
     def entries(self, records: Iterator[Record]) -> Iterator[Entry]:
         """The entries of the good rows; the others become faults."""
         for record in records:
             row, extra = self.fields.take(record.row)
             self.has_expressions |= bool(row.get("expression"))
-            self.extra.update(dict.fromkeys(extra))
+            self._keep(extra)
             with self.faults.at(record.place):
                 if self.source.source not in ("jsonl", "json"):
                     row.update({name: _from_text(row.get(name)) for name in BOXES})
                 _check_row(row, extra, self.fields, self.source.task)
-                yield self._entry(record, row)
+                yield self._entry(record, row, extra_text(extra))
 
-    def _entry(self, record: Record, row: Row) -> Entry:
+    def _keep(self, extra: Row) -> None:
+        """Take from the other columns of a row what cannot be kept."""
+        for name in [name for name, value in extra.items() if not is_kept(value)]:
+            del extra[name]
+            self.left_out[name] = None
+        self.extra.update(dict.fromkeys(extra))
+
+    def _entry(self, record: Record, row: Row, extra: str | None) -> Entry:
         return Entry(
             place=record.place,
             dataset=str(row.get("dataset", self._dataset)),
@@ -152,6 +164,7 @@ class _Rows:
             prompt=row.get("prompt") or self.request.question(row["expression"]),
             gt_text=row.get("gt_text"),
             **{name: row.get(name) for name in BOXES},
+            extra=extra,
         )
 
     def _image(self, found: Any) -> ImageData:

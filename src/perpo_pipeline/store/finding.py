@@ -153,8 +153,9 @@ def _trust(version: Version, recipe: Recipe) -> Trust | None:
         return None
     if manifest["stage_version"] != recipe.stage_version:
         return rule.stages.get(manifest["stage_version"])
-    is_same_schema = manifest["schema_version"] == ALL[recipe.artifact].version
-    return Trust.SAME if is_same_schema else rule.other_schema
+    if manifest["schema_version"] == ALL[recipe.artifact].version:
+        return Trust.SAME
+    return rule.schemas.get(manifest["schema_version"], rule.other_schema)
 
 
 def _plain(recipe: Recipe) -> Json:

@@ -42,13 +42,14 @@ class Rule:
     `renamed` gives settings their names and values of today. `neutral` are settings that did not
     exist at some time, with the value that means what happened before; `dropped` are settings that
     are gone because the inputs say the same. `stages` has the older stage versions that can be
-    found again, `other_schema` the trust where only the schema version is older.
+    found again, `schemas` and `other_schema` the trust where only the schema version is older.
     """
 
     renamed: Callable[[Json], Json] = _unchanged
     neutral: Mapping[str, object] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
     stages: Mapping[int, Trust] = field(default_factory=dict)
+    schemas: Mapping[int, Trust] = field(default_factory=dict)
     other_schema: Trust = Trust.SAME
 
     def meaning(self, settings: Json) -> Json:
@@ -99,6 +100,7 @@ RULES: dict[tuple[str, str], Rule] = {
         renamed=_unit,
         neutral={"leave_out_bad_rows": False, "columns": {}, "box": "xyxy", "unit": None},
         stages=dict.fromkeys((1, 2, 3), Trust.COMPARE),
+        schemas={5: Trust.SAME},  # a row with other columns was an error
         other_schema=Trust.COMPARE,
     ),
     # Version 2 takes other backends; what transformers draws is what version 1 drew.
@@ -135,6 +137,7 @@ RULES: dict[tuple[str, str], Rule] = {
         dropped=frozenset({"split"}),
         stages=dict.fromkeys((1, 2, 3), Trust.ANSWERS),
     ),
+    ("metrics", "eval"): Rule(),
     ("judgements", "judge"): Rule(),
 }
 

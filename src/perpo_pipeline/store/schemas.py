@@ -61,9 +61,10 @@ POINT = pa.list_(FLOAT)  # x, y in pixels of the original image
 SIZE = pa.list_(INT32)  # width, height in pixels
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", STRING)])
 
+# `extra` holds other columns of the dataset's row: a JSON object as text, null if there are none.
 PROMPTS = _table(
     "prompts",
-    5,
+    6,
     roles={
         "image": ("image", "image_sha256"),
         "size": ("width", "height"),
@@ -86,6 +87,7 @@ PROMPTS = _table(
     gt_boxes=(pa.list_(BOX), True),
     gt_polygon=(POLYGON, True),
     gt_point=(POINT, True),
+    extra=(STRING, True),
 )
 # The bad rows and images of a dataset that `leave_out_bad_rows` left out.
 LEFT_OUT = _table("left_out", 1, place=STRING, reason=STRING, what=STRING)
@@ -193,10 +195,12 @@ HARNESS = _table(
     image=(STRING, True),
     score=FLOAT,
 )
-# `dataset` is "all" for a whole split; a split with several datasets also has a row for each.
+# `dataset` is "all" for a whole split; a split with several datasets also has a row for each, and
+# so has each value of a column of eval.by: a slice. Its `dataset` is COLUMN=VALUE, so that nobody
+# takes it for the whole split; a null `slice_value` are the prompts without a value.
 METRICS = _table(
     "metrics",
-    2,
+    3,
     name=STRING,
     value=FLOAT,
     low=FLOAT,
@@ -204,6 +208,8 @@ METRICS = _table(
     n=INT64,
     split=STRING,
     dataset=STRING,
+    slice_column=(STRING, True),
+    slice_value=(STRING, True),
 )
 # A paired difference `better` - `worse`; `test` names the test behind the p-value.
 _DIFFERENCE = {

@@ -59,6 +59,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
         _both(_adds("gt_boxes", pa.list_(BOX)), _adds("gt_polygon", POLYGON)),
         _adds("place", STRING, ""),  # messages then name the prompt by its key alone
         _adds("gt_point", POINT),
+        _adds("extra", STRING),
     ),
     "samples": (_adds("resized", SIZE),),
     "errors": (_adds("place", STRING, ""),),
@@ -68,7 +69,10 @@ STEPS: dict[str, tuple[Step, ...]] = {
         _both(_adds("tokens", INT32), _adds("peak_memory_gib", FLOAT)),
     ),
     "predictions": (_adds("resized", SIZE),),
-    "metrics": (_adds("dataset", STRING, "all"),),
+    "metrics": (
+        _adds("dataset", STRING, "all"),
+        _both(_adds("slice_column", STRING), _adds("slice_value", STRING)),
+    ),
     "report": (
         _both(_adds("p_value", FLOAT), _adds("test", STRING)),
         _adds("split", STRING),
