@@ -41,8 +41,10 @@ def run_with_signal(
     from perpo_pipeline import cli
     from perpo_pipeline.inference import journal
     from perpo_pipeline.inference.part_sampler import PartSampler
+    from perpo_pipeline.train import reference
     from perpo_pipeline.train.trainer import ListTrainer
 
+    reference.LISTS_PER_CALL = 2
     journal.FLUSH_S = patience_s
     seen: list[int] = []
 
@@ -68,8 +70,21 @@ def run_with_signal(
         journal.Journal.add = added  # type: ignore[method-assign]
     else:
         PartSampler._sample_call = before(PartSampler._sample_call)  # type: ignore[method-assign]
+        reference.reference_logps = before(reference.reference_logps)
         ListTrainer.training_step = before(ListTrainer.training_step)  # type: ignore[method-assign]
     cli.main(arguments)
+
+
+def run_all(stages: list[str]) -> None:
+    """Run the stages one after another in this process, without a signal."""
+    from perpo_pipeline import cli
+    from perpo_pipeline.train import reference
+
+    reference.LISTS_PER_CALL = 2
+    for stage in stages:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([stage, "--config", "k.yaml"])
+        assert ended.value.code == 0, stage
 
 
 class Place:
@@ -88,10 +103,15 @@ class Place:
         to_group: bool = False,
     ) -> tuple[int, str]:
         """Run a command; returns its exit code and stderr."""
+        command = [*arguments, "--config", "k.yaml"]
+        return self.run(run_with_signal, [command, number, calls, patience_s, to_group])
+
+    def run(self, function: Callable[..., None], arguments: list[Any]) -> tuple[int, str]:
+        """Call a function in a process of its own, in this folder."""
         out, err = self.folder / "out", self.folder / "err"
         command = ForkedCommand(
-            run_with_signal,
-            [[*arguments, "--config", "k.yaml"], number, calls, patience_s, to_group],
+            function,
+            arguments,
             folder=self.folder,
             environment=os.environ,
             out=out,
@@ -113,9 +133,7 @@ class Place:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """All stages, without an interrupt."""
     place = Place(tmp_path_factory.mktemp("whole"))
-    for stage in STAGES:
-        code, err = place.perpo(stage)
-        assert code == 0, err
+    assert place.run(run_all, [STAGES])[0] == 0
     return place
 
 
@@ -174,15 +192,28 @@ def test_ctrl_c_in_a_terminal_keeps_what_several_processes_have_answered(
     assert_same_bytes(place.version("samples/train"), whole.version("samples/train"))
 
 
-def test_training_goes_on_from_the_step_that_ctrl_c_saved(whole: Place, tmp_path: Path) -> None:
+def test_training_goes_on_from_the_lists_and_the_step_that_were_finished(
+    whole: Place, tmp_path: Path
+) -> None:
+    """Ctrl-C after one call of the reference, then SIGTERM, then Ctrl-C in the second step."""
     place = whole.copy(tmp_path, "prompts", "samples", "scores", "preferences")
-    code, err = place.perpo("train", number=signal.SIGINT, calls=1)
+    lists = whole.version("preferences/train").manifest["rows"]
     steps = whole.version("adapter/perpo").manifest["rows"]
-    assert steps > 2 and code == 130
-    assert err.splitlines()[-1] == (
+    calls = (lists + 1) // 2
+    assert lists > 4 and steps > 2
+    code, err = place.perpo("train", number=signal.SIGINT, calls=1)
+    assert code == 130 and err.splitlines()[-1] == (
+        f"perpo: reference train interrupted; the log-probabilities of 2 of {lists} lists are kept,"
+        " the same command goes on from there"
+    )
+    code, err = place.perpo("train", number=signal.SIGTERM, calls=1)
+    assert code == 143 and f"4 of {lists} lists are kept" in err.splitlines()[-1]
+    code, err = place.perpo("train", number=signal.SIGINT, calls=calls - 2 + 1)
+    assert code == 130 and err.splitlines()[-1] == (
         f"perpo: train perpo: interrupted after step 2 of {steps}, which is saved; the same "
         "command goes on from there"
     )
+    assert_same_bytes(place.version("reference/train"), whole.version("reference/train"))
     assert place.perpo("train")[0] == 0
     found, expected = place.version("adapter/perpo"), whole.version("adapter/perpo")
     assert found.manifest["files"] == expected.manifest["files"], "the weights"

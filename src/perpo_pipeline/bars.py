@@ -6,6 +6,7 @@ being done. Messages are printed above a bar, never behind it (`write`).
 """
 
 import math
+import shutil
 import sys
 import threading
 import time
@@ -15,7 +16,8 @@ from typing import Any
 LINE_EVERY_S = 60.0
 RECENT_S = 60.0
 TICK_S = 1.0
-BAR = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
+WIDTH_OF_BAR = 12
+BAR = f"{{desc}} {{percentage:3.0f}}%|{{bar:{WIDTH_OF_BAR}}}| {{n_fmt}}/{{total_fmt}}{{postfix}}"
 
 _open: list["Bar"] = []
 
@@ -178,11 +180,22 @@ class Bar:
             bar.set_postfix_str(self.line().removeprefix(f"{self.what}: "), refresh=False)
         else:
             bar.bar_format = BAR
-            figures = [f"{name} {value}" for name, value in self.figures.items()]
-            shown = ", ".join(filter(None, [self._left(), self._rate(), *figures]))
-            bar.set_postfix_str(shown, refresh=False)
+            bar.set_postfix_str(self._figures_that_fit(), refresh=False)
         bar.n = self.n
         bar.refresh()
+
+    def _figures_that_fit(self) -> str:
+        """The time left, the speed and as many figures as the line has room for."""
+        columns = shutil.get_terminal_size().columns
+        room = columns - len(f"{self.what} 100%||{self.n}/{self.total}, ") - WIDTH_OF_BAR - 1
+        figures = [f"{name} {value}" for name, value in self.figures.items()]
+        shown = ""
+        for figure in filter(None, [self._left(), self._rate(), *figures]):
+            longer = f"{shown}, {figure}" if shown else figure
+            if len(longer) > room:
+                break
+            shown = longer
+        return shown
 
     def _tick(self) -> None:
         while not self.ended.wait(TICK_S):

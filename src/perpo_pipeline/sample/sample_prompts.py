@@ -60,7 +60,7 @@ def _write_samples(
     table = prompts.table(columns=list(dict.fromkeys([*PROMPT_COLUMNS, *TRUTH_COLUMNS])))
     warn_of_boxes(run, f"sample {split}", setup, table)
     task = Task(
-        f"sample {split} ({setup.decoding.num_samples} per prompt)",
+        f"sample {split}",
         "sampled",
         rows_of=lambda part, rows: rows,
         preview=RewardPreview(run.config),

@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader
 from perpo_pipeline.bars import Bar
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
 from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.errors import Stopped
+from perpo_pipeline.inference.journal import Journal
+from perpo_pipeline.interrupts import signal_of
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.finding import made_version
@@ -88,10 +91,11 @@ def make_reference(
         if world.is_first:
             make(run, recipe, work, out=place)
             if not announced:  # the artifact was found
-                world.broadcast(list[int]())
+                world.broadcast(dict[int, list[int]]())
         else:
-            for index in world.broadcast(list[int]()):
-                world.gather(shares.logps(parts[index]))
+            for index, starts in world.broadcast(dict[int, list[int]]()).items():
+                for found in shares.logps(parts[index], starts):
+                    world.gather(found)
         world.wait()
     return made_version(place, recipe)
 
@@ -99,17 +103,41 @@ def make_reference(
 def _write_parts(
     writer: Writer, parts: Sequence[Sequence[TrainingList]], shares: "_Shares"
 ) -> None:
-    """In the first process: compute the missing parts together with the others, and write them."""
-    world = shares.world
-    missing = world.broadcast([i for i in range(len(parts)) if not writer.has_part(i)])
-    shares.bar.skip(sum(len(part) for i, part in enumerate(parts) if i not in missing))
-    for index in missing:
-        found: dict[str, list[float]] = {}
-        for share in world.gather(shares.logps(parts[index])):
-            found |= share
-        ids = [entry.prompt["prompt_id"] for entry in parts[index]]
-        rows = [{"prompt_id": prompt_id, "ref_logps": found[prompt_id]} for prompt_id in ids]
-        writer.write_part(index, rows)
+    """In the first process: compute what is missing together with the others, and write it.
+
+    A part takes up the rounds that an earlier sitting left in the journal.
+    """
+    world, journal = shares.world, Journal(writer.path, writer.recipe.fingerprint)
+    unwritten = [i for i in range(len(parts)) if not writer.has_part(i)]
+    kept = {index: {r["prompt_id"]: r for r in journal.read(index)} for index in unwritten}
+    missing = world.broadcast({i: shares.rounds_without(parts[i], kept[i]) for i in unwritten})
+    left = sum(shares.num_lists(parts[index], starts) for index, starts in missing.items())
+    total = sum(map(len, parts))
+    shares.bar.skip(total - left)
+    try:
+        for index, starts in missing.items():
+            for found in shares.logps(parts[index], starts):
+                rows = [
+                    _row(prompt_id, logps) for s in world.gather(found) for prompt_id, logps in s
+                ]
+                kept[index] |= {row["prompt_id"]: row for row in rows}
+                journal.add(index, rows)
+                left -= len(rows)
+            ids = [entry.prompt["prompt_id"] for entry in parts[index]]
+            writer.write_part(index, [kept[index][prompt_id] for prompt_id in ids])
+            journal.drop(index)
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(
+            f"reference {writer.recipe.variant} interrupted; the log-probabilities of "
+            f"{total - left:,} of {total:,} lists are kept, the same command goes on from there",
+            signal_of(interrupt),
+        ) from None
+    finally:
+        journal.flush()
+
+
+def _row(prompt_id: str, logps: list[float]) -> dict[str, Any]:
+    return {"prompt_id": prompt_id, "ref_logps": logps}
 
 
 @dataclass(frozen=True)
@@ -126,22 +154,38 @@ class _Shares:
     world: World
     bar: Bar
 
-    def logps(self, part: Sequence[TrainingList]) -> dict[str, list[float]]:
-        """By prompt_id, the log-probabilities of each list of the share."""
+    @property
+    def per_round(self) -> int:
+        """The lists of a part that all processes compute at a time."""
+        return LISTS_PER_CALL * self.world.size
+
+    def rounds_without(self, part: Sequence[TrainingList], kept: Mapping[str, Any]) -> list[int]:
+        """Where the rounds begin that have a list which is not in `kept`."""
+        return [
+            start
+            for start in range(0, len(part), self.per_round)
+            if any(e.prompt["prompt_id"] not in kept for e in part[start : start + self.per_round])
+        ]
+
+    def num_lists(self, part: Sequence[TrainingList], starts: Sequence[int]) -> int:
+        """The number of lists in these rounds."""
+        return sum(min(self.per_round, len(part) - start) for start in starts)
+
+    def logps(
+        self, part: Sequence[TrainingList], starts: Sequence[int]
+    ) -> Iterator[list[tuple[str, list[float]]]]:
+        """For each round, prompt_id and log-probabilities of each list of the share."""
         world = self.world
-        own = part[world.rank :: world.size]
-        calls = self._calls(own)
-        found: dict[str, list[float]] = {}
-        for _ in range(-(-len(part) // (LISTS_PER_CALL * world.size))):  # as the first process
+        mine = [[*part[s + world.rank : s + self.per_round : world.size]] for s in starts]
+        calls = self._calls([entry for round_ in mine for entry in round_])
+        for start, own in zip(starts, mine, strict=True):
             batches = _batches(next(calls, {"batches": []}))
             if is_sharded(self.vlm.model) and (missing := world.max(len(batches)) - len(batches)):
                 batches += _batches(self.collate([part[0]])) * missing
             with memory_explained(self.settings):
-                found |= reference_logps(self.vlm.model, batches)
-            self.bar.update(
-                min(LISTS_PER_CALL * world.size, len(part) - self.bar.n % LISTS_PER_PART)
-            )
-        return {entry.prompt["prompt_id"]: found[entry.prompt["prompt_id"]] for entry in own}
+                found = reference_logps(self.vlm.model, batches)
+            self.bar.update(self.num_lists(part, [start]))
+            yield [(e.prompt["prompt_id"], found[e.prompt["prompt_id"]]) for e in own]
 
     def _calls(self, own: Sequence[TrainingList]) -> Iterator[dict[str, Any]]:
         """The share's batches, LISTS_PER_CALL lists at a time."""
