@@ -8,10 +8,14 @@ import pytest
 from synthetic_run import synthetic_config
 
 from perpo_pipeline.planning.history import past_rates
+from perpo_pipeline.planning.model import Model
 from perpo_pipeline.run import Run
+from perpo_pipeline.store.provenance import machine_kind
 
 LORA = {"rank": 128, "alpha": 256}
-TRAINED = {"model": "m", "method": "perpo", "tuning": "lora", "scope": ["language_model"]}
+MODEL = Model("hub/m", False, None, None, {}, None, "m", 0, "")
+OF_MODEL = {"model": "m", "dtype": "float32"}
+TRAINED = {**OF_MODEL, "method": "perpo", "tuning": "lora", "scope": ["language_model"]}
 END = "2026-11-28T10:10:00Z"
 
 
@@ -31,9 +35,9 @@ def test_the_reference_that_was_made_during_a_training_is_not_counted_twice(run:
     lists = {"preferences": {"fingerprint": "f"}}
     settings = {**TRAINED, "lora": LORA, "epochs": 2.0}
     write(run, "adapter", "a", settings=settings, wall_s=100.0, counts={"lists": 40}, inputs=lists)
-    made = {"settings": {"model": "m"}, "wall_s": 20.0, "created_at": "2026-11-28T10:09:00Z"}
+    made = {"settings": OF_MODEL, "wall_s": 20.0, "created_at": "2026-11-28T10:09:00Z"}
     write(run, "reference", "r", rows=40, inputs=lists, **made)
-    found = past_rates(run, "m", {("train", "perpo"): 80, ("reference", ""): 40})
+    found = past_rates(run, MODEL, {("train", "perpo"): 80, ("reference", ""): 40})
     assert found["train", "perpo"].low == pytest.approx(80 / 80 / 1.25)
     assert found["train", "perpo"].high == pytest.approx(80 / 80 * 1.25)
     assert found["reference", ""].high == pytest.approx(0.5 * 1.25)
@@ -45,16 +49,16 @@ def test_other_models_methods_and_adapters_say_nothing(run: Run) -> None:
     for name, other in (("m", {"model": "n"}), ("d", {"method": "dpo"}), ("r", {"lora": {}})):
         settings = {**TRAINED, "lora": LORA, **other}
         write(run, "adapter", name, settings=settings, wall_s=100.0, counts=counts)
-    assert past_rates(run, "m", {("train", "perpo"): 40}) == {}
+    assert past_rates(run, MODEL, {("train", "perpo"): 40}) == {}
 
 
 def test_versions_of_about_the_planned_size_come_first_and_span_the_range(run: Run) -> None:
-    settings = {"model": "m", "num_samples": 6, "max_new_tokens": 64}
+    settings = {**OF_MODEL, "num_samples": 6, "max_new_tokens": 64}
     for name, rows, seconds in (("tiny", 6, 60.0), ("one", 600, 100.0), ("two", 1200, 240.0)):
         write(run, "samples", name, settings=settings, wall_s=seconds, rows=rows)
-    near = past_rates(run, "m", {("sample", ""): 100})["sample", ""]
+    near = past_rates(run, MODEL, {("sample", ""): 100})["sample", ""]
     assert near.low == pytest.approx(1.0 / 1.125) and near.high == pytest.approx(1.2 * 1.125)
-    far = past_rates(run, "m", {("sample", ""): 100_000})["sample", ""]
+    far = past_rates(run, MODEL, {("sample", ""): 100_000})["sample", ""]
     assert far.high == pytest.approx(1.2 * 2) and "much larger or smaller" in far.source
 
 
@@ -62,4 +66,15 @@ def test_damaged_manifests_are_passed_over(run: Run) -> None:
     folder = run.config.data_root / "r" / "samples" / "train" / "x"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{")
-    assert past_rates(run, "m", {("sample", ""): 1}) == {}
+    assert past_rates(run, MODEL, {("sample", ""): 1}) == {}
+
+
+def test_other_machines_and_number_formats_say_nothing(run: Run) -> None:
+    settings = {**OF_MODEL, "num_samples": 6, "max_new_tokens": 64}
+    there = {"cores": 10_000, "gpus": []}
+    write(run, "samples", "there", settings=settings, wall_s=9.0, rows=600, machine=there)
+    half = settings | {"dtype": "bfloat16"}
+    write(run, "samples", "half", settings=half, wall_s=9.0, rows=600)
+    assert past_rates(run, MODEL, {("sample", ""): 100}) == {}
+    write(run, "samples", "here", settings=settings, wall_s=9.0, rows=600, machine=machine_kind())
+    assert past_rates(run, MODEL, {("sample", ""): 100})

@@ -7,11 +7,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.planning.model import Model
 from perpo_pipeline.planning.rates import Key, Rate, Rates
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import MANIFEST
+from perpo_pipeline.store.provenance import machine_kind
 
 Manifest = dict[str, Any]
+Settings = Mapping[str, Any]
 NEAR = 4.0  # how many times as much or little work still has the same speed
 SPREAD = 1.25  # of a single measurement
 FAR_SPREAD = 2.0
@@ -25,17 +28,18 @@ class _Measured:
     seconds: float
 
 
-def past_rates(run: Run, identity: str | None, planned: Mapping[Key, float]) -> Rates:
+def past_rates(run: Run, model: Model, planned: Mapping[Key, float]) -> Rates:
     """The rate of each stage from versions with the same model and settings that decide speed.
 
     `planned` says how much each stage will do: versions that did about as much come first.
     """
-    manifests = list(_manifests(run.config.data_root))
+    manifests = [m for m in _manifests(run.config.data_root) if _is_of_this_machine(m)]
+    of_model = {"model": model.identity, "dtype": "bfloat16" if model.half else "float32"}
     found: dict[Key, list[_Measured]] = {}
     for key in planned:
         stage, variant = key
         for manifest in manifests:
-            measured = _READERS[stage](run, variant, identity, manifest, manifests)
+            measured = _READERS[stage](run, variant, of_model, manifest, manifests)
             if measured is not None and measured.amount and measured.seconds > 0:
                 found.setdefault(key, []).append(measured)
     return {key: _rate(found[key], planned[key], run.config.data_root) for key in found}
@@ -52,6 +56,14 @@ def _manifests(data_root: Path) -> Iterator[Manifest]:
         yield manifest
 
 
+def _is_of_this_machine(manifest: Manifest) -> bool:
+    """Whether the machine has as many cores and the same GPUs; older manifests name none."""
+    here, made = machine_kind(), manifest.get("machine")
+    if made is None:
+        return True
+    return bool(made["cores"] == here["cores"] and made["gpus"] in ([], here["gpus"]))
+
+
 def _rate(measured: list[_Measured], planned: float, root: Path) -> Rate:
     near = [m for m in measured if m.amount / NEAR <= planned <= m.amount * NEAR]
     spread = SPREAD if near else FAR_SPREAD
@@ -63,15 +75,15 @@ def _rate(measured: list[_Measured], planned: float, root: Path) -> Rate:
     return Rate(min(rates) / edge, max(rates) * edge, f"{several} in {root}{size}")
 
 
-def _same(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def _same(settings: Settings, wanted: Settings) -> bool:
     return all(settings.get(name) == value for name, value in wanted.items())
 
 
 def _of_sampling(
-    run: Run, _: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+    run: Run, _: str, of_model: Settings, manifest: Manifest, all_of_them: list[Manifest]
 ) -> _Measured | None:
     config = run.config.sample
-    wanted = {"model": identity, "num_samples": config.num_samples}
+    wanted = {**of_model, "num_samples": config.num_samples}
     wanted["max_new_tokens"] = config.max_new_tokens
     if manifest["artifact"] != "samples" or not _same(manifest["settings"], wanted):
         return None
@@ -79,31 +91,31 @@ def _of_sampling(
 
 
 def _of_evaluation(
-    run: Run, _: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+    run: Run, _: str, of_model: Settings, manifest: Manifest, all_of_them: list[Manifest]
 ) -> _Measured | None:
-    wanted = {"model": identity, "max_new_tokens": run.config.eval.max_new_tokens}
+    wanted = {**of_model, "max_new_tokens": run.config.eval.max_new_tokens}
     if manifest["artifact"] != "predictions" or not _same(manifest["settings"], wanted):
         return None
     return _Measured(manifest["rows"], manifest["wall_s"])
 
 
 def _of_reference(
-    run: Run, _: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+    run: Run, _: str, of_model: Settings, manifest: Manifest, all_of_them: list[Manifest]
 ) -> _Measured | None:
-    if manifest["artifact"] != "reference" or manifest["settings"].get("model") != identity:
+    if manifest["artifact"] != "reference" or not _same(manifest["settings"], of_model):
         return None
     return _Measured(manifest["rows"], manifest["wall_s"])
 
 
 def _of_training(
-    run: Run, variant: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+    run: Run, variant: str, of_model: Settings, manifest: Manifest, all_of_them: list[Manifest]
 ) -> _Measured | None:
     """Without the reference that was made meanwhile."""
     if manifest["artifact"] != "adapter":
         return None
     settings = run.config.train.variants()[variant]
     own = settings.result_settings()
-    wanted = {"model": identity, "method": settings.method}
+    wanted = {**of_model, "method": settings.method}
     wanted |= {name: own[name] for name in ("tuning", "scope", "lora") if name in own}
     found = manifest["settings"]
     if not _same(found, wanted):
@@ -131,7 +143,7 @@ def _time(manifest: Manifest) -> datetime:
 
 
 def _of_preparing(
-    run: Run, split: str, _: str | None, manifest: Manifest, all_of_them: list[Manifest]
+    run: Run, split: str, _: Settings, manifest: Manifest, all_of_them: list[Manifest]
 ) -> _Measured | None:
     source = run.config.prepare[split].source
     if manifest["artifact"] != "prompts" or manifest["settings"].get("source") != source:
@@ -140,7 +152,7 @@ def _of_preparing(
 
 
 def _of_report(
-    run: Run, _: str, identity: str | None, manifest: Manifest, all_of_them: list[Manifest]
+    run: Run, _: str, of_model: Settings, manifest: Manifest, all_of_them: list[Manifest]
 ) -> _Measured | None:
     return _Measured(1, manifest["wall_s"]) if manifest["artifact"] == "report" else None
 

@@ -28,6 +28,7 @@ from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, 
 from perpo_pipeline.planning.training import Training, expect_training, is_half
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.calls import calls
+from perpo_pipeline.status.graph import nodes
 
 RENDERED_S = (0.0006, 0.003)  # per prompt of the testbed: README's run, one core
 READ_S = (0.0005, 0.01)  # per prompt: an image file is opened and hashed; stated, not measured
@@ -184,7 +185,7 @@ def _rates(
 ) -> tuple[Rates, Answers]:
     """The best-founded rate of each stage: past versions, a trial here, published figures."""
     planned = amounts.planned()
-    past = past_rates(run, model.identity, planned) if hardware.here else {}
+    past = past_rates(run, model, planned) if hardware.here else {}
     needed = [key for key in planned if key[0] in ("sample", "eval", "train")]
     backend = _backend(run, hardware)
     if backend == "openai" or all(key in past for key in needed) or model.shape is None:
@@ -231,7 +232,8 @@ def _stages(
     def of_model(name: str, amount: float | None, unit: str, key: Key) -> Stage:
         return _stage(name, amount, unit, rates.get(key), why)
 
-    stages.append(of_model("sample", sampled, "prompts", ("sample", "")))
+    if any(node.stage == "sample" for node in nodes(config)):  # not for released lists
+        stages.append(of_model("sample", sampled, "prompts", ("sample", "")))
     scoring = Rate(1 / ROWS_PER_S, 10 / ROWS_PER_S, "benchmarks/RESULTS.md", (0.2, 2))
     stages.append(_stage("score, filter", completions, "answers", scoring))
     lists, at_least = amounts.lists.high, amounts.lists.low or 0

@@ -1,9 +1,13 @@
-"""What produced an artifact: package versions and the program's git commit."""
+"""What produced an artifact: package versions, the program's git commit, and the machine's kind."""
 
 import functools
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.machine import cores
 
 RECORDED_PACKAGES = (
     "perpo-pipeline",
@@ -55,3 +59,15 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+def machine_kind() -> dict[str, Any]:
+    """The number of cores, and the names of the GPUs if this process has loaded torch.
+
+    Times of other machines say nothing about this one.
+    """
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_available()
+    count = torch.cuda.device_count() if torch is not None and on_gpu else 0
+    gpus = [torch.cuda.get_device_name(i) for i in range(count)] if torch is not None else []
+    return {"cores": cores(), "gpus": gpus}

@@ -34,7 +34,7 @@ from perpo_pipeline.store.atomic import (
     sync_directory,
     write_atomically,
 )
-from perpo_pipeline.store.provenance import git_commit, package_versions
+from perpo_pipeline.store.provenance import git_commit, machine_kind, package_versions
 from perpo_pipeline.store.schemas import ALL, TableSchema
 
 MANIFEST_FORMAT = 1
@@ -188,6 +188,7 @@ class Writer:
             "counts": counts,
             "packages": package_versions(),
             "git_commit": git_commit(),
+            "machine": machine_kind(),
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "wall_s": self.wall_s,
             **extra,
