@@ -1,10 +1,12 @@
 """Fixtures that many tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from perpo_pipeline import advice
 from perpo_pipeline.machine import wait_passively
 
 wait_passively()  # before any test imports torch; the commands that tests start inherit it
@@ -18,6 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several processes take the files in this order."""
     places = {name: place for place, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def _forget_the_invocation() -> Iterator[None]:
+    """The command line that one test gave in this process is not that of the next test."""
+    yield
+    advice.adopt(advice.Invocation())
 
 
 @pytest.fixture(scope="session")

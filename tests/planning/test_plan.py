@@ -88,7 +88,15 @@ def test_the_dry_run_needs_no_lists_and_reads_those_that_are_there(
     assert json.loads(manifest.read_text())["rows"] == kept
     shown = perpo("plan")[1]
     assert f"{kept} lists with a margin of 0.01 or more: what filter keeps" in shown
-    assert "finished version in data" in shown  # the time of sample is that of the past one
+    warmer = perpo("plan", "--set", "sample.temperature=0.7")[1]
+    assert "finished version in data" in warmer  # the speed is that of the past one
+    assert "nothing to do: it is up to date" in shown
+    stages = {one["stage"]: one for one in json.loads(perpo("plan", "--json")[1])["time_s"]}
+    assert stages["sample"]["high"] == stages["score, filter"]["high"] == 0
+    assert stages["train perpo"]["high"] > 0
+    other = json.loads(perpo("plan", "--json", "--set", "prepare.train.num_prompts=6")[1])
+    assert other["prompts"]["train"]["prompts"] == 6  # the prepared ones are of another setting
+    assert other["lists"]["how"].startswith("unknown until answers are scored")
     next(Path("data/r/scores/train").glob("*/manifest.json")).write_text("{")
     code, out, err = perpo("plan")
     assert code == 2 and "manifest cannot be read" in err and not out

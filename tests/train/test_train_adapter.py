@@ -160,7 +160,9 @@ def test_images_prepared_by_other_processes_give_the_same_result(workdir: Path) 
 def test_a_worker_reports_a_changed_image_as_the_process_itself_would(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changed = InputError("the image has changed", where="photo.png", fix="rerun `perpo prepare`")
+    changed = InputError(
+        "the image has changed", where="/images/photo.png", fix="rerun `perpo prepare`"
+    )
 
     def fail(*args: object) -> None:
         raise changed

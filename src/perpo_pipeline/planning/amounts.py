@@ -1,5 +1,6 @@
 """How much there is to do: prompts of each split, completions, and the lists to expect."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,9 @@ from perpo_pipeline.filter.margins import list_margins, reasons_to_drop
 from perpo_pipeline.planning.hardware import published
 from perpo_pipeline.prepare.prepare_prompts import survey
 from perpo_pipeline.run import Run
-from perpo_pipeline.store.artifacts import CURRENT, Version, input_of, open_version
+from perpo_pipeline.status.check import Check
+from perpo_pipeline.status.graph import Key
+from perpo_pipeline.store.artifacts import Version, input_of, open_version
 from perpo_pipeline.store.schemas import PROMPTS, SAMPLES, SCORES
 
 LOOKED_AT = 64  # prompts whose tokens are counted
@@ -98,11 +101,22 @@ def _published_number(source: Any, name: str) -> tuple[int, str] | None:
 
 
 def finished(run: Run, artifact: str, variant: str) -> Version | None:
-    """The version in use, or None; raises `ArtifactError` for one that is damaged."""
-    place = run.place(artifact, variant)
+    """The version in use; None if there is none that the configuration describes.
+
+    Raises `ArtifactError` for one that is damaged.
+    """
     if artifact in run.inputs:
         return open_version(run.inputs[artifact], artifact)
-    return open_version(place, artifact) if (place / CURRENT).is_file() else None
+    if not is_up_to_date(Check(run.config), [(artifact, variant)]):
+        return None
+    return open_version(run.place(artifact, variant), artifact)
+
+
+def is_up_to_date(check: Check, keys: Sequence[Key]) -> bool:
+    """Whether all of these are there, and as the configuration and their lineage say."""
+    if not all(check.in_use(key) for key in keys):
+        return False
+    return all(reason.kind == "missing" for reason in check.find(keys).silent.values())
 
 
 def expect_lists(run: Run, sampled: Split) -> Lists:

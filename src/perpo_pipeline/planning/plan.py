@@ -10,7 +10,13 @@ from perpo_pipeline.config.evaluations import Evaluation
 from perpo_pipeline.config.steps import lists_for
 from perpo_pipeline.inference.backends import choose_backend
 from perpo_pipeline.machine import STARTED, cores
-from perpo_pipeline.planning.amounts import Lists, Split, count_splits, expect_lists
+from perpo_pipeline.planning.amounts import (
+    Lists,
+    Split,
+    count_splits,
+    expect_lists,
+    is_up_to_date,
+)
 from perpo_pipeline.planning.calibration import (
     Seconds,
     calibrate,
@@ -28,12 +34,15 @@ from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, 
 from perpo_pipeline.planning.training import Training, expect_training, is_half
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.calls import calls
+from perpo_pipeline.status.check import Check
+from perpo_pipeline.status.graph import Key as Artifact
 from perpo_pipeline.status.graph import nodes
 
 RENDERED_S = (0.0006, 0.003)  # per prompt of the testbed: README's run, one core
 READ_S = (0.0005, 0.01)  # per prompt: an image file is opened and hashed; stated, not measured
 REPORT_S = (1.5, 10.0)
 STATED = "stated, not measured"
+NOTHING = "nothing to do: it is up to date"
 BUSY = 0.75  # of the cores
 
 
@@ -104,7 +113,7 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
         trainings,
         expect_disk(run, model, splits, completions, answers, trainings),
         [
-            *_stages(run, done, completions, rates, model),
+            *_without_done(run, _stages(run, done, completions, rates, model)),
             *([_starts(run, start)] if hardware.here else []),
         ],
         _notes(run, hardware, model, lists, sampled),
@@ -254,6 +263,37 @@ def _stages(
     report = rates.get(("report", "")) or Rate(*REPORT_S, STATED)
     stages.append(_stage("report", 1, "page", report))
     return stages
+
+
+def _without_done(run: Run, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, with no time for those whose artifacts are up to date."""
+    check, keys = Check(run.config), _made_by(run)
+    return [
+        replace(one, low=0.0, high=0.0, source=NOTHING)
+        if one.name in keys and is_up_to_date(check, keys[one.name])
+        else one
+        for one in stages
+    ]
+
+
+def _made_by(run: Run) -> dict[str, list[Artifact]]:
+    """The artifacts that each stage of the table makes."""
+    config, split = run.config, run.config.sample.split
+    adapters = [
+        name for name, s in config.train.variants().items() if s.chosen_method.needs_preferences
+    ]
+    return {
+        **{f"prepare {name}": [("prompts", name)] for name in config.prepare},
+        "sample": [("samples", split)],
+        "score, filter": [("scores", split), ("preferences", split)],
+        "reference": [("adapter", name) for name in adapters],
+        **{f"train {name}": [("adapter", name)] for name in config.train.variants()},
+        **{
+            f"eval {model}": [("metrics", one.name) for one in config.eval.evaluations_of(model)]
+            for model in config.eval_models()
+        },
+        "report": [("report", "default")],
+    }
 
 
 def _starts(run: Run, start: tuple[float, float]) -> Stage:

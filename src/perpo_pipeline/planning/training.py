@@ -11,11 +11,12 @@ from statistics import fmean
 from perpo_pipeline.config.steps import count_steps
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.planning.amounts import count_splits, expect_lists, finished
+from perpo_pipeline.planning.amounts import count_splits, expect_lists
 from perpo_pipeline.planning.hardware import Hardware, this_machine
 from perpo_pipeline.planning.model import Model, look_at_model
 from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, expect_answers
 from perpo_pipeline.run import Run
+from perpo_pipeline.store.artifacts import CURRENT, MANIFEST
 from perpo_pipeline.train.batches import Forward, list_lengths
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.launch import Launch, command_line
@@ -175,7 +176,8 @@ def describe_training(
     """
     size = launch.world_size if launch else 1
     check_batch_size(run.config.train.variants()[variant].batch_size, size)
-    if finished(run, "preferences", run.config.sample.split) is None:
+    place = run.inputs.get("preferences", run.place("preferences", run.config.sample.split))
+    if not (place / CURRENT).is_file() and not (place / MANIFEST).is_file():
         training, lists, notes = _expected(run, variant, size)
     else:
         training, lists, notes = _from_lists(run, variant, size)
