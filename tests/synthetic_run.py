@@ -5,7 +5,7 @@ report has a true effect to show. Scoring, filtering and measuring are the real 
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def synthetic_config(
     methods: tuple[str, ...] = METHODS,
     splits: tuple[str, ...] = ("test",),
     out_of_domain: tuple[str, ...] = (),
+    min_margin: float | None = None,
     **report: Any,
 ) -> RunConfig:
     """The configuration of a synthetic run; `report` has settings of the report section."""
@@ -54,7 +55,7 @@ def synthetic_config(
             "data_root": str(root),
             "prepare": {"train": source, **dict.fromkeys(splits, source)},
             "sample": {"num_samples": 6},
-            "filter": {"min_margin": 0.6 if task == "grounding" else 0.2},
+            "filter": {"min_margin": min_margin or (0.6 if task == "grounding" else 0.2)},
             "train": {"methods": {name: {} for name in methods}, "seeds": list(seeds)},
             "eval": {
                 "splits": list(splits),
@@ -86,13 +87,24 @@ def make_synthetic_run(
     _write_samples(run)
     score(run, "train")
     filter_lists(run, "train")
-    for name, settings in run.config.train.variants().items():
-        _write_adapter(run, name, settings)
+    for name in run.config.train.variants():
+        train_synthetic(run, name)
+    evaluate_synthetic(run, run.config.eval_models(), right)
+    return run
+
+
+def train_synthetic(run: Run, name: str) -> None:
+    """Write the adapter of a variant, trained on the lists in use."""
+    _write_adapter(run, name, run.config.train.variants()[name])
+
+
+def evaluate_synthetic(run: Run, models: Iterable[str], right: Mapping[str, float] = RIGHT) -> None:
+    """Write the predictions and metrics of these models with the adapters in use."""
     for asked in run.config.evaluations():
         name = asked.model
-        method = "base" if name == "base" else run.config.train.variants()[name].method
-        _write_evaluation(run, asked, 0.05 if asked.image else right[method])
-    return run
+        if name in models:
+            method = "base" if name == "base" else run.config.train.variants()[name].method
+            _write_evaluation(run, asked, 0.05 if asked.image else right[method])
 
 
 def _write(run: Run, recipe: Recipe, rows: list[Row]) -> Version:

@@ -18,6 +18,7 @@ from perpo_pipeline.report.pictures import Picture, read_pictures
 from perpo_pipeline.report.ranked import RankedList, read_ranked
 from perpo_pipeline.report.results import read_results
 from perpo_pipeline.report.sampled import oracle, read_sampled
+from perpo_pipeline.report.stale import Stale, stale_parts
 from perpo_pipeline.report.training_log import read_curves, read_trained
 from perpo_pipeline.rewards.normalise import named_forms
 from perpo_pipeline.run import DEFAULT, Run, make
@@ -42,13 +43,16 @@ def report(run: Run) -> Version:
         "out_of_domain": config.eval.out_of_domain,
         **report_facts(config),
     }
+    stale = stale_parts(run, inputs)
     settings = counted_settings("report", config.report, found)
+    if stale.lines:  # another page: it says what is stale
+        settings["stale"] = list(stale.lines)
     recipe = Recipe("report", DEFAULT, "report", STAGE_VERSION, settings, inputs.by_name())
 
     def work(writer: Writer) -> None:
         outcomes = [read_outcomes(test_set) for test_set in inputs.test_sets]
         comparisons = [row for one in outcomes for row in _compare_all(run, one)]
-        html = _page(run, inputs, outcomes, comparisons)
+        html = _page(run, inputs, outcomes, comparisons, stale)
         write_atomically(writer.path / PAGE, lambda sink: sink.write(html.encode()))
         writer.write_part(0, [comparison.row() for comparison in comparisons])
 
@@ -65,7 +69,11 @@ def _compare_all(run: Run, outcomes: Outcomes) -> list[Comparison]:
 
 
 def _page(
-    run: Run, inputs: Inputs, outcomes: Sequence[Outcomes], comparisons: Sequence[Comparison]
+    run: Run,
+    inputs: Inputs,
+    outcomes: Sequence[Outcomes],
+    comparisons: Sequence[Comparison],
+    stale: Stale,
 ) -> str:
     from perpo_pipeline.report.page.contents import Contents, SplitResults
     from perpo_pipeline.report.page.render import render  # imports Matplotlib
@@ -73,13 +81,14 @@ def _page(
     config = run.config
     main = main_method(reported_methods(config))
     sampled = read_sampled(inputs)
+    lineage = ancestors(inputs.by_name().values())
     settings = {name: version.manifest["settings"] for name, version in inputs.adapters.items()}
     pictures, outcome_counts = _pictures(run, inputs.main, outcomes[0], main)
     return render(
         Contents(
             title=config.report.title,
             run_name=config.run,
-            model_id=config.model.id,
+            model_id=next((one.model for one in lineage if one.model), config.model.id),
             test_sets=[
                 SplitResults(
                     test_set.is_out_of_domain,
@@ -103,10 +112,11 @@ def _page(
             ranked=_ranked(run, inputs, main),
             pictures=pictures,
             outcome_counts=outcome_counts,
-            lineage=ancestors(inputs.by_name().values()),
+            lineage=lineage,
             benchmarks=read_benchmarks(run, inputs.benchmarks),
             benchmark_margin=config.report.benchmark_margin,
             normalised=_normalised(inputs.main),
+            stale=stale,
         )
     )
 

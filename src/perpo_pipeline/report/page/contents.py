@@ -1,7 +1,7 @@
 """All data that the page shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from perpo_pipeline.report.answered import Answered
@@ -13,6 +13,7 @@ from perpo_pipeline.report.pictures import Picture
 from perpo_pipeline.report.ranked import RankedList
 from perpo_pipeline.report.results import Estimate, MethodResults
 from perpo_pipeline.report.sampled import Sampled
+from perpo_pipeline.report.stale import Stale
 from perpo_pipeline.report.training_log import Floats, Trained
 
 Json = dict[str, Any]
@@ -63,6 +64,7 @@ class Contents:
     benchmarks: Sequence[Benchmark]
     benchmark_margin: float
     normalised: str | None = None
+    stale: Stale = field(default_factory=Stale)
 
     @property
     def results(self) -> Sequence[MethodResults]:

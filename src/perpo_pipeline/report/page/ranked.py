@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.drawing import marks
 from perpo_pipeline.drawing.overlay import overlay
 from perpo_pipeline.report.differences import differences, shortened
@@ -24,9 +25,9 @@ HEAVIEST = 3
 
 
 def ranked_lists(contents: Contents) -> Json | None:
-    """The data of the section; None if there are no lists to show."""
+    """The data of the section; None if the headline's method learned from no lists."""
     main = contents.main
-    if main is None or not contents.ranked:
+    if main is None or not contents.ranked or not METHODS[main.kind].needs_preferences:
         return None
     settings = contents.settings[main.variants[0]]
     return {
@@ -49,6 +50,7 @@ def _list(at: int, one: RankedList) -> Json:
         "truth": truth,
         "size": one.size,
         "different": len(one.answers),
+        "repeated": len(one.answers) < one.size,
         "margin": f"{one.margin:.2f}",
         "source": embedded(prompt_image(prompt)),
         "width": size[0],

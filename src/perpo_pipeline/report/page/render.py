@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.drawing.marks import BEFORE, TRUTH
 from perpo_pipeline.report.methods import BASE_LABEL
 from perpo_pipeline.report.page.all_test_sets import all_test_sets
@@ -50,11 +51,12 @@ def render(contents: Contents) -> str:
         sections=_sections(contents, data),
         papers_table=papers_table(contents.model_id, contents.outcomes.prompts["dataset"]),
         trained_on=contents.trained[contents.main.variants[0]] if contents.main else None,
+        compares_lists=contents.main is not None and METHODS[contents.main.kind].needs_preferences,
         example_counts=example_counts(contents),
         box_colours=_box_colours(contents),
         scale=[reward_colour(step / 10) for step in range(11)],
-        banner=[],
-        marks={},
+        banner=contents.stale.lines,
+        marks=contents.stale.sections,
         glossary=glossary,
         **data,
     )
