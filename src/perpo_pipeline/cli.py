@@ -8,7 +8,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from importlib import metadata
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -18,6 +19,7 @@ from perpo_pipeline.commands.doctor import doctor
 from perpo_pipeline.commands.evaluate import eval_command
 from perpo_pipeline.commands.filter import filter_command
 from perpo_pipeline.commands.gc import gc
+from perpo_pipeline.commands.help_text import GroupedCommands, use
 from perpo_pipeline.commands.inspect import inspect
 from perpo_pipeline.commands.judge import judge_app
 from perpo_pipeline.commands.make_rules import make_rules
@@ -42,10 +44,11 @@ EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="perpo",
+    cls=GroupedCommands,
     help="Align a vision-language model with what is in the image (PerPO, arXiv:2502.04371).\n\n"
-    "Stages: prepare, sample, score, filter, train, eval, report; each reads its section of one "
-    "YAML file and the artifacts of the stage before it. `perpo COMMAND --help` explains a "
-    "command; `perpo settings` lists all settings.\n\n"
+    "A run is described by one YAML file. Each stage reads its section of the file and what the "
+    "stages before it wrote, and does nothing if its result is there already. `perpo COMMAND "
+    "--help` explains a command; `perpo settings` lists all settings.\n\n"
     "Example: perpo sample --config configs/demo.yaml",
     no_args_is_help=True,
     add_completion=False,
@@ -71,6 +74,25 @@ app.command(hidden=True)(make_rules)
 app.command()(plan)
 app.command()(doctor)
 app.command()(gc)
+use(app)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"perpo {metadata.version('perpo-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="print the version and exit"
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.suggestions import closest_path
 
 Row = dict[str, Any]
 # Called with the place and with what is wrong there.
@@ -89,10 +90,13 @@ def read_text(path: Path) -> str:
 
 def missing_file(path: Path) -> ConfigError:
     """The error for a file that does not exist."""
+    near = closest_path(path)
     return ConfigError(
         "no such file",
         where=str(path),
-        fix="correct the path, or fetch the file first (public datasets: see docs/data.md)",
+        fix=f"did you mean {near}?"
+        if near
+        else "correct the path, or fetch the file first (public datasets: see docs/data.md)",
     )
 
 

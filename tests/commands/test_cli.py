@@ -124,7 +124,8 @@ def every_command(command: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
     return found
 
 
-ALL_COMMANDS = every_command(typer.main.get_command(cli.app))
+COMMAND: Any = typer.main.get_command(cli.app)
+ALL_COMMANDS = every_command(COMMAND)
 
 
 def examples_of(text: str) -> list[list[str]]:
@@ -136,10 +137,52 @@ def examples_of(text: str) -> list[list[str]]:
 def test_the_first_sentence_of_every_command_fits_its_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for group in ([], ["measure"], ["judge"]):
+    for group, title in (([], "Stages, in"), (["measure"], "Commands:"), (["judge"], "Commands:")):
         assert run(*group, "--help") == 0
-        summaries = capsys.readouterr().out.split("Commands:")[1].splitlines()
+        summaries = capsys.readouterr().out.split(title)[1].splitlines()
         assert len(summaries) > 3 and not [line for line in summaries if line.endswith("...")]
+
+
+def test_the_help_has_the_stages_first_and_every_command_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("--help") == 0
+    _, _, listed = capsys.readouterr().out.partition("Stages, in their order:")
+    names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ")]
+    assert names[:7] == ["prepare", "sample", "score", "filter", "train", "eval", "report"]
+    shown = {name for name, command in COMMAND.commands.items() if not command.hidden}
+    assert sorted(names) == sorted(shown)
+    assert "\nCommands:" not in listed  # every command has its place in GROUPS
+
+
+def test_an_example_of_the_help_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("judge", "win-rate", "--help") == 0
+    shown = capsys.readouterr().out.partition("Example: ")[2].partition("\n\n")[0]
+    assert shown.count("\\\n") >= 1 and max(map(len, shown.splitlines())) <= 80
+    assert [shlex.split(shown.replace("\\\n", ""))] == examples_of(
+        ALL_COMMANDS["judge win-rate"].help
+    )
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert re.fullmatch(r"perpo \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("typed", "use"),
+    [
+        ("eval --split val", "use --set eval.splits=[val], or --evaluation base@val"),
+        ("eval --method perpo", "use --evaluation perpo"),
+        ("sample --split val", "use --set sample.split=val"),
+    ],
+)
+def test_an_option_of_another_command_is_answered_with_what_means_it_here(
+    typed: str, use: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*typed.split()) == 2
+    said = capsys.readouterr().err
+    assert f"perpo {typed.split()[0]} has no {typed.split()[1]}" in said and use in said
 
 
 def test_every_command_is_listed() -> None:
@@ -225,7 +268,7 @@ def test_an_unknown_method_lists_the_known_ones(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("train", "--config", "r.yaml", "--method", "ppo") == 2
-    assert "choose one of ['perpo', 'sft', 'dpo', 'lipo', 'lipo-lambda']" in capsys.readouterr().err
+    assert "choose one of perpo, sft, dpo, lipo, lipo-lambda" in capsys.readouterr().err
 
 
 def test_a_second_call_does_nothing_and_says_so(

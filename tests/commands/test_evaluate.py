@@ -67,8 +67,8 @@ def test_an_unknown_name_is_refused_with_what_there_is(
     said = capsys.readouterr().err
     assert f"--evaluation {name}: this run has no such evaluation" in said
     assert f"did you mean '{near}'?" in said or not near
-    assert "['base', 'base-blank-image', 'perpo', 'perpo-blank-image']" in said
-    assert "['val', 'mine']" in said
+    assert "choose one of base, base-blank-image, perpo, perpo-blank-image;" in said
+    assert "one of the splits val, mine" in said
 
 
 def test_out_holds_one_evaluation(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.answers.frames import FRAMES
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from perpo_pipeline.answers.placement import Placement
@@ -238,7 +239,8 @@ def _load_own(name: str) -> BoxFormat:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(
-            f"there is no box format {name!r}; there are {', '.join(BOX_FORMATS)}",
+            f"there is no box format {name!r}{did_you_mean(name, BOX_FORMATS)}; there are "
+            f"{', '.join(BOX_FORMATS)}",
             fix="give one of these, or your own as pkg.module:attribute",
         )
     try:

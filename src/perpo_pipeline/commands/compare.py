@@ -14,11 +14,14 @@ def compare(
     better: Annotated[
         Path,
         typer.Argument(
+            metavar="BETTER",
             help="predictions, a harness's scores, or the --out directory of `perpo eval` or "
-            "`measure`"
+            "`measure`",
         ),
     ],
-    worse: Annotated[Path, typer.Argument(help="the same of another model on the same prompts")],
+    worse: Annotated[
+        Path, typer.Argument(metavar="WORSE", help="the same of another model on the same prompts")
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="directory to keep the rows in")] = None,
     as_json: Json = False,
     quiet: Quiet = False,

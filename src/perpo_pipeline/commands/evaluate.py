@@ -1,6 +1,5 @@
 """`perpo eval`."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +24,7 @@ from perpo_pipeline.commands.options import (
 )
 from perpo_pipeline.commands.output import print_paths, print_rows
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.evaluations import Evaluation
@@ -39,7 +39,7 @@ def eval_command(
         typer.Option(
             metavar="NAME",
             help="base or a trained method on all its splits (perpo), on one (perpo@test), or with "
-            "another image (perpo-blank-image); may be repeated; `perpo make-rules` lists all; "
+            "another image (perpo-blank-image); may be repeated; "
             "default: all",
         ),
     ] = None,
@@ -233,12 +233,11 @@ def _choose(every: "Sequence[Evaluation]", asked: list[str] | None) -> "list[Eva
 def _no_such_evaluation(name: str, every: "Sequence[Evaluation]") -> ConfigError:
     shown = list(dict.fromkeys(one.shown for one in every))
     splits = list(dict.fromkeys(one.split for one in every))
-    near = difflib.get_close_matches(name, [*shown, *(one.name for one in every)], n=1)
+    near = did_you_mean(name, [*shown, *(one.name for one in every)])
     return ConfigError(
-        f"--evaluation {name}: this run has no such evaluation"
-        + (f"; did you mean '{near[0]}'?" if near else ""),
-        fix=f"choose one of {shown}, alone or followed by @ and one split of {splits}; "
-        "`perpo make-rules` lists all evaluations",
+        f"--evaluation {name}: this run has no such evaluation{near}",
+        fix=f"choose one of {', '.join(shown)}; alone, or followed by @ and one of the splits "
+        f"{', '.join(splits)}",
     )
 
 

@@ -9,7 +9,9 @@ from perpo_pipeline.commands.options import Debug
 
 
 def inspect(
-    directory: Annotated[Path, typer.Argument(help="an artifact, or one version of it")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="an artifact, or one version of it")
+    ],
     rows: Annotated[int, typer.Option(help="number of rows to show")] = 3,
     verify: Annotated[
         bool, typer.Option("--verify", help="check the sha256 of every file")

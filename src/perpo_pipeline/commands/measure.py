@@ -68,7 +68,9 @@ Normalise = Annotated[
 def boxes(
     file: Annotated[
         Path,
-        typer.Argument(help="JSON lines: completion, gt_box [x1, y1, x2, y2] px, width, height"),
+        typer.Argument(
+            metavar="FILE", help="JSON lines: completion, gt_box [x1, y1, x2, y2] px, width, height"
+        ),
     ],
     out: Out,
     box_format: Annotated[
@@ -114,7 +116,10 @@ def boxes(
 @measure_app.command()
 def pages(
     file: Annotated[
-        Path, typer.Argument(help="JSON lines: completion, gt_text; or the result file of Fox")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON lines: completion, gt_text; or the result file of Fox"
+        ),
     ],
     out: Out,
     fox_compat: Annotated[
@@ -158,7 +163,7 @@ def pages(
 
 @measure_app.command()
 def answers(
-    file: Annotated[Path, typer.Argument(help="JSON lines: completion, gt_text")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines: completion, gt_text")],
     out: Out,
     normalise: Normalise = "none",
     thinking: Thinking = "auto",

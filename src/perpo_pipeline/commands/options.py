@@ -1,6 +1,5 @@
 """What several commands share: their options, and how they open a run."""
 
-import difflib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ import typer
 
 from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.suggestions import did_you_mean
 from perpo_pipeline.train.launch import LAUNCHED
 
 if TYPE_CHECKING:
@@ -141,11 +141,9 @@ def choose_names(
 ) -> list[str]:
     """What a command runs over: the one that `option` names, or all of `names`."""
     if name is not None and name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
         raise ConfigError(
-            f"{option} {name}: this run has no such {what}"
-            + (f"; did you mean '{near[0]}'?" if near else ""),
-            fix=f"choose one of {names}",
+            f"{option} {name}: this run has no such {what}{did_you_mean(name, names)}",
+            fix=f"choose one of {', '.join(names)}",
         )
     chosen = names if name is None else [name]
     check_one_out(chosen, out, option=option, what=what)

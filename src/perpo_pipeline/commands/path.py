@@ -1,6 +1,5 @@
 """`perpo path`."""
 
-import difflib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +13,7 @@ from perpo_pipeline.commands.options import (
     read_config,
 )
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.run import RunConfig
@@ -67,7 +67,7 @@ def choose_variant(config: "RunConfig", asked: str) -> tuple[str, str]:
     name, slash, variant = asked.partition("/")
     if name not in known:
         raise ConfigError(
-            f"this run has no artifact '{name}'{_near(name, list(known))}",
+            f"this run has no artifact '{name}'{did_you_mean(name, list(known))}",
             fix=f"choose one of {', '.join(known)}",
         )
     if not slash and len(known[name]) > 1:
@@ -78,7 +78,7 @@ def choose_variant(config: "RunConfig", asked: str) -> tuple[str, str]:
     variant = variant or known[name][0]
     if variant not in known[name]:
         raise ConfigError(
-            f"this run has no {name}/{variant}{_near(variant, known[name])}",
+            f"this run has no {name}/{variant}{did_you_mean(variant, known[name])}",
             fix=f"choose one of {', '.join(f'{name}/{one}' for one in known[name])}",
         )
     return name, variant
@@ -97,8 +97,3 @@ def _variants(config: "RunConfig") -> dict[str, list[str]]:
         if pointer.parts[-2] not in others:
             others.append(pointer.parts[-2])
     return found
-
-
-def _near(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""

@@ -18,6 +18,7 @@ from perpo_pipeline.commands.options import (
 )
 from perpo_pipeline.commands.output import print_paths
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.overrides import Override
@@ -32,10 +33,14 @@ _BY_SUFFIX = {
 
 def prepare(
     source: Annotated[
-        str | None, typer.Argument(help="layout of the dataset, see the table; default: the file's")
+        str | None,
+        typer.Argument(
+            metavar="SOURCE", help="layout of the dataset, see the table; default: the file's"
+        ),
     ] = None,
     path: Annotated[
-        Path | None, typer.Argument(help="file or folder of the dataset, see the table")
+        Path | None,
+        typer.Argument(metavar="PATH", help="file or folder of the dataset, see the table"),
     ] = None,
     config: Config = DEFAULT_CONFIG,
     split: Annotated[
@@ -156,7 +161,8 @@ def _source_settings(
     given = {option: (key, value) for option, (key, value) in flags.items() if value is not None}
     if source is not None and source not in SOURCE_NAMES:
         raise ConfigError(
-            f"there is no source '{source}'", fix=_fix_of_source(source, ", ".join(SOURCE_NAMES))
+            f"there is no source '{source}'{did_you_mean(source, SOURCE_NAMES)}",
+            fix=_fix_of_source(source, ", ".join(SOURCE_NAMES)),
         )
     if given and split is None:
         raise ConfigError(

@@ -60,9 +60,27 @@ REMOVED: dict[str, dict[str, str]] = {
 }
 
 
+# Options of one command that others do not have -> what means it there.
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "sample": {"--split": "--set sample.split={value}"},
+    "score": {"--split": "--set sample.split={value}"},
+    "filter": {"--split": "--set sample.split={value}"},
+    "train": {"--split": "--set sample.split={value}"},
+    "eval": {
+        "--split": "--set eval.splits=[{value}], or --evaluation base@{value} for one model",
+        "--method": "--evaluation {value}",
+    },
+}
+
+
 def check_removed(arguments: Sequence[str]) -> None:
-    """Raise ConfigError, naming the replacement, if the arguments hold a removed option."""
-    removed = REMOVED.get(arguments[0], {}) if arguments else {}
+    """Raise ConfigError for an option that was removed or belongs to another command.
+
+    The error names what to use instead.
+    """
+    command = arguments[0] if arguments else ""
+    elsewhere = ELSEWHERE.get(command, {})
+    removed = {**elsewhere, **REMOVED.get(command, {})}
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option not in removed:
@@ -71,4 +89,6 @@ def check_removed(arguments: Sequence[str]) -> None:
         if not equals and following and not following[0].startswith("--"):
             value = following[0]
         replacement = removed[option].format(value=shlex.quote(value) if value else "VALUE")
+        if option in elsewhere:
+            raise ConfigError(f"perpo {command} has no {option}", fix=f"use {replacement}")
         raise ConfigError(f"{option} was removed: use {replacement}")

@@ -11,7 +11,8 @@ def settings(
     section: Annotated[
         str | None,
         typer.Argument(
-            help="run, model, prepare, sample, score, filter, train, eval or report; default: all"
+            metavar="SECTION",
+            help="run, model, prepare, sample, score, filter, train, eval or report; default: all",
         ),
     ] = None,
     debug: Debug = False,

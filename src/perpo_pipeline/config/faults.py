@@ -1,7 +1,7 @@
 """What is wrong with a run's settings: each fault by its key, and the option that gave it."""
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import NAME_PATTERN, WORD_PATTERN, Json, Section
 from perpo_pipeline.config.sources import SOURCE_MODELS, SOURCE_NAMES
 from perpo_pipeline.config.train import LoraSettings, TrainSettings
+from perpo_pipeline.suggestions import did_you_mean
 
 # Old key -> new key. A setting of `train` may also be a setting of one method; SPLIT is any split.
 RENAMED: dict[str, str] = {
@@ -99,6 +100,8 @@ def _explain(found: Any, place: Place, raw: Json) -> Fault:
     if kind in ("model_type", "model_attributes_type"):
         return Fault(place, f"this is a section of settings, not a value (got {got!r})")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+    if kind == "literal_error":
+        shown += did_you_mean(str(got), re.findall(r"'([^']*)'", found["ctx"]["expected"]))
     what = found["msg"].removeprefix("Value error, ")
     return Fault(place, f"{what}{shown}", settings=found.get("ctx", {}).get("settings"))
 
@@ -128,8 +131,8 @@ def _no_source(got: Any, place: Place, raw: Json) -> str:
     found = got.get("source") if isinstance(got, dict) else None
     if found is None:
         others = [name for name in raw["prepare"] if name != place[-1]]
-        return f"names no source; {known}{_near(place[-1], others)}"
-    near = _near(str(found), SOURCE_NAMES)
+        return f"names no source; {known}{did_you_mean(place[-1], others)}"
+    near = did_you_mean(str(found), SOURCE_NAMES)
     return f"there is no source {str(found)!r}{near}{' ' if near else '; '}{known}"
 
 
@@ -144,7 +147,7 @@ def _unknown_setting(place: Place, raw: Json) -> str:
         )
     if len(place) == 1 and (full := _full_key(place[0])):
         return f"no such setting; did you mean '{full}'?"
-    return f"no such setting{_near(place[-1], names)}"
+    return f"no such setting{did_you_mean(place[-1], names)}"
 
 
 def _full_key(name: str) -> str | None:
@@ -154,11 +157,6 @@ def _full_key(name: str) -> str | None:
         if isinstance(kind, type(Section)) and name in kind.model_fields:
             return f"{section}.{name}"
     return None
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _names_beside(place: Place, raw: Json) -> list[str]:

@@ -1,6 +1,5 @@
 """Reading a run's YAML file and the command line's settings; every fault is reported at once."""
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from perpo_pipeline.config.run import RunConfig, find_unprepared
 from perpo_pipeline.config.section import Json
 from perpo_pipeline.config.unique_keys import UniqueKeyLoader
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.suggestions import closest_path
 
 
 def load_config(
@@ -71,11 +71,11 @@ def _read_yaml(path: Path) -> Json:
         text = path.read_text(encoding="utf-8")
         raw = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")])
+        near = closest_path(path)
         raise ConfigError(
             "no such configuration file",
             where=str(path),
-            fix=f"did you mean {path.with_stem(near[0])}?" if near else "see the folder configs/",
+            fix=f"did you mean {near}?" if near else "see the folder configs/",
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(

@@ -3,7 +3,6 @@
 `perpo settings` prints it, and the manual shows it as a page.
 """
 
-import difflib
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import NAME_PATTERN, WORD_PATTERN, Section
 from perpo_pipeline.config.sources import SOURCE_MODELS
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.suggestions import did_you_mean
 
 TOP = "run"
 SECTIONS = (
@@ -84,9 +84,8 @@ def render(section: str | None = None) -> str:
     if section is None:
         return "\n".join([INTRODUCTION, *(render(name) for name in SECTIONS)])
     if section not in SECTIONS:
-        near = difflib.get_close_matches(section, SECTIONS, n=1)
         raise ConfigError(
-            f"no section '{section}'" + (f"; did you mean '{near[0]}'?" if near else ""),
+            f"no section '{section}'" + did_you_mean(section, SECTIONS),
             fix=f"choose one of {', '.join(SECTIONS)}",
         )
     title = "Top level" if section == TOP else section

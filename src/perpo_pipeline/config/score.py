@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from perpo_pipeline.config.section import NormalForms, Section
+from perpo_pipeline.suggestions import did_you_mean
 
 
 class ScoreConfig(Section):
@@ -36,7 +37,7 @@ class ScoreConfig(Section):
         unknown = [name for name in names if ":" not in name and name not in known]
         if unknown or not names:
             raise ValueError(
-                f"{_missing_reward(unknown)}; one of {', '.join(known)}, or your own as "
+                f"{_missing_reward(unknown, known)}; one of {', '.join(known)}, or your own as "
                 "package.module:function"
             )
         return reward
@@ -57,5 +58,8 @@ def _are_weights(value: Any) -> bool:
     )
 
 
-def _missing_reward(unknown: list[str]) -> str:
-    return f"there is no reward {', '.join(unknown)}" if unknown else "no reward is given"
+def _missing_reward(unknown: list[str], known: list[str]) -> str:
+    if not unknown:
+        return "no reward is given"
+    named = [f"{name}{did_you_mean(name, known)}" for name in unknown]
+    return f"there is no reward {', '.join(named)}"

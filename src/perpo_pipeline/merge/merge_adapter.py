@@ -22,6 +22,7 @@ from perpo_pipeline.run import Console
 from perpo_pipeline.status.lineage import trace
 from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Version, damaged_files, open_version
 from perpo_pipeline.store.provenance import git_commit, package_versions
+from perpo_pipeline.suggestions import closest_path
 from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
@@ -81,12 +82,15 @@ def merge(
 def open_adapter(path: Path) -> Version:
     """Open the adapter artifact at `path`, or its version in use; raises if a file was changed."""
     if not (path / MANIFEST).is_file() and not (path / CURRENT).is_file():
+        near = closest_path(path)
         raise ArtifactError(
             "this is not an adapter made by `perpo train`"
             if path.exists()
             else "this folder does not exist",
             where=str(path),
-            fix="give a finished adapter artifact, such as data/<run>/adapter/<method>",
+            fix=f"did you mean {near}?"
+            if near
+            else "give a finished adapter artifact, such as data/<run>/adapter/<method>",
         )
     version = open_version(path, "adapter")
     if damaged := damaged_files(version):

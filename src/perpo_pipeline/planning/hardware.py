@@ -1,6 +1,5 @@
 """The machine that a plan is for: this one, or one that `--hardware` describes."""
 
-import difflib
 import functools
 import re
 import tomllib
@@ -10,6 +9,7 @@ from typing import Any
 
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.machine import cores, memory_bytes
+from perpo_pipeline.suggestions import did_you_mean
 
 GIB = 2**30
 _DESCRIBED = re.compile(r"(?P<name>.+?)(?:x(?P<count>[1-9][0-9]{0,3}))?")
@@ -48,10 +48,8 @@ def describe_hardware(text: str) -> Hardware:
     match = _DESCRIBED.fullmatch(text)
     name = text if text in known or match is None else match["name"]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
-            f"--hardware {text}: no such hardware"
-            + (f"; did you mean '{near[0]}'?" if near else ""),
+            f"--hardware {text}: no such hardware{did_you_mean(name, known)}",
             fix=f"give NAME or NAMExN (h100x8), with one of {', '.join(known)}",
         )
     count = 1 if name == text or match is None else int(match["count"] or 1)

@@ -28,6 +28,7 @@ from perpo_pipeline.store.atomic import file_sha256, write_atomically
 from perpo_pipeline.store.old_rules import as_today
 from perpo_pipeline.store.schemas import ALL, TableSchema
 from perpo_pipeline.store.upgrades import columns_to_read, is_readable, upgrade_table
+from perpo_pipeline.suggestions import closest_path
 
 MANIFEST, STARTED, CURRENT, LOCK = "manifest.json", "started.json", "current", ".lock"
 NOTES = "notes.json"
@@ -240,7 +241,12 @@ def _nothing_there(directory: Path) -> ArtifactError:
             fix=f"run, which resumes it: {_remake(directory)}",
         )
     if not directory.is_dir():
-        return ArtifactError("this directory does not exist", where=where, fix="correct the path")
+        near = closest_path(directory)
+        return ArtifactError(
+            "this directory does not exist",
+            where=where,
+            fix=f"did you mean {near}?" if near else "correct the path",
+        )
     inside = [path.parent for path in sorted(directory.glob(f"*/{CURRENT}"))]
     inside += [path.parent for path in sorted(directory.glob(f"*/*/{CURRENT}"))]
     names = ", ".join(str(path.relative_to(directory)) for path in inside[:SHOWN])
