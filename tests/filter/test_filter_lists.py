@@ -73,7 +73,7 @@ def test_too_few_lists_are_warned_of_each_time_with_what_would_help(
         said = capsys.readouterr().err
         rows = version.manifest["rows"]
         assert f"filter: {rows} lists make {-(-rows // 8)} optimiser steps of perpo" in said
-        assert f"{rows} of 30 prompts gave a list" in said
+        assert f"{rows} of 30 gave a list" in said
         lower = version.manifest["counts"]["kept_at"]["0.6"]
         assert f"filter.min_margin 0.6 keeps {lower} lists" in said
 

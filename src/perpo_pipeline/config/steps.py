@@ -24,12 +24,16 @@ def lists_for(steps: int, settings: TrainSettings) -> int:
 
 
 def warn_of_few_steps(
-    lists: int, trainings: Mapping[str, TrainSettings], counts: Mapping[str, Any], min_margin: float
+    lists: int,
+    trainings: Mapping[str, TrainSettings],
+    counts: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> str | None:
     """A warning where `lists` make fewer than `ENOUGH` steps of some training; None elsewhere.
 
-    It says what each remedy would give. `counts` are those of the preferences' manifest: `lists`
-    before filtering, `kept` and `kept_at`; a remedy whose figures are missing is left out.
+    It says what each remedy would give. `counts` and `settings` are those of the preferences'
+    manifest: `lists` before filtering, `kept`, `kept_at` and `dropped`, `min_margin` and
+    `max_lists`; a remedy whose figures are missing is left out.
     """
     few = {name: one for name, one in trainings.items() if count_steps(lists, one) < ENOUGH}
     if not few:
@@ -37,9 +41,8 @@ def warn_of_few_steps(
     name, one = min(few.items(), key=lambda item: count_steps(lists, item[1]))
     steps, needed = count_steps(lists, one), lists_for(ENOUGH, one)
     remedies = [
-        *_lower_margin(lists, one, counts, min_margin, needed),
-        *_lift_cap(lists, one, counts),
-        *_more_prompts(counts, needed),
+        *_keep_more(lists, one, counts, settings, needed),
+        *_more_prompts(counts, settings, needed),
         _more_epochs(lists, one),
     ]
     others = "" if len(few) == 1 else f" and {len(few) - 1} more"
@@ -47,46 +50,54 @@ def warn_of_few_steps(
         f"{_plural(lists, 'list')} {'makes' if lists == 1 else 'make'} "
         f"{_plural(steps, 'optimiser step')} of {name}{others} (batch_size {one.batch_size}, "
         f"epochs {one.epochs:g}); {ENOUGH} steps need about {needed:,} lists. {ENOUGH} are the "
-        "fewest after which a gain was measured (docs/choosing.md). What would help:\n"
+        "fewest after which a clear gain was measured (docs/choosing.md). What would help:\n"
         + "\n".join(f"  - {remedy}" for remedy in remedies)
     )
 
 
-def _lower_margin(
-    lists: int, one: TrainSettings, counts: Mapping[str, Any], min_margin: float, needed: int
+def _keep_more(
+    lists: int,
+    one: TrainSettings,
+    counts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    needed: int,
 ) -> list[str]:
-    """The highest lower threshold that is enough, or else the one that keeps most."""
-    kept: dict[str, int] = counts.get("kept_at", {})
-    lower = {t: n for t, n in kept.items() if float(t) < min_margin and n > max(lists, 1)}
+    """What a higher cap gives where it is reached, and what a lower threshold gives elsewhere."""
+    over = _over_cap(counts)
+    if over:
+        return [f"filter.max_lists null keeps {_steps(lists + over, one)}"]
+    cap, kept = settings.get("max_lists"), counts.get("kept_at", {})
+    most = {t: n if cap is None else min(n, cap) for t, n in kept.items()}
+    margin = settings.get("min_margin", 0.0)
+    lower = {t: n for t, n in most.items() if float(t) < margin and n > max(lists, 1)}
     if not lower:
         return []
     enough = [t for t, n in lower.items() if n >= needed]
-    most = max(lower.values())
-    best = max(enough or [t for t, n in lower.items() if n == most], key=float)
-    text = f"filter.min_margin {best} keeps {_steps(lower[best], one)}"
+    best = max(enough or [t for t, n in lower.items() if n == max(lower.values())], key=float)
     nearest = max(lower, key=float)
+    text = f"min_margin {best} keeps {_steps(lower[best], one)}"
     if nearest != best:
-        text = f"filter.min_margin {nearest} keeps {_steps(lower[nearest], one)}; {text[7:]}"
-    return [text + ("" if enough else ", which is all that these samples can give")]
+        text = f"min_margin {nearest} keeps {_steps(lower[nearest], one)}; {text}"
+    return [f"filter.{text}" + ("" if enough else ", the most that these samples can give")]
 
 
-def _lift_cap(lists: int, one: TrainSettings, counts: Mapping[str, Any]) -> list[str]:
-    over = counts.get("dropped", {}).get("over_cap", 0)
-    return [f"filter.max_lists null keeps {_steps(lists + over, one)}"] if over else []
+def _over_cap(counts: Mapping[str, Any]) -> int:
+    return int(counts.get("dropped", {}).get("over_cap", 0))
 
 
-def _more_prompts(counts: Mapping[str, Any], needed: int) -> list[str]:
+def _more_prompts(counts: Mapping[str, Any], settings: Mapping[str, Any], needed: int) -> list[str]:
     """How many prompts are needed if as large a share of them gives a list as now."""
-    sampled, kept = counts.get("lists", 0), counts.get("kept", 0)
+    sampled, kept = counts.get("lists", 0), counts.get("kept", 0) + _over_cap(counts)
     if not sampled or not kept:
         return []
-    more = ceil(needed * sampled / kept) - sampled
-    share = f"{kept} of {sampled} prompts gave a list"
+    more, cap = ceil(needed * sampled / kept) - sampled, settings.get("max_lists")
     if more <= 0:
         return []
+    capped = cap is not None and cap < needed
     return [
-        f"more prompts: {share}, so 200 more would give about {round(200 * kept / sampled):,} "
-        f"lists; {needed:,} lists need about {more:,} more prompts"
+        f"more prompts: {kept:,} of {sampled:,} gave a list, so 200 more would give about "
+        f"{round(200 * kept / sampled):,} lists; {needed:,} lists need about {more:,} more prompts"
+        + (f", and filter.max_lists of {needed:,} or more" if capped else "")
     ]
 
 

@@ -85,11 +85,8 @@ def filter_lists(run: Run, split: str) -> Version:
 
 
 def _warn_of_few_steps(run: Run, version: Version) -> None:
-    counts = version.manifest["counts"]
-    trainings = run.config.train.variants()
-    warning = warn_of_few_steps(
-        version.manifest["rows"], trainings, counts, run.config.filter.min_margin
-    )
+    made, trainings = version.manifest, run.config.train.variants()
+    warning = warn_of_few_steps(made["rows"], trainings, made["counts"], made["settings"])
     if warning is not None:
         run.say(f"filter: {warning}")
 

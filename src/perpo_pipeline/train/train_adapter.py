@@ -158,13 +158,8 @@ def _train(
 
 
 def _warn_of_few_steps(run: Run, task: Task, lists: int) -> None:
-    made = task.preferences.manifest
-    warning = warn_of_few_steps(
-        lists,
-        {task.variant: task.settings},
-        made["counts"],
-        made["settings"].get("min_margin", 0.0),
-    )
+    made, trainings = task.preferences.manifest, {task.variant: task.settings}
+    warning = warn_of_few_steps(lists, trainings, made["counts"], made["settings"])
     if warning is not None:
         run.say(f"train: {warning}")
 
