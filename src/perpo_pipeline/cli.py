@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from perpo_pipeline import advice, bars
+from perpo_pipeline.commands.ask import ask
 from perpo_pipeline.commands.compare import compare
 from perpo_pipeline.commands.doctor import doctor
 from perpo_pipeline.commands.evaluate import eval_command
@@ -63,6 +64,7 @@ app.command()(train)
 app.command(name="eval")(eval_command)
 app.command()(report)
 app.add_typer(measure_app, name="measure")
+app.command()(ask)
 app.command()(compare)
 app.add_typer(judge_app, name="judge")
 app.command()(merge)

@@ -28,6 +28,7 @@ COMMANDS = [
     "filter",
     "train",
     "eval",
+    "ask",
     "measure",
     "compare",
     "judge",

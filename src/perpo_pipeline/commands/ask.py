@@ -1,0 +1,188 @@
+"""`perpo ask`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from perpo_pipeline.commands.options import (
+    DEFAULT_CONFIG,
+    Config,
+    Debug,
+    Json,
+    Model,
+    Quiet,
+    RunName,
+    Set,
+    open_run,
+)
+from perpo_pipeline.commands.output import cut, print_rows
+from perpo_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from perpo_pipeline.ask.ask_model import Answer
+    from perpo_pipeline.ask.question import Question
+    from perpo_pipeline.run import Run
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def ask(
+    image: Annotated[Path, typer.Argument(help="the image file")],
+    question: Annotated[
+        str, typer.Argument(help="what to look for (grounding), or the question word for word")
+    ],
+    config: Config = DEFAULT_CONFIG,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="a trained method of the run (perpo), or an adapter's folder"),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="draw so many answers as `perpo sample` does; default: one as "
+            "`perpo eval` decodes it",
+        ),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(help='the true box "[x1, y1, x2, y2]" in pixels of the image, or true text'),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="grounding, ocr or vqa; default: from --truth, else the run's prompts"),
+    ] = None,
+    verbatim: Annotated[
+        bool,
+        typer.Option("--verbatim", help="ask QUESTION word for word, without an instruction"),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="also write the image with the boxes drawn on it"),
+    ] = None,
+    model: Model = None,
+    sets: Set = None,
+    run: RunName = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Ask the run's model one question about one image.
+
+    The image, the prompt and the answer go through exactly what the run's stages do with theirs:
+    preprocess, chat template, backend and decoding; box_format, box_frame and the settings of the
+    answer; score.reward if there is a truth. For grounding, QUESTION is what to look for, and the
+    instruction of the box_format is put around it. Without --task and --truth the task is that of
+    the run's prompts; if they have several, or there are none, QUESTION is asked word for word.
+
+    Example: perpo ask photo.jpg "red circle" --config configs/demo.yaml --adapter perpo
+
+    Example: perpo ask photo.jpg "red circle" --samples 20 --truth "[10,20,110,220]" --out seen.png
+
+    Example: perpo ask page.png "What does this page say?" --task ocr
+    """
+    from perpo_pipeline.ask.ask_model import ask as ask_model
+    from perpo_pipeline.ask.ask_model import find_adapter, task_of_run
+    from perpo_pipeline.ask.question import TASKS, make_question, task_of_truth
+    from perpo_pipeline.config.overrides import Override
+
+    if task is not None and task not in TASKS:
+        raise ConfigError(f"--task {task}: there is no such task", fix=f"one of {', '.join(TASKS)}")
+    if out is not None and out.suffix.lower() not in PICTURES:
+        raise ConfigError(
+            f"--out {out}: this is no file name of a picture", fix=f"end it in {PICTURES[0]}"
+        )
+    opened = open_run(
+        config,
+        sets,
+        run=run,
+        quiet=quiet,
+        settings=[Override("model.id", model, "--model")],
+    )
+    of_truth = None if truth is None else task_of_truth(truth)
+    asked = make_question(
+        image,
+        question,
+        task=task or of_truth or task_of_run(opened) or "vqa",
+        truth=truth,
+        verbatim=verbatim,
+        box_format=opened.config.model.box_format,
+    )
+    opened.say(f"ask: {_how_asked(asked, opened, adapter)}")
+    answers = ask_model(opened, asked, find_adapter(opened, adapter), samples)
+    print_rows(_rows(answers), lambda rows: _shown(answers, asked), as_json)
+    if out is not None:
+        _draw(out, asked, answers, opened)
+
+
+def _how_asked(question: "Question", opened: "Run", adapter: str | None) -> str:
+    wrapped = (
+        f"with the instruction of box_format {opened.config.model.box_format}"
+        if question.is_wrapped
+        else "word for word"
+    )
+    return (
+        f"{question.row['prompt']!r} (task {question.task}, {wrapped}; model "
+        f"{opened.config.model.id}, {'base' if adapter is None else adapter})"
+    )
+
+
+def _rows(answers: "Sequence[Answer]") -> list[dict[str, Any]]:
+    return [
+        {
+            "answer": number,
+            "completion": one.completion,
+            "finish_reason": one.finish_reason,
+            "read": one.read,
+            "shapes": [[value for point in mark.points for value in point] for mark in one.marks],
+            "reward": one.reward,
+            "parse_ok": one.parse_ok,
+        }
+        for number, one in enumerate(answers, 1)
+    ]
+
+
+def _shown(answers: "Sequence[Answer]", question: "Question") -> str:
+    size = f"{question.row['width']} x {question.row['height']}"
+    if len(answers) == 1:
+        return "\n".join(_lines_of_one(answers[0], size))
+    lines = [_line_of_many(number, one) for number, one in enumerate(answers, 1)]
+    rewards = [one.reward for one in answers if one.reward is not None]
+    if rewards:
+        mean = sum(rewards) / len(rewards)
+        lines.append(f"rewards: best {max(rewards):.3f}, mean {mean:.3f}, worst {min(rewards):.3f}")
+    return "\n".join(lines)
+
+
+def _lines_of_one(answer: "Answer", size: str) -> list[str]:
+    cut_off = " (cut off at max_new_tokens)" if answer.finish_reason == "length" else ""
+    lines = [f"answer  {answer.completion}{cut_off}", f"read    {answer.read}"]
+    if answer.marks:
+        lines[-1] += f" in pixels of the image of {size}"
+    if answer.reward is not None:
+        unread = "" if answer.parse_ok else " (the answer could not be read)"
+        lines.append(f"reward  {answer.reward:.3f}{unread}")
+    return lines
+
+
+def _line_of_many(number: int, answer: "Answer") -> str:
+    reward = "" if answer.reward is None else f"  {answer.reward:.3f}"
+    said = answer.completion.replace("\n", "\\n")
+    return cut(f"{number:>3}{reward}  {said}  ->  {answer.read}")
+
+
+def _draw(out: Path, question: "Question", answers: "Sequence[Answer]", opened: "Run") -> None:
+    from perpo_pipeline.ask.ask_model import all_marks
+    from perpo_pipeline.drawing.raster import draw
+    from perpo_pipeline.store.atomic import write_atomically
+    from perpo_pipeline.vlm.inputs import prompt_image
+
+    marks = all_marks(question, answers)
+    picture = draw(prompt_image(question.row), marks)
+    kind = {".png": "PNG", ".webp": "WEBP"}.get(out.suffix.lower(), "JPEG")
+    write_atomically(out, lambda sink: picture.save(sink, format=kind))
+    drawn = f"{len(marks)} boxes, outlines and points" if marks else "nothing was there to draw"
+    opened.say(f"ask: the picture is {out} ({drawn})")

@@ -1,0 +1,189 @@
+"""`perpo ask` answers as `perpo eval` and `perpo sample` do, reads and measures the answers."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fake_openai_server import Server, make_like_vllm
+from PIL import Image
+from tiny_adapters import save_adapter_artifact
+from tiny_models import noise_image, save_tiny_llava
+
+from perpo_pipeline.cli import main
+from perpo_pipeline.config.file import load_config
+from perpo_pipeline.evaluate.evaluate_model import evaluate
+from perpo_pipeline.prepare.prepare_prompts import prepare
+from perpo_pipeline.rewards.grounding import iou_xyxy
+from perpo_pipeline.run import Run
+
+NUM_PROMPTS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared run of the testbed, the base's and an adapter's predictions, and the images."""
+    root = tmp_path_factory.mktemp("ask")
+    config = {
+        "run": "r",
+        "data_root": str(root / "data"),
+        "model": {"id": "testbed", "dtype": "float32", "device": "cpu"},
+        "prepare": {
+            "train": {"source": "testbed", "num_prompts": 2},
+            "test": {"source": "testbed", "num_prompts": NUM_PROMPTS},
+        },
+        "score": {"reward": "iou"},
+        "train": {"methods": {"perpo": {}}},
+        "eval": {"max_new_tokens": 48, "batch_size": NUM_PROMPTS, "allow_train_images": True},
+    }
+    (root / "r.yaml").write_text(yaml.safe_dump(config))
+    adapter = save_adapter_artifact(Path("testbed"), root / "adapter", full=True)
+    run = Run(load_config(root / "r.yaml"), inputs={"adapter": adapter}, quiet=True)
+    prepare(run, "test")
+    evaluate(run, "base@test")
+    evaluate(run, "perpo@test")
+    for number, row in enumerate(run.latest("prompts", "test").table().to_pylist()):
+        (root / f"{number}.png").write_bytes(row["image"]["bytes"])
+    return root
+
+
+def ask(folder: Path, *arguments: str) -> int:
+    try:
+        main(["ask", *arguments, "--config", str(folder / "r.yaml"), "--quiet"])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def rows_of(folder: Path, evaluation: str) -> Iterator[tuple[str, Any, Any]]:
+    """Image, prompt and prediction of each prompt."""
+    run = Run(load_config(folder / "r.yaml"), quiet=True)
+    prompts = run.latest("prompts", "test").table().to_pylist()
+    found = run.latest("predictions", evaluation).table().to_pylist()
+    for number, (prompt, prediction) in enumerate(zip(prompts, found, strict=True)):
+        assert prompt["prompt_id"] == prediction["prompt_id"]
+        yield str(folder / f"{number}.png"), prompt, prediction
+
+
+@pytest.mark.parametrize("model", ["base", "perpo"])
+def test_the_answer_is_what_eval_predicts(
+    folder: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = [] if model == "base" else ["--adapter", str(folder / "adapter")]
+    for image, prompt, prediction in rows_of(folder, f"{model}@test"):
+        expression = prompt["prompt"].partition(": ")[2]
+        truth = json.dumps(prompt["gt_box"])
+        assert ask(folder, image, expression, *adapter, "--truth", truth, "--json") == 0
+        (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+        assert answer["completion"] == prediction["completion"]
+        assert answer["finish_reason"] == prediction["finish_reason"]
+        assert answer["reward"] == prediction["reward"]
+        assert answer["parse_ok"] == prediction["parse_ok"]
+        if prediction["box"] is None:
+            assert answer["shapes"] == []
+        else:
+            x1, y1, x2, y2 = prediction["box"]
+            assert answer["shapes"] == [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+def test_the_adapter_makes_a_difference(folder: Path) -> None:
+    base, other = ([p for _, _, p in rows_of(folder, f"{m}@test")] for m in ("base", "perpo"))
+    assert [row["completion"] for row in base] != [row["completion"] for row in other]
+
+
+def test_samples_are_drawn_read_and_measured_and_the_same_each_time(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, prompt, _ = next(rows_of(folder, "base@test"))
+    truth = json.dumps(prompt["gt_box"])
+    given = (image, "red circle", "--samples", "5", "--truth", truth, "--json")
+    outputs = []
+    for _ in range(2):
+        assert ask(folder, *given, "--set", "sample.temperature=1.5") == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    answers = [*map(json.loads, outputs[0].splitlines())]
+    assert len(answers) == 5 and len({answer["completion"] for answer in answers}) > 1
+    for answer in answers:
+        if answer["shapes"]:
+            x1, y1, _, _, x2, y2, _, _ = answer["shapes"][0]
+            assert answer["reward"] == pytest.approx(
+                iou_xyxy([[x1, y1, x2, y2]], [prompt["gt_box"]])[0]
+            )
+        else:
+            assert answer["read"] == "no box could be read" and answer["reward"] == 0
+
+
+def test_what_was_asked_is_said_and_the_picture_has_truth_and_answer(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, prompt, prediction = next(rows_of(folder, "base@test"))
+    expression = prompt["prompt"].partition(": ")[2]
+    picture = folder / "pictures" / "seen.png"
+    assert ask(folder, image, expression, "--truth", "[1, 2, 30, 40]", "--out", str(picture)) == 0
+    said = capsys.readouterr()
+    assert repr(prompt["prompt"]) in said.err and "task grounding" in said.err
+    assert str(picture) in said.err and prediction["completion"] in said.out
+    assert "in pixels of the image of 64 x 64" in said.out and "reward  " in said.out
+    with Image.open(picture) as drawn:
+        assert drawn.size == (512, 512)
+        colours = {colour for _, colour in drawn.getcolors(1 << 20)}
+    assert (0x0F, 0x60, 0x30) in colours and (0x1D, 0x5F, 0xD1) in colours
+
+
+def test_a_text_is_asked_word_for_word_and_measured_as_a_text(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (str(folder / "0.png"), "What is this?", "--truth", "a cat")
+    assert ask(folder, *given) == 2
+    assert "score.reward iou measures against gt_box, but --truth gives gt_text" in (
+        capsys.readouterr().err
+    )
+    assert ask(folder, *given, "--set", "score.reward=auto") == 0
+    said = capsys.readouterr()
+    assert "'What is this?' (task vqa, word for word" in said.err and "reward  " in said.out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--adapter", "nothing"), "one of base, perpo"),
+        (("--adapter", "perpo"), "has no finished adapter 'perpo'"),
+        (("--task", "reading"), "grounding, ocr, vqa"),
+        (("--out", "seen.txt"), "no file name of a picture"),
+        (("--truth", "[1, 2, 900, 3]"), "outside the image"),
+    ],
+)
+def test_wrong_options_are_one_error_each(
+    folder: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[str, ...], message: str
+) -> None:
+    assert ask(folder, str(folder / "0.png"), "circle", *wrong) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_server_answers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_tiny_llava(tmp_path / "model")
+    server = Server(make_like_vllm(model))
+    noise_image(0).save(tmp_path / "a.png")
+    config = {
+        "run": "r",
+        "data_root": str(tmp_path / "data"),
+        "model": {"id": str(model), "dtype": "float32", "device": "cpu"},
+        "prepare": {"test": {"source": "testbed", "num_prompts": 2}},
+        "sample": {"split": "test"},
+        "eval": {
+            "backend": "openai",
+            "served_model": "tiny",
+            "base_url": server.url,
+            "max_new_tokens": 6,
+        },
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(config))
+    assert ask(tmp_path, str(tmp_path / "a.png"), "where is it?") == 0
+    said = capsys.readouterr()
+    assert "answer  " in said.out
+    server.stop()
+    (body,) = server.bodies
+    assert "where is it?" in json.dumps(body["messages"]) and body["temperature"] == 0
