@@ -115,7 +115,7 @@ def settings_of(config: RunConfig, node: Node) -> Mapping[str, Any]:
     if name == "report":
         found = {"run": config.run, "model": model.id, "out_of_domain": config.eval.out_of_domain}
         return counted_settings(name, config.report, {**found, **report_facts(config)})
-    return {"metrics": ["ap50"]}
+    return counted_settings(name, None, {"metrics": ["ap50"], "by": config.eval.by})
 
 
 @functools.cache

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from status.made_run import configured, make_node, make_run, write_file
 
+from perpo_pipeline import cli
+from perpo_pipeline.commands.options import open_run
+from perpo_pipeline.config.overrides import Override
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.options import Options, options_of
@@ -288,3 +291,62 @@ def test_samples_that_another_command_drew_with_an_adapter_are_named(
     text = manifest.read_text().replace('"inputs": {', f'{record}"fingerprint": "y"}}, ')
     manifest.write_text(text)
     assert "samples/train: drawn with an adapter" in refusal(run_of(file), "samples").what
+
+
+def perpo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments])
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+def test_a_stage_names_the_whole_command_and_goes_on_with_allow_stale(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--config", str(file), "--set", "filter.min_margin=0.4")
+    for stage in (("train", "--method", "perpo"), ("eval", "--evaluation", "perpo"), ("report",)):
+        code, err = perpo(capsys, *stage, *given)
+        assert code == 2
+        assert "made with filter.min_margin 0.8, the configuration says 0.4" in err
+        assert f"fix:   run: perpo filter {' '.join(given)}," in err
+    out = file.parent / "merged"
+    merge = ("merge", "--adapter", str(file.parent / "r" / "adapter" / "perpo"), "--out", str(out))
+    code, err = perpo(capsys, *merge, *given)
+    assert code == 2 and "made with filter.min_margin 0.8" in err
+    code, err = perpo(
+        capsys, "measure", "best-of-n", "--config", str(file), "--set", "sample.temperature=1"
+    )
+    assert code == 2 and "made with sample.temperature 0.5" in err
+    code, err = perpo(capsys, "train", "--method", "perpo", *given, "--allow-stale")
+    assert (code, "--allow-stale: preferences/train: made with" in err) == (0, True)
+    assert "train perpo: up to date" in err
+
+
+def test_a_command_records_what_it_was_given(file: Path) -> None:
+    config = Path(file)
+    run = open_run(
+        config,
+        ["train.lora.rank=8"],
+        settings=[
+            Override("filter.min_margin", 0.4, "--min-margin"),
+            Override("filter.max_lists", None, "--max-lists"),
+            Override(("prepare", "train"), {"source": "testbed", "num_prompts": 2}, "--split"),
+        ],
+        inputs={"scores": Path("elsewhere"), "samples": None},
+    )
+    assert run.options.as_json() == {
+        "settings": {
+            "filter.min_margin": "--min-margin 0.4",
+            "prepare.train": "SOURCE testbed",
+            "train.lora.rank": "--set train.lora.rank=8",
+        },
+        "inputs": {"scores": "--scores elsewhere"},
+    }
+
+
+def test_an_option_explains_its_own_setting_and_the_parts_of_it() -> None:
+    options = Options({"train.methods.dpo.lora": "--set a", "prepare.train": "SOURCE jsonl"})
+    assert options.setting("train.lora.rank", "") == "--set a"
+    assert options.setting("prepare.train.path", "") == "SOURCE jsonl"
+    assert options.setting("train.beta", "") is None
+    assert options.setting("prepare.trained.path", "") is None

@@ -1,12 +1,15 @@
 """`perpo merge`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perpo_pipeline.commands.options import Debug, Quiet, Set, read_config
+from perpo_pipeline.commands.options import AllowStale, Debug, Quiet, Set, open_run
 from perpo_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from perpo_pipeline.run import Run
 
 
 def merge(
@@ -40,13 +43,14 @@ def merge(
         bool, typer.Option("--private", help="with --push-to-hub: upload to a private repository")
     ] = False,
     sets: Set = None,
+    allow_stale: AllowStale = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Fold an adapter into its base model.
 
     Reads the adapter and its base. Writes a model folder for transformers and vLLM, with a model
-    card, and prints its path.
+    card, and prints its path. With --config, an adapter of that run must be as the file says.
 
     Example: perpo merge --adapter data/demo/adapter/perpo --out merged
     """
@@ -64,8 +68,9 @@ def merge(
         check_can_push(push_to_hub)
     revision = None
     if config is not None:
-        asked = read_config(config, sets).model
-        model, revision = asked.id, asked.revision
+        opened = open_run(config, sets, quiet=quiet, allow_stale=allow_stale)
+        model, revision = opened.config.model.id, opened.config.model.revision
+        _check_own(opened, adapter)
     console = Console(quiet)
     merged = merge_stage(
         adapter,
@@ -79,3 +84,13 @@ def merge(
     if push_to_hub is not None:
         push(merged, push_to_hub, private=private, console=console)
     print(merged)
+
+
+def _check_own(run: "Run", adapter: Path) -> None:
+    """Raise `ArtifactError` for an adapter in use of the run that is not as the file says."""
+    from perpo_pipeline.store.artifacts import follow_current
+
+    for variant in run.config.train.variants():
+        place = run.place("adapter", variant)
+        if adapter.resolve() in (place.resolve(), follow_current(place).resolve()):
+            run.latest("adapter", variant)

@@ -225,7 +225,8 @@ class Check:
             return Reason(node, "missing", text, f"{need[0]}/{need[1]}", need)
         if record is not None and _is_of(record, now):
             return None
-        text = f"made from other {need[0]} than the run's now{_how_other(path, record, now)}"
+        other = "another adapter" if need[0] == "adapter" else f"other {need[0]}"
+        text = f"made from {other} than the run's now{_how_other(path, record, now)}"
         return Reason(node, "input", text, f"{need[0]}/{need[1]}", need)
 
 

@@ -131,7 +131,7 @@ def _expected(key: Key, manifest: Json, config: RunConfig) -> dict[str, tuple[st
         if setting in RESOLVED and value == AUTO:
             found[name] = (setting, recorded.get(name, value))
     values = {**recorded, **{name: value for name, (_, value) in found.items()}}
-    unused = set() if released or not own else _unused(declared, values)
+    unused = set() if released else _unused(declared, values)
     return {name: one for name, one in found.items() if name not in unused}
 
 
