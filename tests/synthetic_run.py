@@ -5,6 +5,7 @@ report has a true effect to show. Scoring, filtering and measuring are the real 
 """
 
 import io
+import json
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -45,6 +46,7 @@ def synthetic_config(
     splits: tuple[str, ...] = ("test",),
     out_of_domain: tuple[str, ...] = (),
     min_margin: float | None = None,
+    by: tuple[str, ...] = (),
     **report: Any,
 ) -> RunConfig:
     """The configuration of a synthetic run; `report` has settings of the report section."""
@@ -60,6 +62,7 @@ def synthetic_config(
             "eval": {
                 "splits": list(splits),
                 "out_of_domain": list(out_of_domain),
+                "by": list(by),
                 "condition_prompts": max(2, num_prompts // 2),
             },
             "report": {"title": "PerPO on drawn boxes", "num_resamples": 500, **report},
@@ -143,6 +146,7 @@ def _prompt(split: str, index: int, task: str, expression: str) -> Row:
         "gt_boxes": None,
         "gt_polygon": None,
         "gt_point": None,
+        "extra": json.dumps({"colour": ["red", "blue"][index % 2]}) if index else None,
     }
 
 
@@ -258,8 +262,9 @@ def _write_evaluation(run: Run, asked: Evaluation, probability: float) -> Versio
     version = STAGE_VERSIONS["predictions"]
     recipe = Recipe("predictions", variant, "eval", version, settings, inputs)
     made = _write(run, recipe, predictions)
-    measured = summarise(made.table(), prompts.table())
-    recipe = Recipe("metrics", variant, "eval", version, {}, {"predictions": made})
+    measured = summarise(made.table(), prompts.table(), by=run.config.eval.by)
+    counted = {"by": run.config.eval.by} if run.config.eval.by else {}
+    recipe = Recipe("metrics", variant, "eval", version, counted, {"predictions": made})
     return _write(run, recipe, measured)
 
 

@@ -289,6 +289,29 @@ def test_missing_answers_are_counted_where_there_are_any(tmp_path, html):
     assert "Answers missing or cut off" not in html
 
 
+def test_slices_of_eval_by_are_folded_tables_of_the_main_metric(tmp_path, html):
+    run = make_synthetic_run(tmp_path, num_prompts=9, methods=("perpo",), by=("colour",))
+    page = Page((report(run).path / "report.html").read_text(encoding="utf-8"))
+    text = " ".join("".join(page.text).split())
+    assert "AP@50, % on test by colour: 3 values" in text
+    rows = {}
+    for model in ("base", "perpo"):
+        for row in run.latest("metrics", f"{model}@test").table().to_pylist():
+            if row["slice_column"] == "colour" and row["name"] == "ap50":
+                rows[row["slice_value"], model] = row
+    for value, shown in (("red", "red"), ("blue", "blue"), (None, "(none)")):
+        cells = page.row("data-slice", f"test colour {shown}")
+        base, perpo = (rows[value, model] for model in ("base", "perpo"))
+        expected = [_shown(base), _shown(perpo)]
+        assert cells[1].startswith(expected[0]) and cells[2].startswith(expected[1])
+        assert cells[3] == str(base["n"])
+    assert 'id="slices"' not in html
+
+
+def _shown(row):
+    return f"{100 * row['value']:.1f}"
+
+
 def test_without_splits_out_of_domain_the_test_sets_share_a_table(tmp_path):
     run = make_synthetic_run(tmp_path, num_prompts=8, methods=("perpo",), splits=("test", "more"))
     page = Page((report(run).path / "report.html").read_text(encoding="utf-8"))

@@ -18,6 +18,10 @@ from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.report.methods import ReportedMethod, reported_methods
 from perpo_pipeline.store.artifacts import Version
 
+Slice = tuple[str, str | None]
+"""A column and its value; None: the prompts without one."""
+DATASET = "dataset"
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -34,13 +38,15 @@ class MethodResults:
     """One method's metrics by name.
 
     `conditions` holds its metrics with another image or a blank one, by the suffix of the
-    evaluation; `seeds` those of each variant if there are several.
+    evaluation; `seeds` those of each variant if there are several; `slices` those on the prompts of
+    each value of a column of `eval.by`, and of each dataset if there are several.
     """
 
     method: ReportedMethod
     metrics: dict[str, Estimate]
     conditions: dict[str, dict[str, Estimate]]
     seeds: dict[str, dict[str, Estimate]]
+    slices: dict[Slice, dict[str, Estimate]]
 
 
 def read_results(config: RunConfig, inputs: Inputs, split: str) -> list[MethodResults]:
@@ -64,8 +70,29 @@ def read_results(config: RunConfig, inputs: Inputs, split: str) -> list[MethodRe
             conditions[image] = _mean_over_seeds(shown)
         seeds = own if len(own) > 1 else {}
         mean = _mean_over_seeds(list(own.values()))
-        results.append(MethodResults(method, mean, conditions, seeds))
+        names = [Evaluation(variant, split).name for variant in own]
+        slices = _slices([inputs.metrics[name] for name in names])
+        results.append(MethodResults(method, mean, conditions, seeds, slices))
     return results
+
+
+def _slices(seeds: Sequence[Version]) -> dict[Slice, dict[str, Estimate]]:
+    """The metrics on each slice that every seed has, as means over seeds."""
+    found = [_read_slices(version) for version in seeds]
+    shared = [one for one in found[0] if all(one in other for other in found)]
+    return {one: _mean_over_seeds([metrics[one] for metrics in found]) for one in shared}
+
+
+def _read_slices(version: Version) -> dict[Slice, dict[str, Estimate]]:
+    found: dict[Slice, dict[str, Estimate]] = {}
+    for row in version.table().to_pylist():
+        column, value = row["slice_column"], row["slice_value"]
+        if column is None and row["dataset"] == ALL:
+            continue
+        name = (DATASET, row["dataset"]) if column is None else (column, value)
+        estimate = Estimate(row["value"], row["low"], row["high"], row["n"])
+        found.setdefault(name, {})[row["name"]] = estimate
+    return found
 
 
 def _read_metrics(version: Version) -> dict[str, Estimate]:

@@ -63,6 +63,7 @@ def _sections(inputs: Inputs) -> dict[str, Iterable[Version]]:
     return {
         **compared,
         "missing": inputs.metrics.values(),
+        "slices": inputs.metrics.values(),
         "test-sets": inputs.metrics.values(),
         "benchmarks": inputs.benchmarks.values(),
         "lists": inputs.adapters.values(),

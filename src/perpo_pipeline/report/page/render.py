@@ -21,6 +21,7 @@ from perpo_pipeline.report.page.papers_table import papers_table
 from perpo_pipeline.report.page.ranked import ranked_lists
 from perpo_pipeline.report.page.results import missing_answers, results_table
 from perpo_pipeline.report.page.samples import samples
+from perpo_pipeline.report.page.slices import slice_tables
 from perpo_pipeline.report.page.training import training
 from perpo_pipeline.report.page.wording import duration
 
@@ -36,6 +37,7 @@ def render(contents: Contents) -> str:
         "table": results_table(contents, metric),
         "missing": missing_answers(contents),
         "test_sets": all_test_sets(contents),
+        "slices": slice_tables(contents),
         "paired": paired_panels(contents),
         "benchmarks": benchmarks_table(contents.benchmarks, contents.benchmark_margin),
         "examples": examples(contents),
@@ -71,6 +73,7 @@ def _sections(contents: Contents, data: Json) -> list[tuple[str, str]]:
         ("table", "Results by method", True),
         ("missing", "Missing answers", data["missing"]["rows"]),
         ("test-sets", "All test sets", data["test_sets"]),
+        ("slices", "By slice", data["slices"]),
         ("paired", "Paired comparison", data["paired"]),
         ("benchmarks", "Did anything else get worse?", data["benchmarks"]),
         ("pictures", "Before and after", data["examples"]),
