@@ -30,7 +30,9 @@ VARIANT_OPTION = {"prompts": "--split", "adapter": "--method"} | dict.fromkeys(
     ("predictions", "metrics"), "--evaluation"
 )
 # The commands that read a run's file; a test compares them with the command line.
-OF_A_RUN = frozenset({*STAGE_OF.values(), "plan", "make-rules", "status", "gc", "path", "ask"})
+OF_A_RUN = frozenset(
+    {*STAGE_OF.values(), "plan", "make-rules", "status", "gc", "path", "ask", "run"}
+)
 # Of the same command, these change only what is printed, or that anything is done at all.
 _LEFT_OUT = frozenset({"--quiet", "--debug", "--json", "--dry-run", "--yes"})
 _PATH = re.compile(r"[^\s:,][^:,]*?(?=$|:\d|, |: )")

@@ -31,6 +31,7 @@ from perpo_pipeline.commands.plan import plan
 from perpo_pipeline.commands.prepare import prepare
 from perpo_pipeline.commands.removed import check_removed
 from perpo_pipeline.commands.report import report
+from perpo_pipeline.commands.run import run_command
 from perpo_pipeline.commands.sample import sample
 from perpo_pipeline.commands.score import score
 from perpo_pipeline.commands.settings import settings
@@ -63,6 +64,7 @@ app.command(name="filter")(filter_command)
 app.command()(train)
 app.command(name="eval")(eval_command)
 app.command()(report)
+app.command(name="run")(run_command)
 app.add_typer(measure_app, name="measure")
 app.command()(ask)
 app.command()(compare)

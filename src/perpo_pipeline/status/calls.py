@@ -12,14 +12,21 @@ from perpo_pipeline.status.graph import STAGES, Key, Node, nodes
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a stage: the nodes that it makes, and the variants that name them, if any.
-
-    `names` are the values of the stage's option: a split, a method, or the evaluations of a model.
-    """
+    """One call of a stage: the split, method or model that it is about, if any, and its nodes."""
 
     stage: str
-    names: tuple[str, ...]
+    group: str
     made: tuple[Node, ...]
+
+    @property
+    def title(self) -> str:
+        """The stage, and the split, method or model that it is called for: `eval perpo`."""
+        return f"{self.stage} {self.group}".rstrip()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The values of the stage's option: a split, a method, or the evaluations of a model."""
+        return tuple(dict.fromkeys(node.words[2] for node in self.made if node.words[2:]))
 
     @property
     def needs(self) -> tuple[Key, ...]:
@@ -33,10 +40,7 @@ def calls(config: RunConfig) -> list[Call]:
     groups: dict[tuple[str, str], list[Node]] = {}
     for node in nodes(config):
         groups.setdefault((node.stage, _group(node)), []).append(node)
-    found = [
-        Call(stage, tuple(dict.fromkeys(n.words[2] for n in made if n.words[2:])), tuple(made))
-        for (stage, _), made in groups.items()
-    ]
+    found = [Call(stage, group, tuple(made)) for (stage, group), made in groups.items()]
     return sorted(found, key=lambda call: STAGES.index(call.stage))
 
 

@@ -209,6 +209,12 @@ def follow_current(path: Path) -> Path:
             where=str(pointer),
             fix=f"run: {_remake(path / name)}",
         )
+    if not (path / name).is_dir():
+        raise ArtifactError(
+            f"the file names a version that is not there: {name}",
+            where=str(pointer),
+            fix=f"remove this file and run: {_remake(path / name)}",
+        )
     return path / name
 
 
