@@ -3,7 +3,13 @@
 import pytest
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.planning.hardware import GIB, describe_hardware, published, this_machine
+from perpo_pipeline.planning.hardware import (
+    GIB,
+    describe_hardware,
+    find_card,
+    published,
+    this_machine,
+)
 
 
 def test_a_name_with_a_count_describes_that_many_cards() -> None:
@@ -33,3 +39,23 @@ def test_this_machine_has_its_own_memory_and_no_published_peak_on_the_cpu() -> N
     found = this_machine("cpu")
     assert found.here and not found.is_gpu and found.flops is None
     assert found.memory > GIB / 2
+
+
+@pytest.mark.parametrize(
+    ("driver_name", "label"),
+    [
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM"),
+        ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe"),
+        ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80 GB SXM"),
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100 40 GB SXM"),
+        ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA L40", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_card_is_found_by_the_whole_word_of_its_name(driver_name: str, label: str | None) -> None:
+    found = find_card(driver_name)
+    assert (found and found["label"]) == label

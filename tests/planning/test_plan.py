@@ -130,3 +130,9 @@ def test_prompts_of_a_file_are_counted_and_only_some_images_are_opened(
     assert plan["prompts"]["train"]["prompts"] == 40
     assert plan["prompts"]["train"]["how"] == "counted in the jsonl files"
     assert plan["completions"] == 160
+    long = ("plan", "--hardware", "h100", "--set", "sample.max_new_tokens=1000")
+    assert any("exceed the model's context" in note for note in perpo(*long)[1].split("note: "))
+    served = "sample.backend=openai sample.base_url=http://127.0.0.1:1/v1"
+    sets = [word for one in served.split() for word in ("--set", one)]
+    out = perpo("plan", "--hardware", "h100", *sets)[1]
+    assert "unknown: a server answers" in out

@@ -36,6 +36,8 @@ def computed_rates(
     """
     if hardware.flops is None or hardware.bandwidth is None:
         return {}
+    if hardware.is_gpu and shape.weight_bytes > 2:  # the published peaks are those of bfloat16
+        return {}
     machine = _Machine(hardware, hardware.flops, hardware.bandwidth, shape)
     prompt = sum(tokens.whole) / len(tokens.whole)
     truth = sum(tokens.truth) / len(tokens.truth) if len(tokens.truth) else answers.tokens[0]

@@ -68,6 +68,18 @@ def _card(record: dict[str, Any], count: int, *, here: bool) -> Hardware:
     )
 
 
+def find_card(driver_name: str) -> dict[str, Any] | None:
+    """The published figures of the card that the driver names so; None for other cards.
+
+    A laptop's card and a Ti have other figures than the card that their name begins with.
+    """
+    if re.search(r"\b(Laptop|Max-Q|Ti|NVL)\b", driver_name):
+        return None
+    records: list[dict[str, Any]] = list(published()["hardware"].values())
+    fits = [one for one in records if re.search(rf"\b{one['match']}\b", driver_name)]
+    return max(fits, key=lambda one: len(one["match"]), default=None)
+
+
 def this_machine(device: str) -> Hardware:
     """The GPUs that torch sees, unless the run's `model.device` is cpu or there are none."""
     import torch
@@ -77,9 +89,7 @@ def this_machine(device: str) -> Hardware:
         label = f"{number} CPU core{'s' * (number != 1)}"
         return Hardware(label, 1, memory_bytes(), None, None, "measured", here=True, is_gpu=False)
     properties = torch.cuda.get_device_properties(0)
-    records = published()["hardware"].values()
-    fits = [record for record in records if record["match"] in properties.name]
-    record = max(fits, key=lambda one: len(one["match"]), default=None)
+    record = find_card(properties.name)
     return Hardware(
         properties.name,
         torch.cuda.device_count(),

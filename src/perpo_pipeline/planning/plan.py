@@ -37,6 +37,7 @@ from perpo_pipeline.status.calls import calls
 from perpo_pipeline.status.check import Check
 from perpo_pipeline.status.graph import Key as Artifact
 from perpo_pipeline.status.graph import nodes
+from perpo_pipeline.vlm.inputs import context_length
 
 RENDERED_S = (0.0006, 0.003)  # per prompt of the testbed: README's run, one core
 READ_S = (0.0005, 0.01)  # per prompt: an image file is opened and hashed; stated, not measured
@@ -116,7 +117,7 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
             *_without_done(run, _stages(run, done, completions, rates, model)),
             *([_starts(run, start)] if hardware.here else []),
         ],
-        _notes(run, hardware, model, lists, sampled),
+        _notes(run, hardware, model, lists, tokens),
     )
 
 
@@ -197,7 +198,7 @@ def _rates(
     past = past_rates(run, model, planned) if hardware.here else {}
     needed = [key for key in planned if key[0] in ("sample", "eval", "train")]
     backend = _backend(run, hardware)
-    if backend == "openai" or all(key in past for key in needed) or model.shape is None:
+    if all(key in past for key in needed) or model.shape is None:
         return past, answers
     if hardware.here and is_small(model) and rows and backend == "transformers":
         run.say("plan: no finished version says how fast this is: doing a few seconds of it")
@@ -210,6 +211,8 @@ def _rates(
     computed = computed_rates(
         run, hardware, model.shape, tokens, answers, trainings, backend=backend
     )
+    if backend == "openai":
+        computed = {key: rate for key, rate in computed.items() if key[0] != "sample"}
     return computed | past, answers
 
 
@@ -241,8 +244,11 @@ def _stages(
     def of_model(name: str, amount: float | None, unit: str, key: Key) -> Stage:
         return _stage(name, amount, unit, rates.get(key), why)
 
+    of_server = "unknown: a server answers" if config.sample.backend == "openai" else why
+
     if any(node.stage == "sample" for node in nodes(config)):  # not for released lists
-        stages.append(of_model("sample", sampled, "prompts", ("sample", "")))
+        rate = rates.get(("sample", ""))
+        stages.append(_stage("sample", sampled, "prompts", rate, of_server))
     scoring = Rate(1 / ROWS_PER_S, 10 / ROWS_PER_S, "benchmarks/RESULTS.md", (0.2, 2))
     stages.append(_stage("score, filter", completions, "answers", scoring))
     lists, at_least = amounts.lists.high, amounts.lists.low or 0
@@ -322,14 +328,23 @@ def _stage(
         return Stage(name, f"unknown {unit}", None, None, f"unknown, as the number of {unit} is")
     shown = f"{amount:,.0f} {unit}"
     if rate is None:
-        return Stage(name, shown, None, None, why or "unknown: no figures for this hardware")
+        return Stage(
+            name,
+            shown,
+            None,
+            None,
+            why or "unknown: no figures for this hardware in this number format",
+        )
     (low, high) = rate.start
     return Stage(name, shown, low + rate.low * amount, high + rate.high * amount, rate.source)
 
 
-def _notes(run: Run, hardware: Hardware, model: Model, lists: Lists, sampled: Split) -> list[str]:
+def _notes(
+    run: Run, hardware: Hardware, model: Model, lists: Lists, tokens: PromptTokens | None
+) -> list[str]:
     """What the reader has to know beside the figures."""
     notes = _busy() if hardware.here else []
+    notes += _too_long(run, model, tokens)
     if hardware.count > 1:
         notes.append(
             f"all {hardware.count} devices work: set sample.num_gpus and eval.num_gpus to "
@@ -355,6 +370,21 @@ def _notes(run: Run, hardware: Hardware, model: Model, lists: Lists, sampled: Sp
             f"`hf download {model.id} --exclude '*.safetensors'` fetches all but its weights"
         )
     return notes
+
+
+def _too_long(run: Run, model: Model, tokens: PromptTokens | None) -> list[str]:
+    """Whether prompts leave too little of the model's context for the longest answer."""
+    limit = None if model.vlm is None else context_length(model.vlm)
+    if limit is None or tokens is None:
+        return []
+    answer = run.config.sample.max_new_tokens
+    number = sum(count + answer > limit for count in tokens.whole)
+    if not number:
+        return []
+    return [
+        f"{number} of {len(tokens.whole)} prompts exceed the model's context of {limit:,} tokens "
+        f"with an answer of sample.max_new_tokens {answer:,}: lists that do so are left out"
+    ]
 
 
 def _busy() -> list[str]:
