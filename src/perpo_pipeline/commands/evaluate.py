@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -99,6 +100,10 @@ def eval_command(
     out: Out = None,
     allow_stale: AllowStale = False,
     as_json: Json = False,
+    details: Annotated[
+        bool,
+        typer.Option("--details", help="also print every metric of every evaluation, and slices"),
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -146,10 +151,10 @@ def eval_command(
     elif image_conditioning:
         _condition(opened, evaluation, as_json)
     else:
-        _evaluate(opened, evaluation, as_json)
+        _evaluate(opened, evaluation, as_json, details)
 
 
-def _evaluate(opened: "Run", asked: list[str] | None, as_json: bool) -> None:
+def _evaluate(opened: "Run", asked: list[str] | None, as_json: bool, details: bool) -> None:
     from perpo_pipeline.evaluate.evaluate_model import evaluate_all
     from perpo_pipeline.evaluate.printing import metrics_table
 
@@ -159,7 +164,7 @@ def _evaluate(opened: "Run", asked: list[str] | None, as_json: bool) -> None:
     try:
         for version in evaluate_all(opened, names):
             versions.append(version)
-            if not as_json:
+            if details and not as_json:
                 opened.say(f"{version.variant}:\n{metrics_table(version.table().to_pylist())}")
     finally:  # what is finished is shown even if one failed
         if as_json:
@@ -168,8 +173,21 @@ def _evaluate(opened: "Run", asked: list[str] | None, as_json: bool) -> None:
             if rows:
                 print_rows(rows, metrics_table, as_json)
         else:
-            _compare_splits(opened, versions)
+            _show_result(opened, versions, details)
             print_paths(versions)
+
+
+def _show_result(opened: "Run", versions: "Sequence[Version]", details: bool) -> None:
+    """Print one table of all evaluations; all metrics of a single one."""
+    from perpo_pipeline.evaluate.printing import metrics_table
+    from perpo_pipeline.evaluate.result_table import result_table
+
+    if len(versions) == 1 and not details:
+        (version,) = versions
+        opened.say(f"{version.variant}:\n{metrics_table(version.table().to_pylist())}")
+    elif len(versions) > 1:
+        opened.say(result_table(versions, columns=get_terminal_size().columns))
+        _compare_splits(opened, versions)
 
 
 def _compare_splits(opened: "Run", versions: "Sequence[Version]") -> None:

@@ -55,7 +55,7 @@ def pivot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         line = lines.setdefault(tuple(str(row[key]) for key in keys), {"n": str(row["n"])})
-        line[row["name"]] = _estimate(row)
+        line[row["name"]] = estimate(row)
     head = [*keys, *names, "n"]
     cells = [
         head,
@@ -109,7 +109,8 @@ def _splits_block(
     )
 
 
-def _estimate(row: Mapping[str, Any]) -> str:
+def estimate(row: Mapping[str, Any]) -> str:
+    """`61.4 [59.3, 63.5]`: a METRICS row's value and interval in its unit."""
     unit = find_metric(row["name"]).unit
     value, low, high = (unit.number(row[name]) for name in ("value", "low", "high"))
     return value if math.isnan(row["low"]) else f"{value} [{low}, {high}]"

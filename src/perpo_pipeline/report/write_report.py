@@ -1,6 +1,7 @@
 """`perpo report`: the artifacts of a run -> one HTML page and the paired comparisons."""
 
 from collections.abc import Sequence
+from shutil import get_terminal_size
 
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.fingerprints import (
@@ -8,6 +9,7 @@ from perpo_pipeline.config.fingerprints import (
     counted_settings,
     report_facts,
 )
+from perpo_pipeline.evaluate.result_table import result_table
 from perpo_pipeline.report.answered import read_answered
 from perpo_pipeline.report.benchmarks import read_benchmarks
 from perpo_pipeline.report.inputs import Inputs, SplitInputs, open_inputs
@@ -56,7 +58,15 @@ def report(run: Run) -> Version:
         write_atomically(writer.path / PAGE, lambda sink: sink.write(html.encode()))
         writer.write_part(0, [comparison.row() for comparison in comparisons])
 
-    return make(run, recipe, work, out=run.out)
+    version = make(run, recipe, work, out=run.out)
+    run.say(
+        result_table(
+            [*inputs.metrics.values()],
+            columns=get_terminal_size().columns,
+            num_resamples=config.report.num_resamples,
+        )
+    )
+    return version
 
 
 def _compare_all(run: Run, outcomes: Outcomes) -> list[Comparison]:
