@@ -16,7 +16,14 @@ from perpo_pipeline.rewards.builtin import (
     Measured,
     measured_without_boxes,
 )
-from perpo_pipeline.rewards.own import OWN_COLUMNS, measure_own
+from perpo_pipeline.rewards.own import (
+    ANSWER_BOX,
+    ANSWER_BOXES,
+    EXTRA,
+    OWN_COLUMNS,
+    asked_for,
+    measure_own,
+)
 from perpo_pipeline.store.schemas import PROMPTS
 
 RELEASED = "released"
@@ -27,7 +34,9 @@ TRUTHS = PROMPTS.role("truth")
 
 def reads_geometry(name: str) -> bool:
     """Whether the box format and frame decide what the reward of that name reads."""
-    return name == AUTO or (name in REWARDS and REWARDS[name].reads_geometry)
+    if name == AUTO or name in REWARDS:
+        return name == AUTO or REWARDS[name].reads_geometry
+    return ":" in name and bool(asked_for(name) & {ANSWER_BOX, ANSWER_BOXES})
 
 
 def compares_texts(name: str) -> bool:
@@ -70,7 +79,7 @@ def columns_of(weights: Mapping[str, float]) -> list[str]:
         elif name in REWARDS:
             wanted.append(REWARDS[name].truth)
         else:
-            wanted += OWN_COLUMNS
+            wanted += [*OWN_COLUMNS, EXTRA]
     return list(dict.fromkeys(wanted))
 
 

@@ -8,17 +8,26 @@ It is named as `package.module:function` and follows the contract of TRL's rewar
 completion that holds no answer, such as a cut-off thought, is not passed: it is unparsed, and its
 reward is 0. `columns` are lists as long as `completions`: whole_completions (as the model wrote
 them), prompt_id, dataset, task, prompt, width, height (px), gt_text, gt_box (xyxy, px of the
-original image), gt_boxes, gt_polygon, gt_point, each None where the prompt has none. The function
-returns one finite number in [0, 1] per completion; higher is better. The same answer must always
-get the same number: before anything is written, the function is called on the first rows together
-and on each half of them. Only one thread calls it at a time.
+original image), gt_boxes, gt_polygon, gt_point, each None where the prompt has none.
+
+Three more are made for a function that names them among its parameters: answer_box, the box that
+was read from each answer (xyxy, px of the original image, as the built-in rewards read it; None
+where there is none, and such an answer is unparsed); answer_boxes, all of them, in order (None for
+a box that is on no image); and extra, the other columns of the data, as a dict. The box format and
+frame count in the fingerprint of scores if a box is asked for.
+
+The function returns one finite number in [0, 1] per completion; higher is better. The same answer
+must always get the same number: before anything is written, the function is called on the first
+rows together and on each half of them. Only one thread calls it at a time.
 """
 
 import functools
 import hashlib
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +50,8 @@ OwnReward = Callable[..., Sequence[float]]
 OWN_COLUMNS = PROMPTS.pick(
     "prompt_id", "dataset", "task", "prompt", "width", "height", role="truth"
 )
+EXTRA = "extra"
+ANSWER_BOX, ANSWER_BOXES = "answer_box", "answer_boxes"
 TRIED_ROWS = 256
 
 
@@ -78,13 +89,22 @@ def own_rewards(weights: Mapping[str, float]) -> dict[str, str]:
     return {name: _source_sha256(load_own(name)) for name in own}
 
 
+def asked_for(name: str) -> frozenset[str]:
+    """Those of answer_box, answer_boxes and extra that the user's reward names as parameters."""
+    named = _parameters(load_own(name))
+    return frozenset({ANSWER_BOX, ANSWER_BOXES, EXTRA} & named)
+
+
 def measure_own(answers: Answers, name: str) -> Measured:
     """What the user's reward gives each answer; raises `InputError` if it breaks its contract."""
     is_answer = answers.texts.is_not_null().to_numpy()
     rewards = np.zeros(len(is_answer))
     if is_answer.any():
-        rewards[is_answer] = _call_own(_answered(answers), name)
-    return measured_without_boxes(rewards, is_answer)
+        rewards[is_answer] = _call_own(answers.where(is_answer), name)
+    if ANSWER_BOX not in asked_for(name):
+        return measured_without_boxes(rewards, is_answer)
+    boxes = answers.boxes()
+    return Measured(rewards, ~np.isnan(boxes[:, 0]), boxes, answers.reach(boxes))
 
 
 def try_own(answers: Answers, name: str) -> None:
@@ -92,11 +112,13 @@ def try_own(answers: Answers, name: str) -> None:
 
     Raises `InputError` if an answer gets another reward in its half.
     """
-    some = _answered(answers).head(TRIED_ROWS)
-    if not some.height:
+    is_answer = answers.texts.is_not_null().to_numpy()
+    some = _rows(answers.where(is_answer), 0, TRIED_ROWS)
+    count = some.rows.height
+    if not count:
         return
-    half = some.height // 2
-    halves = [part for part in (some[half:], some[:half]) if part.height]
+    half = count // 2
+    halves = [part for part in (_rows(some, half, count), _rows(some, 0, half)) if part.rows.height]
     first = _call_own(some, name)
     second = np.roll(np.concatenate([_call_own(part, name) for part in halves]), half)
     differ = np.flatnonzero(first != second)
@@ -104,7 +126,7 @@ def try_own(answers: Answers, name: str) -> None:
         row = int(differ[0])
         raise InputError(
             f"the reward '{name}' gives {first[row]} and then {second[row]} for the same answer",
-            where=_place(some, row),
+            where=_place(some.rows, row),
             fix="let it depend on each answer and its truth alone: neither on chance, nor on the "
             "other answers of the call",
         )
@@ -125,17 +147,42 @@ def _source_sha256(function: OwnReward) -> str:
         ) from error
 
 
-def _answered(answers: Answers) -> pl.DataFrame:
-    """The rows that hold an answer; its text is the column `answer`."""
-    return answers.rows.with_columns(answer=answers.texts).filter(pl.col("answer").is_not_null())
+@functools.cache
+def _parameters(function: OwnReward) -> frozenset[str]:
+    """The names of a function's parameters; none if they cannot be known."""
+    try:
+        return frozenset(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return frozenset()
 
 
-def _call_own(rows: pl.DataFrame, name: str) -> Floats:
+def _rows(answers: Answers, start: int, end: int) -> Answers:
+    return replace(answers, rows=answers.rows[start:end])
+
+
+def _columns(answers: Answers, name: str) -> dict[str, list[Any]]:
+    """The columns that the user's reward gets, each a list of one value per answer."""
+    rows, asked = answers.rows, asked_for(name)
     columns = {column: rows[column].to_list() for column in OWN_COLUMNS}
     columns["whole_completions"] = rows["completion"].to_list()
-    reward = load_own(name)
+    if ANSWER_BOX in asked:
+        columns[ANSWER_BOX] = list(map(_box, answers.boxes()))
+    if ANSWER_BOXES in asked:
+        columns[ANSWER_BOXES] = [list(map(_box, boxes)) for boxes in answers.box_lists()]
+    if EXTRA in asked:
+        columns[EXTRA] = [{} if text is None else json.loads(text) for text in rows[EXTRA]]
+    return columns
+
+
+def _box(box: Floats) -> list[float] | None:
+    return None if np.isnan(box).any() else list(map(float, box))
+
+
+def _call_own(answers: Answers, name: str) -> Floats:
+    rows, reward = answers.rows, load_own(name)
+    columns = _columns(answers, name)
     try:
-        returned = reward(rows["answer"].to_list(), **columns)
+        returned = reward(answers.texts.to_list(), **columns)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"the reward '{name}' raised {_describe(error)}",
