@@ -313,13 +313,13 @@ def test_a_stage_names_the_whole_command_and_goes_on_with_allow_stale(
     merge = ("merge", "--adapter", str(file.parent / "r" / "adapter" / "perpo"), "--out", str(out))
     code, err = perpo(capsys, *merge, *given)
     assert code == 2 and "made with filter.min_margin 0.8" in err
-    code, err = perpo(
-        capsys, "measure", "best-of-n", "--config", str(file), "--set", "sample.temperature=1"
-    )
-    assert code == 2 and "made with sample.temperature 0.5" in err
-    code, err = perpo(capsys, "train", "--method", "perpo", *given, "--allow-stale")
-    assert (code, "--allow-stale: preferences/train: made with" in err) == (0, True)
-    assert "train perpo: up to date" in err
+    warmer = ("--config", str(file), "--set", "sample.temperature=1")
+    for stage in (("measure", "best-of-n"), ("score",)):
+        code, err = perpo(capsys, *stage, *warmer)
+        assert code == 2 and "made with sample.temperature 0.5, the configuration says 1.0" in err
+    code, err = perpo(capsys, "score", *warmer, "--allow-stale")
+    assert (code, "--allow-stale: samples/train: made with" in err) == (0, True)
+    assert "score train: up to date" in err
 
 
 def test_a_command_records_what_it_was_given(file: Path) -> None:
