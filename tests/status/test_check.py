@@ -293,6 +293,16 @@ def test_samples_that_another_command_drew_with_an_adapter_are_named(
     assert "samples/train: drawn with an adapter" in refusal(run_of(file), "samples").what
 
 
+def test_samples_that_a_command_drew_with_an_adapter_on_purpose_are_taken(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(file)
+    asked = Options(inputs={"adapter": "--adapter there"})
+    make_node(dataclasses.replace(run, options=asked), ("samples", "train"))
+    run_of(file).latest("scores", "train")
+    assert "takes samples/train: made from --adapter there\n" in capsys.readouterr().err
+
+
 def perpo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -309,6 +319,9 @@ def test_a_stage_names_the_whole_command_and_goes_on_with_allow_stale(
         assert code == 2
         assert "made with filter.min_margin 0.8, the configuration says 0.4" in err
         assert f"fix:   run: perpo filter {' '.join(given)}," in err
+    code, err = perpo(capsys, "eval", "--config", str(file), "--set", "train.lora.rank=8")
+    names = [line.split(":")[0] for line in err.splitlines() if line.startswith("  - ")]
+    assert (code, names) == (2, ["  - adapter/sft", "  - adapter/perpo"])
     out = file.parent / "merged"
     merge = ("merge", "--adapter", str(file.parent / "r" / "adapter" / "perpo"), "--out", str(out))
     code, err = perpo(capsys, *merge, *given)

@@ -38,7 +38,7 @@ from perpo_pipeline.inference.part_sampler import LastSampler
 from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.rewards.normalise import named_forms
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.artifacts import CURRENT, Version, input_of
 from perpo_pipeline.store.places import prompts_named
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.inputs import find_model, model_notes
@@ -115,6 +115,10 @@ def evaluate(run: Run, evaluation: str, kept: LastSampler | None = None) -> Vers
 
 def _check_inputs(run: Run, evaluations: Sequence[str]) -> None:
     """Raise the error of the inputs, or one error with all of them."""
+    asked = [read_evaluation(name) for name in evaluations]
+    wanted = [("prompts", one.split) for one in asked]
+    wanted += [("adapter", one.model) for one in asked if one.model != BASE]
+    run.all_latest([key for key in dict.fromkeys(wanted) if (run.place(*key) / CURRENT).is_file()])
     faults: dict[str, tuple[PerpoError, list[str]]] = {}
     for name in evaluations:
         try:

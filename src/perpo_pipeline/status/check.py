@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.fingerprints import stage_version
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
@@ -17,7 +18,15 @@ from perpo_pipeline.status.graph import Key, Node, nodes
 from perpo_pipeline.status.model import model_difference
 from perpo_pipeline.status.options import Options, options_of
 from perpo_pipeline.status.sources import newer_files
-from perpo_pipeline.store.artifacts import CURRENT, Json, Version, open_version, read_manifest
+from perpo_pipeline.store.artifacts import (
+    CURRENT,
+    MANIFEST,
+    Json,
+    Version,
+    follow_current,
+    open_version,
+    read_manifest,
+)
 from perpo_pipeline.store.finding import remembered
 from perpo_pipeline.store.old_rules import RULES, Trust
 from perpo_pipeline.vlm.files import IDENTITY_CACHE
@@ -171,14 +180,21 @@ class Check:
         place = self.place(key)
         if not (place / CURRENT).is_file():
             return None
-        version = open_version(place)
+        if not ((path := follow_current(place)) / MANIFEST).is_file():
+            there = "has no manifest" if path.is_dir() else "does not exist"
+            raise ArtifactError(
+                f"the version that `current` names {there}",
+                where=str(path),
+                fix=f"remove {place / CURRENT}, then run: {advice.command(*self.nodes[key].words)}",
+            )
+        version = open_version(path)
         path, manifest = version.path, version.manifest
         if (manifest["artifact"], manifest.get("variant")) != key:
             raise ArtifactError(
                 f"this is a '{manifest['artifact']}' artifact {manifest.get('variant')}, in the "
                 f"place of {key[0]}/{key[1]}",
                 where=str(path),
-                fix=f"remove the file `current` in {place}, then make it again",
+                fix=f"remove {place / CURRENT}, then run: {advice.command(*self.nodes[key].words)}",
             )
         options = options_of(path, manifest)
         node = self.nodes[key]
