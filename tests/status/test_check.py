@@ -318,7 +318,8 @@ def test_a_stage_names_the_whole_command_and_goes_on_with_allow_stale(
         code, err = perpo(capsys, *stage, *given)
         assert code == 2
         assert "made with filter.min_margin 0.8, the configuration says 0.4" in err
-        assert f"fix:   run: perpo filter {' '.join(given)}," in err
+        assert f"fix:   run: perpo filter {' '.join(given)}, then the stages after it " in err
+        assert f"(perpo run {' '.join(given)} runs all of them); or take " in err
     code, err = perpo(capsys, "eval", "--config", str(file), "--set", "train.lora.rank=8")
     names = [line.split(":")[0] for line in err.splitlines() if line.startswith("  - ")]
     assert (code, names) == (2, ["  - adapter/sft", "  - adapter/perpo"])

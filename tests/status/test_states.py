@@ -90,7 +90,8 @@ def test_a_changed_setting_is_shown_with_what_follows(
     out, _ = perpo_status(file, capsys, "--set", "filter.min_margin=0.4")
     assert "made with filter.min_margin 0.8, the configuration says 0.4" in out
     command = f"perpo filter --config {file} --set filter.min_margin=0.4"
-    assert out.endswith(f"next: {command}\n")
+    everything = f"perpo run --config {file} --set filter.min_margin=0.4"
+    assert out.endswith(f"next: {command}\nall:  {everything}\n")
     assert all(len(line) <= 80 for line in out.splitlines() if str(file) not in line)
 
 
@@ -190,12 +191,16 @@ def test_a_broken_manifest_hides_no_other_state(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda place: (place / "current").write_text("0123456789abcdef\n"), "does not exist"),
+        (
+            lambda place: (place / "current").write_text("0123456789abcdef\n"),
+            "a version that is not there",
+        ),
         (lambda place: (place / "current").write_text("../x\n"), "does not name a version"),
+        (lambda place: _no_manifest(place), "the version that `current` names has no manifest"),
         (lambda place: _newer_schema(place), "a newer perpo made it"),
         (lambda place: _another(place), "in the place of scores/train"),
     ],
-    ids=["gone", "no name", "newer", "foreign"],
+    ids=["gone", "no name", "half", "newer", "foreign"],
 )
 def test_what_cannot_be_used_is_broken_and_says_what_to_do(
     file: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], Any], message: str
@@ -204,6 +209,10 @@ def test_what_cannot_be_used_is_broken_and_says_what_to_do(
     assert found(file)["scores/train"].state == "broken"
     _, err = perpo_status(file, capsys, "--json", code=2)
     assert message in err and "where:" in err and "fix:" in err
+
+
+def _no_manifest(place: Path) -> None:
+    (open_version(place).path / "manifest.json").unlink()
 
 
 def _newer_schema(place: Path) -> None:

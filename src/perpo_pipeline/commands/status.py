@@ -127,4 +127,6 @@ def _next(config: "RunConfig", found: "Sequence[State]") -> str:
     if not waiting:
         busy = any(one.state == "under way" for one in found)
         return "a process is at work" if busy else "everything is up to date"
-    return f"next: {advice.command(*waiting[0].node.words)}"
+    first = advice.command(*waiting[0].node.words)
+    several = len({one.node.stage for one in waiting}) > 1
+    return f"next: {first}" + f"\nall:  {advice.command('run')}" * several

@@ -181,9 +181,8 @@ class Check:
         if not (place / CURRENT).is_file():
             return None
         if not ((path := follow_current(place)) / MANIFEST).is_file():
-            there = "has no manifest" if path.is_dir() else "does not exist"
             raise ArtifactError(
-                f"the version that `current` names {there}",
+                "the version that `current` names has no manifest",
                 where=str(path),
                 fix=f"remove {place / CURRENT}, then run: {advice.command(*self.nodes[key].words)}",
             )

@@ -25,9 +25,16 @@ def refuse_stale(config: RunConfig, stale: Sequence[Reason]) -> ArtifactError:
     return ArtifactError(
         what,
         where=str(config.run_dir / stale[0].node.name),
-        fix=f"run: {first_command(stale)}, then the stages after it; or take the inputs as they "
-        "are with --allow-stale",
+        fix=f"run: {first_command(stale)}, {_the_rest()}; or take the inputs as they are with "
+        "--allow-stale",
     )
+
+
+def _the_rest() -> str:
+    """What to run after the first stage."""
+    if advice.current().arguments[:1] == ("run",):  # it was kept from running that stage
+        return "then the same command"
+    return f"then the stages after it ({advice.command('run')} runs all of them)"
 
 
 def first_command(stale: Sequence[Reason]) -> str:
