@@ -120,7 +120,7 @@ def test_a_changed_setting_makes_its_artifact_and_what_follows_and_says_why(
     assert asked == ["train perpo", "eval perpo@test perpo-blank-image@test", "report"]
     assert "3 of 11 calls of stages are to be made" in err and "a path" not in out
     assert "train perpo  made with train.beta 0.5, the configuration says 0.25\n" in err
-    assert "eval perpo   follows from adapter/perpo\n" in err
+    assert "eval perpo   follows adapter/perpo\n" in err
     assert perpo(capsys, "run", "--config", str(made))[0] == 0  # found again, and in use again
     assert asked[3:] == asked[:3]
 
@@ -132,7 +132,7 @@ def test_one_missing_evaluation_is_made_alone(
     place.unlink()
     code, _, err = perpo(capsys, "run", "--config", str(made), "--to", "eval")
     assert code == 0 and asked == ["eval sft-blank-image@test"], err
-    assert "1 of 10 calls" in err and "metrics/sft-blank-image@test is unfinished" in err
+    assert "1 of 10 calls" in err and "metrics/sft-blank-image@test is missing" in err
 
 
 def test_what_is_made_again_with_the_same_content_ends_there(
@@ -153,6 +153,16 @@ def test_what_is_made_again_with_the_same_content_ends_there(
     assert code == 0 and asked == ["prepare train"], err
     assert "rows.jsonl was written later" in err
     assert re.search(r"run 2/\d+: sample is up to date", err)
+
+
+def test_a_split_that_nothing_reads_is_made_only_where_it_is_asked_for(
+    made: Path, capsys: pytest.CaptureFixture[str], asked: list[str]
+) -> None:
+    extra = ("--set", "prepare.extra={source: testbed, num_prompts: 2}")
+    code, _, err = perpo(capsys, "run", "--config", str(made), *extra)
+    assert code == 0 and not asked and "everything is up to date" in err
+    assert perpo(capsys, "run", "--config", str(made), *extra, "--to", "prepare")[0] == 0
+    assert asked == ["prepare extra"]
 
 
 def test_from_takes_earlier_artifacts_only_as_the_configuration_describes_them(

@@ -134,6 +134,10 @@ def _choose(run: "Run", first: str | None, last: str | None) -> "list[Call]":
         )
     every = calls(run.config)
     chosen = [call for call in every if begin <= names.index(call.stage) <= end]
+    if last != "prepare":  # a split that nothing reads
+        needed = {need for call in every for need in call.needs}
+        idle = [c for c in chosen if c.stage == "prepare" and not {n.key for n in c.made} & needed]
+        chosen = [call for call in chosen if call not in idle]
     own = {node.key for call in chosen for node in call.made}
     read = dict.fromkeys(need for call in chosen for need in call.needs if need not in own)
     run.all_latest(list(read))
@@ -142,15 +146,14 @@ def _choose(run: "Run", first: str | None, last: str | None) -> "list[Call]":
 
 def _make_all(run: "Run", chosen: "list[Call]", given: Given) -> int:
     """Make what is not current; returns how many calls were made."""
-    from perpo_pipeline.status.check import Check
     from perpo_pipeline.status.pending import find_pending
 
-    todo = find_pending(Check(run.config), chosen)
+    todo = find_pending(run.config, chosen)
     _announce(run, todo, len(chosen))
     made = 0
     for place, planned in enumerate(todo, start=1):
         # What was made anew may have the content that it had: then the rest is current.
-        pending = find_pending(Check(run.config), [planned.call])
+        pending = find_pending(run.config, [planned.call])
         if not pending:
             run.say(f"run {place}/{len(todo)}: {planned.call.title} is up to date")
             continue
