@@ -27,6 +27,8 @@ SMALL = 50_000_000  # parameters
 SPREAD = 1.3
 EVALUATED = 64  # prompts
 REPEATS = 3
+NO_WORK = {"seed", "learning_rate", "beta", "gamma", "epochs", "warmup_ratio", "lr_scheduler"}
+"""Training settings that change what is learned and not how long a step takes."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,20 @@ class _Worker:
         """The reference, and a step of each method, on lists of these prompts."""
         from perpo_pipeline.train.engine import choose_forward, ready_model
 
-        variants = self.run.config.train.variants()
         rates: Rates = {}
-        for name, settings in variants.items():
-            forward = choose_forward(self.vlm, settings.forward)
-            ready_model(self.vlm, forward, settings)
-            lists = self._lists(rows, sampled, settings)[: settings.batch_size]
-            reference, step = _time_step(self, lists, settings, forward)
-            rates["train", name] = self.rate(step, len(lists))
-            if settings.chosen_method.trains_on == "lists" or ("reference", "") not in rates:
-                rates["reference", ""] = self.rate(reference, len(lists))
+        known: dict[str, Rate] = {}
+        for name, settings in self.run.config.train.variants().items():
+            work = settings.model_dump_json(exclude=NO_WORK)
+            if work not in known:
+                forward = choose_forward(self.vlm, settings.forward)
+                ready_model(self.vlm, forward, settings)
+                lists = self._lists(rows, sampled, settings)[: settings.batch_size]
+                reference, step = _time_step(self, lists, settings, forward)
+                known[work] = self.rate(step, len(lists))
+                whole = settings.chosen_method.trains_on == "lists"
+                if whole or ("reference", "") not in rates:
+                    rates["reference", ""] = self.rate(reference, len(lists))
+            rates["train", name] = known[work]
         return rates
 
     def _lists(

@@ -82,7 +82,8 @@ class _Machine:
     """A model's shape on devices with a peak and a bandwidth."""
 
     def __init__(self, hardware: Hardware, flops: float, bandwidth: float, shape: Shape) -> None:
-        stated: dict[str, Any] = published()["utilisation"]
+        figures = published()["utilisation" if hardware.is_gpu else "utilisation-cpu"]
+        stated: dict[str, Any] = figures
         self.shape, self.count = shape, hardware.count
         least, most = stated["compute"]
         self.flops = flops * most, flops * least

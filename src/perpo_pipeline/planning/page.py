@@ -180,7 +180,7 @@ def _duration(stage: Stage) -> str:
 
 def between(low: float, high: float) -> str:
     """A range of seconds in the unit that suits its upper end."""
-    for unit, seconds in (("h", 3600.0), ("min", 60.0)):
+    for unit, seconds in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if high >= 2 * seconds:
             return _span(low / seconds, high / seconds, ".1f" if high < 20 * seconds else ".0f") + (
                 f" {unit}"

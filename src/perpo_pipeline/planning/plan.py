@@ -225,7 +225,7 @@ def _measured(run: Run, hardware: Hardware) -> Hardware:
     """This machine's processor, with the speed of a matrix product and of a copy."""
     run.say("plan: measuring a matrix product on this machine")
     flops, bandwidth = measure_machine(on_gpu=hardware.is_gpu)
-    source = f"a matrix product here, {flops / 1e9:.0f} GFLOP/s"
+    source = f"speed of a matrix product here ({flops / 1e9:,.0f} GFLOP/s)"
     return replace(hardware, flops=flops, bandwidth=bandwidth, source=source)
 
 
@@ -365,8 +365,9 @@ def _notes(
             "then tokens and memory are known"
         )
     elif model.vlm is None:
+        tokens_are = "unknown" if tokens is None else "published figures"
         notes.append(
-            f"{model.id} is not on this machine, so tokens are published figures: "
+            f"{model.id} is not on this machine, so tokens are {tokens_are}: "
             f"`hf download {model.id} --exclude '*.safetensors'` fetches all but its weights"
         )
     return notes
