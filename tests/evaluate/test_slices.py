@@ -1,6 +1,7 @@
 """Slices: each metric on the prompts of each value of an extra column, without decoding again."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_values_are_their_texts() -> None:
 
 def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as exit_:
-        cli.main([*arguments, "--config", "r.yaml", "--quiet"])
+        cli.main([*arguments, "--config", "r.yaml"])
     return int(exit_.value.code or 0)
 
 
@@ -110,3 +111,15 @@ def test_slices_are_measured_without_decoding_again(
     assert {row["slice_value"] for row in shown if row["slice_column"]} == {"dog", "cat", None}
     assert run("eval") == 0
     assert open_version(Path("data/r/metrics/base@test")).path == whole.path
+    capsys.readouterr()
+
+    Path("r.yaml").write_text(CONFIG.replace("eval: {", "eval: {by: [category], "))
+    assert run("status") == 0
+    assert "eval.by [], the configuration says [category]" in capsys.readouterr().out
+    assert run("eval") == 0
+    Path("r.yaml").write_text(CONFIG)
+    capsys.readouterr()
+    assert run("status") == 0
+    said = capsys.readouterr().out
+    assert "eval.by [category], the configuration says []" in said
+    assert re.search(r"predictions/base@test\s+current", said)
