@@ -302,6 +302,36 @@ def test_a_note_of_a_killed_process_is_in_the_manifest(
     }
 
 
+class WholeParts(NotingBackend):
+    """As vLLM: a part's prompts are answered together, and Ctrl-C comes meanwhile."""
+
+    answers_alone = False
+    times = 1
+
+    def sample(self, rows: Sequence[Row], seeds: Sequence[int], on_done: OnDone) -> None:
+        for _ in range(self.times):
+            signal.raise_signal(signal.SIGINT)
+        super().sample(rows, seeds, on_done)
+
+
+@pytest.mark.parametrize(("times", "kept"), [(1, 4), (2, 0)])
+def test_a_part_that_is_answered_as_a_whole_is_finished_before_ctrl_c_ends_the_stage(
+    testbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    times: int,
+    kept: int,
+) -> None:
+    monkeypatch.setattr(WholeParts, "times", times)
+    monkeypatch.setattr("perpo_pipeline.inference.part_sampler.open_backend", WholeParts)
+    shutil.rmtree("data/r/samples")
+    assert run("sample") == 130
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert "the part under way is finished first" in first and "Ctrl-C again" in first
+    assert f"{kept} of 10 prompts are kept" in last
+    assert len(list(Path("data/r/samples/train").glob("*/part-*"))) == kept // 4
+
+
 def test_an_error_while_another_process_opens_the_model_is_reported(
     testbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.part_sampler import LastSampler, Row
 from perpo_pipeline.inference.progress import Progress
+from perpo_pipeline.interrupts import StopRequest
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS
 
 Notes = Mapping[str, Any]
@@ -58,13 +59,26 @@ def answer_parts(
     if not pending:
         return
     progress.open()
-    elsewhere = _answer_elsewhere(setup, run_seed, pending, progress, on_kept, should_stop)
+    request = StopRequest(
+        f"{progress.title}: the part under way is finished first, because all of its prompts "
+        "decide its batches; Ctrl-C again ends at once and loses its answers"
+    )
+    elsewhere = _answer_elsewhere(
+        setup,
+        run_seed,
+        pending,
+        progress,
+        on_kept,
+        lambda: should_stop() or request.number is not None,
+    )
     if elsewhere is not None:
         progress.begin()
-        for index, rows, notes in elsewhere:
-            on_notes(notes)
-            progress.show(pending[index].select(TRUTH_COLUMNS).to_pylist(), rows)
-            yield index, rows
+        with request.listening() if setup.settings.backend == "vllm" else nullcontext():
+            for index, rows, notes in elsewhere:
+                on_notes(notes)
+                progress.show(pending[index].select(TRUTH_COLUMNS).to_pylist(), rows)
+                yield index, rows
+        request.check()
         return
     with closing(LastSampler()) if kept is None else nullcontext(kept) as samplers:
         sampler = samplers.get(setup, run_seed)
@@ -73,10 +87,13 @@ def answer_parts(
         for index, part in pending.items():
             if should_stop():
                 return
-            keep = None if sampler.answers_whole_parts else partial(on_kept, index)
-            rows = sampler.sample(part.to_pylist(), progress.add, keep)
-            on_notes(sampler.backend.notes())
-            yield index, rows
+            whole = sampler.answers_whole_parts
+            keep = None if whole else partial(on_kept, index)
+            with request.listening() if whole else nullcontext():
+                rows = sampler.sample(part.to_pylist(), progress.add, keep)
+                on_notes(sampler.backend.notes())
+                yield index, rows
+            request.check()
 
 
 def _answer_elsewhere(

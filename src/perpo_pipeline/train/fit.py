@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import Stopped
+from perpo_pipeline.interrupts import StopRequest
 from perpo_pipeline.train.batches import (
     Forward,
     ListCollator,
@@ -44,7 +45,7 @@ from perpo_pipeline.train.plan import StepSampler, make_sampler
 from perpo_pipeline.train.processes import World
 from perpo_pipeline.train.progress import Progress
 from perpo_pipeline.train.scope import make_trainable
-from perpo_pipeline.train.stopping import StopAtRequest, StopRequest
+from perpo_pipeline.train.stopping import StopAtRequest
 from perpo_pipeline.train.trainer import ListTrainer
 from perpo_pipeline.train.zero import (
     ZeroConfig,

@@ -27,6 +27,7 @@ from perpo_pipeline.errors import (
     ProcessError,
     Stopped,
 )
+from perpo_pipeline.interrupts import SIGNALS
 from perpo_pipeline.machine import cores
 from perpo_pipeline.train.processes import placed_by_launcher
 
@@ -34,7 +35,6 @@ LAUNCHED = "PERPO_LAUNCHED"  # set for the processes that this module starts
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 MODULE = "perpo_pipeline.cli"
 OUR_SIGNALS = "SIGHUP,SIGQUIT"  # for torchrun; SIGINT and SIGTERM are passed on here
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHUTDOWN_S = 600
 Failure = Any  # torch's ProcessFailure
 

@@ -1,52 +1,12 @@
 """Ctrl-C and SIGTERM: finish the step, save a checkpoint, and end with a message."""
 
-import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from perpo_pipeline.interrupts import SIGNALS, StopRequest
 from perpo_pipeline.train.processes import World
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class StopRequest:
-    """The signal that asked the training to end, if one has come.
-
-    `announcement` is printed when Ctrl-C comes. A second Ctrl-C raises KeyboardInterrupt; further
-    SIGTERMs count as the same request.
-    """
-
-    def __init__(self, announcement: str = "") -> None:
-        self.number: int | None = None
-        self.announcement = announcement
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Treat signals as a request; only in the main thread, which receives them."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.number == number:
-            raise KeyboardInterrupt
-        self.number = number
-        if number == signal.SIGINT and self.announcement:
-            _print_from_handler(self.announcement)
 
 
 class StopAtRequest(TrainerCallback):
@@ -78,11 +38,3 @@ class StopAtRequest(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.saved_at = time.monotonic()
-
-
-def _print_from_handler(message: str) -> None:
-    """Print to stderr in a signal handler, which may have interrupted another print."""
-    try:
-        print(f"\n{message}", file=sys.stderr, flush=True)
-    except RuntimeError:
-        os.write(2, f"\n{message}\n".encode())
