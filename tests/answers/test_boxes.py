@@ -419,7 +419,10 @@ def test_an_annotation_a_fraction_of_a_unit_beyond_the_edge_is_written_at_the_ed
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"box_format": "lava"}, "there is no box format 'lava'; there are llava, "),
+        (
+            {"box_format": "lava"},
+            "there is no box format 'lava'; did you mean 'llava'? there are llava, ",
+        ),
         ({"box_format": "no.such.module:it"}, "cannot be imported"),
         ({"box_format": "math:pi"}, "has type float, not BoxFormat"),
         ({"box_format": "math:tau_squared"}, "cannot be imported"),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from perpo_pipeline.ask.question import make_question, task_of_truth
-from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.errors import ConfigError
 
 INSTRUCTION = (
     "Please provide the bounding box coordinate of the region this sentence describes: red cup"
@@ -85,7 +85,7 @@ def test_a_truth_that_cannot_be_one_is_an_error(image: Path, truth: str, fault: 
 
 
 def test_a_missing_image_and_an_empty_question_are_errors(image: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(ConfigError, match="no such file"):
         make_question(image.with_name("b.png"), "cup", task="vqa")
     with pytest.raises(ConfigError, match="the question is empty"):
         make_question(image, " ", task="grounding")

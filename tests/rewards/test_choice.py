@@ -242,7 +242,9 @@ def test_only_the_columns_that_a_reward_reads_are_loaded() -> None:
 
 
 def test_an_unknown_reward_is_refused_with_the_known_names() -> None:
-    with pytest.raises(ValueError, match="there is no reward iuo; one of auto, iou"):
+    with pytest.raises(
+        ValueError, match=r"there is no reward iuo; did you mean 'iou'\? one of auto, iou"
+    ):
         ScoreConfig.model_validate({"reward": "iuo"})
     for weight in (0, -1, float("nan"), float("inf"), "1", True):
         with pytest.raises(ValueError, match="or names with positive weights"):

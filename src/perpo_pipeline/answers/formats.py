@@ -239,7 +239,7 @@ def _load_own(name: str) -> BoxFormat:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(
-            f"there is no box format {name!r}{did_you_mean(name, BOX_FORMATS)}; there are "
+            f"there is no box format {name!r}{did_you_mean(name, BOX_FORMATS) or ';'} there are "
             f"{', '.join(BOX_FORMATS)}",
             fix="give one of these, or your own as pkg.module:attribute",
         )

@@ -10,6 +10,7 @@ from typing import Any
 from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.answers.truth import truth_fault
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.json_files import missing_file
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.vlm.image_place import IMAGE_PLACE, SEVERAL_PLACES, has_several_places
 from perpo_pipeline.vlm.images import image_sha256, load_image_with_notes
@@ -49,8 +50,10 @@ def make_question(
     The instruction of the box format is put around it as for the `expression` of a dataset's row,
     unless `text` is that instruction, the truth is a point, or `verbatim` is true. `truth` is in
     pixels of the upright image, see `read_truth`. Raises InputError for an image that cannot be
-    read, ConfigError for a truth or a text that cannot be used.
+    read, ConfigError for a missing file, a truth or a text that cannot be used.
     """
+    if not image.exists():
+        raise missing_file(image)
     loaded, notes = load_image_with_notes(image, where=str(image))
     gt = {} if truth is None else read_truth(truth, task)
     _check_truth(gt, truth, *loaded.size)

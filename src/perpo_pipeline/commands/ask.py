@@ -30,9 +30,13 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def ask(
-    image: Annotated[Path, typer.Argument(help="the image file")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="the image file")],
     question: Annotated[
-        str, typer.Argument(help="what to look for (grounding), or the question word for word")
+        str,
+        typer.Argument(
+            metavar="QUESTION",
+            help="what to look for (grounding), or the question word for word",
+        ),
     ],
     config: Config = DEFAULT_CONFIG,
     adapter: Annotated[

@@ -82,9 +82,16 @@ def run_command(
     config: Config = DEFAULT_CONFIG,
     first: Annotated[
         Stage | None,
-        typer.Option("--from", help="begin with this stage; what it reads must be finished"),
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help="begin with this stage, such as filter; what it reads must be finished",
+        ),
     ] = None,
-    last: Annotated[Stage | None, typer.Option("--to", help="end with this stage")] = None,
+    last: Annotated[
+        Stage | None,
+        typer.Option("--to", metavar="STAGE", help="end with this stage, such as train"),
+    ] = None,
     num_processes: Annotated[
         int | None, typer.Option(help="processes of a training, one per GPU of this machine")
     ] = None,

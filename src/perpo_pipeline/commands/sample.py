@@ -55,8 +55,8 @@ def sample(
 ) -> None:
     """Draw N completions of every prompt from the model.
 
-    Reads the prompts of sample.split and writes samples. A stopped command resumes after the last
-    part that was written.
+    Reads the prompts of sample.split and writes samples. Ctrl-C keeps what is
+    drawn: the same command goes on from there.
 
     Example: perpo sample --config configs/demo.yaml --num-samples 20 --temperature 0.5
 

@@ -74,8 +74,8 @@ def train(
 ) -> None:
     """Train an adapter on the kept lists.
 
-    Reads preferences, and writes one adapter per method (and seed). A stopped command resumes from
-    the last whole checkpoint.
+    Reads preferences, and writes one adapter per method (and seed). Ctrl-C saves a
+    checkpoint; the same command goes on from there.
 
     Example: perpo train --config configs/demo.yaml --method perpo
 

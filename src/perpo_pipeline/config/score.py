@@ -37,7 +37,7 @@ class ScoreConfig(Section):
         unknown = [name for name in names if ":" not in name and name not in known]
         if unknown or not names:
             raise ValueError(
-                f"{_missing_reward(unknown, known)}; one of {', '.join(known)}, or your own as "
+                f"{_missing_reward(unknown, known)} one of {', '.join(known)}, or your own as "
                 "package.module:function"
             )
         return reward
@@ -60,6 +60,6 @@ def _are_weights(value: Any) -> bool:
 
 def _missing_reward(unknown: list[str], known: list[str]) -> str:
     if not unknown:
-        return "no reward is given"
-    named = [f"{name}{did_you_mean(name, known)}" for name in unknown]
-    return f"there is no reward {', '.join(named)}"
+        return "no reward is given;"
+    near = did_you_mean(unknown[0], known) or ";"
+    return f"there is no reward {', '.join(unknown)}{near}"

@@ -34,6 +34,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
 from perpo_pipeline.store.writing import Recipe, Writer
+from perpo_pipeline.suggestions import did_you_mean
 
 STAGE = "measure"
 STAGE_VERSION = 2
@@ -180,7 +181,8 @@ def parse_frame(text: str) -> tuple[str, Size | None]:
     match = re.fullmatch(r"resized:([1-9][0-9]{0,6})x([1-9][0-9]{0,6})", text)
     if match is None:
         raise ConfigError(
-            f"there is no frame {text!r}", fix=f"one of {', '.join(FRAMES)}, or resized:WxH"
+            f"there is no frame {text!r}{did_you_mean(text, FRAMES)}",
+            fix=f"one of {', '.join(FRAMES)}, or resized:WxH",
         )
     return "resized", (int(match[1]), int(match[2]))
 
