@@ -16,7 +16,7 @@ from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.status.check import Check
 from perpo_pipeline.status.expected import show
 
-# Values for settings whose type does not say what another valid value is.
+# Values for settings whose type does not say what another valid value is; None: left out.
 OTHERS: dict[str, Any] = {
     "model.id": "llava-hf/llava-1.5-7b-hf",
     "model.revision": "v2",
@@ -115,7 +115,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-KEYS = dict(every_setting())
+KEYS = {key: field for key, field in every_setting() if OTHERS.get(key, key) is not None}
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -124,8 +124,6 @@ def test_a_setting_makes_stale_what_it_counts_in_and_what_follows(file: Path, ke
     value = (
         OTHERS[key] if key in OTHERS else another(current_value(before, key), KEYS[key].annotation)
     )
-    if value is None:
-        pytest.skip("no such change keeps the graph")
     if isinstance(value, str):
         value = value.replace("{folder}", str(file.parent))
     after = configured(file, **{key.replace(".", "__"): value})

@@ -30,8 +30,11 @@ SAID = {
     "scene_seed": "another seed than the configuration says",
     "instruction": "another question for a box than the one of model.box_format",
     "own_rewards": "other code of score.reward",
+    "models": "other models than the configuration names",
+    "evaluations": "other evaluations than the configuration names",
+    "methods": "other settings of train than the configuration says",
 }
-"""Facts that a manifest records in place of a setting, in words."""
+"""Facts that a manifest records, in words: their values say little, or are long."""
 RESOLVED = frozenset({"model.dtype", "sample.backend", "eval.backend"})
 """Settings whose `auto` a stage replaces by what it finds on the machine."""
 _MISSING = object()

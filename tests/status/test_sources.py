@@ -1,0 +1,144 @@
+"""Prompts that were just prepared are as the configuration says, whatever their layout is."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from prepare.refer_tree import Tree
+
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.prepare.prepare_prompts import prepare
+from perpo_pipeline.run import Run
+from perpo_pipeline.status.check import Check, Found
+from perpo_pipeline.store.artifacts import open_version
+
+Source = dict[str, Any]
+ROW = {"image": "a.png", "prompt": "Where?", "gt_box": [1, 2, 20, 10], "task": "grounding"}
+
+
+def image_in(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30)).save(root / "a.png")
+
+
+def rendered(_: Path) -> Source:
+    return {"source": "testbed", "num_prompts": 3}
+
+
+def jsonl(root: Path) -> Source:
+    image_in(root)
+    (root / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    return {"source": "jsonl", "path": str(root / "rows.jsonl"), "per_dataset": 1}
+
+
+def csv_elsewhere(root: Path) -> Source:
+    image_in(root / "images")
+    (root / "rows.csv").write_text("file,what,x,y,w,h\na.png,a cat,1,2,20,10\n")
+    columns = {"image": "file", "expression": "what", "gt_box": ["x", "y", "w", "h"]}
+    table = {"source": "csv", "path": str(root / "rows.csv"), "columns": columns, "box": "xywh"}
+    return {**table, "image_root": str(root / "images"), "task": "grounding"}
+
+
+def coco(root: Path) -> Source:
+    image_in(root)
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 5, 10, 20]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (root / "boxes.json").write_text(json.dumps(content))
+    return {"source": "coco", "path": str(root / "boxes.json")}
+
+
+def yolo(root: Path) -> Source:
+    image_in(root / "images" / "train")
+    (root / "labels" / "train").mkdir(parents=True)
+    (root / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "data.yaml").write_text("train: images/train\nnames: [cat]\n")
+    return {"source": "yolo", "path": str(root / "data.yaml")}
+
+
+def refer(root: Path) -> Source:
+    tree = Tree(root)
+    tree.add("refcoco", "train", 1, "left man")
+    tree.add("refcoco", "val", 2, "boat")
+    tree.write()
+    folders = {"path": str(root), "image_root": str(tree.images)}
+    return {"source": "refer", **folders, "datasets": ["refcoco"], "leave_out_evaluated": False}
+
+
+def config_of(root: Path, source: Source, **sections: Any) -> RunConfig:
+    raw = {"run": "r", "data_root": str(root / "data"), "prepare": {"train": source}}
+    return RunConfig.model_validate({**raw, "eval": {"splits": ["train"]}, **sections})
+
+
+def found(config: RunConfig) -> Found:
+    return Check(config).find([("prompts", "train")])
+
+
+@pytest.mark.parametrize("layout", [rendered, jsonl, csv_elsewhere, coco, yolo, refer])
+def test_prompts_are_current_until_their_source_changes(
+    tmp_path: Path, layout: Callable[[Path], Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = layout(tmp_path / "set")
+    config = config_of(tmp_path, source)
+    prepare(Run(config, quiet=True), "train")
+    assert found(config) == Found()
+    if "path" not in source:
+        return
+    relative = {**source, "path": os.path.relpath(source["path"], tmp_path)}
+    monkeypatch.chdir(tmp_path)
+    assert found(config_of(tmp_path, relative)) == Found()  # the same place
+    file = Path(source["path"])
+    later = file if file.is_file() else file / "refcoco" / "instances.json"
+    os.utime(later, (2**31, 2**31))
+    assert [reason.kind for reason in found(config).silent.values()] == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "changed", "said"),
+    [
+        (rendered, {"num_prompts": 4}, "prepare.train.num_prompts 3, the configuration says 4"),
+        (jsonl, {"per_dataset": None}, "prepare.train.per_dataset 1, the configuration says null"),
+        (jsonl, {"source": "json"}, "prepare.train.source jsonl, the configuration says json"),
+        (csv_elsewhere, {"box": "cxcywh"}, "prepare.train.box xywh, the configuration says cxcywh"),
+        (csv_elsewhere, {"image_root": "/there"}, "the configuration says /there"),
+        (coco, {"per": "box"}, "prepare.train.per label, the configuration says box"),
+        (refer, {"splits": ["val"]}, "prepare.train.splits [train], the configuration says [val]"),
+        (refer, {"leave_out_evaluated": ["refcoco"]}, "leave_out_evaluated [], the configuration"),
+        (refer, {"split_by": {"refcoco": "google"}}, "prepare.train.split_by {refcoco: unc}, the"),
+    ],
+)
+def test_a_changed_setting_of_a_source_is_seen(
+    tmp_path: Path, layout: Callable[[Path], Source], changed: Source, said: str
+) -> None:
+    source = layout(tmp_path / "set")
+    prepare(Run(config_of(tmp_path, source), quiet=True), "train")
+    (reason,) = found(config_of(tmp_path, {**source, **changed})).silent.values()
+    assert said in reason.text
+
+
+def test_another_box_format_asks_another_question(tmp_path: Path) -> None:
+    source = coco(tmp_path / "set")
+    prepare(Run(config_of(tmp_path, source), quiet=True), "train")
+    (reason,) = found(config_of(tmp_path, source, model={"box_format": "qwen3-vl"})).silent.values()
+    assert "another question for a box" in reason.text
+
+
+def test_a_run_that_was_copied_from_another_machine_keeps_its_folder_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = csv_elsewhere(Path("set"))
+    config = config_of(Path(), source)
+    prepare(Run(config, quiet=True), "train")
+    manifest = open_version(Path("data/r/prompts/train")).path / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace(f"{tmp_path}/set/images", "/elsewhere/set/images"))
+    assert found(config) == Found()
+    manifest.write_text(text.replace(f"{tmp_path}/set/images", "/elsewhere/photos"))
+    assert len(found(config).silent) == 1
