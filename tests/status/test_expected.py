@@ -14,7 +14,8 @@ from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import Section
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.status.check import Check
-from perpo_pipeline.status.expected import show
+from perpo_pipeline.status.expected import differences, show
+from perpo_pipeline.store.old_rules import RULES, Rule
 
 # Values for settings whose type does not say what another valid value is; None: left out.
 OTHERS: dict[str, Any] = {
@@ -145,6 +146,24 @@ def test_a_setting_makes_stale_what_it_counts_in_and_what_follows(file: Path, ke
 
 def _needs_any(check: Check, key: Any, changed: set[Any]) -> bool:
     return any(n in changed or _needs_any(check, n, changed) for n in check.nodes[key].needs)
+
+
+def test_a_setting_that_did_not_exist_had_the_value_of_that_time(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(file)
+    manifest = Check(config).in_use(("preferences", "train")).manifest  # type: ignore[union-attr]
+    older = {k: v for k, v in manifest["settings"].items() if k not in ("list_size", "max_lists")}
+    before = {**manifest, "settings": older}
+    assert differences(("preferences", "train"), before, config) == []
+    edited = configured(file, filter__list_size=2, filter__max_lists=9)
+    assert [str(one) for one in differences(("preferences", "train"), before, edited)] == [
+        "filter.list_size null, the configuration says 2",
+        "filter.max_lists 3000, the configuration says 9",
+    ]
+    monkeypatch.setitem(RULES, ("preferences", "filter"), Rule(neutral={"max_lists": 9}))
+    assert "filter.list_size" in str(differences(("preferences", "train"), before, edited))
+    assert len(differences(("preferences", "train"), before, edited)) == 1
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from perpo_pipeline.config.section import Json, Section
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.status.graph import Key
 from perpo_pipeline.status.sources import expected_source
-from perpo_pipeline.store.old_rules import as_today
+from perpo_pipeline.store.old_rules import RULES, Rule, as_today
 
 AUTO = "auto"
 SAID = {
@@ -72,14 +72,16 @@ def differences(key: Key, manifest: Json, config: RunConfig) -> list[Difference]
     """The settings of an artifact that differ from the configuration, except for the model's files.
 
     `key` is the artifact and its variant. A setting that the manifest does not have was made
-    before the setting existed, and so with its default.
+    before the setting existed: with what happened then (old_rules.py), or else its default.
     """
-    recorded = as_today(key[0], manifest.get("stage", ""), manifest["settings"])
+    stage = manifest.get("stage", "")
+    recorded = as_today(key[0], stage, manifest["settings"])
+    neutral = RULES.get((key[0], stage), Rule()).neutral
     found: list[Difference] = []
     for name, (setting, value) in _expected(key, manifest, config).items():
         before = recorded.get(name, _MISSING)
         if before is _MISSING:
-            before = _default(key, setting, config)
+            before = neutral.get(name, _default(key, setting, config))
             if before is _MISSING or setting in RESOLVED:
                 continue
         if name in SAID and before != value:
