@@ -127,7 +127,9 @@ def test_rows_that_are_left_out_warn_of_the_order_each_time_and_on_the_page(
         options = ("--preview", str(file), "--set", "prepare.train.leave_out_bad_rows=true")
         assert prepare(tmp_path, rows, *options) == 0
         assert "warning: read as xyxy, 2 of 3 true boxes are impossible" in capsys.readouterr().err
-    assert "read as xywh (x, y, width, height), none is" in file.read_text()
+    page = file.read_text()
+    assert "read as xywh (x, y, width, height), none is" in page
+    assert "Rows that were left out: 2 (bad_truth)." in page
 
 
 def test_swapped_axes_are_named_beside_the_question_about_thousandths(

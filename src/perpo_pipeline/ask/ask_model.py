@@ -24,6 +24,7 @@ from perpo_pipeline.rewards.choice import columns_of
 from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.schemas import PROMPTS, SAMPLES
+from perpo_pipeline.vlm.families import family_of, unusual_boxes
 from perpo_pipeline.vlm.inputs import find_model
 
 Row = dict[str, Any]
@@ -139,6 +140,9 @@ def _answer(run: Run, row: Row, config: InferenceConfig, adapter: Path | None) -
         run.scratch,
         adapter=adapter,
     )
+    doubt = unusual_boxes(family_of(resolved), model)
+    if doubt and row["task"] == GROUNDING:
+        run.say(f"ask: {doubt}")
     with closing(PartSampler(setup, run.config.seed)) as sampler:
         rows = sampler.sample([{**row, PLACE_IN_PART: 0}], lambda prompts, found: None)
         for note in sampler.backend.notes().values():

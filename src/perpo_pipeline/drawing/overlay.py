@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LONGEST_SIDE_PX = 640
-HALO_PX = 2.2  # white on both sides of a line
+HALO = 1.73  # width of the white line under a line, of the line's own
 TEXT_SHARE = 0.05  # height of a label, of the image's width
 HIGHEST_TEXT_SHARE = 0.25  # of the height of a flat image
 POINT_SHARE = 0.018  # radius of a point, of the image's longer side
@@ -64,7 +64,7 @@ def data_uri(image: "Image.Image", longest_side_px: int = LONGEST_SIDE_PX) -> st
 def _shape(mark: Mark, radius: float, *, halo: bool) -> str:
     style = mark.style
     if halo:
-        stroke = f'stroke="#fff" stroke-opacity=".8" stroke-width="{style.line_px + HALO_PX:g}"'
+        stroke = f'stroke="#fff" stroke-opacity=".8" stroke-width="{style.line_px * HALO:g}"'
     else:
         dash = " ".join(f"{length:g}" for length in style.dash)
         stroke = f'stroke="{style.colour}" stroke-width="{style.line_px:g}"'

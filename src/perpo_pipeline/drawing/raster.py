@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.drawing.marks import Mark
-from perpo_pipeline.drawing.overlay import HALO_PX
+from perpo_pipeline.drawing.overlay import HALO
 from perpo_pipeline.drawing.tags import Tag, place_tags
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def _png(image: "Image.Image", marks: Sequence[Mark]) -> bytes:
 
 def _draw_one(axes: Any, mark: Mark, weight: float) -> None:
     """The line of a mark over a wider white one."""
-    width, halo = mark.style.line_px * weight, HALO_PX * weight
-    for colour, opacity, wide in (("#fff", 0.8, width + halo), (mark.style.colour, 1.0, width)):
+    width = mark.style.line_px * weight
+    for colour, opacity, wide in (("#fff", 0.8, width * HALO), (mark.style.colour, 1.0, width)):
         if mark.kind == "point":
             look = {"markeredgecolor": colour, "markeredgewidth": wide, "markerfacecolor": "none"}
             axes.plot(*mark.points[0], "o", markersize=2 * POINT_PX * weight, alpha=opacity, **look)

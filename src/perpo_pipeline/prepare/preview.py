@@ -92,7 +92,9 @@ def make_sheet(prompts: Version, seed: int, doubt: str | None, bar: Any) -> Shee
         for task, count in table["task"].value_counts().sort("task").iter_rows()
     ]
     shown = [_shown(row) for row in bar(rows, f"preview {prompts.variant}", len(rows))]
-    return Sheet(prompts.variant, doubt, counts, facts_of(table), shown)
+    left_out = prompts.manifest["counts"].get("left_out") or {}
+    facts = [f"Rows that were left out: {n:,} ({why})." for why, n in left_out.items()]
+    return Sheet(prompts.variant, doubt, counts, facts + facts_of(table), shown)
 
 
 def choose(keys: Sequence[tuple[str, str]], seed: int) -> list[str]:
