@@ -1,9 +1,12 @@
 """Answers beside the truth, word by word."""
 
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from perpo_pipeline.report.differences import Piece, differences, shortened
+from perpo_pipeline.report.page.examples import marked
 
 TEXTS = st.text(alphabet="ab \n.世界", max_size=40)
 
@@ -37,6 +40,13 @@ def test_the_pieces_hold_the_answer_and_the_words_of_the_truth(answer, truth):
     assert "".join(found.split()) == "".join(truth.split())
     if answer == truth:
         assert {p.kind for p in pieces} <= {"same"}
+
+
+def test_marked_text_is_escaped():
+    pieces = differences("<b>one</b> two", "<b>one</b> three & four")
+    html = str(marked(pieces))
+    assert html.startswith("&lt;b&gt;one&lt;/b&gt; ")
+    assert re.sub(r"<(/?)(ins|del)>", "", html).count("<") == 0 and "&amp;" in html
 
 
 def test_long_equal_parts_are_counted_and_a_long_text_is_cut_with_a_count():

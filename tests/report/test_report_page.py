@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from hashlib import sha256
 
 import pytest
 from html_page import Page
@@ -192,6 +193,27 @@ def test_hostile_text_is_shown_not_executed(tmp_path):
     assert not any("onerror" in attrs for _, attrs in page.tags)
     assert '<script>alert(1)</script> & "quoted" <img src=x' in "".join(page.text)
     assert "<b>bold</b>" in "".join(page.text)
+
+
+def test_without_pictures_and_lists_the_page_holds_no_image(tmp_path):
+    run = make_synthetic_run(tmp_path, num_prompts=8, methods=("perpo",), pictures=0, lists=0)
+    html = (report(run).path / "report.html").read_text(encoding="utf-8")
+    assert "data:image" not in html and 'id="lists"' not in html and 'id="pictures"' not in html
+    used = {attrs["href"][1:] for tag, attrs in Page(html).tags if tag == "a"}
+    assert used <= {attrs["id"] for _, attrs in Page(html).tags if "id" in attrs}
+
+
+def test_every_answer_of_a_shown_list_has_its_reward_and_its_share_of_the_loss(run, html):
+    preferences = run.latest("preferences", "train").table().to_pylist()
+    chosen = sorted(preferences, key=lambda row: sha256(row["prompt_id"].encode()).digest())[:3]
+    for at, row in enumerate(chosen, 1):
+        start = html.index(f'id="list-{at}"')
+        page = Page(html[start - 24 : html.index("</article>", start) + len("</article>")])
+        shown = [cells for attrs, cells in page.rows if "data-rank" in attrs]
+        assert [cells[1].strip() for cells in shown] == [f"{one:.2f}" for one in row["rewards"]]
+        assert [cells[-1] for cells in shown] == row["completions"]
+        more = sum(float(cells[-3].split()[0].rstrip("\xa0%")) for cells in shown)
+        assert more == pytest.approx(100, abs=0.06 * len(shown))
 
 
 def test_several_seeds_are_shown_as_their_mean_with_each_seed_below(tmp_path):

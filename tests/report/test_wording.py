@@ -58,27 +58,27 @@ def test_a_difference_that_is_not_shown_is_never_called_no_change():
         assert "no change" not in sentences
 
 
-def test_too_few_prompts_to_tell_come_with_the_number_that_would_do():
+def test_too_few_prompts_to_say_come_with_the_number_that_would_do():
     after = Estimate(0.44, 0.39, 0.49, 100)
     assert _sentence(after, -0.01, 0.09).endswith(
-        "includes zero: too few to tell (about 3,200 prompts would tell a difference of 2 points, "
+        "includes zero: too few to say (about 3,200 prompts would show a difference of 2 points, "
         "this run has 100)."
     )
     distance = _sentence(after, -0.09, 0.01, metric="edit_distance", needed=201)
-    assert "about 210 prompts would tell a difference of 0.02, this" in distance
+    assert "about 210 prompts would show a difference of 0.02, this" in distance
 
 
 def test_enough_prompts_without_a_difference_are_said_to_be_enough():
     sentence = _sentence(Estimate(0.41, 0.36, 0.46, 100), -0.01, 0.03, needed=90)
     assert sentence.endswith(
-        "no difference is shown, and 100 prompts are enough to tell one of 2 points."
+        "no difference is shown, and 100 prompts are enough to show one of 2 points."
     )
 
 
 def test_without_any_spread_the_page_says_what_was_seen():
     assert "the same result on each of the 100 prompts" in _sentence(BASE, 0, 0, needed=None)
     unknown = _sentence(Estimate(0.44, 0.39, 0.49, 100), -0.01, 0.09, needed=None)
-    assert unknown.endswith("too few to tell from 100 prompts.")
+    assert unknown.endswith("too few to say from 100 prompts.")
 
 
 def test_a_paired_gain_in_edit_distance_is_a_lower_one():

@@ -168,7 +168,7 @@ def prompts_needed(
     power: float = 0.8,
     confidence: float = 0.95,
 ) -> int | None:
-    """How many such prompts would tell a true `difference` of mean(a) - mean(b) from none.
+    """How many such prompts would show a true `difference` of mean(a) - mean(b).
 
     With n prompts, a two-sided test at 1 - `confidence` finds it with probability `power` if
 

@@ -25,7 +25,7 @@ from perpo_pipeline.store.schemas import PROMPTS, REPORT
 
 Floats = npt.NDArray[np.float64]
 
-TO_TELL = 0.02
+TO_SHOW = 0.02
 """The difference for which the page says how many prompts would show it: 2 points."""
 
 
@@ -58,7 +58,7 @@ class Comparison:
     """A paired difference `better` - `worse`: one row of the `report` artifact.
 
     `test` names the source of the two-sided p-value (`statistics.compare_paired`). `needed` is how
-    many such prompts would show a difference of TO_TELL (`statistics.prompts_needed`); only the
+    many such prompts would show a difference of TO_SHOW (`statistics.prompts_needed`); only the
     page has it.
     """
 
@@ -127,6 +127,6 @@ def compare(
             theirs = np.mean([metric.from_rewards(r) for r in outcomes.of(other)], axis=0)
             compared = paired_row(ours, theirs, images, num_resamples)
             names = (metric.name, main.name, other.name)
-            needed = prompts_needed(ours, theirs, TO_TELL, images)
+            needed = prompts_needed(ours, theirs, TO_SHOW, images)
             found.append(Comparison(*names, **compared, split=outcomes.split, needed=needed))
     return found

@@ -33,7 +33,7 @@ MEANINGS = {
     "none.",
     "paired": "Two models compared on the same questions: what is hard for both does not blur "
     "the difference.",
-    "too few to tell": "The interval of the difference includes zero, and with this many prompts "
+    "too few to say": "The interval of the difference includes zero, and with this many prompts "
     "a true difference of 2 points would be missed too often. The number that would do finds it "
     "with a probability of 80 % in a two-sided test at 5 %, if prompts differ as much as these: "
     "n = (2.80 / 0.02)² × the variance of a prompt's difference (Miller 2024, arXiv:2411.00640).",

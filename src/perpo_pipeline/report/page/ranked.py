@@ -122,7 +122,8 @@ def _shown(number: int) -> Sequence[int]:
 
 def _answer(answer: RankedAnswer, truth: str | None) -> Markup | str:
     if truth is None:
-        return shortened_text(answer.text)
+        left = len(answer.text) - EXCERPT
+        return f"{answer.text[:EXCERPT]} [… {left:,} characters]" if left > 0 else answer.text
     return marked(shortened(differences(answer.text, truth), most=EXCERPT))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.evaluate.metric import Unit
 from perpo_pipeline.evaluate.metrics import find_metric
-from perpo_pipeline.report.paired import TO_TELL, Comparison
+from perpo_pipeline.report.paired import TO_SHOW, Comparison
 from perpo_pipeline.report.results import Estimate
 
 SPACE = "\u00a0"
@@ -89,23 +89,23 @@ def verdict(
 def unsettled(paired: Comparison) -> str:
     """What a difference whose interval includes zero means, without a full stop.
 
-    Below the number of prompts that would show a difference of TO_TELL with a probability of 80 %
-    there are too few to tell.
+    Below the number of prompts that would show a difference of TO_SHOW with a probability of 80 %
+    there are too few to say.
     """
-    step, needed = _points_to_tell(paired.metric), paired.needed
+    step, needed = _points_to_show(paired.metric), paired.needed
     if needed is None:
         same = f"both gave the same result on each of the {paired.n:,} prompts"
-        return f"too few to tell from {paired.n:,} prompts" if paired.difference else same
+        return f"too few to say from {paired.n:,} prompts" if paired.difference else same
     if needed > paired.n:
-        about = f"about {_rounded(needed):,} prompts would tell a difference of {step}"
-        return f"too few to tell ({about}, this run has {paired.n:,})"
-    return f"no difference is shown, and {paired.n:,} prompts are enough to tell one of {step}"
+        about = f"about {_rounded(needed):,} prompts would show a difference of {step}"
+        return f"too few to say ({about}, this run has {paired.n:,})"
+    return f"no difference is shown, and {paired.n:,} prompts are enough to show one of {step}"
 
 
-def _points_to_tell(metric: str) -> str:
-    """TO_TELL in the unit of the metric."""
+def _points_to_show(metric: str) -> str:
+    """TO_SHOW in the unit of the metric."""
     how = format_of(metric)
-    return f"{how.unit.factor * TO_TELL:g}{how.points and SPACE + how.points}"
+    return f"{how.unit.factor * TO_SHOW:g}{how.points and SPACE + how.points}"
 
 
 def _rounded(number: int) -> int:
