@@ -1,11 +1,16 @@
 """What recorded settings of older rules mean today."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from perpo_pipeline.store.finding import reuse_complete
 from perpo_pipeline.store.old_rules import RULES, as_today, same_settings
 from perpo_pipeline.store.schemas import ALL
+from perpo_pipeline.store.writing import Recipe, open_writer
 
 JSONL = {"source": "jsonl", "task": "grounding", "per_dataset": None, "file_sha256": "feb9"}
 TODAY = {**JSONL, "columns": {}, "box": "xyxy", "unit": None, "leave_out_bad_rows": False}
@@ -68,3 +73,23 @@ def test_recorded_settings_are_read_under_todays_names() -> None:
 
 def test_rules_are_about_artifacts_that_exist() -> None:
     assert {artifact for artifact, _ in RULES} <= set(ALL)
+
+
+def test_metrics_without_slices_are_found_again_and_those_with_slices_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = ALL["metrics"]
+    second = replace(today, version=2, columns=pa.schema(list(today.columns)[:7]))
+    recipe = Recipe("metrics", "base@test", "eval", 4, {"metrics": ["ap50"]})
+    row = {"name": "ap50", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    with monkeypatch.context() as patched:
+        patched.setitem(ALL, "metrics", second)
+        with open_writer(tmp_path, recipe) as writer:
+            writer.write_part(0, [{**row, "split": "test", "dataset": "all"}])
+            made = writer.finish()
+    assert recipe.fingerprint != made.fingerprint
+    sliced = replace(recipe, settings={**recipe.settings, "by": ["category"]})
+    assert reuse_complete(tmp_path, sliced) is None
+    found = reuse_complete(tmp_path, recipe)
+    assert found is not None and found.path == made.path
+    assert found.table()["slice_column"].to_pylist() == [None]
