@@ -97,7 +97,7 @@ def test_an_added_method_is_planned_trained_evaluated_and_reported(
     (page,) = Path("data/r/report").glob("default/*/*.html")
     text = page.read_text()
     assert hinge.label in text and hinge.colour in text
-    settings_row = text.split('<th scope="col">gamma</th>')[1].split("Hinge")[1].split("</tr>")[0]
+    settings_row = text.split('data-training="hinge"')[1].split("</tr>")[0]
     assert "3" in settings_row and "–" in settings_row, "beta is used, gamma is not"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.evaluate.metrics import GROUNDING, reward_metrics
@@ -74,6 +75,12 @@ def best_of_n_table(rows: Sequence[Row]) -> str:
     return pivot(rows, ("best_of",))
 
 
+def _remake_samples(scores: Version) -> str:
+    """The command that makes the samples of these scores."""
+    record = scores.manifest["inputs"].get("samples")
+    return advice.remake("samples", record["variant"] if record else scores.variant)
+
+
 def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
     """Rewards (lists, N), the image of each list, and whether all rewards are IoUs of a region."""
     rows = pl.DataFrame(scores.table(columns=["prompt_id", "reward"]))
@@ -93,7 +100,7 @@ def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
             f"but {odd.height} have fewer, first the list of {first}",
             where=str(scores.path),
             fix="remove these scores and the samples that they are of, and run: "
-            + input_of(scores, "samples").remake()
+            + _remake_samples(scores)
             + f"; then: {scores.remake()}",
         )
     columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
