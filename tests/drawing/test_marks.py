@@ -1,4 +1,4 @@
-"""Marks on images: nothing is moved, kinds can be told apart, labels do not cover each other."""
+"""Marks on images: nothing is moved, kinds can be distinguished, labels do not cover each other."""
 
 import itertools
 from typing import Any

@@ -1,6 +1,6 @@
 """What is drawn on an image: boxes, outlines and points, and how each kind looks.
 
-Kinds differ in colour and in dashes, so that they can be told apart without colour: the truth is
+Kinds differ in colour and in dashes, so that they differ without colour, too: the truth is
 solid, an answer before training dashed, an answer dotted. Coordinates are pixels of the image; what
 reaches beyond it is cut off at its edge.
 """
