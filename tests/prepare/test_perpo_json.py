@@ -10,7 +10,7 @@ from PIL import Image
 
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import PerpoJsonSource
-from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.errors import ConfigError, InputError, Stopped
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.prepare import released
 from perpo_pipeline.prepare.collect import Request
@@ -174,7 +174,7 @@ def test_the_same_command_finishes_the_artifacts_after_a_stop_between_them(
 
         with monkeypatch.context() as patch:
             patch.setattr(released, function, stopping)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(Stopped):
                 prepare(halved, "train")
     prepare(halved, "train")
     for name in ("prompts", "samples", "scores"):
