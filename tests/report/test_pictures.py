@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from perpo_pipeline.answers.boxes import BOX_FORMATS
-from perpo_pipeline.report.pictures import choose, outcomes_of, shown_question
+from perpo_pipeline.answers.formats import shown_question
+from perpo_pipeline.report.pictures import choose, outcomes_of
 
 IDS = [f"prompt-{i}" for i in range(60)]
 OUTCOMES = ["improved", "unchanged", "worsened"] * 20

@@ -16,8 +16,10 @@ from PIL import Image
 
 from perpo_pipeline import cli
 from perpo_pipeline.bars import Bar
+from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import BackendSetup, OnDone, Row, SampledList
+from perpo_pipeline.inference.engines import _note_without_gpus
 from perpo_pipeline.inference.processes import _visible_devices
 from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.vlm.completion import Completion
@@ -253,6 +255,18 @@ def test_each_process_gets_its_own_gpu(
         return
     with pytest.raises(ConfigError, match="num_gpus is 2, and 1 GPUs are visible"):
         _visible_devices(2)
+
+
+def test_several_processes_without_a_gpu_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    two = SampleConfig(num_gpus=2)
+    assert _note_without_gpus(two, 2) == (
+        "sample: num_gpus is 2, but no GPU is visible: 2 processes share the CPUs, each with a "
+        "model of its own"
+    )
+    assert str(_note_without_gpus(two, 1)).endswith("no GPU is visible: one process answers")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert _note_without_gpus(two, 2) is None
 
 
 def test_a_setting_that_the_backend_ignores_does_not_count(

@@ -15,7 +15,7 @@ from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store import schemas
 from perpo_pipeline.store.artifacts import Version, damaged_files, input_of, open_version
 from perpo_pipeline.store.finding import reuse_complete
-from perpo_pipeline.store.writing import Recipe, open_writer
+from perpo_pipeline.store.writing import Recipe, adopt_files, open_writer
 
 ROWS = [
     {"prompt_id": "a", "sample_id": i, "reward": i / 4, "parse_ok": True, "box": None}
@@ -254,3 +254,23 @@ def test_every_schema_version_has_its_golden_file(name: str) -> None:
     table = schemas.ALL[name]
     golden = pq.read_schema(GOLDEN / f"{name}-v{table.version}.parquet")
     assert golden.remove_metadata().equals(table.columns)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_decides_who_reads_each_file_also_those_that_a_library_made_private(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        staging = tmp_path / "staging"
+        staging.mkdir()
+        (staging / "weights.safetensors").write_bytes(b"w")
+        (staging / "weights.safetensors").chmod(0o600)
+        with open_writer(tmp_path / "run", recipe()) as writer:
+            writer.write_part(0, ROWS)
+            adopt_files(staging, writer)
+            version = writer.finish({"rows": 4})
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in version.path.iterdir()}
+    assert modes == dict.fromkeys(modes, mode) and "weights.safetensors" in modes

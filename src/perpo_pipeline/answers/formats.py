@@ -191,6 +191,12 @@ JSON_FORMATS = frozenset(
 """The formats in which points and polygons are JSON, too."""
 
 
+def shown_question(prompt: str) -> str:
+    """The expression alone if the prompt is a box format's instruction with an expression in it."""
+    found = (box_format.asked_for(prompt) for box_format in BOX_FORMATS.values())
+    return min(filter(None, found), key=len, default=prompt)
+
+
 def get_box_format(name: str) -> BoxFormat:
     """The format with that name, or the user's `BoxFormat` at the path `pkg.module:attribute`.
 

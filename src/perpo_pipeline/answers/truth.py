@@ -4,6 +4,7 @@ A coordinate up to half a pixel outside the image is annotation rounding and is 
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perpo_pipeline.json_files import RowFault
@@ -125,3 +126,19 @@ def xyxy_from_xywh(box: Any) -> list[float]:
         raise RowFault(f"`bbox` is not four finite numbers: {box!r}")
     x, y, width, height = box
     return [x, y, x + width, y + height]
+
+
+def truth_in_words(prompt: Mapping[str, Any]) -> str:
+    """The truth of a row of the prompts in words: its text, or its coordinates in pixels."""
+    parts = [] if prompt["gt_text"] is None else [prompt["gt_text"]]
+    if prompt["gt_boxes"] is not None:
+        parts += [_numbers(box) for box in prompt["gt_boxes"]] or ["nothing fits"]
+    single = (prompt[name] for name in ("gt_box", "gt_point"))
+    parts += [_numbers(values) for values in single if values is not None]
+    if prompt["gt_polygon"] is not None:
+        parts.append(f"outline of {len(prompt['gt_polygon']) // 2} points")
+    return ", ".join(dict.fromkeys(parts))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in values) + "]"

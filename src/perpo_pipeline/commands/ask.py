@@ -1,5 +1,6 @@
 """`perpo ask`."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +17,9 @@ from perpo_pipeline.commands.options import (
     Set,
     open_run,
 )
-from perpo_pipeline.commands.output import cut, print_rows
+from perpo_pipeline.commands.output import print_rows
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.lines import cut, width_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,9 +175,10 @@ def _lines_of_one(answer: "Answer", size: str) -> list[str]:
 
 
 def _line_of_many(number: int, answer: "Answer") -> str:
+    """One answer on one line, cut only where it goes to a terminal."""
     reward = "" if answer.reward is None else f"  {answer.reward:.3f}"
-    said = answer.completion.replace("\n", "\\n")
-    return cut(f"{number:>3}{reward}  {said}  ->  {answer.read}")
+    line = f"{number:>3}{reward}  {answer.read}  <-  {answer.completion}"
+    return cut(line, width_of(sys.stdout) or sys.maxsize)
 
 
 def _draw(out: Path, question: "Question", answers: "Sequence[Answer]", opened: "Run") -> None:

@@ -111,8 +111,7 @@ def doubts_of(predictions: pa.Table, prompts: pa.Table, reading: Reading) -> lis
     if rows.is_empty():
         return []
     unread = rows.filter(~pl.col("parse_ok"))["completion"]
-    doubts.add_parsed(rows.height, rows.height - len(unread))
-    doubts.without_answer = answer_texts(rows["completion"], reading).null_count()
+    doubts.add_texts(rows["parse_ok"].to_numpy(), answer_texts(rows["completion"], reading))
     doubts.example = unread[0] if len(unread) else None
     doubts.add_reach(_reach(rows, reading))
     return doubts.lines()

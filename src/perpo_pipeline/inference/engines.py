@@ -118,6 +118,8 @@ def _answer_elsewhere(
             say=lambda message: progress.run.say(f"{setup.settings.section}: {message}"),
         )
     processes = min(setup.settings.num_gpus, len(pending))
+    if setup.settings.num_gpus > 1 and (note := _note_without_gpus(setup.settings, processes)):
+        progress.run.say(note)
     if processes <= 1:
         return None
     from perpo_pipeline.inference.processes import sample_in_processes
@@ -130,4 +132,16 @@ def _answer_elsewhere(
         on_progress=progress.update,
         on_kept=on_kept,
         should_stop=should_stop,
+    )
+
+
+def _note_without_gpus(settings: InferenceConfig, processes: int) -> str | None:
+    """What happens where several GPUs are asked for and none is there, or None."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    what = "one process answers" if processes <= 1 else f"{processes} processes share the CPUs"
+    return f"{settings.section}: num_gpus is {settings.num_gpus}, but no GPU is visible: {what}" + (
+        ", each with a model of its own" if processes > 1 else ""
     )

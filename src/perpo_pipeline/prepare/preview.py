@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
+from perpo_pipeline.answers.truth import truth_in_words
 from perpo_pipeline.drawing.marks import Mark, describe, truth_marks
 from perpo_pipeline.drawing.overlay import data_uri, overlay
 from perpo_pipeline.errors import ConfigError
@@ -198,18 +199,3 @@ def _shown(row: Row) -> Shown:
 def _alt(row: Row, marks: Iterable[Mark]) -> str:
     drawn = describe(marks)
     return f"{row['width']} x {row['height']} pixels" + (f"; {drawn}" if drawn else "")
-
-
-def truth_in_words(row: Row) -> str:
-    """The truth of a row of the prompts in words: its text, or its coordinates in pixels."""
-    parts = [] if row["gt_text"] is None else [row["gt_text"]]
-    if row["gt_boxes"] is not None:
-        parts += [_numbers(box) for box in row["gt_boxes"]] or ["nothing fits"]
-    parts += [_numbers(row[name]) for name in ("gt_box", "gt_point") if row[name] is not None]
-    if row["gt_polygon"] is not None:
-        parts.append(f"outline of {len(row['gt_polygon']) // 2} points")
-    return ", ".join(dict.fromkeys(parts))
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{value:g}" for value in values) + "]"

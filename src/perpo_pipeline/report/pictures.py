@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from perpo_pipeline.answers.formats import BOX_FORMATS
+from perpo_pipeline.answers.formats import shown_question
 from perpo_pipeline.drawing.overlay import data_uri
 from perpo_pipeline.evaluate.metrics import right
 from perpo_pipeline.report.inputs import SplitInputs
@@ -152,12 +152,6 @@ def embedded(image: Image.Image) -> str:
         if len(uri) <= LARGEST_IMAGE:
             break
     return uri
-
-
-def shown_question(prompt: str) -> str:
-    """The expression alone if the prompt is a box format's instruction with an expression in it."""
-    found = (box_format.asked_for(prompt) for box_format in BOX_FORMATS.values())
-    return min(filter(None, found), key=len, default=prompt)
 
 
 def shortened_text(text: str) -> str:

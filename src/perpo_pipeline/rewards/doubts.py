@@ -7,6 +7,8 @@ very corner; a wrong format or frame is.
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
+import polars as pl
 
 from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.answers.settings import Reading
@@ -29,15 +31,22 @@ class Doubts:
     rows: int = 0
     unparsed: int = 0
     without_answer: int = 0
+    empty: int = 0
     example: str | None = None
     _reaches: list[Floats] = field(default_factory=list)
 
-    def add(self, found: Measured, without_answer: int) -> None:
-        """Take over the figures of some completions, of which some hold no answer."""
-        self.add_parsed(len(found.parse_ok), int(found.parse_ok.sum()))
-        self.without_answer += without_answer
+    def add(self, found: Measured, texts: pl.Series) -> None:
+        """Take over the figures of some answers and their texts, null where there is no answer."""
+        self.add_texts(found.parse_ok, texts)
         if found.reach is not None:
             self.add_reach(found.reach)
+
+    def add_texts(self, parse_ok: npt.NDArray[np.bool_], texts: pl.Series) -> None:
+        """Count answers, those that could be read, and those of them without any text."""
+        self.add_parsed(len(parse_ok), int(parse_ok.sum()))
+        self.without_answer += texts.null_count()
+        is_empty = (texts.str.strip_chars() == "").fill_null(False).to_numpy()
+        self.empty += int((is_empty & parse_ok).sum())
 
     def add_parsed(self, rows: int, parsed: int) -> None:
         """Count answers, and those of them that could be read."""
@@ -54,6 +63,7 @@ class Doubts:
         found = (
             self._unread(),
             self._unended(),
+            self._without_text(),
             self._far_outside(reach[:, 0]),
             self._in_the_corner(reach[:, 1]),
         )
@@ -74,6 +84,14 @@ class Doubts:
         return (
             f"{self.without_answer:,} of {self.rows:,} completions hold no answer, because their "
             f"thought does not end; they count as wrong (thinking {self.reading.thinking})"
+        )
+
+    def _without_text(self) -> str | None:
+        if not self.empty:
+            return None
+        return (
+            f"{self.empty:,} of {self.rows:,} answers are empty: each is measured as a text of no "
+            "characters"
         )
 
     def _far_outside(self, beyond: Floats) -> str | None:

@@ -31,6 +31,7 @@ from perpo_pipeline.rewards.scoring import (
     scores_table,
 )
 from perpo_pipeline.run import Run, make
+from perpo_pipeline.score.examples import example_lines
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.places import prompts_named
 from perpo_pipeline.store.prompt_lookup import PromptLookup, check_unique
@@ -68,21 +69,28 @@ def score(run: Run, split: str) -> Version:
         workers = 1 if own else cores()
         doubts = Doubts(reading)
 
-        def scored_part(index: int) -> tuple[pa.Table, Measured, int]:
+        def scored_part(index: int) -> tuple[pa.Table, Measured, pl.Series]:
             answers = answers_of(index)
             found = measure(answers, weights)
-            return scores_table(answers, found), found, answers.texts.null_count()
+            return scores_table(answers, found), found, answers.texts
 
         scored = _in_order(todo, scored_part, workers)
-        for index, (part, found, cut) in run.progress(scored, f"score {split}", len(todo), "parts"):
+        for index, (part, found, texts) in run.progress(
+            scored, f"score {split}", len(todo), "parts"
+        ):
             writer.write_part(index, part)
-            doubts.add(found, cut)
-        counts = _count(writer)
+            doubts.add(found, texts)
+        for index in set(range(len(samples.parts()))) - set(todo):  # by an earlier sitting
+            read = writer.read_part(index, ["parse_ok"])["parse_ok"].to_numpy()
+            doubts.add_texts(read, answers_of(index).texts)
+        counts = _count(writer) | {"empty": doubts.empty}
         run.say(f"score {split}: {_summary(counts, weights)}")
         if normalise and any(map(compares_texts, weights)):
             run.say(f"score {split}: {named_forms(normalise)}")
         for line in doubts.lines():
             run.say(f"score {split}: {line}")
+        if examples := example_lines(writer, samples, prompts):
+            run.say("\n".join([f"score {split}: examples", *examples]))
         return counts
 
     with prompts_named(prompts):
@@ -126,5 +134,8 @@ def _summary(counts: Mapping[str, Any], weights: Mapping[str, float]) -> str:
     mean, rows = counts["mean_reward"], counts["rows"]
     if mean is None:
         return "no completions"
-    parsed = (rows - counts["unparsed"]) / rows
-    return f"mean reward {mean:.3f} ({', '.join(weights)}), {parsed:.1%} of the answers parsed"
+    parsed, empty = (rows - counts["unparsed"] - counts["empty"]) / rows, counts["empty"] / rows
+    rest = f", {empty:.1%} empty" if empty else ""
+    return (
+        f"mean reward {mean:.3f} ({', '.join(weights)}), {parsed:.1%} of the answers parsed{rest}"
+    )

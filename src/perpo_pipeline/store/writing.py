@@ -272,8 +272,15 @@ def open_writer(root: Path, recipe: Recipe) -> Iterator[Writer]:
 
 
 def adopt_files(source: Path, writer: Writer) -> None:
-    """Move files that a library wrote (an adapter, a page) from `source` into the version."""
+    """Move files that a library wrote (an adapter, a page) from `source` into the version.
+
+    They get the mode of the version's own files, which the umask decides: safetensors makes its
+    files private.
+    """
+    mode = (writer.path / STARTED).stat().st_mode
     for file in sorted(source.iterdir()):
+        if file.is_file():
+            file.chmod(mode)
         with os_errors_explained(writer.path), file.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(file, writer.path / file.name)

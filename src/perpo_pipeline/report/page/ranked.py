@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from perpo_pipeline.answers.formats import shown_question
 from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.drawing import marks
 from perpo_pipeline.drawing.overlay import overlay
@@ -13,7 +14,7 @@ from perpo_pipeline.report.differences import differences, shortened
 from perpo_pipeline.report.page.colours import reward_colour
 from perpo_pipeline.report.page.contents import Contents
 from perpo_pipeline.report.page.examples import EXCERPT, marked
-from perpo_pipeline.report.pictures import embedded, shortened_text, shown_question
+from perpo_pipeline.report.pictures import embedded, shortened_text
 from perpo_pipeline.report.ranked import RankedAnswer, RankedList, compares_answers
 from perpo_pipeline.vlm.inputs import prompt_image
 
