@@ -89,10 +89,10 @@ def sample_in_processes(
     except BrokenProcessPool as error:
         raise InputError(
             "a process that answers prompts ended (its own message is above; often memory ran out)",
-            fix="the same command resumes after the last whole part; lower num_gpus or batch_size "
-            "if memory ran out",
+            fix="the same command goes on from what is kept; lower num_gpus or batch_size if "
+            "memory ran out",
         ) from error
-    except (KeyboardInterrupt, GeneratorExit):
+    except BaseException:  # otherwise `shutdown` would wait for parts whose answers nobody takes
         for process in [*executor._processes.values()]:
             process.kill()
         answers.take(on_kept)

@@ -233,8 +233,8 @@ def _died_too_often(doing: str, last: str) -> ProcessError:
     return ProcessError(
         f"the actor that {doing} died {TRIES} times, last as {last}",
         where="logs/ in Ray's session folder on that machine",
-        fix="often memory ran out: lower batch_size or num_actors; the same command resumes after "
-        "the last whole part",
+        fix="often memory ran out: lower batch_size or num_actors; the same command goes on from "
+        "what is kept",
     )
 
 

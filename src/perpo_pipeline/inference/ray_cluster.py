@@ -213,7 +213,7 @@ class ClusterWatch:
         if room == 0:
             raise ProcessError(
                 "all machines with room for an actor have left the Ray cluster",
-                fix="the same command resumes after the last whole part",
+                fix="the same command goes on from what is kept",
             )
         if room < self.room:
             self.say(

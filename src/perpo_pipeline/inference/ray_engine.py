@@ -124,7 +124,7 @@ def sample_with_ray(
         except ray.exceptions.RayError as error:
             raise ProcessError(
                 f"Ray ended the run: {first_line(error)}",
-                fix="the same command resumes after the last whole part",
+                fix="the same command goes on from what is kept",
             ) from error
         finally:
             results.close()
