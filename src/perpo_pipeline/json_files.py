@@ -18,6 +18,7 @@ Row = dict[str, Any]
 AddFault = Callable[[str, str], object]
 
 FAULTS_SHOWN = 20
+LONGEST_FAULT = 1000  # characters
 FOLDED_FROM = 6  # places: from here on, the same fault is listed once for all of them
 
 
@@ -50,7 +51,7 @@ class Faults:
 
     def add(self, place: str, what: str, reason: str = "bad_row") -> None:
         """Record that something is wrong at `place`."""
-        self.found.append(Fault(place, what, reason))
+        self.found.append(Fault(place, _cut(what), reason))
 
     @contextmanager
     def at(self, place: str, reason: str = "bad_row") -> Iterator[None]:
@@ -81,10 +82,17 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise missing_file(path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"cannot be read: {reason}", where=str(path), fix="give a file of UTF-8 JSON"
+            f"cannot be read: line {line} is not UTF-8 ({error})",
+            where=str(path),
+            fix="save the file as UTF-8",
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cannot be read: {reason}", where=str(path), fix="give a file that can be read"
         ) from error
 
 
@@ -207,6 +215,14 @@ def list_faults(faults: Sequence[str]) -> str:
     if left:
         shown.append(f"... and {left} more")
     return "\n".join(f"  - {line}" for line in shown)
+
+
+def _cut(what: str) -> str:
+    """A fault without most of a long value: a whole image may stand where a path should."""
+    if len(what) <= LONGEST_FAULT:
+        return what
+    start, end = LONGEST_FAULT - 200, 200
+    return f"{what[:start]} ... ({len(what) - start - end:,} characters) ... {what[-end:]}"
 
 
 def _is_list(text: str) -> bool:

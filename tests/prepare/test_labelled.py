@@ -221,6 +221,9 @@ def changed(found: Any, *steps: Any) -> Any:
             "gt_boxes[0] is inverted or empty: [1, 2, 1, 6]",
         ),
         (("annotations", 1, "bbox", [1, 2, 300, 4]), "(converted from xywh)"),
+        (("annotations", 1, "image_id", [1]), "annotation 2 (id 101): `image_id` is neither text"),
+        (("annotations", 1, "category_id", {}), "annotation 2 (id 101): `category_id` is neither"),
+        (("annotations", []), "makes a prompt: 3 images, 0 boxes, 3 images without boxes, 0 crowd"),
         (("annotations", 1, 5), "annotation 2: not a JSON object"),
         (("images", 1, "id", 0), "image 2 (id 0): the id 0 occurs twice"),
         (("images", 0, "file_name", "no.png"), "no.png: No such file"),
@@ -249,6 +252,11 @@ def test_a_bad_record_of_coco_is_named(tmp_path: Path, steps: Any, expected: str
         ((0, "annotations", 0, "result", 0, "original_width", None), "`original_width` is null"),
         ((0, "annotations", 0, "result", 0, "original_width", 201), "says the image is 201 x 100"),
         ((0, "annotations", 0, "result", 0, "value", None), "rectangle 1 has no `value`"),
+        (
+            (0, "annotations", 0, "result", 0, "original_width", 10**400),
+            "the file says the image is 1000",
+        ),
+        ((0, "data", "image", "http://[::1/a.png"), "the image's address 'http://[::1/a.png' is"),
         ((0, "data", {"img": "a.png"}), "`data` has no 'image', but 'img' (image_key)"),
         ((0, "data", "image", "https://host/x/no.png"), "no.png (from https://host/x/no.png)"),
         (
@@ -342,6 +350,8 @@ def test_the_splits_folders_and_lists_of_yolo(tmp_path: Path) -> None:
         ("names: [a]\ntrain: pictures\n", "there are no images at"),
         ("train: images\n", "the file has no `names` of classes"),
         ("names: [a\n", "not YAML"),
+        ("names: [yes, a]\ntrain: .\n", "the name of class 0 is True, not text"),
+        ("names: {0: a, 1: }\ntrain: .\n", "the name of class 1 is None, not text"),
         ("names: [a]\ntrain: .\npath: gone\n", "there is no folder"),
         ("names: [a]\ntrain: .\n", "the dataset is empty"),
     ],
@@ -352,6 +362,25 @@ def test_a_bad_data_yaml_is_refused(tmp_path: Path, text: str, expected: str) ->
     source = YoloSource(source="yolo", path=path)
     with pytest.raises(InputError, match=expected):
         read_yolo(source, request(source))
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_what_makes_no_prompt_for_want_of_a_box_is_noted(
+    tmp_path: Path, read: Callable[..., Prepared]
+) -> None:
+    note = read(tmp_path).notes["without_boxes"]
+    assert note.startswith("1 of 3 ") and note.endswith("that is read: they make no prompt")
+
+
+def test_labels_of_images_that_are_not_there_are_noted(tmp_path: Path) -> None:
+    path = write_yolo(tmp_path / "y")
+    labels = tmp_path / "y" / "train" / "labels"
+    (labels / "gone.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (labels / "classes.txt").write_text("car\n")
+    source = YoloSource(source="yolo", path=path)
+    assert read_yolo(source, request(source)).notes["labels_without_image"] == (
+        f"1 of the label files has no image, for example {labels / 'gone.txt'}"
+    )
 
 
 @pytest.mark.parametrize("read", [read_coco, read_label_studio, read_yolo])

@@ -303,3 +303,72 @@ def test_the_files_of_a_folder_are_known_before_they_are_read(tmp_path: Path) ->
     source = TableSource(source="datasets", path=saved)
     assert source_files(source) == sorted(saved.glob("*.arrow"))
     assert source_files(TableSource(source="csv", path="t.csv")) == [Path("t.csv")]
+
+
+def test_text_in_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(f"{CSV}a.png,café,x\n".encode("cp1252"))
+    with pytest.raises(InputError, match="cannot be read: line 2 is not UTF-8") as caught:
+        read("csv", tmp_path / "t.csv")
+    assert "save the file as UTF-8" in str(caught.value)
+
+
+def test_a_column_without_a_name_is_left_out_and_named(tmp_path: Path) -> None:
+    """As pandas writes the index of its rows."""
+    (tmp_path / "t.csv").write_text(',file,text,bbox\n0,a.png,x,"[1, 2, 7, 7]"\n')
+    prepared = read("csv", tmp_path / "t.csv", unit="px")
+    assert prepared.notes == {"column_without_name": "a column without a name is left out"}
+    assert prepared.rows[0]["extra"] is None
+
+
+def test_a_column_that_no_row_of_json_has_is_a_fault_of_the_settings(tmp_path: Path) -> None:
+    message = r"no column 'nr' \(columns.id\); the file has 'file', 'text', 'bbox', 'category'"
+    with pytest.raises(InputError, match=message):
+        read("jsonl", write_jsonl(tmp_path), columns=COLUMNS | {"id": "nr"})
+
+
+def test_values_that_python_cannot_hold_are_named(tmp_path: Path) -> None:
+    rows = as_table(tmp_path)
+    no_text = pa.array([b"x", b"\xff", b"y"]).cast(pa.binary()).view(pa.string())
+    late = pa.array([0, 0, 2**62], pa.timestamp("us"))
+    for name, column, row in (("text", no_text, 2), ("file", no_text, 2), ("day", late, 3)):
+        places = {"file", "text", "bbox"} - {name}
+        table = rows.select(sorted(places)).append_column(name, column)
+        pq.write_table(table, tmp_path / "t.parquet", row_group_size=1)
+        with pytest.raises(InputError, match=rf"t.parquet, row {row}: column '{name}' cannot be"):
+            read("parquet", tmp_path / "t.parquet")
+
+
+def test_a_parquet_file_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
+    table = as_table(tmp_path)
+    twice = pa.Table.from_arrays(
+        [*table.columns, table["file"]], names=[*table.column_names, "file"]
+    )
+    pq.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="the file has 'file' twice"):
+        read("parquet", tmp_path / "t.parquet")
+
+
+def test_damaged_pages_of_images_are_one_error(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, "bytes")
+    with pq.ParquetFile(path) as file:
+        start = file.metadata.row_group(0).column(0).dictionary_page_offset or 4
+    data = bytearray(path.read_bytes())
+    data[start : start + 40] = b"\xaa" * 40
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        read("parquet", path)
+
+
+def test_numbers_too_large_for_their_image_are_a_fault_of_their_row(tmp_path: Path) -> None:
+    row = {"image": "a.png", "prompt": "?", "task": "grounding", "gt_box": [0, 0, 10**307, 1]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match=r"line 1: gt_box is not four finite numbers: \[0.0"):
+        read("jsonl", tmp_path / "t.jsonl", columns={}, box="xyxy", unit="norm")
+
+
+def test_a_fault_does_not_repeat_a_whole_image(tmp_path: Path) -> None:
+    rows = [{"file": [b"x" * 100_000], "text": "x", "bbox": [1, 2, 7, 7]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"is not text: .* \([0-9,]+ characters\)") as caught:
+        read("parquet", tmp_path / "t.parquet")
+    assert len(str(caught.value)) < 2000

@@ -74,6 +74,13 @@ def open_shards(files: Sequence[Path], path: Path, *, fix: str) -> list[Shard]:
             shard = (ArrowShard if is_arrow else ParquetShard)(file, str(file.relative_to(base)))
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(file, error, fix) from error
+        names = shard.schema.names
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise InputError(
+                f"the file has {', '.join(map(repr, twice))} twice",
+                where=str(file),
+                fix="give each column its own name",
+            )
         shards.append(shard)
     return shards
 
@@ -142,7 +149,8 @@ def shard_rows(
     number = 0
     try:
         for group in range(shard.num_groups):
-            for index, row in enumerate(_in_words(shard.read(group, columns), names)):
+            table = shard.read(group, columns)
+            for index, row in enumerate(_in_words(shard, table, number, names)):
                 number += 1
                 yield ShardImage(shard, images, image_column, group, index, number), row
     except (pa.ArrowException, OSError) as error:
@@ -152,28 +160,36 @@ def shard_rows(
 class ImagePlaces:
     """Where the images of a shard are: inside it, or in files of their own."""
 
-    def __init__(self, shard: Shard, column: str) -> None:
-        self.shard, self.column, self.group = shard, column, -1
+    def __init__(self, shard: Shard, column: str, *, fix: str) -> None:
+        self.shard, self.column, self.group, self.fix = shard, column, -1, fix
         self.found: list[Any] = []
 
     def at(self, image: ShardImage) -> Any:
-        """The image itself if the row holds its bytes, else the path in the row, else None."""
+        """The image itself if the row holds its bytes, else the path in the row, else None.
+
+        Raises `InputError` if the file cannot be read.
+        """
         if image.group != self.group:
-            self.found, self.group = self._look(image.group), image.group
+            try:
+                self.found, self.group = self._look(image), image.group
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(self.shard.path, error, self.fix) from error
         found = self.found[image.row]
         return image if found is True else found
 
-    def _look(self, group: int) -> list[Any]:
-        kind = self.shard.schema.field(self.column).type
-        column = self.shard.read(group, [self.column])[self.column]
+    def _look(self, first: ShardImage) -> list[Any]:
+        kind, before = self.shard.schema.field(self.column).type, first.number - first.row - 1
+        column = self.shard.read(first.group, [self.column])[self.column]
         if _is_binary(kind):
             return [True if there else None for there in pc.is_valid(column).to_pylist()]
         if not pa.types.is_struct(kind):
-            return list(column.to_pylist())
+            return _python_values(self.shard, column, self.column, before)
         fields = {field.name: pc.struct_field(column, field.name) for field in kind}
         nothing = [None] * len(column)
         inside = pc.is_valid(fields["bytes"]).to_pylist() if "bytes" in fields else nothing
-        paths = fields["path"].to_pylist() if "path" in fields else nothing
+        paths = nothing
+        if "path" in fields:
+            paths = _python_values(self.shard, fields["path"], self.column, before)
         return [True if there else path for there, path in zip(inside, paths, strict=True)]
 
 
@@ -195,14 +211,42 @@ def _class_names(schema: pa.Schema) -> Mapping[str, Sequence[str]]:
         return {}
 
 
-def _in_words(table: pa.Table, names: Mapping[str, Sequence[str]]) -> list[Row]:
-    """The rows, with names for the numbers of classes; -1 is no class."""
-    rows: list[Row] = table.to_pylist()
+def _in_words(
+    shard: Shard, table: pa.Table, before: int, names: Mapping[str, Sequence[str]]
+) -> list[Row]:
+    """The rows, with names for the numbers of classes; -1 is no class.
+
+    `before` rows of the shard come before the table's.
+    """
+    columns = [_python_values(shard, table[name], name, before) for name in table.column_names]
+    rows: list[Row] = [
+        dict(zip(table.column_names, cells, strict=True)) for cells in zip(*columns, strict=True)
+    ] or [{} for _ in range(table.num_rows)]
     for column in names.keys() & set(table.column_names):
         classes = dict(enumerate(names[column]))
         for row in rows:
             row[column] = classes.get(row[column])
     return rows
+
+
+def _python_values(shard: Shard, column: pa.ChunkedArray, name: str, before: int) -> list[Any]:
+    """A column's values; raises `InputError` with the first row whose value has none in Python.
+
+    Such are texts that are not UTF-8, and dates beyond the year 9999.
+    """
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):
+        for number, cell in enumerate(column, start=before + 1):
+            try:
+                cell.as_py()
+            except (ValueError, OverflowError) as error:
+                raise InputError(
+                    f"{shard.name}, row {number}: column {name!r} cannot be read: {error}",
+                    where=str(shard.path),
+                    fix="correct this value, or leave the column out of the file",
+                ) from error
+        raise
 
 
 def _unreadable(path: Path, error: Exception, fix: str) -> InputError:

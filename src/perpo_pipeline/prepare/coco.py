@@ -22,7 +22,12 @@ from perpo_pipeline.json_files import Faults, Row, RowFault, read_json
 from perpo_pipeline.prepare.collect import Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import absent, integer_at, text_at
-from perpo_pipeline.prepare.labelled import LabelledBox, LabelledImage, entries_of
+from perpo_pipeline.prepare.labelled import (
+    LabelledBox,
+    LabelledImage,
+    entries_of,
+    note_without_boxes,
+)
 from perpo_pipeline.store.atomic import file_sha256
 
 UNREAD = frozenset({"segmentation"})
@@ -50,6 +55,7 @@ def read_coco(source: CocoSource, request: Request) -> Prepared:
         request,
         embed=source.embed_images,
         per_dataset=source.per_dataset,
+        found=counts,
     )
     prepared.facts.update(
         file_sha256=file_sha256(source.path),
@@ -58,6 +64,7 @@ def read_coco(source: CocoSource, request: Request) -> Prepared:
     )
     prepared.left_out["crowd"] = counts.pop("crowd")
     prepared.counts["found"] = counts
+    note_without_boxes(prepared, "images", counts["images_without_boxes"], counts["images"])
     return prepared
 
 
@@ -142,6 +149,8 @@ def _checked(
     for key in ("image_id", "category_id"):
         if record.get(key) is None:
             raise RowFault(absent(record, key))
+        if isinstance(record[key], list | dict):
+            raise RowFault(f"`{key}` is neither text nor a whole number: {record[key]!r}")
     if record["image_id"] not in images:
         raise RowFault(f"`image_id` {record['image_id']!r} is no image of the file")
     if record["category_id"] not in categories:

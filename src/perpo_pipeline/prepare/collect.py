@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 from perpo_pipeline.answers.formats import get_box_format
@@ -130,12 +131,14 @@ def collect(
     embed: bool = False,
     per_dataset: int | None = None,
     threads: int = MOST_THREADS,
+    found: Mapping[str, int] = MappingProxyType({}),
 ) -> Prepared:
     """Choose `per_dataset` entries of each dataset; check them and their images.
 
     The entries with the smallest hashes of (seed, key) are chosen: a random choice that does not
     depend on the order of the rows. They keep their order. Images of other rows are not opened.
-    Where bad rows are left out, the next entries of the same dataset take their places.
+    Where bad rows are left out, the next entries of the same dataset take their places. `found`
+    counts what the reader found, for the error if that makes no prompt.
 
     Raises `InputError` with the faults of all rows (if bad rows are left out: only if none
     remains), for boxes that all look like another unit than pixels, for a dataset with fewer than
@@ -164,6 +167,13 @@ def collect(
             f"per_dataset takes {per_dataset} rows from each dataset, but {'; '.join(shortages)}",
             where=faults.where,
             fix="lower per_dataset, or leave these datasets out",
+        )
+    if not checked and any(found.values()):
+        counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.items())
+        raise InputError(
+            f"nothing in the dataset makes a prompt: {counted}",
+            where=faults.where,
+            fix="give a file with labelled boxes",
         )
     if not checked:
         raise InputError(

@@ -28,7 +28,12 @@ from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_list
 from perpo_pipeline.prepare.collect import Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import absent, integer_at, text_at, text_fault
-from perpo_pipeline.prepare.labelled import LabelledBox, LabelledImage, entries_of
+from perpo_pipeline.prepare.labelled import (
+    LabelledBox,
+    LabelledImage,
+    entries_of,
+    note_without_boxes,
+)
 from perpo_pipeline.store.atomic import file_sha256
 
 RECTANGLE, CHOICES = "rectanglelabels", "choices"
@@ -47,6 +52,7 @@ def read_label_studio(source: LabelStudioSource, request: Request) -> Prepared:
         request,
         embed=source.embed_images,
         per_dataset=source.per_dataset,
+        found=counts,
     )
     prepared.facts.update(
         file_sha256=file_sha256(source.path),
@@ -54,6 +60,7 @@ def read_label_studio(source: LabelStudioSource, request: Request) -> Prepared:
         instruction=request.instruction,
     )
     prepared.counts["found"] = dict(counts)
+    note_without_boxes(prepared, "tasks", counts["tasks_without_boxes"], counts["tasks"])
     others = [f"{count} {kind[6:]}" for kind, count in counts.items() if kind.startswith("other ")]
     if others:
         prepared.notes["other_results"] = f"results that are no rectangles: {', '.join(others)}"
@@ -150,9 +157,10 @@ def _height(result: Row) -> int:
 def _in_pixels(value: Row, width: int, height: int) -> list[Any]:
     """x, y, width, height in pixels, as they are if they are no numbers."""
     box: list[Any] = [value.get(name) for name in ("x", "y", "width", "height")]
-    if not are_numbers(box, 4):
+    sides = [width, height, width, height]
+    if not are_numbers(box + sides, 8):
         return box
-    sides = (width, height, width, height)
+    box = [float(part) for part in box]
     return [part * side / 100 for part, side in zip(box, sides, strict=True)]
 
 
@@ -175,8 +183,11 @@ def _image(task: Row, key: str, root: Path) -> ImageFile:
 
 
 def _local_names(address: str) -> list[str]:
-    """The paths at which the image of an address may be, from `image_root`."""
-    parts = urlsplit(address)
+    """The paths at which the image of an address may be, from `image_root`; raises `RowFault`."""
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise RowFault(f"the image's address {address[:120]!r} is none: {error}") from None
     if parts.path.endswith(_LOCAL) and (given := parse_qs(parts.query).get("d")):
         return [given[0], PurePosixPath(given[0]).name]
     if not (parts.scheme or address.startswith("/data/")):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from perpo_pipeline.json_files import Faults, Row
-from perpo_pipeline.prepare.collect import Request
+from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.entries import Entry, ImageData
 from perpo_pipeline.prepare.fields import extra_text
 
@@ -69,6 +69,14 @@ def entries_of(
             place, key = f"{found.place}, label {label!r}", f"{found.key}/{label}"
             truth = {"gt_boxes": [box.box for box in boxes]}
             yield _entry(found, boxes[0], dataset, request, place, key, truth)
+
+
+def note_without_boxes(prepared: Prepared, what: str, without: int, of: int) -> None:
+    """Note how many images (or tasks) make no prompt, because they have no box."""
+    if without:
+        prepared.notes["without_boxes"] = (
+            f"{without:,} of {of:,} {what} without a box that is read: they make no prompt"
+        )
 
 
 def _entry(

@@ -89,7 +89,8 @@ def to_xyxy_px(raw: Floats, sizes: Floats, order: str, unit: Unit | None) -> Flo
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
     found = np.column_stack([a, b, c, d])
     parts = None if unit is None else PARTS.get(unit)
-    return found if parts is None else found * np.tile(sizes, 2) / parts
+    with np.errstate(over="ignore"):  # what is too large is beyond its image, too
+        return found if parts is None else found * np.tile(sizes, 2) / parts
 
 
 def is_inverted(xyxy: Floats) -> Mask:

@@ -133,7 +133,7 @@ def _shard_records(shards: Sequence[Shard], image_column: str | None) -> Iterato
     for shard in shards:
         column = image_column if image_column in shard.schema.names else None
         wanted = [name for name in shard.schema.names if name != column]
-        places = None if column is None else ImagePlaces(shard, column)
+        places = None if column is None else ImagePlaces(shard, column, fix=_FIX)
         for image, row in shard_rows(shard, column or "", images, columns=wanted, fix=_FIX):
             if places is not None and column is not None:
                 row[column] = places.at(image)

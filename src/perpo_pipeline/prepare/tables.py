@@ -25,10 +25,10 @@ from perpo_pipeline.config.sources import ColumnOf, TableSource, Task, Truth
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault, parse_json
 from perpo_pipeline.prepare.arrow_files import ShardImage
-from perpo_pipeline.prepare.collect import Prepared, Request, collect
+from perpo_pipeline.prepare.collect import MOST_THREADS, Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFile
 from perpo_pipeline.prepare.fields import absent, extra_text, is_kept, text_fault
-from perpo_pipeline.prepare.table_files import Record, open_table
+from perpo_pipeline.prepare.table_files import DELIMITERS, Record, open_table
 from perpo_pipeline.store.atomic import file_sha256
 
 BOXES: tuple[Truth, ...] = get_args(Truth)
@@ -56,8 +56,10 @@ def read_table(source: TableSource, request: Request) -> Prepared:
         embed=source.embed_images,
         per_dataset=source.per_dataset,
         # One thread reads images inside the files in order: one row group is kept in memory.
-        **({"threads": 1} if table.has_images else {}),
+        threads=1 if table.has_images else MOST_THREADS,
     )
+    if table.columns is None:  # JSON, where each row has its own keys
+        rows.fields.check(list(rows.seen), source.path, request.split)
     hashes = {name: file_sha256(file) for name, file in table.files.items()}
     prepared.facts.update(
         file_sha256=hashes if table.has_images else hashes[source.path.name],
@@ -66,6 +68,8 @@ def read_table(source: TableSource, request: Request) -> Prepared:
     )
     if rows.extra:
         prepared.notes["extra"] = f"other columns, kept with the prompts: {', '.join(rows.extra)}"
+    if source.source in DELIMITERS and "" in (table.columns or ()):
+        prepared.notes["column_without_name"] = "a column without a name is left out"
     if rows.left_out:
         named = ", ".join(rows.left_out)
         prepared.notes["columns_left_out"] = f"columns of bytes, which are left out: {named}"
@@ -132,12 +136,14 @@ class _Rows:
         self.fields = _Fields(source.columns)
         self.root = source.image_root or source.folder
         self.has_expressions = False
+        self.seen: dict[str, None] = {}  # the keys of all rows
         self.extra: dict[str, None] = {}  # names of the other columns, in their order
         self.left_out: dict[str, None] = {}  # and of those that cannot be kept
 
     def entries(self, records: Iterator[Record]) -> Iterator[Entry]:
         """The entries of the good rows; the others become faults."""
         for record in records:
+            self.seen.update(dict.fromkeys(record.row))
             row, extra = self.fields.take(record.row)
             self.has_expressions |= bool(row.get("expression"))
             self._keep(extra)

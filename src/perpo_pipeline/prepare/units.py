@@ -132,7 +132,8 @@ def in_pixels(flat: Any, unit: Unit | None, width: int, height: int) -> Any:
     """Coordinates x, y, x, y, ... of the unit in pixels; unchanged if they are not numbers."""
     if unit is None or unit not in PARTS or not _is_flat(flat):
         return flat
-    return [v * (height if i % 2 else width) / PARTS[unit] for i, v in enumerate(flat)]
+    sides = (width, height)
+    return [float(v) * sides[i % 2] / PARTS[unit] for i, v in enumerate(flat)]
 
 
 def as_xyxy(box: Any, order: Order) -> Any:

@@ -26,7 +26,12 @@ from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_text
 from perpo_pipeline.prepare.collect import Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageFile
-from perpo_pipeline.prepare.labelled import LabelledBox, LabelledImage, entries_of
+from perpo_pipeline.prepare.labelled import (
+    LabelledBox,
+    LabelledImage,
+    entries_of,
+    note_without_boxes,
+)
 from perpo_pipeline.store.atomic import file_sha256
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -43,18 +48,25 @@ def read_yolo(source: YoloSource, request: Request) -> Prepared:
             fix=f"name the folder of the images: prepare.{request.split}.image_root",
         )
     faults, counts, digest = Faults(root), Counter[str](), hashlib.sha256()
+    folders: dict[Path, None] = {}  # of images
 
     def entries() -> Iterator[Entry]:
         for split in source.splits or [request.split]:
             dataset = f"{root.resolve().name}_{split}"
             for image in _images(described, split, root, source.path, request.split):
                 found = _labelled(image, root, described["names"], faults, digest)
+                folders[image[0].parent] = None
                 counts.update(images=1, boxes=len(found.boxes))
                 counts["images_without_boxes"] += not found.boxes
                 yield from entries_of(found, source.per, dataset, request, faults)
 
     prepared = collect(
-        entries(), faults, request, embed=source.embed_images, per_dataset=source.per_dataset
+        entries(),
+        faults,
+        request,
+        embed=source.embed_images,
+        per_dataset=source.per_dataset,
+        found=counts,
     )
     prepared.facts.update(
         file_sha256=file_sha256(source.path),
@@ -62,7 +74,14 @@ def read_yolo(source: YoloSource, request: Request) -> Prepared:
         image_root=str(root.resolve()),
         instruction=request.instruction,
     )
+    if lonely := [file for folder in folders for file in _labels_without_image(folder)]:
+        counts["labels_without_image"] = len(lonely)
+        prepared.notes["labels_without_image"] = (
+            f"{len(lonely):,} of the label files {'has' if len(lonely) == 1 else 'have'} no image, "
+            f"for example {lonely[0]}"
+        )
     prepared.counts["found"] = dict(counts)
+    note_without_boxes(prepared, "images", counts["images_without_boxes"], counts["images"])
     return prepared
 
 
@@ -78,6 +97,13 @@ def _describe(path: Path) -> Row:
         names = {str(number): name for number, name in enumerate(names)}
     if not isinstance(names, dict) or not names:
         raise InputError("the file has no `names` of classes", where=str(path), fix=fix)
+    for number, name in names.items():
+        if isinstance(name, bool) or not isinstance(name, str | int | float) or name == "":
+            raise InputError(
+                f"the name of class {number} is {name!r}, not text",
+                where=str(path),
+                fix="give it a name, in quotes if it is one such as yes, no, on, off or null",
+            )
     return {**found, "names": {number: str(name) for number, name in names.items()}}
 
 
@@ -153,6 +179,16 @@ def _label_file(image: Path) -> Path:
             parts[index] = "labels"
             break
     return Path(*parts)
+
+
+def _labels_without_image(folder: Path) -> list[Path]:
+    """The label files of a folder of images that belong to none of them."""
+    labels = _label_file(folder / "any").parent
+    if labels == folder:
+        return []  # any text file may stand beside images
+    stems = {file.stem for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES}
+    files = sorted(labels.glob("*.txt"))
+    return [file for file in files if file.stem not in stems | {"classes"}]
 
 
 def _parse(line: str, names: Row) -> tuple[str, list[float], str]:
