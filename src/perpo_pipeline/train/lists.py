@@ -17,7 +17,6 @@ from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.vlm.chat import AnswerTurn
 from perpo_pipeline.vlm.inputs import faults_of_one_row
-from perpo_pipeline.vlm.prompts import render_prompt, resized_size
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -168,6 +167,8 @@ def _written_box(
 
 def _resized(prompt: Row, vlm: "Vlm") -> Size:
     """The size of the resized image, which is never padded: `ModelConfig` refuses that."""
+    from perpo_pipeline.vlm.prompts import resized_size
+
     with faults_of_one_row(prompt):
         size = resized_size(vlm, (prompt["width"], prompt["height"]))
     if size is None:
@@ -187,6 +188,8 @@ def target_token_ids(vlm: "Vlm", prompt: str, answer: str, turn: AnswerTurn) -> 
     Control tokens that the answer spells stay text; raises InputError where the tokenizer cannot do
     that.
     """
+    from perpo_pipeline.vlm.prompts import render_prompt
+
     rendered = render_prompt(vlm, prompt)
     separator = "" if rendered[-1:].isspace() or turn.start else " "
     answer = turn.start + vlm.plain.mark(answer)
