@@ -112,3 +112,16 @@ def test_gc_leaves_a_version_that_is_being_written(
 def test_a_size_has_three_digits_at_most() -> None:
     sizes = [shown_size(size) for size in (0, 999, 1000, 99_949, 123_456_789, 2_500_000_000)]
     assert sizes == ["0 B", "999 B", "1.0 kB", "99.9 kB", "123 MB", "2.5 GB"]
+
+
+def test_versions_beside_a_damaged_current_and_what_they_came_from_are_left(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old_scores = made("scores", {"reward": {"iou": 1.0}})
+    made("preferences", {"min_margin": 0.8}, scores=old_scores)
+    (Path("data/r/preferences/train") / "current").write_text("")
+    made("scores", {"reward": {"giou": 1.0}})
+    assert gc(capsys)[0] == []
+    again = made("preferences", {"min_margin": 0.8}, scores=old_scores)
+    (again.path / "manifest.json").write_text("{")
+    assert gc(capsys)[0] == []

@@ -207,7 +207,7 @@ def follow_current(path: Path) -> Path:
         raise ArtifactError(
             f"the file does not name a version: {name!r}",
             where=str(pointer),
-            fix=f"run: {_remake(path / name)}",
+            fix=f"remove this file and run: {_remake(path / MANIFEST)}",
         )
     if not (path / name).is_dir():
         raise ArtifactError(

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.artifacts import (
     CURRENT,
     MANIFEST,
     MERGED,
     STARTED,
     being_written,
+    follow_current,
 )
 
 OPTIONS = "options.json"
@@ -70,16 +72,19 @@ def shown_size(size: int) -> str:
 
 
 def _used(run_dir: Path) -> set[Path]:
+    """All that a `current` file leads to; where one is damaged, every version beside it counts."""
     used: set[Path] = set()
-    frontier = [
-        pointer.parent / pointer.read_text().strip()
-        for pointer in sorted(run_dir.glob(f"*/*/{CURRENT}"))
-    ]
+    frontier: list[Path] = []
+    for pointer in sorted(run_dir.glob(f"*/*/{CURRENT}")):
+        try:
+            frontier.append(follow_current(pointer.parent))
+        except ArtifactError:
+            frontier += [file.parent for file in pointer.parent.glob(f"*/{STARTED}")]
     while frontier:
         path = frontier.pop().resolve()
         if path not in used:
             used.add(path)
-            inputs = _read(path / MANIFEST).get("inputs", {})
+            inputs = (_read(path / MANIFEST) or _read(path / STARTED)).get("inputs", {})
             frontier += [path / record["path"] for record in inputs.values()]
     return used
 
