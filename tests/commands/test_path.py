@@ -37,7 +37,10 @@ def test_the_version_in_use_is_found_by_name(
         with open_writer(Path("data/r/preferences/train"), recipe) as writer:
             version = writer.finish()
     for asked in ("preferences", "preferences/train"):
-        assert path(capsys, asked) == (0, f"{version.path}\n", "")
+        code, out, err = path(capsys, asked)
+        assert (code, out) == (0, f"{version.path}\n")
+        setting = "made with filter.min_margin 0.4, the configuration says 0.8"
+        assert f"path: not as the configuration says: preferences/train: {setting}\n" in err
     with open_writer(Path("data/r/reference/0f"), Recipe("reference", "0f", "train", 1, {})) as w:
         reference = w.finish()  # no node of the graph, but in the run's folder
     assert path(capsys, "reference")[:2] == (0, f"{reference.path}\n")

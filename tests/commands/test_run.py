@@ -18,6 +18,7 @@ from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import parse_set
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.calls import calls
+from perpo_pipeline.status.options import Options
 from perpo_pipeline.store.artifacts import STARTED
 from perpo_pipeline.store.writing import Recipe, open_writer
 
@@ -94,21 +95,45 @@ def test_a_run_is_made_whole_and_every_single_stage_then_finds_its_result(
         assert code == 0 and "up to date" in err and " rows in " not in err, err
     code, out, err = perpo(capsys, "run", "--config", "m.yaml")
     assert (code, out.strip()) == (0, page) and "everything is up to date, nothing was run" in err
+    trained = in_a_process("train", Path("m.yaml"))
+    assert "train perpo: up to date" in trained.stderr
+    assert not {"torch", "transformers"} & set(trained.stderr.split())
 
 
-def test_a_finished_run_is_left_alone_in_a_moment(made: Path) -> None:
+def in_a_process(command: str, file: Path) -> subprocess.CompletedProcess[str]:
+    """The command on its own; stderr ends with the modules that it imported."""
     code = (
         "import sys; from perpo_pipeline import cli\n"
-        "try: cli.main(['run', '--config', sys.argv[1]])\n"
+        "try: cli.main([sys.argv[1], '--config', sys.argv[2]])\n"
         "except SystemExit as ended: assert not ended.code\n"
         "print(*sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(made)], capture_output=True, text=True, check=True
+    return subprocess.run(
+        [sys.executable, "-c", code, command, str(file)], capture_output=True, text=True, check=True
     )
+
+
+def test_a_finished_run_is_left_alone_in_a_moment(made: Path) -> None:
+    done = in_a_process("run", made)
     assert "everything is up to date, nothing was run" in done.stderr
     assert done.stdout.endswith("report.html\n") and done.stdout.count("\n") == 1
     assert not {"torch", "transformers"} & set(done.stderr.split())
+
+
+def test_what_an_option_asked_for_is_left_and_named(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Options({"train.beta": "--set train.beta=0.4"})
+    run = Run(load_config(made), quiet=True, options=options)
+    adapter = make_node(run, ("adapter", "perpo"))
+    edited = made.parent / "edited.yaml"
+    edited.write_text(made.read_text().replace("beta: 0.5", "beta: 0.6"))
+    code, _, err = perpo(capsys, "run", "--config", str(edited), "--to", "train")
+    assert code == 0 and "everything is up to date, nothing was run" in err
+    said = "adapter/perpo: made with train.beta 0.5, the configuration says 0.6; --set train.beta"
+    assert f"run: leaves {said}=0.4 asked for it\n" in err
+    assert f"run: to make it as the file says: perpo train --config {edited} --method perpo" in err
+    assert adapter.path.is_dir()
 
 
 def test_a_changed_setting_makes_its_artifact_and_what_follows_and_says_why(

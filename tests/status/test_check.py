@@ -368,7 +368,36 @@ def test_a_command_records_what_it_was_given(file: Path) -> None:
 
 def test_an_option_explains_its_own_setting_and_the_parts_of_it() -> None:
     options = Options({"train.methods.dpo.lora": "--set a", "prepare.train": "SOURCE jsonl"})
-    assert options.setting("train.lora.rank", "") == "--set a"
-    assert options.setting("prepare.train.path", "") == "SOURCE jsonl"
-    assert options.setting("train.beta", "") is None
-    assert options.setting("prepare.trained.path", "") is None
+    assert options.setting("train.lora.rank", "", "dpo") == "--set a"
+    assert options.setting("train.lora.rank", "", "dpo-seed2") == "--set a"
+    assert options.setting("train.lora.rank", "", "perpo") is None
+    assert options.setting("prepare.train.path", "", "train") == "SOURCE jsonl"
+    assert options.setting("train.beta", "", "dpo") is None
+    assert options.setting("prepare.trained.path", "", "trained") is None
+    assert Options({"train.methods": "--set b"}).setting("train.beta", "", "perpo") == "--set b"
+
+
+def test_an_option_of_one_method_explains_no_difference_of_another(file: Path) -> None:
+    asked = Options({"train.methods.sft.epochs": "--set train.methods.sft.epochs=2"})
+    make_node(dataclasses.replace(run_of(file), options=asked), ("adapter", "perpo"))
+    edited = run_of(file, train__methods__perpo__beta=0.7)
+    assert "train.beta 0.5, the configuration says 0.7" in refusal(edited, "adapter", "perpo").what
+
+
+def test_an_option_explains_an_older_input_only_if_it_explains_all_of_its_lineage(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter's lists, of --min-margin 0.4, are of samples that were warmer, too."""
+    asked = Options({"filter.min_margin": "--set filter.min_margin=0.4"})
+    flagged = dataclasses.replace(run_of(file, filter__min_margin=0.4), options=asked)
+    for key in (("preferences", "train"), ("adapter", "perpo")):
+        make_node(flagged, key)
+    make_node(run_of(file), ("preferences", "train"))
+    run_of(file).latest("adapter", "perpo")
+    assert "--set filter.min_margin=0.4 asked for it" in capsys.readouterr().err
+    rescored = run_of(file, score__reward="giou")
+    assert "scores/train: made with score.reward" in refusal(rescored, "adapter", "perpo").what
+    edited = run_of(file, sample__temperature=0.9)
+    for key in (("samples", "train"), ("scores", "train"), ("preferences", "train")):
+        make_node(edited, key)
+    assert "adapter/perpo: made from other preferences" in refusal(edited, "adapter", "perpo").what

@@ -1,5 +1,6 @@
 """`perpo path`."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,7 +37,7 @@ def path(
     """Print the folder of the version that is in use.
 
     An artifact's folder holds one folder for each version, and the file `current`, which names the
-    one in use. `perpo status` says whether it is what the configuration describes.
+    one in use. What differs from the configuration is named on stderr.
 
     Example: perpo path samples --config configs/demo.yaml
 
@@ -44,6 +45,7 @@ def path(
     """
     from perpo_pipeline import advice
     from perpo_pipeline.errors import ArtifactError
+    from perpo_pipeline.status.check import Check
     from perpo_pipeline.store.artifacts import CURRENT, open_version
 
     settings = read_config(config, sets, run=run)
@@ -55,7 +57,10 @@ def path(
             where=str(place),
             fix=f"run: {advice.remake(name, variant)}",
         )
-    print(open_version(place, name).path)
+    version = open_version(place, name)
+    for reason in Check(settings).find([(name, variant)]).silent.values():
+        print(f"path: not as the configuration says: {reason}", file=sys.stderr)
+    print(version.path)
 
 
 def choose_variant(config: "RunConfig", asked: str) -> tuple[str, str]:

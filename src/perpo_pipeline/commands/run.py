@@ -157,6 +157,7 @@ def _make_all(run: "Run", chosen: "list[Call]", given: Given) -> int:
 
     todo = find_pending(run.config, chosen)
     _announce(run, todo, len(chosen))
+    _name_what_options_asked_for(run, chosen, todo)
     made = 0
     for place, planned in enumerate(todo, start=1):
         # What was made anew may have the content that it had: then the rest is current.
@@ -183,6 +184,20 @@ def _announce(run: "Run", todo: "list[Pending]", calls: int) -> None:
         more = [f"and {len(one.why) - SHOWN} more"] * (len(one.why) > SHOWN)
         why = [w if len(w) <= LONGEST else f"{w[: LONGEST - 3]}..." for w in one.why[:SHOWN]]
         run.say(f"  {one.call.title:<{width}}  {'; '.join([*why, *more])}")
+
+
+def _name_what_options_asked_for(run: "Run", chosen: "list[Call]", todo: "list[Pending]") -> None:
+    """Name what is left as earlier options asked for it; a stage that is called names its own."""
+    from perpo_pipeline.status.check import Check
+    from perpo_pipeline.status.refusal import first_command
+
+    left = [call for call in chosen if call not in [one.call for one in todo]]
+    accepted = Check(run.config).find(n.key for call in left for n in call.made).accepted.values()
+    for one in accepted:
+        run.say(f"run: leaves {one}")
+    if accepted:
+        again = first_command([one.reason for one in accepted])
+        run.say(f"run: to make it as the file says: {again}, then the same command")
 
 
 def _free_memory() -> None:

@@ -138,6 +138,7 @@ class Check:
         seen.add(mark)
         chain = (used.options, *above) if used.options != Options() else above
         explained: set[Key] = set()
+        further: list[Key] = []  # what an older input was made from, too
         for reason in used.reasons:
             option = self._explanation(reason, used, chain)
             if option is None:
@@ -145,14 +146,17 @@ class Check:
             else:
                 found.accepted[reason.label] = Accepted(reason, option)
                 explained |= {reason.need} if reason.need else set()
-        for need in self.nodes[key].needs:
-            if need not in explained:
-                self._visit(need, chain, found, seen)
+                if reason.kind == "input" and reason.need:
+                    further += self.nodes[reason.need].needs
+        own = [need for need in self.nodes[key].needs if need not in explained]
+        for need in (*own, *further):
+            self._visit(need, chain, found, seen)
 
     def _explanation(self, reason: Reason, used: InUse, chain: Sequence[Options]) -> str | None:
         """The option that asked for a difference; None if nobody did."""
         if reason.kind == "setting":
-            options = (one.setting(reason.setting, reason.label) for one in chain)
+            variant = reason.node.variant
+            options = (one.setting(reason.setting, reason.label, variant) for one in chain)
             return next((option for option in options if option), None)
         if reason.kind == "given":
             return used.options.inputs[reason.setting]
@@ -161,19 +165,21 @@ class Check:
         return None
 
     def _why_other_input(self, reason: Reason, used: InUse, chain: Sequence[Options]) -> str | None:
-        """The option that asked for an input with other settings than the run's now."""
+        """The option that asked for an input with other settings than the run's now.
+
+        All that differs in that input must be asked for, back to the data.
+        """
         record = _record_of(used.manifest, reason.need or ("", ""))
+        chain = [one for one in chain if reason.label not in one.stale]
         if record is None or reason.need is None:
             return None
         try:
-            manifest = read_manifest(used.path / record["path"])
+            other = self._of_version(reason.need, used.path / record["path"])
         except ArtifactError:
             return None
-        other = differences(reason.need, manifest, self.config)
-        options = [
-            next((o for one in chain if (o := one.setting(d.key, reason.label))), None)
-            for d in other
-        ]
+        chain = [other.options, *chain]
+        counted = [one for one in other.reasons if one.kind != "missing"]
+        options = [self._explanation(one, other, chain) for one in counted]
         return options[0] if options and all(options) else None
 
     def _read(self, key: Key) -> InUse | None:
@@ -186,14 +192,19 @@ class Check:
                 where=str(path),
                 fix=f"remove {place / CURRENT}, then run: {advice.command(*self.nodes[key].words)}",
             )
+        return self._of_version(key, path)
+
+    def _of_version(self, key: Key, path: Path) -> InUse:
+        """One version of a node, which need not be the one in use."""
         version = open_version(path)
-        path, manifest = version.path, version.manifest
+        manifest = version.manifest
         if (manifest["artifact"], manifest.get("variant")) != key:
             raise ArtifactError(
                 f"this is a '{manifest['artifact']}' artifact {manifest.get('variant')}, in the "
                 f"place of {key[0]}/{key[1]}",
                 where=str(path),
-                fix=f"remove {place / CURRENT}, then run: {advice.command(*self.nodes[key].words)}",
+                fix=f"remove {self.place(key) / CURRENT}, then run: "
+                + advice.command(*self.nodes[key].words),
             )
         options = options_of(path, manifest)
         node = self.nodes[key]
@@ -231,7 +242,8 @@ class Check:
         if not (place / CURRENT).is_file():
             text = f"{need[0]}/{need[1]} is missing"
             return Reason(node, "missing", text, f"{need[0]}/{need[1]}", need)
-        if record is None and all(r["artifact"] != need[0] for r in manifest["inputs"].values()):
+        is_other = node.artifact == "report"  # its settings name what it shows: a difference there
+        if record is None and (is_other or need[0] not in _artifacts(manifest)):
             return None
         try:
             now = open_version(place)
@@ -275,6 +287,11 @@ def _made_by_another_stage(node: Node, path: Path, manifest: Json) -> str | None
         return None
     again = ", which finds it again if its content is the same" if trust else ""
     return f"made by version {version} of `perpo {stage}`, today's is {today}{again}"
+
+
+def _artifacts(manifest: Json) -> set[str]:
+    """The artifacts that a version was made from."""
+    return {record["artifact"] for record in manifest["inputs"].values()}
 
 
 def _record_of(manifest: Json, need: Key) -> Json | None:

@@ -178,7 +178,8 @@ def _facts(artifact: str, config: RunConfig) -> dict[str, tuple[str, Any]]:
             found["own_rewards"] = ("score.reward", own_rewards(weights))
         return found
     if artifact == "report":
-        return {name: (f"the {name}", value) for name, value in report_facts(config).items()}
+        keys = {"models": "eval.models", "evaluations": "eval", "methods": "train"}
+        return {name: (keys[name], value) for name, value in report_facts(config).items()}
     return {}
 
 

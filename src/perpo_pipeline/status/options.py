@@ -5,6 +5,7 @@ was asked for on a command line is no mistake, and is only named.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,17 @@ class Options:
     inputs: Mapping[str, str] = field(default_factory=dict)
     stale: Mapping[str, str] = field(default_factory=dict)
 
-    def setting(self, key: str, label: str) -> str | None:
-        """The option that gave a setting, a part of it, or the whole of which it is a part."""
+    def setting(self, key: str, label: str, variant: str) -> str | None:
+        """The option that gave a setting, a part of it, or the whole of which it is a part.
+
+        `variant` is that of the artifact which was made with the setting.
+        """
         if label in self.stale:
             return None
         for given, option in self.settings.items():
-            own = _without_method(given)
+            own = given if key == "train" else _of_variant(given, variant)
+            if own is None:
+                continue
             if own == key or key.startswith(f"{own}.") or own.startswith(f"{key}."):
                 return option
         return None
@@ -39,10 +45,13 @@ class Options:
         return {name: dict(given) for name, given in every.items() if given}
 
 
-def _without_method(key: str) -> str:
-    """`train.methods.dpo.beta` is `train.beta` of that method's adapter."""
+def _of_variant(key: str, variant: str) -> str | None:
+    """`train.methods.dpo.beta` is `train.beta` of that method's adapters, and None of others."""
     parts = key.split(".")
-    return ".".join(["train", *parts[3:]]) if parts[:2] == ["train", "methods"] else key
+    if parts[:2] != ["train", "methods"]:
+        return key
+    is_own = not parts[2:] or re.fullmatch(rf"{re.escape(parts[2])}(-seed\d+)?", variant)
+    return ".".join(["train", *parts[3:]]) if is_own else None
 
 
 def options_of(version: Path, manifest: Json) -> Options:
