@@ -66,6 +66,7 @@ def test_the_reference_is_computed_once_for_all_methods(
     message = capsys.readouterr().err
     assert "self-check passed" in message and "reference train: up to date" not in message
     assert re.search(r"train: \d lists make \d optimiser steps? of perpo", message)
+    assert "What would help: perpo filter --config" in message and "more prompts" not in message
     assert perpo("train", "--method", "lipo", "--set", "train.max_tokens_per_forward=300") == 0
     assert "reference train: up to date" in capsys.readouterr().err
     assert len(list(Path("data/r/reference/train").glob("*/manifest.json"))) == 1

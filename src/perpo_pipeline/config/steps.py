@@ -23,6 +23,22 @@ def lists_for(steps: int, settings: TrainSettings) -> int:
     return ceil(steps / settings.epochs) * settings.batch_size
 
 
+def say_few_steps(lists: int, trainings: Mapping[str, TrainSettings]) -> str | None:
+    """The sentence about the training with the fewest steps; None unless these are too few."""
+    few = _with_few_steps(lists, trainings)
+    if not few:
+        return None
+    name, one = next(iter(few.items()))
+    steps, needed = count_steps(lists, one), lists_for(ENOUGH, one)
+    others = "" if len(few) == 1 else f" and {len(few) - 1} more"
+    return (
+        f"{_plural(lists, 'list')} {'makes' if lists == 1 else 'make'} "
+        f"{_plural(steps, 'optimiser step')} of {name}{others} (batch_size {one.batch_size}, "
+        f"epochs {one.epochs:g}); {ENOUGH} steps need about {needed:,} lists. {ENOUGH} are the "
+        "fewest after which a clear gain was measured (docs/choosing.md)."
+    )
+
+
 def warn_of_few_steps(
     lists: int,
     trainings: Mapping[str, TrainSettings],
@@ -35,24 +51,27 @@ def warn_of_few_steps(
     manifest: `lists` before filtering, `kept`, `kept_at` and `dropped`, `min_margin` and
     `max_lists`; a remedy whose figures are missing is left out.
     """
-    few = {name: one for name, one in trainings.items() if count_steps(lists, one) < ENOUGH}
-    if not few:
+    sentence = say_few_steps(lists, trainings)
+    if sentence is None:
         return None
-    name, one = min(few.items(), key=lambda item: count_steps(lists, item[1]))
-    steps, needed = count_steps(lists, one), lists_for(ENOUGH, one)
+    one = next(iter(_with_few_steps(lists, trainings).values()))
+    needed = lists_for(ENOUGH, one)
     remedies = [
         *_keep_more(lists, one, counts, settings, needed),
         *_more_prompts(counts, settings, needed),
         _more_epochs(lists, one),
     ]
-    others = "" if len(few) == 1 else f" and {len(few) - 1} more"
-    return (
-        f"{_plural(lists, 'list')} {'makes' if lists == 1 else 'make'} "
-        f"{_plural(steps, 'optimiser step')} of {name}{others} (batch_size {one.batch_size}, "
-        f"epochs {one.epochs:g}); {ENOUGH} steps need about {needed:,} lists. {ENOUGH} are the "
-        "fewest after which a clear gain was measured (docs/choosing.md). What would help:\n"
-        + "\n".join(f"  - {remedy}" for remedy in remedies)
-    )
+    return f"{sentence} What would help:\n" + "\n".join(f"  - {remedy}" for remedy in remedies)
+
+
+def _with_few_steps(lists: int, trainings: Mapping[str, TrainSettings]) -> dict[str, TrainSettings]:
+    """The trainings that make fewer than `ENOUGH` steps, the one with the fewest first."""
+    steps = {name: count_steps(lists, one) for name, one in trainings.items()}
+    return {
+        name: trainings[name]
+        for name in sorted(steps, key=steps.__getitem__)
+        if steps[name] < ENOUGH
+    }
 
 
 def _keep_more(

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.config.steps import warn_of_few_steps
+from perpo_pipeline.advice import command
+from perpo_pipeline.config.steps import say_few_steps
 from perpo_pipeline.errors import ArtifactError, LostContactError, Stopped, first_line
 from perpo_pipeline.interrupts import signal_of
 from perpo_pipeline.machine import compute_on_cpu
@@ -158,10 +159,9 @@ def _train(
 
 
 def _warn_of_few_steps(run: Run, task: Task, lists: int) -> None:
-    made, trainings = task.preferences.manifest, {task.variant: task.settings}
-    warning = warn_of_few_steps(lists, trainings, made["counts"], made["settings"])
-    if warning is not None:
-        run.say(f"train: {warning}")
+    sentence = say_few_steps(lists, {task.variant: task.settings})
+    if sentence is not None:
+        run.say(f"train: {sentence} What would help: {command('filter')}")
 
 
 def choose_forward_and_say(run: Run, vlm: "Vlm", settings: "TrainSettings") -> "Forward":
