@@ -23,6 +23,7 @@ from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.status.graph import Key, Node, nodes
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.testbed import testbed_settings
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
@@ -133,7 +134,7 @@ def _prompts(config: RunConfig, split: str) -> Mapping[str, Any]:
         facts = testbed_settings(config.seed, split, source.num_prompts)
     else:
         facts = {
-            "file_sha256": "0" * 64,
+            "file_sha256": file_sha256(source.path) if source.path.is_file() else "0" * 64,
             "image_root": str((source.image_root or source.path.parent).resolve()),
             "instruction": get_box_format(config.model.box_format).instruction,
         }

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.check import Check, Found
+from perpo_pipeline.status.options import Options
 from perpo_pipeline.store.artifacts import open_version
 
 Source = dict[str, Any]
@@ -97,6 +100,55 @@ def test_prompts_are_current_until_their_source_changes(
     later = file if file.is_file() else file / "refcoco" / "instances.json"
     os.utime(later, (2**31, 2**31))
     assert [reason.kind for reason in found(config).silent.values()] == ["source"]
+
+
+@pytest.mark.parametrize("layout", [jsonl, csv_elsewhere, coco, yolo, refer])
+def test_a_file_that_is_put_in_place_with_an_older_date_is_read_again(
+    tmp_path: Path, layout: Callable[[Path], Source]
+) -> None:
+    source = layout(tmp_path / "set")
+    config = config_of(tmp_path, source)
+    path = Path(source["path"])
+    file = path if path.is_file() else path / "refcoco" / "instances.json"
+    os.utime(file, (1, 1))
+    prepare(Run(config, quiet=True), "train")
+    time.sleep(0.02)
+    same = file.with_suffix(".copy")
+    shutil.copy2(file, same)
+    same.replace(file)  # copied with its date: the same content
+    assert found(config) == Found()
+    with same.open("wb") as stream:
+        stream.write(file.read_bytes() + b" ")
+    os.utime(same, (1, 1))
+    same.replace(file)
+    (reason,) = found(config).silent.values()
+    assert (reason.kind, reason.text) == ("source", f"read from other data than {file} has now")
+
+
+@pytest.mark.parametrize("layout", [jsonl, coco, yolo])
+def test_the_path_of_other_data_is_another_source_whatever_its_date(
+    tmp_path: Path, layout: Callable[[Path], Source]
+) -> None:
+    source = layout(tmp_path / "set")
+    file = Path(source["path"])
+    prepare(Run(config_of(tmp_path, source), quiet=True), "train")
+    (file.parent / "other").write_bytes(file.read_bytes() + b"\n")
+    os.utime(file.parent / "other", (1, 1))
+    edited = config_of(tmp_path, {**source, "path": str(file.parent / "other")})
+    assert [reason.kind for reason in found(edited).silent.values()] == ["source"]
+    asked = Options({"prepare.train": "SOURCE other"})
+    run = Run(config_of(tmp_path, source), quiet=True, options=asked)
+    prepare(run, "train")
+    assert not found(edited).silent and len(found(edited).accepted) == 1
+    prepare(Run(config_of(tmp_path, source), quiet=True), "train")
+    missing = config_of(tmp_path, {**source, "path": str(file.parent / "missing")})
+    assert [reason.kind for reason in found(missing).silent.values()] == ["source"]
+    if layout is not yolo:  # its labels have no hashes of their own
+        shutil.copy2(file, file.parent / "copy")
+        copied = config_of(tmp_path, {**source, "path": str(file.parent / "copy")})
+        assert found(copied) == Found()
+    file.rename(file.parent / "moved")  # a run of another machine, whose data are not here
+    assert found(missing) == Found()
 
 
 @pytest.mark.parametrize(

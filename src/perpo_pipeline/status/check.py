@@ -17,7 +17,7 @@ from perpo_pipeline.status.expected import differences, show
 from perpo_pipeline.status.graph import Key, Node, nodes
 from perpo_pipeline.status.model import model_difference
 from perpo_pipeline.status.options import Options, options_of
-from perpo_pipeline.status.sources import newer_files
+from perpo_pipeline.status.sources import newer_files, other_files
 from perpo_pipeline.store.artifacts import (
     CURRENT,
     MANIFEST,
@@ -154,7 +154,7 @@ class Check:
 
     def _explanation(self, reason: Reason, used: InUse, chain: Sequence[Options]) -> str | None:
         """The option that asked for a difference; None if nobody did."""
-        if reason.kind == "setting":
+        if reason.kind in ("setting", "source") and reason.setting:
             variant = reason.node.variant
             options = (one.setting(reason.setting, reason.label, variant) for one in chain)
             return next((option for option in options if option), None)
@@ -271,6 +271,10 @@ def own_reasons(node: Node, path: Path, manifest: Json, config: RunConfig) -> li
         if newer:
             verb = "were" if len(newer) > 1 else "was"
             reasons.append(Reason(node, "source", f"{names}{more} {verb} written later"))
+        elif others := other_files(config, node.variant, path.parent / CURRENT, manifest):
+            names = ", ".join(map(str, others[:SHOWN]))
+            text = f"read from other data than {names} has now"
+            reasons.append(Reason(node, "source", text, f"prepare.{node.variant}.path"))
     if made := _made_by_another_stage(node, path, manifest):
         reasons.append(Reason(node, "stage", made))
     return reasons

@@ -2,7 +2,8 @@
 
 A reader records facts beside the source's settings, or in their place: the folder of the images,
 the splits that were read, the question of the box format. What follows from the configuration is
-compared; the hashes of files are not, since a file that was written after the prompts is enough.
+compared. A file that was written after the prompts is another one, as for Make; hashes are compared
+where dates say nothing.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from perpo_pipeline.config.sources import (
     YoloSource,
     source_files,
 )
+from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.testbed import testbed_settings
 
 
@@ -88,12 +90,49 @@ def _of_refer(source: ReferSource, split: str, recorded: Json) -> dict[str, tupl
 
 def newer_files(config: RunConfig, split: str, made: Path) -> list[Path]:
     """The source's files that were written after `made`, which names the prompts in use."""
-    source = config.prepare.get(split)
-    if source is None or not made.is_file():
+    since = made.stat().st_mtime_ns if made.is_file() else None
+    files = _present(config, split) if since is not None else []
+    return [file for file in files if file.stat().st_mtime_ns > (since or 0)]
+
+
+def other_files(config: RunConfig, split: str, made: Path, manifest: Json) -> list[Path]:
+    """The source's files with other content than `manifest` records of the prompts in use.
+
+    Hashes are compared where the dates of the files (`newer_files`) say nothing: the configuration
+    names another path than the one that was read, or a file was put there later with an earlier
+    date of writing, as by `cp -p`, `mv` and `unzip`.
+    """
+    source: Any = config.prepare.get(split)
+    hashes = manifest["settings"].get("file_sha256")
+    if hashes is None or not made.is_file():
         return []
     since = made.stat().st_mtime_ns
-    found = []
-    for file in source_files(source):
-        if file.is_file() and file.stat().st_mtime_ns > since:
-            found.append(file)
-    return found
+    read = Path(manifest["notes"].get("path", source.path))
+    is_elsewhere = read != source.path.resolve()
+    if is_elsewhere and read.exists() and (isinstance(source, YoloSource) or not _is_there(source)):
+        return [source.path]
+    return [
+        file
+        for file in _present(config, split)
+        if (is_elsewhere or file.stat().st_ctime_ns > since) and _is_other(file, source, hashes)
+    ]
+
+
+def _is_there(source: Any) -> bool:
+    return any(file.exists() for file in source_files(source))
+
+
+def _present(config: RunConfig, split: str) -> list[Path]:
+    source = config.prepare.get(split)
+    return [] if source is None else [file for file in source_files(source) if file.is_file()]
+
+
+def _is_other(file: Path, source: Any, recorded: str | Json) -> bool:
+    """Whether a file's hash is not the recorded one: of the source's own file, or by name."""
+    if isinstance(recorded, str):
+        return file == source.path and file_sha256(file) != recorded
+    inside = str(file.relative_to(source.path)) if file.is_relative_to(source.path) else file.name
+    known = recorded.get(inside, recorded.get(file.name))
+    if known is None:  # REFER's folder has files of other datasets, too
+        return not isinstance(source, ReferSource)
+    return bool(known != file_sha256(file))

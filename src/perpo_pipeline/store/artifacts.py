@@ -226,7 +226,9 @@ def read_manifest(directory: Path) -> Json:
     try:
         manifest: Json = json.loads(file.read_text())
         _ = [manifest[n] for n in ("artifact", "schema_version", "fingerprint", "stage")]
-        _ = manifest["settings"].items(), manifest["inputs"].items()
+        _ = manifest["settings"].items()
+        named = ("artifact", "variant", "path", "fingerprint")
+        _ = [record[name] for record in manifest["inputs"].values() for name in named]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"the manifest cannot be read: {error}",
