@@ -89,6 +89,10 @@ def test_a_missing_image_and_an_empty_question_are_errors(image: Path) -> None:
         make_question(image.with_name("b.png"), "cup", task="vqa")
     with pytest.raises(ConfigError, match="the question is empty"):
         make_question(image, " ", task="grounding")
+    with pytest.raises(ConfigError, match="QUESTION holds bytes that are no text"):
+        make_question(image, "caf\udce9", task="grounding")
+    with pytest.raises(ConfigError, match="--truth holds bytes that are no text"):
+        make_question(image, "What?", task="ocr", truth="caf\udce9")
 
 
 def test_the_row_is_that_of_the_upright_image(tmp_path: Path) -> None:

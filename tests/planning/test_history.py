@@ -65,8 +65,30 @@ def test_versions_of_about_the_planned_size_come_first_and_span_the_range(run: R
 def test_damaged_manifests_are_passed_over(run: Run) -> None:
     folder = run.config.data_root / "r" / "samples" / "train" / "x"
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text("{")
-    assert past_rates(run, MODEL, {("sample", ""): 1}) == {}
+    settings = {**OF_MODEL, "num_samples": 6, "max_new_tokens": 64}
+    whole = {"artifact": "samples", "inputs": {}, "counts": {}, "created_at": END, "rows": 6}
+    whole |= {"settings": settings, "wall_s": 6.0}
+    damaged = [whole | {name: None} for name in whole] + [whole | {"machine": []}, [], {}, None]
+    for text in ("{", *map(json.dumps, damaged)):
+        (folder / "manifest.json").write_text(text)
+        planned = {("sample", ""): 1, ("train", "perpo"): 1, ("reference", ""): 1}
+        assert past_rates(run, MODEL, planned) == {}, text
+    (folder / "manifest.json").write_text(json.dumps(whole))
+    assert past_rates(run, MODEL, {("sample", ""): 1})
+
+
+def test_answers_that_another_backend_or_an_older_version_made_say_nothing(run: Run) -> None:
+    settings = {**OF_MODEL, "num_samples": 6, "max_new_tokens": run.config.sample.max_new_tokens}
+    evaluated = {**OF_MODEL, "max_new_tokens": run.config.eval.max_new_tokens}
+    made = {"wall_s": 9.0, "rows": 600}
+    write(run, "samples", "v", settings=settings | {"backend": "vllm"}, **made)
+    write(run, "predictions", "v", settings=evaluated | {"backend": "vllm"}, **made)
+    taken = {"answers_from": "0123456789abcdef"}
+    write(run, "predictions", "t", settings=evaluated, notes=taken, **made)
+    planned = {("sample", ""): 100, ("eval", ""): 100}
+    assert past_rates(run, MODEL, planned) == {}
+    write(run, "predictions", "o", settings=evaluated | {"backend": "transformers"}, **made)
+    assert [*past_rates(run, MODEL, planned)] == [("eval", "")]
 
 
 def test_other_machines_and_number_formats_say_nothing(run: Run) -> None:

@@ -52,6 +52,9 @@ def make_question(
     pixels of the upright image, see `read_truth`. Raises InputError for an image that cannot be
     read, ConfigError for a missing file, a truth or a text that cannot be used.
     """
+    _check_encoding("QUESTION", text)
+    _check_encoding("--truth", truth or "")
+    _check_text(text)
     if not image.exists():
         raise missing_file(image)
     loaded, notes = load_image_with_notes(image, where=str(image))
@@ -61,7 +64,6 @@ def make_question(
     wraps = task == GROUNDING and not verbatim and "gt_point" not in gt
     is_wrapped = wraps and asks.asked_for(text) is None
     prompt = asks.ask(text) if is_wrapped else text
-    _check_text(text)
     sha256 = image_sha256(image.read_bytes())
     row: Row = dict.fromkeys(PROMPTS.columns.names)
     row |= {
@@ -122,6 +124,15 @@ def _check_truth(gt: Mapping[str, Any], truth: str | None, width: int, height: i
             f"--truth {truth}: {fault}",
             fix="give x1, y1, x2, y2 in pixels of the upright image",
         )
+
+
+def _check_encoding(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that the terminal's encoding does not have
+        raise ConfigError(
+            f"{name} holds bytes that are no text: {text[:60]!r}", fix="give it as UTF-8"
+        ) from None
 
 
 def _check_text(text: str) -> None:

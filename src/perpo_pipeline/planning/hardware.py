@@ -71,9 +71,10 @@ def _card(record: dict[str, Any], count: int, *, here: bool) -> Hardware:
 def find_card(driver_name: str) -> dict[str, Any] | None:
     """The published figures of the card that the driver names so; None for other cards.
 
-    A laptop's card and a Ti have other figures than the card that their name begins with.
+    A laptop's card, a Ti or a part of a card (MIG) has other figures than the card that its name
+    begins with.
     """
-    if re.search(r"\b(Laptop|Max-Q|Ti|NVL)\b", driver_name):
+    if re.search(r"\b(Laptop|Max-Q|Ti|NVL|MIG|PCIE-40GB|RTX 4090 D)\b", driver_name):
         return None
     records: list[dict[str, Any]] = list(published()["hardware"].values())
     fits = [one for one in records if re.search(rf"\b{one['match']}\b", driver_name)]

@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.config.inference import InferenceConfig
+from perpo_pipeline.inference.backends import choose_backend
 from perpo_pipeline.planning.model import Model
 from perpo_pipeline.planning.rates import Key, Rate, Rates
 from perpo_pipeline.run import Run
@@ -50,10 +52,19 @@ def _manifests(data_root: Path) -> Iterator[Manifest]:
     for file in sorted(data_root.glob(f"*/*/*/*/{MANIFEST}")):
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
-            _ = float(manifest["wall_s"]), dict(manifest["settings"]), _time(manifest)
-        except (OSError, ValueError, KeyError, TypeError):
+            _check(manifest)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # of another program, or damaged: other commands name it
         yield manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError if an entry read here is no entry."""
+    _ = str(manifest["artifact"]), float(manifest["wall_s"]), float(manifest["rows"])
+    _ = manifest["settings"].get("model"), float(manifest["counts"].get("lists", 0))
+    _ = manifest["inputs"].get("preferences", {}).get("fingerprint"), _time(manifest)
+    if (machine := manifest.get("machine")) is not None:
+        _ = machine["cores"], machine["gpus"]
 
 
 def _is_of_this_machine(manifest: Manifest) -> bool:
@@ -75,6 +86,12 @@ def _rate(measured: list[_Measured], planned: float, root: Path) -> Rate:
     return Rate(min(rates) / edge, max(rates) * edge, f"{several} in {root}{size}")
 
 
+def _has_backend(manifest: Manifest, config: InferenceConfig, run: Run) -> bool:
+    """Whether the backend that would answer here answered; very old versions name none."""
+    made = manifest["settings"].get("backend")
+    return made is None or made == choose_backend(config, run.config.model.device)
+
+
 def _same(settings: Settings, wanted: Settings) -> bool:
     return all(settings.get(name) == value for name, value in wanted.items())
 
@@ -87,6 +104,8 @@ def _of_sampling(
     wanted["max_new_tokens"] = config.max_new_tokens
     if manifest["artifact"] != "samples" or not _same(manifest["settings"], wanted):
         return None
+    if not _has_backend(manifest, config, run):
+        return None
     return _Measured(manifest["rows"] / config.num_samples, manifest["wall_s"])
 
 
@@ -96,6 +115,10 @@ def _of_evaluation(
     wanted = {**of_model, "max_new_tokens": run.config.eval.max_new_tokens}
     if manifest["artifact"] != "predictions" or not _same(manifest["settings"], wanted):
         return None
+    if not _has_backend(manifest, run.config.eval, run):
+        return None
+    if "answers_from" in (manifest.get("notes") or {}):
+        return None  # the answers are an older version's, and took no time
     return _Measured(manifest["rows"], manifest["wall_s"])
 
 
