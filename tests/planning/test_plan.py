@@ -1,6 +1,7 @@
 """`perpo plan` and `perpo train --dry-run` before anything exists, half-way, and on broken runs."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,3 +137,13 @@ def test_prompts_of_a_file_are_counted_and_only_some_images_are_opened(
     sets = [word for one in served.split() for word in ("--set", one)]
     out = perpo("plan", "--hardware", "h100", *sets)[1]
     assert "unknown: a server answers" in out
+
+
+def test_without_prompts_the_tokens_are_not_said_to_lack_a_processor(
+    perpo: Callable[..., tuple[int, str, str]],
+) -> None:
+    gone = re.sub("source: testbed, num_prompts: .", "source: jsonl, path: gone.jsonl", CONFIG)
+    Path("r.yaml").write_text(gone)
+    code, out, _ = perpo("plan")
+    assert code == 0 and "unknown until there are prompts to count them in" in out
+    assert "train  " in out and "no such file" in out

@@ -247,3 +247,16 @@ def test_on_a_full_disk_the_process_prints_its_error_itself(
     monkeypatch.setattr(Path, "write_text", write_a_part)
     assert not write_failure(InputError("x"))
     assert not (tmp_path / "e").exists()
+
+
+def test_a_signal_that_comes_as_a_process_ends_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    class Ended:
+        def send_signal(self, number: int) -> None:
+            raise psutil.NoSuchProcess(1)
+
+    monkeypatch.setattr(psutil.Process, "children", lambda self: [Ended()])
+    with launching._passing_on_signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+    assert signals == [signal.SIGTERM]

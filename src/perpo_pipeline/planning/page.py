@@ -79,7 +79,12 @@ def _amounts(plan: Plan) -> Iterator[str]:
 def _tokens(plan: Plan) -> Iterator[str]:
     tokens = plan.tokens
     if tokens is None:
-        yield f"unknown until the processor of {plan.model.id} is here"
+        is_here = plan.model.vlm is not None
+        yield "unknown until " + (
+            "there are prompts to count them in"
+            if is_here
+            else f"the processor of {plan.model.id} is here"
+        )
     else:
         yield f"{tokens.how}; median, 95 %, most:"
         for name, counts in (

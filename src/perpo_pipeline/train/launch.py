@@ -14,7 +14,7 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -193,7 +193,8 @@ def _passing_on_signals() -> Iterator[list[int]]:
             name = signal.Signals(number).name
             raise Stopped(f"stopped by {name} before a process was started", number)
         for child in children:
-            child.send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                child.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
