@@ -134,7 +134,7 @@ def _prompts(config: RunConfig, split: str) -> Mapping[str, Any]:
         facts = testbed_settings(config.seed, split, source.num_prompts)
     else:
         facts = {
-            "file_sha256": file_sha256(source.path) if source.path.is_file() else "0" * 64,
+            "file_sha256": file_sha256(config.data_root / "rows.jsonl"),
             "image_root": str((source.image_root or source.path.parent).resolve()),
             "instruction": get_box_format(config.model.box_format).instruction,
         }
