@@ -197,10 +197,11 @@ def test_a_broken_manifest_hides_no_other_state(
         ),
         (lambda place: (place / "current").write_text("../x\n"), "does not name a version"),
         (lambda place: _no_manifest(place), "the version that `current` names has no manifest"),
+        (lambda place: _no_part(place), "1 of 1 parts are missing, for example part-00000.parquet"),
         (lambda place: _newer_schema(place), "a newer perpo made it"),
         (lambda place: _another(place), "in the place of scores/train"),
     ],
-    ids=["gone", "no name", "half", "newer", "foreign"],
+    ids=["gone", "no name", "half", "copied in part", "newer", "foreign"],
 )
 def test_what_cannot_be_used_is_broken_and_says_what_to_do(
     file: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], Any], message: str
@@ -213,6 +214,13 @@ def test_what_cannot_be_used_is_broken_and_says_what_to_do(
 
 def _no_manifest(place: Path) -> None:
     (open_version(place).path / "manifest.json").unlink()
+
+
+def _no_part(place: Path) -> None:
+    """As after a copy that was stopped: the manifest's name comes first."""
+    manifest = open_version(place).path / "manifest.json"
+    record = {"file": "part-00000.parquet", "table": "scores", "rows": 1, "sha256": "0"}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "parts": [record]}))
 
 
 def _newer_schema(place: Path) -> None:

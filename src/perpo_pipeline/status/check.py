@@ -206,6 +206,13 @@ class Check:
                 fix=f"remove {self.place(key) / CURRENT}, then run: "
                 + advice.command(*self.nodes[key].words),
             )
+        if gone := [p.name for p in version.parts() if not p.is_file()]:
+            raise ArtifactError(
+                f"{len(gone)} of {len(version.parts())} parts are missing, for example {gone[0]}",
+                where=str(path),
+                fix="copy them again; or remove this directory and the `current` beside it, then "
+                f"run: {advice.command(*self.nodes[key].words)}",
+            )
         options = options_of(path, manifest)
         node = self.nodes[key]
         reasons = own_reasons(node, path, manifest, self.config)
