@@ -4,16 +4,14 @@ The signals are real and reach a real process, at a chosen call of the backend o
 """
 
 import json
-import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from forked_commands import ForkedCommand
+from interrupting import forked, perpo_with_signal
 
 from perpo_pipeline.store.artifacts import Version, open_version
 
@@ -35,47 +33,6 @@ eval: {max_new_tokens: 24, batch_size: 2, prompts_per_part: 5, models: [base], c
 STAGES = ["prepare", "sample", "score", "filter", "train", "eval"]
 
 
-def run_with_signal(
-    arguments: list[str], number: int, calls: int, patience_s: float, to_group: bool
-) -> None:
-    """Run `perpo`; the signal comes as the backend's call, or the step, after `calls` begins."""
-    from perpo_pipeline import cli
-    from perpo_pipeline.inference import journal
-    from perpo_pipeline.inference.part_sampler import PartSampler
-    from perpo_pipeline.train import reference
-    from perpo_pipeline.train.trainer import ListTrainer
-
-    reference.LISTS_PER_CALL = 2
-    journal.FLUSH_S = patience_s
-    seen: list[int] = []
-
-    def before(real: Any) -> Any:
-        def counted(*arguments: Any) -> Any:
-            seen.append(1)
-            if len(seen) == calls + 1:
-                os.kill(os.getpid(), number)
-            return real(*arguments)
-
-        return counted
-
-    if to_group:  # as a terminal does; the processes that answer are started by then
-        os.setpgid(0, 0)
-        add = journal.Journal.add
-
-        def added(*arguments: Any) -> None:
-            add(*arguments)
-            seen.append(1)
-            if len(seen) == calls:
-                os.killpg(0, number)
-
-        journal.Journal.add = added  # type: ignore[method-assign]
-    else:
-        PartSampler._sample_call = before(PartSampler._sample_call)  # type: ignore[method-assign]
-        reference.reference_logps = before(reference.reference_logps)
-        ListTrainer.training_step = before(ListTrainer.training_step)  # type: ignore[method-assign]
-    cli.main(arguments)
-
-
 def run_all(stages: list[str]) -> None:
     """Run the stages one after another in this process, without a signal."""
     from perpo_pipeline import cli
@@ -95,30 +52,9 @@ class Place:
         self.folder = folder
         (folder / "k.yaml").write_text(CONFIG)
 
-    def perpo(
-        self,
-        *arguments: str,
-        number: int = 0,
-        calls: int = -1,
-        patience_s: float = 30.0,
-        to_group: bool = False,
-    ) -> tuple[int, str]:
-        """Run a command; returns its exit code and stderr."""
-        command = [*arguments, "--config", "k.yaml"]
-        return self.run(run_with_signal, [command, number, calls, patience_s, to_group])
-
-    def run(self, function: Callable[..., None], arguments: list[Any]) -> tuple[int, str]:
-        """Call a function in a process of its own, in this folder."""
-        out, err = self.folder / "out", self.folder / "err"
-        command = ForkedCommand(
-            function,
-            arguments,
-            folder=self.folder,
-            environment=os.environ,
-            out=out,
-            err=err,
-        )
-        return command.wait(120), err.read_text()
+    def perpo(self, *arguments: str, **signalled: Any) -> tuple[int, str]:
+        """Run a command as `perpo_with_signal` does; returns its exit code and stderr."""
+        return perpo_with_signal(*arguments, "--config", "k.yaml", folder=self.folder, **signalled)
 
     def version(self, artifact: str) -> Version:
         return open_version(self.folder / "data/k" / artifact)
@@ -134,7 +70,7 @@ class Place:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """All stages, without an interrupt."""
     place = Place(tmp_path_factory.mktemp("whole"))
-    assert place.run(run_all, [STAGES])[0] == 0
+    assert forked(run_all, [STAGES], folder=place.folder)[0] == 0
     return place
 
 

@@ -4,20 +4,20 @@ Nothing may be stale without a word, and nothing lost beyond what a message says
 """
 
 import json
-import os
 import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_commands import ForkedCommand
 from html_page import Page
+from interrupting import perpo_with_signal
 from PIL import Image, ImageDraw
-from test_interrupts import run_with_signal
 
+from perpo_pipeline import cli
 from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.testbed.scenes import referring_example
+from perpo_pipeline.train import reference
 
 COMMON = """
 run: {run}
@@ -38,21 +38,29 @@ MARGINS = (0.8, 0.1)  # before and after the change
 class User:
     """A folder with the user's files; commands run in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
+    ) -> None:
+        self.folder, self.capsys = folder, capsys
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "100")
+        patch.setattr(reference, "LISTS_PER_CALL", 2)  # as in the interrupted commands
 
-    def perpo(self, *arguments: str, interrupt_at: int = -1) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr; Ctrl-C comes as the call or step `interrupt_at` begins."""
-        out, err = self.folder / "out", self.folder / "err"
-        command = ForkedCommand(
-            run_with_signal,
-            [[*arguments], signal.SIGINT, interrupt_at, 30.0, False],
-            folder=self.folder,
-            environment={**os.environ, "COLUMNS": "100"},
-            out=out,
-            err=err,
+    def perpo(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of a command that runs in this process."""
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*arguments])
+        said = self.capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    def interrupts(self, *arguments: str, at: int) -> str:
+        """Ctrl-C in a command as its call or step `at` begins; returns stderr."""
+        code, err = perpo_with_signal(
+            *arguments, folder=self.folder, number=signal.SIGINT, calls=at
         )
-        return command.wait(180), out.read_text(), err.read_text()
+        assert code == 130, err
+        return err
 
     def does(self, *arguments: str) -> str:
         """Run a command that must succeed; returns stderr."""
@@ -117,8 +125,10 @@ def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_own_photos_from_the_first_command_to_the_report(tmp_path: Path) -> None:
-    user = User(tmp_path)
+def test_own_photos_from_the_first_command_to_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = User(tmp_path, capsys, monkeypatch)
     write_photos(tmp_path / "photos")
     user.configure("photos", MARGINS[0])
     config = ("--config", "photos.yaml")
@@ -131,8 +141,7 @@ def test_own_photos_from_the_first_command_to_the_report(tmp_path: Path) -> None
     assert "perpo train --config photos.yaml" in user.is_refused("eval", *config)
 
     # Ctrl-C in sampling: what the message says is kept is what the next command begins with.
-    code, _, err = user.perpo("sample", *config, interrupt_at=2)
-    assert code == 130
+    err = user.interrupts("sample", *config, at=2)
     kept = re.search(r"(\d+) of 12 prompts are kept", err)
     assert kept is not None and int(kept[1]) == 4, err
     assert user.states("photos.yaml")["samples/train"] == "interrupted"
@@ -142,8 +151,8 @@ def test_own_photos_from_the_first_command_to_the_report(tmp_path: Path) -> None
     few = user.version("photos/preferences/train").manifest["rows"]
 
     # Ctrl-C in training, after the reference (two lists per call) and one step.
-    code, _, err = user.perpo("train", *config, interrupt_at=few // 2 + 1)
-    assert code == 130 and "after step " in err and "which is saved" in err, err
+    err = user.interrupts("train", *config, at=few // 2 + 1)
+    assert "after step " in err and "which is saved" in err, err
     user.does("train", *config)
     user.does("eval", *config)
     user.does("report", *config)
@@ -189,9 +198,11 @@ def test_own_photos_from_the_first_command_to_the_report(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_own_pages_beside_another_run(tmp_path: Path) -> None:
+def test_own_pages_beside_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Advice names the pages' configuration, not the default one."""
-    user = User(tmp_path)
+    user = User(tmp_path, capsys, monkeypatch)
     write_pages(tmp_path / "pages")
     user.configure("pages", MARGINS[1])
     config = ("--config", "pages.yaml")
