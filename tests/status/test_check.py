@@ -1,13 +1,12 @@
 """Stages take only inputs that the configuration describes, through their whole lineage."""
 
 import dataclasses
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from status.made_run import configured, make_node, make_run, write_file
+from status.made_run import configured, make_node
 
 from perpo_pipeline import cli
 from perpo_pipeline.commands.options import open_run
@@ -16,28 +15,6 @@ from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.options import Options, options_of
 from perpo_pipeline.store.artifacts import open_version, set_current
-
-
-@pytest.fixture(scope="module")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("made")
-    make_run(configured(write_file(root)))
-    return root
-
-
-@pytest.fixture
-def file(made_once: Path, tmp_path: Path) -> Path:
-    """The file of a finished run of one's own."""
-    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
-    for manifest in (tmp_path / "r" / "prompts" / "train").glob("*/manifest.json"):
-        manifest.write_text(manifest.read_text().replace(str(made_once), str(tmp_path)))
-    return write_file_as_old(tmp_path)
-
-
-def write_file_as_old(root: Path) -> Path:
-    path = write_file(root)
-    os.utime(root / "rows.jsonl", (1, 1))
-    return path
 
 
 def run_of(file: Path, **changed: Any) -> Run:

@@ -2,14 +2,13 @@
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from status.made_run import configured, make_node, make_run, write_file
+from status.made_run import configured, make_node, write_file
 
 from perpo_pipeline import cli
 from perpo_pipeline.errors import ArtifactError
@@ -19,23 +18,6 @@ from perpo_pipeline.status.options import Options
 from perpo_pipeline.status.states import State, states
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.store.writing import Recipe, open_writer
-
-
-@pytest.fixture(scope="module")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("made")
-    make_run(configured(write_file(root)))
-    return root
-
-
-@pytest.fixture
-def file(made_once: Path, tmp_path: Path) -> Path:
-    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
-    for manifest in (tmp_path / "r" / "prompts" / "train").glob("*/manifest.json"):
-        manifest.write_text(manifest.read_text().replace(str(made_once), str(tmp_path)))
-    path = write_file(tmp_path)
-    os.utime(tmp_path / "rows.jsonl", (1, 1))
-    return path
 
 
 def found(file: Path, **changed: Any) -> dict[str, State]:

@@ -1,15 +1,13 @@
 """What a run will take and make, from its configuration and what exists of it; runs nothing."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perpo_pipeline.config.evaluations import Evaluation
-from perpo_pipeline.config.steps import lists_for
 from perpo_pipeline.inference.backends import choose_backend
-from perpo_pipeline.machine import STARTED, cores
+from perpo_pipeline.machine import STARTED
 from perpo_pipeline.planning.amounts import (
     Lists,
     Split,
@@ -28,6 +26,7 @@ from perpo_pipeline.planning.disk import Disk, expect_disk
 from perpo_pipeline.planning.hardware import Hardware, this_machine
 from perpo_pipeline.planning.history import past_rates
 from perpo_pipeline.planning.model import Model, look_at_model
+from perpo_pipeline.planning.notes import notes_of
 from perpo_pipeline.planning.rates import ROWS_PER_S, Key, Rate, Rates
 from perpo_pipeline.planning.sampling import Sampling, expect_sampling
 from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, expect_answers
@@ -37,14 +36,12 @@ from perpo_pipeline.status.calls import calls
 from perpo_pipeline.status.check import Check
 from perpo_pipeline.status.graph import Key as Artifact
 from perpo_pipeline.status.graph import nodes
-from perpo_pipeline.vlm.inputs import context_length
 
 RENDERED_S = (0.0006, 0.003)  # per prompt of the testbed: README's run, one core
 READ_S = (0.0005, 0.01)  # per prompt: an image file is opened and hashed; stated, not measured
 REPORT_S = (1.5, 10.0)
 STATED = "stated, not measured"
 NOTHING = "nothing to do: it is up to date"
-BUSY = 0.75  # of the cores
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
             *_without_done(run, _stages(run, done, completions, rates, model)),
             *([_starts(run, start)] if hardware.here else []),
         ],
-        _notes(run, hardware, model, lists, tokens),
+        notes_of(run, hardware, model, lists, tokens),
     )
 
 
@@ -337,66 +334,6 @@ def _stage(
         )
     (low, high) = rate.start
     return Stage(name, shown, low + rate.low * amount, high + rate.high * amount, rate.source)
-
-
-def _notes(
-    run: Run, hardware: Hardware, model: Model, lists: Lists, tokens: PromptTokens | None
-) -> list[str]:
-    """What the reader has to know beside the figures."""
-    notes = _busy() if hardware.here else []
-    notes += _too_long(run, model, tokens)
-    if hardware.count > 1:
-        notes.append(
-            f"all {hardware.count} devices work: set sample.num_gpus and eval.num_gpus to "
-            f"{hardware.count}, and give `perpo train` --num-processes {hardware.count}"
-        )
-    trainings = run.config.train.variants().values()
-    needed = max(lists_for(50, settings) for settings in trainings)
-    if lists.high is not None and lists.high < needed:
-        bound = "" if lists.known else "at most "
-        notes.append(
-            f"{bound}{lists.high:,} lists are too few: 50 optimiser steps need about {needed:,} "
-            "(docs/choosing.md)"
-        )
-    if model.shape is None:
-        notes.append(
-            f"{model.id} is not on this machine and not among the models whose shape is known: "
-            f"`hf download {model.id} --exclude '*.safetensors'` fetches all but its weights, and "
-            "then tokens and memory are known"
-        )
-    elif model.vlm is None:
-        tokens_are = "unknown" if tokens is None else "published figures"
-        notes.append(
-            f"{model.id} is not on this machine, so tokens are {tokens_are}: "
-            f"`hf download {model.id} --exclude '*.safetensors'` fetches all but its weights"
-        )
-    return notes
-
-
-def _too_long(run: Run, model: Model, tokens: PromptTokens | None) -> list[str]:
-    """Whether prompts leave too little of the model's context for the longest answer."""
-    limit = None if model.vlm is None else context_length(model.vlm)
-    if limit is None or tokens is None:
-        return []
-    answer = run.config.sample.max_new_tokens
-    number = sum(count + answer > limit for count in tokens.whole)
-    if not number:
-        return []
-    return [
-        f"{number} of {len(tokens.whole)} prompts exceed the model's context of {limit:,} tokens "
-        f"with an answer of sample.max_new_tokens {answer:,}: lists that do so are left out"
-    ]
-
-
-def _busy() -> list[str]:
-    """Whether other work slows what is measured now."""
-    load, number = os.getloadavg()[0], cores()
-    if load < BUSY * number:
-        return []
-    return [
-        f"this machine is busy (a load of {load:.1f} on {number} cores): times that are measured "
-        "now reach from those of a quiet machine to those of one as busy as now"
-    ]
 
 
 def missing_sources(run: Run) -> list[Path]:

@@ -1,0 +1,74 @@
+"""What the reader of a plan has to know beside its figures."""
+
+import os
+
+from perpo_pipeline.config.steps import lists_for
+from perpo_pipeline.machine import cores
+from perpo_pipeline.planning.amounts import Lists
+from perpo_pipeline.planning.hardware import Hardware
+from perpo_pipeline.planning.model import Model
+from perpo_pipeline.planning.tokens import PromptTokens
+from perpo_pipeline.run import Run
+from perpo_pipeline.vlm.inputs import context_length
+
+BUSY = 0.75  # of the cores
+
+
+def notes_of(
+    run: Run, hardware: Hardware, model: Model, lists: Lists, tokens: PromptTokens | None
+) -> list[str]:
+    """The notes below the plan, none if there is nothing to say."""
+    notes = _busy() if hardware.here else []
+    notes += _too_long(run, model, tokens)
+    if hardware.count > 1:
+        notes.append(
+            f"all {hardware.count} devices work: set sample.num_gpus and eval.num_gpus to "
+            f"{hardware.count}, and give `perpo train` --num-processes {hardware.count}"
+        )
+    trainings = run.config.train.variants().values()
+    needed = max(lists_for(50, settings) for settings in trainings)
+    if lists.high is not None and lists.high < needed:
+        bound = "" if lists.known else "at most "
+        notes.append(
+            f"{bound}{lists.high:,} lists are too few: 50 optimiser steps need about {needed:,} "
+            "(docs/choosing.md)"
+        )
+    if model.shape is None:
+        notes.append(
+            f"{model.id} is not on this machine and not among the models whose shape is known: "
+            f"`hf download {model.id} --exclude '*.safetensors'` fetches all but its weights, and "
+            "then tokens and memory are known"
+        )
+    elif model.vlm is None:
+        tokens_are = "unknown" if tokens is None else "published figures"
+        notes.append(
+            f"{model.id} is not on this machine, so tokens are {tokens_are}: "
+            f"`hf download {model.id} --exclude '*.safetensors'` fetches all but its weights"
+        )
+    return notes
+
+
+def _too_long(run: Run, model: Model, tokens: PromptTokens | None) -> list[str]:
+    """Whether prompts leave too little of the model's context for the longest answer."""
+    limit = None if model.vlm is None else context_length(model.vlm)
+    if limit is None or tokens is None:
+        return []
+    answer = run.config.sample.max_new_tokens
+    number = sum(count + answer > limit for count in tokens.whole)
+    if not number:
+        return []
+    return [
+        f"{number} of {len(tokens.whole)} prompts exceed the model's context of {limit:,} tokens "
+        f"with an answer of sample.max_new_tokens {answer:,}: lists that do so are left out"
+    ]
+
+
+def _busy() -> list[str]:
+    """Whether other work slows what is measured now."""
+    load, number = os.getloadavg()[0], cores()
+    if load < BUSY * number:
+        return []
+    return [
+        f"this machine is busy (a load of {load:.1f} on {number} cores): times that are measured "
+        "now reach from those of a quiet machine to those of one as busy as now"
+    ]
