@@ -153,10 +153,15 @@ class _Worker:
     def _lists(
         self, rows: Sequence[Row], sampled: "list[list[Completion]]", settings: TrainSettings
     ) -> list[TrainingList]:
-        """Lists of distinct answers with made-up rewards, which cost as much as real ones."""
+        """Lists of distinct answers with made-up rewards, which cost as much as real ones.
+
+        Where all answers to a prompt are equal, a second one is made up, too.
+        """
         lists = []
         for row, answers in zip(rows, sampled, strict=True):
             distinct = list(dict.fromkeys(tuple(one.token_ids) for one in answers))
+            if len(distinct) == 1:  # a list needs two, and a trial has few prompts to find one in
+                distinct.append((*distinct[0], *distinct[0][:1]))
             rewards = [1 - i / (len(distinct) + 1) for i in range(len(distinct))]
             counts, ref = [1] * len(distinct), [0.0] * len(distinct)
             lists.append(TrainingList(row, distinct, rewards, counts, ref))
