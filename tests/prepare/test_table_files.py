@@ -372,3 +372,11 @@ def test_a_fault_does_not_repeat_a_whole_image(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not text: .* \([0-9,]+ characters\)") as caught:
         read("parquet", tmp_path / "t.parquet")
     assert len(str(caught.value)) < 2000
+
+
+def test_other_columns_that_are_nested_too_deeply_are_a_fault_of_their_row(tmp_path: Path) -> None:
+    row = {"image": "a.png", "prompt": "?", "task": "grounding", "gt_box": [1, 2, 7, 7]}
+    deep = json.dumps(row)[:-1] + ', "x": ' + "[" * 900 + "]" * 900 + "}"
+    (tmp_path / "t.jsonl").write_text(f"{json.dumps(row)}\n{deep}\n")
+    with pytest.raises(InputError, match=r"line 2: its other columns (are nested|cannot be)"):
+        read("jsonl", tmp_path / "t.jsonl", columns={})

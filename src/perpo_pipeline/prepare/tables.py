@@ -146,16 +146,20 @@ class _Rows:
             self.seen.update(dict.fromkeys(record.row))
             row, extra = self.fields.take(record.row)
             self.has_expressions |= bool(row.get("expression"))
-            self._keep(extra)
             with self.faults.at(record.place):
+                self._keep(extra)
                 if self.source.source not in ("jsonl", "json"):
                     row.update({name: _from_text(row.get(name)) for name in BOXES})
                 _check_row(row, extra, self.fields, self.source.task)
                 yield self._entry(record, row, extra_text(extra))
 
     def _keep(self, extra: Row) -> None:
-        """Take from the other columns of a row what cannot be kept."""
-        for name in [name for name, value in extra.items() if not is_kept(value)]:
+        """Take from the other columns of a row what cannot be kept; raises `RowFault`."""
+        try:
+            left_out = [name for name, value in extra.items() if not is_kept(value)]
+        except RecursionError:
+            raise RowFault("its other columns are nested too deeply") from None
+        for name in left_out:
             del extra[name]
             self.left_out[name] = None
         self.extra.update(dict.fromkeys(extra))
