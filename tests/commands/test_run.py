@@ -202,6 +202,8 @@ def test_from_takes_earlier_artifacts_only_as_the_configuration_describes_them(
     assert code == 0 and asked == ["filter", "train sft", "train perpo"], err
     code, _, err = perpo(capsys, "run", *changed, "--from", "train", "--to", "filter")
     assert code == 2 and "--from train comes after --to filter" in err
+    code, _, err = perpo(capsys, "run", *changed, "--from", "tarin")
+    assert code == 2 and "--from tarin: no such stage; did you mean 'train'?" in err
     perpo(capsys, "run", "--config", str(made))
 
 

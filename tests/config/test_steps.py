@@ -34,7 +34,7 @@ def test_two_lists_of_eight_photos_are_said_to_be_one_step_with_every_remedy() -
         "the most that these samples can give",
         "  - more prompts: 2 of 8 gave a list, so 200 more would give about 50 lists; 400 "
         "lists need about 1,592 more prompts",
-        "  - train.epochs 50 makes 50 steps or more, but of the same lists again",
+        "  - train.epochs 50 makes 50 steps or more, but from the same lists again",
     ]
 
 
@@ -43,7 +43,7 @@ def test_the_highest_threshold_that_is_enough_is_named_as_far_as_the_cap_allows(
     counts |= {"kept": 150}
     trainings = {"dpo": TrainSettings(), "sft": TrainSettings()}
     said = warn_of_few_steps(150, trainings, counts, KEPT)
-    assert said is not None and "19 optimiser steps of dpo and 1 more" in said
+    assert said is not None and "19 optimiser steps of dpo and sft (batch_size 8, " in said
     assert "  - filter.min_margin 0.6 keeps 410 lists, 52 steps\n" in said
     said = warn_of_few_steps(150, trainings, counts, {"min_margin": 0.8, "max_lists": 200})
     assert said is not None and "min_margin 0.6 keeps 200 lists, 25 steps, the most" in said

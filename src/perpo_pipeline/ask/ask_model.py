@@ -24,6 +24,7 @@ from perpo_pipeline.rewards.choice import columns_of
 from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.schemas import PROMPTS, SAMPLES
+from perpo_pipeline.suggestions import closest, closest_path
 from perpo_pipeline.vlm.families import family_of, unusual_boxes
 from perpo_pipeline.vlm.inputs import find_model
 
@@ -72,8 +73,10 @@ def find_adapter(run: Run, name: str | None) -> Path | None:
     if name in methods:
         return run.latest("adapter", name).path
     if not Path(name).is_dir():
+        near = closest_path(Path(name)) if "/" in name else closest(name, [BASE, *methods])
+        meant = f"; did you mean '{near}'?" if near else ""
         raise ConfigError(
-            f"--adapter {name}: there is no such folder, and this run trains no such method",
+            f"--adapter {name}: there is no such folder, and this run trains no such method{meant}",
             fix=f"give an adapter's folder, or one of {', '.join([BASE, *methods])}",
         )
     return replace(run, inputs={**run.inputs, "adapter": Path(name)}).latest("adapter").path

@@ -49,7 +49,7 @@ def ask(
         int | None,
         typer.Option(
             min=1,
-            help="draw so many answers as `perpo sample` does; default: one as "
+            help="draw this many answers, as `perpo sample` does; default: one as "
             "`perpo eval` decodes it",
         ),
     ] = None,
@@ -191,5 +191,5 @@ def _draw(out: Path, question: "Question", answers: "Sequence[Answer]", opened: 
     picture = draw(prompt_image(question.row), marks)
     kind = {".png": "PNG", ".webp": "WEBP"}.get(out.suffix.lower(), "JPEG")
     write_atomically(out, lambda sink: picture.save(sink, format=kind))
-    drawn = f"{len(marks)} boxes, outlines and points" if marks else "nothing was there to draw"
+    drawn = f"{len(marks)} shape{'s' * (len(marks) > 1)} drawn" if marks else "nothing to draw"
     opened.say(f"ask: the picture is {out} ({drawn})")

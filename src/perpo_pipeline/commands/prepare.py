@@ -81,16 +81,16 @@ def prepare(
     """Turn a dataset into prompts: image, instruction and truth.
 
     Each prompt has a stable key. Boxes are read in pixels of the full image and become xyxy pixels.
-    The first five layouts hold them as prepare.SPLIT.box and prepare.SPLIT.unit say (xyxy px unless
-    set), under the names in prepare.SPLIT.columns. Only perpo-json has boxes as text, in the run's
-    box_format and box_frame.
+    Layouts with "box, unit" hold them as prepare.SPLIT.box and prepare.SPLIT.unit say (xyxy px
+    unless set), under the names in prepare.SPLIT.columns. Only perpo-json has boxes as text, in
+    the run's box_format and box_frame.
 
     \b
     SOURCE     PATH                                                        boxes
     testbed    (none: scenes are rendered)                                 -
     jsonl      JSON lines: image, prompt or expression, task, gt_...       box, unit
     json       one JSON list of such objects                               box, unit
-    csv        table with a header; a box: a JSON list or four columns    box, unit
+    csv        table with a header; a box: a JSON list or four columns     box, unit
     tsv        the same with tabs                                          box, unit
     parquet    such a table: file, folder, pattern; images may be inside   box, unit
     datasets   folder of one split that `save_to_disk` wrote               box, unit
@@ -101,7 +101,7 @@ def prepare(
     shikra     Shikra lines: img_path, expression, bbox                    xyxy px
     minigpt4   MiniGPT-4 list: img_id, sents, bbox, height, width          xywh px
     coco       COCO's instances_*.json: images, annotations, categories    xywh px
-    label-studio   JSON export of Label Studio with RectangleLabels        per cent
+    label-studio JSON export of Label Studio with RectangleLabels          per cent
     yolo       YOLO's data.yaml, with images/ and labels/                  cxcywh norm
     fox        list of Fox's pages: image, conversations                   none: text
     perpo-json PerPO's released lists, which also become samples and

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -33,13 +33,13 @@ from perpo_pipeline.commands.sample import sample
 from perpo_pipeline.commands.score import score
 from perpo_pipeline.commands.train import train
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from perpo_pipeline.run import Run
     from perpo_pipeline.status.calls import Call
     from perpo_pipeline.status.pending import Pending
 
-Stage = Literal["prepare", "sample", "score", "filter", "train", "eval", "report"]
 SHOWN, LONGEST = 3, 160  # reasons in a line, characters of a reason
 
 
@@ -81,7 +81,7 @@ STAGES: dict[str, Callable[[Given, Sequence[str]], None]] = {
 def run_command(
     config: Config = DEFAULT_CONFIG,
     first: Annotated[
-        Stage | None,
+        str | None,
         typer.Option(
             "--from",
             metavar="STAGE",
@@ -89,7 +89,7 @@ def run_command(
         ),
     ] = None,
     last: Annotated[
-        Stage | None,
+        str | None,
         typer.Option("--to", metavar="STAGE", help="end with this stage, such as train"),
     ] = None,
     num_processes: Annotated[
@@ -134,6 +134,12 @@ def _choose(run: "Run", first: str | None, last: str | None) -> "list[Call]":
     from perpo_pipeline.status.calls import calls
 
     names = list(STAGES)
+    for option, name in (("--from", first), ("--to", last)):
+        if name is not None and name not in names:
+            raise ConfigError(
+                f"{option} {name}: no such stage{did_you_mean(name, names)}",
+                fix=f"choose one of {', '.join(names)}",
+            )
     begin, end = names.index(first or names[0]), names.index(last or names[-1])
     if begin > end:
         raise ConfigError(

@@ -28,12 +28,13 @@ def say_few_steps(lists: int, trainings: Mapping[str, TrainSettings]) -> str | N
     few = _with_few_steps(lists, trainings)
     if not few:
         return None
-    name, one = next(iter(few.items()))
+    one = next(iter(few.values()))
     steps, needed = count_steps(lists, one), lists_for(ENOUGH, one)
-    others = "" if len(few) == 1 else f" and {len(few) - 1} more"
+    alike = [other for other, settings in few.items() if count_steps(lists, settings) == steps]
+    names = " and ".join(alike) if len(alike) < 4 else f"{alike[0]} and {len(alike) - 1} others"
     return (
         f"{_plural(lists, 'list')} {'makes' if lists == 1 else 'make'} "
-        f"{_plural(steps, 'optimiser step')} of {name}{others} (batch_size {one.batch_size}, "
+        f"{_plural(steps, 'optimiser step')} of {names} (batch_size {one.batch_size}, "
         f"epochs {one.epochs:g}); {ENOUGH} steps need about {needed:,} lists. {ENOUGH} are the "
         "fewest after which a clear gain was measured (docs/choosing.md)."
     )
@@ -122,7 +123,7 @@ def _more_prompts(counts: Mapping[str, Any], settings: Mapping[str, Any], needed
 
 def _more_epochs(lists: int, one: TrainSettings) -> str:
     epochs = ceil(ENOUGH / ceil(lists / one.batch_size))
-    return f"train.epochs {epochs} makes {ENOUGH} steps or more, but of the same lists again"
+    return f"train.epochs {epochs} makes {ENOUGH} steps or more, but from the same lists again"
 
 
 def _steps(lists: int, one: TrainSettings) -> str:

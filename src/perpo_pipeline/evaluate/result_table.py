@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.evaluations import (
     BASE,
     BLANK_IMAGE,
@@ -114,7 +115,7 @@ def _block(split: _Split, columns: int) -> str:
     notes += split.faults
     if left_out:
         more = f"{left_out} more metric{'s' * (left_out > 1)}"
-        notes.append(f"{more}: perpo eval --details, or --json")
+        notes.append(f"{more}: {advice.command('eval', '--details')}, or --json")
     return "\n".join([*map(_line, zip(*map(_padded, chosen), strict=True)), *notes])
 
 

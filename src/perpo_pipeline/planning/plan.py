@@ -198,7 +198,10 @@ def _rates(
     if all(key in past for key in needed) or model.shape is None:
         return past, answers
     if hardware.here and is_small(model) and rows and backend == "transformers":
-        run.say("plan: no finished version says how fast this is: doing a few seconds of it")
+        run.say(
+            "plan: no finished artifact says how fast this machine is; doing a few seconds of the "
+            "work"
+        )
         found = calibrate(run, model, rows)
         return found.rates | past, found.answers
     if tokens is None:
@@ -307,7 +310,7 @@ def _starts(run: Run, start: tuple[float, float]) -> Stage:
         f"1 to {number} commands",
         start[0],
         start[1] * number,
-        "as long as this command took: once for `perpo run`, each time for Make",
+        "as long as this command took to start; once for `perpo run`, for each command with Make",
     )
 
 

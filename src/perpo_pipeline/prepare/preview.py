@@ -128,10 +128,13 @@ def facts_of(table: pl.DataFrame) -> list[str]:
     smallest, largest = (
         images.sort(pl.col("width") * pl.col("height")).row(at, named=True) for at in (0, -1)
     )
-    facts = [
-        f"{images.height:,} different images, from {smallest['width']} x {smallest['height']} to "
-        f"{largest['width']} x {largest['height']} pixels."
-    ]
+    least_size, most_size = (f"{one['width']} x {one['height']}" for one in (smallest, largest))
+    sizes_of = (
+        f"all {most_size}"
+        if images.select("width", "height").n_unique() == 1
+        else (f"from {least_size} to {most_size}")
+    )
+    facts = [f"{images.height:,} different images, {sizes_of} pixels."]
     boxes, sizes = _all_boxes(table)
     if len(boxes):
         sides = boxes[:, 2:] - boxes[:, :2]

@@ -62,4 +62,4 @@ def _describe(title: str, row: Row) -> Iterator[str]:
     yield f"  {title}: reward {row['reward']:.3f}, sample {row['sample_id']} of {name_prompt(row)}"
     yield f"    question  {shown_question(row['prompt'])}"
     yield f"    truth     {truth_in_words(row)}"
-    yield f"    answer    {row['completion']}{read}"
+    yield f"    answer    {row['completion'] or '(empty)'}{read}"

@@ -63,7 +63,8 @@ def _words(own: dict[Node, list[str]], behind: dict[Node, list[Key]]) -> tuple[s
         for reason in found
     )
     follows = dict.fromkeys(f"{need[0]}/{need[1]}" for found in behind.values() for need in found)
-    return tuple(reasons) or tuple(f"follows {need}" for need in follows)
+    causes = [reason for reason in reasons if not reason.startswith("follows ")]
+    return tuple(causes or reasons) or tuple(f"follows {need}" for need in follows)
 
 
 def _refuse(state: State) -> None:

@@ -132,6 +132,9 @@ def _changed(own: Mapping[str, Any], other: Mapping[str, Any], under: str = "") 
         a, b = own.get(name), other.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             yield from _changed(a, b, f"{under}{name}.")
+        elif name == "stale":
+            yield from ["with --allow-stale, in use without"] * (a is not None and b is None)
+            yield from ["without --allow-stale, in use with it"] * (a is None and b is not None)
         elif a != b:
             yield f"{under}{name} {_shown(a)}, in use {_shown(b)}"
 
