@@ -166,6 +166,7 @@ def test_a_broken_manifest_hides_no_other_state(
     assert one["scores/train"].state == "broken" and one["samples/train"].state == "current"
     assert list(one["preferences/train"].why) == ["scores/train is broken"]
     out, err = perpo_status(file, capsys, code=2)
+    assert "everything is up to date" not in out
     assert "scores/train" in out and "broken" in out and "metrics/perpo@test" in out
     assert "the manifest cannot be read" in err and str(version) in err and "fix:" in err
 

@@ -191,6 +191,14 @@ def test_what_is_unfinished_or_damaged_names_the_command_that_makes_it(
         open_version(directory)
 
 
+def test_a_version_with_missing_parts_is_not_taken_for_a_complete_one(tmp_path: Path) -> None:
+    version = write(tmp_path / "run")
+    for part in version.parts():
+        part.unlink()
+    with pytest.raises(ArtifactError, match="2 of 2 parts are missing, for example part-00000"):
+        reuse_complete(tmp_path / "run", recipe())
+
+
 def test_lineage_is_followed_over_several_steps_after_the_run_was_moved(tmp_path: Path) -> None:
     prompts = Recipe("prompts", "train", "prepare", 1, {})
     with open_writer(tmp_path / "run/prompts/train", prompts) as writer:

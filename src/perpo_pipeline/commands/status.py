@@ -124,6 +124,8 @@ def _next(config: "RunConfig", found: "Sequence[State]") -> str:
     done = ("current", "under way", "broken")
     needed = {key for one in found for key in one.node.needs} | {("report", "default")}
     waiting = [one for one in found if one.state not in done and one.node.key in needed]
+    if not waiting and any(one.state == "broken" for one in found):
+        return "what is broken keeps the run from being up to date"
     if not waiting:
         busy = any(one.state == "under way" for one in found)
         return "a process is at work" if busy else "everything is up to date"

@@ -26,6 +26,7 @@ from perpo_pipeline.store.artifacts import (
     follow_current,
     open_version,
     read_manifest,
+    require_parts,
 )
 from perpo_pipeline.store.finding import remembered
 from perpo_pipeline.store.old_rules import RULES, Trust
@@ -206,13 +207,7 @@ class Check:
                 fix=f"remove {self.place(key) / CURRENT}, then run: "
                 + advice.command(*self.nodes[key].words),
             )
-        if gone := [p.name for p in version.parts() if not p.is_file()]:
-            raise ArtifactError(
-                f"{len(gone)} of {len(version.parts())} parts are missing, for example {gone[0]}",
-                where=str(path),
-                fix="copy them again; or remove this directory and the `current` beside it, then "
-                f"run: {advice.command(*self.nodes[key].words)}",
-            )
+        require_parts(version)
         options = options_of(path, manifest)
         node = self.nodes[key]
         reasons = own_reasons(node, path, manifest, self.config)

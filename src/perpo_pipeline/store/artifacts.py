@@ -174,6 +174,17 @@ def _keep_options(root: Path, name: str, options: Json) -> None:
         write_atomically(file, lambda sink: sink.write(text.encode()))
 
 
+def require_parts(version: Version) -> None:
+    """Raise `ArtifactError` if parts are missing, as after a copy that was stopped."""
+    if gone := [part.name for part in version.parts() if not part.is_file()]:
+        raise ArtifactError(
+            f"{len(gone)} of {len(version.parts())} parts are missing, for example {gone[0]}",
+            where=str(version.path),
+            fix="copy them again; or remove this directory and the `current` beside it, then run: "
+            + version.remake(),
+        )
+
+
 def damaged_files(version: Version) -> list[str]:
     """Names of the files that are missing or whose sha256 differs from the manifest."""
     records = [*version.manifest["parts"], *version.manifest["files"]]

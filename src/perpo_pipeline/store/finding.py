@@ -19,6 +19,7 @@ from perpo_pipeline.store.artifacts import (
     Version,
     open_version,
     read_part,
+    require_parts,
     set_current,
 )
 from perpo_pipeline.store.atomic import write_atomically
@@ -58,7 +59,9 @@ def version_of(root: Path, recipe: Recipe) -> Version | None:
     """The complete version of a recipe: today's, or the older one that was found before."""
     for name in (recipe.fingerprint, remembered(root).get(recipe.fingerprint)):
         if name is not None and (root / name / MANIFEST).is_file():
-            return open_version(root / name, recipe.artifact)
+            version = open_version(root / name, recipe.artifact)
+            require_parts(version)
+            return version
     return None
 
 
