@@ -7,6 +7,7 @@ SIGKILL, to compare what they leave with the copies.
 """
 
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -123,7 +124,8 @@ def attempt(arguments: list[str], act: OnEvent = do_nothing, count_file: Path | 
 def kill_everywhere(config: str, stage: str, output: str) -> None:
     """Run the stage once, and once more from each state in which a kill would leave the folder.
 
-    Works in the current directory, and writes the exit codes of all attempts to `output`.
+    A state that is byte by byte the one of an earlier event is gone on from there only. Works in
+    the current directory, and writes the exit codes of all attempts to `output`.
     """
     workdir = Path.cwd()
     command = [stage, "--config", config]
@@ -135,14 +137,19 @@ def kill_everywhere(config: str, stage: str, output: str) -> None:
     os.chdir(workdir)
     events = int(count_file.read_text())
     import_modules_of(count_file)
+    states = [digest(Path(f"killed-{event}/data")) for event in range(1, events + 1)]
+    first = [states.index(state) + 1 for state in states]
     running: set[int] = set()
     for event in range(1, events + 1):
         if len(running) == (os.cpu_count() or 1):
             running.discard(os.wait()[0])
-        running.add(in_background(lambda at=event: resume(command, config, at)))
+        at = (event, first[event - 1])
+        running.add(in_background(lambda at=at: go_on(command, config, *at)))
     while running:
         running.discard(os.wait()[0])
     outcomes = [json.loads(Path(f"killed-{k}/outcome").read_text()) for k in range(1, events + 1)]
+    for outcome in outcomes:
+        outcome["resumed"] = outcomes[outcome["same_as"] - 1]["resumed"]
     Path(output).write_text(
         json.dumps({"reference": reference, "events": events, "outcomes": outcomes})
     )
@@ -174,15 +181,19 @@ def in_background(work: Callable[[], None]) -> int:
         os._exit(0)
 
 
-def resume(command: list[str], config: str, event: int) -> None:
-    """Run the command again where a kill at `event` left off; at some events also kill it there."""
-    record: dict[str, Any] = {"kill_at": event}
+def go_on(command: list[str], config: str, event: int, first: int) -> None:
+    """Run the command again where a kill at `event` left off; at some events also kill it there.
+
+    `first` is the first event with the same state: only from there it is run again.
+    """
+    record: dict[str, Any] = {"kill_at": event, "same_as": first}
+    place = Path(f"killed-{event}").resolve()
     if event % KILL_EVERY == 0:
         record |= kill(command, config, event)
-    place = Path(f"killed-{event}").resolve()
-    copy(Path(config), place / config)
-    os.chdir(place)
-    record["resumed"] = attempt(command)
+    if event == first:
+        copy(Path(config), place / config)
+        os.chdir(place)
+        record["resumed"] = attempt(command)
     (place / "outcome").write_text(json.dumps(record))
 
 
@@ -202,6 +213,16 @@ def files_in(folder: Path) -> list[str]:
     """The paths of all files, without the process number in the names of temporary ones."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(re.sub(r"\.\d+\.tmp$", ".tmp", str(file)) for file in files)
+
+
+def digest(folder: Path) -> str:
+    """The same for folders with the same paths and bytes."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        found.update(f"{path.relative_to(folder)}\0".encode())
+        if path.is_file():
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def copy(source: Path, target: Path) -> None:

@@ -165,6 +165,6 @@ def test_a_stage_killed_anywhere_ends_with_the_same_rows(
             assert entry["left"] == entry["copied"], "a kill leaves what the copy holds"
         assert entry["resumed"] == 0, f"killed at event {entry['kill_at']}, not resumable"
         for artifact in ARTIFACTS[stage]:
-            found = open_version(tmp_path / f"killed-{entry['kill_at']}/data/k" / artifact)
+            found = open_version(tmp_path / f"killed-{entry['same_as']}/data/k" / artifact)
             assert_same(found, open_version(tmp_path / "uninterrupted/data/k" / artifact))
     run_stage(upstream, stage)
