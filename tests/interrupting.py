@@ -1,6 +1,7 @@
 """Run a command that gets a signal at a chosen moment, in a process of its own."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def _run_with_signal(
     from perpo_pipeline.train import reference
     from perpo_pipeline.train.trainer import ListTrainer
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     reference.LISTS_PER_CALL = 2
     journal.FLUSH_S = patience_s
     seen: list[int] = []

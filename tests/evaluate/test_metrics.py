@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 import pytest
+from metric_rows import BOX, grounding, tables, values
 
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError, InputError
@@ -10,52 +11,7 @@ from perpo_pipeline.evaluate.metrics import missing_metrics
 from perpo_pipeline.evaluate.statistics import mean_interval, wilson_interval
 from perpo_pipeline.evaluate.summarise import doubts_of, summarise
 from perpo_pipeline.rewards.scoring import score_samples
-from perpo_pipeline.store.schemas import METRICS, PREDICTIONS, PROMPTS
-
-BOX = [0.0, 0.0, 1.0, 1.0]
-
-
-def tables(*rows):
-    """Predictions and prompts of rows (task, reward or completion, and changes)."""
-    predictions, prompts = [], []
-    for index, (task, answer, changes) in enumerate(rows):
-        is_text = isinstance(answer, str)
-        predictions.append(
-            {
-                "prompt_id": str(index),
-                "completion": answer if is_text else "",
-                "reward": 0.5 if is_text else answer,
-                "parse_ok": changes.pop("parse_ok", True),
-                "finish_reason": changes.pop("finish_reason", "stop"),
-            }
-        )
-        prompts.append(
-            {
-                "prompt_id": str(index),
-                "dataset": "d",
-                "split": "test",
-                "task": task,
-                "image_sha256": str(index),
-                "width": 100,
-                "height": 100,
-                **changes,
-            }
-        )
-    schemas = (PREDICTIONS.columns, PROMPTS.columns)
-    return [
-        pa.table({f.name: pa.array([r.get(f.name) for r in made], f.type) for f in schema})
-        for made, schema in zip((predictions, prompts), schemas, strict=True)
-    ]
-
-
-def values(rows, split="test", dataset="all"):
-    chosen = [r for r in rows if (r["split"], r["dataset"]) == (split, dataset)]
-    assert len({r["name"] for r in chosen}) == len(chosen)
-    return {r["name"]: r["value"] for r in chosen}
-
-
-def grounding(*rewards, **changes):
-    return [("grounding", reward, {"gt_box": BOX, **changes}) for reward in rewards]
+from perpo_pipeline.store.schemas import METRICS
 
 
 def test_a_box_is_right_from_the_threshold_on_and_an_unparsed_answer_counts_as_wrong():

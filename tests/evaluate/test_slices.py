@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
-from evaluate.test_metrics import grounding, tables, values
+from metric_rows import grounding, tables, values
 from PIL import Image
 
 from perpo_pipeline import cli

@@ -22,7 +22,7 @@ train:
   lora: {{rank: 2, alpha: 4}}
   methods: {{sft: , perpo: }}
 eval: {{max_new_tokens: 24, allow_train_images: true, condition_prompts: 8}}
-report: {{num_resamples: 200, pictures: 4}}
+report: {{num_resamples: 200, pictures: 4, lists: 0}}
 """
 
 
