@@ -125,7 +125,9 @@ def with_samples(file: Path, inside: Callable[[Path], None], **changed: Any) -> 
         inside(writer.path)
 
 
-def test_an_interrupted_version_says_how_much_is_there(file: Path) -> None:
+def test_an_interrupted_version_says_how_much_is_there(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def leave(path: Path) -> None:
         rows = [{"prompt_id": "a"}, {"prompt_id": "a"}]
         lines = [json.dumps({"fingerprint": path.name}), json.dumps(rows), '[{"prompt_']
@@ -136,6 +138,9 @@ def test_an_interrupted_version_says_how_much_is_there(file: Path) -> None:
     with_samples(file, leave, sample__num_samples=2)
     one = found(file, sample__num_samples=2)
     assert one["samples/train"].state == "interrupted"
+    out, _ = perpo_status(file, capsys, "--set", "sample.num_samples=2", "--json")
+    paths = [row["path"] for row in map(json.loads, out.splitlines()) if row["path"] is not None]
+    assert len(paths) == len(set(paths)), "what goes on is not also counted as unused"
     assert list(one["samples/train"].why) == ["1 of 0 prompts"]
     assert one["scores/train"].state == "stale"
     assert found(file)["samples/train"].state == "current"  # it is of other settings

@@ -53,7 +53,8 @@ def status(
 
     read = read_config(config, sets, run=run)
     found = states(read)
-    unused = find_unused(read.run_dir, 0.0)
+    listed = {one.path.resolve() for one in found if one.path is not None}
+    unused = [one for one in find_unused(read.run_dir, 0.0) if one.path not in listed]
     if as_json:
         rows = [_row(one) for one in found]
         extra = [{"state": "unused", "path": str(u.path), "size_bytes": u.size} for u in unused]
