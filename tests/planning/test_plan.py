@@ -47,7 +47,7 @@ def test_nothing_exists_and_nothing_is_made(perpo: Callable[..., tuple[int, str,
     """A real calibration of the shipped model: all times are known, and no folder appears."""
     code, out, err = perpo("plan", "--json")
     plan = json.loads(out)
-    assert code == 0 and "a few seconds of it" in err
+    assert code == 0 and "a few seconds of the work" in err
     assert not Path("data").exists()
     assert plan["prompts"]["train"] == {
         "prompts": 8,

@@ -303,7 +303,9 @@ def test_a_killed_judgement_asks_only_what_is_missing(
     files = write_files(tmp_path, 40)
     command = ["judge", "win-rate", *map(str, files), *endpoint(server), "--concurrency", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "perpo_pipeline.cli", *command], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "perpo_pipeline.cli", *command],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's test
     )
     try:
         deadline = time.monotonic() + 60
