@@ -41,7 +41,7 @@ def _run_with_signal(
 ) -> None:
     """Run `perpo`; the signal comes as the backend's call, or the step, after `calls` begins."""
     from perpo_pipeline import cli
-    from perpo_pipeline.inference import journal
+    from perpo_pipeline.inference import journal, processes
     from perpo_pipeline.inference.part_sampler import PartSampler
     from perpo_pipeline.train import reference
     from perpo_pipeline.train.trainer import ListTrainer
@@ -62,6 +62,7 @@ def _run_with_signal(
 
     if to_group:  # as a terminal does; the processes that answer are started by then
         os.setpgid(0, 0)
+        processes.POLL_S = 0.005  # else they may have finished before their calls are counted
         add = journal.Journal.add
 
         def added(*arguments: Any) -> None:

@@ -123,7 +123,7 @@ def test_ctrl_c_in_a_terminal_keeps_what_several_processes_have_answered(
     code, err = place.perpo(*two, number=signal.SIGINT, calls=2, to_group=True)
     assert code == 130 and "Traceback" not in err, err
     kept = int(err.split("interrupted; ")[1].split(" of 10 prompts")[0])
-    assert 4 <= kept <= 10  # other processes may finish theirs before the signal
+    assert 4 <= kept < 10
     code, err = place.perpo("sample")
     assert code == 0 and f"{kept} of 10 prompts are done already" in err
     assert_same_bytes(place.version("samples/train"), whole.version("samples/train"))
