@@ -16,6 +16,7 @@ from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.drawing.marks import ANSWER, Mark, box, outline, point, truth_marks
 from perpo_pipeline.errors import ConfigError, InputError, PerpoError
+from perpo_pipeline.inference.answering import warn_of_boxes
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.backends import check_adapter, choose_backend
 from perpo_pipeline.inference.part_sampler import PLACE_IN_PART, PartSampler
@@ -25,7 +26,6 @@ from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.schemas import PROMPTS, SAMPLES
 from perpo_pipeline.suggestions import closest, closest_path
-from perpo_pipeline.vlm.families import family_of, unusual_boxes
 from perpo_pipeline.vlm.inputs import find_model
 
 Row = dict[str, Any]
@@ -143,9 +143,7 @@ def _answer(run: Run, row: Row, config: InferenceConfig, adapter: Path | None) -
         run.scratch,
         adapter=adapter,
     )
-    doubt = unusual_boxes(family_of(resolved), model)
-    if doubt and row["task"] == GROUNDING:
-        run.say(f"ask: {doubt}")
+    warn_of_boxes(run, "ask", setup, pa.table({"task": [row["task"]]}))
     with closing(PartSampler(setup, run.config.seed)) as sampler:
         rows = sampler.sample([{**row, PLACE_IN_PART: 0}], lambda prompts, found: None)
         for note in sampler.backend.notes().values():

@@ -1,6 +1,7 @@
 """The backend that runs in this process: transformers, through vlm/decoding.py."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
@@ -74,14 +75,4 @@ class TransformersBackend:
         if how.is_greedy:
             answers = greedy_decode(self.vlm, prompts, max_new_tokens=how.max_new_tokens)
             return [[answer] for answer in answers]
-        return sample_lists(
-            self.vlm,
-            prompts,
-            seeds=seeds,
-            num_samples=how.num_samples,
-            temperature=how.temperature,
-            top_k=how.top_k,
-            top_p=how.top_p,
-            repetition_penalty=how.repetition_penalty,
-            max_new_tokens=how.max_new_tokens,
-        )
+        return sample_lists(self.vlm, prompts, seeds=seeds, **asdict(how))

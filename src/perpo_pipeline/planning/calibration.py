@@ -6,7 +6,7 @@ code that the stages use; nothing is written.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.config.train import TrainSettings
@@ -110,18 +110,9 @@ class _Worker:
         """The lists of some prompts."""
         from perpo_pipeline.vlm.decoding import sample_lists
 
-        how = self.run.config.sample.decoding()
-        return sample_lists(
-            self.vlm,
-            [encode_row(self.vlm, row, self.preprocess) for row in rows],
-            seeds=list(range(len(rows))),
-            num_samples=how.num_samples,
-            temperature=how.temperature,
-            top_k=how.top_k,
-            top_p=how.top_p,
-            repetition_penalty=how.repetition_penalty,
-            max_new_tokens=how.max_new_tokens,
-        )
+        prompts = [encode_row(self.vlm, row, self.preprocess) for row in rows]
+        how = asdict(self.run.config.sample.decoding())
+        return sample_lists(self.vlm, prompts, seeds=list(range(len(rows))), **how)
 
     def answer(self, rows: Sequence[Row]) -> None:
         """One greedy answer to each of some prompts."""

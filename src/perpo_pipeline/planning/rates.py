@@ -6,7 +6,6 @@ Key = tuple[str, str]
 """A stage and what of it: ("sample", ""), ("train", "perpo"), ("eval", "")."""
 
 ROWS_PER_S = 234_000  # of score and filter, written: benchmarks/RESULTS.md, `stream`
-FEW_SECONDS = 2.0
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,15 @@ from typing import Any
 from perpo_pipeline.config.sources import CocoSource
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json
-from perpo_pipeline.prepare.collect import Prepared, Request, collect
+from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import absent, integer_at, text_at
 from perpo_pipeline.prepare.labelled import (
     LabelledBox,
     LabelledImage,
+    collect_labelled,
     entries_of,
-    note_without_boxes,
 )
-from perpo_pipeline.store.atomic import file_sha256
 
 UNREAD = frozenset({"segmentation"})
 SUPERCATEGORY = "supercategory"
@@ -49,22 +48,9 @@ def read_coco(source: CocoSource, request: Request) -> Prepared:
     faults = Faults(source.path)
     parts = _parts(source.path)
     counts = {"images": len(parts["images"]), "boxes": 0, "images_without_boxes": 0, "crowd": 0}
-    prepared = collect(
-        _entries(parts, source, root, request, faults, counts),
-        faults,
-        request,
-        embed=source.embed_images,
-        per_dataset=source.per_dataset,
-        found=counts,
-    )
-    prepared.facts.update(
-        file_sha256=file_sha256(source.path),
-        image_root=str(root.resolve()),
-        instruction=request.instruction,
-    )
-    prepared.left_out["crowd"] = counts.pop("crowd")
-    prepared.counts["found"] = counts
-    note_without_boxes(prepared, "images", counts["images_without_boxes"], counts["images"])
+    entries = _entries(parts, source, root, request, faults, counts)
+    prepared = collect_labelled(entries, source, root, request, faults, counts)
+    prepared.left_out["crowd"] = prepared.counts["found"].pop("crowd")
     return prepared
 
 

@@ -25,16 +25,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from perpo_pipeline.answers.truth import are_numbers
 from perpo_pipeline.config.sources import LabelStudioSource
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_list
-from perpo_pipeline.prepare.collect import Prepared, Request, collect
+from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.fields import absent, integer_at, text_at, text_fault
 from perpo_pipeline.prepare.labelled import (
     LabelledBox,
     LabelledImage,
+    collect_labelled,
     entries_of,
-    note_without_boxes,
 )
-from perpo_pipeline.store.atomic import file_sha256
 
 RECTANGLE, CHOICES = "rectanglelabels", "choices"
 _UPLOAD = re.compile(r"[0-9a-f]{8}-")
@@ -46,21 +45,8 @@ def read_label_studio(source: LabelStudioSource, request: Request) -> Prepared:
     root = source.image_root or source.path.parent
     faults = Faults(source.path)
     counts: Counter[str] = Counter()
-    prepared = collect(
-        _entries(source, root, request, faults, counts),
-        faults,
-        request,
-        embed=source.embed_images,
-        per_dataset=source.per_dataset,
-        found=counts,
-    )
-    prepared.facts.update(
-        file_sha256=file_sha256(source.path),
-        image_root=str(root.resolve()),
-        instruction=request.instruction,
-    )
-    prepared.counts["found"] = dict(counts)
-    note_without_boxes(prepared, "tasks", counts["tasks_without_boxes"], counts["tasks"])
+    entries = _entries(source, root, request, faults, counts)
+    prepared = collect_labelled(entries, source, root, request, faults, counts, "tasks")
     others = [f"{count} {kind[6:]}" for kind, count in counts.items() if kind.startswith("other ")]
     if others:
         prepared.notes["other_results"] = f"results that are no rectangles: {', '.join(others)}"

@@ -5,14 +5,17 @@
 A bad box makes the prompt of its label bad, whose truth would not be whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from perpo_pipeline.config.sources import CocoSource, LabelStudioSource, YoloSource
 from perpo_pipeline.json_files import Faults, Row
-from perpo_pipeline.prepare.collect import Prepared, Request
+from perpo_pipeline.prepare.collect import Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData
 from perpo_pipeline.prepare.fields import extra_text
+from perpo_pipeline.store.atomic import file_sha256
 
 CATEGORY = "category"
 
@@ -71,12 +74,40 @@ def entries_of(
             yield _entry(found, boxes[0], dataset, request, place, key, truth)
 
 
-def note_without_boxes(prepared: Prepared, what: str, without: int, of: int) -> None:
-    """Note how many images (or tasks) make no prompt, because they have no box."""
-    if without:
+def collect_labelled(
+    entries: Iterable[Entry],
+    source: CocoSource | LabelStudioSource | YoloSource,
+    root: Path,
+    request: Request,
+    faults: Faults,
+    counts: dict[str, int],
+    what: str = "images",
+) -> Prepared:
+    """The prompts of the entries, which count what they find in `counts` as they are read.
+
+    `what` names the things with boxes in `counts`: <what> and <what>_without_boxes. Raises
+    `InputError` with the faults of all entries.
+    """
+    prepared = collect(
+        entries,
+        faults,
+        request,
+        embed=source.embed_images,
+        per_dataset=source.per_dataset,
+        found=counts,
+    )
+    prepared.facts.update(
+        file_sha256=file_sha256(source.path),
+        image_root=str(root.resolve()),
+        instruction=request.instruction,
+    )
+    prepared.counts["found"] = dict(counts)
+    if without := counts.get(f"{what}_without_boxes"):
         prepared.notes["without_boxes"] = (
-            f"{without:,} of {of:,} {what} without a box that is read: they make no prompt"
+            f"{without:,} of {counts[what]:,} {what} without a box that is read: they make no "
+            "prompt"
         )
+    return prepared
 
 
 def _entry(

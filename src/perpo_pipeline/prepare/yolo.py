@@ -24,15 +24,14 @@ from perpo_pipeline.config.sources import YoloSource
 from perpo_pipeline.config.unique_keys import UniqueKeyLoader
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_text
-from perpo_pipeline.prepare.collect import Prepared, Request, collect
+from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.entries import Entry, ImageFile
 from perpo_pipeline.prepare.labelled import (
     LabelledBox,
     LabelledImage,
+    collect_labelled,
     entries_of,
-    note_without_boxes,
 )
-from perpo_pipeline.store.atomic import file_sha256
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -60,28 +59,14 @@ def read_yolo(source: YoloSource, request: Request) -> Prepared:
                 counts["images_without_boxes"] += not found.boxes
                 yield from entries_of(found, source.per, dataset, request, faults)
 
-    prepared = collect(
-        entries(),
-        faults,
-        request,
-        embed=source.embed_images,
-        per_dataset=source.per_dataset,
-        found=counts,
-    )
-    prepared.facts.update(
-        file_sha256=file_sha256(source.path),
-        labels_sha256=digest.hexdigest(),
-        image_root=str(root.resolve()),
-        instruction=request.instruction,
-    )
+    prepared = collect_labelled(entries(), source, root, request, faults, counts)
+    prepared.facts["labels_sha256"] = digest.hexdigest()
     if lonely := [file for folder in folders for file in _labels_without_image(folder)]:
-        counts["labels_without_image"] = len(lonely)
+        prepared.counts["found"]["labels_without_image"] = len(lonely)
         prepared.notes["labels_without_image"] = (
             f"{len(lonely):,} of the label files {'has' if len(lonely) == 1 else 'have'} no image, "
             f"for example {lonely[0]}"
         )
-    prepared.counts["found"] = dict(counts)
-    note_without_boxes(prepared, "images", counts["images_without_boxes"], counts["images"])
     return prepared
 
 
