@@ -26,6 +26,7 @@ class TrainSettings(Section):
         {
             "max_tokens_per_forward",
             "gradient_checkpointing",
+            "activation_offload",
             "compile",
             "num_workers",
             "checkpoint_every",
@@ -85,6 +86,11 @@ class TrainSettings(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, a third slower"
     )
+    activation_offload: bool = Field(
+        False,
+        description="keep the inputs of the decoder layers in the machine's memory until the "
+        "backward pass; needs gradient_checkpointing",
+    )
     num_workers: Int | None = Field(
         None,
         ge=0,
@@ -133,6 +139,12 @@ class TrainSettings(Section):
         """What does not fit together (checked once shared and own settings are merged)."""
         if self.tuning == "lora" and self.scope == ["projector"]:
             return "scope [projector] leaves nothing for LoRA; use tuning: full"
+        if self.activation_offload and not self.gradient_checkpointing:
+            return (
+                "activation_offload needs gradient_checkpointing: true, which leaves only the "
+                "inputs of layers to keep; to copy all activations takes longer than to compute "
+                "them again"
+            )
         extras = {"sft_weight": self.sft_weight, "label_smoothing": self.label_smoothing}
         unused = [name for name, value in extras.items() if value]
         return _unused_fault(self.chosen_method, unused)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.train.activation_offload import offload_layer_inputs
 from perpo_pipeline.vlm.models import Vlm, base_model
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
         unfreeze(vlm, settings.scope)
     if settings.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.activation_offload:
+        offload_layer_inputs(base_model(policy).get_decoder())
     return policy
 
 
