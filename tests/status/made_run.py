@@ -27,6 +27,7 @@ from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.testbed import testbed_settings
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
+from perpo_pipeline.vlm.image_limits import limits_of
 
 FILE = """
 run: r
@@ -95,6 +96,7 @@ def settings_of(config: RunConfig, node: Node) -> Mapping[str, Any]:
         "model": _identity(model.id),
         "dtype": "bfloat16" if model.dtype == "auto" else model.dtype,
         "preprocess": model.preprocess,
+        **limits_of(model).given(),
     }
     if name == "prompts":
         return _prompts(config, node.variant)

@@ -57,6 +57,25 @@ class ModelConfig(Section):
         description="`processor`: what the model's own processor does; `pad`: first pad the image "
         "to a square with the mean colour",
     )
+    min_pixels: int | None = Field(
+        None,
+        ge=1,
+        description="smaller images are enlarged to about this number of pixels (Qwen-VL families; "
+        "docs/image-size.md); null: as the model's processor does",
+    )
+    max_pixels: int | None = Field(
+        None,
+        ge=1,
+        description="larger images are reduced to at most this number of pixels (Qwen-VL families; "
+        "docs/image-size.md); null: as the model's processor does",
+    )
+    max_tiles: int | None = Field(
+        None,
+        ge=1,
+        description="most tiles that an image is cut into, the whole image not counted "
+        "(LLaVA-NeXT, LLaVA-OneVision, InternVL; docs/image-size.md); null: as the model's "
+        "processor does",
+    )
     template_date: date = Field(
         TEMPLATE_DATE,
         description="the date that a chat template with today's date writes (YYYY-MM-DD), so that "
@@ -89,6 +108,15 @@ class ModelConfig(Section):
         except ConfigError as error:
             raise ValueError(error.what) from error
         return name
+
+    @model_validator(mode="after")
+    def _pixels_have_a_range(self) -> Self:
+        low, high = self.min_pixels, self.max_pixels
+        if low is not None and high is not None and low > high:
+            raise conflict(
+                f"min_pixels {low:,} is above max_pixels {high:,}", "min_pixels", "max_pixels"
+            )
+        return self
 
     @model_validator(mode="after")
     def _frame_fits(self) -> Self:

@@ -289,4 +289,9 @@ def _model_here(driver: ResolvedModel) -> ResolvedModel:
         found = resolve_model(driver.model_id, driver.commit)
     else:
         found = resolve_model(str(driver.path))
-    return replace(found, template_date=driver.template_date, own_marks=driver.own_marks)
+    return replace(
+        found,
+        template_date=driver.template_date,
+        own_marks=driver.own_marks,
+        limits=driver.limits,
+    )

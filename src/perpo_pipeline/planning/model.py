@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from perpo_pipeline.planning.hardware import published
 from perpo_pipeline.run import Run
 from perpo_pipeline.train.memory import Shape, shape_of
 from perpo_pipeline.vlm.files import MODEL_FILE_PATTERNS, find_on_this_machine, has_weights
+from perpo_pipeline.vlm.image_limits import limits_of
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def look_at_model(run: Run, *, half: bool) -> Model:
         return Model(config.id, half, None, shape, record, None, None, size, how)
     from perpo_pipeline.vlm.loading import load_without_weights
 
+    found = replace(found, limits=limits_of(config))
     vlm = load_without_weights(found, identity_cache=cache_folder(run) / IDENTITY_CACHE)
     shape = shape_of(vlm, weight_bytes=2 if half else 4)
     if not has_weights(found):

@@ -13,7 +13,7 @@ import numpy as np
 from perpo_pipeline.answers.pipeline import answer_texts
 from perpo_pipeline.answers.reading import read_boxes
 from perpo_pipeline.answers.settings import Reading
-from perpo_pipeline.config.fingerprints import RELEASED_VERSION, reading_settings
+from perpo_pipeline.config.fingerprints import RELEASED_VERSION, WHERE_SET, reading_settings
 from perpo_pipeline.json_files import Row
 from perpo_pipeline.prepare.collect import ReleasedList
 from perpo_pipeline.rewards.choice import RELEASED
@@ -62,7 +62,8 @@ def _write_samples(
 ) -> Version:
     model = run.config.model
     resolved, settings = find_model(model, run.scratch)
-    tokenised_by = {name: settings[name] for name in ("model", "preprocess")}
+    decides = ("model", "preprocess", *WHERE_SET)
+    tokenised_by = {name: settings[name] for name in decides if name in settings}
     recipe = Recipe(
         "samples",
         split,

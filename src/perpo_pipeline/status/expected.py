@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from perpo_pipeline.config.fingerprints import (
     COUNTED,
     RECORDED_AS,
+    WHERE_SET,
     WHERE_USED,
     Counted,
     report_facts,
@@ -131,7 +132,8 @@ def _expected(key: Key, manifest: Json, config: RunConfig) -> dict[str, tuple[st
     for name in WHERE_USED - recorded.keys():
         found.pop(name, None)
     if released:
-        found = {name: found[name] for name in found if name in recorded and name != "reward"}
+        kept = {*recorded, *WHERE_SET} - {"reward"}
+        found = {name: found[name] for name in found if name in kept}
     for name, (setting, value) in found.items():
         if setting in RESOLVED and value == AUTO:
             found[name] = (setting, recorded.get(name, value))

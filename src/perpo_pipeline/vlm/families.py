@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.answers.frames import Size, smart_resize
 from perpo_pipeline.vlm.files import ResolvedModel
+from perpo_pipeline.vlm.image_limits import (
+    Rule,
+    grid_limits,
+    limits_by_class,
+    no_limits,
+    patch_limits,
+    pixel_limits,
+)
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.model import ModelConfig
@@ -108,7 +116,8 @@ class Family:
     `box_frame` are what the family's own answers use (see answers/boxes.py); `seen_frame` is the
     frame that its processor leaves of an unpadded image, if that is a crop. `position_axes` is 3
     for multimodal rotary positions (time, height, width). `resized_size` and `image_tokens` follow
-    from the processor's settings and the image's size, without pixels. `lora_in_vllm`: vLLM applies
+    from the processor's settings and the image's size, without pixels. `image_limits` turns the
+    run's limits on pixels or tiles into the processor's settings. `lora_in_vllm`: vLLM applies
     the family's language-model LoRA exactly (tests/with_vllm); other adapters are merged first.
     `lmms_eval` is lmms-eval's name for the class that loads the family's checkpoints. A
     family that is not `known` shares no prefix: it is sampled and trained one full row per
@@ -125,6 +134,7 @@ class Family:
     position_axes: int = 1
     resized_size: Callable[[Any, Size], Size | None] = resized_by_class
     image_tokens: Callable[[Any, Size], int | None] = image_tokens_by_class
+    image_limits: Rule = limits_by_class
     lora_in_vllm: bool = False
     lmms_eval: str | None = None
     known: bool = True
@@ -138,6 +148,7 @@ FAMILIES: dict[str, Family] = {
         seen_frame="crop",
         resized_size=resized_to_setting,
         image_tokens=cropped_image_tokens,
+        image_limits=no_limits,
         lora_in_vllm=True,
         lmms_eval="llava_hf",
     ),
@@ -146,6 +157,7 @@ FAMILIES: dict[str, Family] = {
         "LLaVA-NeXT",
         resized_size=cut_into_tiles,
         image_tokens=library_image_tokens,
+        image_limits=grid_limits,
         lora_in_vllm=True,
         lmms_eval="llava_hf",
     ),
@@ -154,6 +166,7 @@ FAMILIES: dict[str, Family] = {
         "LLaVA-OneVision",
         resized_size=cut_into_tiles,
         image_tokens=library_image_tokens,
+        image_limits=grid_limits,
         lmms_eval="llava_hf",
     ),
     "qwen2_5_vl": Family(
@@ -166,6 +179,7 @@ FAMILIES: dict[str, Family] = {
         position_axes=3,
         resized_size=resized_to_multiples,
         image_tokens=library_image_tokens,
+        image_limits=pixel_limits,
         lora_in_vllm=True,
         lmms_eval="qwen2_5_vl",
     ),
@@ -178,6 +192,7 @@ FAMILIES: dict[str, Family] = {
         position_axes=3,
         resized_size=resized_to_multiples,
         image_tokens=library_image_tokens,
+        image_limits=pixel_limits,
         lora_in_vllm=True,
         lmms_eval="qwen3_vl",
     ),
@@ -187,6 +202,7 @@ FAMILIES: dict[str, Family] = {
         box_format="internvl",
         resized_size=resized_to_one_tile,
         image_tokens=library_image_tokens,
+        image_limits=patch_limits,
         lmms_eval="internvl_hf",
     ),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from perpo_pipeline.config.dates import TEMPLATE_DATE
 from perpo_pipeline.errors import InputError, first_line
+from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
 
 IDENTITY_CACHE = ".model-identity.json"  # in the run's folder
 # Files that a run can depend on: weights, configuration, tokenizer, processor; no code, no pickles.
@@ -28,6 +29,7 @@ MODEL_FILE_PATTERNS = (
     "chat_template*",
     "*.model",
 )
+SETTINGS_PATTERNS = tuple(name for name in MODEL_FILE_PATTERNS if "safetensors" not in name)
 HUB_FIX = (
     "give a local directory, or download it first with `hf download {model_id}`; "
     "HF_HUB_OFFLINE=1 forbids downloads, HF_HOME says where the local cache is, "
@@ -40,7 +42,8 @@ class ResolvedModel:
     """A model whose files are on this machine.
 
     `commit` is set only for a snapshot of a hub; `weights_sha256` only if it is already known.
-    `template_date` and `own_marks` say how its prompts are written (see `Vlm`).
+    `template_date` and `own_marks` say how its prompts are written (see `Vlm`), `limits` how large
+    it sees an image.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class ResolvedModel:
     weights_sha256: str | None = None
     template_date: date = TEMPLATE_DATE
     own_marks: str = ""
+    limits: ImageLimits = NO_LIMITS
 
 
 def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
@@ -70,6 +74,24 @@ def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
         )
     snapshot = _hub_snapshot(model_id, revision)
     return _checked(ResolvedModel(snapshot, model_id, commit=snapshot.name))
+
+
+def settings_folder(model_id: str, revision: str | None = None) -> Path | None:
+    """A folder with a model's files, perhaps without its weights: those are never downloaded.
+
+    None if it cannot be had: `resolve_model` then says why.
+    """
+    if (found := find_on_this_machine(model_id, revision)) is not None:
+        return found.path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(model_id, revision=revision, allow_patterns=list(SETTINGS_PATTERNS))
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
 
 
 def find_on_this_machine(model_id: str, revision: str | None = None) -> ResolvedModel | None:

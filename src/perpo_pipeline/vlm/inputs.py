@@ -19,7 +19,9 @@ from perpo_pipeline.vlm.files import (
     compute_identity,
     read_templates,
     resolve_model,
+    settings_folder,
 )
+from perpo_pipeline.vlm.image_limits import limits_of
 from perpo_pipeline.vlm.images import load_image
 
 if TYPE_CHECKING:
@@ -65,17 +67,22 @@ def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[
     """Find the model's files, and the values of its settings that count in a fingerprint.
 
     `dtype: auto` is resolved (only this imports torch), since float32 and bfloat16 give different
-    results. The date counts only where the chat template writes one.
+    results. The date counts only where the chat template writes one, limits on the image's size
+    only where they are set: these are checked before anything large is downloaded.
     """
+    limits = limits_of(config)
+    check_image_limits(config)
     resolved = replace(
         resolve_model(config.id, config.revision),
         template_date=config.template_date,
         own_marks=_own_marks(config.box_format),
+        limits=limits,
     )
     settings = {
         "model": compute_identity(resolved, run_dir / IDENTITY_CACHE),
         "dtype": config.dtype,
         "preprocess": config.preprocess,
+        **limits.given(),
     }
     if writes_date(read_templates(resolved.path)):
         settings["template_date"] = config.template_date.isoformat()
@@ -85,6 +92,18 @@ def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[
         on_cuda = config.device != "cpu" and torch.cuda.is_available()
         settings["dtype"] = "bfloat16" if on_cuda else "float32"
     return resolved, settings
+
+
+def check_image_limits(config: ModelConfig) -> None:
+    """Raise ConfigError for a limit that the model's family does not have or cannot keep.
+
+    Downloads only the model's settings, if they are not here; does nothing without limits.
+    """
+    limits = limits_of(config)
+    if limits.given() and (folder := settings_folder(config.id, config.revision)) is not None:
+        from perpo_pipeline.vlm.processors import check_limits
+
+        check_limits(folder, limits)
 
 
 def _own_marks(box_format: str) -> str:

@@ -19,7 +19,7 @@ from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
 from perpo_pipeline.vlm.models import Vlm
-from perpo_pipeline.vlm.processors import load_processor
+from perpo_pipeline.vlm.processors import limit_grids, load_processor
 
 
 def load_vlm(
@@ -103,6 +103,8 @@ def _wrap(
     dtype: torch.dtype,
     identity: str,
 ) -> Vlm:
+    if resolved.limits.given():
+        limit_grids(model.config, processor)
     return Vlm(
         model=model,
         processor=processor,
@@ -116,6 +118,7 @@ def _wrap(
         full_attention=_has_full_attention(model.config),
         template_date=resolved.template_date,
         own_marks=resolved.own_marks,
+        limits=resolved.limits,
     )
 
 
@@ -147,13 +150,14 @@ def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
             model.generation_config = GenerationConfig.from_pretrained(
                 resolved.path, local_files_only=True
             )
-        return model, load_processor(resolved.path)
+        return model, load_processor(resolved.path, resolved.limits)
 
 
 def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
 
     with _load_errors_explained(resolved):
+        processor = load_processor(resolved.path, resolved.limits)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             resolved.path,
             dtype=dtype,
@@ -163,7 +167,6 @@ def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, 
             trust_remote_code=False,
             output_loading_info=True,
         )
-        processor = load_processor(resolved.path)
     model, info = loaded
     absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if absent:

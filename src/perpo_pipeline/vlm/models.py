@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from perpo_pipeline.config.dates import TEMPLATE_DATE
 from perpo_pipeline.vlm.families import Family
+from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
 from perpo_pipeline.vlm.plain_text import PlainTokenizer, control_tokens
+from perpo_pipeline.vlm.processors import image_arguments
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Vlm:
     completion may hold one. `full_attention` is false if a text layer attends in another way
     (sliding window, softcap, linear), in which case sharing a prefix would be wrong.
     `template_date` is what a chat template writes as today's date; `own_marks` is text
-    with special tokens that are words of the answers.
+    with special tokens that are words of the answers. `processor` keeps `limits`.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Vlm:
     full_attention: bool = True
     template_date: date = TEMPLATE_DATE
     own_marks: str = ""
+    limits: ImageLimits = NO_LIMITS
 
     @functools.cached_property
     def plain(self) -> PlainTokenizer:
@@ -47,6 +50,12 @@ class Vlm:
         return PlainTokenizer(
             self.tokenizer, control_tokens(self.tokenizer, self.processor, ids, self.own_marks)
         )
+
+    @property
+    def image_arguments(self) -> dict[str, Any]:
+        """The arguments with which another engine's processor keeps `limits`; often none."""
+        model_type = base_model(self.model).config.model_type
+        return image_arguments(self.processor.image_processor, model_type, self.limits)
 
     @property
     def shares_prefix(self) -> bool:

@@ -11,28 +11,65 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.vlm.families import family_of_type
+from perpo_pipeline.vlm.image_limits import GRIDS, NO_LIMITS, ImageLimits
+
+FILES_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def load_processor(path: Path) -> Any:
+def load_processor(path: Path, limits: ImageLimits = NO_LIMITS) -> Any:
     """Load image processor (always the PIL backend), tokenizer and chat template from `path`.
 
     The torchvision backend gives slightly other pixels (CLIP: by up to 0.015), so it is never used,
-    even if installed. Code in the directory is never run. Raises InputError if the model's image
-    processor has no PIL version, and the library's own OSError or ValueError for missing or
-    damaged files.
+    even if installed. Code in the directory is never run. `limits` become settings of the image
+    processor. Raises InputError if the model's image processor has no PIL version, ConfigError as
+    `image_arguments`, and the library's own OSError or ValueError for missing or damaged files.
     """
     from transformers import PROCESSOR_MAPPING, AutoConfig, AutoProcessor
 
-    files_only: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(path, **files_only)
+    config = AutoConfig.from_pretrained(path, **FILES_ONLY)
     processor_class: Any = AutoProcessor
     if type(config) in PROCESSOR_MAPPING:
         usual: Any = PROCESSOR_MAPPING[type(config)]
         if usual.get_attributes()[-1:] == ["video_processor"]:
             processor_class = without_video(usual)
-    processor = processor_class.from_pretrained(path, backend="pil", **files_only)
+    processor = processor_class.from_pretrained(path, backend="pil", **FILES_ONLY)
     _check_backend(processor, path)
+    if limits.given():
+        image_processor = processor.image_processor
+        arguments = image_arguments(image_processor, config.model_type, limits)
+        for name, value in arguments.items():
+            own_type = type(getattr(image_processor, name))
+            setattr(image_processor, name, own_type(**value) if name == "size" else value)
     return processor
+
+
+def image_arguments(image_processor: Any, model_type: str, limits: ImageLimits) -> dict[str, Any]:
+    """The arguments of an image processor that set these limits; none without limits.
+
+    transformers, vLLM in this process and a vLLM server all take them. Raises ConfigError for a
+    limit that the family does not have, or that is impossible for the model.
+    """
+    return (
+        family_of_type(model_type).image_limits(image_processor, limits) if limits.given() else {}
+    )
+
+
+def check_limits(path: Path, limits: ImageLimits) -> None:
+    """Raise ConfigError as `image_arguments`; needs only the JSON files of a model."""
+    from transformers import AutoConfig, AutoImageProcessor
+
+    config = AutoConfig.from_pretrained(path, **FILES_ONLY)
+    load: Any = AutoImageProcessor.from_pretrained
+    image_processor = load(path, backend="pil", **FILES_ONLY)
+    image_arguments(image_processor, config.model_type, limits)
+
+
+def limit_grids(config: Any, processor: Any) -> None:
+    """Let a model's config have the grids of its processor: it computes the features' places."""
+    grids = getattr(processor.image_processor, GRIDS, None)
+    if grids is not None and getattr(config, GRIDS, None) is not None:
+        setattr(config, GRIDS, grids)
 
 
 def without_video(processor_class: Any) -> Any:
