@@ -1,12 +1,14 @@
 """Master weights against torch's AdamW in float32, and through files and the Trainer."""
 
 import io
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -118,6 +120,33 @@ def test_bf16_with_masters_ends_where_float32_training_ends_and_bf16_alone_hardl
     way = (end - start).norm()
     assert (flat(optimizer.masters().values()) - end).norm() < 0.01 * way
     assert (flat(plain.parameters()) - end).norm() > 0.9 * way
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of torch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **kwargs or {})
+
+
+def test_the_calls_of_a_step_do_not_grow_with_the_number_of_matrices(monkeypatch):
+    """Gradients in, fused update, weights out; what is allocated for the gradients aside."""
+    weights = [nn.Parameter(torch.randn(2, 2).bfloat16()) for _ in range(448)]
+    optimizer = MasterAdamW(weights, lr=LR, fused=True)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", pytest.fail)  # kept from the first step
+    with Calls() as calls:
+        optimizer.step()
+    assert calls.counts.pop("empty_like") == 448
+    assert calls.counts["_fused_adamw_"] == 1 and calls.counts["_foreach_copy_"] == 2
+    assert calls.counts.total() <= 8  # the profiler's marks among them
 
 
 # --- what is trained, and from where -------------------------------------------------------------

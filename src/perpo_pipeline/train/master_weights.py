@@ -5,6 +5,9 @@ learning rate of 5e-6 that is nearly every update of every weight above 0.003. H
 AdamW updates float32 masters, in which small updates add up, and the module gets them rounded.
 Forward and backward stay in bf16.
 
+An adapter has hundreds of small matrices, so a step must not cost host time for each: masters and
+torch's AdamW are kept between steps, gradients and weights are copied in one call for all.
+
 Simplified: gradients are used as the module has them, summed over micro-batches and clipped in
 bf16. Under ZeRO use DeepSpeed's own master weights, not these.
 """
@@ -18,6 +21,7 @@ from torch import Tensor
 from perpo_pipeline.errors import ArtifactError
 
 MASTER = "master"
+CHOSEN = ("params", "foreach", "fused")  # what the AdamW on the masters decides for itself
 
 
 class MasterAdamW(torch.optim.AdamW):
@@ -26,9 +30,14 @@ class MasterAdamW(torch.optim.AdamW):
     A master starts as a copy of its parameter at the first step that has a gradient for it. From
     then on the module holds the rounded master; anything else written into the module is lost.
     Weights in float32 or wider have no master, and their update is bit-equal to torch's.
-    `state_dict` holds the masters too. Do not use it with `fused=True` under a GradScaler, which
-    calls the fused kernel directly; bf16 needs no GradScaler.
+    `state_dict` holds the masters too. On CUDA the masters are updated by torch's fused kernel. Do
+    not use it with `fused=True` under a GradScaler, which calls the fused kernel directly; bf16
+    needs no GradScaler.
     """
+
+    # torch's AdamW on the masters; None until the first step, and after new state was loaded.
+    _adamw: torch.optim.AdamW | None = None
+    _masters: Mapping[Tensor, Tensor]  # of the parameters in it; a float32 parameter is its own
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -37,20 +46,33 @@ class MasterAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        masters = {p: self._master(p) for p in self._parameters() if p.grad is not None}
-        adamw = self._adamw_on(masters)
-        for p, master in masters.items():
-            adamw.state[master] = {k: v for k, v in self.state[p].items() if k != MASTER}
-            if master is not p:
-                master.grad = None if p.grad is None else p.grad.to(master.dtype)
-        adamw.step()
-        for p, master in masters.items():
-            self.state[p] = adamw.state[master]
-            if master is not p:
-                self.state[p][MASTER] = master
-                p.copy_(master)
-                master.grad = None
+        trained = [p for p in self._parameters() if p.grad is not None]
+        new = [p for p in trained if p not in self.state]
+        if self._adamw is None or new:
+            known = {*self.state, *new}
+            self._masters = {p: self._master(p) for p in self._parameters() if p in known}
+            self._adamw = self._adamw_on(self._masters)
+        self._copy_settings(self._adamw)
+        self._step_on_masters(self._adamw, [p for p in trained if _needs_master(p)])
+        for p in new:  # a parameter and its master share one state
+            self.state[p] = self._adamw.state[self._masters[p]]
+            if _needs_master(p):
+                self.state[p][MASTER] = self._masters[p]
         return loss
+
+    def _step_on_masters(self, adamw: torch.optim.AdamW, rounded: list[Tensor]) -> None:
+        """Update all masters; those of `rounded` get their gradients and are copied back."""
+        masters = [self._masters[p] for p in rounded]
+        grads = [torch.empty_like(master) for master in masters]
+        if rounded:
+            torch._foreach_copy_(grads, [p.grad for p in rounded if p.grad is not None])
+        for master, grad in zip(masters, grads, strict=True):
+            master.grad = grad
+        adamw.step()
+        for master in masters:
+            master.grad = None
+        if rounded:
+            torch._foreach_copy_(rounded, masters)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -64,7 +86,7 @@ class MasterAdamW(torch.optim.AdamW):
         stand_ins = {
             p: torch.empty(0, dtype=_master_dtype(p), device=p.device) for p in self._parameters()
         }
-        adamw = self._adamw_on(stand_ins)
+        adamw = torch.optim.AdamW(self._groups_of(stand_ins))
         adamw.load_state_dict(state_dict)
         loaded = {p: adamw.state[s] for p, s in stand_ins.items() if s in adamw.state}
         if any((MASTER in state) != _needs_master(p) for p, state in loaded.items()):
@@ -73,6 +95,7 @@ class MasterAdamW(torch.optim.AdamW):
                 fix="train in the checkpoint's precision, or remove the checkpoint",
             )
         super().load_state_dict({**state_dict, "state": {}})
+        self._adamw = None
         for p, state in loaded.items():
             self.state[p] = state
             if MASTER in state:
@@ -96,13 +119,29 @@ class MasterAdamW(torch.optim.AdamW):
         return [p for group in self.param_groups for p in group["params"]]
 
     def _adamw_on(self, masters: Mapping[Tensor, Tensor]) -> torch.optim.AdamW:
-        """torch's AdamW with the current settings, such as the scheduler's learning rate."""
-        return torch.optim.AdamW(
-            [
-                {**group, "params": [masters[p] for p in group["params"] if p in masters]}
-                for group in self.param_groups
-            ]
-        )
+        """torch's AdamW on masters, with the state that their parameters have so far."""
+        adamw = torch.optim.AdamW(self._groups_of(masters))
+        for group in adamw.param_groups:
+            if group["fused"] is None and group["foreach"] is None:
+                group["fused"] = all(master.is_cuda for master in group["params"]) or None
+        on_device = {m for g in adamw.param_groups if g["fused"] for m in g["params"]}
+        for p, master in masters.items():
+            if p in self.state:
+                adamw.state[master] = state = self.state[p]
+                state["step"] = state["step"].to(master.device if master in on_device else "cpu")
+        return adamw
+
+    def _copy_settings(self, adamw: torch.optim.AdamW) -> None:
+        """Pass on what may change between steps, such as the scheduler's learning rate."""
+        for ours, theirs in zip(self.param_groups, adamw.param_groups, strict=True):
+            theirs.update({name: value for name, value in ours.items() if name not in CHOSEN})
+
+    def _groups_of(self, tensors: Mapping[Tensor, Tensor]) -> list[dict[str, Any]]:
+        """The settings of each group, with `tensors` in place of its parameters."""
+        return [
+            {**group, "params": [tensors[p] for p in group["params"] if p in tensors]}
+            for group in self.param_groups
+        ]
 
 
 def _needs_master(p: Tensor) -> bool:
