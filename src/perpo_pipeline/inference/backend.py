@@ -81,6 +81,13 @@ class Backend(Protocol):
         """Messages that the user sees once and the manifest records, each under a short name."""
         ...
 
+    def expect(self, rows: Sequence[Row]) -> None:
+        """Begin to read the images of rows that a later call of `sample` gets, the same objects.
+
+        It may do nothing. Not called if `prompts_per_call` is 0.
+        """
+        ...
+
     def sample(
         self, rows: Sequence[Row], seeds: Sequence[int], on_done: OnDone | None = None
     ) -> list[SampledList | Failure]:

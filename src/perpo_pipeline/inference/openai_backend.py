@@ -43,6 +43,7 @@ from perpo_pipeline.vlm.openai_server import Message, Refused, Server, Wire, rea
 if TYPE_CHECKING:
     import httpx
 
+READ_AHEAD = 8  # prompts that are ready to be sent, or being read, while all requests are open
 NAMES_N = re.compile(r"\bn\b(?!'t)")  # in a refusal: the parameter of the request
 
 
@@ -186,11 +187,12 @@ class OpenAIBackend:
         self, jobs: list[tuple[Row, int]], on_done: OnDone | None
     ) -> list[SampledList | Failure]:
         slots = asyncio.Semaphore(self.settings.concurrency)
+        ahead = asyncio.Semaphore(self.settings.concurrency + READ_AHEAD)
         async with self.server.client() as client:
 
             async def sample_one(index: int, row: Row, seed: int) -> SampledList | Failure:
-                async with slots:
-                    result = await self._sample_one(client, row, seed)
+                async with ahead:
+                    result = await self._sample_one(client, slots, row, seed)
                 if on_done is not None:
                     on_done(index, result)
                 return result
@@ -203,11 +205,12 @@ class OpenAIBackend:
         return [task.result() for task in tasks]
 
     async def _sample_one(
-        self, client: "httpx.AsyncClient", row: Row, seed: int
+        self, client: "httpx.AsyncClient", slots: asyncio.Semaphore, row: Row, seed: int
     ) -> SampledList | Failure:
         try:
             prompt = await asyncio.to_thread(self.reader.read, row)
-            return SampledList(await self._draw(client, prompt, seed), prompt.resized)
+            async with slots:
+                return SampledList(await self._draw(client, prompt, seed), prompt.resized)
         except RowError as error:
             return Failure(error.reason)
         except Refused as error:

@@ -1,7 +1,7 @@
 """Samples one part: seeds for its prompts, calls to the backend, rows for the artifact."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any
 
 from perpo_pipeline.inference.backend import BackendSetup, Failure, SampledList
@@ -48,9 +48,15 @@ class PartSampler:
         step = self.backend.prompts_per_call
         if not step:
             return self._sample_call(prompts, on_rows, on_kept)
+        calls = [
+            [*call]
+            for _, call in groupby(prompts, key=lambda prompt: prompt[PLACE_IN_PART] // step)
+        ]
         rows: list[Row] = []
-        for _, call in groupby(prompts, key=lambda prompt: prompt[PLACE_IN_PART] // step):
-            rows += self._sample_call([*call], on_rows, on_kept)
+        self.backend.expect(calls[0] if calls else ())
+        for call, following in zip_longest(calls, calls[1:], fillvalue=()):
+            self.backend.expect(following)
+            rows += self._sample_call(call, on_rows, on_kept)
         return rows
 
     def _sample_call(

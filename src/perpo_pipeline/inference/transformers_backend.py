@@ -1,9 +1,11 @@
 """The backend that runs in this process: transformers, through vlm/decoding.py."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from perpo_pipeline.inference.ahead import Ahead, reading_threads
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
 from perpo_pipeline.inference.prompt_tokens import answer_too_long, prompt_too_long
 from perpo_pipeline.vlm import plain_decoding as plain
@@ -12,7 +14,8 @@ from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
 from perpo_pipeline.vlm.inputs import RowError, context_length, encode_row, open_model
 from perpo_pipeline.vlm.merging import merge_in_memory
-from perpo_pipeline.vlm.models import EncodedPrompt
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.tensors import cast_tensors
 
 
 class TransformersBackend:
@@ -28,10 +31,17 @@ class TransformersBackend:
         self.vlm, self.setup = merge_in_memory(vlm), setup
         self.context = context_length(vlm)
         self.prompts_per_call = setup.settings.batch_size
+        readers = [_reader(self.vlm) for _ in range(reading_threads(self.vlm.device.type))]
+        self.ahead = Ahead(self._encode, readers) if readers else None
 
     def notes(self) -> dict[str, Any]:
         """Why sampling is slow, if the model cannot share a prompt between completions."""
         return {} if self.vlm.shares_prefix else {"slow": plain.why_slow(self.vlm)}
+
+    def expect(self, rows: Sequence[Row]) -> None:
+        """Begin to read the prompts of the next call (see `backend.Backend`); not on a CPU."""
+        if self.ahead is not None:
+            self.ahead.expect(rows)
 
     def sample(
         self, rows: Sequence[Row], seeds: Sequence[int], on_done: OnDone | None = None
@@ -39,8 +49,7 @@ class TransformersBackend:
         """Draw the list of each prompt; `on_done` is called after all of them are drawn."""
         found: dict[int, SampledList | Failure] = {}
         encoded: dict[int, EncodedPrompt] = {}
-        for index, row in enumerate(rows):
-            prompt = self._encode(row)
+        for index, prompt in enumerate(self._read(rows)):
             if isinstance(prompt, Failure):
                 found[index] = prompt
             else:
@@ -58,15 +67,25 @@ class TransformersBackend:
         return results
 
     def close(self) -> None:
-        """Free the model."""
+        """End the threads and free the model."""
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
         del self.vlm
 
-    def _encode(self, row: Row) -> EncodedPrompt | Failure:
+    def _read(self, rows: Sequence[Row]) -> list[EncodedPrompt | Failure]:
+        if self.ahead is not None:
+            return self.ahead.take(rows)
+        return [self._encode(self.vlm, row) for row in rows]
+
+    def _encode(self, reader: Vlm, row: Row) -> EncodedPrompt | Failure:
         try:
-            prompt = encode_row(self.vlm, row, self.setup.model_settings["preprocess"])
+            prompt = encode_row(reader, row, self.setup.model_settings["preprocess"])
         except RowError as error:
             return Failure(error.reason)
-        return prompt_too_long(prompt.num_tokens, self.context) or prompt
+        # Pixels in the model's dtype, as the model gets them: half the memory while they wait.
+        small = replace(prompt, tensors=cast_tensors(prompt.tensors, reader.dtype))
+        return prompt_too_long(prompt.num_tokens, self.context) or small
 
     def _draw(
         self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int]
@@ -76,3 +95,9 @@ class TransformersBackend:
             answers = greedy_decode(self.vlm, prompts, max_new_tokens=how.max_new_tokens)
             return [[answer] for answer in answers]
         return sample_lists(self.vlm, prompts, seeds=seeds, **asdict(how))
+
+
+def _reader(vlm: Vlm) -> Vlm:
+    """The model with a processor and a tokenizer of its own, for one thread."""
+    processor, tokenizer = copy.deepcopy((vlm.processor, vlm.tokenizer))
+    return replace(vlm, processor=processor, tokenizer=tokenizer)

@@ -11,7 +11,7 @@ Each prompt has its own seed.
 
 The engine runs in this process, gets requests at fixed points and starts each call with empty
 caches. Its batches therefore depend only on the rows of the call, so the same rows give the same
-completions. A thread processes images ahead of the engine.
+completions. Ahead of the engine, threads open and decode images and one thread processes them.
 """
 
 import copy
@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList, Size
 from perpo_pipeline.inference.prompt_tokens import (
@@ -34,6 +34,7 @@ from perpo_pipeline.inference.vllm_engine import (
     import_vllm,
     start_engine,
 )
+from perpo_pipeline.machine import cores
 from perpo_pipeline.store.artifacts import MERGED
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.vlm.chat import check_thinking
@@ -58,7 +59,11 @@ from perpo_pipeline.vlm.prompts import (
     resized_size,
 )
 
-RENDERED_AHEAD = 8  # prompts held with their pixels
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+RENDERED_AHEAD = 8  # prompts held with their images and pixels
+OPENERS = 4  # threads that open and decode images, which Pillow does without Python's lock
 
 
 class VllmBackend:
@@ -86,6 +91,7 @@ class VllmBackend:
         # Fast tokenizers refuse two threads at once: `worker` alone uses the weightless model's.
         self.tokenizer = copy.deepcopy(self.weightless.tokenizer)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="render")
+        self.openers = ThreadPoolExecutor(min(OPENERS, cores()), thread_name_prefix="open")
         self._notes: dict[str, Any] = {}
         path, lora_rank = setup.resolved.path, None
         if setup.adapter is not None:
@@ -164,7 +170,8 @@ class VllmBackend:
         ahead: deque[tuple[int, Future[_Prompt | Failure]]] = deque()
         try:
             for index, row in enumerate(rows):
-                ahead.append((index, self.worker.submit(self._render, row)))
+                image = self.openers.submit(prompt_image, row)
+                ahead.append((index, self.worker.submit(self._render, row, image)))
                 if len(ahead) > RENDERED_AHEAD:
                     first, future = ahead.popleft()
                     yield first, future.result()
@@ -176,11 +183,11 @@ class VllmBackend:
             # A render still running would fill a cache that the next call has emptied.
             wait([future for _, future in ahead])
 
-    def _render(self, row: Row) -> "_Prompt | Failure":
+    def _render(self, row: Row, image: "Future[Image]") -> "_Prompt | Failure":
         """Turn a row into vLLM's input; runs in `worker`, which alone uses the weightless model."""
         try:
             with faults_of_one_row(row, self.refusal):
-                prompt = _read(self.weightless, row, self.preprocess)
+                prompt = _read(self.weightless, row, image.result(), self.preprocess)
                 # Checked before vLLM's caches see the image.
                 if prompt.num_tokens is not None and (
                     failure := prompt_too_long(prompt.num_tokens, self.context)
@@ -278,6 +285,7 @@ class VllmBackend:
     def close(self) -> None:
         """Stop the engine and release its memory; the backend cannot sample after this."""
         self.worker.shutdown(cancel_futures=True)
+        self.openers.shutdown(cancel_futures=True)  # after the renders that wait for an image
         self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
         import_vllm("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
@@ -302,8 +310,8 @@ class _Prompt:
         return ids
 
 
-def _read(vlm: Vlm, row: Row, preprocess: str) -> _Prompt:
-    image = prepare_image(vlm, prompt_image(row), preprocess)
+def _read(vlm: Vlm, row: Row, opened: "Image", preprocess: str) -> _Prompt:
+    image = prepare_image(vlm, opened, preprocess)
     text = render_prompt(vlm, row["prompt"])
     return _Prompt(
         inputs={
