@@ -49,7 +49,7 @@ from tiny_models import noise_image, save_tiny_llava
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
-from perpo_pipeline.inference import openai_prompts
+from perpo_pipeline.inference import openai_backend, openai_prompts
 from perpo_pipeline.inference.backend import BackendSetup, Failure, Row, SampledList
 from perpo_pipeline.inference.openai_backend import OpenAIBackend
 from perpo_pipeline.vlm import openai_server
@@ -916,6 +916,39 @@ class TestTrouble:
         server = serve(answer)
         sample(connect(server, concurrency=3), 9)
         assert server.most_running == 3
+
+    def test_images_are_read_while_all_requests_are_open_and_only_some_ahead(
+        self,
+        serve: Any,
+        connect: Any,
+        like_vllm: Answer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """With one request at a time: while it is open, the next prompts are read, 8 at most."""
+        ahead, total = openai_backend.READ_AHEAD, 14
+        read, changed, seen = [0], threading.Condition(), []
+
+        def count(image: Image.Image) -> str:
+            with changed:
+                read[0] += 1
+                changed.notify_all()
+            return png_url(image)
+
+        def answer(body: Json, number: int) -> Any:
+            wanted = min(total, len(seen) + 1 + ahead)
+            with changed:
+                assert changed.wait_for(lambda: read[0] >= wanted, 30)
+            time.sleep(0.02)  # nothing more may be read
+            seen.append(read[0])
+            return like_vllm(body, number)
+
+        png_url = openai_prompts.png_url
+        monkeypatch.setattr(openai_prompts, "png_url", count)
+        server = serve(answer)
+        found = sample(connect(server, concurrency=1), total)
+        assert [ids_of(one) for one in found] == [expected(i) for i in range(total)]
+        assert server.most_running == 1
+        assert seen == [min(total, place + 1 + ahead) for place in range(total)]
 
     def test_missing_choices_are_requested_with_other_seeds(
         self, serve: Any, connect: Any, like_vllm: Answer

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -280,6 +281,24 @@ class TestEngine:
         assert reported == list(range(len(ROWS)))
         assert unfinished == [0] * len(ROWS)
 
+    def test_images_are_opened_beside_the_thread_that_renders_prompts(
+        self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Prompt 0 is rendered only once the image of prompt 1 is being opened elsewhere."""
+        second = threading.Event()
+        real = vllm_backend.prompt_image
+
+        def opened(row: Row) -> Any:
+            if row is ROWS[0]:
+                assert second.wait(10)
+            elif row is ROWS[1]:
+                second.set()
+            return real(row)
+
+        expected = backend.sample(ROWS, SEEDS)
+        monkeypatch.setattr(vllm_backend, "prompt_image", opened)
+        assert backend.sample(ROWS, SEEDS) == expected
+
     def test_a_later_prompt_with_another_length_than_in_training_stops_the_run(
         self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -287,8 +306,8 @@ class TestEngine:
         expected = backend.sample(ROWS, SEEDS)
         real = vllm_backend._read
 
-        def longer(vlm: Vlm, row: Row, preprocess: str) -> Any:
-            prompt = real(vlm, row, preprocess)
+        def longer(vlm: Vlm, row: Row, image: Any, preprocess: str) -> Any:
+            prompt = real(vlm, row, image, preprocess)
             if row is ROWS[2]:
                 prompt.inputs["prompt_token_ids"].append(5)
             return prompt

@@ -34,7 +34,6 @@ from perpo_pipeline.inference.vllm_engine import (
     import_vllm,
     start_engine,
 )
-from perpo_pipeline.machine import cores
 from perpo_pipeline.store.artifacts import MERGED
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.vlm.chat import check_thinking
@@ -91,7 +90,7 @@ class VllmBackend:
         # Fast tokenizers refuse two threads at once: `worker` alone uses the weightless model's.
         self.tokenizer = copy.deepcopy(self.weightless.tokenizer)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="render")
-        self.openers = ThreadPoolExecutor(min(OPENERS, cores()), thread_name_prefix="open")
+        self.openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open")
         self._notes: dict[str, Any] = {}
         path, lora_rank = setup.resolved.path, None
         if setup.adapter is not None:
