@@ -7,6 +7,7 @@
 #   make test              all tests that need no accelerator
 #   make test-distributed  those with several processes (Ray, DeepSpeed; the latter needs g++, apt-get install g++)
 #   make test-vllm         those with the real vLLM, on the CPU, in an environment of its own
+#   make test-versions     quick tests with other versions of Python, torch and transformers
 #   make lint | types      ruff and import-linter | mypy
 #   make docs              the manual, in site/
 #   make bench             side-by-side benchmarks
@@ -30,7 +31,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at the same time would compute the reference twice
-.PHONY: all setup setup-vllm test test-distributed test-vllm lint types docs bench clean
+.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions lint types docs bench clean
 
 , := ,
 INSTALLED := $(VENV)/.installed
@@ -123,6 +124,10 @@ $(VLLM_INSTALLED): pyproject.toml constraints.txt $(VLLM_TESTS)/requirements.txt
 	$(call INSTALL,perpo and pytest,1 to 3 minutes and 1.8 GB,$(VLLM_PIP),--editable '.[openai]' pytest)
 	$(call INSTALL,vLLM,a minute and 1 GB more,$(VLLM_PIP),--no-deps --requirement $(VLLM_TESTS)/requirements.txt)
 	@touch $@
+
+# ONLY="transformers-lowest highest" chooses; tools/versions.py has the list.
+test-versions: $(DEVELOP)
+	$(VENV)/bin/python -m tools.versions $(ONLY)
 
 lint: $(DEVELOP)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports
