@@ -2,6 +2,8 @@
 
 import errno
 import signal
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import InputError, Stopped
 from perpo_pipeline.prepare import testbed as testbed_prompts
 from perpo_pipeline.train.batches import Forward, ListCollator
-from perpo_pipeline.train.engine import reference_logps
+from perpo_pipeline.train.engine import ListPolicy, reference_logps
 from perpo_pipeline.train.fit import fit
 from perpo_pipeline.train.lists import TrainingList, best_against_worst, with_reference
 from perpo_pipeline.train.trainer import ListTrainer, batch_losses
@@ -186,6 +188,41 @@ def test_the_anchor_and_smoothing_reach_the_loss(lists: list[TrainingList]) -> N
         chosen = settings(gamma=0.0, label_smoothing=smoothing, sft_weight=weight)
         expected = (1 - smoothing) * right + smoothing * flipped + weight * best
         torch.testing.assert_close(batch_losses(logps, batch, chosen), expected)
+
+
+def test_a_step_waits_for_the_device_twice_whatever_its_number_of_forwards(
+    lists: list[TrainingList], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for losses, measures and gradient norm, once for the Trainer's own sum of losses.
+
+    A number that Python gets from a tensor stands for a wait. The check of rewards and counts is
+    left out: on CUDA the device makes it.
+    """
+    readers: Counter[str] = Counter()
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name), readers))
+    modes: list[bool] = []
+    real = ListPolicy.train
+    monkeypatch.setattr(
+        ListPolicy, "train", lambda self, mode=True: modes.append(mode) or real(self, mode)
+    )
+    _, log = run(lists, settings(max_tokens_per_forward=1), tmp_path)  # each list is a forward
+    assert len(log) == 3
+    assert +readers == {"trainer.py": 3 + 1, "step_log.py": 3}  # and once at the end
+    assert len(modes) <= 2  # the Trainer's own, and the first step's
+
+
+def counted(read: Callable[..., Any], readers: Counter[str]) -> Callable[..., Any]:
+    """A tensor's method that counts the files of the step that call it."""
+
+    def wrapped(tensor: torch.Tensor, *args: Any) -> Any:
+        code = sys._getframe(1).f_code
+        path = Path(code.co_filename)
+        if path.name in ("trainer.py", "step_log.py", "losses.py", "throughput.py"):
+            readers[path.name] += not code.co_name.endswith("check_values")
+        return read(tensor, *args)
+
+    return wrapped
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_prompts(

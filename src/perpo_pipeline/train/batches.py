@@ -14,6 +14,7 @@ from perpo_pipeline.errors import InputError, PerpoError
 from perpo_pipeline.machine import cores
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.train.lists import TrainingList
+from perpo_pipeline.train.losses import check_values
 from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
@@ -231,12 +232,16 @@ def pack(
 
 
 def _batch(lists: Sequence[TrainingList], packed: PackedBatch | SeparateBatch) -> TrainingBatch:
+    rewards, counts = (
+        _pad(rows) for rows in ([e.rewards for e in lists], [e.counts for e in lists])
+    )
+    check_values(rewards, counts, packed.mask)
     return TrainingBatch(
         prompt_ids=[entry.prompt["prompt_id"] for entry in lists],
         names=[name_prompt(entry.prompt) for entry in lists],
         lists=packed,
-        rewards=_pad([entry.rewards for entry in lists]),
-        counts=_pad([entry.counts for entry in lists]),
+        rewards=rewards,
+        counts=counts,
         ref_logps=_pad([entry.ref_logps or [0.0] * len(entry.rewards) for entry in lists]),
     )
 

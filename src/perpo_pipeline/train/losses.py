@@ -268,7 +268,7 @@ class _Lists:
         )
         counts = torch.ones_like(rewards) if counts is None else counts.detach().to(rewards.dtype)
         counts = counts.masked_fill(~mask, 0.0)
-        _check_values(rewards, counts, mask)
+        check_values(rewards, counts, mask)
         both_real = mask[:, :, None] & mask[:, None, :]
         return cls(
             scores=policy - reference,
@@ -286,11 +286,19 @@ def _check_shapes(policy_logps: Tensor, *others: Tensor | None) -> None:
         raise ValueError(f"all tensors of a loss must have one shape (B, N), got {shapes}")
 
 
-def _check_values(rewards: Tensor, counts: Tensor, mask: Tensor) -> None:
-    """Refuse values that comparisons would silently skip: NaN is neither above nor below."""
-    if not bool((rewards.isfinite() & ((counts > 0) | ~mask)).all()):
+def check_values(rewards: Tensor, counts: Tensor, mask: Tensor) -> None:
+    """Refuse values that comparisons would silently skip: NaN is neither above nor below.
+
+    On CUDA the device itself stops the program, so that the host need not wait for it. Training
+    checks the values before they go there.
+    """
+    usable = (rewards.isfinite() & ((counts > 0) | ~mask)).all()
+    message = "a completion has a reward that is not finite or a count below 1"
+    if usable.is_cuda:
+        torch._assert_async(usable, message)
+    elif not bool(usable):
         raise InputError(
-            "a completion has a reward that is not finite or a count below 1",
+            message,
             fix=f"make both again: {advice.command('score')}, then {advice.command('filter')}",
         )
 

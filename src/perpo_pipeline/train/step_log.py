@@ -1,6 +1,12 @@
-"""Diagnostics of each optimiser step, over all processes of the run."""
+"""Diagnostics of each optimiser step, over all processes of the run.
 
+Reading a number from the device makes the host wait for it, so they are read together: once per
+step in a single process, twice in several.
+"""
+
+import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,23 +41,33 @@ class StepLog:
         self.peak = measured_peak(device, dtype) if on_cuda else 0.0
         self.clock = time.monotonic()
         self.sums = _Sums()
+        self.unread: list[Tensor] = []  # on the device
 
-    def add(self, logps: Tensor | None, batch: TrainingBatch) -> None:
-        """Add one forward; `logps` is None if the method has no preferences (SFT)."""
+    def count(self, batch: TrainingBatch) -> None:
+        """Add the work of one forward; `batch` is on the CPU, where counting makes nobody wait."""
         self.sums.tokens += batch.lists.num_packed
         self.sums.flops += self.flops_of.count(batch.lists) if self.flops_of else 0.0
-        if logps is None:
-            return
+
+    def add(self, logps: Tensor, batch: TrainingBatch) -> None:
+        """Add one forward's log-probabilities `(B, N)`; their measures stay on the device."""
         lists = diagnose_lists(
             logps, batch.ref_logps, batch.rewards, counts=batch.counts, mask=batch.lists.mask
         )
         weights = batch.counts * batch.lists.mask
-        found: list[float] = []
+        found: list[Tensor] = []
         for name in MEASURED:
             values = getattr(lists, name)
-            found += [float(values.nansum()), float(values.isfinite().sum())]
-        found += [float(((batch.ref_logps - logps) * weights).sum()), float(weights.sum())]
-        self.sums.measured = [a + b for a, b in zip(self.sums.measured, found, strict=True)]
+            found += [values.nansum(), values.isfinite().sum()]
+        found += [((batch.ref_logps - logps) * weights).sum(), weights.sum()]
+        self.unread.append(torch.stack([number.double() for number in found]))
+
+    def read(self, *others: Tensor) -> list[list[float]]:
+        """Read what was added, and the numbers of each of `others`, which are returned."""
+        found = read_numbers([*self.unread, *others])
+        for measured in found[: len(self.unread)]:
+            self.sums.measured = [a + b for a, b in zip(self.sums.measured, measured, strict=True)]
+        numbers, self.unread = found[len(self.unread) :], []
+        return numbers
 
     def close(self) -> dict[str, float]:
         """The step's figures, over the lists of all processes since the last call.
@@ -61,6 +77,7 @@ class StepLog:
         KL(reference || policy) in nats on the sampled completions. Every process must call it; all
         get the same figures except the time.
         """
+        self.read()
         now = time.monotonic()
         seconds, self.clock = max(now - self.clock, 1e-9), now
         tokens, flops, *measured = self.world.sum(
@@ -77,3 +94,11 @@ class StepLog:
                 total, count = measured[2 * at : 2 * at + 2]
                 found[name] = total / count if count else float("nan")
         return found
+
+
+def read_numbers(tensors: Sequence[Tensor]) -> list[list[float]]:
+    """The numbers of each tensor, flattened; the host waits for the device once for all."""
+    if not tensors:
+        return []
+    numbers = iter(torch.cat([tensor.detach().double().flatten() for tensor in tensors]).tolist())
+    return [list(itertools.islice(numbers, tensor.numel())) for tensor in tensors]

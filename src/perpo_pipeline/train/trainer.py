@@ -66,6 +66,8 @@ class ListTrainer(Trainer):
         super().__init__(**kwargs)
         self.settings, self.steps, self.world = settings, steps, world
         self.step_log = StepLog(self.policy, self.args.device, world)
+        self.is_in_training_mode = False
+        self.unchecked: list[tuple[Sequence[str], Tensor]] = []  # names and losses of forwards
 
     def get_train_dataloader(self) -> "DataLoader[Step]":
         """This process's steps; the plan has distributed them already."""
@@ -78,7 +80,9 @@ class ListTrainer(Trainer):
         multiplies its share of the step's mean by their number. Gradients are averaged at the last
         forward.
         """
-        model.train()
+        if not self.is_in_training_mode:  # it visits thousands of modules, and nothing undoes it
+            model.train()
+            self.is_in_training_mode = True
         raise_failure(inputs)
         batches: Sequence[TrainingBatch] = inputs["batches"]
         self.names: Sequence[str] = inputs["names"]
@@ -86,14 +90,16 @@ class ListTrainer(Trainer):
         losses = []
         for number, batch in enumerate(batches):
             weight = self.world.size if number < num_real else 0
+            is_last = number == len(batches) - 1
+            if weight:
+                self.step_log.count(batch)
             with (
-                self._synchronised(model, is_last=number == len(batches) - 1),
+                self._synchronised(model, is_last=is_last),
                 memory_explained(self.settings, len(batch.prompt_ids)),
             ):
+                moved = batch.to(self.args.device, non_blocking=True)
                 losses.append(
-                    self._forward_backward(
-                        model, batch.to(self.args.device), inputs["total"], weight
-                    )
+                    self._forward_backward(model, moved, inputs["total"], weight, is_last)
                 )
         return torch.stack(losses).sum()
 
@@ -108,35 +114,51 @@ class ListTrainer(Trainer):
             yield
 
     def _forward_backward(
-        self, model: nn.Module, batch: TrainingBatch, total: float, weight: int
+        self, model: nn.Module, batch: TrainingBatch, total: float, weight: int, is_last: bool
     ) -> Tensor:
         """`weight` times this batch's share of the step's loss: a mean over `Step.total`."""
         logps = model(batch.lists)
         losses = batch_losses(logps, batch, self.settings)
-        if weight:
-            compares = self.settings.chosen_method.needs_preferences
-            self.step_log.add(logps.detach() if compares else None, batch)
-        if not bool(losses.isfinite().all()):
-            raise InputError(
-                f"the loss is {losses.tolist()} at step {self.state.global_step + 1}",
-                where=", ".join(batch.names),
-                fix="lower train.learning_rate, or look at these prompts with `perpo inspect`",
-            )
+        self.unchecked.append((batch.names, losses.detach()))
+        if weight and self.settings.chosen_method.needs_preferences:
+            self.step_log.add(logps.detach(), batch)
+        if is_last and (self.world.size > 1 or self.is_deepspeed_enabled):  # before it spreads
+            self._check_losses()
         loss: Tensor = losses.sum() / total * weight
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
+    def _check_losses(self, *others: Tensor) -> list[list[float]]:
+        """Raise InputError for losses of this step that are not finite.
+
+        Reads them, the step's measures and the numbers of `others`, which are returned, at once.
+        """
+        unchecked, self.unchecked = self.unchecked, []
+        found = self.step_log.read(*(losses for _, losses in unchecked), *others)
+        for (names, _), losses in zip(unchecked, found, strict=False):
+            if not all(map(math.isfinite, losses)):
+                raise InputError(
+                    f"the loss is {losses} at step {self.state.global_step + 1}",
+                    where=", ".join(names),
+                    fix="lower train.learning_rate, or look at these prompts with `perpo inspect`",
+                )
+        return found[len(unchecked) :]
+
+    def _clip_grad_norm(self, model: nn.Module) -> float | None:
         """Clip gradients; one that is not finite stops the run before it reaches the weights."""
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        if norm is not None and not math.isfinite(float(norm)):  # ZeRO: inf, step skipped
+        if norm is None:
+            self._check_losses()
+            return None
+        ((found,),) = self._check_losses(torch.as_tensor(norm))
+        if not math.isfinite(found):  # ZeRO: inf, step skipped
             raise InputError(
-                f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}",
+                f"the gradient's norm is {found} at step {self.state.global_step + 1}",
                 where=", ".join(self.names),
                 fix="lower train.learning_rate, or look at these prompts with `perpo inspect`; the "
                 "same command resumes from the last checkpoint",
             )
-        return norm
+        return found
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the step's diagnostics to each line of the log."""
