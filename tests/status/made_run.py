@@ -97,6 +97,7 @@ def settings_of(config: RunConfig, node: Node) -> Mapping[str, Any]:
         "dtype": "bfloat16" if model.dtype == "auto" else model.dtype,
         "preprocess": model.preprocess,
         **limits_of(model).given(),
+        **({} if model.quantization is None else {"quantization": model.quantization}),
     }
     if name == "prompts":
         return _prompts(config, node.variant)

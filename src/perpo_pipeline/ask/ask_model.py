@@ -132,7 +132,7 @@ def _check_reward(run: Run, question: Question) -> None:
 def _answer(run: Run, row: Row, config: InferenceConfig, adapter: Path | None) -> list[Row]:
     """SAMPLES rows of the one prompt."""
     model = run.config.model
-    backend = choose_backend(config, model.device)
+    backend = choose_backend(config, model.device, model.quantization)
     check_adapter(backend, adapter)
     resolved, settings = find_model(model, run.scratch)
     setup = BackendSetup(

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from perpo_pipeline.config.run import RunConfig
 
 IMAGE_SIZE = ("model.min_pixels", "model.max_pixels", "model.max_tiles")
-MODEL = ("model.id", "model.dtype", "model.preprocess", "model.template_date", *IMAGE_SIZE)
+WEIGHTS = ("model.id", "model.dtype", "model.quantization")
+MODEL = (*WEIGHTS, "model.preprocess", "model.template_date", *IMAGE_SIZE)
 BOXES = ("model.box_format", "model.box_frame")
 READING = (*BOXES, "model.answer.thinking", "model.answer.tag", "model.answer.which")
 # Under these names a manifest records settings whose value is not what the file says:
@@ -27,7 +28,7 @@ RECORDED_AS = {"model.id": "model"}
 # Recorded only where the model's chat template writes a date.
 WHERE_USED = frozenset({"template_date"})
 # Recorded only where they are set: older artifacts, which have none, were made with null.
-WHERE_SET = frozenset({"min_pixels", "max_pixels", "max_tiles"})
+WHERE_SET = frozenset({"quantization", "min_pixels", "max_pixels", "max_tiles"})
 
 
 def _nothing(_: Mapping[str, Any]) -> Collection[str]:
@@ -98,7 +99,7 @@ COUNTED: dict[str, Counted] = {
         "eval", (*MODEL, *READING), facts=("image", "reward"), unused=_unused_in_predictions
     ),
     "metrics": Counted(None, ("eval.by",), facts=("metrics",), unused=_unused_in_metrics),
-    "harness": Counted(None, ("model.id", "model.dtype", *IMAGE_SIZE), any_facts=True),
+    "harness": Counted(None, (*WEIGHTS, *IMAGE_SIZE), any_facts=True),
     "report": Counted(
         "report",
         ("run", "model.id", "eval.out_of_domain"),

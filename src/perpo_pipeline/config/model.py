@@ -52,6 +52,12 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the model runs; `auto`: CUDA if torch finds it"
     )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="keeps the weights of the language model's layers in 4 bits (`nf4`) or 8 "
+        "(`int8`), in every stage; only LoRA trains beside them (docs/small-cards.md). Counts "
+        "where it is set",
+    )
     preprocess: Literal["processor", "pad"] = Field(
         "processor",
         description="`processor`: what the model's own processor does; `pad`: first pad the image "

@@ -53,6 +53,32 @@ class RunConfig(Section):
             raise several_faults(faults)
         return self
 
+    @model_validator(mode="after")
+    def _quantisation_fits(self) -> Self:
+        how = self.model.quantization
+        if how is None:
+            return self
+        faults = [
+            (
+                f"{section}.backend",
+                f"a server holds its own weights, whatever model.quantization "
+                f"says ({how}): use transformers, or vllm, or remove model.quantization",
+            )
+            for section, chosen in (("sample", self.sample), ("eval", self.eval))
+            if chosen.backend == "openai"
+        ]
+        if any(one.tuning == "full" for one in self.train.variants().values()):
+            faults.append(
+                (
+                    "train.tuning",
+                    f"full trains the weights themselves, which model.quantization: {how} "
+                    "keeps in a few bits: use lora, or remove model.quantization",
+                )
+            )
+        if faults:
+            raise several_faults(faults)
+        return self
+
     @property
     def run_dir(self) -> Path:
         return self.data_root / self.run

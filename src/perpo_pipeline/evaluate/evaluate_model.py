@@ -159,7 +159,7 @@ def _predict(run: Run, evaluation: str, kept: LastSampler | None) -> Version:
     inputs = _open_inputs(run, asked)
     adapter = inputs.get("adapter")
     resolved, model_settings = find_model(model, run.scratch)
-    backend = choose_backend(config, model.device)
+    backend = choose_backend(config, model.device, model.quantization)
     found = {
         "backend": backend,
         "image": image,

@@ -10,11 +10,14 @@ from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import Backend, BackendSetup
 
 
-def choose_backend(config: InferenceConfig, device: str) -> str:
-    """Resolve `auto`: vLLM on CUDA if it is installed, else transformers."""
+def choose_backend(config: InferenceConfig, device: str, quantization: str | None = None) -> str:
+    """Resolve `auto`: vLLM on CUDA if it is installed, else transformers.
+
+    vLLM holds all weights in 16 bits, so quantised ones are left to transformers.
+    """
     if config.backend != "auto":
         return config.backend
-    if device == "cpu" or importlib.util.find_spec("vllm") is None:
+    if device == "cpu" or quantization or importlib.util.find_spec("vllm") is None:
         return "transformers"
     import torch
 

@@ -37,6 +37,7 @@ SAME_EVERYWHERE = (
     "pillow",
     "numpy",
 )
+SAME_IF_QUANTISED = (*SAME_EVERYWHERE, "bitsandbytes")
 
 
 class Progress(NamedTuple):
@@ -254,10 +255,11 @@ def on_this_machine(setup: BackendSetup, versions: Mapping[str, str], own: Path)
     is missing or different.
     """
     host = socket.gethostname()
+    used = SAME_EVERYWHERE if setup.resolved.quantization is None else SAME_IF_QUANTISED
     differing = [
         f"{name} {here} (not {wanted})"
         for name, wanted in versions.items()
-        if name in SAME_EVERYWHERE
+        if name in used
         and (here := package_versions().get(name, "missing")).split("+")[0] != wanted.split("+")[0]
     ]
     if differing:
@@ -294,4 +296,5 @@ def _model_here(driver: ResolvedModel) -> ResolvedModel:
         template_date=driver.template_date,
         own_marks=driver.own_marks,
         limits=driver.limits,
+        quantization=driver.quantization,
     )

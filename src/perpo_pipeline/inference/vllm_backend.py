@@ -20,6 +20,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList, Size
@@ -92,13 +93,10 @@ class VllmBackend:
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="render")
         self.openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open")
         self._notes: dict[str, Any] = {}
-        path, lora_rank = setup.resolved.path, None
+        lora_rank = None
         if setup.adapter is not None:
             lora_rank = exact_lora_rank(self.weightless, setup.adapter)
-            if lora_rank is None:
-                merged = setup.scratch / MERGED
-                path = merge_to_disk(setup.resolved, setup.adapter, dtype, merged, cache)
-                self._notes["adapter"] = f"vLLM serves the adapter merged into its base: {path}"
+        path = self._folder(setup, None if lora_rank else setup.adapter)
         self.llm = start_engine(self.vllm, path, dtype, lora_rank, setup.settings)
         self.lora = None
         if lora_rank is not None:
@@ -110,8 +108,20 @@ class VllmBackend:
         # How many completions wait or run at once: enough to keep the engine busy.
         self.window = 2 * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
+    def _folder(self, setup: BackendSetup, merged: Path | None) -> Path:
+        """The model that vLLM loads: the base's folder, or one with what it cannot do by itself."""
+        quantised = setup.resolved.quantization
+        if merged is None and quantised is None:
+            return setup.resolved.path
+        dtype, cache = setup.model_settings["dtype"], setup.scratch / IDENTITY_CACHE
+        path = merge_to_disk(setup.resolved, merged, dtype, setup.scratch / MERGED, cache)
+        base = f"the {dtype} weights that {quantised} stands for" if quantised else "its base"
+        what = base if merged is None else f"the adapter merged into {base}"
+        self._notes["adapter" if merged else "weights"] = f"vLLM serves {what}: {path}"
+        return path
+
     def notes(self) -> dict[str, Any]:
-        """Where the adapter was merged into its base, if vLLM cannot serve it as an adapter."""
+        """Where the model that vLLM serves was written, if it is not the base's own folder."""
         return self._notes
 
     def sample(

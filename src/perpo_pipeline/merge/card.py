@@ -74,6 +74,7 @@ def model_card(
         record=record,
         adapter=adapter,
         settings=settings,
+        quantization=record.get("base_quantization"),
         base_name=record["base_model"].rsplit("/", 1)[-1],
         box_format=box_format,
         box_question=_question(box_format) if box_format else "",

@@ -27,6 +27,7 @@ from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 from perpo_pipeline.vlm.merging import write_merged
+from perpo_pipeline.vlm.quantization import check_installed
 
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -75,7 +76,8 @@ def merge(
         place, record, lambda to: write_merged(base, version.path, record["dtype"], to), card
     )
     seconds = time.monotonic() - started
-    console.say(f"merge {version.variant}: {record['dtype']} in {seconds:.1f} s ({out})")
+    how = f", into the base dequantised from {base.quantization}," if base.quantization else ""
+    console.say(f"merge {version.variant}: {record['dtype']}{how} in {seconds:.1f} s ({out})")
     return out
 
 
@@ -119,7 +121,10 @@ def find_base(
     caches = [above / IDENTITY_CACHE for above in adapter.path.resolve().parents[:3]]
     cache = next((file for file in caches if file.is_file()), None)
     identity = compute_identity(resolved, cache)
-    check_adapter_files(adapter.path, identity)
+    quantization = read_record(adapter.path).get("base_quantization")
+    check_installed(quantization)
+    check_adapter_files(adapter.path, identity, quantization)
+    resolved = replace(resolved, quantization=quantization)
     if resolved.commit is None:  # do not hash it a second time
         return replace(resolved, weights_sha256=identity.removeprefix("sha256:"))
     return resolved
@@ -147,6 +152,7 @@ def _new_record(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
         "base_model": base.path.name if is_directory else base.model_id,
         "base_is_directory": is_directory,
         "base_identity": compute_identity(base),
+        **({} if base.quantization is None else {"base_quantization": base.quantization}),
         "adapter": {"variant": adapter.variant, "fingerprint": adapter.fingerprint},
         "dtype": adapter.manifest["settings"]["dtype"] if dtype == "auto" else dtype,
         "packages": package_versions(),

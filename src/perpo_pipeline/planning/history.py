@@ -89,7 +89,8 @@ def _rate(measured: list[_Measured], planned: float, root: Path) -> Rate:
 def _has_backend(manifest: Manifest, config: InferenceConfig, run: Run) -> bool:
     """Whether the backend that would answer here answered; very old versions name none."""
     made = manifest["settings"].get("backend")
-    return made is None or made == choose_backend(config, run.config.model.device)
+    model = run.config.model
+    return made is None or made == choose_backend(config, model.device, model.quantization)
 
 
 def _same(settings: Settings, wanted: Settings) -> bool:

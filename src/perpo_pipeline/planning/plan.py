@@ -218,7 +218,9 @@ def _rates(
 
 def _backend(run: Run, hardware: Hardware) -> str:
     """What answers prompts there; on hardware that is not here, `auto` is transformers."""
-    return choose_backend(run.config.sample, run.config.model.device if hardware.here else "cpu")
+    model = run.config.model
+    device = model.device if hardware.here else "cpu"
+    return choose_backend(run.config.sample, device, model.quantization)
 
 
 def _measured(run: Run, hardware: Hardware) -> Hardware:

@@ -34,7 +34,7 @@ def sample(run: Run, split: str) -> Version:
     if "adapter" in run.inputs:
         inputs["adapter"] = run.latest("adapter")
     resolved, model_settings = find_model(run.config.model, run.scratch)
-    backend = choose_backend(config, run.config.model.device)
+    backend = choose_backend(config, run.config.model.device, run.config.model.quantization)
     found = {"backend": backend, "seed": run.config.seed, **model_settings}
     settings = counted_settings("samples", config, found)
     notes = model_notes(run.config.model)

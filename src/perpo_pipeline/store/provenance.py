@@ -15,6 +15,7 @@ RECORDED_PACKAGES = (
     "transformers",
     "peft",
     "accelerate",
+    "bitsandbytes",
     "vllm",
     "deepspeed",
     "pyarrow",

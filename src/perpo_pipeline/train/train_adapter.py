@@ -28,7 +28,7 @@ from perpo_pipeline.train.task import (
     task_of,
     uses_cuda,
 )
-from perpo_pipeline.vlm.adapters import read_record, write_record
+from perpo_pipeline.vlm.adapters import describe_base, read_record, write_record
 from perpo_pipeline.vlm.inputs import encode_row, open_model
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _train(
             write_record(
                 path,
                 {
-                    "base_identity": vlm.identity,
+                    **describe_base(vlm),
                     "base_model": run.config.model.id,
                     "lists": len(lists),
                     "dropped_too_long": found.dropped,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import ArtifactError, first_line
 from perpo_pipeline.store.atomic import write_atomically
+from perpo_pipeline.vlm.quantization import import_peft
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,9 +26,21 @@ FULL_WEIGHTS = "trained_weights.safetensors"
 
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write the record beside the weights: `base_identity`, `base_model`, counts of lists."""
+    """Write the record beside the weights: what `describe_base` says, counts of lists."""
     data = json.dumps(record, indent=1).encode()
     write_atomically(directory / ADAPTER_RECORD, lambda sink: sink.write(data))
+
+
+def describe_base(vlm: "Vlm") -> dict[str, str]:
+    """The base of an adapter, for its record: `base_identity`.
+
+    For a quantised base also `base_quantization`, and the `base_dtype` that it was quantised from.
+    """
+    record = {"base_identity": vlm.identity}
+    if vlm.quantization is not None:
+        dtype = str(vlm.dtype).removeprefix("torch.")
+        record |= {"base_quantization": vlm.quantization, "base_dtype": dtype}
+    return record
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -45,13 +58,13 @@ def save_trained(model: "nn.Module", directory: Path, masters: Mapping["Tensor",
     A LoRA adapter is written in fp32 if the optimiser holds fp32 `masters`, fully trained weights
     in the dtype that they compute in.
     """
-    from peft import PeftModel
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel):
+    if isinstance(model, import_peft().PeftModel):
         exact = {n: masters[p] for n, p in model.named_parameters() if p in masters}
-        model.save_pretrained(str(directory), state_dict={**model.state_dict(), **exact})
+        peft: Any = model
+        peft.save_pretrained(str(directory), state_dict={**model.state_dict(), **exact})
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         return
     trained = {
@@ -64,11 +77,11 @@ def save_trained(model: "nn.Module", directory: Path, masters: Mapping["Tensor",
 
 def load_trained(model: "nn.Module", directory: Path) -> None:
     """Load saved weights into the model that is being trained (resume)."""
-    from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_file(directory / LORA_WEIGHTS))
+    peft = import_peft()
+    if isinstance(model, peft.PeftModel):
+        peft.set_peft_model_state_dict(model, load_file(directory / LORA_WEIGHTS))
     else:
         _load_full(model, directory)
 
@@ -77,7 +90,7 @@ def attach_adapter(vlm: "Vlm", adapter: Path) -> "Vlm":
     """Load trained weights onto the model; raises ArtifactError if trained on another base."""
     from safetensors import SafetensorError
 
-    check_adapter_files(adapter, vlm.identity)
+    check_adapter_files(adapter, vlm.identity, vlm.quantization)
     try:
         if (adapter / FULL_WEIGHTS).is_file():
             _load_full(vlm.model, adapter)
@@ -102,17 +115,17 @@ def _load_full(model: "nn.Module", directory: Path) -> None:
 
 
 def _load_lora(model: "nn.Module", adapter: Path) -> "nn.Module":
-    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
+    peft = import_peft()
     weights = adapter / LORA_WEIGHTS
     with safe_open(weights, framework="pt") as stored:
         saved = set(stored.keys())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing keys, which raise an error below
-        wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=False)
+        wrapped: nn.Module = peft.PeftModel.from_pretrained(model, adapter, is_trainable=False)
     # By default ("auto") the library would ask a hub if the base has moved on this machine.
-    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    expected = set(peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if saved != expected:
         odd = sorted(saved ^ expected)
         raise ArtifactError(
@@ -123,10 +136,11 @@ def _load_lora(model: "nn.Module", adapter: Path) -> "nn.Module":
     return wrapped.eval()
 
 
-def check_adapter_files(adapter: Path, identity: str) -> None:
+def check_adapter_files(adapter: Path, identity: str, quantization: str | None) -> None:
     """Raise ArtifactError if a file is missing or the adapter was trained on another base.
 
-    `identity`: the base's, from `compute_identity`.
+    `identity`: the base's, from `compute_identity`. `quantization`: how its weights are held, since
+    a base in 4 bits is another function than the same base in 16.
     """
     weights = FULL_WEIGHTS if (adapter / FULL_WEIGHTS).is_file() else LORA_WEIGHTS
     needed = [weights, ADAPTER_RECORD] + (
@@ -139,10 +153,24 @@ def check_adapter_files(adapter: Path, identity: str) -> None:
                 where=str(adapter),
                 fix="give a directory that `perpo train` wrote",
             )
-    base = read_record(adapter).get("base_identity")
+    record = read_record(adapter)
+    base = record.get("base_identity")
     if base != identity:
         raise ArtifactError(
             f"The adapter was trained on another base model: {base} instead of {identity}.",
             where=str(adapter),
             fix="load it with the model that it was trained on, or train an adapter on this model",
         )
+    trained_on = record.get("base_quantization")
+    if trained_on != quantization:
+        raise ArtifactError(
+            f"The adapter was trained on {_held(trained_on)}, and the model has "
+            f"{_held(quantization)}: its corrections do not fit.",
+            where=str(adapter),
+            fix=f"set model.quantization to {trained_on or 'null'}"
+            + ("; or merge it with `perpo merge` and use the merged model" if trained_on else ""),
+        )
+
+
+def _held(quantization: str | None) -> str:
+    return f"weights quantised to {quantization}" if quantization else "weights in full"

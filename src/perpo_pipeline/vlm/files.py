@@ -43,7 +43,7 @@ class ResolvedModel:
 
     `commit` is set only for a snapshot of a hub; `weights_sha256` only if it is already known.
     `template_date` and `own_marks` say how its prompts are written (see `Vlm`), `limits` how large
-    it sees an image.
+    it sees an image, `quantization` how its weights are held once loaded (`model.quantization`).
     """
 
     path: Path
@@ -53,6 +53,7 @@ class ResolvedModel:
     template_date: date = TEMPLATE_DATE
     own_marks: str = ""
     limits: ImageLimits = NO_LIMITS
+    quantization: str | None = None
 
 
 def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:

@@ -23,6 +23,7 @@ from perpo_pipeline.vlm.files import (
 )
 from perpo_pipeline.vlm.image_limits import limits_of
 from perpo_pipeline.vlm.images import load_image
+from perpo_pipeline.vlm.quantization import check_installed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,9 +68,11 @@ def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[
     """Find the model's files, and the values of its settings that count in a fingerprint.
 
     `dtype: auto` is resolved (only this imports torch), since float32 and bfloat16 give different
-    results. The date counts only where the chat template writes one, limits on the image's size
-    only where they are set: these are checked before anything large is downloaded.
+    results. The date counts only where the chat template writes one, limits on the image's size and
+    quantisation only where they are set: these are checked before anything large is downloaded, and
+    MissingDependencyError is raised if bitsandbytes is needed and missing.
     """
+    check_installed(config.quantization)
     limits = limits_of(config)
     check_image_limits(config)
     resolved = replace(
@@ -77,6 +80,7 @@ def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[
         template_date=config.template_date,
         own_marks=_own_marks(config.box_format),
         limits=limits,
+        quantization=config.quantization,
     )
     settings = {
         "model": compute_identity(resolved, run_dir / IDENTITY_CACHE),
@@ -84,6 +88,8 @@ def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[
         "preprocess": config.preprocess,
         **limits.given(),
     }
+    if config.quantization is not None:
+        settings["quantization"] = config.quantization
     if writes_date(read_templates(resolved.path)):
         settings["template_date"] = config.template_date.isoformat()
     if config.dtype == "auto":

@@ -20,6 +20,7 @@ from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.processors import limit_grids, load_processor
+from perpo_pipeline.vlm.quantization import check_not_quantised, compute_alike, load_quantised
 
 
 def load_vlm(
@@ -34,15 +35,17 @@ def load_vlm(
 
     dtype: auto (bfloat16 on CUDA, else float32), float32 or bfloat16. device: auto, cpu or cuda.
     Raises InputError for a model that cannot be used, ArtifactError for an adapter that was not
-    trained on it, ConfigError for an impossible dtype or device. Code in a model's directory is
-    never run and pickled weights are never read.
+    trained on it, ConfigError for an impossible dtype, device or quantisation. Code in a model's
+    directory is never run and pickled weights are never read.
     """
     target = _choose_device(device)
     torch_dtype = _choose_dtype(dtype, target)
     identity = compute_identity(resolved, identity_cache)
-    model, processor = _load_pretrained(resolved, torch_dtype)
+    model, processor = _load_pretrained(resolved, torch_dtype, target)
     _disable_dropout(model)
-    model = model.to(target).requires_grad_(False).eval()
+    if resolved.quantization is None:  # quantised weights are on their device already
+        model = model.to(target)
+    model = model.requires_grad_(False).eval()
     vlm = _wrap(resolved, model, processor, target, torch_dtype, identity)
     if adapter is None:
         return vlm
@@ -119,6 +122,7 @@ def _wrap(
         template_date=resolved.template_date,
         own_marks=resolved.own_marks,
         limits=resolved.limits,
+        quantization=resolved.quantization,
     )
 
 
@@ -138,14 +142,10 @@ def _load_errors_explained(resolved: ResolvedModel) -> Iterator[None]:
 
 def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
     """The model on the meta device, as `from_pretrained` builds it, and its processor."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+    from transformers import GenerationConfig
 
-    files_only: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    build: Any = AutoModelForImageTextToText
     with _load_errors_explained(resolved):
-        config = AutoConfig.from_pretrained(resolved.path, **files_only)
-        with torch.device("meta"):
-            model = build.from_config(config).requires_grad_(False).eval()
+        model = _build_on_meta(resolved)
         if (resolved.path / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(
                 resolved.path, local_files_only=True
@@ -153,11 +153,29 @@ def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
         return model, load_processor(resolved.path, resolved.limits)
 
 
-def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, Any]:
+def _build_on_meta(resolved: ResolvedModel) -> Any:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    build: Any = AutoModelForImageTextToText
+    config = AutoConfig.from_pretrained(
+        resolved.path, local_files_only=True, trust_remote_code=False
+    )
+    with torch.device("meta"):
+        return build.from_config(config).requires_grad_(False).eval()
+
+
+def _load_pretrained(
+    resolved: ResolvedModel, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
 
+    quantised: dict[str, Any] = {}
     with _load_errors_explained(resolved):
         processor = load_processor(resolved.path, resolved.limits)
+        check_not_quantised(resolved)
+        if resolved.quantization is not None:
+            empty = _build_on_meta(resolved)
+            quantised = load_quantised(resolved.quantization, empty, dtype, device)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             resolved.path,
             dtype=dtype,
@@ -166,6 +184,7 @@ def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, 
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **quantised,
         )
     model, info = loaded
     absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
@@ -175,6 +194,8 @@ def _load_pretrained(resolved: ResolvedModel, dtype: torch.dtype) -> tuple[Any, 
             f"(first: {absent[0]}): they would be random.",
             where=str(resolved.path),
         )
+    if resolved.quantization is not None:
+        compute_alike(model, device)
     return model, processor
 
 

@@ -8,13 +8,15 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.atomic import file_sha256, os_errors_explained, sync_directory
-from perpo_pipeline.vlm.adapters import FULL_WEIGHTS, LORA_WEIGHTS
+from perpo_pipeline.vlm.adapters import FULL_WEIGHTS, LORA_WEIGHTS, attach_adapter, read_record
 from perpo_pipeline.vlm.files import MODEL_FILE_PATTERNS, ResolvedModel, compute_identity
+from perpo_pipeline.vlm.quantization import dequantise
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -23,7 +25,12 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def merge_in_memory(vlm: "Vlm") -> "Vlm":
-    """Merge the adapter into the weights: equal up to rounding, and as fast as the base."""
+    """Merge the adapter into the weights: equal up to rounding, and as fast as the base.
+
+    Quantised weights stay beside the adapter, since merging would quantise them anew.
+    """
+    if vlm.quantization is not None:
+        return vlm
     merge = getattr(vlm.model, "merge_and_unload", None)
     if callable(merge):
         vlm.model = merge().eval()
@@ -31,17 +38,23 @@ def merge_in_memory(vlm: "Vlm") -> "Vlm":
 
 
 def merge_to_disk(
-    resolved: ResolvedModel, adapter: Path, dtype: str, directory: Path, identity_cache: Path
+    resolved: ResolvedModel,
+    adapter: Path | None,
+    dtype: str,
+    directory: Path,
+    identity_cache: Path,
 ) -> Path:
     """Return the folder under `directory` with the merged model; written once, whole or not at all.
 
-    The folder's name is a hash of the base, the adapter's files and `dtype`, the dtype of the
-    written weights. `write_merged` says what it holds. It is as big as the base in `dtype`.
+    The folder's name is a hash of the base, its quantisation, the adapter's files and `dtype`, the
+    dtype of the written weights. `write_merged` says what it holds. It is as big as the base in
+    `dtype`.
 
     Raises ArtifactError if the adapter does not belong to the base or nothing can be written.
     """
     identity = compute_identity(resolved, identity_cache)
-    target = directory / _folder_name(identity, adapter, dtype)
+    quantised = "" if resolved.quantization is None else f" {resolved.quantization}"
+    target = directory / _folder_name(identity + quantised, adapter, dtype)
     with os_errors_explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with _one_process_at_a_time(directory):
@@ -57,25 +70,28 @@ def merge_to_disk(
     return target
 
 
-def _folder_name(identity: str, adapter: Path, dtype: str) -> str:
+def _folder_name(identity: str, adapter: Path | None, dtype: str) -> str:
     names = ("adapter_config.json", LORA_WEIGHTS, FULL_WEIGHTS)
-    present = [adapter / name for name in names if (adapter / name).is_file()]
+    files = [] if adapter is None else [adapter / name for name in names]
+    present = [file for file in files if file.is_file()]
     parts = [identity, dtype, *(f"{file.name} {file_sha256(file)}" for file in present)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def write_merged(
     resolved: ResolvedModel,
-    adapter: Path,
+    adapter: Path | None,
     dtype: str,
     directory: Path,
     identity_cache: Path | None = None,
 ) -> None:
     """Write base and adapter as one model into `directory`, which is created if needed.
 
-    The weights have the names that the base's files use: an engine that knows those need not know
-    transformers' internal names. All other files are copies of the base's. Merging runs on the
-    CPU, because an engine may already hold the accelerator's memory.
+    The adapter of a quantised base is merged into the dequantised base, whose weights are what it
+    was trained on; without an adapter the dequantised base is written. The weights have the names
+    that the base's files use: an engine that knows those need not know transformers' internal
+    names. All other files are copies of the base's. Merging runs on the CPU, because an engine may
+    already hold the accelerator's memory.
 
     Raises ArtifactError if the adapter does not belong to the base, InputError if the base cannot
     be loaded, OSError if nothing can be written.
@@ -84,13 +100,8 @@ def write_merged(
     from transformers import GenerationConfig
     from transformers.utils import logging
 
-    from perpo_pipeline.vlm.loading import load_vlm
-
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    vlm = load_vlm(
-        resolved, dtype=dtype, device="cpu", adapter=adapter, identity_cache=identity_cache
-    )
-    model: Any = merge_in_memory(vlm).model
+    model: Any = merge_in_memory(_with_full_weights(resolved, adapter, dtype, identity_cache)).model
     # The library refuses to write some settings that it reads; the base's file is copied below.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
@@ -104,6 +115,23 @@ def write_merged(
     for file in resolved.path.iterdir():
         if _matches(file, MODEL_FILE_PATTERNS) and not _matches(file, WEIGHT_PATTERNS):
             shutil.copyfile(file, directory / file.name)
+
+
+def _with_full_weights(
+    resolved: ResolvedModel, adapter: Path | None, dtype: str, identity_cache: Path | None
+) -> "Vlm":
+    """The model on the CPU in `dtype`, a quantised one dequantised, with the adapter beside it."""
+    from perpo_pipeline.vlm.loading import load_vlm
+
+    how: dict[str, Any] = {"device": "cpu", "identity_cache": identity_cache}
+    if resolved.quantization is None:
+        return load_vlm(resolved, dtype=dtype, adapter=adapter, **how)
+    trained = {} if adapter is None else read_record(adapter)  # the dtype it was quantised from
+    vlm = load_vlm(resolved, dtype=trained.get("base_dtype", dtype), **how)
+    dequantise(vlm, dtype)
+    if adapter is not None:
+        vlm = attach_adapter(vlm, adapter)
+    return replace(vlm, quantization=None)
 
 
 def _as_os_error(error: Exception) -> OSError:

@@ -25,7 +25,8 @@ class Vlm:
     completion may hold one. `full_attention` is false if a text layer attends in another way
     (sliding window, softcap, linear), in which case sharing a prefix would be wrong.
     `template_date` is what a chat template writes as today's date; `own_marks` is text
-    with special tokens that are words of the answers. `processor` keeps `limits`.
+    with special tokens that are words of the answers. `processor` keeps `limits`. `quantization`
+    says how the weights are held (`model.quantization`).
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Vlm:
     template_date: date = TEMPLATE_DATE
     own_marks: str = ""
     limits: ImageLimits = NO_LIMITS
+    quantization: str | None = None
 
     @functools.cached_property
     def plain(self) -> PlainTokenizer:

@@ -73,7 +73,7 @@ def run_lmms_eval(run: Run, model: str, task: str, asked: Asked) -> Version:
     if model != BASE:
         place = run.inputs.get("adapter") or run.place("adapter", model)
         inputs["adapter"] = open_version(place, "adapter")
-    settings = {
+    settings: dict[str, Any] = {
         "harness": LMMS_EVAL,
         "harness_version": asked.program.version,
         "model_class": model_class,
@@ -81,8 +81,7 @@ def run_lmms_eval(run: Run, model: str, task: str, asked: Asked) -> Version:
         "model_arguments": list(asked.model_arguments),
         "arguments": list(asked.arguments),
         "included_sha256": _included(asked.arguments),
-        "model": found["model"],
-        "dtype": found["dtype"],
+        **{name: found[name] for name in ("model", "dtype", "quantization") if name in found},
     }
     variant = harness_evaluation(model, task)
     settings = counted_settings("harness", None, settings)
@@ -127,13 +126,13 @@ def _model_class(resolved: ResolvedModel) -> str:
 def _model_folder(
     run: Run, resolved: ResolvedModel, inputs: Mapping[str, Version], found: Mapping[str, Any]
 ) -> Path:
-    """The folder that lmms-eval loads: the base's, or the merged model's."""
+    """The folder that lmms-eval loads: the base's, or the merged or dequantised model's."""
     from perpo_pipeline.vlm.merging import merge_to_disk
 
-    if "adapter" not in inputs:
-        return resolved.path
     cache = run.scratch / IDENTITY_CACHE
-    adapter = inputs["adapter"].path
+    adapter = inputs["adapter"].path if "adapter" in inputs else None
+    if adapter is None and resolved.quantization is None:
+        return resolved.path
     return merge_to_disk(resolved, adapter, found["dtype"], run.scratch / MERGED, cache).resolve()
 
 
