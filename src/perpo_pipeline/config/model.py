@@ -55,8 +55,7 @@ class ModelConfig(Section):
     quantization: Literal["nf4", "int8"] | None = Field(
         None,
         description="keeps the weights of the language model's layers in 4 bits (`nf4`) or 8 "
-        "(`int8`), in every stage; only LoRA trains beside them (docs/small-cards.md). Counts "
-        "where it is set",
+        "(`int8`), in every stage; only LoRA trains beside them (docs/small-cards.md)",
     )
     preprocess: Literal["processor", "pad"] = Field(
         "processor",
