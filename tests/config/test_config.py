@@ -365,6 +365,13 @@ def test_settings_are_checked_once_shared_and_own_are_merged(tmp_path: Path) -> 
         load_config(write(tmp_path, shared + "{}}}"))
 
 
+def test_rows_that_differ_at_each_step_cannot_be_compiled(tmp_path: Path) -> None:
+    settings = "train: {forward: separate, compile: %s, methods: {perpo: }}"
+    assert load_config(write(tmp_path, MINIMAL + settings % "false")).train.shared.compile is False
+    with pytest.raises(ConfigError, match="compile: true has no use with forward: separate"):
+        load_config(write(tmp_path, MINIMAL + settings % "true"))
+
+
 def test_a_set_reads_its_value_as_yaml_and_reaches_nested_settings(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL + "train: {methods: {w.1: {method: sft}, perpo: }}")
     sets = [

@@ -210,9 +210,13 @@ class TestGrouping:
         assert group_by_tokens([30, 60, 30], 120, in_one_row=False) == [[1, 0], [2]]
 
 
-def test_rows_have_few_lengths_and_little_padding() -> None:
+def test_rows_of_any_length_are_padded_to_whole_blocks() -> None:
+    assert [row_length(n) for n in (1, 128, 129, 1000, 9001)] == [128, 128, 256, 1024, 9088]
+
+
+def test_bucketed_rows_have_few_lengths_and_little_padding() -> None:
     tokens = range(1, 2**15 + 1)
-    lengths = [row_length(n) for n in tokens]
+    lengths = [row_length(n, "bucketed") for n in tokens]
     for n, length in zip(tokens, lengths, strict=True):
         assert length >= n and length % 128 == 0
         assert length - n < max(128, n / LENGTHS_PER_OCTAVE)

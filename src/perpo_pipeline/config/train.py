@@ -28,6 +28,7 @@ class TrainSettings(Section):
             "gradient_checkpointing",
             "activation_offload",
             "compile",
+            "row_lengths",
             "num_workers",
             "checkpoint_every",
             "checkpoint_minutes",
@@ -81,7 +82,13 @@ class TrainSettings(Section):
         "(separate: slow and safe); auto: shared-prefix where it is known to be exact",
     )
     compile: bool | None = Field(
-        None, description="compile the decoder layers; none: on CUDA without ZeRO-3"
+        None,
+        description="compile the decoder layers (shared prefix only); none: on CUDA without ZeRO-3",
+    )
+    row_lengths: Literal["any", "bucketed"] = Field(
+        "any",
+        description="compiled layers take rows of any length, or (bucketed) are compiled for each "
+        "of a few lengths, with up to 1/8 of padding",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, a third slower"
@@ -144,6 +151,11 @@ class TrainSettings(Section):
                 "activation_offload needs gradient_checkpointing: true, which leaves only the "
                 "inputs of layers to keep; to copy all activations takes longer than to compute "
                 "them again"
+            )
+        if self.forward == "separate" and self.compile:
+            return (
+                "compile: true has no use with forward: separate, whose rows have another length "
+                "at each step; remove it"
             )
         extras = {"sft_weight": self.sft_weight, "label_smoothing": self.label_smoothing}
         unused = [name for name, value in extras.items() if value]

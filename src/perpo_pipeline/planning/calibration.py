@@ -174,7 +174,9 @@ def _time_step(
     from perpo_pipeline.train.trainer import batch_losses
 
     vlm = worker.vlm
-    collate = ListCollator(vlm, worker.preprocess, forward, settings.max_tokens_per_forward)
+    collate = ListCollator(
+        vlm, worker.preprocess, forward, settings.max_tokens_per_forward, settings.row_lengths
+    )
     reference, _ = _timed(lambda: reference_logps(vlm.model, collate(lists)["batches"]))
     policy = make_trainable(vlm, settings)
     model = ListPolicy(policy)

@@ -19,6 +19,7 @@ from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
     PackedBatch,
+    RowLengths,
     group_by_tokens,
     pack_lists,
 )
@@ -81,9 +82,16 @@ class ListCollator:
     its advice.
     """
 
-    def __init__(self, vlm: "Vlm", preprocess: str, forward: Forward, max_tokens: int) -> None:
+    def __init__(
+        self,
+        vlm: "Vlm",
+        preprocess: str,
+        forward: Forward,
+        max_tokens: int,
+        row_lengths: RowLengths = "any",
+    ) -> None:
         self.vlm, self.preprocess = vlm, preprocess
-        self.forward, self.max_tokens = forward, max_tokens
+        self.forward, self.max_tokens, self.row_lengths = forward, max_tokens, row_lengths
 
     def __call__(self, lists: Sequence[TrainingList]) -> dict[str, Any]:
         try:
@@ -95,10 +103,7 @@ class ListCollator:
         """The batches of one planned step and what its loss needs; or its failure."""
         (step,) = steps
         try:
-            batches = [
-                _batch(some, pack(self.vlm, self._encode(some), self.forward))
-                for some in step.forwards
-            ]
+            batches = [_batch(some, self._pack(self._encode(some))) for some in step.forwards]
         except PerpoError as error:
             return {"failed": error.parts()}
         return {
@@ -107,6 +112,9 @@ class ListCollator:
             "total": step.total,
             "names": step.names,
         }
+
+    def _pack(self, lists: Sequence[CompletionList]) -> PackedBatch | SeparateBatch:
+        return pack(self.vlm, lists, self.forward, self.row_lengths)
 
     def _encode(self, lists: Sequence[TrainingList]) -> list[CompletionList]:
         return [
@@ -120,7 +128,7 @@ class ListCollator:
         return [
             _batch(
                 [lists[i] for i in group],
-                pack(self.vlm, [encoded[i] for i in group], self.forward),
+                self._pack([encoded[i] for i in group]),
             )
             for group in groups
         ]
@@ -223,11 +231,14 @@ def is_in_one_row(vlm: "Vlm", forward: Forward) -> bool:
 
 
 def pack(
-    vlm: "Vlm", lists: Sequence[CompletionList], forward: Forward
+    vlm: "Vlm",
+    lists: Sequence[CompletionList],
+    forward: Forward,
+    row_lengths: RowLengths = "any",
 ) -> PackedBatch | SeparateBatch:
     """Pack the lists for one forward."""
     if forward == "shared-prefix":
-        return pack_lists(vlm, lists)
+        return pack_lists(vlm, lists, row_lengths=row_lengths)
     return separate_lists(vlm, lists)
 
 

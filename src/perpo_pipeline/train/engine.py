@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.train.compilation import compile_layers, whole_graphs
 from perpo_pipeline.train.separate_rows import SeparateBatch, separate_logps
 from perpo_pipeline.train.shared_prefix import PackedBatch, packed_logps
 from perpo_pipeline.train.zero import read_zero_config, zero_stage
@@ -21,8 +22,6 @@ from perpo_pipeline.vlm.models import Vlm, base_model
 if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
     from perpo_pipeline.train.batches import Forward, TrainingBatch
-
-RECOMPILE_LIMIT = 256  # one kernel per row length, with and without gradients; torch allows 8
 
 
 class ListPolicy(nn.Module):
@@ -36,9 +35,10 @@ class ListPolicy(nn.Module):
         self.model = model
 
     def forward(self, lists: PackedBatch | SeparateBatch) -> Tensor:
-        if isinstance(lists, PackedBatch):
-            return packed_logps(self.model, lists)
-        return separate_logps(self.model, lists)
+        with whole_graphs():
+            if isinstance(lists, PackedBatch):
+                return packed_logps(self.model, lists)
+            return separate_logps(self.model, lists)
 
 
 def choose_forward(vlm: Vlm, wanted: str) -> "Forward":
@@ -58,18 +58,16 @@ def choose_forward(vlm: Vlm, wanted: str) -> "Forward":
 
 def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None:
     """Set the text model's attention and compilation; call it before reference and training."""
+    if forward == "separate":  # its rows have another length at each step: nothing to compile for
+        return
     inner = base_model(vlm.model)
     on_cuda = vlm.device.type == "cuda"
-    if forward == "shared-prefix":
-        use_shared_prefix_attention(inner, flex=on_cuda)
+    use_shared_prefix_attention(inner, flex=on_cuda)
     # ZeRO-3 gathers and frees the weights around each layer, which a compiled layer cannot follow.
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
     wanted = on_cuda and zero_stage(zero) < 3
     if wanted if settings.compile is None else settings.compile:
-        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-        for layer in inner.get_decoder().layers:
-            # Flex's kernels for dynamic lengths are slower: they check bounds everywhere.
-            layer.compile(dynamic=False)
+        compile_layers(inner, settings.row_lengths)
 
 
 @torch.no_grad()

@@ -165,7 +165,9 @@ def _loader(
     forward: Forward,
     sampler: StepSampler,
 ) -> "StepLoader":
-    collator = ListCollator(vlm, preprocess, forward, settings.max_tokens_per_forward)
+    collator = ListCollator(
+        vlm, preprocess, forward, settings.max_tokens_per_forward, settings.row_lengths
+    )
     return StepLoader(
         StepDataset(lists, settings.chosen_method),
         batch_sampler=sampler,

@@ -69,7 +69,11 @@ def make_reference(
         {"preferences": preferences},
     )
     collate = ListCollator(
-        vlm, model_settings["preprocess"], forward, settings.max_tokens_per_forward
+        vlm,
+        model_settings["preprocess"],
+        forward,
+        settings.max_tokens_per_forward,
+        settings.row_lengths,
     )
     parts = [lists[i : i + LISTS_PER_PART] for i in range(0, len(lists), LISTS_PER_PART)]
     announced: list[bool] = []

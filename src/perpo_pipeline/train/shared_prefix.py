@@ -6,13 +6,13 @@ of N answers of A tokens after a prefix of P tokens costs P + N*A tokens instead
 the image is encoded once. This is exact: log-probabilities and gradients equal those of separate
 forwards, to rounding.
 
-With FlexAttention (CUDA) many lists share a row, padded at its end to one of few lengths so that
-compiled kernels are reused; elsewhere each list has its own row.
+With FlexAttention (CUDA) many lists share a row, padded at its end to whole blocks of the kernel,
+or to one of few lengths if it is compiled for each; elsewhere each list has its own row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,8 @@ from perpo_pipeline.vlm.tensors import cast_tensors, squeeze_positions, stack_im
 # Logits computed at a time: 2^26 fp32 values = 256 MiB (2,097 positions with a vocabulary of
 # 32,000); a few copies exist at once.
 LOGIT_BUDGET = 2**26
-LENGTHS_PER_OCTAVE = 8  # row lengths between T and 2T: at most 1/8 of a row is padding
+RowLengths = Literal["any", "bucketed"]
+LENGTHS_PER_OCTAVE = 8  # bucketed lengths between T and 2T: at most 1/8 of a row is padding
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,11 @@ class PackedBatch:
 
 
 def pack_lists(
-    vlm: Vlm, lists: Sequence[CompletionList], *, one_row: bool | None = None
+    vlm: Vlm,
+    lists: Sequence[CompletionList],
+    *,
+    one_row: bool | None = None,
+    row_lengths: RowLengths = "any",
 ) -> PackedBatch:
     """Pack lists on the CPU, each in its own row, or all in one row (default: if Flex is in use).
 
@@ -102,7 +107,7 @@ def pack_lists(
     joined = [_join(row) for row in rows]
     length = max(row.input_ids.shape[0] for row in joined)
     if one_row:
-        length = row_length(length)
+        length = row_length(length, row_lengths)
     num = max(len(entry.completions) for entry in lists)
     num_tokens = torch.zeros(len(lists), num, dtype=torch.long)
     for b, entry in enumerate(lists):
@@ -151,12 +156,15 @@ def group_by_tokens(
     return groups
 
 
-def row_length(num_tokens: int) -> int:
+def row_length(num_tokens: int, row_lengths: RowLengths = "any") -> int:
     """The length that a row of `num_tokens` is padded to, a multiple of Flex's blocks.
 
-    It takes at most LENGTHS_PER_OCTAVE values between T and 2T, so compiled kernels are reused.
+    `bucketed`: one of LENGTHS_PER_OCTAVE values between T and 2T, so that layers that are compiled
+    for one length are used again.
     """
-    step = max(BLOCK_TOKENS, (1 << num_tokens.bit_length() - 1) // LENGTHS_PER_OCTAVE)
+    step = BLOCK_TOKENS
+    if row_lengths == "bucketed":
+        step = max(step, (1 << num_tokens.bit_length() - 1) // LENGTHS_PER_OCTAVE)
     return -(-num_tokens // step) * step
 
 

@@ -179,6 +179,11 @@ def choose_forward_and_say(run: Run, vlm: "Vlm", settings: "TrainSettings") -> "
             f"train: one full row per completion (forward: separate) for this "
             f"'{vlm.family.name}' model, which is slow: {why}"
         )
+        if settings.compile:
+            run.say(
+                "train: nothing is compiled (train.compile: true), because these rows have another "
+                "length at each step"
+            )
     return forward
 
 

@@ -20,6 +20,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 PREFIX = 0
 PADDING = -1
 BLOCK_TOKENS = 128  # FlexAttention's block of queries and of keys
+# Rows are whole blocks (`block_mask`), so the kernels need not check their ends. The option
+# ROWS_GUARANTEED_SAFE would give NaN, although each token sees itself: a row also has to see a key
+# of the first block that the kernel reads for it.
+KERNEL_OPTIONS = {"IS_DIVISIBLE": True}
 # Names of our attention function in transformers: with block masks; with masks for the last rows.
 FLEX, SPLIT = "perpo_flex", "perpo_split"
 
@@ -109,7 +113,7 @@ def shared_prefix_attention(
     """
     if isinstance(attention_mask, BlockMask):
         output: tuple[Tensor, Tensor | None] = flex_attention_forward(
-            module, query, key, value, attention_mask, **kwargs
+            module, query, key, value, attention_mask, kernel_options=KERNEL_OPTIONS, **kwargs
         )
         return output
     causal = 0 if attention_mask is None else query.shape[2] - attention_mask.shape[2]

@@ -1,0 +1,40 @@
+"""Compile the decoder layers, with few graphs: a graph takes Inductor many seconds.
+
+All layers share the graphs of one layer. There is one with gradients, one without them (reference)
+and one without the adapter; rows of `bucketed` lengths take one of each kind for every length.
+"""
+
+import contextlib
+import inspect
+from typing import Any
+
+import torch
+
+from perpo_pipeline.train.shared_prefix import RowLengths
+
+RECOMPILE_LIMIT = 256  # bucketed lengths need more graphs than the 8 that torch allows
+
+
+def compile_layers(model: Any, row_lengths: RowLengths, *, backend: Any = "inductor") -> None:
+    """Compile the decoder layers of a transformers VLM in place, for rows of these lengths."""
+    limit = {}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        limit = {"recompile_limit": RECOMPILE_LIMIT}
+    else:
+        # From torch 2.12 on this holds in one thread only; gradient checkpointing runs the layers
+        # in the backward's thread, too.
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    for layer in model.get_decoder().layers:
+        layer.compile(dynamic=row_lengths == "any", backend=backend, **limit)
+
+
+def whole_graphs() -> contextlib.AbstractContextManager[None]:
+    """Keep DDP from splitting the graphs that are compiled in it, for this thread.
+
+    Dynamo splits graphs in a DDP module where a bucket of gradients ends, so that DDP can send it
+    earlier; each of our layers is a graph of its own already.
+    """
+    patched: contextlib.AbstractContextManager[None] = torch._dynamo.config.patch(
+        optimize_ddp=False
+    )
+    return patched
