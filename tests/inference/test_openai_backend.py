@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,7 @@ from perpo_pipeline.inference.backend import BackendSetup, Failure, Row, Sampled
 from perpo_pipeline.inference.openai_backend import OpenAIBackend
 from perpo_pipeline.vlm import openai_server
 from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
 from perpo_pipeline.vlm.images import load_image
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.prompts import encode_prompt
@@ -112,7 +114,11 @@ def serve() -> Iterator[Callable[..., Server]]:
 @pytest.fixture
 def connect(model_dir: Path, tmp_path: Path) -> Callable[..., OpenAIBackend]:
     def make(
-        server: Server | str, preprocess: str = "processor", model: Path = model_dir, **sample: Any
+        server: Server | str,
+        preprocess: str = "processor",
+        model: Path = model_dir,
+        limits: ImageLimits = NO_LIMITS,
+        **sample: Any,
     ) -> OpenAIBackend:
         url = server if isinstance(server, str) else server.url
         settings: Json = {
@@ -126,7 +132,7 @@ def connect(model_dir: Path, tmp_path: Path) -> Callable[..., OpenAIBackend]:
         return OpenAIBackend(
             BackendSetup(
                 model=ModelConfig(id=str(model)),
-                resolved=resolve_model(str(model)),
+                resolved=replace(resolve_model(str(model)), limits=limits),
                 model_settings={"preprocess": preprocess},
                 settings=SampleConfig(**settings | sample),
                 scratch=tmp_path,
@@ -412,6 +418,75 @@ class TestVllm:
 def one_stop(model_dir: Path) -> Json:
     end = load_without_weights(resolve_model(str(model_dir))).eos_token_ids[0]
     return {"choices": [choice(0, [5, end], finish_reason="stop")]}
+
+
+class TestImageSize:
+    """Limits on pixels or tiles: vLLM gets them with the request, others get the resized image."""
+
+    limits = ImageLimits(max_pixels=4 * 28**2)
+
+    @pytest.fixture(scope="class")
+    def qwen(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return save_tiny_family("qwen2_5_vl", tmp_path_factory.mktemp("qwen"))
+
+    @staticmethod
+    def rows() -> list[Row]:
+        return [make_row(i, encoded_file(noise_image(i, 150 + 9 * i, 90))) for i in range(3)]
+
+    def test_vllm_gets_them_with_every_request(self, serve: Any, connect: Any, qwen: Path) -> None:
+        server = serve(make_like_vllm(qwen))
+        backend = connect(server, model=qwen, limits=self.limits)
+        backend.sample(self.rows(), [1, 2, 3])  # other tokens than training's would be an error
+        low = 2 * 28**2  # the model's own
+        size = {"shortest_edge": low, "longest_edge": 4 * 28**2}
+        assert [body["mm_processor_kwargs"] for body in server.bodies] == [{"size": size}] * 3
+        assert min(picture(body).width for body in server.bodies) == 150, "whole images are sent"
+
+    def test_a_vllm_that_ignores_them_is_refused_with_the_option_to_start_it_with(
+        self, serve: Any, connect: Any, qwen: Path
+    ) -> None:
+        like_vllm = make_like_vllm(qwen)
+
+        def deaf(body: Json, number: int) -> Any:
+            return like_vllm({k: v for k, v in body.items() if k != "mm_processor_kwargs"}, number)
+
+        backend = connect(serve(deaf), model=qwen, limits=self.limits)
+        with pytest.raises(ConfigError, match="read different tokens") as error:
+            backend.sample(self.rows(), [1, 2, 3])
+        assert error.value.fix is not None
+        assert error.value.fix.startswith(
+            "model.max_pixels: 3136: start vLLM with --mm-processor-kwargs "
+            """'{"use_fast": false, "size": {"shortest_edge": 1568, "longest_edge": 3136}}'."""
+        )
+
+    def test_another_server_gets_the_pixels_of_training(
+        self, serve: Any, connect: Any, qwen: Path, plain: Answer
+    ) -> None:
+        server = serve(plain, owned_by="someone")
+        backend = connect(server, model=qwen, limits=self.limits)
+        row = self.rows()[0]
+        backend.sample([row], [1])
+        found, original = picture(server.bodies[0]), load_image(row["image"]["bytes"], where="row")
+        vlm = load_without_weights(replace(resolve_model(str(qwen)), limits=self.limits))
+        usual = load_without_weights(resolve_model(str(qwen)))
+        expected = encode_prompt(vlm, original, "Where?")
+        assert found.size == expected.resized != original.size
+        for reader in (vlm, usual):  # also where the server knows no limit
+            encoded = encode_prompt(reader, found, "Where?")
+            assert torch.equal(encoded.tensors["pixel_values"], expected.tensors["pixel_values"])
+        assert "model.max_pixels: 3136" in backend.notes()["image_size"]
+
+    def test_a_server_must_have_the_tiles_itself(
+        self, serve: Any, connect: Any, tmp_path: Path, plain: Answer
+    ) -> None:
+        model = save_tiny_family("llava_next", tmp_path / "next")
+        limits = ImageLimits(max_tiles=2)
+        other = connect(serve(plain, owned_by="someone"), model=model, limits=limits)
+        assert "image_grid_pinpoints: [[24, 48], [48, 24]]" in other.notes()["image_size"]
+        like_vllm = connect(serve(make_like_vllm(model)), model=model, limits=limits)
+        with pytest.raises(ConfigError, match="read different tokens") as error:
+            like_vllm.sample([make_row(1, encoded_file(noise_image(1, 200, 190)))], [1])
+        assert "a copy of the model's folder with image_grid_pinpoints" in str(error.value.fix)
 
 
 class TestOtherServer:

@@ -29,6 +29,7 @@ from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packe
 from perpo_pipeline.vlm import families
 from perpo_pipeline.vlm.decoding import greedy_decode
 from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.image_limits import ImageLimits
 from perpo_pipeline.vlm.inputs import encode_row
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import Vlm
@@ -217,6 +218,35 @@ class TestFamily:
         else:
             drawn(found[:1])
         assert len(drawn(found[1:])[0].completions) == NUM_SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits"),
+    [
+        ("qwen2_5_vl", ImageLimits(max_pixels=4 * 28**2)),
+        ("llava_next", ImageLimits(max_tiles=2)),
+    ],
+)
+def test_limits_on_the_image_size_are_those_of_training(
+    kind: str, limits: ImageLimits, hub_model: HubModel, tmp_path: Path
+) -> None:
+    """vLLM's tokens are compared with training's for every prompt: a difference is an error."""
+    model = hub_model(kind)
+    resolved = replace(resolve_model(str(model)), limits=limits)
+    usual, limited = load(model), load_vlm(resolved, dtype="float32", device="cpu")
+    row = make_row("large", 1, "Where?", 200, 150)
+    tokens = [encode_row(vlm, row, "processor").num_tokens for vlm in (usual, limited)]
+    assert tokens[1] < tokens[0]
+    backend = VllmBackend(replace(set_up(model, tmp_path), resolved=resolved))
+    try:
+        rows = [row, *ROWS]
+        found = drawn(backend.sample(rows, list(range(len(rows)))))
+        for row, one in zip(rows, found, strict=True):
+            assert worst_difference(limited, row, one, "processor") < 1e-4, row["prompt_id"]
+            assert one.resized == encode_row(limited, row, "processor").resized
+    finally:
+        backend.close()
+        gc.freeze()
 
 
 @pytest.fixture(scope="module")

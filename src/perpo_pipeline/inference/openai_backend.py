@@ -37,6 +37,7 @@ from perpo_pipeline.inference.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.vlm.chat import date_for_server
 from perpo_pipeline.vlm.completion import Completion
+from perpo_pipeline.vlm.image_limits import request_arguments, server_advice
 from perpo_pipeline.vlm.inputs import RowError
 from perpo_pipeline.vlm.openai_server import Message, Refused, Server, Wire, read_answer
 
@@ -127,6 +128,8 @@ class OpenAIBackend:
         self.equal = EqualLists()
         if not self.server.is_vllm:
             self._notes["token_ids"] = self._retokenised_note()
+            if note := self._image_note():
+                self._notes["image_size"] = note
 
     def notes(self) -> dict[str, Any]:
         """What the server does not return (token ids, log-probabilities), and what follows."""
@@ -183,6 +186,21 @@ class OpenAIBackend:
             f"training does and {how} alone."
         )
 
+    def _image_note(self) -> str | None:
+        """What a server that takes no limits may do to images; None without limits."""
+        if not (arguments := self.reader.image_arguments):
+            return None
+        limits = self.reader.weightless.limits
+        if "size" in arguments:
+            return (
+                f"images are sent to {self.server.url} as training resizes them ({limits}); it is "
+                "unknown whether this server resizes them again"
+            )
+        return (
+            f"it is unknown whether {self.server.url} cuts images as {limits} says: it gets them "
+            f"whole, and must have been started for it; {server_advice(arguments)}"
+        )
+
     async def _sample(
         self, jobs: list[tuple[Row, int]], on_done: OnDone | None
     ) -> list[SampledList | Failure]:
@@ -208,7 +226,8 @@ class OpenAIBackend:
         self, client: "httpx.AsyncClient", slots: asyncio.Semaphore, row: Row, seed: int
     ) -> SampledList | Failure:
         try:
-            prompt = await asyncio.to_thread(self.reader.read, row)
+            is_limited = not self.server.is_vllm
+            prompt = await asyncio.to_thread(self.reader.read, row, limits_image=is_limited)
             async with slots:
                 return SampledList(await self._draw(client, prompt, seed), prompt.resized)
         except RowError as error:
@@ -287,6 +306,7 @@ class OpenAIBackend:
             body["logprobs"] = True
         if not vllm:
             return body
+        limits = request_arguments(self.reader.image_arguments)
         # vLLM takes every parameter that is missing here from the model's generation_config.json.
         return body | {
             "top_k": how.top_k or -1,
@@ -299,6 +319,7 @@ class OpenAIBackend:
             "stop_token_ids": list(self.reader.end_ids),
             "add_special_tokens": prompt.adds_special_tokens,
             **({"chat_template_kwargs": self.date} if self.date else {}),
+            **({"mm_processor_kwargs": limits} if limits else {}),
             "skip_special_tokens": True,
             "return_token_ids": True,
         }
@@ -308,12 +329,14 @@ class OpenAIBackend:
         is_usual = self.is_compared and not prompt.has_own_place
         if served is None or (is_usual and len(served) == prompt.num_tokens):
             return
+        arguments = self.reader.image_arguments
         self.reader.compare(
             prompt.row,
             served,
             reader="the server",
             where=self.server.url,
-            fix="serve the model of model.id with its own chat template and image sizes; vLLM may "
+            fix=(f"{self.reader.weightless.limits}: {server_advice(arguments)}. " * bool(arguments))
+            + "Serve the model of model.id with its own chat template and image sizes; vLLM may "
             "also not support this model's way to cut images into tokens",
         )
         self.is_compared = True

@@ -55,14 +55,19 @@ class PromptReader:
         vlm = load_without_weights(setup.resolved, identity_cache=setup.scratch / IDENTITY_CACHE)
         check_thinking(vlm, setup.model.answer.thinking)
         self.weightless, self.preprocess = vlm, str(setup.model_settings["preprocess"])
+        self.image_arguments = vlm.image_arguments
         config: Any = vlm.model.config
         self.vocab_size = int(config.get_text_config().vocab_size)
         self.banned = vlm.banned_token_ids
         self.end_ids = vlm.eos_token_ids
         self.lock = threading.Lock()  # fast tokenizers refuse two threads at once
 
-    def read(self, row: Row) -> RequestPrompt:
-        """The request's message for one row; raises RowError if the row cannot be read."""
+    def read(self, row: Row, *, limits_image: bool = False) -> RequestPrompt:
+        """The request's message for one row; raises RowError if the row cannot be read.
+
+        `limits_image`: an image whose pixels the run limits is sent as training resizes it, for a
+        server that takes no limits.
+        """
         vlm = self.weightless
         with faults_of_one_row(row):
             before, after = _texts_to_send(vlm, row["prompt"])
@@ -71,6 +76,8 @@ class PromptReader:
             with self.lock:
                 num_tokens = count_prompt_tokens(vlm, text, image.size)
             resized = resized_size(vlm, image.size)
+        if limits_image and "size" in self.image_arguments and resized is not None:
+            image = image.resize(resized, vlm.processor.image_processor.resample)
         return RequestPrompt(
             row=row,
             message=image_message(png_url(image), after, before),

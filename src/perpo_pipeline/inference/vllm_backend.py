@@ -18,7 +18,7 @@ import copy
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from perpo_pipeline.inference.vllm_engine import (
     check_settings,
     exact_lora_rank,
     import_vllm,
+    limited_model,
     start_engine,
 )
 from perpo_pipeline.store.artifacts import MERGED
@@ -97,7 +98,11 @@ class VllmBackend:
         if setup.adapter is not None:
             lora_rank = exact_lora_rank(self.weightless, setup.adapter)
         path = self._folder(setup, None if lora_rank else setup.adapter)
-        self.llm = start_engine(self.vllm, path, dtype, lora_rank, setup.settings)
+        self.held = ExitStack()  # what is removed with the engine
+        path, arguments = self.held.enter_context(
+            limited_model(path, self.weightless.image_arguments)
+        )
+        self.llm = start_engine(self.vllm, path, dtype, lora_rank, setup.settings, arguments)
         self.lora = None
         if lora_rank is not None:
             request = import_vllm("vllm.lora.request").LoRARequest
@@ -297,6 +302,7 @@ class VllmBackend:
         self.openers.shutdown(cancel_futures=True)  # after the renders that wait for an image
         self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
+        self.held.close()
         import_vllm("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
 
 

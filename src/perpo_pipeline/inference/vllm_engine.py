@@ -4,16 +4,24 @@ import importlib
 import json
 import os
 import re
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from perpo_pipeline.config.inference import Decoding, InferenceConfig
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, first_line
 from perpo_pipeline.vlm.adapters import LORA_WEIGHTS
+from perpo_pipeline.vlm.image_limits import (
+    GRIDS,
+    PIL_BACKEND,
+    link_with_grids,
+    request_arguments,
+)
 from perpo_pipeline.vlm.models import Vlm
 
 INSTALL = "pip install -c constraints.txt -e '.[vllm]'"
@@ -29,6 +37,7 @@ ENVIRONMENT = {
 }
 TEMPERATURES = (0.01, 2.0)  # vLLM changes or refuses temperatures outside this range
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank that vLLM accepts
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 # For layers of the vision tower or the projector vLLM silently gives wrong results.
 _LANGUAGE_MODEL_LORA = re.compile(
     r".*\.language_model\.layers\.\d+\."
@@ -100,9 +109,17 @@ def exact_lora_rank(vlm: Vlm, adapter: Path) -> int | None:
 
 
 def start_engine(
-    vllm: Any, path: Path, dtype: str, lora_rank: int | None, settings: InferenceConfig
+    vllm: Any,
+    path: Path,
+    dtype: str,
+    lora_rank: int | None,
+    settings: InferenceConfig,
+    image_arguments: Mapping[str, Any] = NO_ARGUMENTS,
 ) -> Any:
-    """Start vLLM's `LLM` with the model at `path`; raises ConfigError if vLLM cannot serve it."""
+    """Start vLLM's `LLM` with the model at `path`; raises ConfigError if vLLM cannot serve it.
+
+    `image_arguments` limit the size of images (see `Vlm.image_arguments`).
+    """
     special: dict[str, Any] = {}
     if lora_rank is not None:
         special |= {"enable_lora": True, "max_lora_rank": lora_rank}
@@ -120,7 +137,7 @@ def start_engine(
                 generation_config="vllm",
                 trust_remote_code=False,
                 limit_mm_per_prompt={"image": 1},
-                mm_processor_kwargs={"use_fast": False},  # the PIL image processor
+                mm_processor_kwargs={**PIL_BACKEND, **image_arguments},
                 enable_prefix_caching=True,
                 max_model_len=-1,  # the model's context, or what fits in memory
                 use_tqdm_on_load=False,
@@ -135,6 +152,22 @@ def start_engine(
             f"and set {settings.key('backend')} to openai; otherwise set it to transformers "
             "(VLLM_LOGGING_LEVEL=INFO shows vLLM's own log)",
         ) from error
+
+
+@contextmanager
+def limited_model(path: Path, image_arguments: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """The folder and the processor's arguments with which vLLM keeps limits on the image size.
+
+    Limits on tiles of LLaVA's kind are in a folder of links, which is removed at the end: vLLM
+    (0.32) refuses a list of lists among the arguments.
+    """
+    others = request_arguments(image_arguments)
+    if GRIDS not in image_arguments:
+        yield path, others
+        return
+    with tempfile.TemporaryDirectory(prefix="perpo-") as folder:
+        link_with_grids(path, Path(folder), image_arguments[GRIDS])
+        yield Path(folder), others
 
 
 @contextmanager

@@ -7,8 +7,9 @@ grids (LLaVA-NeXT, LLaVA-OneVision), or along the grid of the nearest shape (Int
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from perpo_pipeline.errors import ConfigError
@@ -16,6 +17,9 @@ from perpo_pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from perpo_pipeline.config.model import ModelConfig
 
+WITH_GRIDS = ("config.json", "preprocessor_config.json", "processor_config.json")
+PIL_BACKEND: dict[str, Any] = {"use_fast": False}
+"""The argument with which vLLM takes the image processor of PIL, as training does."""
 PIXELS, TILES = ("min_pixels", "max_pixels"), ("max_tiles",)
 GRIDS = "image_grid_pinpoints"
 """The grids of LLaVA-NeXT and LLaVA-OneVision: the model's config has them, too."""
@@ -139,9 +143,30 @@ def _refuse(limits: ImageLimits, names: tuple[str, ...], why: str, has: tuple[st
         )
 
 
-def server_options(arguments: Mapping[str, Any]) -> str:
-    """The options of `vllm serve` that give a server these arguments, quoted for a shell."""
-    options = f"--mm-processor-kwargs '{json.dumps({'use_fast': False, **arguments})}'"
+def request_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that vLLM (0.32) takes with a request or an option: it refuses a list of grids."""
+    return {name: value for name, value in arguments.items() if name != GRIDS}
+
+
+def server_advice(arguments: Mapping[str, Any]) -> str:
+    """How `vllm serve` is started so that it prepares images in this way."""
     if GRIDS in arguments:
-        options += f" --hf-overrides '{json.dumps({GRIDS: arguments[GRIDS]})}'"
-    return options
+        return (
+            f"serve a copy of the model's folder with {GRIDS}: {json.dumps(arguments[GRIDS])} in "
+            "config.json and in its processor's file"
+        )
+    taken = json.dumps({**PIL_BACKEND, **request_arguments(arguments)})
+    return f"start vLLM with --mm-processor-kwargs '{taken}'"
+
+
+def link_with_grids(model: Path, folder: Path, grids: Sequence[Sequence[int]]) -> None:
+    """Fill `folder` with links to the files of `model`, and with its settings for these grids."""
+    for file in model.iterdir():
+        if file.name not in WITH_GRIDS:
+            (folder / file.name).symlink_to(file.resolve())
+            continue
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        holder = settings.get("image_processor", settings)
+        if file.name != "processor_config.json" or "image_processor" in settings:
+            holder[GRIDS] = [list(grid) for grid in grids]
+        (folder / file.name).write_text(json.dumps(settings), encoding="utf-8")
