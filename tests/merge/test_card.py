@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.merge.card import _over_splits
+from perpo_pipeline.merge.card import _over_splits, model_card
 from perpo_pipeline.merge.evaluations import Evaluation
 from perpo_pipeline.merge.folder import CARD, RECORD
 from perpo_pipeline.merge.merge_adapter import merge
@@ -283,3 +284,25 @@ def test_given_metrics_replace_those_of_the_run(run: Path, tmp_path: Path) -> No
     text = (tmp_path / "merged" / CARD).read_text()
     assert f"This model (`perpo@test`, metrics `{current(run, 'metrics', 'perpo@test')}`" in text
     assert "does not record which model gave them (`pages`, metrics" in text
+
+
+def test_a_limited_image_size_is_set_where_the_model_is_loaded() -> None:
+    def card(arguments: dict[str, Any], **limit: int) -> str:
+        made = {"counts": {}, "packages": {}, "git_commit": None, "created_at": "today"}
+        settings = {"method": "perpo", "preprocess": "processor", **limit}
+        manifest = {"settings": settings, "notes": {}, **made}
+        adapter: Any = SimpleNamespace(manifest=manifest, variant="perpo", fingerprint="f")
+        record = {"base_model": "b", "base_identity": "i", "base_is_directory": False, **made}
+        record |= {"dtype": "float32", "made_at": "today"}
+        return model_card(record, adapter, [], [], arguments)
+
+    size = {"shortest_edge": 1568, "longest_edge": 3136}
+    text = card({"size": size}, max_pixels=3136)
+    assert f"AutoProcessor.from_pretrained(name, size={json.dumps(size)})" in text
+    assert f"""--mm-processor-kwargs '{{"use_fast": false, "size": {json.dumps(size)}}}'""" in text
+    assert "In training images were limited (`model.max_pixels: 3136`)" in text
+    assert "pinpoints" not in text
+    tiles = card({"image_grid_pinpoints": [[24, 48]]}, max_tiles=2)
+    assert tiles.count("image_grid_pinpoints=[[24, 48]]") == 2, "for the model and its processor"
+    assert 'a copy of FOLDER with `"image_grid_pinpoints": [[24, 48]]`' in tiles
+    assert "limited" not in card({})

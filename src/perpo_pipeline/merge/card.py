@@ -4,7 +4,9 @@
 no path of this machine.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -19,10 +21,19 @@ from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.merge.evaluations import Evaluation
 from perpo_pipeline.status.lineage import Traced
 from perpo_pipeline.store.artifacts import Json, Version
+from perpo_pipeline.vlm.image_limits import (
+    GRIDS,
+    PIL_BACKEND,
+    limits_recorded,
+    request_arguments,
+)
 
 PAPER = "https://arxiv.org/abs/2502.04371"
 PIPELINE_TAG = "image-text-to-text"
 PUBLISHED_SETTINGS = (
+    "min_pixels",
+    "max_pixels",
+    "max_tiles",
     "source",
     "split",
     "splits",
@@ -64,8 +75,12 @@ def model_card(
     adapter: Version,
     lineage: Iterable[Traced],
     evaluations: Sequence[Evaluation],
+    image_arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """README.md with the hub's YAML header; `record` is the content of perpo_merge.json."""
+    """README.md with the hub's YAML header; `record` is the content of perpo_merge.json.
+
+    `image_arguments` are those of the processor in training, where it limited the images' size.
+    """
     manifest = adapter.manifest
     settings, box_format = manifest["settings"], manifest["notes"].get("box_format")
     return _template().render(
@@ -76,6 +91,11 @@ def model_card(
         settings=settings,
         quantization=record.get("base_quantization"),
         base_name=record["base_model"].rsplit("/", 1)[-1],
+        limits=str(limits_recorded(settings)),
+        processor_arguments=_as_python(image_arguments),
+        model_arguments=_as_python({k: v for k, v in image_arguments.items() if k == GRIDS}),
+        vllm_arguments=json.dumps({**PIL_BACKEND, **request_arguments(image_arguments)}),
+        grids=image_arguments.get(GRIDS),
         box_format=box_format,
         box_question=_question(box_format) if box_format else "",
         data=[_data_row(traced) for traced in lineage if traced.artifact != "adapter"],
@@ -86,6 +106,11 @@ def model_card(
         subjects=SUBJECTS,
         packages=_package_rows(record, manifest),
     )
+
+
+def _as_python(arguments: Mapping[str, Any]) -> str:
+    """Further arguments of a call, as Python writes them."""
+    return "".join(f", {name}={json.dumps(value)}" for name, value in arguments.items())
 
 
 def _template() -> jinja2.Template:

@@ -25,8 +25,10 @@ from perpo_pipeline.store.provenance import git_commit, package_versions
 from perpo_pipeline.suggestions import closest_path
 from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
+from perpo_pipeline.vlm.image_limits import limits_recorded
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 from perpo_pipeline.vlm.merging import write_merged
+from perpo_pipeline.vlm.processors import arguments_from_files
 from perpo_pipeline.vlm.quantization import check_installed
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -64,9 +66,11 @@ def merge(
     place = out.resolve()
     previous = find_previous_merge(place, record)
     evaluations, lineage = evaluations_of(version, metrics), trace([version])
+    limits = limits_recorded(version.manifest["settings"])
+    arguments = arguments_from_files(base.path, limits)
 
     def card(record: Record) -> str:
-        return model_card(record, version, lineage, evaluations)
+        return model_card(record, version, lineage, evaluations, arguments)
 
     if previous is not None:
         change = update_card(place, previous, card(previous))

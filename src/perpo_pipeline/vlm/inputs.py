@@ -107,9 +107,9 @@ def check_image_limits(config: ModelConfig) -> None:
     """
     limits = limits_of(config)
     if limits.given() and (folder := settings_folder(config.id, config.revision)) is not None:
-        from perpo_pipeline.vlm.processors import check_limits
+        from perpo_pipeline.vlm.processors import arguments_from_files
 
-        check_limits(folder, limits)
+        arguments_from_files(folder, limits)
 
 
 def _own_marks(box_format: str) -> str:

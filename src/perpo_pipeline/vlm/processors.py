@@ -55,14 +55,16 @@ def image_arguments(image_processor: Any, model_type: str, limits: ImageLimits) 
     )
 
 
-def check_limits(path: Path, limits: ImageLimits) -> None:
-    """Raise ConfigError as `image_arguments`; needs only the JSON files of a model."""
+def arguments_from_files(path: Path, limits: ImageLimits) -> dict[str, Any]:
+    """`image_arguments` of the model in a folder, which needs no weights."""
+    if not limits.given():
+        return {}
     from transformers import AutoConfig, AutoImageProcessor
 
     config = AutoConfig.from_pretrained(path, **FILES_ONLY)
     load: Any = AutoImageProcessor.from_pretrained
     image_processor = load(path, backend="pil", **FILES_ONLY)
-    image_arguments(image_processor, config.model_type, limits)
+    return image_arguments(image_processor, config.model_type, limits)
 
 
 def limit_grids(config: Any, processor: Any) -> None:
