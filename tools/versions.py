@@ -42,7 +42,15 @@ import platform, torch, transformers
 print(f"Python {platform.python_version()}, torch {torch.__version__}, "
       f"transformers {transformers.__version__}")
 """
-NEEDED_BY_TESTS = ("pytest", "hypothesis", "trl", "bitsandbytes", "httpx", "datasets")
+NEEDED_BY_TESTS = (
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "trl",
+    "bitsandbytes",
+    "httpx",
+    "datasets",
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ def _test(name: str, environment: Environment) -> str:
         return "failed: not installed, see above"
     found = subprocess.check_output([python, "-c", SHOW_VERSIONS], text=True).strip()
     print(f"{name}: tests with {found}", file=sys.stderr, flush=True)
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    spread = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile")
+    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *TESTS]
     settings = {
         "PYTHONPATH": str(ROOT / "src"),
         "OMP_NUM_THREADS": "1",
