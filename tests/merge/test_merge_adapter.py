@@ -399,29 +399,45 @@ def test_an_error_of_the_operating_system_is_one_error(adapter: Path, out: Path)
 
 
 KILLS = """
-import json, shutil, sys
+import json, os, shutil, sys
 from pathlib import Path
 import torch
 from perpo_pipeline.merge.merge_adapter import merge
 from perpo_pipeline.run import Console
-from killing import attempt, kill_at
+from killing import attempt, copy, digest, files_in, kill_at
 
 # Fill the libraries' caches before forking; one thread, since threads do not survive a fork.
 torch.set_num_threads(1)
 merge(Path("run/adapter/perpo"), Path("cached"), console=Console(quiet=True))
 shutil.rmtree("cached")
 
-out, events = Path("merged"), Path("events")
-command = ["merge", "--adapter", "run/adapter/perpo", "--out", str(out)]
-assert attempt(command, count_file=events) == 0
-sizes = lambda: {p.name: p.stat().st_size for p in out.iterdir() if p.name not in %r}
-whole, seen = sizes(), []
+def command(out):
+    return ["merge", "--adapter", "run/adapter/perpo", "--out", str(out)]
+
+def sizes(out):
+    return {p.name: p.stat().st_size for p in out.iterdir() if p.name not in %r}
+
+def copy_place(event):
+    copy(Path("place"), Path(f"killed/{event}"))
+
+Path("place").mkdir()
+out, events = Path("place/merged"), Path("events")
+assert attempt(command(out), copy_place, events) == 0
+whole, seen, resumed = sizes(out), [], {}
 for at in range(1, int(events.read_text()) + 1):
-    shutil.rmtree(out)
-    killed = attempt(command, kill_at(at))
-    partial = out.exists() and sizes() != whole
-    seen.append([killed, partial, attempt(command), sizes() == whole])
-print(json.dumps([seen, sorted(p.name for p in Path().iterdir())]))
+    state = Path(f"killed/{at}")
+    left, same, killed = state / "merged", digest(state), None
+    partial = left.exists() and sizes(left) != whole
+    if at %% 6 == 1:
+        really = Path(f"really-{at}")
+        really.mkdir()
+        status = attempt(command(really / "merged"), kill_at(at))
+        killed = [status, files_in(really) == files_in(state)]
+        shutil.rmtree(really)
+    if same not in resumed:
+        resumed[same] = [attempt(command(left)), sizes(left) == whole, files_in(state)]
+    seen.append([killed, partial, *resumed[same]])
+print(json.dumps([seen, len(resumed), sorted(p.name for p in Path().iterdir())]))
 """
 
 
@@ -441,11 +457,15 @@ def test_after_a_kill_at_any_point_the_folder_is_whole_or_absent(
         },
     )
     assert ended.returncode == 0, ended.stderr
-    seen, left = json.loads(ended.stdout)
+    seen, states, left = json.loads(ended.stdout)
     assert len(seen) >= 15, "each file is synced; three files and the folder are renamed"
-    assert seen == [[-9, False, 0, True]] * len(seen)
+    assert states >= 5, "events leave different states"
+    killed = [one[0] for one in seen if one[0] is not None]
+    assert killed == [[-9, True]] * len(killed) and len(killed) >= 3
+    whole = seen[-1][-1]
+    assert [one[1:] for one in seen] == [[False, 0, True, whole]] * len(seen)
     own = {"events", "events.modules"}  # what killing.py itself writes
-    assert [name for name in left if name not in own] == ["llava", "merged", "run"]
+    assert [name for name in left if name not in own] == ["killed", "llava", "place", "run"]
 
 
 def test_only_one_process_at_a_time_writes_a_folder(

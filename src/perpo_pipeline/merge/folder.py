@@ -69,6 +69,13 @@ def write_folder(
         _write_card(folder, record, card(record))
 
 
+def remove_leftover(out: Path) -> None:
+    """Remove what a merge into `out` left that was killed once its folder was in place."""
+    if _part(out).is_dir():
+        with _locked(out) as part:
+            shutil.rmtree(part, ignore_errors=True)
+
+
 def update_card(out: Path, record: Record, text: str) -> str:
     """Write the card again if its text has changed; returns what was done, for a message."""
     if _sha256(text.encode()) == record["card_sha256"]:
@@ -94,10 +101,15 @@ def _size(file: Path) -> int | None:
     return file.stat().st_size if file.is_file() else None
 
 
+def _part(out: Path) -> Path:
+    """Where `out` is written before it is moved to its place."""
+    return out.with_name(f".{out.name}.part")
+
+
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A new folder that is moved to `out` at the end; only one process at a time gets one."""
-    part = out.with_name(f".{out.name}.part")
+def _locked(out: Path) -> Iterator[Path]:
+    """The folder beside `out` to write in; only one process at a time gets it."""
+    part = _part(out)
     part.mkdir(parents=True, exist_ok=True)
     with (part / ".lock").open("w") as lock:
         try:
@@ -106,6 +118,13 @@ def _replacing(out: Path) -> Iterator[Path]:
             raise ArtifactError(
                 "another process is writing there", where=str(out), fix="wait until it ends"
             ) from None
+        yield part
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A new folder that is moved to `out` at the end."""
+    with _locked(out) as part:
         folder = part / "model"
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
         try:

@@ -15,6 +15,7 @@ from perpo_pipeline.merge.folder import (
     RECORD_FORMAT,
     Record,
     find_previous_merge,
+    remove_leftover,
     update_card,
     write_folder,
 )
@@ -73,6 +74,7 @@ def merge(
         return model_card(record, version, lineage, evaluations, arguments)
 
     if previous is not None:
+        remove_leftover(place)
         change = update_card(place, previous, card(previous))
         console.say(f"merge {version.variant}: up to date{change} ({out})")
         return out
