@@ -11,6 +11,8 @@
 #   make lint | types      ruff and import-linter | mypy
 #   make docs              the manual, in site/
 #   make bench             side-by-side benchmarks
+#   make acceptance MODEL=llava15 DATA=datasets
+#                          does a real model do here what is published? (llava15, qwen25-vl, qwen3-vl, testbed)
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
 #
 # stages/*.mk has the command of each stage; `perpo make-rules` prints which file becomes which.
@@ -31,7 +33,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at the same time would compute the reference twice
-.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions lint types docs bench clean
+.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions lint types docs bench acceptance clean
 
 , := ,
 INSTALLED := $(VENV)/.installed
@@ -144,6 +146,10 @@ $(DOCS): pyproject.toml constraints.txt | $(VENV)/bin/python
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/train_step.py --preset cpu
+
+acceptance: $(INSTALLED)
+	@$(VENV)/bin/python -m tools.acceptance $(or $(MODEL),$(error MODEL= is missing: llava15, qwen25-vl, qwen3-vl or testbed)) \
+	  $(addprefix --data ,$(DATA)) $(SETS)
 
 clean:
 	@test -n "$(RUN)" || { echo "make: RUN is empty" >&2; exit 2; }
