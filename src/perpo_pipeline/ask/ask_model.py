@@ -134,7 +134,7 @@ def _answer(run: Run, row: Row, config: InferenceConfig, adapter: Path | None) -
     model = run.config.model
     backend = choose_backend(config, model.device, model.quantization)
     check_adapter(backend, adapter)
-    resolved, settings = find_model(model, run.scratch)
+    resolved, settings = find_model(model, run.scratch, computes_here=config.computes_here)
     setup = BackendSetup(
         model,
         resolved,

@@ -100,6 +100,11 @@ class InferenceConfig(Section):
         """How the completions of a prompt are chosen; each section says it."""
         raise NotImplementedError
 
+    @property
+    def computes_here(self) -> bool:
+        """Whether the model is loaded on this machine, not by a server or in a cluster."""
+        return self.backend != "openai" and self.engine == "local"
+
     def key(self, name: str) -> str:
         """A setting as the run's file names it: `sample.backend`."""
         return f"{self.section}.{name}"

@@ -158,7 +158,7 @@ def _predict(run: Run, evaluation: str, kept: LastSampler | None) -> Version:
     image = KIND_OF_IMAGE.get(asked.image, "matching")
     inputs = _open_inputs(run, asked)
     adapter = inputs.get("adapter")
-    resolved, model_settings = find_model(model, run.scratch)
+    resolved, model_settings = find_model(model, run.scratch, computes_here=config.computes_here)
     backend = choose_backend(config, model.device, model.quantization)
     found = {
         "backend": backend,

@@ -8,6 +8,7 @@ from perpo_pipeline.config.backends import BACKENDS
 from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import Backend, BackendSetup
+from perpo_pipeline.vlm.cards import check_cards
 
 
 def choose_backend(config: InferenceConfig, device: str, quantization: str | None = None) -> str:
@@ -37,6 +38,11 @@ def check_adapter(backend: str, adapter: Path | None) -> None:
 
 
 def open_backend(setup: BackendSetup) -> Backend:
-    """Load the model, or connect to the server, with the backend that the setup names."""
+    """Load the model, or connect to the server, with the backend that the setup names.
+
+    Raises first as `check_cards` does where the model is loaded.
+    """
+    if setup.settings.backend != "openai":
+        check_cards(setup.model)
     backend: Backend = pkgutil.resolve_name(BACKENDS[setup.settings.backend].factory)(setup)
     return backend

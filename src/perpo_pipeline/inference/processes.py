@@ -21,6 +21,7 @@ from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.part_sampler import PartSampler, Row, count_tokens
+from perpo_pipeline.vlm.cards import check_cards
 
 Sampled = tuple[list[Row], dict[str, Any]]  # rows, and the backend's notes
 POLL_S = 0.5
@@ -58,6 +59,7 @@ def sample_in_processes(
     process dies, ConfigError if fewer GPUs are visible than processes are wanted, and any error
     that a process raises.
     """
+    check_cards(setup.model, processes)
     devices = _visible_devices(processes)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     places, counters = context.SimpleQueue(), context.RawArray("q", 2 * processes)

@@ -10,6 +10,7 @@ from typing import Any
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.machine import cores, memory_bytes
 from perpo_pipeline.suggestions import did_you_mean
+from perpo_pipeline.vlm.cards import visible_cards
 
 GIB = 2**30
 _DESCRIBED = re.compile(r"(?P<name>.+?)(?:x(?P<count>[1-9][0-9]{0,3}))?")
@@ -94,7 +95,7 @@ def this_machine(device: str) -> Hardware:
     return Hardware(
         properties.name,
         torch.cuda.device_count(),
-        properties.total_memory,
+        min(card.memory for card in visible_cards()),
         record["tflops"] * 1e12 if record else None,
         record["bandwidth"] * 1e9 if record else None,
         f"published peak ({record['source']})" if record else "no published peak known",

@@ -61,7 +61,7 @@ def _write_samples(
     out: Path | None,
 ) -> Version:
     model = run.config.model
-    resolved, settings = find_model(model, run.scratch)
+    resolved, settings = find_model(model, run.scratch, computes_here=False)
     decides = ("model", "preprocess", *WHERE_SET)
     tokenised_by = {name: settings[name] for name in decides if name in settings}
     recipe = Recipe(

@@ -33,7 +33,9 @@ def sample(run: Run, split: str) -> Version:
     inputs = {"prompts": prompts}
     if "adapter" in run.inputs:
         inputs["adapter"] = run.latest("adapter")
-    resolved, model_settings = find_model(run.config.model, run.scratch)
+    resolved, model_settings = find_model(
+        run.config.model, run.scratch, computes_here=config.computes_here
+    )
     backend = choose_backend(config, run.config.model.device, run.config.model.quantization)
     found = {"backend": backend, "seed": run.config.seed, **model_settings}
     settings = counted_settings("samples", config, found)

@@ -20,6 +20,7 @@ from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.train import integrations
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ranked_lists
+from perpo_pipeline.vlm.cards import check_cards
 from perpo_pipeline.vlm.chat import answer_turn, check_thinking
 from perpo_pipeline.vlm.inputs import (
     IDENTITY_CACHE,
@@ -202,13 +203,15 @@ def check_before_start(run: Run, variant: str, num_processes: int, world_size: i
 
 
 def check_processes(run: Run, settings: TrainSettings, world_size: int) -> None:
-    """Raise for settings that `world_size` processes cannot train with, and for missing packages.
+    """Raise for settings that `world_size` processes cannot train with, for cards that cannot
+    compute as the settings ask, and for missing packages.
 
     Puts the compiler tools of this Python's environment on PATH if DeepSpeed may need them.
     """
     from perpo_pipeline.train.zero import check_installed, put_ninja_on_path, read_zero_config
 
     check_batch_size(settings.batch_size, world_size)
+    check_cards(run.config.model, world_size)
     integrations.check_installed(settings.log_to)
     if settings.deepspeed is not None:
         put_ninja_on_path()

@@ -29,6 +29,7 @@ from perpo_pipeline.train.task import (
     uses_cuda,
 )
 from perpo_pipeline.vlm.adapters import describe_base, read_record, write_record
+from perpo_pipeline.vlm.cards import unlike_cards, visible_cards
 from perpo_pipeline.vlm.inputs import encode_row, open_model
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def train(run: Run, variant: str) -> Version:
             f"train: {settings.batch_size} lists per step over {world.size} processes: they are "
             "shared by tokens, so some processes have one list more and the others wait"
         )
+    if uses_cuda(run) and (unlike := unlike_cards(visible_cards()[: world.size])):
+        run.say(f"train: {unlike}")
     with world.first_alone():
         task = task_of(run, variant)
     place = run.out or run.place("adapter", variant)

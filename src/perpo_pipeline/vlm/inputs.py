@@ -12,11 +12,14 @@ from perpo_pipeline.answers.formats import BOX_FORMATS, get_box_format
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.store.places import name_image, name_prompt
+from perpo_pipeline.vlm.cards import check_cards
 from perpo_pipeline.vlm.chat import writes_date
 from perpo_pipeline.vlm.files import IDENTITY_CACHE as IDENTITY_CACHE
 from perpo_pipeline.vlm.files import (
     ResolvedModel,
     compute_identity,
+    find_on_this_machine,
+    has_weights,
     read_templates,
     resolve_model,
     settings_folder,
@@ -64,14 +67,19 @@ def faults_of_one_row(row: Mapping[str, Any], *refusals: type[Exception]) -> Ite
         raise RowError(str(error) or type(error).__name__, row, fix=_row_fix()) from error
 
 
-def find_model(config: ModelConfig, run_dir: Path) -> tuple[ResolvedModel, dict[str, Any]]:
+def find_model(
+    config: ModelConfig, run_dir: Path, *, computes_here: bool = True
+) -> tuple[ResolvedModel, dict[str, Any]]:
     """Find the model's files, and the values of its settings that count in a fingerprint.
 
     `dtype: auto` is resolved (only this imports torch), since float32 and bfloat16 give different
     results. The date counts only where the chat template writes one, limits on the image's size and
     quantisation only where they are set: these are checked before anything large is downloaded, and
-    MissingDependencyError is raised if bitsandbytes is needed and missing.
+    MissingDependencyError is raised if bitsandbytes is needed and missing. Before all of it, this
+    raises as `check_cards` does, unless the model does not compute here.
     """
+    if computes_here and not _is_here(config):
+        check_cards(config)
     check_installed(config.quantization)
     limits = limits_of(config)
     check_image_limits(config)
@@ -112,6 +120,11 @@ def check_image_limits(config: ModelConfig) -> None:
         arguments_from_files(folder, limits)
 
 
+def _is_here(config: ModelConfig) -> bool:
+    found = find_on_this_machine(config.id, config.revision)
+    return found is not None and has_weights(found)
+
+
 def _own_marks(box_format: str) -> str:
     """The text of a user's own box format, whose special tokens are words of the answers."""
     if box_format in BOX_FORMATS:
@@ -138,7 +151,8 @@ def open_model(
     run_dir: Path,
     adapter: Path | None = None,
 ) -> "Vlm":
-    """Load the model that `find_model` found."""
+    """Load the model that `find_model` found; raises first as `check_cards` does."""
+    check_cards(config)
     from transformers.utils import logging
 
     from perpo_pipeline.vlm.loading import load_vlm
