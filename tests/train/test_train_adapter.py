@@ -11,7 +11,7 @@ import pytest
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.store.artifacts import open_version
-from perpo_pipeline.train import batches, task
+from perpo_pipeline.train import batches, image_workers, task
 from perpo_pipeline.vlm import chat, families, models
 
 CONFIG = """
@@ -169,6 +169,7 @@ def test_a_worker_reports_a_changed_image_as_the_process_itself_would(
         raise changed
 
     monkeypatch.setattr(batches, "encode_row", fail)
+    monkeypatch.setattr(image_workers, "START_METHOD", "fork")  # only a fork inherits the patch
     text = CONFIG.replace("batch_size: 4\n", "batch_size: 4\n  num_workers: 2\n")
     (workdir / "r.yaml").write_text(text)
     capsys.readouterr()

@@ -1,18 +1,17 @@
 """From training lists to the tensors of one forward pass: data sets, encoding, packing."""
 
-import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from perpo_pipeline.config.methods import Method
 from perpo_pipeline.errors import InputError, PerpoError
-from perpo_pipeline.machine import cores
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.train.image_workers import share
 from perpo_pipeline.train.lists import TrainingList
 from perpo_pipeline.train.losses import check_values
 from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
@@ -26,13 +25,13 @@ from perpo_pipeline.train.shared_prefix import (
 from perpo_pipeline.vlm.attention import uses_flex_attention
 from perpo_pipeline.vlm.inputs import count_row_tokens, encode_row
 from perpo_pipeline.vlm.models import base_model
+from perpo_pipeline.vlm.tensors import cast_tensors
 
 if TYPE_CHECKING:
     from perpo_pipeline.train.plan import RankStep
     from perpo_pipeline.vlm.models import Vlm
 
 Forward = Literal["shared-prefix", "separate"]
-IMAGE_WORKERS = 4  # where a GPU would wait for images; each holds some batches in shared memory
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,10 @@ class TrainingBatch:
             ref_logps=self.ref_logps.to(device, non_blocking=non_blocking),
         )
 
-
-class ListDataset(Dataset[TrainingList]):
-    """The training lists by number."""
-
-    def __init__(self, lists: Sequence[TrainingList]) -> None:
-        self.lists = lists
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-    def __getitem__(self, index: int) -> TrainingList:
-        return self.lists[index]
+    def pin_memory(self) -> "TrainingBatch":
+        """The batch in pinned memory; a DataLoader calls this."""
+        pinned: TrainingBatch = _pinned(self)
+        return pinned
 
 
 class ListCollator:
@@ -79,7 +70,7 @@ class ListCollator:
     Returns `{"batches": [...]}`, which together hold the lists of the call; a batch has at most
     `max_tokens` tokens (a longer list is a batch by itself). Returns `{"failed": error}` for
     `raise_failure` if that fails, because an error that is raised in a worker process would lose
-    its advice.
+    its advice. Pixels have the dtype in which the model reads them.
     """
 
     def __init__(
@@ -92,10 +83,20 @@ class ListCollator:
     ) -> None:
         self.vlm, self.preprocess = vlm, preprocess
         self.forward, self.max_tokens, self.row_lengths = forward, max_tokens, row_lengths
+        self.in_one_row = is_in_one_row(vlm, forward)
+        self.pixel_dtype: torch.dtype = base_model(vlm.model).dtype
+
+    def for_workers(self) -> "ListCollator":
+        """The same without the model's weights, for processes that prepare images."""
+        from perpo_pipeline.vlm.loading import without_weights
+
+        found = copy.copy(self)
+        found.vlm = without_weights(self.vlm)
+        return found
 
     def __call__(self, lists: Sequence[TrainingList]) -> dict[str, Any]:
         try:
-            return {"batches": self._batches(lists)}
+            return {"batches": _shared_by_worker(self._batches(lists))}
         except PerpoError as error:
             return {"failed": error.parts()}
 
@@ -104,6 +105,7 @@ class ListCollator:
         (step,) = steps
         try:
             batches = [_batch(some, self._pack(self._encode(some))) for some in step.forwards]
+            _shared_by_worker(batches)
         except PerpoError as error:
             return {"failed": error.parts()}
         return {
@@ -113,25 +115,28 @@ class ListCollator:
             "names": step.names,
         }
 
-    def _pack(self, lists: Sequence[CompletionList]) -> PackedBatch | SeparateBatch:
-        return pack(self.vlm, lists, self.forward, self.row_lengths)
-
     def _encode(self, lists: Sequence[TrainingList]) -> list[CompletionList]:
-        return [
-            CompletionList(encode_row(self.vlm, entry.prompt, self.preprocess), entry.completions)
-            for entry in lists
-        ]
+        prompts = [encode_row(self.vlm, entry.prompt, self.preprocess) for entry in lists]
+        cast = [replace(p, tensors=cast_tensors(p.tensors, self.pixel_dtype)) for p in prompts]
+        return [CompletionList(p, e.completions) for p, e in zip(cast, lists, strict=True)]
 
     def _batches(self, lists: Sequence[TrainingList]) -> list[TrainingBatch]:
         encoded = self._encode(lists)
-        groups = group_lists(self.vlm, encoded, self.forward, self.max_tokens)
+        lengths = [
+            forward_tokens(e.completions, e.prompt.num_tokens, self.forward) for e in encoded
+        ]
+        groups = group_by_tokens(lengths, self.max_tokens, in_one_row=self.in_one_row)
         return [
-            _batch(
-                [lists[i] for i in group],
-                self._pack([encoded[i] for i in group]),
-            )
+            _batch([lists[i] for i in group], self._pack([encoded[i] for i in group]))
             for group in groups
         ]
+
+    def _pack(self, lists: Sequence[CompletionList]) -> PackedBatch | SeparateBatch:
+        if self.forward == "shared-prefix":
+            return pack_lists(
+                self.vlm, lists, one_row=self.in_one_row, row_lengths=self.row_lengths
+            )
+        return separate_lists(self.vlm, lists)
 
 
 @dataclass(frozen=True)
@@ -149,24 +154,16 @@ class Step:
     names: Sequence[str]
 
 
-class StepDataset(Dataset[Step]):
-    """One process's steps; a planned step is the key."""
-
-    def __init__(self, lists: Sequence[TrainingList], method: Method) -> None:
-        self.lists, self.method = lists, method
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-    def __getitem__(self, step: "RankStep") -> Step:
-        every = [self.lists[i] for i in step.step_lists]
-        tokens = sum(len(ids) for entry in every for ids in entry.completions)
-        return Step(
-            forwards=[[self.lists[i] for i in forward] for forward in step.forwards],
-            num_dummies=step.num_dummies,
-            total=float(len(every) if self.method.needs_preferences else tokens),
-            names=[name_prompt(entry.prompt) for entry in every],
-        )
+def make_step(lists: Sequence[TrainingList], method: Method, planned: "RankStep") -> Step:
+    """The lists of a planned step."""
+    every = [lists[i] for i in planned.step_lists]
+    tokens = sum(len(ids) for entry in every for ids in entry.completions)
+    return Step(
+        forwards=[[lists[i] for i in forward] for forward in planned.forwards],
+        num_dummies=planned.num_dummies,
+        total=float(len(every) if method.needs_preferences else tokens),
+        names=[name_prompt(entry.prompt) for entry in every],
+    )
 
 
 def forward_tokens(
@@ -198,30 +195,6 @@ def raise_failure(collated: Mapping[str, Any]) -> None:
         raise InputError(what, where=where, fix=fix)
 
 
-def ignore_signals(_: int) -> None:
-    """Keep an image worker alive: a scheduler or a terminal signals every process, but the current
-    step still needs its images."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def num_workers(wanted: int | None, device: str) -> int:
-    """How many processes prepare images during the forward passes."""
-    if wanted is not None:
-        return wanted
-    return min(IMAGE_WORKERS, max(1, cores() - 1)) if device == "cuda" else 0
-
-
-def group_lists(
-    vlm: "Vlm", lists: Sequence[CompletionList], forward: Forward, max_tokens: int
-) -> list[list[int]]:
-    """Indices of the lists of each forward, with at most `max_tokens` tokens per forward."""
-    lengths = [
-        forward_tokens(entry.completions, entry.prompt.num_tokens, forward) for entry in lists
-    ]
-    return group_by_tokens(lengths, max_tokens, in_one_row=is_in_one_row(vlm, forward))
-
-
 def is_in_one_row(vlm: "Vlm", forward: Forward) -> bool:
     """Whether the tokens of all lists of a forward add up: in one row, or in full rows.
 
@@ -230,16 +203,34 @@ def is_in_one_row(vlm: "Vlm", forward: Forward) -> bool:
     return forward == "separate" or uses_flex_attention(base_model(vlm.model))
 
 
-def pack(
-    vlm: "Vlm",
-    lists: Sequence[CompletionList],
-    forward: Forward,
-    row_lengths: RowLengths = "any",
-) -> PackedBatch | SeparateBatch:
-    """Pack the lists for one forward."""
-    if forward == "shared-prefix":
-        return pack_lists(vlm, lists, row_lengths=row_lengths)
-    return separate_lists(vlm, lists)
+def _shared_by_worker(batches: list[TrainingBatch]) -> list[TrainingBatch]:
+    """In a process that prepares images, the batches in shared memory."""
+    if torch.utils.data.get_worker_info() is not None:
+        share(tensor for batch in batches for tensor in tensors_of(batch))
+    return batches
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors of a batch, whatever holds them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_of(getattr(value, field.name))
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from tensors_of(inner)
+
+
+def _pinned(value: Any) -> Any:
+    """The same with its tensors in pinned memory."""
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    if isinstance(value, dict):
+        return {name: _pinned(inner) for name, inner in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _pinned(getattr(value, f.name)) for f in fields(value)})
+    return value
 
 
 def _batch(lists: Sequence[TrainingList], packed: PackedBatch | SeparateBatch) -> TrainingBatch:

@@ -2,8 +2,9 @@
 
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +13,17 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from perpo_pipeline.config.methods import Method
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import Stopped
 from perpo_pipeline.interrupts import StopRequest
 from perpo_pipeline.train.batches import (
     Forward,
     ListCollator,
-    ListDataset,
     Step,
-    StepDataset,
-    ignore_signals,
     is_in_one_row,
     list_lengths,
-    num_workers,
+    make_step,
 )
 from perpo_pipeline.train.checkpoints import (
     KEPT_CHECKPOINTS,
@@ -34,6 +33,12 @@ from perpo_pipeline.train.checkpoints import (
     remove_incomplete,
 )
 from perpo_pipeline.train.engine import ListPolicy
+from perpo_pipeline.train.image_workers import (
+    PassedOn,
+    deaths_explained,
+    num_workers,
+    worker_arguments,
+)
 from perpo_pipeline.train.integrations import (
     keep_loose_files,
     logging_under,
@@ -110,7 +115,7 @@ def fit(
             world=world,
             model=ListPolicy(policy),
             args=_arguments(settings, len(sampler), checkpoints, name, vlm, world, zero),
-            train_dataset=ListDataset(lists),
+            train_dataset=PassedOn[TrainingList](len(lists)),
             optimizer_cls_and_kwargs=(
                 torch.optim.AdamW if zero else MasterAdamW,
                 {"lr": settings.learning_rate},
@@ -142,7 +147,7 @@ def _run(trainer: ListTrainer, request: StopRequest, start: str | None) -> None:
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
     try:
-        with request.listening():
+        with request.listening(), deaths_explained():
             trainer.train(resume_from_checkpoint=start)
     finally:  # otherwise transformers would shard the next model that is loaded, too
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
@@ -168,13 +173,29 @@ def _loader(
     collator = ListCollator(
         vlm, preprocess, forward, settings.max_tokens_per_forward, settings.row_lengths
     )
+    workers = num_workers(settings.num_workers, vlm.device.type)
     return StepLoader(
-        StepDataset(lists, settings.chosen_method),
-        batch_sampler=sampler,
-        collate_fn=collator.collate_step,
-        num_workers=num_workers(settings.num_workers, vlm.device.type),
-        worker_init_fn=ignore_signals,
+        PassedOn[Step](len(lists)),
+        batch_sampler=_Steps(lists, settings.chosen_method, sampler),
+        collate_fn=(collator.for_workers() if workers else collator).collate_step,
+        **worker_arguments(workers, vlm.device.type),
     )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The planned steps of an epoch with their lists."""
+
+    lists: Sequence[TrainingList]
+    method: Method
+    sampler: StepSampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Step]]:
+        for (planned,) in self.sampler:
+            yield [make_step(self.lists, self.method, planned)]
 
 
 class StepLoader(DataLoader[Step]):
@@ -182,8 +203,8 @@ class StepLoader(DataLoader[Step]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the plan."""
-        sampler: Any = self.batch_sampler
-        sampler.set_epoch(epoch)
+        steps: Any = self.batch_sampler
+        steps.sampler.set_epoch(epoch)
 
 
 def _arguments(
@@ -222,7 +243,7 @@ def _arguments(
         ddp_backend="gloo" if on_cpu and world.size > 1 else None,
         # A vision tower's last layers may be unused; everything else that is trained is used.
         ddp_find_unused_parameters="vision_tower" in settings.scope,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=False,  # `worker_arguments` decides it
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several would mean DataParallel, a larger batch
     return arguments

@@ -24,12 +24,16 @@ from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.train.batches import (
     Forward,
     ListCollator,
-    ListDataset,
     TrainingBatch,
-    num_workers,
     raise_failure,
 )
 from perpo_pipeline.train.engine import memory_explained, reference_logps
+from perpo_pipeline.train.image_workers import (
+    PassedOn,
+    deaths_explained,
+    num_workers,
+    worker_arguments,
+)
 from perpo_pipeline.train.lists import TrainingList
 from perpo_pipeline.train.processes import World
 from perpo_pipeline.train.sharded_weights import is_sharded
@@ -183,7 +187,8 @@ class _Shares:
         mine = [[*part[s + world.rank : s + self.per_round : world.size]] for s in starts]
         calls = self._calls([entry for round_ in mine for entry in round_])
         for start, own in zip(starts, mine, strict=True):
-            batches = _batches(next(calls, {"batches": []}))
+            with deaths_explained():
+                batches = _batches(next(calls, {"batches": []}))
             if is_sharded(self.vlm.model) and (missing := world.max(len(batches)) - len(batches)):
                 batches += _batches(self.collate([part[0]])) * missing
             with memory_explained(self.settings):
@@ -195,11 +200,14 @@ class _Shares:
         """The share's batches, LISTS_PER_CALL lists at a time."""
         if not own:
             return iter(())
+        device = self.vlm.device.type
+        workers = num_workers(self.settings.num_workers, device)
         loader: DataLoader[TrainingList] = DataLoader(
-            ListDataset(own),
+            PassedOn(len(own)),
+            sampler=own,
             batch_size=LISTS_PER_CALL,
-            collate_fn=self.collate,
-            num_workers=num_workers(self.settings.num_workers, self.vlm.device.type),
+            collate_fn=self.collate.for_workers() if workers else self.collate,
+            **worker_arguments(workers, device),
         )
         return iter(loader)
 

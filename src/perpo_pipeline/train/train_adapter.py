@@ -116,6 +116,7 @@ def _train(
     from perpo_pipeline.train.zero import read_zero_config
 
     settings = task.settings
+    _start_image_workers(run, settings)
     zero = read_zero_config(settings.deepspeed) if settings.deepspeed else None
     interrupted = _interrupt_explained(f"train {task.variant}", path / "checkpoints")
     with _full_disk_explained(path), lost_contact_explained(), interrupted:
@@ -159,6 +160,17 @@ def _train(
         {"step": entry["step"], **{name: entry.get(name) for name in LOG_COLUMNS}}
         for entry in history
     ]
+
+
+def _start_image_workers(run: Run, settings: "TrainSettings") -> None:
+    """Start what makes image workers quickly, while the model is loaded."""
+    from perpo_pipeline.train.image_workers import lacks_shared_memory, num_workers, start_server
+
+    device = "cuda" if uses_cuda(run) else "cpu"
+    if num_workers(settings.num_workers, device):
+        start_server()
+    elif settings.num_workers is None and device == "cuda" and (why := lacks_shared_memory()):
+        run.say(f"train: {why}")
 
 
 def _warn_of_few_steps(run: Run, task: Task, lists: int) -> None:

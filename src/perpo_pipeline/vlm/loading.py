@@ -5,9 +5,11 @@ another engine holds the weights, `load_without_weights` loads the rest. Images 
 the PIL backend: it is always installed, and the torchvision backend gives slightly other pixels.
 """
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from perpo_pipeline.errors import ConfigError, InputError, first_line
 from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
-from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.models import Vlm, base_model
 from perpo_pipeline.vlm.processors import limit_grids, load_processor
 from perpo_pipeline.vlm.quantization import check_not_quantised, compute_alike, load_quantised
 
@@ -72,6 +74,18 @@ def load_without_weights(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that weights on the meta device are lost
         return attach_adapter(vlm, adapter)
+
+
+def without_weights(vlm: Vlm) -> Vlm:
+    """The same for processes that only encode prompts: its model has only shapes, so that it can
+    be sent to them."""
+    from transformers import AutoModelForImageTextToText
+
+    build: Any = AutoModelForImageTextToText
+    config = copy.deepcopy(base_model(vlm.model).config)
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        return replace(vlm, model=build.from_config(config).requires_grad_(False).eval())
 
 
 def _choose_device(device: str) -> torch.device:

@@ -84,8 +84,15 @@ def without_video(processor_class: Any) -> Any:
     overrides = {
         "get_attributes": classmethod(lambda _: list(parts)),
         "__module__": processor_class.__module__,
+        "__reduce__": lambda self: (_restored, (processor_class, dict(vars(self)))),  # to pickle
     }
     return type(processor_class.__name__, (processor_class,), overrides)
+
+
+def _restored(processor_class: Any, state: dict[str, Any]) -> Any:
+    processor = object.__new__(without_video(processor_class))
+    vars(processor).update(state)
+    return processor
 
 
 def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
