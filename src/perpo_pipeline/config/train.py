@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.config.evaluations import BASE, model_of
 from perpo_pipeline.config.integrations import check_names
+from perpo_pipeline.config.levers import LEVERS, lever_fault
+from perpo_pipeline.config.levers import check_names as check_levers
 from perpo_pipeline.config.methods import METHODS, Method
 from perpo_pipeline.config.section import Float, Int, Name, Section
 
@@ -29,6 +31,7 @@ class TrainSettings(Section):
             "activation_offload",
             "compile",
             "row_lengths",
+            "levers",
             "num_workers",
             "checkpoint_every",
             "checkpoint_minutes",
@@ -90,6 +93,10 @@ class TrainSettings(Section):
         description="compiled layers take rows of any length, or (bucketed) are compiled for each "
         "of a few lengths, with up to 1/8 of padding",
     )
+    levers: list[str] = Field(
+        default_factory=list,
+        description=f"speed-ups that no card has measured yet: {', '.join(LEVERS)}",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, a third slower"
     )
@@ -137,6 +144,12 @@ class TrainSettings(Section):
         check_names(names)
         return names
 
+    @field_validator("levers")
+    @classmethod
+    def _are_levers(cls, names: list[str]) -> list[str]:
+        check_levers(names)
+        return names
+
     @property
     def chosen_method(self) -> Method:
         """The record of `method`."""
@@ -157,6 +170,8 @@ class TrainSettings(Section):
                 "compile: true has no use with forward: separate, whose rows have another length "
                 "at each step; remove it"
             )
+        if fault := lever_fault(self.levers, tuning=self.tuning, forward=self.forward):
+            return fault
         extras = {"sft_weight": self.sft_weight, "label_smoothing": self.label_smoothing}
         unused = [name for name, value in extras.items() if value]
         return _unused_fault(self.chosen_method, unused)

@@ -74,6 +74,10 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
         config = lora_config(vlm, settings.lora.rank, settings.lora.alpha, settings.scope)
         # PEFT's own default, an fp32 adapter on a bf16 base, costs a third of the speed.
         policy = import_peft().get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
+        if settings.levers:
+            from perpo_pipeline.train.levers.lora import use_lean_lora
+
+            use_lean_lora(policy, settings.levers)
     else:
         unfreeze(vlm, settings.scope)
     if settings.gradient_checkpointing:

@@ -208,14 +208,22 @@ def check_processes(run: Run, settings: TrainSettings, world_size: int) -> None:
 
     Puts the compiler tools of this Python's environment on PATH if DeepSpeed may need them.
     """
-    from perpo_pipeline.train.zero import check_installed, put_ninja_on_path, read_zero_config
+    from perpo_pipeline.train.levers.checks import check_levers
+    from perpo_pipeline.train.zero import (
+        check_installed,
+        put_ninja_on_path,
+        read_zero_config,
+        zero_stage,
+    )
 
     check_batch_size(settings.batch_size, world_size)
     check_cards(run.config.model, world_size)
     integrations.check_installed(settings.log_to)
-    if settings.deepspeed is not None:
+    zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
+    check_levers(settings.levers, zero_stage=zero_stage(zero))
+    if zero is not None:
         put_ninja_on_path()
-        check_installed(read_zero_config(settings.deepspeed), on_cuda=uses_cuda(run))
+        check_installed(zero, on_cuda=uses_cuda(run))
 
 
 def check_batch_size(batch_size: int, num_processes: int) -> None:
