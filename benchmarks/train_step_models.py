@@ -24,6 +24,7 @@ from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import CompletionList
 from perpo_pipeline.vlm.families import FAMILIES
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.vlm.windows import use_window_attention
 
 PAD, UNKNOWN, END, IMAGE = range(4)
 FIRST_WORD = 10  # token ids below are special
@@ -91,6 +92,7 @@ def build_vlm(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[V
             model_config(shape), dtype=dtype, attn_implementation="sdpa"
         )
     model.requires_grad_(False)
+    use_window_attention(model)
     shared = {id(weight): weight for weight in chain(model.parameters(), model.buffers())}
     twin = copy.deepcopy(model, shared)
     vlm = Vlm(

@@ -23,6 +23,7 @@ from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
 from perpo_pipeline.vlm.models import Vlm, base_model
 from perpo_pipeline.vlm.processors import limit_grids, load_processor
 from perpo_pipeline.vlm.quantization import check_not_quantised, compute_alike, load_quantised
+from perpo_pipeline.vlm.windows import use_window_attention
 
 
 def load_vlm(
@@ -45,6 +46,7 @@ def load_vlm(
     identity = compute_identity(resolved, identity_cache)
     model, processor = _load_pretrained(resolved, torch_dtype, target)
     _disable_dropout(model)
+    use_window_attention(model)
     if resolved.quantization is None:  # quantised weights are on their device already
         model = model.to(target)
     model = model.requires_grad_(False).eval()
