@@ -8,6 +8,7 @@
 #   make test-distributed  those with several processes (Ray, DeepSpeed; the latter needs g++, apt-get install g++)
 #   make test-vllm         those with the real vLLM, on the CPU, in an environment of its own
 #   make test-versions     quick tests with other versions of Python, torch and transformers
+#   make check-cuda        compiles the decoder layers for a CUDA card, without one (needs a CUDA build of torch)
 #   make lint | types      ruff and import-linter | mypy
 #   make docs              the manual, in site/
 #   make bench             side-by-side benchmarks
@@ -33,7 +34,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at the same time would compute the reference twice
-.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions lint types docs bench acceptance clean
+.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench acceptance clean
 
 , := ,
 INSTALLED := $(VENV)/.installed
@@ -41,6 +42,7 @@ DEVELOP   := $(VENV)/.installed-dev
 DISTRIBUTED_TESTS := tests/distributed
 DISTRIBUTED := $(VENV)/.installed-distributed
 DOCS := $(VENV)/.installed-docs
+CUDA_VENV ?= $(VENV)
 VLLM_TESTS := tests/with_vllm
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP   = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
@@ -130,6 +132,10 @@ $(VLLM_INSTALLED): pyproject.toml constraints.txt $(VLLM_TESTS)/requirements.txt
 # ONLY="transformers-lowest highest" chooses; tools/versions.py has the list.
 test-versions: $(DEVELOP)
 	$(VENV)/bin/python -m tools.versions $(ONLY)
+
+# CUDA_VENV: an environment with a CUDA build of torch and this package; CARD=sm_89 is another card.
+check-cuda: $(if $(filter $(VENV),$(CUDA_VENV)),$(INSTALLED))
+	$(CUDA_VENV)/bin/python -m tools.check_cuda $(if $(CARD),--card $(CARD)) $(ONLY)
 
 lint: $(DEVELOP)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports

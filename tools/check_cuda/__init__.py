@@ -1,0 +1,1 @@
+"""Compile the decoder layers for a CUDA card, on a machine without one."""
