@@ -234,13 +234,22 @@ class TestReady:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_that_runs_out_names_the_settings_to_change(checkpointing: bool) -> None:
     settings = TrainSettings(max_tokens_per_forward=1234, gradient_checkpointing=checkpointing)
-    with pytest.raises(ConfigError) as caught, memory_explained(settings):
+    with pytest.raises(ConfigError) as caught, memory_explained(settings, backward=True):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nsecond line")
     assert "CUDA out of memory. Tried to allocate 2 GiB" in str(caught.value)
     assert "second line" not in str(caught.value)
     fix = str(caught.value.fix)
     assert "train.max_tokens_per_forward (now 1234)" in fix
     assert ("train.gradient_checkpointing: true" in fix) is not checkpointing
+    assert "resumes from the last checkpoint" in fix
+
+
+def test_without_a_backward_pass_no_advice_is_about_one() -> None:
+    """The reference and the self-check keep no activations and have no checkpoints."""
+    with pytest.raises(ConfigError) as caught, memory_explained(TrainSettings()):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    fix = str(caught.value.fix)
+    assert "train.max_tokens_per_forward" in fix and "checkpoint" not in fix
 
 
 def test_memory_that_runs_out_on_one_list_asks_for_shorter_lists() -> None:
@@ -250,6 +259,7 @@ def test_memory_that_runs_out_on_one_list_asks_for_shorter_lists() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
     fix = str(caught.value.fix)
     assert "sample.num_samples" in fix and "max_tokens_per_forward" not in fix
+    assert "model.max_pixels" in fix
 
 
 def test_other_errors_are_not_changed() -> None:

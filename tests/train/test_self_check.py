@@ -8,14 +8,21 @@ import pytest
 import torch
 from tiny_families import save_tiny_family
 from tiny_models import noise_image
+from torch._dynamo.testing import CompileCounter
 
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.train import self_check
+from perpo_pipeline.train.compilation import compile_layers
 from perpo_pipeline.train.engine import ready_model
 from perpo_pipeline.train.self_check import Comparison, check_own_head, check_shared_prefix
 from perpo_pipeline.train.separate_rows import separate_lists
-from perpo_pipeline.train.shared_prefix import CompletionList, PackedBatch, pack_lists
+from perpo_pipeline.train.shared_prefix import (
+    CompletionList,
+    PackedBatch,
+    pack_lists,
+    packed_logps,
+)
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import Vlm
@@ -106,7 +113,7 @@ def test_a_broken_prefix_is_refused_with_the_figures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vlm = vlms[family, dtype]
-    monkeypatch.setattr(self_check, "pack_lists", lambda *args: fault(pack_lists(*args)))
+    monkeypatch.setattr(self_check, "pack_lists", lambda *a, **k: fault(pack_lists(*a, **k)))
     entry = uneven_list(vlm)
     found = self_check.compare_forwards(vlm, entry, max_tokens=10_000)
     assert found.shared > 0.05
@@ -143,7 +150,7 @@ def test_log_probabilities_that_are_not_numbers_are_refused(
     vlms: dict[tuple[str, str], Vlm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm = vlms["llava", "float32"]
-    monkeypatch.setattr(self_check, "packed_logps", lambda *args: torch.full((1, 5), torch.nan))
+    monkeypatch.setattr(self_check, "packed_logps", lambda *args: torch.full((2, 5), torch.nan))
     with pytest.raises(InputError, match="nan nats"):
         check_shared_prefix(vlm, uneven_list(vlm), max_tokens=10_000)
 
@@ -182,6 +189,59 @@ def test_plain_rows_keep_the_token_budget(
     assert all(rows * length <= budget or rows == 1 for rows, length in sizes)
     assert sum(rows for rows, _ in sizes) == 15
     assert parts.magnitude == pytest.approx(whole.magnitude, abs=1e-4)
+
+
+@pytest.mark.parametrize("row_lengths", ["any", "bucketed"])
+def test_the_shared_prefix_keeps_the_token_budget(
+    vlms: dict[tuple[str, str], Vlm], row_lengths: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice where that fits, else with fewer completions the second time, or once; in one row."""
+    vlm = vlms["llava", "float32"]
+    entry = uneven_list(vlm)
+    tokens, prompt = entry.num_packed_tokens, entry.prompt.num_tokens
+    assert [len(y) - 1 for y in entry.completions] == [4, 8, 1, 11, 19]
+    batches: list[PackedBatch] = []
+
+    def recorded(*args: Any, **kwargs: Any) -> PackedBatch:
+        batches.append(pack_lists(*args, **kwargs, one_row=True))
+        return batches[-1]
+
+    monkeypatch.setattr(self_check, "pack_lists", recorded)
+    for budget, again in ((2 * tokens, 5), (tokens + prompt + 13, 3), (tokens + prompt, 0)):
+        found = self_check.compare_forwards(vlm, entry, max_tokens=budget, row_lengths=row_lengths)
+        assert found.shared <= found.allowed
+        counts = batches[-1].mask.sum(1).tolist()
+        assert counts == [5, again] if again else [5]
+        assert batches[-1].num_packed <= budget
+    self_check.compare_forwards(vlm, entry, max_tokens=1000, row_lengths=row_lengths)
+    length = {"any": -(-2 * tokens // 128) * 128, "bucketed": 1024}[row_lengths]
+    assert batches[-1].input_ids.shape == (1, length)
+
+
+def test_the_check_compiles_nothing_that_the_reference_does_not_use(
+    vlms: dict[tuple[str, str], Vlm],
+) -> None:
+    """Neither rows of this check alone, nor plain rows."""
+    torch._dynamo.reset()
+    vlm = vlms["llava", "float32"]
+    counter = CompileCounter()
+    layers = vlm.model.get_decoder().layers  # type: ignore[operator, union-attr]
+    before = [layer._compiled_call_impl for layer in layers]
+    try:
+        compile_layers(vlm.model, "any", backend=counter)
+        entry = uneven_list(vlm)
+        check_own_head(vlm, entry)
+        assert counter.frame_count == 0
+        check_shared_prefix(vlm, entry, max_tokens=10_000)
+        assert counter.frame_count == 1
+        lists = [uneven_list(vlm, seed) for seed in (1, 2, 3)]
+        with torch.no_grad():
+            packed_logps(vlm.model.eval(), pack_lists(vlm, lists))
+        assert counter.frame_count == 1
+    finally:
+        for layer, compiled in zip(layers, before, strict=True):
+            layer._compiled_call_impl = compiled
+        torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -82,6 +82,8 @@ def _text(hidden: int, intermediate: int, heads: int, kv_heads: int) -> dict[str
         "num_key_value_heads": kv_heads,
         "head_dim": 128,
         "vocab_size": VOCABULARY,
+        "bos_token_id": None,
+        "eos_token_id": None,
         "max_position_embeddings": 32_768,
     }
 

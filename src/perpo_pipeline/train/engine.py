@@ -89,17 +89,26 @@ def reference_logps(model: nn.Module, batches: Sequence["TrainingBatch"]) -> dic
 
 
 @contextlib.contextmanager
-def memory_explained(settings: "TrainSettings", num_lists: int = 0) -> Iterator[None]:
-    """Name the setting to lower if the accelerator's memory runs out on `num_lists` lists."""
+def memory_explained(
+    settings: "TrainSettings", num_lists: int = 0, *, backward: bool = False
+) -> Iterator[None]:
+    """Name the setting to lower if the accelerator's memory runs out on `num_lists` lists.
+
+    `backward`: the activations are kept for it.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
         advice = [f"lower train.max_tokens_per_forward (now {settings.max_tokens_per_forward})"]
         if num_lists == 1:  # a list is never split
-            advice = ["use shorter lists: fewer sample.num_samples, lower sample.max_new_tokens"]
-        if not settings.gradient_checkpointing:
+            advice = [
+                "use shorter lists: fewer sample.num_samples, lower sample.max_new_tokens",
+                "or smaller images: model.max_pixels, model.max_tiles",
+            ]
+        if backward and not settings.gradient_checkpointing:
             advice.append("set train.gradient_checkpointing: true")
+        resumed = "then resumes from the last checkpoint" if backward else "goes on from there"
         raise ConfigError(
             f"the accelerator's memory ran out: {str(error).splitlines()[0]}",
-            fix="; ".join(advice) + "; the same command then resumes from the last checkpoint",
+            fix="; ".join(advice) + f"; the same command {resumed}",
         ) from error

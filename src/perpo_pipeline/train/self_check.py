@@ -13,7 +13,12 @@ from torch import Tensor
 
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
-from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.train.shared_prefix import (
+    CompletionList,
+    RowLengths,
+    pack_lists,
+    packed_logps,
+)
 from perpo_pipeline.vlm.models import Vlm, base_model
 from perpo_pipeline.vlm.tensors import cast_tensors
 
@@ -52,14 +57,22 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare_forwards(vlm: Vlm, entry: CompletionList, *, max_tokens: int) -> Comparison:
-    """Compute one list's log-probabilities both ways; plain rows at most `max_tokens` at a time."""
+def compare_forwards(
+    vlm: Vlm, entry: CompletionList, *, max_tokens: int, row_lengths: RowLengths = "any"
+) -> Comparison:
+    """Compute one list's log-probabilities both ways, at most `max_tokens` per forward.
+
+    The shared prefix runs with the graphs of the reference, so nothing is compiled for this check
+    alone: rows of bucketed lengths are filled up to a full forward's.
+    """
     was_training = vlm.model.training
     vlm.model.eval()
+    lists = _as_in_a_batch(entry, max_tokens)
+    fill = max_tokens if row_lengths == "bucketed" else 0
     try:
-        # Packed twice, as lists are in a batch: in two rows, or one after another in one row.
-        shared = packed_logps(vlm.model, pack_lists(vlm, [entry, entry]))
-        # The plain rows have new shapes: compiling kernels for them would take minutes.
+        packed = pack_lists(vlm, lists, row_lengths=row_lengths, min_tokens=fill)
+        shared = packed_logps(vlm.model, packed)
+        # The plain rows have lengths of their own.
         with torch.compiler.set_stance("force_eager"):
             plain = [
                 torch.cat(list(_plain(vlm, entry, padding, max_tokens if rows is None else 1)))
@@ -68,7 +81,7 @@ def compare_forwards(vlm: Vlm, entry: CompletionList, *, max_tokens: int) -> Com
     finally:
         vlm.model.train(was_training)
     return Comparison(
-        shared=_largest(shared - plain[0]),
+        shared=_largest((shared - plain[0][: shared.shape[1]])[packed.mask.to(shared.device)]),
         plain=max(_largest(a - b) for a in plain for b in plain),
         rounding=max(
             ROUNDING_NATS + ROUNDING_SHARE * _largest(plain[0]),
@@ -78,9 +91,11 @@ def compare_forwards(vlm: Vlm, entry: CompletionList, *, max_tokens: int) -> Com
     )
 
 
-def check_shared_prefix(vlm: Vlm, entry: CompletionList, *, max_tokens: int) -> Comparison:
+def check_shared_prefix(
+    vlm: Vlm, entry: CompletionList, *, max_tokens: int, row_lengths: RowLengths = "any"
+) -> Comparison:
     """Raise InputError with the figures if the shared prefix is not exact on this model."""
-    found = compare_forwards(vlm, entry, max_tokens=max_tokens)
+    found = compare_forwards(vlm, entry, max_tokens=max_tokens, row_lengths=row_lengths)
     if not found.shared <= found.allowed:  # NaN is not allowed either
         raise InputError(
             f"the shared-prefix forward is not exact on this model: {found}",
@@ -99,22 +114,38 @@ def check_own_head(vlm: Vlm, entry: CompletionList) -> None:
     one = CompletionList(entry.prompt, [max(entry.completions, key=len)])
     batch = separate_lists(vlm, [one]).to(vlm.device)
     types = {} if batch.token_types is None else {"mm_token_type_ids": batch.token_types}
-    logits = base_model(vlm.model)(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        **types,
-        **cast_tensors(batch.tensors, vlm.dtype),
-    ).logits
+    with torch.compiler.set_stance("force_eager"):  # rows of this length come only once
+        logits = base_model(vlm.model)(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            **types,
+            **cast_tensors(batch.tensors, vlm.dtype),
+        ).logits
+        ours = separate_logps(vlm.model, batch)[0, 0]
     logps = logits[0, :-1].float().log_softmax(-1)
     logps = logps.gather(-1, batch.input_ids[0, 1:, None])[batch.is_answer[0, 1:]].sum()
-    ours = separate_logps(vlm.model, batch)[0, 0]
     if not float((ours - logps).abs()) <= max(1e-3, 16 * torch.finfo(vlm.dtype).eps):
         raise InputError(
             f"the model's own log-probability of a completion is {float(logps):.4g} nats, here it "
             f"comes out as {float(ours):.4g}: a '{vlm.family.name}' changes its logits after the "
             "head, which is not supported",
         )
+
+
+def _as_in_a_batch(entry: CompletionList, max_tokens: int) -> list[CompletionList]:
+    """The list and, as far as they fit into `max_tokens` with it, its first completions again.
+
+    So it stands next to another list: in a row of its own, or after it in one row.
+    """
+    left = max_tokens - entry.num_packed_tokens - entry.prompt.num_tokens
+    again = []
+    for completion in entry.completions:
+        left -= len(completion) - 1
+        if left < 0:
+            break
+        again.append(completion)
+    return [entry, CompletionList(entry.prompt, again)] if again else [entry]
 
 
 def _plain(vlm: Vlm, entry: CompletionList, padding: int, max_tokens: int) -> Iterator[Tensor]:

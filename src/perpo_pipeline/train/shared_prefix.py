@@ -92,8 +92,11 @@ def pack_lists(
     *,
     one_row: bool | None = None,
     row_lengths: RowLengths = "any",
+    min_tokens: int = 0,
 ) -> PackedBatch:
     """Pack lists on the CPU, each in its own row, or all in one row (default: if Flex is in use).
+
+    One row is padded as if it had at least `min_tokens`.
 
     Raises InputError for an empty list or completion, and for a completion with an image
     placeholder, which the model would replace by image features.
@@ -107,7 +110,7 @@ def pack_lists(
     joined = [_join(row) for row in rows]
     length = max(row.input_ids.shape[0] for row in joined)
     if one_row:
-        length = row_length(length, row_lengths)
+        length = row_length(max(length, min_tokens), row_lengths)
     num = max(len(entry.completions) for entry in lists)
     num_tokens = torch.zeros(len(lists), num, dtype=torch.long)
     for b, entry in enumerate(lists):

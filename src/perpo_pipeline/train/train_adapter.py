@@ -211,11 +211,11 @@ def _check_forward(
     from perpo_pipeline.train.self_check import check_own_head, check_shared_prefix
     from perpo_pipeline.train.shared_prefix import CompletionList
 
-    settings = task.settings
+    settings, limit = task.settings, task.settings.max_tokens_per_forward
     prompt = encode_row(vlm, entry.prompt, task.model_settings["preprocess"])
     encoded = CompletionList(prompt, entry.completions)
     if not vlm.family.known:
-        with memory_explained(settings):
+        with memory_explained(settings, num_lists=1):
             check_own_head(vlm, encoded)
     if forward == "separate":
         return
@@ -223,9 +223,12 @@ def _check_forward(
         run.bar(
             f"train {task.variant}", doing="comparing one list with a slower way to compute it"
         ),
-        memory_explained(settings),
+        # A list that fills a forward by itself is computed by itself, whatever the limit.
+        memory_explained(settings, num_lists=encoded.num_packed_tokens >= limit),
     ):
-        found = check_shared_prefix(vlm, encoded, max_tokens=settings.max_tokens_per_forward)
+        found = check_shared_prefix(
+            vlm, encoded, max_tokens=limit, row_lengths=settings.row_lengths
+        )
     run.say(f"train: self-check passed; {found}")
 
 

@@ -95,7 +95,7 @@ class ListTrainer(Trainer):
                 self.step_log.count(batch)
             with (
                 self._synchronised(model, is_last=is_last),
-                memory_explained(self.settings, len(batch.prompt_ids)),
+                memory_explained(self.settings, len(batch.prompt_ids), backward=True),
             ):
                 moved = batch.to(self.args.device, non_blocking=True)
                 losses.append(
