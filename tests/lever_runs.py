@@ -52,9 +52,9 @@ def uneven_lists(vlm: Vlm) -> list[CompletionList]:
     ]
 
 
-def run(vlm: Vlm, *, one_row: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+def run(vlm: Vlm, num: int = 3, *, one_row: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
     """(B, N) log-probabilities, and the gradients of a sum that weights each of them otherwise."""
-    logps = packed_logps(vlm.model, pack_lists(vlm, uneven_lists(vlm), one_row=one_row))
+    logps = packed_logps(vlm.model, pack_lists(vlm, uneven_lists(vlm)[:num], one_row=one_row))
     (logps * torch.arange(1.0, 1 + logps.numel()).view_as(logps)).sum().backward()
     named = vlm.model.named_parameters()
     found = {name: p.grad.float().clone() for name, p in named if p.grad is not None}

@@ -23,11 +23,21 @@ def test_no_lever_is_on_by_default_and_none_counts_in_a_fingerprint() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"levers": ["warp"]}, "there is no lever 'warp'; one of lora-addmm, joined-lora"),
+        ({"levers": ["warp"]}, "there is no lever 'warp'; one of flash-parts, flex-autotune"),
         ({"levers": ["lora-addmm", "lora-addmm"]}, "lora-addmm is named twice"),
         (
             {"levers": ["lora-addmm"], "tuning": "full"},
             "methods.perpo: levers has lora-addmm, which needs tuning: lora; remove it",
+        ),
+        (
+            {"levers": ["last-layer"], "forward": "separate"},
+            "levers has last-layer, which needs a shared prefix",
+        ),
+        ({"levers": ["flash-parts", "flex-autotune"]}, "of which one can be used; remove one"),
+        ({"levers": ["flex-autotune"], "compile": False}, "which needs compiled layers"),
+        (
+            {"levers": ["flash-parts"], "row_lengths": "bucketed"},
+            "levers has flash-parts, which needs row_lengths: any",
         ),
     ],
 )

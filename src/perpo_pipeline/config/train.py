@@ -170,7 +170,13 @@ class TrainSettings(Section):
                 "compile: true has no use with forward: separate, whose rows have another length "
                 "at each step; remove it"
             )
-        if fault := lever_fault(self.levers, tuning=self.tuning, forward=self.forward):
+        if fault := lever_fault(
+            self.levers,
+            tuning=self.tuning,
+            forward=self.forward,
+            row_lengths=self.row_lengths,
+            compiles=self.compile is not False,
+        ):
             return fault
         extras = {"sft_weight": self.sft_weight, "label_smoothing": self.label_smoothing}
         unused = [name for name, value in extras.items() if value]

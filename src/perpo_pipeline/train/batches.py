@@ -22,7 +22,7 @@ from perpo_pipeline.train.shared_prefix import (
     group_by_tokens,
     pack_lists,
 )
-from perpo_pipeline.vlm.attention import uses_flex_attention
+from perpo_pipeline.vlm.attention import packs_in_one_row
 from perpo_pipeline.vlm.inputs import count_row_tokens, encode_row
 from perpo_pipeline.vlm.models import base_model
 from perpo_pipeline.vlm.tensors import cast_tensors
@@ -200,7 +200,7 @@ def is_in_one_row(vlm: "Vlm", forward: Forward) -> bool:
 
     Otherwise each list has a row of its own, padded to the longest.
     """
-    return forward == "separate" or uses_flex_attention(base_model(vlm.model))
+    return forward == "separate" or packs_in_one_row(base_model(vlm.model))
 
 
 def _shared_by_worker(batches: list[TrainingBatch]) -> list[TrainingBatch]:

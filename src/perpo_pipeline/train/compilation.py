@@ -15,11 +15,20 @@ from perpo_pipeline.train.shared_prefix import RowLengths
 RECOMPILE_LIMIT = 256  # bucketed lengths need more graphs than the 8 that torch allows
 
 
-def compile_layers(model: Any, row_lengths: RowLengths, *, backend: Any = "inductor") -> None:
-    """Compile the decoder layers of a transformers VLM in place, for rows of these lengths."""
-    limit = {}
+def compile_layers(
+    model: Any,
+    row_lengths: RowLengths,
+    *,
+    backend: Any = "inductor",
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Compile the decoder layers of a transformers VLM in place, for rows of these lengths.
+
+    `options` are Inductor's.
+    """
+    limit: dict[str, Any] = {} if options is None else {"options": options}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        limit = {"recompile_limit": RECOMPILE_LIMIT}
+        limit["recompile_limit"] = RECOMPILE_LIMIT
     else:
         # From torch 2.12 on this holds in one thread only; gradient checkpointing runs the layers
         # in the backward's thread, too.

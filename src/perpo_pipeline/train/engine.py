@@ -58,16 +58,23 @@ def choose_forward(vlm: Vlm, wanted: str) -> "Forward":
 
 def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None:
     """Set the text model's attention and compilation; call it before reference and training."""
-    if forward == "separate":  # its rows have another length at each step: nothing to compile for
-        return
     inner = base_model(vlm.model)
     on_cuda = vlm.device.type == "cuda"
-    use_shared_prefix_attention(inner, flex=on_cuda)
+    if forward == "shared-prefix":
+        use_shared_prefix_attention(inner, flex=on_cuda)
+    options = None
+    if settings.levers:
+        from perpo_pipeline.train.levers.model import AUTOTUNE, use_model_levers
+
+        use_model_levers(vlm, forward, settings.levers)
+        options = AUTOTUNE if "flex-autotune" in settings.levers else None
+    if forward == "separate":  # its rows have another length at each step: nothing to compile for
+        return
     # ZeRO-3 gathers and frees the weights around each layer, which a compiled layer cannot follow.
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
     wanted = on_cuda and zero_stage(zero) < 3
     if wanted if settings.compile is None else settings.compile:
-        compile_layers(inner, settings.row_lengths)
+        compile_layers(inner, settings.row_lengths, options=options)
 
 
 @torch.no_grad()

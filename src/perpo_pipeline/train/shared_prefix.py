@@ -20,8 +20,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.train.layout import PackedList
+from perpo_pipeline.train.levers.last_layer import predicting_places, uses_last_layer
+from perpo_pipeline.train.levers.whole_head import fitting_rows
 from perpo_pipeline.train.sharded_weights import is_sharded
-from perpo_pipeline.vlm.attention import BLOCK_TOKENS, Spans, packed_mask, uses_flex_attention
+from perpo_pipeline.vlm.attention import (
+    BLOCK_TOKENS,
+    Spans,
+    packed_mask,
+    packs_in_one_row,
+    uses_flash_parts,
+)
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.tensors import cast_tensors, squeeze_positions, stack_image_tensors
 
@@ -53,7 +62,7 @@ class PackedBatch:
     axes; `tensors` the pixel tensors. For the K completion tokens of all lists: `predictors` (K,)
     index into the R*T places, `targets` (K,) the token predicted there, `places` (K,) index into
     B*N*L (L = `max_tokens`, the longest completion). `num_tokens` (B, N) tokens of each completion,
-    0 at padding; `num_packed` tokens of all rows without padding.
+    0 at padding; `num_packed` tokens of all rows without padding; `layout` the lists' places.
     """
 
     input_ids: Tensor
@@ -66,6 +75,7 @@ class PackedBatch:
     num_tokens: Tensor
     max_tokens: int
     num_packed: int
+    layout: tuple[PackedList, ...]
 
     @property
     def mask(self) -> Tensor:
@@ -103,7 +113,7 @@ def pack_lists(
     """
     check_lists(lists, vlm.image_token_ids)
     if one_row is None:
-        one_row = uses_flex_attention(base_model(vlm.model))
+        one_row = packs_in_one_row(base_model(vlm.model))
     starts = _starts(lists, one_row)
     packed = [_pack(entry, start) for entry, (_, start) in zip(lists, starts, strict=True)]
     rows = [packed] if one_row else [[one] for one in packed]
@@ -130,6 +140,10 @@ def pack_lists(
         num_tokens=num_tokens,
         max_tokens=max_tokens,
         num_packed=sum(entry.num_packed_tokens for entry in lists),
+        layout=tuple(
+            PackedList(place, e.prompt.num_tokens, tuple(len(y) - 1 for y in e.completions))
+            for place, e in zip(first_places, lists, strict=True)
+        ),
     )
 
 
@@ -175,27 +189,47 @@ def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     """Summed log-probabilities (B, N) in nats, fp32; 0 at padding."""
     inner = base_model(model)
     batch = batch.to(inner.get_input_embeddings().weight.device)
+    inputs = _layer_inputs(inner, batch)
     hidden = inner.model(
         input_ids=batch.input_ids,
-        attention_mask=packed_mask(inner, batch.spans),
+        **inputs,
         position_ids=squeeze_positions(batch.positions),
         use_cache=False,
         **cast_tensors(batch.tensors, inner.dtype),
     ).last_hidden_state
-    logps = token_logps(inner.lm_head, hidden.flatten(0, 1)[batch.predictors], batch.targets)
+    if (predicting := inputs.get("predicting")) is None:
+        predictors = batch.predictors
+    else:
+        predictors = torch.searchsorted(predicting, batch.predictors)
+    logps = token_logps(inner.lm_head, hidden.flatten(0, 1)[predictors], batch.targets)
     # Each token has its own place, so the sum is deterministic on every device.
     table = logps.new_zeros(batch.num_tokens.numel() * batch.max_tokens)
     table = table.index_put((batch.places,), logps)
     return table.view(*batch.num_tokens.shape, batch.max_tokens).sum(-1)
 
 
+def _layer_inputs(inner: Any, batch: PackedBatch) -> dict[str, Any]:
+    """Which token sees which, in the form that the model's attention takes, and what levers need
+    (train/levers)."""
+    device = batch.input_ids.device
+    inputs: dict[str, Any] = {"attention_mask": packed_mask(inner, batch.spans)}
+    if uses_flash_parts(inner):
+        from perpo_pipeline.train.levers.flash_parts import list_parts
+
+        inputs["packed_parts"] = list_parts(batch.layout, batch.input_ids.numel(), device)
+    if uses_last_layer(inner):
+        inputs["predicting"] = predicting_places(batch.layout, device)
+    return inputs
+
+
 def token_logps(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
     """log p(target) at each position, fp32. `hidden` (K, D), `targets` (K,) -> (K,).
 
-    Logits are computed in chunks of at most LOGIT_BUDGET values; with more than one chunk the
+    Logits are computed in chunks of at most LOGIT_BUDGET values, or, with the lever whole-head, of
+    what fits into the free memory; with more than one chunk the
     backward pass computes them again instead of keeping them.
     """
-    rows = max(1, LOGIT_BUDGET // lm_head.out_features)
+    rows = max(1, LOGIT_BUDGET // lm_head.out_features, fitting_rows(lm_head, hidden))
     num_chunks = _max_over_processes(lm_head, -(-hidden.shape[0] // rows))
     if num_chunks <= 1:
         return _chunk_logps(lm_head, hidden, targets)

@@ -220,7 +220,7 @@ def check_processes(run: Run, settings: TrainSettings, world_size: int) -> None:
     check_cards(run.config.model, world_size)
     integrations.check_installed(settings.log_to)
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
-    check_levers(settings.levers, zero_stage=zero_stage(zero))
+    check_levers(settings.levers, zero_stage=zero_stage(zero), on_cuda=uses_cuda(run))
     if zero is not None:
         put_ninja_on_path()
         check_installed(zero, on_cuda=uses_cuda(run))

@@ -24,8 +24,9 @@ BLOCK_TOKENS = 128  # FlexAttention's block of queries and of keys
 # ROWS_GUARANTEED_SAFE would give NaN, although each token sees itself: a row also has to see a key
 # of the first block that the kernel reads for it.
 KERNEL_OPTIONS = {"IS_DIVISIBLE": True}
-# Names of our attention function in transformers: with block masks; with masks for the last rows.
-FLEX, SPLIT = "perpo_flex", "perpo_split"
+# Names of our attention functions in transformers: with block masks; with masks for the last rows;
+# the lever flash-parts (train/levers/flash_parts.py).
+FLEX, SPLIT, PARTS = "perpo_flex", "perpo_split", "perpo_parts"
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,21 @@ def uses_flex_attention(model: Any) -> bool:
     return _implementation(model) == FLEX
 
 
+def uses_flash_parts(model: Any) -> bool:
+    """Whether the text model of this transformers model takes parts instead of a mask."""
+    return _implementation(model) == PARTS
+
+
+def packs_in_one_row(model: Any) -> bool:
+    """Whether lists stand one after another in a row: not where a mask is dense."""
+    on_cuda = model.get_input_embeddings().weight.is_cuda
+    return uses_flex_attention(model) or (uses_flash_parts(model) and on_cuda)
+
+
 def packed_mask(model: Any, spans: Spans) -> Any:
     """The mask of packed rows in the form that the model's attention takes."""
+    if uses_flash_parts(model):  # a mask that transformers passes on, and nobody reads
+        return torch.zeros(1, 1, 1, 1, device=spans.own_start.device)
     if uses_flex_attention(model):
         return block_mask(spans)
     first = spans.num_causal() if _implementation(model) == SPLIT else 0
