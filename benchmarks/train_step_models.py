@@ -108,7 +108,9 @@ def build_vlm(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[V
     )
     lora = lora_config(vlm, shape.rank, 2 * shape.rank)
     ready_model(
-        vlm, "shared-prefix", SimpleNamespace(compile=None, row_lengths="any", deepspeed=None)
+        vlm,
+        "shared-prefix",
+        SimpleNamespace(compile=None, row_lengths="any", deepspeed=None, levers=()),
     )
     vlm.model = get_peft_model(model, lora, autocast_adapter_dtype=False).train()
     for name, parameter in vlm.model.named_parameters():
