@@ -43,8 +43,9 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("levers", [BOTH[:1], BOTH[1:], BOTH])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("levers", "checkpointing"), [(BOTH[:1], False), (BOTH[1:], True), (BOTH, False), (BOTH, True)]
+)
 def test_log_probabilities_and_gradients_are_those_of_peft(
     directory: Path, levers: list[str], checkpointing: bool
 ) -> None:

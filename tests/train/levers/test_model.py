@@ -95,7 +95,7 @@ def test_the_whole_head_is_one_chunk_where_memory_allows(
     assert whole_head.free_bytes(torch.device("cpu")) == 0
 
 
-@only("directory", ["llava", "llava_next", "llava_onevision", "internvl"], indirect=True)
+@only("directory", ["llava", "llava_next"], indirect=True)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks, and hides
 def test_a_compiled_tower_is_one_graph_for_all_its_blocks_and_any_number_of_tiles(
     directory: Path,
