@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from perpo_pipeline.errors import ConfigError
@@ -158,6 +157,8 @@ def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _not_plain(layer: Any) -> str | None:
     """Why a LoRA layer computes something else than `base(x) + B(A(x)) * scaling`, or None."""
+    from peft.tuners.lora import Linear  # here: PEFT is imported in one place (import_peft)
+
     if type(layer) is not Linear and type(layer).__name__ not in ("Linear4bit", "Linear8bitLt"):
         return f"is a {type(layer).__name__}"
     names = list(layer.lora_A)
