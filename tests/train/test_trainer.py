@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from perpo_pipeline.config.train import TrainSettings
-from perpo_pipeline.errors import InputError, Stopped
+from perpo_pipeline.errors import ArtifactError, InputError, Stopped
 from perpo_pipeline.prepare import testbed as testbed_prompts
 from perpo_pipeline.train.batches import Forward, ListCollator
 from perpo_pipeline.train.engine import ListPolicy, reference_logps
@@ -285,11 +285,36 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_in_bfloat16(
         patched.setattr(ListTrainer, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(lists, chosen, tmp_path / "torn", dtype="bfloat16")
+    # Checkpoints of older versions also had the weights; what the optimiser holds comes after them.
+    whole.save_trained(tmp_path / "torn/checkpoint-2")
     resumed, history = run(lists, chosen, tmp_path / "torn", dtype="bfloat16")
     assert [e["step"] for e in history] == [e["step"] for e in expected]
     assert losses(history).tolist() == losses(expected).tolist()
     for name, weight in whole.policy.state_dict().items():
         assert torch.equal(weight, resumed.policy.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("dtype", "files"), [("bfloat16", 0), ("float32", 1)])
+def test_a_checkpoint_holds_each_trained_number_once_with_its_two_moments(
+    lists: list[TrainingList], tmp_path: Path, dtype: str, files: int
+) -> None:
+    """12 bytes: master, or fp32 weight, and moments. Without its weights it is refused."""
+    chosen = settings(checkpoint_every=2, lora={"rank": 32, "alpha": 64})
+    trainer, _ = run(lists, chosen, tmp_path, dtype=dtype)
+    trained = sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad)
+    checkpoint = tmp_path / "checkpoint-3"
+    size = sum(p.stat().st_size for p in checkpoint.iterdir())
+    assert 12 < size / trained < 13  # 16 when bf16 checkpoints had the adapter too
+    weights = list(checkpoint.glob("*.safetensors"))
+    assert len(weights) == files
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    if weights:
+        weights[0].unlink()
+    else:
+        del state["state"][0]
+        torch.save(state, checkpoint / "optimizer.pt")
+    with pytest.raises(ArtifactError, match="lacks weights that were trained"):
+        run(lists, settings(**{**chosen.model_dump(), "epochs": 2.0}), tmp_path, dtype=dtype)
 
 
 def test_a_disk_that_fills_up_at_a_checkpoint_leaves_the_one_before(

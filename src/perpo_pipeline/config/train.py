@@ -113,9 +113,13 @@ class TrainSettings(Section):
     drop_too_long: bool = Field(
         False, description="leave out lists that are longer than the model's context; else fail"
     )
-    checkpoint_every: Int = Field(100, ge=1, description="optimiser steps between checkpoints")
+    checkpoint_every: Int | None = Field(
+        None, ge=1, description="also save a checkpoint every so many optimiser steps"
+    )
     checkpoint_minutes: Float = Field(
-        10.0, gt=0, description="longest time between checkpoints, where the steps take long"
+        10.0,
+        gt=0,
+        description="minutes between checkpoints; more if saving would take above 5 % of the time",
     )
     log_to: list[str] = Field(
         default_factory=list, description="programs to log to, e.g. tensorboard or wandb"

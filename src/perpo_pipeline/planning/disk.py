@@ -62,7 +62,7 @@ def expect_disk(
         parts["samples and scores"] = (low, high)
     if trainings:
         adapters = sum(t.shape.trained for t in trainings) * FP32
-        largest = max(t.shape.trained for t in trainings) * (FP32 + MOMENTS + FP32)
+        largest = max(t.shape.trained for t in trainings) * (FP32 + MOMENTS)
         parts["adapters"] = (adapters, adapters)
         parts["checkpoints (removed after each training)"] = (0, KEPT_CHECKPOINTS * largest)
     return Disk(parts, place, shutil.disk_usage(place).free)

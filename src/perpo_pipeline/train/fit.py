@@ -63,6 +63,8 @@ from perpo_pipeline.vlm.models import base_model
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
+NEVER = 10**9  # steps
+
 
 def fit(
     vlm: "Vlm",
@@ -231,7 +233,7 @@ def _arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        save_steps=settings.checkpoint_every,
+        save_steps=settings.checkpoint_every or NEVER,
         save_total_limit=KEPT_CHECKPOINTS,
         remove_unused_columns=False,
         run_name=name,

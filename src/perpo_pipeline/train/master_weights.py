@@ -108,6 +108,10 @@ class MasterAdamW(torch.optim.AdamW):
         """
         return {p: self._master(p).detach() for p in self._parameters()}
 
+    def held(self) -> set[Tensor]:
+        """The parameters whose masters `state_dict` has, so that it restores them."""
+        return {p for p, state in self.state.items() if MASTER in state}
+
     def _master(self, p: Tensor) -> Tensor:
         """The master in the state, or a new one; the parameter itself if it needs none."""
         if p in self.state and MASTER in self.state[p]:

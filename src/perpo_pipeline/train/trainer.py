@@ -16,7 +16,7 @@ from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
 from perpo_pipeline.config.train import TrainSettings
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.train.batches import Step, TrainingBatch, raise_failure
 from perpo_pipeline.train.engine import memory_explained
 from perpo_pipeline.train.losses import best_completion_nll
@@ -24,7 +24,7 @@ from perpo_pipeline.train.master_weights import MasterAdamW
 from perpo_pipeline.train.processes import World
 from perpo_pipeline.train.step_log import StepLog
 from perpo_pipeline.train.zero import load_zero_checkpoint, whole_masters
-from perpo_pipeline.vlm.adapters import load_trained, save_trained
+from perpo_pipeline.vlm.adapters import has_trained, load_trained, save_trained
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -180,12 +180,27 @@ class ListTrainer(Trainer):
             save_trained(self.policy, Path(directory), masters)
 
     def _masters(self) -> dict[Tensor, Tensor]:
+        return optimizer.masters() if (optimizer := self._master_adamw()) else {}
+
+    def _master_adamw(self) -> MasterAdamW | None:
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return optimizer.masters() if isinstance(optimizer, MasterAdamW) else {}
+        return optimizer if isinstance(optimizer, MasterAdamW) else None
+
+    def _weights_held(self) -> set[Tensor]:
+        """The weights that the optimiser's part of a checkpoint restores."""
+        return optimizer.held() if (optimizer := self._master_adamw()) else set()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save only the trained weights: the base is known by its identity."""
-        self.save_trained(output_dir or str(self.args.output_dir))
+        """Save a checkpoint's weights: those trained ones that the optimiser does not hold.
+
+        The base is known by its identity.
+        """
+        directory = output_dir or str(self.args.output_dir)
+        if self.is_deepspeed_enabled:
+            self.save_trained(directory)
+        elif self.world.is_first:
+            held = self._weights_held()
+            save_trained(self.policy, Path(directory), self._masters(), leave_out=held)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:
@@ -198,7 +213,21 @@ class ListTrainer(Trainer):
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.policy, Path(resume_from_checkpoint))
+        if has_trained(Path(resume_from_checkpoint)):
+            load_trained(self.policy, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the optimiser, and with it the weights whose masters it holds."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.is_deepspeed_enabled or has_trained(Path(checkpoint)):
+            return
+        held = self._weights_held()
+        if any(p.requires_grad and p not in held for p in self.policy.parameters()):
+            raise ArtifactError(
+                "the checkpoint lacks weights that were trained",
+                where=checkpoint,
+                fix="remove it: the same command resumes from the checkpoint before it",
+            )
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None

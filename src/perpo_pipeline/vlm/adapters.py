@@ -7,7 +7,7 @@ With both goes a record that names the base by its content.
 import contextlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +52,13 @@ def read_record(directory: Path) -> dict[str, Any]:
     return {}
 
 
-def save_trained(model: "nn.Module", directory: Path, masters: Mapping["Tensor", "Tensor"]) -> None:
-    """Write the trained weights of `model`.
+def save_trained(
+    model: "nn.Module",
+    directory: Path,
+    masters: Mapping["Tensor", "Tensor"],
+    leave_out: Collection["Tensor"] = (),
+) -> None:
+    """Write the trained weights of `model` except `leave_out`; no file if none is left.
 
     A LoRA adapter is written in fp32 if the optimiser holds fp32 `masters`, fully trained weights
     in the dtype that they compute in.
@@ -61,18 +66,24 @@ def save_trained(model: "nn.Module", directory: Path, masters: Mapping["Tensor",
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in leave_out}
+    if not trained:
+        return
     if isinstance(model, import_peft().PeftModel):
+        out = {n for n, p in model.named_parameters() if p in leave_out}
         exact = {n: masters[p] for n, p in model.named_parameters() if p in masters}
+        weights = {n: t for n, t in {**model.state_dict(), **exact}.items() if n not in out}
         peft: Any = model
-        peft.save_pretrained(str(directory), state_dict={**model.state_dict(), **exact})
+        peft.save_pretrained(str(directory), state_dict=weights)
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         return
-    trained = {
-        n: masters.get(p, p).detach().to(p.dtype).contiguous()
-        for n, p in model.named_parameters()
-        if p.requires_grad
-    }
-    save_file(trained, directory / FULL_WEIGHTS)
+    weights = {n: masters.get(p, p).detach().to(p.dtype).contiguous() for n, p in trained.items()}
+    save_file(weights, directory / FULL_WEIGHTS)
+
+
+def has_trained(directory: Path) -> bool:
+    """Whether `save_trained` has written weights there."""
+    return any((directory / name).is_file() for name in (LORA_WEIGHTS, FULL_WEIGHTS))
 
 
 def load_trained(model: "nn.Module", directory: Path) -> None:
