@@ -21,6 +21,7 @@ from perpo_pipeline.train.losses import (
     lipo_loss,
     perpo_loss,
     sft_loss,
+    tie_tolerance,
 )
 
 LIST_LOSSES = [perpo_loss, lipo_loss, lipo_lambda_loss, dpo_loss]
@@ -306,6 +307,35 @@ def test_lipo_lambda_equals_a_double_loop_over_the_unmerged_list(drawn, coarse):
     loss = lipo_lambda_loss(s, torch.zeros_like(s), row(*rewards), counts=torch.tensor([counts]))
     expected = loop_lipo_lambda(scores, rewards, counts, 0.1)
     assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_a_list_whose_scores_are_tied_but_for_rounding_has_the_weights_of_tied_scores():
+    """All within the tolerance, or not; each list has its own."""
+    rewards = torch.tensor([[0.9, 0.1, 0.4]] * 3)
+    noise = torch.tensor([[0.01, 0.0, -0.01]])
+    scores = torch.cat([noise, noise, 100 * noise]).requires_grad_()
+    zeros, ties = torch.zeros(3, 3), torch.tensor([0.05, 0.005, 0.05])
+
+    def gradient(ties: Tensor | None, scores: Tensor) -> Tensor:
+        return torch.autograd.grad(
+            lipo_lambda_loss(scores, zeros, rewards, ties=ties).sum(), scores
+        )[0]
+
+    tied = gradient(None, zeros.clone().requires_grad_())
+    ranked = gradient(None, scores)
+    found = gradient(ties, scores)
+    torch.testing.assert_close(found[0], tied[0], atol=1e-3, rtol=0)
+    assert (ranked[0] - tied[0]).abs().max() > 0.005
+    assert torch.equal(found[1:], ranked[1:])
+
+
+def test_the_tolerance_of_ties_follows_from_the_precision():
+    """26 tokens of 0.5 and of 11 nats (what bf16 forwards of a random 7B model differ by: 0.7)."""
+    logps = torch.tensor([[-13.0, 0.0], [-290.0, -1.0]])
+    tokens = torch.tensor([[26, 0], [26, 2]])
+    coarse, fine = (tie_tolerance(logps, tokens, d) for d in (torch.bfloat16, torch.float32))
+    torch.testing.assert_close(coarse, torch.tensor([0.1594, 1.7775]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(fine, torch.tensor([1.48e-5, 3.04e-4]), atol=1e-6, rtol=0)
 
 
 def test_lipo_lambda_has_a_gradient_at_the_first_step():

@@ -20,6 +20,7 @@ from perpo_pipeline.train.batches import Forward, ListCollator
 from perpo_pipeline.train.engine import ListPolicy, reference_logps
 from perpo_pipeline.train.fit import fit
 from perpo_pipeline.train.lists import TrainingList, best_against_worst, with_reference
+from perpo_pipeline.train.losses import diagnose_lists, lipo_lambda_loss
 from perpo_pipeline.train.trainer import ListTrainer, batch_losses
 from perpo_pipeline.vlm.adapters import attach_adapter, write_record
 from perpo_pipeline.vlm.decoding import sample_lists
@@ -139,6 +140,32 @@ def test_the_first_step_starts_at_chance(history: list[dict[str, Any]]) -> None:
     assert first["kl"] == pytest.approx(0, abs=1e-3)
     assert first["best_logp"] < 0 and first["worst_logp"] < 0 and first["tokens_per_s"] > 0
     assert history[-1]["reward_accuracy"] > 0.6
+
+
+@torch.no_grad()
+def test_scores_that_differ_by_rounding_alone_are_tied(lists: list[TrainingList]) -> None:
+    """The same bf16 weights, lists in one row, as on CUDA, and alone: rounding ranks nothing."""
+    vlm = load_testbed("bfloat16")
+    together, alone = (ListCollator(vlm, PREPROCESS, "shared-prefix", n) for n in (10_000, 1))
+    together.in_one_row = True
+    scored = with_reference(lists, reference_logps(vlm.model, together(lists)["batches"]))
+    chosen = settings(method="lipo-lambda")
+    accuracies, by_rounding, changed = [], [], []
+    for batch in alone(scored)["batches"]:
+        logps = ListPolicy(vlm.model)(batch.lists)
+        inputs = (batch.ref_logps, batch.rewards)
+        rest = {"counts": batch.counts, "mask": batch.lists.mask}
+        accuracies += diagnose_lists(logps, *inputs, **rest, ties=batch.ties).reward_accuracy
+        by_rounding += diagnose_lists(logps, *inputs, **rest).reward_accuracy
+        found = batch_losses(logps, batch, chosen)
+        tied = lipo_lambda_loss(logps, *inputs, **rest, beta=chosen.beta, ties=batch.ties)
+        ranked = lipo_lambda_loss(logps, *inputs, **rest, beta=chosen.beta)
+        assert torch.equal(found, tied)
+        changed.append(not torch.equal(tied, ranked))
+        moved = logps + 20 * batch.rewards  # a real difference
+        assert diagnose_lists(moved, *inputs, **rest, ties=batch.ties).reward_accuracy == 1
+    assert set(map(float, accuracies)) == {0.5} and set(map(float, by_rounding)) != {0.5}
+    assert any(changed)
 
 
 def test_the_log_counts_packed_tokens(

@@ -23,8 +23,9 @@ class Method:
     prompts, which returns one loss per prompt, `(B,)`:
 
     - for `pair` and `lists`: `loss(policy_logps, ref_logps, rewards, *, counts, mask, ...)`, with
-      each of `settings` as a further keyword (see `train/losses.py`); a step's loss is the mean
-      over its lists;
+      each of `settings` as a further keyword (see `train/losses.py`), and with `ties` `(B,)` if it
+      has that keyword (scores within it differ by rounding alone); a step's loss is the mean over
+      its lists;
     - for `truth`: `loss(target_logps, ...)`, with each of `settings` as a keyword, summed over the
       target's tokens; a step's loss is the mean over its target tokens.
     """

@@ -13,7 +13,7 @@ from perpo_pipeline.errors import InputError, PerpoError
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.train.image_workers import share
 from perpo_pipeline.train.lists import TrainingList
-from perpo_pipeline.train.losses import check_values
+from perpo_pipeline.train.losses import check_values, tie_tolerance
 from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
@@ -38,7 +38,8 @@ Forward = Literal["shared-prefix", "separate"]
 class TrainingBatch:
     """What the loss needs: B lists for one forward, and `(B, N)` rewards, counts, ref_logps.
 
-    `names` are the prompts' names for messages.
+    `names` are the prompts' names for messages. Within `ties` `(B,)` scores differ by rounding
+    alone (`tie_tolerance`).
     """
 
     prompt_ids: Sequence[str]
@@ -47,6 +48,7 @@ class TrainingBatch:
     rewards: Tensor
     counts: Tensor
     ref_logps: Tensor
+    ties: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TrainingBatch":
         """The batch on `device`."""
@@ -56,6 +58,7 @@ class TrainingBatch:
             rewards=self.rewards.to(device, non_blocking=non_blocking),
             counts=self.counts.to(device, non_blocking=non_blocking),
             ref_logps=self.ref_logps.to(device, non_blocking=non_blocking),
+            ties=None if self.ties is None else self.ties.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> "TrainingBatch":
@@ -84,7 +87,7 @@ class ListCollator:
         self.vlm, self.preprocess = vlm, preprocess
         self.forward, self.max_tokens, self.row_lengths = forward, max_tokens, row_lengths
         self.in_one_row = is_in_one_row(vlm, forward)
-        self.pixel_dtype: torch.dtype = base_model(vlm.model).dtype
+        self.dtype: torch.dtype = base_model(vlm.model).dtype
 
     def for_workers(self) -> "ListCollator":
         """The same without the model's weights, for processes that prepare images."""
@@ -104,7 +107,7 @@ class ListCollator:
         """The batches of one planned step and what its loss needs; or its failure."""
         (step,) = steps
         try:
-            batches = [_batch(some, self._pack(self._encode(some))) for some in step.forwards]
+            batches = [self._batch(some, self._encode(some)) for some in step.forwards]
             _shared_by_worker(batches)
         except PerpoError as error:
             return {"failed": error.parts()}
@@ -117,7 +120,7 @@ class ListCollator:
 
     def _encode(self, lists: Sequence[TrainingList]) -> list[CompletionList]:
         prompts = [encode_row(self.vlm, entry.prompt, self.preprocess) for entry in lists]
-        cast = [replace(p, tensors=cast_tensors(p.tensors, self.pixel_dtype)) for p in prompts]
+        cast = [replace(p, tensors=cast_tensors(p.tensors, self.dtype)) for p in prompts]
         return [CompletionList(p, e.completions) for p, e in zip(cast, lists, strict=True)]
 
     def _batches(self, lists: Sequence[TrainingList]) -> list[TrainingBatch]:
@@ -127,9 +130,31 @@ class ListCollator:
         ]
         groups = group_by_tokens(lengths, self.max_tokens, in_one_row=self.in_one_row)
         return [
-            _batch([lists[i] for i in group], self._pack([encoded[i] for i in group]))
-            for group in groups
+            self._batch([lists[i] for i in group], [encoded[i] for i in group]) for group in groups
         ]
+
+    def _batch(
+        self, lists: Sequence[TrainingList], encoded: Sequence[CompletionList]
+    ) -> TrainingBatch:
+        packed = self._pack(encoded)
+        rewards, counts, ref_logps = (
+            _pad(rows)
+            for rows in (
+                [entry.rewards for entry in lists],
+                [entry.counts for entry in lists],
+                [entry.ref_logps or [0.0] * len(entry.rewards) for entry in lists],
+            )
+        )
+        check_values(rewards, counts, packed.mask)
+        return TrainingBatch(
+            prompt_ids=[entry.prompt["prompt_id"] for entry in lists],
+            names=[name_prompt(entry.prompt) for entry in lists],
+            lists=packed,
+            rewards=rewards,
+            counts=counts,
+            ref_logps=ref_logps,
+            ties=tie_tolerance(ref_logps, packed.num_tokens, self.dtype),
+        )
 
     def _pack(self, lists: Sequence[CompletionList]) -> PackedBatch | SeparateBatch:
         if self.forward == "shared-prefix":
@@ -231,21 +256,6 @@ def _pinned(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _pinned(getattr(value, f.name)) for f in fields(value)})
     return value
-
-
-def _batch(lists: Sequence[TrainingList], packed: PackedBatch | SeparateBatch) -> TrainingBatch:
-    rewards, counts = (
-        _pad(rows) for rows in ([e.rewards for e in lists], [e.counts for e in lists])
-    )
-    check_values(rewards, counts, packed.mask)
-    return TrainingBatch(
-        prompt_ids=[entry.prompt["prompt_id"] for entry in lists],
-        names=[name_prompt(entry.prompt) for entry in lists],
-        lists=packed,
-        rewards=rewards,
-        counts=counts,
-        ref_logps=_pad([entry.ref_logps or [0.0] * len(entry.rewards) for entry in lists]),
-    )
 
 
 def _pad(rows: Sequence[Sequence[float]]) -> Tensor:

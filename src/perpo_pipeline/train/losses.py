@@ -28,6 +28,8 @@ from torch import Tensor
 from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError, InputError
 
+ROUNDINGS, SUM_ROUNDINGS = 4, 8  # of a token's log-probability, and of the sum (tie_tolerance)
+
 
 def perpo_loss(
     policy_logps: Tensor,
@@ -93,6 +95,7 @@ def lipo_lambda_loss(
     label_smoothing: float = 0.0,
     counts: Tensor | None = None,
     mask: Tensor | None = None,
+    ties: Tensor | None = None,
 ) -> Tensor:
     """LiPO-lambda: every strict pair, weighted by the change in DCG if it were swapped.
 
@@ -100,7 +103,8 @@ def lipo_lambda_loss(
     and the rank by the current score s, which carries no gradient. Tied scores share the mean of
     1/D over their ranks; ranks run over the unmerged list. If no strict pair differs in rank (the
     first step, where the policy still is the reference and all s are 0), the weights are
-    |G_i - G_j|: the expectation over a random order, so that training can start.
+    |G_i - G_j|: the expectation over a random order, so that training can start. So they are where
+    all s of a list lie within its `ties` `(B,)`, see `tie_tolerance`.
 
     Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878, eq. 9.
     """
@@ -109,8 +113,10 @@ def lipo_lambda_loss(
     weights = lists.strict * lists.pair_counts * _pairwise_difference(gains).abs()
     discounts = _tied_discounts(lists.scores.detach(), lists.counts)
     ranked = weights * _pairwise_difference(discounts).abs()
-    some_pair_is_ranked = (ranked.sum((1, 2)) > 0)[:, None, None]
-    weights = torch.where(some_pair_is_ranked, ranked, weights)
+    some_pair_is_ranked = ranked.sum((1, 2)) > 0
+    if ties is not None:
+        some_pair_is_ranked &= _spread(lists) > ties
+    weights = torch.where(some_pair_is_ranked[:, None, None], ranked, weights)
     return _pairwise_logistic(
         lists.scores, _normalise(weights), lists.strict, beta, label_smoothing
     )
@@ -192,6 +198,22 @@ def best_completion_nll(
     return anchor.masked_fill(~lists.mask.any(1), 0.0)
 
 
+def tie_tolerance(ref_logps: Tensor, num_tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far scores s of a list may be apart and still be equal but for rounding, `(B,)` in nats.
+
+    Policy and reference read a list beside other lists, so even with the same weights their
+    log-probabilities differ by rounding. A token's is rounded in the model's `dtype`, by a nat or
+    by the completion's mean per token, whichever is larger; over a completion the roundings add up
+    like a random walk, and the sum is rounded in fp32. The factors are measured on the testbed:
+    they cover every pair of forwards and completions. `ref_logps`, `num_tokens` `(B, N)`, 0 at
+    padding.
+    """
+    size = ref_logps.abs()
+    per_token = (size / num_tokens.clamp(min=1)).clamp(min=1)
+    tokens = ROUNDINGS * torch.finfo(dtype).eps * per_token * num_tokens.sqrt()
+    return (tokens + SUM_ROUNDINGS * torch.finfo(torch.float32).eps * size).amax(1)
+
+
 @dataclass(frozen=True)
 class ListDiagnostics:
     """Diagnostics of each list; every tensor is `(B,)`, NaN where undefined.
@@ -217,14 +239,17 @@ def diagnose_lists(
     *,
     counts: Tensor | None = None,
     mask: Tensor | None = None,
+    ties: Tensor | None = None,
 ) -> ListDiagnostics:
     """Reward accuracy, implicit margin and log-probabilities of best and worst, list by list.
 
-    Inputs and errors as in `perpo_loss`; no gradient.
+    Scores that differ by no more than the list's `ties` `(B,)` count as tied (see `tie_tolerance`;
+    without it, equal ones). Inputs and errors as in `perpo_loss`; no gradient.
     """
     lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
     difference = _pairwise_difference(lists.scores)
-    right = (difference > 0) + 0.5 * (difference == 0)
+    tolerance = 0.0 if ties is None else ties[:, None, None]
+    right = (difference > tolerance) + 0.5 * (difference.abs() <= tolerance)
     weights = lists.strict * lists.pair_counts
     best, worst = _best_and_worst(lists)
     logps = _at_least_float32(policy_logps)
@@ -332,6 +357,16 @@ def _best_and_worst(lists: _Lists) -> tuple[Tensor, Tensor]:
     best = (highest == highest.amax(1, keepdim=True)) & lists.mask
     worst = (lowest == lowest.amin(1, keepdim=True)) & lists.mask
     return best, worst
+
+
+def _spread(lists: _Lists) -> Tensor:
+    """The largest score of each list minus its smallest, `(B,)`; 0 without completions."""
+    if not lists.mask.shape[1]:
+        return lists.scores.new_zeros(len(lists.mask))
+    scores = lists.scores.detach()
+    highest = scores.masked_fill(~lists.mask, -torch.inf).amax(1)
+    lowest = scores.masked_fill(~lists.mask, torch.inf).amin(1)
+    return (highest - lowest).clamp(min=0)
 
 
 def _tied_discounts(scores: Tensor, counts: Tensor) -> Tensor:

@@ -51,7 +51,12 @@ class StepLog:
     def add(self, logps: Tensor, batch: TrainingBatch) -> None:
         """Add one forward's log-probabilities `(B, N)`; their measures stay on the device."""
         lists = diagnose_lists(
-            logps, batch.ref_logps, batch.rewards, counts=batch.counts, mask=batch.lists.mask
+            logps,
+            batch.ref_logps,
+            batch.rewards,
+            counts=batch.counts,
+            mask=batch.lists.mask,
+            ties=batch.ties,
         )
         weights = batch.counts * batch.lists.mask
         found: list[Tensor] = []

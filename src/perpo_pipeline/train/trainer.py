@@ -5,6 +5,7 @@ of tokens (plan.py), and what a checkpoint holds: the trained weights, not the b
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -38,7 +39,9 @@ def batch_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) -
     """
     method = settings.chosen_method
     loss: Callable[..., Tensor] = method.load_loss()
-    chosen = {name: getattr(settings, name) for name in method.settings}
+    chosen: dict[str, Any] = {name: getattr(settings, name) for name in method.settings}
+    if "ties" in inspect.signature(loss).parameters:
+        chosen["ties"] = batch.ties
     if not method.needs_preferences:
         return loss(logps, **chosen)
     losses = loss(
