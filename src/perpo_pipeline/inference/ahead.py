@@ -1,49 +1,57 @@
 """Prompts are read in threads, images included, while the model answers those before them.
 
-Pillow, NumPy and PyTorch release Python's lock for most of the work on an image, so a thread
-delays the thread that drives a GPU very little. On a CPU the model uses the cores itself.
+Pillow, NumPy and PyTorch release Python's lock for most of the work on an image, so these threads
+delay the thread that drives a GPU very little. On a CPU the model uses the cores itself.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from perpo_pipeline.inference.backend import Row
-from perpo_pipeline.machine import cores
+from perpo_pipeline.vlm.inputs import prompt_image
 
-Reader = TypeVar("Reader")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Found = TypeVar("Found")
+# (row, what returns its image or raises its error) -> what was read
+Read = Callable[[Row, Callable[[], "Image"]], Found]
 
-THREADS = 4  # beside a GPU; more would only wait for Python's lock
-
-
-def reading_threads(device: str) -> int:
-    """How many threads read prompts for a model on `device`: 0 means none beside its own."""
-    return 0 if device == "cpu" else min(THREADS, cores())
+OPENERS = 4  # threads that open and decode images; more would only wait for Python's lock
+OPENED = 8  # images that are decoded and not read yet
 
 
-class Ahead(Generic[Reader, Found]):
-    """Reads rows with `read`, in one thread per reader, from the moment that they are expected.
+def reads_ahead(device: str) -> bool:
+    """Whether prompts for a model on `device` are read ahead."""
+    return device != "cpu"
 
-    No two threads use a reader at once: fast tokenizers refuse that. What `read` raises is raised
-    when the row is taken, so errors come in the order of the rows.
+
+class Ahead(Generic[Found]):
+    """Reads rows in order, from the moment that they are expected.
+
+    Several threads open images, and one calls `read`: fast tokenizers refuse two threads at once.
+    What `read` raises is raised when the row is taken, so errors come in the order of the rows.
     """
 
-    def __init__(self, read: Callable[[Reader, Row], Found], readers: Sequence[Reader]) -> None:
-        self.read, self.free = read, SimpleQueue[Reader]()
-        for reader in readers:
-            self.free.put(reader)
-        self.pool = ThreadPoolExecutor(len(readers), thread_name_prefix="read")
+    def __init__(self, read: Read[Found]) -> None:
+        self.read = read
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self.openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open")
         self.begun: dict[int, tuple[Row, Future[Found]]] = {}
+        self.unopened: deque[Row] = deque()
+        self.opened: dict[int, Future[Image]] = {}  # of the reader's thread alone
 
     def expect(self, rows: Sequence[Row]) -> None:
         """Begin to read these rows; `take` gets the same objects later."""
+        self.unopened.extend(rows)
         for row in rows:
-            self.begun[id(row)] = row, self.pool.submit(self._read, row)
+            self.begun[id(row)] = row, self.reader.submit(self._read, row)
 
     def take(self, rows: Sequence[Row]) -> list[Found]:
         """What was read of each row, in order; rows that were not expected are read now."""
+        self.unopened.extend(row for row in rows if id(row) not in self.begun)
         futures = [self._future(row) for row in rows]
         try:
             return [future.result() for future in futures]
@@ -53,16 +61,17 @@ class Ahead(Generic[Reader, Found]):
 
     def _future(self, row: Row) -> Future[Found]:
         begun = self.begun.pop(id(row), None)
-        return self.pool.submit(self._read, row) if begun is None else begun[1]
+        return self.reader.submit(self._read, row) if begun is None else begun[1]
 
     def _read(self, row: Row) -> Found:
-        reader = self.free.get()
-        try:
-            return self.read(reader, row)
-        finally:
-            self.free.put(reader)
+        while self.unopened and len(self.opened) < OPENED:
+            following = self.unopened.popleft()
+            self.opened[id(following)] = self.openers.submit(prompt_image, following)
+        image = self.opened.pop(id(row), None) or self.openers.submit(prompt_image, row)
+        return self.read(row, image.result)
 
     def close(self) -> None:
         """Give up what is not taken yet, and end the threads."""
         self.begun.clear()
-        self.pool.shutdown(cancel_futures=True)
+        self.reader.shutdown(cancel_futures=True)
+        self.openers.shutdown(cancel_futures=True)  # after the row that waits for an image

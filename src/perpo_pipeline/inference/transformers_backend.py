@@ -1,11 +1,12 @@
 """The backend that runs in this process: transformers, through vlm/decoding.py."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline.inference.ahead import Ahead, reading_threads
+from perpo_pipeline.inference.ahead import Ahead, reads_ahead
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
 from perpo_pipeline.inference.prompt_tokens import answer_too_long, prompt_too_long
 from perpo_pipeline.vlm import plain_decoding as plain
@@ -16,6 +17,9 @@ from perpo_pipeline.vlm.inputs import RowError, context_length, encode_row, open
 from perpo_pipeline.vlm.merging import merge_in_memory
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
 from perpo_pipeline.vlm.tensors import cast_tensors
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class TransformersBackend:
@@ -31,8 +35,9 @@ class TransformersBackend:
         self.vlm, self.setup = merge_in_memory(vlm), setup
         self.context = context_length(vlm)
         self.prompts_per_call = setup.settings.batch_size
-        readers = [_reader(self.vlm) for _ in range(reading_threads(self.vlm.device.type))]
-        self.ahead = Ahead(self._encode, readers) if readers else None
+        self.ahead = None
+        if reads_ahead(self.vlm.device.type):
+            self.ahead = Ahead(partial(self._encode, _reader(self.vlm)))
 
     def notes(self) -> dict[str, Any]:
         """Why sampling is slow, if the model cannot share a prompt between completions."""
@@ -78,9 +83,11 @@ class TransformersBackend:
             return self.ahead.take(rows)
         return [self._encode(self.vlm, row) for row in rows]
 
-    def _encode(self, reader: Vlm, row: Row) -> EncodedPrompt | Failure:
+    def _encode(
+        self, reader: Vlm, row: Row, opened: "Callable[[], Image] | None" = None
+    ) -> EncodedPrompt | Failure:
         try:
-            prompt = encode_row(reader, row, self.setup.model_settings["preprocess"])
+            prompt = encode_row(reader, row, self.setup.model_settings["preprocess"], opened)
         except RowError as error:
             return Failure(error.reason)
         # Pixels in the model's dtype, as the model gets them: half the memory while they wait.
@@ -98,6 +105,6 @@ class TransformersBackend:
 
 
 def _reader(vlm: Vlm) -> Vlm:
-    """The model with a processor and a tokenizer of its own, for one thread."""
+    """The model with a processor and a tokenizer of its own, for the thread that reads."""
     processor, tokenizer = copy.deepcopy((vlm.processor, vlm.tokenizer))
     return replace(vlm, processor=processor, tokenizer=tokenizer)

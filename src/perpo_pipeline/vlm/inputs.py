@@ -1,7 +1,7 @@
 """Find and open the configured model; encode rows of prompts, in every stage in the same way."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -191,12 +191,21 @@ def prompt_image(row: Mapping[str, Any]) -> "Image":
     return load_image(data, where=where)
 
 
-def encode_row(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> "EncodedPrompt":
-    """Encode the image and instruction of one row of the prompts; raises RowError if impossible."""
+def encode_row(
+    vlm: "Vlm",
+    row: Mapping[str, Any],
+    preprocess: str,
+    opened: "Callable[[], Image] | None" = None,
+) -> "EncodedPrompt":
+    """Encode the image and instruction of one row of the prompts; raises RowError if impossible.
+
+    `opened` returns the row's image, where another thread opens it.
+    """
     from perpo_pipeline.vlm.prompts import encode_prompt
 
     with faults_of_one_row(row):
-        return encode_prompt(vlm, prompt_image(row), row["prompt"], preprocess=preprocess)
+        image = prompt_image(row) if opened is None else opened()
+        return encode_prompt(vlm, image, row["prompt"], preprocess=preprocess)
 
 
 def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int:
