@@ -113,9 +113,15 @@ def _test(name: str, environment: Environment) -> str:
 
 
 def _find(version: str) -> str | None:
-    """A Python of this version: on the PATH, else among pyenv's."""
+    """A Python of this version that runs: on the PATH, else among pyenv's."""
     of_pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
-    return which(f"python{version}") or (str(of_pyenv[-1]) if of_pyenv else None)
+    candidates = [which(f"python{version}"), *map(str, reversed(of_pyenv))]
+    return next((one for one in candidates if one is not None and _runs(one)), None)
+
+
+def _runs(interpreter: str) -> bool:
+    """Whether it is more than a name: pyenv has a stand-in for each version that it knows."""
+    return subprocess.run([interpreter, "--version"], capture_output=True).returncode == 0
 
 
 def _install(folder: Path, interpreter: str, environment: Environment) -> bool:
