@@ -199,7 +199,6 @@ def make_like_vllm(model_dir: Path) -> Answer:
                 images=[picture(body)],
                 text=[text],
                 add_special_tokens=body["add_special_tokens"],
-                **body.get("mm_processor_kwargs", {}),
             )["input_ids"][0]
         choices = [choice(i, drawn_ids(body["seed"], i)) for i in range(body["n"])]
         return {"choices": choices, "prompt_token_ids": list(ids)}

@@ -421,7 +421,7 @@ def one_stop(model_dir: Path) -> Json:
 
 
 class TestImageSize:
-    """Limits on pixels or tiles: vLLM gets them with the request, others get the resized image."""
+    """Limits on pixels: the image is resized before it is sent. Tiles are the server's affair."""
 
     limits = ImageLimits(max_pixels=4 * 28**2)
 
@@ -433,30 +433,28 @@ class TestImageSize:
     def rows() -> list[Row]:
         return [make_row(i, encoded_file(noise_image(i, 150 + 9 * i, 90))) for i in range(3)]
 
-    def test_vllm_gets_them_with_every_request(self, serve: Any, connect: Any, qwen: Path) -> None:
+    def test_a_vllm_with_wider_limits_reads_the_tokens_of_training(
+        self, serve: Any, connect: Any, qwen: Path
+    ) -> None:
         server = serve(make_like_vllm(qwen))
         backend = connect(server, model=qwen, limits=self.limits)
         backend.sample(self.rows(), [1, 2, 3])  # other tokens than training's would be an error
-        low = 2 * 28**2  # the model's own
-        size = {"shortest_edge": low, "longest_edge": 4 * 28**2}
-        assert [body["mm_processor_kwargs"] for body in server.bodies] == [{"size": size}] * 3
-        assert min(picture(body).width for body in server.bodies) == 150, "whole images are sent"
+        sizes = [picture(body).size for body in server.bodies]
+        assert max(width * height for width, height in sizes) <= 4 * 28**2
+        assert not any("mm_processor_kwargs" in body for body in server.bodies)  # vLLM refuses it
 
-    def test_a_vllm_that_ignores_them_is_refused_with_the_option_to_start_it_with(
+    def test_a_vllm_with_narrower_limits_is_refused_with_the_option_to_start_it_with(
         self, serve: Any, connect: Any, qwen: Path
     ) -> None:
-        like_vllm = make_like_vllm(qwen)
-
-        def deaf(body: Json, number: int) -> Any:
-            return like_vllm({k: v for k, v in body.items() if k != "mm_processor_kwargs"}, number)
-
-        backend = connect(serve(deaf), model=qwen, limits=self.limits)
+        """The run allows more pixels than the model's own processor."""
+        limits = ImageLimits(max_pixels=20 * 28**2)
+        backend = connect(serve(make_like_vllm(qwen)), model=qwen, limits=limits)
         with pytest.raises(ConfigError, match="read different tokens") as error:
-            backend.sample(self.rows(), [1, 2, 3])
+            backend.sample([make_row(1, encoded_file(noise_image(1, 300, 200)))], [1])
         assert error.value.fix is not None
         assert error.value.fix.startswith(
-            "model.max_pixels: 3136: start vLLM with --mm-processor-kwargs "
-            """'{"use_fast": false, "size": {"shortest_edge": 1568, "longest_edge": 3136}}'."""
+            "model.max_pixels: 15680: start vLLM with --mm-processor-kwargs "
+            """'{"use_fast": false, "size": {"shortest_edge": 1568, "longest_edge": 15680}}'."""
         )
 
     def test_another_server_gets_the_pixels_of_training(

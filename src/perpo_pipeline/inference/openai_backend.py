@@ -2,7 +2,8 @@
 
 One request per prompt asks for all N completions; a server that returns one instead gets a request
 for each, with a seed of its own. The image is sent as exactly the pixels that
-training gives to the processor.
+training gives to the processor; where the run limits its pixels, it is sent as training resizes it,
+because vLLM refuses limits in a request (unless started with --trust-request-mm-kwargs).
 
 A server that identifies itself as vLLM gets the whole distribution in the request: softmax(logits /
 T) over all tokens except image placeholders, unless the configuration asks for more. Nothing of the
@@ -37,7 +38,7 @@ from perpo_pipeline.inference.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.vlm.chat import date_for_server
 from perpo_pipeline.vlm.completion import Completion
-from perpo_pipeline.vlm.image_limits import request_arguments, server_advice
+from perpo_pipeline.vlm.image_limits import server_advice
 from perpo_pipeline.vlm.inputs import RowError
 from perpo_pipeline.vlm.openai_server import Message, Refused, Server, Wire, read_answer
 
@@ -187,7 +188,7 @@ class OpenAIBackend:
         )
 
     def _image_note(self) -> str | None:
-        """What a server that takes no limits may do to images; None without limits."""
+        """What a server whose tokens are unknown may do to images; None without limits."""
         if not (arguments := self.reader.image_arguments):
             return None
         limits = self.reader.weightless.limits
@@ -226,8 +227,7 @@ class OpenAIBackend:
         self, client: "httpx.AsyncClient", slots: asyncio.Semaphore, row: Row, seed: int
     ) -> SampledList | Failure:
         try:
-            is_limited = not self.server.is_vllm
-            prompt = await asyncio.to_thread(self.reader.read, row, limits_image=is_limited)
+            prompt = await asyncio.to_thread(self.reader.read, row)
             async with slots:
                 return SampledList(await self._draw(client, prompt, seed), prompt.resized)
         except RowError as error:
@@ -306,7 +306,6 @@ class OpenAIBackend:
             body["logprobs"] = True
         if not vllm:
             return body
-        limits = request_arguments(self.reader.image_arguments)
         # vLLM takes every parameter that is missing here from the model's generation_config.json.
         return body | {
             "top_k": how.top_k or -1,
@@ -319,7 +318,6 @@ class OpenAIBackend:
             "stop_token_ids": list(self.reader.end_ids),
             "add_special_tokens": prompt.adds_special_tokens,
             **({"chat_template_kwargs": self.date} if self.date else {}),
-            **({"mm_processor_kwargs": limits} if limits else {}),
             "skip_special_tokens": True,
             "return_token_ids": True,
         }

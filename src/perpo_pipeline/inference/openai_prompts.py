@@ -62,11 +62,10 @@ class PromptReader:
         self.end_ids = vlm.eos_token_ids
         self.lock = threading.Lock()  # fast tokenizers refuse two threads at once
 
-    def read(self, row: Row, *, limits_image: bool = False) -> RequestPrompt:
+    def read(self, row: Row) -> RequestPrompt:
         """The request's message for one row; raises RowError if the row cannot be read.
 
-        `limits_image`: an image whose pixels the run limits is sent as training resizes it, for a
-        server that takes no limits.
+        An image whose pixels the run limits is sent as training resizes it.
         """
         vlm = self.weightless
         with faults_of_one_row(row):
@@ -76,7 +75,7 @@ class PromptReader:
             with self.lock:
                 num_tokens = count_prompt_tokens(vlm, text, image.size)
             resized = resized_size(vlm, image.size)
-        if limits_image and "size" in self.image_arguments and resized is not None:
+        if "size" in self.image_arguments and resized is not None:
             image = image.resize(resized, vlm.processor.image_processor.resample)
         return RequestPrompt(
             row=row,

@@ -20,7 +20,7 @@ from perpo_pipeline.vlm.image_limits import (
     GRIDS,
     PIL_BACKEND,
     link_with_grids,
-    request_arguments,
+    option_arguments,
 )
 from perpo_pipeline.vlm.models import Vlm
 
@@ -161,7 +161,7 @@ def limited_model(path: Path, image_arguments: Mapping[str, Any]) -> Iterator[tu
     Limits on tiles of LLaVA's kind are in a folder of links, which is removed at the end: vLLM
     (0.32) refuses a list of lists among the arguments.
     """
-    others = request_arguments(image_arguments)
+    others = option_arguments(image_arguments)
     if GRIDS not in image_arguments:
         yield path, others
         return

@@ -25,7 +25,7 @@ from perpo_pipeline.vlm.image_limits import (
     GRIDS,
     PIL_BACKEND,
     limits_recorded,
-    request_arguments,
+    option_arguments,
 )
 
 PAPER = "https://arxiv.org/abs/2502.04371"
@@ -94,7 +94,7 @@ def model_card(
         limits=str(limits_recorded(settings)),
         processor_arguments=_as_python(image_arguments),
         model_arguments=_as_python({k: v for k, v in image_arguments.items() if k == GRIDS}),
-        vllm_arguments=json.dumps({**PIL_BACKEND, **request_arguments(image_arguments)}),
+        vllm_arguments=json.dumps({**PIL_BACKEND, **option_arguments(image_arguments)}),
         grids=image_arguments.get(GRIDS),
         box_format=box_format,
         box_question=_question(box_format) if box_format else "",

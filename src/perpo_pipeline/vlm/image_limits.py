@@ -143,8 +143,8 @@ def _refuse(limits: ImageLimits, names: tuple[str, ...], why: str, has: tuple[st
         )
 
 
-def request_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that vLLM (0.32) takes with a request or an option: it refuses a list of grids."""
+def option_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that vLLM (0.32) takes as an option: it refuses a list of grids."""
     return {name: value for name, value in arguments.items() if name != GRIDS}
 
 
@@ -155,7 +155,7 @@ def server_advice(arguments: Mapping[str, Any]) -> str:
             f"serve a copy of the model's folder with {GRIDS}: {json.dumps(arguments[GRIDS])} in "
             "config.json and in its processor's file"
         )
-    taken = json.dumps({**PIL_BACKEND, **request_arguments(arguments)})
+    taken = json.dumps({**PIL_BACKEND, **option_arguments(arguments)})
     return f"start vLLM with --mm-processor-kwargs '{taken}'"
 
 
