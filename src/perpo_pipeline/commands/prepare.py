@@ -122,6 +122,8 @@ def prepare(
     """
     from perpo_pipeline.prepare.prepare_prompts import prepare as prepare_stage
     from perpo_pipeline.prepare.preview import Sheet, check_preview, write_preview
+    from perpo_pipeline.prepare.token_counts import token_lines
+    from perpo_pipeline.vlm.inputs import check_image_limits
 
     if preview is not None:
         check_preview(preview)
@@ -142,7 +144,13 @@ def prepare(
     )
     chosen = choose_names(list(opened.config.prepare), split, out, option="--split", what="split")
     sheets: list[Sheet] | None = None if preview is None else []
-    print_paths([prepare_stage(opened, name, sheets) for name in chosen])
+    check_image_limits(opened.config.model, download=False)
+    made = [prepare_stage(opened, name, sheets) for name in chosen]
+    print_paths(made)
+    if not quiet:
+        for prompts in made:
+            for line in token_lines(opened, prompts):
+                opened.say(f"prepare {prompts.variant}: {line}")
     if preview is not None:
         write_preview(preview, sheets or [], opened.config.run)
         opened.say(f"prepare: the preview is {preview}")

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,8 @@ from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.planning.hardware import published
 from perpo_pipeline.run import Run
 from perpo_pipeline.train.memory import Shape, shape_of
-from perpo_pipeline.vlm.files import MODEL_FILE_PATTERNS, find_on_this_machine, has_weights
-from perpo_pipeline.vlm.image_limits import limits_of
-from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model
+from perpo_pipeline.vlm.files import MODEL_FILE_PATTERNS, has_weights
+from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model, find_model_here
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.files import ResolvedModel
@@ -48,7 +47,7 @@ def look_at_model(run: Run, *, half: bool) -> Model:
     InputError for files that are here and damaged.
     """
     config = run.config.model
-    found = find_on_this_machine(config.id, config.revision)
+    found = find_model_here(config)
     record: dict[str, Any] = published()["models"].get(config.id, {})
     if found is None:
         shape = _published_shape(record, half) if record else None
@@ -58,7 +57,6 @@ def look_at_model(run: Run, *, half: bool) -> Model:
         return Model(config.id, half, None, shape, record, None, None, size, how)
     from perpo_pipeline.vlm.loading import load_without_weights
 
-    found = replace(found, limits=limits_of(config))
     vlm = load_without_weights(found, identity_cache=cache_folder(run) / IDENTITY_CACHE)
     shape = shape_of(vlm, weight_bytes=2 if half else 4)
     if not has_weights(found):

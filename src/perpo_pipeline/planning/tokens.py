@@ -13,7 +13,7 @@ from perpo_pipeline.planning.model import Model
 from perpo_pipeline.run import Run
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list
 from perpo_pipeline.vlm.chat import answer_turn
-from perpo_pipeline.vlm.inputs import count_row_tokens
+from perpo_pipeline.vlm.inputs import count_row_parts
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -51,12 +51,8 @@ def count_tokens(run: Run, model: Model, rows: Sequence[Row]) -> PromptTokens | 
     """Count the tokens of `rows` with the processor, or take published figures; None: unknown."""
     if model.vlm is None or not rows:
         return _published_tokens(model)
-    from perpo_pipeline.vlm.prompts import render_prompt, rendered_ids
-
     vlm, preprocess = model.vlm, run.config.model.preprocess
-    whole = [count_row_tokens(vlm, row, preprocess) for row in rows]
-    text = [len(rendered_ids(vlm, render_prompt(vlm, row["prompt"]))) - 1 for row in rows]
-    image = [w - t for w, t in zip(whole, text, strict=True)]
+    image, text = zip(*(count_row_parts(vlm, row, preprocess) for row in rows), strict=True)
     return PromptTokens(image, text, _truths(run, vlm, rows), f"counted on {len(rows)} prompts")
 
 

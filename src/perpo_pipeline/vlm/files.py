@@ -77,13 +77,16 @@ def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
     return _checked(ResolvedModel(snapshot, model_id, commit=snapshot.name))
 
 
-def settings_folder(model_id: str, revision: str | None = None) -> Path | None:
+def settings_folder(
+    model_id: str, revision: str | None = None, *, download: bool = True
+) -> Path | None:
     """A folder with a model's files, perhaps without its weights: those are never downloaded.
 
     None if it cannot be had: `resolve_model` then says why.
     """
-    if (found := find_on_this_machine(model_id, revision)) is not None:
-        return found.path
+    found = find_on_this_machine(model_id, revision)
+    if found is not None or not download:
+        return None if found is None else found.path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

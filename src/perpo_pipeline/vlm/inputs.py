@@ -81,20 +81,13 @@ def find_model(
     if computes_here and not _is_here(config):
         check_cards(config)
     check_installed(config.quantization)
-    limits = limits_of(config)
     check_image_limits(config)
-    resolved = replace(
-        resolve_model(config.id, config.revision),
-        template_date=config.template_date,
-        own_marks=_own_marks(config.box_format),
-        limits=limits,
-        quantization=config.quantization,
-    )
+    resolved = _as_configured(resolve_model(config.id, config.revision), config)
     settings = {
         "model": compute_identity(resolved, run_dir / IDENTITY_CACHE),
         "dtype": config.dtype,
         "preprocess": config.preprocess,
-        **limits.given(),
+        **resolved.limits.given(),
     }
     if config.quantization is not None:
         settings["quantization"] = config.quantization
@@ -108,13 +101,34 @@ def find_model(
     return resolved, settings
 
 
-def check_image_limits(config: ModelConfig) -> None:
+def _as_configured(resolved: ResolvedModel, config: ModelConfig) -> ResolvedModel:
+    """The model with what the run's file says about its prompts, images and weights."""
+    return replace(
+        resolved,
+        template_date=config.template_date,
+        own_marks=_own_marks(config.box_format),
+        limits=limits_of(config),
+        quantization=config.quantization,
+    )
+
+
+def find_model_here(config: ModelConfig) -> ResolvedModel | None:
+    """As `find_model`, but downloads nothing and needs no weights; None if it is not here."""
+    found = find_on_this_machine(config.id, config.revision)
+    return None if found is None else _as_configured(found, config)
+
+
+def check_image_limits(config: ModelConfig, *, download: bool = True) -> None:
     """Raise ConfigError for a limit that the model's family does not have or cannot keep.
 
-    Downloads only the model's settings, if they are not here; does nothing without limits.
+    Does nothing without limits. Where the model is not here, its files without the weights are
+    downloaded, or with `download` false nothing is checked.
     """
     limits = limits_of(config)
-    if limits.given() and (folder := settings_folder(config.id, config.revision)) is not None:
+    if not limits.given():
+        return
+    folder = settings_folder(config.id, config.revision, download=download)
+    if folder is not None:
         from perpo_pipeline.vlm.processors import arguments_from_files
 
         arguments_from_files(folder, limits)
@@ -208,15 +222,30 @@ def encode_row(
         return encode_prompt(vlm, image, row["prompt"], preprocess=preprocess)
 
 
-def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int:
-    """The number of tokens of an encoded row; reads pixels only if the family's rule needs them."""
-    from perpo_pipeline.vlm.prompts import count_prompt_tokens, render_prompt
-
+def seen_size(row: Mapping[str, Any], preprocess: str) -> tuple[int, int]:
+    """(width, height) of a row's image as the processor gets it."""
     side = max(row["width"], row["height"])
-    size = (side, side) if preprocess == "pad" else (row["width"], row["height"])
+    return (side, side) if preprocess == "pad" else (row["width"], row["height"])
+
+
+def count_row_parts(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> tuple[int, int]:
+    """Tokens of the image and of the text of an encoded row.
+
+    Reads pixels only if the family's rule needs them.
+    """
+    from perpo_pipeline.vlm.prompts import render_prompt, rendered_ids
+
     with faults_of_one_row(row):
-        count = count_prompt_tokens(vlm, render_prompt(vlm, row["prompt"]), size)
-    return encode_row(vlm, row, preprocess).num_tokens if count is None else count
+        text = len(rendered_ids(vlm, render_prompt(vlm, row["prompt"]))) - 1
+        image = vlm.family.image_tokens(vlm.processor, seen_size(row, preprocess))
+    if image is None:
+        image = encode_row(vlm, row, preprocess).num_tokens - text
+    return image, text
+
+
+def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int:
+    """The number of tokens of an encoded row: `count_row_parts` together."""
+    return sum(count_row_parts(vlm, row, preprocess))
 
 
 def context_length(vlm: "Vlm") -> int | None:

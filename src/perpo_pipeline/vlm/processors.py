@@ -6,14 +6,16 @@ refuses `backend="pil"`, which every part gets. This package never reads a video
 left out; everything else is the library's own class, read from the model's own files.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.errors import InputError
-from perpo_pipeline.vlm.families import family_of_type
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.vlm.families import Family, family_of_type
 from perpo_pipeline.vlm.image_limits import GRIDS, NO_LIMITS, ImageLimits
 
+MOST_TILES = 36  # of LLaVA-OneVision: more than the others
 FILES_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -37,11 +39,14 @@ def load_processor(path: Path, limits: ImageLimits = NO_LIMITS) -> Any:
     _check_backend(processor, path)
     if limits.given():
         image_processor = processor.image_processor
-        arguments = image_arguments(image_processor, config.model_type, limits)
-        for name, value in arguments.items():
-            own_type = type(getattr(image_processor, name))
-            setattr(image_processor, name, own_type(**value) if name == "size" else value)
+        _set(image_processor, image_arguments(image_processor, config.model_type, limits))
     return processor
+
+
+def _set(image_processor: Any, arguments: Mapping[str, Any]) -> None:
+    for name, value in arguments.items():
+        own_type = type(getattr(image_processor, name))
+        setattr(image_processor, name, own_type(**value) if name == "size" else value)
 
 
 def image_arguments(image_processor: Any, model_type: str, limits: ImageLimits) -> dict[str, Any]:
@@ -65,6 +70,33 @@ def arguments_from_files(path: Path, limits: ImageLimits) -> dict[str, Any]:
     load: Any = AutoImageProcessor.from_pretrained
     image_processor = load(path, backend="pil", **FILES_ONLY)
     return image_arguments(image_processor, config.model_type, limits)
+
+
+def limits_for_tokens(
+    processor: Any, family: Family, sizes: Collection[tuple[int, int]], most: int, *, usual: int
+) -> tuple[ImageLimits, int] | None:
+    """Limits with which images of these sizes have at most `most` tokens, and the most they have.
+
+    The widest limit, but with native resolution `usual` tokens at most; None if there is none.
+    Sizes are (width, height) after padding.
+    """
+    own, edge = processor.image_processor, getattr(processor.image_processor, "patch_size", None)
+    pixels = []
+    if isinstance(edge, int):
+        token = (edge * getattr(own, "merge_size", 1)) ** 2
+        pixels = [ImageLimits(max_pixels=max(1, min(most, usual)) * token)]
+    for limits in [*pixels, *(ImageLimits(max_tiles=n) for n in range(MOST_TILES, 0, -1))]:
+        limited = copy.copy(processor)
+        limited.image_processor = copy.copy(own)
+        try:
+            _set(limited.image_processor, family.image_limits(own, limits))
+        except ConfigError:
+            continue
+        counts = [family.image_tokens(limited, size) for size in sizes]
+        found = max((count for count in counts if count is not None), default=0)
+        if 0 < found <= most:
+            return limits, found
+    return None
 
 
 def limit_grids(config: Any, processor: Any) -> None:
