@@ -12,6 +12,7 @@ written: the model did write a box, whose overlap with anything is 0.
 """
 
 import math
+import re
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from perpo_pipeline.answers.formats import (
 )
 from perpo_pipeline.answers.frames import FRAMES, Size
 from perpo_pipeline.answers.placement import Placement, place_frame
-from perpo_pipeline.answers.reading import find_box
 from perpo_pipeline.answers.settings import Which
 from perpo_pipeline.errors import InputError
 
@@ -36,11 +36,19 @@ __all__ = [
     "BoxFormat",
     "Size",
     "clip_to_frame",
+    "find_box",
     "format_box",
     "get_box_format",
     "parse_box",
     "parse_boxes",
 ]
+
+
+def find_box(rule: BoxFormat, text: str, which: Which) -> re.Match[str] | None:
+    """The first or the last match of a format's pattern in one text."""
+    if which == "first":
+        return rule.pattern.search(text)
+    return max(rule.pattern.finditer(text), key=lambda match: match.start(), default=None)
 
 
 def parse_box(

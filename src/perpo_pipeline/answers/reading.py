@@ -11,7 +11,6 @@ last of several boxes, points, polygons or numbers. Half of a surrogate pair, wh
 hold and UTF-8 cannot, counts as a character without meaning. No text raises an error.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, cast
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from perpo_pipeline.answers.boxes import find_box
 from perpo_pipeline.answers.formats import (
     BOX_FORMATS,
     COORDINATES,
@@ -239,13 +239,6 @@ def read_numbers(texts: Texts, which: Which = "first") -> Floats:
     found = groups.select(digits.alias("found"))["found"].fill_null(words["text"])
     values = found.fill_null(np.nan).to_numpy()
     return np.where(np.isfinite(values), values, np.nan)
-
-
-def find_box(rule: BoxFormat, text: str, which: Which) -> re.Match[str] | None:
-    """The first or the last match of a format's pattern in one text."""
-    if which == "first":
-        return rule.pattern.search(text)
-    return max(rule.pattern.finditer(text), key=lambda match: match.start(), default=None)
 
 
 def _one_match(pattern: str, which: Which) -> pl.Expr:

@@ -30,6 +30,8 @@ class _RenderedRows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if index >= len(self):
+            raise IndexError(index)  # which ends a loop over the rows
         return _render_row(self.settings, self.split, index)
 
 
