@@ -25,7 +25,6 @@ PYTHONPATH=tests/with_vllm/torchvision_on_cpu.
 
 import argparse
 import gc
-import json
 import os
 import platform
 import statistics
@@ -43,12 +42,24 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # download nothing
 
 import transformers
+from figures import OUT_OF_MEMORY, save
 from sample_determinism import compare_batch_sizes
-from sample_ways import LIBRARY, OURS, Case, EngineCase, Tokens, peak_mib, set_scene, ways_for
+from sample_ways import (
+    LIBRARY,
+    OURS,
+    Case,
+    EngineCase,
+    Scene,
+    Tokens,
+    peak_mib,
+    set_scene,
+    ways_for,
+)
 from train_step import LLAVA_7B, PRESETS, SMALLER, keep_memory
 from train_step_models import Shape
 
 Row = dict[str, Any]
+Report = Callable[[Row, list[Row]], None]  # more of the header, and the rows so far
 ENGINES = ("transformers", "vllm", "determinism")
 CPU, H200 = PRESETS["cpu"], PRESETS["h200"]
 CASES: dict[str, dict[str, Case]] = {
@@ -63,6 +74,7 @@ CASES: dict[str, dict[str, Case]] = {
         "long-answers": Case(H200["dense-ocr"], 2, 1000),
         "qwen25-vl-grounding": Case(H200["qwen25-vl-grounding"], 8, 26),
     },
+    "dry": {"llava15-grounding": Case(PRESETS["dry"]["llava15-grounding"], 2, 5, 4)},
 }
 # One case per process: vLLM makes its own batches of completions, from all prompts of a round.
 ENGINE_CASES: dict[str, dict[str, EngineCase]] = {
@@ -72,6 +84,7 @@ ENGINE_CASES: dict[str, dict[str, EngineCase]] = {
         "tiny": EngineCase(Shape("llava", 128, 256, 2, 4, 4, 300, (32, 64, 2, 1), 56, 8), 128, 26),
     },
     "h200": {"llava15-grounding": EngineCase(LLAVA_7B, 256, 26)},
+    "dry": {},
 }
 DETERMINISM_PROMPTS = 256
 
@@ -86,10 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if on_cuda else "cpu")
     dtype = torch.bfloat16 if on_cuda else torch.float32
     engine = {"transformers": time_ways, "vllm": time_engine, "determinism": compare}
-    header, rows = engine[options.engine](options, dtype, device)
-    result = {"header": describe(options, dtype) | header, "rows": rows}
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    header = describe(options, dtype)
+
+    def report(more: Row, rows: list[Row]) -> None:
+        save(options.json, {"header": header | more, "rows": rows})
+
+    report(*engine[options.engine](options, dtype, device, report))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -123,29 +138,59 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def time_ways(
-    options: argparse.Namespace, dtype: torch.dtype, device: torch.device
+    options: argparse.Namespace,
+    dtype: torch.dtype,
+    device: torch.device,
+    report: Report = lambda header, rows: None,
 ) -> tuple[Row, list[Row]]:
-    """Header and rows of the JSON for the transformers engine."""
+    """Header and rows of the JSON for the transformers engine; `report` gets them as they come."""
     rows: list[Row] = []
     cases = {name: CASES[options.preset][name] for name in options.case}
+    header = {"cases": {name: asdict(case) for name, case in cases.items()}}
     for name, case in cases.items():
         scene = set_scene(case, dtype, device)
-        ways = {way: partial(draw, scene) for way, draw in ways_for(scene).items()}
-        seconds = interleave(name, ways, tokens_of(case), options.repeats)
-        found = summarise(seconds, case.prompts, tokens_of(case), LIBRARY, OURS)
-        for row in found:
-            row |= {"case": name, "prefix_tokens": scene.prefix_tokens}
-            if not options.no_memory:
-                row["peak_mib"] = peak_mib(scene, row["way"])
-        print_table(
-            f"{name}: prefix {scene.prefix_tokens}, {case.num_samples} answers of "
-            f"{case.answer_tokens}, {case.prompts} prompts per batch",
-            found,
+        done = list(rows)
+        rows = done + time_case(
+            name, scene, options, lambda found, done=done: report(header, done + found)
         )
-        rows += found
-        del scene, ways
+        report(header, rows)
+        del scene
         gc.collect()
-    return {"cases": {name: asdict(case) for name, case in cases.items()}}, rows
+    return header, rows
+
+
+def time_case(
+    name: str,
+    scene: Scene,
+    options: argparse.Namespace,
+    report: Callable[[list[Row]], None],
+) -> list[Row]:
+    """The rows of one case; `report` gets them after each round."""
+    case = scene.case
+    ways = {way: partial(draw, scene) for way, draw in ways_for(scene).items()}
+
+    def rows_of(seconds: dict[str, list[float]]) -> list[Row]:
+        found = summarise(seconds, case.prompts, tokens_of(case), LIBRARY, OURS)
+        return [row | {"case": name, "prefix_tokens": scene.prefix_tokens} for row in found]
+
+    rows = rows_of(
+        interleave(
+            name,
+            ways,
+            tokens_of(case),
+            options.repeats,
+            lambda seconds: report(rows_of(seconds)),
+        )
+    )
+    if not options.no_memory:
+        for row in rows:
+            row["peak_mib"] = None if row["note"] else peak_mib(scene, row["way"])
+    print_table(
+        f"{name}: prefix {scene.prefix_tokens}, {case.num_samples} answers of "
+        f"{case.answer_tokens}, {case.prompts} prompts per batch",
+        rows,
+    )
+    return rows
 
 
 def tokens_of(case: Case | EngineCase) -> int:
@@ -153,7 +198,7 @@ def tokens_of(case: Case | EngineCase) -> int:
 
 
 def time_engine(
-    options: argparse.Namespace, dtype: torch.dtype, device: torch.device
+    options: argparse.Namespace, dtype: torch.dtype, device: torch.device, report: Report
 ) -> tuple[Row, list[Row]]:
     """Header and rows of the JSON for vLLM."""
     import sample_vllm
@@ -190,7 +235,7 @@ def time_engine(
 
 
 def compare(
-    options: argparse.Namespace, dtype: torch.dtype, device: torch.device
+    options: argparse.Namespace, dtype: torch.dtype, device: torch.device, report: Report
 ) -> tuple[Row, list[Row]]:
     """Header and rows of the JSON that compares batch sizes; ignores `dtype`, it compares both."""
     prompts = options.prompts or DETERMINISM_PROMPTS
@@ -208,16 +253,34 @@ def compare(
 
 
 def interleave(
-    what: str, ways: Mapping[str, Callable[[], Tokens]], tokens: int, repeats: int
+    what: str,
+    ways: Mapping[str, Callable[[], Tokens]],
+    tokens: int,
+    repeats: int,
+    report: Callable[[dict[str, list[float]]], None] = lambda seconds: None,
 ) -> dict[str, list[float]]:
-    """Seconds of `repeats` rounds of every way, after a warm-up; all must draw `tokens` tokens."""
+    """Seconds of `repeats` rounds of every way, after a warm-up; all must draw `tokens` tokens.
+
+    A way that runs out of memory has no seconds. `report` follows each round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    too_large: set[str] = set()
     for repeat in range(-1, repeats):
         name = f"repeat {repeat + 1} of {repeats}" if repeat >= 0 else "warm-up"
         print(f"{what}: {name}", file=sys.stderr, flush=True)
         for way, draw in ways.items():
+            if way in too_large:
+                continue
             start = time.perf_counter()
-            drawn = sum(map(len, draw()))
+            try:
+                drawn = sum(map(len, draw()))
+            except torch.OutOfMemoryError:
+                too_large.add(way)
+                seconds[way] = []
+                drawn = None
+            if drawn is None:  # behind the exception, whose frames hold tensors
+                torch.cuda.empty_cache()
+                continue
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             taken = time.perf_counter() - start
@@ -225,6 +288,8 @@ def interleave(
                 raise SystemExit(f"{way} drew {drawn} tokens instead of {tokens}")
             if repeat >= 0:
                 seconds[way].append(taken)
+        if repeat >= 0:
+            report(seconds)
     return seconds
 
 
@@ -235,20 +300,22 @@ def summarise(
     opponents: Sequence[str],
     ours: str,
 ) -> list[Row]:
-    """One row per way; `faster` is the speed relative to the fastest opponent."""
-    median = {way: statistics.median(taken) for way, taken in seconds.items()}
-    best = min(median[way] for way in opponents)
-    return [
-        {
-            "way": way,
-            "ours": way == ours,
-            "ms_per_prompt": 1e3 * median[way] / prompts,
-            "ms_range": [1e3 * min(taken) / prompts, 1e3 * max(taken) / prompts],
-            "tokens_per_s": tokens / median[way],
-            "faster": best / median[way],
-        }
-        for way, taken in seconds.items()
-    ]
+    """One row per way; `faster` is the speed relative to the fastest opponent that had room."""
+    median = {way: statistics.median(taken) for way, taken in seconds.items() if taken}
+    best = min((median[way] for way in opponents if way in median), default=None)
+    rows: list[Row] = []
+    for way, taken in seconds.items():
+        row: Row = {"way": way, "ours": way == ours, "note": "" if taken else OUT_OF_MEMORY}
+        rows.append(row)
+        if taken:
+            row |= {
+                "ms_per_prompt": 1e3 * median[way] / prompts,
+                "ms_range": [1e3 * min(taken) / prompts, 1e3 * max(taken) / prompts],
+                "tokens_per_s": tokens / median[way],
+                "faster": best and best / median[way],
+                "rounds": len(taken),
+            }
+    return rows
 
 
 def print_table(title: str, rows: Sequence[Row]) -> None:
@@ -262,7 +329,8 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
     for row in rows:
         cells = [(row.get(key), form) for key, form in columns.values()]
         texts = ["-" if value is None else format(value, form) for value, form in cells]
-        print(f"{row['way']:23s}" + "".join(f"{text:>11s}" for text in texts), flush=True)
+        line = f"{row['way']:23s}" + "".join(f"{text:>11s}" for text in texts)
+        print(f"{line}  {row['note']}".rstrip(), flush=True)
 
 
 def describe(options: argparse.Namespace, dtype: torch.dtype) -> Row:

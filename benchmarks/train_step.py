@@ -19,13 +19,12 @@ import argparse
 import ctypes
 import gc
 import importlib.util
-import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ if importlib.util.find_spec("perpo_pipeline") is None:
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, and TRL would report its use
 
 import transformers
-from train_step_models import Regime, Shape, build_vlm, random_lists
+from figures import OUT_OF_MEMORY, save
+from train_step_models import Regime, Shape, build_vlm, random_lists, settings_of
 from train_step_recipe import run_recipe
 from train_step_variants import VARIANTS, Setup, Work, full_row_logps, full_rows
 
@@ -50,6 +50,8 @@ NEXT_7B = replace(LLAVA_7B, model_type="llava_next")
 SMALL = Shape("llava", 1536, 4096, 2, 12, 12, 1024, (128, 512, 2, 2), 336, rank=32)
 SMALLER = replace(SMALL, hidden=512, intermediate=1408, heads=8, kv_heads=8)
 SMALL_NEXT = replace(SMALLER, model_type="llava_next", tile_px=84)
+TINY = Shape("llava", 64, 96, 2, 4, 2, 300, (32, 64, 2, 2), 28, rank=4)
+TINY_NEXT = replace(TINY, model_type="llava_next")
 SMALL_QWEN = replace(SMALLER, model_type="qwen2_5_vl", kv_heads=2)
 
 # On the CPU the last three are scaled down: smaller images, and answers shorter in proportion.
@@ -74,9 +76,15 @@ PRESETS: dict[str, dict[str, Regime]] = {
         "dense-ocr": Regime(NEXT_7B, (640, 672), 2830, 2920, 1000, 20, lists=1, checkpointing=True),
         "qwen25-vl-grounding": Regime(QWEN_7B, (560, 560), 400, 460, 26, 20, lists=8),
     },
+    # A rehearsal of the script; its figures mean nothing.
+    "dry": {
+        "llava15-grounding": Regime(TINY, (28, 28), 4, 20, 5, 4, lists=2),
+        "llava15-grounding-n2": Regime(TINY, (28, 28), 4, 20, 5, 2, lists=2),
+        "llava-next-grounding": Regime(TINY_NEXT, (56, 56), 24, 40, 5, 4, lists=2),
+        "dense-ocr": Regime(TINY_NEXT, (56, 56), 24, 40, 9, 4, lists=1, checkpointing=True),
+    },
 }
 PADDING = 7  # tokens: bf16 must be judged against what other padding changes, not against zero
-OUT_OF_MEMORY = "out of memory"
 Row = dict[str, Any]
 
 
@@ -103,14 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dtype = torch.bfloat16 if on_cuda else torch.float32
     regimes = {name: PRESETS[options.preset][name] for name in options.regime}
     if options.recipe:
+        settings = settings_of(options.row_lengths, options.lever)
         for name, regime in regimes.items():
-            print(f"{name}: {run_recipe(build_vlm(regime.shape, dtype, device)[0], regime)}")
+            vlm, _ = build_vlm(regime.shape, dtype, device, settings)
+            print(f"{name}: {run_recipe(vlm, regime)}")
         return
     # Every variant has one length, so each gets kernels for that length, not for dynamic ones.
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        result = compare_regimes(regimes, options, device, dtype)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        compare_regimes(regimes, options, device, dtype)
 
 
 def compare_regimes(
@@ -119,61 +127,101 @@ def compare_regimes(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """What goes into the JSON; regimes of one shape that follow each other share the model."""
+    """What is in the JSON, which is written anew after every round of all variants.
+
+    Regimes of one shape that follow each other share the model.
+    """
     peak = measured_peak(device, dtype) if device.type == "cuda" else None
     header, rows = describe(options, regimes, dtype, peak), []
+    result = {"header": header, "rows": rows}
+    settings = settings_of(options.row_lengths, options.lever)
     model = shape = None
     for name, regime in regimes.items():
-        if regime.shape != shape:
-            model = setup = None  # the last one goes before the next is built
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.compiler.reset()
-            model, shape = build_vlm(regime.shape, dtype, device), regime.shape
-        lists = random_lists(model[0], regime, max(regime.lists, regime.full_lists))
-        setup = Setup(*model, regime, lists)
-        found, header["max_abs_dlogp_nats"][name] = compare(name, setup, options, peak)
+        done = len(rows)
+
+        def report(found: list[Row], done: int = done) -> None:
+            rows[done:] = found
+            save(options.json, result)
+
+        try:
+            if regime.shape != shape:
+                model = setup = None  # the last one goes before the next is built
+                gc.collect()
+                torch.cuda.empty_cache()
+                torch.compiler.reset()
+                model, shape = build_vlm(regime.shape, dtype, device, settings), regime.shape
+            lists = random_lists(model[0], regime, max(regime.lists, regime.full_lists))
+            setup = Setup(*model, regime, lists, options.row_lengths)
+            found, header["max_abs_dlogp_nats"][name] = compare(name, setup, options, peak, report)
+        except torch.OutOfMemoryError:  # of the model itself, or beside its steps
+            found = rows[done:] or [empty_row(name, regime, way) for way in options.variant]
+            for row in found:
+                row["note"] = row["note"] or f"{OUT_OF_MEMORY} beside the steps"
+            model = setup = shape = None
+        report(found)
         print_table(name, regime, found)
-        rows += found
-    return {"header": header, "rows": rows}
+    return result
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    regimes = list(PRESETS["cpu"])
+    known = list(PRESETS["cpu"])
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
-    parser.add_argument("--regime", nargs="+", choices=regimes, help="default: all")
+    parser.add_argument("--regime", nargs="+", choices=known, help="default: all")
     parser.add_argument("--variant", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="processor threads (default: torch's)")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--lever", nargs="+", default=[], help="entries of train.levers, for ours")
+    parser.add_argument("--row-lengths", choices=("any", "bucketed"), default="any")
     parser.add_argument("--recipe", action="store_true", help="time a whole run over 3,000 lists")
     options = parser.parse_args(arguments)
-    if options.recipe and options.preset == "cpu":
+    if options.recipe and options.preset != "h200":
         parser.error("--recipe is for --preset h200")
+    regimes = list(PRESETS[options.preset])
     options.regime = options.regime or (regimes[:1] if options.recipe else regimes)
+    if unknown := set(options.regime) - set(regimes):
+        parser.error(f"--preset {options.preset} has no {', '.join(sorted(unknown))}")
     return options
 
 
 def compare(
-    regime_name: str, setup: Setup, options: argparse.Namespace, peak: float | None
+    regime_name: str,
+    setup: Setup,
+    options: argparse.Namespace,
+    peak: float | None,
+    report: Callable[[list[Row]], None],
 ) -> tuple[list[Row], dict[str, float]]:
-    """Rows of one regime, and its largest |dlogp|; nothing that is returned holds the model."""
-    timings = measure(regime_name, setup, options.variant, options.repeats)
-    rows = summarise(regime_name, setup, timings, peak)
+    """Rows of one regime, and its largest |dlogp|; nothing that is returned holds the model.
+
+    `report` gets the rows after each round.
+    """
+
+    def rows_of(timings: dict[str, Timing]) -> list[Row]:
+        return summarise(regime_name, setup, timings, peak)
+
+    timings = measure(
+        regime_name, setup, options.variant, options.repeats, lambda found: report(rows_of(found))
+    )
+    rows = rows_of(timings)
     if (ours := timings.get("shared-prefix")) and not ours.note:
         full = time_full_step(ours.work, options.repeats)
         if not full.note:
             rows[-1]["full_step_ms_per_prompt"] = 1e3 * statistics.median(full.seconds[1:])
+    report(rows)
     return rows, differences(setup, timings)
 
 
 def measure(
-    regime_name: str, setup: Setup, variants: Sequence[str], repeats: int
+    regime_name: str,
+    setup: Setup,
+    variants: Sequence[str],
+    repeats: int,
+    report: Callable[[dict[str, Timing]], None] = lambda timings: None,
 ) -> dict[str, Timing]:
-    """A warm-up of each variant, then `repeats` interleaved ones."""
+    """A warm-up of each variant, then `repeats` interleaved ones; `report` follows each round."""
     timings = {}
     for name in (name for name in VARIANTS if name in variants):
         if name == "trl" and setup.regime.num_samples != 2:
@@ -190,6 +238,8 @@ def measure(
                 timing.seconds, timing.busy = [], []
             if not timing.note:
                 run(timing)
+        if repeat >= 0:
+            report(timings)
     return timings
 
 
@@ -219,16 +269,20 @@ def run(timing: Timing) -> None:
 
 def time_full_step(work: Work, repeats: int) -> Timing:
     """A warm-up and `repeats` steps with the optimiser; its rate is 0, so that nothing moves."""
-    optimizer = MasterAdamW([p for p in work.model.parameters() if p.requires_grad], lr=0.0)
+    optimizer = None
 
     def step() -> torch.Tensor:
+        nonlocal optimizer
+        if optimizer is None:  # in the warm-up, where running out of memory is caught
+            optimizer = MasterAdamW([p for p in work.model.parameters() if p.requires_grad], lr=0.0)
         logps = work.step()
         optimizer.step()
         return logps
 
     timing = Timing(replace(work, step=step))
     for _ in range(repeats + 1):
-        run(timing)
+        if not timing.note:
+            run(timing)
     return timing
 
 
@@ -256,23 +310,20 @@ def summarise(
 ) -> list[Row]:
     """A row for each variant; figures that need a variant which was not run are absent."""
     bound = setup.regime.token_bound
-    median = {n: statistics.median(t.seconds) for n, t in timings.items() if not t.note}
+    median = {
+        n: statistics.median(t.seconds) for n, t in timings.items() if t.seconds and not t.note
+    }
     flops_of = FlopCounter(setup.vlm.model)
     rows: list[Row] = []
     for name, timing in timings.items():
-        row: Row = {
-            "regime": regime_name,
-            "variant": name,
-            "ms_per_prompt": None,
-            "peak_gib": timing.peak_gib,
-            "token_bound": bound,
-            "note": timing.note,
-        }
+        row = empty_row(regime_name, setup.regime, name)
+        row |= {"peak_gib": timing.peak_gib, "note": timing.note}
         rows.append(row)
         if timing.note:
             continue
         seconds, num_lists = median[name], timing.work.num_lists
         row["ms_per_prompt"] = 1e3 * seconds
+        row["rounds"] = len(timing.seconds)
         row["ms_range"] = [1e3 * min(timing.seconds), 1e3 * max(timing.seconds)]
         row["processor_ms_per_prompt"] = 1e3 * statistics.median(timing.busy)
         row["lists_per_step"] = num_lists
@@ -285,6 +336,18 @@ def summarise(
             flops = flops_of.count(timing.work.rows) / num_lists
             row["share_of_matmul_rate"] = flops / seconds / peak
     return rows
+
+
+def empty_row(regime_name: str, regime: Regime, variant: str) -> Row:
+    """A row without figures."""
+    return {
+        "regime": regime_name,
+        "variant": variant,
+        "ms_per_prompt": None,
+        "peak_gib": None,
+        "token_bound": regime.token_bound,
+        "note": "",
+    }
 
 
 COLUMNS = {
@@ -323,6 +386,8 @@ def describe(
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "repeats": options.repeats,
+        "levers": options.lever,
+        "row_lengths": options.row_lengths,
         "dtype": str(dtype),
         "peak_gib": "torch.cuda.max_memory_allocated per step"
         if on_cuda

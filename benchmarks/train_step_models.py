@@ -1,6 +1,7 @@
 """Random models and lists of the shapes that train_step.py times; nothing is downloaded."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import SimpleNamespace
@@ -80,8 +81,19 @@ class Regime:
         return num * (prefix + answer) / (prefix + num * answer)
 
 
-def build_vlm(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Vlm, nn.Module]:
+def settings_of(row_lengths: str = "any", levers: Sequence[str] = ()) -> Any:
+    """What `perpo train` takes from its settings to prepare a model; needs no pydantic."""
+    return SimpleNamespace(
+        compile=None, deepspeed=None, row_lengths=row_lengths, levers=list(levers)
+    )
+
+
+def build_vlm(
+    shape: Shape, dtype: torch.dtype, device: torch.device, settings: Any = None
+) -> tuple[Vlm, nn.Module]:
     """A random model with a LoRA whose B is not zero, prepared as `perpo train` does.
+
+    `settings` are those of `settings_of`.
 
     Also its twin for TRL: modules of their own, without adapter, compilation and our attention,
     around the same weights.
@@ -107,12 +119,13 @@ def build_vlm(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[V
         identity="random",
     )
     lora = lora_config(vlm, shape.rank, 2 * shape.rank)
-    ready_model(
-        vlm,
-        "shared-prefix",
-        SimpleNamespace(compile=None, row_lengths="any", deepspeed=None, levers=()),
-    )
+    settings = settings or settings_of()
+    ready_model(vlm, "shared-prefix", settings)
     vlm.model = get_peft_model(model, lora, autocast_adapter_dtype=False).train()
+    if settings.levers:
+        from perpo_pipeline.train.levers.lora import use_lean_lora
+
+        use_lean_lora(vlm.model, settings.levers)
     for name, parameter in vlm.model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.01)

@@ -21,6 +21,7 @@ from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
     PackedBatch,
+    RowLengths,
     pack_lists,
     packed_logps,
     token_logps,
@@ -37,6 +38,7 @@ class Setup:
     twin: nn.Module
     regime: Regime
     lists: Sequence[CompletionList]
+    row_lengths: RowLengths = "any"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Work:
 def shared_prefix(setup: Setup) -> Work:
     """Ours: one list after another in a row (on the CPU one row per list), every prefix once."""
     vlm, lists = setup.vlm, setup.lists[: setup.regime.lists]
-    rows = pack_lists(vlm, lists).to(vlm.device)
+    rows = pack_lists(vlm, lists, row_lengths=setup.row_lengths).to(vlm.device)
 
     def step() -> Tensor:
         return backward(packed_logps(vlm.model, rows))

@@ -6,14 +6,14 @@
 
 It runs real commands on random lists (20 boxes as answers, 8 lists per step, LoRA of rank 128, as
 in the paper's grounding recipe), one after the other, so use a quiet machine. The figures come from
-the training log, without the first steps. It needs the extra `deepspeed`; a 7B model takes 14 GB of
-disk.
+the training log, without the first steps. A way that fails (without DeepSpeed, or out of memory) is
+recorded with its message. It needs torch, transformers, peft, pydantic and pyarrow, and the extra
+`deepspeed` for the ways with ZeRO; a 7B model takes 14 GB of disk.
 """
 
 import argparse
-import json
+import importlib.util
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -24,29 +24,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+if importlib.util.find_spec("perpo_pipeline") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pyarrow.parquet as pq
 import torch
-from train_step import LLAVA_7B, SMALLER
+from figures import save
+from made_lists import FORMAT, FRAME, write_lists
+from train_step import LLAVA_7B, SMALLER, TINY
 from train_step_models import Shape, model_config
 from transformers import AutoModelForImageTextToText
 
+from perpo_pipeline.config.file import load_config
+from perpo_pipeline.run import Run
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_without_weights
 
 PRESETS: dict[str, tuple[Shape, str]] = {
+    "dry": (replace(TINY, tile_px=56, vocab=704), "float32"),
     "cpu": (replace(SMALLER, tile_px=112, rank=16), "float32"),
     "h200": (LLAVA_7B, "bfloat16"),
 }
 WAYS = ("none", "zero2", "zero3", "zero3-offload")
 ANSWERS = 20
 WARM_UP = 3  # steps
+SOURCE = Path(__file__).resolve().parent.parent / "src"
 CONFIG = """
 run: z
-model: {{id: {base}, dtype: {dtype}, box_format: llava, box_frame: full}}
+data_root: {folder}
+model: {{id: {base}, dtype: {dtype}, box_format: {format}, box_frame: {frame}}}
 prepare:
-  train: {{source: perpo-json, path: lists.json}}
+  train: {{source: testbed, num_prompts: {lists}}}
 eval: {{splits: [train]}}
-filter: {{min_margin: 0.5}}
 train:
   batch_size: {batch}
   lora: {{rank: {rank}, alpha: {alpha}}}
@@ -72,76 +82,69 @@ def write_base(folder: Path, shape: Shape, dtype: str) -> None:
     processor.save_pretrained(folder)
 
 
-def write_lists(folder: Path, num_lists: int) -> None:
-    """Released lists of random boxes, each with its own image, so that each is encoded."""
-    from PIL import Image
-
-    rng = random.Random(0)
-    records = []
-    for number in range(num_lists):
-        name = f"{number}.png"
-        Image.new("RGB", (336, 336), (number % 256, 99, 9)).save(folder / name)
-        boxes = [
-            f"[{', '.join(f'{rng.random() / 2 + at:.2f}' for at in (0, 0, 0.5, 0.5))}]"
-            for _ in range(ANSWERS)
-        ]
-        records.append(
-            {
-                "image_id": number,
-                "image_path": name,
-                "question": "Where is the red shape?",
-                "answer": "[0.10, 0.10, 0.90, 0.90]",
-                "answers_gen": boxes,
-                "iou_scores": [at / (ANSWERS - 1) for at in range(ANSWERS)],
-            }
-        )
-    (folder / "lists.json").write_text(json.dumps(records))
+class Failed(Exception):
+    """A command failed; the message is the end of what it printed."""
 
 
 def perpo(folder: Path, *arguments: str) -> float:
-    """Run a command there; returns its seconds. Prints the end of its stderr if it fails."""
+    """Run a command there; returns its seconds. Raises Failed."""
     start = time.perf_counter()
+    paths = [str(SOURCE), os.environ.get("PYTHONPATH", "")]
     ran = subprocess.run(
         [sys.executable, "-m", "perpo_pipeline.cli", *arguments, "--config", "z.yaml", "--quiet"],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
     if ran.returncode:
-        sys.exit(f"perpo {' '.join(arguments)} failed:\n{ran.stderr[-3000:]}")
+        raise Failed(f"perpo {' '.join(arguments)}: {ran.stderr[-1000:].strip()}")
     return time.perf_counter() - start
 
 
-def measure(folder: Path, way: str, num_processes: int) -> dict[str, Any]:
-    """Train one way; returns the figures from its log."""
+def measure(folder: Path, preferences: Path, way: str, num_processes: int) -> dict[str, Any]:
+    """Train one way; returns the figures from its log, or a note of how it failed."""
+    row: dict[str, Any] = {"way": way, "processes": num_processes, "note": ""}
     flags = [] if way == "none" else ["--deepspeed", way]
     several = ["--num-processes", str(num_processes)] if num_processes > 1 else []
-    # Each run computes its own reference log-probabilities: they count in its seconds.
-    seconds = perpo(folder, "train", "--out", way, *flags, *several)
-    log = pl.read_parquet(folder / way / "*" / "part-*.parquet")[WARM_UP:]
-    taken = (log["tokens"] / log["tokens_per_s"]).to_list()
-    return {
-        "way": way,
-        "processes": num_processes,
-        "step_s": statistics.median(taken),
-        "tokens_per_s": log["tokens_per_s"].median(),
-        "mfu": log["mfu"].median(),
-        "peak_memory_gib": log["peak_memory_gib"].max(),
+    try:
+        # Each run computes its own reference log-probabilities: they count in its seconds.
+        given = ("--preferences", str(preferences), "--out", way)
+        seconds = perpo(folder, "train", *given, *flags, *several)
+    except Failed as failed:
+        print(f"{way}: {failed}", file=sys.stderr)
+        return row | {"note": str(failed)}
+    (part,) = (folder / way).glob("*/part-*.parquet")
+    log = pq.read_table(part).to_pylist()[WARM_UP:]
+    rates = [entry["tokens_per_s"] for entry in log]
+    return row | {
+        "step_s": statistics.median(entry["tokens"] / entry["tokens_per_s"] for entry in log),
+        "tokens_per_s": statistics.median(rates),
+        "mfu": median_of(log, "mfu"),
+        "peak_memory_gib": max((e["peak_memory_gib"] or 0.0 for e in log), default=0.0) or None,
         "whole_command_s": seconds,
-        "losses": log["loss"].to_list(),
+        "losses": [entry["loss"] for entry in log],
     }
 
 
+def median_of(log: list[dict[str, Any]], name: str) -> float | None:
+    found = [entry[name] for entry in log if entry[name] is not None]
+    return statistics.median(found) if found else None
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table; the largest difference of a loss is relative to the first way."""
+    """A Markdown table; `loss off by` compares with the first way that ran."""
     lines = [
         "| deepspeed | s per step | tokens/s | MFU | peak GiB | command s | loss off by |",
         "|---|---|---|---|---|---|---|",
     ]
+    first = next((row["losses"] for row in rows if not row["note"]), [])
     for row in rows:
-        off = max(abs(a - b) for a, b in zip(row["losses"], rows[0]["losses"], strict=True))
+        if row["note"]:
+            lines.append(f"| {row['way']} | failed | | | | | |")
+            continue
+        off = max(abs(a - b) for a, b in zip(row["losses"], first, strict=True))
         mfu = "-" if row["mfu"] is None else f"{row['mfu']:.2f}"
         peak = "-" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.1f}"
         lines.append(
@@ -171,19 +174,26 @@ def main() -> None:
     try:
         if not (folder / "base").is_dir():
             write_base(folder / "base", shape, dtype)
-        write_lists(folder, chosen.steps * chosen.batch_size)
-        (folder / "z.yaml").write_text(
+        num_lists = chosen.steps * chosen.batch_size
+        config = folder / "z.yaml"
+        config.write_text(
             CONFIG.format(
+                folder=folder.resolve() / "data",
                 base=folder.resolve() / "base",
+                format=FORMAT,
+                frame=FRAME,
+                lists=num_lists,
                 dtype=dtype,
                 batch=chosen.batch_size,
                 rank=shape.rank,
                 alpha=2 * shape.rank,
             )
         )
-        for stage in ("prepare", "filter"):
-            perpo(folder, stage)
-        rows = [measure(folder, way, chosen.num_processes) for way in chosen.ways]
+        preferences = write_lists(Run(load_config(config), quiet=True), num_lists, ANSWERS).path
+        rows: list[dict[str, Any]] = []
+        for way in chosen.ways:
+            rows.append(measure(folder, preferences.resolve(), way, chosen.num_processes))
+            save(chosen.json, rows)
     finally:
         if chosen.keep is None:
             shutil.rmtree(folder)
@@ -192,8 +202,6 @@ def main() -> None:
         f"{chosen.num_processes} process(es), {where}, {dtype}, {chosen.steps} steps of "
         f"{chosen.batch_size} lists\n\n{table(rows)}"
     )
-    if chosen.json:
-        chosen.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

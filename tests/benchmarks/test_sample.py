@@ -120,6 +120,23 @@ def test_another_number_of_tokens_ends_the_run(bench: SimpleNamespace):
         bench.script.interleave("", ways, 3, 1)
 
 
+def test_a_way_without_enough_memory_is_recorded_and_the_others_go_on(bench: SimpleNamespace):
+    def too_large():
+        raise torch.OutOfMemoryError("no room")
+
+    kept = []
+    ways = {"generate": too_large, "generate-batch": lambda: [[1]], "shared-prefix": lambda: [[1]]}
+    found = bench.script.interleave("", ways, 1, 2, lambda seconds: kept.append(str(seconds)))
+    assert found["generate"] == [] and len(found["shared-prefix"]) == 2
+    assert len(kept) == 2  # after each round, so that a timeout keeps them
+    rows = bench.script.summarise(found, 1, 1, bench.ways.LIBRARY, "shared-prefix")
+    assert [row["note"] for row in rows] == ["out of memory", "", ""]
+    assert "ms_per_prompt" not in rows[0]
+    # The opponent that had room is the one to compare with.
+    assert rows[2]["faster"] == pytest.approx(rows[1]["ms_per_prompt"] / rows[2]["ms_per_prompt"])
+    bench.script.print_table("", rows)
+
+
 def test_the_peak_is_that_of_a_process_of_its_own(bench: SimpleNamespace):
     case = replace(tiny_case(bench, "llava"), prompts=1)
     found = bench.ways._resident_peak_mib(case, torch.float32, "shared-prefix", 1)

@@ -196,6 +196,39 @@ def test_a_way_without_enough_memory_does_not_end_the_run(
     assert rows["shared-prefix"]["ms_per_prompt"] > 0
 
 
+@pytest.mark.usefixtures("tiny_preset")
+def test_a_run_that_is_stopped_keeps_the_rounds_that_it_has(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rounds = []
+
+    def stop(timing):
+        rounds.append(timing)
+        if len(rounds) == 3:  # warm-up, first and second round
+            raise KeyboardInterrupt
+        original(timing)
+
+    original = bench.script.run
+    monkeypatch.setattr(bench.script, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_script(bench, tmp_path, "--variant", "shared-prefix")
+    (row,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    assert row["rounds"] == 1 and row["ms_per_prompt"] > 0
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_a_model_without_enough_memory_is_recorded(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def too_large(*arguments):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(bench.script, "build_vlm", too_large)
+    rows = run_script(bench, tmp_path, "--variant", "shared-prefix", "concatenated")["rows"]
+    assert [row["variant"] for row in rows] == ["shared-prefix", "concatenated"]
+    assert {row["note"] for row in rows} == {"out of memory beside the steps"}
+
+
 def test_the_recipe_trains_on_every_list(bench: SimpleNamespace):
     setup = tiny_setup(bench, "llava")
     adapter = [p for p in setup.vlm.model.parameters() if p.requires_grad]
