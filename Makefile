@@ -12,6 +12,7 @@
 #   make lint | types      ruff and import-linter | mypy
 #   make docs              the manual, in site/
 #   make bench             side-by-side benchmarks
+#   make bench-gpu         the first nine minutes on a GPU: right, training, how fast (benchmarks/gpu/)
 #   make acceptance MODEL=llava15 DATA=datasets
 #                          does a real model do here what is published? (llava15, qwen25-vl, qwen3-vl, testbed)
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
@@ -34,7 +35,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at the same time would compute the reference twice
-.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench acceptance clean
+.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance clean
 
 , := ,
 INSTALLED := $(VENV)/.installed
@@ -152,6 +153,9 @@ $(DOCS): pyproject.toml constraints.txt | $(VENV)/bin/python
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/train_step.py --preset cpu
+
+bench-gpu: $(INSTALLED)
+	PYTHON=$(VENV)/bin/python bash benchmarks/gpu/run.sh
 
 acceptance: $(INSTALLED)
 	@$(VENV)/bin/python -m tools.acceptance $(or $(MODEL),$(error MODEL= is missing: llava15, qwen25-vl, qwen3-vl or testbed)) \

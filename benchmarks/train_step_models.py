@@ -93,10 +93,8 @@ def build_vlm(
 ) -> tuple[Vlm, nn.Module]:
     """A random model with a LoRA whose B is not zero, prepared as `perpo train` does.
 
-    `settings` are those of `settings_of`.
-
     Also its twin for TRL: modules of their own, without adapter, compilation and our attention,
-    around the same weights.
+    around the same weights. `settings` are those of `settings_of`.
     """
     torch.manual_seed(0)
     with device:
