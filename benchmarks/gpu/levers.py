@@ -33,6 +33,7 @@ from train_step_models import build_vlm, random_lists, settings_of
 from train_step_variants import backward
 
 from perpo_pipeline.config.levers import LEVERS
+from perpo_pipeline.errors import PerpoError
 from perpo_pipeline.train.master_weights import MasterAdamW
 from perpo_pipeline.train.shared_prefix import CompletionList, RowLengths, pack_lists, packed_logps
 from perpo_pipeline.vlm.models import Vlm
@@ -41,14 +42,21 @@ REGIME = "llava15-grounding"
 REPEATS = 6
 PROFILED_ROWS = 45
 Row = dict[str, Any]
-BY_GAIN = sorted(LEVERS, key=lambda name: -max(LEVERS[name].saves_ms))
-# Name, levers, row lengths: first what the defaults give, then what is likely to matter most.
-SETTINGS: list[tuple[str, list[str], RowLengths]] = [
-    ("as it is", [], "any"),
-    ("all levers", BY_GAIN, "any"),
-    *((name, [name], "any") for name in BY_GAIN),
-    ("as it is, bucketed rows", [], "bucketed"),
-]
+Setting = tuple[str, list[str], RowLengths]  # name, levers, row lengths
+EXCLUDED = {"flex-autotune"}  # from all together: it is instead of flash-parts
+ONLY_ON_CUDA = {"flex-autotune", "compiled-tower"}  # the latter compiles, minutes on a CPU
+
+
+def settings(preset: str) -> list[Setting]:
+    """What the defaults give, all levers, each one by its expected gain, and bucketed rows."""
+    usable = [name for name in LEVERS if preset != "dry" or name not in ONLY_ON_CUDA]
+    by_gain = sorted(usable, key=lambda name: -max(LEVERS[name].saves_ms))
+    return [
+        ("as it is", [], "any"),
+        ("all levers", [name for name in by_gain if name not in EXCLUDED], "any"),
+        *((name, [name], "any") for name in by_gain),
+        ("as it is, bucketed rows", [], "bucketed"),
+    ]
 
 
 @dataclass(frozen=True)
@@ -62,16 +70,16 @@ class Scene:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     end = time.monotonic() + options.seconds
-    on_cuda = options.preset == "h200"
+    on_cuda, chosen = options.preset == "h200", settings(options.preset)
     result: dict[str, Any] = {
         "torch": torch.__version__,
         "machine": torch.cuda.get_device_name() if on_cuda else "cpu",
         "regime": REGIME,
         "rows": [],
-        "left": [name for name, _, _ in SETTINGS],
+        "left": [name for name, _, _ in chosen],
     }
     truth = None
-    for number, (name, levers, row_lengths) in enumerate(SETTINGS):
+    for number, (name, levers, row_lengths) in enumerate(chosen):
         if time.monotonic() > end:
             break
         row = {"setting": name, "levers": levers, "row_lengths": row_lengths}
@@ -86,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             del scene
         except torch.OutOfMemoryError:
             row["note"] = OUT_OF_MEMORY
+        except PerpoError as error:  # a lever that this card or model cannot use
+            row["note"] = error.what
         result["rows"].append(row)
         result["left"].remove(name)
         save(options.json, result)

@@ -44,7 +44,7 @@ part() {
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | tee -a "$LOG"
 git rev-parse HEAD 2>/dev/null | sed 's/^/commit /' | tee -a "$LOG"
 gpu=benchmarks/gpu
-if [ -n "$DRY" ]; then check=(--cpu); preset=dry; train=dry
+if [ -n "$DRY" ]; then check=(--cpu --check driver --check bfloat16 --check flex-float32); preset=dry; train=dry
 else check=(); preset=h200; train=gpu; fi
 
 part check 170 "$PYTHON" -m perpo_pipeline.cli doctor --gpu --json "$OUT/check.json" "${check[@]}"

@@ -76,10 +76,12 @@ def test_levers_are_timed_until_the_time_is_over(
     scripts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, file = scripts["levers"], tmp_path / "levers.json"
-    names = [name for name, _, _ in script.SETTINGS]
-    assert names[:2] == ["as it is", "all levers"] and names[-1] == "as it is, bucketed rows"
-    assert set(names[2:-1]) == set(script.LEVERS)
-    monkeypatch.setattr(script, "SETTINGS", [script.SETTINGS[0], script.SETTINGS[-1]])
+    chosen = script.settings("h200")
+    assert chosen[0] == ("as it is", [], "any")
+    assert chosen[-1] == ("as it is, bucketed rows", [], "bucketed")
+    assert chosen[1][0] == "all levers" and "flex-autotune" not in chosen[1][1]
+    assert {name for name, _, _ in chosen[2:-1]} == set(script.LEVERS)
+    monkeypatch.setattr(script, "settings", lambda preset: [chosen[0], chosen[-1]])
     script.main(["--preset", "dry", "--json", str(file)])
     found = json.loads(file.read_text())
     assert [row["setting"] for row in found["rows"]] == ["as it is", "as it is, bucketed rows"]
@@ -103,7 +105,8 @@ def test_a_setting_without_room_is_recorded_and_the_next_goes_on(
             raise torch.OutOfMemoryError("no room")
         return original(preset, row_lengths, levers)
 
-    monkeypatch.setattr(script, "SETTINGS", [script.SETTINGS[0], script.SETTINGS[-1]])
+    chosen = script.settings("dry")
+    monkeypatch.setattr(script, "settings", lambda preset: [chosen[0], chosen[-1]])
     monkeypatch.setattr(script, "set_scene", too_large)
     script.main(["--preset", "dry", "--json", str(file)])
     rows = json.loads(file.read_text())["rows"]

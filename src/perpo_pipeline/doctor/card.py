@@ -95,7 +95,8 @@ def driver(device: str) -> Finding:
             return verdict(False, f"{text}: CUDA {cuda} needs the driver {oldest}", fix, **figures)
     if misfit := misfit_of_vllm():
         return verdict(False, f"{text}; {misfit[0]}", misfit[1], **figures)
-    vllm = installed_version("vllm") or f"not installed (pinned: {pinned('vllm') or 'none'})"
+    pin = pinned("vllm")
+    vllm = installed_version("vllm") or "not installed" + (f" (pinned: {pin})" if pin else "")
     return Finding("ok", f"{text}, vllm {vllm}", None, figures)
 
 
