@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": [],
         "left": [name for name, _, _ in chosen],
     }
-    truth = None
+    truth = scene = None
     for number, (name, levers, row_lengths) in enumerate(chosen):
         if time.monotonic() > end:
             break
@@ -91,11 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if number == 0:
                 result["optimiser_ms_per_step"] = time_optimiser(scene)
                 profile(scene, row_lengths, options.profile)
-            del scene
         except torch.OutOfMemoryError:
             row["note"] = OUT_OF_MEMORY
         except PerpoError as error:  # a lever that this card or model cannot use
             row["note"] = error.what
+        scene = None  # the next model needs its memory
         result["rows"].append(row)
         result["left"].remove(name)
         save(options.json, result)
