@@ -110,7 +110,7 @@ class _Machine:
     def _token(self, flops: float, bandwidth: float, rows: int) -> float:
         """Seconds for one token of one row."""
         shape = self.shape
-        reading = shape.parameters * shape.weight_bytes / bandwidth / rows
+        reading = shape.weights / bandwidth / rows
         return max(reading, 2 * shape.parameters / flops)
 
     def training(

@@ -50,7 +50,7 @@ def look_at_model(run: Run, *, half: bool) -> Model:
     found = find_model_here(config)
     record: dict[str, Any] = published()["models"].get(config.id, {})
     if found is None:
-        shape = _published_shape(record, half) if record else None
+        shape = _published_shape(record, half, config.quantization) if record else None
         size, how = _download_size(config)
         if size is None and record:
             how += f"; about {record['parameters'] * 2 / 1e9:.1f} GB by its published shape"
@@ -58,7 +58,7 @@ def look_at_model(run: Run, *, half: bool) -> Model:
     from perpo_pipeline.vlm.loading import load_without_weights
 
     vlm = load_without_weights(found, identity_cache=cache_folder(run) / IDENTITY_CACHE)
-    shape = shape_of(vlm, weight_bytes=2 if half else 4)
+    shape = shape_of(vlm, weight_bytes=2 if half else 4, quantization=config.quantization)
     if not has_weights(found):
         size, how = _download_size(config)
         return Model(config.id, half, vlm, shape, record, None, None, size, f"weights: {how}")
@@ -71,9 +71,15 @@ def cache_folder(run: Run) -> Path:
     return run.scratch if run.scratch.is_dir() else Path(tempfile.gettempdir())
 
 
-def _published_shape(record: dict[str, Any], half: bool) -> Shape:
-    sizes = ("parameters", "layers", "width", "inner", "kv_width", "vocabulary")
-    return Shape(**{name: record[name] for name in sizes}, trained=0, weight_bytes=2 if half else 4)
+def _published_shape(record: dict[str, Any], half: bool, quantization: str | None = None) -> Shape:
+    needed = ("parameters", "layers", "width", "inner", "kv_width", "vocabulary")
+    special = [name for name in ("query_width", "norms_queries") if name in record]
+    return Shape(
+        **{name: record[name] for name in (*needed, *special)},
+        trained=0,
+        weight_bytes=2 if half else 4,
+        quantization=quantization,
+    )
 
 
 def _download_size(config: ModelConfig) -> tuple[int | None, str]:

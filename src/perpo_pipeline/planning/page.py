@@ -229,6 +229,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "steps": t.steps,
                 "lists": t.lists,
                 "memory_bytes": t.memory().total,
+                "reference_bytes": t.memory().reference,
+                "host_bytes": t.memory().host,
                 "fits": t.memory().total <= FITS * plan.hardware.memory,
             }
             for t in plan.trainings

@@ -4,9 +4,10 @@
 before they exist it plans for the number that is expected, with lengths of a sample of prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from types import MappingProxyType
 
 from perpo_pipeline.config.steps import count_steps
 from perpo_pipeline.config.train import TrainSettings
@@ -24,13 +25,15 @@ from perpo_pipeline.train.lists import TrainingList, choose_completions
 from perpo_pipeline.train.memory import GIB, Estimate, Shape, estimate_memory, shape_of
 from perpo_pipeline.train.plan import RankStep, make_sampler
 from perpo_pipeline.train.scope import count_trained, make_trainable
+from perpo_pipeline.train.shared_prefix import row_length
 from perpo_pipeline.train.task import Task, check_batch_size, read_lists, task_of, uses_cuda
 from perpo_pipeline.train.train_adapter import choose_forward_and_say
 from perpo_pipeline.train.zero import offloads, read_zero_config, zero_stage
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
 
-FITS = 0.9  # of a device's memory: allocators and kernels need the rest
+FITS = 0.9  # of a device's memory: the allocator's blocks and gaps need the rest
+NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -68,20 +71,30 @@ class Training:
     forward: Forward
     shape: Shape
     size: int
+    on_gpu: bool
 
     @property
     def steps(self) -> int:
         """Optimiser steps of all epochs."""
         return count_steps(self.lists, self.settings)
 
-    def memory(self, **settings: object) -> Estimate:
-        """Bytes in each process, with other `settings`."""
-        wanted = self.settings.model_copy(update=settings)
+    def memory(self, changed: Mapping[str, object] = NOTHING) -> Estimate:
+        """Bytes in each process, with other settings: `changed` has values by their whole keys."""
+        update = {key.removeprefix("train."): value for key, value in changed.items()}
+        quantization = update.pop("model.quantization", self.shape.quantization)
+        wanted = self.settings.model_copy(update=update)
         tokens = min(
             self.epoch.largest_forward,
             max(wanted.max_tokens_per_forward, max(self.epoch.lengths)),
         )
-        return _estimate(self.shape, wanted, tokens, self.size)
+        if self.on_gpu and self.forward == "shared-prefix":
+            tokens = row_length(tokens, wanted.row_lengths)
+        shape = replace(self.shape, quantization=quantization)
+        return _estimate(shape, wanted, tokens, self.size, self._is_compiled(wanted))
+
+    def _is_compiled(self, settings: TrainSettings) -> bool:
+        wanted = self.on_gpu if settings.compile is None else settings.compile
+        return wanted and self.forward == "shared-prefix" and _zero_stage(settings) < 3
 
 
 def expect_training(
@@ -111,10 +124,9 @@ def expect_training(
     one = [_packed(longest, count, forward) for count in prompts]
     lengths = [one[i % len(one)] for i in range(lists)]
     sampler = make_sampler(lengths, settings, in_one_row=in_one_row, rank=0, size=size)
-    trained = _count_trained(model, settings)
-    shape = replace(model.shape, trained=trained)
+    shape = _trained_shape(model.shape, settings, _count_trained(model, settings))
     epoch = Epoch(list(sampler.steps_of_all_ranks()), lengths)
-    return Training(variant, settings, lists, epoch, forward, shape, size)
+    return Training(variant, settings, lists, epoch, forward, shape, size, on_gpu=in_one_row)
 
 
 def _packed(answers: Sequence[int], prompt: int, forward: Forward) -> int:
@@ -136,34 +148,50 @@ def _count_trained(model: Model, settings: TrainSettings) -> int:
     assert shape is not None
     if settings.tuning == "full":
         return shape.parameters
-    attention = 4 * shape.width + 2 * (shape.width + shape.kv_width)
-    return shape.layers * settings.lora.rank * (attention + 3 * (shape.width + shape.inner))
+    return shape.lora_numbers(settings.lora.rank)
+
+
+def _trained_shape(base: Shape, settings: TrainSettings, trained: int) -> Shape:
+    rank = settings.lora.rank if settings.tuning == "lora" else 0
+    return replace(base, trained=trained, rank=rank)
 
 
 def remedies(training: Training, memory: float) -> list[tuple[str, Estimate]]:
     """Settings that lower the memory, each with what it then takes: from the mildest on, up to the
     first that fits into `memory` bytes."""
-    longest = max(training.epoch.lengths)
-    half = max(longest, training.settings.max_tokens_per_forward // 2)
-    tries: list[dict[str, object]] = [
-        {"max_tokens_per_forward": half},
-        {"max_tokens_per_forward": longest},
-        {"gradient_checkpointing": True},
-        {"gradient_checkpointing": True, "max_tokens_per_forward": longest},
-    ]
-    if training.size > 1 and training.settings.deepspeed is None:
-        tries += [
-            {"deepspeed": stage, "gradient_checkpointing": True, "max_tokens_per_forward": longest}
-            for stage in ("zero2", "zero3")
-        ]
-    found = []
-    for settings in tries:
-        estimate = training.memory(**settings)
-        shown = " ".join(f"train.{k}={str(v).lower()}" for k, v in settings.items())
-        found.append((shown, estimate))
-        if estimate.total <= FITS * memory:
+    found: list[tuple[str, Estimate]] = []
+    for changed in _tries(training):
+        shown = " ".join(
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in changed.items()
+        )
+        found.append((shown, training.memory(changed)))
+        if found[-1][1].total <= FITS * memory:
             return found[-1:]
-    return found[-1:]
+    return sorted(found, key=lambda one: one[1].total)[:1]
+
+
+def _tries(training: Training) -> Iterator[dict[str, object]]:
+    """Settings by their keys: first those that change no result, and quantisation last."""
+    longest = max(training.epoch.lengths)
+    shorter: dict[str, object] = {"train.max_tokens_per_forward": longest}
+    half = max(longest, training.settings.max_tokens_per_forward // 2)
+    again: dict[str, object] = {"train.gradient_checkpointing": True}
+    offload = {**again, "train.activation_offload": True}
+    yield {"train.max_tokens_per_forward": half}
+    yield shorter
+    yield again
+    yield {**again, **shorter}
+    yield {**offload, **shorter}
+    if training.size > 1 and training.settings.deepspeed is None:
+        for stage in ("zero2", "zero3"):
+            yield {"train.deepspeed": stage, **again, **shorter}
+    if training.settings.tuning == "lora" and training.shape.quantization is None:
+        quantised: dict[str, object] = {"model.quantization": "nf4"}
+        yield quantised
+        yield {**quantised, **shorter}
+        yield {**quantised, **again, **shorter}
+        yield {**quantised, **offload, **shorter}
 
 
 def describe_training(
@@ -216,14 +244,20 @@ def _from_lists(run: Run, variant: str, size: int) -> tuple[Training, str, dict[
     lists = choose_completions(found.lists, settings.chosen_method)
     epoch = _plan(run, task, vlm, lists, forward, size)
     dtype = task.model_settings["dtype"]
-    base = shape_of(vlm, weight_bytes=4 if dtype == "float32" else 2)
-    shape = replace(base, trained=count_trained(make_trainable(vlm, settings)))
+    base = shape_of(
+        vlm,
+        weight_bytes=4 if dtype == "float32" else 2,
+        quantization=run.config.model.quantization,
+    )
+    shape = _trained_shape(base, settings, count_trained(make_trainable(vlm, settings)))
     described = (
         f"{len(lists)} of {task.preferences.path}, {forward}: {fmean(epoch.lengths):,.0f} "
         f"tokens on average, at most {max(epoch.lengths):,}" + _dropped(found.dropped)
     )
     place = (run.out or run.place("adapter", variant)) / task.recipe.fingerprint
-    training = Training(variant, settings, len(lists), epoch, forward, shape, size)
+    training = Training(
+        variant, settings, len(lists), epoch, forward, shape, size, on_gpu=uses_cuda(run)
+    )
     return training, described, {"writes": str(place)}
 
 
@@ -304,7 +338,14 @@ def _step(epoch: Epoch, settings: TrainSettings, size: int) -> str:
     return text + f"; processes are busy {100 * epoch.balance:.0f} % of the fullest one's time"
 
 
-def _estimate(shape: Shape, settings: TrainSettings, tokens: int, size: int) -> Estimate:
+def _zero_stage(settings: TrainSettings) -> int:
+    zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
+    return zero_stage(zero)
+
+
+def _estimate(
+    shape: Shape, settings: TrainSettings, tokens: int, size: int, compiled: bool
+) -> Estimate:
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
     return estimate_memory(
         shape,
@@ -312,6 +353,8 @@ def _estimate(shape: Shape, settings: TrainSettings, tokens: int, size: int) -> 
         processes=size,
         zero_stage=zero_stage(zero),
         checkpointing=settings.gradient_checkpointing,
+        activation_offload=settings.activation_offload,
+        compiled=compiled,
         offload=zero is not None and offloads(zero),
     )
 
@@ -324,6 +367,12 @@ def show_memory(found: Estimate) -> str:
         "optimiser": found.optimizer,
         "activations": found.activations,
         "logits": found.logits,
+        "working": found.working,
+        "context": found.context,
     }
     shown = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
-    return f"about {found.total / GIB:.3g} GiB in each process, computed: {shown}"
+    host = f"; {found.host / GIB:.3g} GiB of the machine's memory" if found.host else ""
+    return (
+        f"about {found.total / GIB:.3g} GiB in each process, computed: {shown}; the reference "
+        f"before it {found.reference / GIB:.3g}{host}"
+    )
