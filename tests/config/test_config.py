@@ -97,11 +97,18 @@ prepare:
 
 
 @pytest.mark.parametrize(
-    "family", ["llava15", "llava-next", "llava-onevision", "qwen25-vl", "qwen3-vl"]
+    "name",
+    [
+        *(
+            f"{family}-grounding"
+            for family in ("llava15", "llava-next", "llava-onevision", "qwen25-vl", "qwen3-vl")
+        ),
+        "qwen3-vl-4b-24gb",
+    ],
 )
-def test_the_grounding_recipes_train_and_test_on_all_of_refers_datasets(family: str) -> None:
+def test_the_grounding_recipes_train_and_test_on_all_of_refers_datasets(name: str) -> None:
     """The paper's Table 1 has these eight test sets."""
-    config = load_config(CONFIGS / f"{family}-grounding.yaml")
+    config = load_config(CONFIGS / f"{name}.yaml")
     sources = {name: source.model_dump() for name, source in config.prepare.items()}
     train = sources.pop("train")
     assert train["datasets"] == ["refcoco", "refcoco+", "refcocog"]

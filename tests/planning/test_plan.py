@@ -10,9 +10,11 @@ import pytest
 from perpo_pipeline.cli import main
 from perpo_pipeline.planning import plan as planning
 from perpo_pipeline.planning.calibration import Calibration
+from perpo_pipeline.planning.hardware import GIB
 from perpo_pipeline.planning.rates import Rate
 from perpo_pipeline.planning.tokens import Answers
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = """
 run: r
 model: {id: testbed, dtype: float32, device: cpu}
@@ -117,6 +119,52 @@ def test_bad_hardware_and_a_missing_file_are_one_message(
     Path("no.jsonl").write_text('{"image": "a.png"}\n')
     code, _, err = perpo("plan")
     assert code == 2 and "line 1" in err
+
+
+@pytest.mark.parametrize("card", ["rtx4090", "l4"])
+def test_the_recipe_for_24_gb_fits_there_as_it_is_configured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], card: str
+) -> None:
+    """By its published shape: neither the model nor the data is on this machine."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = str(CONFIGS / "qwen3-vl-4b-24gb.yaml")
+    with pytest.raises(SystemExit):
+        main(["plan", "--config", recipe, "--hardware", card, "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert [one["fits"] for one in plan["trainings"].values()] == [True] * 3
+    assert plan["sampling"]["fits"]
+    assert all(8 < one["memory_bytes"] / GIB < 0.9 * 24 for one in plan["trainings"].values())
+
+
+@pytest.mark.parametrize(
+    ("card", "model", "settings"),
+    [
+        ("l40s", "7b", {"train.max_tokens_per_forward=5120"}),
+        ("rtx4090", "7b", {"train.gradient_checkpointing=true", "train.max_tokens_per_forward"}),
+        ("rtx4090", "13b", {"model.quantization=nf4", "train.gradient_checkpointing=true"}),
+        ("l40s", "13b", {"train.gradient_checkpointing=true"}),
+    ],
+)
+def test_what_does_not_fit_comes_with_the_settings_that_make_it_fit(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    card: str,
+    model: str,
+    settings: set[str],
+) -> None:
+    """The paper's recipe with lists as long as they can be: weights of 13 and 25 GiB."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = str(CONFIGS / "llava15-grounding.yaml")
+    chosen = ["--set", f"model.id=llava-hf/llava-1.5-{model}-hf"]
+    with pytest.raises(SystemExit):
+        main(["plan", "--config", recipe, "--hardware", card, *chosen])
+    out = " ".join(capsys.readouterr().out.split())
+    needed, _, advice = out.partition("train perpo: about")[2].partition("with ")
+    assert f"is too much for {24 if card == 'rtx4090' else 48} GiB" in needed
+    advice = advice.partition("disk")[0]
+    assert all(setting in advice for setting in settings) and "(fits)" in advice
+    assert ("model.quantization=nf4" in advice) == (settings >= {"model.quantization=nf4"})
+    assert ("sample.batch_size=8 does" in out) == (model == "13b" and card == "rtx4090")
 
 
 def test_prompts_of_a_file_are_counted_and_only_some_images_are_opened(

@@ -224,6 +224,11 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             },
             "answer": {"low": plan.answers.tokens[0], "high": plan.answers.tokens[1]},
         },
+        "sampling": plan.sampling
+        and {
+            "memory_bytes": plan.sampling.total,
+            "fits": plan.sampling.total <= FITS * plan.hardware.memory,
+        },
         "trainings": {
             t.variant: {
                 "steps": t.steps,
