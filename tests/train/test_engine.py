@@ -241,6 +241,8 @@ def test_memory_that_runs_out_names_the_settings_to_change(checkpointing: bool) 
     fix = str(caught.value.fix)
     assert "train.max_tokens_per_forward (now 1234)" in fix
     assert ("train.gradient_checkpointing: true" in fix) is not checkpointing
+    assert ("train.activation_offload: true" in fix) is checkpointing
+    assert "`perpo plan` names settings that fit" in fix
     assert "resumes from the last checkpoint" in fix
 
 

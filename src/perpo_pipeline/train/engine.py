@@ -114,8 +114,11 @@ def memory_explained(
             ]
         if backward and not settings.gradient_checkpointing:
             advice.append("set train.gradient_checkpointing: true")
+        elif backward and not settings.activation_offload:
+            advice.append("set train.activation_offload: true")
         resumed = "then resumes from the last checkpoint" if backward else "goes on from there"
         raise ConfigError(
             f"the accelerator's memory ran out: {str(error).splitlines()[0]}",
-            fix="; ".join(advice) + f"; the same command {resumed}",
+            fix="; ".join(advice) + f"; the same command {resumed}. `perpo plan` names settings "
+            "that fit",
         ) from error
