@@ -1,6 +1,7 @@
 """Offloaded inputs of layers: equal gradients, the right tensors are moved, and memory is freed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,12 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def policy_of(directory: Path, **settings: Any) -> tuple[Vlm, PackedBatch]:
+def policy_of(
+    directory: Path, quantization: str | None = None, **settings: Any
+) -> tuple[Vlm, PackedBatch]:
     """A model with an adapter, ready to train, and a batch."""
-    vlm = load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
+    resolved = replace(resolve_model(str(directory)), quantization=quantization)
+    vlm = load_vlm(resolved, dtype="float32", device="cpu")
     wanted = TrainSettings(lora=LoraSettings(rank=4), **settings)
     ready_model(vlm, "shared-prefix", wanted)
     end = vlm.eos_token_ids[0]
@@ -74,8 +78,8 @@ def policy_of(directory: Path, **settings: Any) -> tuple[Vlm, PackedBatch]:
     return vlm, batch
 
 
-def trained(directory: Path, **settings: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    vlm, batch = policy_of(directory, **settings)
+def trained(directory: Path, *how: str | None, **settings: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    vlm, batch = policy_of(directory, *how, **settings)
     logps = packed_logps(vlm.model, batch)
     return logps.detach(), gradients(vlm, logps)
 
@@ -86,13 +90,16 @@ def gradients(vlm: Vlm, logps: Tensor) -> dict[str, Tensor]:
     return {name: p.grad for name, p in named.items() if p.grad is not None}
 
 
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
 def test_gradients_are_bit_equal_and_only_the_inputs_of_layers_are_moved(
-    directory: Path, moved: list[Tensor]
+    directory: Path, moved: list[Tensor], quantization: str | None
 ) -> None:
     """No parameter, nothing of the tower, no logits: (R, T, D) numbers for each decoder layer."""
-    logps, expected = trained(directory, gradient_checkpointing=True)
+    logps, expected = trained(directory, quantization, gradient_checkpointing=True)
     assert moved == []
-    vlm, batch = policy_of(directory, gradient_checkpointing=True, activation_offload=True)
+    vlm, batch = policy_of(
+        directory, quantization, gradient_checkpointing=True, activation_offload=True
+    )
     found = packed_logps(vlm.model, batch)
     text: Any = base_model(vlm.model).config.get_text_config()
     rows = tuple(batch.input_ids.shape)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-MIN_BYTES = 2**20  # a smaller tensor stays where it is: a copy costs more than it frees
+MIN_BYTES = 2**16  # a smaller tensor stays where it is: a copy costs more than it frees
 
 Packed = Tensor | tuple[torch.device, Tensor]
 
