@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from types import MappingProxyType
+from typing import Any
 
 from perpo_pipeline.config.steps import count_steps
 from perpo_pipeline.config.train import TrainSettings
@@ -33,7 +34,7 @@ from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
 
 FITS = 0.9  # of a device's memory: the allocator's blocks and gaps need the rest
-NOTHING: Mapping[str, object] = MappingProxyType({})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Training:
         """Optimiser steps of all epochs."""
         return count_steps(self.lists, self.settings)
 
-    def memory(self, changed: Mapping[str, object] = NOTHING) -> Estimate:
+    def memory(self, changed: Mapping[str, Any] = NOTHING) -> Estimate:
         """Bytes in each process, with other settings: `changed` has values by their whole keys."""
         update = {key.removeprefix("train."): value for key, value in changed.items()}
         quantization = update.pop("model.quantization", self.shape.quantization)
@@ -171,12 +172,12 @@ def remedies(training: Training, memory: float) -> list[tuple[str, Estimate]]:
     return sorted(found, key=lambda one: one[1].total)[:1]
 
 
-def _tries(training: Training) -> Iterator[dict[str, object]]:
+def _tries(training: Training) -> Iterator[dict[str, Any]]:
     """Settings by their keys: first those that change no result, and quantisation last."""
     longest = max(training.epoch.lengths)
-    shorter: dict[str, object] = {"train.max_tokens_per_forward": longest}
+    shorter: dict[str, Any] = {"train.max_tokens_per_forward": longest}
     half = max(longest, training.settings.max_tokens_per_forward // 2)
-    again: dict[str, object] = {"train.gradient_checkpointing": True}
+    again: dict[str, Any] = {"train.gradient_checkpointing": True}
     offload = {**again, "train.activation_offload": True}
     yield {"train.max_tokens_per_forward": half}
     yield shorter
@@ -187,7 +188,7 @@ def _tries(training: Training) -> Iterator[dict[str, object]]:
         for stage in ("zero2", "zero3"):
             yield {"train.deepspeed": stage, **again, **shorter}
     if training.settings.tuning == "lora" and training.shape.quantization is None:
-        quantised: dict[str, object] = {"model.quantization": "nf4"}
+        quantised: dict[str, Any] = {"model.quantization": "nf4"}
         yield quantised
         yield {**quantised, **shorter}
         yield {**quantised, **again, **shorter}
@@ -236,7 +237,7 @@ def describe_training(
 
 def _from_lists(run: Run, variant: str, size: int) -> tuple[Training, str, dict[str, str]]:
     """The training on the lists that `perpo filter` has kept."""
-    task = task_of(run, variant)
+    task = task_of(run, variant, computes_here=False)
     settings = task.settings
     vlm = load_without_weights(task.resolved)
     forward = choose_forward_and_say(run, vlm, settings)

@@ -67,12 +67,14 @@ class TaskLists:
     dropped: list[str]
 
 
-def task_of(run: Run, variant: str) -> Task:
-    """Find what a variant is trained from, and its recipe."""
+def task_of(run: Run, variant: str, *, computes_here: bool = True) -> Task:
+    """Find what a variant is trained from, and its recipe; a plan does not compute here."""
     settings = run.config.train.variants()[variant]
     preferences = run.latest("preferences", run.config.sample.split)
     prompts = input_of(preferences, "prompts")
-    resolved, model_settings = find_model(run.config.model, run.scratch)
+    resolved, model_settings = find_model(
+        run.config.model, run.scratch, computes_here=computes_here
+    )
     found = {**model_settings, **box_settings(run.config.model)}
     recipe = Recipe(
         "adapter",
