@@ -35,6 +35,7 @@ from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
+from perpo_pipeline.vlm.windows import TOWERS_WITH_PARTS, WINDOWS
 
 PackedList = tuple[int, Sequence[int]]  # tokens of the prefix, and of each answer
 Layout = Sequence[Sequence[PackedList]]  # the lists of each row
@@ -256,7 +257,9 @@ class TestModels:
         assert not uses_flex_attention(vlm.model)
         use_shared_prefix_attention(vlm.model, flex=flex)
         assert uses_flex_attention(vlm.model) is flex
-        assert vlm.model.config.vision_config._attn_implementation == "sdpa"
+        windowed = vlm.model.config.model_type in TOWERS_WITH_PARTS  # SDPA, window by window
+        tower = vlm.model.config.vision_config._attn_implementation
+        assert tower == (WINDOWS if windowed else "sdpa")
         with torch.no_grad():
             packed_logps(vlm.model, pack_lists(vlm, self.lists(vlm, [4, 6])))
         layers = len(vlm.model.model.language_model.layers)
