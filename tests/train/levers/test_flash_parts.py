@@ -9,9 +9,15 @@ from lever_runs import assert_same, run, trainable_vlm, uneven_lists
 from tiny_families import MODEL_TYPES, save_tiny_family
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from perpo_pipeline.train.layout import PackedList
-from perpo_pipeline.train.levers.flash_parts import attention_in_parts, list_parts
+from perpo_pipeline.train.levers.flash_parts import (
+    _flash,
+    _flash_backward,
+    attention_in_parts,
+    list_parts,
+)
 from perpo_pipeline.train.self_check import compare_forwards
 from perpo_pipeline.vlm.attention import PARTS
 from perpo_pipeline.vlm.models import base_model
@@ -130,3 +136,16 @@ def test_compiled_layers_stay_one_graph_for_all_lengths(directory: Path) -> None
         seen.append(counter.frame_count)
     assert seen[0] > 0 and len(set(seen)) == 1, seen
     torch._dynamo.reset()
+
+
+def test_flash_on_a_gpu_takes_what_it_is_given() -> None:
+    """Shapes and dtypes of its two operators, without a GPU: grouped heads, several lists."""
+    with FakeTensorMode():
+        query = torch.empty(PLACES, 4, 64, dtype=torch.bfloat16, device="cuda")
+        key = torch.empty(PLACES, 2, 64, dtype=torch.bfloat16, device="cuda")
+        ends = torch.empty(10, dtype=torch.int32, device="cuda")
+        out, lse = _flash(query, key, key, ends, ends, (6, 6), True, 0.1)
+        grads = _flash_backward((query, query, key, key, out, lse), ends, ends, (6, 6), True, 0.1)
+    assert out.shape == query.shape and out.dtype == query.dtype
+    assert lse.shape == (4, PLACES) and lse.dtype == torch.float32
+    assert [grad.shape for grad in grads] == [query.shape, key.shape, key.shape]

@@ -250,9 +250,11 @@ def _flash_backward(
     """Gradients of query, key, value; `tensors` are grad, query, key, value, out and lse."""
     grad, query, key, value, out, lse = tensors
     if query.is_cuda:
-        unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # dropout's random state
+        # Dropout's random state, without dropout.
+        seed = torch.zeros(2, dtype=torch.uint64, device=query.device)
+        offset = torch.zeros(0, device=query.device)
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-            *tensors, query_ends, key_ends, *longest, 0.0, causal, unused, unused[:0], scale=scale
+            *tensors, query_ends, key_ends, *longest, 0.0, causal, seed, offset, scale=scale
         )
         return found
     grads = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
