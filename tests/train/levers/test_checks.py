@@ -18,3 +18,5 @@ def test_autotuned_kernels_need_a_gpu() -> None:
     with pytest.raises(ConfigError, match="flex-autotune, which changes what is compiled"):
         check_levers(["flex-autotune"], zero_stage=0, on_cuda=False)
     check_levers(["flex-autotune"], zero_stage=0, on_cuda=True)
+    with pytest.raises(ConfigError, match="flex-autotune, which needs compiled layers"):
+        check_levers(["flex-autotune"], zero_stage=3, on_cuda=True)

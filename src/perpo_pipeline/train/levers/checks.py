@@ -15,6 +15,11 @@ def check_levers(levers: Collection[str], *, zero_stage: int, on_cuda: bool) -> 
                 "will be on the CPU",
                 fix=f"remove {name}",
             )
+        if LEVERS[name].cuda_only and zero_stage == 3:
+            raise ConfigError(
+                f"train.levers has {name}, which needs compiled layers; under ZeRO-3 none is",
+                fix=f"remove {name}, or use train.deepspeed: zero2",
+            )
         if LEVERS[name].whole_weights and zero_stage == 3:
             raise ConfigError(
                 f"train.levers has {name}, which reads weights that ZeRO-3 shards",
