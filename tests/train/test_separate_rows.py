@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
 
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
@@ -13,6 +14,7 @@ from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
+from perpo_pipeline.vlm.tensors import stack_image_tensors
 
 COMPLETIONS = [[[11, 12, 13, 2], [21, 2]], [[31, 32, 33, 34, 2]]]
 
@@ -70,6 +72,25 @@ def test_padding_changes_nothing_but_the_shape(windowed: Vlm) -> None:
         atol=1e-4,
         rtol=0,
     )
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_an_image_travels_once_per_list_and_is_repeated_for_its_rows(
+    model_type: str, tmp_path: Path
+) -> None:
+    """Images of different sizes, two and one completions."""
+    vlm = load(save_tiny_family(model_type, tmp_path))
+    sizes = [(48, 40), (90, 40)]
+    prompts = [encode_prompt(vlm, noise_image(i, *size), "red") for i, size in enumerate(sizes)]
+    batch = separate_lists(
+        vlm, [CompletionList(p, c) for p, c in zip(prompts, COMPLETIONS, strict=True)]
+    )
+    expected = stack_image_tensors([prompts[0], prompts[0], prompts[1]])
+    found = batch.tensors
+    assert found.keys() == expected.keys() and "pixel_values" in found
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    once = stack_image_tensors(prompts)
+    assert all(torch.equal(batch.images[name], once[name]) for name in found)
 
 
 def test_a_batch_moves_with_every_tensor_in_it(windowed: Vlm) -> None:

@@ -108,7 +108,7 @@ class TrainSettings(Section):
     num_workers: Int | None = Field(
         None,
         ge=0,
-        description="processes that prepare images; none: up to 4 on CUDA, 0 on the CPU",
+        description="processes that prepare images; none: up to 4 on CUDA (0 with little /dev/shm)",
     )
     drop_too_long: bool = Field(
         False, description="leave out lists that are longer than the model's context; else fail"

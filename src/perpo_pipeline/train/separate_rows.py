@@ -20,15 +20,18 @@ from perpo_pipeline.vlm.tensors import cast_tensors, stack_image_tensors
 class SeparateBatch:
     """B lists as M full rows of T tokens, one row per completion, right-padded.
 
-    `input_ids`, `attention_mask` and `is_answer` (M, T); `tensors` the pixel tensors, one image per
-    row; `token_types` (M, T) for the families that compute positions from them; `places` (M,) index
+    `input_ids`, `attention_mask` and `is_answer` (M, T); `images` the pixel tensors, one image per
+    list, of which list b has `image_parts[name][b]` along the image axis; `rows` per list;
+    `token_types` (M, T) for the families that compute positions from them; `places` (M,) index
     into B*N; `num_tokens` (B, N) as in `PackedBatch`; `num_packed` tokens without padding.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     is_answer: Tensor
-    tensors: dict[str, Tensor]
+    images: dict[str, Tensor]
+    image_parts: dict[str, list[int]]
+    rows: list[int]
     token_types: Tensor | None
     places: Tensor
     num_tokens: Tensor
@@ -38,6 +41,17 @@ class SeparateBatch:
     def mask(self) -> Tensor:
         """(B, N) true where there is a completion."""
         return self.num_tokens > 0
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The pixel tensors with one image per row; they are repeated here, on the device."""
+        repeated = {}
+        for name, images in self.images.items():
+            parts = zip(torch.split(images, self.image_parts[name]), self.rows, strict=True)
+            repeated[name] = torch.cat(
+                [part.repeat(rows, *[1] * (part.ndim - 1)) for part, rows in parts]
+            )
+        return repeated
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SeparateBatch":
         """The batch on `device`; accelerate calls this signature."""
@@ -50,7 +64,7 @@ class SeparateBatch:
             input_ids=move(self.input_ids),
             attention_mask=move(self.attention_mask),
             is_answer=move(self.is_answer),
-            tensors={name: move(value) for name, value in self.tensors.items()},
+            images={name: move(value) for name, value in self.images.items()},
             token_types=None if self.token_types is None else move(self.token_types),
             places=move(self.places),
             num_tokens=move(self.num_tokens),
@@ -82,11 +96,14 @@ def separate_lists(
         if entry.prompt.token_types is not None:
             token_types[row, left_padding:prefix_end] = entry.prompt.token_types
     typed = lists[0].prompt.token_types is not None
+    prompts = [entry.prompt for entry in lists]
     return SeparateBatch(
         input_ids=ids,
         attention_mask=attended,
         is_answer=is_answer,
-        tensors=stack_image_tensors([entry.prompt for _, _, entry in rows]),
+        images=stack_image_tensors(prompts),
+        image_parts={n: [p.tensors[n].shape[0] for p in prompts] for n in prompts[0].tensors},
+        rows=[len(entry.completions) for entry in lists],
         token_types=token_types if typed else None,
         places=torch.tensor([b * num + n for b, n, _ in rows]),
         num_tokens=num_tokens,
