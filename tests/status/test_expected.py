@@ -13,6 +13,8 @@ from perpo_pipeline.config.fingerprints import counts_in
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import Section
 from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.run import Run
 from perpo_pipeline.status.check import Check
 from perpo_pipeline.status.expected import differences, show
 from perpo_pipeline.store.old_rules import RULES, Rule
@@ -178,3 +180,10 @@ def test_a_setting_that_did_not_exist_had_the_value_of_that_time(
 )
 def test_values_are_shown_as_the_file_has_them(value: Any, text: str) -> None:
     assert show(value) == text
+
+
+def test_an_adapter_trained_at_another_image_size_is_refused(file: Path) -> None:
+    for after in (configured(file, model__max_pixels=9), configured(file, model__max_tiles=2)):
+        with pytest.raises(ArtifactError, match=r"model\.max_\w+ null, the configuration says"):
+            Run(after, quiet=True).latest("adapter", "sft")
+    assert Run(configured(file), quiet=True).latest("adapter", "sft")

@@ -9,8 +9,12 @@ from tiny_adapters import save_adapter_artifact
 from tiny_families import save_tiny_family
 
 from perpo_pipeline import cli
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.evaluate.harness.run_lmms_eval import _image_size
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.testbed import shipped_model_dir
+from perpo_pipeline.vlm.files import ResolvedModel
+from perpo_pipeline.vlm.image_limits import ImageLimits
 
 CONFIG = """
 run: r
@@ -179,3 +183,24 @@ def test_a_family_without_a_class_is_refused_by_name(
     said = capsys.readouterr().err
     assert "no class that loads models of the family newcomer" in said
     assert "Qwen2.5-VL (qwen2_5_vl)" in said
+
+
+@pytest.mark.parametrize(
+    ("model_class", "limits", "given"),
+    [
+        ("qwen2_5_vl", ImageLimits(max_pixels=9), ["max_pixels=9"]),
+        ("qwen3_vl", ImageLimits(4, 9), ["min_pixels=4", "max_pixels=9"]),
+        ("internvl_hf", ImageLimits(max_tiles=3), ["max_patches=3"]),
+        ("llava_hf", ImageLimits(), []),
+    ],
+)
+def test_limits_on_the_image_size_are_given_where_the_class_takes_them(
+    model_class: str, limits: ImageLimits, given: list[str]
+) -> None:
+    assert _image_size(model_class, ResolvedModel(Path(), "m", limits=limits)) == given
+
+
+def test_a_class_that_takes_no_limit_is_refused() -> None:
+    resolved = ResolvedModel(Path(), "m", limits=ImageLimits(max_tiles=3))
+    with pytest.raises(ConfigError, match=r"llava_hf cannot limit .* model.max_tiles"):
+        _image_size("llava_hf", resolved)

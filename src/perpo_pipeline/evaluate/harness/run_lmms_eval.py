@@ -32,6 +32,12 @@ STAGE_VERSION = 1
 LOGS, OUTPUT = "logs", "lmms-eval.log"
 TASK_NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 TAKES_DTYPE = ("llava_hf",)
+IMAGE_SIZE = {
+    "qwen2_5_vl": {"min_pixels": "min_pixels", "max_pixels": "max_pixels"},
+    "qwen3_vl": {"min_pixels": "min_pixels", "max_pixels": "max_pixels"},
+    "internvl_hf": {"max_tiles": "max_patches"},
+}
+"""lmms-eval's argument for each of our limits on the image size, by its class of models."""
 INCLUDE_PATH = "--include_path"
 
 
@@ -92,7 +98,7 @@ def run_lmms_eval(run: Run, model: str, task: str, asked: Asked) -> Version:
     def write_scores(writer: Writer) -> None:
         if not results_files(writer.path / LOGS):
             path = _model_folder(run, resolved, inputs, found)
-            words = _words(run, path, model_class, task, found, asked)
+            words = _words(run, path, model_class, task, found, asked, resolved)
             _run(run, writer, variant, words, asked.program)
         measured = measure(read_logs(writer.path / LOGS))
         for name, note in measured.notes.items():
@@ -136,8 +142,28 @@ def _model_folder(
     return merge_to_disk(resolved, adapter, found["dtype"], run.scratch / MERGED, cache).resolve()
 
 
+def _image_size(model_class: str, resolved: ResolvedModel) -> list[str]:
+    """The model arguments for the run's limits; raises ConfigError if the class takes none."""
+    names = IMAGE_SIZE.get(model_class, {})
+    given = resolved.limits.given()
+    if missing := [f"model.{name}" for name in given if name not in names]:
+        raise ConfigError(
+            f"lmms-eval's class {model_class} cannot limit the size of images, but the run sets "
+            f"{' and '.join(missing)}",
+            fix="run a harness yourself on a model whose files have it, and give its logs to "
+            "`perpo measure harness`",
+        )
+    return [f"{names[name]}={value}" for name, value in given.items()]
+
+
 def _words(
-    run: Run, path: Path, model_class: str, task: str, found: Mapping[str, Any], asked: Asked
+    run: Run,
+    path: Path,
+    model_class: str,
+    task: str,
+    found: Mapping[str, Any],
+    asked: Asked,
+    resolved: ResolvedModel,
 ) -> list[str]:
     device = run.config.model.device
     if device == "auto":
@@ -151,6 +177,7 @@ def _words(
     loading = [f"pretrained={path}", f"device={device}", f"device_map={device}"]
     if model_class in TAKES_DTYPE:
         loading.append(f"dtype={found['dtype']}")
+    loading += _image_size(model_class, resolved)
     model_arguments = ",".join([*loading, *asked.model_arguments])
     words = ["--model", model_class, "--model_args", model_arguments, "--tasks", task]
     return [*words, "--log_samples", *asked.arguments]
