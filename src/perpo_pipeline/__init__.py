@@ -15,8 +15,11 @@ answers         box formats, reading answers, checks of truths
 store           artifacts and their schemas
 """
 
+import logging
 import sys
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -42,4 +45,35 @@ class _MovedModules(MetaPathFinder):
             )
 
 
+class _QuietBitsandbytes(MetaPathFinder):
+    """Imports bitsandbytes so that it prints nothing and asks no hub.
+
+    On a CPU with bf16 instructions its import lets the package `kernels` download a kernel from a
+    hub, or prints a warning without that package. transformers and PEFT import bitsandbytes as soon
+    as it is installed, whatever the model is. The kernel would only serve 4-bit layers on a CPU,
+    which compute in another way here (vlm/quantization.py).
+    """
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        found = PathFinder.find_spec(fullname, path) if fullname == "bitsandbytes" else None
+        if found is None or found.loader is None:
+            return None
+        execute = found.loader.exec_module
+
+        def execute_quietly(module: ModuleType) -> None:
+            before = sys.modules.get("kernels")
+            sys.modules["kernels"] = None  # type: ignore[assignment] # its import fails
+            logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+            try:
+                execute(module)
+            finally:
+                del sys.modules["kernels"]
+                if before is not None:
+                    sys.modules["kernels"] = before
+
+        found.loader.exec_module = execute_quietly  # type: ignore[method-assign]
+        return found
+
+
 sys.meta_path.append(_MovedModules())
+sys.meta_path.insert(0, _QuietBitsandbytes())

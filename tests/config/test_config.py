@@ -319,6 +319,19 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("model: {box_format: qwen2.5-vl, box_frame: pad}", "set box_frame to resized"),
         ("model: {box_frame: resized, preprocess: pad}", "set preprocess to processor"),
         ("model: {box_frame: rezised}", "model.box_frame"),
+        (
+            "model: {quantization: nf4}\ntrain: {tuning: full}",
+            "train.tuning: full trains the weights themselves",
+        ),
+        (
+            "model: {quantization: int8}\nsample: {backend: openai, base_url: 'http://x/v1'}",
+            "sample.backend: a server holds its own weights",
+        ),
+        (
+            "model: {quantization: nf4}\ntrain: {deepspeed: zero2}",
+            "train.deepspeed: DeepSpeed was not tried with quantised weights",
+        ),
+        ("model: {quantization: nf8}", "model.quantization"),
         ("eval: {models: []}", "eval.models"),
         ("eval: {split: train}", "eval.split was renamed: use eval.splits"),
         ("eval: {splits: []}", "eval.splits"),

@@ -302,6 +302,12 @@ def test_three_processes_share_four_lists_a_step_and_train_as_one(
     assert_same(run_training(workdir, "three", "--num-processes", "3", *sets), single)
 
 
+def test_two_processes_train_beside_weights_in_4_bits_as_one(workdir: Path) -> None:
+    quantised = ("--set", "model.quantization=nf4")
+    one = run_training(workdir, "nf4-one", *quantised)
+    assert_same(run_training(workdir, "nf4-two", *quantised, "--num-processes", "2"), one)
+
+
 def test_more_processes_than_lists_a_step_are_not_started(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

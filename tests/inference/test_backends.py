@@ -69,6 +69,7 @@ def test_auto_is_vllm_only_on_cuda_and_if_it_is_installed(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if has_vllm else None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_cuda)
     assert choose_backend(SampleConfig(), device) == chosen
+    assert choose_backend(SampleConfig(), device, "nf4") == "transformers"
     assert choose_backend(SampleConfig(backend="openai", base_url="http://x/v1"), device) == (
         "openai"
     )

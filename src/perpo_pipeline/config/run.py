@@ -58,23 +58,23 @@ class RunConfig(Section):
         how = self.model.quantization
         if how is None:
             return self
+        remove = "remove model.quantization"
+        server = f"a server holds its own weights, whatever model.quantization says ({how})"
         faults = [
-            (
-                f"{section}.backend",
-                f"a server holds its own weights, whatever model.quantization "
-                f"says ({how}): use transformers, or vllm, or remove model.quantization",
-            )
-            for section, chosen in (("sample", self.sample), ("eval", self.eval))
-            if chosen.backend == "openai"
+            (f"{name}.backend", f"{server}: use transformers or vllm, or {remove}")
+            for name, section in (("sample", self.sample), ("eval", self.eval))
+            if section.backend == "openai"
         ]
-        if any(one.tuning == "full" for one in self.train.variants().values()):
+        variants = self.train.variants().values()
+        if any(one.tuning == "full" for one in variants):
+            full = "full trains the weights themselves, which model.quantization"
             faults.append(
-                (
-                    "train.tuning",
-                    f"full trains the weights themselves, which model.quantization: {how} "
-                    "keeps in a few bits: use lora, or remove model.quantization",
-                )
+                ("train.tuning", f"{full} keeps in few bits ({how}): use lora, or {remove}")
             )
+        if any(one.deepspeed for one in variants):
+            zero = "DeepSpeed was not tried with quantised weights"
+            fix = f"several processes need none: use --num-processes alone, or {remove}"
+            faults.append(("train.deepspeed", f"{zero} (model.quantization: {how}); {fix}"))
         if faults:
             raise several_faults(faults)
         return self

@@ -9,7 +9,6 @@ from torch import nn
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.activation_offload import offload_layer_inputs
 from perpo_pipeline.vlm.models import Vlm, base_model
-from perpo_pipeline.vlm.quantization import import_peft
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -30,20 +29,21 @@ def lora_config(
     whole module paths, so layers of the same name elsewhere stay frozen. Raises ConfigError for a
     part whose place is unknown in an untested family.
     """
+    from peft import LoraConfig
+
     _check_scope(vlm, scope)
     patterns = []
     if LANGUAGE_MODEL in scope:
         patterns.append(rf".*{re.escape(_text_model(vlm))}\..*\.({LORA_LINEARS})")
     if "vision_tower" in scope:
         patterns += [re.escape(name) for name in _tower_linears(vlm)]
-    config: LoraConfig = import_peft().LoraConfig(
+    return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules="|".join(f"({pattern})" for pattern in patterns) or None,
         modules_to_save=list(_projectors(vlm)) if "projector" in scope else None,
     )
-    return config
 
 
 def unfreeze(vlm: Vlm, scope: Collection[str]) -> None:
@@ -69,11 +69,13 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
     With LoRA this attaches the adapter to the model, in the model's own dtype, and returns a
     PeftModel. Raises ConfigError as `lora_config` does.
     """
+    from peft import get_peft_model
+
     policy: Any = vlm.model
     if settings.tuning == "lora":
         config = lora_config(vlm, settings.lora.rank, settings.lora.alpha, settings.scope)
         # PEFT's own default, an fp32 adapter on a bf16 base, costs a third of the speed.
-        policy = import_peft().get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
+        policy = get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
         if settings.levers:
             from perpo_pipeline.train.levers.lora import use_lean_lora
 

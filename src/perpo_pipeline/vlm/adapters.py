@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import ArtifactError, first_line
 from perpo_pipeline.store.atomic import write_atomically
-from perpo_pipeline.vlm.quantization import import_peft
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,18 +62,18 @@ def save_trained(
     A LoRA adapter is written in fp32 if the optimiser holds fp32 `masters`, fully trained weights
     in the dtype that they compute in.
     """
+    from peft import PeftModel
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in leave_out}
     if not trained:
         return
-    if isinstance(model, import_peft().PeftModel):
+    if isinstance(model, PeftModel):
         out = {n for n, p in model.named_parameters() if p in leave_out}
         exact = {n: masters[p] for n, p in model.named_parameters() if p in masters}
         weights = {n: t for n, t in {**model.state_dict(), **exact}.items() if n not in out}
-        peft: Any = model
-        peft.save_pretrained(str(directory), state_dict=weights)
+        model.save_pretrained(str(directory), state_dict=weights)
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         return
     weights = {n: masters.get(p, p).detach().to(p.dtype).contiguous() for n, p in trained.items()}
@@ -88,11 +87,11 @@ def has_trained(directory: Path) -> bool:
 
 def load_trained(model: "nn.Module", directory: Path) -> None:
     """Load saved weights into the model that is being trained (resume)."""
+    from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    peft = import_peft()
-    if isinstance(model, peft.PeftModel):
-        peft.set_peft_model_state_dict(model, load_file(directory / LORA_WEIGHTS))
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(directory / LORA_WEIGHTS))
     else:
         _load_full(model, directory)
 
@@ -126,17 +125,17 @@ def _load_full(model: "nn.Module", directory: Path) -> None:
 
 
 def _load_lora(model: "nn.Module", adapter: Path) -> "nn.Module":
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    peft = import_peft()
     weights = adapter / LORA_WEIGHTS
     with safe_open(weights, framework="pt") as stored:
         saved = set(stored.keys())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing keys, which raise an error below
-        wrapped: nn.Module = peft.PeftModel.from_pretrained(model, adapter, is_trainable=False)
+        wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=False)
     # By default ("auto") the library would ask a hub if the base has moved on this machine.
-    expected = set(peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if saved != expected:
         odd = sorted(saved ^ expected)
         raise ArtifactError(

@@ -7,13 +7,9 @@ are small; embeddings, norms and head because every token's probability passes t
 unscaled, and the training loss uses the head's own weights.
 """
 
-import importlib
 import importlib.util
 import json
-import logging
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from perpo_pipeline.errors import ConfigError, InputError, MissingDependencyError
@@ -98,7 +94,7 @@ def load_quantised(
     of their weights elsewhere than in linear layers, and where bitsandbytes lacks its library.
     """
     _check_layers(quantization, empty)
-    _check_library(quantization, import_bitsandbytes())
+    _check_library(quantization)
     import torch
     import transformers
 
@@ -124,11 +120,13 @@ def compute_alike(model: "nn.Module", device: "torch.device") -> None:
     """
     if device.type != "cpu":
         return
-    bitsandbytes = import_bitsandbytes()
+    from bitsandbytes import nn
+
+    kinds: Any = nn
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, kinds.Linear4bit):
             module.support_avx512bf16_for_cpu = False
-        elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+        elif isinstance(module, kinds.Linear8bitLt):
             module.register_forward_pre_hook(_as_in_training)
 
 
@@ -150,7 +148,8 @@ def dequantise(vlm: "Vlm", dtype: str) -> None:
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT and transformers read them
         vars(model).pop(name, None)
     vlm.dtype = getattr(torch, dtype)
-    model.to(vlm.dtype).requires_grad_(False)
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.data = parameter.data.to(vlm.dtype)  # `model.to` would round buffers, too
 
 
 def _as_in_training(layer: "nn.Module", _: Any) -> None:
@@ -170,9 +169,10 @@ def _check_layers(quantization: str, empty: "nn.Module") -> None:
         )
 
 
-def _check_library(quantization: str, bitsandbytes: Any) -> None:
-    library = bitsandbytes.cextension.lib
-    if isinstance(library, bitsandbytes.cextension.ErrorHandlerMockBNBNativeLibrary):
+def _check_library(quantization: str) -> None:
+    from bitsandbytes import cextension
+
+    if isinstance(cextension.lib, cextension.ErrorHandlerMockBNBNativeLibrary):
         raise ConfigError(
             f"model.quantization: {quantization} needs bitsandbytes, whose library cannot be "
             "loaded here",
@@ -192,34 +192,3 @@ def check_installed(quantization: str | None) -> None:
 def is_installed() -> bool:
     """Whether bitsandbytes is there; it is not imported."""
     return importlib.util.find_spec("bitsandbytes") is not None
-
-
-def import_peft() -> Any:
-    """Import PEFT, which imports bitsandbytes where that is installed."""
-    if is_installed():
-        import_bitsandbytes()
-    return importlib.import_module("peft")
-
-
-def import_bitsandbytes() -> Any:
-    """Import bitsandbytes; it prints nothing and asks no hub.
-
-    On a CPU with bf16 instructions its import asks the package `kernels`, if installed, to download
-    a kernel from a hub, and prints a warning otherwise. The kernel would compute in bf16 whatever
-    the model's dtype is; `load_vlm` turns that path off, so nothing is lost.
-    """
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    with _hidden("kernels"):
-        return importlib.import_module("bitsandbytes")
-
-
-@contextmanager
-def _hidden(package: str) -> Iterator[None]:
-    """Make `import package` fail for a while."""
-    before = {name: sys.modules[name] for name in (package,) if name in sys.modules}
-    sys.modules[package] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-        sys.modules.update(before)
