@@ -86,7 +86,8 @@ class TrainSettings(Section):
     )
     compile: bool | None = Field(
         None,
-        description="compile the decoder layers (shared prefix only); none: on CUDA without ZeRO-3",
+        description="compile the decoder layers (shared prefix only); none: on CUDA, without "
+        "ZeRO-3 and quantised weights",
     )
     row_lengths: Literal["any", "bucketed"] = Field(
         "any",

@@ -72,7 +72,8 @@ def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None
         return
     # ZeRO-3 gathers and frees the weights around each layer, which a compiled layer cannot follow.
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
-    wanted = on_cuda and zero_stage(zero) < 3
+    # Compiled layers with quantised weights have not run on a card yet: on request only.
+    wanted = on_cuda and zero_stage(zero) < 3 and vlm.quantization is None
     if wanted if settings.compile is None else settings.compile:
         compile_layers(inner, settings.row_lengths, options=options)
 
