@@ -157,7 +157,7 @@ def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _not_plain(layer: Any) -> str | None:
     """Why a LoRA layer computes something else than `base(x) + B(A(x)) * scaling`, or None."""
-    from peft.tuners.lora import Linear  # here: PEFT is imported in one place (import_peft)
+    from peft.tuners.lora import Linear  # here: PEFT takes seconds to import
 
     if type(layer) is not Linear and type(layer).__name__ not in ("Linear4bit", "Linear8bitLt"):
         return f"is a {type(layer).__name__}"
