@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from perpo_pipeline.config.levers import LEVERS
 from tools.check_cuda import __main__ as command
 from tools.check_cuda.cards import CARDS
 from tools.check_cuda.graphs import Graph
@@ -34,8 +35,9 @@ def test_a_graph_without_flex_or_with_an_error_is_a_fault() -> None:
     assert Graph(CASE, "forward", error="boom").fault(CARDS["sm_90"]) == "boom"
 
 
-def test_the_cases_are_every_layer_in_both_types_with_both_kinds_of_rows() -> None:
-    assert len({str(case) for case in cases()}) == len(MODELS) * 2 * 2
+def test_the_cases_are_every_layer_in_both_types_with_both_kinds_of_rows_and_with_levers() -> None:
+    assert len({str(case) for case in cases()}) == len(MODELS) * (2 * 2 + 1)
+    assert {name for case in cases() for name in case.levers} <= LEVERS.keys()
 
 
 @pytest.mark.parametrize("name", MODELS)

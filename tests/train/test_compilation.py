@@ -248,3 +248,20 @@ def test_any_and_bucketed_lengths_give_what_separate_rows_give(
     for any_, bucketed, separate in zip(*found.values(), strict=True):
         assert_same(any_, bucketed)
         assert_same(any_, separate)
+
+
+@pytest.mark.slow  # torch compiles a layer for the CPU, which needs g++
+def test_flex_in_layers_that_inductor_compiles_gives_what_separate_rows_give(
+    directories: dict[str, Path],
+) -> None:
+    """As a reference on CUDA, but of one length: torch 2.13 writes C++ with undefined names for
+    Flex with dynamic lengths, so its Triton kernels are compiled by `make check-cuda` alone."""
+    plain, compiled = load(directories["llava"]), load(directories["llava"])
+    use_shared_prefix_attention(compiled.model, flex=True)
+    compile_layers(compiled.model, "bucketed")
+    lists = image_lists(plain, [[60, 50, 41], [9]])
+    with torch.no_grad():
+        logps = packed_logps(compiled.model, pack_lists(compiled, lists))
+        expected = separate_logps(plain.model, separate_lists(plain, lists))
+    torch.testing.assert_close(logps, expected, atol=1e-4, rtol=0)
+    assert counters["stats"]["unique_graphs"] == 1

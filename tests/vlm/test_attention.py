@@ -20,6 +20,7 @@ from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packe
 from perpo_pipeline.vlm import attention
 from perpo_pipeline.vlm.attention import (
     BLOCK_TOKENS,
+    KERNEL_OPTIONS,
     PADDING,
     PREFIX,
     Spans,
@@ -195,6 +196,42 @@ def test_a_block_mask_is_made_without_a_tensor_of_every_pair() -> None:
 def test_rows_that_are_not_a_multiple_of_the_block_are_refused() -> None:
     with pytest.raises(ValueError, match="200 tokens, which is not a multiple of 128"):
         block_mask(spans_of([[(150, [50])]], 200))
+
+
+def test_a_row_may_see_nothing_in_the_first_keys_that_the_kernel_reads() -> None:
+    """So ROWS_GUARANTEED_SAFE does not hold: the kernel's running maximum is -inf after them, and
+    without its check exp2(-inf - -inf) makes the row NaN. It reads the partial blocks first, here
+    in steps of 64 keys."""
+    length = 2304  # two lists of boxes as LLaVA-1.5 has them
+    spans = spans_of([[(636, [25] * 20), (640, [24] * 20)]], length)
+    mask, seen = block_mask(spans), spans.visible()[0]
+    unseen = 0
+    for block in range(length // BLOCK_TOKENS):
+        partial = int(mask.kv_num_blocks[0, 0, block]) > 0
+        order = mask.kv_indices if partial else mask.full_kv_indices
+        first = BLOCK_TOKENS * int(order[0, 0, block, 0])
+        rows = seen[BLOCK_TOKENS * block : BLOCK_TOKENS * (block + 1), first : first + 64]
+        unseen += int((~rows.any(1)).sum())
+    assert unseen > 1000
+    assert KERNEL_OPTIONS == {"IS_DIVISIBLE": True}
+
+
+def test_only_whole_blocks_are_called_divisible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`block_mask` refuses other lengths; other masks do not go to Flex."""
+    given: list[dict[str, Any]] = []
+
+    def recorded(*_: Any, **options: Any) -> tuple[Tensor, None]:
+        given.append(options)
+        return torch.zeros(1), None
+
+    monkeypatch.setattr(attention, "flex_attention_forward", recorded)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", recorded)
+    rows = torch.zeros(1, 1, 128, 8)
+    module = torch.nn.Module()
+    mask = block_mask(spans_of([[(100, [20])]], 128))
+    attention.shared_prefix_attention(module, rows, rows, rows, mask)
+    attention.shared_prefix_attention(module, rows, rows, rows, None)
+    assert given == [{"kernel_options": KERNEL_OPTIONS}, {}]
 
 
 def test_an_additive_mask_is_zero_or_the_lowest_number() -> None:

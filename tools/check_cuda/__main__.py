@@ -75,14 +75,14 @@ def compile_all(target: str, chosen: Sequence[Case]) -> int:
         f"torch {torch.__version__}, CUDA {torch.version.cuda}, for {target} ({card.name}): "
         f"{card.shared_memory:,} B of shared memory per block"
     )
-    print(f"{'layer':<34}{'graph':<11}{'kernels':>8}{'shared memory':>15}{'seconds':>9}")
+    print(f"{'layer':<56}{'graph':<11}{'kernels':>8}{'shared memory':>15}{'seconds':>9}")
     faults = 0
     for case in chosen:
         for graph in compiler.compile(case):
             fault = graph.fault(card)
             faults += bool(fault)
             print(
-                f"{case!s:<34}{graph.kind:<11}{len(graph.kernels):>8}"
+                f"{case!s:<56}{graph.kind:<11}{len(graph.kernels):>8}"
                 f"{graph.shared_memory:>13,} B{graph.seconds:>9.1f}  {fault or 'ok'}",
                 flush=True,
             )

@@ -64,10 +64,9 @@ class Compiler:
 
     def compile(self, case: Case) -> list[Graph]:
         """The graphs of the reference (inference) and of training (forward, backward)."""
-        from peft import get_peft_model
-
+        from perpo_pipeline.config.train import TrainSettings
         from perpo_pipeline.train.compilation import compile_layers
-        from perpo_pipeline.train.scope import lora_config
+        from perpo_pipeline.train.scope import make_trainable
         from perpo_pipeline.vlm.attention import use_shared_prefix_attention
 
         self.graphs = []
@@ -77,7 +76,8 @@ class Compiler:
         compile_layers(inner, case.row_lengths, backend=self._backend(case))
         with torch.no_grad():
             self._call(case, vlm, "inference")
-        vlm.model = get_peft_model(vlm.model, lora_config(vlm, 128, 256)).train()
+        settings = TrainSettings(row_lengths=case.row_lengths, levers=list(case.levers))
+        vlm.model = make_trainable(vlm, settings).train()
         # As in every layer but the first: the input has a gradient.
         vlm.model.enable_input_require_grads()
         self._call(case, vlm, "forward")

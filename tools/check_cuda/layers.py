@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.train.shared_prefix import CompletionList
     from perpo_pipeline.vlm.models import Vlm
 
+LEVERS = ("lora-addmm", "joined-lora")  # those that change the layers
 VOCABULARY = 1000  # the head and the embeddings are not compiled
 PROMPT_TOKENS, ANSWER_TOKENS, NUM_SAMPLES = 700, 26, 20
 TOWER: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
@@ -24,16 +25,19 @@ class Case:
     model: str
     dtype: str
     row_lengths: Literal["any", "bucketed"]
+    levers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.model} {self.dtype} {self.row_lengths}"
+        return " ".join((self.model, self.dtype, self.row_lengths, *self.levers))
 
 
 def cases() -> Iterator[Case]:
-    """Every model in bf16 and fp32, with rows of any length and of bucketed ones."""
+    """Every model in bf16 and fp32, with rows of any length and of bucketed ones; and levers."""
     ways: tuple[Literal["any", "bucketed"], ...] = ("any", "bucketed")
     for model, dtype, row_lengths in product(MODELS, ("bfloat16", "float32"), ways):
         yield Case(model, dtype, row_lengths)
+    for model in MODELS:
+        yield Case(model, "bfloat16", "any", LEVERS)
 
 
 def build(case: Case) -> "Vlm":
