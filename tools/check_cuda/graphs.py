@@ -77,9 +77,10 @@ class Compiler:
         with torch.no_grad():
             self._call(case, vlm, "inference")
         settings = TrainSettings(row_lengths=case.row_lengths, levers=list(case.levers))
-        vlm.model = make_trainable(vlm, settings).train()
+        adapted: Any = make_trainable(vlm, settings).train()
         # As in every layer but the first: the input has a gradient.
-        vlm.model.enable_input_require_grads()
+        adapted.enable_input_require_grads()
+        vlm.model = adapted
         self._call(case, vlm, "forward")
         torch._dynamo.reset()
         return self.graphs
