@@ -332,6 +332,7 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
             "train.deepspeed: DeepSpeed was not tried with quantised weights",
         ),
         ("model: {quantization: nf8}", "model.quantization"),
+        ("model: {max_pixels: 10}", "model.max_pixels: an image needs at least one patch, of 14 x"),
         ("eval: {models: []}", "eval.models"),
         ("eval: {split: train}", "eval.split was renamed: use eval.splits"),
         ("eval: {splits: []}", "eval.splits"),

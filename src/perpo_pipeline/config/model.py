@@ -11,6 +11,9 @@ from perpo_pipeline.config.dates import TEMPLATE_DATE
 from perpo_pipeline.config.section import Section, conflict
 from perpo_pipeline.errors import ConfigError
 
+SMALLEST_PATCH = 14
+"""Pixels along an edge; a family's own minimum needs its processor (vlm/image_limits.py)."""
+
 
 class AnswerConfig(Section):
     """How the text of an answer is found in a completion."""
@@ -113,6 +116,16 @@ class ModelConfig(Section):
         except ConfigError as error:
             raise ValueError(error.what) from error
         return name
+
+    @field_validator("max_pixels")
+    @classmethod
+    def _is_a_patch(cls, most: int | None) -> int | None:
+        if most is not None and most < SMALLEST_PATCH**2:
+            raise ValueError(
+                f"an image needs at least one patch, of {SMALLEST_PATCH} x {SMALLEST_PATCH} = "
+                f"{SMALLEST_PATCH**2} pixels or more"
+            )
+        return most
 
     @model_validator(mode="after")
     def _pixels_have_a_range(self) -> Self:
