@@ -23,6 +23,18 @@ def test_no_lever_is_on_by_default_and_none_counts_in_a_fingerprint() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"levers": ["lora-adm"]},
+            "there is no lever 'lora-adm'; did you mean 'lora-addmm'\\?; one of flash-parts",
+        ),
+        (
+            {"levers": ["compiled-tower"], "deepspeed": "zero3-offload"},
+            "compiled-tower, which reads weights that ZeRO-3 shards; remove it, or use deepspeed",
+        ),
+        (
+            {"levers": ["flex-autotune"], "deepspeed": "zero3"},
+            "flex-autotune, which needs compiled layers, and ZeRO-3 compiles none; remove it",
+        ),
         ({"levers": ["warp"]}, "there is no lever 'warp'; one of flash-parts, flex-autotune"),
         ({"levers": ["lora-addmm", "lora-addmm"]}, "lora-addmm is named twice"),
         (

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from perpo_pipeline.suggestions import did_you_mean
+
 
 @dataclass(frozen=True)
 class Lever:
@@ -77,18 +79,38 @@ LEVERS: dict[str, Lever] = {
 }
 
 
+ZERO_3 = ("zero3", "zero3-offload")
+
+
+def why_not_zero_3(lever: Lever) -> str | None:
+    """Why the lever does not work under ZeRO-3, as `needs ...` or `reads ...`; None if it does."""
+    if lever.cuda_only:
+        return "needs compiled layers, and ZeRO-3 compiles none"
+    return "reads weights that ZeRO-3 shards" if lever.whole_weights else None
+
+
 def check_names(names: Sequence[str]) -> None:
     """Raise ValueError for a name that is no lever, or that comes twice."""
     if unknown := [name for name in names if name not in LEVERS]:
-        raise ValueError(f"there is no lever {unknown[0]!r}; one of {', '.join(LEVERS)}")
+        near = did_you_mean(unknown[0], LEVERS)
+        raise ValueError(f"there is no lever {unknown[0]!r}{near}; one of {', '.join(LEVERS)}")
     if twice := [name for name in LEVERS if list(names).count(name) > 1]:
         raise ValueError(f"{twice[0]} is named twice")
 
 
 def lever_fault(
-    names: Sequence[str], *, tuning: str, forward: str, row_lengths: str, compiles: bool
+    names: Sequence[str],
+    *,
+    tuning: str,
+    forward: str,
+    row_lengths: str,
+    compiles: bool,
+    deepspeed: str | None,
 ) -> str | None:
-    """The fault of levers that do not fit the other settings of a training, or None."""
+    """The fault of levers that do not fit the other settings of a training, or None.
+
+    A DeepSpeed settings file of the user's own is read later, by `check_levers`.
+    """
     if {"flash-parts", "flex-autotune"} <= set(names):
         return "levers has flash-parts and flex-autotune, of which one can be used; remove one"
     if "flex-autotune" in names and not compiles:
@@ -100,4 +122,6 @@ def lever_fault(
             return f"levers has {name}, which needs tuning: lora; remove it"
         if LEVERS[name].packed and forward == "separate":
             return f"levers has {name}, which needs a shared prefix (forward: auto); remove it"
+        if deepspeed in ZERO_3 and (why := why_not_zero_3(LEVERS[name])):
+            return f"levers has {name}, which {why}; remove it, or use deepspeed: zero2"
     return None

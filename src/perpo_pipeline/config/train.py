@@ -181,6 +181,7 @@ class TrainSettings(Section):
             forward=self.forward,
             row_lengths=self.row_lengths,
             compiles=self.compile is not False,
+            deepspeed=self.deepspeed,
         ):
             return fault
         extras = {"sft_weight": self.sft_weight, "label_smoothing": self.label_smoothing}

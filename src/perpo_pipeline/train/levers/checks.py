@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from perpo_pipeline.config.levers import LEVERS
+from perpo_pipeline.config.levers import LEVERS, why_not_zero_3
 from perpo_pipeline.errors import ConfigError
 
 
@@ -15,13 +15,8 @@ def check_levers(levers: Collection[str], *, zero_stage: int, on_cuda: bool) -> 
                 "will be on the CPU",
                 fix=f"remove {name}",
             )
-        if LEVERS[name].cuda_only and zero_stage == 3:
+        if zero_stage == 3 and (why := why_not_zero_3(LEVERS[name])):
             raise ConfigError(
-                f"train.levers has {name}, which needs compiled layers; under ZeRO-3 none is",
-                fix=f"remove {name}, or use train.deepspeed: zero2",
-            )
-        if LEVERS[name].whole_weights and zero_stage == 3:
-            raise ConfigError(
-                f"train.levers has {name}, which reads weights that ZeRO-3 shards",
+                f"train.levers has {name}, which {why}",
                 fix=f"remove {name}, or use train.deepspeed: zero2",
             )
