@@ -69,6 +69,8 @@ class Scene:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    if options.preset == "h200" and not torch.cuda.is_available():
+        sys.exit("--preset h200 needs a CUDA device")
     end = time.monotonic() + options.seconds
     on_cuda, chosen = options.preset == "h200", settings(options.preset)
     result: dict[str, Any] = {

@@ -13,9 +13,9 @@ NEEDED = ("check", "train", "step", "levers", "sample")
 
 
 def run(
-    out: Path, *, wanted: str, budget: int, python: str = sys.executable
+    out: Path, *, wanted: str, budget: int, python: str = sys.executable, dry: str = "1"
 ) -> subprocess.CompletedProcess[str]:
-    given = {"DRY": "1", "OUT": str(out), "PARTS": wanted, "BUDGET": str(budget)}
+    given = {"DRY": dry, "OUT": str(out), "PARTS": wanted, "BUDGET": str(budget)}
     return subprocess.run(
         ["bash", str(ROOT / "benchmarks" / "gpu" / "run.sh")],
         cwd=out,
@@ -56,6 +56,19 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None
         "== step: exit code 1",
         "== sample: exit code 1",
     ]
+
+
+def test_without_a_card_the_script_says_once_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run(tmp_path, wanted=" ".join(NEEDED), budget=300, dry="")
+    assert done.returncode == 2
+    assert [line[:10] for line in done.stdout.splitlines() if line.startswith("== ")] == [
+        "== check: ",
+        "== check: ",
+    ]
+    assert done.stdout.count("perpo: error: ") == 1 and "Traceback" not in done.stdout
 
 
 @pytest.fixture
