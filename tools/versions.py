@@ -21,6 +21,8 @@ from shutil import which
 
 from packaging.requirements import Requirement
 
+from perpo_pipeline.suggestions import did_you_mean
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".venvs"
 LOCK = ROOT / "constraints.txt"
@@ -80,7 +82,9 @@ ENVIRONMENTS = {
 def main(names: list[str]) -> int:
     """Test each named environment (default: all); returns the exit code."""
     if unknown := sorted(set(names) - set(ENVIRONMENTS)):
-        print(f"no such environment: {unknown[0]}; there are {', '.join(ENVIRONMENTS)}")
+        near = did_you_mean(unknown[0], ENVIRONMENTS) or ";"
+        error = f"ONLY={unknown[0]}: no such environment{near} there are {', '.join(ENVIRONMENTS)}"
+        print(f"test-versions: {error}", file=sys.stderr)
         return 2
     results = {name: _test(name, ENVIRONMENTS[name]) for name in names or ENVIRONMENTS}
     width = max(map(len, results))

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.commands.options import open_run
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.config.sources import ReferSource
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.store.artifacts import input_of
+from perpo_pipeline.suggestions import did_you_mean
 from tools.acceptance.published import Published, find_published
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ def find_acceptance(name: str, data: Path | None, sets: Sequence[str]) -> Accept
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     if name not in names:
         raise ConfigError(
-            f"there is no acceptance of {name!r}", fix=f"choose MODEL= from: {', '.join(names)}"
+            f"there is no acceptance of {name!r}{did_you_mean(name, names)}",
+            fix=f"choose MODEL= from: {', '.join(names)}",
         )
     found = Acceptance(name, sets)
     if data is None:
@@ -84,6 +87,7 @@ def accept(acceptance: Acceptance) -> Iterator[str]:
     """Yield the result of each part as it passes; raises Rejected at the first that fails."""
     run = acceptance.open()
     published = find_published(run.config.model.id)
+    check_data(run)
     yield planned_time(run)
     acceptance.stage("run", "--from", "prepare", "--to", "prepare")
     yield check_tokens(acceptance.open(), published)
@@ -91,6 +95,20 @@ def accept(acceptance: Acceptance) -> Iterator[str]:
     yield check_answers(acceptance.open(), published)
     acceptance.stage("run", "--from", "sample", "--to", "eval")
     yield check_training(acceptance.open())
+
+
+def check_data(run: "Run") -> None:
+    """Raise InputError for a folder of data that is not there, before anything is planned."""
+    sources = [one for one in run.config.prepare.values() if isinstance(one, ReferSource)]
+    for source in sources:
+        for folder in (source.path, source.image_root):
+            if not folder.is_dir():
+                raise InputError(
+                    "no such folder",
+                    where=str(folder),
+                    fix="give DATA=FOLDER, with refer/refcoco and coco/train2014 in it "
+                    "(docs/data.md says where they come from)",
+                )
 
 
 def planned_time(run: "Run") -> str:

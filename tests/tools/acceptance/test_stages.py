@@ -116,7 +116,9 @@ def test_the_folder_of_the_data_and_settings_reach_every_stage(tmp_path: Path) -
 def test_a_stage_that_fails_ends_the_program_with_its_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The data is not there: `perpo` says so itself."""
+    """The folders of the data are empty: `perpo` says so itself."""
+    for folder in ("refer", "coco/train2014"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(stages, "planned_time", lambda run: "time: a minute")
     with pytest.raises(SystemExit) as caught:
         program.main(["llava15", "--data", str(tmp_path), "--set", f"data_root={tmp_path}"])
@@ -126,6 +128,8 @@ def test_a_stage_that_fails_ends_the_program_with_its_exit_code(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["llava1.5"], "there is no acceptance of 'llava1.5'; did you mean 'llava15'?"),
+        (["llava15", "--data", "/nowhere"], "where: /nowhere/refer\n  fix:   give DATA=FOLDER"),
         (["llava2"], "choose MODEL= from: llava15, qwen25-vl, qwen3-vl, testbed"),
         (["testbed", "--data", "d"], "testbed needs no data"),
         (["qwen3-vl", "--set", "model.id=mine"], "there is no published figure for the model mine"),
