@@ -9,8 +9,10 @@ from tiny_adapters import save_adapter_artifact
 from tiny_families import save_tiny_family
 
 from perpo_pipeline import cli
+from perpo_pipeline.config.file import load_config
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.harness.run_lmms_eval import _image_size
+from perpo_pipeline.status.expected import differences
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.testbed import shipped_model_dir
 from perpo_pipeline.vlm.files import ResolvedModel
@@ -204,3 +206,20 @@ def test_a_class_that_takes_no_limit_is_refused() -> None:
     resolved = ResolvedModel(Path(), "m", limits=ImageLimits(max_tiles=3))
     with pytest.raises(ConfigError, match=r"llava_hf cannot limit .* model.max_tiles"):
         _image_size("llava_hf", resolved)
+
+
+def test_another_limit_on_the_image_size_is_another_measurement(
+    calls: Path, tmp_path: Path
+) -> None:
+    """Nothing that was measured at one size stands for another, and status agrees."""
+    model = save_tiny_family("qwen3_vl", tmp_path / "model")
+    file = Path("r.yaml")
+    file.write_text(CONFIG.replace("id: testbed", f"id: {model}, max_pixels: 16384"))
+    one = ["--evaluation", "base", "--tasks", "quiz"]
+    assert evaluate(*one) == evaluate(*one) == 0
+    made = open_version(Path("data/r/harness/base@lmms-eval-quiz"))
+    assert made.manifest["settings"]["max_pixels"] == 16384
+    assert not differences(("harness", made.variant), made.manifest, load_config(file))
+    assert evaluate(*one, "--set", "model.max_pixels=8192") == 0
+    arguments = [after("--model_args", words).rpartition(",")[2] for words in words_of(calls)]
+    assert arguments == ["max_pixels=16384", "max_pixels=8192"]

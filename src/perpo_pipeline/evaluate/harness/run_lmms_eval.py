@@ -26,12 +26,14 @@ from perpo_pipeline.store.artifacts import MERGED, Version, open_version
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.families import FAMILIES, family_of
 from perpo_pipeline.vlm.files import ResolvedModel
+from perpo_pipeline.vlm.image_limits import PIXELS, TILES
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model, model_notes
 
 STAGE_VERSION = 1
 LOGS, OUTPUT = "logs", "lmms-eval.log"
 TASK_NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 TAKES_DTYPE = ("llava_hf",)
+OF_THE_MODEL = ("model", "dtype", "quantization", *PIXELS, *TILES)  # settings that count
 IMAGE_SIZE = {
     "qwen2_5_vl": {"min_pixels": "min_pixels", "max_pixels": "max_pixels"},
     "qwen3_vl": {"min_pixels": "min_pixels", "max_pixels": "max_pixels"},
@@ -87,7 +89,7 @@ def run_lmms_eval(run: Run, model: str, task: str, asked: Asked) -> Version:
         "model_arguments": list(asked.model_arguments),
         "arguments": list(asked.arguments),
         "included_sha256": _included(asked.arguments),
-        **{name: found[name] for name in ("model", "dtype", "quantization") if name in found},
+        **{name: found[name] for name in OF_THE_MODEL if name in found},
     }
     variant = harness_evaluation(model, task)
     settings = counted_settings("harness", None, settings)
