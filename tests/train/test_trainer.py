@@ -295,11 +295,24 @@ def test_full_tuning_changes_only_its_scope(lists: list[TrainingList], tmp_path:
         assert name in saved or torch.equal(parameter, base[name])
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("tuning", "scope"),
+    [
+        ("lora", ["language_model"]),
+        ("full", ["language_model"]),
+        # The tower's last layer gets no gradient, so the optimiser does not hold its weights.
+        ("lora", ["language_model", "projector", "vision_tower"]),
+    ],
+)
 def test_a_resumed_run_ends_as_an_uninterrupted_one_in_bfloat16(
-    lists: list[TrainingList], tmp_path: Path, tuning: str, monkeypatch: pytest.MonkeyPatch
+    lists: list[TrainingList],
+    tmp_path: Path,
+    tuning: str,
+    scope: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen = settings(tuning=tuning, checkpoint_every=2, learning_rate=1e-4, epochs=2.0)
+    how = {"tuning": tuning, "scope": scope, "learning_rate": 1e-4}
+    chosen = settings(**how, checkpoint_every=2, epochs=2.0)
     whole, expected = run(lists, chosen, tmp_path / "whole", dtype="bfloat16")
     real_step = ListTrainer.training_step
 

@@ -20,7 +20,9 @@ from tiny_models import noise_image
 from torch import Tensor, nn
 
 from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, MissingDependencyError
+from perpo_pipeline.train.scope import make_trainable
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm import inputs, quantization
 from perpo_pipeline.vlm.adapters import describe_base, write_record
@@ -147,6 +149,23 @@ def test_an_adapter_is_refused_on_a_base_that_is_held_in_another_way(
     with pytest.raises(ArtifactError, match=r"weights in full, and .* quantised to nf4") as refused:
         quantised("testbed", "nf4", adapter=plain)
     assert refused.value.fix == "set model.quantization to null"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_computes_in_the_models_dtype_beside_quantised_weights(
+    kind: str, tmp_path: Path
+) -> None:
+    """In training and in evaluation: PEFT would compute the products of LoRA in fp32."""
+    vlm = quantised("testbed", kind, "bfloat16")
+    record = describe_base(vlm)
+    scope = ["language_model", "projector"]
+    policy = make_trainable(vlm, TrainSettings.model_validate({"scope": scope}))
+    dtypes = [{p.dtype for p in policy.parameters() if p.requires_grad}]
+    adapter = save_adapter(resolve_model("testbed").path, tmp_path, scope)
+    write_record(adapter, record)
+    beside = merge_in_memory(quantised("testbed", kind, "bfloat16", adapter))
+    dtypes.append({p.dtype for name, p in beside.model.named_parameters() if "lora_" in name})
+    assert dtypes == [{torch.bfloat16}, {torch.bfloat16}]
 
 
 def test_a_merged_model_is_the_adapter_on_the_dequantised_base(

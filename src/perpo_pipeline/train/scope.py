@@ -8,6 +8,7 @@ from torch import nn
 
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.activation_offload import offload_layer_inputs
+from perpo_pipeline.vlm.adapters import cast_lora
 from perpo_pipeline.vlm.models import Vlm, base_model
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
         config = lora_config(vlm, settings.lora.rank, settings.lora.alpha, settings.scope)
         # PEFT's own default, an fp32 adapter on a bf16 base, costs a third of the speed.
         policy = get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
+        if vlm.quantization is not None:
+            cast_lora(policy, vlm.dtype)
         if settings.levers:
             from perpo_pipeline.train.levers.lora import use_lean_lora
 

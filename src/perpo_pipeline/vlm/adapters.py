@@ -15,6 +15,7 @@ from perpo_pipeline.errors import ArtifactError, first_line
 from perpo_pipeline.store.atomic import write_atomically
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from perpo_pipeline.vlm.models import Vlm
@@ -59,7 +60,8 @@ def save_trained(
 ) -> None:
     """Write the trained weights of `model` except `leave_out`; no file if none is left.
 
-    A LoRA adapter is written in fp32 if the optimiser holds fp32 `masters`, fully trained weights
+    PEFT writes an adapter whole, so of an adapter nothing is left out unless all of it is. It is
+    written in fp32 if the optimiser holds fp32 `masters`, fully trained weights
     in the dtype that they compute in.
     """
     from peft import PeftModel
@@ -70,14 +72,23 @@ def save_trained(
     if not trained:
         return
     if isinstance(model, PeftModel):
-        out = {n for n, p in model.named_parameters() if p in leave_out}
         exact = {n: masters[p] for n, p in model.named_parameters() if p in masters}
-        weights = {n: t for n, t in {**model.state_dict(), **exact}.items() if n not in out}
-        model.save_pretrained(str(directory), state_dict=weights)
+        model.save_pretrained(str(directory), state_dict={**model.state_dict(), **exact})
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         return
     weights = {n: masters.get(p, p).detach().to(p.dtype).contiguous() for n, p in trained.items()}
     save_file(weights, directory / FULL_WEIGHTS)
+
+
+def cast_lora(model: "nn.Module", dtype: "torch.dtype") -> None:
+    """Cast LoRA's weights beside quantised ones to the dtype that the model computes in.
+
+    PEFT takes the dtype of the layer's weights, which 8-bit ones do not have, and loads an adapter
+    in fp32: each product would be computed in fp32.
+    """
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
 
 
 def has_trained(directory: Path) -> bool:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.atomic import file_sha256, os_errors_explained, sync_directory
-from perpo_pipeline.vlm.adapters import FULL_WEIGHTS, LORA_WEIGHTS, attach_adapter, read_record
+from perpo_pipeline.vlm.adapters import (
+    FULL_WEIGHTS,
+    LORA_WEIGHTS,
+    attach_adapter,
+    cast_lora,
+    read_record,
+)
 from perpo_pipeline.vlm.files import MODEL_FILE_PATTERNS, ResolvedModel, compute_identity
 from perpo_pipeline.vlm.quantization import dequantise
 
@@ -27,9 +33,11 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 def merge_in_memory(vlm: "Vlm") -> "Vlm":
     """Merge the adapter into the weights: equal up to rounding, and as fast as the base.
 
-    Quantised weights stay beside the adapter, since merging would quantise them anew.
+    Quantised weights stay beside the adapter, since merging would quantise them anew; it computes
+    in the model's dtype, as in training.
     """
     if vlm.quantization is not None:
+        cast_lora(vlm.model, vlm.dtype)
         return vlm
     merge = getattr(vlm.model, "merge_and_unload", None)
     if callable(merge):
