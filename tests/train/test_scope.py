@@ -12,8 +12,9 @@ from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
 from torch import Tensor, nn
 
+from perpo_pipeline.config.train import LoraSettings, TrainSettings
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.train.scope import lora_config, unfreeze
+from perpo_pipeline.train.scope import lora_config, make_trainable, unfreeze
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.files import resolve_model
@@ -262,6 +263,35 @@ def test_each_image_is_encoded_once_and_frozen_parts_keep_no_graph(
     assert logps.shape == (2, 3) and logps.requires_grad
     assert seen == [pixels]
     assert graphs == {"tower": False, "features": "projector" in scope}
+
+
+@pytest.mark.parametrize("model_type", ["llava", "internvl", "qwen2_5_vl"])
+def test_checkpointing_does_not_go_backwards_through_a_frozen_tower(
+    directories: dict[str, Path], model_type: str
+) -> None:
+    """transformers gives the output of a tower's patch embedding a gradient, too."""
+    vlm = load(directories[model_type])
+    core = vlm.model.model
+    tower = core.visual if model_type in QWEN else core.vision_tower
+    calls: list[bool] = []
+    for module in tower.modules():
+        module.register_forward_hook(
+            lambda _, args, output: calls.extend(t.requires_grad for t in tensors_in(output))
+        )
+    settings = TrainSettings(lora=LoraSettings(rank=4), gradient_checkpointing=True)
+    vlm.model = make_trainable(vlm, settings).train()
+    inputs: list[bool] = []
+    core.language_model.layers[0].register_forward_pre_hook(
+        lambda _, args: inputs.append(args[0].requires_grad)
+    )
+    logps = packed_logps(vlm.model, pack_lists(vlm, some_lists(vlm)))
+    assert calls and not any(calls)
+    assert inputs == [True]  # as in the other layers: one graph for all
+    encoded = len(calls)
+    logps.sum().backward()
+    assert len(calls) == encoded  # it is not computed again
+    gradients = {n: p.grad for n, p in vlm.model.named_parameters() if p.requires_grad}
+    assert all(gradient is not None for gradient in gradients.values())
 
 
 def test_the_adapter_has_no_dropout_and_the_rank_it_was_asked_for(vlm: Vlm) -> None:

@@ -87,9 +87,21 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
         unfreeze(vlm, settings.scope)
     if settings.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
+        _spare_the_tower(base_model(policy))
     if settings.activation_offload:
         offload_layer_inputs(base_model(policy).get_decoder())
     return policy
+
+
+def _spare_the_tower(inner: Any) -> None:
+    """Give only the text model's input a gradient, not the tower's patches.
+
+    transformers gives both one, which reentrant checkpointing would need: the backward pass would
+    compute a frozen tower again and go through it, for gradients of pixels. The text model's input
+    keeps it, so that all decoder layers are compiled into the same graph.
+    """
+    inner.disable_input_require_grads()
+    inner.get_decoder().enable_input_require_grads()
 
 
 def count_trained(model: nn.Module) -> int:
