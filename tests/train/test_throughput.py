@@ -1,5 +1,6 @@
 """Counted FLOPs against those that torch counts while the same batch runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,17 @@ def test_frozen_weights_under_lora_cost_no_gradient_of_their_own(vlm: Vlm) -> No
     unseen = A_PAIR * (length**2 - seen)
     assert measured(vlm, batch) == counted - spared + unseen
     assert spared < 0.05 * counted
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_weights_count_as_the_numbers_that_they_stand_for(
+    directory: Path, vlm: Vlm, quantization: str
+) -> None:
+    """A weight of 4 bits has half as many entries as numbers."""
+    batch = pack_lists(vlm, [text_list(40, [5, 9, 13])])
+    resolved = replace(resolve_model(str(directory)), quantization=quantization)
+    quantised = load_vlm(resolved, dtype="float32", device="cpu")
+    assert FlopCounter(quantised.model).count(batch) == FlopCounter(vlm.model).count(batch)
 
 
 def test_padding_is_not_counted(vlm: Vlm) -> None:

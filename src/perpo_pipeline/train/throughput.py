@@ -29,8 +29,8 @@ class FlopCounter:
         inner = base_model(model)
         text = inner.config.get_text_config()
         linears = [m for m in inner.get_decoder().modules() if isinstance(m, nn.Linear)]
-        self.per_token = sum(_flops_per_token(linear.weight) for linear in linears)
-        self.per_target = _flops_per_token(inner.lm_head.weight)
+        self.per_token = sum(map(_flops_per_token, linears))
+        self.per_target = _flops_per_token(inner.lm_head)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         layers, heads = text.num_hidden_layers, text.num_attention_heads
         self.per_pair = 3 * 2 * 2 * head_dim * heads * layers  # query x key and weight x value
@@ -54,10 +54,10 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * MATRIX**3 * REPEATS / (time.perf_counter() - start))
 
 
-def _flops_per_token(weight: torch.Tensor) -> int:
-    # A weight that ZeRO-3 has sharded has no numbers of its own; `ds_numel` is its whole size.
-    numbers: int = getattr(weight, "ds_numel", weight.numel())
-    return numbers * (6 if weight.requires_grad else 4)
+def _flops_per_token(linear: nn.Linear) -> int:
+    # Not the size of its weight: ZeRO-3 shards it, and a quantised one holds two numbers in a byte.
+    numbers = linear.in_features * linear.out_features
+    return numbers * (6 if linear.weight.requires_grad else 4)
 
 
 def _visible_pairs(lists: PackedBatch | SeparateBatch) -> float:
