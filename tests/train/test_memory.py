@@ -50,6 +50,12 @@ def test_one_process_holds_everything() -> None:
     assert found.reference == 10_000 + 252 + 600 + CONTEXT
 
 
+def test_processes_without_zero_hold_the_gradients_twice() -> None:
+    """DDP reduces them in buckets, which are copies."""
+    alone, two = estimate_memory(SMALL, 3), estimate_memory(SMALL, 3, processes=2)
+    assert two.gradients == 2 * 100 * 2 and two.total == alone.total + 100 * 2
+
+
 def test_the_update_counts_where_it_needs_more_than_the_activations() -> None:
     """Full fine-tuning: fp32 gradients for the masters, when activations are gone."""
     found = estimate_memory(replace(SMALL, trained=5000), 3)

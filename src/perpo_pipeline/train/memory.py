@@ -138,10 +138,13 @@ def estimate_memory(
 ) -> Estimate:
     """Bytes on each of `processes` GPUs for forwards of `tokens` packed tokens.
 
-    ZeRO-1 shards the optimiser state over the processes, ZeRO-2 also the gradients, ZeRO-3 also the
-    weights (of which two layers at a time are whole). Offloaded shards are in the machine's memory.
+    Without ZeRO, several processes hold the gradients twice: DDP sends them from buckets of its
+    own. ZeRO-1 shards the optimiser state over the processes, ZeRO-2 also the gradients, ZeRO-3
+    also the weights (of which two layers at a time are whole). Offloaded shards are in the
+    machine's memory.
     """
     gradient_shards = processes if zero_stage >= 2 else 1
+    copies = 2 if processes > 1 and not zero_stage else 1
     is_half = shape.weight_bytes < 4
     weights = shape.weights
     if zero_stage == 3:
@@ -159,7 +162,7 @@ def estimate_memory(
     rows = min(tokens, max(1, LOGIT_BUDGET // shape.vocabulary))
     return Estimate(
         weights=weights,
-        gradients=shape.trained * shape.weight_bytes / gradient_shards,
+        gradients=copies * shape.trained * shape.weight_bytes / gradient_shards,
         optimizer=0 if offload else shape.trained * state / (processes if zero_stage else 1),
         activations=activations,
         logits=LOGIT_COPIES * 4 * rows * shape.vocabulary,
