@@ -16,14 +16,14 @@ class Lever:
     """What one lever does, and what it is expected to save.
 
     `saves_ms`: milliseconds per prompt at the LLaVA-1.5 grounding shape on an H200 (smallest,
-    largest); `source`: a `prototype` that was timed, or `computed`. `lora_only`: it changes the
-    adapter's layers; `whole_weights`: it reads weights that ZeRO-3 shards; `packed`: it needs the
-    shared prefix; `cuda_only`: it changes nothing on the CPU.
+    largest); `source`: `computed`, or a `reading` of the code by others, whose computation is not
+    known. `lora_only`: it changes the adapter's layers; `whole_weights`: it reads weights that
+    ZeRO-3 shards; `packed`: it needs the shared prefix; `cuda_only`: it changes nothing on the CPU.
     """
 
     does: str
     saves_ms: tuple[float, float]
-    source: Literal["prototype", "computed"]
+    source: Literal["computed", "reading"]
     lora_only: bool = False
     whole_weights: bool = False
     packed: bool = False
@@ -54,8 +54,8 @@ LEVERS: dict[str, Lever] = {
     ),
     "whole-head": Lever(
         "the head in one chunk where memory allows, not computed again in the backward pass",
-        (0.6, 0.6),
-        "computed",
+        (0.3, 0.6),
+        "reading",
     ),
     "last-layer": Lever(
         "the last decoder layer's feed-forward part only where a token predicts",
