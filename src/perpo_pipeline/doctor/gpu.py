@@ -62,8 +62,8 @@ def check_card_is_there() -> None:
     if not found:
         raise ConfigError(
             f"there is no NVIDIA card to check: {why}, and nvidia-smi is missing or shows no card",
-            fix="install the driver (apt-get install nvidia-driver-580), or give the container the "
-            "cards (docker run --gpus all); without a card perpo runs on the processor",
+            fix="install NVIDIA's driver (Ubuntu: apt-get install nvidia-driver-580), or give the "
+            "container the cards (docker run --gpus all); without a card perpo runs on the CPU",
         )
     card = f"{found[0]['name']} with the driver {found[0]['driver_version']}"
     if torch.version.cuda is None:
