@@ -216,6 +216,14 @@ class TestReady:
         ready_model(uncompiled, forward, TrainSettings(compile=False))
         assert not any(self.compiled(uncompiled))
 
+    @pytest.mark.parametrize(("compile_", "compiled"), [(None, False), (True, True)])
+    def test_quantised_layers_are_compiled_on_request_only(
+        self, directory: Path, compile_: bool | None, compiled: bool
+    ) -> None:
+        vlm = replace(load(directory), device=torch.device("cuda"), quantization="nf4")
+        ready_model(vlm, "shared-prefix", TrainSettings(compile=compile_))
+        assert set(self.compiled(vlm)) == {compiled}
+
     @pytest.mark.slow  # torch compiles forward and backward for the CPU
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks, and hides
     @pytest.mark.parametrize("directory", ["llava"], indirect=True)

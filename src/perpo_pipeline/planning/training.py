@@ -20,6 +20,7 @@ from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, 
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import CURRENT, MANIFEST
 from perpo_pipeline.train.batches import Forward, list_lengths
+from perpo_pipeline.train.compilation import is_compiled
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.launch import Launch, command_line
 from perpo_pipeline.train.lists import TrainingList, choose_completions
@@ -91,11 +92,8 @@ class Training:
         if self.on_gpu and self.forward == "shared-prefix":
             tokens = row_length(tokens, wanted.row_lengths)
         shape = replace(self.shape, quantization=quantization)
-        return _estimate(shape, wanted, tokens, self.size, self._is_compiled(wanted))
-
-    def _is_compiled(self, settings: TrainSettings) -> bool:
-        wanted = self.on_gpu if settings.compile is None else settings.compile
-        return wanted and self.forward == "shared-prefix" and _zero_stage(settings) < 3
+        compiled = is_compiled(wanted, self.forward, on_cuda=self.on_gpu, quantization=quantization)
+        return _estimate(shape, wanted, tokens, self.size, compiled)
 
 
 def expect_training(
@@ -337,11 +335,6 @@ def _step(epoch: Epoch, settings: TrainSettings, size: int) -> str:
     if size == 1:
         return text
     return text + f"; processes are busy {100 * epoch.balance:.0f} % of the fullest one's time"
-
-
-def _zero_stage(settings: TrainSettings) -> int:
-    zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
-    return zero_stage(zero)
 
 
 def _estimate(

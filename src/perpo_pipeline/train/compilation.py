@@ -6,13 +6,33 @@ and one without the adapter; rows of `bucketed` lengths take one of each kind fo
 
 import contextlib
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from perpo_pipeline.train.shared_prefix import RowLengths
+from perpo_pipeline.train.zero import read_zero_config, zero_stage
+
+if TYPE_CHECKING:
+    from perpo_pipeline.config.train import TrainSettings
+    from perpo_pipeline.train.batches import Forward
 
 RECOMPILE_LIMIT = 256  # bucketed lengths need more graphs than the 8 that torch allows
+
+
+def is_compiled(
+    settings: "TrainSettings", forward: "Forward", *, on_cuda: bool, quantization: str | None
+) -> bool:
+    """Whether a training compiles the decoder layers.
+
+    Separate rows have another length at each step: nothing to compile for. ZeRO-3 gathers and frees
+    the weights around each layer, which a compiled layer cannot follow. With quantised weights
+    compiled layers have not run on a card yet, so they are compiled on request only.
+    """
+    if forward == "separate" or settings.compile is not None:
+        return forward != "separate" and bool(settings.compile)
+    zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
+    return on_cuda and quantization is None and zero_stage(zero) < 3
 
 
 def compile_layers(

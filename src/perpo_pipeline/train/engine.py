@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.train.compilation import compile_layers, whole_graphs
+from perpo_pipeline.train.compilation import compile_layers, is_compiled, whole_graphs
 from perpo_pipeline.train.separate_rows import SeparateBatch, separate_logps
 from perpo_pipeline.train.shared_prefix import PackedBatch, packed_logps
-from perpo_pipeline.train.zero import read_zero_config, zero_stage
 from perpo_pipeline.vlm.attention import use_shared_prefix_attention
 from perpo_pipeline.vlm.models import Vlm, base_model
 
@@ -68,13 +67,7 @@ def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None
 
         use_model_levers(vlm, forward, settings.levers)
         options = AUTOTUNE if "flex-autotune" in settings.levers else None
-    if forward == "separate":  # its rows have another length at each step: nothing to compile for
-        return
-    # ZeRO-3 gathers and frees the weights around each layer, which a compiled layer cannot follow.
-    zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
-    # Compiled layers with quantised weights have not run on a card yet: on request only.
-    wanted = on_cuda and zero_stage(zero) < 3 and vlm.quantization is None
-    if wanted if settings.compile is None else settings.compile:
+    if is_compiled(settings, forward, on_cuda=on_cuda, quantization=vlm.quantization):
         compile_layers(inner, settings.row_lengths, options=options)
 
 

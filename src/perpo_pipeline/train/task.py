@@ -210,6 +210,7 @@ def check_processes(run: Run, settings: TrainSettings, world_size: int) -> None:
 
     Puts the compiler tools of this Python's environment on PATH if DeepSpeed may need them.
     """
+    from perpo_pipeline.train.compilation import is_compiled
     from perpo_pipeline.train.levers.checks import check_levers
     from perpo_pipeline.train.zero import (
         check_installed,
@@ -222,10 +223,14 @@ def check_processes(run: Run, settings: TrainSettings, world_size: int) -> None:
     check_cards(run.config.model, world_size)
     integrations.check_installed(settings.log_to)
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
-    check_levers(settings.levers, zero_stage=zero_stage(zero), on_cuda=uses_cuda(run))
+    on_cuda = uses_cuda(run)
+    compiled = is_compiled(
+        settings, "shared-prefix", on_cuda=on_cuda, quantization=run.config.model.quantization
+    )
+    check_levers(settings.levers, zero_stage=zero_stage(zero), on_cuda=on_cuda, compiled=compiled)
     if zero is not None:
         put_ninja_on_path()
-        check_installed(zero, on_cuda=uses_cuda(run))
+        check_installed(zero, on_cuda=on_cuda)
 
 
 def check_batch_size(batch_size: int, num_processes: int) -> None:
