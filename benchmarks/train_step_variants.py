@@ -27,7 +27,7 @@ from perpo_pipeline.train.shared_prefix import (
     token_logps,
 )
 from perpo_pipeline.vlm.models import Vlm, base_model
-from perpo_pipeline.vlm.tensors import cast_tensors, stack_image_tensors
+from perpo_pipeline.vlm.tensors import cast_tensors
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def concatenated(setup: Setup) -> Work:
     vlm, lists = setup.vlm, setup.lists[: setup.regime.full_lists]
     rows = separate_lists(vlm, lists).to(vlm.device)
     types = {} if rows.token_types is None else {"mm_token_type_ids": rows.token_types}
+    tensors = rows.tensors  # one image per row, repeated before the time is taken
 
     def logps() -> Tensor:
         logits = vlm.model(
@@ -94,7 +95,7 @@ def concatenated(setup: Setup) -> Work:
             attention_mask=rows.attention_mask,
             use_cache=False,
             **types,
-            **cast_tensors(rows.tensors, vlm.dtype),
+            **cast_tensors(tensors, vlm.dtype),
         ).logits.float()
         of_tokens = logits[:, :-1].log_softmax(-1).gather(-1, rows.input_ids[:, 1:, None])[..., 0]
         return (of_tokens * rows.is_answer[:, 1:]).sum(-1).view(rows.num_tokens.shape)
@@ -181,7 +182,7 @@ def backward(policy: Tensor, reference: Tensor | None = None) -> Tensor:
 def full_row_logps(vlm: Vlm, rows: SeparateBatch, positions: Tensor | None) -> Tensor:
     """Log-probabilities (B, N); each image is encoded once, `rows` holds it once per list."""
     core = base_model(vlm.model).model
-    found = core.get_image_features(**cast_tensors(rows.tensors, vlm.dtype)).pooler_output
+    found = core.get_image_features(**cast_tensors(rows.images, vlm.dtype)).pooler_output
     features = torch.stack(list(found)).repeat_interleave(rows.num_tokens.shape[1], dim=0)
     embeds = core.get_input_embeddings()(rows.input_ids)
     is_image = (rows.input_ids == IMAGE)[..., None].expand_as(embeds)
@@ -208,7 +209,6 @@ def full_rows(
         rows,
         input_ids=F.pad(rows.input_ids, (0, padding)),
         is_answer=F.pad(rows.is_answer, (0, padding)),
-        tensors=stack_image_tensors([entry.prompt for entry in lists]),
     )
     if vlm.family.position_axes == 1:
         return rows.to(vlm.device), None
