@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.config.file import load_config
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning.hardware import published
 from perpo_pipeline.planning.training import FITS, Epoch, Training, remedies
-from perpo_pipeline.train.memory import GIB, Shape, estimate_memory
+from perpo_pipeline.train.memory import Shape, estimate_memory
 from perpo_pipeline.train.plan import make_sampler
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

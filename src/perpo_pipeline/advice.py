@@ -102,6 +102,11 @@ def command(name: str, *words: str) -> str:
     return _join([name, *given.of_run[:2], *words, *given.of_run[2:]])
 
 
+def install(extra: str) -> str:
+    """The command that installs one of the extras in pyproject.toml."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
 def remake(artifact: str, variant: str, stage: str | None = None) -> str:
     """The whole command that makes a variant of an artifact.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+GIB = 2**30
 STARTED = time.monotonic()  # the command line imports this module first
 
 

@@ -9,6 +9,7 @@ import torch
 
 from perpo_pipeline.doctor import card, packages
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.vlm.cards import Card
 
 CARD = (
@@ -101,7 +102,7 @@ def test_a_wrong_product_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_card_without_bfloat16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(card, "visible_cards", lambda: [Card("Tesla T4", (7, 5), 16 * card.GIB)])
+    monkeypatch.setattr(card, "visible_cards", lambda: [Card("Tesla T4", (7, 5), 16 * GIB)])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
     with pytest.raises(ConfigError, match=r"card 0, Tesla T4 .* does not compute in bfloat16"):

@@ -102,7 +102,7 @@ def test_a_check_that_hangs_is_ended_with_its_children(
         pytest.fail("the check's child is still running")
 
 
-def test_every_check_names_a_function_and_all_of_them_fit_into_the_time() -> None:
+def test_every_check_names_a_function() -> None:
     import pkgutil
 
     for one in gpu.CHECKS.values():

@@ -39,7 +39,6 @@ def test_packages_that_are_not_installed_are_skipped_with_the_command(
 
 
 def test_a_product_with_weights_of_four_bits_agrees() -> None:
-    pytest.importorskip("bitsandbytes")
     found = programs.bitsandbytes("cpu")
     assert found.state == "ok", found.text
     assert 0 < found.figures["relative_error"] < programs.NF4_ROUNDING

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from synthetic_run import synthetic_config
 
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning.amounts import Lists
 from perpo_pipeline.planning.computed import computed_rates
-from perpo_pipeline.planning.hardware import GIB, describe_hardware, published
+from perpo_pipeline.planning.hardware import describe_hardware, published
 from perpo_pipeline.planning.model import Model, _published_shape
 from perpo_pipeline.planning.sampling import expect_sampling
 from perpo_pipeline.planning.tokens import Answers, PromptTokens

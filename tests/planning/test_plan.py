@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from perpo_pipeline.cli import main
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning import plan as planning
 from perpo_pipeline.planning.calibration import Calibration
-from perpo_pipeline.planning.hardware import GIB
 from perpo_pipeline.planning.rates import Rate
 from perpo_pipeline.planning.tokens import Answers
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny_families import save_tiny_family
 from tiny_models import noise_image
+from tiny_training import add_adapter
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from perpo_pipeline.config.train import LoraSettings, TrainSettings
 from perpo_pipeline.train import activation_offload
 from perpo_pipeline.train.engine import ready_model
-from perpo_pipeline.train.scope import make_trainable
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
     PackedBatch,
@@ -70,12 +70,7 @@ def policy_of(
         for i, some in enumerate([[[11, 12, 13, end], [21, end]], [[31, 32, end], [end]]])
     ]
     batch = pack_lists(vlm, lists)
-    torch.manual_seed(3)
-    vlm.model = make_trainable(vlm, wanted).train()
-    for name, parameter in vlm.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return vlm, batch
+    return add_adapter(vlm, wanted), batch
 
 
 def trained(directory: Path, *how: str | None, **settings: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,20 +9,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from graph_counting import GraphCounter, text_list
-from peft import get_peft_model
 from tiny_families import save_tiny_family
 from tiny_models import noise_image
-from torch import Tensor
+from tiny_training import add_adapter, assert_same, with_gradients
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention
 from torch.nn.parallel import DistributedDataParallel
 
-from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.config.train import LoraSettings, TrainSettings
 from perpo_pipeline.train import engine
 from perpo_pipeline.train.compilation import compile_layers
 from perpo_pipeline.train.engine import ListPolicy, ready_model
-from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
@@ -80,30 +78,7 @@ def load_flex(directory: Path, row_lengths: RowLengths, backend: Any) -> Vlm:
 
 
 def add_lora(vlm: Vlm) -> Vlm:
-    """With an adapter that changes the model, in training mode."""
-    torch.manual_seed(3)
-    vlm.model = get_peft_model(vlm.model, lora_config(vlm, rank=4, alpha=8)).train()
-    for name, parameter in vlm.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return vlm
-
-
-def logps_and_gradients(vlm: Vlm, logps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    (logps * torch.arange(1.0, 1 + logps.numel()).view_as(logps)).sum().backward()
-    named = vlm.model.named_parameters()
-    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
-    vlm.model.zero_grad()
-    assert len(found) > 0
-    return logps.detach(), found
-
-
-def assert_same(ours: tuple[Tensor, Any], expected: tuple[Tensor, Any]) -> None:
-    torch.testing.assert_close(ours[0], expected[0], atol=1e-4, rtol=0)
-    assert ours[1].keys() == expected[1].keys()
-    for name, gradient in ours[1].items():
-        assert expected[1][name].norm() > 0
-        assert (gradient - expected[1][name]).norm() < 1e-4 * expected[1][name].norm(), name
+    return add_adapter(vlm, TrainSettings(lora=LoraSettings(rank=4, alpha=8)))
 
 
 def run_reference_and_policy(
@@ -241,7 +216,7 @@ def test_any_and_bucketed_lengths_give_what_separate_rows_give(
                 logps = separate_logps(vlm.model, separate_lists(vlm, lists))
             else:
                 logps = packed_logps(vlm.model, pack_lists(vlm, lists, row_lengths=lengths))
-            results.append(logps_and_gradients(vlm, logps))
+            results.append(with_gradients(vlm, logps))
         kinds = 1 if checkpointing else 2
         graphs = {"any": kinds, "bucketed": 2 * kinds, "separate": 0}
         assert counters["stats"]["unique_graphs"] == graphs[way]

@@ -14,9 +14,9 @@ from PIL import Image
 from perpo_pipeline.cli import main
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning.hardware import this_machine
 from perpo_pipeline.vlm.cards import (
-    GIB,
     Card,
     check_card,
     check_cards,

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from perpo_pipeline import advice
+
 
 @dataclass(frozen=True)
 class Integration:
@@ -40,7 +42,7 @@ INTEGRATIONS: dict[str, Integration] = {
     "swanlab": _package("swanlab", "swanlab", SWANLAB_LOG_DIR="{}"),
     "tensorboard": Integration(
         "tensorboard",
-        "pip install -c constraints.txt -e '.[tensorboard]'",
+        advice.install("tensorboard"),
         {"TENSORBOARD_LOGGING_DIR": "{}"},
     ),
     "trackio": _package("trackio", "trackio", TRACKIO_DIR="{}"),

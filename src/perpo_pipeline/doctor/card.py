@@ -4,18 +4,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
-from perpo_pipeline.doctor.finding import Finding, verdict
+from perpo_pipeline.doctor.finding import Finding, skipped, verdict
 from perpo_pipeline.doctor.packages import installed_version, misfit_of_vllm, pinned
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.vlm.cards import check_card, unlike_cards, visible_cards
 
-if TYPE_CHECKING:
-    pass
-
-GIB = 2**30
 # The oldest Linux driver for each CUDA version (NVIDIA's CUDA compatibility guide, minor versions).
 OLDEST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 FACTS = (
@@ -57,7 +53,7 @@ def cards(device: str) -> Finding:
     """nvidia-smi's facts; fails where another program uses a card's memory."""
     found = nvidia_smi()
     if not found:
-        return Finding("skipped", "nvidia-smi is not there, or shows no card")
+        return skipped("nvidia-smi is not there, or shows no card")
     named = [
         f"{i}: {card['name']}, {_gib(card['memory.total'])} GiB, sm_{card['compute_cap']}, PCIe "
         f"{card['pcie.link.gen.max']} x{card['pcie.link.width.max']}, {card['power.limit']} W"
@@ -165,7 +161,7 @@ def shared_memory(device: str) -> Finding:
     )
 
     if not SHARED_MEMORY.is_dir():
-        return Finding("skipped", f"there is no {SHARED_MEMORY}")
+        return skipped(f"there is no {SHARED_MEMORY}")
     free = shutil.disk_usage(SHARED_MEMORY).free
     needed = f"image workers need {NEEDED_BYTES / 2**20:,.0f} MiB (computed)"
     return verdict(

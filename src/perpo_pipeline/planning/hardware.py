@@ -8,11 +8,10 @@ from importlib import resources
 from typing import Any
 
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.machine import cores, memory_bytes
+from perpo_pipeline.machine import GIB, cores, memory_bytes
 from perpo_pipeline.suggestions import did_you_mean
 from perpo_pipeline.vlm.cards import visible_cards
 
-GIB = 2**30
 _DESCRIBED = re.compile(r"(?P<name>.+?)(?:x(?P<count>[1-9][0-9]{0,3}))?")
 
 
@@ -84,18 +83,16 @@ def find_card(driver_name: str) -> dict[str, Any] | None:
 
 def this_machine(device: str) -> Hardware:
     """The GPUs that torch sees, unless the run's `model.device` is cpu or there are none."""
-    import torch
-
-    if device == "cpu" or not torch.cuda.is_available():
+    cards = [] if device == "cpu" else visible_cards()
+    if not cards:
         number = cores()
         label = f"{number} CPU core{'s' * (number != 1)}"
         return Hardware(label, 1, memory_bytes(), None, None, "measured", here=True, is_gpu=False)
-    properties = torch.cuda.get_device_properties(0)
-    record = find_card(properties.name)
+    record = find_card(cards[0].name)
     return Hardware(
-        properties.name,
-        torch.cuda.device_count(),
-        min(card.memory for card in visible_cards()),
+        cards[0].name,
+        len(cards),
+        min(card.memory for card in cards),
         record["tflops"] * 1e12 if record else None,
         record["bandwidth"] * 1e9 if record else None,
         f"published peak ({record['source']})" if record else "no published peak known",

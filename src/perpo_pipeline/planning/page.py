@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning.disk import Bytes
-from perpo_pipeline.planning.hardware import GIB
 from perpo_pipeline.planning.plan import Plan, Stage, missing_sources
 from perpo_pipeline.planning.training import FITS, Training, remedies, show_memory
 

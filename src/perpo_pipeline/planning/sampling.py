@@ -3,7 +3,7 @@ what a layer computes in passing while the prompts are read."""
 
 from dataclasses import dataclass, replace
 
-from perpo_pipeline.planning.hardware import GIB
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning.model import Model
 from perpo_pipeline.planning.tokens import PromptTokens
 from perpo_pipeline.run import Run

@@ -13,6 +13,7 @@ from typing import Any
 from perpo_pipeline.config.steps import count_steps
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning.amounts import count_splits, expect_lists
 from perpo_pipeline.planning.hardware import Hardware, this_machine
 from perpo_pipeline.planning.model import Model, look_at_model
@@ -24,7 +25,7 @@ from perpo_pipeline.train.compilation import is_compiled
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.launch import Launch, command_line
 from perpo_pipeline.train.lists import TrainingList, choose_completions
-from perpo_pipeline.train.memory import GIB, Estimate, Shape, estimate_memory, shape_of
+from perpo_pipeline.train.memory import Estimate, Shape, estimate_memory, shape_of
 from perpo_pipeline.train.plan import RankStep, make_sampler
 from perpo_pipeline.train.scope import count_trained, make_trainable
 from perpo_pipeline.train.shared_prefix import row_length

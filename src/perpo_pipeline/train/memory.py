@@ -11,11 +11,11 @@ forward and without checkpointing peaked at 52 to 63 GiB; this module computes 5
 from dataclasses import dataclass
 from typing import Any
 
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.train.shared_prefix import LOGIT_BUDGET
-from perpo_pipeline.vlm.models import Vlm, base_model
+from perpo_pipeline.vlm.models import Vlm, base_model, head_size
 from perpo_pipeline.vlm.quantization import weight_bytes
 
-GIB = 2**30
 MOMENTS = 8  # bytes: AdamW's two, in fp32
 MASTER = 4  # bytes: the fp32 master of a half-precision weight; during a step its gradient, too
 LOGIT_COPIES = 3  # logits, their fp32 softmax, its gradient
@@ -107,7 +107,7 @@ def shape_of(vlm: Vlm, *, weight_bytes: int, quantization: str | None = None) ->
     """The sizes of a model without an adapter, of which nothing is trained yet."""
     inner: Any = base_model(vlm.model)
     text = inner.config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head_dim = head_size(text)
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     modules = inner.get_decoder().layers[0].named_modules()
     return Shape(

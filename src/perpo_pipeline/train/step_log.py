@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from perpo_pipeline.machine import GIB
 from perpo_pipeline.train.batches import TrainingBatch
 from perpo_pipeline.train.losses import diagnose_lists
 from perpo_pipeline.train.processes import World
@@ -92,7 +93,7 @@ class StepLog:
         found = {"tokens": int(tokens), "tokens_per_s": tokens / seconds}
         if self.peak:
             taken = self.world.max(torch.cuda.max_memory_allocated())
-            found["peak_memory_gib"] = taken / 2**30
+            found["peak_memory_gib"] = taken / GIB
             found["mfu"] = flops / seconds / (self.peak * self.world.size)
         if measured[-1]:
             for at, name in enumerate((*MEASURED, "kl")):

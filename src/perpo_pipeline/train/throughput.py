@@ -12,7 +12,7 @@ from torch import nn
 
 from perpo_pipeline.train.separate_rows import SeparateBatch
 from perpo_pipeline.train.shared_prefix import PackedBatch
-from perpo_pipeline.vlm.models import base_model
+from perpo_pipeline.vlm.models import base_model, head_size
 
 MATRIX = 8192
 REPEATS = 10
@@ -31,9 +31,8 @@ class FlopCounter:
         linears = [m for m in inner.get_decoder().modules() if isinstance(m, nn.Linear)]
         self.per_token = sum(map(_flops_per_token, linears))
         self.per_target = _flops_per_token(inner.lm_head)
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        layers, heads = text.num_hidden_layers, text.num_attention_heads
-        self.per_pair = 3 * 2 * 2 * head_dim * heads * layers  # query x key and weight x value
+        heads = text.num_hidden_layers * text.num_attention_heads
+        self.per_pair = 3 * 2 * 2 * head_size(text) * heads  # query x key and weight x value
 
     def count(self, lists: PackedBatch | SeparateBatch) -> float:
         """FLOPs of one training forward and backward over `lists`."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import (
     ArtifactError,
     ConfigError,
@@ -27,7 +28,7 @@ from perpo_pipeline.errors import (
 from perpo_pipeline.machine import environment
 
 SHIPPED = Path(__file__).with_name("deepspeed")
-INSTALL = "DS_BUILD_OPS=0 pip install -c constraints.txt -e '.[deepspeed]'"
+INSTALL = f"DS_BUILD_OPS=0 {advice.install('deepspeed')}"
 COMPILER = "apt-get install g++ ninja-build"
 
 FORCE_GUARD = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"

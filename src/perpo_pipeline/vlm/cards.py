@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from perpo_pipeline.errors import ConfigError, first_line
+from perpo_pipeline.machine import GIB
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.model import ModelConfig
 
-GIB = 2**30
 BFLOAT16 = (8, 0)  # compute capability: Ampere; older cards convert to float32 and are slow
 # bitsandbytes' least compute capability (its README, "Accelerator support").
 QUANTIZATION = {"nf4": (6, 0), "int8": (7, 5)}

@@ -108,3 +108,9 @@ def base_model(model: nn.Module) -> Any:
     """The transformers model inside a PeftModel (adapter layers stay active), or itself."""
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model
+
+
+def head_size(text_config: Any) -> int:
+    """Numbers of one attention head of a text model; not every config states them."""
+    stated = getattr(text_config, "head_dim", None)
+    return int(stated or text_config.hidden_size // text_config.num_attention_heads)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def _require_httpx() -> None:
     except ImportError:
         raise MissingDependencyError(
             "requests to a server need httpx, which is not installed",
-            fix="pip install -c constraints.txt -e '.[openai]'",
+            fix=advice.install("openai"),
         ) from None
 
 

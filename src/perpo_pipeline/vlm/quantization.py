@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
 Quantization = Literal["nf4", "int8"]
-INSTALL = "pip install -c constraints.txt -e '.[quantization]'"
+INSTALL = advice.install("quantization")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
 """Weights that share a scale, and scales that share the scale which they are quantised with."""

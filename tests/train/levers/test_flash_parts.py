@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lever_runs import assert_same, run, trainable_vlm, uneven_lists
 from tiny_families import MODEL_TYPES, save_tiny_family
+from tiny_training import assert_same, run, trainable_vlm, uneven_lists
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
-from lever_runs import assert_same, run, trainable_vlm, uneven_lists
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_families import save_tiny_family
+from tiny_training import assert_same, run, trainable_vlm, uneven_lists
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -128,7 +129,6 @@ def test_in_bf16_the_rounding_is_not_larger_than_that_of_peft(directory: Path) -
 @pytest.fixture(params=["nf4", "int8"])
 def quantised(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A linear layer of bitsandbytes, on the CPU."""
-    bnb = pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     plain = torch.nn.Linear(64, 32, bias=False)
     if request.param == "nf4":

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from lever_runs import assert_same, run, trainable_vlm
 from tiny_families import MODEL_TYPES, save_tiny_family
+from tiny_training import assert_same, run, trainable_vlm
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from perpo_pipeline.config.levers import LEVERS

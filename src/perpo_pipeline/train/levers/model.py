@@ -11,7 +11,7 @@ from perpo_pipeline.train.levers.flash_parts import use_flash_parts
 from perpo_pipeline.train.levers.last_layer import use_last_layer
 from perpo_pipeline.train.levers.tower import compile_tower
 from perpo_pipeline.train.levers.whole_head import use_whole_head
-from perpo_pipeline.vlm.models import base_model
+from perpo_pipeline.vlm.models import base_model, head_size
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -45,8 +45,7 @@ def use_model_levers(vlm: "Vlm", forward: str, levers: Collection[str]) -> None:
 
 
 def _check_flash(vlm: "Vlm", inner: Any) -> None:
-    text = inner.config.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = head_size(inner.config.get_text_config())
     in_fp32 = vlm.device.type == "cuda" and vlm.dtype == torch.float32
     if in_fp32 or size % 8 or size > 256:
         why = "needs model.dtype: bfloat16" if in_fp32 else f"has no kernel for heads of {size}"

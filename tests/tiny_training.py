@@ -1,4 +1,4 @@
-"""Log-probabilities and gradients of a tiny model with an adapter, as it is and with levers."""
+"""Log-probabilities and gradients of a tiny model with an adapter, to compare ways to compute."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +28,13 @@ def trainable_vlm(
     vlm = load_vlm(resolve_model(str(directory)), dtype=dtype, device="cpu")
     chosen = TrainSettings.model_validate({"lora": LORA, "levers": list(levers), **settings})
     ready_model(vlm, "shared-prefix", chosen)
+    return add_adapter(vlm, chosen)
+
+
+def add_adapter(vlm: Vlm, settings: TrainSettings) -> Vlm:
+    """Attach an adapter that changes the model, in training mode."""
     torch.manual_seed(3)
-    vlm.model = make_trainable(vlm, chosen).train()
+    vlm.model = make_trainable(vlm, settings).train()
     for name, parameter in vlm.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -53,8 +58,13 @@ def uneven_lists(vlm: Vlm) -> list[CompletionList]:
 
 
 def run(vlm: Vlm, num: int = 3, *, one_row: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-    """(B, N) log-probabilities, and the gradients of a sum that weights each of them otherwise."""
+    """(B, N) log-probabilities of `uneven_lists`, and their gradients."""
     logps = packed_logps(vlm.model, pack_lists(vlm, uneven_lists(vlm)[:num], one_row=one_row))
+    return with_gradients(vlm, logps)
+
+
+def with_gradients(vlm: Vlm, logps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The log-probabilities, and gradients of a sum that weights each of them otherwise."""
     (logps * torch.arange(1.0, 1 + logps.numel()).view_as(logps)).sum().backward()
     named = vlm.model.named_parameters()
     found = {name: p.grad.float().clone() for name, p in named if p.grad is not None}
