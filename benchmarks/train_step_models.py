@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -96,6 +95,8 @@ def build_vlm(
     Also its twin for TRL: modules of their own, without adapter, compilation and our attention,
     around the same weights. `settings` are those of `settings_of`.
     """
+    from peft import get_peft_model  # here: after this package, which keeps its imports quiet
+
     torch.manual_seed(0)
     with device:
         model: Any = AutoModelForImageTextToText.from_config(
