@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny_families import MODEL_TYPES, save_tiny_family
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare import testbed as testbed_prompts
@@ -176,6 +177,31 @@ def test_pixels_travel_in_the_dtype_in_which_the_model_reads_them(
     assert torch.equal(theirs["pixel_values"], ours["pixel_values"].bfloat16())
     for name in ours.keys() - {"pixel_values"}:
         assert torch.equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("forward", ["shared-prefix", "separate"])
+def test_every_tensor_of_a_batch_is_pinned(
+    load: Callable[..., ListCollator],
+    lists: list[TrainingList],
+    forward: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a DataLoader pins what a worker sends; one that is left out would be copied while the host
+    waits."""
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
+        copy = tensor.clone()
+        pinned.append(copy.data_ptr())
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    collator = load("llava")
+    collator.forward = forward
+    collated = collator(lists)
+    found = pin_memory(collated)
+    assert_equal(found, collated)
+    assert [t.data_ptr() for t in tensors(found)] == pinned and len(pinned) > 9
 
 
 # --- shared memory --------------------------------------------------------------------------------
