@@ -272,6 +272,18 @@ def test_memory_that_runs_out_on_one_list_asks_for_shorter_lists() -> None:
     assert "model.max_pixels" in fix
 
 
+def test_a_kernel_that_does_not_fit_the_card_is_one_error_with_what_to_do() -> None:
+    """Flex in float32 on a card of 24 GB, in the words of torch 2.11 to 2.14 and their Triton."""
+    with pytest.raises(ConfigError) as caught, memory_explained(TrainSettings()):
+        raise RuntimeError(
+            "No valid triton configs. OutOfResources: out of resource: shared memory, Required: "
+            "147968, Hardware limit: 101376. Reducing block sizes or `num_stages` may help."
+        )
+    assert "Required: 147968, Hardware limit: 101376" in str(caught.value)
+    assert "model.dtype: bfloat16" in str(caught.value.fix)
+    assert "train.forward: separate" in str(caught.value.fix)
+
+
 def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match="something else"), memory_explained(TrainSettings()):
         raise RuntimeError("something else")

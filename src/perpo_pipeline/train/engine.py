@@ -5,6 +5,7 @@ one full row per completion (`separate`) for untested families and layers.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ from perpo_pipeline.vlm.models import Vlm, base_model
 if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
     from perpo_pipeline.train.batches import Forward, TrainingBatch
+
+
+KERNEL_TOO_LARGE = re.compile(r"out of resource: shared memory, Required: \d+, Hardware limit: \d+")
 
 
 class ListPolicy(nn.Module):
@@ -93,7 +97,8 @@ def reference_logps(model: nn.Module, batches: Sequence["TrainingBatch"]) -> dic
 def memory_explained(
     settings: "TrainSettings", num_lists: int = 0, *, backward: bool = False
 ) -> Iterator[None]:
-    """Name the setting to lower if the accelerator's memory runs out on `num_lists` lists.
+    """Name the setting to lower if the accelerator's memory runs out on `num_lists` lists, and what
+    to do where a compiled kernel needs more shared memory than the card has.
 
     `backward`: the activations are kept for it.
     """
@@ -115,4 +120,13 @@ def memory_explained(
             f"the accelerator's memory ran out: {str(error).splitlines()[0]}",
             fix="; ".join(advice) + f"; the same command {resumed}. `perpo plan` names settings "
             "that fit",
+        ) from error
+    except RuntimeError as error:
+        # Triton's words. In float32 Flex needs 147,968 bytes for heads of 128 (make check-cuda).
+        if (needed := KERNEL_TOO_LARGE.search(str(error))) is None:
+            raise
+        raise ConfigError(
+            f"a compiled kernel does not fit this card: {needed[0]}",
+            fix="set model.dtype: bfloat16 (float32 needs twice as much), or train.forward: "
+            "separate (slow, compiles nothing)",
         ) from error
