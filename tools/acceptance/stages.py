@@ -93,7 +93,9 @@ def accept(acceptance: Acceptance) -> Iterator[str]:
     yield check_tokens(acceptance.open(), published)
     acceptance.stage("eval", "--evaluation", f"base@{TEST}")
     yield check_answers(acceptance.open(), published)
-    acceptance.stage("run", "--from", "sample", "--to", "eval")
+    acceptance.stage("run", "--from", "sample", "--to", "filter")
+    yield check_lists(acceptance.open())
+    acceptance.stage("run", "--from", "train", "--to", "eval")
     yield check_training(acceptance.open())
 
 
@@ -168,23 +170,34 @@ def check_answers(run: "Run", published: Published) -> str:
     raise Rejected("\n  ".join([f"base: failed, {line}", *causes]))
 
 
+def check_lists(run: "Run") -> str:
+    """Count the lists to train on; raises Rejected if they are too few to show anything."""
+    number = _number_of_lists(run)
+    if number >= FEWEST_LISTS:
+        return f"lists: passed, {number:,} have a wide enough margin"
+    raise Rejected(
+        f"lists: failed, {number:,} have a wide enough margin, at least {FEWEST_LISTS} are needed"
+        "\n  likely cause: too few lists: more prompts (prepare.train.per_dataset) or a smaller "
+        "filter.min_margin"
+    )
+
+
+def _number_of_lists(run: "Run") -> int:
+    kept: int = run.latest("preferences", run.config.sample.split).manifest["counts"]["kept"]
+    return kept
+
+
 def check_training(run: "Run") -> str:
     """Compare PerPO with the base on held-out prompts; raises Rejected unless it is better."""
     from perpo_pipeline.evaluate.compare import compare_predictions
 
-    number = run.latest("preferences", run.config.sample.split).manifest["counts"]["kept"]
     better, worse = (run.latest("predictions", f"{model}@{HELD_OUT}") for model in (METHOD, "base"))
     rows = {row["metric"]: row for row in compare_predictions(better, worse)}
     reward, ap50 = rows["miou"], rows["ap50"]
     line = (
         f"mean reward {_points(reward)}, AP@50 {_points(ap50)} on {reward['n']:,} held-out "
-        f"prompts, trained on {number:,} lists"
+        f"prompts, trained on {_number_of_lists(run):,} lists"
     )
-    if number < FEWEST_LISTS:
-        raise Rejected(
-            f"training: failed, {line}\n  likely cause: too few lists, at least {FEWEST_LISTS} "
-            "are needed: more prompts (prepare.train.per_dataset) or a smaller filter.min_margin"
-        )
     if reward["low"] > 0:
         return f"training: passed, {line}"
     if reward["high"] < 0:

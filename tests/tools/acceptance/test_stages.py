@@ -17,7 +17,8 @@ RIGHT = {"base": 0.5, "perpo": 0.8}
 CALLS = [
     ("run", "--from", "prepare", "--to", "prepare"),
     ("eval", "--evaluation", "base@test"),
-    ("run", "--from", "sample", "--to", "eval"),
+    ("run", "--from", "sample", "--to", "filter"),
+    ("run", "--from", "train", "--to", "eval"),
 ]
 
 
@@ -60,9 +61,10 @@ def test_all_parts_pass_and_each_says_its_figures(accept_run) -> None:
     assert lines[0] == "acceptance testbed: time: a minute"
     assert lines[1] == "acceptance testbed: image tokens: passed, 64 for 64x48 pixels"
     assert "base: passed, AP@50 " in lines[2] and "on 120 prompts, accepted 40." in lines[2]
-    assert "training: passed, mean reward +" in lines[3]
-    assert "on 120 held-out prompts, trained on " in lines[3]
-    assert lines[4:] == ["acceptance testbed: passed"]
+    assert lines[3].startswith("acceptance testbed: lists: passed, ")
+    assert "training: passed, mean reward +" in lines[4]
+    assert "on 120 held-out prompts, trained on " in lines[4]
+    assert lines[5:] == ["acceptance testbed: passed"]
 
 
 def test_it_stops_before_the_model_is_loaded_where_images_are_cut_otherwise(accept_run) -> None:
@@ -99,9 +101,14 @@ def test_training_that_does_not_help_is_rejected_with_the_interval(
     assert str(caught.value).startswith(verdict) and cause in str(caught.value)
 
 
-def test_too_few_lists_are_rejected(made: Run) -> None:
-    with pytest.raises(Rejected, match="too few lists, at least 100 are needed"):
-        stages.check_training(made)
+def test_too_few_lists_are_rejected_before_the_training(
+    accept_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "FEWEST_LISTS", 1000)
+    code, lines, calls = accept_run()
+    assert (code, calls) == (1, CALLS[:3])
+    assert "lists: failed, " in lines[3] and "at least 1000 are needed" in lines[3]
+    assert "likely cause: too few lists" in lines[4]
 
 
 def test_the_folder_of_the_data_and_settings_reach_every_stage(tmp_path: Path) -> None:
