@@ -51,6 +51,13 @@ def test_memory_that_other_programs_use_is_a_failure(smi) -> None:
     assert "nvidia-smi" in str(found.fix)
 
 
+def test_a_card_that_gives_no_number_for_its_memory_is_no_failure(smi) -> None:
+    """As those that share the host's memory: nvidia-smi writes [N/A]."""
+    smi({"name": "GB10", "total": "[N/A]", "used": "[N/A]"})
+    found = card.cards("cuda")
+    assert (found.state, found.text[:20]) == ("ok", "0: NVIDIA GB10, [N/A")
+
+
 @pytest.mark.parametrize(
     ("driver", "cuda", "state"),
     [

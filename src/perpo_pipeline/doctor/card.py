@@ -1,5 +1,6 @@
 """Checks of the cards themselves: driver, versions, arithmetic, memory, shared memory."""
 
+import math
 import shutil
 import subprocess
 import time
@@ -62,7 +63,7 @@ def cards(device: str) -> Finding:
     busy = [
         f"{_gib(card['memory.used'])} GiB of card {i} are used by other programs"
         for i, card in enumerate(found)
-        if float(card["memory.used"]) > (1 - SMALLEST_SHARE) * float(card["memory.total"])
+        if _mib(card["memory.used"]) > (1 - SMALLEST_SHARE) * _mib(card["memory.total"])
     ]
     return verdict(
         not busy,
@@ -73,7 +74,12 @@ def cards(device: str) -> Finding:
 
 
 def _gib(mib: str) -> str:
-    return f"{float(mib) / 1024:.0f}" if mib.replace(".", "").isdigit() else mib
+    return mib if math.isnan(_mib(mib)) else f"{float(mib) / 1024:.0f}"
+
+
+def _mib(text: str) -> float:
+    """NaN where a card gives no number: `[N/A]` if it shares the host's memory, or under MIG."""
+    return float(text) if text.replace(".", "").isdigit() else math.nan
 
 
 def driver(device: str) -> Finding:
