@@ -8,8 +8,10 @@ import sys
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes
+import huggingface_hub
 import pytest
 import torch
 from bitsandbytes import cextension
@@ -18,6 +20,7 @@ from tiny_adapters import save_adapter
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
 from torch import Tensor, nn
+from transformers import Qwen3VLMoeConfig
 
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.train import TrainSettings
@@ -271,6 +274,35 @@ class Mixture(nn.Module):
 def test_a_mixture_of_experts_is_refused() -> None:
     with pytest.raises(ConfigError, match="would quantise only 20% of the weights"):
         quantization.load_quantised("nf4", Mixture(), torch.float32, torch.device("cpu"))
+
+
+def test_a_hub_model_is_refused_before_its_weights_are_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its settings are enough: a mixture of experts, and a model that was saved quantised."""
+    asked: list[list[str]] = []
+
+    def snapshot_download(model_id: str, **options: Any) -> str:
+        if options.get("local_files_only"):
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+        asked.append(options["allow_patterns"])
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    mixture = Qwen3VLMoeConfig(
+        text_config={"num_hidden_layers": 1, "moe_intermediate_size": 512, "num_experts": 16},
+        vision_config={"depth": 1},
+    )
+    mixture.save_pretrained(tmp_path)
+    config = ModelConfig(id="somebody/model", device="cpu", quantization="nf4")
+    with pytest.raises(ConfigError, match=r"would quantise only .* of the weights"):
+        inputs.find_model(config, tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "awq"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"saved with quantised weights \(awq\)"):
+        inputs.find_model(config, tmp_path)
+    assert len(asked) == 2 and "*.safetensors" not in {*asked[0], *asked[1]}
 
 
 def test_a_bitsandbytes_without_its_library_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,14 +74,16 @@ def find_model(
 
     `dtype: auto` is resolved (only this imports torch), since float32 and bfloat16 give different
     results. The date counts only where the chat template writes one, limits on the image's size and
-    quantisation only where they are set: these are checked before anything large is downloaded, and
-    MissingDependencyError is raised if bitsandbytes is needed and missing. Before all of it, this
-    raises as `check_cards` does, unless the model does not compute here.
+    quantisation only where they are set: these are checked before anything large is downloaded.
+    MissingDependencyError is raised if bitsandbytes is needed and missing, ConfigError for a limit
+    or a quantisation that the model cannot have. Before all of it, this raises as `check_cards`
+    does, unless the model does not compute here.
     """
     if computes_here and not _is_here(config):
         check_cards(config)
     check_installed(config.quantization)
     check_image_limits(config)
+    _check_quantization(config)
     resolved = _as_configured(resolve_model(config.id, config.revision), config)
     settings = {
         "model": compute_identity(resolved, run_dir / IDENTITY_CACHE),
@@ -132,6 +134,21 @@ def check_image_limits(config: ModelConfig, *, download: bool = True) -> None:
         from perpo_pipeline.vlm.processors import arguments_from_files
 
         arguments_from_files(folder, limits)
+
+
+def _check_quantization(config: ModelConfig) -> None:
+    """Raise for a model that cannot be quantised, before its weights are downloaded.
+
+    A model that is here is checked when it is loaded.
+    """
+    if config.quantization is None or _is_here(config):
+        return
+    folder = settings_folder(config.id, config.revision)
+    if folder is not None:
+        from perpo_pipeline.vlm.loading import check_quantisable
+
+        found = ResolvedModel(folder, config.id, quantization=config.quantization)
+        check_quantisable(found)
 
 
 def _is_here(config: ModelConfig) -> bool:

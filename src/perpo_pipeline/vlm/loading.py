@@ -22,7 +22,12 @@ from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
 from perpo_pipeline.vlm.models import Vlm, base_model
 from perpo_pipeline.vlm.processors import limit_grids, load_processor
-from perpo_pipeline.vlm.quantization import check_not_quantised, compute_alike, load_quantised
+from perpo_pipeline.vlm.quantization import (
+    check_layers,
+    check_not_quantised,
+    compute_alike,
+    load_quantised,
+)
 from perpo_pipeline.vlm.windows import use_window_attention
 
 
@@ -76,6 +81,15 @@ def load_without_weights(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that weights on the meta device are lost
         return attach_adapter(vlm, adapter)
+
+
+def check_quantisable(resolved: ResolvedModel) -> None:
+    """Raise for a model that cannot be quantised as `resolved` says; needs no weights."""
+    check_not_quantised(resolved)
+    with _load_errors_explained(resolved):
+        empty = _build_on_meta(resolved)
+    if resolved.quantization is not None:
+        check_layers(resolved.quantization, empty)
 
 
 def without_weights(vlm: Vlm) -> Vlm:

@@ -94,7 +94,7 @@ def load_quantised(
     `empty` is that model on the meta device. Raises ConfigError for a model whose layers hold most
     of their weights elsewhere than in linear layers, and where bitsandbytes lacks its library.
     """
-    _check_layers(quantization, empty)
+    check_layers(quantization, empty)
     _check_library(quantization)
     import torch
     import transformers
@@ -157,7 +157,11 @@ def _as_in_training(layer: "nn.Module", _: Any) -> None:
     layer.training = True
 
 
-def _check_layers(quantization: str, empty: "nn.Module") -> None:
+def check_layers(quantization: str, empty: "nn.Module") -> None:
+    """Raise ConfigError for a model whose layers hold most weights elsewhere than in linear ones.
+
+    `empty` is the model on the meta device.
+    """
     layers: Any = getattr(empty, "get_decoder")().layers  # noqa: B009
     quantised = sum(layer.weight.numel() for layer in quantised_linears(empty).values())
     every = sum(parameter.numel() for parameter in layers.parameters())
