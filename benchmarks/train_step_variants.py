@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from train_step_models import END, IMAGE, PAD, PATCH_PX, UNKNOWN, Regime
 
 from perpo_pipeline.train.losses import perpo_loss
-from perpo_pipeline.train.scope import lora_config
+from perpo_pipeline.train.scope import lora_config, spare_the_tower
 from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
@@ -233,13 +233,17 @@ def released_settings(vlm: Vlm, checkpointed: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def checkpointing(vlm: Vlm, wanted: bool) -> Iterator[None]:
+    """As `make_trainable` turns it on."""
     model: Any = vlm.model
+    inner = base_model(model)
     if wanted:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        spare_the_tower(inner)
     try:
         yield
     finally:
         model.gradient_checkpointing_disable()
+        inner.get_decoder().disable_input_require_grads()
 
 
 @contextlib.contextmanager

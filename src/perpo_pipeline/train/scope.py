@@ -87,13 +87,13 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
         unfreeze(vlm, settings.scope)
     if settings.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
-        _spare_the_tower(base_model(policy))
+        spare_the_tower(base_model(policy))
     if settings.activation_offload:
         offload_layer_inputs(base_model(policy).get_decoder())
     return policy
 
 
-def _spare_the_tower(inner: Any) -> None:
+def spare_the_tower(inner: Any) -> None:
     """Give only the text model's input a gradient, not the tower's patches.
 
     transformers gives both one, which reentrant checkpointing would need: the backward pass would
