@@ -11,6 +11,7 @@ import numpy as np
 from perpo_pipeline.answers.boxes import clip_to_frame, format_box
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS
 from perpo_pipeline.prepare.testbed import render_prompts
+from perpo_pipeline.rewards.grounding import iou_xyxy
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
@@ -62,7 +63,7 @@ def _list_of(row: Row, num_answers: int, vlm: Any, rng: np.random.Generator) -> 
         box = _moved(row["gt_box"], FARTHEST * (number % num_answers) / num_answers, rng)
         box = clip_to_frame(box, frame=FRAME, image_size=size) or row["gt_box"]
         text = format_box(box, FORMAT, frame=FRAME, image_size=size)
-        found.setdefault(text, iou(box, row["gt_box"]))
+        found.setdefault(text, float(iou_xyxy([box], [row["gt_box"]])[0]))
     texts = sorted(found, key=lambda text: -found[text])
     ids = [vlm.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     rewards = [found[text] for text in texts]
@@ -85,12 +86,3 @@ def _moved(box: Box, share: float, rng: np.random.Generator) -> Box:
     dx, dy = rng.uniform(-share, share, 2) * (x2 - x1, y2 - y1)
     x3, y3, x4, y4 = (float(v) for v in (x1 + dx, y1 + dy, x2 + dx / 2, y2 + dy / 2))
     return min(x3, x4 - 1), min(y3, y4 - 1), x4, y4
-
-
-def iou(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes, xyxy."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    both = max(0.0, wide) * max(0.0, high)
-    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)]
-    return both / (sum(areas) - both)

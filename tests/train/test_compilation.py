@@ -153,7 +153,7 @@ def test_separate_rows_are_not_compiled(
 def test_ddp_does_not_split_the_graphs(
     directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dynamo splits them where a bucket of gradients ends, and a bucket here is one matrix."""
+    """Dynamo splits them where a bucket of gradients ends, and the first here is one matrix."""
     monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 64)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
@@ -167,9 +167,7 @@ def test_ddp_does_not_split_the_graphs(
                 vlm = load(directories["llava"])
                 use_shared_prefix_attention(vlm.model, flex=False)
                 compile_layers(vlm.model, "any", backend=counter)
-                policy = DistributedDataParallel(
-                    ListPolicy(add_lora(vlm).model), bucket_cap_mb=1e-4
-                )
+                policy = DistributedDataParallel(ListPolicy(add_lora(vlm).model), bucket_cap_mb=1)
                 policy(pack_lists(vlm, [text_list(20, [3, 5])])).sum().backward()
                 graphs.append(counter.frame_count)
     finally:

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
 from tiny_families import save_tiny_family
 from tiny_models import noise_image
-from torch import Tensor
+from tiny_training import add_adapter, assert_same, with_gradients
 from torch._dynamo.utils import counters
 
-from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.config.train import LoraSettings, TrainSettings
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.batches import TrainingBatch
 from perpo_pipeline.train.engine import (
@@ -23,7 +22,6 @@ from perpo_pipeline.train.engine import (
     ready_model,
     reference_logps,
 )
-from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.separate_rows import separate_lists
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.attention import SPLIT, uses_flex_attention
@@ -47,13 +45,7 @@ def vlm(directory: Path) -> Vlm:
 @pytest.fixture
 def lora_vlm(directory: Path) -> Vlm:
     """With an adapter that changes the model, in training mode."""
-    vlm = load(directory)
-    torch.manual_seed(3)
-    vlm.model = get_peft_model(vlm.model, lora_config(vlm, rank=4, alpha=8)).train()
-    for name, parameter in vlm.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return vlm
+    return add_adapter(load(directory), TrainSettings(lora=LoraSettings(rank=4, alpha=8)))
 
 
 def load(directory: Path) -> Vlm:
@@ -71,21 +63,6 @@ def uneven_lists(vlm: Vlm) -> list[CompletionList]:
         CompletionList(encode_prompt(vlm, noise_image(i), "where" + "?" * i), some)
         for i, some in enumerate(completions)
     ]
-
-
-def gradients(vlm: Vlm, logps: Tensor) -> dict[str, Tensor]:
-    (logps * torch.arange(1.0, 1 + logps.numel()).view_as(logps)).sum().backward()
-    named = dict(vlm.model.named_parameters())
-    found = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
-    vlm.model.zero_grad()
-    return found
-
-
-def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert ours.keys() == expected.keys() and len(ours) > 0
-    for name, gradient in ours.items():
-        assert expected[name].norm() > 0
-        assert (gradient - expected[name]).norm() < 1e-4 * expected[name].norm(), name
 
 
 @pytest.mark.parametrize(
@@ -166,7 +143,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(lora_vlm: Vlm) -> None:
     ready_model(lora_vlm, "shared-prefix", TrainSettings())
     batch = pack_lists(lora_vlm, uneven_lists(lora_vlm))
     usual = packed_logps(lora_vlm.model, batch)
-    expected = gradients(lora_vlm, usual)
+    expected = with_gradients(lora_vlm, usual)
     core = lora_vlm.model.get_base_model().model
     tower = core.visual.blocks[0] if hasattr(core, "visual") else core.vision_tower
     runs: list[str] = []
@@ -176,7 +153,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(lora_vlm: Vlm) -> None:
     lora_vlm.model.train()
     logps = packed_logps(lora_vlm.model, batch)
     torch.testing.assert_close(logps, usual)
-    assert_same_gradients(gradients(lora_vlm, logps), expected)
+    assert_same(with_gradients(lora_vlm, logps), expected)
     assert sorted(runs) == ["decoder", "decoder", "tower"]
 
 
@@ -224,19 +201,21 @@ class TestReady:
         ready_model(vlm, "shared-prefix", TrainSettings(compile=compile_))
         assert set(self.compiled(vlm)) == {compiled}
 
-    @pytest.mark.slow  # torch compiles forward and backward for the CPU
+    @pytest.mark.slow  # torch compiles forward and backward for the CPU, which needs g++
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks, and hides
     @pytest.mark.parametrize("directory", ["llava"], indirect=True)
     def test_compiled_layers_give_the_same(self, lora_vlm: Vlm) -> None:
+        """All in one graph: the first layer's input has a gradient, as that of the others has."""
+        lora_vlm.model.enable_input_require_grads()
         batch = pack_lists(lora_vlm, uneven_lists(lora_vlm))
         usual = packed_logps(lora_vlm.model, batch)
-        expected = gradients(lora_vlm, usual)
+        expected = with_gradients(lora_vlm, usual)
         ready_model(lora_vlm, "shared-prefix", TrainSettings(compile=True))
         counters.clear()
         logps = packed_logps(lora_vlm.model, batch)
-        assert counters["stats"]["unique_graphs"] > 0
+        assert counters["stats"]["unique_graphs"] == 1
         torch.testing.assert_close(logps, usual, atol=1e-4, rtol=0)
-        assert_same_gradients(gradients(lora_vlm, logps), expected)
+        assert_same(with_gradients(lora_vlm, logps), expected)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
