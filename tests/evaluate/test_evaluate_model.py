@@ -98,9 +98,9 @@ def test_a_blank_image_is_as_large_as_the_true_one_and_has_one_colour(
 ) -> None:
     seen = []
 
-    def encode(vlm: Any, row: Any, preprocess: str) -> Any:
+    def encode(vlm: Any, row: Any, preprocess: str, *opened: Any) -> Any:
         seen.append(load_image(row["image"]["bytes"], where="blank"))
-        return encode_row(vlm, row, preprocess)
+        return encode_row(vlm, row, preprocess, *opened)
 
     monkeypatch.setattr("perpo_pipeline.inference.transformers_backend.encode_row", encode)
     run = make_run(tmp_path, {"box_format": "qwen2.5-vl", "box_frame": "resized"})
