@@ -1,6 +1,6 @@
 """Log-probabilities and gradients of a tiny model with an adapter, to compare ways to compute."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,20 @@ def add_adapter(vlm: Vlm, settings: TrainSettings) -> Vlm:
     return vlm
 
 
-def uneven_lists(vlm: Vlm) -> list[CompletionList]:
-    """Three lists with different prefixes, sizes and lengths; one completion has a single token."""
+def completions_of(vlm: Vlm) -> Callable[[int], list[int]]:
+    """Makes random completions of a given length, end token included; each call gives another."""
     generator = torch.Generator().manual_seed(0)
 
     def completion(length: int) -> list[int]:
         words = torch.randint(10, 290, (length - 1,), generator=generator)
         return [*words.tolist(), vlm.eos_token_ids[0]]
 
+    return completion
+
+
+def uneven_lists(vlm: Vlm) -> list[CompletionList]:
+    """Three lists with different prefixes, sizes and lengths; one completion has a single token."""
+    completion = completions_of(vlm)
     return [
         CompletionList(
             encode_prompt(vlm, noise_image(i), "where" + "?" * i), [completion(n) for n in row]

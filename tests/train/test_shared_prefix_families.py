@@ -9,6 +9,7 @@ import torch
 from peft import get_peft_model
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
+from tiny_training import completions_of
 from torch import Tensor
 
 from perpo_pipeline.train.scope import lora_config
@@ -52,12 +53,7 @@ def prompts(vlm: Vlm) -> list[EncodedPrompt]:
 
 
 def uneven_lists(vlm: Vlm) -> list[CompletionList]:
-    generator = torch.Generator().manual_seed(0)
-
-    def completion(length: int) -> list[int]:
-        words = torch.randint(10, 290, (length - 1,), generator=generator)
-        return [*words.tolist(), vlm.eos_token_ids[0]]
-
+    completion = completions_of(vlm)
     return [
         CompletionList(prompt, [completion(length) for length in lengths])
         for prompt, lengths in zip(prompts(vlm), LENGTHS, strict=True)
