@@ -64,7 +64,11 @@ def arguments_from_files(path: Path, limits: ImageLimits) -> dict[str, Any]:
     """`image_arguments` of the model in a folder, which needs no weights."""
     if not limits.given():
         return {}
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoConfig
+
+    # transformers 5.16 without torchvision exports a placeholder under the top-level name; a
+    # processor takes its image processor from this module, too.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     config = AutoConfig.from_pretrained(path, **FILES_ONLY)
     load: Any = AutoImageProcessor.from_pretrained
