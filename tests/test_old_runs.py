@@ -19,7 +19,8 @@ from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.overrides import parse_set
 from perpo_pipeline.evaluate.evaluate_model import evaluate
 from perpo_pipeline.filter.filter_lists import filter_lists
-from perpo_pipeline.prepare.prepare_prompts import prepare
+from perpo_pipeline.prepare.collect import Prepared, Request
+from perpo_pipeline.prepare.prepare_prompts import READERS, prepare
 from perpo_pipeline.run import Run
 from perpo_pipeline.sample.sample_prompts import sample
 from perpo_pipeline.score.score_answers import score
@@ -28,6 +29,7 @@ from perpo_pipeline.store.finding import reuse_complete
 from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.train.reference import STAGE_VERSION as REFERENCE_VERSION
 from perpo_pipeline.train.task import reuse_trained
+from perpo_pipeline.vlm import inputs
 from perpo_pipeline.vlm.inputs import find_model
 
 RUNS = Path(__file__).parent / "old_runs"
@@ -59,6 +61,21 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model answers although the answers are there")
 
     monkeypatch.setattr("perpo_pipeline.inference.part_sampler.open_backend", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _testbed_of_its_time(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
+    """The scenes and the model of those runs: testbed_version 1, whatever is drawn today."""
+    folder = tmp_path_factory.mktemp("rules") / "of"
+    run = run_of("8", folder)
+    samples = open_version(run.place("samples", "train")).manifest["settings"]
+
+    def rendered(_: Any, request: Request) -> Prepared:
+        prompts = open_version(run.place("prompts", request.split))
+        return Prepared(prompts.table().to_pylist(), prompts.manifest["settings"])
+
+    monkeypatch.setitem(READERS, "testbed", rendered)
+    monkeypatch.setattr(inputs, "compute_identity", lambda *_: samples["model"])
 
 
 def stages(run: Run, *, trains: bool) -> Iterator[tuple[str, str, Callable[[], Version | None]]]:

@@ -134,7 +134,7 @@ def _backend(configured: str) -> str:
 def _prompts(config: RunConfig, split: str) -> Mapping[str, Any]:
     source: Any = config.prepare[split]
     if source.source == "testbed":
-        facts = testbed_settings(config.seed, split, source.num_prompts)
+        facts = testbed_settings(config.seed, split, source.num_prompts, source.task)
     else:
         facts = {
             "file_sha256": file_sha256(config.data_root / "rows.jsonl"),

@@ -14,6 +14,7 @@ from perpo_pipeline.store.writing import Recipe, open_writer
 
 JSONL = {"source": "jsonl", "task": "grounding", "per_dataset": None, "file_sha256": "feb9"}
 TODAY = {**JSONL, "columns": {}, "box": "xyxy", "unit": None, "leave_out_bad_rows": False}
+SCENES = {"source": "testbed", "preset": "small", "scene_seed": 1, "num_prompts": 2}
 SAMPLED = {"backend": "transformers", "temperature": 0.5, "seed": 0}
 PREDICTED = {"image": "matching", "reward": {"auto": 1.0}, "max_new_tokens": 64}
 
@@ -23,6 +24,7 @@ SAME: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("prompts", "prepare", {**JSONL, "gt_unit": None, "leave_out_bad_rows": False}, TODAY),
     ("prompts", "prepare", {**JSONL, "gt_unit": "fraction"}, {**TODAY, "unit": "norm"}),
     ("prompts", "prepare", {**JSONL, "gt_unit": "thousandths"}, {**TODAY, "unit": "thousandths"}),
+    ("prompts", "prepare", SCENES, {**SCENES, "task": "grounding", "testbed_version": 1}),
     ("samples", "sample", SAMPLED, {**SAMPLED, "top_k": None, "top_p": 1, "repetition_penalty": 1}),
     ("scores", "score", {"reward": "iou"}, {"reward": {"iou": 1.0}, "own_rewards": {}}),
     ("scores", "score", {"reward": {"iou": 1.0}}, {"reward": {"iou": 1.0}, "which": "first"}),
@@ -39,6 +41,8 @@ SAME: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 OTHER: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("prompts", "prepare", JSONL, {**TODAY, "box": "xywh"}),
     ("prompts", "prepare", {**JSONL, "gt_unit": "fraction"}, TODAY),
+    ("prompts", "prepare", SCENES, {**SCENES, "task": "ocr", "testbed_version": 1}),
+    ("prompts", "prepare", SCENES, {**SCENES, "task": "grounding", "testbed_version": 2}),
     ("samples", "sample", SAMPLED, {**SAMPLED, "top_k": 5}),
     ("samples", "sample", SAMPLED, {**SAMPLED, "seed": 1}),
     ("scores", "score", {"reward": "iou"}, {"reward": {"giou": 1.0}}),

@@ -75,6 +75,9 @@ class TestbedSource(Section):
     """Prompts rendered by the embedded testbed."""
 
     source: Literal["testbed"] = Field(description="the layout to read")
+    task: Literal["grounding", "ocr"] = Field(
+        "grounding", description="what to render: scenes with boxes, or pages with their text"
+    )
     num_prompts: Int = Field(gt=0, description="number of prompts to render")
 
 

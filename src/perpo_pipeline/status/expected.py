@@ -29,6 +29,7 @@ from perpo_pipeline.store.old_rules import RULES, Rule, as_today
 AUTO = "auto"
 SAID = {
     "scene_seed": "another seed than the configuration says",
+    "testbed_version": "other pictures than today's testbed renders",
     "instruction": "another question for a box than the one of model.box_format",
     "own_rewards": "other code of score.reward",
     "models": "other models than the configuration names",

@@ -30,9 +30,10 @@ def expected_source(config: RunConfig, split: str, recorded: Json) -> dict[str, 
         return {}
     found = {k: (f"prepare.{split}.{k}", v) for k, v in source.result_settings().items()}
     if isinstance(source, TestbedSource):
-        facts = testbed_settings(config.seed, split, source.num_prompts)
+        facts = testbed_settings(config.seed, split, source.num_prompts, source.task)
         if "scene_seed" in recorded:
             found["scene_seed"] = ("seed", facts["scene_seed"])
+        found["testbed_version"] = (f"prepare.{split}.source", facts["testbed_version"])
         return found
     if isinstance(source, ReferSource):
         found |= _of_refer(source, split, recorded)

@@ -61,6 +61,13 @@ class Rule:
         }
 
 
+def _of_prompts(settings: Json) -> Json:
+    """The testbed rendered scenes alone before it had a task; the unit had another name."""
+    if settings.get("source") == "testbed":
+        return {"task": "grounding", **settings}
+    return _unit(settings)
+
+
 def _unit(settings: Json) -> Json:
     """The unit of true boxes had another name, and so had its values."""
     if "gt_unit" not in settings:
@@ -97,8 +104,14 @@ _READING = {"thinking": "auto", "tag": "answer", "which": "first"}
 # By artifact and the stage that makes it. What is not listed is cheap, and made anew.
 RULES: dict[tuple[str, str], Rule] = {
     ("prompts", "prepare"): Rule(
-        renamed=_unit,
-        neutral={"leave_out_bad_rows": False, "columns": {}, "box": "xyxy", "unit": None},
+        renamed=_of_prompts,
+        neutral={
+            "leave_out_bad_rows": False,
+            "columns": {},
+            "box": "xyxy",
+            "unit": None,
+            "testbed_version": 1,
+        },
         stages=dict.fromkeys((1, 2, 3), Trust.COMPARE),
         schemas={5: Trust.SAME},  # a row with other columns was an error
         other_schema=Trust.COMPARE,
