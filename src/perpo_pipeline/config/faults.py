@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from perpo_pipeline.config.overrides import Place, Placed
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import NAME_PATTERN, WORD_PATTERN, Json, Section
-from perpo_pipeline.config.sources import SOURCE_MODELS, SOURCE_NAMES
+from perpo_pipeline.config.sources import SEVERAL, SOURCE_MODELS, SOURCE_NAMES
 from perpo_pipeline.config.train import LoraSettings, TrainSettings
 from perpo_pipeline.suggestions import did_you_mean
 
@@ -73,6 +73,7 @@ def explain(error: ValidationError, raw: Json) -> Iterator[Fault]:
     """Each fault that pydantic found, under its key as the file has it."""
     for found in error.errors(include_url=False):
         where = tuple(str(part) for part in found["loc"] if part != "[key]")
+        where = _without_several(where)
         place = tuple(p for i, p in enumerate(where) if (where[0], i, p) not in _NOT_IN_THE_FILE)
         several = found.get("ctx", {}).get("faults")
         if several is None:
@@ -83,6 +84,24 @@ def explain(error: ValidationError, raw: Json) -> Iterator[Fault]:
 
 # Steps in pydantic's locations that are not keys of the file: (section, position, name).
 _NOT_IN_THE_FILE = {("train", 1, "shared"), *(("prepare", 2, name) for name in SOURCE_NAMES)}
+
+
+def _without_several(where: Place) -> Place:
+    """A location in a list of sources by the entry's number: `prepare.train.0.num_prompts`."""
+    if where[:1] != ("prepare",) or where[2:4] != (SEVERAL, "of"):
+        return where
+    named = where[5:6] and where[5] in SOURCE_NAMES
+    return (*where[:2], *where[4:5], *where[6 if named else 5 :])
+
+
+def _source_at(place: Place, raw: Json) -> tuple[Any, Place]:
+    """The source of a split that `place` points into, as the file has it, and the place in it."""
+    found, rest = raw["prepare"][place[1]], place[2:]
+    if isinstance(found, list) and len(found) == 1:
+        return found[0], rest
+    if isinstance(found, list) and rest and rest[0].isdecimal():
+        return found[int(rest[0])], rest[1:]
+    return found, rest
 
 
 def _explain(found: Any, place: Place, raw: Json) -> Fault:
@@ -108,9 +127,9 @@ def _explain(found: Any, place: Place, raw: Json) -> Fault:
 
 def _new_key(place: Place) -> str | None:
     """The new name of a renamed setting, in the same place."""
-    if place[0] == "prepare" and len(place) == 3:
-        new = RENAMED.get(f"prepare.SPLIT.{place[2]}")
-        return new.replace("SPLIT", place[1]) if new else None
+    if place[0] == "prepare" and len(place) > 2:
+        new = RENAMED.get(f"prepare.SPLIT.{place[-1]}")
+        return new.replace("SPLIT", ".".join(place[1:-1])) if new else None
     in_method = place[:2] == ("train", "methods") and len(place) > 3
     section = ("train", *place[3:]) if in_method else place
     new = RENAMED.get(".".join(section))
@@ -140,10 +159,10 @@ def _unknown_setting(place: Place, raw: Json) -> str:
     """A setting that does not exist, or not for this source of prompts."""
     names = _names_beside(place, raw)
     others = {name for model in SOURCE_MODELS for name in model.model_fields}
-    if place[0] == "prepare" and len(place) == 3 and place[-1] in others:
-        return (
-            f"source {raw['prepare'][place[1]]['source']} has no such setting; it has "
-            + ", ".join(name for name in names if name != "source")
+    if place[0] == "prepare" and place[-1] in others:
+        source, _ = _source_at(place, raw)
+        return f"source {source['source']} has no such setting; it has " + ", ".join(
+            name for name in names if name != "source"
         )
     if len(place) == 1 and (full := _full_key(place[0])):
         return f"no such setting; did you mean '{full}'?"
@@ -166,7 +185,7 @@ def _names_beside(place: Place, raw: Json) -> list[str]:
     if place[-2] == "lora":
         return list(LoraSettings.model_fields)
     if place[0] == "prepare":
-        source = raw["prepare"][place[1]]["source"]
+        source = _source_at(place, raw)[0]["source"]
         return [
             name
             for model in SOURCE_MODELS

@@ -127,6 +127,10 @@ def _find_place(raw: Json, key: Key) -> Place:
     parts: list[str] = []
     rest, level = key.split("."), cast(Any, raw)
     while rest:
+        if isinstance(level, list) and rest[0].isdecimal() and int(rest[0]) < len(level):
+            level = level[int(rest[0])]
+            parts.append(rest.pop(0))
+            continue
         lengths = range(len(rest), 1, -1) if isinstance(level, Mapping) else ()
         length = next((n for n in lengths if ".".join(rest[:n]) in level), 1)
         part, rest = ".".join(rest[:length]), rest[length:]
@@ -135,16 +139,24 @@ def _find_place(raw: Json, key: Key) -> Place:
     return tuple(parts)
 
 
-def _set_value(raw: Json, place: Sequence[str], value: Any) -> None:
+def _set_value(raw: Any, place: Sequence[str], value: Any) -> None:
     *parents, last = place
     for depth, key in enumerate(parents, start=1):
-        if raw.get(key) is None:
-            raw[key] = {}
-        if not isinstance(raw[key], dict):
+        found = raw[int(key)] if isinstance(raw, list) else raw.setdefault(key, None)
+        if found is None and isinstance(raw, dict):
+            found = raw[key] = {}
+        follows = place[depth]
+        is_entry = isinstance(found, list) and follows.isdecimal() and int(follows) < len(found)
+        if not isinstance(found, dict) and not is_entry:
+            whole = ".".join(parents[:depth])
             raise ConfigError(
-                f"{'.'.join(place)}: {'.'.join(parents[:depth])} is {raw[key]!r} in the file, "
-                "which has no keys",
-                fix=f"give the whole of it: --set {'.'.join(parents[:depth])}=VALUE",
+                f"{'.'.join(place)}: {whole} is {found!r} in the file, "
+                + (f"a list of {len(found)}" if isinstance(found, list) else "which has no keys"),
+                fix=f"give the whole of it: --set {whole}=VALUE"
+                + (f", or one entry: --set {whole}.0.KEY=VALUE" if isinstance(found, list) else ""),
             )
-        raw = raw[key]
-    raw[last] = value
+        raw = found
+    if isinstance(raw, list):
+        raw[int(last)] = value
+    else:
+        raw[last] = value

@@ -35,6 +35,12 @@ accepts: `--set train.lora.rank=8`. Write your own name for a part in capitals:
 A setting that counts in the fingerprint of an artifact changes its content, so a new value makes a
 new version of it. The other settings change speed, memory or which part of the work is done.
 """
+_OF_SECTION = {
+    "prepare": [
+        "A split has one source, or a list of sources, whose prompts follow each other; the "
+        "settings of an entry are `prepare.SPLIT.0.path` and so on.\n"
+    ]
+}
 _SET_BY_PERPO = {"train.seed"}  # `train.seeds` lists the values
 
 
@@ -89,7 +95,8 @@ def render(section: str | None = None) -> str:
             fix=f"choose one of {', '.join(SECTIONS)}",
         )
     title = "Top level" if section == TOP else section
-    return "\n".join([f"## {title}\n", *(group.markdown() for group in groups(section))])
+    lines = [f"## {title}\n", *_OF_SECTION.get(section, ())]
+    return "\n".join([*lines, *(group.markdown() for group in groups(section))])
 
 
 def groups(section: str) -> Iterator[Group]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.config.eval import EvalConfig
 from perpo_pipeline.config.evaluations import BASE, Evaluation
@@ -18,7 +18,7 @@ from perpo_pipeline.config.report import ReportConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.config.score import ScoreConfig
 from perpo_pipeline.config.section import Int, Name, Section, several_faults
-from perpo_pipeline.config.sources import PrepareConfig
+from perpo_pipeline.config.sources import SEVERAL, PrepareConfig
 from perpo_pipeline.config.train import TrainConfig
 
 
@@ -40,6 +40,21 @@ class RunConfig(Section):
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
     eval: EvalConfig = EvalConfig()
     report: ReportConfig = ReportConfig()
+
+    @field_validator("prepare", mode="before")
+    @classmethod
+    def _take_lists_of_sources(cls, prepare: Any) -> Any:
+        """A list of sources is one source, `several`; a list of one is that one."""
+        if not isinstance(prepare, Mapping):
+            return prepare
+        return {
+            split: source
+            if not isinstance(source, list)
+            else source[0]
+            if len(source) == 1
+            else {"source": SEVERAL, "of": source}
+            for split, source in prepare.items()
+        }
 
     @model_validator(mode="after")
     def _names_refer_to_something(self) -> Self:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from perpo_pipeline.config.section import WORD_PATTERN, Int, Section
+from perpo_pipeline.config.section import WORD_PATTERN, Int, Json, Section
 
 Dataset = Literal["refcoco", "refcoco+", "refcocog"]
 Split = Literal["train", "val", "testA", "testB", "test"]
@@ -316,16 +316,60 @@ Source = (
     | FoxSource
     | PerpoJsonSource
 )
-PrepareConfig = Annotated[Source, Field(discriminator="source")]
 SOURCE_MODELS = get_args(Source)
 SOURCE_NAMES: tuple[str, ...] = tuple(
     name for model in SOURCE_MODELS for name in get_args(model.model_fields["source"].annotation)
 )
+SEVERAL: Literal["several"] = "several"
+"""What a list of sources is called where one source has its name."""
+
+
+class SeveralSources(Section):
+    """Prompts of several sources, one source after the other; a list of them in the run's file."""
+
+    source: Literal["several"] = SEVERAL
+    of: list[Annotated[Source, Field(discriminator="source")]] = Field(min_length=1)
+
+    @field_validator("of")
+    @classmethod
+    def _have_prompts_alone(cls, sources: list[Source]) -> list[Source]:
+        if any(isinstance(one, PerpoJsonSource) for one in sources):
+            raise ValueError(
+                "perpo-json also has answers, so it cannot be one of several sources: prepare it "
+                "as a split of its own"
+            )
+        return sources
+
+    def result_settings(self) -> Json:
+        """The settings of each source that change the result."""
+        return {"source": self.source, "of": [one.result_settings() for one in self.of]}
+
+
+PrepareConfig = Annotated[Source | SeveralSources, Field(discriminator="source")]
+
+
+def list_sources(source: Any) -> list[Any]:
+    """The sources of a split: those of a list, or the only one."""
+    return list(source.of) if isinstance(source, SeveralSources) else [source]
+
+
+def task_of_source(source: Any) -> Task | None:
+    """The task of every prompt that a source makes; None where the rows say it."""
+    match source:
+        case TestbedSource():
+            return getattr(source, "task", "grounding")
+        case FoxSource():
+            return "ocr"
+        case TableSource() | PerpoJsonSource():
+            return None
+    return "grounding"
 
 
 def source_files(source: Any) -> list[Path]:
     """The files that a source is read from, as far as they are known without reading any."""
     match source:
+        case SeveralSources():
+            return [file for one in source.of for file in source_files(one)]
         case TestbedSource():
             return []
         case ReferSource():

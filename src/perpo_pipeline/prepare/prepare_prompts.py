@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
-from perpo_pipeline.config.sources import Source
+from perpo_pipeline.config.sources import SeveralSources, Source, list_sources
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.json_files import Row
 from perpo_pipeline.prepare.coco import read_coco
@@ -23,6 +23,7 @@ from perpo_pipeline.prepare.preview import Sheet, make_sheet
 from perpo_pipeline.prepare.rec import read_rec
 from perpo_pipeline.prepare.refer import read_refer
 from perpo_pipeline.prepare.released import write_lists
+from perpo_pipeline.prepare.several import join_sources, refuse_repeated
 from perpo_pipeline.prepare.tables import read_table
 from perpo_pipeline.prepare.testbed import read_testbed
 from perpo_pipeline.prepare.yolo import read_yolo
@@ -67,7 +68,7 @@ def prepare(run: Run, split: str, sheets: list[Sheet] | None = None) -> Version:
         raise ConfigError(
             f"no split '{split}' under `prepare`", fix=f"choose one of {list(run.config.prepare)}"
         )
-    prepared = READERS[source.source](source, _request(run, split, source))
+    prepared = _read(run, split, source)
     if prepared.doubt is not None:
         run.say(f"prepare {split}: warning: {prepared.doubt}")
     prompts = _write_all(run, split, prepared, source)
@@ -76,7 +77,9 @@ def prepare(run: Run, split: str, sheets: list[Sheet] | None = None) -> Version:
     return prompts
 
 
-def _write_all(run: Run, split: str, prepared: Prepared, source: Source) -> Version:
+def _write_all(
+    run: Run, split: str, prepared: Prepared, source: Source | SeveralSources
+) -> Version:
     if prepared.lists is None:
         return _write_prompts(run, split, prepared, source, run.out)
     prompts = _write_prompts(run, split, prepared, source, run.out and run.out / "prompts")
@@ -98,12 +101,23 @@ def survey(run: Run, split: str, at_most: int) -> Survey:
     All rows are read, and faults are raised as `prepare` raises them; a row whose image was not
     opened may still be faulty.
     """
-    source = run.config.prepare[split]
+    surveys = [_survey(run, split, one, at_most) for one in list_sources(run.config.prepare[split])]
+    return Survey(sum(one.prompts for one in surveys), [row for one in surveys for row in one.rows])
+
+
+def _survey(run: Run, split: str, source: Any, at_most: int) -> Survey:
     request = replace(_request(run, split, source), survey=at_most)
     prepared = READERS[source.source](source, request)
     every = len(prepared.rows)
     spread = [i * every // at_most for i in range(at_most)] if every > at_most else range(every)
     return Survey(prepared.counts.get("prompts", every), [prepared.rows[i] for i in spread])
+
+
+def _read(run: Run, split: str, source: Source | SeveralSources) -> Prepared:
+    """Read a source; those of a list one after the other, as one."""
+    sources = list_sources(source)
+    read = [READERS[one.source](one, _request(run, split, one)) for one in sources]
+    return join_sources(sources, read) if isinstance(source, SeveralSources) else read[0]
 
 
 def _request(run: Run, split: str, source: Source) -> Request:
@@ -125,7 +139,7 @@ def _request(run: Run, split: str, source: Source) -> Request:
 
 
 def _write_prompts(
-    run: Run, split: str, prepared: Prepared, source: Source, out: Path | None
+    run: Run, split: str, prepared: Prepared, source: Source | SeveralSources, out: Path | None
 ) -> Version:
     settings = counted_settings("prompts", source, {"split": split, **prepared.facts})
     notes = {**_path_of(source), **prepared.notes}
@@ -154,13 +168,17 @@ def _write_prompts(
             if not writer.has_part(index):
                 chunk = [rows[i] for i in range(start, min(start + PROMPTS_PER_PART, len(rows)))]
                 writer.write_part(index, chunk)
+        if isinstance(source, SeveralSources):
+            refuse_repeated(writer, split)
         return {"prompts": len(rows), "left_out": dropped, **prepared.counts}
 
     return make(run, recipe, work, out=out)
 
 
-def _path_of(source: Source) -> dict[str, str]:
+def _path_of(source: Source | SeveralSources) -> dict[str, Any]:
     """Where the dataset is, as a note: the `place` of a prompt is relative to it."""
+    if isinstance(source, SeveralSources):
+        return {"paths": [_path_of(one).get("path") for one in source.of]}
     path: Path | None = getattr(source, "path", None)
     return {} if path is None else {"path": str(path.resolve())}
 

@@ -21,9 +21,10 @@ from perpo_pipeline.config.fingerprints import (
 )
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import Json, Section
+from perpo_pipeline.config.sources import SeveralSources
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.status.graph import Key
-from perpo_pipeline.status.sources import expected_source
+from perpo_pipeline.status.sources import expected_source, flat_sources
 from perpo_pipeline.store.old_rules import RULES, Rule, as_today
 
 AUTO = "auto"
@@ -77,7 +78,7 @@ def differences(key: Key, manifest: Json, config: RunConfig) -> list[Difference]
     before the setting existed: with what happened then (old_rules.py), or else its default.
     """
     stage = manifest.get("stage", "")
-    recorded = as_today(key[0], stage, manifest["settings"])
+    recorded = flat_sources(as_today(key[0], stage, manifest["settings"]))
     neutral = RULES.get((key[0], stage), Rule()).neutral
     found: list[Difference] = []
     for name, (setting, value) in _expected(key, manifest, config).items():
@@ -204,7 +205,10 @@ def _default(key: Key, setting: str, config: RunConfig) -> Any:
     section, *rest = setting.split(".")
     kind: Any = TrainSettings if section == "train" else RunConfig
     if section == "prepare":
-        kind, rest = type(config.prepare[key[1]]), rest[1:]
+        source, rest = config.prepare[key[1]], rest[1:]
+        if isinstance(source, SeveralSources) and rest:
+            source, rest = source.of[int(rest[0])], rest[1:]
+        kind = type(source)
     parts = rest if section in ("train", "prepare") else [section, *rest]
     for part in parts[:-1]:
         kind = kind.model_fields[part].annotation

@@ -13,8 +13,10 @@ from perpo_pipeline.answers.formats import get_box_format
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import Json
 from perpo_pipeline.config.sources import (
+    SEVERAL,
     SPLIT_BY,
     ReferSource,
+    SeveralSources,
     TestbedSource,
     YoloSource,
     source_files,
@@ -28,7 +30,34 @@ def expected_source(config: RunConfig, split: str, recorded: Json) -> dict[str, 
     source = config.prepare.get(split)
     if source is None:
         return {}
-    found = {k: (f"prepare.{split}.{k}", v) for k, v in source.result_settings().items()}
+    if not isinstance(source, SeveralSources):
+        return _expected_of(config, split, source, f"prepare.{split}", recorded)
+    before = recorded.get("of", [])
+    found: dict[str, tuple[str, Any]] = {}
+    for index, one in enumerate(source.of):
+        own = before[index] if index < len(before) else {}
+        expected = _expected_of(config, split, one, f"prepare.{split}.{index}", own)
+        found |= {f"of.{index}.{name}": value for name, value in expected.items()}
+    return {
+        "source": (f"prepare.{split}", SEVERAL),
+        "number": (f"prepare.{split}", len(source.of)),
+        **found,
+    }
+
+
+def flat_sources(recorded: Json) -> Json:
+    """Settings of prompts, those of several sources under the names of `expected_source`."""
+    if "of" not in recorded:
+        return recorded
+    found = {f"of.{i}.{name}": v for i, one in enumerate(recorded["of"]) for name, v in one.items()}
+    return {**recorded, "number": len(recorded["of"]), **found}
+
+
+def _expected_of(
+    config: RunConfig, split: str, source: Any, key: str, recorded: Json
+) -> dict[str, tuple[str, Any]]:
+    """As `expected_source`, of one source whose settings are under `key`."""
+    found = {k: (f"{key}.{k}", v) for k, v in source.result_settings().items()}
     if isinstance(source, TestbedSource):
         facts = testbed_settings(config.seed, split, source.num_prompts, source.task)
         if "scene_seed" in recorded:
@@ -36,7 +65,7 @@ def expected_source(config: RunConfig, split: str, recorded: Json) -> dict[str, 
         found["testbed_version"] = (f"prepare.{split}.source", facts["testbed_version"])
         return found
     if isinstance(source, ReferSource):
-        found |= _of_refer(source, split, recorded)
+        found |= _of_refer(source, split, key, recorded)
     if "image_root" in found and "image_root" in recorded:
         root = _image_root(source)
         if root is None or _has_moved(recorded["image_root"], root):
@@ -70,7 +99,9 @@ def _image_root(source: Any) -> Path | None:
     return folder
 
 
-def _of_refer(source: ReferSource, split: str, recorded: Json) -> dict[str, tuple[str, Any]]:
+def _of_refer(
+    source: ReferSource, split: str, key: str, recorded: Json
+) -> dict[str, tuple[str, Any]]:
     """The settings that stand for several values: `splits: null`, `leave_out_evaluated: true`."""
     named = recorded.get("split_by", {})
     against = recorded.get("leave_out_evaluated", [])
@@ -80,12 +111,12 @@ def _of_refer(source: ReferSource, split: str, recorded: Json) -> dict[str, tupl
     elif wanted is False:
         wanted = []
     return {
-        "splits": (f"prepare.{split}.splits", source.splits or [split]),
+        "splits": (f"{key}.splits", source.splits or [split]),
         "split_by": (
-            f"prepare.{split}.split_by",
+            f"{key}.split_by",
             {name: source.split_by.get(name, SPLIT_BY.get(name)) for name in named},
         ),
-        "leave_out_evaluated": (f"prepare.{split}.leave_out_evaluated", wanted),
+        "leave_out_evaluated": (f"{key}.leave_out_evaluated", wanted),
     }
 
 
@@ -104,18 +135,32 @@ def other_files(config: RunConfig, split: str, made: Path, manifest: Json) -> li
     date of writing, as by `cp -p`, `mv` and `unzip`.
     """
     source: Any = config.prepare.get(split)
-    hashes = manifest["settings"].get("file_sha256")
-    if hashes is None or not made.is_file():
+    settings, notes = manifest["settings"], manifest["notes"]
+    if not made.is_file():
         return []
     since = made.stat().st_mtime_ns
-    read = Path(manifest["notes"].get("path", source.path))
+    if not isinstance(source, SeveralSources):
+        return _others_of(source, since, settings, notes.get("path"))
+    paths = notes.get("paths") or [None] * len(source.of)
+    every = zip(source.of, settings.get("of", []), paths, strict=False)
+    return [file for one in every for file in _others_of(one[0], since, *one[1:])]
+
+
+def _others_of(source: Any, since: int, settings: Json, path: str | None) -> list[Path]:
+    """As `other_files`, of one source; `since` is when the prompts came into use, in ns."""
+    hashes = settings.get("file_sha256")
+    if hashes is None:
+        return []
+    read = Path(path or source.path)
     is_elsewhere = read != source.path.resolve()
     if is_elsewhere and read.exists() and (isinstance(source, YoloSource) or not _is_there(source)):
         return [source.path]
     return [
         file
-        for file in _present(config, split)
-        if (is_elsewhere or file.stat().st_ctime_ns > since) and _is_other(file, source, hashes)
+        for file in source_files(source)
+        if file.is_file()
+        and (is_elsewhere or file.stat().st_ctime_ns > since)
+        and _is_other(file, source, hashes)
     ]
 
 
