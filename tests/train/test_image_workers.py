@@ -21,7 +21,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare import testbed as testbed_prompts
 from perpo_pipeline.train import image_workers
-from perpo_pipeline.train.batches import ListCollator, raise_failure, tensors_of
+from perpo_pipeline.train.batches import ListCollator, raise_failure
 from perpo_pipeline.train.image_workers import (
     PassedOn,
     deaths_explained,
@@ -31,6 +31,7 @@ from perpo_pipeline.train.image_workers import (
 from perpo_pipeline.train.lists import TrainingList
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.tensors import tensors_of
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,20 @@ def test_every_tensor_of_a_batch_is_pinned(
     found = pin_memory(collated)
     assert_equal(found, collated)
     assert [t.data_ptr() for t in tensors(found)] == pinned and len(pinned) > 9
+
+
+@pytest.mark.parametrize("forward", ["shared-prefix", "separate"])
+def test_every_tensor_of_a_batch_moves_to_the_device(
+    load: Callable[..., ListCollator], lists: list[TrainingList], forward: str
+) -> None:
+    collator = load("qwen2_5_vl")
+    collator.forward = forward
+    (batch,) = collator(lists)["batches"]
+    there = batch.to("meta", non_blocking=True)
+    moved, ours = list(tensors_of(there)), list(tensors_of(batch))
+    assert {tensor.device.type for tensor in moved} == {"meta"} and len(moved) > 9
+    assert [(t.shape, t.dtype) for t in moved] == [(t.shape, t.dtype) for t in ours]
+    assert (there.names, there.lists.num_packed) == (batch.names, batch.lists.num_packed)
 
 
 # --- shared memory --------------------------------------------------------------------------------

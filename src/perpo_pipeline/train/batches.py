@@ -1,8 +1,8 @@
 """From training lists to the tensors of one forward pass: data sets, encoding, packing."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ from perpo_pipeline.train.shared_prefix import (
 from perpo_pipeline.vlm.attention import packs_in_one_row
 from perpo_pipeline.vlm.inputs import count_row_tokens, encode_row
 from perpo_pipeline.vlm.models import base_model
-from perpo_pipeline.vlm.tensors import cast_tensors
+from perpo_pipeline.vlm.tensors import cast_tensors, map_tensors, move, tensors_of
 
 if TYPE_CHECKING:
     from perpo_pipeline.train.plan import RankStep
@@ -52,19 +52,11 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TrainingBatch":
         """The batch on `device`."""
-        return replace(
-            self,
-            lists=self.lists.to(device, non_blocking),
-            rewards=self.rewards.to(device, non_blocking=non_blocking),
-            counts=self.counts.to(device, non_blocking=non_blocking),
-            ref_logps=self.ref_logps.to(device, non_blocking=non_blocking),
-            ties=None if self.ties is None else self.ties.to(device, non_blocking=non_blocking),
-        )
+        return move(self, device, non_blocking)
 
     def pin_memory(self) -> "TrainingBatch":
         """The batch in pinned memory; a DataLoader calls this."""
-        pinned: TrainingBatch = _pinned(self)
-        return pinned
+        return map_tensors(self, Tensor.pin_memory)
 
 
 class ListCollator:
@@ -233,29 +225,6 @@ def _shared_by_worker(batches: list[TrainingBatch]) -> list[TrainingBatch]:
     if torch.utils.data.get_worker_info() is not None:
         share(tensor for batch in batches for tensor in tensors_of(batch))
     return batches
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors of a batch, whatever holds them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from tensors_of(getattr(value, field.name))
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from tensors_of(inner)
-
-
-def _pinned(value: Any) -> Any:
-    """The same with its tensors in pinned memory."""
-    if isinstance(value, Tensor):
-        return value.pin_memory()
-    if isinstance(value, dict):
-        return {name: _pinned(inner) for name, inner in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _pinned(getattr(value, f.name)) for f in fields(value)})
-    return value
 
 
 def _pad(rows: Sequence[Sequence[float]]) -> Tensor:

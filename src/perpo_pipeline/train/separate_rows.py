@@ -6,14 +6,14 @@ start with it, and the shared prefix is checked against it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from perpo_pipeline.train.shared_prefix import CompletionList, check_lists, token_logps
 from perpo_pipeline.vlm.models import Vlm, base_model
-from perpo_pipeline.vlm.tensors import cast_tensors, stack_image_tensors
+from perpo_pipeline.vlm.tensors import cast_tensors, move, stack_image_tensors
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,7 @@ class SeparateBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SeparateBatch":
         """The batch on `device`; accelerate calls this signature."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
-        return replace(
-            self,
-            input_ids=move(self.input_ids),
-            attention_mask=move(self.attention_mask),
-            is_answer=move(self.is_answer),
-            images={name: move(value) for name, value in self.images.items()},
-            token_types=None if self.token_types is None else move(self.token_types),
-            places=move(self.places),
-            num_tokens=move(self.num_tokens),
-        )
+        return move(self, device, non_blocking)
 
 
 def separate_lists(

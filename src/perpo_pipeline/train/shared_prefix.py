@@ -11,7 +11,7 @@ or to one of few lengths if it is compiled for each; elsewhere each list has its
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,7 +32,7 @@ from perpo_pipeline.vlm.attention import (
     uses_flash_parts,
 )
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
-from perpo_pipeline.vlm.tensors import cast_tensors, squeeze_positions, stack_image_tensors
+from perpo_pipeline.vlm.tensors import cast_tensors, move, squeeze_positions, stack_image_tensors
 
 # Logits computed at a time: 2^26 fp32 values = 256 MiB (2,097 positions with a vocabulary of
 # 32,000); a few copies exist at once.
@@ -84,16 +84,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
         """The batch on `device`; accelerate calls this signature."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name in (f.name for f in fields(self))
-            if isinstance(value := getattr(self, name), Tensor | Spans)
-        }
-        moved["tensors"] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in self.tensors.items()
-        }
-        return replace(self, **moved)
+        return move(self, device, non_blocking)
 
 
 def pack_lists(

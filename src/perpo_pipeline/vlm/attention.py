@@ -42,15 +42,6 @@ class Spans:
     prefix_end: Tensor
     own_start: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Spans":
-        """The spans on `device`."""
-        return Spans(
-            *(
-                t.to(device, non_blocking=non_blocking)
-                for t in (self.prefix_start, self.prefix_end, self.own_start)
-            )
-        )
-
     def visible(self, first: int = 0) -> Tensor:
         """(R, T - first, T) bool: whether query (axis 1, starting at `first`) sees key (axis 2)."""
         keys = torch.arange(self.own_start.shape[1], device=self.own_start.device)

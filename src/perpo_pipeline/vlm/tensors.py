@@ -1,12 +1,16 @@
-"""Pixel tensors and positions of encoded prompts in the form that a model's forward takes."""
+"""Tensors of prompts and batches: as a model's forward takes them, and all of a batch at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from perpo_pipeline.vlm.models import EncodedPrompt
+
+T = TypeVar("T")
 
 
 def stack_image_tensors(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
@@ -29,3 +33,33 @@ def cast_tensors(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Te
 def squeeze_positions(positions: Tensor) -> Tensor:
     """(A, B, T) -> (B, T) for a single axis, which is what the model's forward takes."""
     return positions[0] if positions.shape[0] == 1 else positions
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors of a batch, in whatever dataclasses and dicts hold them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_of(getattr(value, field.name))
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from tensors_of(inner)
+
+
+def map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
+    """A copy of a batch that has `function(tensor)` in the place of each tensor."""
+    found: Any = value
+    if isinstance(value, Tensor):
+        found = function(value)
+    elif isinstance(value, dict):
+        found = {name: map_tensors(inner, function) for name, inner in value.items()}
+    elif is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value)]
+        found = replace(value, **{n: map_tensors(getattr(value, n), function) for n in names})
+    return cast(T, found)
+
+
+def move(value: T, device: torch.device | str, non_blocking: bool = False) -> T:
+    """A copy of a batch with all its tensors on `device`."""
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
