@@ -1,5 +1,6 @@
 """Start `perpo train` in real processes, watch its checkpoints, and read what it wrote."""
 
+import functools
 import io
 import os
 import signal
@@ -62,8 +63,16 @@ def perpo(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
+@functools.cache
+def compile_collectives() -> None:
+    """Let DeepSpeed compile what it would at its first use: that minute is no test's time."""
+    build = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
+    subprocess.run([sys.executable, "-c", build], check=True, capture_output=True)
+
+
 def prepare_run(folder: Path, config: str) -> None:
     """Write the run's file to `d.yaml` and make its preferences."""
+    compile_collectives()
     (folder / "d.yaml").write_text(config)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
