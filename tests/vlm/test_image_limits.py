@@ -5,9 +5,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
+from hub_stand_in import stand_in_hub
 from tiny_families import save_tiny_family
 from tiny_models import noise_image
 
@@ -118,15 +118,7 @@ def test_an_impossible_limit_is_one_error_without_the_weights(
 def test_a_hub_models_limit_is_checked_before_its_weights_are_downloaded(
     model_dirs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
-
-    def snapshot_download(model_id: str, **options: Any) -> str:
-        if options.get("local_files_only"):
-            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
-        asked.append(options["allow_patterns"])
-        return str(model_dirs["llava"])
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    asked = stand_in_hub(monkeypatch, model_dirs["llava"])
     config = ModelConfig(id="somebody/model", device="cpu", max_pixels=10**6)
     with pytest.raises(ConfigError, match="no setting for the size of an image"):
         inputs.find_model(config, tmp_path)

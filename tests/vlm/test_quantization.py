@@ -8,13 +8,12 @@ import sys
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import bitsandbytes
-import huggingface_hub
 import pytest
 import torch
 from bitsandbytes import cextension
+from hub_stand_in import stand_in_hub
 from safetensors.torch import load_file
 from tiny_adapters import save_adapter
 from tiny_families import MODEL_TYPES, save_tiny_family
@@ -280,15 +279,7 @@ def test_a_hub_model_is_refused_before_its_weights_are_downloaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its settings are enough: a mixture of experts, and a model that was saved quantised."""
-    asked: list[list[str]] = []
-
-    def snapshot_download(model_id: str, **options: Any) -> str:
-        if options.get("local_files_only"):
-            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
-        asked.append(options["allow_patterns"])
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    asked = stand_in_hub(monkeypatch, tmp_path)
     mixture = Qwen3VLMoeConfig(
         text_config={"num_hidden_layers": 1, "moe_intermediate_size": 512, "num_experts": 16},
         vision_config={"depth": 1},
