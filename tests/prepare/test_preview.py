@@ -67,6 +67,7 @@ def test_the_sheet_shows_questions_truths_and_places(
     shown = " ".join(" ".join(page.text).split())
     for piece in (
         "3 of 3 grounding prompts, 2 of 2 ocr prompts",
+        "outline should lie closely around what the question names. Each green text should say",
         "3 true boxes: the median one has 16% of its image's width and 35% of its height",
         "2 true texts, from 0 to 2,000 characters; empty ones: 1.",
         "2 different images, from 300 x 200 to 640 x 480 pixels.",

@@ -74,8 +74,13 @@ def write_preview(file: Path, sheets: Sequence[Sheet], run_name: str) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    shown = [one for sheet in sheets for one in sheet.shown]
     page = environment.get_template("preview.html").render(
-        sheets=sheets, run=run_name, short_text=SHORT_TEXT
+        sheets=sheets,
+        run=run_name,
+        short_text=SHORT_TEXT,
+        has_outlines=any(one.marks for one in shown),
+        has_pages=any(one.task == "ocr" for one in shown),
     )
     write_atomically(file, lambda sink: sink.write(page.encode()))
 
