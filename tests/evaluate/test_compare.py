@@ -119,6 +119,9 @@ def test_pages_are_compared_by_edit_distance(tmp_path):
         made.append(open_version(tmp_path / name / "predictions"))
     (row,) = compare_predictions(*made)
     assert (row["metric"], row["difference"], row["n"]) == ("edit_distance", -0.5, 1)
+    note = "lower is better: edit_distance; there a negative difference is a gain"
+    assert comparison_table([row]).splitlines()[-1] == note
+    assert len(comparison_table([row | {"metric": "ap50"}]).splitlines()) == 2
     assert np.isnan(row["low"]) and np.isnan(row["p_value"])  # a single page says nothing
 
 

@@ -84,6 +84,7 @@ def test_without_the_base_there_are_no_differences_and_splits_have_blocks_of_the
     blocks = result_table([ALL[3], pages]).split("\n\n")  # type: ignore[list-item]
     assert [block.splitlines()[0].split(",")[0] for block in blocks] == ["test", "pages"]
     assert "25.0 [23.0, 27.0]" in blocks[1] and "- base" not in blocks[1]
+    assert "lower is better: edit_distance" in blocks[1].splitlines() and "lower" not in blocks[0]
 
 
 def test_a_difference_that_cannot_be_had_says_why() -> None:

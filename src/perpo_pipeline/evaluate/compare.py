@@ -11,7 +11,12 @@ import polars as pl
 from perpo_pipeline.config.evaluations import read_evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.evaluate.metrics import METRICS, find_metric, task_of_prompt
+from perpo_pipeline.evaluate.metrics import (
+    METRICS,
+    find_metric,
+    lower_is_better,
+    task_of_prompt,
+)
 from perpo_pipeline.evaluate.prediction_files import INDISTINCT
 from perpo_pipeline.evaluate.statistics import compare_paired, paired_difference_interval
 from perpo_pipeline.rewards.builtin import AUTO
@@ -110,7 +115,10 @@ def paired_row(ours: Floats, theirs: Floats, images: Sequence[Hashable], num_res
 
 
 def comparison_table(rows: Sequence[Row]) -> str:
-    """The rows as text, a line each; differences and 95 % intervals in points of the unit."""
+    """The rows as text, a line each; differences and 95 % intervals in points of the unit.
+
+    A last line names metrics for which lower is better.
+    """
     lines = [["metric", "points", "95 % interval", "p", "test", "n", "difference"]]
     for row in rows:
         unit = find_metric(row["metric"]).unit
@@ -126,10 +134,12 @@ def comparison_table(rows: Sequence[Row]) -> str:
             ]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
+    text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
-    )
+    ]
+    note = lower_is_better(list(dict.fromkeys(row["metric"] for row in rows)))
+    return "\n".join([*text, *([f"{note}; there a negative difference is a gain"] if note else [])])
 
 
 def p_text(p_value: float) -> str:

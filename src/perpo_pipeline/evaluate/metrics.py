@@ -61,6 +61,12 @@ def main_metric(names: Collection[str]) -> str:
     return known[0] if known else next(iter(names))
 
 
+def lower_is_better(names: Collection[str]) -> str | None:
+    """The note that names the metrics for which lower is better; None if there are none."""
+    lower = [name for name in names if find_metric(name).higher_is_better is False]
+    return f"lower is better: {', '.join(lower)}" if lower else None
+
+
 def reward_metrics(task: str | None) -> list[Metric]:
     """The metrics compared on this task that follow from rewards; `mean_reward` if there are none.
 

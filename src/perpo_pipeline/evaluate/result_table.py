@@ -15,7 +15,7 @@ from perpo_pipeline.config.evaluations import (
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import compare_predictions
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.evaluate.metrics import find_metric, main_metric
+from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better, main_metric
 from perpo_pipeline.evaluate.printing import estimate
 from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.store.artifacts import Version, input_of
@@ -110,6 +110,8 @@ def _block(split: _Split, columns: int) -> str:
     left_out = len(candidates) + 1 - len(chosen)
     paired = "; - base: the paired difference to the base" if split.differences else ""
     notes = [f"[ ]: 95 % interval{paired}"]
+    if lower := lower_is_better([column[0].partition(",")[0] for column in chosen[1:]]):
+        notes.append(lower)
     if images := _images(split):
         notes.append(f"{_heading(images)}: {main} where another prompt's or a blank image is shown")
     notes += split.faults
