@@ -28,6 +28,7 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.score.score_answers import score
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
+from perpo_pipeline.testbed.pages import PAGE_PROMPT, page_example
 from perpo_pipeline.vlm.images import image_sha256
 
 SIZE = (64, 48)
@@ -74,17 +75,24 @@ def make_synthetic_run(
     root: Path,
     *,
     task: str = "grounding",
-    expression: str = "box number {index}",
+    expression: str | None = None,
+    pages: bool = False,
     right: Mapping[str, float] = RIGHT,
     **config: Any,
 ) -> Run:
     """Write all artifacts that the report needs, and return the run.
 
     `expression` is the question (with `{index}`), `right` the probability that a method is right.
+    `pages`: the images are pages of the testbed, and wrong answers have lines in a wrong place.
     """
     run = Run(synthetic_config(root, task=task, **config), quiet=True)
     for split, source in run.config.prepare.items():
-        rows = [_prompt(split, i, task, expression) for i in range(source.num_prompts)]
+        rows = [
+            _page(split, i, expression or PAGE_PROMPT)
+            if pages
+            else _prompt(split, i, task, expression or "box number {index}")
+            for i in range(source.num_prompts)
+        ]
         settings = {"rows_sha256": sha256(repr(rows).encode()).hexdigest()}
         _write(run, Recipe("prompts", split, "prepare", STAGE_VERSIONS["prompts"], settings), rows)
     _write_samples(run)
@@ -150,6 +158,39 @@ def _prompt(split: str, index: int, task: str, expression: str) -> Row:
     }
 
 
+def _page(split: str, index: int, expression: str) -> Row:
+    """A page of the testbed as a prompt."""
+    page = page_example(len(split), index)
+    sink = io.BytesIO()
+    page.image.save(sink, format="PNG")
+    width, height = page.image.size
+    return {
+        **_prompt(split, index, "ocr", expression),
+        "dataset": "drawn-pages",
+        "place": f"drawn, page {index}",
+        "image": {"bytes": sink.getvalue(), "path": None},
+        "image_sha256": image_sha256(sink.getvalue()),
+        "width": width,
+        "height": height,
+        "gt_text": page.text,
+        "extra": json.dumps({"columns": page.columns}),
+    }
+
+
+def misread(text: str, rng: np.random.Generator) -> str:
+    """A page read wrong: a line is skipped, repeated or swapped, and look-alikes are confused."""
+    lines = text.split("\n")
+    at = int(rng.integers(len(lines) - 1))
+    changed = [
+        lines[:at] + lines[at + 1 :],
+        [*lines[: at + 1], *lines[at:]],
+        [*lines[:at], lines[at + 1], lines[at], *lines[at + 2 :]],
+    ]
+    wrong = "\n".join(changed[int(rng.integers(3))])
+    looks = str.maketrans("O0I1S5B8", "0O1I5S8B")
+    return "".join(c.translate(looks) if rng.random() < 0.3 else c for c in wrong)
+
+
 def _random_box(rng: np.random.Generator) -> list[float]:
     x, y = rng.uniform(2, 34), rng.uniform(2, 24)
     return [float(v) for v in (x, y, x + rng.uniform(10, 26), y + rng.uniform(10, 20))]
@@ -158,6 +199,9 @@ def _random_box(rng: np.random.Generator) -> list[float]:
 def _answer(row: Row, probability: float, rng: np.random.Generator) -> str:
     """A nearly true answer with the given probability, else one far off or without a box."""
     is_right, fails = rng.random() < probability, rng.random() < 0.15
+    if row["dataset"] == "drawn-pages":
+        text = str(row["gt_text"])
+        return text if is_right else misread(misread(text, rng) if fails else text, rng)
     if row["task"] != "grounding":
         return str(row["gt_text"]) if is_right else str(row["gt_text"])[: rng.integers(3, 15)]
     if not is_right and fails:

@@ -1,19 +1,24 @@
-"""Answers beside the truth, word by word."""
+"""Answers beside the truth, character by character, with lines in a wrong place."""
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
 
-from perpo_pipeline.report.differences import Piece, differences, shortened
-from perpo_pipeline.report.page.examples import marked
+from perpo_pipeline.report.differences import Piece, differences, in_words, shortened
+from perpo_pipeline.report.page.texts import marked
 
 TEXTS = st.text(alphabet="ab \n.世界", max_size=40)
 
 
 def _written(pieces: list[Piece]) -> str:
-    signs = {"same": "{}", "extra": "+{}+", "missing": "-{}-"}
-    return "".join(signs[piece.kind].format(piece.text) for piece in pieces)
+    signs = {"same": "{}", "extra": "+{}+", "missing": "-{}-", "again": "%{}%"}
+    return "".join(
+        (f"<{piece.line}>" if piece.line else "") + signs[piece.kind].format(piece.text)
+        for piece in pieces
+    )
 
 
 def test_changed_missing_and_added_words_are_marked():
@@ -24,8 +29,61 @@ def test_changed_missing_and_added_words_are_marked():
     assert _written(differences("", "fox")) == "-fox-"
 
 
-def test_any_white_space_equals_any_other():
-    assert _written(differences("the\nquick  fox", "the quick fox")) == "the\nquick  fox"
+def test_characters_are_marked_inside_a_word():
+    assert _written(differences("K782 QX.", "K7B2 QX.")) == "K7-B-+8+2 QX."
+    assert _written(differences("ONE TW", "ONE TWO")) == "ONE TW-O-"
+    assert _written(differences("ONE,TWO", "ONE TWO")) == "ONE- -+,+TWO"
+    assert _written(differences("PTXQ9Z8", "ABXB7C6")) == "-ABXB7C6-+PTXQ9Z8+"  # X is chance
+
+
+def test_any_white_space_equals_any_other_if_that_is_asked_for():
+    answer, truth = "the\nquick  fox", "the quick fox"
+    assert _written(differences(answer, truth, any_space=True)) == "the\nquick  fox"
+    assert _written(differences(answer, truth)) == "the- -+\n+quick + +fox"
+
+
+PAGE = "K7B2 QX.\nM4-ZZP 01L\nHELLO 99A\nP2Q RRT:"
+
+
+@pytest.mark.parametrize(
+    ("order", "written", "counted"),
+    [
+        ((1, 3, 2, 4), "{1}\n<3>{3}\n{2}\n{4}", "1 line in a wrong place"),
+        ((1, 2, 2, 3, 4), "{1}\n{2}\n<2>%{2}%\n{3}\n{4}", "1 line repeated"),
+        ((1, 3, 4), "{1}\n-{2}\n-{3}\n{4}", "11 characters missing"),
+        ((4, 1, 2, 3), "<4>{4}\n{1}\n{2}\n{3}", "1 line in a wrong place"),
+    ],
+)
+def test_lines_are_marked_that_are_missing_repeated_or_in_a_wrong_place(order, written, counted):
+    lines = PAGE.split("\n")
+    answer = "\n".join(lines[at - 1] for at in order)
+    pieces = differences(answer, PAGE)
+    assert _written(pieces) == written.format("", *lines)
+    assert in_words(pieces) == counted
+
+
+def test_the_lines_of_the_right_column_are_in_a_wrong_place_if_columns_are_read_across():
+    left, right = ["AAB 12C", "DEF 45G"], ["LMN 90O", "PQR 12S"]
+    answer = "\n".join(" ".join(pair) for pair in zip(left, right, strict=True))
+    pieces = differences(answer, "\n".join(left + right))
+    assert _written(pieces) == "AAB 12C <3>LMN 90O\nDEF 45G-\n-+ +PQR 12S"
+
+
+def test_a_line_in_a_wrong_place_has_its_errors_marked_in_it():
+    pieces = differences("P2Q RR7:\nK7B2 QX.\nM4-ZZP 01L\nHELLO 99A", PAGE)
+    assert _written(pieces[:4]) == "<4>P2Q RR<4>-T-<4>+7+<4>:"
+    assert in_words(pieces) == "1 character wrong, 1 line in a wrong place"
+
+
+def test_words_read_wrong_are_no_repeated_line():
+    assert in_words(differences("ONE ABCDEFX", "ONE ABCDEFG")) == "1 character wrong"
+    assert in_words(differences("ABCDEFX\nABCDEFG", "ABCDEFY\nABCDEFG")) == "1 character wrong"
+
+
+def test_equal_texts_and_no_answer_are_said_in_words():
+    assert in_words(differences("a b", "a b")) == "no differences"
+    assert in_words(differences("", "1,234 a")) == "7 characters missing"
+    assert in_words(differences("abc", "")) == "3 characters too many"
 
 
 def test_scripts_without_spaces_are_compared_character_by_character():
@@ -36,8 +94,12 @@ def test_scripts_without_spaces_are_compared_character_by_character():
 def test_the_pieces_hold_the_answer_and_the_words_of_the_truth(answer, truth):
     pieces = differences(answer, truth)
     assert "".join(p.text for p in pieces if p.kind != "missing") == answer
-    found = "".join(p.text for p in pieces if p.kind != "extra")
-    assert "".join(found.split()) == "".join(truth.split())
+    found = "".join(p.text for p in pieces if p.kind in ("same", "missing"))
+    assert sorted("".join(found.split())) == sorted("".join(truth.split()))
+    if not any(p.line for p in pieces):
+        assert found == truth
+        edits = sum(len(p.text) for p in pieces if p.kind in ("extra", "missing"))
+        assert edits >= Levenshtein.distance(answer, truth)
     if answer == truth:
         assert {p.kind for p in pieces} <= {"same"}
 
@@ -46,7 +108,8 @@ def test_marked_text_is_escaped():
     pieces = differences("<b>one</b> two", "<b>one</b> three & four")
     html = str(marked(pieces))
     assert html.startswith("&lt;b&gt;one&lt;/b&gt; ")
-    assert re.sub(r"<(/?)(ins|del)>", "", html).count("<") == 0 and "&amp;" in html
+    ours = r'<(/?)(ins|del)>|<span class="swap">|</span>'
+    assert re.sub(ours, "", html).count("<") == 0 and "&amp;" in html
 
 
 def test_long_equal_parts_are_counted_and_a_long_text_is_cut_with_a_count():
@@ -57,3 +120,9 @@ def test_long_equal_parts_are_counted_and_a_long_text_is_cut_with_a_count():
     assert text.endswith("w39 -stop-+end+")
     cut = shortened(differences("x" * 900, ""), most=100)
     assert _written(cut) == f"+{'x' * 100}+ [… 800 characters]"
+
+
+def test_a_line_in_a_wrong_place_leaves_no_line_break_over():
+    """The word before the line break is read wrong, so the break is no longer between two words."""
+    pieces = differences("AAA ZZ\nLINE3.\nBBBX CC", "AAA ZZ\nBBBY CC\nLINE3.")
+    assert _written(pieces) == "AAA ZZ\n<3>LINE3.\nBBB-Y-+X+ CC"

@@ -23,12 +23,13 @@ FOCUS = """() => {
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """The pages of a run on boxes and of a run on long texts."""
+    """The pages of a run on boxes and of a run on pages of text, with a long question."""
     root = tmp_path_factory.mktemp("pages")
     few = {"methods": ("perpo", "dpo"), "pictures": 8, "lists": 2, "num_resamples": 100}
     boxes = make_synthetic_run(root / "boxes", num_prompts=24, **few)
     words = "Read page {index}: " + "a rather long line of text " * 30
-    texts = make_synthetic_run(root / "texts", num_prompts=12, task=TEXTS, expression=words, **few)
+    drawn = {"task": TEXTS, "pages": True, "expression": words, "min_margin": 0.04}
+    texts = make_synthetic_run(root / "texts", num_prompts=12, **drawn, **few)
     return {GROUNDING: report(boxes).path, TEXTS: report(texts).path}
 
 

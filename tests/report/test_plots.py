@@ -50,7 +50,8 @@ def test_differences_are_in_points_only_if_the_metric_is_in_per_cent():
         "edit_distance", "perpo", "base", -0.1, -0.2, -0.05, 0.01, "bootstrap", 9, split="test"
     )
     assert paired_sentence(paired).replace("\u00a0", " ") == (
-        "On the same 9 prompts, the difference in edit distance is -0.100 [-0.200, -0.050]."
+        "On the same 9 prompts, the difference in edit distance is -0.100 [-0.200, -0.050] "
+        "(lower is better)."
     )
 
 

@@ -10,7 +10,7 @@ class ReportConfig(Section):
 
     title: str = Field("PerPO", description="title of the page")
     pictures: Int = Field(
-        12, ge=0, description="number of example images with the boxes before and after"
+        12, ge=0, description="number of examples with the answers before and after training"
     )
     lists: Int = Field(
         3, ge=0, description="number of training lists shown with all their answers, ranked"

@@ -101,6 +101,30 @@ def summarise(
     return found
 
 
+def values_of(
+    predictions: pa.Table,
+    prompts: pa.Table,
+    names: Sequence[str],
+    *,
+    reading: Reading = DEFAULT_READING,
+    normalise: Sequence[str] = (),
+) -> dict[str, Floats]:
+    """Values `(n,)` of these metrics, each answer's own, in the order of the predictions.
+
+    NaN on prompts of other tasks than the metric's. Metrics that this machine cannot measure, and
+    those whose value on a whole set is no mean over its answers, are left out. Arguments and errors
+    as in `summarise`.
+    """
+    rows = _join(predictions, prompts)
+    _check_truths(rows)
+    found = {}
+    for one in _measure(rows, reading, normalise, fox_compat=False, names=names):
+        if one.metric.statistic is None:
+            found[one.metric.name] = np.full(rows.height, np.nan)
+            found[one.metric.name][one.where] = one.values
+    return found
+
+
 def doubts_of(predictions: pa.Table, prompts: pa.Table, reading: Reading) -> list[str]:
     """Warnings that these predictions were read with the wrong settings or cut: `rewards.doubts`.
 
@@ -181,8 +205,13 @@ def _slices(rows: pl.DataFrame, by: Sequence[str]) -> Iterator[tuple[Row, Bools]
 
 
 def _measure(
-    rows: pl.DataFrame, reading: Reading, normalise: Sequence[str], fox_compat: bool
+    rows: pl.DataFrame,
+    reading: Reading,
+    normalise: Sequence[str],
+    fox_compat: bool,
+    names: Sequence[str] | None = None,
 ) -> Iterator[Measured]:
+    """The metrics of these rows' tasks, or those among `names`."""
     tasks = rows.select(task=task_of_prompt())["task"]
 
     @cache
@@ -191,6 +220,8 @@ def _measure(
 
     there = set(tasks)
     for metric in measured_metrics(there):
+        if names is not None and metric.name not in names:
+            continue
         wanted = tuple(task for task in metric.tasks if task in there)
         where = tasks.is_in(wanted).to_numpy()
         values = metric.measure(answers_of(wanted))

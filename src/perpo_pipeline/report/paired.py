@@ -1,27 +1,35 @@
 """The methods compared on the same test prompts."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import paired_row
+from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.evaluate.metrics import (
     ANY_NUMBER,
     GROUNDING,
     METRICS,
+    OCR,
     POINTING,
+    VQA,
     reward_metrics,
     task_of_prompt,
 )
+from perpo_pipeline.evaluate.ocr import FOX_METRICS
 from perpo_pipeline.evaluate.statistics import prompts_needed
+from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, values_of
 from perpo_pipeline.report.inputs import SplitInputs
 from perpo_pipeline.report.methods import ReportedMethod
-from perpo_pipeline.store.schemas import PROMPTS, REPORT
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.schemas import REPORT
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,26 +39,54 @@ TO_SHOW = 0.02
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The prompts of a split, n rows, and each variant's rewards on them, `(n,)`, in one order."""
+    """The prompts of a split, n rows, and each variant's rewards on them, `(n,)`, in one order.
+
+    `pages` has each variant's FOX_METRICS, `(n,)`, NaN on prompts of other tasks; empty without
+    pages.
+    """
 
     split: str
     prompts: pl.DataFrame
     rewards: dict[str, Floats]
+    pages: dict[str, dict[str, Floats]] = field(default_factory=dict)
 
     @property
     def task(self) -> str | None:
-        """The task, as METRICS names it, if every question asks for boxes alike, else None."""
+        """The task, as METRICS names it, if all prompts have one whose metrics are compared."""
         (task, *others) = self.prompts["task"].unique().to_list()
-        return task if task in (GROUNDING, *ANY_NUMBER, POINTING) and not others else None
+        known = (GROUNDING, *ANY_NUMBER, POINTING, OCR)
+        return task if task in known and not others else None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether every answer is a text with a true text."""
+        return bool(self.prompts["task"].is_in([OCR, VQA]).all())
+
+    def only(self, task: str) -> "Outcomes":
+        """The prompts of one task, as METRICS names it, with their rewards and metrics."""
+        where = (self.prompts["task"] == task).to_numpy()
+        return Outcomes(
+            self.split,
+            self.prompts.filter(where),
+            {variant: values[where] for variant, values in self.rewards.items()},
+            {
+                variant: {name: values[where] for name, values in metrics.items()}
+                for variant, metrics in self.pages.items()
+            },
+        )
 
     @property
     def is_grounding(self) -> bool:
         """Whether every question asks for one region."""
         return self.task == GROUNDING
 
-    def of(self, method: ReportedMethod) -> list[Floats]:
-        """The rewards of each of the method's variants."""
-        return [self.rewards[variant] for variant in method.variants]
+    def of(self, method: ReportedMethod, metric: Metric) -> Floats:
+        """The metric on each prompt, `(n,)`: the mean over the method's variants."""
+        if self.task == OCR and metric.name in FOX_METRICS:
+            found = [self.pages[variant][metric.name] for variant in method.variants]
+        else:
+            found = [metric.from_rewards(self.rewards[variant]) for variant in method.variants]
+        return np.asarray(np.mean(found, axis=0), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -85,12 +121,12 @@ class Comparison:
 
 
 def read_outcomes(test_set: SplitInputs) -> Outcomes:
-    """The rewards of all evaluated variants, aligned by prompt."""
-    columns = PROMPTS.pick("prompt_id", "dataset", "split", "task", "image_sha256", role="truth")
-    prompts = pl.DataFrame(test_set.prompts.table(columns=columns)).select(
+    """The rewards of all evaluated variants, aligned by prompt, and the metrics of their pages."""
+    questions = test_set.prompts.table(columns=QUESTION_COLUMNS)
+    prompts = pl.DataFrame(questions).select(
         "prompt_id", "dataset", "split", "image_sha256", task=task_of_prompt()
     )
-    rewards = {}
+    rewards, pages = {}, {}
     for variant, version in test_set.predictions.items():
         rows = pl.DataFrame(version.table(columns=["prompt_id", "reward"]))
         joined = prompts.join(rows, on="prompt_id", how="left", maintain_order="left")
@@ -102,7 +138,25 @@ def read_outcomes(test_set: SplitInputs) -> Outcomes:
                 fix=f"remove them and run: {version.remake()}",
             )
         rewards[variant] = joined["reward"].to_numpy()
-    return Outcomes(test_set.split, prompts, rewards)
+        if (prompts["task"] == OCR).any():
+            pages[variant] = _pages(version, prompts, questions)
+    return Outcomes(test_set.split, prompts, rewards, pages)
+
+
+def _pages(version: Version, prompts: pl.DataFrame, questions: pa.Table) -> dict[str, Floats]:
+    """The FOX_METRICS of one variant's answers, in the order of the prompts."""
+    rows = pl.DataFrame(version.table(columns=ANSWER_COLUMNS))
+    ordered = prompts.select("prompt_id").join(
+        rows, on="prompt_id", how="left", maintain_order="left"
+    )
+    settings = version.manifest["settings"]
+    return values_of(
+        ordered.to_arrow(),
+        questions,
+        FOX_METRICS,
+        reading=Reading.recorded(settings),
+        normalise=settings.get("normalise", ()),
+    )
 
 
 def compare(
@@ -113,20 +167,27 @@ def compare(
 ) -> list[Comparison]:
     """`main` minus each other method on the same prompts, in the compared metrics of the task.
 
-    Grounding gives AP@50 and further entries of METRICS; the mean reward is always the last. With
-    several seeds each prompt counts with its mean over seeds. The images are the clusters.
+    Grounding gives AP@50 and further entries of METRICS, pages the FOX_METRICS; the mean reward is
+    always the last. With several seeds each prompt counts with its mean over seeds. The images are
+    the clusters.
     """
-    reward = METRICS["mean_reward"]
-    metrics = reward_metrics(outcomes.task)
-    metrics = [metric for metric in metrics if metric.of_reward is not reward.of_reward]
     images = outcomes.prompts["image_sha256"].to_list()
     found = []
-    for metric in [*metrics, reward]:
-        ours = np.mean([metric.from_rewards(r) for r in outcomes.of(main)], axis=0)
+    for metric in _compared(outcomes):
+        ours = outcomes.of(main, metric)
         for other in others:
-            theirs = np.mean([metric.from_rewards(r) for r in outcomes.of(other)], axis=0)
+            theirs = outcomes.of(other, metric)
             compared = paired_row(ours, theirs, images, num_resamples)
             names = (metric.name, main.name, other.name)
             needed = prompts_needed(ours, theirs, TO_SHOW, images)
             found.append(Comparison(*names, **compared, split=outcomes.split, needed=needed))
     return found
+
+
+def _compared(outcomes: Outcomes) -> list[Metric]:
+    reward = METRICS["mean_reward"]
+    if outcomes.task == OCR:
+        measured = next(iter(outcomes.pages.values()))
+        return [*(METRICS[name] for name in FOX_METRICS if name in measured), reward]
+    found = reward_metrics(outcomes.task)
+    return [*(metric for metric in found if metric.of_reward is not reward.of_reward), reward]

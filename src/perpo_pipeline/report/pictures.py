@@ -1,8 +1,12 @@
-"""Examples before and after training: chosen by a hash, in fixed shares of each outcome."""
+"""Examples before and after training: chosen by a hash, in fixed shares of each outcome.
+
+Of texts, half of the examples are chosen so; the others have the largest gains and losses, and the
+page says so.
+"""
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +23,8 @@ from perpo_pipeline.vlm.inputs import prompt_image
 
 IMPROVED, UNCHANGED, WORSENED = "improved", "unchanged", "worsened"
 SHARES = {IMPROVED: 0.5, UNCHANGED: 0.25, WORSENED: 0.25}
+EXTREMES = 4
+"""One of this many examples of texts has the largest gain, and one the largest loss."""
 SIDES_PX = (1024, 640, 400)
 LARGEST_IMAGE = 400_000
 """Characters of an image on the page: the first of SIDES_PX that fits. So the size of a page is at
@@ -41,16 +47,30 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Why an example is shown: by the hash, or its place (from 1) among all gains or losses."""
+
+    at_random: bool = False
+    gain: int | None = None
+    loss: int | None = None
+
+
+@dataclass(frozen=True)
 class Picture:
-    """One example; `prompt` is its row of the prompts, `source` its image as a data URI."""
+    """One example; `prompt` is its row of the prompts, `source` its image as a data URI.
+
+    `chosen` says how it was chosen. `others` are the answers of other methods, by variant.
+    """
 
     outcome: str
+    chosen: Chosen
     prompt: Row
     question: str
     source: str
     truth_text: str | None
     before: Answer
     after: Answer
+    others: dict[str, Answer] = field(default_factory=dict)
 
     @property
     def change(self) -> float:
@@ -92,30 +112,69 @@ def choose(prompt_ids: Sequence[str], outcomes: Sequence[str], wanted: int) -> l
     return chosen
 
 
+def choose_extremes(prompt_ids: Sequence[str], gains: Floats, wanted: int) -> dict[int, Chosen]:
+    """The rows with the `wanted` largest gains and losses, `(n,)`, with their places from 1.
+
+    Rows of equal gain are ordered by the sha256 of the prompt_id; a gain of 0 is neither.
+    """
+    hashes = [hashlib.sha256(key.encode()).digest() for key in prompt_ids]
+    order = sorted(range(len(gains)), key=lambda i: (-abs(gains[i]), hashes[i]))
+    up = [i for i in order if gains[i] > 0][:wanted]
+    down = [i for i in order if gains[i] < 0][:wanted]
+    return {
+        **{i: Chosen(gain=place) for place, i in enumerate(up, 1)},
+        **{i: Chosen(loss=place) for place, i in enumerate(down, 1)},
+    }
+
+
 def _quotas(wanted: int) -> dict[str, int]:
     rest = {outcome: int(wanted * share) for outcome, share in SHARES.items()}
     return {**rest, IMPROVED: wanted - rest[UNCHANGED] - rest[WORSENED]}
 
 
 def read_pictures(
-    test_set: SplitInputs, outcomes: Outcomes, before: str, after: str, wanted: int
+    test_set: SplitInputs,
+    outcomes: Outcomes,
+    variants: tuple[str, str],
+    wanted: int,
+    others: Sequence[str] = (),
 ) -> tuple[list[Picture], dict[str, int]]:
-    """The examples for two variants, and the number of prompts with each outcome."""
+    """The examples for two variants, and the number of prompts with each outcome.
+
+    With texts, `others` are further variants whose answers are shown, too.
+    """
     ids = outcomes.prompts["prompt_id"].to_list()
-    rewards = (outcomes.rewards[variant] for variant in (before, after))
-    changes = outcomes_of(*rewards, is_grounding=outcomes.is_grounding)
+    before, after = (outcomes.rewards[variant] for variant in variants)
+    changes = outcomes_of(before, after, is_grounding=outcomes.is_grounding)
     counts = {outcome: changes.count(outcome) for outcome in SHARES}
-    chosen = {ids[i]: changes[i] for i in choose(ids, changes, wanted)}
-    prompts = _rows_of(test_set.prompts.batches(PROMPT_COLUMNS), chosen)
+    chosen = _chosen(ids, changes, after - before if outcomes.is_text else None, wanted)
+    keys = {ids[i]: i for i in chosen}
+    shown = [*variants, *(others if outcomes.is_text else [])]
+    prompts = _rows_of(test_set.prompts.batches(PROMPT_COLUMNS), keys)
     columns = PREDICTIONS.pick("prompt_id", "completion", "reward", "box")
-    answers = [
-        _rows_of(test_set.predictions[variant].batches(columns), chosen)
-        for variant in (before, after)
-    ]
+    answers = {
+        variant: _rows_of(test_set.predictions[variant].batches(columns), keys) for variant in shown
+    }
     return [
-        _picture(prompts[key], outcome, *(_answer(rows[key]) for rows in answers))
-        for key, outcome in chosen.items()
+        _picture(
+            prompts[key],
+            (changes[i], chosen[i]),
+            {variant: _answer(rows[key]) for variant, rows in answers.items()},
+        )
+        for key, i in keys.items()
     ], counts
+
+
+def _chosen(
+    ids: Sequence[str], outcomes: Sequence[str], gains: Floats | None, wanted: int
+) -> dict[int, Chosen]:
+    """The rows to show: all by the hash, or with `gains` those with the largest ones as well."""
+    each = 0 if gains is None else wanted // EXTREMES
+    extremes = {} if gains is None else choose_extremes(ids, gains, each)
+    found = dict.fromkeys(choose(ids, outcomes, wanted - 2 * each), Chosen(at_random=True))
+    for i, extreme in extremes.items():
+        found[i] = replace(extreme, at_random=i in found)
+    return found
 
 
 def _rows_of(batches: Iterable[pa.Table], wanted: Collection[str]) -> dict[str, Row]:
@@ -131,16 +190,20 @@ def _answer(row: Row) -> Answer:
     return Answer(shortened_text(row["completion"]), row["reward"], row["box"])
 
 
-def _picture(prompt: Row, outcome: str, before: Answer, after: Answer) -> Picture:
+def _picture(prompt: Row, why: tuple[str, Chosen], answers: Mapping[str, Answer]) -> Picture:
+    """The example; the first two of `answers` are those before and after training."""
     text = prompt["gt_text"]
+    before, after, *_ = answers.values()
     return Picture(
-        outcome=outcome,
+        outcome=why[0],
+        chosen=why[1],
         prompt=prompt,
         question=shortened_text(shown_question(prompt["prompt"])),
         source=embedded(prompt_image(prompt)),
         truth_text=None if text is None else shortened_text(text),
         before=before,
         after=after,
+        others=dict(list(answers.items())[2:]),
     )
 
 

@@ -43,12 +43,17 @@ class Sampled:
 
     @property
     def metric(self) -> Metric:
-        """The metric of the best of n samples: AP@50 (grounding) or mean reward."""
+        """The metric of the best of n samples: AP@50, the edit distance (OCR) or mean reward."""
+        if self.task == OCR:
+            return METRICS["edit_distance"]
         return best_of_n_metrics(is_iou=self.task == GROUNDING)[0]
 
     def best_of_n(self) -> Floats:
         """The expected `metric` of the best of n = 1..N samples, `(N,)`."""
-        return expected_best_of_n(self.metric.from_rewards(self.rewards))
+        values = self.metric.from_rewards(self.rewards)
+        if self.metric.higher_is_better is False:
+            return -expected_best_of_n(-values)
+        return expected_best_of_n(values)
 
 
 def read_sampled(inputs: Inputs) -> Sampled:

@@ -30,6 +30,8 @@ from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = STAGE_VERSIONS["report"]
 PAGE = "report.html"
+MOST_OTHERS = 6
+"""Other methods whose answers stand beside an example of a page."""
 
 
 def report(run: Run) -> Version:
@@ -94,6 +96,7 @@ def _page(
     lineage = ancestors(inputs.by_name().values())
     settings = {name: version.manifest["settings"] for name, version in inputs.adapters.items()}
     pictures, outcome_counts = _pictures(run, inputs.main, outcomes[0], main)
+    forms = _normal_forms(inputs.main)
     return render(
         Contents(
             title=config.report.title,
@@ -125,17 +128,17 @@ def _page(
             lineage=lineage,
             benchmarks=read_benchmarks(run, inputs.benchmarks),
             benchmark_margin=config.report.benchmark_margin,
-            normalised=_normalised(inputs.main),
+            normalised=named_forms(forms) if forms else None,
+            any_space="whitespace" in forms,
             stale=stale,
         )
     )
 
 
-def _normalised(test_set: SplitInputs) -> str | None:
-    """The sentence that names the normal forms of the compared texts; None if there are none."""
+def _normal_forms(test_set: SplitInputs) -> list[str]:
+    """The normal forms of the compared texts."""
     settings = [version.manifest["settings"] for version in test_set.predictions.values()]
-    forms = [form for one in settings for form in one.get("normalise", [])]
-    return named_forms(forms) if forms else None
+    return [form for one in settings for form in one.get("normalise", [])]
 
 
 def _ranked(run: Run, inputs: Inputs, main: ReportedMethod | None) -> list[RankedList]:
@@ -149,8 +152,14 @@ def _ranked(run: Run, inputs: Inputs, main: ReportedMethod | None) -> list[Ranke
 def _pictures(
     run: Run, test_set: SplitInputs, outcomes: Outcomes, main: ReportedMethod | None
 ) -> tuple[list[Picture], dict[str, int]]:
-    """Examples of the base and the main method's first seed; none if one of them is missing."""
+    """Examples of the base and the main method's first seed; none if one of them is missing.
+
+    Pages show the first seeds of MOST_OTHERS other methods as well.
+    """
     wanted = run.config.report.pictures
     if not wanted or main is None or BASE not in outcomes.rewards:
         return [], {}
-    return read_pictures(test_set, outcomes, BASE, main.variants[0], wanted)
+    methods = reported_methods(run.config)
+    others = [m.variants[0] for m in methods if m.name != main.name and not m.is_base]
+    shown = (BASE, main.variants[0])
+    return read_pictures(test_set, outcomes, shown, wanted, others[:MOST_OTHERS])

@@ -42,7 +42,8 @@ class Contents:
     comparison and the pictures are about it. `main` is the method of the headline. `settings` (as
     the adapter records them), `curves` and `trained` have one entry per trained variant;
     `outcome_counts` one per outcome of `pictures`. `ranked` are some of the lists that `main` was
-    trained on. `normalised` is the sentence about normal forms of texts, if there are any.
+    trained on. `normalised` is the sentence about normal forms of texts, if there are any;
+    `any_space`: one of them makes all white space equal.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Contents:
     benchmarks: Sequence[Benchmark]
     benchmark_margin: float
     normalised: str | None = None
+    any_space: bool = False
     stale: Stale = field(default_factory=Stale)
 
     @property

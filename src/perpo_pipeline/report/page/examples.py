@@ -1,64 +1,111 @@
 """Examples before and after training: pictures with boxes, or texts with their differences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from perpo_pipeline.drawing import marks
 from perpo_pipeline.drawing.overlay import overlay
-from perpo_pipeline.report.differences import EXTRA, MISSING, Piece, differences, shortened
+from perpo_pipeline.evaluate.metrics import OCR
 from perpo_pipeline.report.methods import BASE_LABEL
 from perpo_pipeline.report.page.contents import Contents
-from perpo_pipeline.report.pictures import IMPROVED, UNCHANGED, WORSENED, Answer, Picture
+from perpo_pipeline.report.page.texts import LONG_TEXT, text_beside_truth
+from perpo_pipeline.report.pictures import (
+    IMPROVED,
+    UNCHANGED,
+    WORSENED,
+    Answer,
+    Chosen,
+    Picture,
+)
 
 Json = dict[str, Any]
 
-LONG_TEXT, EXCERPT = 500, 320
-"""Characters: a longer text is folded, behind an excerpt of its differences."""
 IN_ORDER = (IMPROVED, WORSENED, UNCHANGED)
+AT_RANDOM, GAINS, LOSSES = "random", "gain", "loss"
+NAMES = {AT_RANDOM: "at random", GAINS: "largest gains", LOSSES: "largest losses"}
+"""How examples are chosen, as the page's buttons say it."""
 
 
 def examples(contents: Contents) -> list[Json]:
     """The data of the section, in the order of a page without choices: by outcome, then by change.
 
+    Examples chosen at random come before those chosen for their change.
+
     `by_change` and `by_worst` are the places that the page's two other orders give an example.
     """
-    shown = sorted(contents.pictures, key=lambda p: (IN_ORDER.index(p.outcome), -abs(p.change)))
+    shown = sorted(
+        contents.pictures,
+        key=lambda p: (not p.chosen.at_random, IN_ORDER.index(p.outcome), -abs(p.change)),
+    )
     changes = _places(shown, [-picture.change for picture in shown])
     worst = _places(shown, [picture.after.reward for picture in shown])
-    label = contents.main.label if contents.main else ""
     colour = contents.main.colour if contents.main else marks.ANSWER.colour
+    labels = _labels(contents)
+    is_page = contents.outcomes.task == OCR
     return [
         {
             "id": f"example-{at + 1}",
             "picture": picture,
             "by_change": changes[at],
             "by_worst": worst[at],
-            **_drawn(picture, label, colour),
-            "texts": _texts(picture, label),
+            "reasons": _reasons(picture.chosen),
+            "why": _why(picture, contents.outcome_counts),
+            "measure": "edit distance" if is_page else "reward",
+            "before": _measured(picture.before, is_page=is_page),
+            "after": _measured(picture.after, is_page=is_page),
+            **_drawn(picture, labels[1], colour),
+            **_texts(picture, labels, contents, is_page=is_page),
         }
         for at, picture in enumerate(shown)
     ]
 
 
-def example_counts(contents: Contents) -> list[tuple[str, int]]:
-    """How many of the shown examples have each outcome."""
+def example_counts(contents: Contents) -> list[tuple[str, str, int]]:
+    """How many of the shown examples were chosen in each way, if in several, and each outcome."""
+    chosen = [_reasons(picture.chosen) for picture in contents.pictures]
     found = [picture.outcome for picture in contents.pictures]
-    return [(outcome, found.count(outcome)) for outcome in IN_ORDER]
+    ways = [(way, label, sum(way in one for one in chosen)) for way, label in NAMES.items()]
+    several = ways if any(count for _, _, count in ways[1:]) else []
+    return [*several, *((outcome, outcome, found.count(outcome)) for outcome in IN_ORDER)]
 
 
-def marked(pieces: Sequence[Piece]) -> Markup:
-    """Pieces of a text as HTML: what is missing as `<del>`, what is extra as `<ins>`."""
-    tags = {MISSING: "del", EXTRA: "ins"}
-    parts = [
-        Markup("<{0}>{1}</{0}>").format(tags[piece.kind], piece.text)
-        if piece.kind in tags
-        else escape(piece.text)
-        for piece in pieces
-    ]
-    return Markup("").join(parts)
+def _labels(contents: Contents) -> list[str]:
+    """The names of the models before and after training."""
+    return [BASE_LABEL, contents.main.label if contents.main else ""]
+
+
+def _reasons(chosen: Chosen) -> list[str]:
+    found = {AT_RANDOM: chosen.at_random, GAINS: chosen.gain, LOSSES: chosen.loss}
+    return [name for name, is_so in found.items() if is_so]
+
+
+def _why(picture: Picture, counts: Mapping[str, int]) -> str:
+    """How an example was chosen, such as "chosen as the 2nd largest gain of 412"; empty for boxes,
+    which are all chosen at random.
+    """
+    chosen = picture.chosen
+    if not (chosen.gain or chosen.loss):
+        return "chosen at random" if picture.truth_text is not None else ""
+    start = "chosen at random, and the" if chosen.at_random else "chosen as the"
+    if chosen.gain:
+        return f"{start} {_ordinal(chosen.gain)}largest gain of {counts[IMPROVED]:,}"
+    return f"{start} {_ordinal(chosen.loss or 1)}largest loss of {counts[WORSENED]:,}"
+
+
+def _ordinal(place: int) -> str:
+    """Such as "2nd "; empty for the first."""
+    if place == 1:
+        return ""
+    ends = {1: "st", 2: "nd", 3: "rd"} if place // 10 % 10 != 1 else {}
+    return f"{place}{ends.get(place % 10, 'th')} "
+
+
+def _measured(answer: Answer, *, is_page: bool) -> str:
+    """The reward of an answer, or the edit distance that it follows from."""
+    return f"{1 - answer.reward if is_page else answer.reward:.2f}"
 
 
 def _places(shown: Sequence[Picture], keys: Sequence[float]) -> list[int]:
@@ -90,24 +137,20 @@ def _drawn(picture: Picture, label: str, colour: str) -> Json:
     }
 
 
-def _texts(picture: Picture, label: str) -> list[Json]:
-    """The two answers with their differences to the true text; empty if the truth is no text."""
+def _texts(picture: Picture, labels: Sequence[str], contents: Contents, *, is_page: bool) -> Json:
+    """The answers with their differences to the true text; none if the truth is no text."""
     truth = picture.truth_text
     if truth is None:
-        return []
-    named = ((BASE_LABEL, picture.before), (label, picture.after))
-    return [_text(name, answer, truth) for name, answer in named]
+        return {"texts": [], "others": [], "truth_is_long": False}
+    names = {row.method.variants[0]: row.method.label for row in contents.results}
 
+    def text(name: str, answer: Answer) -> Json:
+        measured = _measured(answer, is_page=is_page)
+        found = text_beside_truth(answer.text, truth, any_space=contents.any_space)
+        return {"name": name, "measured": measured, **found}
 
-def _text(name: str, answer: Answer, truth: str) -> Json:
-    """An answer in full, and an excerpt around its first differences if it is long."""
-    pieces = differences(answer.text, truth)
-    is_long = max(len(answer.text), len(truth)) > LONG_TEXT
     return {
-        "name": name,
-        "reward": answer.reward,
-        "full": marked(pieces),
-        "excerpt": marked(shortened(pieces, most=EXCERPT)) if is_long else None,
-        "equal": all(piece.kind not in (EXTRA, MISSING) for piece in pieces),
-        "empty": not answer.text.strip(),
+        "texts": list(map(text, labels, (picture.before, picture.after))),
+        "others": [text(names[variant], answer) for variant, answer in picture.others.items()],
+        "truth_is_long": len(truth) > LONG_TEXT,
     }

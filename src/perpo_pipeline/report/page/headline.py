@@ -53,7 +53,9 @@ def _plot(results: Sequence[MethodResults], metric: str, how: MetricFormat) -> s
         for row in results
         for e in [row.metrics[metric]]
     ]
-    return plots.interval_plot(bars, x_label=how.axis, unit=how.unit, name=f"{how.label} by method")
+    return plots.interval_plot(
+        bars, x_label=how.directed, unit=how.unit, name=f"{how.label} by method"
+    )
 
 
 def _sentences(contents: Contents, metric: str, main: ReportedMethod) -> list[str]:

@@ -1,14 +1,19 @@
-"""The paired comparison: the main method minus each other one, one panel per metric."""
+"""The paired comparison: the main method minus each other one.
+
+One panel per metric; of pages one panel for the edit distance, and one table for all metrics.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from perpo_pipeline.evaluate.metrics import OCR
+from perpo_pipeline.evaluate.ocr import FOX_METRICS
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.page import plots
 from perpo_pipeline.report.page.contents import Contents
-from perpo_pipeline.report.page.wording import format_of, p_value, unsettled
+from perpo_pipeline.report.page.wording import format_of, p_value, points_to_show, unsettled
 from perpo_pipeline.report.paired import Comparison
 
 Json = dict[str, Any]
@@ -17,17 +22,52 @@ Json = dict[str, Any]
 def paired_panels(contents: Contents) -> list[Json]:
     """The data of the section: a plot and its numbers for each compared metric."""
     methods = {row.method.name: row.method for row in contents.results}
-    metrics = dict.fromkeys(c.metric for c in contents.comparisons)
+    metrics = list(dict.fromkeys(c.metric for c in contents.comparisons))
+    if contents.outcomes.task == OCR:
+        metrics = metrics[:1]
     return [
         _panel(metric, [c for c in contents.comparisons if c.metric == metric], methods)
         for metric in metrics
     ]
 
 
+def paired_table(contents: Contents) -> Json | None:
+    """The differences between pages in all FOX_METRICS: a row per method, a column per metric."""
+    if contents.outcomes.task != OCR or not contents.comparisons:
+        return None
+    labels = {row.method.name: row.method.label for row in contents.results}
+    shown = [c for c in contents.comparisons if c.metric in FOX_METRICS]
+    rows: dict[str, list[Json]] = {}
+    for c in shown:
+        rows.setdefault(f"{labels[c.better]} − {labels[c.worse]}", []).append(_cell(c))
+    formats = [format_of(metric) for metric in dict.fromkeys(c.metric for c in shown)]
+    return {
+        "heads": [
+            {"label": how.label, "unit": how.points, "lower": not how.higher_is_better}
+            for how in formats
+        ],
+        "rows": rows,
+    }
+
+
+def _cell(c: Comparison) -> Json:
+    """A difference with its interval and p-value; better or worse if the interval excludes zero."""
+    how = format_of(c.metric)
+    judged = how.judged(c.difference) if c.is_settled else ""
+    return {
+        "value": how.signed(c.difference),
+        "interval": how.interval(c.low, c.high, signed=True),
+        "p": p_value(c.p_value),
+        "judged": judged,
+        "kind": {"better": "improved", "worse": "worsened"}.get(judged, "unchanged"),
+    }
+
+
 def _panel(
     metric: str, comparisons: Sequence[Comparison], methods: Mapping[str, ReportedMethod]
 ) -> Json:
     how = format_of(metric)
+    lower = not how.higher_is_better
     main = methods[comparisons[0].better].label
     bars = [
         plots.Bar(f"− {other.label}", other.colour, c.difference, c.low, c.high)
@@ -36,7 +76,8 @@ def _panel(
     ]
     svg = plots.interval_plot(
         bars,
-        x_label=f"{main} minus the other{how.points and ', ' + how.points}",
+        x_label=f"{main} minus the other{how.points and ', ' + how.points}"
+        + ("" if how.higher_is_better else " (below 0 is better)"),
         unit=how.unit,
         zero=True,
         name=f"{main} minus the others, {how.label}",
@@ -47,8 +88,15 @@ def _panel(
             "value": how.signed(c.difference),
             "interval": how.interval(c.low, c.high, signed=True),
             "p": p_value(c.p_value),
+            "judged": how.judged(c.difference) if c.is_settled and lower else "",
             "unsettled": "" if c.is_settled or c.low != c.low else unsettled(c),
         }
         for c in comparisons
     ]
-    return {"title": how.label, "plot": Markup(svg), "lines": lines}
+    return {
+        "title": how.label,
+        "lower": lower,
+        "plot": Markup(svg),
+        "lines": lines,
+        "step": points_to_show(metric),
+    }

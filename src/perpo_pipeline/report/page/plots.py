@@ -193,7 +193,7 @@ def best_of_n_plot(values: Floats, *, y_label: str, unit: Unit, colour: str, nam
             axes.annotate(
                 unit.number(float(values[i])),
                 (n[i], scaled[i]),
-                (0, -14),
+                (0, -14 if values[-1] >= values[0] else 8),
                 ha=ha,
                 textcoords="offset points",
                 color=colour,

@@ -13,7 +13,7 @@ from perpo_pipeline.drawing.overlay import overlay
 from perpo_pipeline.report.differences import differences, shortened
 from perpo_pipeline.report.page.colours import reward_colour
 from perpo_pipeline.report.page.contents import Contents
-from perpo_pipeline.report.page.examples import EXCERPT, marked
+from perpo_pipeline.report.page.texts import EXCERPT, marked
 from perpo_pipeline.report.pictures import embedded, shortened_text
 from perpo_pipeline.report.ranked import RankedAnswer, RankedList, compares_answers
 from perpo_pipeline.vlm.inputs import prompt_image
@@ -36,11 +36,14 @@ def ranked_lists(contents: Contents) -> Json | None:
         "kind": main.kind,
         "gamma": f"{settings['gamma']:g}",
         "weighs": compares_answers(settings),
-        "lists": [_list(at, one) for at, one in enumerate(contents.ranked, 1)],
+        "lists": [
+            _list(at, one, any_space=contents.any_space)
+            for at, one in enumerate(contents.ranked, 1)
+        ],
     }
 
 
-def _list(at: int, one: RankedList) -> Json:
+def _list(at: int, one: RankedList, *, any_space: bool) -> Json:
     prompt = one.prompt
     size = (prompt["width"], prompt["height"])
     drawn = _marks(one)
@@ -58,7 +61,7 @@ def _list(at: int, one: RankedList) -> Json:
         "height": size[1],
         "overlay": Markup(overlay(drawn, *size, labels=False)),
         "alt": _alt(one),
-        "rows": _rows(one, truth),
+        "rows": _rows(one, truth, any_space=any_space),
         "left_out": max(0, len(one.answers) - MOST_ROWS),
         "heaviest": _heaviest(one),
         "map": Markup(_weight_map(one)),
@@ -91,7 +94,7 @@ def _alt(one: RankedList) -> str:
     ).strip()
 
 
-def _rows(one: RankedList, truth: str | None) -> list[Json]:
+def _rows(one: RankedList, truth: str | None, *, any_space: bool) -> list[Json]:
     """The answers; `gains` and `losses` are the shares of the weights in which they are better
     and worse, as widths in per cent of the largest of the list."""
     better, worse = one.weights.sum(1), one.weights.sum(0)
@@ -105,7 +108,7 @@ def _rows(one: RankedList, truth: str | None) -> list[Json]:
                 "reward": f"{answer.reward:.2f}",
                 "colour": _colour(answer, one),
                 "count": answer.count,
-                "answer": _answer(answer, truth),
+                "answer": _answer(answer, truth, any_space=any_space),
                 "better": f"{100 * better[at]:.1f}",
                 "worse": f"{100 * worse[at]:.1f}",
                 "better_width": f"{100 * better[at] / most:.0f}",
@@ -121,11 +124,12 @@ def _shown(number: int) -> Sequence[int]:
     return [*range(MOST_ROWS // 2), *range(number - MOST_ROWS // 2, number)]
 
 
-def _answer(answer: RankedAnswer, truth: str | None) -> Markup | str:
+def _answer(answer: RankedAnswer, truth: str | None, *, any_space: bool) -> Markup | str:
     if truth is None:
         left = len(answer.text) - EXCERPT
         return f"{answer.text[:EXCERPT]} [… {left:,} characters]" if left > 0 else answer.text
-    return marked(shortened(differences(answer.text, truth), most=EXCERPT))
+    pieces = differences(answer.text, truth, any_space=any_space)
+    return marked(shortened(pieces, most=EXCERPT), on_one_line=True)
 
 
 def _heaviest(one: RankedList) -> list[Json]:

@@ -8,6 +8,7 @@ from markupsafe import Markup, escape
 
 from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.drawing.marks import BEFORE, TRUTH
+from perpo_pipeline.evaluate.metrics import OCR
 from perpo_pipeline.report.methods import BASE_LABEL
 from perpo_pipeline.report.page.all_test_sets import all_test_sets
 from perpo_pipeline.report.page.benchmarks import benchmarks_table
@@ -16,7 +17,7 @@ from perpo_pipeline.report.page.contents import Contents
 from perpo_pipeline.report.page.examples import example_counts, examples
 from perpo_pipeline.report.page.glossary import Glossary
 from perpo_pipeline.report.page.headline import headline, headline_metric
-from perpo_pipeline.report.page.paired import paired_panels
+from perpo_pipeline.report.page.paired import paired_panels, paired_table
 from perpo_pipeline.report.page.papers_table import papers_table
 from perpo_pipeline.report.page.ranked import ranked_lists
 from perpo_pipeline.report.page.results import missing_answers, results_table
@@ -39,6 +40,7 @@ def render(contents: Contents) -> str:
         "test_sets": all_test_sets(contents),
         "slices": slice_tables(contents),
         "paired": paired_panels(contents),
+        "paired_table": paired_table(contents),
         "benchmarks": benchmarks_table(contents.benchmarks, contents.benchmark_margin),
         "examples": examples(contents),
         "ranked": ranked_lists(contents),
@@ -55,6 +57,7 @@ def render(contents: Contents) -> str:
         trained_on=contents.trained[contents.main.variants[0]] if contents.main else None,
         compares_lists=contents.main is not None and METHODS[contents.main.kind].needs_preferences,
         example_counts=example_counts(contents),
+        is_page=contents.outcomes.task == OCR,
         box_colours=_box_colours(contents),
         scale=[reward_colour(step / 10) for step in range(11)],
         banner=contents.stale.lines,
@@ -74,6 +77,7 @@ def _sections(contents: Contents, data: Json) -> list[tuple[str, str]]:
         ("missing", "Missing answers", data["missing"]["rows"]),
         ("test-sets", "All test sets", data["test_sets"]),
         ("slices", "By slice", data["slices"]),
+        ("images", "What the image adds", data["table"]["images"]),
         ("paired", "Paired comparison", data["paired"]),
         ("benchmarks", "Did anything else get worse?", data["benchmarks"]),
         ("pictures", "Before and after", data["examples"]),
@@ -103,6 +107,7 @@ def _template(glossary: Glossary) -> jinja2.Template:
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["duration"] = duration
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["breakable"] = _breakable
     environment.filters["themed"] = themed
     environment.filters["themed_text"] = partial(themed, is_text=True)

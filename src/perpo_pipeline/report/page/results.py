@@ -11,6 +11,9 @@ from perpo_pipeline.report.results import Estimate, MethodResults, shared_metric
 
 Json = dict[str, Any]
 
+MOST_BESIDE_IMAGES = 6
+"""With more metrics than this, the evaluations with wrong images have a table of their own."""
+
 
 def results_table(contents: Contents, headline: str) -> Json:
     """The data of the section; `headline` is the metric shown for other and blank images."""
@@ -22,10 +25,13 @@ def results_table(contents: Contents, headline: str) -> Json:
         if find_metric(name).in_report is not None and _is_shown(name, results)
     ]
     images = _image_columns(results, headline)
+    apart = len(metrics) > MOST_BESIDE_IMAGES
+    units = {format_of(name).unit.symbol for name in metrics}
     return {
-        "heads": [format_of(name).label for name in metrics],
-        "image_heads": list(images.values()),
-        "rows": _rows(results, metrics, list(images), headline),
+        "heads": [_head(name, with_unit="" in units and len(units) > 1) for name in metrics],
+        "image_heads": [] if apart else list(images.values()),
+        "images": _images(results, list(images), headline) if apart and images else None,
+        "rows": _rows(results, metrics, [] if apart else list(images), headline),
         "seeds": [
             {"name": variant, "cells": [cell(name, values) for name in metrics]}
             for row in results
@@ -36,6 +42,44 @@ def results_table(contents: Contents, headline: str) -> Json:
         "oracle_size": contents.sampled.rewards.shape[1],
         "lower": [format_of(n).label for n in metrics if not format_of(n).higher_is_better],
     }
+
+
+def _head(name: str, *, with_unit: bool) -> Json:
+    """The head of a column; the unit stands in it where columns differ in theirs."""
+    how = format_of(name)
+    return {
+        "label": how.label,
+        "unit": how.unit.symbol if with_unit else "",
+        "lower": not how.higher_is_better,
+    }
+
+
+def _images(results: Sequence[MethodResults], images: Sequence[str], metric: str) -> Json:
+    """The main metric with the matching image and with others, as a table of its own."""
+    how = format_of(metric)
+    shown = {"": "matching image"} | {image: _image_name(image) for image in images}
+    rows = [
+        {
+            "method": row.method,
+            "cells": [
+                cell(metric, row.conditions[image] if image else row.metrics) for image in shown
+            ],
+        }
+        for row in results
+    ]
+    first = results[0]
+    counts = [(first.conditions[image] if image else first.metrics).get(metric) for image in shown]
+    return {
+        "metric": how.label,
+        "axis": how.directed,
+        "heads": list(shown.values()),
+        "rows": rows,
+        "counts": [one.n if one else 0 for one in counts],
+    }
+
+
+def _image_name(image: str) -> str:
+    return image.removeprefix("-").replace("-", " ")
 
 
 def _is_shown(name: str, results: Sequence[MethodResults]) -> bool:
@@ -83,7 +127,7 @@ def cell(name: str, metrics: Mapping[str, Estimate]) -> Json:
 def _image_columns(results: Sequence[MethodResults], metric: str) -> dict[str, str]:
     """Column heads by the suffix of the evaluations with another image or a blank one."""
     return {
-        image: f"{format_of(metric).label}, {image.removeprefix('-').replace('-', ' ')}"
+        image: f"{format_of(metric).label}, {_image_name(image)}"
         for image in (OTHER_IMAGE, BLANK_IMAGE)
         if any(row.conditions[image] for row in results)
     }

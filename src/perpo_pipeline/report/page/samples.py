@@ -42,7 +42,7 @@ def _best_of_n(sampled: Sampled) -> Json:
     best, how = sampled.best_of_n(), format_of(sampled.metric.name)
     svg = plots.best_of_n_plot(
         best,
-        y_label=how.axis,
+        y_label=how.directed,
         unit=how.unit,
         colour=BASE_COLOUR,
         name=f"{how.label} of the best of n samples",

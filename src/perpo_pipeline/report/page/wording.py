@@ -26,6 +26,11 @@ class MetricFormat:
         return f"{self.label}, {self.unit.symbol}" if self.unit.symbol else self.label
 
     @property
+    def directed(self) -> str:
+        """`axis`, which says so if lower is better."""
+        return self.axis if self.higher_is_better else f"{self.axis} (lower is better)"
+
+    @property
     def points(self) -> str:
         """The unit of a difference: points for per cent, else the metric's own; may be empty."""
         return "points" if self.unit.symbol == "%" else self.unit.symbol
@@ -42,6 +47,10 @@ class MetricFormat:
         """Both bounds in brackets."""
         write = self.signed if signed else self.number
         return f"[{write(low)},{SPACE}{write(high)}]"
+
+    def judged(self, difference: float) -> str:
+        """Whether a difference is "better" or "worse"."""
+        return "better" if (difference > 0) == self.higher_is_better else "worse"
 
     def full(self, estimate: Estimate) -> str:
         """Value, unit and interval."""
@@ -71,6 +80,8 @@ def verdict(
         verb = "raises" if after.value > base.value else "lowers"
         gained = (after.value > base.value) == how.higher_is_better
         end = "" if gained else ", so the model became worse"
+        if gained and not how.higher_is_better:
+            end = ", so the model became better"
         return f"{label} {verb} {change}; the 95{SPACE}% intervals do not overlap{end}."
     start = f"{label} changes {change}"
     if after.value == base.value:
@@ -92,7 +103,7 @@ def unsettled(paired: Comparison) -> str:
     Below the number of prompts that would show a difference of TO_SHOW with a probability of 80 %
     there are too few to say.
     """
-    step, needed = _points_to_show(paired.metric), paired.needed
+    step, needed = points_to_show(paired.metric), paired.needed
     if needed is None:
         same = f"both gave the same result on each of the {paired.n:,} prompts"
         return f"too few to say from {paired.n:,} prompts" if paired.difference else same
@@ -102,7 +113,7 @@ def unsettled(paired: Comparison) -> str:
     return f"no difference is shown, and {paired.n:,} prompts are enough to show one of {step}"
 
 
-def _points_to_show(metric: str) -> str:
+def points_to_show(metric: str) -> str:
     """TO_SHOW in the unit of the metric."""
     how = format_of(metric)
     return f"{how.unit.factor * TO_SHOW:g}{how.points and SPACE + how.points}"
@@ -115,12 +126,13 @@ def _rounded(number: int) -> int:
 
 
 def paired_sentence(paired: Comparison) -> str:
-    """The difference on the same prompts, with its interval."""
+    """The difference on the same prompts, with its interval, and which direction is better."""
     how = format_of(paired.metric)
+    end = "" if how.higher_is_better else " (lower is better)"
     return (
         f"On the same {paired.n:,} prompts, the difference in {how.label} is "
         f"{how.signed(paired.difference)} {how.points and how.points + ' '}"
-        f"{how.interval(paired.low, paired.high, signed=True)}."
+        f"{how.interval(paired.low, paired.high, signed=True)}{end}."
     )
 
 
