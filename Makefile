@@ -1,7 +1,7 @@
 # perpo: `make all` runs a whole run, `make test` its tests. Both set up all they need.
 #
 #   make all RUN=demo      the run of configs/demo.yaml, from prompts to report (the default)
-#   make all RUN=ci        the same graph in about three minutes
+#   make all RUN=ci        the same graph in about two minutes; RUN=demo-ocr and RUN=ci-ocr read pages
 #   make all SET="train.lora.rank=8 filter.min_margin=0.4"
 #                          the same with other settings than the file's; no blanks within a value
 #   make test              all tests that need no accelerator
