@@ -52,6 +52,8 @@ SMALLER = replace(SMALL, hidden=512, intermediate=1408, heads=8, kv_heads=8)
 SMALL_NEXT = replace(SMALLER, model_type="llava_next", tile_px=84)
 TINY = Shape("llava", 64, 96, 2, 4, 2, 300, (32, 64, 2, 2), 28, rank=4)
 TINY_NEXT = replace(TINY, model_type="llava_next")
+# The embedded runs' model: 144 image tokens, as its pages of 96 px in patches of 8 px have.
+EMBEDDED = Shape("llava", 192, 384, 4, 6, 6, 704, (128, 384, 4, 4), 168, rank=64)
 SMALL_QWEN = replace(SMALLER, model_type="qwen2_5_vl", kv_heads=2)
 
 # On the CPU the last three are scaled down: smaller images, and answers shorter in proportion.
@@ -61,6 +63,7 @@ PRESETS: dict[str, dict[str, Regime]] = {
         "llava15-grounding-n2": Regime(SMALL, (336, 336), 576, 600, 26, 2, lists=1),
         "llava-next-grounding": Regime(SMALL_NEXT, (168, 168), 192, 210, 3, 20, lists=1),
         "dense-ocr": Regime(SMALL_NEXT, (168, 168), 192, 210, 72, 20, lists=1, checkpointing=True),
+        "embedded-pages": Regime(EMBEDDED, (168, 168), 144, 160, 65, 20, lists=4),
         "qwen25-vl-grounding": Regime(SMALL_QWEN, (392, 392), 196, 230, 13, 20, lists=1),
     },
     "h200": {
