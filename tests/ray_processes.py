@@ -9,6 +9,8 @@ from typing import Protocol
 import psutil
 
 ACTOR = "ray::MapWorker"
+# Ray gives its workers the lowest priorities (15), with which they hardly run beside other tests.
+NICENESS = {"RAY_worker_niceness": "0"}
 
 
 class Driver(Protocol):
@@ -19,7 +21,8 @@ class Driver(Protocol):
 
 def without_cluster() -> dict[str, str]:
     """The environment without the variables that name a cluster to join."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return own | NICENESS
 
 
 def command_of(process: psutil.Process) -> str:

@@ -15,7 +15,14 @@ import psutil
 import pytest
 from forked_commands import ForkedCommand, start_perpo
 from PIL import Image
-from ray_processes import actors_of, command_of, processes_below, wait_until, without_cluster
+from ray_processes import (
+    NICENESS,
+    actors_of,
+    command_of,
+    processes_below,
+    wait_until,
+    without_cluster,
+)
 
 from perpo_pipeline.store.artifacts import Version, open_version
 
@@ -217,7 +224,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "--disable-usage-stats",
         ],
         cwd=home,
-        env=os.environ | {"HOME": str(home), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"HOME": str(home), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | NICENESS,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
