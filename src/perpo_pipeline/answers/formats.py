@@ -25,6 +25,8 @@ Box = tuple[float, float, float, float]
 
 COORDINATES = ("x1", "y1", "x2", "y2")
 EXPRESSION = "{expression}"
+# The question for the text of a page, where the data has none of its own.
+PAGE_PROMPT = "Transcribe the text on this page."
 # LLaVA's question, and the paper's (METHOD: 'The paper's recipes').
 _ASK = (
     "Please provide the bounding box coordinate of the region this sentence describes: {expression}"

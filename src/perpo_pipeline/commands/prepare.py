@@ -28,6 +28,7 @@ _BY_SUFFIX = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".pdf": "pages",
 }  # the likeliest layout
 
 
@@ -87,7 +88,7 @@ def prepare(
 
     \b
     SOURCE     PATH                                                        boxes
-    testbed    (none: scenes are rendered)                                 -
+    testbed    (none: scenes or pages are rendered)                        -
     jsonl      JSON lines: image, prompt or expression, task, gt_...       box, unit
     json       one JSON list of such objects                               box, unit
     csv        table with a header; a box: a JSON list or four columns     box, unit
@@ -104,6 +105,7 @@ def prepare(
     label-studio JSON export of Label Studio with RectangleLabels          per cent
     yolo       YOLO's data.yaml, with images/ and labels/                  cxcywh norm
     fox        list of Fox's pages: image, conversations                   none: text
+    pages      folder with page.png beside page.txt, PDFs, or one PDF      none: text
     perpo-json PerPO's released lists, which also become samples and
                scores: image_path, question, answer, answers_gen,
                iou_scores                                                  text
@@ -117,6 +119,8 @@ def prepare(
     Example: perpo prepare --config configs/demo.yaml --preview data/demo/prompts.html
 
     Example: perpo prepare coco instances_val.json --image-root val2017 --split test
+
+    Example: perpo prepare pages scans --split train
 
     Example: perpo prepare refer ROOT --image-root DIR --set prepare.train.datasets=[refcocog]
     """

@@ -26,7 +26,7 @@ from perpo_pipeline.config.fingerprints import (
 from perpo_pipeline.errors import ArtifactError, InputError, PerpoError
 from perpo_pipeline.evaluate.images_shown import refuse_trained_images
 from perpo_pipeline.evaluate.metrics import OCR, VQA, measured_metrics, missing_metrics, tasks_of
-from perpo_pipeline.evaluate.predict import BLANK, OTHER, write_predictions
+from perpo_pipeline.evaluate.predict import BLANK, MATCHING, OTHER, write_predictions
 from perpo_pipeline.evaluate.slices import EXTRA, check_slices
 from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, doubts_of, summarise
 from perpo_pipeline.inference.answering import warn_of_boxes
@@ -155,7 +155,7 @@ def _open_inputs(run: Run, asked: Evaluation) -> dict[str, Version]:
 def _predict(run: Run, evaluation: str, kept: LastSampler | None) -> Version:
     config, model = run.config.eval, run.config.model
     asked = read_evaluation(evaluation)
-    image = KIND_OF_IMAGE.get(asked.image, "matching")
+    image = KIND_OF_IMAGE.get(asked.image, MATCHING)
     inputs = _open_inputs(run, asked)
     adapter = inputs.get("adapter")
     resolved, model_settings = find_model(model, run.scratch, computes_here=config.computes_here)
@@ -184,7 +184,7 @@ def _predict(run: Run, evaluation: str, kept: LastSampler | None) -> Version:
 
     def work(writer: Writer) -> Mapping[str, Any]:
         check_engine(config, model)
-        if image == "matching":
+        if image == MATCHING:
             warn_of_boxes(run, title, setup, inputs["prompts"].table(columns=["task"]))
         return write_predictions(run, writer, inputs["prompts"], image, title, setup, kept)
 

@@ -10,6 +10,7 @@ from perpo_pipeline.evaluate.images_shown import with_blank_images, with_other_i
 from perpo_pipeline.evaluate.older_answers import take_older_answers
 from perpo_pipeline.inference.answering import Task, answer_prompts
 from perpo_pipeline.inference.backend import BackendSetup
+from perpo_pipeline.inference.long_truths import warn_of_long_truths
 from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS, LastSampler, Row
 from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS, score_samples
@@ -20,7 +21,7 @@ from perpo_pipeline.store.writing import Writer
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 
 SHOWN_COLUMNS = list(dict.fromkeys([*TRUTH_COLUMNS, *PROMPT_COLUMNS]))
-OTHER, BLANK = "other", "blank"
+MATCHING, OTHER, BLANK = "matching", "other", "blank"
 
 
 def write_predictions(
@@ -34,7 +35,7 @@ def write_predictions(
 ) -> Mapping[str, Any]:
     """Answer the prompts that have no answer yet; returns the counts for the manifest.
 
-    `image`: `matching`, OTHER or BLANK, see images_shown.py. A prompt that cannot be answered gets
+    `image`: MATCHING, OTHER or BLANK, see images_shown.py. A prompt that cannot be answered gets
     a row with an empty completion and reward 0, and its reason goes to `errors`. Answers of
     predictions that an older rule made are taken over (older_answers.py). Raises InputError once
     there are more failures than `eval.max_errors`.
@@ -49,8 +50,10 @@ def write_predictions(
     )
     size = setup.settings.prompts_per_part
     take_older_answers(run, title, writer, shown, size, task.rows_of)
+    # A wrong image holds another text.
+    long = warn_of_long_truths(run, title, setup, shown, "eval") if image == MATCHING else {}
     # Greedy decoding reads no seed.
-    return answer_prompts(run, writer, shown, setup, seed=0, task=task, kept=kept)
+    return {**answer_prompts(run, writer, shown, setup, seed=0, task=task, kept=kept), **long}
 
 
 def show_images(prompts: Version, image: str, limit: int, setup: BackendSetup) -> pa.Table:

@@ -216,6 +216,9 @@ def _fix_of_all(faults: Faults) -> str:
         "bad_image": "check the paths, and --image-root that they start from: no image can be read",
         "bad_row": "correct the rows, or choose another SOURCE (see `perpo prepare --help`) if the "
         "file has another layout: no row can be used",
+        "no_text": "give each image a text file of its name (page.png, page.txt), and each PDF a "
+        "text layer, as OCR programs add it: no page has a true text",
+        "bad_pdf": "save the PDFs whole and without a password: none can be read",
     }
     advice = likely.get("".join(reasons), "correct the rows: none can be used")
     return f"{advice}; nothing was written"

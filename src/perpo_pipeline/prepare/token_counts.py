@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from perpo_pipeline.errors import PerpoError, first_line
+from perpo_pipeline.inference.long_truths import find_long_truths
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.places import name_prompt
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 COUNTED_ROWS, LARGEST = 2_000, 100  # prompts that are counted; so many have the largest images
 MANY_TOKENS = 4_096  # of one image: worth a warning where nothing limits it
 USUAL_TOKENS = 1_280  # of a large image, as Qwen recommends (README of Qwen2.5-VL: 256 to 1,280)
-COLUMNS = ("prompt_id", "place", "width", "height", "prompt")
+COLUMNS = ("prompt_id", "place", "width", "height", "prompt", "gt_text")
 Row: TypeAlias = Mapping[str, Any]
 
 
@@ -71,6 +72,7 @@ def token_lines(run: Run, prompts: Version) -> Iterator[str]:
         return
     yield _percentiles(tokens, prompts.manifest["rows"])
     yield from _warnings(run, vlm, split, tokens)
+    yield from _cut_truths(run, vlm, split, rows)
 
 
 def count(vlm: "Vlm", rows: Sequence[Row], preprocess: str) -> Tokens:
@@ -130,14 +132,28 @@ def _warnings(run: Run, vlm: "Vlm", split: str, tokens: Tokens) -> Iterator[str]
         yield f"warning: model.max_pixels is not set; {_largest(tokens)}{advice}"
 
 
+def _cut_truths(run: Run, vlm: "Vlm", split: str, rows: Sequence[Row]) -> Iterator[str]:
+    """One line for each use of the split whose answers cannot hold all true texts."""
+    texts = [row for row in rows if row["gt_text"] is not None]
+    for section, limit in _answers(run, split):
+        found = find_long_truths(vlm, texts, limit)
+        if found.count:
+            yield found.sentence(f"{section}.max_new_tokens")
+
+
+def _answers(run: Run, split: str) -> Iterator[tuple[str, int]]:
+    """(section, most tokens of an answer) of the split's uses."""
+    config = run.config
+    if split == config.sample.split:
+        yield "sample", config.sample.max_new_tokens
+    if split in config.eval.splits:
+        yield "eval", config.eval.max_new_tokens
+
+
 def _limits(run: Run, vlm: "Vlm", split: str) -> Iterator[tuple[str, int]]:
     """(what it is, most tokens of a prompt) of the split's uses; the context holds an answer."""
     config, context = run.config, context_length(vlm)
-    answers = []
-    if split == config.sample.split:
-        answers.append(config.sample.max_new_tokens)
-    if split in config.eval.splits:
-        answers.append(config.eval.max_new_tokens)
+    answers = [limit for _, limit in _answers(run, split)]
     if context is not None and answers:
         longest = max(answers)
         yield (

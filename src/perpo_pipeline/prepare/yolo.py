@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from perpo_pipeline.config.page_files import IMAGE_SUFFIXES
 from perpo_pipeline.config.sources import YoloSource
 from perpo_pipeline.config.unique_keys import UniqueKeyLoader
 from perpo_pipeline.errors import InputError
@@ -32,8 +33,6 @@ from perpo_pipeline.prepare.labelled import (
     collect_labelled,
     entries_of,
 )
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 def read_yolo(source: YoloSource, request: Request) -> Prepared:

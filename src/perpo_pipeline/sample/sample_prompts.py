@@ -10,6 +10,7 @@ from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.backends import choose_backend
 from perpo_pipeline.inference.engines import check_engine
 from perpo_pipeline.inference.failures import report_failures
+from perpo_pipeline.inference.long_truths import warn_of_long_truths
 from perpo_pipeline.inference.part_sampler import PROMPT_COLUMNS
 from perpo_pipeline.rewards.scoring import TRUTH_COLUMNS
 from perpo_pipeline.run import Run, make
@@ -61,10 +62,11 @@ def _write_samples(
     check_engine(run.config.sample, run.config.model)
     table = prompts.table(columns=list(dict.fromkeys([*PROMPT_COLUMNS, *TRUTH_COLUMNS])))
     warn_of_boxes(run, f"sample {split}", setup, table)
+    long = warn_of_long_truths(run, f"sample {split}", setup, table, "sample")
     task = Task(
         f"sample {split}",
         "sampled",
         rows_of=lambda part, rows: rows,
         preview=RewardPreview(run.config),
     )
-    return answer_prompts(run, writer, table, setup, seed=run.config.seed, task=task)
+    return {**answer_prompts(run, writer, table, setup, seed=run.config.seed, task=task), **long}

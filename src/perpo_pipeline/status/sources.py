@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.answers.formats import get_box_format
+from perpo_pipeline.config.page_files import content_sha256
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import Json
 from perpo_pipeline.config.sources import (
     SEVERAL,
     SPLIT_BY,
+    PagesSource,
     ReferSource,
     SeveralSources,
     TestbedSource,
@@ -149,10 +151,12 @@ def other_files(config: RunConfig, split: str, made: Path, manifest: Json) -> li
 def _others_of(source: Any, since: int, settings: Json, path: str | None) -> list[Path]:
     """As `other_files`, of one source; `since` is when the prompts came into use, in ns."""
     hashes = settings.get("file_sha256")
-    if hashes is None:
+    if hashes is None and not isinstance(source, PagesSource):
         return []
     read = Path(path or source.path)
     is_elsewhere = read != source.path.resolve()
+    if isinstance(source, PagesSource):
+        return _other_pages(source, settings, None if is_elsewhere else since)
     if is_elsewhere and read.exists() and (isinstance(source, YoloSource) or not _is_there(source)):
         return [source.path]
     return [
@@ -162,6 +166,22 @@ def _others_of(source: Any, since: int, settings: Json, path: str | None) -> lis
         and (is_elsewhere or file.stat().st_ctime_ns > since)
         and _is_other(file, source, hashes)
     ]
+
+
+def _other_pages(source: PagesSource, recorded: Json, since: int | None) -> list[Path]:
+    """The source's path, if its documents are others than those that were read.
+
+    Documents come and go, so the dates of folders count as well; None compares in any case.
+    """
+    if not source.path.exists():
+        return []
+    documents = source.documents()
+    places = {file for one in documents for file in one.files} | {source.path}
+    places |= {folder for folder in source.path.rglob("*") if folder.is_dir()}
+    is_old = since is not None and all(place.stat().st_ctime_ns <= since for place in places)
+    if is_old or content_sha256(documents) == recorded.get("texts_sha256"):
+        return []
+    return [source.path]
 
 
 def _is_there(source: Any) -> bool:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from perpo_pipeline.answers.formats import PAGE_PROMPT as PAGE_PROMPT
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.testbed.glyphs import SUPERSAMPLING, glyph_mask
 
-PAGE_PROMPT = "Transcribe the text on this page."
 # Makes these pages differ from other uses of the same seeds.
 PAGE_DOMAIN = 250204372
 

@@ -181,23 +181,10 @@ def _resized(prompt: Row, vlm: "Vlm") -> Size:
 
 
 def target_token_ids(vlm: "Vlm", prompt: str, answer: str, turn: AnswerTurn) -> list[int]:
-    """Token ids of an answer as the model would write it, end token included.
+    """Token ids of an answer as the model would write it (`answer_ids`), end token included."""
+    from perpo_pipeline.vlm.prompts import answer_ids
 
-    The answer is tokenised together with the rendered prompt before it, separated by a space if the
-    template leaves none, so its first token is the one that the model starts an answer with.
-    Control tokens that the answer spells stay text; raises InputError where the tokenizer cannot do
-    that.
-    """
-    from perpo_pipeline.vlm.prompts import render_prompt
-
-    rendered = render_prompt(vlm, prompt)
-    separator = "" if rendered[-1:].isspace() or turn.start else " "
-    answer = turn.start + vlm.plain.mark(answer)
-    before = vlm.plain.ids(rendered)
-    whole = vlm.plain.ids(rendered + separator + answer)
-    follows = whole[: len(before)] == before
-    ids = whole[len(before) :] if follows else vlm.plain.ids(answer)
-    return [*ids, turn.end_id]
+    return [*answer_ids(vlm, prompt, answer, turn.start), turn.end_id]
 
 
 def _pick(entry: TrainingList, reward: float) -> int:

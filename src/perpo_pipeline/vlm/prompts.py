@@ -53,6 +53,23 @@ def rendered_ids(vlm: Vlm, text: str) -> list[int]:
     return vlm.plain.ids(text, add_special_tokens=adds_special_tokens(vlm, text))
 
 
+def answer_ids(vlm: Vlm, prompt: str, answer: str, start: str = "") -> list[int]:
+    """Token ids of an answer as the model would write it, without the end token.
+
+    The answer is tokenised together with the rendered prompt before it, separated by a space if the
+    template leaves none, so its first token is the one that the model starts an answer with.
+    `start` is what the template writes before an answer. Control tokens that the answer spells stay
+    text; raises InputError where the tokenizer cannot do that.
+    """
+    rendered = render_prompt(vlm, prompt)
+    separator = "" if rendered[-1:].isspace() or start else " "
+    answer = start + vlm.plain.mark(answer)
+    before = vlm.plain.ids(rendered)
+    whole = vlm.plain.ids(rendered + separator + answer)
+    follows = whole[: len(before)] == before
+    return whole[len(before) :] if follows else vlm.plain.ids(answer)
+
+
 def prepare_image(vlm: Vlm, image: "Image.Image", preprocess: str) -> "Image.Image":
     """The RGB image that the processor gets.
 
