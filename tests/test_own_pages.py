@@ -25,7 +25,7 @@ sample: {{num_samples: 4, temperature: 1.5, max_new_tokens: {LIMIT}, batch_size:
 filter: {{min_margin: 0.0001}}
 train: {{batch_size: 2, lora: {{rank: 1, alpha: 2}}, methods: {{sft: {{}}, perpo: {{}}}}}}
 eval: {{max_new_tokens: {LIMIT}, batch_size: 4, conditions: [blank-image]}}
-report: {{num_resamples: 50}}
+report: {{num_resamples: 100}}
 """
 
 

@@ -13,6 +13,7 @@ import pytest
 from own_pages import write_encrypted, write_image, write_pdf, write_scan
 from PIL import Image, ImageOps
 
+from perpo_pipeline.commands.make_rules import rules
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import PagesSource, source_files
 from perpo_pipeline.errors import ConfigError, InputError, MissingDependencyError
@@ -301,6 +302,13 @@ def run_of(folder: Path, root: Path, **settings: Any) -> Run:
     prepare = {"train": source, "test": {"source": "testbed", "num_prompts": 1}}
     config = {"run": "r", "data_root": str(root), "prepare": prepare}
     return Run(RunConfig.model_validate(config), quiet=True)
+
+
+def test_make_depends_on_the_files_whose_names_it_can_hold(tmp_path: Path) -> None:
+    for name in ("plain.png", "two words.png", "no#5.png", "$1.png"):
+        write_image(tmp_path / "scans" / name, "x")
+    lines = list(rules(run_of(tmp_path / "scans", tmp_path).config))
+    assert f"SOURCES_train := {tmp_path}/scans/plain.txt" in lines
 
 
 def test_status_notices_what_comes_goes_and_changes(folder: Path, tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def rules(config: "RunConfig") -> Iterator[str]:
     every = calls(config)
     yield f"DATA := {config.run_dir}"
     for split, source in config.prepare.items():
-        yield f"SOURCES_{split} := {' '.join(map(str, source_files(source)))}"
+        files = [str(file) for file in source_files(source)]
+        yield f"SOURCES_{split} := {' '.join(filter(_fits_make, files))}"
     for stage in STAGES:
         made = [target for call in every if call.stage == stage for target in _targets(call)]
         yield f"{stage}: {' '.join(made)}"
@@ -49,6 +50,14 @@ def rules(config: "RunConfig") -> Iterator[str]:
             needs = [f"$(wildcard $(SOURCES_{call.names[0]}))", *needs]
         yield f"{' '.join(_targets(call))} &: {' '.join([*needs, '$(SETTINGS)'])}"
         yield f"\t$(call perpo_{call.stage},{' '.join(call.names)})"
+
+
+def _fits_make(file: str) -> bool:
+    """Whether Make can depend on the file: it splits names at spaces, and has no way to quote.
+
+    `perpo status` and `perpo run` notice that such a file has changed, Make does not.
+    """
+    return not any(one.isspace() or one in "#$%:;|=\\" for one in file)
 
 
 def _targets(call: "Call") -> list[str]:

@@ -422,8 +422,8 @@ def task_of_source(source: Any) -> Task | None:
     """The task of every prompt that a source makes; None where the rows say it."""
     match source:
         case TestbedSource():
-            return getattr(source, "task", "grounding")
-        case FoxSource():
+            return source.task
+        case FoxSource() | PagesSource():
             return "ocr"
         case TableSource() | PerpoJsonSource():
             return None
