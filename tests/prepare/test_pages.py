@@ -14,8 +14,9 @@ from own_pages import write_encrypted, write_image, write_pdf, write_scan
 from PIL import Image, ImageOps
 
 from perpo_pipeline.commands.make_rules import rules
+from perpo_pipeline.config.pages import PagesSource
 from perpo_pipeline.config.run import RunConfig
-from perpo_pipeline.config.sources import PagesSource, source_files
+from perpo_pipeline.config.sources import source_files
 from perpo_pipeline.errors import ConfigError, InputError, MissingDependencyError
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.pages import read_pages
@@ -283,18 +284,18 @@ def test_shares_have_no_document_in_common_and_keep_a_pdf_whole(tmp_path: Path) 
     for number in range(9):
         write_image(tmp_path / f"{number}.png", str(number))
     write_pdf(tmp_path / "a.pdf", [["one"], ["two"], ["three"]])
-    train, test = (rows_of(read(tmp_path, share=share)) for share in ((0, 0.7), (0.7, 1)))
+    train, test = (rows_of(read(tmp_path, share=share)) for share in ([0, 0.7], [0.7, 1]))
     assert not set(train) & set(test)
     assert set(train) | set(test) == set(rows_of(read(tmp_path)))
     documents = [len({place.partition("#")[0] for place in one}) for one in (train, test)]
     assert documents == [7, 3]
     assert sum("#" in place for place in train) in (0, 3)
-    note = read(tmp_path, share=(0.7, 1)).notes["share"]
+    note = read(tmp_path, share=[0.7, 1]).notes["share"]
     assert note == "share [0.7, 1]: 3 of 10 documents"
     with pytest.raises(InputError, match=r"share \[0.99, 1\] holds none of the 10 documents"):
-        read(tmp_path, share=(0.99, 1))
+        read(tmp_path, share=[0.99, 1])
     with pytest.raises(ValueError, match="the smaller one first"):
-        PagesSource(source="pages", path=tmp_path, share=(0.9, 0.9))
+        PagesSource(source="pages", path=tmp_path, share=[0.9, 0.9])
 
 
 def run_of(folder: Path, root: Path, **settings: Any) -> Run:

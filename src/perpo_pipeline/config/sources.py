@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from perpo_pipeline.answers.formats import PAGE_PROMPT
-from perpo_pipeline.config.page_files import Document, find_page_files, in_share
-from perpo_pipeline.config.section import WORD_PATTERN, Float, Int, Json, Section
+from perpo_pipeline.config.pages import PagesSource
+from perpo_pipeline.config.section import WORD_PATTERN, Int, Json, Section
+from perpo_pipeline.config.source_fields import EmbedImages, LeaveOutBadRows, PerDataset
 
 Dataset = Literal["refcoco", "refcoco+", "refcocog"]
 Split = Literal["train", "val", "testA", "testB", "test"]
@@ -20,29 +20,11 @@ SPLITS = get_args(Split)
 # The split files that published results use.
 SPLIT_BY: dict[Dataset, SplitBy] = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 
-PerDataset = Annotated[
-    Int | None,
-    Field(
-        gt=0,
-        description="take exactly this many rows of each `dataset`, chosen at random by the run's "
-        "seed, in whatever order the rows are; a dataset with fewer rows is an error. None: all",
-    ),
-]
 SourceFile = Annotated[
     Path, Field(description="the file to read; its content counts, not its name")
 ]
 ImageRoot = Annotated[
     Path | None, Field(description="folder that image paths start from; none: the file's folder")
-]
-EmbedImages = Annotated[
-    bool, Field(description="store the bytes of the images in the artifact, not only their paths")
-]
-LeaveOutBadRows = Annotated[
-    bool,
-    Field(
-        description="leave out bad rows and bad images, which the output counts by reason and the "
-        "table `left_out` of the artifact lists; false: each is an error"
-    ),
 ]
 BoxOrder = Annotated[
     Literal["xyxy", "xywh", "cxcywh"],
@@ -292,68 +274,6 @@ class FoxSource(Section):
     image_root: ImageRoot = None
     embed_images: EmbedImages = False
     leave_out_bad_rows: LeaveOutBadRows = False
-
-
-class PagesSource(Section):
-    """Pages of your own: images with text files beside them, and PDFs with a text layer."""
-
-    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
-
-    source: Literal["pages"] = Field(description="the layout to read")
-    path: Path = Field(
-        description="a folder with page.png beside page.txt, PDFs, or both, also in sub-folders; "
-        "or one PDF"
-    )
-    prompt: str = Field(PAGE_PROMPT, description="the question about each page")
-    dataset: str | None = Field(
-        None,
-        pattern=WORD_PATTERN,
-        description="the rows' `dataset`; none: the name of the folder, or of the PDF",
-    )
-    share: tuple[Float, Float] = Field(
-        (0.0, 1.0),
-        description="which share of the documents to read, from and to: [0, 0.9] for train and "
-        "[0.9, 1] for test have none in common. A PDF is one document, an image with its text is "
-        "one; they are drawn by their names, whatever the run's seed is",
-    )
-    dpi: Int = Field(
-        150, ge=20, le=1200, description="pixels per inch at which pages of a PDF are rendered"
-    )
-    longest_side_px: Int | None = Field(
-        None,
-        ge=32,
-        description="render a page of a PDF with at most this many pixels on its longer side; "
-        "none: dpi alone decides",
-    )
-    embed_images: EmbedImages = False
-    per_dataset: PerDataset = None
-    leave_out_bad_rows: LeaveOutBadRows = False
-
-    @field_validator("share")
-    @classmethod
-    def _is_a_part(cls, share: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= share[0] < share[1] <= 1:
-            raise ValueError("give two numbers from 0 to 1, the smaller one first")
-        return share
-
-    @property
-    def folder(self) -> Path:
-        """The folder that `path` is, or is in."""
-        return self.path if self.path.is_dir() else self.path.parent
-
-    @property
-    def dataset_name(self) -> str:
-        """The rows' `dataset`; white space of a folder's name becomes `_`."""
-        here = self.path.resolve()
-        return self.dataset or "_".join((here.stem if here.is_file() else here.name).split())
-
-    def documents(self) -> list[Document]:
-        """The documents of the share."""
-        return in_share(find_page_files(self.path).documents, self.share)
-
-    def files(self) -> list[Path]:
-        """The text files and the PDFs of the share."""
-        return [file for one in self.documents() for file in one.files]
 
 
 class PerpoJsonSource(Section):

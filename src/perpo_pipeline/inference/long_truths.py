@@ -34,9 +34,9 @@ class LongTruths:
 
     def sentence(self, setting: str) -> str:
         """What follows from it, and the setting that helps; the end takes a token, too."""
-        are = "true text is" if self.count == 1 else "true texts are"
+        are = "is" if self.count == 1 else "are"
         return (
-            f"warning: {self.count:,} of {self.texts:,} {are} longer than {setting} "
+            f"warning: {self.count:,} of {self.texts:,} true texts {are} longer than {setting} "
             f"({self.limit:,}): such an answer is cut, and edit distance measures the cut, too; "
             f"the longest has {self.longest:,} tokens ({self.place}): set {setting}: "
             f"{self.longest + 1}"

@@ -16,15 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.config.page_files import (
+from perpo_pipeline.config.pages import (
     TEXT_SUFFIX,
     Document,
     PageFiles,
+    PagesSource,
     content_sha256,
     find_page_files,
     in_share,
 )
-from perpo_pipeline.config.sources import PagesSource
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.json_files import Faults, RowFault, missing_file
 from perpo_pipeline.prepare.collect import Prepared, Request, collect

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from perpo_pipeline.config.page_files import IMAGE_SUFFIXES
+from perpo_pipeline.config.pages import IMAGE_SUFFIXES
 from perpo_pipeline.config.sources import YoloSource
 from perpo_pipeline.config.unique_keys import UniqueKeyLoader
 from perpo_pipeline.errors import InputError

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.answers.formats import get_box_format
-from perpo_pipeline.config.page_files import content_sha256
+from perpo_pipeline.config.pages import PagesSource, content_sha256
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import Json
 from perpo_pipeline.config.sources import (
     SEVERAL,
     SPLIT_BY,
-    PagesSource,
     ReferSource,
     SeveralSources,
     TestbedSource,

@@ -1,4 +1,4 @@
-"""The files of `source: pages`: an image with a text file of its name, or a PDF.
+"""`source: pages`: its settings and its files, an image with a text file of its name, or a PDF.
 
 Each is one document. Names are relative to the folder, with `/`, and sorted by their text. Hidden
 files (`.name`, also those in hidden folders) are not looked at.
@@ -8,7 +8,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Literal
 
+from pydantic import Field, field_validator
+
+from perpo_pipeline.answers.formats import PAGE_PROMPT
+from perpo_pipeline.config.section import WORD_PATTERN, Float, Int, Section
+from perpo_pipeline.config.source_fields import EmbedImages, LeaveOutBadRows, PerDataset
 from perpo_pipeline.store.atomic import file_sha256
 
 # Those of vlm/images.py, IMAGE_FORMATS.
@@ -65,7 +71,7 @@ def find_page_files(path: Path) -> PageFiles:
     return PageFiles(sorted(documents, key=lambda one: one.name), others)
 
 
-def in_share(documents: Sequence[Document], share: tuple[float, float]) -> list[Document]:
+def in_share(documents: Sequence[Document], share: Sequence[float]) -> list[Document]:
     """The documents of a share, in their order: [0, 0.9] and [0.9, 1] have none in common.
 
     A document's place among all of them is by the hash of its name: at random, but always the same.
@@ -83,3 +89,65 @@ def content_sha256(documents: Sequence[Document]) -> str:
         hashes = [file_sha256(file) for file in one.files]
         digest.update("\0".join([one.name, *hashes, ""]).encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+class PagesSource(Section):
+    """Pages of your own: images with text files beside them, and PDFs with a text layer."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
+
+    source: Literal["pages"] = Field(description="the layout to read")
+    path: Path = Field(
+        description="a folder with page.png beside page.txt, PDFs, or both, also in sub-folders; "
+        "or one PDF"
+    )
+    prompt: str = Field(PAGE_PROMPT, description="the question about each page")
+    dataset: str | None = Field(
+        None,
+        pattern=WORD_PATTERN,
+        description="the rows' `dataset`; none: the name of the folder, or of the PDF",
+    )
+    share: list[Float] = Field(
+        [0.0, 1.0],
+        description="which share of the documents to read, from and to: [0, 0.9] for train and "
+        "[0.9, 1] for test have none in common. A PDF is one document, an image with its text is "
+        "one; they are drawn by their names, whatever the run's seed is",
+    )
+    dpi: Int = Field(
+        150, ge=20, le=1200, description="pixels per inch at which pages of a PDF are rendered"
+    )
+    longest_side_px: Int | None = Field(
+        None,
+        ge=32,
+        description="render a page of a PDF with at most this many pixels on its longer side; "
+        "none: dpi alone decides",
+    )
+    embed_images: EmbedImages = False
+    per_dataset: PerDataset = None
+    leave_out_bad_rows: LeaveOutBadRows = False
+
+    @field_validator("share")
+    @classmethod
+    def _is_a_part(cls, share: list[float]) -> list[float]:
+        if len(share) != 2 or not 0 <= share[0] < share[1] <= 1:
+            raise ValueError("give two numbers from 0 to 1, the smaller one first")
+        return share
+
+    @property
+    def folder(self) -> Path:
+        """The folder that `path` is, or is in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def dataset_name(self) -> str:
+        """The rows' `dataset`; white space of a folder's name becomes `_`."""
+        here = self.path.resolve()
+        return self.dataset or "_".join((here.stem if here.is_file() else here.name).split())
+
+    def documents(self) -> list[Document]:
+        """The documents of the share."""
+        return in_share(find_page_files(self.path).documents, self.share)
+
+    def files(self) -> list[Path]:
+        """The text files and the PDFs of the share."""
+        return [file for one in self.documents() for file in one.files]
