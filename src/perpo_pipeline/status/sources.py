@@ -150,12 +150,13 @@ def other_files(config: RunConfig, split: str, made: Path, manifest: Json) -> li
 def _others_of(source: Any, since: int, settings: Json, path: str | None) -> list[Path]:
     """As `other_files`, of one source; `since` is when the prompts came into use, in ns."""
     hashes = settings.get("file_sha256")
-    if hashes is None and not isinstance(source, PagesSource):
+    if isinstance(source, PagesSource):
+        has_moved = Path(path or source.path) != source.path.resolve()
+        return _other_pages(source, settings, None if has_moved else since)
+    if hashes is None:
         return []
     read = Path(path or source.path)
     is_elsewhere = read != source.path.resolve()
-    if isinstance(source, PagesSource):
-        return _other_pages(source, settings, None if is_elsewhere else since)
     if is_elsewhere and read.exists() and (isinstance(source, YoloSource) or not _is_there(source)):
         return [source.path]
     return [
