@@ -204,7 +204,8 @@ def test_the_examples_of_every_command_are_accepted_by_its_parser(name: str) -> 
         context = command.make_context(name, words[own:])  # raises for an unknown option
         sets = list(context.params.get("sets") or [])
         if source := context.params.get("source"):
-            sets.insert(0, f"prepare.train={{source: {source}, path: p, image_root: r}}")
+            root = "" if source == "pages" else ", image_root: r"
+            sets.insert(0, f"prepare.train={{source: {source}, path: p{root}}}")
         config = ROOT / "configs/demo.yaml"
         load_config(config, [parse_set(text) for text in sets])
 
