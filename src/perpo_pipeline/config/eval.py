@@ -4,8 +4,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from perpo_pipeline.config.by_task import ByTask
 from perpo_pipeline.config.evaluations import Evaluation
-from perpo_pipeline.config.inference import Decoding, InferenceConfig
+from perpo_pipeline.config.inference import Decoding, InferenceConfig, Positive
 from perpo_pipeline.config.section import Int, Name, NormalForms, several_faults
 
 
@@ -76,10 +77,10 @@ class EvalConfig(InferenceConfig):
         description="extra columns of the data, such as category: each metric is also measured on "
         "the prompts of each of their values, its slices (docs/evaluation.md)",
     )
-    batch_size: Int = Field(
+    batch_size: ByTask[Positive] = Field(
         64,
-        ge=1,
-        description="prompts decoded together; counts because another size may round differently",
+        description="prompts decoded together; counts because another size may round differently; "
+        "may differ by task",
     )
     max_errors: Int = Field(
         0,
@@ -113,6 +114,6 @@ class EvalConfig(InferenceConfig):
         """The splits on which `conditions` are evaluated."""
         return self.splits[:1] if self.condition_splits is None else self.condition_splits
 
-    def decoding(self) -> Decoding:
+    def decoding(self, task: str | None = None) -> Decoding:
         """One completion per prompt, with the most likely token at every step."""
-        return Decoding(self.max_new_tokens)
+        return Decoding(self.longest(task))

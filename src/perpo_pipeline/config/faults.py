@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from perpo_pipeline.config.by_task import BY_TASK, ONE
 from perpo_pipeline.config.overrides import Place, Placed
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import NAME_PATTERN, WORD_PATTERN, Json, Section
@@ -83,7 +84,11 @@ def explain(error: ValidationError, raw: Json) -> Iterator[Fault]:
 
 
 # Steps in pydantic's locations that are not keys of the file: (section, position, name).
-_NOT_IN_THE_FILE = {("train", 1, "shared"), *(("prepare", 2, name) for name in SOURCE_NAMES)}
+_NOT_IN_THE_FILE = {
+    ("train", 1, "shared"),
+    *(("prepare", 2, name) for name in SOURCE_NAMES),
+    *((section, 2, step) for section in ("sample", "filter", "eval") for step in (ONE, BY_TASK)),
+}
 
 
 def _without_several(where: Place) -> Place:

@@ -4,11 +4,15 @@
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge
 from pydantic import Field
 
+from perpo_pipeline.config.by_task import ByTask, of_task, values_of
 from perpo_pipeline.config.section import Float, Int, Section
+
+Positive = Annotated[Int, Ge(1)]
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class InferenceConfig(Section):
             "concurrency",
         }
     )
+    by_task: ClassVar[tuple[str, ...]] = ("max_new_tokens", "batch_size")
     section: ClassVar[str]
 
     backend: Literal["auto", "transformers", "vllm", "openai"] = Field(
@@ -54,11 +59,13 @@ class InferenceConfig(Section):
         description="what answers the prompts; `auto`: vllm if CUDA is there and vllm is "
         "installed, else transformers; `openai`: any OpenAI-compatible server",
     )
-    max_new_tokens: Int = Field(64, ge=1, description="longest completion, in tokens")
-    batch_size: Int = Field(
+    max_new_tokens: ByTask[Positive] = Field(
+        64, description="longest completion, in tokens; may differ by task"
+    )
+    batch_size: ByTask[Positive] = Field(
         16,
-        ge=1,
-        description="prompts decoded together; counts because another size may round differently",
+        description="prompts decoded together; counts because another size may round differently; "
+        "may differ by task",
     )
     prompts_per_part: Int = Field(
         512, ge=1, description="prompts per file; vLLM answers a file as a whole"
@@ -96,9 +103,22 @@ class InferenceConfig(Section):
         16, ge=1, description="requests that are open at a time (backend openai)"
     )
 
-    def decoding(self) -> Decoding:
-        """How the completions of a prompt are chosen; each section says it."""
+    def decoding(self, task: str | None = None) -> Decoding:
+        """How the completions of a prompt of this task are chosen; each section says it.
+
+        Without a task `max_new_tokens` is that of the task with the longest answers.
+        """
         raise NotImplementedError
+
+    def longest(self, task: str | None = None) -> int:
+        """`max_new_tokens` of a task, or the largest of all tasks."""
+        limits = self.max_new_tokens
+        return int(of_task(limits, task) if task is not None else max(values_of(limits)))
+
+    @property
+    def largest_batch(self) -> int:
+        """`batch_size`, or the largest of all tasks."""
+        return int(max(values_of(self.batch_size)))
 
     @property
     def computes_here(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
+from perpo_pipeline.config.by_task import Task
 from perpo_pipeline.config.fingerprints import counts_in
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import NAME_PATTERN, WORD_PATTERN, Section
@@ -184,6 +185,8 @@ def _words(kind: Any) -> str:
         return _joined([_words(part) for part in inside if part is not type(None)], "or")
     if origin is list:
         return f"list of {_words(inside[0])}"
+    if origin is dict and inside[0] is Task:
+        return "a mapping of tasks to such values"
     if origin is dict:
         return f"mapping of {_words(inside[0])} to {_words(inside[1])}"
     return "settings" if _is_section(kind) else _PLAIN[kind]

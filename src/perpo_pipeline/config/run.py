@@ -4,12 +4,13 @@ Every field is a setting that changes the result, and so counts in the fingerpri
 writes, unless the section lists it in `operational`. Descriptions are shown by `perpo settings`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from perpo_pipeline.config.by_task import task_faults
 from perpo_pipeline.config.eval import EvalConfig
 from perpo_pipeline.config.evaluations import BASE, Evaluation
 from perpo_pipeline.config.filter import FilterConfig
@@ -18,7 +19,7 @@ from perpo_pipeline.config.report import ReportConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.config.score import ScoreConfig
 from perpo_pipeline.config.section import Int, Name, Section, several_faults
-from perpo_pipeline.config.sources import SEVERAL, PrepareConfig
+from perpo_pipeline.config.sources import SEVERAL, PrepareConfig, list_sources, task_of_source
 from perpo_pipeline.config.train import TrainConfig
 
 
@@ -67,6 +68,45 @@ class RunConfig(Section):
         if faults:
             raise several_faults(faults)
         return self
+
+    @model_validator(mode="after")
+    def _tasks_have_their_settings(self) -> Self:
+        faults = [
+            *self.task_faults("filter", [self.sample.split]),
+            *self.task_faults("sample", [self.sample.split]),
+            *self.task_faults("eval", self.eval.splits),
+            *self._untrained_tasks(),
+        ]
+        if faults:
+            raise several_faults(faults)
+        return self
+
+    def task_faults(self, name: str, splits: Sequence[str]) -> list[tuple[str, str]]:
+        """The faults of a section's settings by task, where the splits' sources say their tasks."""
+        tasks = self.tasks_of(splits)
+        section = getattr(self, name)
+        values = {f"{name}.{one}": getattr(section, one) for one in section.by_task}
+        return [] if tasks is None else task_faults(values, tasks, " and ".join(splits))
+
+    def _untrained_tasks(self) -> list[tuple[str, str]]:
+        """A fault for each task that a method names and no list can have."""
+        tasks, split = self.tasks_of([self.sample.split]), self.sample.split
+        named = {
+            "train.tasks": self.train.shared,
+            **{f"train.methods.{name}.tasks": one for name, one in self.train.methods.items()},
+        }
+        return [
+            (key, f"no prompt of {split} has the task {task}")
+            for key, one in named.items()
+            for task in one.tasks or ()
+            if tasks is not None and task not in tasks
+        ]
+
+    def tasks_of(self, splits: Sequence[str]) -> list[str] | None:
+        """The tasks of prompts of these splits; None where only the data say it."""
+        sources = [one for split in splits for one in list_sources(self.prepare[split])]
+        tasks = list(dict.fromkeys(task_of_source(one) for one in sources))
+        return None if None in tasks else [task for task in tasks if task is not None]
 
     @model_validator(mode="after")
     def _quantisation_fits(self) -> Self:

@@ -35,10 +35,10 @@ class SampleConfig(InferenceConfig):
         "prompts that have a ground truth",
     )
 
-    def decoding(self) -> Decoding:
+    def decoding(self, task: str | None = None) -> Decoding:
         """How the completions of a prompt are drawn."""
         return Decoding(
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.longest(task),
             num_samples=self.num_samples,
             temperature=self.temperature,
             top_k=self.top_k,

@@ -1,7 +1,7 @@
 """What the sections of a run's file are made of; run.py puts them together."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -40,10 +40,34 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     operational: ClassVar[frozenset[str]] = frozenset()
+    by_task: ClassVar[tuple[str, ...]] = ()
+    counted_where_set: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def differs_by_task(self) -> bool:
+        """Whether a setting has several values, by task (by_task.py)."""
+        return any(isinstance(getattr(self, name), Mapping) for name in self.by_task)
+
+    def for_tasks(self, tasks: Collection[str]) -> Self:
+        """The section for prompts of these tasks, each of which its mappings name.
+
+        A setting with the same value for all of them is that value, so that prompts of one task do
+        not depend on the values of others.
+        """
+        update = {}
+        for name in self.by_task:
+            if isinstance(value := getattr(self, name), Mapping):
+                own = {task: value[task] for task in value if task in tasks}
+                update[name] = own if len(set(own.values())) != 1 else next(iter(own.values()))
+        return self.model_copy(update=update)
 
     def result_settings(self) -> Json:
-        """The settings that change the result, for the fingerprint."""
-        return self.model_dump(mode="json", exclude=set(self.operational))
+        """The settings that change the result, for the fingerprint.
+
+        Those that came later and do nothing unless they are set count only where they are set.
+        """
+        unset = {name for name in self.counted_where_set if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude={*self.operational, *unset})
 
 
 def conflict(message: str, *settings: str) -> PydanticCustomError:

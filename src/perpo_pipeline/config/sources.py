@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, field_validator
 
 from perpo_pipeline.config.pages import PagesSource
+from perpo_pipeline.config.by_task import Task
 from perpo_pipeline.config.section import WORD_PATTERN, Int, Json, Section
 from perpo_pipeline.config.source_fields import EmbedImages, LeaveOutBadRows, PerDataset
 
@@ -43,7 +44,6 @@ BoxUnit = Annotated[
 ]
 Truth = Literal["gt_box", "gt_boxes", "gt_polygon", "gt_point"]
 ColumnOf = Literal["image", "prompt", "expression", "task", "gt_text", "id", "dataset", Truth]
-Task = Literal["grounding", "ocr", "vqa"]
 Per = Annotated[
     Literal["label", "box"],
     Field(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
+from perpo_pipeline.config.by_task import of_task
 from perpo_pipeline.config.train import TrainSettings
 
 ENOUGH = 50
@@ -38,6 +39,28 @@ def say_few_steps(lists: int, trainings: Mapping[str, TrainSettings]) -> str | N
         f"epochs {one.epochs:g}); {ENOUGH} steps need about {needed:,} lists. {ENOUGH} are the "
         "fewest after which a clear gain was measured (docs/choosing.md)."
     )
+
+
+def warn_of_few_of_a_task(
+    trainings: Mapping[str, TrainSettings],
+    counts: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+) -> list[str]:
+    """A warning for each task with too few lists for the trainings that learn it.
+
+    `counts` has each task's counts, as `warn_of_few_steps` reads them; `settings` are those of the
+    preferences' manifest.
+    """
+    warnings = []
+    for task, of_one in counts.items():
+        learn_it = {name: one for name, one in trainings.items() if one.learns(task)}
+        own = {name: of_task(settings.get(name), task) for name in ("min_margin", "max_lists")}
+        if warning := warn_of_few_steps(of_one["kept"], learn_it, of_one, own):
+            for name in own:
+                if isinstance(settings.get(name), Mapping):
+                    warning = warning.replace(name, f"{name}.{task}")
+            warnings.append(f"{task} alone: {warning}")
+    return warnings
 
 
 def warn_of_few_steps(

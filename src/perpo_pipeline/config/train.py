@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from perpo_pipeline.config.by_task import TASKS, Task
 from perpo_pipeline.config.evaluations import BASE, model_of
 from perpo_pipeline.config.integrations import check_names
 from perpo_pipeline.config.levers import LEVERS, lever_fault
@@ -40,7 +41,15 @@ class TrainSettings(Section):
         }
     )
 
+    # Counts only where it is set: older adapters, which do not have it, were trained on all lists.
+    counted_where_set: ClassVar[frozenset[str]] = frozenset({"tasks"})
+
     method: str = Field("perpo", description=f"the loss: {', '.join(METHODS)}")
+    tasks: list[Task] | None = Field(
+        None,
+        min_length=1,
+        description="train on the lists of these tasks alone, e.g. `[ocr]`; none: on all lists",
+    )
     seed: Int = Field(0, ge=0, description="set by `train.seeds`")
     beta: Float = Field(
         0.1, gt=0, description="strength of the preferences; a low beta moves further from the base"
@@ -136,6 +145,11 @@ class TrainSettings(Section):
             raise ValueError(f"no such method; choose one of {', '.join(METHODS)}")
         return name
 
+    @field_validator("tasks")
+    @classmethod
+    def _each_task_once_in_order(cls, tasks: list[Task] | None) -> list[str] | None:
+        return None if tasks is None else [task for task in TASKS if task in tasks]
+
     @field_validator("forward", mode="before")
     @classmethod
     def _name_the_new_value(cls, value: Any) -> Any:
@@ -159,6 +173,10 @@ class TrainSettings(Section):
     def chosen_method(self) -> Method:
         """The record of `method`."""
         return METHODS[self.method]
+
+    def learns(self, task: str) -> bool:
+        """Whether lists of this task are trained on."""
+        return self.tasks is None or task in self.tasks
 
     def fault(self) -> str | None:
         """What does not fit together (checked once shared and own settings are merged)."""

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from perpo_pipeline.config.by_task import fit_to_tasks
 from perpo_pipeline.config.evaluations import (
     BASE,
     BLANK_IMAGE,
@@ -153,10 +155,11 @@ def _open_inputs(run: Run, asked: Evaluation) -> dict[str, Version]:
 
 
 def _predict(run: Run, evaluation: str, kept: LastSampler | None) -> Version:
-    config, model = run.config.eval, run.config.model
+    model = run.config.model
     asked = read_evaluation(evaluation)
     image = KIND_OF_IMAGE.get(asked.image, MATCHING)
     inputs = _open_inputs(run, asked)
+    config = fit_to_tasks(run.config.eval, "eval", inputs["prompts"])
     adapter = inputs.get("adapter")
     resolved, model_settings = find_model(model, run.scratch, computes_here=config.computes_here)
     backend = choose_backend(config, model.device, model.quantization)
@@ -196,9 +199,11 @@ def _predict(run: Run, evaluation: str, kept: LastSampler | None) -> Version:
 
 def refuse_images_of(adapter: Version, prompts: Version) -> None:
     """Raise `ArtifactError` if the prompts show images from the adapter's training lists."""
-    preferences = input_of(adapter, "preferences")
-    lists = preferences.table(columns=["prompt_id"])["prompt_id"]
+    trained = input_of(adapter, "preferences").table(columns=["prompt_id", "task"])
+    if (tasks := adapter.manifest["settings"].get("tasks")) is not None:
+        trained = trained.filter(pc.is_in(trained["task"], pa.array(tasks)))
+    lists = trained["prompt_id"]
     sampled = input_of(adapter, "prompts").table(columns=["prompt_id", "image_sha256"])
-    trained = sampled.filter(pc.is_in(sampled["prompt_id"], lists))["image_sha256"]
+    shown = sampled.filter(pc.is_in(sampled["prompt_id"], lists))["image_sha256"]
     asked = prompts.table(columns=["image_sha256"])["image_sha256"]
-    refuse_trained_images(set(trained.to_pylist()), set(asked.to_pylist()), str(prompts.path))
+    refuse_trained_images(set(shown.to_pylist()), set(asked.to_pylist()), str(prompts.path))

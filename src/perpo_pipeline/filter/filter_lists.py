@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
+from perpo_pipeline.config.by_task import fit_to_tasks, of_task
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
-from perpo_pipeline.config.steps import warn_of_few_steps
+from perpo_pipeline.config.steps import warn_of_few_of_a_task, warn_of_few_steps
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
 from perpo_pipeline.filter.margins import (
@@ -54,7 +57,7 @@ def filter_lists(run: Run, split: str) -> Version:
     scores = run.latest("scores", split)
     samples = run.latest("samples") if "samples" in run.inputs else input_of(scores, "samples")
     prompts = input_of(scores, "prompts")
-    config = run.config.filter
+    config = fit_to_tasks(run.config.filter, "filter", prompts)
     recipe = Recipe(
         "preferences",
         split,
@@ -71,10 +74,17 @@ def filter_lists(run: Run, split: str) -> Version:
         )
         lists = lists.with_columns(reason=reasons_to_drop(lists, config))
         _print_reward(run, scores)
-        run.say(margin_table(margin_counts(lists, config.min_margin)))
+        by_task = _by_task(lists)
+        for task, own in by_task.items():
+            least = of_task(config.min_margin, task)
+            if len(by_task) > 1:
+                run.say(f"filter: {task}, {own.height:,} lists, min_margin {least:g}")
+            run.say(margin_table(margin_counts(own, least)))
         _check_some_are_left(lists, scores)
         _write_lists(run, writer, sampled, lists, config)
-        counts = summarise(lists, config.min_margin) | _count_kept(writer)
+        counts = count_lists(by_task, config) | _count_kept(writer)
+        for task, of_one in counts.get("tasks", {}).items():
+            run.say(_sentence(of_one, f" of {task}"))
         run.say(_sentence(counts))
         return counts
 
@@ -86,6 +96,10 @@ def filter_lists(run: Run, split: str) -> Version:
 
 def _warn_of_few_steps(run: Run, version: Version) -> None:
     made, trainings = version.manifest, run.config.train.variants()
+    if (of_tasks := made["counts"].get("tasks")) is not None:
+        for line in warn_of_few_of_a_task(trainings, of_tasks, made["settings"]):
+            run.say(f"filter: {line}")
+        return
     warning = warn_of_few_steps(made["rows"], trainings, made["counts"], made["settings"])
     if warning is not None:
         run.say(f"filter: {warning}")
@@ -173,6 +187,12 @@ def _tasks(prompts: Version) -> pl.DataFrame:
     return pl.concat(parts).with_columns(pl.col("task", "dataset").cast(pl.Categorical))
 
 
+def _by_task(lists: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The lists of each task, in the order in which tasks appear."""
+    tasks = lists["task"].cast(pl.String)
+    return {task: lists.filter(tasks == task) for task in tasks.unique(maintain_order=True)}
+
+
 def _check_some_are_left(lists: pl.DataFrame, scores: Version) -> None:
     if lists["reason"].null_count():
         return
@@ -223,6 +243,35 @@ def _no_drops() -> pl.DataFrame:
     return pl.DataFrame(DROPPED_LISTS.columns.empty_table())
 
 
+def count_lists(by_task: Mapping[str, pl.DataFrame], config: FilterConfig) -> dict[str, Any]:
+    """`summarise` of the lists; of several tasks `tasks` has each task's, with its own margin.
+
+    The counts of all tasks together have no histogram: their margins have no common scale.
+    """
+    found = {
+        task: summarise(lists, of_task(config.min_margin, task)) for task, lists in by_task.items()
+    }
+    if len(found) == 1:
+        return next(iter(found.values()))
+    dropped: Counter[str] = Counter()
+    for one in found.values():
+        dropped.update(one["dropped"])
+    kept = sum(one["kept"] for one in found.values())
+
+    def mean(name: str) -> float:
+        return float(sum(one[name] * one["kept"] for one in found.values())) / kept
+
+    return {
+        "lists": sum(one["lists"] for one in found.values()),
+        "kept": kept,
+        "dropped": dict(sorted(dropped.items())),
+        "mean_margin": mean("mean_margin"),
+        "margin_from_unparsed": mean("margin_from_unparsed"),
+        "kept_by_unparsed_only": sum(one["kept_by_unparsed_only"] for one in found.values()),
+        "tasks": found,
+    }
+
+
 def summarise(lists: pl.DataFrame, min_margin: float) -> dict[str, Any]:
     """Counts for the manifest, with the part of the margin that unparsed answers make.
 
@@ -236,11 +285,16 @@ def summarise(lists: pl.DataFrame, min_margin: float) -> dict[str, Any]:
         "lists": lists.height,
         "kept": kept.height,
         "dropped": _by_reason(lists),
-        "mean_margin": float(margins.mean()),
-        "margin_from_unparsed": float(margins.mean() - parsed.mean()),
+        "mean_margin": _mean(margins),
+        "margin_from_unparsed": _mean(margins) - _mean(parsed),
         "kept_by_unparsed_only": int(((parsed < min_margin - ROUNDING) | (parsed <= 0)).sum()),
         **margin_counts(lists, min_margin),
     }
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """The mean; 0 if no list of a task is kept."""
+    return float(values.mean()) if len(values) else 0.0
 
 
 def _listed(reasons: Mapping[str, int]) -> str:
@@ -271,10 +325,10 @@ def _count_kept(writer: Writer) -> dict[str, Any]:
     }
 
 
-def _sentence(counts: Mapping[str, Any]) -> str:
+def _sentence(counts: Mapping[str, Any], of: str = "") -> str:
     dropped = _listed(counts["dropped"]) or "none"
     return (
-        f"filter: {counts['kept']} of {counts['lists']} lists kept (dropped: {dropped}); "
+        f"filter: {counts['kept']} of {counts['lists']} lists{of} kept (dropped: {dropped}); "
         f"mean margin {counts['mean_margin']:.3f}, of which {counts['margin_from_unparsed']:.3f} "
         f"comes from unparsed answers; {counts['kept_by_unparsed_only']} lists pass only through "
         "them"

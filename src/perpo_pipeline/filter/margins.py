@@ -1,6 +1,7 @@
 """The margin of every list, and the reason to drop it: pure functions of tables of numbers."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -54,14 +55,15 @@ def list_margins(scores: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
 def reasons_to_drop(lists: pl.DataFrame, config: FilterConfig) -> pl.Series:
     """Why each list is dropped, null where it stays.
 
-    `lists` has the columns of `list_margins` and `dataset`. A list without any strict preference
-    teaches nothing and is dropped, whatever `min_margin` is. If more lists remain than the cap or
-    a dataset's share, those with the smallest hash of (seed, prompt_id) stay: a random choice that
-    does not depend on the order of the rows. Raises `ArtifactError` if a dataset has no list left
-    while equal amounts are wanted.
+    `lists` has the columns of `list_margins`, `dataset`, and `task` if settings differ by task,
+    each of which they name. A list without any strict preference teaches nothing and is dropped,
+    whatever `min_margin` is. If more lists remain than the cap or a dataset's share, those with the
+    smallest hash of (seed, prompt_id) stay: a random choice that does not depend on the order of
+    the rows. A cap by task is one for the lists of each task. Raises `ArtifactError` if a dataset
+    has no list left while equal amounts are wanted.
     """
     margin = pl.col("margin")
-    upper = 1.0 if config.max_margin is None else config.max_margin
+    lower, upper = _of_list(config.min_margin), _of_list(config.max_margin, none=1.0)
     reasons = lists.select(
         pl.when(pl.col("first") < (config.list_size or 1))
         .then(pl.lit(TOO_FEW_SAMPLES))
@@ -69,38 +71,54 @@ def reasons_to_drop(lists: pl.DataFrame, config: FilterConfig) -> pl.Series:
         .then(pl.lit(ALL_UNPARSED))
         .when(margin <= 0)
         .then(pl.lit(NO_PREFERENCE))
-        .when(margin < config.min_margin - ROUNDING)
+        .when(margin < lower - ROUNDING)
         .then(pl.lit(MARGIN_TOO_SMALL))
         .when(margin > upper + ROUNDING)
         .then(pl.lit(MARGIN_TOO_LARGE))
         .alias("reason")
     )["reason"]
-    chosen = lists.select("prompt_id", "dataset").with_row_index().filter(reasons.is_null())
-    for surplus, reason in _surplus(chosen, lists["dataset"].unique(), config):
-        if surplus.len():
-            reasons = reasons.scatter(surplus, reason)
+    every = lists.with_row_index()
+    caps = config.max_lists
+    groups = (
+        [(every.filter(pl.col("task").cast(pl.String) == task), caps[task]) for task in caps]
+        if isinstance(caps, Mapping)
+        else [(every, caps)]
+    )
+    for group, cap in groups:
+        chosen = group.filter(reasons.gather(group["index"]).is_null())
+        for surplus, reason in _surplus(chosen, group["dataset"].unique(), cap, config):
+            if surplus.len():
+                reasons = reasons.scatter(surplus, reason)
     return reasons
 
 
+def _of_list(value: Any, none: float | None = None) -> pl.Expr:
+    """A setting's value for each list; `none` in place of None."""
+    if not isinstance(value, Mapping):
+        return pl.lit(none if value is None else value)
+    by_task = {task: none if one is None else one for task, one in value.items()}
+    return pl.col("task").cast(pl.String).replace_strict(by_task, return_dtype=pl.Float64)
+
+
 def _surplus(
-    chosen: pl.DataFrame, datasets: pl.Series, config: FilterConfig
+    chosen: pl.DataFrame, datasets: pl.Series, cap: int | None, config: FilterConfig
 ) -> list[tuple[pl.Series, str]]:
     """Row numbers of the lists beyond each dataset's share, and beyond the cap."""
-    if not config.equal_datasets and (config.max_lists or chosen.height) >= chosen.height:
+    if not config.equal_datasets and (cap or chosen.height) >= chosen.height:
         return []
     drawn = chosen.with_columns(
         draw=pl.Series([_draw(config.seed, key) for key in chosen["prompt_id"]], dtype=pl.String)
     ).sort("draw")
     if not config.equal_datasets:
-        return [(drawn["index"][config.max_lists :], OVER_CAP)]
+        return [(drawn["index"][cap:], OVER_CAP)]
     counts = {name: int((chosen["dataset"] == name).sum()) for name in datasets.sort()}
     share = min(counts.values(), default=0)
-    if config.max_lists is not None:
-        share = min(share, config.max_lists // len(counts))
+    if cap is not None and counts:
+        share = min(share, cap // len(counts))
     if not share:
         raise ArtifactError(
             f"equal amounts per dataset are impossible with these lists: {counts} (max_lists "
-            f"{config.max_lists})",
+            f"{cap})",
             fix="lower filter.min_margin, raise filter.max_lists to at least one per dataset, "
             "or set filter.equal_datasets to false",
         )

@@ -61,20 +61,25 @@ class BackendSetup:
 
     @property
     def decoding(self) -> Decoding:
-        """How the completions of a prompt are chosen."""
+        """How the completions of a prompt are chosen, with the longest answers of all tasks."""
         return self.settings.decoding()
+
+    def longest(self, row: Row) -> int:
+        """`max_new_tokens` for a row's task."""
+        return self.settings.longest(row["task"] if self.settings.differs_by_task else None)
 
 
 class Backend(Protocol):
     """Draws completions; made from a `BackendSetup`.
 
-    `prompts_per_call` is how many prompts `sample` takes at once; 0 means a whole part. If
+    `prompts_per_call` is how many prompts `sample` takes at once, or by task how many of each; 0
+    means a whole part. If
     `decoding.is_greedy`, the list of a prompt is one completion, and seeds have no effect.
     `answers_alone` says that a prompt's answer is not computed together with those of the others of
     its call, so that it may be kept where the call is interrupted.
     """
 
-    prompts_per_call: int
+    prompts_per_call: int | Mapping[str, int]
     answers_alone: bool
 
     def notes(self) -> dict[str, Any]:
@@ -93,8 +98,9 @@ class Backend(Protocol):
     ) -> list[SampledList | Failure]:
         """Draw the list of each prompt; returns them in the order of `rows`.
 
-        `rows` have the columns prompt_id, image, image_sha256 and prompt; `seeds` holds one 63-bit
-        seed per row. `on_done` is called once per row, as soon as its result is known.
+        `rows` have the columns prompt_id, task, image, image_sha256 and prompt; `seeds` holds one
+        63-bit seed per row. `on_done` is called once per row, as soon as its result is known. Where
+        `settings` differ by task and `prompts_per_call` is not 0, all rows are of one task.
 
         A fault of one prompt becomes a `Failure`. A fault of all prompts (the model, the server,
         the settings) raises a PerpoError.

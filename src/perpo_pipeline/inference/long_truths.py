@@ -68,23 +68,28 @@ def warn_of_long_truths(
 ) -> dict[str, int]:
     """Print how many true texts `max_new_tokens` of a section cuts; returns the manifest's count.
 
-    `prompts` has the columns prompt_id, place, prompt and gt_text. Empty without true texts.
+    `prompts` has the columns prompt_id, place, task, prompt and gt_text. Empty without true texts.
     """
-    columns = prompts.select(["prompt_id", "place", "prompt", "gt_text"])
+    columns = prompts.select(["prompt_id", "place", "task", "prompt", "gt_text"])
     rows = [row for row in columns.to_pylist() if row["gt_text"] is not None]
     if not rows:
         return {}
-    limit = setup.settings.max_new_tokens
-    if all(_surely_fits(row, limit) for row in rows):
+    if all(_surely_fits(row, setup.longest(row)) for row in rows):
         return {TRUTHS_TOO_LONG: 0}
     from perpo_pipeline.vlm.loading import load_without_weights
 
     cache = setup.scratch / IDENTITY_CACHE
     vlm = load_without_weights(setup.resolved, identity_cache=cache)
-    found = find_long_truths(vlm, rows, limit)
-    if found.count:
-        run.say(f"{title}: {found.sentence(f'{section}.max_new_tokens')}")
-    return {TRUTHS_TOO_LONG: found.count}
+    count = 0
+    differs = isinstance(setup.settings.max_new_tokens, Mapping)
+    for task in dict.fromkeys(row["task"] if differs else None for row in rows):
+        own = [row for row in rows if task in (None, row["task"])]
+        found = find_long_truths(vlm, own, setup.settings.longest(task))
+        count += found.count
+        if found.count:
+            key = f"{section}.max_new_tokens" + (f".{task}" if task else "")
+            run.say(f"{title}: {found.sentence(key)}")
+    return {TRUTHS_TOO_LONG: count}
 
 
 def _surely_fits(row: Mapping[str, Any], limit: int) -> bool:

@@ -113,7 +113,7 @@ class OpenAIBackend:
 
     def __init__(self, setup: BackendSetup) -> None:
         check_adapter("openai", setup.adapter)
-        self.decoding, self.settings = setup.decoding, setup.settings
+        self.decoding, self.settings, self.longest = setup.decoding, setup.settings, setup.longest
         self.server = Server(
             self.settings.base_url,
             self.settings.served_model or setup.model.id,
@@ -251,7 +251,7 @@ class OpenAIBackend:
                 raise Refused(f"the server sent {len(reply.choices)} choices instead of {missing}")
             self._check_thoughts(reply)
             choices = sorted(reply.choices, key=lambda choice: choice.index)
-            drawn += await asyncio.to_thread(self._completions, choices)
+            drawn += await asyncio.to_thread(self._completions, choices, self.longest(prompt.row))
             if any(choice.token_ids is None for choice in choices):
                 self._notes["token_ids"] = self._retokenised_note()
             if not self.server.gives_logprobs:
@@ -300,7 +300,7 @@ class OpenAIBackend:
             "top_p": how.top_p,
             # vLLM's completion i draws from seed + i, in 63 bits; 31 bits fit every server.
             "seed": seed >> (1 if vllm else 32),
-            self.server.limit_name: how.max_new_tokens,
+            self.server.limit_name: self.longest(prompt.row),
         }
         if self.server.gives_logprobs and not how.is_greedy:
             body["logprobs"] = True
@@ -339,10 +339,10 @@ class OpenAIBackend:
         )
         self.is_compared = True
 
-    def _completions(self, choices: Sequence[_Choice]) -> list[Completion]:
-        return [self._completion(choice) for choice in choices]
+    def _completions(self, choices: Sequence[_Choice], limit: int) -> list[Completion]:
+        return [self._completion(choice, limit) for choice in choices]
 
-    def _completion(self, choice: _Choice) -> Completion:
+    def _completion(self, choice: _Choice, limit: int) -> Completion:
         reason, content = choice.finish_reason, choice.message.text
         if reason not in ("stop", "length"):
             raise Refused(f"the server ended an answer with finish_reason {reason!r}")
@@ -356,7 +356,7 @@ class OpenAIBackend:
             if not ids:
                 raise Refused("the server sent an empty answer with finish_reason 'length'")
         else:
-            ids = self._check_ids(choice.token_ids, reason)
+            ids = self._check_ids(choice.token_ids, reason, limit)
             content = self.reader.decode(ids)
             if logprobs is not None and len(logprobs) != len(ids):
                 logprobs = None
@@ -388,9 +388,9 @@ class OpenAIBackend:
             "holds the thoughts; or serve with a vLLM that returns token ids",
         )
 
-    def _check_ids(self, ids: list[int], reason: str) -> tuple[int, ...]:
+    def _check_ids(self, ids: list[int], reason: str, limit: int) -> tuple[int, ...]:
         """Return the ids; raises Refused if this model cannot draw them with these settings."""
-        limit, reader = self.decoding.max_new_tokens, self.reader
+        reader = self.reader
         if any(i >= reader.vocab_size or i in reader.banned for i in ids):
             raise Refused("the server sent token ids that this model cannot draw")
         if reason == "stop" and not (ids and ids[-1] in reader.end_ids):

@@ -1,15 +1,16 @@
 """Samples one part: seeds for its prompts, calls to the backend, rows for the artifact."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from typing import Any
 
+from perpo_pipeline.config.by_task import of_task
 from perpo_pipeline.inference.backend import BackendSetup, Failure, SampledList
 from perpo_pipeline.inference.backends import open_backend
 from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.store.schemas import PROMPTS
 
-PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "place", "image", "image_sha256", "prompt")
+PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "place", "task", "image", "image_sha256", "prompt")
 PLACE_IN_PART = "place_in_part"
 
 Row = dict[str, Any]
@@ -25,6 +26,7 @@ class PartSampler:
 
     def __init__(self, setup: BackendSetup, run_seed: int) -> None:
         self.backend, self.run_seed = open_backend(setup), run_seed
+        self.by_task = setup.settings.differs_by_task
 
     def close(self) -> None:
         """Close the backend, which frees the memory of its model."""
@@ -40,24 +42,29 @@ class PartSampler:
     ) -> list[Row]:
         """SAMPLES rows, and ERRORS rows for prompts that failed; `on_rows` gets those per prompt.
 
-        Calls the backend with at most `prompts_per_call` prompts at a time. PLACE_IN_PART decides
-        which prompts share a call, whatever earlier sittings have answered, so that these make no
-        difference to a batch. `on_kept` gets the rows of each call once it is done, or of each
-        prompt if the backend answers it independently of the others.
+        Calls the backend with prompts that it may answer together. PLACE_IN_PART decides which
+        prompts share a call, whatever earlier sittings have answered, so that these make no
+        difference to a batch; where settings differ by task, so does the task. `on_kept` gets the
+        rows of each call once it is done, or of each prompt if the backend answers it independently
+        of the others.
         """
-        step = self.backend.prompts_per_call
-        if not step:
+        if not self.backend.prompts_per_call:
             return self._sample_call(prompts, on_rows, on_kept)
-        calls = [
-            [*call]
-            for _, call in groupby(prompts, key=lambda prompt: prompt[PLACE_IN_PART] // step)
-        ]
+        sharing: dict[tuple[str, int], list[Row]] = {}
+        for prompt in prompts:
+            sharing.setdefault(self._call_of(prompt), []).append(prompt)
+        calls = list(sharing.values())
         rows: list[Row] = []
         self.backend.expect(calls[0] if calls else ())
         for call, following in zip_longest(calls, calls[1:], fillvalue=()):
             self.backend.expect(following)
             rows += self._sample_call(call, on_rows, on_kept)
         return rows
+
+    def _call_of(self, prompt: Row) -> tuple[str, int]:
+        """What the prompts of one call of the backend share."""
+        task = prompt["task"] if self.by_task else ""
+        return task, prompt[PLACE_IN_PART] // of_task(self.backend.prompts_per_call, task)
 
     def _sample_call(
         self, prompts: Sequence[Row], on_rows: OnRows, on_kept: OnKept | None

@@ -61,8 +61,6 @@ class Parts:
             for row in self.journal.read(index)
             if row["prompt_id"] in places and row["prompt_id"] not in new
         ]
-        if not kept:
-            return [*rows]
         return sorted(
             [*kept, *rows], key=lambda row: (places[row["prompt_id"]], row.get("sample_id", 0))
         )

@@ -88,4 +88,4 @@ def prompts_side_by_side(settings: InferenceConfig) -> int:
     if settings.backend == "openai":
         return settings.concurrency
     processes = (settings.num_actors or 1) if settings.engine == "ray" else settings.num_gpus
-    return settings.batch_size * processes if settings.backend == "transformers" else 1
+    return settings.largest_batch * processes if settings.backend == "transformers" else 1

@@ -59,7 +59,7 @@ class TransformersBackend:
                 found[index] = prompt
             else:
                 encoded[index] = prompt
-        lists = self._draw(list(encoded.values()), [seeds[index] for index in encoded])
+        lists = self._draw(list(encoded.values()), [seeds[index] for index in encoded], rows)
         for (index, prompt), completions in zip(encoded.items(), lists, strict=True):
             longest = max(len(one.token_ids) for one in completions)
             found[index] = answer_too_long(prompt.num_tokens, longest, self.context) or SampledList(
@@ -95,9 +95,11 @@ class TransformersBackend:
         return prompt_too_long(prompt.num_tokens, self.context) or small
 
     def _draw(
-        self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int]
+        self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], rows: Sequence[Row]
     ) -> list[list[Completion]]:
         how = self.setup.decoding
+        if rows:
+            how = replace(how, max_new_tokens=max(map(self.setup.longest, rows)))
         if how.is_greedy:
             answers = greedy_decode(self.vlm, prompts, max_new_tokens=how.max_new_tokens)
             return [[answer] for answer in answers]

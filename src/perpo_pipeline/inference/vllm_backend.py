@@ -86,7 +86,7 @@ class VllmBackend:
             setup.resolved, adapter=setup.adapter, identity_cache=cache
         )
         check_thinking(self.weightless, setup.model.answer.thinking)
-        self.decoding, self.settings = setup.decoding, setup.settings
+        self.decoding, self.settings, self.longest = setup.decoding, setup.settings, setup.longest
         self.preprocess: str = setup.model_settings["preprocess"]
         self.is_compared = False  # whether a prompt's tokens were found equal to training's
         # Fast tokenizers refuse two threads at once: `worker` alone uses the weightless model's.
@@ -201,7 +201,8 @@ class VllmBackend:
         """Turn a row into vLLM's input; runs in `worker`, which alone uses the weightless model."""
         try:
             with faults_of_one_row(row, self.refusal):
-                prompt = _read(self.weightless, row, image.result(), self.preprocess)
+                opened, longest = image.result(), self.longest(row)
+                prompt = _read(self.weightless, row, opened, self.preprocess, longest)
                 # Checked before vLLM's caches see the image.
                 if prompt.num_tokens is not None and (
                     failure := prompt_too_long(prompt.num_tokens, self.context)
@@ -236,13 +237,16 @@ class VllmBackend:
             return prompt
         try:
             self.llm.llm_engine.add_request(
-                str(index), prompt.engine_input, self._sampling_params(seed), lora_request=self.lora
+                str(index),
+                prompt.engine_input,
+                self._sampling_params(seed, prompt.longest),
+                lora_request=self.lora,
             )
         except (ValueError, self.refusal) as error:
             return Failure(str(error))
         return prompt
 
-    def _sampling_params(self, seed: int) -> Any:
+    def _sampling_params(self, seed: int, longest: int) -> Any:
         """Set every parameter that changes the distribution, so that no model default applies."""
         how = self.decoding
         return self.vllm.SamplingParams(
@@ -254,7 +258,7 @@ class VllmBackend:
             repetition_penalty=how.repetition_penalty,
             presence_penalty=0.0,
             frequency_penalty=0.0,
-            max_tokens=how.max_new_tokens,
+            max_tokens=longest,
             # Completion i draws from seed + i, which must also fit in 63 bits.
             seed=seed >> 1,
             ignore_eos=True,  # the tokenizer's end token need not be one of the model's
@@ -269,13 +273,13 @@ class VllmBackend:
         drawn = output.outputs
         length = len(output.prompt_token_ids)
         for one in drawn:
-            is_truncated = self._is_truncated(one)
+            is_truncated = self._is_truncated(one, prompt.longest)
             if failure := answer_too_long(length, len(one.token_ids) + is_truncated, self.context):
                 return failure
             if is_truncated:
                 return Failure(
                     f"vLLM ended an answer ({one.finish_reason}) after {len(one.token_ids)} "
-                    f"tokens, and max_new_tokens is {self.decoding.max_new_tokens}"
+                    f"tokens, and max_new_tokens is {prompt.longest}"
                 )
         texts = decode_completions(self.tokenizer, [one.token_ids for one in drawn])
         completions = [
@@ -284,11 +288,11 @@ class VllmBackend:
         ]
         return SampledList(completions, prompt.resized)
 
-    def _is_truncated(self, one: Any) -> bool:
+    def _is_truncated(self, one: Any, longest: int) -> bool:
         """Whether an answer ended neither at an end token nor at max_new_tokens."""
         if one.finish_reason == "stop":
             return one.token_ids[-1] not in self.weightless.eos_token_ids
-        return one.finish_reason != "length" or len(one.token_ids) != self.decoding.max_new_tokens
+        return one.finish_reason != "length" or len(one.token_ids) != longest
 
     def _empty_caches(self) -> None:
         """Empty vLLM's caches: what an earlier call left there would change this call's batches."""
@@ -316,6 +320,7 @@ class _Prompt:
     inputs: Mapping[str, Any]
     num_tokens: int | None
     resized: Size | None
+    longest: int  # max_new_tokens
     engine_input: Any = None
 
     @property
@@ -325,7 +330,7 @@ class _Prompt:
         return ids
 
 
-def _read(vlm: Vlm, row: Row, opened: "Image", preprocess: str) -> _Prompt:
+def _read(vlm: Vlm, row: Row, opened: "Image", preprocess: str, longest: int) -> _Prompt:
     image = prepare_image(vlm, opened, preprocess)
     text = render_prompt(vlm, row["prompt"])
     return _Prompt(
@@ -337,4 +342,5 @@ def _read(vlm: Vlm, row: Row, opened: "Image", preprocess: str) -> _Prompt:
         },
         num_tokens=count_prompt_tokens(vlm, text, image.size),
         resized=resized_size(vlm, image.size),
+        longest=longest,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from perpo_pipeline.config.by_task import fit_to_tasks, values_of
 from perpo_pipeline.config.sources import ReferSource
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.filter.margins import list_margins, reasons_to_drop
@@ -127,16 +128,17 @@ def expect_lists(run: Run, sampled: Split) -> Lists:
         return Lists(kept, kept, "what filter keeps of the scores that are there")
     if sampled.prompts is None:
         return Lists(None, None, "unknown, as the prompts are")
-    cap = run.config.filter.max_lists
-    most = sampled.prompts if cap is None else min(cap, sampled.prompts)
+    caps = values_of(run.config.filter.max_lists)
+    most = sampled.prompts if None in caps else min(sum(caps), sampled.prompts)
     bound = "the prompts" if most == sampled.prompts else "filter.max_lists"
     return Lists(0, most, f"unknown until answers are scored; at most {bound}")
 
 
 def _kept(run: Run, scores: Version) -> int:
-    config = run.config.filter
+    prompts = input_of(scores, "prompts")
+    config = fit_to_tasks(run.config.filter, "filter", prompts)
     rows = [pl.DataFrame(part) for part in scores.batches(SCORE_COLUMNS)]
-    datasets = input_of(scores, "prompts").table(columns=["prompt_id", "dataset"])
+    datasets = prompts.table(columns=["prompt_id", "dataset", "task"])
     lists = list_margins(pl.concat(rows), config).join(
         pl.DataFrame(datasets), on="prompt_id", how="left", maintain_order="left"
     )

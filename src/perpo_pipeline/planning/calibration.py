@@ -72,11 +72,11 @@ def calibrate(run: Run, model: Model, rows: Sequence[Row]) -> Calibration:
     resolved = model.resolved
     start, vlm = _timed(lambda: open_model(config.model, resolved, dtype, cache_folder(run)))
     worker = _Worker(run, vlm, start)
-    batch = rows[: config.sample.batch_size]
+    batch = rows[: config.sample.largest_batch]
     worker.sample(batch[:2])  # the first call takes longer
     seconds, lists = _timed(lambda: worker.sample(batch))
     rates: Rates = {("sample", ""): worker.rate(seconds, len(batch))}
-    greedy = rows[: min(EVALUATED, config.eval.batch_size)]
+    greedy = rows[: min(EVALUATED, config.eval.largest_batch)]
     seconds, _ = _timed(lambda: worker.answer(greedy))
     rates["eval", ""] = worker.rate(seconds, len(greedy))
     rates |= worker.train(batch, lists)
@@ -119,7 +119,7 @@ class _Worker:
         from perpo_pipeline.vlm.decoding import greedy_decode
 
         prompts = [encode_row(self.vlm, row, self.preprocess) for row in rows]
-        greedy_decode(self.vlm, prompts, max_new_tokens=self.run.config.eval.max_new_tokens)
+        greedy_decode(self.vlm, prompts, max_new_tokens=self.run.config.eval.longest())
 
     def train(self, rows: Sequence[Row], sampled: "list[list[Completion]]") -> Rates:
         """The reference, and a step of each method, on lists of these prompts."""

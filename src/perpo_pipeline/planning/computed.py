@@ -45,13 +45,13 @@ def computed_rates(
     n = sample.num_samples
     rates: Rates = {
         ("sample", ""): machine.answering(
-            prompt, answers.tokens, n, _rows(backend, sample.batch_size, n)
+            prompt, answers.tokens, n, _rows(backend, sample.largest_batch, n)
         ),
         ("eval", ""): machine.answering(
             prompt,
-            (truth, min(answers.tokens[1], evaluate.max_new_tokens)),
+            (truth, min(answers.tokens[1], evaluate.longest())),
             1,
-            _rows(backend, evaluate.batch_size, 1),
+            _rows(backend, evaluate.largest_batch, 1),
         ),
         ("reference", ""): machine.training(prompt, answers.list_tokens(), 2),
     }

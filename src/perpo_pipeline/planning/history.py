@@ -1,7 +1,7 @@
 """Speeds of finished versions: the wall time in the manifests of this machine's data folder."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -94,7 +94,15 @@ def _has_backend(manifest: Manifest, config: InferenceConfig, run: Run) -> bool:
 
 
 def _same(settings: Settings, wanted: Settings) -> bool:
-    return all(settings.get(name) == value for name, value in wanted.items())
+    return all(
+        settings.get(name) == value or settings.get(name) in by_task(value)
+        for name, value in wanted.items()
+    )
+
+
+def by_task(value: Any) -> Collection[Any]:
+    """The values of a setting by task, one of which an artifact of one task records."""
+    return value.values() if isinstance(value, Mapping) else ()
 
 
 def _of_sampling(

@@ -53,7 +53,7 @@ def _too_long(run: Run, model: Model, tokens: PromptTokens | None) -> list[str]:
     limit = None if model.vlm is None else context_length(model.vlm)
     if limit is None or tokens is None:
         return []
-    answer = run.config.sample.max_new_tokens
+    answer = run.config.sample.longest()
     number = sum(count + answer > limit for count in tokens.whole)
     if not number:
         return []

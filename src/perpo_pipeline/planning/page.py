@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from perpo_pipeline.config.by_task import in_words
 from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning.disk import Bytes
 from perpo_pipeline.planning.plan import Plan, Stage, missing_sources
@@ -67,7 +68,8 @@ def _amounts(plan: Plan) -> Iterator[str]:
         yield f"lists: {lists.how}"
         return
     number = f"{lists.high:,}" if lists.known else f"0 to {lists.high:,}"
-    yield f"{number} lists with a margin of {config.filter.min_margin:g} or more: {lists.how}"
+    margin = in_words(config.filter.min_margin)
+    yield f"{number} lists with a margin of {margin} or more: {lists.how}"
     bound = "" if lists.known else "at most "
     for training in plan.trainings:
         yield (

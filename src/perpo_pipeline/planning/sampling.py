@@ -76,11 +76,11 @@ def expect_sampling(
         return None
     shape, config = model.shape, run.config.sample
     per_token = 2 * shape.layers * shape.kv_width * shape.weight_bytes
-    longest = max(tokens.whole) + config.num_samples * config.max_new_tokens
+    longest = max(tokens.whole) + config.num_samples * config.longest()
     return Sampling(
         shape.weights,
         per_token * longest,
-        config.batch_size,
+        config.largest_batch,
         backend == "vllm",
         working_bytes(shape, max(tokens.whole)),
         replace(shape, quantization="nf4").weights,

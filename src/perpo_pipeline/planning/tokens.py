@@ -93,13 +93,13 @@ def expect_answers(run: Run, tokens: PromptTokens | None) -> Answers:
         part = samples.part(0, ["prompt_id", "completion_token_ids"])
         return measured_answers(part.column("completion_token_ids").to_pylist(), config.num_samples)
     if tokens is not None and len(tokens.truth):
-        low = min(median(tokens.truth), config.max_new_tokens)
+        low = min(median(tokens.truth), config.longest())
         return Answers(
-            (low, config.max_new_tokens),
+            (low, config.longest()),
             (2, config.num_samples),
             "bounds: from the length of the truth to sample.max_new_tokens",
         )
-    return Answers((1, config.max_new_tokens), (2, config.num_samples), "bounds: max_new_tokens")
+    return Answers((1, config.longest()), (2, config.num_samples), "bounds: max_new_tokens")
 
 
 def measured_answers(completions: Sequence[Sequence[int]], num_samples: int) -> Answers:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from perpo_pipeline.config.sources import ColumnOf, TableSource, Task, Truth
+from perpo_pipeline.config.by_task import TASKS
+from perpo_pipeline.config.sources import ColumnOf, TableSource, Truth
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault, parse_json
 from perpo_pipeline.prepare.arrow_files import ShardImage
@@ -34,7 +35,6 @@ from perpo_pipeline.store.atomic import file_sha256
 BOXES: tuple[Truth, ...] = get_args(Truth)
 FIELDS: tuple[ColumnOf, ...] = (*get_args(ColumnOf)[:-1], *BOXES)
 TEXTS = ("image", "prompt", "expression", "gt_text")
-TASKS = get_args(Task)
 ADDRESSES = ("http://", "https://", "data:", "file://")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.errors import PerpoError, first_line
 from perpo_pipeline.inference.long_truths import find_long_truths
 from perpo_pipeline.run import Run
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 COUNTED_ROWS, LARGEST = 2_000, 100  # prompts that are counted; so many have the largest images
 MANY_TOKENS = 4_096  # of one image: worth a warning where nothing limits it
 USUAL_TOKENS = 1_280  # of a large image, as Qwen recommends (README of Qwen2.5-VL: 256 to 1,280)
-COLUMNS = ("prompt_id", "place", "width", "height", "prompt", "gt_text")
+COLUMNS = ("prompt_id", "place", "width", "height", "task", "prompt", "gt_text")
 Row: TypeAlias = Mapping[str, Any]
 
 
@@ -135,25 +136,31 @@ def _warnings(run: Run, vlm: "Vlm", split: str, tokens: Tokens) -> Iterator[str]
 def _cut_truths(run: Run, vlm: "Vlm", split: str, rows: Sequence[Row]) -> Iterator[str]:
     """One line for each use of the split whose answers cannot hold all true texts."""
     texts = [row for row in rows if row["gt_text"] is not None]
-    for section, limit in _answers(run, split):
-        found = find_long_truths(vlm, texts, limit)
-        if found.count:
-            yield found.sentence(f"{section}.max_new_tokens")
+    tasks = dict.fromkeys(row["task"] for row in texts)
+    for config in _uses(run, split):
+        limits = config.max_new_tokens
+        for task in tasks if isinstance(limits, Mapping) else [None]:
+            if isinstance(limits, Mapping) and task not in limits:
+                continue  # an error of the stage
+            own = [row for row in texts if task in (None, row["task"])]
+            found = find_long_truths(vlm, own, config.longest(task))
+            if found.count:
+                yield found.sentence(config.key("max_new_tokens") + (f".{task}" if task else ""))
 
 
-def _answers(run: Run, split: str) -> Iterator[tuple[str, int]]:
-    """(section, most tokens of an answer) of the split's uses."""
+def _uses(run: Run, split: str) -> Iterator[InferenceConfig]:
+    """The sections whose stages answer the prompts of a split."""
     config = run.config
     if split == config.sample.split:
-        yield "sample", config.sample.max_new_tokens
+        yield config.sample
     if split in config.eval.splits:
-        yield "eval", config.eval.max_new_tokens
+        yield config.eval
 
 
 def _limits(run: Run, vlm: "Vlm", split: str) -> Iterator[tuple[str, int]]:
     """(what it is, most tokens of a prompt) of the split's uses; the context holds an answer."""
     config, context = run.config, context_length(vlm)
-    answers = [limit for _, limit in _answers(run, split)]
+    answers = [one.longest() for one in _uses(run, split)]
     if context is not None and answers:
         longest = max(answers)
         yield (

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from perpo_pipeline.config.by_task import fit_to_tasks
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
 from perpo_pipeline.inference.answering import Task, answer_prompts, warn_of_boxes
 from perpo_pipeline.inference.backend import BackendSetup
@@ -29,8 +30,8 @@ def sample(run: Run, split: str) -> Version:
     have failed, no new part is begun and InputError is raised. Finished parts are kept: the same
     command retries the prompts that failed and resumes.
     """
-    config = run.config.sample
     prompts = run.latest("prompts", split)
+    config = fit_to_tasks(run.config.sample, "sample", prompts)
     inputs = {"prompts": prompts}
     if "adapter" in run.inputs:
         inputs["adapter"] = run.latest("adapter")

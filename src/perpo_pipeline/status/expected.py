@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from perpo_pipeline.config.by_task import values_of
+from perpo_pipeline.config.evaluations import read_evaluation
 from perpo_pipeline.config.fingerprints import (
     COUNTED,
     RECORDED_AS,
@@ -124,7 +126,7 @@ def _expected(key: Key, manifest: Json, config: RunConfig) -> dict[str, tuple[st
     if artifact == "prompts":
         return expected_source(config, variant, recorded)
     released = manifest.get("stage") == "prepare"  # lists that `perpo prepare` took over
-    own = {} if released else _own_settings(declared, variant, config)
+    own = {} if released else _own_settings(declared, variant, config, recorded)
     others = {
         RECORDED_AS.get(k, k.rpartition(".")[2]): (k, value_of(config, k))
         for k in declared.others
@@ -154,13 +156,34 @@ def _unused(declared: Counted, values: Json) -> set[str]:
         return set()
 
 
-def _own_settings(declared: Counted, variant: str, config: RunConfig) -> dict[str, tuple[str, Any]]:
+def _own_settings(
+    declared: Counted, variant: str, config: RunConfig, recorded: Json
+) -> dict[str, tuple[str, Any]]:
     section = section_of(declared, variant, config)
     if section is None:
         return {}
+    unset = dict.fromkeys(section.counted_where_set & recorded.keys())
+    values = {**unset, **section.result_settings()}
+    if section.differs_by_task:
+        values |= _for_its_tasks(section, variant, config, recorded)
+    return {name: (f"{declared.section}.{name}", value) for name, value in values.items()}
+
+
+def _for_its_tasks(section: Section, variant: str, config: RunConfig, recorded: Json) -> Json:
+    """Settings by task as an artifact of one split has them, which may be of one task.
+
+    Where only the data say the tasks, a recorded value of any task is taken for the right one.
+    """
+    split = read_evaluation(variant).split or variant
+    tasks = config.tasks_of([split]) if split in config.prepare else None
+    if tasks is not None:
+        fitted = section.for_tasks(tasks).result_settings()
+        return {name: fitted[name] for name in section.by_task}
+    values = section.result_settings()
     return {
-        name: (f"{declared.section}.{name}", value)
-        for name, value in section.result_settings().items()
+        name: recorded[name]
+        for name in section.by_task
+        if name in recorded and recorded[name] in values_of(values[name])
     }
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.fingerprints import box_settings, counted_settings, stage_version
 from perpo_pipeline.config.train import TrainSettings
-from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.finding import reuse_complete
@@ -57,12 +58,14 @@ class Task:
 class TaskLists:
     """The lists to train on, with the token count of each prompt.
 
-    `lists` hold what the method needs: whole sampled lists, or the ground truth. `first_sampled`
-    is the sampled list of the first prompt in `lists`. `dropped` has the prompt_ids of the lists
-    that are longer than the model's context.
+    `lists` hold what the method needs: whole sampled lists, or the ground truth, of the tasks that
+    are trained; `of_all_tasks` are those of the others, too. `first_sampled` is the sampled list of
+    the first prompt in `lists`. `dropped` has the prompt_ids of the lists that are longer than the
+    model's context.
     """
 
     lists: list[TrainingList]
+    of_all_tasks: list[TrainingList]
     first_sampled: TrainingList
     dropped: list[str]
 
@@ -122,16 +125,33 @@ def read_lists(run: Run, task: Task, vlm: "Vlm") -> TaskLists:
     them, and ArtifactError for a prompt that is missing.
     """
     sampled = ranked_lists(*_rows_and_prompts(task.preferences, task.prompts))
+    _check_tasks_have_lists(task, sampled)
     lists = sampled
     if not task.settings.chosen_method.needs_preferences:
+        sampled = lists = [one for one in sampled if task.settings.learns(one.prompt["task"])]
         check_thinking(vlm, run.config.model.answer.thinking)
         turn = answer_turn(vlm)
         lists = [ground_truth_list(entry, vlm, run.config.model, turn) for entry in sampled]
     lists = _with_prompt_tokens(run, task, vlm, lists)
-    lists, dropped = _drop_too_long(run, task, vlm, lists)
+    every, dropped = _drop_too_long(run, task, vlm, lists)
+    lists = [one for one in every if task.settings.learns(one.prompt["task"])]
     first = lists[0].prompt["prompt_id"]
     first_sampled = next(entry for entry in sampled if entry.prompt["prompt_id"] == first)
-    return TaskLists(lists, first_sampled, dropped)
+    return TaskLists(lists, every, first_sampled, dropped)
+
+
+def _check_tasks_have_lists(task: Task, sampled: Sequence[TrainingList]) -> None:
+    """Raise ArtifactError unless each task that is to be learned has a list."""
+    there = {entry.prompt["task"] for entry in sampled}
+    missing = [one for one in task.settings.tasks or () if one not in there]
+    if missing:
+        raise ArtifactError(
+            f"train {task.variant}: there is no list of {' or '.join(missing)}; the lists are of "
+            f"{' and '.join(sorted(there))}",
+            where=str(task.preferences.path),
+            fix=f"change train.methods.{task.variant}.tasks, or keep such lists: "
+            + advice.command("filter"),
+        )
 
 
 def _rows_and_prompts(

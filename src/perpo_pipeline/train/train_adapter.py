@@ -237,7 +237,7 @@ def _lists_for_method(
 ) -> "list[TrainingList]":
     """The lists with the base model's log-probabilities and the completions that the method needs.
 
-    The reference covers whole lists, whatever the method needs of them.
+    The reference covers whole lists of all tasks, whatever the method needs of them.
     """
     from perpo_pipeline.train.reference import make_reference
 
@@ -248,7 +248,7 @@ def _lists_for_method(
         run,
         vlm,
         task.preferences,
-        found.lists,
+        found.of_all_tasks,
         task.settings,
         task.model_settings,
         forward,
