@@ -191,9 +191,9 @@ def _show_result(opened: "Run", versions: "Sequence[Version]", details: bool) ->
 
 
 def _compare_splits(opened: "Run", versions: "Sequence[Version]") -> None:
-    """Print a table over the splits if there are several: models with their right images."""
+    """Print a table over the splits or tasks if there are several: models with right images."""
     from perpo_pipeline.config.evaluations import read_evaluation
-    from perpo_pipeline.evaluate.printing import splits_table
+    from perpo_pipeline.evaluate.printing import has_several_tasks, splits_table, tasks_table
     from perpo_pipeline.evaluate.summarise import ALL
 
     measured = [(read_evaluation(version.variant), version) for version in versions]
@@ -204,7 +204,9 @@ def _compare_splits(opened: "Run", versions: "Sequence[Version]") -> None:
         for row in version.table().to_pylist()
         if row["dataset"] == ALL
     ]
-    if len({row["split"] for row in rows}) > 1:
+    if has_several_tasks(rows) and not opened.config.eval.out_of_domain:
+        opened.say(f"every task, with 95 % intervals:\n{tasks_table(rows)}")
+    elif len({row["split"] for row in rows}) > 1:
         opened.say(f"all splits:\n{splits_table(rows, opened.config.eval.out_of_domain)}")
 
 

@@ -32,6 +32,7 @@ POINTING = "pointing"
 """Here the task `grounding` is four tasks: prompts with one true region, with any number of boxes,
 without a target (an empty list of boxes), and with a true point."""
 ANY_NUMBER = (GROUNDING_SET, NO_TARGET)
+_REGIONS = (GROUNDING, *ANY_NUMBER, POINTING)
 OCR, VQA, POPE = "ocr", "vqa", "pope"
 JUDGED = WIN_RATE, LLAVA_BENCH, MMHAL, MM_VET = "win-rate", "llava-bench", "mmhal", "mm-vet"
 
@@ -65,6 +66,23 @@ def lower_is_better(names: Collection[str]) -> str | None:
     """The note that names the metrics for which lower is better; None if there are none."""
     lower = [name for name in names if find_metric(name).higher_is_better is False]
     return f"lower is better: {', '.join(lower)}" if lower else None
+
+
+def main_metrics(names: Collection[str]) -> list[str]:
+    """The main metric of each task that these metrics are of, the first in METRICS first.
+
+    Boxes, sets of boxes and points are one task here, as in the data. One metric if no task is
+    known, as of rewards of a user's own.
+    """
+    found: list[str] = []
+    named: set[str] = set()
+    for metric in METRICS.values():
+        of = {GROUNDING if task in _REGIONS else task for task in metric.tasks}
+        is_shown = metric.in_report is not None and not metric.only_if_any
+        if metric.name in names and is_shown and of and named.isdisjoint(of):
+            found.append(metric.name)
+            named |= of
+    return found or [main_metric(names)]
 
 
 def reward_metrics(task: str | None) -> list[Metric]:

@@ -4,7 +4,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from perpo_pipeline.evaluate.metrics import find_metric, main_metric
+from perpo_pipeline.evaluate.metrics import find_metric, main_metric, main_metrics
+
+MOST_COLUMNS = 4  # of values with intervals that are read side by side
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -87,6 +89,46 @@ def splits_table(rows: Sequence[Mapping[str, Any]], out_of_domain: Collection[st
         _splits_block(metric, [row for row in rows if row["name"] == metric], columns, is_outside)
         for (metric, is_outside), columns in blocks.items()
     )
+
+
+def tasks_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Aligned text: a line per model; for each split a column per task, its main metric.
+
+    Rows as in `splits_table`, with low and high: the 95 % intervals.
+    """
+    columns = list(dict.fromkeys((row["split"], row["name"]) for row in rows))
+    columns = [one for one in columns if one[1] in _mains(rows, one[0])]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    cells = {(row["model"], row["split"], row["name"]): row for row in rows}
+    lines = [["", *(_task_heading(*one) for one in columns)]]
+    for model in models:
+        found = [cells.get((model, *one)) for one in columns]
+        lines.append([model, *("-" if row is None else estimate(row) for row in found)])
+    numbers = [next(row for row in rows if (row["split"], row["name"]) == one) for one in columns]
+    lines.append(["n", *(f"{row['n']:,}" for row in numbers)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def has_several_tasks(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether METRICS rows are of tasks with different main metrics, few enough for one table."""
+    splits = dict.fromkeys(row["split"] for row in rows)
+    columns = [name for split in splits for name in _mains(rows, split)]
+    return len(set(columns)) > 1 and len(columns) <= MOST_COLUMNS
+
+
+def _mains(rows: Sequence[Mapping[str, Any]], split: str) -> list[str]:
+    return main_metrics({row["name"] for row in rows if row["split"] == split})
+
+
+def _task_heading(split: str, name: str) -> str:
+    metric = find_metric(name)
+    unit = f", {metric.unit.symbol}" if metric.unit.symbol else ""
+    better = " (lower is better)" if metric.higher_is_better is False else ""
+    return f"{split}: {name}{unit}{better}"
 
 
 def _splits_block(

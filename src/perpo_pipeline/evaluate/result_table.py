@@ -15,7 +15,7 @@ from perpo_pipeline.config.evaluations import (
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import compare_predictions
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better, main_metric
+from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better, main_metrics
 from perpo_pipeline.evaluate.printing import estimate
 from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.store.artifacts import Version, input_of
@@ -96,13 +96,12 @@ def _read(named: Sequence[tuple[Evaluation, Version]], num_resamples: int) -> _S
 
 
 def _block(split: _Split, columns: int) -> str:
-    main = main_metric([name for rows in split.rows.values() for name in rows])
-    first = next(rows for rows in split.rows.values() if main in rows)
-    title = f"{split.name}, {first[main]['n']:,} prompts"
+    mains = main_metrics({name for rows in split.rows.values() for name in rows})
+    title = f"{split.name}, {_prompts(split, mains)}"
     names = [DIFFERENCE if is_difference else model for model, is_difference in split.lines()]
     chosen: list[Column] = [[title, *names]]
     room = columns - _width(chosen[0])
-    candidates = _columns(split, main)
+    candidates = _columns(split, mains)
     for column in candidates:
         if (taken := len(GAP) + _width(column)) <= room:
             chosen.append(column)
@@ -113,7 +112,10 @@ def _block(split: _Split, columns: int) -> str:
     if lower := lower_is_better([column[0].partition(",")[0] for column in chosen[1:]]):
         notes.append(lower)
     if images := _images(split):
-        notes.append(f"{_heading(images)}: {main} where another prompt's or a blank image is shown")
+        shown = " and ".join(mains)
+        notes.append(
+            f"{_heading(images)}: {shown} where another prompt's or a blank image is shown"
+        )
     notes += split.faults
     if left_out:
         more = f"{left_out} more metric{'s' * (left_out > 1)}"
@@ -121,15 +123,27 @@ def _block(split: _Split, columns: int) -> str:
     return "\n".join([*map(_line, zip(*map(_padded, chosen), strict=True)), *notes])
 
 
-def _columns(split: _Split, main: str) -> list[Column]:
-    """The columns in order: main metrics, the main one with wrong images, all others."""
+def _prompts(split: _Split, mains: Sequence[str]) -> str:
+    """`512 prompts`; of several tasks how many of each metric's: `256 of ap50 and ...`."""
+    numbers = {
+        name: next(rows[name]["n"] for rows in split.rows.values() if name in rows)
+        for name in mains
+    }
+    if len(numbers) == 1:
+        return f"{next(iter(numbers.values())):,} prompts"
+    apart = " and ".join(f"{n:,} with {name}" for name, n in numbers.items())
+    return f"{sum(numbers.values()):,} prompts: {apart}"
+
+
+def _columns(split: _Split, mains: Sequence[str]) -> list[Column]:
+    """The columns in order: main metrics, the main ones with wrong images, all others."""
     names = list(dict.fromkeys(name for rows in split.rows.values() for name in rows))
     compared = {name for rows in split.differences.values() for name in rows}
-    ranked = sorted(names, key=lambda name: (name != main, name not in compared))
-    first = [name for name in ranked if name == main or name in compared]
+    ranked = sorted(names, key=lambda name: (name not in mains, name not in compared))
+    first = [name for name in ranked if name in mains or name in compared]
     return [
         *(_column(split, find_metric(name)) for name in first),
-        *([_wrong_images(split, find_metric(main))] if _images(split) else []),
+        *(_wrong_images(split, find_metric(main)) for main in mains if _images(split)),
         *(_column(split, find_metric(name)) for name in ranked if name not in first),
     ]
 

@@ -256,10 +256,11 @@ def count_lists(by_task: Mapping[str, pl.DataFrame], config: FilterConfig) -> di
     dropped: Counter[str] = Counter()
     for one in found.values():
         dropped.update(one["dropped"])
-    kept = sum(one["kept"] for one in found.values())
+    kept: int = sum(one["kept"] for one in found.values())
 
     def mean(name: str) -> float:
-        return float(sum(one[name] * one["kept"] for one in found.values())) / kept
+        total: float = sum(one[name] * one["kept"] for one in found.values())
+        return total / kept
 
     return {
         "lists": sum(one["lists"] for one in found.values()),

@@ -1,6 +1,6 @@
 """How much there is to do: prompts of each split, completions, and the lists to expect."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import polars as pl
 
 from perpo_pipeline.config.by_task import fit_to_tasks, values_of
 from perpo_pipeline.config.sources import ReferSource
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.filter.margins import list_margins, reasons_to_drop
 from perpo_pipeline.planning.hardware import published
@@ -36,15 +37,26 @@ class Split:
 
 @dataclass(frozen=True)
 class Lists:
-    """The lists that `perpo filter` keeps: between `low` and `high` (None: unknown)."""
+    """The lists that `perpo filter` keeps: between `low` and `high` (None: unknown).
+
+    `most_of` has the most lists of each task, as far as that is known.
+    """
 
     low: int | None
     high: int | None
     how: str
+    most_of: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
         return self.low is not None and self.low == self.high
+
+    def most_for(self, settings: TrainSettings) -> int:
+        """The most lists of the tasks that a training learns."""
+        high = self.high or 0
+        if settings.tasks is None:
+            return high
+        return min(high, sum(self.most_of.get(task, high) for task in settings.tasks))
 
 
 def count_splits(run: Run) -> list[Split]:
@@ -124,17 +136,21 @@ def expect_lists(run: Run, sampled: Split) -> Lists:
     """What filter keeps of the scores that exist, or else the most that it could keep."""
     split = run.config.sample.split
     if (scores := finished(run, "scores", split)) is not None:
-        kept = _kept(run, scores)
-        return Lists(kept, kept, "what filter keeps of the scores that are there")
+        of_task = _kept(run, scores)
+        kept = sum(of_task.values())
+        return Lists(kept, kept, "what filter keeps of the scores that are there", of_task)
     if sampled.prompts is None:
         return Lists(None, None, "unknown, as the prompts are")
     caps = values_of(run.config.filter.max_lists)
     most = sampled.prompts if None in caps else min(sum(caps), sampled.prompts)
     bound = "the prompts" if most == sampled.prompts else "filter.max_lists"
-    return Lists(0, most, f"unknown until answers are scored; at most {bound}")
+    config = run.config.filter.max_lists
+    caps_of = config.items() if isinstance(config, Mapping) else ()
+    most_of: dict[str, int] = {task: cap for task, cap in caps_of if cap is not None}
+    return Lists(0, most, f"unknown until answers are scored; at most {bound}", most_of)
 
 
-def _kept(run: Run, scores: Version) -> int:
+def _kept(run: Run, scores: Version) -> dict[str, int]:
     prompts = input_of(scores, "prompts")
     config = fit_to_tasks(run.config.filter, "filter", prompts)
     rows = [pl.DataFrame(part) for part in scores.batches(SCORE_COLUMNS)]
@@ -142,4 +158,6 @@ def _kept(run: Run, scores: Version) -> int:
     lists = list_margins(pl.concat(rows), config).join(
         pl.DataFrame(datasets), on="prompt_id", how="left", maintain_order="left"
     )
-    return int(reasons_to_drop(lists, config).null_count())
+    kept = lists.filter(reasons_to_drop(lists, config).is_null())["task"]
+    tasks = lists["task"].unique(maintain_order=True)
+    return {str(task): int((kept == task).sum()) for task in tasks}

@@ -73,7 +73,7 @@ def _amounts(plan: Plan) -> Iterator[str]:
     bound = "" if lists.known else "at most "
     for training in plan.trainings:
         yield (
-            f"{training.variant}: {bound}{training.steps:,} steps = {lists.high:,} lists / "
+            f"{training.variant}: {bound}{training.steps:,} steps = {training.lists:,} lists / "
             f"{training.settings.batch_size}, rounded up, x {training.settings.epochs:g} epochs"
         )
 

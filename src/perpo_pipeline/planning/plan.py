@@ -134,7 +134,7 @@ def _trainings(
         training = expect_training(
             variant,
             settings,
-            lists.high,
+            lists.most_for(settings),
             model,
             tokens,
             answers,

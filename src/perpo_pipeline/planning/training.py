@@ -280,7 +280,7 @@ def _expected(run: Run, variant: str, size: int) -> tuple[Training, str, dict[st
     training = expect_training(
         variant,
         run.config.train.variants()[variant],
-        lists.high,
+        lists.most_for(run.config.train.variants()[variant]),
         model,
         tokens,
         answers,

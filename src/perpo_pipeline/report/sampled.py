@@ -39,7 +39,7 @@ class Sampled:
     kept_margins: Floats
     dropped_margins: dict[str, Floats]
     kept_by_unparsed_only: int
-    min_margin: float
+    min_margin: float | dict[str, float]
 
     @property
     def metric(self) -> Metric:
@@ -75,7 +75,7 @@ def read_sampled(inputs: Inputs) -> Sampled:
         kept_margins=_margins(pl.DataFrame(preferences.table(columns=["margin"]))),
         dropped_margins=_dropped_margins(preferences),
         kept_by_unparsed_only=preferences.manifest["counts"]["kept_by_unparsed_only"],
-        min_margin=float(preferences.manifest["settings"]["min_margin"]),
+        min_margin=preferences.manifest["settings"]["min_margin"],
     )
 
 

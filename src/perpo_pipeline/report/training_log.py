@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from perpo_pipeline.config.by_task import in_words
 from perpo_pipeline.store.artifacts import Version
 
 Floats = npt.NDArray[np.float64]
@@ -25,27 +26,37 @@ class Trained:
     """What an adapter was trained on, by its own manifest and lists.
 
     `kept` of `sampled` lists have at least `min_margin`; `used` of them were trained on (all but
-    those that were too long), in `steps` optimiser steps. `fingerprint` names the lists.
+    those that were too long), in `steps` optimiser steps. `fingerprint` names the lists. Of a
+    training on some tasks alone these are the figures of their lists; `tasks` is else "".
     """
 
     used: int
     kept: int
     sampled: int
-    min_margin: float
+    min_margin: str
     steps: int
     wall_s: float
     fingerprint: str
+    tasks: str = ""
 
 
 def read_trained(adapter: Version, lists: Version) -> Trained:
     """The numbers of an adapter; `lists` are the preferences in its lineage."""
     counts = adapter.manifest["counts"]
-    kept = lists.manifest["rows"]
+    settings, of_lists = lists.manifest["settings"], lists.manifest["counts"]
+    kept, sampled, margin = lists.manifest["rows"], of_lists["lists"], settings["min_margin"]
+    tasks: list[str] = adapter.manifest["settings"].get("tasks") or []
+    if tasks and "tasks" in of_lists:
+        own = [of_lists["tasks"][task] for task in tasks if task in of_lists["tasks"]]
+        kept, sampled = sum(one["kept"] for one in own), sum(one["lists"] for one in own)
+        if isinstance(margin, dict):
+            margin = {task: margin[task] for task in tasks if task in margin}
     return Trained(
         used=counts.get("lists", kept),
         kept=kept,
-        sampled=lists.manifest["counts"]["lists"],
-        min_margin=float(lists.manifest["settings"]["min_margin"]),
+        sampled=sampled,
+        min_margin=in_words(margin),
+        tasks=", ".join(tasks),
         steps=counts.get("steps", adapter.manifest["rows"]),
         wall_s=adapter.manifest["wall_s"],
         fingerprint=lists.fingerprint,

@@ -1,6 +1,7 @@
 """Three scored answers that show what the rewards mean: the best, the worst read, one unread."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -15,7 +16,7 @@ from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Writer
 
 BEST, WORST, UNREAD = "the best", "the worst that was read", "one that could not be read"
-SHOWN = PROMPTS.pick("prompt_id", "place", "prompt", role="truth")
+SHOWN = PROMPTS.pick("prompt_id", "place", "task", "prompt", role="truth")
 
 Row = dict[str, Any]
 
@@ -23,18 +24,37 @@ Row = dict[str, Any]
 def example_lines(writer: Writer, samples: Version, prompts: Version) -> list[str]:
     """The examples as lines, each cut to the terminal's width; none if there are no answers."""
     lookup = PromptLookup(prompts, SHOWN)
+    tasks = prompts.table(columns=["task"])["task"].unique().to_pylist()
     lines = []
-    for title, row in choose_examples(writer, len(samples.parts())).items():
-        lines += [cut_for_log(line) for line in _describe(title, _with_texts(row, samples, lookup))]
+    for task in tasks:
+        several = len(tasks) > 1
+        own = partial(_of_task, lookup, task) if several else _all
+        for title, row in choose_examples(writer, len(samples.parts()), own).items():
+            shown = f"{task}, {title}" if several else title
+            described = _describe(shown, _with_texts(row, samples, lookup))
+            lines += [cut_for_log(line) for line in described]
     return lines
 
 
-def choose_examples(writer: Writer, num_parts: int) -> Mapping[str, Row]:
-    """The rows to show by their titles, with the index of their part; the first of equal ones."""
+def _all(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows
+
+
+def _of_task(lookup: PromptLookup, task: str, rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(lookup.join(rows)["task"] == task)
+
+
+def choose_examples(
+    writer: Writer, num_parts: int, own: Callable[[pl.DataFrame], pl.DataFrame] = _all
+) -> Mapping[str, Row]:
+    """The rows to show by their titles, with the index of their part; the first of equal ones.
+
+    `own` returns those of some rows that are looked at.
+    """
     chosen: dict[str, Row] = {}
     columns = ["prompt_id", "sample_id", "reward", "parse_ok", "box"]
     for index in range(num_parts):
-        rows = pl.DataFrame(writer.read_part(index, columns)).with_columns(part=pl.lit(index))
+        rows = own(pl.DataFrame(writer.read_part(index, columns))).with_columns(part=pl.lit(index))
         read, unread = rows.filter("parse_ok"), rows.filter(~pl.col("parse_ok"))
         if UNREAD not in chosen and unread.height:
             chosen[UNREAD] = unread.row(0, named=True)

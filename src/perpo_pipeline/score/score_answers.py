@@ -85,6 +85,9 @@ def score(run: Run, split: str) -> Version:
             doubts.add_texts(read, answers_of(index).texts)
         counts = _count(writer) | {"empty": doubts.empty}
         run.say(f"score {split}: {_summary(counts, weights)}")
+        if len(prompts.table(columns=["task"])["task"].unique()) > 1:
+            for line in _task_lines(writer, lookup):
+                run.say(f"score {split}: {line}")
         if normalise and any(map(compares_texts, weights)):
             run.say(f"score {split}: {named_forms(normalise)}")
         for line in doubts.lines():
@@ -128,6 +131,21 @@ def _count(writer: Writer) -> dict[str, Any]:
         unparsed += part.num_rows - int(pc.sum(part["parse_ok"]).as_py() or 0)
         rewards += float(pc.sum(part["reward"]).as_py() or 0.0)
     return {"rows": rows, "unparsed": unparsed, "mean_reward": rewards / rows if rows else None}
+
+
+def _task_lines(writer: Writer, lookup: PromptLookup) -> Iterator[str]:
+    """The mean reward and the parse rate of each task's completions."""
+    parts = [
+        lookup.join(pl.DataFrame(part))
+        .group_by("task", maintain_order=True)
+        .agg(pl.len(), pl.sum("reward"), pl.sum("parse_ok"))
+        for part in writer.read_rows(["prompt_id", "reward", "parse_ok"])
+    ]
+    every = pl.concat(parts).group_by("task", maintain_order=True).sum()
+    for task, n, reward, parsed in every.iter_rows():
+        yield (
+            f"{task}: mean reward {reward / n:.3f}, {parsed / n:.1%} of its {n:,} answers parsed"
+        )
 
 
 def _summary(counts: Mapping[str, Any], weights: Mapping[str, float]) -> str:

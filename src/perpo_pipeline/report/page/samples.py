@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from perpo_pipeline.config.by_task import in_words
 from perpo_pipeline.report.methods import BASE_COLOUR
 from perpo_pipeline.report.page import plots
 from perpo_pipeline.report.page.wording import format_of
@@ -30,7 +31,8 @@ def samples(sampled: Sampled, split: str) -> Json:
         "size": size,
         "unparsed": f"{100 * float((~sampled.parse_ok).mean()):.1f}",
         "kept": len(sampled.kept_margins),
-        "min_margin": f"{sampled.min_margin:g}",
+        "min_margin": in_words(sampled.min_margin),
+        "has_threshold": not isinstance(sampled.min_margin, dict),
         "by_unparsed": sampled.kept_by_unparsed_only,
         **_best_of_n(sampled),
         **_rewards(sampled),
@@ -77,6 +79,6 @@ def _margins(sampled: Sampled) -> Json:
         x_label="margin (largest reward − smallest)",
         y_label="lists",
         name="Margins of all lists",
-        threshold=sampled.min_margin,
+        threshold=None if isinstance(sampled.min_margin, dict) else sampled.min_margin,
     )
     return {"margin_parts": parts, "margins": Markup(svg)}

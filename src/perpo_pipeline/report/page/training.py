@@ -79,8 +79,8 @@ def _settings(contents: Contents, method: ReportedMethod) -> Json:
         "batch": one["batch_size"],
         "lora": f"{lora['rank']} / {lora['alpha']}" if lora else "–",
         "seeds": ", ".join(str(contents.settings[v]["seed"]) for v in method.variants),
-        "lists": _each(trained, lambda t: f"{t.used:,}"),
-        "min_margin": _each(trained, lambda t: f"{t.min_margin:g}"),
+        "lists": _each(trained, lambda t: f"{t.used:,}" + (f" ({t.tasks})" if t.tasks else "")),
+        "min_margin": _each(trained, lambda t: t.min_margin),
         "steps": _each(trained, lambda t: f"{t.steps:,}"),
         "time": duration(sum(t.wall_s for t in trained) / len(trained)),
     }
