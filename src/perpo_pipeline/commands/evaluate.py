@@ -192,22 +192,15 @@ def _show_result(opened: "Run", versions: "Sequence[Version]", details: bool) ->
 
 def _compare_splits(opened: "Run", versions: "Sequence[Version]") -> None:
     """Print a table over the splits or tasks if there are several: models with right images."""
-    from perpo_pipeline.config.evaluations import read_evaluation
-    from perpo_pipeline.evaluate.printing import has_several_tasks, splits_table, tasks_table
-    from perpo_pipeline.evaluate.summarise import ALL
+    from perpo_pipeline.evaluate.printing import splits_table
+    from perpo_pipeline.evaluate.result_table import every_task, rows_of_splits
 
-    measured = [(read_evaluation(version.variant), version) for version in versions]
-    rows = [
-        {**row, "model": asked.model, "split": asked.split}
-        for asked, version in measured
-        if not asked.image
-        for row in version.table().to_pylist()
-        if row["dataset"] == ALL
-    ]
-    if has_several_tasks(rows) and not opened.config.eval.out_of_domain:
-        opened.say(f"every task, with 95 % intervals:\n{tasks_table(rows)}")
+    outside = opened.config.eval.out_of_domain
+    rows = rows_of_splits(versions)
+    if (table := every_task(versions, outside)) is not None:
+        opened.say(table)
     elif len({row["split"] for row in rows}) > 1:
-        opened.say(f"all splits:\n{splits_table(rows, opened.config.eval.out_of_domain)}")
+        opened.say(f"all splits:\n{splits_table(rows, outside)}")
 
 
 def _condition(opened: "Run", asked: list[str] | None, as_json: bool) -> None:

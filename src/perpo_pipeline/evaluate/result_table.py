@@ -1,6 +1,6 @@
 """The result of a run in one table: methods by metrics, with the differences to the base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import compare_predictions
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better, main_metrics
-from perpo_pipeline.evaluate.printing import estimate
+from perpo_pipeline.evaluate.printing import estimate, has_several_tasks, tasks_table
 from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.store.artifacts import Version, input_of
 
@@ -69,6 +69,26 @@ def result_table(
         _block(_read([item for item in named if item[0].split == split], num_resamples), columns)
         for split in splits
     )
+
+
+def rows_of_splits(metrics: Sequence[Version]) -> list[Row]:
+    """METRICS rows of whole splits with the right images, each with its model and split."""
+    named = [(read_evaluation(version.variant), version) for version in metrics]
+    return [
+        {**row, "model": one.model, "split": one.split}
+        for one, version in named
+        if not one.image
+        for row in version.table().to_pylist()
+        if row["dataset"] == ALL
+    ]
+
+
+def every_task(metrics: Sequence[Version], out_of_domain: Collection[str]) -> str | None:
+    """The table of a run's tasks with its title; None if there is one task, or too many columns."""
+    rows = rows_of_splits(metrics)
+    if out_of_domain or not has_several_tasks(rows):
+        return None
+    return f"every task, with 95 % intervals:\n{tasks_table(rows)}"
 
 
 def _read(named: Sequence[tuple[Evaluation, Version]], num_resamples: int) -> _Split:

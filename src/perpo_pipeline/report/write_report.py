@@ -9,7 +9,7 @@ from perpo_pipeline.config.fingerprints import (
     counted_settings,
     report_facts,
 )
-from perpo_pipeline.evaluate.result_table import result_table
+from perpo_pipeline.evaluate.result_table import every_task, result_table
 from perpo_pipeline.report.answered import read_answered
 from perpo_pipeline.report.benchmarks import read_benchmarks
 from perpo_pipeline.report.inputs import Inputs, SplitInputs, open_inputs
@@ -68,6 +68,8 @@ def report(run: Run) -> Version:
             num_resamples=config.report.num_resamples,
         )
     )
+    if (table := every_task([*inputs.metrics.values()], config.eval.out_of_domain)) is not None:
+        run.say(table)
     return version
 
 
