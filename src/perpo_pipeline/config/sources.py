@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from perpo_pipeline.config.pages import PagesSource
 from perpo_pipeline.config.by_task import Task
+from perpo_pipeline.config.pages import PagesSource
 from perpo_pipeline.config.section import WORD_PATTERN, Int, Json, Section
 from perpo_pipeline.config.source_fields import EmbedImages, LeaveOutBadRows, PerDataset
 
