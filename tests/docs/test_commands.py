@@ -28,6 +28,7 @@ PAGES = [
     *sorted(page for page in (ROOT / "docs").glob("*.md") if page != EXTENDING),
 ]
 CONFIG = ROOT / "configs" / "demo.yaml"
+NO_LEVERS = parse_set("train.levers=[]")  # those of CONFIG are not the pages' subject
 COMMANDS: Any = typer.main.get_command(cli.app)
 PATHS = {
     setting.path for section in SECTIONS for group in groups(section) for setting in group.settings
@@ -99,14 +100,15 @@ def check_sets(tokens: list[str], line: str) -> None:
     config = ROOT / options.get("--config", "")
     config = config if config.is_file() else CONFIG
     loaded = check_settings(given, config, line)
-    method, before = options.get("--method"), load_config(config).train.variants()
+    method, before = options.get("--method"), load_config(config, [NO_LEVERS]).train.variants()
     if given and method in before and loaded.train.variants()[method] == before[method]:
         raise Wrong(f"{line}: this changes nothing of the method {method}")
 
 
 def check_settings(given: list[str], config: Path, line: str) -> RunConfig:
-    """The run's configuration under these settings."""
-    overrides = [parse_set(text.replace("SPLIT", "train")) for text in given]
+    """The run's configuration under these settings, without the levers of the embedded runs."""
+    overrides = [] if any(text.startswith("train.levers") for text in given) else [NO_LEVERS]
+    overrides += [parse_set(text.replace("SPLIT", "train")) for text in given]
     refer = parse_set("prepare.train={source: refer, path: refer, image_root: coco}")
     needs_refer = any(text.startswith("prepare.") for text in given)
     try:
