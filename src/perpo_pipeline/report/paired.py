@@ -33,6 +33,7 @@ from perpo_pipeline.store.schemas import REPORT
 
 Floats = npt.NDArray[np.float64]
 
+COMPARED_TASKS = (GROUNDING, *ANY_NUMBER, POINTING, OCR)
 TO_SHOW = 0.02
 """The difference for which the page says how many prompts would show it: 2 points."""
 
@@ -54,8 +55,12 @@ class Outcomes:
     def task(self) -> str | None:
         """The task, as METRICS names it, if all prompts have one whose metrics are compared."""
         (task, *others) = self.prompts["task"].unique().to_list()
-        known = (GROUNDING, *ANY_NUMBER, POINTING, OCR)
-        return task if task in known and not others else None
+        return task if task in COMPARED_TASKS and not others else None
+
+    def by_task(self) -> "list[Outcomes]":
+        """One for each task of a split that has several, in the order of METRICS; else itself."""
+        there = [task for task in COMPARED_TASKS if (self.prompts["task"] == task).any()]
+        return [self.only(task) for task in there] if len(there) > 1 else [self]
 
     @property
     def is_text(self) -> bool:
@@ -165,18 +170,19 @@ def compare(
     others: Sequence[ReportedMethod],
     num_resamples: int,
 ) -> list[Comparison]:
-    """`main` minus each other method on the same prompts, in the compared metrics of the task.
+    """`main` minus each other method on the same prompts, in the compared metrics of each task.
 
-    Grounding gives AP@50 and further entries of METRICS, pages the FOX_METRICS; the mean reward is
-    always the last. With several seeds each prompt counts with its mean over seeds. The images are
-    the clusters.
+    Grounding gives AP@50 and further entries of METRICS, pages the FOX_METRICS, each on the prompts
+    of its task; the mean reward of all prompts is always the last. With several seeds each prompt
+    counts with its mean over seeds. The images are the clusters.
     """
-    images = outcomes.prompts["image_sha256"].to_list()
+    asked = [(part, metric) for part in outcomes.by_task() for metric in _compared(part)]
     found = []
-    for metric in _compared(outcomes):
-        ours = outcomes.of(main, metric)
+    for part, metric in [*asked, (outcomes, METRICS["mean_reward"])]:
+        images = part.prompts["image_sha256"].to_list()
+        ours = part.of(main, metric)
         for other in others:
-            theirs = outcomes.of(other, metric)
+            theirs = part.of(other, metric)
             compared = paired_row(ours, theirs, images, num_resamples)
             names = (metric.name, main.name, other.name)
             needed = prompts_needed(ours, theirs, TO_SHOW, images)
@@ -185,9 +191,10 @@ def compare(
 
 
 def _compared(outcomes: Outcomes) -> list[Metric]:
-    reward = METRICS["mean_reward"]
+    """The metrics of one task, without the mean reward and others that equal it."""
     if outcomes.task == OCR:
         measured = next(iter(outcomes.pages.values()))
-        return [*(METRICS[name] for name in FOX_METRICS if name in measured), reward]
+        return [METRICS[name] for name in FOX_METRICS if name in measured]
+    reward = METRICS["mean_reward"]
     found = reward_metrics(outcomes.task)
-    return [*(metric for metric in found if metric.of_reward is not reward.of_reward), reward]
+    return [metric for metric in found if metric.of_reward is not reward.of_reward]

@@ -44,7 +44,9 @@ def examples(contents: Contents) -> list[Json]:
     worst = _places(shown, [picture.after.reward for picture in shown])
     colour = contents.main.colour if contents.main else marks.ANSWER.colour
     labels = _labels(contents)
-    is_page = contents.outcomes.task == OCR
+    prompts = contents.outcomes.prompts
+    pages = set(prompts.filter(prompts["task"] == OCR)["prompt_id"])
+    shown_pages = [picture.prompt["prompt_id"] in pages for picture in shown]
     return [
         {
             "id": f"example-{at + 1}",
@@ -59,7 +61,7 @@ def examples(contents: Contents) -> list[Json]:
             **_drawn(picture, labels[1], colour),
             **_texts(picture, labels, contents, is_page=is_page),
         }
-        for at, picture in enumerate(shown)
+        for at, (picture, is_page) in enumerate(zip(shown, shown_pages, strict=True))
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from perpo_pipeline.config.evaluations import BASE, OTHER_IMAGE
-from perpo_pipeline.evaluate.metrics import main_metric
+from perpo_pipeline.evaluate.metrics import find_metric, main_metric
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.page import plots
 from perpo_pipeline.report.page.contents import Contents
@@ -67,7 +67,23 @@ def _sentences(contents: Contents, metric: str, main: ReportedMethod) -> list[st
         paired = [c for c in contents.comparisons if c.worse == BASE][:1]
         sentences.append(verdict(metric, main.label, before, after, paired[0] if paired else None))
         sentences += [paired_sentence(c) for c in paired]
+        sentences += _other_tasks(contents, metric, main)
     other = rows[main.name].conditions[OTHER_IMAGE].get(metric)
     if other is not None:
         sentences.append(other_image_sentence(metric, main.label, after, other))
     return sentences
+
+
+def _other_tasks(contents: Contents, headline: str, main: ReportedMethod) -> list[str]:
+    """A sentence for each further task of a split that mixes several, in its first metric."""
+    rows = {row.method.name: row.metrics for row in contents.results}
+    parts = {part.task for part in contents.outcomes.by_task()} - set(find_metric(headline).tasks)
+    found = []
+    for comparison in contents.comparisons:
+        name = comparison.metric
+        tasks = parts & set(find_metric(name).compared_on)
+        if comparison.worse == BASE and tasks and name in rows[main.name]:
+            parts -= tasks
+            both = (rows[BASE][name], rows[main.name][name])
+            found.append(verdict(name, main.label, *both, comparison))
+    return found

@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from perpo_pipeline.evaluate.metrics import OCR
 from perpo_pipeline.evaluate.ocr import FOX_METRICS
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.page import plots
@@ -18,13 +17,17 @@ from perpo_pipeline.report.paired import Comparison
 
 Json = dict[str, Any]
 
+PAGES, *_MORE = FOX_METRICS
+IN_TABLE = (*_MORE, "mean_reward")
+"""Metrics without a panel where pages are compared: the mean reward is their distance's mirror."""
+
 
 def paired_panels(contents: Contents) -> list[Json]:
     """The data of the section: a plot and its numbers for each compared metric."""
     methods = {row.method.name: row.method for row in contents.results}
     metrics = list(dict.fromkeys(c.metric for c in contents.comparisons))
-    if contents.outcomes.task == OCR:
-        metrics = metrics[:1]
+    if PAGES in metrics:
+        metrics = [name for name in metrics if name not in IN_TABLE]
     return [
         _panel(metric, [c for c in contents.comparisons if c.metric == metric], methods)
         for metric in metrics
@@ -33,10 +36,10 @@ def paired_panels(contents: Contents) -> list[Json]:
 
 def paired_table(contents: Contents) -> Json | None:
     """The differences between pages in all FOX_METRICS: a row per method, a column per metric."""
-    if contents.outcomes.task != OCR or not contents.comparisons:
-        return None
     labels = {row.method.name: row.method.label for row in contents.results}
     shown = [c for c in contents.comparisons if c.metric in FOX_METRICS]
+    if not shown:
+        return None
     rows: dict[str, list[Json]] = {}
     for c in shown:
         rows.setdefault(f"{labels[c.better]} − {labels[c.worse]}", []).append(_cell(c))

@@ -1,0 +1,35 @@
+"""Which metrics the methods are compared in, on splits of one task and of several."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from perpo_pipeline.evaluate.ocr import FOX_METRICS
+from perpo_pipeline.report.methods import ReportedMethod
+from perpo_pipeline.report.paired import Outcomes, compare
+
+BASE, PERPO = (ReportedMethod(n, n, "#000000", n, (n,)) for n in ("base", "perpo"))
+
+
+def test_each_task_of_a_mixed_split_is_compared_in_its_own_metrics_on_its_own_prompts():
+    """Four boxes (IoU .2 -> .8 on two of them) and four pages (distance .4 -> .1)."""
+    tasks = ["grounding", "ocr"] * 4
+    keys = [str(at) for at in range(8)]
+    prompts = pl.DataFrame({"prompt_id": keys, "image_sha256": keys, "task": tasks})
+    before = np.array([0.2, 0.6] * 4)
+    after = np.array([0.8, 0.9, 0.2, 0.9] * 2)
+    is_page = np.array(tasks) == "ocr"
+    pages = {
+        name: {metric: np.where(is_page, value, np.nan) for metric in FOX_METRICS}
+        for name, value in (("base", 0.4), ("perpo", 0.1))
+    }
+    mixed = Outcomes("test", prompts, {"base": before, "perpo": after}, pages)
+    rows = {c.metric: c for c in compare(mixed, PERPO, [BASE], 200)}
+    assert list(rows) == ["ap50", *FOX_METRICS, "mean_reward"]
+    assert (rows["ap50"].n, rows["ap50"].difference) == (4, pytest.approx(0.5))
+    assert (rows["edit_distance"].n, rows["edit_distance"].difference) == (4, pytest.approx(-0.3))
+    assert (rows["mean_reward"].n, rows["mean_reward"].difference) == (8, pytest.approx(0.3))
+    assert [c.metric for c in compare(mixed.only("grounding"), PERPO, [BASE], 200)] == [
+        "ap50",
+        "mean_reward",
+    ]
