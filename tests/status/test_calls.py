@@ -54,8 +54,10 @@ def test_released_lists_are_made_with_their_prompts() -> None:
 
 
 def test_make_gets_a_rule_for_each_call() -> None:
-    lines = list(rules(config(prepare=RELEASED)))
-    assert "SOURCES_train := my lists(1).json" in lines and "sample: " in lines
+    plain = {**RELEASED, "train": {**RELEASED["train"], "path": "lists(1).json"}}
+    assert "SOURCES_train := lists(1).json" in list(rules(config(prepare=plain)))
+    lines = list(rules(config(prepare=RELEASED)))  # whose name has a space: two files, for Make
+    assert "SOURCES_train := " in lines and "sample: " in lines
     where = lines.index("\t$(call perpo_filter,)")
     assert lines[where - 1] == (
         "$(DATA)/preferences/train/current &: $(DATA)/scores/train/current $(SETTINGS)"

@@ -50,6 +50,7 @@ OTHERS: dict[str, Any] = {
     "train.log_to": ["tensorboard"],
     "train.num_workers": 1,
     "train.levers": ["lora-addmm"],
+    "train.tasks": ["grounding"],
     "train.checkpoint_every": 7,
     "filter.min_margin": 0.4,
     "filter.max_margin": 0.9,
