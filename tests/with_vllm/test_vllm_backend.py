@@ -336,8 +336,8 @@ class TestEngine:
         expected = backend.sample(ROWS, SEEDS)
         real = vllm_backend._read
 
-        def longer(vlm: Vlm, row: Row, image: Any, preprocess: str) -> Any:
-            prompt = real(vlm, row, image, preprocess)
+        def longer(vlm: Vlm, row: Row, *others: Any) -> Any:
+            prompt = real(vlm, row, *others)
             if row is ROWS[2]:
                 prompt.inputs["prompt_token_ids"].append(5)
             return prompt
