@@ -334,6 +334,27 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_in_bfloat16(
         assert torch.equal(weight, resumed.policy.state_dict()[name]), name
 
 
+def test_a_run_resumed_within_its_second_epoch_goes_on_in_that_epochs_order(
+    lists: list[TrainingList], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(checkpoint_every=1, epochs=2.0)
+    _, expected = run(lists, chosen, tmp_path / "whole")
+    real_step = ListTrainer.training_step
+
+    def interrupted(self: ListTrainer, *args: Any) -> torch.Tensor:
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return real_step(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ListTrainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(lists, chosen, tmp_path / "torn")
+    _, history = run(lists, chosen, tmp_path / "torn")
+    assert len(expected) == 6
+    assert losses(history).tolist() == losses(expected).tolist()
+
+
 @pytest.mark.parametrize(("dtype", "files"), [("bfloat16", 0), ("float32", 1)])
 def test_a_checkpoint_holds_each_trained_number_once_with_its_two_moments(
     lists: list[TrainingList], tmp_path: Path, dtype: str, files: int

@@ -99,14 +99,17 @@ def last_complete(checkpoints: Path, saver: Saver, world: World) -> str | None:
 def newest_step(checkpoints: Path) -> int:
     """The step of the newest complete checkpoint, 0 if there is none."""
     newest = _newest(checkpoints)
-    return 0 if newest is None else int(newest.name.rsplit("-", 1)[1])
+    return 0 if newest is None else step_of(newest)
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The number of steps that were taken before a checkpoint."""
+    return int(Path(checkpoint).name.rsplit("-", 1)[1])
 
 
 def _newest(checkpoints: Path) -> Path | None:
     complete = {
-        int(path.name.rsplit("-", 1)[1]): path
-        for path in checkpoints.glob("checkpoint-*")
-        if (path / WHOLE).is_file()
+        step_of(path): path for path in checkpoints.glob("checkpoint-*") if (path / WHOLE).is_file()
     }
     return complete[max(complete)] if complete else None
 

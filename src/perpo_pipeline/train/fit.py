@@ -31,6 +31,7 @@ from perpo_pipeline.train.checkpoints import (
     Saver,
     last_complete,
     remove_incomplete,
+    step_of,
 )
 from perpo_pipeline.train.engine import ListPolicy
 from perpo_pipeline.train.image_workers import (
@@ -148,6 +149,9 @@ def _run(trainer: ListTrainer, request: StopRequest, start: str | None) -> None:
     """Train from the checkpoint `start`, or from the beginning."""
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
+    if start is not None:  # the Trainer skips steps of the epoch under way, but does not name it
+        steps: Any = trainer.steps
+        steps.set_epoch(step_of(start) // len(steps))
     try:
         with request.listening(), deaths_explained():
             trainer.train(resume_from_checkpoint=start)
