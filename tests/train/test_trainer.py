@@ -295,6 +295,18 @@ def test_full_tuning_changes_only_its_scope(lists: list[TrainingList], tmp_path:
         assert name in saved or torch.equal(parameter, base[name])
 
 
+def interrupt_after(patched: pytest.MonkeyPatch, steps: int) -> None:
+    """Let the next step after `steps` of them end the training as Ctrl-C does."""
+    real_step = ListTrainer.training_step
+
+    def interrupted(self: ListTrainer, *args: Any) -> torch.Tensor:
+        if self.state.global_step == steps:
+            raise KeyboardInterrupt
+        return real_step(self, *args)
+
+    patched.setattr(ListTrainer, "training_step", interrupted)
+
+
 @pytest.mark.parametrize(
     ("tuning", "scope"),
     [
@@ -314,15 +326,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_in_bfloat16(
     how = {"tuning": tuning, "scope": scope, "learning_rate": 1e-4}
     chosen = settings(**how, checkpoint_every=2, epochs=2.0)
     whole, expected = run(lists, chosen, tmp_path / "whole", dtype="bfloat16")
-    real_step = ListTrainer.training_step
-
-    def interrupted(self: ListTrainer, *args: Any) -> torch.Tensor:
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return real_step(self, *args)
-
     with monkeypatch.context() as patched:
-        patched.setattr(ListTrainer, "training_step", interrupted)
+        interrupt_after(patched, 3)
         with pytest.raises(KeyboardInterrupt):
             run(lists, chosen, tmp_path / "torn", dtype="bfloat16")
     # Checkpoints of older versions also had the weights; what the optimiser holds comes after them.
@@ -339,15 +344,8 @@ def test_a_run_resumed_within_its_second_epoch_goes_on_in_that_epochs_order(
 ) -> None:
     chosen = settings(checkpoint_every=1, epochs=2.0)
     _, expected = run(lists, chosen, tmp_path / "whole")
-    real_step = ListTrainer.training_step
-
-    def interrupted(self: ListTrainer, *args: Any) -> torch.Tensor:
-        if self.state.global_step == 4:
-            raise KeyboardInterrupt
-        return real_step(self, *args)
-
     with monkeypatch.context() as patched:
-        patched.setattr(ListTrainer, "training_step", interrupted)
+        interrupt_after(patched, 4)
         with pytest.raises(KeyboardInterrupt):
             run(lists, chosen, tmp_path / "torn")
     _, history = run(lists, chosen, tmp_path / "torn")

@@ -96,21 +96,17 @@ class Prepared:
     doubt: str | None = None
 
 
-class PromptRows(Sequence[Row]):
-    """Rows that are built when they are used: an embedded image is read only then."""
+class RowsOnDemand(Sequence[Row]):
+    """`length` rows that are built when they are used: an embedded image is read only then.
 
-    def __init__(
-        self,
-        checked: Sequence[tuple[Entry, ImageFacts]],
-        split: str,
-        *,
-        embed: bool,
-        file: Path | None,
-    ) -> None:
-        self.checked, self.split, self.embed, self.file = checked, split, embed, file
+    `build` makes the row of an index in [0, length).
+    """
+
+    def __init__(self, length: int, build: Callable[[int], Row]) -> None:
+        self.length, self.build = length, build
 
     def __len__(self) -> int:
-        return len(self.checked)
+        return self.length
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -118,9 +114,10 @@ class PromptRows(Sequence[Row]):
     def __getitem__(self, index: slice) -> list[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        entry, facts = self.checked[index]
-        return prompt_row(entry, self.split, facts, embed=self.embed, file=self.file)
+            return [self[i] for i in range(*index.indices(self.length))]
+        if index >= self.length:
+            raise IndexError(index)  # which ends a loop over the rows
+        return self.build(index)
 
 
 def collect(
@@ -188,7 +185,12 @@ def collect(
         facts["seed"] = request.seed
     file = _file_of(faults)
     return Prepared(
-        PromptRows(checked, request.split, embed=embed, file=file),
+        RowsOnDemand(
+            len(checked),
+            lambda index: prompt_row(
+                checked[index][0], request.split, checked[index][1], embed=embed, file=file
+            ),
+        ),
         facts,
         counts={} if number is None else {"prompts": number},
         left_out=dict(Counter(fault.reason for fault in faults.found)),

@@ -1,37 +1,16 @@
 """The prompts of several sources as those of one split: the rows of one after those of another."""
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, overload
+from itertools import accumulate
+from typing import Any
 
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Row
-from perpo_pipeline.prepare.collect import Prepared
+from perpo_pipeline.prepare.collect import Prepared, RowsOnDemand
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.store.writing import Writer
-
-
-class _JoinedRows(Sequence[Row]):
-    """Rows of several sequences, each built when it is used."""
-
-    def __init__(self, parts: Sequence[Sequence[Row]]) -> None:
-        self.parts = parts
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        for rows in self.parts:
-            if index < len(rows):
-                return rows[index]
-            index -= len(rows)
-        raise IndexError(index)
 
 
 def join_sources(sources: Sequence[Any], read: Sequence[Prepared]) -> Prepared:
@@ -48,7 +27,7 @@ def join_sources(sources: Sequence[Any], read: Sequence[Prepared]) -> Prepared:
         {**source.result_settings(), **one.facts} for source, one in zip(sources, read, strict=True)
     ]
     return Prepared(
-        _JoinedRows([one.rows for one in read]),
+        _joined([one.rows for one in read]),
         {"of": facts},
         left_out=dict(left_out),
         notes={
@@ -59,6 +38,17 @@ def join_sources(sources: Sequence[Any], read: Sequence[Prepared]) -> Prepared:
         bad_rows=[row for one in read for row in one.bad_rows],
         doubt="; ".join(doubts) or None,
     )
+
+
+def _joined(parts: Sequence[Sequence[Row]]) -> RowsOnDemand:
+    """The rows of several sequences, one sequence after the other."""
+    starts = [0, *accumulate(map(len, parts))]
+
+    def build(index: int) -> Row:
+        part = bisect_right(starts, index) - 1
+        return parts[part][index - starts[part]]
+
+    return RowsOnDemand(starts[-1], build)
 
 
 def refuse_repeated(writer: Writer, split: str) -> None:

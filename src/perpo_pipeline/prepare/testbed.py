@@ -2,40 +2,20 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any, overload
+from functools import partial
+from typing import Any
 
 from PIL.Image import Image
 
 from perpo_pipeline.answers.formats import REFERRING_PROMPT
 from perpo_pipeline.config.sources import TestbedSource
 from perpo_pipeline.json_files import Row
-from perpo_pipeline.prepare.collect import Prepared, Request
+from perpo_pipeline.prepare.collect import Prepared, Request, RowsOnDemand
 from perpo_pipeline.prepare.entries import Entry, ImageBytes, ImageFacts, prompt_row
 from perpo_pipeline.testbed import testbed_settings
 from perpo_pipeline.testbed.pages import PAGE_PROMPT, page_example
 from perpo_pipeline.testbed.scenes import referring_example
 from perpo_pipeline.vlm.images import image_sha256
-
-
-class _RenderedRows(Sequence[Row]):
-    """Rows that are rendered when they are used."""
-
-    def __init__(self, settings: dict[str, Any], split: str) -> None:
-        self.settings, self.split = settings, split
-
-    def __len__(self) -> int:
-        return int(self.settings["num_prompts"])
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index >= len(self):
-            raise IndexError(index)  # which ends a loop over the rows
-        return _render_row(self.settings, self.split, index)
 
 
 def read_testbed(source: TestbedSource, request: Request) -> Prepared:
@@ -46,7 +26,7 @@ def read_testbed(source: TestbedSource, request: Request) -> Prepared:
 
 def render_prompts(settings: dict[str, Any], split: str) -> Sequence[Row]:
     """The rows of one split: one scene and one question per row, or one page."""
-    return _RenderedRows(settings, split)
+    return RowsOnDemand(settings["num_prompts"], partial(_render_row, settings, split))
 
 
 def _render_row(settings: dict[str, Any], split: str, index: int) -> Row:
