@@ -163,7 +163,7 @@ def _others_of(source: Any, since: int, settings: Json, path: str | None) -> lis
         file
         for file in source_files(source)
         if file.is_file()
-        and (is_elsewhere or file.stat().st_ctime_ns > since)
+        and (is_elsewhere or file.stat().st_ctime_ns >= since)  # equal: in one tick
         and _is_other(file, source, hashes)
     ]
 
@@ -178,7 +178,7 @@ def _other_pages(source: PagesSource, recorded: Json, since: int | None) -> list
     documents = source.documents()
     places = {file for one in documents for file in one.files} | {source.path}
     places |= {folder for folder in source.path.rglob("*") if folder.is_dir()}
-    is_old = since is not None and all(place.stat().st_ctime_ns <= since for place in places)
+    is_old = since is not None and all(place.stat().st_ctime_ns < since for place in places)
     if is_old or content_sha256(documents) == recorded.get("texts_sha256"):
         return []
     return [source.path]
