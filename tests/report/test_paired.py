@@ -6,7 +6,8 @@ import pytest
 
 from perpo_pipeline.evaluate.ocr import FOX_METRICS
 from perpo_pipeline.report.methods import ReportedMethod
-from perpo_pipeline.report.paired import Outcomes, compare
+from perpo_pipeline.report.page.paired import _cell
+from perpo_pipeline.report.paired import Comparison, Outcomes, compare
 
 BASE, PERPO = (ReportedMethod(n, n, "#000000", n, (n,)) for n in ("base", "perpo"))
 
@@ -33,3 +34,11 @@ def test_each_task_of_a_mixed_split_is_compared_in_its_own_metrics_on_its_own_pr
         "ap50",
         "mean_reward",
     ]
+
+
+@pytest.mark.parametrize(
+    ("p_value", "judged"), [(0.049, "better"), (0.058, "borderline"), (0.001, "better")]
+)
+def test_no_difference_is_called_better_beside_a_p_value_above_five_per_cent(p_value, judged):
+    numbers = (-0.03, -0.058, -0.002, p_value, "paired bootstrap", 64)
+    assert _cell(Comparison("edit_distance", "perpo", "base", *numbers, "test"))["judged"] == judged

@@ -1,12 +1,15 @@
 import math
 
+import numpy as np
 import pytest
 
+from perpo_pipeline.evaluate.compare import paired_row
 from perpo_pipeline.report.page.wording import (
     duration,
     format_of,
     other_image_sentence,
     p_value,
+    unsettled,
     verdict,
 )
 from perpo_pipeline.report.paired import Comparison
@@ -15,14 +18,15 @@ from perpo_pipeline.report.results import Estimate
 BASE = Estimate(0.40, 0.35, 0.45, 100)
 
 
-def _paired(low, high, metric="ap50", needed=3140):
+def _paired(low, high, metric="ap50", needed=3140, p=None):
     difference = (low + high) / 2
-    numbers = (difference, low, high, 0.04, "mcnemar", 100)
+    p = p or (0.04 if low > 0 or high < 0 else 0.2)
+    numbers = (difference, low, high, p, "mcnemar", 100)
     return Comparison(metric, "perpo", "base", *numbers, split="test", needed=needed)
 
 
-def _sentence(after, low, high, metric="ap50", base=BASE, needed=3140):
-    paired = _paired(low, high, metric, needed)
+def _sentence(after, low, high, metric="ap50", base=BASE, needed=3140, p=None):
+    paired = _paired(low, high, metric, needed, p)
     return verdict(metric, "PerPO", base, after, paired).replace("\u00a0", " ")
 
 
@@ -85,6 +89,25 @@ def test_a_paired_gain_in_edit_distance_is_a_lower_one():
     after = Estimate(0.38, 0.33, 0.43, 100)
     assert "is a gain whose" in _sentence(after, -0.04, -0.01, metric="edit_distance")
     assert "is a loss whose" in _sentence(after, 0.01, 0.04, metric="edit_distance")
+
+
+def test_a_gain_that_only_the_interval_or_only_the_p_value_shows_is_borderline():
+    """11 answers gained and 3 lost on 200 prompts: McNemar gives 2 * B(3; 14, 1/2) = .057."""
+    a, b = np.zeros(200), np.zeros(200)
+    a[:11], b[11:14] = 1, 1
+    row = paired_row(a, b, range(200), 2_000)
+    assert row["low"] > 0 and round(row["p_value"], 3) == 0.057
+    after = Estimate(0.44, 0.39, 0.49, 200)
+    paired = Comparison("ap50", "perpo", "base", **row, split="test", needed=90)
+    sentence = verdict("ap50", "PerPO", BASE, after, paired).replace("\u00a0", " ")
+    assert sentence.endswith(
+        "the paired difference is borderline: its interval excludes zero, but p = 0.057."
+    )
+    assert not paired.is_settled and "a gain" not in sentence
+    assert unsettled(paired).startswith("borderline")
+    reverse = _sentence(after, -0.001, 0.09, p=0.049)
+    assert reverse.endswith("borderline: its interval includes zero, but p = 0.049.")
+    assert "a gain" in _sentence(after, 0.001, 0.09, p=0.049)
 
 
 def test_the_same_value_is_left_as_it_is():

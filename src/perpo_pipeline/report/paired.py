@@ -36,6 +36,8 @@ Floats = npt.NDArray[np.float64]
 COMPARED_TASKS = (GROUNDING, *ANY_NUMBER, POINTING, OCR)
 TO_SHOW = 0.02
 """The difference for which the page says how many prompts would show it: 2 points."""
+LEVEL = 0.05
+"""A p-value below it shows a difference, as a 95 % interval does that excludes zero."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,19 @@ class Comparison:
     needed: int | None = None
 
     @property
-    def is_settled(self) -> bool:
+    def excludes_zero(self) -> bool:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the interval excludes zero and the p-value is below LEVEL."""
+        return self.excludes_zero and self.p_value < LEVEL
+
+    @property
+    def is_borderline(self) -> bool:
+        """Whether only one of the two shows a difference, the interval or the p-value."""
+        return self.excludes_zero != (self.p_value < LEVEL)
 
     def row(self) -> dict[str, Any]:
         """The comparison as a REPORT row."""

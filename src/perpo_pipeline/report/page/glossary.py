@@ -31,6 +31,10 @@ MEANINGS = {
     "training.",
     "p-value": "How often a difference at least as large would appear by chance if there were "
     "none.",
+    "borderline": "A 95 % interval that excludes zero beside a p-value of 0.05 or more, or the "
+    "reverse. The two ask slightly different questions: the interval follows the skew of the "
+    "resampled differences, the p-value counts differences in both directions, or only the "
+    "questions on which the two models differ (McNemar). Neither alone is called a gain here.",
     "paired": "Two models compared on the same questions: what is hard for both does not blur "
     "the difference.",
     "too few to say": "The interval of the difference includes zero, and with this many prompts "

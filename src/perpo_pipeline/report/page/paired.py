@@ -54,9 +54,9 @@ def paired_table(contents: Contents) -> Json | None:
 
 
 def _cell(c: Comparison) -> Json:
-    """A difference with its interval and p-value; better or worse if the interval excludes zero."""
+    """A difference with its interval, its p-value and, if both show one, better or worse."""
     how = format_of(c.metric)
-    judged = how.judged(c.difference) if c.is_settled else ""
+    judged = how.judged(c.difference) if c.is_settled else "borderline" * c.is_borderline
     return {
         "value": how.signed(c.difference),
         "interval": how.interval(c.low, c.high, signed=True),

@@ -72,7 +72,8 @@ def verdict(
     """One sentence on what training changed, as firm as the intervals allow.
 
     If the intervals overlap, `paired` decides: the difference on the same prompts, in this metric
-    or in the mean reward. A difference that is not shown is never called no change.
+    or in the mean reward, is a gain or a loss if its interval and its p-value both show one. A
+    difference that is not shown is never called no change.
     """
     how = format_of(metric)
     change = f"{how.label} from {how.full(base)} to {how.full(after)}"
@@ -94,15 +95,29 @@ def verdict(
             f"{start}; the 95{SPACE}% intervals overlap, but the paired difference is "
             f"{'a gain' if gained else 'a loss'} whose interval excludes zero."
         )
+    if paired.is_borderline:
+        return (
+            f"{start}; the 95{SPACE}% intervals overlap, and the paired difference is "
+            f"{borderline(paired)}."
+        )
     return f"{start}, and the interval of the paired difference includes zero: {unsettled(paired)}."
 
 
+def borderline(paired: Comparison) -> str:
+    """What a difference is that only one of interval and p-value shows, without a full stop."""
+    p = p_value(paired.p_value)
+    includes = "excludes" if paired.excludes_zero else "includes"
+    return f"borderline: its interval {includes} zero, but {p}"
+
+
 def unsettled(paired: Comparison) -> str:
-    """What a difference whose interval includes zero means, without a full stop.
+    """What a difference that is not shown means, without a full stop.
 
     Below the number of prompts that would show a difference of TO_SHOW with a probability of 80 %
     there are too few to say.
     """
+    if paired.is_borderline:
+        return borderline(paired)
     step, needed = points_to_show(paired.metric), paired.needed
     if needed is None:
         same = f"both gave the same result on each of the {paired.n:,} prompts"
