@@ -53,8 +53,19 @@ def test_values_of_other_shapes_are_refused(values):
         expected_best_of_n(values)
 
 
-def scores_version(root, lists, images=None, task="grounding", reward={"auto": 1.0}, **truth):  # noqa: B006
-    """A `scores` artifact over its prompts; `lists` has one row of rewards per list."""
+def scores_version(
+    root,
+    lists,
+    images=None,
+    task="grounding",
+    reward={"auto": 1.0},  # noqa: B006
+    each=None,
+    **truth,
+):
+    """A `scores` artifact over its prompts; `lists` has one row of rewards per list.
+
+    `each` has what is different in each prompt.
+    """
     blank = {
         "dataset": "d",
         "split": "train",
@@ -70,6 +81,7 @@ def scores_version(root, lists, images=None, task="grounding", reward={"auto": 1
     }
     prompts = [
         {**blank, "prompt_id": str(i), "image_sha256": str(images[i] if images else i)}
+        | (each[i] if each else {})
         for i in range(len(lists))
     ]
     rows = [
@@ -106,10 +118,35 @@ def test_intervals_are_over_images(tmp_path):
     assert (row["value"], row["low"], row["high"]) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    "truth", [{"task": "ocr", "gt_text": "a"}, {"gt_boxes": [[0.0, 0.0, 1.0, 1.0]]}]
-)
-def test_rewards_other_than_an_iou_are_called_mean_reward(tmp_path, truth):
+def test_the_best_of_n_pages_has_the_smallest_edit_distance(tmp_path):
+    """Similarities .2 and .6 are distances .8 and .4: their mean is .6, the smaller one .4."""
+    rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6]], task="ocr", gt_text="a"))
+    assert [(row["task"], row["name"], row["best_of"], row["value"]) for row in rows] == [
+        ("ocr", "edit_distance", 1, pytest.approx(0.6)),
+        ("ocr", "edit_distance", 2, pytest.approx(0.4)),
+    ]
+    head, first, second, note = best_of_n_table(rows).splitlines()
+    assert head.split() == ["best_of", "edit_distance", "n"] and first.split()[:2] == ["1", "60.0"]
+    assert second.split()[:2] == ["2", "40.0"] and note == "lower is better: edit_distance"
+
+
+def test_each_task_of_a_mixed_run_has_its_own_metrics(tmp_path):
+    truths = [{"task": "ocr", "gt_text": "a"}, {"gt_box": [0.0, 0.0, 1.0, 1.0]}]
+    rows = best_of_n_rows(scores_version(tmp_path, [[0.1, 0.7], [0.2, 0.6]], each=truths))
+    last = {(row["task"], row["name"]): (row["value"], row["n"]) for row in rows}
+    assert last == {
+        ("ocr", "edit_distance"): (pytest.approx(0.3), 1),
+        ("grounding", "ap50"): (1.0, 1),
+        ("grounding", "miou"): (pytest.approx(0.6), 1),
+    }
+    assert "mean_reward" not in {row["name"] for row in rows}
+    pages, boxes = best_of_n_table(rows).split("\n\n")
+    assert pages.startswith("ocr:\nbest_of  edit_distance") and pages.endswith("edit_distance")
+    assert boxes.startswith("grounding:\nbest_of  ap50") and "lower" not in boxes
+
+
+def test_several_boxes_have_a_mean_reward(tmp_path):
+    truth = {"gt_boxes": [[0.0, 0.0, 1.0, 1.0]]}
     rows = best_of_n_rows(scores_version(tmp_path, [[0.2, 0.6]], **truth))
     assert [(row["name"], row["value"]) for row in rows] == [
         ("mean_reward", pytest.approx(0.4)),
@@ -135,6 +172,9 @@ def test_rewards_that_are_not_an_iou_are_not_called_ap50(tmp_path):
     """A point in a box gives 0 or 1, a user's reward any number: neither is an AP@50."""
     for number, reward in enumerate(({"point_in_box": 1.0}, {"iou": 0.5, "mine:f": 0.5}, None)):
         scores = scores_version(tmp_path / str(number), [[0.0, 1.0]], reward=reward)
+        assert {row["name"] for row in best_of_n_rows(scores)} == {"mean_reward"}
+        place = tmp_path / f"page{number}"
+        scores = scores_version(place, [[0.0, 1.0]], task="ocr", gt_text="a", reward=reward)
         assert {row["name"] for row in best_of_n_rows(scores)} == {"mean_reward"}
 
 

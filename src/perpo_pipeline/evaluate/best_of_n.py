@@ -1,4 +1,7 @@
-"""The expected best of n samples: how much better training could make the model."""
+"""The expected best of n samples: how much better training could make the model.
+
+The best is the answer with the highest reward. Each task is measured in its own metric.
+"""
 
 from collections.abc import Sequence
 from math import comb
@@ -11,9 +14,16 @@ import polars as pl
 from perpo_pipeline import advice
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.evaluate.metrics import GROUNDING, reward_metrics
+from perpo_pipeline.evaluate.metrics import (
+    GROUNDING,
+    METRICS,
+    OCR,
+    lower_is_better,
+    reward_metrics,
+)
 from perpo_pipeline.evaluate.printing import pivot
 from perpo_pipeline.evaluate.statistics import mean_interval
+from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.rewards.choice import asks_for_point, asks_for_set, measures_iou
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.places import find_prompt
@@ -21,6 +31,8 @@ from perpo_pipeline.store.schemas import PROMPTS
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
+
+EDIT_SIMILARITY = "edit_similarity"
 
 
 def expected_best_of_n(values: npt.ArrayLike) -> Floats:
@@ -35,44 +47,83 @@ def expected_best_of_n(values: npt.ArrayLike) -> Floats:
 
 
 def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
-    """Rows with best_of, name, value, low, high, n: the best of n = 1..N samples of each list.
+    """Rows with task, best_of, name, value, low, high, n: the best of n = 1..N of each list.
 
-    The metrics are those of grounding that follow from rewards (`ap50`, `miou`) if every reward is
-    the IoU of one region, else `mean_reward`. Intervals are 95 %, by bootstrap over images; the
-    prompts come from the lineage of `scores`. Raises `ArtifactError` for lists of unequal length.
-    Source: PerPO, figure 1b.
+    Each task has its own rows. The metrics of grounding are those that follow from rewards (`ap50`,
+    `miou`) if every reward is the IoU of one region, that of texts is `edit_distance` if every
+    reward is an edit similarity; others have `mean_reward`. Intervals are 95 %, by bootstrap over
+    images; the prompts come from the lineage of `scores`. Raises `ArtifactError` for lists of
+    unequal length. Source: PerPO, figure 1b.
     """
-    rewards, images, is_iou = _lists(scores)
+    lists = _lists(scores)
+    reward = scores.manifest["settings"].get("reward")
     found = []
-    for metric in best_of_n_metrics(is_iou=is_iou):
-        best = _best_per_list(metric.from_rewards(rewards))
-        for n, values in enumerate(best.T, start=1):
-            value, low, high = mean_interval(values, images, num_resamples=num_resamples)
-            found.append(
-                {
-                    "best_of": n,
-                    "name": metric.name,
-                    "value": value,
-                    "low": low,
-                    "high": high,
-                    "n": len(images),
-                }
-            )
+    for (task,), part in lists.group_by("task", maintain_order=True):
+        rewards = np.array(part["reward"].to_list(), dtype=np.float64)
+        images = part["image_sha256"].to_list()
+        for metric in best_of_n_metrics(task_of_rewards(part, reward)):
+            for n, values in enumerate(_best_in_metric(rewards, metric).T, start=1):
+                estimate = mean_interval(values, images, num_resamples=num_resamples)
+                value, low, high = estimate
+                row = {"value": value, "low": low, "high": high, "n": len(images)}
+                found.append({"task": task, "best_of": n, "name": metric.name, **row})
     return found
 
 
-def best_of_n_metrics(*, is_iou: bool) -> list[Metric]:
-    """The metrics of the curve, the main one first; `is_iou`: all rewards are IoUs of one region.
+def task_of_rewards(prompts: pl.DataFrame, reward: Any) -> str | None:
+    """The task of METRICS whose metrics follow from rewards of this setting on these prompts.
 
-    The best of n has the largest value, so metrics for which lower is better are left out.
+    GROUNDING if all are IoUs of one region, OCR if all are edit similarities, None otherwise.
+    `prompts` has the columns task and truth.
     """
-    found = reward_metrics(GROUNDING if is_iou else None)
-    return [metric for metric in found if metric.higher_is_better is not False]
+    is_box = (pl.col("task") == GROUNDING) & ~asks_for_set() & ~asks_for_point()
+    if measures_iou(reward) and prompts.select(is_box.all()).item():
+        return GROUNDING
+    is_text = (prompts["task"] != GROUNDING).all()
+    return OCR if is_text and reward in ({AUTO: 1.0}, {EDIT_SIMILARITY: 1.0}) else None
+
+
+def best_of_n_metrics(task: str | None) -> list[Metric]:
+    """The metrics of the curve, the main one first; `task` is that of `task_of_rewards`.
+
+    Of grounding, metrics for which lower is better are left out.
+    """
+    if task == OCR:
+        return [METRICS["edit_distance"]]
+    return [metric for metric in reward_metrics(task) if metric.higher_is_better is not False]
+
+
+def best_in_metric(rewards: npt.ArrayLike, metric: Metric) -> Floats:
+    """The expected `metric` of the best of n = 1..N samples, averaged over the lists, `(N,)`.
+
+    `rewards` is `(lists, N)`. Where lower is better, the best has the smallest value. Raises
+    `InputError` for other shapes.
+    """
+    return np.asarray(_best_in_metric(np.asarray(rewards, dtype=np.float64), metric).mean(axis=0))
+
+
+def _best_in_metric(rewards: Floats, metric: Metric) -> Floats:
+    """As `best_in_metric` for each list, `(lists, N)`."""
+    values = metric.from_rewards(rewards)
+    if metric.higher_is_better is False:
+        return -_best_per_list(-values)
+    return _best_per_list(values)
 
 
 def best_of_n_table(rows: Sequence[Row]) -> str:
-    """The rows as text: a line for each n, a column for each metric."""
-    return pivot(rows, ("best_of",))
+    """The rows as text: for each task a block with a line for each n, a column for each metric.
+
+    The task is named where there are several, and below each block the metrics for which lower is
+    better.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    blocks = []
+    for task in tasks:
+        chosen = [row for row in rows if row["task"] == task]
+        note = lower_is_better(list(dict.fromkeys(row["name"] for row in chosen)))
+        lines = [f"{task}:"] if len(tasks) > 1 else []
+        blocks.append("\n".join([*lines, pivot(chosen, ("best_of",)), *([note] if note else [])]))
+    return "\n\n".join(blocks)
 
 
 def _remake_samples(scores: Version) -> str:
@@ -81,8 +132,8 @@ def _remake_samples(scores: Version) -> str:
     return advice.remake("samples", record["variant"] if record else scores.variant)
 
 
-def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
-    """Rewards (lists, N), the image of each list, and whether all rewards are IoUs of a region."""
+def _lists(scores: Version) -> pl.DataFrame:
+    """A row per prompt with its list of rewards, all of one length, its task, truth and image."""
     rows = pl.DataFrame(scores.table(columns=["prompt_id", "reward"]))
     lists = rows.group_by("prompt_id", maintain_order=True).agg("reward")
     sizes = lists["reward"].list.len().to_numpy()
@@ -105,12 +156,7 @@ def _lists(scores: Version) -> tuple[Floats, list[str], bool]:
         )
     columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
     prompts = pl.DataFrame(input_of(scores, "prompts").table(columns=columns))
-    joined = lists.join(prompts, on="prompt_id", how="left", maintain_order="left")
-    is_other = asks_for_set() | asks_for_point()
-    has_one = joined.select((pl.col("task") == "grounding") & ~is_other).to_series()
-    rewards = np.array(lists["reward"].to_list(), dtype=np.float64)
-    is_iou = measures_iou(scores.manifest["settings"].get("reward"))
-    return rewards, joined["image_sha256"].to_list(), bool(has_one.all()) and is_iou
+    return lists.join(prompts, on="prompt_id", how="left", maintain_order="left")
 
 
 def _best_per_list(values: npt.ArrayLike) -> Floats:

@@ -1,7 +1,6 @@
 """The samples of the base model: their rewards, the margins of the lists, the best of n samples."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,27 +8,27 @@ import polars as pl
 
 from perpo_pipeline import advice
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.evaluate.best_of_n import best_of_n_metrics, expected_best_of_n
+from perpo_pipeline.evaluate.best_of_n import (
+    best_in_metric,
+    best_of_n_metrics,
+    task_of_rewards,
+)
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, OCR
+from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.report.results import Estimate
-from perpo_pipeline.rewards.builtin import AUTO
-from perpo_pipeline.rewards.choice import asks_for_point, asks_for_set, measures_iou
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PROMPTS
 
 Floats = npt.NDArray[np.float64]
-EDIT_SIMILARITY = "edit_similarity"
 
 
 @dataclass(frozen=True)
 class Sampled:
     """The samples and lists of the sampled split; `rewards` and `parse_ok` are `(lists, N)`.
 
-    `task` is the task of METRICS whose metrics follow from these rewards: GROUNDING if they are
-    IoUs, OCR if they are edit similarities, None otherwise.
+    `task` is the task of METRICS whose metrics follow from these rewards: see `task_of_rewards`.
     """
 
     rewards: Floats
@@ -44,16 +43,11 @@ class Sampled:
     @property
     def metric(self) -> Metric:
         """The metric of the best of n samples: AP@50, the edit distance (OCR) or mean reward."""
-        if self.task == OCR:
-            return METRICS["edit_distance"]
-        return best_of_n_metrics(is_iou=self.task == GROUNDING)[0]
+        return best_of_n_metrics(self.task)[0]
 
     def best_of_n(self) -> Floats:
         """The expected `metric` of the best of n = 1..N samples, `(N,)`."""
-        values = self.metric.from_rewards(self.rewards)
-        if self.metric.higher_is_better is False:
-            return -expected_best_of_n(-values)
-        return expected_best_of_n(values)
+        return best_in_metric(self.rewards, self.metric)
 
 
 def read_sampled(inputs: Inputs) -> Sampled:
@@ -70,7 +64,7 @@ def read_sampled(inputs: Inputs) -> Sampled:
     return Sampled(
         rewards=np.array(lists["reward"].to_list()),
         parse_ok=np.array(lists["parse_ok"].to_list()),
-        task=_task_of_rewards(prompts, inputs.scores.manifest["settings"].get("reward")),
+        task=task_of_rewards(prompts, inputs.scores.manifest["settings"].get("reward")),
         images=prompts["image_sha256"].to_list(),
         kept_margins=_margins(pl.DataFrame(preferences.table(columns=["margin"]))),
         dropped_margins=_dropped_margins(preferences),
@@ -92,15 +86,6 @@ def _read_lists(scores: Version) -> pl.DataFrame:
             + scores.remake(),
         )
     return lists
-
-
-def _task_of_rewards(prompts: pl.DataFrame, reward: Any) -> str | None:
-    """The task whose metrics follow from rewards of this setting on these prompts."""
-    is_box = (pl.col("task") == GROUNDING) & ~asks_for_set() & ~asks_for_point()
-    if measures_iou(reward) and prompts.select(is_box.all()).item():
-        return GROUNDING
-    is_text = (prompts["task"] != GROUNDING).all()
-    return OCR if is_text and reward in ({AUTO: 1.0}, {EDIT_SIMILARITY: 1.0}) else None
 
 
 def _dropped_margins(preferences: Version) -> dict[str, Floats]:
