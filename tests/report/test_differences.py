@@ -1,6 +1,8 @@
 """Answers beside the truth, character by character, with lines in a wrong place."""
 
+import random
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -126,3 +128,13 @@ def test_a_line_in_a_wrong_place_leaves_no_line_break_over():
     """The word before the line break is read wrong, so the break is no longer between two words."""
     pieces = differences("AAA ZZ\nLINE3.\nBBBX CC", "AAA ZZ\nBBBY CC\nLINE3.")
     assert _written(pieces) == "AAA ZZ\n<3>LINE3.\nBBB-Y-+X+ CC"
+
+
+def test_a_table_of_20_000_characters_takes_seconds_of_the_processor_at_most():
+    """4,000 short lines like thousands of others: every one is searched for among all."""
+    drawn = random.Random(1)
+    truth, answer = ("\n".join(str(drawn.randrange(1000, 9999)) for _ in range(4000)) for _ in "ab")
+    start = time.process_time()
+    pieces = differences(answer, truth)
+    assert time.process_time() - start < 5
+    assert "".join(one.text for one in pieces if one.kind != "missing") == answer

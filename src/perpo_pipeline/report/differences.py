@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
+import numpy as np
 from rapidfuzz import fuzz, process
 from rapidfuzz.distance import LCSseq, Levenshtein
 
@@ -195,11 +196,14 @@ def _pairs(true: Sequence[str], ours: Sequence[str]) -> dict[int, int]:
     if not true or not ours:
         return {}
     scores = process.cdist(true, ours, scorer=fuzz.ratio, score_cutoff=ALIKE)
-    places = [(int(i), int(j)) for i, j in zip(*scores.nonzero(), strict=True)]
+    rows, columns = scores.nonzero()
+    best_first = np.argsort(-scores[rows, columns], kind="stable")
     pairs: dict[int, int] = {}
-    for i, j in sorted(places, key=lambda at: -scores[at]):
-        if j not in pairs and i not in pairs.values():
+    taken: set[int] = set()
+    for i, j in zip(rows[best_first].tolist(), columns[best_first].tolist(), strict=True):
+        if j not in pairs and i not in taken:
             pairs[j] = i
+            taken.add(i)
     return pairs
 
 
