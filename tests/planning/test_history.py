@@ -49,6 +49,9 @@ def test_other_models_methods_and_adapters_say_nothing(run: Run) -> None:
     for name, other in (("m", {"model": "n"}), ("d", {"method": "dpo"}), ("r", {"lora": {}})):
         settings = {**TRAINED, "lora": LORA, **other}
         write(run, "adapter", name, settings=settings, wall_s=100.0, counts=counts)
+    # A training on pages alone says nothing about one on all lists.
+    settings = {**TRAINED, "lora": LORA, "tasks": ["ocr"]}
+    write(run, "adapter", "t", settings=settings, wall_s=100.0, counts=counts)
     assert past_rates(run, MODEL, {("train", "perpo"): 40}) == {}
 
 

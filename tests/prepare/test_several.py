@@ -11,6 +11,8 @@ from perpo_pipeline.commands.make_rules import rules
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.planning.amounts import task_by_task
+from perpo_pipeline.planning.notes import note_of_tasks
 from perpo_pipeline.prepare.prepare_prompts import prepare, survey
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.check import Check
@@ -94,6 +96,11 @@ def test_make_and_the_plan_know_every_source(load: Load) -> None:
     found = survey(Run(config, quiet=True), "train", 2)
     assert found.prompts == 5
     assert [row["task"] for row in found.rows] == ["grounding"] * 2 + ["ocr"] * 2
+    in_turn = task_by_task(found.rows)  # a trial of the first two rows has both tasks
+    assert [row["task"] for row in in_turn] == ["grounding", "ocr"] * 2
+    assert task_by_task(found.rows[:2]) == found.rows[:2]
+    (note,) = note_of_tasks(in_turn)
+    assert "grounding and ocr" in note and note_of_tasks(found.rows[:2]) == []
 
 
 def test_the_same_prompt_of_two_sources_is_an_error(load: Load) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from perpo_pipeline.config.by_task import fit_to_tasks, values_of
 from perpo_pipeline.config.sources import ReferSource
@@ -91,11 +93,29 @@ def _uses(run: Run, name: str) -> tuple[str, ...]:
 
 
 def _some_rows(prompts: Version) -> list[Row]:
-    """Rows that are spread over the first part."""
-    part = prompts.part(0, list(PROMPTS.columns.names))
+    """Rows that are spread over the first part and, where it has one task of several, the last."""
+    rows = _spread(prompts.part(0, list(PROMPTS.columns.names)))
+    tasks = set(prompts.table(columns=["task"])["task"].unique().to_pylist())
+    if tasks != {row["task"] for row in rows}:
+        rows += _spread(prompts.part(-1, list(PROMPTS.columns.names)))
+    return rows
+
+
+def _spread(part: pa.Table) -> list[Row]:
     step = max(1, part.num_rows // LOOKED_AT)
     rows: list[Row] = part.take(list(range(0, part.num_rows, step))[:LOOKED_AT]).to_pylist()
     return rows
+
+
+def task_by_task(rows: Sequence[Row]) -> list[Row]:
+    """The rows with their tasks taking turns, so that the first ones have as many of each.
+
+    The sources of a split follow each other: the first rows alone may all be boxes.
+    """
+    if len(tasks := dict.fromkeys(row["task"] for row in rows)) == 1:
+        return list(rows)
+    parts = [[row for row in rows if row["task"] == task] for task in tasks]
+    return [row for turn in zip_longest(*parts) for row in turn if row is not None]
 
 
 def _published_number(source: Any, name: str) -> tuple[int, str] | None:

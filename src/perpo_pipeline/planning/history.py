@@ -150,7 +150,7 @@ def _of_training(
     wanted = {**of_model, "method": settings.method}
     wanted |= {name: own[name] for name in ("tuning", "scope", "lora") if name in own}
     found = manifest["settings"]
-    if not _same(found, wanted):
+    if not _same(found, wanted) or found.get("tasks") != own.get("tasks"):
         return None
     amount = manifest["counts"].get("lists", 0) * found.get("epochs", 1.0)
     return _Measured(amount, manifest["wall_s"] - _reference_within(manifest, all_of_them))

@@ -1,10 +1,11 @@
 """What the reader of a plan has to know beside its figures."""
 
 import os
+from collections.abc import Sequence
 
 from perpo_pipeline.config.steps import lists_for
 from perpo_pipeline.machine import cores
-from perpo_pipeline.planning.amounts import Lists
+from perpo_pipeline.planning.amounts import Lists, Row
 from perpo_pipeline.planning.hardware import Hardware
 from perpo_pipeline.planning.model import Model
 from perpo_pipeline.planning.tokens import PromptTokens
@@ -46,6 +47,18 @@ def notes_of(
             f"`hf download {model.id} --exclude '*.safetensors'` fetches all but its weights"
         )
     return notes
+
+
+def note_of_tasks(rows: Sequence[Row]) -> list[str]:
+    """That times are for a mix of tasks, where there are several."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if len(tasks) < 2:
+        return []
+    return [
+        f"the prompts have the tasks {' and '.join(tasks)}, and each stage has one time, a mean in "
+        "which each task counts the same: what works on one task alone takes less or more than "
+        "that (pages have longer answers than boxes)"
+    ]
 
 
 def _too_long(run: Run, model: Model, tokens: PromptTokens | None) -> list[str]:

@@ -14,6 +14,7 @@ from perpo_pipeline.planning.amounts import (
     count_splits,
     expect_lists,
     is_up_to_date,
+    task_by_task,
 )
 from perpo_pipeline.planning.calibration import (
     Seconds,
@@ -26,7 +27,7 @@ from perpo_pipeline.planning.disk import Disk, expect_disk
 from perpo_pipeline.planning.hardware import Hardware, this_machine
 from perpo_pipeline.planning.history import past_rates
 from perpo_pipeline.planning.model import Model, look_at_model
-from perpo_pipeline.planning.notes import notes_of
+from perpo_pipeline.planning.notes import note_of_tasks, notes_of
 from perpo_pipeline.planning.rates import ROWS_PER_S, Key, Rate, Rates
 from perpo_pipeline.planning.sampling import Sampling, expect_sampling
 from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, expect_answers
@@ -90,7 +91,7 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
     lists = expect_lists(run, sampled)
     model = look_at_model(run, half=is_half(run, hardware))
     start = Seconds(time.monotonic() - STARTED, time.process_time()).span(threads=1)
-    rows = sampled.rows or next((split.rows for split in splits if split.rows), [])
+    rows = task_by_task(sampled.rows or next((split.rows for split in splits if split.rows), []))
     tokens = count_tokens(run, model, rows)
     answers = expect_answers(run, tokens)
     number = run.config.sample.num_samples
@@ -114,7 +115,7 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
             *_without_done(run, _stages(run, done, completions, rates, model)),
             *([_starts(run, start)] if hardware.here else []),
         ],
-        notes_of(run, hardware, model, lists, tokens),
+        notes_of(run, hardware, model, lists, tokens) + note_of_tasks(rows),
     )
 
 
@@ -168,13 +169,13 @@ class _Amounts:
     def planned(self) -> dict[Key, float]:
         """How much each kind of work is; what is unknown is left out."""
         config = self.run.config
-        lists = self.lists.high
+        lists = self.lists
         found: dict[Key, float | None] = {
             ("prepare", split.name): split.prompts for split in self.splits if split.uses
         }
-        found |= {("sample", ""): self.sampled.prompts, ("reference", ""): lists}
+        found |= {("sample", ""): self.sampled.prompts, ("reference", ""): lists.high}
         for name, settings in config.train.variants().items():
-            found["train", name] = None if lists is None else lists * settings.epochs
+            found["train", name] = lists.most_for(settings) * settings.epochs
         found["eval", ""] = self.prompts(config.eval.splits[0])
         found["report", ""] = 1.0
         return {key: amount for key, amount in found.items() if amount}
@@ -257,7 +258,7 @@ def _stages(
     if any(s.chosen_method.needs_preferences for s in config.train.variants().values()):
         stages.append(of_model("reference", lists, "lists", ("reference", "")))
     for name, settings in config.train.variants().items():
-        amount = None if lists is None else lists * settings.epochs
+        amount = None if lists is None else amounts.lists.most_for(settings) * settings.epochs
         stages.append(of_model(f"train {name}", amount, "lists", ("train", name)))
     if lists is not None and at_least < lists:
         stages = [
