@@ -62,29 +62,27 @@ def task_faults(
         if not isinstance(value, Mapping):
             continue
         missing = [task for task in tasks if task not in value]
-        unused = [task for task in value if task not in tasks]
         if missing:
-            faults.append((key, f"names no value for {_listed(missing)}, a task of {what}"))
-        for task in unused:
+            faults.append((key, f"names no value for {' and '.join(missing)}, a task of {what}"))
+        for task in (task for task in value if task not in tasks):
             near = did_you_mean(task, missing) if missing else ""
             faults.append((f"{key}.{task}", f"no prompt of {what} has this task{near}"))
     return faults
 
 
 def check_tasks(section: Any, name: str, tasks: Collection[str], what: str) -> None:
-    """Raise ConfigError if the section `name` has no value for a task of these prompts."""
-    values = {f"{name}.{one}": getattr(section, one) for one in section.by_task}
-    missing = [
-        f"{key} names no value for {task}"
-        for key, value in values.items()
-        if isinstance(value, Mapping)
-        for task in tasks
-        if task not in value
-    ]
+    """Raise ConfigError if the section `name` has no value for a task of these prompts.
+
+    A value for another task is no fault here: other prompts may have it.
+    """
+    values = section.values_by_task(name)
+    missing = [(key, fault) for key, fault in task_faults(values, tasks, what) if key in values]
     if missing:
+        key = missing[0][0]
+        task = next(task for task in tasks if task not in values[key])
         raise ConfigError(
-            f"{'; '.join(missing)}, a task of {what}",
-            fix=f"add it, e.g. --set {missing[0].split()[0]}.{missing[0].split()[-1]}=VALUE",
+            "; ".join(f"{setting} {fault}" for setting, fault in missing),
+            fix=f"add it, e.g. --set {key}.{task}=VALUE",
         )
 
 
@@ -102,7 +100,3 @@ def in_words(value: Any) -> str:
     if not isinstance(value, Mapping):
         return "none" if value is None else f"{value:,g}"
     return ", ".join(f"{in_words(one)} ({task})" for task, one in value.items())
-
-
-def _listed(tasks: Collection[str]) -> str:
-    return " and ".join(tasks)

@@ -85,8 +85,9 @@ class RunConfig(Section):
         """The faults of a section's settings by task, where the splits' sources say their tasks."""
         tasks = self.tasks_of(splits)
         section = getattr(self, name)
-        values = {f"{name}.{one}": getattr(section, one) for one in section.by_task}
-        return [] if tasks is None else task_faults(values, tasks, " and ".join(splits))
+        if tasks is None:
+            return []
+        return task_faults(section.values_by_task(name), tasks, " and ".join(splits))
 
     def _untrained_tasks(self) -> list[tuple[str, str]]:
         """A fault for each task that a method names and no list can have."""

@@ -48,6 +48,10 @@ class Section(BaseModel):
         """Whether a setting has several values, by task (by_task.py)."""
         return any(isinstance(getattr(self, name), Mapping) for name in self.by_task)
 
+    def values_by_task(self, name: str) -> Json:
+        """The values of the settings that may differ by task, by their keys in section `name`."""
+        return {f"{name}.{one}": getattr(self, one) for one in self.by_task}
+
     def for_tasks(self, tasks: Collection[str]) -> Self:
         """The section for prompts of these tasks, each of which its mappings name.
 
