@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_adapters import save_adapter_artifact
 from tiny_models import noise_image, save_tiny_llava
 
+from perpo_pipeline.ask.ask_model import choose_task
 from perpo_pipeline.cli import main
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.evaluate.evaluate_model import evaluate
@@ -187,3 +188,28 @@ def test_a_server_answers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     server.stop()
     (body,) = server.bodies
     assert "where is it?" in json.dumps(body["messages"]) and body["temperature"] == 0
+
+
+def test_a_run_with_both_tasks_asks_which_one_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = [{"source": "testbed", "task": task, "num_prompts": 2} for task in ("grounding", "ocr")]
+    config = {
+        "run": "r",
+        "data_root": str(tmp_path / "data"),
+        "model": {"id": "testbed", "dtype": "float32", "device": "cpu"},
+        "prepare": {"train": train, "test": {"source": "testbed", "num_prompts": 2}},
+        "eval": {"max_new_tokens": {"grounding": 32}},
+        "sample": {"max_new_tokens": {"grounding": 32, "ocr": 96}},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(config))
+    noise_image(64).save(tmp_path / "0.png")
+    assert ask(tmp_path, str(tmp_path / "0.png"), "circle") == 2
+    said = capsys.readouterr().err
+    assert "tasks grounding and ocr" in said and "--task grounding or --task ocr" in said
+    assert ask(tmp_path, str(tmp_path / "0.png"), "Read.", "--task", "ocr") == 2
+    assert "eval.max_new_tokens names no value for ocr" in capsys.readouterr().err
+    assert ask(tmp_path, str(tmp_path / "0.png"), "Hm?", "--task", "vqa", "--samples", "2") == 2
+    assert "sample.max_new_tokens names no value for vqa" in capsys.readouterr().err
+    run = Run(load_config(tmp_path / "r.yaml"), quiet=True)
+    assert (choose_task(run, "[1, 2, 3, 4]"), choose_task(run, "a text")) == ("grounding", "ocr")

@@ -11,7 +11,8 @@ import polars as pl
 import pyarrow as pa
 
 from perpo_pipeline.answers.settings import Reading
-from perpo_pipeline.ask.question import GROUNDING, Question
+from perpo_pipeline.ask.question import GROUNDING, TASKS, VQA, Question, task_of_truth
+from perpo_pipeline.config.by_task import check_tasks
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.drawing.marks import ANSWER, Mark, box, outline, point, truth_marks
@@ -51,15 +52,39 @@ class Answer:
     parse_ok: bool | None
 
 
-def task_of_run(run: Run) -> str | None:
-    """The task of all prompts that the run has, None if they differ or there are none."""
-    tasks: set[str] = set()
+def choose_task(run: Run, truth: str | None) -> str:
+    """The task of a question: that of its truth, else that of the run's prompts, else VQA.
+
+    Raises ConfigError if the run has several tasks that the question may belong to.
+    """
+    of_truth = None if truth is None else task_of_truth(truth)
+    if of_truth == GROUNDING:
+        return GROUNDING
+    tasks = tasks_of_run(run)
+    if of_truth is not None:  # a text
+        tasks = [task for task in tasks if task != GROUNDING]
+    if len(tasks) > 1:
+        raise ConfigError(
+            f"the prompts of this run have the tasks {' and '.join(tasks)}, and each is asked "
+            "differently",
+            fix=f"say which task the question is: --task {tasks[0]} or --task {tasks[1]}",
+        )
+    return tasks[0] if tasks else VQA
+
+
+def tasks_of_run(run: Run) -> list[str]:
+    """The tasks of the prompts that the run has or, before they are made, of its sources.
+
+    Empty where only data that are not prepared yet say it.
+    """
+    found: dict[str, None] = {}
     for split in run.config.prepare:
         try:
-            tasks.update(run.latest("prompts", split).table(columns=["task"])["task"].to_pylist())
+            column = run.latest("prompts", split).table(columns=["task"])["task"]
+            found |= dict.fromkeys(column.unique().to_pylist())
         except PerpoError:  # not prepared yet
-            continue
-    return tasks.pop() if len(tasks) == 1 else None
+            found |= dict.fromkeys(run.config.tasks_of([split]) or ())
+    return [task for task in TASKS if task in found]
 
 
 def find_adapter(run: Run, name: str | None) -> Path | None:
@@ -88,9 +113,11 @@ def ask(
     """The greedy answer as `perpo eval` decodes it, or `num_samples` as `perpo sample` draws them.
 
     Raises InputError if the prompt cannot be answered, ConfigError if `score.reward` measures
-    against another truth than the one that was given.
+    against another truth than the one that was given, or a setting by task lacks the task.
     """
     _check_reward(run, question)
+    section = "eval" if num_samples is None else "sample"
+    check_tasks(getattr(run.config, section), section, [question.task], "this question")
     config: InferenceConfig = run.config.eval
     if num_samples is not None:
         config = run.config.sample.model_copy(update={"num_samples": num_samples})

@@ -81,8 +81,8 @@ def ask(
     The image, the prompt and the answer go through exactly what the run's stages do with theirs:
     preprocess, chat template, backend and decoding; box_format, box_frame and the settings of the
     answer; score.reward if there is a truth. For grounding, QUESTION is what to look for, and the
-    instruction of the box_format is put around it. Without --task and --truth the task is that of
-    the run's prompts; if they have several, or there are none, QUESTION is asked word for word.
+    instruction of the box_format is put around it. Without --task the task is that of --truth, else
+    that of the run's prompts; a run with several tasks needs --task.
 
     Example: perpo ask photo.jpg "red circle" --config configs/demo.yaml --adapter perpo
 
@@ -91,8 +91,8 @@ def ask(
     Example: perpo ask page.png "What does this page say?" --task ocr
     """
     from perpo_pipeline.ask.ask_model import ask as ask_model
-    from perpo_pipeline.ask.ask_model import find_adapter, task_of_run
-    from perpo_pipeline.ask.question import TASKS, make_question, task_of_truth
+    from perpo_pipeline.ask.ask_model import choose_task, find_adapter
+    from perpo_pipeline.ask.question import TASKS, make_question
     from perpo_pipeline.config.overrides import Override
 
     if task is not None and task not in TASKS:
@@ -108,11 +108,10 @@ def ask(
         quiet=quiet,
         settings=[Override("model.id", model, "--model")],
     )
-    of_truth = None if truth is None else task_of_truth(truth)
     asked = make_question(
         image,
         question,
-        task=task or of_truth or task_of_run(opened) or "vqa",
+        task=task or choose_task(opened, truth),
         truth=truth,
         verbatim=verbatim,
         box_format=opened.config.model.box_format,
