@@ -166,7 +166,7 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     ),
     "no text": (
         lambda root: (root / "a.txt").unlink(),
-        "a.png: there is no text a.txt beside it",
+        "a.png: there is no text file a.txt beside it",
         "no_text",
     ),
     "no image": (
@@ -186,7 +186,7 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     ),
     "scan": (
         lambda root: write_scan(root / "s.pdf", 3),
-        "s.pdf: none of its 3 pages has text: it has no text layer, as a scan",
+        "s.pdf: none of its 3 pages has text: it has no text layer, like a scan",
         "no_text",
     ),
     "encrypted": (

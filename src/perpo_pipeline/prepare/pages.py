@@ -124,7 +124,7 @@ def _pair_fault(one: Document) -> tuple[str, str] | None:
     if not one.images:
         return f"there is no image {Path(one.name).stem}.png (or .jpg, ...) beside it", "no_image"
     if not one.texts:
-        return f"there is no text {Path(one.name).stem}{TEXT_SUFFIX} beside it", "no_text"
+        return f"there is no text file {Path(one.name).stem}{TEXT_SUFFIX} beside it", "no_text"
     several = one.images if len(one.images) > 1 else one.texts if len(one.texts) > 1 else ()
     if several:
         names = " and ".join(file.name for file in several)
@@ -198,7 +198,7 @@ def _of_pdf(
 
 def _without_text(pages: Sequence[PageText]) -> str:
     what = "its one page has" if len(pages) == 1 else f"none of its {len(pages):,} pages has"
-    return f"{what} text: it has no text layer, as a scan" if pages else "it has no pages"
+    return f"{what} text: it has no text layer, like a scan" if pages else "it has no pages"
 
 
 def _folder(name: str) -> str:
