@@ -64,10 +64,11 @@ def choose_task(run: Run, truth: str | None) -> str:
     if of_truth is not None:  # a text
         tasks = [task for task in tasks if task != GROUNDING]
     if len(tasks) > 1:
+        options = " or ".join(f"--task {task}" for task in tasks)
         raise ConfigError(
             f"the prompts of this run have the tasks {' and '.join(tasks)}, and each is asked "
             "differently",
-            fix=f"say which task the question is: --task {tasks[0]} or --task {tasks[1]}",
+            fix=f"say which task the question is: {options}",
         )
     return tasks[0] if tasks else VQA
 
