@@ -35,15 +35,18 @@ Row = dict[str, Any]
 EDIT_SIMILARITY = "edit_similarity"
 
 
-def expected_best_of_n(values: npt.ArrayLike) -> Floats:
+def expected_best_of_n(values: npt.ArrayLike, metric: Metric | None = None) -> Floats:
     """The expected maximum of n of a list's N values, for n = 1..N, averaged over the lists.
+
+    With a metric, `values` are rewards, and the result is the metric of the best by reward.
 
     `values` is `(lists, N)`, the result `(N,)`. It is the exact mean over all subsets of size n,
     and so unbiased for n independent draws. With r_(1) <= ... <= r_(N) it is
     sum_i C(i - 1, n - 1) / C(N, n) * r_(i); for 0/1 values this is pass@k (Chen et al. 2021,
     arXiv:2107.03374, eq. 1). Raises `InputError` for other shapes.
     """
-    return np.asarray(_best_per_list(values).mean(axis=0))
+    best = _best_per_list(values) if metric is None else _best_in_metric(values, metric)
+    return np.asarray(best.mean(axis=0))
 
 
 def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
@@ -63,8 +66,7 @@ def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
         images = part["image_sha256"].to_list()
         for metric in best_of_n_metrics(task_of_rewards(part, reward)):
             for n, values in enumerate(_best_in_metric(rewards, metric).T, start=1):
-                estimate = mean_interval(values, images, num_resamples=num_resamples)
-                value, low, high = estimate
+                value, low, high = mean_interval(values, images, num_resamples=num_resamples)
                 row = {"value": value, "low": low, "high": high, "n": len(images)}
                 found.append({"task": task, "best_of": n, "name": metric.name, **row})
     return found
@@ -93,18 +95,12 @@ def best_of_n_metrics(task: str | None) -> list[Metric]:
     return [metric for metric in reward_metrics(task) if metric.higher_is_better is not False]
 
 
-def best_in_metric(rewards: npt.ArrayLike, metric: Metric) -> Floats:
-    """The expected `metric` of the best of n = 1..N samples, averaged over the lists, `(N,)`.
+def _best_in_metric(rewards: npt.ArrayLike, metric: Metric) -> Floats:
+    """The expected `metric` of the best of n = 1..N samples of each list, `(lists, N)`.
 
-    `rewards` is `(lists, N)`. Where lower is better, the best has the smallest value. Raises
-    `InputError` for other shapes.
+    Where lower is better, the best has the smallest value.
     """
-    return np.asarray(_best_in_metric(np.asarray(rewards, dtype=np.float64), metric).mean(axis=0))
-
-
-def _best_in_metric(rewards: Floats, metric: Metric) -> Floats:
-    """As `best_in_metric` for each list, `(lists, N)`."""
-    values = metric.from_rewards(rewards)
+    values = metric.from_rewards(np.asarray(rewards, dtype=np.float64))
     if metric.higher_is_better is False:
         return -_best_per_list(-values)
     return _best_per_list(values)

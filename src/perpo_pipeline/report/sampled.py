@@ -9,8 +9,8 @@ import polars as pl
 from perpo_pipeline import advice
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.best_of_n import (
-    best_in_metric,
     best_of_n_metrics,
+    expected_best_of_n,
     task_of_rewards,
 )
 from perpo_pipeline.evaluate.metric import Metric
@@ -47,7 +47,7 @@ class Sampled:
 
     def best_of_n(self) -> Floats:
         """The expected `metric` of the best of n = 1..N samples, `(N,)`."""
-        return best_in_metric(self.rewards, self.metric)
+        return expected_best_of_n(self.rewards, self.metric)
 
 
 def read_sampled(inputs: Inputs) -> Sampled:

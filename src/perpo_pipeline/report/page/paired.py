@@ -56,7 +56,9 @@ def paired_table(contents: Contents) -> Json | None:
 def _cell(c: Comparison) -> Json:
     """A difference with its interval, its p-value and, if both show one, better or worse."""
     how = format_of(c.metric)
-    judged = how.judged(c.difference) if c.is_settled else "borderline" * c.is_borderline
+    judged = "borderline" if c.is_borderline else ""
+    if c.is_settled:
+        judged = how.judged(c.difference)
     return {
         "value": how.signed(c.difference),
         "interval": how.interval(c.low, c.high, signed=True),
