@@ -52,7 +52,8 @@ SMALLER = replace(SMALL, hidden=512, intermediate=1408, heads=8, kv_heads=8)
 SMALL_NEXT = replace(SMALLER, model_type="llava_next", tile_px=84)
 TINY = Shape("llava", 64, 96, 2, 4, 2, 300, (32, 64, 2, 2), 28, rank=4)
 TINY_NEXT = replace(TINY, model_type="llava_next")
-# The embedded runs' model: 144 image tokens, as its pages of 96 px in patches of 8 px have.
+# The embedded runs' model, but with four decoder layers instead of five, as the recorded figures
+# have. 144 image tokens, as its pages of 96 px in patches of 8 px have.
 EMBEDDED = Shape("llava", 192, 384, 4, 6, 6, 704, (128, 384, 4, 4), 168, rank=64)
 SMALL_QWEN = replace(SMALLER, model_type="qwen2_5_vl", kv_heads=2)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from perpo_pipeline import testbed
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.config.overrides import parse_set
@@ -24,6 +25,7 @@ from perpo_pipeline.prepare.prepare_prompts import READERS, prepare
 from perpo_pipeline.run import Run
 from perpo_pipeline.sample.sample_prompts import sample
 from perpo_pipeline.score.score_answers import score
+from perpo_pipeline.status import model as status_model
 from perpo_pipeline.store.artifacts import Version, input_of, open_version
 from perpo_pipeline.store.finding import reuse_complete
 from perpo_pipeline.store.writing import Recipe
@@ -75,7 +77,9 @@ def _testbed_of_its_time(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
         return Prepared(prompts.table().to_pylist(), prompts.manifest["settings"])
 
     monkeypatch.setitem(READERS, "testbed", rendered)
-    monkeypatch.setattr(inputs, "compute_identity", lambda *_: samples["model"])
+    monkeypatch.setattr(testbed, "TESTBED_VERSION", 1)
+    for module in (inputs, status_model):
+        monkeypatch.setattr(module, "compute_identity", lambda *_: samples["model"])
 
 
 def stages(run: Run, *, trains: bool) -> Iterator[tuple[str, str, Callable[[], Version | None]]]:

@@ -127,9 +127,9 @@ def test_what_was_asked_is_said_and_the_picture_has_truth_and_answer(
     said = capsys.readouterr()
     assert repr(prompt["prompt"]) in said.err and "task grounding" in said.err
     assert str(picture) in said.err and prediction["completion"] in said.out
-    assert "in pixels of the image of 64 x 64" in said.out and "reward  " in said.out
+    assert "in pixels of the image of 96 x 96" in said.out and "reward  " in said.out
     with Image.open(picture) as drawn:
-        assert drawn.size == (512, 512)
+        assert drawn.size == (480, 480)
         colours = {colour for _, colour in drawn.getcolors(1 << 20)}
     assert (0x0F, 0x60, 0x30) in colours and (0x1D, 0x5F, 0xD1) in colours
 

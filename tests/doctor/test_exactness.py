@@ -16,7 +16,8 @@ def test_shared_prefix_agrees_with_separate_rows_in_fp32() -> None:
     found = exactness.flex_float32("cpu")
     assert found.state == "ok", found.text
     figures = found.figures
-    assert 0 < figures["dlogp_nats"] < 1e-3 and 0 < figures["gradient_off"] < 1e-5
+    # Eight log-probabilities may be equal to the last bit; their gradients are not.
+    assert figures["dlogp_nats"] < 1e-3 and 0 < figures["gradient_off"] < 1e-5
 
 
 def test_compiled_layers_agree_and_another_length_adds_no_graph() -> None:

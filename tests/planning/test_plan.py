@@ -60,7 +60,7 @@ def test_nothing_exists_and_nothing_is_made(perpo: Callable[..., tuple[int, str,
     assert plan["completions"] == 32
     assert (plan["lists"]["low"], plan["lists"]["high"]) == (0, 8)
     assert plan["trainings"]["perpo"]["steps"] == 4  # ceil(8 / 4) x 2
-    assert plan["tokens"]["image"]["median"] == 64
+    assert plan["tokens"]["image"]["median"] == 144
     assert 0 < plan["tokens"]["answer"]["low"] <= 24
     assert plan["download_bytes"] == 0
     stages = {stage["stage"]: stage for stage in plan["time_s"]}

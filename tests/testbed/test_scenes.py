@@ -86,8 +86,17 @@ def test_a_scene_is_the_same_every_time_and_at_any_position_in_a_shard():
 def test_known_scene_has_not_changed():
     """Shipped weights and cached artifacts depend on these pixels; a change needs new weights."""
     example = referring_example(0, 0)
-    assert example.expression == "square above the green square"
-    assert example.image.size == (64, 64)
+    assert example.expression == "topmost shape"
+    assert example.image.size == (96, 96)
+
+
+def test_only_kinds_that_a_preset_asks_are_asked():
+    """`red circle` is an attribute; "left of the red circle" is a relation."""
+    asked = [referring_example(5, index).expression for index in range(200)]
+    assert not [text for text in asked if text.split()[0] in COLOURS and " the " not in text]
+    scenes = [referring_scene(5, index) for index in range(200)]
+    kinds = {question.kind for scene in scenes for question in scene.questions}
+    assert kinds == {"attribute", "extreme", "relation"}
 
 
 def test_seeds_share_no_scene():
@@ -126,12 +135,12 @@ def test_small_pictures_are_small_files():
 
 
 def test_a_square_paints_exactly_its_box():
-    """A 0.25-wide square centred at 0.5 on 64 px covers pixels 24..39 and no others."""
+    """A 0.25-wide square centred at 0.5 on 96 px covers pixels 36..59 and no others."""
     square = SceneObject("square", "red", 0.5, 0.5, 0.125, 0.125)
     image = render_scene([square], PRESETS["small"], np.random.default_rng(0))
     red = np.all(np.asarray(image) == COLOURS["red"], axis=-1)
-    expected = np.zeros((64, 64), dtype=bool)
-    expected[24:40, 24:40] = True
+    expected = np.zeros((96, 96), dtype=bool)
+    expected[36:60, 36:60] = True
     assert np.array_equal(red, expected)
 
 

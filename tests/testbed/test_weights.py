@@ -8,7 +8,14 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from perpo_pipeline.testbed import SHIPPED_PRESET, shipped_model_dir
-from tools.testbed.measure import fresh_examples, measure_greedy, swap_images
+from tools.testbed.measure import (
+    fresh_examples,
+    fresh_pages,
+    measure_boxes,
+    measure_texts,
+    swap_images,
+    swap_pages,
+)
 from tools.testbed.model import INSTRUCTION, build_tokenizer
 
 MAX_BYTES = 10 * 1024**2
@@ -48,7 +55,14 @@ def test_shipped_tokenizer_is_the_one_the_code_builds(shipped):
 def test_shipped_model_looks_and_answers(shipped):
     model, processor = shipped
     examples = fresh_examples(77, 64, SHIPPED_PRESET)
-    figures = measure_greedy(model, processor, examples)
-    assert figures.ap50 > 0.3
-    assert figures.parse_rate > 0.9
-    assert measure_greedy(model, processor, swap_images(examples)).ap50 < 0.2
+    figures = measure_boxes(model, processor, examples)
+    assert figures["ap50"] > 0.3
+    assert figures["parse_rate"] > 0.9
+    assert measure_boxes(model, processor, swap_images(examples))["ap50"] < 0.2
+
+
+def test_shipped_model_reads_and_misreads(shipped):
+    model, processor = shipped
+    pages = fresh_pages(77, 24, SHIPPED_PRESET)
+    assert 0.05 < measure_texts(model, processor, pages)["edit_distance"] < 0.4
+    assert measure_texts(model, processor, swap_pages(pages))["edit_distance"] > 0.7

@@ -1,39 +1,21 @@
-"""How well a testbed model answers: greedy and sampled boxes against the truth."""
+"""How well a testbed model answers: greedy and sampled boxes and texts against the truth."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from perpo_pipeline.rewards.text import edit_similarities
+from perpo_pipeline.testbed.pages import PAGE_PRESETS, PAGE_PROMPT, PageExample, page_example
 from perpo_pipeline.testbed.scenes import ReferringExample, referring_example
 from tools.testbed.model import INSTRUCTION
 
-MAX_NEW_TOKENS = 20
+MAX_NEW_TOKENS = {"box": 20, "text": 120}
+TEMPERATURE = 0.5  # of sampled answers
 _BOX = re.compile(r"\[([01]\.\d\d), ([01]\.\d\d), ([01]\.\d\d), ([01]\.\d\d)\]")
-
-
-@dataclass(frozen=True)
-class Greedy:
-    """Figures of greedy answers; all in [0, 1]. AP@50 counts IoU >= 0.5, unparsed is wrong."""
-
-    ap50: float
-    miou: float
-    parse_rate: float
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Figures of N sampled answers per prompt; a margin is the largest minus the smallest IoU."""
-
-    parse_rate: float
-    ap50_best_of_1: float
-    ap50_best_of_4: float
-    ap50_best_of_n: float
-    margin_08: float
-    margin_06: float
 
 
 def parse_answer(text: str) -> tuple[float, float, float, float] | None:
@@ -53,18 +35,23 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
 
 
-def prompt_text(processor: Any, expression: str) -> str:
+def prompt_text(processor: Any, instruction: str) -> str:
     """The chat prompt of one question, with the image placeholder."""
-    content = [{"type": "image"}, {"type": "text", "text": INSTRUCTION + expression}]
+    content = [{"type": "image"}, {"type": "text", "text": instruction}]
     messages = [{"role": "user", "content": content}]
     return str(processor.apply_chat_template(messages, add_generation_prompt=True))
+
+
+def instruction_of(example: ReferringExample | PageExample) -> str:
+    """What the prompt asks about the example's picture."""
+    return PAGE_PROMPT if isinstance(example, PageExample) else INSTRUCTION + example.expression
 
 
 @torch.no_grad()
 def generate_answers(
     model: Any,
     processor: Any,
-    examples: Sequence[ReferringExample],
+    examples: Sequence[ReferringExample] | Sequence[PageExample],
     *,
     num_samples: int = 1,
     temperature: float = 0.0,
@@ -73,7 +60,7 @@ def generate_answers(
     """Answers (prompts, samples); temperature 0 is greedy, else softmax(logits / T) unfiltered."""
     processor.tokenizer.padding_side = "left"
     inputs = processor(
-        text=[prompt_text(processor, example.expression) for example in examples],
+        text=[prompt_text(processor, instruction_of(example)) for example in examples],
         images=[example.image for example in examples],
         return_tensors="pt",
         padding=True,
@@ -93,7 +80,7 @@ def generate_answers(
         )
     tokens: list[Tensor] = []
     done = torch.zeros(len(logits), dtype=torch.bool, device=model.device)
-    for _ in range(MAX_NEW_TOKENS):
+    for _ in range(MAX_NEW_TOKENS["text" if isinstance(examples[0], PageExample) else "box"]):
         choice = _choose(logits, temperature, generator).masked_fill(done, eos)
         tokens.append(choice)
         done |= choice == eos
@@ -146,9 +133,38 @@ def answer_ious(
     return ious, parsed / ious.numel()
 
 
+def page_distances(
+    model: Any,
+    processor: Any,
+    pages: Sequence[PageExample],
+    *,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+    batch: int = 64,
+) -> Tensor:
+    """Normalised edit distance of every answer, (prompts, samples): 1 - the project's reward."""
+    rows: list[list[float]] = []
+    for start in range(0, len(pages), batch):
+        part = pages[start : start + batch]
+        answers = generate_answers(
+            model, processor, part, num_samples=num_samples, temperature=temperature, seed=start
+        )
+        for page, texts in zip(part, answers, strict=True):
+            similarities = edit_similarities(texts, [page.text] * len(texts))
+            rows.append((1 - similarities).tolist())
+    return torch.tensor(rows)
+
+
 def fresh_examples(seed: int, count: int, preset: str) -> list[ReferringExample]:
-    """The first `count` examples of a seed."""
+    """The first `count` scenes of a seed."""
     return [referring_example(seed, index, preset) for index in range(count)]
+
+
+def fresh_pages(seed: int, count: int, preset: str) -> list[PageExample]:
+    """The first `count` pages of a seed; none for a preset without pages."""
+    if preset not in PAGE_PRESETS:
+        return []
+    return [page_example(seed, index, preset) for index in range(count)]
 
 
 def swap_images(examples: Sequence[ReferringExample]) -> list[ReferringExample]:
@@ -161,43 +177,86 @@ def swap_images(examples: Sequence[ReferringExample]) -> list[ReferringExample]:
     ]
 
 
-def measure_greedy(
-    model: Any,
-    processor: Any,
-    examples: Sequence[ReferringExample],
-) -> Greedy:
-    """Greedy AP@50, mean IoU and parse rate."""
-    ious, parse_rate = answer_ious(model, processor, examples)
-    return Greedy(float((ious >= 0.5).float().mean()), float(ious.mean()), parse_rate)
+def swap_pages(pages: Sequence[PageExample]) -> list[PageExample]:
+    """The same truths, each with the next page's picture."""
+    return [
+        replace(page, image=other.image)
+        for page, other in zip(pages, [*pages[1:], pages[0]], strict=True)
+    ]
 
 
-def measure_sampled(
-    model: Any,
-    processor: Any,
-    examples: Sequence[ReferringExample],
-    num_samples: int = 20,
-    temperature: float = 0.5,
-) -> Sampled:
-    """Best-of-n AP@50 and the share of lists with a wide margin."""
-    ious, parse_rate = answer_ious(
-        model, processor, examples, num_samples=num_samples, temperature=temperature, batch=32
-    )
-    best = [float((ious[:, :n].amax(1) >= 0.5).float().mean()) for n in (1, 4, num_samples)]
-    margin = ious.amax(1) - ious.amin(1)
-    wide = [float((margin >= limit).float().mean()) for limit in (0.8, 0.6)]
-    return Sampled(parse_rate, *best, *wide)
-
-
-def measure_all(
-    model: Any,
-    processor: Any,
-    examples: Sequence[ReferringExample],
+def measure_boxes(
+    model: Any, processor: Any, examples: Sequence[ReferringExample]
 ) -> dict[str, float]:
+    """Greedy AP@50 (IoU >= 0.5; unparsed is wrong), mean IoU and parse rate, all in [0, 1]."""
+    ious, parse_rate = answer_ious(model, processor, examples)
+    ap50 = float((ious >= 0.5).float().mean())
+    return {"ap50": ap50, "miou": float(ious.mean()), "parse_rate": parse_rate}
+
+
+def measure_texts(model: Any, processor: Any, pages: Sequence[PageExample]) -> dict[str, float]:
+    """Mean edit distance of greedy answers, of pages with one and with two columns too."""
+    distances = page_distances(model, processor, pages)[:, 0]
+    columns = torch.tensor([page.columns for page in pages])
+    found = {"edit_distance": float(distances.mean())}
+    for count, name in ((1, "one_column"), (2, "two_columns")):
+        if bool((columns == count).any()):
+            found[f"edit_distance_{name}"] = float(distances[columns == count].mean())
+    return found
+
+
+def sampled_boxes(
+    model: Any, processor: Any, examples: Sequence[ReferringExample], num_samples: int = 20
+) -> dict[str, float]:
+    """Best-of-n AP@50 at T = 0.5, and the share of lists with a margin (max - min) of IoU."""
+    ious, parse_rate = answer_ious(
+        model, processor, examples, num_samples=num_samples, temperature=TEMPERATURE, batch=32
+    )
+    found = {"sampled_parse_rate": parse_rate}
+    for n in (1, 4, num_samples):
+        best = float((ious[:, :n].amax(1) >= 0.5).float().mean())
+        found[f"sampled_ap50_best_of_{n}"] = best
+    margin = ious.amax(1) - ious.amin(1)
+    for limit, name in ((0.8, "08"), (0.6, "06")):
+        found[f"sampled_margin_{name}"] = float((margin >= limit).float().mean())
+    return found
+
+
+def sampled_texts(
+    model: Any, processor: Any, pages: Sequence[PageExample], num_samples: int = 20
+) -> dict[str, float]:
+    """Best-of-n edit distance at T = 0.5, and the share of lists with a margin of 0.04."""
+    distances = page_distances(
+        model, processor, pages, num_samples=num_samples, temperature=TEMPERATURE, batch=16
+    )
+    found = {
+        f"sampled_edit_distance_best_of_{n}": float(distances[:, :n].amin(1).mean())
+        for n in (1, 4, num_samples)
+    }
+    margin = distances.amax(1) - distances.amin(1)
+    found["sampled_edit_margin_004"] = float((margin >= 0.04).float().mean())
+    return found
+
+
+def measure_greedy(
+    model: Any, processor: Any, seed: int, count: int, preset: str
+) -> dict[str, float]:
+    """Greedy figures on the first `count` scenes of a seed and, where there are any, pages."""
+    figures = measure_boxes(model, processor, fresh_examples(seed, count, preset))
+    pages = fresh_pages(seed, count, preset)
+    return figures | (measure_texts(model, processor, pages) if pages else {})
+
+
+def measure_all(model: Any, processor: Any, seed: int, count: int, preset: str) -> dict[str, float]:
     """All figures of the model card, rounded."""
     model.eval()
-    figures: dict[str, float] = dict(asdict(measure_greedy(model, processor, examples)))
-    blind = measure_greedy(model, processor, swap_images(examples))
-    figures["ap50_other_image"] = blind.ap50
-    for name, value in asdict(measure_sampled(model, processor, examples)).items():
-        figures[f"sampled_{name}"] = value
+    figures = measure_greedy(model, processor, seed, count, preset)
+    examples, pages = fresh_examples(seed, count, preset), fresh_pages(seed, count, preset)
+    blind = measure_boxes(model, processor, swap_images(examples))
+    figures["ap50_other_image"] = blind["ap50"]
+    figures |= sampled_boxes(model, processor, examples)
+    if pages:
+        blind = measure_texts(model, processor, swap_pages(pages))
+        figures["edit_distance_other_image"] = blind["edit_distance"]
+        figures |= sampled_texts(model, processor, pages)
     return {name: round(value, 4) for name, value in figures.items()}

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from perpo_pipeline.answers.formats import REFERRING_PROMPT
+from perpo_pipeline.testbed.pages import LETTERS, PAGE_PROMPT, PUNCTUATION
 from perpo_pipeline.testbed.scenes import COLOURS, EXTREMES, PRESETS, RELATIONS, scene_preset
 
 INSTRUCTION = REFERRING_PROMPT.removesuffix("{expression}")
@@ -53,8 +54,12 @@ CHAT_TEMPLATE = """\
 {% endif %}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}ASSISTANT: {% endif %}"""
 
-# A role marker is one piece, "0." and "1." are one piece, every other digit stands alone.
-PIECES = r" ?\p{Lu}{2,}: |[01]\.| ?\p{L}+|\p{N}|, | ?[^\s\p{L}\p{N}]|\s"
+# A box has "0.", "1." and ", " as one piece each, a page one piece per character, a space before it
+# included; other words are pieces as they are.
+PIECES = (
+    r" ?(?:USER|ASSISTANT): |(?<=\[|, )[01]\.(?=\p{N})|, (?=[01]\.\p{N})"
+    r"| ?\p{Lu}(?!\p{Ll})| ?\p{L}+?(?=\p{Lu}(?!\p{Ll})|\P{L}|$)| ?\p{N}| ?[^\s\p{L}\p{N}]|\s"
+)
 
 COMMON_ENGLISH = """\
 the a an of in on at to and or with is are from by for behind next near front back side top bottom
@@ -82,7 +87,7 @@ class ModelSize:
     head_width: int = 32
 
 
-MODEL_SIZES = {"small": ModelSize(128, 4, 192, 4), "full": ModelSize(192, 5, 256, 6)}
+MODEL_SIZES = {"small": ModelSize(128, 5, 192, 5), "full": ModelSize(192, 5, 256, 6)}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -125,7 +130,10 @@ def _tokenizer_corpus() -> list[str]:
     shapes = {shape for preset in PRESETS.values() for shape in preset.shapes} | {"shape"}
     words = sorted({*shapes, *COLOURS, *EXTREMES, *" ".join(RELATIONS).split(), "the"})
     prompt = f"USER: \n{INSTRUCTION}" + " ".join(words) + " ASSISTANT: [0.1, 0.2, 1.0, 0.3]"
-    return [prompt] * 5000 + [f" {word}" for word in COMMON_ENGLISH.split() for _ in range(20)]
+    characters = [f"{c} {c}" for c in LETTERS + PUNCTUATION]
+    return [prompt, PAGE_PROMPT, *characters] * 5000 + [
+        f" {word}" for word in COMMON_ENGLISH.split() for _ in range(20)
+    ]
 
 
 def build_processor(preset: str) -> LlavaProcessor:
@@ -206,6 +214,10 @@ def build_model(config: LlavaConfig, seed: int) -> LlavaForConditionalGeneration
             std=fan_in**-0.5,
             generator=torch.Generator().manual_seed(seed),
         )
+        # Queries and keys start equal, so tokens first look at what is like them: a word at the
+        # patches that show it.
+        for layer in model.model.language_model.layers:
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     return model
 
 

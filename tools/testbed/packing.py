@@ -5,18 +5,24 @@ one expression and its answer. A slot sees the prefix and itself, and its positi
 the prefix ends, so every answer gets the same log-probability as in a separate conversation.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import IterableDataset
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from perpo_pipeline.testbed.scenes import DOMAIN, ReferringScene, referring_scene, scene_preset
+from perpo_pipeline.testbed.scenes import (
+    DOMAIN,
+    Question,
+    ReferringScene,
+    referring_scene,
+    scene_preset,
+)
 from tools.testbed.model import EOS, IMAGE, INSTRUCTION, PAD, token_id
 
 IGNORE = -100
@@ -37,8 +43,8 @@ class Targets:
 class Batch:
     """B packed rows. pixel_values (B, 3, S, S); slot_ids and labels (B, K, L); patches (B, P, 5).
 
-    labels[b, k, t] is the token that follows slot_ids[b, k, t], or IGNORE. patches holds for each
-    image patch the class of its object (0: none) and the object's box in hundredths.
+    labels[b, k, t] is the token that follows slot_ids[b, k, t], or IGNORE. patches holds for
+    each image patch the class of its object (0: none) and the object's box in hundredths.
     """
 
     pixel_values: Tensor
@@ -90,9 +96,9 @@ def picked_box(
     return (*low.tolist(), *high.tolist())
 
 
-def pixels(scene: ReferringScene) -> NDArray[np.float32]:
+def pixels(image: Image.Image) -> NDArray[np.float32]:
     """(3, S, S): as the shipped CLIP processor computes them for an image of the model's size."""
-    values = np.asarray(scene.image, dtype=np.float32) / 255
+    values = np.asarray(image, dtype=np.float32) / 255
     mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
     return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1))
 
@@ -117,8 +123,8 @@ def patch_labels(scene: ReferringScene, preset: str, patch: int) -> NDArray[np.i
     return labels.reshape(grid * grid, 5)
 
 
-class PackedRows(IterableDataset[Batch]):
-    """Batch number `step` of a seed holds scenes [step * B, (step + 1) * B): resumable anywhere."""
+class PackedRows:
+    """The scenes of a seed as packed rows; row number `index` depends on nothing else."""
 
     def __init__(
         self,
@@ -127,35 +133,25 @@ class PackedRows(IterableDataset[Batch]):
         preset: str,
         patch: int,
         seed: int,
-        rows: int,
         slots: int,
         targets: Targets,
-        first_step: int,
-        steps: int,
-        easy_steps: int,
-        share: tuple[int, int] = (0, 1),
+        easy_rows: int,
     ) -> None:
         self._writer, self._preset, self._patch, self._seed = writer, preset, patch, seed
-        self._rows, self._slots, self._targets = rows, slots, targets
-        self._first, self._steps, self._easy_steps = first_step, steps, easy_steps
-        self._rank, self._world = share
+        self._slots, self._targets, self._easy_rows = slots, targets, easy_rows
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = torch.utils.data.get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in range(self._first + offset, self._steps, stride):
-            yield self.batch(step)
+    def batch(self, indices: range) -> Batch:
+        """Scenes number `indices`; the first `easy_rows` ask for no relations.
 
-    def batch(self, step: int) -> Batch:
-        """This process's rows of a step; the first `easy_steps` steps ask for no relations."""
-        indices = range(step * self._rows + self._rank, (step + 1) * self._rows, self._world)
+        A row asks each kind of question equally often, as far as its scene has them.
+        """
         scenes = [referring_scene(self._seed, index, self._preset) for index in indices]
         filled = [
-            self._slots_of(scene, index, easy=step < self._easy_steps)
+            self._slots_of(scene, index, easy=index < self._easy_rows)
             for scene, index in zip(scenes, indices, strict=True)
         ]
         return Batch(
-            pixel_values=torch.from_numpy(np.stack([pixels(scene) for scene in scenes])),
+            pixel_values=torch.from_numpy(np.stack([pixels(scene.image) for scene in scenes])),
             slot_ids=torch.from_numpy(np.stack([ids for ids, _ in filled])),
             labels=torch.from_numpy(np.stack([labels for _, labels in filled])),
             patches=torch.from_numpy(
@@ -170,8 +166,8 @@ class PackedRows(IterableDataset[Batch]):
         ids = np.full((self._slots, SLOT_TOKENS), self._writer.pad_id, dtype=np.int64)
         labels = np.full((self._slots, SLOT_TOKENS), IGNORE, dtype=np.int64)
         asked = [q for q in scene.questions if not (easy and q.kind == "relation")]
-        for slot, number in enumerate(rng.permutation(len(asked))[: self._slots]):
-            question = asked[number]
+        drawn = kinds_in_turn([asked[number] for number in rng.permutation(len(asked))])
+        for slot, question in enumerate(drawn[: self._slots]):
             box = picked_box(scene, question.target, question.distractor, self._targets, rng)
             opening = self._writer.question_ids(question.expression)
             answer = self._writer.answer_ids(box)
@@ -181,56 +177,11 @@ class PackedRows(IterableDataset[Batch]):
         return ids, labels
 
 
-def register_packed_attention(prefix_tokens: int, slot_tokens: int = SLOT_TOKENS) -> str:
-    """Register attention for packed rows under a name for `attn_implementation`; returns it.
-
-    Equals a causal 4-D mask that hides the slots from each other, with a third of the work: scores
-    of a slot are computed only against the prefix and the slot itself.
-    """
-    name = f"testbed_packed_{prefix_tokens}_{slot_tokens}"
-
-    def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        **_: object,
-    ) -> tuple[Tensor, None]:
-        output = packed_attention(query, key, value, prefix_tokens, slot_tokens)
-        return output.transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, lambda *_, **__: None)
-    return name
-
-
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, prefix: int, slot: int) -> Tensor:
-    """Attention over (B, H, prefix + K * slot, D) where each slot sees the prefix and itself."""
-    batch, heads, length, width = query.shape
-    slots = (length - prefix) // slot
-    scale = width**-0.5
-    key_p, value_p = key[:, :, :prefix], value[:, :, :prefix]
-    scores = (query[:, :, :prefix] @ key_p.transpose(-1, -2)).float() * scale
-    weights = (scores + _causal(prefix, query.device)).softmax(-1).to(query.dtype)
-    out_prefix = weights @ value_p
-    rest = query[:, :, prefix:]
-    shape = (batch, heads, slots, slot, width)
-    own_q, own_k, own_v = (x[:, :, prefix:].reshape(shape) for x in (query, key, value))
-    to_prefix = (rest @ key_p.transpose(-1, -2)).float() * scale
-    to_own = (own_q @ own_k.transpose(-1, -2)).float() * scale + _causal(slot, query.device)
-    to_own = to_own.reshape(batch, heads, slots * slot, slot)
-    weights = torch.cat([to_prefix, to_own], -1).softmax(-1).to(query.dtype)
-    own = weights[..., prefix:].reshape(batch, heads, slots, slot, slot) @ own_v
-    out_slots = weights[..., :prefix] @ value_p + own.reshape(rest.shape)
-    return torch.cat([out_prefix, out_slots], 2)
-
-
-def _causal(length: int, device: torch.device) -> Tensor:
-    return torch.full((length, length), -1e9, device=device).triu(1)
-
-
-def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy (nats per token) of (M, V) logits against (M,) labels."""
-    return F.cross_entropy(logits.float(), labels)
+def kinds_in_turn(questions: Sequence[Question]) -> list[Question]:
+    """The questions in their order, but first one of each kind, then a second of each."""
+    before: Counter[str] = Counter()
+    ranks: list[int] = []
+    for question in questions:
+        ranks.append(before[question.kind])
+        before[question.kind] += 1
+    return [questions[k] for k in sorted(range(len(questions)), key=lambda k: ranks[k])]

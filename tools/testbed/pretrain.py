@@ -2,12 +2,17 @@
 
     python -m tools.testbed.pretrain --preset small --device cpu --out DIR
 
-Three phases. `vision`: the tower learns to name at every patch the object there and its box.
-`clean`: the whole model learns to answer; a packed row asks several questions about one image, and
-the patch task goes on. `misaligned`: a short phase on mis-annotated data (a share of the answers
-point to the wrong object, all boxes shake). The result is a model that can answer well and often
-does not, which is the premise of PerPO. The same command resumes a killed run, also with another
-length of a phase. Needs only torch, transformers, tokenizers, numpy, pillow and safetensors.
+One model learns both tasks, boxes in scenes and the text of pages, and every step holds some of
+both. The phase `clean` begins with the tower alone (`vision_steps`): it learns to say at every
+patch what is in it, the object and its box, or the characters and where they stand in the reading
+order, and to say it in the language model's own words: what a patch shows lies close to the
+embedding of its word. Then the whole model learns to answer: a row asks several questions about one
+scene, each kind equally often, or holds one page's text. The tower's task goes on, a second head
+points at the patch of the next character, and words learn to look at what they name. The phase
+`misaligned` is short, on mis-annotated data (a share of the boxes surround the wrong object, all
+boxes shake; lines of pages are skipped, swapped, repeated or read across columns, characters taken
+for others). The result is a model that can answer well and often does not, which is the premise of
+PerPO. The same command resumes a killed run. Needs only what the package itself needs.
 
 On a shared CPU, two processes with one thread each are much faster than one process with two:
 
@@ -17,7 +22,7 @@ Simplified on purpose: bf16 autocast throughout, all gradients exchanged in one 
 """
 
 import argparse
-import math
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -34,61 +39,25 @@ from transformers import LlavaProcessor
 from perpo_pipeline.errors import ConfigError
 from tools.testbed.card import model_card
 from tools.testbed.learner import Learner
-from tools.testbed.measure import fresh_examples, measure_all, measure_greedy
-from tools.testbed.model import (
-    MODEL_SIZES,
-    build_config,
-    build_model,
-    build_processor,
-    write_model_dir,
+from tools.testbed.losses import part_losses
+from tools.testbed.measure import measure_all, measure_greedy
+from tools.testbed.model import build_config, build_model, build_processor, write_model_dir
+from tools.testbed.recipe import (
+    MISALIGNED_SETTINGS,
+    PHASES,
+    RECIPES,
+    TEST_SEED,
+    VALIDATION_SEED,
+    Recipe,
+    first_cooling_step,
+    is_answering,
+    loss_weights,
+    phase_steps,
+    rate_factor,
 )
-from tools.testbed.packing import (
-    IGNORE,
-    Batch,
-    PackedRows,
-    RowWriter,
-    Targets,
-    answer_loss,
-)
+from tools.testbed.steps import StepBatch, Steps, kinds_of_rows
 
-# Seeds of the pretraining scenes; prompts of a run use small seeds, so they never meet.
-SEEDS = {"clean": 2_000_000_001, "misaligned": 2_000_000_002}
-VALIDATION_SEED, TEST_SEED = 2_000_000_003, 2_000_000_004
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that changes the resulting weights, apart from device and thread count."""
-
-    rows: int = 32
-    slots: int = 8
-    vision_steps: int = 2000
-    clean_steps: int = 3000
-    easy_steps: int = 800
-    learning_rate: float = 1.2e-3
-    patch_weight: float = 0.3
-    misaligned_steps: int = 250
-    misaligned_learning_rate: float = 3e-4
-    wrong_share: float = 0.4
-    jitter: float = 0.08
-    seed: int = 0
-
-
-RECIPES = {
-    "small": Recipe(),
-    # Meant for about ten minutes on one large GPU. Never run: these settings come from a prototype
-    # without packed rows, whose strengths of misalignment are kept.
-    "full": Recipe(
-        rows=64,
-        vision_steps=1500,
-        learning_rate=6e-4,
-        misaligned_steps=300,
-        misaligned_learning_rate=2e-4,
-        wrong_share=0.5,
-        jitter=0.12,
-    ),
-}
-EVAL_EXAMPLES = 256
+EVAL_EXAMPLES = 128
 
 
 @dataclass
@@ -102,9 +71,10 @@ class Job:
     device: torch.device
     out: Path
     workers: int
+    speed_options: str  # those that change nothing but the speed, as they were given
     learner: Learner
     processor: LlavaProcessor
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     first_step: int = 0
 
     @property
@@ -113,44 +83,39 @@ class Job:
         return self.out / f"{self.phase}.pt"
 
 
-def learning_rate(phase: str, step: int, recipe: Recipe) -> float:
-    """Warm-up, then constant while only the tower trains, cosine in `clean`, linear at the end."""
-    if phase == "misaligned":
-        peak, steps = recipe.misaligned_learning_rate, recipe.misaligned_steps
-        return peak * min(1.0, (step + 1) / 20) * (1 - step / steps)
-    if step < recipe.vision_steps:
-        return recipe.learning_rate * min(1.0, (step + 1) / 200)
-    step -= recipe.vision_steps
-    cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.clean_steps))
-    return recipe.learning_rate * min(1.0, (step + 1) / 200) * max(0.01, cosine)
+def set_learning_rate(job: Job, step: int) -> None:
+    """Of matrices and of the other parameters, whose rates keep their ratio."""
+    recipe = job.recipe
+    clean = job.phase == "clean"
+    peak = recipe.learning_rate if clean else recipe.misaligned_learning_rate
+    rate = peak * rate_factor(job.phase, step, recipe)
+    ratio = recipe.plain_learning_rate / recipe.learning_rate
+    for optimizer, share in zip(job.optimizers, (1.0, ratio), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * share
 
 
-def train_step(job: Job, batch: Batch, step: int) -> dict[str, float]:
+def train_step(job: Job, batch: StepBatch, step: int) -> dict[str, float]:
     """One update; returns the losses (nats per token)."""
-    recipe, device = job.recipe, job.device
-    for group in job.optimizer.param_groups:
-        group["lr"] = learning_rate(job.phase, step, recipe)
+    recipe, learner = job.recipe, job.learner
+    set_learning_rate(job, step)
+    answering, further = is_answering(job.phase, step, recipe), job.phase == "clean"
     losses: dict[str, Tensor] = {}
-    with torch.autocast(device.type, torch.bfloat16):
-        features = job.learner.image_features(batch.pixel_values.to(device))
-        if job.phase == "clean":
-            losses["patch"] = job.learner.patch_loss(features, batch.patches.to(device))
-        if job.phase == "misaligned" or step >= recipe.vision_steps:
-            labels = batch.labels.to(device)
-            keep = labels != IGNORE
-            logits = job.learner.answer_logits(features, batch.slot_ids.to(device), keep)
-            losses["answer"] = answer_loss(logits, labels[keep])
-    only_patch = "answer" not in losses
-    total = sum(
-        value * (recipe.patch_weight if name == "patch" and not only_patch else 1.0)
-        for name, value in losses.items()
-    )
+    with torch.autocast(job.device.type, torch.bfloat16):
+        images = torch.cat([part.pixel_values for part in batch.parts]).to(job.device)
+        counts = [len(part.pixel_values) for part in batch.parts]
+        features = torch.split(learner.image_features(images), counts)
+        for part, seen in zip(batch.parts, features, strict=True):
+            losses |= part_losses(learner, part, seen, answering=answering, further=further)
+    weights = loss_weights(job.phase, step, recipe)
+    total = sum(value * weights.get(name, 1.0) for name, value in losses.items())
     backward: Any = torch.as_tensor(total).backward
     backward()
-    average_gradients(job.learner)
-    nn.utils.clip_grad_norm_(job.learner.parameters(), 1.0)
-    job.optimizer.step()
-    job.optimizer.zero_grad(set_to_none=True)
+    average_gradients(learner)
+    nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+    for optimizer in job.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
@@ -173,26 +138,13 @@ def process_share() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def batches(job: Job) -> Iterator[Batch]:
+def batches(job: Job) -> Iterator[StepBatch]:
     """The phase's batches starting at `first_step`, rendered by worker processes."""
-    recipe = job.recipe
-    wrong = job.phase == "misaligned"
-    config = job.learner.model.config
-    rows = PackedRows(
-        RowWriter(job.processor.tokenizer, config.image_seq_length),
-        preset=job.preset,
-        patch=MODEL_SIZES[job.preset].patch,
-        seed=SEEDS[job.phase] + recipe.seed * 10,
-        rows=recipe.rows,
-        slots=recipe.slots,
-        targets=Targets(recipe.wrong_share, recipe.jitter) if wrong else Targets(),
-        first_step=job.first_step,
-        steps=job.steps,
-        easy_steps=0 if wrong else recipe.vision_steps + recipe.easy_steps,
-        share=process_share(),
-    )
+    tokenizer, image_tokens = job.processor.tokenizer, job.learner.image_tokens
+    kinds = kinds_of_rows(job.phase, job.recipe, job.preset, tokenizer, image_tokens)
+    steps = Steps(kinds, range(job.first_step, job.steps), process_share())
     loader = DataLoader(
-        rows,
+        steps,
         batch_size=None,
         num_workers=job.workers,
         prefetch_factor=8 if job.workers else None,
@@ -203,7 +155,8 @@ def batches(job: Job) -> Iterator[Batch]:
 
 def run_phase(job: Job, eval_every: int, save_every: int) -> None:
     """Train from `first_step` to the end, with progress lines and checkpoints."""
-    started, last = time.monotonic(), time.monotonic()
+    started = time.monotonic()
+    reported, reported_at = job.first_step, started
     running: dict[str, float] = {}
     for step, batch in zip(range(job.first_step, job.steps), batches(job), strict=True):
         for name, value in train_step(job, batch, step).items():
@@ -211,10 +164,11 @@ def run_phase(job: Job, eval_every: int, save_every: int) -> None:
         done = step + 1
         if process_share()[0] > 0:
             continue
-        if done % 50 == 0 or done == job.steps:
+        if done % 25 == 0 or done == job.steps:
             now = time.monotonic()
-            report_progress(job, done, running, started, 50 / (now - last))
-            last = now
+            rate = (done - reported) / (now - reported_at)
+            report_progress(job, done, running, now - started, rate)
+            reported, reported_at = done, now
         if done % save_every == 0 or done == job.steps:
             save_checkpoint(job, done)
         if done % eval_every == 0 or done == job.steps:
@@ -222,21 +176,21 @@ def run_phase(job: Job, eval_every: int, save_every: int) -> None:
 
 
 def report_progress(
-    job: Job, done: int, running: dict[str, float], started: float, rate: float
+    job: Job, done: int, running: dict[str, float], spent: float, rate: float
 ) -> None:
-    """One line: losses, speed, time left."""
-    spent = time.monotonic() - started
+    """One line: losses, speed, time left; `spent` is in seconds, `rate` in steps per second."""
     left = spent / max(1, done - job.first_step) * (job.steps - done)
     losses = " ".join(f"{name} {value:.4f}" for name, value in running.items())
+    images = rate * (job.recipe.scenes + job.recipe.pages)
     print(
-        f"{job.phase} {done}/{job.steps} {losses} | {rate * job.recipe.rows:.0f} images/s "
+        f"{job.phase} {done}/{job.steps} {losses} | {images:.0f} images/s "
         f"{spent / 60:.1f} min, {left / 60:.1f} min left",
         flush=True,
     )
 
 
 def export_weights(learner: Learner) -> dict[str, Tensor]:
-    """The model's parameters without the heads of the patch task."""
+    """The model's parameters without the heads of the further tasks."""
     return {name: value.detach().cpu() for name, value in learner.model.state_dict().items()}
 
 
@@ -249,10 +203,11 @@ def plain_model(job: Job) -> Any:
 
 
 def validate(job: Job) -> str:
-    """Greedy figures on held-out scenes."""
-    examples = fresh_examples(VALIDATION_SEED, EVAL_EXAMPLES, job.preset)
-    figures = measure_greedy(plain_model(job), job.processor, examples)
-    return " ".join(f"{name} {value:.3f}" for name, value in asdict(figures).items())
+    """Greedy figures on held-out scenes and pages."""
+    figures = measure_greedy(
+        plain_model(job), job.processor, VALIDATION_SEED, EVAL_EXAMPLES, job.preset
+    )
+    return " ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
 
 def save_checkpoint(job: Job, done: int) -> None:
@@ -261,7 +216,7 @@ def save_checkpoint(job: Job, done: int) -> None:
         "step": done,
         "recipe": asdict(job.recipe),
         "learner": job.learner.state_dict(),
-        "optimizer": job.optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in job.optimizers],
     }
     draft = job.checkpoint.with_suffix(".writing")
     torch.save(state, draft)
@@ -273,69 +228,111 @@ def resume(job: Job) -> None:
     if not job.checkpoint.exists():
         return
     state = torch.load(job.checkpoint, map_location=job.device, weights_only=True)
-    # A phase may change its length while it runs: only then is the machine's speed known.
-    free = {"clean_steps"} if job.phase == "clean" else {"misaligned_steps"}
-    if job.phase == "clean":
-        free |= {"misaligned_steps", "misaligned_learning_rate", "wrong_share", "jitter"}
-    given = asdict(job.recipe)
-    stale = {k: v for k, v in given.items() if k not in free and state["recipe"].get(k) != v}
-    if stale:
+    if stale := stale_settings(job, state["recipe"], state["step"]):
+        now = asdict(job.recipe)
+        others = (f"{name} {state['recipe'].get(name)}, now {now.get(name)}" for name in stale)
         raise ConfigError(
-            f"the checkpoint was made with other settings: {stale}",
+            f"the checkpoint was made with other settings: {'; '.join(others)}",
             where=str(job.checkpoint),
             fix="repeat the first command, or remove the file to start over",
         )
     job.learner.load_state_dict(state["learner"])
-    job.optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(job.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
     job.first_step = int(state["step"])
     print(f"{job.phase}: resuming at step {job.first_step}", flush=True)
 
 
+def stale_settings(job: Job, before: dict[str, Any], step: int) -> list[str]:
+    """Names of settings that a checkpoint at `step` depends on and that were others `before`."""
+    given = asdict(job.recipe)
+    names = given.keys() | before.keys()
+    changed = {name for name in names if given.get(name) != before.get(name)}
+    if job.phase == "clean":
+        changed -= MISALIGNED_SETTINGS
+        if changed == {"clean_steps"}:
+            lengths = (job.recipe, replace(job.recipe, clean_steps=before["clean_steps"]))
+            if step <= min(first_cooling_step(one) for one in lengths):
+                changed = set()  # so far the length of the phase has decided nothing
+    return sorted(changed)
+
+
 def start_job(phase: str, recipe: Recipe, options: argparse.Namespace) -> Job:
-    """Build model and optimizer of a phase; `misaligned` starts from the clean checkpoint."""
+    """Build model and optimizer of a phase, which starts from the checkpoint of the one before."""
     processor = build_processor(options.preset)
     device = torch.device(options.device)
     learner = Learner(options.preset, recipe.seed, processor).to(device)
     if phase == "misaligned":
-        clean = torch.load(options.out / "clean.pt", map_location=device, weights_only=True)
-        learner.load_state_dict(clean["learner"])
+        load_clean(learner, options.out / "clean.pt", recipe)
     if options.compile:
         for layer in learner.model.model.language_model.layers:
             layer.compile()
         for layer in learner.model.model.vision_tower.encoder.layers:
             layer.compile()
-    optimizer = torch.optim.AdamW(
-        learner.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    clean_steps = recipe.vision_steps + recipe.clean_steps
-    steps = clean_steps if phase == "clean" else recipe.misaligned_steps
     job = Job(
         phase,
-        steps,
+        phase_steps(phase, recipe),
         recipe,
         options.preset,
         device,
         options.out,
         options.workers,
+        (f"--threads {options.threads} " if options.threads else "")
+        + ("--compile " if options.compile else ""),
         learner,
         processor,
-        optimizer,
+        make_optimizers(learner),
     )
     resume(job)
     return job
 
 
+def load_clean(learner: Learner, checkpoint: Path, recipe: Recipe) -> None:
+    """The state at the end of the phase `clean`; ConfigError where that phase has not ended."""
+    steps = phase_steps("clean", recipe)
+    state: dict[str, Any] = {"step": 0}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if state["step"] != steps:
+        raise ConfigError(
+            f"the phase misaligned starts where the phase clean ends, at step {steps}, but that "
+            f"phase is at step {state['step']}",
+            where=str(checkpoint),
+            fix="run the same command with --phase all",
+        )
+    learner.load_state_dict(state["learner"])
+
+
+def make_optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of layers, which halves the examples needed; AdamW for the rest."""
+    model = learner.model.model
+    layers = [model.vision_tower.encoder, model.multi_modal_projector, model.language_model.layers]
+    matrices = [p for part in layers for p in part.parameters() if p.ndim == 2]
+    taken = {id(matrix) for matrix in matrices}
+    rest = [p for p in learner.parameters() if id(p) not in taken]
+    return [
+        torch.optim.Muon(
+            matrices, lr=0.0, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
+
+
 def write_result(job: Job, target: Path) -> None:
     """Measure on fresh scenes and write the hub-layout directory with its model card."""
-    examples = fresh_examples(TEST_SEED, 2 * EVAL_EXAMPLES, job.preset)
-    figures = measure_all(plain_model(job), job.processor, examples)
+    count = 2 * EVAL_EXAMPLES
+    torch.set_num_threads(max(torch.get_num_threads(), process_share()[1]))  # the others wait
+    figures = measure_all(plain_model(job), job.processor, TEST_SEED, count, job.preset)
     print(f"{job.phase} test {figures}", flush=True)
+    clean = clean_figures(job)
     card = model_card(
         preset=job.preset,
         phase=job.phase,
+        side=job.learner.model.config.vision_config.image_size,
         parameters=sum(p.numel() for p in job.learner.model.parameters()),
-        count=2 * EVAL_EXAMPLES,
+        count=count,
         figures=figures,
+        clean=clean,
         recipe=asdict(job.recipe),
         command=command_of(job),
     )
@@ -344,6 +341,7 @@ def write_result(job: Job, target: Path) -> None:
         "recipe": asdict(job.recipe),
         "steps": job.steps,
         "figures": figures,
+        **({"clean_figures": clean} if clean else {}),
     }
     write_model_dir(
         target,
@@ -356,12 +354,20 @@ def write_result(job: Job, target: Path) -> None:
     )
 
 
+def clean_figures(job: Job) -> dict[str, float] | None:
+    """What the model of the phase before answered; None for that phase itself."""
+    written = job.out / "clean" / "testbed.json"
+    if job.phase != "misaligned" or not written.exists():
+        return None
+    return dict(json.loads(written.read_text())["figures"])
+
+
 def command_of(job: Job) -> str:
     """The command that trains such a model, without the settings, which the card lists."""
     num_processes = process_share()[1]
     start = "python" if num_processes == 1 else f"torchrun --nproc-per-node {num_processes}"
-    module = "-m tools.testbed.pretrain"
-    return f"{start} {module} --preset {job.preset} --device {job.device.type} --out DIR"
+    options = f"--preset {job.preset} --device {job.device.type} {job.speed_options}--out DIR"
+    return f"{start} -m tools.testbed.pretrain {options}"
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -370,7 +376,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=sorted(RECIPES), default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--phase", choices=("all", "clean", "misaligned"), default="all")
+    parser.add_argument("--phase", choices=("all", *PHASES), default="all")
     parser.add_argument(
         "--base-dir", type=Path, help="folder of the final model (default: OUT/base)"
     )
@@ -405,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
-    for phase in ("clean", "misaligned") if options.phase == "all" else (options.phase,):
+    for phase in PHASES if options.phase == "all" else (options.phase,):
         job = start_job(phase, recipe, options)
         run_phase(job, options.eval_every, options.save_every)
         if process_share()[0] == 0:

@@ -10,7 +10,7 @@ from typing import Any
 
 SHIPPED_PRESET: str = "small"
 # Raised when a preset draws other pictures: it counts in the prompts of the testbed alone.
-TESTBED_VERSION = 1
+TESTBED_VERSION = 2
 
 
 def shipped_model_dir() -> Path:

@@ -7,7 +7,7 @@ be rendered separately. Scenes have no texture, noise or heavy occlusion, so tha
 PNG of 1-2 KB and its boxes are definite.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 EXTREMES = ("leftmost", "rightmost", "topmost", "bottommost", "largest", "smallest")
 RELATIONS = ("left of", "right of", "above", "below")
+KINDS = ("attribute", "extreme", "relation")
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,21 @@ class ScenePreset:
     max_overlap: float  # of two boxes, as a share of the smaller one
     position_gap: float = 0.08  # an extreme or a relation holds by at least this much
     size_ratio: float = 1.2  # "largest" is at least this much wider than the next
+    asked: tuple[str, ...] = KINDS  # kinds of questions of `referring_example`
 
 
 PRESETS: dict[str, ScenePreset] = {
     "small": ScenePreset(
-        image_size=64,
-        num_objects=(2, 4),
+        image_size=96,
+        num_objects=(2, 3),
         shapes=("circle", "square", "triangle"),
         colours=("red", "green", "blue", "yellow", "purple", "black"),
-        half_size=(0.08, 0.2),
+        half_size=(0.1, 0.2),
         max_stretch=1.0,
-        max_overlap=0.05,
+        max_overlap=0.0,
+        position_gap=0.12,
+        size_ratio=1.3,
+        asked=("extreme", "relation"),  # the shipped model never learned to find a "red circle"
     ),
     "full": ScenePreset(
         image_size=112,
@@ -103,7 +108,7 @@ class Question:
     expression: str
     target: int
     distractor: int
-    kind: str  # "attribute", "extreme" or "relation"
+    kind: str  # one of KINDS
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,9 @@ def scene_preset(preset: str) -> ScenePreset:
 
 def referring_example(seed: int, index: int, preset: str = "small") -> ReferringExample:
     """Picture and question number `index` for a seed: a pure function of its three arguments."""
-    scene, rng = _draw_scene(seed, index, scene_preset(preset))
-    kinds = sorted({question.kind for question in scene.questions})
+    settings = scene_preset(preset)
+    scene, rng = _draw_scene(seed, index, settings, settings.asked)
+    kinds = sorted({question.kind for question in scene.questions} & set(settings.asked))
     weights = np.array([KIND_WEIGHTS[kind] for kind in kinds])
     kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
     fitting = [question for question in scene.questions if question.kind == kind]
@@ -160,18 +166,22 @@ def referring_example(seed: int, index: int, preset: str = "small") -> Referring
 
 
 def referring_scene(seed: int, index: int, preset: str = "small") -> ReferringScene:
-    """The scene of `referring_example(seed, index, preset)` with all its valid questions."""
-    return _draw_scene(seed, index, scene_preset(preset))[0]
+    """Scene number `index` for a seed with all its valid questions, of any kind.
+
+    It is the one of `referring_example` unless it offers none of the kinds asked there.
+    """
+    return _draw_scene(seed, index, scene_preset(preset), KINDS)[0]
 
 
 def _draw_scene(
-    seed: int, index: int, preset: ScenePreset
+    seed: int, index: int, preset: ScenePreset, kinds: Collection[str]
 ) -> tuple[ReferringScene, np.random.Generator]:
     rng = np.random.default_rng([DOMAIN, preset.image_size, seed, index])
     while True:
         objects = _place_objects(rng, preset)
         questions = tuple(valid_questions(objects, preset, rng)) if objects else ()
-        if questions:  # with two look-alikes side by side no question may be valid: draw again
+        # With two look-alikes side by side no question may be valid: draw again.
+        if any(question.kind in kinds for question in questions):
             image = render_scene(objects, preset, rng)
             return ReferringScene(image, tuple(objects), questions), rng
 

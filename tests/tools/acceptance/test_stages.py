@@ -59,7 +59,7 @@ def test_all_parts_pass_and_each_says_its_figures(accept_run) -> None:
     code, lines, calls = accept_run()
     assert (code, calls) == (0, CALLS)
     assert lines[0] == "acceptance testbed: time: a minute"
-    assert lines[1] == "acceptance testbed: image tokens: passed, 64 for 64x48 pixels"
+    assert lines[1] == "acceptance testbed: image tokens: passed, 144 for 64x48 pixels"
     assert "base: passed, AP@50 " in lines[2] and "on 120 prompts, accepted 40." in lines[2]
     assert lines[3].startswith("acceptance testbed: lists: passed, ")
     assert "training: passed, mean reward +" in lines[4]
@@ -71,7 +71,7 @@ def test_it_stops_before_the_model_is_loaded_where_images_are_cut_otherwise(acce
     code, lines, calls = accept_run(image_tokens=256)
     assert (code, calls) == (1, CALLS[:1])
     assert "image tokens: failed" in lines[1]
-    assert "an image of 64x48 becomes 64 tokens, and 256 are expected" in lines[2]
+    assert "an image of 64x48 becomes 144 tokens, and 256 are expected" in lines[2]
 
 
 def test_it_stops_before_sampling_where_the_base_misses_the_range(accept_run) -> None:

@@ -37,7 +37,13 @@ def test_no_token_holds_two_digits(tokenizer):
     vocabulary = tokenizer.get_vocab()
     assert not [token for token in vocabulary if sum(c.isdigit() for c in token) > 1]
     pieces = tokenizer.tokenize("[0.12, 1.00, 2024]")
-    assert pieces == ["[", "0.", "1", "2", ",Ġ", "1.", "0", "0", ",Ġ", "2", "0", "2", "4", "]"]
+    assert pieces == ["[", "0.", "1", "2", ",Ġ", "1.", "0", "0", ",", "Ġ2", "0", "2", "4", "]"]
+
+
+def test_no_token_of_a_page_s_text_holds_two_characters(tokenizer):
+    """What a box joins ("0.", ", ") stands alone on a page, and a space belongs to what follows."""
+    pieces = " ".join(tokenizer.tokenize("0.5 A1.2, 3X: USER\nBOX"))
+    assert pieces == "0 . 5 ĠA 1 . 2 , Ġ3 X : ĠU S E R Ċ B O X"
 
 
 def test_the_words_of_the_testbed_are_single_tokens(tokenizer):
@@ -81,9 +87,9 @@ def test_prompt_has_one_placeholder_per_patch_and_the_expression_last():
     inputs = processor(text=text, images=referring_example(0, 0).image, return_tensors="pt")
     ids = inputs["input_ids"][0].tolist()
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
-    assert ids.count(image_id) == (64 // 8) ** 2
+    assert ids.count(image_id) == (96 // 8) ** 2
     assert processor.tokenizer.decode(ids[-3:]) == " red circle ASSISTANT: "
-    assert inputs["pixel_values"].shape == (1, 3, 64, 64)
+    assert inputs["pixel_values"].shape == (1, 3, 96, 96)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
