@@ -174,6 +174,16 @@ def test_a_changed_setting_of_a_source_is_seen(
     assert said in reason.text
 
 
+@pytest.mark.parametrize("is_more", [True, False])
+def test_another_number_of_sources_is_said_alone(tmp_path: Path, is_more: bool) -> None:
+    one = rendered(tmp_path)
+    sources = [one, [one, {**one, "task": "ocr"}]]
+    before, after = sources if is_more else reversed(sources)
+    prepare(Run(config_of(tmp_path, before), quiet=True), "train")
+    (reason,) = found(config_of(tmp_path, after)).silent.values()
+    assert reason.text == "made with another number of sources than the configuration names"
+
+
 def test_another_box_format_asks_another_question(tmp_path: Path) -> None:
     source = coco(tmp_path / "set")
     prepare(Run(config_of(tmp_path, source), quiet=True), "train")

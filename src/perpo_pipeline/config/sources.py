@@ -313,7 +313,7 @@ class SeveralSources(Section):
     """Prompts of several sources, one source after the other; a list of them in the run's file."""
 
     source: Literal["several"] = SEVERAL
-    of: list[Annotated[Source, Field(discriminator="source")]] = Field(min_length=1)
+    of: list[Annotated[Source, Field(discriminator="source")]] = Field(min_length=2)
 
     @field_validator("of")
     @classmethod

@@ -33,6 +33,7 @@ AUTO = "auto"
 SAID = {
     "scene_seed": "another seed than the configuration says",
     "testbed_version": "other pictures than today's testbed renders",
+    "number": "another number of sources than the configuration names",
     "instruction": "another question for a box than the one of model.box_format",
     "own_rewards": "other code of score.reward",
     "models": "other models than the configuration names",
@@ -80,7 +81,9 @@ def differences(key: Key, manifest: Json, config: RunConfig) -> list[Difference]
     before the setting existed: with what happened then (old_rules.py), or else its default.
     """
     stage = manifest.get("stage", "")
-    recorded = flat_sources(as_today(key[0], stage, manifest["settings"]))
+    recorded = as_today(key[0], stage, manifest["settings"])
+    if key[0] == "prompts":
+        recorded = flat_sources(recorded)
     neutral = RULES.get((key[0], stage), Rule()).neutral
     found: list[Difference] = []
     for name, (setting, value) in _expected(key, manifest, config).items():

@@ -20,6 +20,7 @@ from perpo_pipeline.config.sources import (
     SeveralSources,
     TestbedSource,
     YoloSource,
+    list_sources,
     source_files,
 )
 from perpo_pipeline.store.atomic import file_sha256
@@ -31,25 +32,23 @@ def expected_source(config: RunConfig, split: str, recorded: Json) -> dict[str, 
     source = config.prepare.get(split)
     if source is None:
         return {}
+    key, wanted = f"prepare.{split}", len(list_sources(source))
+    number: dict[str, tuple[str, Any]] = {"number": (key, wanted)}
+    if flat_sources(recorded)["number"] != wanted:
+        return number  # which source is which is not known, so nothing else is compared
     if not isinstance(source, SeveralSources):
-        return _expected_of(config, split, source, f"prepare.{split}", recorded)
-    before = recorded.get("of", [])
-    found: dict[str, tuple[str, Any]] = {}
-    for index, one in enumerate(source.of):
-        own = before[index] if index < len(before) else {}
-        expected = _expected_of(config, split, one, f"prepare.{split}.{index}", own)
+        return number | _expected_of(config, split, source, key, recorded)
+    found = number | {"source": (key, SEVERAL)}
+    for index, (one, own) in enumerate(zip(source.of, recorded["of"], strict=True)):
+        expected = _expected_of(config, split, one, f"{key}.{index}", own)
         found |= {f"of.{index}.{name}": value for name, value in expected.items()}
-    return {
-        "source": (f"prepare.{split}", SEVERAL),
-        "number": (f"prepare.{split}", len(source.of)),
-        **found,
-    }
+    return found
 
 
 def flat_sources(recorded: Json) -> Json:
     """Settings of prompts, those of several sources under the names of `expected_source`."""
     if "of" not in recorded:
-        return recorded
+        return recorded | {"number": 1}
     found = {f"of.{i}.{name}": v for i, one in enumerate(recorded["of"]) for name, v in one.items()}
     return {**recorded, "number": len(recorded["of"]), **found}
 
