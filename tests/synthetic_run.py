@@ -19,6 +19,7 @@ from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.config.evaluations import Evaluation
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, stage_version
 from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.sources import SEVERAL, list_sources
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.evaluate.summarise import summarise
 from perpo_pipeline.filter.filter_lists import filter_lists
@@ -28,12 +29,14 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.score.score_answers import score
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
+from perpo_pipeline.testbed import TESTBED_VERSION
 from perpo_pipeline.testbed.pages import PAGE_PROMPT, page_example
 from perpo_pipeline.vlm.images import image_sha256
 
 SIZE = (64, 48)
 RIGHT = {"base": 0.45, "sft": 0.7, "dpo": 0.65, "lipo": 0.75, "lipo-lambda": 0.75, "perpo": 0.9}
 METHODS = ("perpo", "sft", "dpo")
+BOTH = "both"
 Row = dict[str, Any]
 
 
@@ -52,13 +55,18 @@ def synthetic_config(
 ) -> RunConfig:
     """The configuration of a synthetic run; `report` has settings of the report section."""
     source = {"source": "testbed", "num_prompts": num_prompts}
+    pages = source | {"task": "ocr"}
+    min_margins: Any = {"grounding": 0.6, "ocr": 0.2}
     return RunConfig.model_validate(
         {
             "run": "synthetic",
             "data_root": str(root),
-            "prepare": {"train": source, **dict.fromkeys(splits, source)},
+            "prepare": {
+                "train": [source, pages] if task == BOTH else source,
+                **dict.fromkeys(splits, source),
+            },
             "sample": {"num_samples": 6},
-            "filter": {"min_margin": min_margin or (0.6 if task == "grounding" else 0.2)},
+            "filter": {"min_margin": min_margin or min_margins.get(task, min_margins)},
             "train": {"methods": {name: {} for name in methods}, "seeds": list(seeds)},
             "eval": {
                 "splits": list(splits),
@@ -82,18 +90,25 @@ def make_synthetic_run(
 ) -> Run:
     """Write all artifacts that the report needs, and return the run.
 
+    `task`: of BOTH, each training prompt about a box is followed by one about a text.
     `expression` is the question (with `{index}`), `right` the probability that a method is right.
     `pages`: the images are pages of the testbed, and wrong answers have lines in a wrong place.
     """
     run = Run(synthetic_config(root, task=task, **config), quiet=True)
     for split, source in run.config.prepare.items():
+        sources = list_sources(source)
+        tasks = [task] if task != BOTH else ["grounding", "ocr"][: len(sources)]
         rows = [
             _page(split, i, expression or PAGE_PROMPT)
             if pages
-            else _prompt(split, i, task, expression or "box number {index}")
-            for i in range(source.num_prompts)
+            else _prompt(split, i, tasks[i % len(tasks)], expression or "box number {index}")
+            for i in range(sum(one.num_prompts for one in sources))
         ]
-        settings = {"rows_sha256": sha256(repr(rows).encode()).hexdigest()}
+        rows_sha256 = sha256(repr(rows).encode()).hexdigest()
+        facts = {"testbed_version": TESTBED_VERSION}
+        several = {"source": SEVERAL, "of": [facts | {"task": one.task} for one in sources]}
+        each = facts if len(sources) == 1 else several
+        settings = {"rows_sha256": rows_sha256, **each}
         _write(run, Recipe("prompts", split, "prepare", STAGE_VERSIONS["prompts"], settings), rows)
     _write_samples(run)
     score(run, "train")

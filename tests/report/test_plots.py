@@ -35,6 +35,14 @@ def test_a_difference_has_its_sign():
     assert "+12.3" in found
 
 
+def test_the_labels_of_an_axis_are_few_enough_to_be_read():
+    """The differences of a run on pages: 0.2 wide, in steps of 0.025 they met."""
+    bars = [Bar("- Base", "red", -0.127, -0.140, -0.113), Bar("- SFT", "red", 0.017, 0.014, 0.020)]
+    found = texts(interval_plot(bars, x_label="x", unit=FRACTION, name="plot", zero=True))
+    ticks = [text for text in found if re.fullmatch(r"-?\d\.\d+", text) and text != "-0.127"]
+    assert 3 <= len(ticks) <= 6
+
+
 def test_the_best_of_n_has_its_first_and_last_value_in_the_unit_of_the_metric():
     values = np.array([0.5, 0.6, 0.75])
     found = texts(best_of_n_plot(values, y_label="y", unit=PERCENT, colour="red", name="plot"))

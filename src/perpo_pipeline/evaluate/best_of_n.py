@@ -58,7 +58,7 @@ def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
     images; the prompts come from the lineage of `scores`. Raises `ArtifactError` for lists of
     unequal length. Source: PerPO, figure 1b.
     """
-    lists = _lists(scores)
+    lists = read_lists(scores)
     reward = scores.manifest["settings"].get("reward")
     found = []
     for (task,), part in lists.group_by("task", maintain_order=True):
@@ -70,6 +70,36 @@ def best_of_n_rows(scores: Version, *, num_resamples: int = 2_000) -> list[Row]:
                 row = {"value": value, "low": low, "high": high, "n": len(images)}
                 found.append({"task": task, "best_of": n, "name": metric.name, **row})
     return found
+
+
+def read_lists(scores: Version) -> pl.DataFrame:
+    """A row per prompt: prompt_id, the lists reward and parse_ok, task, truth and image_sha256.
+
+    All lists have one length; raises `ArtifactError` for others, and where there are none.
+    """
+    rows = pl.DataFrame(scores.table(columns=["prompt_id", "reward", "parse_ok"]))
+    lists = rows.group_by("prompt_id", maintain_order=True).agg("reward", "parse_ok")
+    sizes = lists["reward"].list.len().to_numpy()
+    if not lists.height:
+        raise ArtifactError(
+            "the artifact holds no scores",
+            where=str(scores.path),
+            fix=f"remove it and run: {scores.remake()}",
+        )
+    if sizes.min() != sizes.max():
+        odd = lists.filter(sizes != sizes.max())
+        first = find_prompt(input_of(scores, "prompts"), odd["prompt_id"][0])
+        raise ArtifactError(
+            f"the best of n needs lists of equal length: the longest has {sizes.max()} samples, "
+            f"but {odd.height} have fewer, first the list of {first}",
+            where=str(scores.path),
+            fix="remove these scores and the samples that they are of, and run: "
+            + _remake_samples(scores)
+            + f"; then: {scores.remake()}",
+        )
+    columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
+    prompts = pl.DataFrame(input_of(scores, "prompts").table(columns=columns))
+    return lists.join(prompts, on="prompt_id", how="left", maintain_order="left")
 
 
 def task_of_rewards(prompts: pl.DataFrame, reward: Any) -> str | None:
@@ -126,33 +156,6 @@ def _remake_samples(scores: Version) -> str:
     """The command that makes the samples of these scores."""
     record = scores.manifest["inputs"].get("samples")
     return advice.remake("samples", record["variant"] if record else scores.variant)
-
-
-def _lists(scores: Version) -> pl.DataFrame:
-    """A row per prompt with its list of rewards, all of one length, its task, truth and image."""
-    rows = pl.DataFrame(scores.table(columns=["prompt_id", "reward"]))
-    lists = rows.group_by("prompt_id", maintain_order=True).agg("reward")
-    sizes = lists["reward"].list.len().to_numpy()
-    if not lists.height:
-        raise ArtifactError(
-            "the artifact holds no scores",
-            where=str(scores.path),
-            fix=f"remove it and run: {scores.remake()}",
-        )
-    if sizes.min() != sizes.max():
-        odd = lists.filter(sizes != sizes.max())
-        first = find_prompt(input_of(scores, "prompts"), odd["prompt_id"][0])
-        raise ArtifactError(
-            f"the best of n needs lists of equal length: the longest has {sizes.max()} samples, "
-            f"but {odd.height} have fewer, first the list of {first}",
-            where=str(scores.path),
-            fix="remove these scores and the samples that they are of, and run: "
-            + _remake_samples(scores)
-            + f"; then: {scores.remake()}",
-        )
-    columns = PROMPTS.pick("prompt_id", "task", "image_sha256", role="truth")
-    prompts = pl.DataFrame(input_of(scores, "prompts").table(columns=columns))
-    return lists.join(prompts, on="prompt_id", how="left", maintain_order="left")
 
 
 def _best_per_list(values: npt.ArrayLike) -> Floats:

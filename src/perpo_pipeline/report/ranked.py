@@ -53,13 +53,16 @@ class RankedList:
 
 
 def read_ranked(inputs: Inputs, settings: Row, wanted: int) -> list[RankedList]:
-    """`wanted` of the kept lists, those with the smallest sha256 of the prompt_id.
+    """`wanted` of the lists that an adapter learned from: the smallest sha256 of the prompt_id.
 
-    `settings` are those in the manifest of the adapter, whose weights the pairs get.
+    `settings` are those in the adapter's manifest. They name its tasks, if it did not learn from
+    all, and decide the weights of the pairs.
     """
     preferences = inputs.preferences
-    ids = preferences.table(columns=["prompt_id"])["prompt_id"].to_pylist()
-    chosen = sorted(ids, key=lambda key: sha256(key.encode()).digest())[:wanted]
+    kept = pl.DataFrame(preferences.table(columns=["prompt_id", "task"]))
+    if tasks := settings.get("tasks"):
+        kept = kept.filter(pl.col("task").is_in(tasks))
+    chosen = sorted(kept["prompt_id"], key=lambda key: sha256(key.encode()).digest())[:wanted]
     columns = PREFERENCES.pick(
         "prompt_id", "completions", "rewards", "parse_ok", "counts", "margin"
     )

@@ -95,6 +95,8 @@ def _page(
     config = run.config
     main = main_method(reported_methods(config))
     sampled = read_sampled(inputs)
+    tasks = set(outcomes[0].prompts["task"])
+    of_test = [one for task, one in sampled.items() if task in tasks]
     lineage = ancestors(inputs.by_name().values())
     settings = {name: version.manifest["settings"] for name, version in inputs.adapters.items()}
     pictures, outcome_counts = _pictures(run, inputs.main, outcomes[0], main)
@@ -114,7 +116,7 @@ def _page(
                 for test_set, one in zip(inputs.test_sets, outcomes, strict=True)
             ],
             answered=[row for test_set in inputs.test_sets for row in read_answered(test_set)],
-            oracle=oracle(sampled, config.report.num_resamples),
+            oracle=oracle(of_test, config.report.num_resamples),
             main=main,
             settings=settings,
             curves={name: read_curves(version) for name, version in inputs.adapters.items()},

@@ -11,8 +11,8 @@ from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.paired import Comparison, Outcomes
 from perpo_pipeline.report.pictures import Picture
 from perpo_pipeline.report.ranked import RankedList
-from perpo_pipeline.report.results import Estimate, MethodResults
-from perpo_pipeline.report.sampled import Sampled
+from perpo_pipeline.report.results import MethodResults
+from perpo_pipeline.report.sampled import Oracle, Sampled
 from perpo_pipeline.report.stale import Stale
 from perpo_pipeline.report.training_log import Floats, Trained
 
@@ -51,12 +51,12 @@ class Contents:
     model_id: str
     test_sets: Sequence[SplitResults]
     answered: Sequence[Answered]
-    oracle: Mapping[str, Estimate]
+    oracle: Oracle | None
     main: ReportedMethod | None
     settings: Mapping[str, Json]
     curves: Mapping[str, Mapping[str, Floats]]
     trained: Mapping[str, Trained]
-    sampled: Sampled
+    sampled: Mapping[str, Sampled]
     sampled_split: str
     ranked: Sequence[RankedList]
     pictures: Sequence[Picture]

@@ -85,6 +85,7 @@ def interval_plot(
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(x_label)
         axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(5))  # more labels of three decimals would meet
 
     return draw_svg(draw, name, (PANEL_WIDTH, 0.75 + 0.46 * len(bars)))
 

@@ -37,11 +37,17 @@ def results_table(contents: Contents, headline: str) -> Json:
             for row in results
             for variant, values in row.seeds.items()
         ],
-        "oracle": [cell(name, contents.oracle) for name in metrics],
-        "oracle_n": contents.sampled.rewards.shape[0],
-        "oracle_size": contents.sampled.rewards.shape[1],
+        "oracle": _oracle(contents, metrics),
         "lower": [format_of(n).label for n in metrics if not format_of(n).higher_is_better],
     }
+
+
+def _oracle(contents: Contents, metrics: Sequence[str]) -> Json | None:
+    """The row of the best of all samples, unless nothing is known of it."""
+    if (best := contents.oracle) is None:
+        return None
+    cells = [cell(name, best.metrics) for name in metrics]
+    return {"cells": cells, "lists": best.lists, "size": best.size}
 
 
 def _head(name: str, *, with_unit: bool) -> Json:

@@ -1,5 +1,6 @@
 """The base model's samples: the best of n, the rewards, the margins of the lists."""
 
+from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
 
@@ -22,21 +23,27 @@ DROPPED_COLOURS = ("#b9c0c9", "#8d97a3", "#dfe3e8", "#6f7985")
 Json = dict[str, Any]
 
 
-def samples(sampled: Sampled, split: str) -> Json:
+def samples(sampled: Mapping[str, Sampled], split: str) -> Json:
     """The data of the section; `split` is the name of the sampled split."""
-    lists, size = sampled.rewards.shape
+    shapes = [one.rewards.shape for one in sampled.values()]
     return {
         "split": split,
-        "lists": lists,
-        "size": size,
-        "unparsed": f"{100 * float((~sampled.parse_ok).mean()):.1f}",
-        "kept": len(sampled.kept_margins),
-        "min_margin": in_words(sampled.min_margin),
-        "has_threshold": not isinstance(sampled.min_margin, dict),
-        "by_unparsed": sampled.kept_by_unparsed_only,
-        **_best_of_n(sampled),
-        **_rewards(sampled),
-        **_margins(sampled),
+        "lists": sum(lists for lists, _ in shapes),
+        "size": max(size for _, size in shapes),
+        "tasks": [
+            {
+                "name": task if len(sampled) > 1 else "",
+                "lists": len(one.rewards),
+                "unparsed": f"{100 * float((~one.parse_ok).mean()):.1f}",
+                "kept": len(one.kept_margins),
+                "min_margin": in_words(one.min_margin),
+                "by_unparsed": one.kept_by_unparsed_only,
+                **_best_of_n(one),
+                **_rewards(one),
+                **_margins(one),
+            }
+            for task, one in sampled.items()
+        ],
     }
 
 
@@ -79,6 +86,6 @@ def _margins(sampled: Sampled) -> Json:
         x_label="margin (largest reward − smallest)",
         y_label="lists",
         name="Margins of all lists",
-        threshold=None if isinstance(sampled.min_margin, dict) else sampled.min_margin,
+        threshold=sampled.min_margin,
     )
     return {"margin_parts": parts, "margins": Markup(svg)}
