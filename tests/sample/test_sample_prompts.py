@@ -251,10 +251,11 @@ def test_each_process_gets_its_own_gpu(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if found is not None:
-        assert _visible_devices(2) == found
+        assert _visible_devices(2, "auto") == found
         return
     with pytest.raises(ConfigError, match="num_gpus is 2, and 1 GPUs are visible"):
-        _visible_devices(2)
+        _visible_devices(2, "cuda")
+    assert _visible_devices(2, "cpu") == ["", ""]
 
 
 def test_several_processes_without_a_gpu_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

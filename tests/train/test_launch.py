@@ -42,12 +42,14 @@ SRUN = {
 def test_without_flags_nothing_is_started() -> None:
     assert choose_launch(None, None, None, None, {}) is None
     assert choose_launch(1, None, None, None, {}) is None
+    assert choose_launch(1, None, None, None, {}, 4) is None
     assert choose_launch(None, None, None, None, {"SLURM_PROCID": "0"}) is None  # an sbatch file
     assert placed_by_launcher({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None
 
 
 def test_one_node_finds_its_own_port() -> None:
-    launch = choose_launch(8, None, None, None, {})
+    assert choose_launch(None, None, None, None, {}, 4) == Launch(4, 1, 0, None)
+    launch = choose_launch(8, None, None, None, {}, 4)
     assert launch == Launch(8)
     assert launch.torchrun_arguments() == ["--standalone", "--nproc-per-node", "8"]
 
@@ -78,6 +80,7 @@ def test_slurm_numbers_one_task_per_node() -> None:
 def test_under_a_launcher_nothing_else_is_started(environment: dict[str, str]) -> None:
     assert choose_launch(None, None, None, None, environment) is None
     assert choose_launch(8, None, None, None, environment) is None
+    assert choose_launch(None, None, None, None, environment, 4) is None
     with pytest.raises(ConfigError, match="8 processes, but the flags ask for 2"):
         choose_launch(2, None, None, None, environment)
 

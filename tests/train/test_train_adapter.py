@@ -211,8 +211,23 @@ def test_a_step_that_is_not_shared_evenly_is_reported(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert perpo("train", "--method", "perpo", "--dry-run", "--num-processes", "3") == 0
+    dry_run = ("train", "--method", "perpo", "--dry-run")
+    assert perpo(*dry_run, "--num-processes", "3") == 0
     assert "4 lists over 3 processes" in capsys.readouterr().out
+    assert perpo(*dry_run, "--set", "train.num_processes=3") == 0
+    assert "4 lists over 3 processes" in capsys.readouterr().out
+    assert perpo(*dry_run, "--set", "train.num_processes=3", "--num-processes", "2") == 0
+    assert "4 lists over 2 processes" in capsys.readouterr().out
+
+
+def test_each_method_is_trained_by_its_own_number_of_processes(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert perpo("train", "--dry-run", "--set", "train.methods.perpo.num_processes=2") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("  processes  2: 2 on this node") == 1
+    assert printed.count("  processes  1, here") == 2
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import os
 import re
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,7 +50,10 @@ def train(
         typer.Option(help="zero2, zero3, zero3-offload, or a path to settings (train.deepspeed)"),
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option(help="processes on this node, one per GPU; torchrun starts them")
+        int | None,
+        typer.Option(
+            help="processes on this node, one per GPU; torchrun starts them (train.num_processes)"
+        ),
     ] = None,
     num_nodes: Annotated[
         int | None, typer.Option(help="number of nodes on which this command is started")
@@ -103,13 +107,19 @@ def train(
     opened = open_run(config, sets, settings=settings, **given)
     names = _choose(opened, method)
     _warn_of_own_settings(opened, sets, names)
-    launch = choose_launch(num_processes, num_nodes, node_rank, master, os.environ)
-    if dry_run:
-        _print_plan(opened, names, launch, [*ctx.obj])
-    elif launch is None:
-        _train_here(opened, names)
-    else:
-        _start_each(opened, names, launch, [*ctx.obj], named=method in names)
+
+    def launch_of(name: str) -> "Launch | None":
+        own = opened.config.train.variants()[name].num_processes
+        return choose_launch(num_processes, num_nodes, node_rank, master, os.environ, own)
+
+    for launch, group in groupby(names, launch_of):
+        alike = [*group]
+        if dry_run:
+            _print_plan(opened, alike, launch, [*ctx.obj])
+        elif launch is None:
+            _train_here(opened, alike)
+        else:
+            _start_each(opened, alike, launch, [*ctx.obj], named=method in names)
 
 
 def _unlisted_method(config: "RunConfig", name: str) -> str | None:

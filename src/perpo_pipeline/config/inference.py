@@ -72,7 +72,10 @@ class InferenceConfig(Section):
     )
     max_errors: Int = Field(0, ge=0, description="prompts that may fail before the stage fails")
     num_gpus: Int = Field(
-        1, ge=1, description="processes that share the prompts, one per GPU (engine local)"
+        1,
+        ge=1,
+        description="processes that share the prompts: one per GPU, or several on a CPU (engine "
+        "local)",
     )
     engine: Literal["local", "ray"] = Field(
         "local",

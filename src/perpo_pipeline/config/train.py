@@ -34,6 +34,7 @@ class TrainSettings(Section):
             "row_lengths",
             "levers",
             "num_workers",
+            "num_processes",
             "checkpoint_every",
             "checkpoint_minutes",
             "log_to",
@@ -114,6 +115,12 @@ class TrainSettings(Section):
         False,
         description="keep the inputs of the decoder layers in the machine's memory until the "
         "backward pass; needs gradient_checkpointing",
+    )
+    num_processes: Int = Field(
+        1,
+        ge=1,
+        description="processes on this machine, one per GPU, or several on a CPU; --num-processes "
+        "replaces it",
     )
     num_workers: Int | None = Field(
         None,

@@ -118,7 +118,8 @@ def _answer_elsewhere(
             say=lambda message: progress.run.say(f"{setup.settings.section}: {message}"),
         )
     processes = min(setup.settings.num_gpus, len(pending))
-    if setup.settings.num_gpus > 1 and (note := _note_without_gpus(setup.settings, processes)):
+    wants_gpus = setup.settings.num_gpus > 1 and setup.model.device != "cpu"
+    if wants_gpus and (note := _note_without_gpus(setup.settings, processes)):
         progress.run.say(note)
     if processes <= 1:
         return None

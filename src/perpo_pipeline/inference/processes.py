@@ -60,7 +60,7 @@ def sample_in_processes(
     that a process raises.
     """
     check_cards(setup.model, processes)
-    devices = _visible_devices(processes)
+    devices = _visible_devices(processes, setup.model.device)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     places, counters = context.SimpleQueue(), context.RawArray("q", 2 * processes)
     for place in enumerate(devices):
@@ -123,15 +123,15 @@ class _Answers:
             on_kept(*self.arrived.get())
 
 
-def _visible_devices(processes: int) -> list[str]:
+def _visible_devices(processes: int, device: str) -> list[str]:
     """One CUDA device per process, from those that the environment allows, in order.
 
-    Empty names on a machine without CUDA. Raises ConfigError if fewer devices are visible than
-    processes are wanted.
+    Empty names on a machine without CUDA, and for a `device` of "cpu". Raises ConfigError if fewer
+    devices are visible than processes are wanted.
     """
     import torch
 
-    if not torch.cuda.is_available():
+    if device == "cpu" or not torch.cuda.is_available():
         return [""] * processes
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = allowed.split(",") if allowed else list(map(str, range(torch.cuda.device_count())))

@@ -78,12 +78,14 @@ def choose_launch(
     node_rank: int | None,
     master: str | None,
     environment: Mapping[str, str],
+    configured: int = 1,
 ) -> Launch | None:
     """The processes that the flags ask for; None if the training runs in this process.
 
-    It runs in this process without flags, and under torchrun, deepspeed or an srun of several
-    tasks. With --num-nodes, srun must have started one task per node. Raises ConfigError for flags
-    that contradict each other or the processes that a launcher has started.
+    `configured` is the number on a node without --num-processes. The training runs in this process
+    if that is 1, and under torchrun, deepspeed or an srun of several tasks. With --num-nodes, srun
+    must have started one task per node. Raises ConfigError for flags that contradict each other or
+    the processes that a launcher has started.
     """
     placed = placed_by_launcher(environment)
     if placed is not None and ("RANK" in environment or num_nodes is None):
@@ -108,7 +110,7 @@ def choose_launch(
     if node_rank is None:
         node_rank = int(environment.get("SLURM_NODEID", "0")) if num_nodes else 0
     _check_flags(num_processes, num_nodes, node_rank, master)
-    launch = Launch(num_processes or 1, num_nodes or 1, node_rank, master)
+    launch = Launch(num_processes or configured, num_nodes or 1, node_rank, master)
     return launch if launch.world_size > 1 else None
 
 
