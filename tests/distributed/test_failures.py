@@ -41,6 +41,9 @@ from perpo_pipeline.train.zero import FORCE_GUARD, load_zero_checkpoint, read_ze
 pytestmark = pytest.mark.distributed
 
 SMALL = {
+    # With seed 0 a gradient of one weight is no more than rounding, whose sign Adam follows: that
+    # weight differs by .0003 between one process and two, all others by less than .00004.
+    "run: d": "run: d\nseed: 1",
     "num_prompts: 24": "num_prompts: 16",
     "num_samples: 6": "num_samples: 4",
     "max_lists: 19": "max_lists: 12",
