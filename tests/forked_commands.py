@@ -1,18 +1,21 @@
-"""Run commands in processes forked from one that has imported torch, transformers and vLLM.
+"""Run commands in processes forked from one that has imported what a training needs.
 
-A new Python takes about five seconds of processor time for these imports (with vLLM fifteen), a
-forked one almost none.
+A new Python takes about eight seconds of processor time for these imports, a forked one almost
+none. (With vLLM it would be fifteen; a command that uses vLLM imports it itself.)
 """
 
+import gc
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-# `preloaded_vllm` fails with an ImportError without vLLM, which multiprocessing ignores.
-PRELOADED = ["killing", "perpo_pipeline.inference.transformers_backend", "preloaded_vllm"]
+HERE = Path(__file__).parent
+PRELOADED = ["killing", "perpo_pipeline.inference.transformers_backend"]
 
 
 class ForkedCommand:
@@ -31,8 +34,8 @@ class ForkedCommand:
         out: Path,
         err: Path,
     ) -> None:
+        start_server()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         setting = (str(folder), dict(environment), str(out), str(err))
         self.process = context.Process(target=_run, args=(function, arguments, *setting))
         self.process.start()
@@ -51,7 +54,23 @@ class ForkedCommand:
         return code
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def start_server() -> None:
+    """Start the process from which all others are forked, unless it runs.
+
+    Up to Python 3.12 it does not get `sys.path` from this process, and ignores what it cannot find.
+    """
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    with patch.dict(os.environ, PYTHONPATH=path):
+        forkserver.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
 
 
 def start_perpo(
@@ -88,4 +107,5 @@ def _run(
         import torch
 
         torch.set_num_threads(int(threads))
+    gc.freeze()  # its garbage collections need not visit what it was forked with
     function(*arguments)

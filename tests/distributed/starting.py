@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ import polars as pl
 import psutil
 import pytest
 import torch
+from distributed import forking
+from forked_commands import ForkedCommand
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -42,8 +44,8 @@ train:
 """
 STEPS = 10  # 19 lists, 4 per step, two epochs: the last step of each has 3 lists
 PATIENCE_S = 150
-PERPO = ("perpo_pipeline.cli",)
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *PERPO)
+PERPO = ("-m", "perpo_pipeline.cli")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *PERPO)
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,9 @@ def prepare_run(folder: Path, config: str) -> None:
 class Training:
     """`perpo train` in a folder that has its preferences, with more in its environment.
 
-    `module` is what Python runs: the command itself, or torchrun with it. `out` is None where the
-    run's own folders are used.
+    `python` has the arguments of a new Python: the command itself, or torchrun with it. Without
+    them the command and its processes are forked. `out` is None where the run's own folders are
+    used.
     """
 
     def __init__(
@@ -92,36 +95,35 @@ class Training:
         workdir: Path,
         out: str | None,
         *flags: str,
-        module: tuple[str, ...] = PERPO,
+        python: Sequence[str] = (),
         **environment: str,
     ) -> None:
         name = out or "run"
         self.out = workdir / name
         self.stderr, self.stdout = workdir / f"{name}.stderr", workdir / f"{name}.stdout"
-        command = [
-            sys.executable,
-            "-m",
-            *module,
-            "train",
-            "--config",
-            "d.yaml",
-            "--quiet",
-            *(("--out", out) if out else ()),
-            *flags,
-        ]
+        into = ("--out", out) if out else ()
+        command = ["train", "--config", "d.yaml", "--quiet", *into, *flags]
+        own = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        self.process: subprocess.Popen[bytes] | ForkedCommand
+        if not python:
+            self.process = ForkedCommand(
+                forking.perpo,
+                [command],
+                folder=workdir,
+                environment=own,
+                out=self.stdout,
+                err=self.stderr,
+            )
+            return
         with self.stderr.open("w") as err, self.stdout.open("w") as paths:
             self.process = subprocess.Popen(
-                command,
-                cwd=workdir,
-                stdout=paths,
-                stderr=err,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                [sys.executable, *python, *command], cwd=workdir, stdout=paths, stderr=err, env=own
             )
 
     def worker(self, rank: int) -> psutil.Process:
-        """The process with that rank, a child of the command."""
+        """The forked process with that rank, a child of the command."""
         children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if child.environ().get("RANK") == str(rank))
+        return next(child for child in children if child.name() == forking.name(rank))
 
     def wait_for_checkpoint(self, step: int) -> None:
         """Wait for a complete checkpoint of this step or a later one."""
@@ -159,9 +161,9 @@ def checkpoints(out: Path) -> list[int]:
     )
 
 
-def run_training(workdir: Path, out: str, *flags: str) -> Version:
+def run_training(workdir: Path, out: str, *flags: str, python: Sequence[str] = ()) -> Version:
     """Train to the end in other processes; the adapter's version, undamaged."""
-    ended = Training(workdir, out, *flags).end()
+    ended = Training(workdir, out, *flags, python=python).end()
     assert ended.code == 0, ended.stderr
     version = trained(workdir / out)
     assert ended.stdout.strip() == str(version.path.relative_to(workdir))

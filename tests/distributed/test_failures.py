@@ -1,6 +1,6 @@
 """Bad input, a full disk and the like in two real processes: one clear error, nothing spoilt.
 
-`POISON`, which Python imports at its start, makes one of the processes fail.
+The environment variable POISON (poisoning.py) makes one of the processes fail.
 """
 
 import json
@@ -54,60 +54,15 @@ TWO = ("--num-processes", "2")
 HOW = {"ddp": TWO, "zero3": (*TWO, "--deepspeed", "zero3")}
 FIX = "lower train.learning_rate, or look at these prompts with `perpo inspect`"
 
-POISON = """
-import os, sys
-
-if "RANK" in os.environ and "perpo_pipeline.cli" in sys.orig_argv:
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import errno
-    import torch
-    from perpo_pipeline.train.trainer import ListTrainer
-
-    what, rank, step = os.environ["POISON"].split()
-    if what == "chunks":
-        from perpo_pipeline.train import shared_prefix
-
-        shared_prefix.LOGIT_BUDGET = 704 * (9 if rank == os.environ["RANK"] else 17)
-    forward_backward, save = ListTrainer._forward_backward, torch.save
-    save_trained = ListTrainer.save_trained
-
-    def poisoned(self, model, batch, *rest):
-        if self.state.global_step + 1 == int(step):
-            if what == "loss":
-                batch.ref_logps.fill_(float("nan"))
-            else:
-                backward = self.accelerator.backward
-                self.accelerator.backward = lambda loss: backward(loss * float("inf"))
-        return forward_backward(self, model, batch, *rest)
-
-    def full(what, path, *rest, **named):
-        if f"checkpoint-{step}" in str(path):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return save(what, path, *rest, **named)
-
-    def full_at_the_end(self, directory):
-        if self.state.global_step == self.state.max_steps and "trained" in str(directory):
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        save_trained(self, directory)
-
-    if rank == os.environ["RANK"]:
-        if what == "disk":
-            torch.save, ListTrainer.save_trained = full, full_at_the_end
-        else:
-            ListTrainer._forward_backward = poisoned
-"""
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run up to its preferences, and the poison next to it."""
+    """A run up to its preferences."""
     folder = tmp_path_factory.mktemp("failures")
     config = CONFIG
     for ours, theirs in SMALL.items():
         assert ours in config
         config = config.replace(ours, theirs)
-    (folder / "poison").mkdir()
-    (folder / "poison/sitecustomize.py").write_text(POISON)
     prepare_run(folder, config)
     return folder
 
@@ -127,8 +82,7 @@ def assert_same(ours: Version, theirs: Version) -> None:
 
 def poisoned(workdir: Path, out: str, what: str, *flags: str) -> Ended:
     """Train while `what` goes wrong: "KIND RANK STEP"; a disk may also be full at the end."""
-    path = os.pathsep.join([str(workdir / "poison"), os.environ.get("PYTHONPATH", "")])
-    return Training(workdir, out, *flags, PYTHONPATH=path, POISON=what).end()
+    return Training(workdir, out, *flags, POISON=what).end()
 
 
 def assert_one_error(ended: Ended, *parts: str) -> None:

@@ -1,6 +1,7 @@
 """`perpo train` in two real processes on the CPU: the same result as in one, whatever happens.
 
-ZeRO-3 needs DeepSpeed, which compiles its CPU collectives at the first use (a minute).
+ZeRO-3 needs DeepSpeed, which compiles its CPU collectives at the first use (a minute). Trainings
+with `python=` start a new Python for each process, as a user's do; the others are forked.
 """
 
 import shutil
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from distributed.starting import (
     CONFIG,
+    PERPO,
     STEPS,
     TORCHRUN,
     Ended,
@@ -66,7 +68,7 @@ def single(workdir: Path) -> Version:
 @pytest.fixture(scope="module")
 def zero3(workdir: Path) -> Version:
     """Trained by two processes under ZeRO-3, without interruption."""
-    return run_training(workdir, "zero3", *ZERO3)
+    return run_training(workdir, "zero3", *ZERO3, python=PERPO)
 
 
 @pytest.mark.parametrize("how", ["ddp", "zero2", "zero3"])
@@ -76,7 +78,7 @@ def test_two_processes_train_as_one(
     if how == "zero3":
         version: Version = request.getfixturevalue("zero3")
     else:
-        version = run_training(workdir, how, *PARALLEL[how])
+        version = run_training(workdir, how, *PARALLEL[how], python=PERPO if how == "ddp" else ())
     assert version.fingerprint == single.fingerprint
     assert len(log_of(single)) == STEPS
     assert loss_difference(version, single) < 1e-5
@@ -148,7 +150,7 @@ def others(workdir: Path) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(alone)
         assert perpo("train") == 0
-    ended = Training(together, None, "--deepspeed", "zero3", module=TORCHRUN).end()
+    ended = Training(together, None, "--deepspeed", "zero3", python=TORCHRUN).end()
     assert ended.code == 0, ended.stderr
     adapters = together / "data/d/adapter"
     versions = [trained(adapters / method).path for method in ("full", "projector", "uneven")]
@@ -233,7 +235,7 @@ def test_sigterm_to_every_process_does_not_lose_the_image_workers(
     (workdir / "workers.yaml").write_text(
         CONFIG.replace("  epochs: 2", "  epochs: 9\n  num_workers: 1")
     )
-    training = Training(workdir, "workers", *TWO, "--config", "workers.yaml")
+    training = Training(workdir, "workers", *TWO, "--config", "workers.yaml", python=PERPO)
     training.wait_for_checkpoint(3)
     command = psutil.Process(training.process.pid)
     everyone = [*command.children(recursive=True), command]
