@@ -73,6 +73,17 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
+def make_threads_anew(environment: Mapping[str, str]) -> None:
+    """Give a forked process threads of its own: those of torch do not outlive a fork.
+
+    Torch makes them anew at their next use, but fails where two threads use them at once, and
+    transformers loads weights in several.
+    """
+    import torch
+
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+
+
 def start_perpo(
     *arguments: str, folder: Path, environment: Mapping[str, str], out: Path, err: Path
 ) -> ForkedCommand:
@@ -103,9 +114,6 @@ def _run(
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(file, stream)
         os.close(file)
-    if threads := environment.get("OMP_NUM_THREADS"):
-        import torch
-
-        torch.set_num_threads(int(threads))
+    make_threads_anew(environment)
     gc.freeze()  # its garbage collections need not visit what it was forked with
     function(*arguments)

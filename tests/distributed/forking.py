@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from distributed import poisoning
+from forked_commands import make_threads_anew
 
 from perpo_pipeline import cli
 from perpo_pipeline.interrupts import SIGNALS
@@ -70,6 +71,7 @@ def _train(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
+    make_threads_anew(environment)
     if what := environment.get("POISON"):
         poisoning.poison(what)
     cli.main([*arguments])
