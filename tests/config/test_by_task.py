@@ -62,6 +62,12 @@ def test_prompts_of_one_task_do_not_depend_on_the_values_of_others() -> None:
     assert other.for_tasks(["grounding"]).max_new_tokens == scenes.max_new_tokens
 
 
+def test_the_same_cap_for_each_task_is_no_cap_for_all_of_them_together() -> None:
+    each = {"grounding": 500, "ocr": 500}
+    assert FilterConfig(max_lists=each).for_tasks(["grounding", "ocr"]).max_lists == each
+    assert FilterConfig(max_lists=each).for_tasks(["ocr"]).max_lists == 500
+
+
 def test_status_compares_an_artifact_with_the_values_of_its_tasks(tmp_path: Path) -> None:
     config = load(tmp_path, eval__max_new_tokens=LENGTHS)
 

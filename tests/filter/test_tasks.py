@@ -113,6 +113,9 @@ def test_a_mixed_run_prints_and_records_each_task(
     whole = filtered(both, min_margin=0.7, max_lists=None)
     assert whole.manifest["settings"]["min_margin"] == 0.7
     assert set(whole.manifest["counts"]["tasks"]) == {"ocr", "grounding"}
+    # The same cap for each task is no cap for both together.
+    capped = filtered(both, min_margin=0.1, max_lists={"grounding": 5, "ocr": 5})
+    assert [capped.manifest["counts"]["tasks"][task]["kept"] for task in tasks] == [5, 5]
 
 
 def test_a_task_without_a_margin_stops_the_stage_and_one_task_needs_no_mapping(

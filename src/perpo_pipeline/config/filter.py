@@ -17,6 +17,7 @@ class FilterConfig(Section):
     """Which lists are worth learning from."""
 
     by_task: ClassVar[tuple[str, ...]] = ("min_margin", "max_margin", "max_lists")
+    totals: ClassVar[frozenset[str]] = frozenset({"max_lists"})
 
     strategy: Literal["lists", "m3po"] = Field(
         "lists",

@@ -41,6 +41,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     operational: ClassVar[frozenset[str]] = frozenset()
     by_task: ClassVar[tuple[str, ...]] = ()
+    totals: ClassVar[frozenset[str]] = frozenset()  # of `by_task`: one value is for all together
     counted_where_set: ClassVar[frozenset[str]] = frozenset()
 
     @property
@@ -56,13 +57,14 @@ class Section(BaseModel):
         """The section for prompts of these tasks, each of which its mappings name.
 
         A setting with the same value for all of them is that value, so that prompts of one task do
-        not depend on the values of others.
+        not depend on the values of others; except `totals`, of which one value means another thing.
         """
         update = {}
         for name in self.by_task:
             if isinstance(value := getattr(self, name), Mapping):
                 own = {task: value[task] for task in value if task in tasks}
-                update[name] = own if len(set(own.values())) != 1 else next(iter(own.values()))
+                several = set(own) if name in self.totals else set(own.values())
+                update[name] = own if len(several) != 1 else next(iter(own.values()))
         return self.model_copy(update=update)
 
     def result_settings(self) -> Json:
