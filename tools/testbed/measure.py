@@ -1,7 +1,7 @@
 """How well a testbed model answers: greedy and sampled boxes and texts against the truth."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -118,17 +118,13 @@ def answer_ious(
     """IoU of every answer, (prompts, samples), unparsed as 0; and the share that parsed."""
     rows: list[list[float]] = []
     parsed = 0
-    for start in range(0, len(examples), batch):
-        part = examples[start : start + batch]
-        answers = generate_answers(
-            model, processor, part, num_samples=num_samples, temperature=temperature, seed=start
-        )
-        for example, texts in zip(part, answers, strict=True):
-            side = example.image.width
-            truth = [value / side for value in example.box_xyxy_px]
-            boxes = [parse_answer(text) for text in texts]
-            parsed += sum(box is not None for box in boxes)
-            rows.append([iou(box, truth) if box else 0.0 for box in boxes])
+    answers = _answers_in_batches(model, processor, examples, num_samples, temperature, batch)
+    for example, texts in zip(examples, answers, strict=True):
+        side = example.image.width
+        truth = [value / side for value in example.box_xyxy_px]
+        boxes = [parse_answer(text) for text in texts]
+        parsed += sum(box is not None for box in boxes)
+        rows.append([iou(box, truth) if box else 0.0 for box in boxes])
     ious = torch.tensor(rows)
     return ious, parsed / ious.numel()
 
@@ -144,15 +140,31 @@ def page_distances(
 ) -> Tensor:
     """Normalised edit distance of every answer, (prompts, samples): 1 - the project's reward."""
     rows: list[list[float]] = []
-    for start in range(0, len(pages), batch):
-        part = pages[start : start + batch]
-        answers = generate_answers(
-            model, processor, part, num_samples=num_samples, temperature=temperature, seed=start
-        )
-        for page, texts in zip(part, answers, strict=True):
-            similarities = edit_similarities(texts, [page.text] * len(texts))
-            rows.append((1 - similarities).tolist())
+    answers = _answers_in_batches(model, processor, pages, num_samples, temperature, batch)
+    for page, texts in zip(pages, answers, strict=True):
+        similarities = edit_similarities(texts, [page.text] * len(texts))
+        rows.append((1 - similarities).tolist())
     return torch.tensor(rows)
+
+
+def _answers_in_batches(
+    model: Any,
+    processor: Any,
+    examples: Sequence[ReferringExample] | Sequence[PageExample],
+    num_samples: int,
+    temperature: float,
+    batch: int,
+) -> Iterator[list[str]]:
+    """Yield the answers to each example; the seed of a batch is its place."""
+    for start in range(0, len(examples), batch):
+        yield from generate_answers(
+            model,
+            processor,
+            examples[start : start + batch],
+            num_samples=num_samples,
+            temperature=temperature,
+            seed=start,
+        )
 
 
 def fresh_examples(seed: int, count: int, preset: str) -> list[ReferringExample]:

@@ -30,24 +30,26 @@ def shipped():
     return model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
+def generated(model, processor, image, question, max_new_tokens):
+    """The greedy answer of transformers' own `generate` to one question."""
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    return processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
 def test_own_greedy_decoding_equals_generate(shipped):
     model, processor = shipped
     examples = fresh_examples(78, 8, SHIPPED_PRESET)
     ious, _ = answer_ious(model, processor, examples)
     for example, (value,) in zip(examples, ious.tolist(), strict=True):
-        content = [
-            {"type": "image", "image": example.image},
-            {"type": "text", "text": INSTRUCTION + example.expression},
-        ]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        out = model.generate(**inputs, do_sample=False, max_new_tokens=20)
-        text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        text = generated(model, processor, example.image, INSTRUCTION + example.expression, 20)
         box = parse_answer(text)
         truth = [edge / example.image.width for edge in example.box_xyxy_px]
         assert value == pytest.approx(iou(box, truth) if box else 0.0, abs=1e-6)
@@ -58,16 +60,7 @@ def test_own_greedy_reading_equals_generate(shipped):
     pages = fresh_pages(78, 3, SHIPPED_PRESET)
     distances = page_distances(model, processor, pages)
     for page, (value,) in zip(pages, distances.tolist(), strict=True):
-        content = [{"type": "image", "image": page.image}, {"type": "text", "text": PAGE_PROMPT}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        out = model.generate(**inputs, do_sample=False, max_new_tokens=120)
-        text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        text = generated(model, processor, page.image, PAGE_PROMPT, 120)
         assert value == pytest.approx(1 - edit_similarity(text, page.text), abs=1e-6)
 
 
