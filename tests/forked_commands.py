@@ -18,7 +18,21 @@ HERE = Path(__file__).parent
 PRELOADED = ["killing", "perpo_pipeline.inference.transformers_backend"]
 
 
-class ForkedCommand:
+class Started:
+    """A process of multiprocessing, with what `Popen` has of one."""
+
+    def __init__(self, process: Any) -> None:
+        self.process = process
+        self.process.start()
+        self.pid: int = self.process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        code: int | None = self.process.exitcode
+        return code
+
+
+class ForkedCommand(Started):
     """A function that runs in a forked process, with the part of `Popen` that tests need.
 
     The process takes over `folder`, `environment` and the files `out` and `err` first.
@@ -37,19 +51,12 @@ class ForkedCommand:
         start_server()
         context = multiprocessing.get_context("forkserver")
         setting = (str(folder), dict(environment), str(out), str(err))
-        self.process = context.Process(target=_run, args=(function, arguments, *setting))
-        self.process.start()
-        assert self.process.pid is not None
-        self.pid: int = self.process.pid
-
-    def poll(self) -> int | None:
-        """The exit code, None while it runs."""
-        return self.process.exitcode
+        super().__init__(context.Process(target=_run, args=(function, arguments, *setting)))
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, after the process has ended."""
         self.process.join(timeout)
-        code = self.process.exitcode
+        code = self.poll()
         assert code is not None, f"the process runs for more than {timeout} s"
         return code
 

@@ -14,34 +14,27 @@ from typing import Any
 from unittest.mock import patch
 
 from distributed import poisoning
-from forked_commands import make_threads_anew
+from forked_commands import Started, make_threads_anew
 
 from perpo_pipeline import cli
 from perpo_pipeline.interrupts import SIGNALS
 from perpo_pipeline.train.launch import MODULE, OUR_SIGNALS
 
 
-class Forked:
+class Forked(Started):
     """A process that trains, with the part of `Popen` that torchrun needs."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=_train, args=(arguments, environment))
-        self.process.start()
-        assert self.process.pid is not None
-        self.pid: int = self.process.pid
-
-    def poll(self) -> int | None:
-        """The exit code, None while it runs."""
-        return self.process.exitcode
+        super().__init__(context.Process(target=_train, args=(arguments, environment)))
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, after the process has ended."""
         self.process.join(timeout)
-        if self.process.exitcode is None:
+        if (code := self.poll()) is None:
             assert timeout is not None
             raise subprocess.TimeoutExpired("perpo train", timeout)
-        return self.process.exitcode
+        return code
 
 
 def name(rank: int | str) -> str:
