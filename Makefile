@@ -15,6 +15,8 @@
 #   make bench-gpu         the first nine minutes on a GPU: right, training, how fast (benchmarks/gpu/)
 #   make acceptance MODEL=llava15 DATA=datasets
 #                          does a real model do here what is published? (llava15, qwen25-vl, qwen3-vl, testbed)
+#   make sweep SWEEP=configs/sweeps/demo.yaml
+#                          many settings, methods and seeds; ARGS=--dry-run only counts them
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
 #
 # stages/*.mk has the command of each stage; `perpo make-rules` prints which file becomes which.
@@ -35,7 +37,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at the same time would compute the reference twice
-.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance clean
+.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance sweep clean
 
 , := ,
 INSTALLED := $(VENV)/.installed
@@ -160,6 +162,9 @@ bench-gpu: $(INSTALLED)
 acceptance: $(INSTALLED)
 	@$(VENV)/bin/python -m tools.acceptance $(or $(MODEL),$(error MODEL= is missing: llava15, qwen25-vl, qwen3-vl or testbed)) \
 	  $(addprefix --data ,$(DATA)) $(SETS)
+
+sweep: $(INSTALLED)
+	@$(PERPO) sweep $(or $(SWEEP),$(error SWEEP= is missing, such as configs/sweeps/demo.yaml)) $(SETS) $(ARGS)
 
 clean:
 	@test -n "$(RUN)" || { echo "make: RUN is empty" >&2; exit 2; }

@@ -95,28 +95,41 @@ def make_synthetic_run(
     `pages`: the images are pages of the testbed, and wrong answers have lines in a wrong place.
     """
     run = Run(synthetic_config(root, task=task, **config), quiet=True)
-    for split, source in run.config.prepare.items():
-        sources = list_sources(source)
-        tasks = [task] if task != BOTH else ["grounding", "ocr"][: len(sources)]
-        rows = [
-            _page(split, i, expression or PAGE_PROMPT)
-            if pages
-            else _prompt(split, i, tasks[i % len(tasks)], expression or "box number {index}")
-            for i in range(sum(one.num_prompts for one in sources))
-        ]
-        rows_sha256 = sha256(repr(rows).encode()).hexdigest()
-        facts = {"testbed_version": TESTBED_VERSION}
-        several = {"source": SEVERAL, "of": [facts | {"task": one.task} for one in sources]}
-        each = facts if len(sources) == 1 else several
-        settings = {"rows_sha256": rows_sha256, **each}
-        _write(run, Recipe("prompts", split, "prepare", STAGE_VERSIONS["prompts"], settings), rows)
-    _write_samples(run)
+    for split in run.config.prepare:
+        prepare_synthetic(run, split, task=task, expression=expression, pages=pages)
+    sample_synthetic(run)
     score(run, "train")
     filter_lists(run, "train")
     for name in run.config.train.variants():
         train_synthetic(run, name)
     evaluate_synthetic(run, run.config.eval_models(), right)
     return run
+
+
+def prepare_synthetic(
+    run: Run,
+    split: str,
+    *,
+    task: str = "grounding",
+    expression: str | None = None,
+    pages: bool = False,
+) -> Version:
+    """Write the prompts of one split."""
+    sources = list_sources(run.config.prepare[split])
+    tasks = [task] if task != BOTH else ["grounding", "ocr"][: len(sources)]
+    rows = [
+        _page(split, i, expression or PAGE_PROMPT)
+        if pages
+        else _prompt(split, i, tasks[i % len(tasks)], expression or "box number {index}")
+        for i in range(sum(one.num_prompts for one in sources))
+    ]
+    rows_sha256 = sha256(repr(rows).encode()).hexdigest()
+    facts = {"testbed_version": TESTBED_VERSION}
+    several = {"source": SEVERAL, "of": [facts | {"task": one.task} for one in sources]}
+    each = facts if len(sources) == 1 else several
+    settings = {"rows_sha256": rows_sha256, **each}
+    recipe = Recipe("prompts", split, "prepare", STAGE_VERSIONS["prompts"], settings)
+    return _write(run, recipe, rows)
 
 
 def train_synthetic(run: Run, name: str) -> None:
@@ -130,7 +143,7 @@ def evaluate_synthetic(run: Run, models: Iterable[str], right: Mapping[str, floa
         name = asked.model
         if name in models:
             method = "base" if name == "base" else run.config.train.variants()[name].method
-            _write_evaluation(run, asked, 0.05 if asked.image else right[method])
+            write_evaluation(run, asked, 0.05 if asked.image else right[method])
 
 
 def _write(run: Run, recipe: Recipe, rows: list[Row]) -> Version:
@@ -226,7 +239,8 @@ def _answer(row: Row, probability: float, rng: np.random.Generator) -> str:
     return format_box((box[0], box[1], box[2], box[3]), "llava", frame="full", image_size=SIZE)
 
 
-def _write_samples(run: Run) -> Version:
+def sample_synthetic(run: Run) -> Version:
+    """Write the samples of the prompts in use, drawn around the truth."""
     prompts = run.latest("prompts", "train")
     rows = []
     for i, prompt in enumerate(prompts.table().to_pylist()):
@@ -290,7 +304,8 @@ def _write_adapter(run: Run, name: str, settings: TrainSettings) -> Version:
     return _write(run, recipe, rows)
 
 
-def _write_evaluation(run: Run, asked: Evaluation, probability: float) -> Version:
+def write_evaluation(run: Run, asked: Evaluation, probability: float) -> Version:
+    """Write the predictions and metrics of one evaluation, right with this probability."""
     variant = asked.name
     prompts = run.latest("prompts", asked.split)
     rows = prompts.table().to_pylist()

@@ -36,6 +36,7 @@ from perpo_pipeline.commands.sample import sample
 from perpo_pipeline.commands.score import score
 from perpo_pipeline.commands.settings import settings
 from perpo_pipeline.commands.status import status
+from perpo_pipeline.commands.sweep import sweep
 from perpo_pipeline.commands.train import train
 from perpo_pipeline.errors import PerpoError, Stopped
 from perpo_pipeline.interrupts import signal_of, sigterm_like_ctrl_c
@@ -65,6 +66,7 @@ app.command()(train)
 app.command(name="eval")(eval_command)
 app.command()(report)
 app.command(name="run")(run_command)
+app.command()(sweep)
 app.add_typer(measure_app, name="measure")
 app.command()(ask)
 app.command()(compare)

@@ -23,6 +23,21 @@ from perpo_pipeline.store.writing import Recipe, Writer, open_writer
 Item = TypeVar("Item")
 
 
+class NotMade(Exception):
+    """A run that may only find versions needs one that is not finished."""
+
+
+@dataclass
+class Pinned:
+    """The versions that one cell of a sweep reads and makes, by artifact and variant.
+
+    With `only_find` nothing is made: `make` raises NotMade for a version that is not finished.
+    """
+
+    versions: dict[Key, Version] = field(default_factory=dict)
+    only_find: bool = False
+
+
 class Console:
     """Prints messages and progress bars to stderr; stdout is for results only."""
 
@@ -68,6 +83,8 @@ class Run(Console):
 
     `inputs` are the places that options gave for artifacts, `options` all that is recorded of the
     command line. With `allow_stale` inputs are taken that the configuration does not describe.
+    With `pinned` the run reads the versions that are pinned and no others, pins what it makes, and
+    neither reads nor changes which versions are in use.
     """
 
     config: RunConfig
@@ -77,6 +94,7 @@ class Run(Console):
     muted: bool = False  # one of several processes: only the first prints
     options: Options = field(default_factory=Options)
     allow_stale: bool = False
+    pinned: Pinned | None = None
     _said: set[str] = field(default_factory=set, compare=False, repr=False)
     _stale: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     _checked: dict[Key, Path] = field(default_factory=dict, compare=False, repr=False)
@@ -108,6 +126,8 @@ class Run(Console):
 
         What an option explains is printed, once. With `allow_stale` the rest is printed, too.
         """
+        if self.pinned is not None:
+            return [self.pinned.versions[key] for key in wanted]
         versions = [self._open(artifact, variant) for artifact, variant in wanted]
         new = {
             key: version.path
@@ -147,7 +167,8 @@ class Run(Console):
 
     def with_options(self, recipe: Recipe) -> Recipe:
         """The recipe with what is recorded of the command line."""
-        return replace(recipe, options=replace(self.options, stale=self._stale).as_json())
+        options = replace(self.options, stale=self._stale).as_json()
+        return replace(recipe, options=options, aside=self.pinned is not None)
 
 
 def make(
@@ -158,9 +179,18 @@ def make(
     out: Path | None = None,
     confirm: Callable[[Version], bool] | None = None,
 ) -> Version:
-    """As `make_at`, under `out` or else where the run keeps the artifact."""
+    """As `make_at`, under `out` or else where the run keeps the artifact; pins the version if the
+    run has pinned ones. Raises NotMade if it may only find them."""
     place = out or run.place(recipe.artifact, recipe.variant)
-    return make_at(place, run.with_options(recipe), work, run, confirm)
+    given, pinned = run.with_options(recipe), run.pinned
+    if pinned is None:
+        return make_at(place, given, work, run, confirm)
+    if (version := reuse_complete(place, given, confirm)) is None:
+        if pinned.only_find:
+            raise NotMade(f"{recipe.artifact}/{recipe.variant}")
+        version = make_at(place, given, work, run, confirm)
+    pinned.versions[recipe.artifact, recipe.variant] = version
+    return version
 
 
 def _say_found(console: Console, recipe: Recipe, found: Version) -> None:

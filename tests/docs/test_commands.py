@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from pydantic import ValidationError
 
 from perpo_pipeline import cli
 from perpo_pipeline.config.file import load_config
@@ -18,6 +19,8 @@ from perpo_pipeline.config.overrides import parse_set
 from perpo_pipeline.config.reference import SECTIONS, groups
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import PerpoError
+from perpo_pipeline.sweep.cells import make_cells
+from perpo_pipeline.sweep.file import SweepFile
 
 ROOT = Path(__file__).parents[2]
 # The commands of extending.md need the changes on that page: test_extending.py runs them.
@@ -145,7 +148,10 @@ def check_make(line: str) -> None:
 
 
 def check_yaml(text: str) -> None:
-    """Raise Wrong unless the sections, put into a run's file, are valid."""
+    """Raise Wrong unless the sections, put into a run's file, are valid, or the sweep is."""
+    if "sweep" in yaml.safe_load(text):
+        check_sweep(text)
+        return
     given = [
         parse_set(f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10_000)}")
         for key, value in yaml.safe_load(text).items()
@@ -153,6 +159,15 @@ def check_yaml(text: str) -> None:
     try:
         load_config(CONFIG, given)
     except PerpoError as error:
+        raise Wrong(f"{text}: {error}") from error
+
+
+def check_sweep(text: str) -> None:
+    """Raise Wrong unless this is a sweep's file and its cells are runs of CONFIG."""
+    try:
+        found = SweepFile.model_validate(yaml.safe_load(text))
+        make_cells(found.model_copy(update={"config": CONFIG}), [NO_LEVERS])
+    except (PerpoError, ValidationError) as error:
         raise Wrong(f"{text}: {error}") from error
 
 
@@ -230,6 +245,12 @@ def test_the_pages_name_every_stage_and_more_than_sixty_commands() -> None:
         ("```yaml\ntrain:\n  methods:\n    dpo: {betta: 0.1}\n```\n", "betta"),
         ("```yaml\nprepare:\n  train: {source: jsonl, pth: x}\n```\n", "pth"),
         ("```yaml\nsampel: {}\n```\n", "sampel"),
+        ("```yaml\nsweep: a\nconfig: b\ngirds: []\n```\n", "girds"),
+        (
+            "```yaml\nsweep: a\nconfig: b\nreport_on: test\n"
+            "grids: [{methods: [dpo], parameters: {train.betta: [1]}}]\n```\n",
+            "betta",
+        ),
     ],
 )
 def test_what_does_not_exist_is_found(text: str, wrong: str) -> None:

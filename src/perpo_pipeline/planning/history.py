@@ -30,12 +30,19 @@ class _Measured:
     seconds: float
 
 
-def past_rates(run: Run, model: Model, planned: Mapping[Key, float]) -> Rates:
+def past_rates(
+    run: Run,
+    model: Model,
+    planned: Mapping[Key, float],
+    manifests: list[Manifest] | None = None,
+) -> Rates:
     """The rate of each stage from versions with the same model and settings that decide speed.
 
     `planned` says how much each stage will do: versions that did about as much come first.
+    `manifests` are those of `past_manifests`, for a caller that asks more than once.
     """
-    manifests = [m for m in _manifests(run.config.data_root) if _is_of_this_machine(m)]
+    if manifests is None:
+        manifests = past_manifests(run.config.data_root)
     of_model = {"model": model.identity, "dtype": "bfloat16" if model.half else "float32"}
     found: dict[Key, list[_Measured]] = {}
     for key in planned:
@@ -45,6 +52,11 @@ def past_rates(run: Run, model: Model, planned: Mapping[Key, float]) -> Rates:
             if measured is not None and measured.amount and measured.seconds > 0:
                 found.setdefault(key, []).append(measured)
     return {key: _rate(found[key], planned[key], run.config.data_root) for key in found}
+
+
+def past_manifests(data_root: Path) -> list[Manifest]:
+    """The manifests of all runs that were made on a machine like this one."""
+    return [manifest for manifest in _manifests(data_root) if _is_of_this_machine(manifest)]
 
 
 def _manifests(data_root: Path) -> Iterator[Manifest]:

@@ -20,12 +20,11 @@ from perpo_pipeline.store.artifacts import (
     open_version,
     read_part,
     require_parts,
-    set_current,
 )
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.old_rules import RULES, Trust, same_settings
 from perpo_pipeline.store.schemas import ALL
-from perpo_pipeline.store.writing import Recipe, Writer, fingerprint_of
+from perpo_pipeline.store.writing import Recipe, Writer, fingerprint_of, use
 
 SAME_AS = "same.json"
 
@@ -41,7 +40,8 @@ class Older:
 def reuse_complete(
     root: Path, recipe: Recipe, confirm: Callable[[Version], bool] | None = None
 ) -> Version | None:
-    """Make the complete version of this recipe under `root` current; None if there is none.
+    """Make the complete version of this recipe under `root` current, unless it is made aside; None
+    if there is none.
 
     A version that an older rule made counts where its content is the same; `confirm` decides where
     that depends on more than the recipe.
@@ -51,7 +51,7 @@ def reuse_complete(
         if version is None:
             return None
         _remember(root, recipe, version)
-    set_current(root, version.path.name, recipe.options)
+    use(root, version.path.name, recipe)
     return version
 
 
@@ -94,7 +94,7 @@ def use_equal_older(writer: Writer) -> Version | None:
     for older in older_versions(writer.root, writer.recipe):
         if older.trust is Trust.COMPARE and _has_rows_of(older.version, writer):
             _remember(writer.root, writer.recipe, older.version)
-            set_current(writer.root, older.version.path.name, writer.recipe.options)
+            use(writer.root, older.version.path.name, writer.recipe)
             return older.version
     return None
 

@@ -225,6 +225,48 @@ _DIFFERENCE = {
 }
 REPORT = _table("report", 3, **_DIFFERENCE, split=STRING)
 COMPARISON = _table("comparison", 1, **_DIFFERENCE)
+# One measured cell of a sweep. `setting` is a JSON object of the varied settings by dotted key, as
+# far as the method uses them. `seed` is null for the base, which is not trained (num_seeds 0), and
+# for the mean over `num_seeds` seeds, whose interval is that of the prompts. `metrics` and
+# `adapter` are the fingerprints of what the row was read from.
+SWEEP = _table(
+    "sweep",
+    1,
+    method=STRING,
+    setting=STRING,
+    seed=(INT64, True),
+    num_seeds=INT32,
+    metric=STRING,
+    value=FLOAT,
+    low=FLOAT,
+    high=FLOAT,
+    n=INT64,
+    split=STRING,
+    is_selected=BOOL,
+    metrics=(STRING, True),
+    adapter=(STRING, True),
+)
+# The difference of two methods' selected settings over prompts and seeds (evaluate/seeds.py): NaN
+# where a method has one seed. `p_adjusted` is Holm's over all rows; `is_claimed`: below 0.05.
+SEED_DIFFERENCES = _table(
+    "seed_differences",
+    1,
+    metric=STRING,
+    better=STRING,
+    worse=STRING,
+    difference=FLOAT,
+    low=FLOAT,
+    high=FLOAT,
+    p_value=FLOAT,
+    p_adjusted=FLOAT,
+    se_prompts=FLOAT,
+    se_seeds=FLOAT,
+    seeds_better=INT32,
+    seeds_worse=INT32,
+    n=INT64,
+    split=STRING,
+    is_claimed=BOOL,
+)
 
 ALL = {
     table.name: table
@@ -244,5 +286,7 @@ ALL = {
         METRICS,
         REPORT,
         COMPARISON,
+        SWEEP,
+        SEED_DIFFERENCES,
     )
 }

@@ -47,7 +47,8 @@ class Recipe:
     """Everything that decides the content of a version; its hash is the fingerprint.
 
     `settings` change the result (config/fingerprints.py declares which do); `notes` are recorded in
-    the manifest and do not count, nor do `options`, which the command line gave.
+    the manifest and do not count, nor do `options`, which the command line gave. With `aside` the
+    version does not become the one in use: `current` stays as it is.
     """
 
     artifact: str
@@ -58,6 +59,7 @@ class Recipe:
     inputs: dict[str, Version] = field(default_factory=dict)
     notes: Json = field(default_factory=dict)
     options: Json = field(default_factory=dict)
+    aside: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -159,11 +161,12 @@ class Writer:
         write_atomically(self.path / NOTES, lambda sink: sink.write(text.encode()))
 
     def finish(self, counts: Json | None = None, extra: Json | None = None) -> Version:
-        """Write the manifest, make `current` name this version, and return it."""
+        """Write the manifest, make `current` name this version unless it is made aside, and return
+        it."""
         manifest = self._manifest(counts or {}, extra or {})
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(self.path / MANIFEST, lambda sink: sink.write(text.encode()))
-        set_current(self.root, self.path.name, self.recipe.options)
+        use(self.root, self.path.name, self.recipe)
         return Version(self.path, manifest)
 
     def _manifest(self, counts: Json, extra: Json) -> Json:
@@ -235,6 +238,12 @@ class Writer:
             else:
                 done[part.name] = rows
         return done
+
+
+def use(root: Path, name: str, recipe: Recipe) -> None:
+    """Make a version of a recipe the one in use, unless the recipe is made aside."""
+    if not recipe.aside:
+        set_current(root, name, recipe.options)
 
 
 @contextmanager

@@ -1,0 +1,185 @@
+"""`perpo sweep`: all cells of a file, the chosen settings, and the artifact with the results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from perpo_pipeline.config.overrides import Override
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.evaluate.metric import Metric
+from perpo_pipeline.run import Console, Run, make
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.schemas import SEED_DIFFERENCES
+from perpo_pipeline.store.writing import Recipe, Writer
+from perpo_pipeline.sweep.cells import Cell, make_cells
+from perpo_pipeline.sweep.edges import at_edge
+from perpo_pipeline.sweep.estimate import (
+    Estimates,
+    check_room,
+    check_time,
+    dry_run_text,
+    total_seconds,
+)
+from perpo_pipeline.sweep.file import SweepFile, read_sweep
+from perpo_pipeline.sweep.make_steps import Made, Progress, find_made, make_missing
+from perpo_pipeline.sweep.metric import check_metric, find_metric_of
+from perpo_pipeline.sweep.results import Chosen, Measured, choose, compare_methods, sweep_rows
+from perpo_pipeline.sweep.steps import Step, make_steps
+
+STAGE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's file with all its cells, each measured on the splits of the first round."""
+
+    file: SweepFile
+    cells: Sequence[Cell]
+
+    @property
+    def name(self) -> str:
+        return self.file.sweep
+
+    @property
+    def later(self) -> str | None:
+        """The split on which only chosen settings are measured; None if there is none."""
+        is_all = self.file.report_cells == "all" or self.file.select_on is None
+        return None if is_all else self.file.report_on
+
+    @property
+    def place(self) -> Path:
+        """The folder of the sweep's artifact."""
+        return self.cells[0].config.run_dir / "sweep" / self.name
+
+    def first_settings(self) -> list[Cell]:
+        """The cells of each method's first setting: as many as will be reported."""
+        first: dict[str, str] = {}
+        for cell in self.cells:
+            first.setdefault(cell.method, cell.setting_json)
+        return [cell for cell in self.cells if first[cell.method] == cell.setting_json]
+
+
+def open_sweep(path: Path, given: Sequence[Override] = ()) -> Sweep:
+    """Read a sweep's file and make its cells; raises `ConfigError`, which names the file."""
+    file = read_sweep(path)
+    try:
+        cells = make_cells(file, given)
+        check_metric(file, cells[0].config)
+    except ConfigError as error:
+        where = str(path) if error.where in (None, str(path)) else f"{path}: {error.where}"
+        raise ConfigError(error.what, where=where, fix=error.fix) from error
+    sweep = Sweep(file, cells)
+    splits = [split for split in file.splits if split != sweep.later]
+    return Sweep(file, [cell.on(splits) for cell in cells])
+
+
+def plan_sweep(sweep: Sweep) -> str:
+    """What --dry-run prints: how many steps there are, and about how long they take."""
+    _, steps, estimates = _begin(sweep)
+    return dry_run_text(sweep.name, estimates, steps)
+
+
+def run_sweep(sweep: Sweep, console: Console, *, max_hours: float | None = None) -> Version:
+    """Make what is missing of all cells, choose, report; returns the `sweep` artifact.
+
+    Stopped at any moment, the same call goes on from there. Raises `ConfigError` where the disk or
+    `max_hours` is too small for what is to come.
+    """
+    made, expected, estimates = _begin(sweep)
+    todo = [step for step in expected if step.id not in made.versions]
+    trainings = sum(step.stage == "train" for step in todo)
+    console.say(
+        f"sweep {sweep.name}: {len(sweep.cells)} cells, {len(expected)} calls of stages; "
+        f"{len(expected) - len(todo)} are finished, {trainings} trainings are to be made"
+    )
+    if todo:
+        check_room(estimates.adapter_bytes(todo), sweep.cells[0].config.data_root)
+        check_time(total_seconds(estimates, todo), max_hours)
+    steps, last = make_steps(sweep.cells)
+    later = [step for step in expected if step.id not in steps]
+    progress = Progress(
+        sweep.name, console, len(todo), lambda: estimates.seconds_left([*steps.values(), *later])
+    )
+    make_missing((step for step in steps.values() if step.stage == "prepare"), made, progress)
+    metric = find_metric_of(sweep.file, _prompts_of(sweep, steps, made))
+    make_missing(steps.values(), made, progress)
+    splits = sweep.cells[0].config.eval.splits
+    measured = _read(sweep.cells, last, splits, made, metric)
+    chosen = choose([one for one in measured if one.split == splits[0]], metric)
+    if sweep.later is not None:
+        selected = [c.on([sweep.later]) for c in sweep.cells if chosen[c.method] == c.setting_json]
+        chosen_steps, last = make_steps(selected)
+        estimates.steps |= chosen_steps
+        progress.seconds_left = lambda: estimates.seconds_left(chosen_steps.values())
+        find_made(chosen_steps.values(), sweep.name, made)
+        make_missing(chosen_steps.values(), made, progress)
+        measured += _read(selected, last, [sweep.later], made, metric)
+    return _write(sweep, console, measured, chosen, metric)
+
+
+def _begin(sweep: Sweep) -> tuple[Made, list[Step], Estimates]:
+    """What is finished, all steps as far as they are known, and what they take.
+
+    Which settings are reported is not known yet: the first one of each method stands for them.
+    """
+    steps, _ = make_steps(sweep.cells)
+    if sweep.later is not None:
+        likely, _ = make_steps([cell.on([sweep.later]) for cell in sweep.first_settings()])
+        steps = {**steps, **likely}
+    made = Made()
+    find_made(steps.values(), sweep.name, made)
+    return made, [*steps.values()], Estimates(made, dict(steps))
+
+
+def _prompts_of(sweep: Sweep, steps: dict[str, Step], made: Made) -> list[Version]:
+    """The prompts of all splits on which something is measured."""
+    wanted = [("prompts", split) for split in sweep.cells[0].config.eval.splits]
+    found = [made.versions[id].get(key) for id in steps for key in wanted if id in made.versions]
+    return [version for version in found if version is not None]
+
+
+def _read(
+    cells: Sequence[Cell], last: Sequence[str], splits: Sequence[str], made: Made, metric: Metric
+) -> list[Measured]:
+    """Each cell's metrics on each split, split by split."""
+    return [
+        Measured(cell, split, metric, made.versions[id]["metrics", f"{cell.method}@{split}"])
+        for split in splits
+        for cell, id in zip(cells, last, strict=True)
+    ]
+
+
+def _write(
+    sweep: Sweep,
+    console: Console,
+    measured: Sequence[Measured],
+    chosen: Chosen,
+    metric: Metric,
+) -> Version:
+    """Write the artifact, or find it; prints what to look at."""
+    file, run = sweep.file, Run(sweep.cells[0].config, quiet=console.quiet)
+    settings = {
+        "metric": metric.name,
+        "select_on": file.select_on,
+        "report_on": file.report_on,
+        "report_cells": file.report_cells,
+        "cells": [[one.cell.method, one.cell.setting_json, one.cell.seed] for one in measured],
+    }
+    inputs = {
+        f"{n:04d} {one.cell.method}@{one.split}": one.version for n, one in enumerate(measured)
+    }
+    edges = at_edge(sweep.cells, chosen) if file.select_on is not None else []
+    notes = {"chosen": dict(chosen), "at_edge": edges, "file": file.model_dump(mode="json")}
+    recipe = Recipe("sweep", sweep.name, "sweep", STAGE_VERSION, settings, inputs, notes)
+
+    def work(writer: Writer) -> None:
+        split = file.report_on or file.select_on
+        compared = [one for one in measured if one.split == split]
+        differences = compare_methods(compared, chosen)
+        writer.write_part(0, differences, table=SEED_DIFFERENCES.name)
+        writer.write_part(0, sweep_rows(measured, chosen))
+
+    version = make(run, recipe, work)
+    for warning in edges:
+        console.say(f"sweep {sweep.name}: warning: {warning}")
+    return version

@@ -1,0 +1,95 @@
+"""The calls of stages that the cells need, each once: cells with equal settings share them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydantic_core import to_jsonable_python
+
+from perpo_pipeline.config.fingerprints import COUNTED
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.section import Json
+from perpo_pipeline.status.calls import Call, calls
+from perpo_pipeline.status.expected import section_of, value_of
+from perpo_pipeline.status.graph import Key, Node
+from perpo_pipeline.store.writing import fingerprint_of
+from perpo_pipeline.sweep.cells import Cell
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a stage, for all cells in which it makes the same.
+
+    `id` stands for the settings that count and for the ids in `needs`, which are made before it.
+    `cell` is the first cell that has it.
+    """
+
+    id: str
+    call: Call
+    needs: tuple[str, ...]
+    cell: Cell
+
+    @property
+    def stage(self) -> str:
+        return self.call.stage
+
+    @property
+    def config(self) -> RunConfig:
+        return self.cell.config
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Steps of one kind take about the same time for each prompt or list."""
+        return self.stage, self.cell.method if self.stage == "train" else ""
+
+    @property
+    def title(self) -> str:
+        """`train perpo, train.beta 0.5, seed 1`; of shared steps the stage and its split."""
+        if self.stage in ("train", "eval"):
+            on = f" on {' and '.join(self.config.eval.splits)}" if self.stage == "eval" else ""
+            return f"{self.stage} {self.cell.title}{on}"
+        return self.call.title
+
+
+def make_steps(cells: Sequence[Cell]) -> tuple[dict[str, Step], list[str]]:
+    """All steps by id, each after those it needs, and for each cell the id of its evaluation."""
+    steps: dict[str, Step] = {}
+    last = []
+    for cell in cells:
+        made: dict[Key, str] = {}
+        for call in _calls_of(cell):
+            needs = tuple(dict.fromkeys(made[need] for need in call.needs))
+            counted = [_counted(node, cell.config) for node in call.made]
+            id = fingerprint_of({"stage": call.stage, "counted": counted, "needs": needs})
+            steps.setdefault(id, Step(id, call, needs, cell))
+            made |= {node.key: id for node in call.made}
+        last.append(id)
+    return steps, last
+
+
+def _calls_of(cell: Cell) -> Iterator[Call]:
+    """The calls that lead to the cell's evaluation, which is the last one."""
+    every = calls(cell.config)
+    (last,) = (call for call in every if call.stage == "eval" and call.group == cell.method)
+    wanted = {last}
+    for call in reversed(every):  # those that make what is needed come before
+        made = {node.key for node in call.made}
+        if any(made.intersection(one.needs) for one in wanted):
+            wanted.add(call)
+    yield from (call for call in every if call in wanted)
+
+
+def _counted(node: Node, config: RunConfig) -> Json:
+    """The settings that may change an artifact, as far as the configuration says them."""
+    declared = COUNTED[node.artifact]
+    if node.artifact == "prompts":
+        own = config.prepare[node.variant].model_dump(mode="json")
+    else:
+        section = section_of(declared, node.variant, config)
+        own = {} if section is None else section.result_settings()
+    others = [*declared.others, *declared.through_facts]
+    return {
+        "artifact": node.artifact,
+        "variant": node.variant,
+        "own": own,
+        "others": {key: to_jsonable_python(value_of(config, key)) for key in others},
+    }

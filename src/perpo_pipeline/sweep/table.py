@@ -1,0 +1,89 @@
+"""The result of a sweep as text: every setting, and the differences of the chosen ones."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from perpo_pipeline.evaluate.compare import p_text
+from perpo_pipeline.evaluate.metric import Metric
+from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better
+from perpo_pipeline.sweep.cells import setting_words
+
+Row = Mapping[str, Any]
+ONE_SEED = "one seed: not claimed"
+
+
+def sweep_table(rows: Sequence[Row], differences: Sequence[Row]) -> str:
+    """The text of SWEEP rows and SEED_DIFFERENCES rows."""
+    metric = find_metric(rows[0]["metric"])
+    text = "\n".join([*_settings(rows, metric), *_notes(rows, metric)])
+    if not differences:
+        return text
+    lines = "\n".join(_differences(differences, metric))
+    return f"{text}\n\n{lines}"
+
+
+def _settings(rows: Sequence[Row], metric: Metric) -> list[str]:
+    """A line per setting, with a column per split."""
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    symbol = f", {metric.unit.symbol}" if metric.unit.symbol else ""
+    lines = [["method", "setting", "", *(f"{metric.name}{symbol} on {split}" for split in splits)]]
+    for method, setting in dict.fromkeys((row["method"], row["setting"]) for row in rows):
+        own = [r for r in rows if (r["method"], r["setting"]) == (method, setting)]
+        words = ", ".join(setting_words(json.loads(setting))) or "-"
+        chosen = "chosen" if own[0]["is_selected"] else ""
+        cells = [_estimate([r for r in own if r["split"] == split], metric) for split in splits]
+        lines.append([method, words, chosen, *cells])
+    return aligned(lines)
+
+
+def _estimate(rows: Sequence[Row], metric: Metric) -> str:
+    """The mean over seeds or the only value, its interval, and the values of the seeds."""
+    if not rows:
+        return ""
+    summary, unit = rows[-1], metric.unit
+    shown = f"{unit.number(summary['value'])} [{unit.number(summary['low'])}, "
+    shown += f"{unit.number(summary['high'])}]"
+    seeds = [unit.number(row["value"]) for row in rows[:-1]]
+    return f"{shown}, seeds {' '.join(seeds)}" if seeds else shown
+
+
+def _notes(rows: Sequence[Row], metric: Metric) -> list[str]:
+    several = any(row["num_seeds"] > 1 for row in rows)
+    mean = ", of the mean over seeds where there are several" if several else ""
+    notes = [f"[ ]: 95 % interval over the prompts{mean}"]
+    lower = lower_is_better([metric.name])
+    return [*notes, *([lower] if lower else [])]
+
+
+def _differences(differences: Sequence[Row], metric: Metric) -> list[str]:
+    split, n = differences[0]["split"], differences[0]["n"]
+    lines = [[f"difference on {split}", "points", "95 % interval", "p (Holm)", "claimed"]]
+    unit = metric.unit
+    for row in differences:
+        interval = f"[{unit.signed(row['low'])}, {unit.signed(row['high'])}]"
+        is_known = not math.isnan(row["p_adjusted"])
+        lines.append(
+            [
+                f"{row['better']} - {row['worse']}",
+                unit.signed(row["difference"]),
+                interval if is_known else "-",
+                p_text(row["p_adjusted"]) if is_known else "-",
+                ("yes" if row["is_claimed"] else "no") if is_known else ONE_SEED,
+            ]
+        )
+    about = (
+        f"chosen settings on the same {n:,} prompts; the interval and p count prompts and seeds "
+        "(docs/evidence.md)"
+    )
+    return [*aligned(lines), about]
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells in columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]

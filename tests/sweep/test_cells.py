@@ -1,0 +1,103 @@
+"""Which cells a file has, and the run of each."""
+
+from pathlib import Path
+
+from sweep.fake_stages import SWEEP, write_files
+
+from perpo_pipeline.sweep.cells import Cell, make_cells
+from perpo_pipeline.sweep.edges import at_edge
+from perpo_pipeline.sweep.file import read_sweep
+from perpo_pipeline.sweep.steps import make_steps
+
+HEAD = "sweep: s\nconfig: run.yaml\nselect_on: validation\n"
+
+
+def cells_of(tmp_path: Path, grids: str, more: str = "") -> list[Cell]:
+    return make_cells(read_sweep(write_files(tmp_path, f"{HEAD}{more}grids:\n{grids}")))
+
+
+def test_grids_are_united_and_a_cell_in_two_of_them_is_one(tmp_path: Path) -> None:
+    cross = """
+  - {methods: [perpo], parameters: {train.learning_rate: [1, 2, 3], train.beta: [2]}}
+  - {methods: [perpo], parameters: {train.learning_rate: [2], train.beta: [1, 2, 3]}}
+"""
+    found = [tuple(cell.setting.values()) for cell in cells_of(tmp_path, cross)]
+    assert found == [(1, 2), (2, 2), (3, 2), (2, 1), (2, 3)]
+
+
+def test_keys_joined_by_a_comma_vary_together(tmp_path: Path) -> None:
+    grid = """
+  - methods: [perpo]
+    parameters: {"train.lora.rank, train.lora.alpha": [[2, 4], [8, 16]], train.beta: [1]}
+"""
+    cells = cells_of(tmp_path, grid)
+    settings = [cell.config.train.variants()["perpo"] for cell in cells]
+    assert [(one.lora.rank, one.lora.alpha, one.beta) for one in settings] == [
+        (2, 4, 1.0),
+        (8, 16, 1.0),
+    ]
+
+
+def test_a_parameter_of_training_is_the_cells_own_and_leaves_other_methods_alone(
+    tmp_path: Path,
+) -> None:
+    grid = "  - {parameters: {train.beta: [0.7], sample.num_samples: [2, 4]}}\n"
+    cells = cells_of(tmp_path, grid)
+    assert [(cell.method, dict(cell.setting)) for cell in cells] == [
+        ("base", {}),
+        ("sft", {"sample.num_samples": 2}),
+        ("sft", {"sample.num_samples": 4}),
+        *[
+            (name, {"train.beta": 0.7, "sample.num_samples": number})
+            for name in ("dpo", "perpo")
+            for number in (2, 4)
+        ],
+    ]
+    dpo = next(cell for cell in cells if cell.method == "dpo").config.train.variants()
+    assert dpo["dpo"].beta == 0.7 and dpo["perpo"].beta == 0.3
+
+
+def test_a_method_that_the_run_does_not_list_has_the_shared_settings(tmp_path: Path) -> None:
+    (cell,) = cells_of(tmp_path, "  - {methods: [lipo]}\n", "set: {train.epochs: 2}\n")
+    assert cell.config.train.variants()["lipo"].method == "lipo"
+    assert cell.config.train.variants()["lipo"].epochs == 2
+
+
+def test_steps_are_shared_by_cells_whose_settings_that_count_are_equal(tmp_path: Path) -> None:
+    grid = "  - {methods: [dpo], parameters: {sample.num_samples: [2, 4], train.beta: [1, 2]}}\n"
+    steps, last = make_steps(cells_of(tmp_path, grid, "seeds: [0, 1]\n"))
+    stages = [step.stage for step in steps.values()]
+    assert {stage: stages.count(stage) for stage in stages} == {
+        "prepare": 2,  # train and validation; nothing reads test
+        "sample": 2,
+        "score": 2,
+        "filter": 2,
+        "train": 8,
+        "eval": 8,
+    }
+    assert len(set(last)) == 8
+    for step in steps.values():
+        assert all([*steps].index(need) < [*steps].index(step.id) for need in step.needs)
+    # `levers` changes no result: the same steps.
+    again, _ = make_steps(
+        cells_of(tmp_path, grid, "seeds: [0, 1]\nset: {train.levers: [flash-parts]}\n")
+    )
+    assert [*again] == [*steps]
+
+
+def test_only_numbers_at_an_end_of_several_tried_are_named(tmp_path: Path) -> None:
+    grids = """
+  - {methods: [perpo], parameters: {train.beta: [1, 2, 3], train.gamma: [1], score.reward: [iou]}}
+  - {methods: [dpo], parameters: {train.beta: [1, 2]}}
+"""
+    cells = cells_of(tmp_path, grids)
+    middle = '{"train.beta": 2, "train.gamma": 1, "score.reward": "iou"}'
+    assert at_edge(cells, {"perpo": middle}) == []
+    (largest,) = at_edge(cells, {"perpo": middle.replace("2,", "3,")})
+    assert "(1, 2, 3): also try values above it" in largest
+    (smallest,) = at_edge(cells, {"dpo": '{"train.beta": 1}'})
+    assert "train.beta 1, chosen for dpo" in smallest and "below it" in smallest
+
+
+def test_the_example_of_this_folder_is_a_sweep_of_thirteen_cells(tmp_path: Path) -> None:
+    assert len(make_cells(read_sweep(write_files(tmp_path, SWEEP)))) == 13

@@ -1,0 +1,205 @@
+"""A whole sweep on fake stages: what is shared, chosen, resumed, and left alone."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep.fake_stages import SWEEP, fake_stages, write_files
+from synthetic_run import prepare_synthetic, sample_synthetic
+
+from perpo_pipeline import cli
+from perpo_pipeline.config.file import load_config
+from perpo_pipeline.run import Console, Run
+from perpo_pipeline.status.check import Check
+from perpo_pipeline.store.artifacts import CURRENT, Version, open_version
+from perpo_pipeline.store.garbage import find_unused
+from perpo_pipeline.sweep import make_steps
+from perpo_pipeline.sweep.run_sweep import open_sweep, run_sweep
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A finished sweep: its file, its artifact, and the steps that were made for it."""
+
+    file: Path
+    version: Version
+    called: list[str]
+
+
+def sweep(file: Path) -> Version:
+    return run_sweep(open_sweep(file), Console(quiet=True))
+
+
+def rows_of(version: Version) -> tuple[list[Row], list[Row]]:
+    return version.table().to_pylist(), version.table("seed_differences").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+    called: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_steps, "STAGES", fake_stages(called))
+        file = write_files(tmp_path_factory.mktemp("whole"))
+        yield Whole(file, sweep(file), [*called])
+
+
+@pytest.fixture
+def called(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The titles of the steps that are made during the test."""
+    found: list[str] = []
+    monkeypatch.setattr(make_steps, "STAGES", fake_stages(found))
+    return found
+
+
+def test_cells_share_what_their_settings_allow_and_the_best_setting_is_reported(
+    whole: Whole,
+) -> None:
+    stages = [title.split()[0] for title in whole.called]
+    # 3 settings of dpo and of perpo, 2 seeds each, and the base; of each method one on test.
+    assert {stage: stages.count(stage) for stage in dict.fromkeys(stages)} == {
+        "prepare": 3,
+        "eval": 13 + 5,
+        "sample": 1,
+        "score": 1,
+        "filter": 1,
+        "train": 12,
+    }
+    rows, _ = rows_of(whole.version)
+    on_test = [row for row in rows if row["split"] == "test"]
+    assert all(row["is_selected"] for row in on_test)
+    assert {(row["method"], row["setting"]) for row in on_test} == {
+        ("base", "{}"),
+        ("dpo", '{"train.beta": 0.5}'),  # it does not use gamma
+        ("perpo", '{"train.beta": 0.5, "train.gamma": 1}'),
+    }
+    chosen = [row for row in on_test if row["method"] == "perpo"]
+    assert [row["seed"] for row in chosen] == [0, 1, None]
+    assert [row["num_seeds"] for row in chosen] == [1, 1, 2]
+    assert chosen[2]["value"] == pytest.approx((chosen[0]["value"] + chosen[1]["value"]) / 2)
+    assert chosen[0]["adapter"] and chosen[1]["adapter"] and chosen[2]["adapter"] is None
+    on_validation = [row for row in rows if row["split"] == "validation" and row["num_seeds"] == 2]
+    for method in ("dpo", "perpo"):
+        own = [row for row in on_validation if row["method"] == method]
+        assert [row["is_selected"] for row in own] == [False, True, False]
+        assert max(own, key=lambda row: row["value"])["is_selected"]
+
+
+def test_differences_count_prompts_and_seeds_and_are_adjusted_for_their_number(
+    whole: Whole,
+) -> None:
+    _, found = rows_of(whole.version)
+    assert [(row["better"], row["worse"]) for row in found] == [
+        ("dpo", "base"),
+        ("perpo", "base"),
+        ("perpo", "dpo"),
+    ]
+    for row in found:
+        assert row["is_claimed"] == (row["p_adjusted"] < 0.05)
+        assert row["p_adjusted"] >= row["p_value"]
+        assert (row["seeds_better"], row["n"], row["split"]) == (2, 40, "test")
+    assert found[1]["seeds_worse"] == 0 and found[1]["is_claimed"]
+
+
+def test_the_same_file_finds_everything_and_a_wider_grid_makes_only_what_is_new(
+    whole: Whole, called: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(whole.file).path == whole.version.path
+    assert called == []
+    assert "at the edge" not in capsys.readouterr().err
+    wider = whole.file.with_name("wider.yaml")
+    text = SWEEP.replace("[0.1, 0.5, 1]", "[0.5, 2]").replace("[0, 1]", "[0]")
+    wider.write_text(text.replace("sweep: beta", "sweep: wider"))
+    single = sweep(wider)
+    # One seed claims nothing, and the smaller of two betas is at the edge.
+    assert [title.partition(",")[0] for title in called] == [
+        "train dpo",
+        "eval dpo",
+        "train perpo",
+        "eval perpo",
+    ]
+    assert all("train.beta 2" in title for title in called)
+    _, differences = rows_of(single)
+    assert not any(row["is_claimed"] for row in differences)
+    assert all(math.isnan(row["p_value"]) for row in differences)
+    assert all(not math.isnan(row["difference"]) for row in differences)
+    edge = "train.beta 0.5, chosen for dpo, is at the edge of what was tried (0.5, 2)"
+    assert edge in capsys.readouterr().err
+
+
+def test_a_sweep_that_is_killed_three_times_ends_with_the_same_rows(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    called: list[str] = []
+    stops = [4, 11, 33]  # steps: before a training, within them, before the last evaluation
+
+    def kill(title: str) -> None:
+        if len(called) in stops:
+            stops.remove(len(called))
+            raise Killed
+
+    file = write_files(tmp_path)
+    monkeypatch.setattr(make_steps, "STAGES", fake_stages(called, kill))
+    for _ in range(3):
+        with pytest.raises(Killed):
+            sweep(file)
+    assert repr(rows_of(sweep(file))) == repr(rows_of(whole.version))
+    assert sorted(called) == sorted(whole.called)  # nothing twice
+
+
+def test_the_run_keeps_its_versions_in_use_and_finds_what_the_sweep_has_made(whole: Whole) -> None:
+    config = load_config(whole.file.with_name("run.yaml"))
+    in_use = {path.parent.name for path in config.run_dir.glob(f"*/*/{CURRENT}")}
+    assert in_use <= {"beta", "wider"}
+    every = find_unused(config.run_dir, 7.0)
+    measured = [
+        whole.version.path / one["path"] for one in whole.version.manifest["inputs"].values()
+    ]
+    assert not {one.path for one in every} & {path.resolve() for path in measured}
+    # Before its end a sweep has no artifact: what it has made is kept by its name.
+    (config.run_dir / "sweep" / "beta" / CURRENT).rename(whole.file.with_name("kept"))
+    loose = [one for one in find_unused(config.run_dir, 7.0) if one.path.parts[-3] == "adapter"]
+    assert loose and {one.kept for one in loose} == {"the sweep beta asked for it"}
+    whole.file.with_name("kept").rename(config.run_dir / "sweep" / "beta" / CURRENT)
+    run = Run(config, quiet=True)
+    for artifact in ("prompts", "samples"):
+        place = config.run_dir / artifact / "train"
+        before = {path.name for path in place.iterdir()}
+        prepare_synthetic(run, "train") if artifact == "prompts" else sample_synthetic(run)
+        assert {path.name for path in place.iterdir()} - before == {CURRENT}
+    assert Check(config).find([("samples", "train")]).silent == {}
+
+
+def test_the_command_prints_the_table_and_a_dry_run_counts_what_is_missing(
+    whole: Whole, called: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def perpo(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["sweep", *arguments])
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    new = perpo(str(write_files(tmp_path)), "--dry-run")
+    lines = {line.split()[0]: line.split() for line in new.splitlines()}
+    assert lines["train"][1:6] == ["12", "0", "12", "96", "lists"]
+    assert lines["sample"][1:6] == ["1", "0", "1", "48", "answers"]
+    assert lines["eval"][1:6] == ["18", "0", "18", "590", "prompts"]  # 13 x 30 + 5 x 40
+    assert lines["all"][-1] == "unknown" and not (tmp_path / "data").exists()
+    done = perpo(str(whole.file), "--dry-run")
+    lines = {line.split()[0]: line.split() for line in done.splitlines()}
+    assert lines["train"][1:4] == ["12", "12", "0"]
+    printed = perpo(str(whole.file), "--quiet").splitlines()
+    (best,) = (line for line in printed if "beta 0.5, train.gamma 1" in line)
+    assert best.startswith("perpo") and "chosen" in best and best.count("seeds") == 2
+    assert open_version(Path(printed[-1]), "sweep").path == whole.version.path
+    rows = [json.loads(line) for line in perpo(str(whole.file), "--json", "--quiet").splitlines()]
+    assert {row["metric"] for row in rows} == {"ap50"}
+    assert called == []
