@@ -199,7 +199,8 @@ def test_the_command_prints_the_table_and_a_dry_run_counts_what_is_missing(
     printed = perpo(str(whole.file), "--quiet").splitlines()
     (best,) = (line for line in printed if "beta 0.5, train.gamma 1" in line)
     assert best.startswith("perpo") and "chosen" in best and best.count("seeds") == 2
-    assert open_version(Path(printed[-1]), "sweep").path == whole.version.path
+    page = Path(printed[-1])
+    assert open_version(page.parent, "sweep").path == whole.version.path and page.is_file()
     rows = [json.loads(line) for line in perpo(str(whole.file), "--json", "--quiet").splitlines()]
     assert {row["metric"] for row in rows} == {"ap50"}
     assert called == []

@@ -33,8 +33,7 @@ def sweep(
     Each cell is a method, a setting and a seed: the ordinary stages of a run. Cells share prompts,
     samples, scores and lists where their settings allow it, also with the run itself, whose results
     in use stay as they are. Each method's setting is chosen on one split and reported on another.
-    Stopped or killed, the same command goes on from there. Prints a table and the folder of the
-    results.
+    Stopped or killed, the same command goes on from there. Prints a table and the path of a page.
 
     Example: perpo sweep configs/sweeps/demo.yaml --dry-run
 
@@ -45,7 +44,7 @@ def sweep(
     from perpo_pipeline.config.overrides import parse_set
     from perpo_pipeline.run import Console
     from perpo_pipeline.store.schemas import SEED_DIFFERENCES
-    from perpo_pipeline.sweep.run_sweep import open_sweep, plan_sweep, run_sweep
+    from perpo_pipeline.sweep.run_sweep import PAGE, open_sweep, plan_sweep, run_sweep
     from perpo_pipeline.sweep.table import sweep_table
 
     opened = open_sweep(file, [*map(parse_set, sets or ())])
@@ -56,4 +55,4 @@ def sweep(
     differences = made.table(SEED_DIFFERENCES.name).to_pylist()
     print_rows(made.table().to_pylist(), lambda rows: sweep_table(rows, differences), as_json)
     if not as_json:
-        print(made.path)
+        print(made.path / PAGE)

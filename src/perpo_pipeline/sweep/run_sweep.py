@@ -9,6 +9,7 @@ from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.run import Console, Run, make
 from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.schemas import SEED_DIFFERENCES
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.sweep.cells import Cell, make_cells
@@ -23,10 +24,18 @@ from perpo_pipeline.sweep.estimate import (
 from perpo_pipeline.sweep.file import SweepFile, read_sweep
 from perpo_pipeline.sweep.make_steps import Made, Progress, find_made, make_missing
 from perpo_pipeline.sweep.metric import check_metric, find_metric_of
-from perpo_pipeline.sweep.results import Chosen, Measured, choose, compare_methods, sweep_rows
+from perpo_pipeline.sweep.results import (
+    Chosen,
+    Measured,
+    Row,
+    choose,
+    compare_methods,
+    sweep_rows,
+)
 from perpo_pipeline.sweep.steps import Step, make_steps
 
 STAGE_VERSION = 1
+PAGE = "sweep.html"
 
 
 @dataclass(frozen=True)
@@ -176,10 +185,25 @@ def _write(
         split = file.report_on or file.select_on
         compared = [one for one in measured if one.split == split]
         differences = compare_methods(compared, chosen)
+        rows = sweep_rows(measured, chosen)
+        html = _page(sweep, metric, rows, differences, edges)
+        write_atomically(writer.path / PAGE, lambda sink: sink.write(html.encode()))
         writer.write_part(0, differences, table=SEED_DIFFERENCES.name)
-        writer.write_part(0, sweep_rows(measured, chosen))
+        writer.write_part(0, rows)
 
     version = make(run, recipe, work)
     for warning in edges:
         console.say(f"sweep {sweep.name}: warning: {warning}")
     return version
+
+
+def _page(
+    sweep: Sweep,
+    metric: Metric,
+    rows: Sequence[Row],
+    differences: Sequence[Row],
+    edges: Sequence[str],
+) -> str:
+    from perpo_pipeline.sweep.page import sweep_page  # imports Matplotlib
+
+    return sweep_page(sweep.file, sweep.cells, metric, rows, differences, edges)
