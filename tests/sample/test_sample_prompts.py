@@ -20,7 +20,7 @@ from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.inference.backend import BackendSetup, OnDone, Row, SampledList
 from perpo_pipeline.inference.engines import _note_without_gpus
-from perpo_pipeline.inference.processes import _visible_devices
+from perpo_pipeline.inference.processes import visible_devices
 from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.vlm.completion import Completion
 
@@ -251,11 +251,11 @@ def test_each_process_gets_its_own_gpu(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if found is not None:
-        assert _visible_devices(2, "auto") == found
+        assert visible_devices(2, "auto", "num_gpus") == found
         return
     with pytest.raises(ConfigError, match="num_gpus is 2, and 1 GPUs are visible"):
-        _visible_devices(2, "cuda")
-    assert _visible_devices(2, "cpu") == ["", ""]
+        visible_devices(2, "cuda", "num_gpus")
+    assert visible_devices(2, "cpu", "num_gpus") == ["", ""]
 
 
 def test_several_processes_without_a_gpu_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

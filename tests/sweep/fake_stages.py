@@ -3,6 +3,7 @@
 A method is right with a probability that depends on its settings, so there is a best one.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from synthetic_run import (
     write_evaluation,
 )
 
+from perpo_pipeline.errors import InputError
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.run import Run
 from perpo_pipeline.score.score_answers import score
+from perpo_pipeline.sweep import make_steps
+from perpo_pipeline.sweep.make_steps import Versions, do_step
 from perpo_pipeline.sweep.steps import Step
 
 RUN = """
@@ -42,6 +46,16 @@ select_on: validation
 report_on: test
 """
 BEST = {"base": 0.3, "dpo": 0.6, "perpo": 0.9}
+
+
+def fake_do(step: Step, inputs: Versions, sweep: str, *, quiet: bool, only_find: bool) -> Versions:
+    """As `do_step`, with the fake stages: for a process that a test has started."""
+    make_steps.STAGES = fake_stages([])
+    with (Path(step.config.data_root) / "log").open("a") as log:
+        log.write(f"{os.getpid()} {os.environ['CUDA_VISIBLE_DEVICES']} {step.title}\n")
+    if step.stage == "train" and step.config.train.shared.epochs == 7:
+        raise InputError("this cell fails")
+    return do_step(step, inputs, sweep, quiet=quiet, only_find=only_find)
 
 
 def write_files(folder: Path, sweep: str = SWEEP) -> Path:

@@ -23,6 +23,10 @@ def sweep(
         float | None,
         typer.Option(help="refuse a sweep that would take longer than this"),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(help="calls of stages side by side, each on a GPU of its own"),
+    ] = 1,
     sets: Set = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -39,6 +43,8 @@ def sweep(
 
     Example: perpo sweep configs/sweeps/demo.yaml
 
+    Example: perpo sweep configs/sweeps/demo.yaml --jobs 8
+
     Example: perpo sweep configs/sweeps/demo.yaml --set train.epochs=2 --max-hours 8
     """
     from perpo_pipeline.config.overrides import parse_set
@@ -51,7 +57,7 @@ def sweep(
     if dry_run:
         print(plan_sweep(opened))
         return
-    made = run_sweep(opened, Console(quiet), max_hours=max_hours)
+    made = run_sweep(opened, Console(quiet), jobs=jobs, max_hours=max_hours)
     differences = made.table(SEED_DIFFERENCES.name).to_pylist()
     print_rows(made.table().to_pylist(), lambda rows: sweep_table(rows, differences), as_json)
     if not as_json:

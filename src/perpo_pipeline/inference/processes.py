@@ -60,7 +60,7 @@ def sample_in_processes(
     that a process raises.
     """
     check_cards(setup.model, processes)
-    devices = _visible_devices(processes, setup.model.device)
+    devices = visible_devices(processes, setup.model.device, "num_gpus")
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     places, counters = context.SimpleQueue(), context.RawArray("q", 2 * processes)
     for place in enumerate(devices):
@@ -123,11 +123,11 @@ class _Answers:
             on_kept(*self.arrived.get())
 
 
-def _visible_devices(processes: int, device: str) -> list[str]:
+def visible_devices(processes: int, device: str, option: str) -> list[str]:
     """One CUDA device per process, from those that the environment allows, in order.
 
     Empty names on a machine without CUDA, and for a `device` of "cpu". Raises ConfigError if fewer
-    devices are visible than processes are wanted.
+    devices are visible than processes are wanted; `option` is what asked for them.
     """
     import torch
 
@@ -137,8 +137,8 @@ def _visible_devices(processes: int, device: str) -> list[str]:
     names = allowed.split(",") if allowed else list(map(str, range(torch.cuda.device_count())))
     if len(names) < processes:
         raise ConfigError(
-            f"num_gpus is {processes}, and {len(names)} GPUs are visible",
-            fix="lower num_gpus, or correct CUDA_VISIBLE_DEVICES",
+            f"{option} is {processes}, and {len(names)} GPUs are visible",
+            fix=f"lower {option}, or correct CUDA_VISIBLE_DEVICES",
         )
     return names[:processes]
 

@@ -193,12 +193,14 @@ def check_room(needed: float, root: Path) -> None:
         )
 
 
-def check_time(seconds: Span | None, max_hours: float | None) -> None:
+def check_time(seconds: Span | None, jobs: int, max_hours: float | None) -> None:
     """Raise `ConfigError` if even the shortest expected time is longer than --max-hours."""
-    if max_hours is not None and seconds is not None and seconds[0] > max_hours * 3600:
+    if max_hours is None or seconds is None:
+        return
+    hours = seconds[0] / jobs / 3600
+    if hours > max_hours:
         raise ConfigError(
-            f"this sweep takes about {seconds[0] / 3600:.1f} hours or more, and --max-hours is "
-            f"{max_hours:g}",
+            f"this sweep takes about {hours:.1f} hours or more, and --max-hours is {max_hours:g}",
             fix="name fewer settings and seeds, or raise --max-hours",
         )
 

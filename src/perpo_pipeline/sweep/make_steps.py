@@ -109,12 +109,14 @@ class Progress:
     console: Console
     total: int
     seconds_left: Callable[[], tuple[float, bool]]
+    jobs: int = 1
     begun: int = 0
 
     def begin(self, step: Step) -> None:
         """Announce a step; the time left is unknown while no step of its kind has been made."""
         self.begun += 1
         seconds, is_all = self.seconds_left()
+        seconds /= self.jobs
         left = f"{'about' if is_all else 'more than'} {time_text(seconds)} left"
         time_left = f" ({left})" if seconds >= 1 or is_all else ""
         total = max(self.total, self.begun)

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from perpo_pipeline.config.overrides import Override
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.run import Console, Run, make
+from perpo_pipeline.run import Console, Run
+from perpo_pipeline.run import make as make_artifact
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.schemas import SEED_DIFFERENCES
@@ -32,6 +34,7 @@ from perpo_pipeline.sweep.results import (
     compare_methods,
     sweep_rows,
 )
+from perpo_pipeline.sweep.side_by_side import check_jobs, make_side_by_side
 from perpo_pipeline.sweep.steps import Step, make_steps
 
 STAGE_VERSION = 1
@@ -88,12 +91,16 @@ def plan_sweep(sweep: Sweep) -> str:
     return dry_run_text(sweep.name, estimates, steps)
 
 
-def run_sweep(sweep: Sweep, console: Console, *, max_hours: float | None = None) -> Version:
+def run_sweep(
+    sweep: Sweep, console: Console, *, jobs: int = 1, max_hours: float | None = None
+) -> Version:
     """Make what is missing of all cells, choose, report; returns the `sweep` artifact.
 
-    Stopped at any moment, the same call goes on from there. Raises `ConfigError` where the disk or
+    `jobs` steps at a time, each on its own device. Stopped at any moment, the same call goes on
+    from there. Raises `ConfigError` where the disk or
     `max_hours` is too small for what is to come.
     """
+    check_jobs(jobs, [cell.config for cell in sweep.cells])
     made, expected, estimates = _begin(sweep)
     todo = [step for step in expected if step.id not in made.versions]
     trainings = sum(step.stage == "train" for step in todo)
@@ -103,15 +110,20 @@ def run_sweep(sweep: Sweep, console: Console, *, max_hours: float | None = None)
     )
     if todo:
         check_room(estimates.adapter_bytes(todo), sweep.cells[0].config.data_root)
-        check_time(total_seconds(estimates, todo), max_hours)
+        check_time(total_seconds(estimates, todo), jobs, max_hours)
     steps, last = make_steps(sweep.cells)
     later = [step for step in expected if step.id not in steps]
     progress = Progress(
-        sweep.name, console, len(todo), lambda: estimates.seconds_left([*steps.values(), *later])
+        sweep.name,
+        console,
+        len(todo),
+        lambda: estimates.seconds_left([*steps.values(), *later]),
+        jobs,
     )
-    make_missing((step for step in steps.values() if step.stage == "prepare"), made, progress)
+    make = partial(_make, made=made, progress=progress, jobs=jobs)
+    make([step for step in steps.values() if step.stage == "prepare"])
     metric = find_metric_of(sweep.file, _prompts_of(sweep, steps, made))
-    make_missing(steps.values(), made, progress)
+    make([*steps.values()])
     splits = sweep.cells[0].config.eval.splits
     measured = _read(sweep.cells, last, splits, made, metric)
     chosen = choose([one for one in measured if one.split == splits[0]], metric)
@@ -121,7 +133,7 @@ def run_sweep(sweep: Sweep, console: Console, *, max_hours: float | None = None)
         estimates.steps |= chosen_steps
         progress.seconds_left = lambda: estimates.seconds_left(chosen_steps.values())
         find_made(chosen_steps.values(), sweep.name, made)
-        make_missing(chosen_steps.values(), made, progress)
+        make([*chosen_steps.values()])
         measured += _read(selected, last, [sweep.later], made, metric)
     return _write(sweep, console, measured, chosen, metric)
 
@@ -138,6 +150,13 @@ def _begin(sweep: Sweep) -> tuple[Made, list[Step], Estimates]:
     made = Made()
     find_made(steps.values(), sweep.name, made)
     return made, [*steps.values()], Estimates(made, dict(steps))
+
+
+def _make(steps: Sequence[Step], *, made: Made, progress: Progress, jobs: int) -> None:
+    if jobs == 1:
+        make_missing(steps, made, progress)
+    else:
+        make_side_by_side(steps, made, progress, jobs)
 
 
 def _prompts_of(sweep: Sweep, steps: dict[str, Step], made: Made) -> list[Version]:
@@ -191,7 +210,7 @@ def _write(
         writer.write_part(0, differences, table=SEED_DIFFERENCES.name)
         writer.write_part(0, rows)
 
-    version = make(run, recipe, work)
+    version = make_artifact(run, recipe, work)
     for warning in edges:
         console.say(f"sweep {sweep.name}: warning: {warning}")
     return version
