@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sweep.fake_stages import SWEEP, write_files
 
+from perpo_pipeline.config.overrides import parse_set
 from perpo_pipeline.sweep.cells import Cell, make_cells
 from perpo_pipeline.sweep.edges import at_edge
 from perpo_pipeline.sweep.file import read_sweep
@@ -55,6 +56,14 @@ def test_a_parameter_of_training_is_the_cells_own_and_leaves_other_methods_alone
     ]
     dpo = next(cell for cell in cells if cell.method == "dpo").config.train.variants()
     assert dpo["dpo"].beta == 0.7 and dpo["perpo"].beta == 0.3
+
+
+def test_a_setting_of_the_command_line_replaces_that_of_the_file(tmp_path: Path) -> None:
+    text = HEAD + "set: {train.epochs: 2, train.batch_size: 4}\ngrids: [{methods: [sft]}]\n"
+    file = read_sweep(write_files(tmp_path, text))
+    (cell,) = make_cells(file, [parse_set("train.epochs=3")])
+    settings = cell.config.train.variants()["sft"]
+    assert (settings.epochs, settings.batch_size) == (3, 4)
 
 
 def test_a_method_that_the_run_does_not_list_has_the_shared_settings(tmp_path: Path) -> None:

@@ -71,12 +71,15 @@ def shown_value(value: Any) -> str:
 
 
 def make_cells(sweep: SweepFile, given: Sequence[Override] = ()) -> list[Cell]:
-    """Every cell once, in the order of the file; `given` are settings of the command line.
+    """Every cell once, in the order of the file.
+
+    `given` are settings of the command line, which replace those of the key `set`.
 
     Raises `ConfigError` for a parameter that does not exist, has a wrong value, changes no result
     or is used by no method, and for splits that cannot be measured.
     """
-    shared = [*shared_overrides(sweep), *given]
+    asked = {override.dotted for override in given}
+    shared = [*(one for one in shared_overrides(sweep) if one.dotted not in asked), *given]
     base = load_config(sweep.config, shared)
     refuse_without_effect(base, shared)
     _check_splits(sweep, base)

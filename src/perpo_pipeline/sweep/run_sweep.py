@@ -97,8 +97,7 @@ def run_sweep(
     """Make what is missing of all cells, choose, report; returns the `sweep` artifact.
 
     `jobs` steps at a time, each on its own device. Stopped at any moment, the same call goes on
-    from there. Raises `ConfigError` where the disk or
-    `max_hours` is too small for what is to come.
+    from there. Raises `ConfigError` where the disk or `max_hours` is too small for what is to come.
     """
     check_jobs(jobs, [cell.config for cell in sweep.cells])
     made, expected, estimates = _begin(sweep)
