@@ -4,6 +4,7 @@ A method is right with a probability that depends on its settings, so there is a
 """
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,18 @@ BEST = {"base": 0.3, "dpo": 0.6, "perpo": 0.9}
 
 
 def fake_do(step: Step, inputs: Versions, sweep: str, *, quiet: bool, only_find: bool) -> Versions:
-    """As `do_step`, with the fake stages: for a process that a test has started."""
+    """As `do_step`, with the fake stages: for a process that a test has started.
+
+    The first two steps wait for each other, so that both processes have one.
+    """
     make_steps.STAGES = fake_stages([])
-    with (Path(step.config.data_root) / "log").open("a") as log:
+    file = Path(step.config.data_root) / "log"
+    with file.open("a") as log:
         log.write(f"{os.getpid()} {os.environ['CUDA_VISIBLE_DEVICES']} {step.title}\n")
+    end = time.monotonic() + 60
+    while step.stage == "prepare" and file.read_text().count("\n") < 2:
+        assert time.monotonic() < end, "the steps are not made side by side"
+        time.sleep(0.02)
     if step.stage == "train" and step.config.train.shared.epochs == 7:
         raise InputError("this cell fails")
     return do_step(step, inputs, sweep, quiet=quiet, only_find=only_find)
