@@ -62,8 +62,10 @@ def _points(rows: Sequence[Row], method: str, chosen: Row, key: str) -> list[Poi
             by_setting.setdefault(row["setting"], []).append(row)
     points = [
         Point(
-            json.loads(setting)[key],
-            *(own[-1][name] for name in ("value", "low", "high")),
+            x=json.loads(setting)[key],
+            value=own[-1]["value"],
+            low=own[-1]["low"],
+            high=own[-1]["high"],
             seeds=tuple(row["value"] for row in own if row["num_seeds"] == 1),
             is_selected=own[-1]["is_selected"],
         )
@@ -81,7 +83,7 @@ def _are_numbers(points: Sequence[Point]) -> bool:
 
 
 def curve_svg(curves: Sequence[Curve], *, unit: Unit, x_label: str, y_label: str) -> str:
-    """A line per method with 95 % intervals, each seed as a small dot, chosen settings as rings."""
+    """A line per method with 95 % intervals, each seed as a tick, chosen settings as rings."""
     every = [point for curve in curves for point in curve.points]
     is_number = _are_numbers(every)
     values = sorted({p.x for p in every}) if is_number else []
@@ -114,6 +116,6 @@ def _draw_curve(axes: Any, curve: Curve, places: Sequence[float], unit: Unit) ->
     for x, point, value in zip(places, curve.points, values, strict=True):
         axes.plot([x, x], [scale * point.low, scale * point.high], color=colour, linewidth=1.2)
         for seed in point.seeds if len(point.seeds) > 1 else ():
-            axes.plot([x], [scale * seed], ".", color=colour, markersize=3.5, alpha=0.55)
+            axes.plot([x], [scale * seed], "_", color=colour, markersize=11, markeredgewidth=1.4)
         if point.is_selected:
             axes.plot([x], [value], "o", color=INK, markersize=10, fillstyle="none")
