@@ -196,6 +196,7 @@ def test_the_command_prints_the_table_and_a_dry_run_counts_what_is_missing(
     done = perpo(str(whole.file), "--dry-run")
     lines = {line.split()[0]: line.split() for line in done.splitlines()}
     assert lines["train"][1:4] == ["12", "12", "0"]
+    assert lines["all"][1:4] == ["36", "36", "0"]
     printed = perpo(str(whole.file), "--quiet").splitlines()
     (best,) = (line for line in printed if "beta 0.5, train.gamma 1" in line)
     assert best.startswith("perpo") and "chosen" in best and best.count("seeds") == 2

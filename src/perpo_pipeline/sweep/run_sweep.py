@@ -63,12 +63,14 @@ class Sweep:
         """The folder of the sweep's artifact."""
         return self.cells[0].config.run_dir / "sweep" / self.name
 
-    def first_settings(self) -> list[Cell]:
-        """The cells of each method's first setting: as many as will be reported."""
-        first: dict[str, str] = {}
-        for cell in self.cells:
-            first.setdefault(cell.method, cell.setting_json)
-        return [cell for cell in self.cells if first[cell.method] == cell.setting_json]
+    def first_settings(self) -> dict[str, str]:
+        """Each method's first setting: as many as will be chosen."""
+        return {cell.method: cell.setting_json for cell in reversed(self.cells)}
+
+    def later_cells(self, chosen: Chosen) -> list[Cell]:
+        """The cells of the chosen settings, on the split on which these alone are measured."""
+        splits = [] if self.later is None else [self.later]
+        return [c.on(splits) for c in self.cells if chosen[c.method] == c.setting_json]
 
 
 def open_sweep(path: Path, given: Sequence[Override] = ()) -> Sweep:
@@ -123,11 +125,9 @@ def run_sweep(
     make([step for step in steps.values() if step.stage == "prepare"])
     metric = find_metric_of(sweep.file, _prompts_of(sweep, steps, made))
     make([*steps.values()])
-    splits = sweep.cells[0].config.eval.splits
-    measured = _read(sweep.cells, last, splits, made, metric)
-    chosen = choose([one for one in measured if one.split == splits[0]], metric)
+    measured, chosen = _choose(sweep, last, made, metric)
     if sweep.later is not None:
-        selected = [c.on([sweep.later]) for c in sweep.cells if chosen[c.method] == c.setting_json]
+        selected = sweep.later_cells(chosen)
         chosen_steps, last = make_steps(selected)
         estimates.steps |= chosen_steps
         progress.seconds_left = lambda: estimates.seconds_left(chosen_steps.values())
@@ -140,14 +140,19 @@ def run_sweep(
 def _begin(sweep: Sweep) -> tuple[Made, list[Step], Estimates]:
     """What is finished, all steps as far as they are known, and what they take.
 
-    Which settings are reported is not known yet: the first one of each method stands for them.
+    Until all cells are measured, the first setting of each method stands for the chosen one.
     """
-    steps, _ = make_steps(sweep.cells)
-    if sweep.later is not None:
-        likely, _ = make_steps([cell.on([sweep.later]) for cell in sweep.first_settings()])
-        steps = {**steps, **likely}
+    steps, last = make_steps(sweep.cells)
     made = Made()
     find_made(steps.values(), sweep.name, made)
+    if sweep.later is not None:
+        chosen: Chosen = sweep.first_settings()
+        if all(id in made.versions for id in last):
+            metric = find_metric_of(sweep.file, _prompts_of(sweep, steps, made))
+            _, chosen = _choose(sweep, last, made, metric)
+        likely, _ = make_steps(sweep.later_cells(chosen))
+        find_made(likely.values(), sweep.name, made)
+        steps = {**steps, **likely}
     return made, [*steps.values()], Estimates(made, dict(steps))
 
 
@@ -156,6 +161,15 @@ def _make(steps: Sequence[Step], *, made: Made, progress: Progress, jobs: int) -
         make_missing(steps, made, progress)
     else:
         make_side_by_side(steps, made, progress, jobs)
+
+
+def _choose(
+    sweep: Sweep, last: Sequence[str], made: Made, metric: Metric
+) -> tuple[list[Measured], Chosen]:
+    """What the first round measured, and each method's setting that is the best of it."""
+    splits = sweep.cells[0].config.eval.splits
+    measured = _read(sweep.cells, last, splits, made, metric)
+    return measured, choose([one for one in measured if one.split == splits[0]], metric)
 
 
 def _prompts_of(sweep: Sweep, steps: dict[str, Step], made: Made) -> list[Version]:
