@@ -4,6 +4,7 @@ PerpoError
 ├── ConfigError     a setting in the YAML file, or an option, is wrong
 ├── InputError      a given file, row, image or answer cannot be used
 ├── ArtifactError   an artifact is missing or damaged, or does not fit the others
+│   └── BeingWrittenError   another process writes the artifact now
 ├── MissingDependencyError   an optional package is not installed
 └── ProcessError    one of several processes ended too early
     └── LostContactError   another process noticed that it ended
@@ -39,6 +40,10 @@ class InputError(PerpoError):
 
 class ArtifactError(PerpoError):
     """An artifact is missing or damaged, or does not fit the artifacts it is used with."""
+
+
+class BeingWrittenError(ArtifactError):
+    """Another process is writing this version of an artifact."""
 
 
 class MissingDependencyError(PerpoError):

@@ -35,6 +35,7 @@ COMMANDS = [
     "merge",
     "report",
     "run",
+    "sweep",
     "status",
     "settings",
     "path",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from synthetic_run import (
     prepare_synthetic,
     sample_synthetic,
@@ -20,6 +21,7 @@ from perpo_pipeline.errors import InputError
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.run import Run
 from perpo_pipeline.score.score_answers import score
+from perpo_pipeline.store.writing import Writer
 from perpo_pipeline.sweep import make_steps
 from perpo_pipeline.sweep.make_steps import Versions, do_step
 from perpo_pipeline.sweep.steps import Step
@@ -57,14 +59,38 @@ def fake_do(step: Step, inputs: Versions, sweep: str, *, quiet: bool, only_find:
     make_steps.STAGES = fake_stages([])
     file = Path(step.config.data_root) / "log"
     with file.open("a") as log:
-        log.write(f"{os.getpid()} {os.environ['CUDA_VISIBLE_DEVICES']} {step.title}\n")
-    end = time.monotonic() + 60
-    while step.stage == "prepare" and file.read_text().count("\n") < 2:
-        assert time.monotonic() < end, "the steps are not made side by side"
-        time.sleep(0.02)
+        device = os.environ["CUDA_VISIBLE_DEVICES"] or "cpu"
+        log.write(f"{os.getpid()} {device} {step.title}\n")
+    if step.stage == "prepare":
+        _meet(file, "prepare")
     if step.stage == "train" and step.config.train.shared.epochs == 7:
         raise InputError("this cell fails")
     return do_step(step, inputs, sweep, quiet=quiet, only_find=only_find)
+
+
+def fake_do_at_once(
+    step: Step, inputs: Versions, sweep: str, *, quiet: bool, only_find: bool
+) -> Versions:
+    """As `fake_do`; two evaluations write their first part at the same time, and slowly."""
+    writes = Writer.write_part
+
+    def write_slowly(*arguments: Any, **more: Any) -> Any:
+        _meet(Path(step.config.data_root) / "log", "eval")
+        time.sleep(0.3)
+        return writes(*arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if step.stage == "eval":
+            patch.setattr(Writer, "write_part", write_slowly)
+        return fake_do(step, inputs, sweep, quiet=quiet, only_find=only_find)
+
+
+def _meet(log: Path, stage: str) -> None:
+    """Wait until two steps of a stage are in the log."""
+    end = time.monotonic() + 60
+    while sum(line.split()[2] == stage for line in log.read_text().splitlines()) < 2:
+        assert time.monotonic() < end, "the steps are not made side by side"
+        time.sleep(0.02)
 
 
 def write_files(folder: Path, sweep: str = SWEEP) -> Path:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sweep.fake_stages import RUN, fake_do, write_files
+from sweep.fake_stages import RUN, fake_do, fake_do_at_once, write_files
 
 from perpo_pipeline import cli
 from perpo_pipeline.errors import InputError
@@ -65,12 +65,46 @@ def test_the_first_training_on_new_lists_computes_the_reference_alone(tmp_path: 
     assert _next(trainings[1:], [trainings[3]], steps, made) is second
 
 
+def test_another_forward_has_a_reference_of_its_own(tmp_path: Path) -> None:
+    forwards = "parameters: {train.forward: [shared-prefix, separate]}, methods: [dpo]"
+    text = SWEEP.replace("methods: [dpo, perpo]", forwards) + "select_on: test\n"
+    steps = [*make_steps(make_cells(read_sweep(write_files(tmp_path, text))))[0].values()]
+    trainings = [step for step in steps if step.stage == "train"]
+    made = Made({step.id: {} for step in steps if step.stage not in ("train", "eval")})
+    made.versions[trainings[0].id] = {}
+    # Two seeds of each: the second forward's reference is computed by one of its trainings.
+    assert _next(trainings[2:], [trainings[1]], steps, made) is trainings[2]
+    assert _next(trainings[3:], [trainings[2]], steps, made) is None
+
+
+def test_steps_that_make_the_same_version_wait_for_each_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    same = "methods: [base], parameters: {model.dtype: [auto, float32]}"
+    text = SWEEP.replace("methods: [dpo, perpo]", same) + "select_on: test\n"
+    (tmp_path / "data").mkdir()
+    steps = make_steps(make_cells(read_sweep(write_files(tmp_path, text))))[0]
+    progress = Progress("two", Console(quiet=True), len(steps), lambda: (0.0, True), jobs=2)
+    made = Made()
+    make_side_by_side(steps.values(), made, progress, 2, fake_do_at_once)
+    evaluations = [step.id for step in steps.values() if step.stage == "eval"]
+    assert len(evaluations) == 2
+    first, second = (made.versions[id]["metrics", "base@test"] for id in evaluations)
+    assert first.path == second.path
+    said = capfd.readouterr().err
+    assert "waits: another process is writing this version" in said and "eval base, model" in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--jobs", "0"], "--jobs is 0"),
         (["--jobs", "3"], "--jobs is 3, and 2 GPUs are visible"),
-        (["--jobs", "2", "--set", "sample.num_gpus=2"], "sample.num_gpus is 2, and each of the 2"),
+        (
+            ["--jobs", "2", "--set", "sample.num_gpus=2", "--set", "train.num_processes=4"],
+            "sample.num_gpus is 2 and train.num_processes is 4, and each of the 2 jobs has one "
+            "device\n  fix:   give --set sample.num_gpus=1 --set train.num_processes=1 (or `set`",
+        ),
     ],
 )
 def test_jobs_without_a_device_of_their_own_are_refused(

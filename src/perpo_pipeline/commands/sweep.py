@@ -32,7 +32,7 @@ def sweep(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train and measure many settings, methods and seeds, and choose the best setting.
+    """Train and measure many settings, methods and seeds.
 
     Each cell is a method, a setting and a seed: the ordinary stages of a run. Cells share prompts,
     samples, scores and lists where their settings allow it, also with the run itself, whose results

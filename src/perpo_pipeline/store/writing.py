@@ -15,7 +15,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.errors import ArtifactError, BeingWrittenError
 from perpo_pipeline.store.artifacts import (
     FINGERPRINT_KEY,
     LOCK,
@@ -250,7 +250,8 @@ def use(root: Path, name: str, recipe: Recipe) -> None:
 def open_writer(root: Path, recipe: Recipe) -> Iterator[Writer]:
     """Start or resume writing a version under `root`; one process at a time.
 
-    Raises `ArtifactError` if another process is writing it or if the disk refuses.
+    Raises `BeingWrittenError` if another process is writing it, and `ArtifactError` if the disk
+    refuses.
     """
     path = root / recipe.fingerprint
     with os_errors_explained(path):
@@ -301,7 +302,7 @@ def _lock_or_raise(lock: IO[str], path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ArtifactError(
+        raise BeingWrittenError(
             "another process is writing this version",
             where=str(path),
             fix="wait until that process ends, then run the same command",

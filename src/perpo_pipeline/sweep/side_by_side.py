@@ -17,14 +17,16 @@ from typing import Any
 
 from perpo_pipeline import advice
 from perpo_pipeline.config.run import RunConfig
-from perpo_pipeline.errors import ConfigError, ProcessError, Stopped
+from perpo_pipeline.errors import BeingWrittenError, ConfigError, ProcessError, Stopped
 from perpo_pipeline.inference.processes import visible_devices
 from perpo_pipeline.interrupts import signal_of, sigterm_like_ctrl_c
 from perpo_pipeline.machine import cores, environment
+from perpo_pipeline.run import Console
 from perpo_pipeline.sweep.make_steps import Made, Progress, Versions, do_step
 from perpo_pipeline.sweep.steps import Step
 
 THREADS = "OMP_NUM_THREADS"
+WAIT_S = 0.5  # between two looks at a version that another process writes
 Do = Callable[..., Versions]
 
 
@@ -42,13 +44,19 @@ def check_jobs(jobs: int, configs: Iterable[RunConfig]) -> None:
         raise ConfigError(f"--jobs is {jobs}", fix="give 1 or more")
     for config in configs if jobs > 1 else ():
         visible_devices(jobs, config.model.device, "--jobs")
-        for name, section in (("sample", config.sample), ("eval", config.eval)):
-            if section.num_gpus > 1:
-                raise ConfigError(
-                    f"{name}.num_gpus is {section.num_gpus}, and each of the {jobs} jobs has one "
-                    "device",
-                    fix=f"give --set {name}.num_gpus=1, or --jobs 1",
-                )
+        trainings = config.train.variants().values()
+        numbers = {
+            "sample.num_gpus": config.sample.num_gpus,
+            "eval.num_gpus": config.eval.num_gpus,
+            "train.num_processes": max((one.num_processes for one in trainings), default=1),
+        }
+        if several := {key: number for key, number in numbers.items() if number > 1}:
+            shown = " and ".join(f"{key} is {number}" for key, number in several.items())
+            sets = " ".join(f"--set {key}=1" for key in several)
+            raise ConfigError(
+                f"{shown}, and each of the {jobs} jobs has one device",
+                fix=f"give {sets} (or `set` in the sweep's file), or --jobs 1",
+            )
 
 
 def make_side_by_side(
@@ -130,15 +138,11 @@ def _waits_for_reference(step: Step, under_way: list[Step], every: list[Step], m
 
     One process alone can write them; once one training has ended, all others find them.
     """
-    alike = [one for one in every if _reads_reference(one) and one.needs == step.needs]
-    is_there = any(one.id in made.versions for one in alike)
-    return _reads_reference(step) and not is_there and any(one in alike for one in under_way)
-
-
-def _reads_reference(step: Step) -> bool:
-    if step.stage != "train":
+    if (wanted := step.reference) is None:
         return False
-    return step.config.train.variants()[step.call.group].chosen_method.needs_preferences
+    alike = [one for one in every if one.reference == wanted]
+    is_there = any(one.id in made.versions for one in alike)
+    return not is_there and any(one in alike for one in under_way)
 
 
 def _stopped(
@@ -169,6 +173,20 @@ def _end_with_parent() -> None:
 
 
 def _do(do: Do, step: Step, inputs: Versions, sweep: str, given: advice.Invocation) -> Versions:
-    """One step in this process; its bars would overwrite those of the others."""
+    """One step in this process; its bars would overwrite those of the others.
+
+    Steps with different settings may need the same version (a setting without effect beside the
+    others): while another process writes it, this one waits, and then finds it.
+    """
+    is_announced = False
     with sigterm_like_ctrl_c():
-        return do(step, inputs, sweep, quiet=True, only_find=False)
+        while True:
+            try:
+                return do(step, inputs, sweep, quiet=True, only_find=False)
+            except BeingWrittenError as error:
+                if not is_announced:
+                    Console().say(
+                        f"sweep {sweep}: {step.title} waits: {error.what} ({error.where})"
+                    )
+                is_announced = True
+            time.sleep(WAIT_S)

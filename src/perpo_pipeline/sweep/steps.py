@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from pydantic_core import to_jsonable_python
 
@@ -40,6 +42,21 @@ class Step:
     def kind(self) -> tuple[str, str]:
         """Steps of one kind take about the same time for each prompt or list."""
         return self.stage, self.cell.method if self.stage == "train" else ""
+
+    @cached_property
+    def reference(self) -> str | None:
+        """What stands for the reference log-probabilities that a training reads; None: it has none.
+
+        Trainings on the same lists share them where the model and the forward are the same.
+        """
+        settings = self.config.train.variants()[self.call.group] if self.stage == "train" else None
+        if settings is None or not settings.chosen_method.needs_preferences:
+            return None
+        counted = {
+            key: settings.forward if key == "train.forward" else _recorded(self.config, key)
+            for key in COUNTED["reference"].others
+        }
+        return fingerprint_of({"counted": counted, "needs": self.needs})
 
     @property
     def title(self) -> str:
@@ -91,5 +108,9 @@ def _counted(node: Node, config: RunConfig) -> Json:
         "artifact": node.artifact,
         "variant": node.variant,
         "own": own,
-        "others": {key: to_jsonable_python(value_of(config, key)) for key in others},
+        "others": {key: _recorded(config, key) for key in others},
     }
+
+
+def _recorded(config: RunConfig, key: str) -> Any:
+    return to_jsonable_python(value_of(config, key))
