@@ -111,10 +111,12 @@ def test_the_same_file_finds_everything_and_a_wider_grid_makes_only_what_is_new(
 ) -> None:
     assert sweep(whole.file).path == whole.version.path
     assert called == []
-    assert "at the edge" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "at the edge" not in said and "num_processes" not in said
     wider = whole.file.with_name("wider.yaml")
     text = SWEEP.replace("[0.1, 0.5, 1]", "[0.5, 2]").replace("[0, 1]", "[0]")
-    wider.write_text(text.replace("sweep: beta", "sweep: wider"))
+    more = "sweep: wider\nset: {train.num_processes: 2}"  # changes no result
+    wider.write_text(text.replace("sweep: beta", more))
     single = sweep(wider)
     # One seed claims nothing, and the smaller of two betas is at the edge.
     assert [title.partition(",")[0] for title in called] == [
@@ -129,7 +131,8 @@ def test_the_same_file_finds_everything_and_a_wider_grid_makes_only_what_is_new(
     assert all(math.isnan(row["p_value"]) for row in differences)
     assert all(not math.isnan(row["difference"]) for row in differences)
     edge = "train.beta 0.5, chosen for dpo, is at the edge of what was tried (0.5, 2)"
-    assert edge in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert edge in said and "train.num_processes (2) has no effect here" in said
 
 
 def test_a_sweep_that_is_killed_three_times_ends_with_the_same_rows(

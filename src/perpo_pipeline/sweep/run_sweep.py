@@ -34,7 +34,11 @@ from perpo_pipeline.sweep.results import (
     compare_methods,
     sweep_rows,
 )
-from perpo_pipeline.sweep.side_by_side import check_jobs, make_side_by_side
+from perpo_pipeline.sweep.side_by_side import (
+    check_jobs,
+    make_side_by_side,
+    processes_of_trainings,
+)
 from perpo_pipeline.sweep.steps import Step, make_steps
 
 STAGE_VERSION = 1
@@ -109,6 +113,12 @@ def run_sweep(
         f"sweep {sweep.name}: {len(sweep.cells)} cells, {len(expected)} calls of stages; "
         f"{len(expected) - len(todo)} are finished, {trainings} trainings are to be made"
     )
+    processes = max(processes_of_trainings(cell.config) for cell in sweep.cells)
+    if trainings and processes > 1:
+        console.say(
+            f"sweep {sweep.name}: each training runs in one process: train.num_processes "
+            f"({processes}) has no effect here; --jobs makes several trainings at a time"
+        )
     if todo:
         check_room(estimates.adapter_bytes(todo), sweep.cells[0].config.data_root)
         check_time(total_seconds(estimates, todo), jobs, max_hours)

@@ -44,11 +44,10 @@ def check_jobs(jobs: int, configs: Iterable[RunConfig]) -> None:
         raise ConfigError(f"--jobs is {jobs}", fix="give 1 or more")
     for config in configs if jobs > 1 else ():
         visible_devices(jobs, config.model.device, "--jobs")
-        trainings = config.train.variants().values()
         numbers = {
             "sample.num_gpus": config.sample.num_gpus,
             "eval.num_gpus": config.eval.num_gpus,
-            "train.num_processes": max((one.num_processes for one in trainings), default=1),
+            "train.num_processes": processes_of_trainings(config),
         }
         if several := {key: number for key, number in numbers.items() if number > 1}:
             shown = " and ".join(f"{key} is {number}" for key, number in several.items())
@@ -57,6 +56,11 @@ def check_jobs(jobs: int, configs: Iterable[RunConfig]) -> None:
                 f"{shown}, and each of the {jobs} jobs has one device",
                 fix=f"give {sets} (or `set` in the sweep's file), or --jobs 1",
             )
+
+
+def processes_of_trainings(config: RunConfig) -> int:
+    """The most processes that a training of the run is set to have."""
+    return max((one.num_processes for one in config.train.variants().values()), default=1)
 
 
 def make_side_by_side(
