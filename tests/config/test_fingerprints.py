@@ -94,6 +94,16 @@ def test_boxes_count_for_methods_that_train_on_the_truth_alone(method: str) -> N
     assert (set(BOXES) <= set(found)) == (METHODS[method].trains_on == "truth")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_of_newer_methods_count_for_these_alone(method: str) -> None:
+    """So the fingerprints of adapters that were trained before stay as they are."""
+    found = TrainSettings(method=method).result_settings()
+    assert ("reward_temperature" in found) == (method == "infonca")
+    assert "order" not in found
+    ordered = TrainSettings(method=method, order="widest-first").result_settings()
+    assert ordered == {**found, "order": "widest-first"}
+
+
 @pytest.mark.parametrize(
     ("reward", "counts"),
     [({"iou": 1.0}, True), ({"edit_similarity": 1.0}, False), ({"auto": 1.0}, True)],

@@ -27,7 +27,7 @@ train:
   epochs: 2
   learning_rate: 1.0e-3
   lora: {rank: 2, alpha: 4}
-  methods: {sft: {}, hinge: {beta: 3.0}}
+  methods: {sft: {}, hinge: {beta: 3.0}, pro: {order: widest-first}, list-mle: {}, infonca: {}}
 eval: {max_new_tokens: 24, batch_size: 4, conditions: [], models: [base, hinge]}
 report: {num_resamples: 100, pictures: 1}
 """
@@ -83,13 +83,17 @@ def test_an_added_method_is_planned_trained_evaluated_and_reported(
 
     assert perpo("train", "--method", "hinge", "--quiet", "--dry-run") == 0
     assert "4 of data/r/preferences" in capsys.readouterr().out
-    assert perpo("train", "--quiet") == 0  # sft and hinge
+    assert perpo("train", "--quiet") == 0  # every method
     version = open_version(Path("data/r/adapter/hinge"))
     assert version.manifest["settings"]["method"] == "hinge"
     log: Any = pl.from_arrow(version.table())
     # Policy = reference at the first step: the loss is beta; later the margin has grown.
     assert log.height == 2 and log["loss"][0] == pytest.approx(3.0, abs=1e-3)
     assert log["loss"][1] < 3.0 and log["reward_accuracy"][0] == pytest.approx(0.5)
+
+    for name in ("pro", "list-mle", "infonca"):  # both steps have the same four lists
+        first, second = open_version(Path("data/r/adapter", name)).table()["loss"].to_pylist()
+        assert 0 < second < first
 
     for model in ("base", "hinge"):
         assert perpo("eval", "--evaluation", model, "--quiet") == 0

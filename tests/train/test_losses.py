@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.train.listwise_losses import infonca_loss, list_mle_loss, pro_loss
 from perpo_pipeline.train.losses import (
     best_completion_nll,
     diagnose_lists,
@@ -24,9 +25,19 @@ from perpo_pipeline.train.losses import (
     tie_tolerance,
 )
 
-LIST_LOSSES = [perpo_loss, lipo_loss, lipo_lambda_loss, dpo_loss]
 Loss = Callable[..., Tensor]
 quick = settings(max_examples=40, deadline=None)
+
+
+def pro_of_single_tokens(policy: Tensor, reference: Tensor, rewards: Tensor, **options) -> Tensor:
+    """PRO where every completion has one token, so that its mean is its sum."""
+    tokens = torch.ones_like(policy, dtype=torch.long)
+    return pro_loss(policy, reference, rewards, num_tokens=tokens, **options)
+
+
+PAIRWISE_LOSSES = [perpo_loss, lipo_loss, lipo_lambda_loss, dpo_loss]
+BETA_LOSSES = [*PAIRWISE_LOSSES, list_mle_loss, infonca_loss]
+LIST_LOSSES = [*BETA_LOSSES, pro_of_single_tokens]
 
 
 def row(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -113,7 +124,7 @@ def test_smoothed_perpo_matches_the_same_list_derived_by_hand():
     assert loss.item() == pytest.approx(0.647069, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", PAIRWISE_LOSSES)
 def test_a_smoothed_preference_is_satisfied_at_the_log_odds_of_a_true_label(loss: Loss):
     """d/dm of -(1-e) log sigmoid(m) - e log sigmoid(-m) is e - sigmoid(-m).
 
@@ -132,7 +143,7 @@ def test_a_smoothed_preference_is_satisfied_at_the_log_odds_of_a_true_label(loss
     assert grad_at(optimum + 1)[0, 0] > 0.1
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", PAIRWISE_LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_without_smoothing_a_pair_costs_minus_log_sigmoid_to_the_last_bit(loss: Loss, dtype):
     scores = torch.randn(50, 2, generator=torch.Generator().manual_seed(2), dtype=dtype) * 30
@@ -141,7 +152,7 @@ def test_without_smoothing_a_pair_costs_minus_log_sigmoid_to_the_last_bit(loss: 
     assert torch.equal(found, -F.logsigmoid(0.1 * (scores[:, 0] - scores[:, 1])))
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", [*PAIRWISE_LOSSES, list_mle_loss])
 def test_gradient_at_zero_scores_pushes_the_better_up_by_half_beta(loss: Loss):
     """d/ds of softplus(-beta m) at m = 0: -beta / 2 for the better, +beta / 2 for the worse."""
     rewards = row(0.8, 0.3)
@@ -233,7 +244,7 @@ def test_merged_completions_give_the_loss_and_gradient_of_the_unmerged_list(loss
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", BETA_LOSSES)
 def test_shifting_all_log_probabilities_of_the_policy_changes_nothing(loss: Loss):
     s, r = row(1, -2, 0.5, 4), row(0.9, 0.2, 0.4, 0.6)
     reference = row(-5, -6, -7, -8)
@@ -414,7 +425,7 @@ def trl_loss(
     return DPOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", [*PAIRWISE_LOSSES, list_mle_loss])
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 def test_two_completions_give_the_loss_and_gradient_of_trls_dpo(loss: Loss, beta: float):
     policy, reference, rewards = five_pairs()
@@ -425,7 +436,7 @@ def test_two_completions_give_the_loss_and_gradient_of_trls_dpo(loss: Loss, beta
     )
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", PAIRWISE_LOSSES)
 def test_two_completions_give_the_loss_and_gradient_of_trls_smoothed_dpo(loss: Loss):
     """TRL smooths in its "aot" loss, which sorts over the batch: in a batch of one it is DPO."""
     policy, reference, rewards = five_pairs()
@@ -513,7 +524,7 @@ def test_lipo_lambda_equals_rax_with_its_dcg_weights():
 # --- extreme inputs ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", PAIRWISE_LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_log_ratios_of_ten_thousand_stay_finite_and_exact(loss: Loss, dtype: torch.dtype):
     """The better one 1e4 nats down and the worse 1e4 up: loss beta * 2e4, gradient -+beta."""
@@ -527,7 +538,7 @@ def test_log_ratios_of_ten_thousand_stay_finite_and_exact(loss: Loss, dtype: tor
     assert grad_of(loss, right, reference, rewards).abs().max() < 1e-30
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", PAIRWISE_LOSSES)
 def test_smoothed_log_ratios_of_ten_thousand_stay_finite_and_exact(loss: Loss):
     """Margins -+2000 at e = .25: .75 * 2000 where wrong, .25 * 2000 where right."""
     s = torch.tensor([[-1e4, 1e4], [1e4, -1e4]])
@@ -592,7 +603,7 @@ def test_perpo_gradients_match_finite_differences(drawn, gamma):
     )
 
 
-@pytest.mark.parametrize("loss", [lipo_loss, lipo_lambda_loss, dpo_loss])
+@pytest.mark.parametrize("loss", LIST_LOSSES[1:])
 def test_gradients_of_the_siblings_match_finite_differences(loss: Loss):
     s = row(1.5, -2, 0.3, 4, -0.7).requires_grad_()
     rewards = row(0.9, 0.9, 0.4, 0.0, 0.0)
@@ -638,7 +649,7 @@ def test_a_gamma_that_is_not_an_exponent_is_refused(gamma: float):
         perpo_loss(s, s, s, gamma=gamma)
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", BETA_LOSSES)
 @pytest.mark.parametrize("beta", [0.0, -0.1, math.nan, math.inf])
 def test_a_beta_that_is_not_a_scale_is_refused(loss: Loss, beta: float):
     s = row(1, 0)
@@ -646,7 +657,7 @@ def test_a_beta_that_is_not_a_scale_is_refused(loss: Loss, beta: float):
         loss(s, s, s, beta=beta)
 
 
-@pytest.mark.parametrize("loss", LIST_LOSSES)
+@pytest.mark.parametrize("loss", PAIRWISE_LOSSES)
 @pytest.mark.parametrize("smoothing", [-0.1, 0.5, math.nan])
 def test_a_smoothing_that_leaves_no_preference_is_refused(loss: Loss, smoothing: float):
     s = row(1, 0)

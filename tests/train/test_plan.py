@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import RandomSampler
 
-from perpo_pipeline.train.plan import StepSampler, epoch_order, plan_step, share_out
+from perpo_pipeline.config.train import TrainSettings
+from perpo_pipeline.train.plan import (
+    StepSampler,
+    epoch_order,
+    make_sampler,
+    plan_step,
+    share_out,
+)
 from perpo_pipeline.train.shared_prefix import group_by_tokens
 
 lengths_of_lists = st.lists(st.integers(1, 1000), min_size=1, max_size=24)
@@ -105,3 +112,32 @@ def test_the_lists_of_a_step_do_not_depend_on_the_number_of_processes() -> None:
     assert [len(lists) for lists in steps_of(0, 2)] == [3, 3, 1]
     assert sorted(n for lists in steps_of(0, 2) for n in lists) == list(range(7))
     assert steps_of(0, 2, epoch=1) != steps_of(0, 2)
+
+
+def test_widest_first_begins_with_the_widest_margin_and_keeps_the_random_order_of_equal_ones() -> (
+    None
+):
+    """By hand: 9 is in 3 and 0, 5 in 2 and 4, 1 in 1."""
+    margins = [0.9, 0.1, 0.5, 0.9, 0.5]
+    for epoch in range(4):
+        random = epoch_order(5, 0, epoch)
+        found = epoch_order(5, 0, epoch, margins)
+        assert found[:2] == [i for i in random if i in (0, 3)]
+        assert found[2:] == [i for i in random if i in (2, 4)] + [1]
+
+
+def test_every_process_has_the_same_curriculum() -> None:
+    lengths, margins = [10, 20, 30, 40, 50, 60, 70], [0.1, 0.7, 0.3, 0.6, 0.2, 0.5, 0.4]
+
+    def steps(rank: int, size: int, order: str | None) -> list[tuple[int, ...]]:
+        chosen = TrainSettings.model_validate(
+            {"batch_size": 3, "max_tokens_per_forward": 1000, "order": order}
+        )
+        sampler = make_sampler(
+            lengths, chosen, in_one_row=True, rank=rank, size=size, margins=margins
+        )
+        return [step.step_lists for (step,) in sampler]
+
+    assert steps(0, 1, "widest-first") == [(1, 3, 5), (6, 2, 4), (0,)]
+    assert steps(0, 2, "widest-first") == steps(1, 2, "widest-first") == steps(0, 1, "widest-first")
+    assert steps(0, 1, None) == steps_of(0, 1)

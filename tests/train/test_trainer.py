@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ArtifactError, InputError, Stopped
 from perpo_pipeline.prepare import testbed as testbed_prompts
-from perpo_pipeline.train.batches import Forward, ListCollator
+from perpo_pipeline.train.batches import Forward, ListCollator, list_lengths
 from perpo_pipeline.train.engine import ListPolicy, reference_logps
 from perpo_pipeline.train.fit import fit
 from perpo_pipeline.train.lists import TrainingList, best_against_worst, with_reference
@@ -193,6 +193,17 @@ def test_other_methods_learn_the_order(
     assert history[-1]["reward_accuracy"] > 0.6
 
 
+def test_a_step_of_pro_divides_by_the_tokens_of_each_completion(lists: list[TrainingList]) -> None:
+    """A gap of 1 and means of -6/4 and -1/7, -2/4 and -3/7: log(1 + e^(worse - better))."""
+    pairs = [best_against_worst(entry) for entry in lists[:2]]
+    cut = [replace(e, completions=[e.completions[0][:4], e.completions[1][:7]]) for e in pairs]
+    collate = ListCollator(load_testbed(), PREPROCESS, "shared-prefix", 10_000)
+    (batch,) = collate(cut)["batches"]
+    found = batch_losses(torch.tensor([[-6.0, -1.0], [-2.0, -3.0]]), batch, settings(method="pro"))
+    margins = torch.tensor([6 / 4 - 1 / 7, 2 / 4 - 3 / 7])
+    torch.testing.assert_close(found, torch.nn.functional.softplus(margins))
+
+
 def test_the_anchor_and_smoothing_reach_the_loss(lists: list[TrainingList]) -> None:
     """Two lists of three completions; s = policy - reference, beta 1, gamma 0: uniform pairs."""
     some = [
@@ -339,10 +350,12 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_in_bfloat16(
         assert torch.equal(weight, resumed.policy.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("order", [None, "widest-first"])
 def test_a_run_resumed_within_its_second_epoch_goes_on_in_that_epochs_order(
-    lists: list[TrainingList], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lists: list[TrainingList], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str | None
 ) -> None:
-    chosen = settings(checkpoint_every=1, epochs=2.0)
+    lists = [replace(e, rewards=[r * (i % 5) for r in e.rewards]) for i, e in enumerate(lists, 1)]
+    chosen = settings(checkpoint_every=1, epochs=2.0, order=order)
     _, expected = run(lists, chosen, tmp_path / "whole")
     with monkeypatch.context() as patched:
         interrupt_after(patched, 4)
@@ -351,6 +364,11 @@ def test_a_run_resumed_within_its_second_epoch_goes_on_in_that_epochs_order(
     _, history = run(lists, chosen, tmp_path / "torn")
     assert len(expected) == 6
     assert losses(history).tolist() == losses(expected).tolist()
+    if order:  # each epoch begins with the lists of margins 4 and 3
+        widest = sorted(lists, key=lambda e: -e.margin)[:4]
+        assert [e.margin for e in widest] == [4.0, 4.0, 3.0, 3.0]
+        lengths = list_lengths(load_testbed(), widest, PREPROCESS, "shared-prefix")
+        assert expected[0]["tokens"] == expected[3]["tokens"] == sum(lengths)
 
 
 @pytest.mark.parametrize(("dtype", "files"), [("bfloat16", 0), ("float32", 1)])

@@ -23,11 +23,14 @@ class Method:
     prompts, which returns one loss per prompt, `(B,)`:
 
     - for `pair` and `lists`: `loss(policy_logps, ref_logps, rewards, *, counts, mask, ...)`, with
-      each of `settings` as a further keyword (see `train/losses.py`), and with `ties` `(B,)` if it
-      has that keyword (scores within it differ by rounding alone); a step's loss is the mean over
-      its lists;
+      each of `settings` as a further keyword (see `train/losses.py`). If it has the keyword, it
+      also gets `ties` `(B,)` (scores within it differ by rounding alone) or `num_tokens` `(B, N)`.
+      A step's loss is the mean over its lists;
     - for `truth`: `loss(target_logps, ...)`, with each of `settings` as a keyword, summed over the
       target's tokens; a step's loss is the mean over its target tokens.
+
+    `loss_size` says of a loss on lists whether it is a mean over pairs, the log-likelihood of a
+    whole order, or that of one choice: the report draws losses of one size on the same axes.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Method:
     trains_on: Literal["truth", "pair", "lists"]
     loss: str
     settings: frozenset[str] = field(default_factory=frozenset)
+    loss_size: Literal["pair", "order", "choice"] = "pair"
 
     @property
     def needs_preferences(self) -> bool:
@@ -45,10 +49,11 @@ class Method:
     def uses(self, setting: str) -> bool:
         """Whether a training setting changes this method's result.
 
-        `sft_weight` serves every method with preferences: the trainer adds the anchor. Settings
-        that no loss takes, such as the learning rate, serve every method.
+        The trainer adds the anchor (`sft_weight`) and orders the lists (`order`) for every method
+        with preferences. Settings that no loss takes, such as the learning rate, serve every
+        method.
         """
-        if setting == "sft_weight":
+        if setting in ("sft_weight", "order"):
             return self.needs_preferences
         is_for_losses = any(setting in method.settings for method in METHODS.values())
         return setting in self.settings or not is_for_losses
@@ -60,13 +65,34 @@ class Method:
 
 
 _LOSSES = "perpo_pipeline.train.losses"
+_LISTWISE = "perpo_pipeline.train.listwise_losses"
 _PAIRWISE = frozenset({"beta", "label_smoothing"})
+_BETA = frozenset({"beta"})
 _ALL = (
     Method("sft", "SFT", "#7b57b8", "truth", f"{_LOSSES}:sft_nll"),
     Method("dpo", "DPO", "#0b857c", "pair", f"{_LOSSES}:dpo_loss", _PAIRWISE),
     Method("lipo", "LiPO", "#8a7400", "lists", f"{_LOSSES}:lipo_loss", _PAIRWISE),
     Method("lipo-lambda", "LiPO-λ", "#b03a75", "lists", f"{_LOSSES}:lipo_lambda_loss", _PAIRWISE),
+    Method("pro", "PRO", "#2f7d32", "lists", f"{_LISTWISE}:pro_loss", loss_size="order"),
+    Method(
+        "list-mle",
+        "ListMLE",
+        "#7a5230",
+        "lists",
+        f"{_LISTWISE}:list_mle_loss",
+        _BETA,
+        loss_size="order",
+    ),
+    Method(
+        "infonca",
+        "InfoNCA",
+        "#50647a",
+        "lists",
+        f"{_LISTWISE}:infonca_loss",
+        _BETA | {"reward_temperature"},
+        loss_size="choice",
+    ),
     Method("perpo", "PerPO", "#1d5fd1", "lists", f"{_LOSSES}:perpo_loss", _PAIRWISE | {"gamma"}),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
-"""By name, in the order of the paper's Table 1, which is the order of the report."""
+"""By name, in the order of the report: that of the paper's Table 1, and PerPO last."""

@@ -11,7 +11,7 @@ from perpo_pipeline.config.integrations import check_names
 from perpo_pipeline.config.levers import LEVERS, lever_fault
 from perpo_pipeline.config.levers import check_names as check_levers
 from perpo_pipeline.config.methods import METHODS, Method
-from perpo_pipeline.config.section import Float, Int, Name, Section
+from perpo_pipeline.config.section import Float, Int, Json, Name, Section
 
 
 class LoraSettings(Section):
@@ -42,8 +42,11 @@ class TrainSettings(Section):
         }
     )
 
-    # Counts only where it is set: older adapters, which do not have it, were trained on all lists.
-    counted_where_set: ClassVar[frozenset[str]] = frozenset({"tasks"})
+    # Count only where they are set: older adapters, which do not have them, were trained on all
+    # lists in random order.
+    counted_where_set: ClassVar[frozenset[str]] = frozenset({"tasks", "order"})
+    # Count only for a method that uses them: the others were trained before they existed.
+    counted_where_used: ClassVar[frozenset[str]] = frozenset({"reward_temperature"})
 
     method: str = Field("perpo", description=f"the loss: {', '.join(METHODS)}")
     tasks: list[Task] | None = Field(
@@ -58,6 +61,12 @@ class TrainSettings(Section):
     gamma: Float = Field(
         0.5, ge=0, description="exponent of the reward gap that weights a pair (perpo only)"
     )
+    reward_temperature: Float = Field(
+        0.1,
+        gt=0,
+        description="divides the rewards whose softmax is the target (infonca only); a low one "
+        "leaves the best completions alone",
+    )
     label_smoothing: Float = Field(
         0.0, ge=0, lt=0.5, description="assumed share of preferences that are the wrong way round"
     )
@@ -65,6 +74,11 @@ class TrainSettings(Section):
         0.0,
         ge=0,
         description="weight of an anchor: the best completion's negative log-probability per token",
+    )
+    order: Literal["widest-first"] | None = Field(
+        None,
+        description="order of the lists in each epoch: `widest-first` begins with those of the "
+        "widest margin; none: random",
     )
     learning_rate: Float = Field(5e-6, gt=0, description="largest learning rate of AdamW")
     epochs: Float = Field(1.0, gt=0, description="passes over the lists; may be a fraction")
@@ -181,6 +195,12 @@ class TrainSettings(Section):
         """The record of `method`."""
         return METHODS[self.method]
 
+    def result_settings(self) -> Json:
+        """The settings that change the result, for the fingerprint."""
+        uses = self.chosen_method.uses
+        unused = {name for name in self.counted_where_used if not uses(name)}
+        return {k: v for k, v in super().result_settings().items() if k not in unused}
+
     def learns(self, task: str) -> bool:
         """Whether lists of this task are trained on."""
         return self.tasks is None or task in self.tasks
@@ -209,7 +229,11 @@ class TrainSettings(Section):
             deepspeed=self.deepspeed,
         ):
             return fault
-        extras = {"sft_weight": self.sft_weight, "label_smoothing": self.label_smoothing}
+        extras = {
+            "sft_weight": self.sft_weight,
+            "label_smoothing": self.label_smoothing,
+            "order": self.order,
+        }
         unused = [name for name, value in extras.items() if value]
         return _unused_fault(self.chosen_method, unused)
 

@@ -27,7 +27,17 @@ SMALL = 50_000_000  # parameters
 SPREAD = 1.3
 EVALUATED = 64  # prompts
 REPEATS = 3
-NO_WORK = {"seed", "learning_rate", "beta", "gamma", "epochs", "warmup_ratio", "lr_scheduler"}
+NO_WORK = {
+    "seed",
+    "learning_rate",
+    "beta",
+    "gamma",
+    "reward_temperature",
+    "order",
+    "epochs",
+    "warmup_ratio",
+    "lr_scheduler",
+}
 """Training settings that change what is learned and not how long a step takes."""
 
 

@@ -308,7 +308,10 @@ def _plan(
 ) -> Epoch:
     lengths = list_lengths(vlm, lists, task.model_settings["preprocess"], forward)
     in_one_row = forward == "separate" or uses_cuda(run)
-    sampler = make_sampler(lengths, task.settings, in_one_row=in_one_row, rank=0, size=size)
+    margins = [entry.margin for entry in lists]
+    sampler = make_sampler(
+        lengths, task.settings, in_one_row=in_one_row, rank=0, size=size, margins=margins
+    )
     return Epoch(list(sampler.steps_of_all_ranks()), lengths)
 
 

@@ -13,7 +13,8 @@ from perpo_pipeline.errors import InputError, PerpoError
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.train.image_workers import share
 from perpo_pipeline.train.lists import TrainingList
-from perpo_pipeline.train.losses import check_values, tie_tolerance
+from perpo_pipeline.train.loss_inputs import check_values
+from perpo_pipeline.train.losses import tie_tolerance
 from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,

@@ -81,11 +81,11 @@ def fit(
 ) -> tuple[ListTrainer, list[dict[str, Any]]]:
     """Train on `lists`; resumes from the last whole checkpoint in `checkpoints`.
 
-    Returns the trainer and one log entry per optimiser step. `settings.seed` alone decides the
-    adapter's first weights and the order of the lists, and so the result; the number of processes
-    changes it by no more than rounding. The integrations that `settings.log_to` names write into
-    the folder `logs` next to `checkpoints`. Raises Stopped after Ctrl-C or SIGTERM, once a
-    checkpoint is saved.
+    Returns the trainer and one log entry per optimiser step. `settings.seed` decides the adapter's
+    first weights and, with `settings.order`, the order of the lists, and so the result; the number
+    of processes changes it by no more than rounding. The integrations that `settings.log_to` names
+    write into the folder `logs` next to `checkpoints`. Raises Stopped after Ctrl-C or SIGTERM, once
+    a checkpoint is saved.
     """
     torch.manual_seed(settings.seed)
     zero = _zero_config(vlm, settings)
@@ -107,6 +107,7 @@ def fit(
         in_one_row=is_in_one_row(vlm, forward),
         rank=world.rank,
         size=world.size,
+        margins=[entry.margin for entry in lists],
     )
     policy = make_trainable(vlm, settings)
     log_to = settings.log_to if world.is_first else []

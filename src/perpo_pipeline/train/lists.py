@@ -40,6 +40,11 @@ class TrainingList:
     ref_logps: Sequence[float] | None = None
     prompt_tokens: int | None = None
 
+    @property
+    def margin(self) -> float:
+        """The largest reward minus the smallest."""
+        return max(self.rewards) - min(self.rewards)
+
 
 def ranked_lists(preferences: Sequence[Row], prompts: Mapping[str, Row]) -> list[TrainingList]:
     """Whole lists in the order of the preferences; raises ArtifactError for a missing prompt."""

@@ -25,8 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perpo_pipeline import advice
-from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.train.loss_inputs import (
+    Lists,
+    at_least_float32,
+    best_and_worst,
+    check_beta,
+    pairwise_difference,
+)
 
 ROUNDINGS, SUM_ROUNDINGS = 4, 8  # of a token's log-probability, and of the sum (tie_tolerance)
 
@@ -52,7 +58,7 @@ def perpo_loss(
     """
     if not 0 <= gamma < float("inf"):
         raise ConfigError(f"gamma is {gamma}; it must be 0 or more", fix="the paper's best is 0.5")
-    lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
+    lists = Lists.of(policy_logps, ref_logps, rewards, counts, mask)
     weights = lists.strict * lists.pair_counts * _relative_gaps(lists) ** gamma
     return _pairwise_logistic(
         lists.scores, _normalise(weights), lists.strict, beta, label_smoothing
@@ -108,11 +114,11 @@ def lipo_lambda_loss(
 
     Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878, eq. 9.
     """
-    lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
+    lists = Lists.of(policy_logps, ref_logps, rewards, counts, mask)
     gains = torch.exp2(lists.rewards) - 1
-    weights = lists.strict * lists.pair_counts * _pairwise_difference(gains).abs()
+    weights = lists.strict * lists.pair_counts * pairwise_difference(gains).abs()
     discounts = _tied_discounts(lists.scores.detach(), lists.counts)
-    ranked = weights * _pairwise_difference(discounts).abs()
+    ranked = weights * pairwise_difference(discounts).abs()
     some_pair_is_ranked = ranked.sum((1, 2)) > 0
     if ties is not None:
         some_pair_is_ranked &= _spread(lists) > ties
@@ -140,8 +146,8 @@ def dpo_loss(
 
     Shapes and errors as in `perpo_loss`. Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
     """
-    lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
-    best, worst = _best_and_worst(lists)
+    lists = Lists.of(policy_logps, ref_logps, rewards, counts, mask)
+    best, worst = best_and_worst(lists)
     weights = lists.strict * lists.pair_counts * (best[:, :, None] & worst[:, None, :])
     return _pairwise_logistic(
         lists.scores, _normalise(weights), lists.strict, beta, label_smoothing
@@ -168,7 +174,7 @@ def sft_loss(target_logps: Tensor, num_tokens: Tensor) -> Tensor:
     if target_logps.shape != num_tokens.shape:
         raise ValueError(f"num_tokens is {tuple(num_tokens.shape)}, not like the log-probs")
     is_target = num_tokens > 0
-    logps = _at_least_float32(target_logps.masked_fill(~is_target, 0.0))
+    logps = at_least_float32(target_logps.masked_fill(~is_target, 0.0))
     return -logps / num_tokens.clamp(min=1)
 
 
@@ -191,9 +197,9 @@ def best_completion_nll(
 
     Errors as in `perpo_loss`. Source: RPO, Pang et al. 2024, arXiv:2404.19733.
     """
-    lists = _Lists.of(policy_logps, torch.zeros_like(policy_logps), rewards, counts, mask)
+    lists = Lists.of(policy_logps, torch.zeros_like(policy_logps), rewards, counts, mask)
     per_token = sft_loss(lists.scores, num_tokens)
-    best, _ = _best_and_worst(lists)
+    best, _ = best_and_worst(lists)
     anchor = _mean_over(per_token, best, lists.counts.to(per_token.dtype))
     return anchor.masked_fill(~lists.mask.any(1), 0.0)
 
@@ -246,13 +252,13 @@ def diagnose_lists(
     Scores that differ by no more than the list's `ties` `(B,)` count as tied (see `tie_tolerance`;
     without it, equal ones). Inputs and errors as in `perpo_loss`; no gradient.
     """
-    lists = _Lists.of(policy_logps, ref_logps, rewards, counts, mask)
-    difference = _pairwise_difference(lists.scores)
+    lists = Lists.of(policy_logps, ref_logps, rewards, counts, mask)
+    difference = pairwise_difference(lists.scores)
     tolerance = 0.0 if ties is None else ties[:, None, None]
     right = (difference > tolerance) + 0.5 * (difference.abs() <= tolerance)
     weights = lists.strict * lists.pair_counts
-    best, worst = _best_and_worst(lists)
-    logps = _at_least_float32(policy_logps)
+    best, worst = best_and_worst(lists)
+    logps = at_least_float32(policy_logps)
     return ListDiagnostics(
         reward_accuracy=(weights * right).sum((1, 2)) / weights.sum((1, 2)),
         implicit_margin=_mean_over(lists.scores, best, lists.counts)
@@ -262,104 +268,18 @@ def diagnose_lists(
     )
 
 
-@dataclass(frozen=True)
-class _Lists:
-    """The inputs of a loss with the padding made harmless (0 in every tensor)."""
-
-    scores: Tensor  # (B, N) s = policy - reference, nats; the only one with a gradient
-    rewards: Tensor  # (B, N)
-    counts: Tensor  # (B, N) multiplicities, 0 at padding
-    mask: Tensor  # (B, N) bool, True at real entries
-    strict: Tensor  # (B, N, N) bool, True where r_i > r_j and both are real
-    pair_counts: Tensor  # (B, N, N) c_i * c_j
-
-    @classmethod
-    def of(
-        cls,
-        policy_logps: Tensor,
-        ref_logps: Tensor,
-        rewards: Tensor,
-        counts: Tensor | None,
-        mask: Tensor | None,
-    ) -> "_Lists":
-        _check_shapes(policy_logps, ref_logps, rewards, counts, mask)
-        if mask is None:
-            mask = torch.ones_like(rewards, dtype=torch.bool)
-        # Padding is set to 0 before the subtraction: its values, NaN included, must reach neither
-        # the loss nor, as 0 * inf, the gradient.
-        policy, reference, rewards = (
-            _at_least_float32(tensor.masked_fill(~mask, 0.0))
-            for tensor in (policy_logps, ref_logps.detach(), rewards.detach())
-        )
-        counts = torch.ones_like(rewards) if counts is None else counts.detach().to(rewards.dtype)
-        counts = counts.masked_fill(~mask, 0.0)
-        check_values(rewards, counts, mask)
-        both_real = mask[:, :, None] & mask[:, None, :]
-        return cls(
-            scores=policy - reference,
-            rewards=rewards,
-            counts=counts,
-            mask=mask,
-            strict=(rewards[:, :, None] > rewards[:, None, :]) & both_real,
-            pair_counts=counts[:, :, None] * counts[:, None, :],
-        )
-
-
-def _check_shapes(policy_logps: Tensor, *others: Tensor | None) -> None:
-    shapes = [tuple(tensor.shape) for tensor in (policy_logps, *others) if tensor is not None]
-    if policy_logps.dim() != 2 or len(set(shapes)) > 1:
-        raise ValueError(f"all tensors of a loss must have one shape (B, N), got {shapes}")
-
-
-def check_values(rewards: Tensor, counts: Tensor, mask: Tensor) -> None:
-    """Refuse values that comparisons would silently skip: NaN is neither above nor below.
-
-    On CUDA the device itself stops the program, so that the host need not wait for it. Training
-    checks the values before they go there.
-    """
-    usable = (rewards.isfinite() & ((counts > 0) | ~mask)).all()
-    message = "a completion has a reward that is not finite or a count below 1"
-    if usable.is_cuda:
-        torch._assert_async(usable, message)
-    elif not bool(usable):
-        raise InputError(
-            message,
-            fix=f"make both again: {advice.command('score')}, then {advice.command('filter')}",
-        )
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _pairwise_difference(values: Tensor) -> Tensor:
-    """`values[i] - values[j]`, (B, N) -> (B, N, N)."""
-    return values[:, :, None] - values[:, None, :]
-
-
-def _relative_gaps(lists: _Lists) -> Tensor:
+def _relative_gaps(lists: Lists) -> Tensor:
     """Reward gaps of the strict pairs over the largest of the list, in (0, 1]; 1 elsewhere.
 
     The factor drops out when weights are normalised. Relative gaps cannot all underflow to 0 at
     a high gamma, which would leave a list with preferences without a loss.
     """
-    gaps = _pairwise_difference(lists.rewards).masked_fill(~lists.strict, 0.0)
+    gaps = pairwise_difference(lists.rewards).masked_fill(~lists.strict, 0.0)
     largest = gaps.amax((1, 2), keepdim=True) if gaps.numel() else gaps
     return torch.where(lists.strict, gaps / torch.where(largest > 0, largest, 1.0), 1.0)
 
 
-def _best_and_worst(lists: _Lists) -> tuple[Tensor, Tensor]:
-    """Where the best and the worst rewards of each list are, `(B, N)` bool each, ties included."""
-    highest = lists.rewards.masked_fill(~lists.mask, -torch.inf)
-    lowest = lists.rewards.masked_fill(~lists.mask, torch.inf)
-    if not lists.rewards.shape[1]:
-        return lists.mask, lists.mask
-    best = (highest == highest.amax(1, keepdim=True)) & lists.mask
-    worst = (lowest == lowest.amin(1, keepdim=True)) & lists.mask
-    return best, worst
-
-
-def _spread(lists: _Lists) -> Tensor:
+def _spread(lists: Lists) -> Tensor:
     """The largest score of each list minus its smallest, `(B,)`; 0 without completions."""
     if not lists.mask.shape[1]:
         return lists.scores.new_zeros(len(lists.mask))
@@ -393,14 +313,13 @@ def _pairwise_logistic(
     scores: Tensor, weights: Tensor, used: Tensor, beta: float, label_smoothing: float
 ) -> Tensor:
     """`-sum_ij w_ij log sigmoid(beta (s_i - s_j))`, smoothed, over used pairs, (B, N) -> (B,)."""
-    if not 0 < beta < float("inf"):
-        raise ConfigError(f"beta is {beta}; it must be above 0", fix="the paper's best is 0.1")
+    check_beta(beta)
     if not 0 <= label_smoothing < 0.5:
         raise ConfigError(
             f"label_smoothing is {label_smoothing}; it must be in [0, 0.5)",
             fix="0 takes every preference as given; at 0.5 there would be none left",
         )
-    margins = (beta * _pairwise_difference(scores)).masked_fill(~used, 0.0)
+    margins = (beta * pairwise_difference(scores)).masked_fill(~used, 0.0)
     # logsigmoid, not log(1 + exp): finite at any margin, with a gradient that is exact.
     log_likelihoods = F.logsigmoid(margins)
     if label_smoothing:  # log sigmoid(-m) = log sigmoid(m) - m: one term says both

@@ -69,10 +69,19 @@ def plan_step(
     return steps
 
 
-def epoch_order(num_lists: int, seed: int, epoch: int) -> list[int]:
-    """The order of the lists in an epoch; it does not depend on the number of processes."""
+def epoch_order(
+    num_lists: int, seed: int, epoch: int, margins: Sequence[float] | None = None
+) -> list[int]:
+    """The order of the lists in an epoch; it does not depend on the number of processes.
+
+    It is random, or by `margins` from the widest to the narrowest, where equal ones keep the random
+    order. Source of the curriculum: Pattnaik et al. 2024, arXiv:2403.07230, which orders pairs by
+    the difference of their ratings, the largest first.
+    """
     generator = torch.Generator().manual_seed(seed + epoch)
     order: list[int] = torch.randperm(num_lists, generator=generator).tolist()
+    if margins is not None:
+        order.sort(key=lambda i: -margins[i])
     return order
 
 
@@ -89,7 +98,9 @@ class StepSampler(Sampler[list[RankStep]]):
         in_one_row: bool,
         rank: int = 0,
         size: int = 1,
+        margins: Sequence[float] | None = None,
     ) -> None:
+        self.margins = margins
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.max_tokens, self.in_one_row = max_tokens, in_one_row
         self.rank, self.size, self.epoch = rank, size, 0
@@ -107,7 +118,7 @@ class StepSampler(Sampler[list[RankStep]]):
 
     def steps_of_all_ranks(self) -> Iterator[list[RankStep]]:
         """For each optimiser step of the epoch, the step of every process."""
-        order = epoch_order(len(self.lengths), self.seed, self.epoch)
+        order = epoch_order(len(self.lengths), self.seed, self.epoch, self.margins)
         for start in range(0, len(order), self.batch_size):
             numbers = order[start : start + self.batch_size]
             yield plan_step(
@@ -120,9 +131,19 @@ class StepSampler(Sampler[list[RankStep]]):
 
 
 def make_sampler(
-    lengths: Sequence[int], settings: TrainSettings, *, in_one_row: bool, rank: int, size: int
+    lengths: Sequence[int],
+    settings: TrainSettings,
+    *,
+    in_one_row: bool,
+    rank: int,
+    size: int,
+    margins: Sequence[float] | None = None,
 ) -> StepSampler:
-    """The plan of a training in which the lists have `lengths` tokens."""
+    """The plan of a training in which the lists have `lengths` tokens.
+
+    `margins` are those of the lists, for `settings.order`; without them the order is random, as in
+    a plan for lists that do not exist yet.
+    """
     return StepSampler(
         lengths,
         settings.batch_size,
@@ -131,6 +152,7 @@ def make_sampler(
         in_one_row=in_one_row,
         rank=rank,
         size=size,
+        margins=margins if settings.order == "widest-first" else None,
     )
 
 

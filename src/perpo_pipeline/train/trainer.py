@@ -40,8 +40,9 @@ def batch_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) -
     method = settings.chosen_method
     loss: Callable[..., Tensor] = method.load_loss()
     chosen: dict[str, Any] = {name: getattr(settings, name) for name in method.settings}
-    if "ties" in inspect.signature(loss).parameters:
-        chosen["ties"] = batch.ties
+    known = {"ties": batch.ties, "num_tokens": batch.lists.num_tokens}
+    taken = inspect.signature(loss).parameters
+    chosen |= {name: value for name, value in known.items() if name in taken}
     if not method.needs_preferences:
         return loss(logps, **chosen)
     losses = loss(

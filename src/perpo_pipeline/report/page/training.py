@@ -34,7 +34,7 @@ def training(contents: Contents) -> Json:
 
 def _panels(contents: Contents, curve: str, methods: Sequence[ReportedMethod]) -> list[Json]:
     panels = []
-    for title, shared in _axes(curve, methods):
+    for title, shared in axes(curve, methods):
         drawn = [
             plots.Curve(method.colour, log["step"], log[curve])
             for method in shared
@@ -47,20 +47,27 @@ def _panels(contents: Contents, curve: str, methods: Sequence[ReportedMethod]) -
     return panels
 
 
-def _axes(
+def axes(
     curve: str, methods: Sequence[ReportedMethod]
 ) -> list[tuple[str, Sequence[ReportedMethod]]]:
     """The titles of a curve's panels with the methods that share each.
 
-    A loss per token of the truth and a loss per list differ, so each has its own axes.
+    Losses of another size, such as that per token of the truth, have their own axes.
     """
     title = CURVES[curve]
     on_lists = [method for method in methods if METHODS[method.kind].needs_preferences]
     on_truth = [method for method in methods if method not in on_lists]
-    if curve != "loss" or not on_truth or not on_lists:
+    groups: dict[str, list[ReportedMethod]] = {}
+    for method in on_lists:
+        groups.setdefault(METHODS[method.kind].loss_size, []).append(method)
+    if curve != "loss" or len(groups) + bool(on_truth) < 2:
         return [(title, methods)]
-    labels, truth = (", ".join(m.label for m in group) for group in (on_lists, on_truth))
-    return [(f"{title} ({labels})", on_lists), (f"{title} ({truth}, cross-entropy)", on_truth)]
+    panels = [(f"{title} ({_labels(group)})", group) for group in groups.values()]
+    return panels + [(f"{title} ({_labels(on_truth)}, cross-entropy)", on_truth)] * bool(on_truth)
+
+
+def _labels(methods: Sequence[ReportedMethod]) -> str:
+    return ", ".join(method.label for method in methods)
 
 
 def _settings(contents: Contents, method: ReportedMethod) -> Json:
