@@ -305,8 +305,6 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("train: {label_smoothing: 0.1, methods: {sft: }}", "does not use label_smoothing"),
         ("train: {methods: {sft: {beta: 1.0}}}", "sft has no preferences and does not use beta"),
         ("train: {methods: {dpo: {gamma: 0.5}}}", "methods.dpo: dpo does not use gamma"),
-        ("train: {methods: {sft: {order: widest-first}}}", "sft has no preferences and does not"),
-        ("train: {order: widest-first, methods: {sft: }}", "sft has no preferences and does not"),
         ("train: {order: hardest}", "train.order: Input should be 'widest-first'"),
         ("train: {methods: {pro: {beta: 0.5}}}", "methods.pro: pro does not use beta"),
         ("train: {label_smoothing: 0.1, methods: {list-mle: }}", "does not use label_smoothing"),

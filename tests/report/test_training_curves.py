@@ -15,8 +15,8 @@ def titles(curve: str, *names: str) -> list[tuple[str, list[str]]]:
 
 def test_losses_of_another_size_have_their_own_axes() -> None:
     """A mean over pairs starts at log 2, the likelihood of an order of 20 at log 20! = 42."""
-    assert titles("loss", "sft", "dpo", "pro", "list-mle", "infonca", "perpo") == [
-        ("Loss (DPO, PerPO)", ["dpo", "perpo"]),
+    assert titles("loss", "sft", "dpo", "mdpo", "pro", "list-mle", "infonca", "perpo") == [
+        ("Loss (DPO, mDPO, PerPO)", ["dpo", "mdpo", "perpo"]),
         ("Loss (PRO, ListMLE)", ["pro", "list-mle"]),
         ("Loss (InfoNCA)", ["infonca"]),
         ("Loss (SFT, cross-entropy)", ["sft"]),

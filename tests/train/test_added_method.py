@@ -1,5 +1,6 @@
 """A method that is added to METHODS works everywhere: configuration, training, report."""
 
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +28,13 @@ train:
   epochs: 2
   learning_rate: 1.0e-3
   lora: {rank: 2, alpha: 4}
-  methods: {sft: {}, hinge: {beta: 3.0}, pro: {order: widest-first}, list-mle: {}, infonca: {}}
+  methods:
+    sft: {}
+    hinge: {beta: 3.0}
+    pro: {order: widest-first}
+    list-mle: {}
+    infonca: {}
+    mdpo: {}
 eval: {max_new_tokens: 24, batch_size: 4, conditions: [], models: [base, hinge]}
 report: {num_resamples: 100, pictures: 1}
 """
@@ -91,9 +98,13 @@ def test_an_added_method_is_planned_trained_evaluated_and_reported(
     assert log.height == 2 and log["loss"][0] == pytest.approx(3.0, abs=1e-3)
     assert log["loss"][1] < 3.0 and log["reward_accuracy"][0] == pytest.approx(0.5)
 
-    for name in ("pro", "list-mle", "infonca"):  # both steps have the same four lists
+    for name in ("pro", "list-mle", "infonca", "mdpo"):  # both steps have the same four lists
         first, second = open_version(Path("data/r/adapter", name)).table()["loss"].to_pylist()
         assert 0 < second < first
+    assert first == pytest.approx(3 * math.log(2), abs=1e-3)  # mDPO: its references were found
+    blank = open_version(Path("data/r/reference/train-blank-image"))
+    assert blank.manifest["settings"]["shown_image"] == "blank" and len(blank.table()) == 4
+    assert "shown_image" not in open_version(Path("data/r/reference/train")).manifest["settings"]
 
     for model in ("base", "hinge"):
         assert perpo("eval", "--evaluation", model, "--quiet") == 0

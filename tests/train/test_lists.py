@@ -47,7 +47,9 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def answer_of(row: dict[str, Any], vlm: Vlm, model: ModelConfig) -> str:
     turn = answer_turn(vlm)
-    entry = ground_truth_list(TrainingList(row, [[1]], [0.5], [1]), vlm, model, turn)
+    sampled = TrainingList(row, [[1], [2]], [0.25, 0.75], [1, 2])
+    entry = ground_truth_list(sampled, vlm, model, turn)
+    assert entry.margin == sampled.margin == 0.5
     (ids,) = entry.completions
     assert ids[-1] == vlm.eos_token_ids[0] == turn.end_id
     return str(vlm.tokenizer.decode(ids[:-1], skip_special_tokens=False))

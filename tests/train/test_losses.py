@@ -20,6 +20,7 @@ from perpo_pipeline.train.losses import (
     dpo_loss,
     lipo_lambda_loss,
     lipo_loss,
+    mdpo_loss,
     perpo_loss,
     sft_loss,
     tie_tolerance,
@@ -35,9 +36,15 @@ def pro_of_single_tokens(policy: Tensor, reference: Tensor, rewards: Tensor, **o
     return pro_loss(policy, reference, rewards, num_tokens=tokens, **options)
 
 
+def mdpo_behind_half(policy: Tensor, reference: Tensor, rewards: Tensor, **options) -> Tensor:
+    """mDPO where a wrong image halves each completion's log-probability."""
+    wrong = {"negative_logps": policy / 2, "negative_ref_logps": reference / 2}
+    return mdpo_loss(policy, reference, rewards, **wrong, **options)
+
+
 PAIRWISE_LOSSES = [perpo_loss, lipo_loss, lipo_lambda_loss, dpo_loss]
 BETA_LOSSES = [*PAIRWISE_LOSSES, list_mle_loss, infonca_loss]
-LIST_LOSSES = [*BETA_LOSSES, pro_of_single_tokens]
+LIST_LOSSES = [*BETA_LOSSES, pro_of_single_tokens, mdpo_behind_half]
 
 
 def row(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -110,6 +117,59 @@ def test_dpo_averages_over_tied_bests_and_worsts():
     expected = pair_loss(2, 1, 1) + pair_loss(2, -3, 1) + pair_loss(0, 1, 1) + pair_loss(0, -3, 1)
     loss = dpo_loss(row(2, 1, 0, -3), row(0, 0, 0, 0), row(0.9, 0.1, 0.9, 0.1), beta=1.0)
     assert loss.item() == pytest.approx(expected / 4, rel=1e-12)
+
+
+def test_mdpo_matches_a_pair_derived_by_hand():
+    """s = (2, 1), n = -1 for the best, beta .5: margins .5, 1.5 and 1, the last is the anchor:
+
+    softplus(-.5) = .474077, softplus(-1.5) = .201413, softplus(-1) = .313262.
+    """
+    loss = mdpo_loss(
+        row(-3, -7),
+        row(-5, -8),
+        row(0.9, 0.4),
+        negative_logps=row(-9, math.nan),
+        negative_ref_logps=row(-8, math.nan),
+        beta=0.5,
+    )
+    assert loss.item() == pytest.approx(0.474077 + 0.201413 + 0.313262, abs=1e-6)
+
+
+def test_mdpo_averages_its_image_term_and_anchor_over_the_bests_as_often_as_sampled():
+    """Bests s = 2 (twice) and 0, n = 1 and -1; worst s = 1; beta 1."""
+    s, wrong = row(2, 1, 0), row(1, 5, -1)
+    loss = mdpo_loss(
+        s,
+        s * 0,
+        row(0.9, 0.1, 0.9),
+        negative_logps=wrong,
+        negative_ref_logps=wrong * 0,
+        beta=1.0,
+        counts=torch.tensor([[2, 1, 1]]),
+    )
+    pairs = 2 * softplus(-1) + softplus(1)
+    images = 2 * softplus(-1) + softplus(-1)
+    anchors = 2 * softplus(-2) + softplus(0)
+    assert loss.item() == pytest.approx((pairs + images + anchors) / 3, rel=1e-12)
+
+
+def test_mdpo_starts_at_three_times_log_two_and_lifts_the_best_three_times():
+    """All margins are 0: -beta / 2 from each term for the best, + beta / 2 for worst and wrong."""
+    zeros = [row(0, 0).requires_grad_() for _ in range(4)]
+    policy, reference, wrong, wrong_reference = zeros
+    mdpo = mdpo_loss(
+        policy,
+        reference,
+        row(0.8, 0.3),
+        negative_logps=wrong,
+        negative_ref_logps=wrong_reference,
+        beta=0.2,
+    )
+    mdpo.sum().backward()
+    assert mdpo.item() == pytest.approx(3 * math.log(2))
+    torch.testing.assert_close(policy.grad, row(-0.3, 0.1))
+    torch.testing.assert_close(wrong.grad, row(0.1, 0))
+    assert reference.grad is None and wrong_reference.grad is None
 
 
 def test_smoothed_perpo_matches_the_same_list_derived_by_hand():

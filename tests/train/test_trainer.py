@@ -19,7 +19,12 @@ from perpo_pipeline.prepare import testbed as testbed_prompts
 from perpo_pipeline.train.batches import Forward, ListCollator, list_lengths
 from perpo_pipeline.train.engine import ListPolicy, reference_logps
 from perpo_pipeline.train.fit import fit
-from perpo_pipeline.train.lists import TrainingList, best_against_worst, with_reference
+from perpo_pipeline.train.lists import (
+    TrainingList,
+    best_against_worst,
+    with_blank_images_of,
+    with_reference,
+)
 from perpo_pipeline.train.losses import diagnose_lists, lipo_lambda_loss
 from perpo_pipeline.train.trainer import ListTrainer, batch_losses
 from perpo_pipeline.vlm.adapters import attach_adapter, write_record
@@ -202,6 +207,41 @@ def test_a_step_of_pro_divides_by_the_tokens_of_each_completion(lists: list[Trai
     found = batch_losses(torch.tensor([[-6.0, -1.0], [-2.0, -3.0]]), batch, settings(method="pro"))
     margins = torch.tensor([6 / 4 - 1 / 7, 2 / 4 - 3 / 7])
     torch.testing.assert_close(found, torch.nn.functional.softplus(margins))
+
+
+def test_the_best_completion_is_read_behind_a_blank_image_in_the_same_forward(
+    lists: list[TrainingList],
+) -> None:
+    """Its log-probability and its reference are those of a prompt with a blank image by itself."""
+    vlm = load_testbed()
+    chosen = settings(method="mdpo", beta=0.5)
+    pairs = [best_against_worst(entry) for entry in lists[:3]]
+    collate = ListCollator(vlm, PREPROCESS, "shared-prefix", 10_000)
+    blank = [e.negative for e in with_blank_images_of(pairs, chosen.chosen_method, vlm)]
+    assert [one.completions for one in blank] == [[pair.completions[0]] for pair in pairs]
+    alone = reference_logps(vlm.model, collate(blank)["batches"])
+    shown = reference_logps(vlm.model, collate(pairs)["batches"])
+    assert all(abs(alone[p][0] - shown[p][0]) > 0.1 for p in shown)  # the image matters
+    both = with_blank_images_of(pairs, chosen.chosen_method, vlm, alone)
+    lengths = [list_lengths(vlm, some, PREPROCESS, "shared-prefix") for some in (pairs, blank)]
+    together = [a + b for a, b in zip(*lengths, strict=True)]
+    assert list_lengths(vlm, both, PREPROCESS, "shared-prefix") == together
+    for forward in ("shared-prefix", "separate"):
+        (batch,) = ListCollator(vlm, PREPROCESS, forward, 10_000)(both)["batches"]
+        with torch.no_grad():
+            logps = ListPolicy(vlm.model)(batch.lists)
+        own, wrong = batch.split(logps)
+        expected = torch.tensor([alone[p][0] for p in batch.prompt_ids])
+        torch.testing.assert_close(wrong[:, 0], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(batch.negative_ref_logps[:, 0], expected)
+        torch.testing.assert_close(own, batch.ref_logps, atol=1e-4, rtol=0)
+        at_start = batch_losses(logps, batch, chosen)
+        torch.testing.assert_close(at_start, torch.full((3,), 2.0794), atol=1e-3, rtol=0)
+        moved = logps.clone()
+        moved[3:, 0] -= 4  # the blank images' alone: -log sigmoid(2) for one of three log 2
+        torch.testing.assert_close(
+            batch_losses(moved, batch, chosen), torch.full((3,), 1.5132), atol=1e-3, rtol=0
+        )
 
 
 def test_the_anchor_and_smoothing_reach_the_loss(lists: list[TrainingList]) -> None:

@@ -28,7 +28,7 @@ RECORDED_AS = {"model.id": "model"}
 # Recorded only where the model's chat template writes a date.
 WHERE_USED = frozenset({"template_date"})
 # Recorded only where they are set: older artifacts, which have none, were made with null.
-WHERE_SET = frozenset({"quantization", "min_pixels", "max_pixels", "max_tiles"})
+WHERE_SET = frozenset({"quantization", "min_pixels", "max_pixels", "max_tiles", "shown_image"})
 
 
 def _nothing(_: Mapping[str, Any]) -> Collection[str]:
@@ -93,7 +93,7 @@ COUNTED: dict[str, Counted] = {
     "samples": Counted("sample", ("seed", *MODEL), unused=_unused_by_backend),
     "scores": Counted("score", READING, facts=("own_rewards",), unused=_unused_by_rewards),
     "preferences": Counted("filter"),
-    "reference": Counted(None, ("train.forward", *MODEL)),
+    "reference": Counted(None, ("train.forward", *MODEL), facts=("shown_image",)),
     "adapter": Counted("train", (*MODEL, *BOXES), unused=_boxes_unless_trained_on_the_truth),
     "predictions": Counted(
         "eval", (*MODEL, *READING), facts=("image", "reward"), unused=_unused_in_predictions

@@ -25,7 +25,8 @@ class Method:
     - for `pair` and `lists`: `loss(policy_logps, ref_logps, rewards, *, counts, mask, ...)`, with
       each of `settings` as a further keyword (see `train/losses.py`). If it has the keyword, it
       also gets `ties` `(B,)` (scores within it differ by rounding alone) or `num_tokens` `(B, N)`.
-      A step's loss is the mean over its lists;
+      With `blank_image`, which needs `pair`, the best completion is also read behind a blank image:
+      `negative_logps` and `negative_ref_logps` `(B, N)`. A step's loss is the mean over its lists;
     - for `truth`: `loss(target_logps, ...)`, with each of `settings` as a keyword, summed over the
       target's tokens; a step's loss is the mean over its target tokens.
 
@@ -40,6 +41,7 @@ class Method:
     loss: str
     settings: frozenset[str] = field(default_factory=frozenset)
     loss_size: Literal["pair", "order", "choice"] = "pair"
+    blank_image: bool = False
 
     @property
     def needs_preferences(self) -> bool:
@@ -49,11 +51,10 @@ class Method:
     def uses(self, setting: str) -> bool:
         """Whether a training setting changes this method's result.
 
-        The trainer adds the anchor (`sft_weight`) and orders the lists (`order`) for every method
-        with preferences. Settings that no loss takes, such as the learning rate, serve every
-        method.
+        `sft_weight` serves every method with preferences: the trainer adds the anchor. Settings
+        that no loss takes, such as the learning rate, serve every method.
         """
-        if setting in ("sft_weight", "order"):
+        if setting == "sft_weight":
             return self.needs_preferences
         is_for_losses = any(setting in method.settings for method in METHODS.values())
         return setting in self.settings or not is_for_losses
@@ -73,6 +74,7 @@ _ALL = (
     Method("dpo", "DPO", "#0b857c", "pair", f"{_LOSSES}:dpo_loss", _PAIRWISE),
     Method("lipo", "LiPO", "#8a7400", "lists", f"{_LOSSES}:lipo_loss", _PAIRWISE),
     Method("lipo-lambda", "LiPO-λ", "#b03a75", "lists", f"{_LOSSES}:lipo_lambda_loss", _PAIRWISE),
+    Method("mdpo", "mDPO", "#9b2f2f", "pair", f"{_LOSSES}:mdpo_loss", _BETA, blank_image=True),
     Method("pro", "PRO", "#2f7d32", "lists", f"{_LISTWISE}:pro_loss", loss_size="order"),
     Method(
         "list-mle",

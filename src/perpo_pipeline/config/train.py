@@ -229,11 +229,7 @@ class TrainSettings(Section):
             deepspeed=self.deepspeed,
         ):
             return fault
-        extras = {
-            "sft_weight": self.sft_weight,
-            "label_smoothing": self.label_smoothing,
-            "order": self.order,
-        }
+        extras = {"sft_weight": self.sft_weight, "label_smoothing": self.label_smoothing}
         unused = [name for name, value in extras.items() if value]
         return _unused_fault(self.chosen_method, unused)
 

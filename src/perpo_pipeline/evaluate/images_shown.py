@@ -1,19 +1,13 @@
-"""The image shown with a question: its own, another prompt's, or a blank one.
+"""The image shown with a question: its own, another prompt's, or a blank one (vlm/blank.py).
 
 An answer that is right without the right image was guessed (the paper's Figure 1c).
 """
 
-import io
-from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
-
 from perpo_pipeline.errors import ArtifactError, InputError
-from perpo_pipeline.vlm.images import image_sha256
 
 Row = dict[str, Any]
-BLANK = "blank"
 
 
 def with_other_images(rows: list[Row]) -> list[Row]:
@@ -39,27 +33,6 @@ def with_other_images(rows: list[Row]) -> list[Row]:
             }
         )
     return shown
-
-
-def with_blank_images(rows: Sequence[Row], mean_rgb: tuple[float, float, float]) -> list[Row]:
-    """Each prompt with an image in one colour, the mean, as large as its own image.
-
-    `mean_rgb` is the image processor's `image_mean`, each in [0, 1]: the normalised pixels are then
-    close to zero everywhere.
-    """
-    return [{**row, **_blank(row["width"], row["height"], mean_rgb)} for row in rows]
-
-
-def _blank(width: int, height: int, mean_rgb: tuple[float, float, float]) -> Row:
-    red, green, blue = (int(channel * 255) for channel in mean_rgb)
-    png = io.BytesIO()
-    Image.new("RGB", (width, height), (red, green, blue)).save(png, format="PNG")
-    data = png.getvalue()
-    return {
-        "image": {"bytes": data, "path": None},
-        "image_sha256": image_sha256(data),
-        "image_prompt_id": BLANK,
-    }
 
 
 def refuse_trained_images(trained: set[str], asked: set[str], where: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from perpo_pipeline.config.model import ModelConfig
-from perpo_pipeline.evaluate.images_shown import with_blank_images, with_other_images
+from perpo_pipeline.evaluate.images_shown import with_other_images
 from perpo_pipeline.evaluate.older_answers import take_older_answers
 from perpo_pipeline.inference.answering import Task, answer_prompts
 from perpo_pipeline.inference.backend import BackendSetup
@@ -18,6 +18,7 @@ from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import SAMPLES, UNANSWERED
 from perpo_pipeline.store.writing import Writer
+from perpo_pipeline.vlm.blank import mean_rgb, with_blank_images
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 
 SHOWN_COLUMNS = list(dict.fromkeys([*TRUTH_COLUMNS, *PROMPT_COLUMNS]))
@@ -74,9 +75,7 @@ def _mean_rgb(setup: BackendSetup) -> tuple[float, float, float]:
     from perpo_pipeline.vlm.loading import load_without_weights
 
     cache = setup.scratch / IDENTITY_CACHE
-    processor = load_without_weights(setup.resolved, identity_cache=cache).processor
-    red, green, blue = processor.image_processor.image_mean
-    return red, green, blue
+    return mean_rgb(load_without_weights(setup.resolved, identity_cache=cache))
 
 
 def prediction_rows(

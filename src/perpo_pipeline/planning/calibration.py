@@ -6,7 +6,7 @@ code that the stages use; nothing is written.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.config.train import TrainSettings
@@ -15,7 +15,12 @@ from perpo_pipeline.planning.model import Model, cache_folder
 from perpo_pipeline.planning.rates import Rate, Rates
 from perpo_pipeline.planning.tokens import Answers, measured_answers
 from perpo_pipeline.run import Run
-from perpo_pipeline.train.lists import TrainingList, choose_completions, ground_truth_list
+from perpo_pipeline.train.lists import (
+    TrainingList,
+    choose_completions,
+    ground_truth_list,
+    with_blank_images_of,
+)
 from perpo_pipeline.vlm.chat import answer_turn
 from perpo_pipeline.vlm.inputs import encode_row, open_model
 
@@ -169,7 +174,9 @@ class _Worker:
         if settings.chosen_method.trains_on == "truth":
             turn = answer_turn(self.vlm)
             return [ground_truth_list(e, self.vlm, self.run.config.model, turn) for e in lists]
-        return choose_completions([e for e in lists if len(e.counts) > 1], settings.chosen_method)
+        method = settings.chosen_method
+        chosen = choose_completions([e for e in lists if len(e.counts) > 1], method)
+        return with_blank_images_of(chosen, method, self.vlm)
 
 
 def _time_step(
@@ -187,7 +194,8 @@ def _time_step(
     collate = ListCollator(
         vlm, worker.preprocess, forward, settings.max_tokens_per_forward, settings.row_lengths
     )
-    reference, _ = _timed(lambda: reference_logps(vlm.model, collate(lists)["batches"]))
+    own = [replace(entry, negative=None) for entry in lists]
+    reference, _ = _timed(lambda: reference_logps(vlm.model, collate(own)["batches"]))
     policy = make_trainable(vlm, settings)
     model = ListPolicy(policy)
     trained = [p for p in model.parameters() if p.requires_grad]

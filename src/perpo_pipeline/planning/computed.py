@@ -60,7 +60,10 @@ def computed_rates(
         each = 6 if training.settings.tuning == "full" else 4
         each += 2 * training.settings.gradient_checkpointing
         repeats = training.forward == "separate"
-        rates["train", training.variant] = machine.training(prompt, (low, high), each, repeats)
+        read = prompt
+        if training.settings.chosen_method.blank_image:  # a second prefix, with the best answer
+            read, low, high = 2 * prompt, low * 1.5, high * 1.5
+        rates["train", training.variant] = machine.training(read, (low, high), each, repeats)
     return rates
 
 

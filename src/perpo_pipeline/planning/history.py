@@ -148,6 +148,8 @@ def _of_reference(
 ) -> _Measured | None:
     if manifest["artifact"] != "reference" or not _same(manifest["settings"], of_model):
         return None
+    if "shown_image" in manifest["settings"]:
+        return None  # of one completion per list
     return _Measured(manifest["rows"], manifest["wall_s"])
 
 

@@ -24,7 +24,7 @@ from perpo_pipeline.train.batches import Forward, list_lengths
 from perpo_pipeline.train.compilation import is_compiled
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.launch import Launch, command_line
-from perpo_pipeline.train.lists import TrainingList, choose_completions
+from perpo_pipeline.train.lists import TrainingList, choose_completions, with_blank_images_of
 from perpo_pipeline.train.memory import Estimate, Shape, estimate_memory, shape_of
 from perpo_pipeline.train.plan import RankStep, make_sampler
 from perpo_pipeline.train.scope import count_trained, make_trainable
@@ -122,6 +122,8 @@ def expect_training(
     else:
         longest = [most] * (2 if kind == "pair" else max(2, round(answers.distinct[1])))
     one = [_packed(longest, count, forward) for count in prompts]
+    if settings.chosen_method.blank_image:
+        one = [n + _packed([most], p, forward) for n, p in zip(one, prompts, strict=True)]
     lengths = [one[i % len(one)] for i in range(lists)]
     sampler = make_sampler(lengths, settings, in_one_row=in_one_row, rank=0, size=size)
     shape = _trained_shape(model.shape, settings, _count_trained(model, settings))
@@ -242,6 +244,7 @@ def _from_lists(run: Run, variant: str, size: int) -> tuple[Training, str, dict[
     forward = choose_forward_and_say(run, vlm, settings)
     found = read_lists(run, task, vlm)
     lists = choose_completions(found.lists, settings.chosen_method)
+    lists = with_blank_images_of(lists, settings.chosen_method, vlm)
     epoch = _plan(run, task, vlm, lists, forward, size)
     dtype = task.model_settings["dtype"]
     base = shape_of(

@@ -40,7 +40,8 @@ class TrainingBatch:
     """What the loss needs: B lists for one forward, and `(B, N)` rewards, counts, ref_logps.
 
     `names` are the prompts' names for messages. Within `ties` `(B,)` scores differ by rounding
-    alone (`tie_tolerance`).
+    alone (`tie_tolerance`). With `negative_ref_logps` `(B, N)`, the forward has 2 B lists: those
+    behind a blank image follow the others.
     """
 
     prompt_ids: Sequence[str]
@@ -50,6 +51,21 @@ class TrainingBatch:
     counts: Tensor
     ref_logps: Tensor
     ties: Tensor | None = None
+    negative_ref_logps: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, N) true where there is a completion."""
+        return self.lists.mask[: len(self.rewards)]
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """(B, N) tokens of each completion, 0 at padding."""
+        return self.lists.num_tokens[: len(self.rewards)]
+
+    def split(self, logps: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the lists, (B, N), and of those behind a blank image, if any."""
+        return logps[: len(self.rewards)], logps[len(self.rewards) :]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TrainingBatch":
         """The batch on `device`."""
@@ -129,7 +145,8 @@ class ListCollator:
     def _batch(
         self, lists: Sequence[TrainingList], encoded: Sequence[CompletionList]
     ) -> TrainingBatch:
-        packed = self._pack(encoded)
+        negatives = [entry.negative for entry in lists if entry.negative is not None]
+        packed = self._pack([*encoded, *self._encode(negatives)])
         rewards, counts, ref_logps = (
             _pad(rows)
             for rows in (
@@ -138,7 +155,8 @@ class ListCollator:
                 [entry.ref_logps or [0.0] * len(entry.rewards) for entry in lists],
             )
         )
-        check_values(rewards, counts, packed.mask)
+        mask, num_tokens = packed.mask[: len(lists)], packed.num_tokens[: len(lists)]
+        check_values(rewards, counts, mask)
         return TrainingBatch(
             prompt_ids=[entry.prompt["prompt_id"] for entry in lists],
             names=[name_prompt(entry.prompt) for entry in lists],
@@ -146,7 +164,8 @@ class ListCollator:
             rewards=rewards,
             counts=counts,
             ref_logps=ref_logps,
-            ties=tie_tolerance(ref_logps, packed.num_tokens, self.dtype),
+            ties=tie_tolerance(ref_logps, num_tokens, self.dtype),
+            negative_ref_logps=_like(ref_logps, negatives) if negatives else None,
         )
 
     def _pack(self, lists: Sequence[CompletionList]) -> PackedBatch | SeparateBatch:
@@ -202,7 +221,10 @@ def list_lengths(
         tokens = entry.prompt_tokens
         if tokens is None:
             tokens = count_row_tokens(vlm, entry.prompt, preprocess)
-        lengths.append(forward_tokens(entry.completions, tokens, forward))
+        needed = forward_tokens(entry.completions, tokens, forward)
+        if entry.negative is not None:
+            needed += forward_tokens(entry.negative.completions, tokens, forward)
+        lengths.append(needed)
     return lengths
 
 
@@ -226,6 +248,13 @@ def _shared_by_worker(batches: list[TrainingBatch]) -> list[TrainingBatch]:
     if torch.utils.data.get_worker_info() is not None:
         share(tensor for batch in batches for tensor in tensors_of(batch))
     return batches
+
+
+def _like(ref_logps: Tensor, negatives: Sequence[TrainingList]) -> Tensor:
+    """The reference of the completions behind blank images, `(B, N)`: each is a pair's first."""
+    found = torch.zeros_like(ref_logps)
+    found[:, 0] = torch.tensor([(entry.ref_logps or [0.0])[0] for entry in negatives])
+    return found
 
 
 def _pad(rows: Sequence[Sequence[float]]) -> Tensor:

@@ -31,6 +31,8 @@ class TrainingList:
 
     `ref_logps` are summed log-probabilities under the reference model in nats; None if the method
     needs no reference (SFT). `prompt_tokens` is the encoded prompt's length; None if not counted.
+    `negative` is the first completion behind a blank image, for a method that asks for it.
+    `sampled_margin` is the margin of the sampled list where the completions are others.
     """
 
     prompt: Row
@@ -39,10 +41,14 @@ class TrainingList:
     counts: Sequence[int]
     ref_logps: Sequence[float] | None = None
     prompt_tokens: int | None = None
+    negative: "TrainingList | None" = None
+    sampled_margin: float | None = None
 
     @property
     def margin(self) -> float:
-        """The largest reward minus the smallest."""
+        """The largest reward of the sampled list minus its smallest."""
+        if self.sampled_margin is not None:
+            return self.sampled_margin
         return max(self.rewards) - min(self.rewards)
 
 
@@ -76,6 +82,32 @@ def choose_completions(lists: Sequence[TrainingList], method: Method) -> list[Tr
     return list(lists)
 
 
+def with_blank_images_of(
+    lists: Sequence[TrainingList],
+    method: Method,
+    vlm: "Vlm",
+    reference: Mapping[str, Sequence[float]] | None = None,
+) -> list[TrainingList]:
+    """Pairs with their best completion behind a blank image of the same size, if the method asks
+    for it.
+
+    `reference` has the log-probabilities of these, by prompt_id; raises ArtifactError if any are
+    missing.
+    """
+    if not method.blank_image:
+        return list(lists)
+    from perpo_pipeline.vlm.blank import mean_rgb, with_blank_images
+
+    prompts = with_blank_images([entry.prompt for entry in lists], mean_rgb(vlm))
+    blank = [
+        TrainingList(prompt, entry.completions[:1], [1.0], [1], prompt_tokens=entry.prompt_tokens)
+        for entry, prompt in zip(lists, prompts, strict=True)
+    ]
+    if reference is not None:
+        blank = with_reference(blank, reference)
+    return [replace(entry, negative=one) for entry, one in zip(lists, blank, strict=True)]
+
+
 def best_against_worst(entry: TrainingList) -> TrainingList:
     """The pair of DPO: one best and one worst completion (largest reward gap).
 
@@ -106,7 +138,7 @@ def ground_truth_list(
     answer = ground_truth_text(entry.prompt, model, resized)
     with faults_of_one_row(entry.prompt):
         ids = target_token_ids(vlm, entry.prompt["prompt"], answer, turn)
-    return TrainingList(entry.prompt, [ids], [1.0], [1])
+    return TrainingList(entry.prompt, [ids], [1.0], [1], sampled_margin=entry.margin)
 
 
 def ground_truth_text(prompt: Row, model: ModelConfig, resized: Size | None = None) -> str:

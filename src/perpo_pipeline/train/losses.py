@@ -154,6 +154,41 @@ def dpo_loss(
     )
 
 
+def mdpo_loss(
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    rewards: Tensor,
+    *,
+    negative_logps: Tensor,
+    negative_ref_logps: Tensor,
+    beta: float = 0.1,
+    counts: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """mDPO: DPO, and the best completion's image against another one, and an anchor.
+
+        loss = dpo_loss - log sigmoid(beta (s_best - n_best)) - log sigmoid(beta s_best)
+
+    `negative_logps` and `negative_ref_logps` `(B, N)` are log-probabilities of the same completions
+    where the prompt has a wrong image, and n is their difference; only those of the best are read.
+    The anchor asks that the best be likelier than under the reference (the paper's delta is 0).
+    Bests of equal reward count as in `dpo_loss`; a list without a strict pair has loss 0.
+
+    Shapes and errors as in `perpo_loss`. Source: Wang et al. 2024, arXiv:2406.11839, and its code.
+    The paper's wrong image is a crop of the image; its released code hides the image's tokens.
+    """
+    lists = Lists.of(policy_logps, ref_logps, rewards, counts, mask)
+    best, _ = best_and_worst(lists)
+    nothing = ~(best & lists.strict.any(2))
+    wrong = Lists.of(negative_logps, negative_ref_logps, rewards, counts, ~nothing)
+    of_image = -F.logsigmoid(beta * (lists.scores.masked_fill(nothing, 0.0) - wrong.scores))
+    anchor = -F.logsigmoid(beta * lists.scores.masked_fill(nothing, 0.0))
+    pairs = dpo_loss(policy_logps, ref_logps, rewards, beta=beta, counts=counts, mask=mask)
+    weights = wrong.counts.to(pairs.dtype)
+    total = weights.sum(1).clamp(min=1)
+    return pairs + ((of_image + anchor) * weights).sum(1) / total
+
+
 def sft_nll(target_logps: Tensor) -> Tensor:
     """SFT: the negative log-probability of each prompt's targets, summed over their tokens.
 

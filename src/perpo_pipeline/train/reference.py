@@ -56,17 +56,19 @@ def make_reference(
     forward: Forward,
     place: Path,
     world: World = World(),  # noqa: B008 (frozen)
+    image: str | None = None,
 ) -> Version:
     """Compute or find the reference log-probabilities of `lists`, one row per list, in their order.
 
     They depend on the base model, its preprocessing, the forward and the preferences, and not on
-    the method or its training settings. Each list is computed by one of the processes; the first
-    process writes.
+    the method or its training settings. `image` says which image the lists have, if not their own.
+    Each list is computed by one of the processes; the first process writes.
     """
-    key = counted_settings("reference", None, {**model_settings, "forward": forward})
+    shown = {} if image is None else {"shown_image": image}
+    key = counted_settings("reference", None, {**model_settings, "forward": forward, **shown})
     recipe = Recipe(
         "reference",
-        preferences.variant,
+        preferences.variant + ("" if image is None else f"-{image}-image"),
         "reference",
         STAGE_VERSION,
         key,
@@ -88,7 +90,7 @@ def make_reference(
         return {"lists": len(lists)}
 
     bar = run.bar(
-        "reference log-probabilities",
+        "reference log-probabilities" + ("" if image is None else f", {image} images"),
         len(lists),
         unit="lists",
         wave=LISTS_PER_CALL * world.size,

@@ -50,16 +50,17 @@ class StepLog:
         self.sums.flops += self.flops_of.count(batch.lists) if self.flops_of else 0.0
 
     def add(self, logps: Tensor, batch: TrainingBatch) -> None:
-        """Add one forward's log-probabilities `(B, N)`; their measures stay on the device."""
+        """Add one forward's log-probabilities; their measures stay on the device."""
+        logps, _ = batch.split(logps)
         lists = diagnose_lists(
             logps,
             batch.ref_logps,
             batch.rewards,
             counts=batch.counts,
-            mask=batch.lists.mask,
+            mask=batch.mask,
             ties=batch.ties,
         )
-        weights = batch.counts * batch.lists.mask
+        weights = batch.counts * batch.mask
         found: list[Tensor] = []
         for name in MEASURED:
             values = getattr(lists, name)

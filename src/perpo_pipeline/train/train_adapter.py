@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,11 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.finding import made_version
 from perpo_pipeline.store.schemas import ADAPTER_LOG
 from perpo_pipeline.store.writing import Writer, adopt_files
-from perpo_pipeline.train.lists import choose_completions, with_reference
+from perpo_pipeline.train.lists import (
+    choose_completions,
+    with_blank_images_of,
+    with_reference,
+)
 from perpo_pipeline.train.task import (
     Task,
     TaskLists,
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.train.processes import World
     from perpo_pipeline.vlm.models import Vlm
 
+Logps = Mapping[str, Sequence[float]]
 LOG_COLUMNS = [name for name in ADAPTER_LOG.columns.names if name != "step"]
 NO_SPACE_BYTES = 2**20
 # In messages of the libraries that write checkpoints: a full disk, or a user's used-up quota.
@@ -239,27 +244,51 @@ def _lists_for_method(
 
     The reference covers whole lists of all tasks, whatever the method needs of them.
     """
-    from perpo_pipeline.train.reference import make_reference
-
     method = task.settings.chosen_method
     if not method.needs_preferences:
         return found.lists
-    reference = make_reference(
+
+    def reference(lists: "Sequence[TrainingList]", image: str | None = None) -> "Logps":
+        return _reference(run, vlm, task, lists, forward, world, image)
+
+    logps = reference(found.of_all_tasks)
+    lists = choose_completions(with_reference(found.lists, logps), method)
+    if not method.blank_image:
+        return lists
+    every = choose_completions(found.of_all_tasks, method)
+    blank = [one.negative for one in with_blank_images_of(every, method, vlm) if one.negative]
+    return with_blank_images_of(lists, method, vlm, reference(blank, "blank"))
+
+
+def _reference(
+    run: Run,
+    vlm: "Vlm",
+    task: Task,
+    lists: "Sequence[TrainingList]",
+    forward: "Forward",
+    world: "World",
+    image: str | None,
+) -> "Logps":
+    """The base model's log-probabilities of whole lists, by prompt_id."""
+    from perpo_pipeline.train.reference import make_reference
+
+    suffix = "" if image is None else f"-{image}-image"
+    table = make_reference(
         run,
         vlm,
         task.preferences,
-        found.of_all_tasks,
+        lists,
         task.settings,
         task.model_settings,
         forward,
-        place=run.out / "reference"
+        place=run.out / f"reference{suffix}"
         if run.out
-        else run.place("reference", task.preferences.variant),
+        else run.place("reference", f"{task.preferences.variant}{suffix}"),
         world=world,
-    )
-    logps = reference.table().to_pydict()
-    by_prompt = dict(zip(logps["prompt_id"], logps["ref_logps"], strict=True))
-    return choose_completions(with_reference(found.lists, by_prompt), method)
+        image=image,
+    ).table()
+    logps = table.to_pydict()
+    return dict(zip(logps["prompt_id"], logps["ref_logps"], strict=True))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def batch_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) -> Tensor:
-    """The loss of each list of a batch, from log-probabilities `(B, N)` to `(B,)`.
+    """The loss of each list of a batch, from its forward's log-probabilities to `(B,)`.
 
     A step's loss is their mean over the lists. If the method trains on the ground truth, each loss
     is a sum over target tokens, and a step's loss is the mean over these tokens.
@@ -40,7 +40,13 @@ def batch_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) -
     method = settings.chosen_method
     loss: Callable[..., Tensor] = method.load_loss()
     chosen: dict[str, Any] = {name: getattr(settings, name) for name in method.settings}
-    known = {"ties": batch.ties, "num_tokens": batch.lists.num_tokens}
+    logps, negative_logps = batch.split(logps)
+    known = {
+        "ties": batch.ties,
+        "num_tokens": batch.num_tokens,
+        "negative_logps": negative_logps,
+        "negative_ref_logps": batch.negative_ref_logps,
+    }
     taken = inspect.signature(loss).parameters
     chosen |= {name: value for name, value in known.items() if name in taken}
     if not method.needs_preferences:
@@ -50,12 +56,12 @@ def batch_losses(logps: Tensor, batch: TrainingBatch, settings: TrainSettings) -
         batch.ref_logps,
         batch.rewards,
         counts=batch.counts,
-        mask=batch.lists.mask,
+        mask=batch.mask,
         **chosen,
     )
     if settings.sft_weight:
         anchor = best_completion_nll(
-            logps, batch.rewards, batch.lists.num_tokens, counts=batch.counts, mask=batch.lists.mask
+            logps, batch.rewards, batch.num_tokens, counts=batch.counts, mask=batch.mask
         )
         losses = losses + settings.sft_weight * anchor
     return losses

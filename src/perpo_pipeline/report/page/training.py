@@ -62,8 +62,12 @@ def axes(
         groups.setdefault(METHODS[method.kind].loss_size, []).append(method)
     if curve != "loss" or len(groups) + bool(on_truth) < 2:
         return [(title, methods)]
-    panels = [(f"{title} ({_labels(group)})", group) for group in groups.values()]
-    return panels + [(f"{title} ({_labels(on_truth)}, cross-entropy)", on_truth)] * bool(on_truth)
+    panels: list[tuple[str, Sequence[ReportedMethod]]] = [
+        (f"{title} ({_labels(group)})", group) for group in groups.values()
+    ]
+    if on_truth:
+        panels.append((f"{title} ({_labels(on_truth)}, cross-entropy)", on_truth))
+    return panels
 
 
 def _labels(methods: Sequence[ReportedMethod]) -> str:
