@@ -131,6 +131,11 @@ def test_without_its_record_it_is_no_method(
     assert "there is no method 'hinge'" in capsys.readouterr().err
 
 
+def test_a_blank_image_needs_pairs() -> None:
+    with pytest.raises(ValueError, match="blank_image needs pairs"):
+        Method("x", "X", "#123456", "lists", "made_up_losses:x", blank_image=True)
+
+
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_record_names_a_loss_that_takes_its_settings(method: Method) -> None:
     import inspect

@@ -43,6 +43,10 @@ class Method:
     loss_size: Literal["pair", "order", "choice"] = "pair"
     blank_image: bool = False
 
+    def __post_init__(self) -> None:
+        if self.blank_image and self.trains_on != "pair":
+            raise ValueError(f"{self.name}: blank_image needs pairs, whose first is the best")
+
     @property
     def needs_preferences(self) -> bool:
         """Whether it compares completions, and so needs the reference log-probabilities."""
