@@ -46,10 +46,10 @@ class TrainingList:
 
     @property
     def margin(self) -> float:
-        """The largest reward of the sampled list minus its smallest."""
+        """The largest reward of the sampled list minus its smallest; 0 without completions."""
         if self.sampled_margin is not None:
             return self.sampled_margin
-        return max(self.rewards) - min(self.rewards)
+        return max(self.rewards, default=0.0) - min(self.rewards, default=0.0)
 
 
 def ranked_lists(preferences: Sequence[Row], prompts: Mapping[str, Row]) -> list[TrainingList]:
