@@ -4,6 +4,7 @@ ZeRO-3 needs DeepSpeed, which compiles its CPU collectives at the first use (a m
 with `python=` start a new Python for each process, as a user's do; the others are forked.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -47,8 +48,10 @@ OTHERS = CONFIG.replace("epochs: 2", "epochs: 1").replace(
     """methods:
     full: {method: perpo, beta: 1.0, tuning: full}
     projector: {method: perpo, beta: 1.0, scope: [language_model, projector]}
-    uneven: {method: perpo, beta: 1.0, batch_size: 3, max_tokens_per_forward: 1}""",
+    uneven: {method: perpo, beta: 1.0, batch_size: 3, max_tokens_per_forward: 1}
+    blank: {method: mdpo, beta: 1.0, order: widest-first}""",
 )
+OTHER_METHODS = ["full", "projector", "uneven", "blank"]
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +96,14 @@ def test_two_processes_train_as_one(
     assert reference_difference(version, single) < 1e-4
 
 
-def reference(out: Path) -> pl.DataFrame:
+def reference(place: Path) -> pl.DataFrame:
     """The reference log-probabilities, one row per list."""
-    return pl.read_parquet(out / "reference/*/part-*.parquet")
+    return pl.read_parquet(place / "*/part-*.parquet")
 
 
 def reference_difference(ours: Version, theirs: Version) -> float:
     """Largest over all completions of lists in the same order."""
-    a, b = reference(ours.path.parent), reference(theirs.path.parent)
+    a, b = (reference(version.path.parent / "reference") for version in (ours, theirs))
     assert a["prompt_id"].to_list() == b["prompt_id"].to_list()
     return float((a["ref_logps"].explode() - b["ref_logps"].explode()).abs().max())  # type: ignore[arg-type]
 
@@ -136,38 +139,63 @@ def test_with_deepspeed_installed_stdout_has_only_results(workdir: Path, zero3: 
     assert (merged.returncode, merged.stdout) == (0, "merged\n"), merged.stderr
 
 
+def copy_of(workdir: Path, name: str, config: str) -> Path:
+    """A folder of this name with the run up to its preferences, and `config` as its file."""
+    folder = workdir / name
+    folder.mkdir()
+    shutil.copytree(workdir / "data", folder / "data")
+    (folder / "d.yaml").write_text(config)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def others(workdir: Path) -> tuple[Path, Path]:
     """Several methods trained in one process, and by two that torchrun started under ZeRO-3.
 
     One start trains all of them, one after the other.
     """
-    alone, together = workdir / "others-alone", workdir / "others-together"
-    for folder in (alone, together):
-        folder.mkdir()
-        shutil.copytree(workdir / "data", folder / "data")
-        (folder / "d.yaml").write_text(OTHERS)
+    alone = copy_of(workdir, "others-alone", OTHERS)
+    together = copy_of(workdir, "others-together", OTHERS)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(alone)
         assert perpo("train") == 0
     ended = Training(together, None, "--deepspeed", "zero3", python=TORCHRUN).end()
     assert ended.code == 0, ended.stderr
-    adapters = together / "data/d/adapter"
-    versions = [trained(adapters / method).path for method in ("full", "projector", "uneven")]
+    versions = [trained(together / "data/d/adapter" / method).path for method in OTHER_METHODS]
     assert ended.stdout.split() == [str(path.relative_to(together)) for path in versions]
-    return alone / "data/d/adapter", adapters
+    return alone / "data/d", together / "data/d"
 
 
-@pytest.mark.parametrize("method", ["full", "projector", "uneven"])
+@pytest.mark.parametrize("method", OTHER_METHODS)
 def test_other_settings_train_sharded_as_in_one_process(
     others: tuple[Path, Path], method: str
 ) -> None:
     """`uneven` has 3 lists per step, each in its own forward: 2 forwards in one process, 1 in the
     other; the last of its 7 steps has one list for both."""
-    alone, together = (trained(folder / method) for folder in others)
+    alone, together = (trained(folder / "adapter" / method) for folder in others)
     assert len(log_of(alone)) == (7 if method == "uneven" else 5)
     assert loss_difference(together, alone) < 1e-5
     assert largest_difference(together, alone) < 1e-4
+
+
+def test_a_blank_image_and_an_order_train_without_zero_as_in_one_process(
+    workdir: Path, others: tuple[Path, Path]
+) -> None:
+    only_blank = re.sub(r" {4}(full|projector|uneven): .*\n", "", OTHERS)
+    folder = copy_of(workdir, "others-ddp", only_blank)
+    ended = Training(folder, None, *TWO).end()
+    assert ended.code == 0, ended.stderr
+    alone, sharded = others
+    ours, theirs = (trained(run / "adapter/blank") for run in (folder / "data/d", alone))
+    assert ended.stdout.strip() == str(ours.path.relative_to(folder))
+    assert ours.fingerprint == theirs.fingerprint
+    assert loss_difference(ours, theirs) < 1e-5
+    assert largest_difference(ours, theirs) < 1e-4
+    expected = reference(alone / "reference/train-blank-image")["ref_logps"].explode()
+    assert len(expected) == 19  # the best completion of each list
+    for run in (folder / "data/d", sharded):
+        found = reference(run / "reference/train-blank-image")["ref_logps"].explode()
+        assert (found - expected).abs().max() < 1e-4  # type: ignore[operator]
 
 
 @pytest.fixture(scope="module")

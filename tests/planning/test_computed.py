@@ -59,6 +59,8 @@ def test_a_list_of_1156_tokens_takes_its_operations_at_the_stated_share_of_the_p
     assert perpo.low < 0.089 < perpo.high
     assert rates["train", "sft"].low == pytest.approx(perpo.low * 662 / 1156)
     assert rates["reference", ""].low == pytest.approx(perpo.low / 2)
+    blank = rates["reference", "blank"].low  # the prompt and one answer of 26 tokens
+    assert blank == pytest.approx(rates["reference", ""].low * 662 / 1156)
     eight = computed_rates(
         run, describe_hardware("h200x8"), SHAPE, TOKENS, ANSWERS, some, backend="transformers"
     )

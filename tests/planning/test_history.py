@@ -44,6 +44,15 @@ def test_the_reference_that_was_made_during_a_training_is_not_counted_twice(run:
     assert "1 finished version in" in found["train", "perpo"].source
 
 
+def test_a_reference_behind_blank_images_has_a_speed_of_its_own(run: Run) -> None:
+    blank = {**OF_MODEL, "shown_image": "blank"}
+    write(run, "reference", "own", rows=40, settings=OF_MODEL, wall_s=20.0)
+    write(run, "reference", "blank", rows=40, settings=blank, wall_s=4.0)
+    found = past_rates(run, MODEL, {("reference", ""): 40, ("reference", "blank"): 40})
+    assert found["reference", ""].low == pytest.approx(0.5 / 1.25)
+    assert found["reference", "blank"].low == pytest.approx(0.1 / 1.25)
+
+
 def test_other_models_methods_and_adapters_say_nothing(run: Run) -> None:
     counts = {"lists": 40}
     for name, other in (("m", {"model": "n"}), ("d", {"method": "dpo"}), ("r", {"lora": {}})):

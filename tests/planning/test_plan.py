@@ -47,7 +47,7 @@ def perpo(
 
 def test_nothing_exists_and_nothing_is_made(perpo: Callable[..., tuple[int, str, str]]) -> None:
     """A real calibration of the shipped model: all times are known, and no folder appears."""
-    code, out, err = perpo("plan", "--json")
+    code, out, err = perpo("plan", "--json", "--set", "train.methods.mdpo={}")
     plan = json.loads(out)
     assert code == 0 and "a few seconds of the work" in err
     assert not Path("data").exists()
@@ -65,6 +65,7 @@ def test_nothing_exists_and_nothing_is_made(perpo: Callable[..., tuple[int, str,
     assert plan["download_bytes"] == 0
     stages = {stage["stage"]: stage for stage in plan["time_s"]}
     assert {"sample", "reference", "train perpo", "eval base", "report"} <= set(stages)
+    assert stages["reference blank-image"]["high"] > 0
     assert plan["total_s"][0] == pytest.approx(sum(s["low"] for s in stages.values()))
     starting = stages.pop("starting")  # as long as this process, which runs other tests, too
     assert 0 < starting["low"] <= starting["high"]

@@ -1,8 +1,8 @@
-"""Which methods share the axes of a curve."""
+"""Which methods share the axes of a curve, and which settings have a column."""
 
 from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.report.methods import ReportedMethod
-from perpo_pipeline.report.page.training import axes
+from perpo_pipeline.report.page.training import axes, columns_where_set
 
 
 def reported(*names: str) -> list[ReportedMethod]:
@@ -29,3 +29,11 @@ def test_losses_of_one_size_and_other_curves_share_their_axes() -> None:
     assert titles("learning_rate", "sft", "pro", "perpo") == [
         ("Learning rate", ["sft", "pro", "perpo"])
     ]
+
+
+def test_settings_that_few_methods_have_get_a_column_where_one_is_recorded() -> None:
+    assert columns_where_set([{"beta": 0.1}, {"beta": 0.2}]) == ([], [[], []])
+    recorded = [{"beta": 1.0}, {"reward_temperature": 0.25}, {"order": "widest-first"}]
+    titles, values = columns_where_set(recorded)
+    assert titles == ["reward temperature", "order"]
+    assert values == [["–", "–"], ["0.25", "–"], ["–", "widest-first"]]

@@ -135,6 +135,53 @@ def test_mdpo_matches_a_pair_derived_by_hand():
     assert loss.item() == pytest.approx(0.474077 + 0.201413 + 0.313262, abs=1e-6)
 
 
+def authors_mdpo(logps: dict[str, Tensor], beta: float) -> Tensor:
+    """The loss of mDPO's code (mdpo_trainer.py of luka-group/mDPO, `dpo_loss`), for each pair."""
+    better = logps["policy best"] - logps["reference best"]
+    answers = (logps["policy best"] - logps["policy worst"]) - (
+        logps["reference best"] - logps["reference worst"]
+    )
+    images = (logps["policy best"] - logps["policy wrong image"]) - (
+        logps["reference best"] - logps["reference wrong image"]
+    )
+    return sum((-F.logsigmoid(beta * m) for m in (answers, images, better)), torch.zeros(()))
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+@pytest.mark.parametrize("best", [0, 1])
+def test_mdpo_has_the_loss_and_gradient_of_its_authors_code(best: int, beta: float):
+    names = [
+        f"{w} {of}" for w in ("policy", "reference") for of in ("best", "worst", "wrong image")
+    ]
+    drawn = torch.randn(6, 40, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    logps = {
+        name: (values * 4 - 12).requires_grad_() for name, values in zip(names, drawn, strict=True)
+    }
+    expected = authors_mdpo(logps, beta)
+
+    def pairs(of: str) -> Tensor:
+        both = [logps[f"{of} best"], logps[f"{of} worst"]]
+        return torch.stack(both if best == 0 else both[::-1], 1)
+
+    def behind_wrong_image(of: str) -> Tensor:
+        both = [logps[f"{of} wrong image"], torch.full((40,), math.nan)]
+        return torch.stack(both if best == 0 else both[::-1], 1)
+
+    found = mdpo_loss(
+        pairs("policy"),
+        pairs("reference"),
+        torch.tensor([[0.7, 0.2] if best == 0 else [0.2, 0.7]]).expand(40, 2),
+        negative_logps=behind_wrong_image("policy"),
+        negative_ref_logps=behind_wrong_image("reference"),
+        beta=beta,
+    )
+    torch.testing.assert_close(found, expected)
+    trained = [logps[name] for name in names[:3]]
+    theirs = torch.autograd.grad(expected.sum(), trained)
+    for ours, their in zip(torch.autograd.grad(found.sum(), trained), theirs, strict=True):
+        torch.testing.assert_close(ours, their)
+
+
 def test_mdpo_averages_its_image_term_and_anchor_over_the_bests_as_often_as_sampled():
     """Bests s = 2 (twice) and 0, n = 1 and -1; worst s = 1; beta 1."""
     s, wrong = row(2, 1, 0), row(1, 5, -1)

@@ -148,8 +148,10 @@ class _Worker:
                 forward = choose_forward(self.vlm, settings.forward)
                 ready_model(self.vlm, forward, settings)
                 lists = self._lists(rows, sampled, settings)[: settings.batch_size]
-                reference, step = _time_step(self, lists, settings, forward)
+                step, reference, blank = _time_step(self, lists, settings, forward)
                 known[work] = self.rate(step, len(lists))
+                if blank is not None:
+                    rates["reference", "blank"] = self.rate(blank, len(lists))
                 whole = settings.chosen_method.trains_on == "lists"
                 if whole or ("reference", "") not in rates:
                     rates["reference", ""] = self.rate(reference, len(lists))
@@ -181,8 +183,9 @@ class _Worker:
 
 def _time_step(
     worker: _Worker, lists: Sequence[TrainingList], settings: TrainSettings, forward: Any
-) -> tuple[Seconds, Seconds]:
-    """Seconds of the reference and of one optimiser step on `lists`."""
+) -> tuple[Seconds, Seconds, Seconds | None]:
+    """Seconds of one optimiser step on `lists`, of the reference, and of that behind blank images
+    (None if the method needs none)."""
     import torch
 
     from perpo_pipeline.train.batches import ListCollator
@@ -194,8 +197,13 @@ def _time_step(
     collate = ListCollator(
         vlm, worker.preprocess, forward, settings.max_tokens_per_forward, settings.row_lengths
     )
-    own = [replace(entry, negative=None) for entry in lists]
-    reference, _ = _timed(lambda: reference_logps(vlm.model, collate(own)["batches"]))
+
+    def seconds_of_reference(some: Sequence[TrainingList]) -> Seconds:
+        return _timed(lambda: reference_logps(vlm.model, collate(some)["batches"]))[0]
+
+    reference = seconds_of_reference([replace(entry, negative=None) for entry in lists])
+    negatives = [entry.negative for entry in lists if entry.negative is not None]
+    blank = seconds_of_reference(negatives) if negatives else None
     policy = make_trainable(vlm, settings)
     model = ListPolicy(policy)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -216,7 +224,7 @@ def _time_step(
     if settings.tuning == "lora":
         policy.unload()
     policy.requires_grad_(False)
-    return reference, seconds
+    return seconds, reference, blank
 
 
 def measure_machine(*, on_gpu: bool) -> tuple[float, float]:

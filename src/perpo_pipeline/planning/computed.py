@@ -54,6 +54,7 @@ def computed_rates(
             _rows(backend, evaluate.largest_batch, 1),
         ),
         ("reference", ""): machine.training(prompt, answers.list_tokens(), 2),
+        ("reference", "blank"): machine.training(prompt, answers.tokens, 2),
     }
     for training in trainings:
         low, high = _list_tokens(training, answers, truth)

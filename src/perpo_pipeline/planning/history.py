@@ -144,12 +144,13 @@ def _of_evaluation(
 
 
 def _of_reference(
-    run: Run, _: str, of_model: Settings, manifest: Manifest, all_of_them: list[Manifest]
+    run: Run, image: str, of_model: Settings, manifest: Manifest, all_of_them: list[Manifest]
 ) -> _Measured | None:
+    """Behind the prompts' own images if `image` is empty, else behind blank ones."""
     if manifest["artifact"] != "reference" or not _same(manifest["settings"], of_model):
         return None
-    if "shown_image" in manifest["settings"]:
-        return None  # of one completion per list
+    if manifest["settings"].get("shown_image", "") != image:
+        return None
     return _Measured(manifest["rows"], manifest["wall_s"])
 
 

@@ -176,6 +176,8 @@ class _Amounts:
         found |= {("sample", ""): self.sampled.prompts, ("reference", ""): lists.high}
         for name, settings in config.train.variants().items():
             found["train", name] = lists.most_for(settings) * settings.epochs
+            if settings.chosen_method.blank_image:
+                found["reference", "blank"] = lists.high
         found["eval", ""] = self.prompts(config.eval.splits[0])
         found["report", ""] = 1.0
         return {key: amount for key, amount in found.items() if amount}
@@ -255,8 +257,11 @@ def _stages(
     scoring = Rate(1 / ROWS_PER_S, 10 / ROWS_PER_S, "benchmarks/RESULTS.md", (0.2, 2))
     stages.append(_stage("score, filter", completions, "answers", scoring))
     lists, at_least = amounts.lists.high, amounts.lists.low or 0
-    if any(s.chosen_method.needs_preferences for s in config.train.variants().values()):
+    methods = [settings.chosen_method for settings in config.train.variants().values()]
+    if any(method.needs_preferences for method in methods):
         stages.append(of_model("reference", lists, "lists", ("reference", "")))
+    if any(method.blank_image for method in methods):
+        stages.append(of_model("reference blank-image", lists, "lists", ("reference", "blank")))
     for name, settings in config.train.variants().items():
         amount = None if lists is None else amounts.lists.most_for(settings) * settings.epochs
         stages.append(of_model(f"train {name}", amount, "lists", ("train", name)))
@@ -288,14 +293,15 @@ def _without_done(run: Run, stages: Sequence[Stage]) -> list[Stage]:
 def _made_by(run: Run) -> dict[str, list[Artifact]]:
     """The artifacts that each stage of the table makes."""
     config, split = run.config, run.config.sample.split
-    adapters = [
-        name for name, s in config.train.variants().items() if s.chosen_method.needs_preferences
-    ]
+    methods = {name: s.chosen_method for name, s in config.train.variants().items()}
+    on_lists = [name for name, method in methods.items() if method.needs_preferences]
+    with_blank = [name for name, method in methods.items() if method.blank_image]
     return {
         **{f"prepare {name}": [("prompts", name)] for name in config.prepare},
         "sample": [("samples", split)],
         "score, filter": [("scores", split), ("preferences", split)],
-        "reference": [("adapter", name) for name in adapters],
+        "reference": [("adapter", name) for name in on_lists],
+        "reference blank-image": [("adapter", name) for name in with_blank],
         **{f"train {name}": [("adapter", name)] for name in config.train.variants()},
         **{
             f"eval {model}": [("metrics", one.name) for one in config.eval.evaluations_of(model)]

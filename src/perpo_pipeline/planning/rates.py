@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 Key = tuple[str, str]
-"""A stage and what of it: ("sample", ""), ("train", "perpo"), ("eval", "")."""
+"""A stage and what of it: ("sample", ""), ("train", "perpo"), ("eval", ""), and ("reference", "")
+or, behind blank images, ("reference", "blank")."""
 
 ROWS_PER_S = 234_000  # of score and filter, written: benchmarks/RESULTS.md, `stream`
 

@@ -174,8 +174,8 @@ def mdpo_loss(
     The anchor asks that the best be likelier than under the reference (the paper's delta is 0).
     Bests of equal reward count as in `dpo_loss`; a list without a strict pair has loss 0.
 
-    Shapes and errors as in `perpo_loss`. Source: Wang et al. 2024, arXiv:2406.11839, and its code.
-    The paper's wrong image is a crop of the image; its released code hides the image's tokens.
+    Shapes and errors as in `perpo_loss`. Source: Wang et al. 2024, arXiv:2406.11839, and its code,
+    where the wrong image is a random crop of the image.
     """
     lists = Lists.of(policy_logps, ref_logps, rewards, counts, mask)
     best, _ = best_and_worst(lists)

@@ -16,18 +16,26 @@ Json = dict[str, Any]
 
 TERMS = {"reward_accuracy": "reward accuracy", "implicit_margin": "implicit margin"}
 """The glossary's words for curves that need one."""
+WHERE_SET = {"reward_temperature": "reward temperature", "order": "order"}
+"""Settings that have a column only where an adapter's manifest records one, with its title."""
 
 
 def training(contents: Contents) -> Json:
     """The data of the section: one panel per curve and one row of settings per method."""
     methods = [row.method for row in contents.results if not row.method.is_base]
     panels = [panel for curve in CURVES for panel in _panels(contents, curve, methods)]
-    settings = [_settings(contents, method) for method in methods]
+    recorded = [contents.settings[method.variants[0]] for method in methods]
+    more, values = columns_where_set(recorded)
+    settings = [
+        {**_settings(contents, method), "more": own}
+        for method, own in zip(methods, values, strict=True)
+    ]
     fingerprints = {contents.trained[v].fingerprint for m in methods for v in m.variants}
     return {
         "panels": panels,
         "methods": methods,
         "settings": settings,
+        "more": more,
         "different_lists": len(fingerprints) > 1,
     }
 
@@ -72,6 +80,19 @@ def axes(
 
 def _labels(methods: Sequence[ReportedMethod]) -> str:
     return ", ".join(method.label for method in methods)
+
+
+def columns_where_set(recorded: Sequence[Json]) -> tuple[list[str], list[list[str]]]:
+    """The titles of the columns that only some runs have, and each adapter's values for them."""
+    used = [name for name in WHERE_SET if any(name in one for one in recorded)]
+    values = [[_shown(one.get(name)) for name in used] for one in recorded]
+    return [WHERE_SET[name] for name in used], values
+
+
+def _shown(value: float | str | None) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _settings(contents: Contents, method: ReportedMethod) -> Json:
