@@ -27,7 +27,8 @@ def list_mle_loss(
 
     The sum is over the completions of the unmerged list, and is not normalised: a list of N
     different rewards has N - 1 terms. Two completions make it DPO. Sources: Rafailov et al. 2023,
-    arXiv:2305.18290, appendix A.3; `list_mle` of Liu et al. 2024, arXiv:2402.01878.
+    arXiv:2305.18290, appendix A.3; ListMLE, Xia et al. 2008, which is the DPO-PL of Liu et al.
+    2024, arXiv:2402.01878.
     """
     check_beta(beta)
     lists = Lists.of(policy_logps, ref_logps, rewards, counts, mask)

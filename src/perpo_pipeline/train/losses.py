@@ -171,7 +171,7 @@ def mdpo_loss(
 
     `negative_logps` and `negative_ref_logps` `(B, N)` are log-probabilities of the same completions
     where the prompt has a wrong image, and n is their difference; only those of the best are read.
-    The anchor asks that the best be likelier than under the reference (the paper's delta is 0).
+    The anchor asks that the best be likelier than under the reference (delta 0, as in the code).
     Bests of equal reward count as in `dpo_loss`; a list without a strict pair has loss 0.
 
     Shapes and errors as in `perpo_loss`. Source: Wang et al. 2024, arXiv:2406.11839, and its code,
