@@ -23,9 +23,9 @@ report_on: validation
 """
 
 
-def steps_of(folder: Path) -> dict[str, Step]:
+def steps_of(folder: Path, sweep: str = SWEEP) -> dict[str, Step]:
     (folder / "data").mkdir(exist_ok=True)
-    return make_steps(make_cells(read_sweep(write_files(folder, SWEEP))))[0]
+    return make_steps(make_cells(read_sweep(write_files(folder, sweep))))[0]
 
 
 def test_two_processes_make_every_step_once_with_a_device_each_and_find_it_again(
@@ -63,6 +63,19 @@ def test_the_first_training_on_new_lists_computes_the_reference_alone(tmp_path: 
     assert _next(trainings[1:], [first], steps, made) is None
     made.versions[first.id] = {}
     assert _next(trainings[1:], [trainings[3]], steps, made) is second
+
+
+def test_the_first_training_with_blank_images_computes_their_reference_alone(
+    tmp_path: Path,
+) -> None:
+    """Another method needs none of them, and goes on beside it."""
+    every = [*steps_of(tmp_path, SWEEP.replace("perpo", "mdpo")).values()]
+    dpo, other_dpo, mdpo, other_mdpo = [step for step in every if step.stage == "train"]
+    made = Made({step.id: {} for step in every if step.stage not in ("train", "eval")})
+    made.versions[dpo.id] = {}
+    assert _next([other_mdpo, other_dpo], [mdpo], every, made) is other_dpo
+    made.versions[mdpo.id] = {}
+    assert _next([other_mdpo], [other_dpo], every, made) is other_mdpo
 
 
 def test_another_forward_has_a_reference_of_its_own(tmp_path: Path) -> None:

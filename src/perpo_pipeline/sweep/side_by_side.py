@@ -138,15 +138,16 @@ def _next(todo: list[Step], under_way: list[Step], every: list[Step], made: Made
 
 
 def _waits_for_reference(step: Step, under_way: list[Step], every: list[Step], made: Made) -> bool:
-    """Whether another training computes the reference log-probabilities of the same lists now.
+    """Whether another training computes reference log-probabilities now that this one reads.
 
     One process alone can write them; once one training has ended, all others find them.
     """
-    if (wanted := step.reference) is None:
-        return False
-    alike = [one for one in every if one.reference == wanted]
-    is_there = any(one.id in made.versions for one in alike)
-    return not is_there and any(one in alike for one in under_way)
+    for wanted in step.references:
+        alike = [one for one in every if wanted in one.references]
+        is_there = any(one.id in made.versions for one in alike)
+        if not is_there and any(one in alike for one in under_way):
+            return True
+    return False
 
 
 def _stopped(

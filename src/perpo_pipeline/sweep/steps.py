@@ -44,19 +44,24 @@ class Step:
         return self.stage, self.cell.method if self.stage == "train" else ""
 
     @cached_property
-    def reference(self) -> str | None:
-        """What stands for the reference log-probabilities that a training reads; None: it has none.
+    def references(self) -> tuple[str, ...]:
+        """What stands for the reference log-probabilities that a training reads: for the lists, and
+        for those behind blank images, if its method needs them.
 
         Trainings on the same lists share them where the model and the forward are the same.
         """
         settings = self.config.train.variants()[self.call.group] if self.stage == "train" else None
         if settings is None or not settings.chosen_method.needs_preferences:
-            return None
+            return ()
         counted = {
             key: settings.forward if key == "train.forward" else _recorded(self.config, key)
             for key in COUNTED["reference"].others
         }
-        return fingerprint_of({"counted": counted, "needs": self.needs})
+        images = ("own", "blank") if settings.chosen_method.blank_image else ("own",)
+        return tuple(
+            fingerprint_of({"counted": counted, "needs": self.needs, "images": shown})
+            for shown in images
+        )
 
     @property
     def title(self) -> str:
