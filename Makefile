@@ -2,6 +2,7 @@
 #
 #   make all RUN=demo      the run of configs/demo.yaml, from prompts to report (the default)
 #   make all RUN=ci        the same graph in about two minutes; RUN=demo-ocr and RUN=ci-ocr read pages
+#                          RUN=demo-rounds trains in rounds, as each file with a section `rounds`: `perpo iterate`
 #   make all SET="train.lora.rank=8 filter.min_margin=0.4"
 #                          the same with other settings than the file's; no blanks within a value
 #   make test              all tests that need no accelerator
@@ -37,7 +38,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at the same time would compute the reference twice
-.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance sweep clean
+.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance sweep rounds-shown clean
 
 , := ,
 INSTALLED := $(VENV)/.installed
@@ -73,7 +74,10 @@ SETTINGS := $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET)) \
 ifneq ($(filter $(STAGE_GOALS),$(or $(MAKECMDGOALS),all)),)
 include $(PLAN)
 include $(sort $(wildcard stages/*.mk))
-all: report-shown
+all: $(or $(ALL),report-shown)
+
+rounds-shown: $(SETTINGS)  # for a file with the section `rounds`
+	@$(PERPO) iterate --config $(CONFIG) $(SETS)
 endif
 
 $(PLAN): $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET)) $(GRAPH)

@@ -22,6 +22,7 @@ from perpo_pipeline.commands.filter import filter_command
 from perpo_pipeline.commands.gc import gc
 from perpo_pipeline.commands.help_text import GroupedCommands, use
 from perpo_pipeline.commands.inspect import inspect
+from perpo_pipeline.commands.iterate import iterate
 from perpo_pipeline.commands.judge import judge_app
 from perpo_pipeline.commands.make_rules import make_rules
 from perpo_pipeline.commands.measure import measure_app
@@ -67,6 +68,7 @@ app.command(name="eval")(eval_command)
 app.command()(report)
 app.command(name="run")(run_command)
 app.command()(sweep)
+app.command()(iterate)
 app.add_typer(measure_app, name="measure")
 app.command()(ask)
 app.command()(compare)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 WIDTH_OF_LOG = 160  # where nobody looks at a terminal
@@ -28,3 +29,12 @@ def cut(line: str, width: int) -> str:
 def cut_for_log(line: str) -> str:
     """`cut` for stderr: at the width of its terminal, or else at WIDTH_OF_LOG."""
     return cut(line, width_of(sys.stderr) or WIDTH_OF_LOG)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells in columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]

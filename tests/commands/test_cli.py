@@ -36,6 +36,7 @@ COMMANDS = [
     "report",
     "run",
     "sweep",
+    "iterate",
     "status",
     "settings",
     "path",

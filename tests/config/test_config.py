@@ -494,7 +494,7 @@ def test_every_renamed_key_leads_to_a_setting_that_exists() -> None:
         ("filter=3", "this is a section of settings, not a value (got 3)", "perpo settings filter"),
         (
             "prepare.tset.per_dataset=1",
-            "perpo-json; did you mean 'test'?",
+            "perpo-json, prompts; did you mean 'test'?",
             "perpo settings prepare",
         ),
         ("train.lora.rank=x", "Input should be a valid integer", "perpo settings train"),

@@ -52,6 +52,7 @@ OTHERS: dict[str, Any] = {
     "train.levers": ["lora-addmm"],
     "train.tasks": ["grounding"],
     "train.checkpoint_every": 7,
+    "rounds.num_prompts": 7,
     "filter.min_margin": 0.4,
     "filter.max_margin": 0.9,
     "eval.splits": None,

@@ -38,6 +38,8 @@ def rules(config: "RunConfig") -> Iterator[str]:
 
     every = calls(config)
     yield f"DATA := {config.run_dir}"
+    if "rounds" in config.model_fields_set:  # `make all` makes the rounds
+        yield "ALL := rounds-shown"
     for split, source in config.prepare.items():
         files = [str(file) for file in source_files(source)]
         yield f"SOURCES_{split} := {' '.join(filter(_fits_make, files))}"

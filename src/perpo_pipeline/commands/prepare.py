@@ -109,6 +109,7 @@ def prepare(
     perpo-json PerPO's released lists, which also become samples and
                scores: image_path, question, answer, answers_gen,
                iou_scores                                                  text
+    prompts    what another run has prepared: data/RUN/prompts/SPLIT       -
 
     Example: perpo prepare --config configs/demo.yaml --split train
 

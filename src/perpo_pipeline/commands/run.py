@@ -113,15 +113,15 @@ def run_command(
 
     Example: perpo run --config configs/demo.yaml --set filter.min_margin=0.4
     """
-    _refuse_launchers()
+    refuse_launchers()
     opened = open_run(config, sets, run=run, quiet=quiet, allow_stale=allow_stale)
     chosen = _choose(opened, first, last)
     common = {"config": config, "sets": sets, "run": run, "quiet": quiet}
     given = Given(common, num_processes, allow_stale)
     started = time.monotonic()
-    made = _make_all(opened, chosen, given)
+    made = make_calls(opened, chosen, given)
     if made:
-        opened.say(f"run {opened.config.run}: done in {_duration(time.monotonic() - started)}")
+        opened.say(f"run {opened.config.run}: done in {duration(time.monotonic() - started)}")
     if chosen[-1].stage == "report":
         print(_page(opened))
 
@@ -157,12 +157,15 @@ def _choose(run: "Run", first: str | None, last: str | None) -> "list[Call]":
     return chosen
 
 
-def _make_all(run: "Run", chosen: "list[Call]", given: Given) -> int:
+def make_calls(
+    run: "Run", chosen: "list[Call]", given: Given, *, says_nothing_to_do: bool = True
+) -> int:
     """Make what is not current; returns how many calls were made."""
     from perpo_pipeline.status.pending import find_pending
 
     todo = find_pending(run.config, chosen)
-    _announce(run, todo, len(chosen))
+    if todo or says_nothing_to_do:
+        _announce(run, todo, len(chosen))
     _name_what_options_asked_for(run, chosen, todo)
     made = 0
     for place, planned in enumerate(todo, start=1):
@@ -217,12 +220,13 @@ def _page(run: "Run") -> Path:
     return run.latest("report").path / "report.html"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words: `2 min 5 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _refuse_launchers() -> None:
+def refuse_launchers() -> None:
     """Raise ConfigError under torchrun or an srun of several tasks: all would run all stages."""
     from perpo_pipeline.train.processes import placed_by_launcher
 

@@ -62,7 +62,7 @@ def _reference(faults: Sequence[Fault]) -> str:
     """The command that lists the settings around the faults."""
     sections = {fault.place[0] for fault in faults}
     known = len(sections) == 1 and sections <= RunConfig.model_fields.keys()
-    own = sections & {"model", "prepare", "sample", "score", "filter", "train", "eval", "report"}
+    own = sections - {"run", "seed", "data_root"}
     return f"perpo settings {own.pop()}" if known and own else "perpo settings"
 
 

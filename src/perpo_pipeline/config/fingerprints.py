@@ -105,6 +105,7 @@ COUNTED: dict[str, Counted] = {
         ("run", "model.id", "eval.out_of_domain"),
         facts=("models", "evaluations", "methods"),
     ),
+    "rounds": Counted("rounds", any_facts=True),
 }
 
 
@@ -119,6 +120,7 @@ STAGE_VERSIONS = {
     "predictions": 4,
     "metrics": 4,
     "report": 4,
+    "rounds": 1,
 }
 RELEASED_VERSION = 2  # of samples and scores that `perpo prepare` takes over
 TRUTH_VERSION = 3  # of adapters trained on the truth: targets end with the chat template's token

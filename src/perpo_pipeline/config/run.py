@@ -16,6 +16,7 @@ from perpo_pipeline.config.evaluations import BASE, Evaluation
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.report import ReportConfig
+from perpo_pipeline.config.rounds import RoundsConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.config.score import ScoreConfig
 from perpo_pipeline.config.section import Int, Name, Section, several_faults
@@ -41,6 +42,7 @@ class RunConfig(Section):
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
     eval: EvalConfig = EvalConfig()
     report: ReportConfig = ReportConfig()
+    rounds: RoundsConfig = RoundsConfig()
 
     @field_validator("prepare", mode="before")
     @classmethod

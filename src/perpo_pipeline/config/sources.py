@@ -288,6 +288,33 @@ class PerpoJsonSource(Section):
     leave_out_bad_rows: LeaveOutBadRows = False
 
 
+class PromptsSource(Section):
+    """Prompts that another run has prepared, or a part of them."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its content counts instead
+
+    source: Literal["prompts"] = Field(description="the layout to read")
+    path: Path = Field(
+        description="a prompts artifact: data/RUN/prompts/SPLIT, or one version of it; the content "
+        "counts, not the name"
+    )
+    start: Int = Field(
+        0,
+        ge=0,
+        description="prompts to pass over, in an order that the run's seed draws: parts with other "
+        "places in this order have no prompt in common",
+    )
+    num_prompts: Int | None = Field(
+        None, gt=0, description="number of prompts to take from `start` on; none: all"
+    )
+
+    def files(self) -> list[Path]:
+        """The manifest of the version that `path` names, which is written last."""
+        pointer = self.path / "current"
+        inside = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else "."
+        return [self.path / inside / "manifest.json"]
+
+
 Source = (
     TestbedSource
     | TableSource
@@ -300,6 +327,7 @@ Source = (
     | FoxSource
     | PagesSource
     | PerpoJsonSource
+    | PromptsSource
 )
 SOURCE_MODELS = get_args(Source)
 SOURCE_NAMES: tuple[str, ...] = tuple(
@@ -345,7 +373,7 @@ def task_of_source(source: Any) -> Task | None:
             return source.task
         case FoxSource() | PagesSource():
             return "ocr"
-        case TableSource() | PerpoJsonSource():
+        case TableSource() | PerpoJsonSource() | PromptsSource():
             return None
     return "grounding"
 
@@ -359,7 +387,7 @@ def source_files(source: Any) -> list[Path]:
             return []
         case ReferSource():
             return [f(name) for name in DATASETS for f in (source.refs_file, source.instances_file)]
-        case LmmsLabSource() | TableSource() | YoloSource() | PagesSource():
+        case LmmsLabSource() | TableSource() | YoloSource() | PagesSource() | PromptsSource():
             return source.files() or [source.path]
     return [source.path]
 

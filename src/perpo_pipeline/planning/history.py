@@ -61,7 +61,8 @@ def past_manifests(data_root: Path) -> list[Manifest]:
 
 def _manifests(data_root: Path) -> Iterator[Manifest]:
     """Every readable manifest of every run."""
-    for file in sorted(data_root.glob(f"*/*/*/*/{MANIFEST}")):
+    places = ("*/*/*/*", "*/*/*/*/*")  # those of rounds are one folder deeper
+    for file in sorted(file for one in places for file in data_root.glob(f"{one}/{MANIFEST}")):
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
             _check(manifest)

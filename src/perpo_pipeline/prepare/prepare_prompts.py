@@ -21,6 +21,7 @@ from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
 from perpo_pipeline.prepare.pages import read_pages
 from perpo_pipeline.prepare.perpo_json import read_perpo_json
 from perpo_pipeline.prepare.preview import Sheet, make_sheet
+from perpo_pipeline.prepare.prompts import read_prompts
 from perpo_pipeline.prepare.rec import read_rec
 from perpo_pipeline.prepare.refer import read_refer
 from perpo_pipeline.prepare.released import write_lists
@@ -55,6 +56,7 @@ READERS: dict[str, Callable[[Any, Request], Prepared]] = {
     "fox": read_fox,
     "pages": read_pages,
     "perpo-json": read_perpo_json,
+    "prompts": read_prompts,
 }
 """The reader of each layout in config/sources.py."""
 

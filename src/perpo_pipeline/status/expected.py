@@ -34,6 +34,7 @@ SAID = {
     "scene_seed": "another seed than the configuration says",
     "testbed_version": "other pictures than today's testbed renders",
     "number": "another number of sources than the configuration names",
+    "prompts": "other prompts than the source has now",
     "instruction": "another question for a box than the one of model.box_format",
     "own_rewards": "other code of score.reward",
     "models": "other models than the configuration names",

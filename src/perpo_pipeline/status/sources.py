@@ -16,6 +16,7 @@ from perpo_pipeline.config.section import Json
 from perpo_pipeline.config.sources import (
     SEVERAL,
     SPLIT_BY,
+    PromptsSource,
     ReferSource,
     SeveralSources,
     TestbedSource,
@@ -23,6 +24,8 @@ from perpo_pipeline.config.sources import (
     list_sources,
     source_files,
 )
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.testbed import testbed_settings
 
@@ -66,6 +69,8 @@ def _expected_of(
         return found
     if isinstance(source, ReferSource):
         found |= _of_refer(source, split, key, recorded)
+    if isinstance(source, PromptsSource) and (now := _identity(source)) is not None:
+        found["prompts"] = (f"{key}.path", now)
     if "image_root" in found and "image_root" in recorded:
         root = _image_root(source)
         if root is None or _has_moved(recorded["image_root"], root):
@@ -81,6 +86,14 @@ def _expected_of(
     if "seed" in recorded:
         found["seed"] = ("seed", config.seed)
     return found
+
+
+def _identity(source: PromptsSource) -> str | None:
+    """What names the prompts that are there now; None if they cannot be read."""
+    try:
+        return open_version(source.path, "prompts").identity
+    except ArtifactError:
+        return None
 
 
 def _has_moved(recorded: str, root: Path) -> bool:

@@ -267,6 +267,39 @@ SEED_DIFFERENCES = _table(
     split=STRING,
     is_claimed=BOOL,
 )
+# What one model of `perpo iterate` reaches on a split: the base (round 0), each round, and the one
+# round beside them (null). `difference` is the paired one to `against`; `gains`: it is in the
+# better direction, with a p-value below rounds.alpha where that is set. `num_...` are those of this
+# round alone. `model` names the model that was sampled and trained on, `merged` what came of it;
+# `metrics` and `adapter` are fingerprints.
+ROUNDS = _table(
+    "rounds",
+    1,
+    round=(INT32, True),
+    name=STRING,
+    split=STRING,
+    metric=STRING,
+    value=FLOAT,
+    low=FLOAT,
+    high=FLOAT,
+    n=INT64,
+    against=(STRING, True),
+    difference=(FLOAT, True),
+    difference_low=(FLOAT, True),
+    difference_high=(FLOAT, True),
+    p_value=(FLOAT, True),
+    test=(STRING, True),
+    gains=(BOOL, True),
+    is_chosen=BOOL,
+    num_prompts=INT64,
+    num_samples=INT64,
+    num_lists=INT64,
+    model=STRING,
+    merged=(STRING, True),
+    adapter=(STRING, True),
+    adapter_sha256=(STRING, True),
+    metrics=STRING,
+)
 
 ALL = {
     table.name: table
@@ -288,5 +321,6 @@ ALL = {
         COMPARISON,
         SWEEP,
         SEED_DIFFERENCES,
+        ROUNDS,
     )
 }

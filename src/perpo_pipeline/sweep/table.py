@@ -8,6 +8,7 @@ from typing import Any
 from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better
+from perpo_pipeline.lines import aligned
 from perpo_pipeline.sweep.cells import setting_words
 
 Row = Mapping[str, Any]
@@ -78,12 +79,3 @@ def _differences(differences: Sequence[Row], metric: Metric) -> list[str]:
         "(docs/evidence.md)"
     )
     return [*aligned(lines), about]
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells in columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]

@@ -1,0 +1,103 @@
+"""What must hold before rounds are made: the settings, and that no round sees what is measured."""
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.sources import PerpoJsonSource
+from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.rounds.round_files import Part
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.suggestions import did_you_mean
+
+
+def method_of(config: RunConfig) -> str:
+    """The training of every round; raises `ConfigError` with every fault of the settings."""
+    rounds, names = config.rounds, list(config.train.variants())
+    method = rounds.method or names[0]
+    faults = []
+    if method not in names:
+        faults.append(
+            f"rounds.method: there is no training '{method}'{did_you_mean(method, names)} "
+            f"(the run has {', '.join(names)})"
+        )
+    elif rounds.method is None and len(names) > 1:
+        faults.append(f"rounds.method: name one of the trainings {', '.join(names)}")
+    faults += _faults_of_splits(config)
+    if faults:
+        raise ConfigError(
+            "these settings do not fit together:\n" + "\n".join(f"  - {one}" for one in faults),
+            fix="correct them in the section `rounds` of the run's file, or with --set",
+        )
+    return method
+
+
+def _faults_of_splits(config: RunConfig) -> list[str]:
+    rounds, sampled, prepared = config.rounds, config.sample.split, list(config.prepare)
+    named = {"select_on": rounds.select_on, "report_on": rounds.report_on}
+    faults = [
+        f"rounds.{key}: '{split}' is not a split of `prepare` {prepared}"
+        for key, split in named.items()
+        if split is not None and split not in prepared
+    ]
+    faults += [
+        f"rounds.{key}: the rounds are trained on the prompts of '{split}' (sample.split)"
+        for key, split in named.items()
+        if split == sampled
+    ]
+    if rounds.select_on == rounds.report_on:
+        faults.append(
+            f"rounds.report_on: '{rounds.report_on}' is select_on, too, on which a round is chosen"
+        )
+    if isinstance(config.prepare[sampled], PerpoJsonSource):
+        faults.append(
+            f"prepare.{sampled}: released lists have the answers of another model; rounds need "
+            "prompts to sample"
+        )
+    return faults
+
+
+def parts_of(config: RunConfig, prompts: Version) -> list[Part]:
+    """The prompts of each round; raises `ConfigError` if there are too few for all of them."""
+    rounds, total = config.rounds, int(prompts.manifest["rows"])
+    if rounds.prompts == "same":
+        return [Part(0, None)] * rounds.num
+    num = rounds.num_prompts or total // rounds.num
+    if num * rounds.num > total or num == 0:
+        each = f"{num:,} prompts each" if num else "at least one prompt each"
+        raise ConfigError(
+            f"{rounds.num} rounds with {each} need {max(num, 1) * rounds.num:,}, and "
+            f"'{config.sample.split}' has {total:,}",
+            where=str(prompts.path),
+            fix="prepare more prompts, lower rounds.num or rounds.num_prompts, or set "
+            "rounds.prompts to same",
+        )
+    return [Part(num * index, num) for index in range(rounds.num)]
+
+
+def check_apart(config: RunConfig, prompts: Mapping[str, Version]) -> None:
+    """Raise `InputError` where the rounds' prompts have an image of a split that is measured.
+
+    As `perpo eval` refuses an adapter on images that it was trained on; it cannot see those of
+    earlier rounds. `eval.allow_train_images` allows them, but no prompt with an equal question.
+    """
+    columns = ["image_sha256", "prompt", "prompt_id", "place"]
+    seen = pl.DataFrame(prompts[config.sample.split].table(columns=columns))
+    keys = ["image_sha256"] + ["prompt"] * config.eval.allow_train_images
+    for split in (config.rounds.select_on, config.rounds.report_on):
+        if split is None:
+            continue
+        both = pl.DataFrame(prompts[split].table(columns=columns)).join(seen, on=keys, how="semi")
+        if both.height:
+            what = "image and question" if len(keys) > 1 else "image"
+            raise InputError(
+                f"{both.height:,} prompts of '{split}' have the {what} of a prompt that the rounds "
+                f"are trained on, first {name_prompt(both.row(0, named=True))}",
+                where=f"prepare.{config.sample.split} and prepare.{split}",
+                fix="leave these prompts out of one of the two; eval.allow_train_images: true "
+                "allows equal images with other questions"
+                if len(keys) == 1
+                else "leave these prompts out of one of the two",
+            )

@@ -1,0 +1,162 @@
+"""`perpo iterate --dry-run`: how much there is to make, and about how long it takes.
+
+Times are those of `perpo plan` for one round of the run, by the numbers of prompts and lists of
+each round. A finished round is found as the chain itself would find it, without making anything.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perpo_pipeline.config.by_task import values_of
+from perpo_pipeline.config.file import load_config
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.lines import aligned
+from perpo_pipeline.merge.folder import RECORD
+from perpo_pipeline.rounds.checks import method_of
+from perpo_pipeline.rounds.iterate import iterate
+from perpo_pipeline.rounds.round_files import ONE_ROUND
+from perpo_pipeline.run import Run
+from perpo_pipeline.status.calls import Call
+from perpo_pipeline.status.pending import find_pending
+from perpo_pipeline.store.artifacts import Version
+
+if TYPE_CHECKING:
+    from perpo_pipeline.planning.plan import Plan
+
+Span = tuple[float, float]  # seconds, from low to high
+
+
+class _NotMade(Exception):
+    """Something of the chain is not made yet."""
+
+
+class _Finished:
+    """Follows a chain as far as it is finished; `names` are the rounds that are."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.names = run, dict[str, None]()
+
+    def follow(self) -> bool:
+        """Whether all of the chain is finished."""
+        quiet = Run(self.run.config, quiet=True, muted=True, options=self.run.options)
+        try:
+            iterate(quiet, self._make, self._merge)
+        except _NotMade:
+            return False
+        return True
+
+    def _make(self, file: Path | None, calls: Sequence[Call]) -> Run:
+        config = self.run.config if file is None else load_config(file)
+        if find_pending(config, calls):
+            raise _NotMade
+        if file is not None:
+            self.names[file.stem] = None
+        return Run(config, quiet=True, muted=True)
+
+    def _merge(self, adapter: Version, folder: Path) -> Path:
+        if not (folder / adapter.fingerprint / RECORD).is_file():
+            raise _NotMade
+        return folder / adapter.fingerprint
+
+
+def dry_run_text(run: Run) -> str:
+    """A line for each round: samples, lists, prompts to evaluate, time. Makes nothing."""
+    config, method = run.config, method_of(run.config)
+    finished = _Finished(run)
+    if finished.follow():
+        return f"rounds of {config.run}: everything is finished"
+    from perpo_pipeline.planning.plan import make_plan  # imports torch
+
+    plan = make_plan(Run(_one_round(config, method), quiet=True, options=run.options))
+    names = [*(f"round-{n}" for n in range(1, config.rounds.num + 1))]
+    names += [ONE_ROUND] if config.rounds.beside else []
+    lines = [["", "prompts", "samples", "lists, at most", "prompts to evaluate", "time"]]
+    spans: list[Span | None] = []
+    for name in names:
+        cells, span = _round(config, plan, name)
+        is_done = name in finished.names
+        lines.append([name.replace("-", " "), *cells, "finished" if is_done else _time(span)])
+        spans += [] if is_done else [span]
+    known = [span for span in spans if span is not None]
+    both = (sum(low for low, _ in known), sum(high for _, high in known))
+    lines.append(["all", "", "", "", "", _time(both if len(known) == len(spans) else None)])
+    notes = "fewer where a round no longer gains" if config.rounds.alpha is not None else ""
+    head = f"rounds of {config.run}, training {method}" + (f" ({notes}):" if notes else ":")
+    return "\n".join([head, *aligned(lines)])
+
+
+def _one_round(config: RunConfig, method: str) -> RunConfig:
+    """The run with one training and its evaluation alone, for `perpo plan`."""
+    splits = [config.rounds.select_on, *filter(None, [config.rounds.report_on])]
+    only = {"splits": splits, "models": [method], "conditions": [], "condition_splits": None}
+    evaluated = config.eval.model_copy(update={**only, "out_of_domain": []})
+    trained = config.train.model_copy(
+        update={"methods": {k: v for k, v in config.train.methods.items() if _is_of(k, method)}}
+    )
+    return config.model_copy(update={"eval": evaluated, "train": trained})
+
+
+def _is_of(name: str, method: str) -> bool:
+    return method == name or method.startswith(f"{name}-seed")
+
+
+def _round(config: RunConfig, plan: "Plan", name: str) -> tuple[list[str], Span | None]:
+    """The amounts of one round in words, and its time."""
+    (total,) = (s.prompts for s in plan.splits if s.name == config.sample.split)
+    if total is None:
+        return ["unknown"] * 4, None
+    num, lists = _amounts(config, total, name)
+    evaluated = sum(
+        s.prompts or 0
+        for s in plan.splits
+        if s.name in (config.rounds.select_on, config.rounds.report_on)
+    )
+    models = 2 if name == "round-1" else 1
+    most = plan.lists.high or 1
+    shares = {
+        "sample": num / total,
+        "score, filter": num / total,
+        "reference": lists / most,
+        "train": lists / most,
+        "eval": float(models),
+    }
+    cells = [f"{one:,}" for one in (num, num * config.sample.num_samples, lists)]
+    return [*cells, f"{models * evaluated:,}"], _span(plan, shares)
+
+
+def _amounts(config: RunConfig, total: int, name: str) -> tuple[int, int]:
+    """The prompts of a round, and the most lists that it trains on."""
+    rounds, caps = config.rounds, values_of(config.filter.max_lists)
+    num = total if rounds.prompts == "same" else rounds.num_prompts or total // rounds.num
+    if rounds.prompts == "fresh" and num * rounds.num > total:
+        raise ConfigError(
+            f"{rounds.num} rounds with {num:,} prompts each need {num * rounds.num:,}, and "
+            f"'{config.sample.split}' has {total:,}",
+            fix="prepare more prompts, or lower rounds.num or rounds.num_prompts",
+        )
+    lists = num if None in caps else min(num, sum(cap or 0 for cap in caps))
+    if name == ONE_ROUND:
+        num *= 1 if rounds.prompts == "same" else rounds.num
+        lists = min(num, lists * rounds.num)
+    return num, lists
+
+
+def _span(plan: "Plan", shares: dict[str, float]) -> Span | None:
+    """The time of the plan's stages, each in its share; None if that of one is unknown."""
+    low = high = 0.0
+    for stage in plan.stages:
+        key = stage.name if stage.name in shares else stage.name.partition(" ")[0]
+        if key not in shares:
+            continue
+        if stage.low is None or stage.high is None:
+            return None
+        low, high = low + shares[key] * stage.low, high + shares[key] * stage.high
+    return low, high
+
+
+def _time(span: Span | None) -> str:
+    from perpo_pipeline.planning.page import between
+
+    return "unknown" if span is None else between(*span)

@@ -1,0 +1,271 @@
+"""`perpo iterate`: round after round, each on the merged model of the one before.
+
+Every round is an ordinary run with a file of its own (round_files.py), made by the ordinary stages.
+Nothing else is remembered: a chain that was stopped goes on because stages do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.config.evaluations import BASE, Evaluation, read_evaluation
+from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
+from perpo_pipeline.evaluate.compare import p_text
+from perpo_pipeline.evaluate.metric import Metric
+from perpo_pipeline.rounds.checks import check_apart, method_of, parts_of
+from perpo_pipeline.rounds.metric import check_metric, metric_of
+from perpo_pipeline.rounds.results import Gain, Reached, compare, rows_of, value_of
+from perpo_pipeline.rounds.round_files import Part, Round, round_folder, write_round
+from perpo_pipeline.run import Run
+from perpo_pipeline.run import make as make_artifact
+from perpo_pipeline.status.calls import Call, calls
+from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.atomic import write_atomically
+from perpo_pipeline.store.writing import Recipe, Writer
+
+STAGE_VERSION = STAGE_VERSIONS["rounds"]
+PAGE = "rounds.html"
+BASE_TITLE = "base"
+
+Make = Callable[[Path | None, Sequence[Call]], Run]
+"""Makes what is not current of these calls of a run, by its file (None: the run itself); returns
+the run."""
+Merge = Callable[[Version, Path], Path]
+"""Merges an adapter into its base, in a folder, unless it is there."""
+
+
+@dataclass
+class Chain:
+    """What is made so far: the base, then each round; `gains` by title and split."""
+
+    run: Run
+    method: str
+    metric: Metric
+    prompts: Mapping[str, Version]
+    parts: Sequence[Part]
+    make: Make
+    merge: Merge
+    reached: list[Reached] = field(default_factory=list)
+    gains: dict[tuple[str, str], Gain] = field(default_factory=dict)
+    folder: Path | None = None  # of the last merged model
+
+    @property
+    def rounds(self) -> list[Reached]:
+        """The rounds, without the base."""
+        return [one for one in self.reached if one.adapter is not None]
+
+
+def iterate(run: Run, make: Make, merge: Merge) -> Version:
+    """Make all rounds and return the `rounds` artifact; stops where a round no longer gains.
+
+    Raises `ConfigError` for settings that do not fit, `InputError` where the rounds' prompts meet
+    those that are measured; then nothing was sampled.
+    """
+    config = run.config
+    method, rounds = method_of(config), config.rounds
+    check_metric(config)
+    splits = [config.sample.split, rounds.select_on, *filter(None, [rounds.report_on])]
+    wanted = [call for call in calls(config) if call.stage == "prepare" and call.group in splits]
+    run = make(None, wanted)
+    prompts = dict(zip(splits, run.all_latest([("prompts", s) for s in splits]), strict=True))
+    check_apart(config, prompts)
+    parts = parts_of(config, prompts[config.sample.split])
+    metric = metric_of(config, [prompts[split] for split in splits[1:]])
+    chain = Chain(run, method, metric, prompts, parts, make, merge)
+    for number in range(1, rounds.num + 1):
+        _make_round(chain, number)
+        gains = chain.gains[chain.reached[-1].title, rounds.select_on].gains
+        if rounds.alpha is not None and not gains:
+            break
+    chosen = _chosen(chain)
+    beside = [_beside(chain)] if rounds.beside else []
+    if rounds.report_on is not None:
+        _report(chain, rounds.report_on, beside)
+    return _write(chain, [*chain.reached, *beside], chosen)
+
+
+def _make_round(chain: Chain, number: int) -> None:
+    """Make one round, compare it with what was before, and merge it if it gains."""
+    run, split = chain.run, chain.run.config.rounds.select_on
+    one = write_round(
+        run.config,
+        chain.method,
+        chain.prompts,
+        chain.parts[number - 1],
+        number=number,
+        model=chain.folder,
+    )
+    made = chain.make(one.file, _calls(one, [split]))
+    if number == 1:
+        metrics = {split: made.latest("metrics", Evaluation(BASE, split).name)}
+        began_with = _model(input_of(metrics[split], "predictions"), one)
+        chain.reached.append(Reached(BASE_TITLE, 0, one, began_with, metrics))
+    before, after = chain.reached[-1], _reached(chain, one, made, [split])
+    gain = compare(after, before, split, chain.metric, run.config.rounds.alpha)
+    chain.gains[after.title, split] = gain
+    if gain.gains or run.config.rounds.alpha is None:
+        folder = chain.merge(_adapter(after), round_folder(run.config, number) / "model")
+        chain.folder = folder
+        after = replace(after, merged=_identity(folder, one))
+    chain.reached.append(after)
+    run.say(f"iterate {run.config.run}: {_sentence(chain, before, after, gain, split)}")
+
+
+def _calls(one: Round, splits: Sequence[str]) -> list[Call]:
+    """The calls of a round without its report; evaluations on these splits alone."""
+    chosen = []
+    for call in calls(one.config):
+        if call.stage == "eval":
+            nodes = [node for node in call.made if read_evaluation(node.variant).split in splits]
+            chosen.append(replace(call, made=tuple(nodes)))
+        elif call.stage == "prepare":
+            needed = [one.config.sample.split, *splits]
+            chosen += [call] if call.group in needed else []
+        elif call.stage != "report":
+            chosen.append(call)
+    return chosen
+
+
+def _reached(chain: Chain, one: Round, made: Run, splits: Sequence[str]) -> Reached:
+    """What the round's own training reached."""
+    adapter = made.latest("adapter", chain.method)
+    return Reached(
+        one.title,
+        one.number,
+        one,
+        _model(adapter, one),
+        {split: made.latest("metrics", Evaluation(chain.method, split).name) for split in splits},
+        adapter,
+    )
+
+
+def _model(made: Version, one: Round) -> str:
+    """The identity of the model that something was made with."""
+    return str(made.manifest["settings"].get("model", one.config.model.id))
+
+
+def _adapter(one: Reached) -> Version:
+    assert one.adapter is not None
+    return one.adapter
+
+
+def _identity(folder: Path, one: Round) -> str:
+    from perpo_pipeline.vlm.files import IDENTITY_CACHE, compute_identity, resolve_model
+
+    return compute_identity(resolve_model(str(folder)), one.config.run_dir / IDENTITY_CACHE)
+
+
+def _sentence(chain: Chain, before: Reached, after: Reached, gain: Gain, split: str) -> str:
+    """What a round gained, and whether the chain goes on."""
+    metric, alpha = chain.metric, chain.run.config.rounds.alpha
+    unit = metric.unit
+    values = [unit.number(value_of(x.metrics[split], metric)["value"]) for x in (before, after)]
+    row = gain.row
+    points = unit.signed(row["difference"])
+    measured = (
+        f"{after.title} has {metric.name} {values[1]} on {split}, {before.title} {values[0]}: "
+        f"{points} [{unit.signed(row['low'])}, {unit.signed(row['high'])}], "
+        f"p {p_text(row['p_value'])}"
+    )
+    if gain.gains or alpha is None:
+        return measured
+    return (
+        f"{measured}; this is no gain at alpha {alpha:g}, so the rounds end and {before.title} is "
+        "chosen"
+    )
+
+
+def _chosen(chain: Chain) -> Reached:
+    """The last model that gained, or the base; without alpha the best one."""
+    split = chain.run.config.rounds.select_on
+    if chain.run.config.rounds.alpha is None:
+        sign = -1 if chain.metric.higher_is_better is False else 1
+        values = [
+            sign * value_of(one.metrics[split], chain.metric)["value"] for one in chain.reached
+        ]
+        return chain.reached[values.index(max(values))]
+    gained = [one for one in chain.rounds if chain.gains[one.title, split].gains]
+    return gained[-1] if gained else chain.reached[0]
+
+
+def _beside(chain: Chain) -> Reached:
+    """One round from the base on the prompts of all rounds, with as many lists in all."""
+    config, made = chain.run.config, chain.rounds
+    first, last = chain.parts[0], chain.parts[len(made) - 1]
+    num = None if last.num is None else last.start + last.num
+    total = sum(one.counts["num_lists"] for one in made)
+    caps = config.filter.max_lists
+    lists: Any = total or None
+    if isinstance(caps, Mapping):
+        lists = {task: cap and cap * len(made) for task, cap in caps.items()}
+    one = write_round(
+        config,
+        chain.method,
+        chain.prompts,
+        Part(first.start, num),
+        number=None,
+        max_lists=lists,
+    )
+    split = config.rounds.select_on
+    after = _reached(chain, one, chain.make(one.file, _calls(one, [split])), [split])
+    chain.gains[after.title, split] = _against_last(chain, after, split)
+    return after
+
+
+def _against_last(chain: Chain, beside: Reached, split: str) -> Gain:
+    config = chain.run.config.rounds
+    return compare(beside, chain.reached[-1], split, chain.metric, config.alpha)
+
+
+def _report(chain: Chain, split: str, beside: list[Reached]) -> None:
+    """Evaluate the base, every round and what is beside them on the split that chooses nothing."""
+    before: Reached | None = None
+    for models in (chain.reached, beside):
+        for place, one in enumerate(models):
+            made = chain.make(one.round.file, _calls(one.round, [split]))
+            name = chain.method if one.adapter is not None else BASE
+            metrics = made.latest("metrics", Evaluation(name, split).name)
+            models[place] = after = replace(one, metrics={**one.metrics, split: metrics})
+            if models is beside:
+                chain.gains[after.title, split] = _against_last(chain, after, split)
+            elif before is not None:
+                alpha = chain.run.config.rounds.alpha
+                chain.gains[after.title, split] = compare(after, before, split, chain.metric, alpha)
+            before = after
+
+
+def _write(chain: Chain, models: Sequence[Reached], chosen: Reached) -> Version:
+    """Write the artifact, or find it."""
+    run = chain.run
+    facts = {"metric": chain.metric.name, "method": chain.method}
+    settings = counted_settings("rounds", run.config.rounds, facts)
+    inputs: dict[str, Version] = {}
+    for place, one in enumerate(models):
+        inputs |= {f"{place} metrics {split}": found for split, found in one.metrics.items()}
+        if one.adapter is not None:
+            inputs[f"{place} adapter"] = one.adapter
+    notes = {
+        "chosen": chosen.title,
+        "model": None if chosen.adapter is None else str(_merged_folder(run, chosen)),
+        "files": {one.title: str(one.round.file) for one in models if one.adapter is not None},
+    }
+    recipe = Recipe("rounds", "default", "iterate", STAGE_VERSION, settings, inputs, notes)
+
+    def work(writer: Writer) -> None:
+        rows = rows_of(models, chain.gains, chain.metric, chosen.title)
+        html = _page(chain, rows)
+        write_atomically(writer.path / PAGE, lambda sink: sink.write(html.encode()))
+        writer.write_part(0, rows)
+
+    return make_artifact(run, recipe, work)
+
+
+def _merged_folder(run: Run, one: Reached) -> Path:
+    return round_folder(run.config, one.number) / "model" / _adapter(one).fingerprint
+
+
+def _page(chain: Chain, rows: Sequence[Mapping[str, Any]]) -> str:
+    from perpo_pipeline.rounds.page import rounds_page  # imports Matplotlib
+
+    return rounds_page(chain.run.config, chain.method, rows)

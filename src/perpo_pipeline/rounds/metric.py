@@ -1,0 +1,47 @@
+"""The metric in which a round must gain: the one that the file names, or the main one of the task.
+
+It is compared prompt by prompt, so it is one that `perpo compare` compares.
+"""
+
+from collections.abc import Iterable
+
+from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.evaluate.metric import Metric
+from perpo_pipeline.evaluate.metrics import METRICS, main_metrics, measured_metrics, tasks_of
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.suggestions import did_you_mean
+
+
+def check_metric(config: RunConfig) -> None:
+    """Raise `ConfigError` for a name that is no metric, before anything is made."""
+    name = config.rounds.metric
+    if name is not None and name not in METRICS:
+        raise ConfigError(
+            f"rounds.metric: there is no metric '{name}'{did_you_mean(name, METRICS)}",
+            fix=f"choose one of {', '.join(n for n, m in METRICS.items() if m.compared_on)}",
+        )
+
+
+def metric_of(config: RunConfig, prompts: Iterable[Version]) -> Metric:
+    """The metric, given the prompts that are measured; raises `ConfigError`."""
+    columns = PROMPTS.pick("task", role="truth")
+    tasks = {task for one in prompts for task in tasks_of(one.table(columns=columns))}
+    usable = [m for m in METRICS.values() if tasks & {*m.compared_on}]
+    name = config.rounds.metric
+    if name is not None:
+        if METRICS[name] not in usable:
+            raise ConfigError(
+                f"rounds.metric: {name} is not compared prompt by prompt on {', '.join(tasks)}",
+                fix=f"choose one of {', '.join(metric.name for metric in usable)}",
+            )
+        return METRICS[name]
+    mains = main_metrics([metric.name for metric in measured_metrics(tasks)])
+    if len(mains) > 1:
+        raise ConfigError(
+            f"the prompts have several tasks ({', '.join(sorted(tasks))}), and rounds.metric names "
+            "no metric",
+            fix=f"name the one that decides, such as {' or '.join(mains)}",
+        )
+    return METRICS[mains[0]]

@@ -1,0 +1,293 @@
+"""Whole chains of rounds on fake stages: where they end, what is compared and what is kept."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rounds.fake_rounds import FILE, RIGHT, use_fakes, write_rounds
+
+from perpo_pipeline import cli
+from perpo_pipeline.config.file import load_config
+from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.writing import Writer
+from perpo_pipeline.vlm.files import compute_identity, resolve_model
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A finished chain: its file, its artifact, and what was made for it."""
+
+    file: Path
+    version: Version
+    called: list[str]
+
+    def rows(self, split: str) -> list[Row]:
+        return [row for row in self.version.table().to_pylist() if row["split"] == split]
+
+    def round(self, name: str) -> Path:
+        return self.file.parent / "data" / "small" / name
+
+
+def iterate(file: Path, *arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["iterate", "--config", str(file), "--quiet", *arguments])
+    assert not ended.value.code
+
+
+def artifact(file: Path) -> Version:
+    return open_version(file.parent / "data" / "small" / "rounds" / "default", "rounds")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+    called: list[str] = []
+    file = write_rounds(tmp_path_factory.mktemp("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        use_fakes(patch, called)
+        iterate(file)
+    yield Whole(file, artifact(file), called)
+
+
+def test_the_rounds_end_where_one_no_longer_gains_and_the_test_split_chooses_nothing(
+    whole: Whole,
+) -> None:
+    on_validation = whole.rows("validation")
+    assert [row["name"] for row in on_validation] == [
+        "base",
+        "round 1",
+        "round 2",
+        "round 3",
+        "one round",
+    ]
+    assert [row["round"] for row in on_validation] == [0, 1, 2, 3, None]
+    assert [row["against"] for row in on_validation] == [
+        None,
+        "base",
+        "round 1",
+        "round 2",
+        "round 3",
+    ]
+    assert [row["gains"] for row in on_validation] == [None, True, True, False, False]
+    assert [row["is_chosen"] for row in on_validation] == [False, False, True, False, False]
+    assert on_validation[3]["difference"] == 0.0 and on_validation[3]["p_value"] == 1.0
+    assert all(row["p_value"] < 0.05 for row in on_validation[1:3])
+    on_test = whole.rows("test")
+    assert [row["name"] for row in on_test] == [row["name"] for row in on_validation]
+    assert [row["is_chosen"] for row in on_test] == [row["is_chosen"] for row in on_validation]
+    assert {row["n"] for row in on_test} == {90}
+    evaluations = [title for title in whole.called if "@test" in title]
+    first = whole.called.index(evaluations[0])
+    assert not [title for title in whole.called[first:] if " train" in title]
+
+
+def test_each_round_has_prompts_of_its_own_and_the_one_beside_them_has_all(whole: Whole) -> None:
+    def prompts(name: str) -> list[str]:
+        version = open_version(whole.round(name) / "prompts" / "train")
+        return list(version.table(columns=["prompt_id"])["prompt_id"].to_pylist())
+
+    parts = [prompts(f"round-{number}") for number in (1, 2, 3)]
+    assert [len(part) for part in parts] == [9, 9, 9]
+    assert len({one for part in parts for one in part}) == 27
+    assert sorted(prompts("one-round")) == sorted(one for part in parts for one in part)
+    rounds, beside = whole.rows("test")[1:4], whole.rows("test")[4]
+    assert beside["num_prompts"] == 27 and beside["num_samples"] == 27 * 6
+    assert all(row["num_samples"] == 9 * 6 and 0 < row["num_lists"] <= 8 for row in rounds)
+    cap = load_config(whole.round("one-round.yaml")).filter.max_lists
+    assert cap == sum(row["num_lists"] for row in rounds) and 0 < beside["num_lists"] <= cap
+    assert not whole.round("round-4").exists()  # nor its file
+    assert not whole.round("round-4.yaml").exists()
+
+
+def test_every_round_names_what_it_began_with_and_what_came_of_it(whole: Whole) -> None:
+    _, first, second, third, beside = whole.rows("test")
+    merged = [row["merged"] for row in (first, second)]
+    assert third["merged"] is None and beside["merged"] is None and None not in merged
+    for number, row in ((1, first), (2, second)):
+        folder = whole.round(f"round-{number}") / "model" / row["adapter"]
+        assert compute_identity(resolve_model(str(folder))) == row["merged"]
+        config = load_config(whole.round(f"round-{number + 1}.yaml"))
+        assert config.model.id == str(folder)
+    assert load_config(whole.round("one-round.yaml")).model.id == "testbed"
+    inputs = {record["artifact"] for record in whole.version.manifest["inputs"].values()}
+    assert inputs == {"metrics", "adapter"}
+    assert len(whole.version.manifest["inputs"]) == 2 * 5 + 4
+    notes = whole.version.manifest["notes"]
+    assert notes["chosen"] == "round 2"
+    assert notes["model"] == str(whole.round("round-2") / "model" / second["adapter"])
+    page = (whole.version.path / "rounds.html").read_text()
+    assert page.count("<svg") == 2 and "The rounds ended with round 3" in page
+    assert "@@" not in page and first["adapter"] in page
+
+
+def test_the_same_command_finds_everything_and_prints_the_table(
+    whole: Whole, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[str] = []
+    use_fakes(monkeypatch, called)
+    iterate(whole.file)
+    said = capsys.readouterr()
+    assert called == [] and "everything is up to date, nothing was run" in said.err
+    assert "this is no gain at alpha 0.05, so the rounds end and round 2 is chosen" in said.err
+    lines = said.out.splitlines()
+    assert lines[-1] == str(whole.version.path / "rounds.html")
+    (chosen,) = (line for line in lines[:6] if line.endswith("chosen"))
+    assert chosen.startswith("round 2") and "to round 1" in chosen
+    iterate(whole.file, "--json")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows == whole.version.table().to_pylist()
+    iterate(whole.file, "--dry-run")
+    assert capsys.readouterr().out == "rounds of small: everything is finished\n"
+
+
+def test_a_chain_that_is_killed_at_three_random_moments_ends_with_the_same_rows(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    written: list[str] = []
+    write = Writer.write_part
+    seed = random.randrange(10**6)
+    stops = sorted(random.Random(seed).sample(range(2, 50), 3))
+
+    def write_part(self: Writer, index: int, rows: Any, table: str | None = None) -> None:
+        if len(written) in stops:
+            stops.remove(len(written))
+            raise Killed
+        write(self, index, rows, table)
+        written.append(str(self.path))
+
+    file, called = write_rounds(tmp_path), list[str]()
+    use_fakes(monkeypatch, called)
+    monkeypatch.setattr(Writer, "write_part", write_part)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            cli.main(["iterate", "--config", str(file), "--quiet"])
+    iterate(file)
+    again = Whole(file, artifact(file), called)
+    for split in ("validation", "test"):
+        for row, before in zip(again.rows(split), whole.rows(split), strict=True):
+            names = [Path(one.pop("model")).name for one in (row, before)]  # under another folder
+            assert names[0] == names[1] and row == before, f"seed {seed}"
+    assert sorted(set(called)) == sorted(set(whole.called))
+    assert len(called) <= len(whole.called) + 3  # what was under way at each kill, again
+
+
+def test_without_alpha_all_rounds_are_made_and_the_best_one_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = {**RIGHT, "round-2": 0.4, "round-3": 0.5}
+    text = FILE.replace("num: 4, num_prompts: 9, beside: one-round", "num: 3, alpha: null")
+    text = text.replace("num: 3", "report_on: null, prompts: same, num: 3")
+    called: list[str] = []
+    use_fakes(monkeypatch, called, right=right)
+    file = write_rounds(tmp_path, text)
+    iterate(file)
+    rows = artifact(file).table().to_pylist()
+    assert [row["name"] for row in rows] == ["base", "round 1", "round 2", "round 3"]
+    assert [row["is_chosen"] for row in rows] == [False, True, False, False]
+    assert [row["num_prompts"] for row in rows] == [0, 36, 36, 36]
+    assert {row["split"] for row in rows} == {"validation"}
+    assert not [title for title in called if "test" in title]
+    own = Whole(file, artifact(file), called)
+    assert all(own.rows("validation")[n]["merged"] for n in (1, 2, 3))
+
+
+def test_a_changed_setting_makes_new_rounds_and_keeps_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    use_fakes(monkeypatch, called)
+    alone = FILE.replace(", beside: one-round", "")
+    file = write_rounds(tmp_path, alone.replace("num: 4", "num: 1"))
+    iterate(file)
+    first = artifact(file)
+    called.clear()
+    iterate(file, "--set", "rounds.num=2")  # with num_prompts the first round stays as it is
+    assert not [title for title in called if title.startswith("round-1 train")]
+    assert [title for title in called if title.startswith("round-2 train")]
+    called.clear()
+    iterate(file, "--set", "train.methods.perpo.beta=0.4")
+    assert [title for title in called if title.startswith("round-1 train")]
+    assert not [title for title in called if "sample" in title]
+    called.clear()
+    iterate(file)
+    assert artifact(file).path == first.path
+    adapters = file.parent / "data" / "small" / "round-1" / "adapter" / "perpo"
+    assert len([*adapters.glob("*/manifest.json")]) == 2  # nothing was trained again
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("rounds: {{", "rounds: {{method: prepo, "), "no training 'prepo'; did you mean 'perpo'?"),
+        (("beta: 0.3}}", "beta: 0.3}}, dpo: {{}}"), "rounds.method: name one of the trainings"),
+        (
+            ("rounds: {{", "rounds: {{select_on: train, "),
+            "select_on: the rounds are trained",
+        ),
+        (("rounds: {{", "rounds: {{report_on: tset, "), "rounds.report_on: 'tset' is not a split"),
+        (("rounds: {{", "rounds: {{report_on: validation, "), "'validation' is select_on, too"),
+        (("rounds: {{", "rounds: {{metric: ap5, "), "rounds.metric: there is no metric 'ap5'"),
+        (("rounds: {{", "rounds: {{metric: parse_rate, "), "parse_rate is not compared prompt by"),
+        (("num_prompts: 9", "num_prompts: 10"), "need 40, and 'train' has 36"),
+        (("num: 4, num_prompts: 9", "num: 40"), "40 rounds with at least one prompt each need 40"),
+        (("num: 4", "num: 4, prompts: same"), "num_prompts has no use with prompts same"),
+        (("num: 4", "num: 0"), "rounds.num"),
+        (("num: 4", "nun: 4"), "rounds.nun: no such setting"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_error_before_anything_is_sampled(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: tuple[str, str],
+    expected: str,
+) -> None:
+    called: list[str] = []
+    use_fakes(monkeypatch, called)
+    file = write_rounds(tmp_path, FILE.replace(*change))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["iterate", "--config", str(file), "--quiet"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and expected in said and said.count("perpo: error") == 1
+    assert not [title for title in called if "prepare" not in title]
+
+
+def test_rounds_that_meet_the_test_split_are_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[str] = []
+    use_fakes(monkeypatch, called)
+    file = write_rounds(tmp_path)
+    iterate(file, "--set", "rounds.num=1")
+    prompts = file.parent / "data" / "small" / "prompts" / "train"
+    shared = f"prepare.test={{source: prompts, path: {prompts}, num_prompts: 5}}"
+    called.clear()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["iterate", "--config", str(file), "--quiet", "--set", shared])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and called == ["small prepare test"]
+    assert "5 prompts of 'test' have the image of a prompt that the rounds are trained on" in said
+    assert "drawn, box" in said
+
+
+def test_a_dry_run_counts_every_round_and_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("perpo_pipeline.planning.plan.is_small", lambda model: False)  # no trial
+    file = write_rounds(tmp_path)
+    iterate(file, "--dry-run")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("rounds of small, training perpo (fewer where a round no longer")
+    rounds = {" ".join(line.split()[:2]): line.split()[2:6] for line in lines[2:]}
+    assert rounds["round 1"] == ["9", "54", "8", "340"]  # and the base
+    assert rounds["round 4"] == ["9", "54", "8", "170"]
+    assert rounds["one round"] == ["36", "216", "32", "170"]
+    assert not (tmp_path / "data").exists()

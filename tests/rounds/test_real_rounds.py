@@ -1,0 +1,52 @@
+"""A chain of two tiny rounds with the real stages: each samples and trains on the merged model."""
+
+from pathlib import Path
+
+import pytest
+
+from perpo_pipeline import cli
+from perpo_pipeline.store.artifacts import input_of, open_version
+
+FILE = """
+run: tiny
+data_root: {root}
+model: {{id: testbed, dtype: float32, device: cpu}}
+prepare:
+  train: {{source: testbed, num_prompts: 24}}
+  validation: {{source: testbed, num_prompts: 6}}
+sample: {{num_samples: 4, max_new_tokens: 24, temperature: 0.9}}
+filter: {{min_margin: 0.05}}
+train:
+  batch_size: 4
+  lora: {{rank: 4, alpha: 8}}
+  methods: {{perpo: {{learning_rate: 1.0e-3}}}}
+eval: {{splits: [validation], max_new_tokens: 24}}
+rounds: {{num: 2, alpha: null, report_on: null}}
+"""
+
+
+def perpo(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--quiet"])
+    assert not ended.value.code
+
+
+@pytest.mark.slow
+def test_two_real_rounds_and_a_stage_of_the_second_by_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, data = tmp_path / "tiny.yaml", tmp_path / "data" / "tiny"
+    file.write_text(FILE.format(root=tmp_path / "data"))
+    perpo("iterate", "--config", str(file))
+    base, first, second = open_version(data / "rounds" / "default").table().to_pylist()
+    assert base["model"] == first["model"] != second["model"]
+    assert second["model"] == first["merged"] and second["merged"] != first["merged"]
+    assert first["adapter_sha256"] != second["adapter_sha256"]
+    adapter = open_version(data / "round-2" / "adapter" / "perpo")
+    for made in (input_of(adapter, "samples"), adapter):
+        assert made.manifest["settings"]["model"] == first["merged"]
+    reference = open_version(data / "round-2" / "reference" / "train")
+    assert reference.manifest["settings"]["model"] == first["merged"]
+    capsys.readouterr()
+    perpo("train", "--config", str(data / "round-2.yaml"))
+    assert capsys.readouterr().out.strip() == str(adapter.path)
