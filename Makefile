@@ -18,6 +18,8 @@
 #                          does a real model do here what is published? (llava15, qwen25-vl, qwen3-vl, testbed)
 #   make sweep SWEEP=configs/sweeps/demo.yaml
 #                          many settings, methods and seeds; ARGS=--dry-run only counts them
+#   make figures           all sweeps of configs/figures/, in hours on a CPU: pictures and tables in docs/figures/;
+#                          QUICK=1 is a version of a minute that shows nothing, in data/figures-quick/
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
 #
 # stages/*.mk has the command of each stage; `perpo make-rules` prints which file becomes which.
@@ -38,7 +40,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 .NOTPARALLEL:  # two trainings at the same time would compute the reference twice
-.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance sweep rounds-shown clean
+.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance sweep figures rounds-shown clean
 
 , := ,
 INSTALLED := $(VENV)/.installed
@@ -169,6 +171,13 @@ acceptance: $(INSTALLED)
 
 sweep: $(INSTALLED)
 	@$(PERPO) sweep $(or $(SWEEP),$(error SWEEP= is missing, such as configs/sweeps/demo.yaml)) $(SETS) $(ARGS)
+
+FIGURES ?= $(sort $(wildcard configs/figures/*.yaml))
+QUICK_SETS := run=figures-quick prepare.train.num_prompts=32 prepare.validation.num_prompts=32 \
+  prepare.test.num_prompts=32 sample.num_gpus=1
+figures: $(INSTALLED)
+	@$(PERPO) sweep $(or $(FIGURES),$(error there is no configs/figures/*.yaml)) \
+	  $(if $(QUICK),--quick --figures data/figures-quick/figures $(QUICK_SETS:%=--set %),--figures docs/figures) $(SETS) $(ARGS)
 
 clean:
 	@test -n "$(RUN)" || { echo "make: RUN is empty" >&2; exit 2; }

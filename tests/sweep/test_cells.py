@@ -4,10 +4,12 @@ from pathlib import Path
 
 from sweep.fake_stages import SWEEP, write_files
 
+from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import parse_set
 from perpo_pipeline.sweep.cells import Cell, make_cells
 from perpo_pipeline.sweep.edges import at_edge
 from perpo_pipeline.sweep.file import read_sweep
+from perpo_pipeline.sweep.quick import quick_version
 from perpo_pipeline.sweep.steps import make_steps
 
 HEAD = "sweep: s\nconfig: run.yaml\nselect_on: validation\n"
@@ -110,3 +112,22 @@ def test_only_numbers_at_an_end_of_several_tried_are_named(tmp_path: Path) -> No
 
 def test_the_example_of_this_folder_is_a_sweep_of_thirteen_cells(tmp_path: Path) -> None:
     assert len(make_cells(read_sweep(write_files(tmp_path, SWEEP)))) == 13
+
+
+def test_a_quick_version_has_the_ends_of_the_values_one_seed_and_a_method_that_uses_them(
+    tmp_path: Path,
+) -> None:
+    grids = """
+  - {methods: [base, perpo, sft], parameters: {train.beta: [1, 2, 3]}}
+  - {methods: [dpo, perpo], parameters: {"train.lora.rank, train.lora.alpha": [[2, 4], [4, 8]]}}
+"""
+    text = f"{HEAD}seeds: [4, 5]\ngrids:\n{grids}"
+    file = read_sweep(write_files(tmp_path, text))
+    cells = make_cells(quick_version(file, load_config(file.config)))
+    assert [(cell.method, [*cell.setting.values()], cell.seed) for cell in cells] == [
+        ("base", [], None),
+        ("perpo", [1], 0),
+        ("perpo", [3], 0),
+        ("perpo", [2, 4], 0),
+        ("perpo", [4, 8], 0),
+    ]

@@ -28,6 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("seeds: [0, 1]", "seeds: [one]", "seeds.0: Input should be a valid integer"),
         ("seeds: [0, 1]", "seeds: [1, 1]", "names a seed twice"),
         ("report_on: test", "report_on: validation", "both 'validation'"),
+        ("report_on: test", "report_on: test\nx: train.bta", "no grid varies 'train.bta'; did you"),
         ("report_on: test", "report_on: tst", "no split 'tst'; did you mean 'test'?"),
         ("report_on: test", "report_on: train", "are trained on the prompts of 'train'"),
         ("select_on: validation\n", "", "dpo and perpo have several settings"),

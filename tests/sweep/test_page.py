@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sweep.fake_stages import write_files
+import pytest
+from sweep.fake_stages import SWEEP, write_files
 
 from perpo_pipeline.evaluate.metrics import METRICS
 from perpo_pipeline.sweep.cells import make_cells
-from perpo_pipeline.sweep.curves import find_curves
+from perpo_pipeline.sweep.curves import find_curves, is_geometric
 from perpo_pipeline.sweep.file import read_sweep
 from perpo_pipeline.sweep.page import sweep_page
 
@@ -69,6 +70,45 @@ def test_a_curve_changes_one_parameter_and_keeps_the_others_as_chosen() -> None:
     assert perpo.points[1].seeds == (0.71, 0.73) and perpo.points[1].is_selected
 
 
+def test_parameters_that_vary_together_have_one_curve_and_x_chooses_it() -> None:
+    ranks = [
+        *rows_of(
+            "perpo", {"train.lora.rank": 2, "train.lora.alpha": 4, "train.beta": 1}, 0.6, True
+        ),
+        *rows_of(
+            "perpo", {"train.lora.rank": 8, "train.lora.alpha": 16, "train.beta": 1}, 0.5, False
+        ),
+        *rows_of(
+            "perpo", {"train.lora.rank": 2, "train.lora.alpha": 4, "train.beta": 2}, 0.4, False
+        ),
+    ]
+    together = [("train.lora.rank", "train.lora.alpha"), ("train.beta",)]
+    found = find_curves(ranks, COLOURS, together)
+    assert list(found) == ["train.lora.rank", "train.beta"]
+    assert [point.x for point in found["train.lora.rank"][0].points] == [2, 8]
+    (only,) = find_curves(ranks, COLOURS, together, x="train.lora.alpha").items()
+    assert only[0] == "train.lora.alpha" and [point.x for point in only[1][0].points] == [4, 16]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((2, 4, 8, 12, 20), True),
+        ((50, 100, 200, 400, 800), True),
+        ((0, 0.25, 0.5, 1, 2), False),  # 0 has no place on a logarithmic axis
+        ((0.2, 0.5, 0.8, 1), False),
+        ((0.01, 0.6, 0.7, 0.8, 0.9), False),
+        ((1, 2), False),
+        ((1, 10), True),
+        ((3,), False),
+    ],
+)
+def test_an_axis_is_logarithmic_where_the_values_are_spaced_by_their_ratios(
+    values: tuple[float, ...], expected: bool
+) -> None:
+    assert is_geometric(values) == expected
+
+
 def test_the_page_shows_choice_curves_seeds_and_differences_and_needs_nothing_else(
     tmp_path: Path,
 ) -> None:
@@ -84,6 +124,17 @@ def test_the_page_shows_choice_curves_seeds_and_differences_and_needs_nothing_el
     assert len(re.findall(r'data-method="', every)) == 6
     differences = page[page.index('id="differences"') : page.index('id="settings"')]
     assert "perpo − dpo" in differences and "+10.0" in differences and "&lt; 0.001" in differences
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 2 and "dashed line" not in page
+    assert "A quick version" not in page and 'id="paper"' not in page
     assert not re.search(r'(?:src|href)="(?!#)', page)  # self-contained
     assert sweep_page(file, cells, METRICS["ap50"], ROWS, [DIFFERENCE], [edge]) == page
+
+
+def test_the_page_has_the_words_of_its_file_and_says_that_it_is_a_quick_one(tmp_path: Path) -> None:
+    words = SWEEP + "title: The scale <beta>\npaper: 'Table 4: flat'\nx: train.beta\n"
+    file = read_sweep(write_files(tmp_path, words))
+    base = rows_of("base", {}, 0.5, True)
+    rows, cells = [*base[-1:], *ROWS], make_cells(file)
+    page = sweep_page(file, cells, METRICS["ap50"], rows, [], [], is_quick=True)
+    assert "<h1>The scale &lt;beta&gt;</h1>" in page and "The paper: Table 4: flat" in page
+    assert "A quick version" in page and "the dashed line is the base" in page

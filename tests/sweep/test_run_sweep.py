@@ -13,12 +13,13 @@ from synthetic_run import prepare_synthetic, sample_synthetic
 
 from perpo_pipeline import cli
 from perpo_pipeline.config.file import load_config
+from perpo_pipeline.errors import InputError
 from perpo_pipeline.run import Console, Run
 from perpo_pipeline.status.check import Check
 from perpo_pipeline.store.artifacts import CURRENT, Version, open_version
 from perpo_pipeline.store.garbage import find_unused
 from perpo_pipeline.sweep import make_steps
-from perpo_pipeline.sweep.run_sweep import open_sweep, run_sweep
+from perpo_pipeline.sweep.run_sweep import open_sweeps, run_sweeps
 
 Row = dict[str, Any]
 
@@ -33,7 +34,8 @@ class Whole:
 
 
 def sweep(file: Path) -> Version:
-    return run_sweep(open_sweep(file), Console(quiet=True))
+    ((_, version),) = run_sweeps(open_sweeps([file]), Console(quiet=True))
+    return version
 
 
 def rows_of(version: Version) -> tuple[list[Row], list[Row]]:
@@ -208,3 +210,58 @@ def test_the_command_prints_the_table_and_a_dry_run_counts_what_is_missing(
     rows = [json.loads(line) for line in perpo(str(whole.file), "--json", "--quiet").splitlines()]
     assert {row["metric"] for row in rows} == {"ap50"}
     assert called == []
+
+
+def test_several_files_share_their_steps_and_one_that_fails_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[str] = []
+
+    def fail(title: str) -> None:
+        if "train.beta 7" in title:
+            raise InputError("this cell fails")
+
+    monkeypatch.setattr(make_steps, "STAGES", fake_stages(called, fail))
+    small = SWEEP.replace("[0, 1]", "[0]").replace("[dpo, perpo]", "[perpo]")
+    texts = {
+        "one": small.replace("[0.1, 0.5, 1]", "[0.1, 0.5]"),
+        "bad": small.replace("[0.1, 0.5, 1]", "[7]"),
+        "two": small.replace("[0.1, 0.5, 1]", "[0.5, 1]"),
+    }
+    write_files(tmp_path)
+    files = []
+    for name, text in texts.items():
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(text.replace("sweep: beta", f"sweep: {name}"))
+    given = ["sweep", *map(str, files), "--figures", str(tmp_path / "figures")]
+
+    def perpo(*options: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*given, *options])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    assert perpo("--dry-run") == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["train"][1] == "4" and lines["prepare"][1] == "3" and "3" in lines
+    assert perpo() == 2
+    said = capsys.readouterr()
+    assert "sweep bad failed: this cell fails" in said.err
+    assert "1 of 3 sweeps failed: bad" in said.err
+    # perpo with beta 0.1, 0.5 and 1, and the base: each once on validation, three on test.
+    stages = [title.split()[0] for title in called]
+    assert (stages.count("train"), stages.count("sample"), stages.count("prepare")) == (3, 1, 3)
+    assert len(set(called)) == len(called)
+    assert said.out.count("sweep.html") == 2 and said.out.endswith("README.md\n") is False
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {"README.md", "one.svg", "two.svg"}
+    page = (tmp_path / "figures" / "README.md").read_text()
+    assert page.index("## Sweep one") < page.index("## Sweep two")
+
+
+def test_two_sweeps_of_one_name_in_a_run_are_refused(
+    whole: Whole, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sweep", str(whole.file), str(whole.file)])
+    assert ended.value.code == 2 and "is called 'beta', too" in capsys.readouterr().err

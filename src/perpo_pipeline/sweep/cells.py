@@ -116,11 +116,11 @@ def _settings(
             ]
             yield (
                 method,
-                {name: value for name, value in pairs if _uses(method, name, sweep, base)},
+                {name: value for name, value in pairs if uses(method, name, sweep, base)},
             )
 
 
-def _uses(method: str, key: str, sweep: SweepFile, base: RunConfig) -> bool:
+def uses(method: str, key: str, sweep: SweepFile, base: RunConfig) -> bool:
     """Whether a setting can change what is measured of a method."""
     section, _, rest = key.partition(".")
     if method == BASE:
@@ -208,7 +208,7 @@ def _check_parameters(
                 f"{where}: there is no such setting{did_you_mean(key.split('.')[0], sections)}",
                 fix="give its whole key, such as train.beta; `perpo settings` lists every one",
             )
-        if not any(_uses(method, key, sweep, base) for method in methods):
+        if not any(uses(method, key, sweep, base) for method in methods):
             raise ConfigError(
                 f"{where}: {' and '.join(methods)} {'does' if len(methods) == 1 else 'do'} not use "
                 "it, so it would change nothing",

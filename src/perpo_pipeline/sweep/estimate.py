@@ -120,10 +120,18 @@ class Estimates:
 
     def _measured(self, step: Step) -> float | None:
         """Seconds per item of this sweep's finished steps of the kind."""
-        took = [(self.steps[id], seconds) for id, seconds in self.made.seconds.items()]
-        alike = [(done, seconds) for done, seconds in took if done.kind == step.kind]
-        amounts = sum(self.amount(done) or 0 for done, _ in alike)
-        return sum(seconds for _, seconds in alike) / amounts if amounts else None
+        number = len(self.made.seconds)
+        if (number, step.kind) not in self._rates:
+            took = [(self.steps[id], seconds) for id, seconds in self.made.seconds.items()]
+            alike = [(done, seconds) for done, seconds in took if done.kind == step.kind]
+            amounts = sum(self.amount(done) or 0 for done, _ in alike)
+            rate = sum(seconds for _, seconds in alike) / amounts if amounts else None
+            self._rates[number, step.kind] = rate
+        return self._rates[number, step.kind]
+
+    @cached_property
+    def _rates(self) -> dict[tuple[int, tuple[str, str, str]], float | None]:
+        return {}
 
     def _past_rate(self, step: Step, amount: float) -> Span | None:
         """Seconds per item from past manifests with the same settings; read once per step."""
@@ -185,8 +193,7 @@ def check_room(needed: float, root: Path) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ConfigError(
-            f"the adapters of this sweep need {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are "
-            "free",
+            f"the adapters to come need {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free",
             where=str(place),
             fix="free some space, or name fewer settings and seeds; `perpo sweep --dry-run` shows "
             "how many there are",
@@ -200,7 +207,7 @@ def check_time(seconds: Span | None, jobs: int, max_hours: float | None) -> None
     hours = seconds[0] / jobs / 3600
     if hours > max_hours:
         raise ConfigError(
-            f"this sweep takes about {hours:.1f} hours or more, and --max-hours is {max_hours:g}",
+            f"this takes about {hours:.1f} hours or more, and --max-hours is {max_hours:g}",
             fix="name fewer settings and seeds, or raise --max-hours",
         )
 
@@ -214,7 +221,7 @@ def total_seconds(estimates: Estimates, todo: Sequence[Step]) -> Span | None:
     return sum(low for low, _ in known), sum(high for _, high in known)
 
 
-def dry_run_text(sweep: str, estimates: Estimates, steps: Sequence[Step]) -> str:
+def dry_run_text(title: str, estimates: Estimates, steps: Sequence[Step]) -> str:
     """How many steps of each stage there are, and what is to be made of them, as a table."""
     from perpo_pipeline.planning.page import between
 
@@ -262,4 +269,4 @@ def dry_run_text(sweep: str, estimates: Estimates, steps: Sequence[Step]) -> str
         )
     else:
         notes.append("times are those of finished versions in the data folder")
-    return "\n".join([f"sweep {sweep}:", *text, *notes])
+    return "\n".join([f"{title}:", *text, *notes])

@@ -82,6 +82,11 @@ class SweepFile(BaseModel):
     report_cells: Literal["selected", "all"] = Field(
         "selected", description="the settings that are measured on report_on"
     )
+    title: str | None = Field(None, description="heading of its page and of its figure")
+    paper: str | None = Field(None, description="what a paper says about it, shown beside it")
+    x: str | None = Field(
+        None, description="the parameter on the x axis of its figure; none: each that varies"
+    )
 
     @model_validator(mode="after")
     def _splits_differ(self) -> Self:
@@ -95,6 +100,18 @@ class SweepFile(BaseModel):
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} names a seed twice")
         return self
+
+    @model_validator(mode="after")
+    def _x_is_a_parameter(self) -> Self:
+        names = dict.fromkeys(name for group in self.together() for name in group)
+        if self.x is not None and self.x not in names:
+            raise ValueError(f"x: no grid varies '{self.x}'{did_you_mean(self.x, names)}")
+        return self
+
+    def together(self) -> list[tuple[str, ...]]:
+        """The parameters of all grids; those of one key vary together."""
+        keys = dict.fromkeys(key for grid in self.grids for key in grid.parameters)
+        return [tuple(split_keys(key)) for key in keys]
 
     @property
     def splits(self) -> list[str]:

@@ -16,12 +16,13 @@ from perpo_pipeline.report.methods import BASE_COLOUR, MORE_COLOURS
 from perpo_pipeline.report.page.colours import themed, variables
 from perpo_pipeline.report.page.plots import Bar, interval_plot
 from perpo_pipeline.sweep.cells import Cell, setting_words
-from perpo_pipeline.sweep.curves import curve_svg, find_curves
+from perpo_pipeline.sweep.curves import curve_svg, find_curves, value_of_base
 from perpo_pipeline.sweep.file import SweepFile
 from perpo_pipeline.sweep.table import ONE_SEED
 
 Row = Mapping[str, Any]
 Json = dict[str, Any]
+QUICK = "A quick version: too few values, seeds, prompts and lists to see anything."
 
 
 def sweep_page(
@@ -31,18 +32,22 @@ def sweep_page(
     rows: Sequence[Row],
     differences: Sequence[Row],
     edges: Sequence[str],
+    *,
+    is_quick: bool = False,
 ) -> str:
     """The whole page; `rows` and `differences` are those of the artifact."""
     colours = method_colours(cells)
-    symbol = f", {metric.unit.symbol}" if metric.unit.symbol else ""
-    split = _split_of_curves(file)
-    curves = find_curves([row for row in rows if row["split"] == split], colours)
+    y_label = metric_label(metric)
+    split = split_of_curves(file)
+    own = [row for row in rows if row["split"] == split]
+    curves = find_curves(own, colours, file.together(), file.x)
     text = _template().render(
         file=file,
         run=cells[0].config.run,
         num_cells=len(cells),
         seeds=sorted({cell.seed for cell in cells if cell.seed is not None}),
-        metric=metric.label + symbol,
+        metric=y_label,
+        quick=QUICK if is_quick else None,
         lower=metric.higher_is_better is False,
         splits=list(dict.fromkeys(row["split"] for row in rows)),
         table=_table(rows, metric, colours),
@@ -52,12 +57,17 @@ def sweep_page(
                 "key": key,
                 "methods": [(one.method, one.colour) for one in found],
                 "svg": curve_svg(
-                    found, unit=metric.unit, x_label=key, y_label=f"{metric.label}{symbol}"
+                    found,
+                    unit=metric.unit,
+                    x_label=x_label(key, file),
+                    y_label=y_label,
+                    base=value_of_base(own),
                 ),
             }
             for key, found in curves.items()
         ],
         split_of_curves=split,
+        has_base=value_of_base(own) is not None,
         differences=_differences(differences, metric),
         plot=_difference_plot(differences, metric, colours),
     )
@@ -66,7 +76,19 @@ def sweep_page(
     return text.replace("@@colours@@", f":root {{ {light} }}\n{screen} {{ :root {{ {dark} }} }}")
 
 
-def _split_of_curves(file: SweepFile) -> str:
+def metric_label(metric: Metric) -> str:
+    """The metric's name with its unit."""
+    return metric.label + (f", {metric.unit.symbol}" if metric.unit.symbol else "")
+
+
+def x_label(key: str, file: SweepFile) -> str:
+    """A parameter, and those that vary together with it."""
+    group = next((names for names in file.together() if key in names), (key,))
+    others = [name for name in group if name != key]
+    return f"{key} (and {', '.join(others)})" if others else key
+
+
+def split_of_curves(file: SweepFile) -> str:
     """The split on which every setting is measured."""
     is_all = file.report_cells == "all" or file.select_on is None
     return (file.report_on if is_all else file.select_on) or file.splits[0]

@@ -1,21 +1,22 @@
-"""`perpo sweep`: all cells of a file, the chosen settings, and the artifact with the results."""
+"""`perpo sweep`: all cells of one or more files, the chosen settings, and the artifacts with the
+results.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Sweeps of one call share what they make: a step of several is made once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import Override
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, PerpoError, ProcessError
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.run import Console, Run
-from perpo_pipeline.run import make as make_artifact
+from perpo_pipeline.run import Console
 from perpo_pipeline.store.artifacts import Version
-from perpo_pipeline.store.atomic import write_atomically
-from perpo_pipeline.store.schemas import SEED_DIFFERENCES
-from perpo_pipeline.store.writing import Recipe, Writer
+from perpo_pipeline.sweep.artifact import Results, write_sweep
 from perpo_pipeline.sweep.cells import Cell, make_cells
-from perpo_pipeline.sweep.edges import at_edge
 from perpo_pipeline.sweep.estimate import (
     Estimates,
     check_room,
@@ -26,14 +27,8 @@ from perpo_pipeline.sweep.estimate import (
 from perpo_pipeline.sweep.file import SweepFile, read_sweep
 from perpo_pipeline.sweep.make_steps import Made, Progress, find_made, make_missing
 from perpo_pipeline.sweep.metric import check_metric, find_metric_of
-from perpo_pipeline.sweep.results import (
-    Chosen,
-    Measured,
-    Row,
-    choose,
-    compare_methods,
-    sweep_rows,
-)
+from perpo_pipeline.sweep.quick import quick_version
+from perpo_pipeline.sweep.results import Chosen, Measured, choose
 from perpo_pipeline.sweep.side_by_side import (
     check_jobs,
     make_side_by_side,
@@ -41,8 +36,7 @@ from perpo_pipeline.sweep.side_by_side import (
 )
 from perpo_pipeline.sweep.steps import Step, make_steps
 
-STAGE_VERSION = 1
-PAGE = "sweep.html"
+Steps = dict[str, Step]
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,7 @@ class Sweep:
 
     file: SweepFile
     cells: Sequence[Cell]
+    is_quick: bool = False
 
     @property
     def name(self) -> str:
@@ -77,10 +72,27 @@ class Sweep:
         return [c.on(splits) for c in self.cells if chosen[c.method] == c.setting_json]
 
 
-def open_sweep(path: Path, given: Sequence[Override] = ()) -> Sweep:
-    """Read a sweep's file and make its cells; raises `ConfigError`, which names the file."""
+def open_sweeps(
+    paths: Sequence[Path], given: Sequence[Override] = (), *, is_quick: bool = False
+) -> list[Sweep]:
+    """Read the files of sweeps and make their cells; raises `ConfigError`, which names the file."""
+    found: dict[Path, Path] = {}
+    sweeps = [_open_sweep(path, given, is_quick) for path in paths]
+    for sweep, path in zip(sweeps, paths, strict=True):
+        if (other := found.setdefault(sweep.place, path)) is not path:
+            raise ConfigError(
+                f"the sweep of {other} is called '{sweep.name}', too",
+                where=str(path),
+                fix="give each sweep of a run a name of its own (`sweep`), and each file once",
+            )
+    return sweeps
+
+
+def _open_sweep(path: Path, given: Sequence[Override], is_quick: bool) -> Sweep:
     file = read_sweep(path)
     try:
+        if is_quick:
+            file = quick_version(file, load_config(file.config))
         cells = make_cells(file, given)
         check_metric(file, cells[0].config)
     except ConfigError as error:
@@ -88,50 +100,123 @@ def open_sweep(path: Path, given: Sequence[Override] = ()) -> Sweep:
         raise ConfigError(error.what, where=where, fix=error.fix) from error
     sweep = Sweep(file, cells)
     splits = [split for split in file.splits if split != sweep.later]
-    return Sweep(file, [cell.on(splits) for cell in cells])
+    return Sweep(file, [cell.on(splits) for cell in cells], is_quick)
 
 
-def plan_sweep(sweep: Sweep) -> str:
+@dataclass
+class _Work:
+    """What sweeps make together. `steps` are each sweep's, by the folder of its artifact.
+
+    Until all cells of a sweep are measured, the first setting of each method stands for the chosen
+    one.
+    """
+
+    sweeps: Sequence[Sweep]
+    made: Made = field(default_factory=Made)
+    steps: dict[Path, Steps] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find what is finished."""
+        for sweep in self.sweeps:
+            self.steps[sweep.place] = self._expected(sweep)
+        self.estimates = Estimates(self.made, self.every())
+
+    def every(self) -> Steps:
+        """The steps of all sweeps, each once."""
+        return {id: step for steps in self.steps.values() for id, step in steps.items()}
+
+    def missing(self) -> list[Step]:
+        """The steps that are to be made."""
+        return [step for step in self.every().values() if step.id not in self.made.versions]
+
+    def replace(self, sweep: Sweep, steps: Steps) -> None:
+        """The steps of a sweep whose settings are chosen."""
+        self.steps[sweep.place] = steps
+        self.estimates.steps |= steps
+
+    def seconds_left(self) -> tuple[float, bool]:
+        """As `Estimates.seconds_left` of all sweeps."""
+        return self.estimates.seconds_left(self.every().values())
+
+    def _expected(self, sweep: Sweep) -> Steps:
+        steps, last = make_steps(sweep.cells)
+        find_made(steps.values(), sweep.name, self.made)
+        if sweep.later is None:
+            return steps
+        chosen: Chosen = sweep.first_settings()
+        if all(id in self.made.versions for id in last):
+            metric = find_metric_of(sweep.file, _prompts_of(sweep, steps, self.made))
+            _, chosen = _choose(sweep, last, self.made, metric)
+        likely, _ = make_steps(sweep.later_cells(chosen))
+        find_made(likely.values(), sweep.name, self.made)
+        return {**steps, **likely}
+
+
+def plan_sweeps(sweeps: Sequence[Sweep]) -> str:
     """What --dry-run prints: how many steps there are, and about how long they take."""
-    _, steps, estimates = _begin(sweep)
-    return dry_run_text(sweep.name, estimates, steps)
+    work = _Work(sweeps)
+    return dry_run_text(_title(sweeps), work.estimates, [*work.every().values()])
 
 
-def run_sweep(
-    sweep: Sweep, console: Console, *, jobs: int = 1, max_hours: float | None = None
-) -> Version:
-    """Make what is missing of all cells, choose, report; returns the `sweep` artifact.
+def run_sweeps(
+    sweeps: Sequence[Sweep], console: Console, *, jobs: int = 1, max_hours: float | None = None
+) -> Iterator[tuple[Sweep, Version]]:
+    """Of each sweep make what is missing of its cells, choose, and yield the `sweep` artifact.
 
     `jobs` steps at a time, each on its own device. Stopped at any moment, the same call goes on
     from there. Raises `ConfigError` where the disk or `max_hours` is too small for what is to come.
+    One of several sweeps that fails does not stop the others; the error is raised after the last.
     """
-    check_jobs(jobs, [cell.config for cell in sweep.cells])
-    made, expected, estimates = _begin(sweep)
-    todo = [step for step in expected if step.id not in made.versions]
-    trainings = sum(step.stage == "train" for step in todo)
+    check_jobs(jobs, [cell.config for sweep in sweeps for cell in sweep.cells])
+    work = _Work(sweeps)
+    todo = work.missing()
+    _announce(work, todo, console)
+    if todo:
+        check_room(work.estimates.adapter_bytes(todo), sweeps[0].cells[0].config.data_root)
+        check_time(total_seconds(work.estimates, todo), jobs, max_hours)
+    progress = Progress("", console, len(todo), work.seconds_left, jobs)
+    failed = []
+    for sweep in sweeps:
+        progress.sweep = sweep.name
+        try:
+            version = _run(sweep, work, progress)
+        except PerpoError as error:
+            if len(sweeps) == 1:
+                raise
+            console.say(f"sweep {sweep.name} failed: {error}")
+            failed.append(sweep.name)
+        else:
+            yield sweep, version
+    if failed:
+        raise ProcessError(
+            f"{len(failed)} of {len(sweeps)} sweeps failed: {', '.join(failed)}",
+            fix="see the messages above; the same command makes only what is missing of these",
+        )
+
+
+def _announce(work: _Work, todo: Sequence[Step], console: Console) -> None:
+    cells = [cell for sweep in work.sweeps for cell in sweep.cells]
+    number, trainings = len(work.every()), sum(step.stage == "train" for step in todo)
     console.say(
-        f"sweep {sweep.name}: {len(sweep.cells)} cells, {len(expected)} calls of stages; "
-        f"{len(expected) - len(todo)} are finished, {trainings} trainings are to be made"
+        f"{_title(work.sweeps)}: {len(cells)} cells, {number} calls of stages; "
+        f"{number - len(todo)} are finished, {trainings} trainings are to be made"
     )
-    processes = max(processes_of_trainings(cell.config) for cell in sweep.cells)
+    processes = max(processes_of_trainings(cell.config) for cell in cells)
     if trainings and processes > 1:
         console.say(
-            f"sweep {sweep.name}: each training runs in one process: train.num_processes "
+            f"{_title(work.sweeps)}: each training runs in one process: train.num_processes "
             f"({processes}) has no effect here; --jobs makes several trainings at a time"
         )
-    if todo:
-        check_room(estimates.adapter_bytes(todo), sweep.cells[0].config.data_root)
-        check_time(total_seconds(estimates, todo), jobs, max_hours)
+
+
+def _title(sweeps: Sequence[Sweep]) -> str:
+    return f"sweep {sweeps[0].name}" if len(sweeps) == 1 else f"{len(sweeps)} sweeps"
+
+
+def _run(sweep: Sweep, work: _Work, progress: Progress) -> Version:
+    made = work.made
     steps, last = make_steps(sweep.cells)
-    later = [step for step in expected if step.id not in steps]
-    progress = Progress(
-        sweep.name,
-        console,
-        len(todo),
-        lambda: estimates.seconds_left([*steps.values(), *later]),
-        jobs,
-    )
-    make = partial(_make, made=made, progress=progress, jobs=jobs)
+    make = partial(_make, made=made, progress=progress)
     make([step for step in steps.values() if step.stage == "prepare"])
     metric = find_metric_of(sweep.file, _prompts_of(sweep, steps, made))
     make([*steps.values()])
@@ -139,38 +224,19 @@ def run_sweep(
     if sweep.later is not None:
         selected = sweep.later_cells(chosen)
         chosen_steps, last = make_steps(selected)
-        estimates.steps |= chosen_steps
-        progress.seconds_left = lambda: estimates.seconds_left(chosen_steps.values())
+        work.replace(sweep, {**steps, **chosen_steps})
         find_made(chosen_steps.values(), sweep.name, made)
         make([*chosen_steps.values()])
         measured += _read(selected, last, [sweep.later], made, metric)
-    return _write(sweep, console, measured, chosen, metric)
+    results = Results(sweep.file, sweep.cells, measured, chosen, metric, sweep.is_quick)
+    return write_sweep(results, progress.console)
 
 
-def _begin(sweep: Sweep) -> tuple[Made, list[Step], Estimates]:
-    """What is finished, all steps as far as they are known, and what they take.
-
-    Until all cells are measured, the first setting of each method stands for the chosen one.
-    """
-    steps, last = make_steps(sweep.cells)
-    made = Made()
-    find_made(steps.values(), sweep.name, made)
-    if sweep.later is not None:
-        chosen: Chosen = sweep.first_settings()
-        if all(id in made.versions for id in last):
-            metric = find_metric_of(sweep.file, _prompts_of(sweep, steps, made))
-            _, chosen = _choose(sweep, last, made, metric)
-        likely, _ = make_steps(sweep.later_cells(chosen))
-        find_made(likely.values(), sweep.name, made)
-        steps = {**steps, **likely}
-    return made, [*steps.values()], Estimates(made, dict(steps))
-
-
-def _make(steps: Sequence[Step], *, made: Made, progress: Progress, jobs: int) -> None:
-    if jobs == 1:
+def _make(steps: Sequence[Step], *, made: Made, progress: Progress) -> None:
+    if progress.jobs == 1:
         make_missing(steps, made, progress)
     else:
-        make_side_by_side(steps, made, progress, jobs)
+        make_side_by_side(steps, made, progress, progress.jobs)
 
 
 def _choose(
@@ -198,54 +264,3 @@ def _read(
         for split in splits
         for cell, id in zip(cells, last, strict=True)
     ]
-
-
-def _write(
-    sweep: Sweep,
-    console: Console,
-    measured: Sequence[Measured],
-    chosen: Chosen,
-    metric: Metric,
-) -> Version:
-    """Write the artifact, or find it; prints what to look at."""
-    file, run = sweep.file, Run(sweep.cells[0].config, quiet=console.quiet)
-    settings = {
-        "metric": metric.name,
-        "select_on": file.select_on,
-        "report_on": file.report_on,
-        "report_cells": file.report_cells,
-        "cells": [[one.cell.method, one.cell.setting_json, one.cell.seed] for one in measured],
-    }
-    inputs = {
-        f"{n:04d} {one.cell.method}@{one.split}": one.version for n, one in enumerate(measured)
-    }
-    edges = at_edge(sweep.cells, chosen) if file.select_on is not None else []
-    notes = {"chosen": dict(chosen), "at_edge": edges, "file": file.model_dump(mode="json")}
-    recipe = Recipe("sweep", sweep.name, "sweep", STAGE_VERSION, settings, inputs, notes)
-
-    def work(writer: Writer) -> None:
-        split = file.report_on or file.select_on
-        compared = [one for one in measured if one.split == split]
-        differences = compare_methods(compared, chosen)
-        rows = sweep_rows(measured, chosen)
-        html = _page(sweep, metric, rows, differences, edges)
-        write_atomically(writer.path / PAGE, lambda sink: sink.write(html.encode()))
-        writer.write_part(0, differences, table=SEED_DIFFERENCES.name)
-        writer.write_part(0, rows)
-
-    version = make_artifact(run, recipe, work)
-    for warning in edges:
-        console.say(f"sweep {sweep.name}: warning: {warning}")
-    return version
-
-
-def _page(
-    sweep: Sweep,
-    metric: Metric,
-    rows: Sequence[Row],
-    differences: Sequence[Row],
-    edges: Sequence[str],
-) -> str:
-    from perpo_pipeline.sweep.page import sweep_page  # imports Matplotlib
-
-    return sweep_page(sweep.file, sweep.cells, metric, rows, differences, edges)

@@ -39,9 +39,9 @@ class Step:
         return self.cell.config
 
     @property
-    def kind(self) -> tuple[str, str]:
+    def kind(self) -> tuple[str, str, str]:
         """Steps of one kind take about the same time for each prompt or list."""
-        return self.stage, self.cell.method if self.stage == "train" else ""
+        return self.config.run, self.stage, self.cell.method if self.stage == "train" else ""
 
     @cached_property
     def references(self) -> tuple[str, ...]:
@@ -81,7 +81,10 @@ def make_steps(cells: Sequence[Cell]) -> tuple[dict[str, Step], list[str]]:
         for call in _calls_of(cell):
             needs = tuple(dict.fromkeys(made[need] for need in call.needs))
             counted = [_counted(node, cell.config) for node in call.made]
-            id = fingerprint_of({"stage": call.stage, "counted": counted, "needs": needs})
+            where = str(cell.config.run_dir)  # versions of another run are not this run's
+            id = fingerprint_of(
+                {"in": where, "stage": call.stage, "counted": counted, "needs": needs}
+            )
             steps.setdefault(id, Step(id, call, needs, cell))
             made |= {node.key: id for node in call.made}
         last.append(id)

@@ -7,6 +7,7 @@ black or white until the contrast to the page is that of WCAG 2.2 for text (succ
 
 import re
 from collections.abc import Collection
+from importlib import resources
 
 INK, MUTED, RULE, GRID = "#1b1f24", "#5b6470", "#d9dde2", "#eef0f3"
 PAPER, DARK_PAPER = "#ffffff", "#14181d"
@@ -39,6 +40,14 @@ def variables(page: str, *, dark: bool) -> str:
         f"{readable(f'#{digits}', papers, FOR_TEXT if kind == 't' else marks, dark=dark)};"
         for kind, digits in found
     )
+
+
+def theme(*, dark: bool) -> str:
+    """The CSS declarations of the colours in NAMED for one theme, as page.css has them."""
+    css = resources.files("perpo_pipeline.report.page").joinpath("page.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)[dark]
+    found = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", block))
+    return " ".join(f"--{name}: {found[name]};" for name in NAMED.values())
 
 
 def readable(colour: str, papers: Collection[str], least: float, *, dark: bool) -> str:

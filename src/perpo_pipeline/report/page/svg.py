@@ -9,7 +9,15 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from perpo_pipeline.report.page.colours import GRID, INK, MUTED, RULE, themed
+from perpo_pipeline.report.page.colours import (
+    GRID,
+    INK,
+    MUTED,
+    RULE,
+    theme,
+    themed,
+    variables,
+)
 
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,
@@ -47,6 +55,28 @@ def draw_svg(draw: Callable[[Any], None], name: str, size: tuple[float, float]) 
         sink = io.StringIO()
         figure.savefig(sink, format="svg", metadata=no_metadata)
     return _inline(sink.getvalue(), name)
+
+
+def svg_file(element: str) -> str:
+    """An element of `draw_svg` as a file of its own, on the paper of a light or a dark page.
+
+    It follows the reader's theme, and has its own paper, so it can be read on any page.
+    """
+    light, dark = (
+        f"{theme(dark=is_dark)} {variables(element, dark=is_dark)}" for is_dark in (False, True)
+    )
+    style = (
+        f"<style>:root {{ {light} }} "
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}</style>"
+    )
+    paper = '<rect width="100%" height="100%" rx="4" style="fill: var(--paper)"/>'
+    head, body = element.split(">", 1)
+    sizes = re.search(r'viewBox="[\d.-]+ [\d.-]+ ([\d.]+) ([\d.]+)"', head)
+    if sizes is None:
+        raise ValueError("the element has no viewBox")
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
+    size = f' width="{sizes[1]}pt" height="{sizes[2]}pt" font-family="system-ui, sans-serif"'
+    return f"{head}{size}>\n{style}\n{paper}\n{body}\n"
 
 
 def _inline(text: str, name: str) -> str:
