@@ -19,7 +19,7 @@
 #   make sweep SWEEP=configs/sweeps/demo.yaml
 #                          many settings, methods and seeds; ARGS=--dry-run only counts them
 #   make figures           all sweeps of configs/figures/, in hours on a CPU: pictures and tables in docs/figures/;
-#                          QUICK=1 is a version of a minute that shows nothing, in data/figures-quick/
+#                          QUICK=1 shows in a minute or two that it runs, in data/figures-quick/
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
 #
 # stages/*.mk has the command of each stage; `perpo make-rules` prints which file becomes which.
@@ -173,8 +173,8 @@ sweep: $(INSTALLED)
 	@$(PERPO) sweep $(or $(SWEEP),$(error SWEEP= is missing, such as configs/sweeps/demo.yaml)) $(SETS) $(ARGS)
 
 FIGURES ?= $(sort $(wildcard configs/figures/*.yaml))
-QUICK_SETS := run=figures-quick prepare.train.num_prompts=32 prepare.validation.num_prompts=32 \
-  prepare.test.num_prompts=32 sample.num_gpus=1
+QUICK_SETS := run=figures-quick prepare.train.num_prompts=16 prepare.validation.num_prompts=16 \
+  prepare.test.num_prompts=16 sample.num_gpus=1
 figures: $(INSTALLED)
 	@$(PERPO) sweep $(or $(FIGURES),$(error there is no configs/figures/*.yaml)) \
 	  $(if $(QUICK),--quick --figures data/figures-quick/figures $(QUICK_SETS:%=--set %),--figures docs/figures) $(SETS) $(ARGS)
