@@ -17,7 +17,7 @@ from perpo_pipeline.sweep.cells import shown_value
 
 Row = Mapping[str, Any]
 LOGARITHMIC = 8  # times between two values from which an axis is logarithmic
-BESIDE = 0.012  # share of the axis by which the methods' points stand beside each other
+BESIDE = 0.02  # share of the axis by which the methods' points stand beside each other
 
 
 @dataclass(frozen=True)

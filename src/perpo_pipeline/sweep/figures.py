@@ -25,6 +25,9 @@ from perpo_pipeline.sweep.table import ONE_SEED
 Row = Mapping[str, Any]
 INDEX = "README.md"
 METHOD = "method"
+INTRODUCTION = """Made from sweeps by `perpo sweep --figures`; changes here are lost. Lines are
+means over seeds with 95 % intervals over the prompts, ticks are single seeds, rings chosen
+settings, and the dashed line is the base."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Finished:
 def write_figures(folder: Path, sweeps: Sequence[Finished]) -> Path:
     """Write the pictures of these sweeps and the page with their tables; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ["# Figures", "", "Made from sweeps by `perpo sweep --figures`; changes here are lost."]
+    lines = ["# Figures", "", INTRODUCTION]
     for sweep in sweeps:
         pictures = draw_pictures(sweep)
         for name, svg in pictures.items():
