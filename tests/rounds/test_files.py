@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
+from perpo_pipeline import cli
 from perpo_pipeline.commands.make_rules import rules
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.rounds.checks import method_of
@@ -21,6 +23,17 @@ def test_make_makes_the_rounds_of_a_file_that_has_the_section() -> None:
     ]
     text = (ROOT / "Makefile").read_text()
     assert "\nall: $(or $(ALL),report-shown)\n" in text and "\nrounds-shown: " in text
+
+
+def test_the_status_of_such_a_file_names_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--set", f"data_root={tmp_path}"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status", "--config", str(SHIPPED), *root])
+    assert not ended.value.code
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("rounds, each"))
+    assert f"perpo iterate --config {SHIPPED}" in line and str(tmp_path) in line
 
 
 def test_the_file_of_a_round_has_the_settings_of_its_run(tmp_path: Path) -> None:

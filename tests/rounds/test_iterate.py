@@ -13,6 +13,7 @@ from rounds.fake_rounds import FILE, RIGHT, use_fakes, write_rounds
 from perpo_pipeline import cli
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.garbage import find_unused
 from perpo_pipeline.store.writing import Writer
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
 
@@ -219,8 +220,15 @@ def test_a_changed_setting_makes_new_rounds_and_keeps_the_old_ones(
     called.clear()
     iterate(file)
     assert artifact(file).path == first.path
-    adapters = file.parent / "data" / "small" / "round-1" / "adapter" / "perpo"
-    assert len([*adapters.glob("*/manifest.json")]) == 2  # nothing was trained again
+    folder = file.parent / "data" / "small" / "round-1"
+    adapters = [*(folder / "adapter" / "perpo").glob("*/manifest.json")]
+    assert len(adapters) == 2  # nothing was trained again
+    # Of the other setting nothing is in use, nor of the second round; the first is left whole.
+    unused = {one.path for one in find_unused(folder.parent, 0.0)}
+    (used,) = (file.parent for file in adapters if file.parent not in unused)
+    assert used.name == artifact(file).table()["adapter"].to_pylist()[1]
+    models = sorted((folder / "model").iterdir())
+    assert [one.name for one in models if one not in unused] == [used.name] and len(models) == 2
 
 
 @pytest.mark.parametrize(

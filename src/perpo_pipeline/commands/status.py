@@ -65,6 +65,8 @@ def status(
         if unused:
             print(_summary_of_unused(unused))
         print(_next(read, found))
+        if "rounds" in read.model_fields_set:
+            print(f"rounds, each a run with a file of its own: {advice.command('iterate')}")
     for one in found:
         if one.error is not None:
             raise one.error

@@ -20,7 +20,7 @@ from perpo_pipeline.rounds.round_files import Part, Round, round_folder, write_r
 from perpo_pipeline.run import Run
 from perpo_pipeline.run import make as make_artifact
 from perpo_pipeline.status.calls import Call, calls
-from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.artifacts import MODEL, Version, input_of
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.writing import Recipe, Writer
 
@@ -105,7 +105,7 @@ def _make_round(chain: Chain, number: int) -> None:
     gain = compare(after, before, split, chain.metric, run.config.rounds.alpha)
     chain.gains[after.title, split] = gain
     if gain.gains or run.config.rounds.alpha is None:
-        folder = chain.merge(_adapter(after), round_folder(run.config, number) / "model")
+        folder = chain.merge(_adapter(after), round_folder(run.config, number) / MODEL)
         chain.folder = folder
         after = replace(after, merged=_identity(folder, one))
     chain.reached.append(after)
@@ -262,7 +262,7 @@ def _write(chain: Chain, models: Sequence[Reached], chosen: Reached) -> Version:
 
 
 def _merged_folder(run: Run, one: Reached) -> Path:
-    return round_folder(run.config, one.number) / "model" / _adapter(one).fingerprint
+    return round_folder(run.config, one.number) / MODEL / _adapter(one).fingerprint
 
 
 def _page(chain: Chain, rows: Sequence[Mapping[str, Any]]) -> str:

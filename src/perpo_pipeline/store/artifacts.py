@@ -34,6 +34,7 @@ MANIFEST, STARTED, CURRENT, LOCK = "manifest.json", "started.json", "current", "
 NOTES = "notes.json"
 OPTIONS = "options.json"  # beside `current`: the options that chose each version last
 MERGED = "merged"  # the folder of a run that holds merged models
+MODEL = "model"  # the folder of a round that holds its merged model
 SHOWN = 8  # artifacts named in a message
 FINGERPRINT_KEY = b"perpo_fingerprint"
 SCHEMA_VERSION_KEY = b"perpo_schema_version"

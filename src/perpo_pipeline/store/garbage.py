@@ -13,6 +13,7 @@ from perpo_pipeline.store.artifacts import (
     CURRENT,
     MANIFEST,
     MERGED,
+    MODEL,
     STARTED,
     being_written,
     follow_current,
@@ -46,10 +47,14 @@ def find_unused(run_dir: Path, keep_days: float) -> list[Unused]:
 
     A version that options asked for, and one that is unfinished, is kept for `keep_days` after it
     was last written. A version that a process is writing is no candidate. Merged models are
-    unused while no process is writing: stages make them again.
+    unused while no process is writing: stages make them again. Of a run that was made in rounds
+    (`perpo iterate`) the rounds' own folders count as well; a round's merged model is in use as
+    long as its adapter is.
     """
-    found = {p.parent.resolve() for p in run_dir.glob(f"*/*/*/{STARTED}")}
-    used = _used(run_dir)
+    rounds = _rounds_of(run_dir)
+    folders = [run_dir, *rounds]
+    found = {p.parent.resolve() for one in folders for p in one.glob(f"*/*/*/{STARTED}")}
+    used = {path for one in folders for path in _used(one)}
     unused = [
         Unused(path, _size(path), _difference(path), _why_kept(path, keep_days))
         for path in sorted(found - used)
@@ -58,7 +63,19 @@ def find_unused(run_dir: Path, keep_days: float) -> list[Unused]:
     if not any(being_written(path) for path in found):
         merged = sorted(path.resolve() for path in (run_dir / MERGED).glob("*") if path.is_dir())
         unused += [Unused(path, _size(path), "a merged model", "") for path in merged]
+        adapters = {path.name for path in used if path.parent.parent.name == "adapter"}
+        models = (path.resolve() for one in rounds for path in sorted((one / MODEL).glob("*")))
+        unused += [
+            Unused(path, _size(path), "the merged model of an adapter that is not in use", "")
+            for path in models
+            if path.name not in adapters
+        ]
     return unused
+
+
+def _rounds_of(run_dir: Path) -> list[Path]:
+    """The folders of rounds inside the folder of a run: each has artifacts of its own."""
+    return sorted({pointer.parents[2] for pointer in run_dir.glob(f"*/*/*/{CURRENT}")})
 
 
 def shown_size(size: int) -> str:
