@@ -26,6 +26,7 @@ only the trainings and evaluations that are missing. Needs the dev extra (trl, d
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     plan = parse(arguments)
     start_server(plan.threads)
     check_same(plan)
-    ours.make_lists(plan)
+    ours.prepare_evaluation(plan)
     limit = limit_of(plan)
     rows = base_row(plan)
     for way in plan.ways():
@@ -114,9 +115,9 @@ def limit_of(plan: Plan) -> float:
 def train(plan: Plan, way: Way, setting: str, limit: float) -> list[Row]:
     """The points of one setting."""
     if way.method is not None:
-        points = ours.train(plan, setting, way.needs_lists)
-        say(f"{setting}: trained for {points[-1]['cpu_s']:,.0f} processor seconds")
-        return points
+        point = ours.train(ours.part_of(plan), setting, way.needs_lists)
+        say(f"{setting}: trained for {point['cpu_s']:,.0f} processor seconds")
+        return [point]
     points = trl_ways.train(plan, way, setting, limit)
     used = f"{setting}: trained until {points[-1]['cpu_s']:,.0f} processor seconds"
     say(f"{used}, {trl_ways.learned(plan, way, setting)}")
@@ -129,14 +130,15 @@ def rows_of(plan: Plan, way: Way, limit: float) -> list[Row]:
     chosen, values = choose(plan, found)
     points = found[chosen]
     if way.method is not None:
-        parts = [
-            point
-            for part in plan.parts[:-1]
-            for point in ours.train(plan, chosen, way.needs_lists, part)
-        ]
-        points = [*parts, *points]
+        parts = [ours.part_of(plan, share) for share in plan.parts[:-1]]
+        points = [*(ours.train(part, chosen, way.needs_lists) for part in parts), *points]
     settings = ours.flat(way.settings[chosen])
-    return [row(plan, way, settings, point) | {"validation": values} for point in points]
+    rows = [row(plan, way, settings, point) | {"validation": values} for point in points]
+    if way.name == "perpo":
+        several = replace(way, name="perpo-rounds", label=f"PerPO, {plan.rounds} rounds")
+        several = replace(several, colour="#6aa5ff")
+        rows += [row(plan, several, settings, one) for one in ours.train_rounds(plan, chosen)]
+    return rows
 
 
 def choose(plan: Plan, found: dict[str, list[Row]]) -> tuple[str, dict[str, float]]:
@@ -148,7 +150,7 @@ def choose(plan: Plan, found: dict[str, list[Row]]) -> tuple[str, dict[str, floa
         return next(iter(found)), {}
     values = {}
     for setting, points in found.items():
-        values[setting] = measure(plan, points[-1]["adapter"], "validation")["value"]
+        values[setting] = measure(plan, points[-1], "validation")["value"]
         say(f"{setting}: {plan.metric} {values[setting]:.4f} on the validation split")
     best = max if METRICS[plan.metric].higher_is_better else min
     return best(values, key=lambda setting: values[setting]), values
@@ -157,7 +159,7 @@ def choose(plan: Plan, found: dict[str, list[Row]]) -> tuple[str, dict[str, floa
 def row(plan: Plan, way: Way, setting: str, point: Row) -> Row:
     """A checkpoint and its metric on the test split."""
     names = {"way": way.name, "label": way.label, "colour": way.colour, "setting": setting}
-    found = names | point | measure(plan, point["adapter"], "test")
+    found = names | point | measure(plan, point, "test")
     say(
         f"{way.name} after {point['cpu_s']:,.0f} processor seconds: {plan.metric} "
         f"{found['value']:.4f} on the test split"
@@ -168,7 +170,7 @@ def row(plan: Plan, way: Way, setting: str, point: Row) -> Row:
 def base_row(plan: Plan) -> list[Row]:
     """The base, which costs nothing."""
     base = Way("base", "base", "#5b6470", {})
-    return [row(plan, base, "-", {"cpu_s": 0.0, "samples": 0, "steps": 0, "adapter": None})]
+    return [row(plan, base, "-", {"cpu_s": 0.0, "samples": 0, "steps": 0})]
 
 
 def say(message: str) -> None:

@@ -65,6 +65,7 @@ class Plan:
     parts: Sequence[float] = PARTS
     marks: Sequence[float] = MARKS
     max_steps: int = -1
+    rounds: int = 3
 
     def as_json(self) -> dict[str, Any]:
         """What decides the result, for a file."""
@@ -74,12 +75,12 @@ class Plan:
     def metric(self) -> str:
         return METRICS[self.task]
 
-    def load(self, part: float = 1.0) -> RunConfig:
-        """The run with this part of its prompts and lists."""
-        return load_config(self.config, self.settings_of(part))
+    def load(self) -> RunConfig:
+        """The run with all of its prompts and lists."""
+        return load_config(self.config, self.settings_of(1.0))
 
-    def settings_of(self, part: float = 1.0) -> dict[str, Any]:
-        """Settings that replace those of the run's file."""
+    def settings_of(self, part: float) -> dict[str, Any]:
+        """Settings that replace those of the run's file, for a part of its prompts and lists."""
         whole = load_config(self.config, dict(self.overrides))
         prompts = max(1, round(part * whole.prepare["train"].num_prompts))
         given = {"data_root": str(self.out / "runs"), "run": f"prompts-{prompts}"}
@@ -136,6 +137,7 @@ def quick(plan: Plan) -> Plan:
         marks=(1.0,),
         max_seconds=plan.max_seconds or 600.0,
         max_steps=1,
+        rounds=2,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from figures import save
 
 from online.apart import processor_seconds, run_apart
-from online.ours import POINTS, make_lists, read
+from online.ours import POINTS, make_lists, part_of, read
 from online.plan import Plan, Setting, Way
 from online.trl_data import (
     CHECKED,
@@ -43,7 +43,7 @@ def train_here(plan: Plan, way: Way, setting: str, limit_s: float) -> None:
     from perpo_pipeline.vlm.adapters import describe_base, write_record
 
     config, folder = plan.load(), plan.out / "ways" / setting
-    paid = make_lists(plan)
+    paid = make_lists(part_of(plan))
     before = paid if way.needs_lists else {"cpu_s": 0.0, "samples": 0}
     clock = Clock(before["cpu_s"], limit_s, plan.marks)
     trainer, vlm = _trainer(plan, config, way, way.settings[setting])

@@ -51,17 +51,22 @@ def done(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Si
     rows = bench.script.main(arguments)
     plan = bench.script.parse(arguments)
     return SimpleNamespace(
-        rows={row["way"]: row for row in rows}, plan=plan, folder=folder, arguments=arguments
+        rows={row["way"]: row for row in rows},
+        all=rows,
+        plan=plan,
+        folder=folder,
+        arguments=arguments,
     )
 
 
 def test_each_way_pays_for_what_it_uses(bench: SimpleNamespace, done: SimpleNamespace):
     rows = done.rows
-    lists = bench.ours.make_lists(done.plan)
-    assert list(rows) == ["base", "perpo", "sft", "grpo", "trl-dpo", "rft"]
+    lists = bench.ours.make_lists(bench.ours.part_of(done.plan))
+    assert list(rows) == ["base", "perpo", "perpo-rounds", "sft", "grpo", "trl-dpo", "rft"]
     samples = {name: row["samples"] for name, row in rows.items()}
-    assert samples == {"base": 0, "perpo": 32, "sft": 0, "grpo": 8, "trl-dpo": 32, "rft": 32}
-    for name in ("perpo", "trl-dpo", "rft"):
+    of_lists = dict.fromkeys(("perpo", "perpo-rounds", "trl-dpo", "rft"), 8 * 4)
+    assert samples == {"base": 0, "sft": 0, "grpo": 8} | of_lists
+    for name in of_lists:
         assert rows[name]["cpu_s"] > lists["cpu_s"] > 0
     assert rows["base"]["cpu_s"] == 0 < rows["sft"]["cpu_s"] < rows["perpo"]["cpu_s"]
     assert all(rows[name]["steps"] == 1 for name in ("grpo", "trl-dpo", "rft"))
@@ -85,6 +90,24 @@ def test_what_was_trained_is_what_is_measured(done: SimpleNamespace):
     }
     assert min(moved.values()) > 0
     assert len(set(moved.values())) == len(moved)
+
+
+def test_each_round_begins_from_the_merged_model_of_the_last_on_fresh_prompts(
+    done: SimpleNamespace,
+):
+    runs, ways = done.folder / "runs", done.folder / "ways" / "rounds"
+    found = []
+    for name in ("round-1", "round-2"):
+        prompts = open_version(runs / name / "prompts" / "train", "prompts")
+        samples = open_version(runs / name / "samples" / "train", "samples")
+        found.append((set(prompts.table()["image_sha256"].to_pylist()), samples.manifest))
+    (first, of_first), (second, of_second) = found
+    assert len(first) == len(second) == 4 and not first & second
+    assert of_first["notes"]["model_id"] == "testbed"
+    assert of_second["notes"]["model_id"] == str(ways / "merged-1")
+    one, two = (row for row in done.all if row["way"] == "perpo-rounds")
+    assert 0 < one["cpu_s"] < two["cpu_s"] and (one["samples"], two["samples"]) == (16, 32)
+    assert (one["model"], two["model"]) == ("ways/rounds/merged-1", "ways/rounds/merged-2")
 
 
 def test_evaluation_is_that_of_perpo_eval(done: SimpleNamespace):
@@ -153,17 +176,13 @@ def test_the_same_command_makes_only_what_is_missing(
         monkeypatch.setattr(module, "run_apart", run_apart)
     again = bench.script.main(done.arguments)
     assert made == []
-    assert {row["way"]: row for row in again} == done.rows
-    (done.folder / "metrics" / f"{name_of(bench, done.rows['sft'])}@test.json").unlink()
-    assert {row["way"]: row for row in bench.script.main(done.arguments)} == done.rows
-    assert made == [f"eval-{name_of(bench, done.rows['sft'])}-test"]
+    assert again == done.all
+    (done.folder / "metrics" / f"{bench.evaluate.name_of(done.rows['sft'])}@test.json").unlink()
+    assert bench.script.main(done.arguments) == done.all
+    assert made == [f"eval-{bench.evaluate.name_of(done.rows['sft'])}-test"]
     table = (done.folder / "table.md").read_text(encoding="utf-8")
-    assert table.count("\n") == 2 + 6
+    assert table.count("\n") == 2 + 8
     assert (done.folder / "curves.svg").stat().st_size > 5_000
-
-
-def name_of(bench: SimpleNamespace, row: dict) -> str:
-    return bench.evaluate.name_of(row["adapter"])
 
 
 def test_other_options_need_another_folder(bench: SimpleNamespace, done: SimpleNamespace):
@@ -182,7 +201,7 @@ def test_lists_of_a_stopped_run_are_made_and_paid_for_again(
     monkeypatch.setattr(
         bench.ours, "perpo", lambda *_: there.append((run_dir / "samples").exists()) or 1.5
     )
-    assert bench.ours.make_lists(plan) == {"cpu_s": 4.5, "samples": 32}
+    assert bench.ours.make_lists(bench.ours.part_of(plan)) == {"cpu_s": 4.5, "samples": 32}
     assert there and not any(there)
 
 
@@ -251,9 +270,9 @@ def test_validation_chooses_in_the_metrics_direction(
 ):
     values = {"low": 0.2, "high": 0.7, "middle": 0.5}
 
-    def measure(plan, adapter, split):
+    def measure(plan, point, split):
         assert split == "validation"
-        return {"value": values[adapter]}
+        return {"value": values[point["adapter"]]}
 
     monkeypatch.setattr(bench.script, "measure", measure)
     found = {name: [{"adapter": "early"}, {"adapter": name}] for name in values}
