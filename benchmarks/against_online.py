@@ -34,7 +34,7 @@ from figures import save
 from online import ours, trl_ways
 from online.apart import start_server
 from online.evaluate import measure
-from online.plan import CONFIGS, Plan, Way, quick, root
+from online.plan import SWEEPS, Plan, Way, quick, root
 from online.show import draw, table, with_differences
 
 from perpo_pipeline.evaluate.metrics import METRICS
@@ -73,8 +73,8 @@ def parse(arguments: Sequence[str] | None) -> Plan:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", choices=list(CONFIGS), default="grounding")
-    parser.add_argument("--config", type=Path, help="a run with the settings of sft, dpo, perpo")
+    parser.add_argument("--task", choices=list(SWEEPS), default="grounding")
+    parser.add_argument("--sweep", type=Path, help="a sweep's file: the run and our settings")
     parser.add_argument("--out", type=Path, required=True, help="folder of all that is made")
     parser.add_argument("--threads", type=int, default=1, help="threads of each training")
     parser.add_argument(
@@ -83,9 +83,9 @@ def parse(arguments: Sequence[str] | None) -> Plan:
     parser.add_argument("--settings", type=int, default=5, help="settings of each way's grid")
     parser.add_argument("--quick", action="store_true", help="a few prompts and one step each")
     options = parser.parse_args(arguments)
-    config = options.config or root() / CONFIGS[options.task]
+    sweep = options.sweep or root() / SWEEPS[options.task]
     plan = Plan(
-        config,
+        sweep,
         options.out.resolve(),
         options.task,
         {},

@@ -4,6 +4,7 @@ All processes are forked from one that has imported what a training needs, so th
 imports. (A stage of ours would pay for them once each, a trainer of TRL once in all.)
 """
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -64,6 +65,7 @@ def _run(
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # a fork has no threads yet
+    gc.freeze()  # its garbage collections need not visit what it was forked with
     try:
         function(*arguments)
     except SystemExit as ended:  # how the command line ends

@@ -2,14 +2,20 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.sweep.cells import make_cells
+from perpo_pipeline.sweep.file import read_sweep
 
-CONFIGS = {"grounding": Path("configs/demo-grid.yaml"), "ocr": Path("configs/demo-ocr-grid.yaml")}
+SWEEPS = {
+    "grounding": Path("configs/sweeps/demo.yaml"),
+    "ocr": Path("configs/sweeps/demo-ocr.yaml"),
+}
 METRICS = {"grounding": "ap50", "ocr": "edit_distance"}
 PARTS = (0.25, 0.5, 1.0)  # of the run's prompts, for ours
 MARKS = (0.25, 0.5, 0.75, 1.0)  # of the time limit, for TRL's trainers
@@ -33,14 +39,22 @@ class Way:
     needs_lists: bool = True
 
 
-# The middle of the cross is the batch and temperature of TRL's documentation; the learning rates
-# are those of LoRA on the embedded model, since TRL's own 1e-6 is meant for billions of weights.
+# The middle has the group size and temperature of TRL's defaults, and 8 prompts per step where
+# these have one. The learning rates are those of LoRA on the embedded model: TRL's 1e-6 is meant
+# for billions of weights. Around it: the learning rate, a quarter of the batch (so four times as
+# many steps), and the temperature at which ours samples.
+_MIDDLE: dict[str, float] = {
+    "learning_rate": 5e-4,
+    "num_generations": 8,
+    "completions_per_step": 64,
+    "temperature": 1.0,
+}
 GRPO: dict[str, Setting] = {
-    "grpo-1": {"learning_rate": 5e-4, "num_generations": 8, "temperature": 1.0},
-    "grpo-2": {"learning_rate": 2e-4, "num_generations": 8, "temperature": 1.0},
-    "grpo-3": {"learning_rate": 1e-3, "num_generations": 8, "temperature": 1.0},
-    "grpo-4": {"learning_rate": 5e-4, "num_generations": 16, "temperature": 1.0},
-    "grpo-5": {"learning_rate": 5e-4, "num_generations": 8, "temperature": 0.5},
+    "grpo-1": _MIDDLE,
+    "grpo-2": {**_MIDDLE, "learning_rate": 2e-4},
+    "grpo-3": {**_MIDDLE, "learning_rate": 1e-3},
+    "grpo-4": {**_MIDDLE, "completions_per_step": 16},
+    "grpo-5": {**_MIDDLE, "temperature": 0.5},
 }
 
 
@@ -48,19 +62,20 @@ GRPO: dict[str, Setting] = {
 class Plan:
     """The whole comparison; it can be sent to another process.
 
-    `overrides` are settings of the run in `config` as `--set` takes them. `completions_per_step`
-    and `completions_per_forward` are GRPO's; `max_seconds` is None where the limit is what PerPO
-    took. `max_steps` is a limit on TRL's steps beside the time, -1 for none.
+    `sweep` is the file that names the run and the settings of our methods. `overrides` are further
+    settings of the run, as `--set` takes them. `max_seconds` is None
+    where the limit is what PerPO took; `max_steps` is a limit on TRL's steps beside the time, -1
+    for none. `completions_per_forward` is GRPO's.
     """
 
-    config: Path
+    sweep: Path
     out: Path
     task: str
     overrides: Mapping[str, Any]
     threads: int
     max_seconds: float | None
-    completions_per_step: int = 64
     completions_per_forward: int = 16
+    grpo: Mapping[str, Setting] = field(default_factory=lambda: GRPO)
     settings_per_way: int = 5
     parts: Sequence[float] = PARTS
     marks: Sequence[float] = MARKS
@@ -72,6 +87,11 @@ class Plan:
         return {name: str(value) for name, value in asdict(self).items() if name != "out"}
 
     @property
+    def config(self) -> Path:
+        """The run's file."""
+        return read_sweep(self.sweep).config
+
+    @property
     def metric(self) -> str:
         return METRICS[self.task]
 
@@ -81,18 +101,22 @@ class Plan:
 
     def settings_of(self, part: float) -> dict[str, Any]:
         """Settings that replace those of the run's file, for a part of its prompts and lists."""
-        whole = load_config(self.config, dict(self.overrides))
+        shared = {**read_sweep(self.sweep).set, **self.overrides}
+        whole = load_config(self.config, shared)
         prompts = max(1, round(part * whole.prepare["train"].num_prompts))
         given = {"data_root": str(self.out / "runs"), "run": f"prompts-{prompts}"}
         given |= {"prepare.train.num_prompts": prompts, "sample.num_gpus": 1, "eval.num_gpus": 1}
         if isinstance(whole.filter.max_lists, int):
             given["filter.max_lists"] = max(1, round(part * whole.filter.max_lists))
-        return {**self.overrides, **given, "train.num_processes": 1}
+        for method in ("sft", "perpo"):
+            for name, setting in self._settings(method).items():
+                given[f"train.methods.{name}"] = {"method": method, **setting}
+        return {**shared, **given, "train.num_processes": 1}
 
     def ways(self) -> list[Way]:
-        """Ours with the settings of the run's file; TRL's DPO and RFT with those of ours."""
+        """Ours with the settings of the sweep; TRL's DPO and RFT with those of ours."""
         ours = {name: self._settings(name) for name in ("perpo", "sft", "dpo")}
-        grpo = dict(list(GRPO.items())[: self.settings_per_way])
+        grpo = dict(list(self.grpo.items())[: self.settings_per_way])
         return [
             Way("perpo", "PerPO", "#1d5fd1", ours["perpo"], method="perpo"),
             Way("sft", "SFT (truth)", "#7b57b8", ours["sft"], method="sft", needs_lists=False),
@@ -102,14 +126,17 @@ class Plan:
         ]
 
     def _settings(self, method: str) -> dict[str, Setting]:
-        variants = load_config(self.config, dict(self.overrides)).train.variants()
-        found = {
-            name: {"learning_rate": one.learning_rate}
-            | ({"beta": one.beta} if one.chosen_method.needs_preferences else {})
-            for name, one in variants.items()
-            if one.method == method
+        """The sweep's settings of a method, such as {"perpo-1": {"learning_rate": 2e-4, ...}}."""
+        found = [setting for name, setting in _cells(self.sweep) if name == method]
+        return {
+            f"{method}-{number}": {key.removeprefix("train."): one[key] for key in one}
+            for number, one in enumerate(found[: self.settings_per_way], 1)
         }
-        return dict(list(found.items())[: self.settings_per_way])
+
+
+@cache
+def _cells(sweep: Path) -> list[tuple[str, Mapping[str, float]]]:
+    return [(cell.method, cell.setting) for cell in make_cells(read_sweep(sweep))]
 
 
 def _renamed(settings: Mapping[str, Setting], name: str) -> dict[str, Setting]:
@@ -130,8 +157,8 @@ def quick(plan: Plan) -> Plan:
     return replace(
         plan,
         overrides={**plan.overrides, **few},
-        completions_per_step=8,
         completions_per_forward=8,
+        grpo={"grpo-1": {**_MIDDLE, "completions_per_step": 8}},
         settings_per_way=1,
         parts=(1.0,),
         marks=(1.0,),

@@ -33,6 +33,11 @@ def train(plan: Plan, way: Way, setting: str, limit_s: float) -> list[dict[str, 
     Each point is {cpu_s, samples, steps, adapter}; they lie at the plan's marks of the time.
     """
     folder = plan.out / "ways" / setting
+    if way.needs_lists and (paid := make_lists(part_of(plan))["cpu_s"]) >= limit_s:
+        raise SystemExit(
+            f"--max-seconds {limit_s:g} leaves no time for {way.label}: its lists took {paid:,.0f} "
+            "processor seconds; give more"
+        )
     if not (folder / POINTS).is_file():
         run_apart(plan.out / "logs" / f"{setting}.log", train_here, plan, way, setting, limit_s)
     return list(read(folder / POINTS))
@@ -43,25 +48,18 @@ def train_here(plan: Plan, way: Way, setting: str, limit_s: float) -> None:
     from perpo_pipeline.vlm.adapters import describe_base, write_record
 
     config, folder = plan.load(), plan.out / "ways" / setting
-    paid = make_lists(part_of(plan))
-    before = paid if way.needs_lists else {"cpu_s": 0.0, "samples": 0}
+    before = make_lists(part_of(plan)) if way.needs_lists else {"cpu_s": 0.0, "samples": 0}
     clock = Clock(before["cpu_s"], limit_s, plan.marks)
     trainer, vlm = _trainer(plan, config, way, way.settings[setting])
+    per_step = int(way.settings[setting].get("completions_per_step", 0))
     points: list[dict[str, Any]] = []
 
     def keep(cpu_s: float, steps: int) -> None:
         place = folder / f"step-{steps}"
         trainer.model.save_pretrained(str(place))
         write_record(place, describe_base(vlm))
-        drawn = steps * plan.completions_per_step if way.name == "grpo" else before["samples"]
-        points.append(
-            {
-                "cpu_s": cpu_s,
-                "samples": drawn,
-                "steps": steps,
-                "adapter": str(place.relative_to(plan.out)),
-            }
-        )
+        drawn, adapter = before["samples"] + steps * per_step, str(place.relative_to(plan.out))
+        points.append({"cpu_s": cpu_s, "samples": drawn, "steps": steps, "adapter": adapter})
 
     clock.attach(trainer, keep)
     trainer.train()
@@ -99,7 +97,7 @@ class Clock:
 
         clock = self
 
-        class AtMarks(TrainerCallback):  # type: ignore[misc]
+        class AtMarks(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 share = clock.share()
                 is_last = share >= 1 or state.global_step >= state.max_steps
@@ -148,7 +146,7 @@ def _trainer(plan: Plan, config: Any, way: Way, setting: Setting) -> tuple[Any, 
         model,
         processing_class=_processor(resolved.path),
         train_dataset=Dataset.from_list(made.pop("rows")),
-        peft_config=lora_config(vlm, lora.rank, lora.alpha),
+        peft_config=lora_config(vlm, lora.rank, lora.alpha, config.train.shared.scope),
         **made,
     )
     _check(trainer, vlm, config, way)
@@ -172,13 +170,14 @@ def _processor(path: Path) -> Any:
 def _grpo(plan: Plan, config: Any, setting: Setting, shared: dict[str, Any]) -> dict[str, Any]:
     from trl import GRPOConfig, GRPOTrainer
 
-    forward = plan.completions_per_forward
+    in_all = int(setting["completions_per_step"])
+    forward = min(in_all, plan.completions_per_forward)
     arguments = GRPOConfig(
         **shared,
         # One call generates for the whole step; its gradient is summed over smaller batches, which
-        # stay in the cores' cache. TRL's default of 8 completions is one prompt per step.
+        # stay in the cores' cache.
         per_device_train_batch_size=forward,
-        gradient_accumulation_steps=plan.completions_per_step // forward,
+        gradient_accumulation_steps=in_all // forward,
         num_generations=int(setting["num_generations"]),
         temperature=setting["temperature"],
         max_completion_length=config.sample.max_new_tokens,

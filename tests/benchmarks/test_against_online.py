@@ -190,6 +190,29 @@ def test_other_options_need_another_folder(bench: SimpleNamespace, done: SimpleN
         bench.script.main([*done.arguments, "--max-seconds", "60"])
 
 
+def test_a_limit_below_the_cost_of_the_lists_is_refused(
+    bench: SimpleNamespace, done: SimpleNamespace
+):
+    (way,) = [way for way in done.plan.ways() if way.name == "rft"]
+    with pytest.raises(SystemExit, match=r"leaves no time for RFT .* give more"):
+        bench.trl_ways.train(done.plan, way, "rft-1", 0.5)
+
+
+def test_every_way_has_as_many_settings(bench: SimpleNamespace, tmp_path: Path):
+    for task in ("grounding", "ocr"):
+        plan = bench.script.parse(["--task", task, "--out", str(tmp_path)])
+        assert len(plan.ways()) == 5
+        for way in plan.ways():
+            assert len({tuple(one.items()) for one in way.settings.values()}) == 5
+        dpo = [list(way.settings.values()) for way in plan.ways() if way.name == "trl-dpo"]
+        assert len({(one["learning_rate"], one["beta"]) for one in dpo[0]}) == 5
+        variants = plan.load().train.variants()
+        for way in plan.ways()[:2]:
+            for name, setting in way.settings.items():
+                trained = {key: getattr(variants[name], key) for key in setting}
+                assert (trained, variants[name].method) == (setting, way.method)
+
+
 def test_lists_of_a_stopped_run_are_made_and_paid_for_again(
     bench: SimpleNamespace, done: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
