@@ -244,6 +244,7 @@ def test_a_changed_setting_makes_new_rounds_and_keeps_the_old_ones(
         (("rounds: {{", "rounds: {{report_on: validation, "), "'validation' is select_on, too"),
         (("rounds: {{", "rounds: {{metric: ap5, "), "rounds.metric: there is no metric 'ap5'"),
         (("rounds: {{", "rounds: {{metric: parse_rate, "), "parse_rate is not compared prompt by"),
+        (("num_samples: 6", "num_samples: 6, backend: openai"), "a server answers with its own"),
         (("num_prompts: 9", "num_prompts: 10"), "need 40, and 'train' has 36"),
         (("num: 4, num_prompts: 9", "num: 40"), "40 rounds with at least one prompt each need 40"),
         (("num: 4", "num: 4, prompts: same"), "num_prompts has no use with prompts same"),

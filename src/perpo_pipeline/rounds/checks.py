@@ -25,7 +25,7 @@ def method_of(config: RunConfig) -> str:
         )
     elif rounds.method is None and len(names) > 1:
         faults.append(f"rounds.method: name one of the trainings {', '.join(names)}")
-    faults += _faults_of_splits(config)
+    faults += _faults_of_stages(config)
     if faults:
         raise ConfigError(
             "these settings do not fit together:\n" + "\n".join(f"  - {one}" for one in faults),
@@ -34,7 +34,7 @@ def method_of(config: RunConfig) -> str:
     return method
 
 
-def _faults_of_splits(config: RunConfig) -> list[str]:
+def _faults_of_stages(config: RunConfig) -> list[str]:
     rounds, sampled, prepared = config.rounds, config.sample.split, list(config.prepare)
     named = {"select_on": rounds.select_on, "report_on": rounds.report_on}
     faults = [
@@ -51,6 +51,11 @@ def _faults_of_splits(config: RunConfig) -> list[str]:
         faults.append(
             f"rounds.report_on: '{rounds.report_on}' is select_on, too, on which a round is chosen"
         )
+    faults += [
+        f"{name}.backend: a server answers with its own model, and each round has another one"
+        for name, section in (("sample", config.sample), ("eval", config.eval))
+        if section.backend == "openai"
+    ]
     if isinstance(config.prepare[sampled], PerpoJsonSource):
         faults.append(
             f"prepare.{sampled}: released lists have the answers of another model; rounds need "
