@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,20 @@ def test_the_same_command_finds_everything_and_prints_the_table(
     assert rows == whole.version.table().to_pylist()
     iterate(whole.file, "--dry-run")
     assert capsys.readouterr().out == "rounds of small: everything is finished\n"
+
+
+def test_a_chain_that_was_moved_goes_on_at_its_new_place(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_rounds(tmp_path)
+    shutil.copytree(whole.file.parent / "data", tmp_path / "data")
+    (merged,) = (tmp_path / "data" / "small" / "round-2" / "model").iterdir()
+    shutil.rmtree(merged)
+    called: list[str] = []
+    use_fakes(monkeypatch, called)
+    iterate(file)
+    assert called == ["merge round-2"]  # into the merged model that is here
+    assert artifact(file).path.name == whole.version.path.name
 
 
 def test_a_chain_that_is_killed_at_three_random_moments_ends_with_the_same_rows(

@@ -21,6 +21,7 @@ from perpo_pipeline.commands.output import print_rows
 from perpo_pipeline.commands.run import Given, duration, make_calls, refuse_launchers
 
 if TYPE_CHECKING:
+    from perpo_pipeline.config.model import ModelConfig
     from perpo_pipeline.run import Run
     from perpo_pipeline.status.calls import Call
     from perpo_pipeline.store.artifacts import Version
@@ -106,7 +107,7 @@ class _Stages:
         self.made += make_calls(opened, list(calls), given, says_nothing_to_do=False)
         return opened
 
-    def merge(self, adapter: "Version", folder: Path) -> Path:
+    def merge(self, adapter: "Version", model: "ModelConfig", folder: Path) -> Path:
         """Merge an adapter, unless that is done; its own folder is named like its fingerprint."""
         from perpo_pipeline.merge.folder import RECORD
 
@@ -115,6 +116,6 @@ class _Stages:
             from perpo_pipeline.merge.merge_adapter import merge
 
             folder.mkdir(parents=True, exist_ok=True)
-            merge(adapter.path, place, console=self.opened)
+            merge(adapter.path, place, model=model.id, revision=model.revision, console=self.opened)
             self.made += 1
         return place

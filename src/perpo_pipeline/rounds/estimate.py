@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from perpo_pipeline.config.by_task import values_of
 from perpo_pipeline.config.file import load_config
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.lines import aligned
@@ -55,7 +56,7 @@ class _Finished:
             self.names[file.stem] = None
         return Run(config, quiet=True, muted=True)
 
-    def _merge(self, adapter: Version, folder: Path) -> Path:
+    def _merge(self, adapter: Version, _: ModelConfig, folder: Path) -> Path:
         if not (folder / adapter.fingerprint / RECORD).is_file():
             raise _NotMade
         return folder / adapter.fingerprint

@@ -11,6 +11,7 @@ from typing import Any
 
 from perpo_pipeline.config.evaluations import BASE, Evaluation, read_evaluation
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.rounds.checks import check_apart, method_of, parts_of
@@ -31,8 +32,8 @@ BASE_TITLE = "base"
 Make = Callable[[Path | None, Sequence[Call]], Run]
 """Makes what is not current of these calls of a run, by its file (None: the run itself); returns
 the run."""
-Merge = Callable[[Version, Path], Path]
-"""Merges an adapter into its base, in a folder, unless it is there."""
+Merge = Callable[[Version, ModelConfig, Path], Path]
+"""Merges an adapter into the model that it was trained on, in a folder, unless it is there."""
 
 
 @dataclass
@@ -105,7 +106,8 @@ def _make_round(chain: Chain, number: int) -> None:
     gain = compare(after, before, split, chain.metric, run.config.rounds.alpha)
     chain.gains[after.title, split] = gain
     if gain.gains or run.config.rounds.alpha is None:
-        folder = chain.merge(_adapter(after), round_folder(run.config, number) / MODEL)
+        trained_on = one.config.model  # the manifest names the place where it was then
+        folder = chain.merge(_adapter(after), trained_on, round_folder(run.config, number) / MODEL)
         chain.folder = folder
         after = replace(after, merged=_identity(folder, one))
     chain.reached.append(after)
