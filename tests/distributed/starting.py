@@ -43,7 +43,7 @@ train:
   methods: {perpo: {beta: 1.0}}
 """
 STEPS = 10  # 19 lists, 4 per step, two epochs: the last step of each has 3 lists
-PATIENCE_S = 150
+PATIENCE_S = 300  # for four trainings in one start, beside other work
 PERPO = ("-m", "perpo_pipeline.cli")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *PERPO)
 
