@@ -40,19 +40,20 @@ class Way:
 
 
 # The middle has the group size and temperature of TRL's defaults, and 8 prompts per step where
-# these have one. The learning rates are those of LoRA on the embedded model: TRL's 1e-6 is meant
-# for billions of weights. Around it: the learning rate, a quarter of the batch (so four times as
-# many steps), and the temperature at which ours samples.
+# these have one. TRL's learning rate of 1e-6 is meant for billions of weights; on the embedded
+# model 2e-4 rises from the first steps, and 5e-4 first falls below the base. Around the middle: the
+# learning rate, a quarter of the batch (so four times as many steps), and the temperature at which
+# ours samples.
 _MIDDLE: dict[str, float] = {
-    "learning_rate": 5e-4,
+    "learning_rate": 2e-4,
     "num_generations": 8,
     "completions_per_step": 64,
     "temperature": 1.0,
 }
 GRPO: dict[str, Setting] = {
     "grpo-1": _MIDDLE,
-    "grpo-2": {**_MIDDLE, "learning_rate": 2e-4},
-    "grpo-3": {**_MIDDLE, "learning_rate": 1e-3},
+    "grpo-2": {**_MIDDLE, "learning_rate": 1e-4},
+    "grpo-3": {**_MIDDLE, "learning_rate": 5e-4},
     "grpo-4": {**_MIDDLE, "completions_per_step": 16},
     "grpo-5": {**_MIDDLE, "temperature": 0.5},
 }

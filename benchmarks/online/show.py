@@ -85,5 +85,5 @@ def draw(rows: Sequence[Row], metric: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     left.set_ylabel(f"{METRICS[metric].label} (test, 95 % intervals)")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path)
