@@ -259,6 +259,28 @@ def test_several_files_share_their_steps_and_one_that_fails_does_not_stop_the_ot
     assert page.index("## Sweep one") < page.index("## Sweep two")
 
 
+def test_a_quick_version_in_a_run_of_its_own_says_what_it_is_and_warns_of_no_edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(make_steps, "STAGES", fake_stages(called))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sweep", str(write_files(tmp_path)), "--quick", "--set", "run=quick"])
+    said = capsys.readouterr()
+    assert not ended.value.code and "at the edge" not in said.err
+    trained = [title for title in called if title.startswith("train")]
+    assert [title.split(", seed")[0] for title in trained] == [
+        "train perpo, train.beta 0.1, train.gamma 1",
+        "train perpo, train.beta 1, train.gamma 1",
+    ]
+    page = Path(said.out.splitlines()[-1])
+    assert (
+        page.is_relative_to(tmp_path / "data" / "quick") and not (tmp_path / "data/small").exists()
+    )
+    text = page.read_text()
+    assert "A quick version" in text and 'id="edges"' not in text
+
+
 def test_two_sweeps_of_one_name_in_a_run_are_refused(
     whole: Whole, capsys: pytest.CaptureFixture[str]
 ) -> None:

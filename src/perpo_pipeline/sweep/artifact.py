@@ -36,8 +36,11 @@ class Results:
 
     @cached_property
     def edges(self) -> list[str]:
-        """A warning for each chosen value at the edge of what was tried."""
-        return at_edge(self.cells, self.chosen) if self.file.select_on is not None else []
+        """A warning for each chosen value at the edge of what was tried; a quick version chooses
+        nothing that counts."""
+        if self.file.select_on is None or self.is_quick:
+            return []
+        return at_edge(self.cells, self.chosen)
 
     def settings(self) -> Json:
         """What decides the content of the artifact, beside the metrics that it is read from."""
@@ -85,7 +88,7 @@ def write_sweep(results: Results, console: Console) -> Version:
         writer.write_part(0, rows)
 
     version = make_artifact(run, recipe, work)
-    for warning in [] if results.is_quick else results.edges:
+    for warning in results.edges:
         console.say(f"sweep {file.sweep}: warning: {warning}")
     return version
 
