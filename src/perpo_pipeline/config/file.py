@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from perpo_pipeline.config.faults import Fault, explain, find_options
@@ -17,9 +16,8 @@ from perpo_pipeline.config.overrides import (
 )
 from perpo_pipeline.config.run import RunConfig, find_unprepared
 from perpo_pipeline.config.section import Json
-from perpo_pipeline.config.unique_keys import UniqueKeyLoader
+from perpo_pipeline.config.unique_keys import read_mapping
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.suggestions import closest_path
 
 
 def load_config(
@@ -67,27 +65,13 @@ def _reference(faults: Sequence[Fault]) -> str:
 
 
 def _read_yaml(path: Path) -> Json:
-    try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        near = closest_path(path)
-        raise ConfigError(
-            "no such configuration file",
-            where=str(path),
-            fix=f"did you mean {near}?" if near else "see the folder configs/",
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"the file cannot be read as YAML: {error}", where=str(path), fix="correct the file"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            "the file does not contain a mapping of sections",
-            where=str(path),
-            fix="see configs/demo.yaml",
-        )
-    return raw
+    return read_mapping(
+        path,
+        kind="configuration file",
+        otherwise="see the folder configs/",
+        contents="a mapping of sections",
+        example="configs/demo.yaml",
+    )
 
 
 def _splits(raw: Json) -> tuple[Json, list[str]]:

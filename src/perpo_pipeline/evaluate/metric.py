@@ -128,6 +128,11 @@ class Metric:
             raise ValueError(f"{self.name} is compared pair by pair, which needs `of_reward`")
 
     @property
+    def label_with_unit(self) -> str:
+        """As axes and headings name it: `AP@50, %`."""
+        return f"{self.label}, {self.unit.symbol}" if self.unit.symbol else self.label
+
+    @property
     def is_measured_here(self) -> bool:
         """Whether `measure` works: its benchmark's own module measures it otherwise."""
         return self.of_answers is not None or self.of_reward is not None

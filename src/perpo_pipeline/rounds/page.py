@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.evaluate.metrics import find_metric
 from perpo_pipeline.report.methods import BASE_COLOUR
-from perpo_pipeline.report.page.colours import INK, variables
+from perpo_pipeline.report.page.colours import INK
+from perpo_pipeline.report.page.html import page_environment, with_colours
 from perpo_pipeline.report.page.plots import PANEL_WIDTH
 from perpo_pipeline.report.page.svg import draw_svg
 
@@ -27,14 +26,15 @@ def rounds_page(config: RunConfig, method: str, rows: Sequence[Row]) -> str:
     last = max(row["round"] or 0 for row in rows)
     of_split = {split: [row for row in rows if row["split"] == split] for split in splits}
     ends = [r for r in of_split[rounds.select_on] if r["round"] and not r["gains"]]
-    text = _template().render(
+    template = page_environment("perpo_pipeline.rounds").get_template("rounds.html")
+    text = template.render(
         run=config.run,
         method=method,
         rounds=rounds,
         made=last,
         chosen=next(row["name"] for row in rows if row["is_chosen"]),
         ended=ends[0]["name"] if ends and rounds.alpha is not None else None,
-        metric=_label(metric),
+        metric=metric.label_with_unit,
         lower=metric.higher_is_better is False,
         splits=[
             {
@@ -47,13 +47,7 @@ def rounds_page(config: RunConfig, method: str, rows: Sequence[Row]) -> str:
         ],
         lineage=of_split[rounds.select_on],
     )
-    light, dark = (variables(text, dark=is_dark) for is_dark in (False, True))
-    screen = "@media screen and (prefers-color-scheme: dark)"
-    return text.replace("@@colours@@", f":root {{ {light} }}\n{screen} {{ :root {{ {dark} }} }}")
-
-
-def _label(metric: Metric) -> str:
-    return metric.label + (f", {metric.unit.symbol}" if metric.unit.symbol else "")
+    return with_colours(text)
 
 
 def _shown(row: Row, metric: Metric) -> Json:
@@ -97,7 +91,7 @@ def _plot(rows: Sequence[Row], metric: Metric, split: str) -> str:
         for row in beside:
             _point(axes, last + 0.25, row, BESIDE_COLOUR, scale)
         axes.set_xticks(places, [str(place) for place in places])
-        axes.set(xlabel="rounds", ylabel=f"{_label(metric)} on {split}")
+        axes.set(xlabel="rounds", ylabel=f"{metric.label_with_unit} on {split}")
         axes.margins(x=0.1, y=0.12)
 
     return draw_svg(draw, f"{metric.label} on {split} after each round", (PANEL_WIDTH, 2.8))
@@ -106,20 +100,3 @@ def _plot(rows: Sequence[Row], metric: Metric, split: str) -> str:
 def _point(axes: Any, place: float, row: Row, colour: str, scale: float) -> None:
     axes.plot([place] * 2, [scale * row["low"], scale * row["high"]], color=colour, linewidth=2)
     axes.plot([place], [scale * row["value"]], "o", color=colour, markersize=6.5)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [
-                jinja2.PackageLoader("perpo_pipeline", "rounds"),
-                jinja2.PackageLoader("perpo_pipeline.report", "page"),
-            ]
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    return environment.get_template("rounds.html")

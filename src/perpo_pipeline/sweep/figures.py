@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better
 from perpo_pipeline.report.page.svg import svg_file
@@ -19,8 +18,8 @@ from perpo_pipeline.sweep.curves import (
     value_of_base,
 )
 from perpo_pipeline.sweep.file import SweepFile
-from perpo_pipeline.sweep.page import QUICK, method_colours, metric_label, split_of_curves, x_label
-from perpo_pipeline.sweep.table import ONE_SEED
+from perpo_pipeline.sweep.page import QUICK, method_colours, split_of_curves, x_label
+from perpo_pipeline.sweep.table import difference_lines
 
 Row = Mapping[str, Any]
 INDEX = "README.md"
@@ -67,7 +66,7 @@ def draw_pictures(sweep: Finished) -> dict[str, str]:
     base = value_of_base(own)
     if not found:
         found, base = {METHOD: methods_as_curves(own, colours)}, None
-    y_label = f"{metric_label(sweep.metric)} on {split}"
+    y_label = f"{sweep.metric.label_with_unit} on {split}"
     pictures = {}
     for key, curves in found.items():
         name = f"{file.sweep}-{key}.svg" if len(found) > 1 else f"{file.sweep}.svg"
@@ -121,7 +120,7 @@ def _about(sweep: Finished) -> str:
 def _settings(sweep: Finished) -> Iterator[str]:
     """A row per method and setting, with two columns per split."""
     splits = list(dict.fromkeys(row["split"] for row in sweep.rows))
-    label = metric_label(sweep.metric)
+    label = sweep.metric.label_with_unit
     head = ["method", "setting"]
     for split in splits:
         head += [f"{label} on {split}", "seeds"]
@@ -147,18 +146,8 @@ def _estimate(rows: Sequence[Row], metric: Metric) -> list[str]:
 
 
 def _differences(sweep: Finished) -> Iterator[str]:
-    split, unit = sweep.differences[0]["split"], sweep.metric.unit
-    yield _row([f"difference on {split}", "points", "95 % interval", "p (Holm)", "claimed"])
-    yield _row(["---"] * 5)
-    for row in sweep.differences:
-        cells = [f"{row['better']} - {row['worse']}", unit.signed(row["difference"])]
-        if row["p_adjusted"] != row["p_adjusted"]:  # NaN: one seed
-            cells += ["-", "-", ONE_SEED]
-        else:
-            interval = f"[{unit.signed(row['low'])}, {unit.signed(row['high'])}]"
-            claimed = "yes" if row["is_claimed"] else "no"
-            cells += [interval, p_text(row["p_adjusted"]), claimed]
-        yield _row(cells)
+    head, *lines = difference_lines(sweep.differences, sweep.metric)
+    yield from (_row(head), _row(["---"] * len(head)), *map(_row, lines))
 
 
 def _row(cells: Sequence[str]) -> str:

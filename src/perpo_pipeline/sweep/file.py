@@ -1,17 +1,15 @@
 """A sweep's file: what varies, over which methods and seeds, and on which splits it is measured."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from perpo_pipeline.config.overrides import Override
 from perpo_pipeline.config.section import Int, Json, Name
-from perpo_pipeline.config.unique_keys import UniqueKeyLoader
+from perpo_pipeline.config.unique_keys import read_mapping
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.suggestions import closest_path, did_you_mean
+from perpo_pipeline.suggestions import did_you_mean
 
 Parameters = dict[str, Annotated[list[Any], Field(min_length=1)]]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -148,24 +146,14 @@ def shared_overrides(sweep: SweepFile) -> list[Override]:
     return [Override(key, value, f"set: {key}: {value}") for key, value in sweep.set.items()]
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506
-    except FileNotFoundError:
-        near = closest_path(path)
-        raise ConfigError(
-            "no such sweep file",
-            where=str(path),
-            fix=f"did you mean {near}?" if near else "give the path of a sweep's YAML file",
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"the file cannot be read as YAML: {error}", where=str(path), fix="correct the file"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            "the file does not contain a mapping", where=str(path), fix="see docs/sweeps.md"
-        )
+def _read_yaml(path: Path) -> Json:
+    raw = read_mapping(
+        path,
+        kind="sweep file",
+        otherwise="give the path of a sweep's YAML file",
+        contents="a mapping",
+        example="docs/sweeps.md",
+    )
     if "run" in raw and "sweep" not in raw:
         raise ConfigError(
             "this is the file of a run, not of a sweep",

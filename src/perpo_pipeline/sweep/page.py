@@ -6,14 +6,12 @@ from itertools import cycle
 from math import isnan
 from typing import Any
 
-import jinja2
-
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.methods import METHODS
 from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.report.methods import BASE_COLOUR, MORE_COLOURS
-from perpo_pipeline.report.page.colours import themed, variables
+from perpo_pipeline.report.page.html import page_environment, with_colours
 from perpo_pipeline.report.page.plots import Bar, interval_plot
 from perpo_pipeline.sweep.cells import Cell, setting_words
 from perpo_pipeline.sweep.curves import curve_svg, find_curves, value_of_base
@@ -37,11 +35,12 @@ def sweep_page(
 ) -> str:
     """The whole page; `rows` and `differences` are those of the artifact."""
     colours = method_colours(cells)
-    y_label = metric_label(metric)
+    y_label = metric.label_with_unit
     split = split_of_curves(file)
     own = [row for row in rows if row["split"] == split]
     curves = find_curves(own, colours, file.together(), file.x)
-    text = _template().render(
+    template = page_environment("perpo_pipeline.sweep").get_template("sweep.html")
+    text = template.render(
         file=file,
         run=cells[0].config.run,
         num_cells=len(cells),
@@ -71,14 +70,7 @@ def sweep_page(
         differences=_differences(differences, metric),
         plot=_difference_plot(differences, metric, colours),
     )
-    light, dark = (variables(text, dark=is_dark) for is_dark in (False, True))
-    screen = "@media screen and (prefers-color-scheme: dark)"
-    return text.replace("@@colours@@", f":root {{ {light} }}\n{screen} {{ :root {{ {dark} }} }}")
-
-
-def metric_label(metric: Metric) -> str:
-    """The metric's name with its unit."""
-    return metric.label + (f", {metric.unit.symbol}" if metric.unit.symbol else "")
+    return with_colours(text)
 
 
 def x_label(key: str, file: SweepFile) -> str:
@@ -176,21 +168,3 @@ def _difference_plot(
     if not bars:
         return None
     return interval_plot(bars, x_label=label, unit=metric.unit, name=label, zero=True)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [
-                jinja2.PackageLoader("perpo_pipeline", "sweep"),
-                jinja2.PackageLoader("perpo_pipeline.report", "page"),
-            ]
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["themed"] = themed
-    return environment.get_template("sweep.html")

@@ -59,8 +59,24 @@ def _notes(rows: Sequence[Row], metric: Metric) -> list[str]:
 
 
 def _differences(differences: Sequence[Row], metric: Metric) -> list[str]:
-    split, n = differences[0]["split"], differences[0]["n"]
-    lines = [[f"difference on {split}", "points", "95 % interval", "p (Holm)", "claimed"]]
+    about = (
+        f"chosen settings on the same {differences[0]['n']:,} prompts; the interval and p count "
+        "prompts and seeds (docs/evidence.md)"
+    )
+    return [*aligned(difference_lines(differences, metric)), about]
+
+
+def difference_lines(differences: Sequence[Row], metric: Metric) -> list[list[str]]:
+    """The cells of a table of differences: a line of headings, then one per pair of methods."""
+    lines = [
+        [
+            f"difference on {differences[0]['split']}",
+            "points",
+            "95 % interval",
+            "p (Holm)",
+            "claimed",
+        ]
+    ]
     unit = metric.unit
     for row in differences:
         interval = f"[{unit.signed(row['low'])}, {unit.signed(row['high'])}]"
@@ -74,8 +90,4 @@ def _differences(differences: Sequence[Row], metric: Metric) -> list[str]:
                 ("yes" if row["is_claimed"] else "no") if is_known else ONE_SEED,
             ]
         )
-    about = (
-        f"chosen settings on the same {n:,} prompts; the interval and p count prompts and seeds "
-        "(docs/evidence.md)"
-    )
-    return [*aligned(lines), about]
+    return lines

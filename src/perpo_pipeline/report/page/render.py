@@ -1,6 +1,5 @@
 """The whole page: every section's data, rendered by one template."""
 
-from functools import partial
 from typing import Any
 
 import jinja2
@@ -12,11 +11,12 @@ from perpo_pipeline.evaluate.metrics import OCR
 from perpo_pipeline.report.methods import BASE_LABEL
 from perpo_pipeline.report.page.all_test_sets import all_test_sets
 from perpo_pipeline.report.page.benchmarks import benchmarks_table
-from perpo_pipeline.report.page.colours import reward_colour, themed, variables
+from perpo_pipeline.report.page.colours import reward_colour
 from perpo_pipeline.report.page.contents import Contents
 from perpo_pipeline.report.page.examples import example_counts, examples
 from perpo_pipeline.report.page.glossary import Glossary
 from perpo_pipeline.report.page.headline import headline, headline_metric
+from perpo_pipeline.report.page.html import page_environment, with_colours
 from perpo_pipeline.report.page.paired import paired_panels, paired_table
 from perpo_pipeline.report.page.papers_table import papers_table
 from perpo_pipeline.report.page.ranked import ranked_lists
@@ -65,7 +65,7 @@ def render(contents: Contents) -> str:
         glossary=glossary,
         **data,
     )
-    return text.replace("@@colours@@", _colours(text))
+    return with_colours(text)
 
 
 def _sections(contents: Contents, data: Json) -> list[tuple[str, str]]:
@@ -90,27 +90,11 @@ def _sections(contents: Contents, data: Json) -> list[tuple[str, str]]:
     return [(id, title) for id, title, is_there in titled if is_there]
 
 
-def _colours(text: str) -> str:
-    """The style sheet's colours of methods and plots, light and dark."""
-    light, dark = (variables(text, dark=is_dark) for is_dark in (False, True))
-    screen = "@media screen and (prefers-color-scheme: dark)"
-    return f":root {{ {light} }}\n{screen} {{ :root {{ {dark} }} }}"
-
-
 def _template(glossary: Glossary) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("perpo_pipeline.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment = page_environment()
     environment.filters["duration"] = duration
     environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["breakable"] = _breakable
-    environment.filters["themed"] = themed
-    environment.filters["themed_text"] = partial(themed, is_text=True)
     environment.globals["term"] = glossary.term
     return environment.get_template("page.html")
 
