@@ -1,6 +1,7 @@
 """Pictures and tables of sweeps, from rows made by hand."""
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 from sweep.fake_stages import SWEEP, write_files
@@ -53,3 +54,18 @@ def test_a_sweep_without_parameters_shows_the_methods_and_a_quick_one_says_so(
     assert ">base<" in svg and ">perpo<" in svg and ">method<" in svg
     assert "## Sweep beta\n\n**A quick version: too few" in page
     assert "| perpo - base | +10.0 | - | - | one seed: not claimed |" in page
+
+
+def test_sections_of_other_sweeps_stay_and_its_own_is_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "figures"
+    beta = finished(tmp_path, "title: The scale\n")
+    gamma = replace(beta, file=beta.file.model_copy(update={"sweep": "gamma", "title": "Gaps"}))
+    write_figures(out, [beta, gamma])
+    both = (out / "README.md").read_text()
+    assert [line for line in both.splitlines() if line.startswith("#")] == [
+        "# Figures",
+        "## The scale",
+        "## Gaps",
+    ]
+    again = replace(beta, file=beta.file.model_copy(update={"title": "Beta"}))
+    assert write_figures(out, [again]).read_text() == both.replace("The scale", "Beta")

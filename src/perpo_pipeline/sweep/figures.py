@@ -1,6 +1,7 @@
 """Pictures and tables of sweeps for a document: SVG files beside one Markdown page."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,11 @@ from perpo_pipeline.sweep.table import difference_lines
 
 Row = Mapping[str, Any]
 INDEX = "README.md"
+SECTION = re.compile(r"^<!-- sweep (\S+) -->$", re.MULTILINE)  # before each section of the page
 METHOD = "method"
-INTRODUCTION = """Made from sweeps by `perpo sweep --figures`; changes here are lost. Lines are
+INTRODUCTION = """# Figures
+
+Made from sweeps by `perpo sweep --figures`; changes here are lost. Lines are
 means over seeds with 95 % intervals over the prompts, ticks are single seeds, rings chosen
 settings, and the dashed line is the base."""
 
@@ -45,16 +49,21 @@ class Finished:
 
 
 def write_figures(folder: Path, sweeps: Sequence[Finished]) -> Path:
-    """Write the pictures of these sweeps and the page with their tables; returns the page."""
+    """Write the pictures of these sweeps and the page with their tables; returns the page.
+
+    Sections of other sweeps that the page has already stay; one of the same name is replaced.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ["# Figures", "", INTRODUCTION]
+    page = folder / INDEX
+    sections = _sections_of(page)
     for sweep in sweeps:
         pictures = draw_pictures(sweep)
         for name, svg in pictures.items():
             _write(folder / name, svg)
-        lines += ["", *_section(sweep, list(pictures))]
-    _write(folder / INDEX, "\n".join(lines) + "\n")
-    return folder / INDEX
+        sections[sweep.file.sweep] = "\n".join(_section(sweep, list(pictures)))
+    marked = [f"<!-- sweep {name} -->\n{text}" for name, text in sections.items()]
+    _write(page, "\n\n".join([INTRODUCTION, *marked]) + "\n")
+    return page
 
 
 def draw_pictures(sweep: Finished) -> dict[str, str]:
@@ -81,6 +90,14 @@ def draw_pictures(sweep: Finished) -> dict[str, str]:
             )
         )
     return pictures
+
+
+def _sections_of(page: Path) -> dict[str, str]:
+    """The sections of a page by the names of their sweeps, in their order; none without a page."""
+    if not page.exists():
+        return {}
+    _, *found = SECTION.split(page.read_text(encoding="utf-8"))
+    return {name: text.strip() for name, text in zip(found[::2], found[1::2], strict=True)}
 
 
 def _write(path: Path, text: str) -> None:
