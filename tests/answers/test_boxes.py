@@ -39,6 +39,36 @@ EXAMPLES = {
     "qwen3-vl": '{"bbox_2d": [120, 340, 560, 780]}',
     "internvl": "<box>[[120, 340, 560, 780]]</box>",
     "pixel": "[12, 34, 56, 78]",
+    "glm-v": "<|begin_of_box|>[[120,340,560,780]]<|end_of_box|>",
+    "gemma": '{"box_2d": [340, 120, 780, 560]}',
+    "paligemma": "<loc0348><loc0123><loc0798><loc0573>",
+    "florence-2": "<loc_120><loc_340><loc_560><loc_780>",
+    "deepseek-vl2": "<|det|>[[120, 340, 559, 779]]<|/det|>",
+    "deepseek-ocr": "<|det|>[[120, 340, 559, 779]]<|/det|>",
+    "minicpm-v": "<box>120 340 560 780</box>",
+    "kosmos-2": "<object><patch_index_0323><patch_index_0785></object>",
+    "molmo": '<points x1="12.0" y1="34.0" x2="56.0" y2="78.0"></points>',
+}
+# What the example reads as where its unit is no whole number of hundredths: thousandths of 1023 and
+# 999, centres of bins, and centres of the cells 3, 10 and 17, 24 of 32 (323 = 10 * 32 + 3, 785 = 24
+# * 32 + 17).
+READ = {
+    "paligemma": (12300 / 1023, 34800 / 1023, 57300 / 1023, 79800 / 1023),
+    "florence-2": (12.05, 34.05, 56.05, 78.05),
+    "deepseek-vl2": (12000 / 999, 34000 / 999, 55900 / 999, 77900 / 999),
+    "deepseek-ocr": (12000 / 999, 34000 / 999, 55900 / 999, 77900 / 999),
+    "kosmos-2": (350 / 32, 1050 / 32, 1750 / 32, 2450 / 32),
+}
+# Half of these is how far a box may be from where it is read: one unit of the frame, or twice a
+# cell, because a box of one row or one column of cells is read from edge to edge.
+UNITS = {
+    "llava": 100,
+    "paligemma": 1023,
+    "deepseek-vl2": 999,
+    "deepseek-ocr": 999,
+    "kosmos-2": 16,
+    "my_formats:minigpt": 100,
+    "my_formats:cells": 16,
 }
 
 # A user's own: MiniGPT-v2's `{<x1><y1><x2><y2>}`, hundredths of the frame.
@@ -50,6 +80,15 @@ OWN_FORMAT = BoxFormat(
     100.0,
     instruction="[refer] where is {expression}?",
 )
+# Cells of a user's own: 32 x 32 of them.
+CELLS = replace(
+    OWN_FORMAT,
+    name="cells",
+    pattern=re.compile(r"#(?P<first>\d+)-(?P<last>\d+)"),
+    template="#{first}-{last}",
+    scale=32.0,
+    cells=True,
+)
 # What the user may get wrong in a format.
 BROKEN = {
     "nameless": {"pattern": re.compile(r"<(?P<x1>\d+)><(?P<y1>\d+)>")},
@@ -60,6 +99,10 @@ BROKEN = {
     "swapped": {"template": "{{<{y1}><{x1}><{y2}><{x2}>}}"},
     "scaleless": {"scale": 0.0},
     "framed": {"frame": "padded"},
+    "pointless": {"point_pattern": re.compile(r"<(?P<x1>\d+)>")},
+    "binned": {"bins": True, "scale": None},
+    "fractional": {"cells": True, "pattern": CELLS.pattern, "scale": 32.5},
+    "cornered": {"cells": True},
 }
 WORDED = "".join(rf"<(?P<{name}>[^>]*)>" for name in ("x1", "y1", "x2", "y2"))
 
@@ -72,6 +115,7 @@ def own_module() -> Iterator[None]:
         module.mute = BoxFormat("mute", OWN_FORMAT.pattern, "", None, instruction="where?")
         for name, changes in BROKEN.items():
             setattr(module, name, replace(OWN_FORMAT, **changes))
+        module.cells = CELLS
         module.worded = replace(OWN_FORMAT, pattern=re.compile(WORDED))
         module.resized_only = replace(OWN_FORMAT, frame="resized")
         patch.setitem(sys.modules, "my_formats", module)
@@ -97,7 +141,8 @@ def test_each_format_reads_and_writes_its_example(name: str):
     """(12, 34, 56, 78) in an image of 100 x 100."""
     options = {"frame": "full", "image_size": (100, 100)}
     assert format_box((12, 34, 56, 78), name, **options) == EXAMPLES[name]
-    assert parse_box(EXAMPLES[name], name, **options) == pytest.approx((12, 34, 56, 78))
+    expected = READ.get(name, (12, 34, 56, 78))
+    assert parse_box(EXAMPLES[name], name, **options) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +300,11 @@ def test_an_inverted_box_is_parsed_as_it_was_written():
             [(1, 2, 3, 4), (0, 0, 20, 0)],
         ),
         (OWN, "{<10><20><30><40>}{<0><0><50><50>}", [(1, 2, 3, 4), (0, 0, 5, 5)]),
+        (
+            "my_formats:cells",
+            "#0-1023 #0-0",
+            [(5 / 32, 5 / 32, 315 / 32, 315 / 32), (0, 0, 5 / 16, 5 / 16)],
+        ),
     ],
 )
 def test_every_box_of_an_answer_is_read_in_order(name: str, text: str, expected: list):
@@ -296,11 +346,11 @@ shares = st.tuples(*[st.floats(0, 1)] * 4)
 
 
 @pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize("name", [*BOX_FORMATS, OWN])
+@pytest.mark.parametrize("name", [*BOX_FORMATS, OWN, "my_formats:cells"])
 @settings(max_examples=30, deadline=None)
 @given(image_size=sizes, resized=sizes, share=shares)
 def test_a_written_box_reads_as_itself_up_to_rounding(name, frame, image_size, resized, share):
-    """Half a written unit: a hundredth or thousandth of the frame's edge, or one of its pixels."""
+    """Half a written unit: that of the format, a thousandth or one of the frame's pixels."""
     width, height = image_size
     box = (
         min(share[0], share[2]) * width,
@@ -315,14 +365,14 @@ def test_a_written_box_reads_as_itself_up_to_rounding(name, frame, image_size, r
     found = parse_box(text, name, **options)
     edges = {"crop": [min(image_size)] * 2, "pad": [max(image_size)] * 2}.get(frame, image_size)
     pixels = resized if frame == "resized" else edges
-    in_hundredths, in_pixels = name in ("llava", OWN), name in ("qwen2.5-vl", "pixel")
-    units = (100, 100) if in_hundredths else pixels if in_pixels else (1000, 1000)
+    in_pixels = name in ("qwen2.5-vl", "pixel")
+    units = pixels if in_pixels else [UNITS.get(name, 1000)] * 2
     assert found is not None
     for axis in range(4):
         assert found[axis] == pytest.approx(
             box[axis], abs=0.501 * edges[axis % 2] / units[axis % 2]
         )
-    if frame == "full" and name in ("llava", "qwen3-vl"):
+    if frame == "full" and name in ("llava", "qwen3-vl", "florence-2", "paligemma"):
         assert format_box(found, name, **options) == text  # what was rounded once stays
 
 
@@ -368,6 +418,23 @@ def test_pixels_of_the_image_as_qwen_resizes_it_come_back_to_half_a_pixel(image_
             'Locate every object that matches the description "the {red} cat" in the image. '
             "Report bbox coordinates in JSON format.",
         ),
+        (
+            "glm-v",
+            "Please pinpoint the bounding box [[x1,y1,x2,y2], …] in the image as per the given "
+            "description. the {red} cat",
+        ),
+        ("gemma", 'What\'s the bounding box for the "the {red} cat" in the image?'),
+        ("paligemma", "detect the {red} cat"),
+        ("florence-2", "Locate the phrases in the caption: the {red} cat"),
+        ("deepseek-vl2", "<|ref|>the {red} cat<|/ref|>."),
+        ("deepseek-ocr", "Locate <|ref|>the {red} cat<|/ref|> in the image."),
+        (
+            "minicpm-v",
+            "Please provide the bounding box coordinate of the region this sentence describes: "
+            "<ref>the {red} cat</ref>",
+        ),
+        ("kosmos-2", "<grounding><phrase>the {red} cat</phrase>"),
+        ("molmo", "Point to the {red} cat"),
         (OWN, "[refer] where is the {red} cat?"),
     ],
 )
@@ -440,6 +507,19 @@ def test_an_annotation_a_fraction_of_a_unit_beyond_the_edge_is_written_at_the_ed
             {"box_format": "my_formats:scaleless"},
             "the scale of the box format 'my_formats:scaleless' is 0.0",
         ),
+        (
+            {"box_format": "my_formats:pointless"},
+            "the point_pattern of the box format 'my_formats:pointless' lacks the groups x1 and y1",
+        ),
+        (
+            {"box_format": "my_formats:binned"},
+            "'my_formats:binned' writes bins, with the scale None and 0 decimals",
+        ),
+        (
+            {"box_format": "my_formats:fractional"},
+            "'my_formats:fractional' writes cells, with the scale 32.5 and 0 decimals",
+        ),
+        ({"box_format": "my_formats:cornered"}, "has no group first, last"),
         (
             {"box_format": "my_formats:framed"},
             "'my_formats:framed' needs a frame that does not exist: 'padded'",

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from perpo_pipeline.answers.boxes import BOX_FORMATS, FRAMES, BoxFormat, parse_box, parse_boxes
+from perpo_pipeline.answers.boxes import (
+    BOX_FORMATS,
+    FRAMES,
+    BoxFormat,
+    format_box,
+    parse_box,
+    parse_boxes,
+)
 from perpo_pipeline.answers.reading import (
     read_box_lists,
     read_boxes,
@@ -82,6 +89,20 @@ PIECES = [
     "\U0001f600",
     "[1, 2, 3]",
     "[1, 2, 3, 4, 5]",
+    "<loc0348><loc0123><loc0798><loc0573>",
+    "<loc1024><loc0123>",
+    "<loc_120><loc_340><loc_560><loc_999>",
+    "<patch_index_0323><patch_index_0785>",
+    "<box>",
+    "</box>",
+    "<|det|>",
+    "<points ",
+    'x="1.5" y="2"',
+    " x1=\"12\" y1='34'",
+    "1 2 3 4",
+    " 5",
+    "<",
+    ">",
 ]
 number = st.sampled_from(NUMBERS) | st.floats(0, 1).map(str) | st.integers(-20, 1100).map(str)
 padded = st.tuples(st.sampled_from(["", "", " ", *SPACES]), number, st.sampled_from(["", " "])).map(
@@ -97,6 +118,15 @@ SHAPES = (
     "[[{}, {}, {}, {}]]",
     "'bbox_2d': [\"{}\", '{}', {}\uff0c{},]",
     '"bbox_2d": [[{}, {}, {}, {}]]',
+    "'box_2d' : [{},{},{},{}]",
+    '"point": [{}, {}], "box_2d": [{},{}]',
+    "<{},{},{},{}>",
+    "<loc{}><loc{}><loc{}> <loc{}>",
+    "<loc_{}><loc_{}><loc_{}><loc_{}>",
+    "<patch_index_{}><patch_index_{}>",
+    "<box>{} {} {} {}</box>",
+    "is {} {} {} {}.",
+    '<points x1="{}" y1="{}" x2="{}"  y2="{}" alt="a">',
 )
 boxed = st.builds(
     lambda shape, numbers: shape.format(*numbers),
@@ -189,7 +219,7 @@ def test_rounding_to_a_float_is_pythons():
 
 @pytest.mark.parametrize("name", BOX_FORMATS)
 def test_very_long_texts_are_read_in_time_and_to_their_end(name: str):
-    box = BOX_FORMATS[name].template.format(x1=0, y1=0, x2=1, y2=1)
+    box = format_box((0, 0, 1, 1), name, frame="full", image_size=(10, 10))
     noise = ["(" + " " * 200_000, "[1" * 200_000, "(1,2)" + " " * 200_000 + "x", "9" * 400_000]
     texts = [box, *(f"{part} {box} [0, 0, 1, 1]" for part in noise)]
     found = read_boxes(texts, name, frame="full", sizes=[(10, 10)] * len(texts))
@@ -278,7 +308,7 @@ def test_no_texts_give_no_rows(name: str):
 
 @pytest.mark.parametrize("name", BOX_FORMATS)
 def test_half_a_surrogate_pair_is_a_character_that_means_nothing(name: str):
-    box = BOX_FORMATS[name].template.format(x1=0, y1=0, x2=1, y2=1)
+    box = format_box((1, 1, 2, 2), name, frame="full", image_size=(10, 10))
     texts = ["\ud800" + box + "\udfff", box.replace("1", "\ud8001"), "\ud800"]
     options = {"frame": "full", "sizes": [(10, 10)] * 3}
     expected = each_box(texts, name, "full", options["sizes"], [None] * 3)

@@ -93,6 +93,14 @@ def test_a_model_that_splits_images_into_tiles_has_no_resized_image(load: Any) -
         (ModelConfig(box_format="qwen3-vl"), '{"bbox_2d": [228, 320, 961, 970]}'),
         (ModelConfig(box_format="internvl"), "<box>[[228, 320, 961, 970]]</box>"),
         (ModelConfig(box_format="pixel"), "[146, 137, 615, 415]"),
+        # Of 1023: 137 / 428, 146 / 640, 415 / 428, 615 / 640, y before x.
+        (ModelConfig(box_format="paligemma"), "<loc0327><loc0233><loc0992><loc0983>"),
+        (ModelConfig(box_format="florence-2"), "<loc_228><loc_320><loc_960><loc_969>"),
+        # Cells 7, 10 to 30, 31 of 32: 10 * 32 + 7, 31 * 32 + 30.
+        (
+            ModelConfig(box_format="kosmos-2"),
+            "<object><patch_index_0327><patch_index_1022></object>",
+        ),
         # The centre square starts at x = 106 and is 428 wide: 40 / 428, and cut off at its edge.
         (ModelConfig(box_frame="crop"), "[0.09, 0.32, 1.00, 0.97]"),
         # The padded square starts at y = -106 and is 640 wide: 243 / 640, 521 / 640.
@@ -118,7 +126,12 @@ def test_several_true_boxes_are_written_one_after_the_other() -> None:
 
 @pytest.mark.parametrize(
     ("box_format", "expected"),
-    [("llava", "[]"), ("internvl", "<box>[]</box>"), ("qwen-vl", "There is no such object in the")],
+    [
+        ("llava", "[]"),
+        ("internvl", "<box>[]</box>"),
+        ("qwen-vl", "There is no such object in the"),
+        ("molmo", "There are none."),
+    ],
 )
 def test_no_target_is_written_as_the_format_has_it(box_format: str, expected: str) -> None:
     written = ground_truth_text(

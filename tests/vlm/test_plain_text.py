@@ -1,6 +1,7 @@
 """Text stays text: control tokens that a prompt or an answer spells, in every family."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from tiny_models import noise_image, tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+from perpo_pipeline.answers.boxes import BOX_FORMATS, format_box, parse_box
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.plain_text import JOINT, PlainTokenizer, control_tokens
+from perpo_pipeline.vlm.processors import decode_completions
 from perpo_pipeline.vlm.prompts import (
     adds_special_tokens,
     count_prompt_tokens,
@@ -142,6 +145,67 @@ def test_words_of_the_model_stay_tokens_and_named_tokens_never_do(vlms: dict[str
     ids = plain.ids(plain.mark("<ref>a</ref><think><det><other><slot></s>"))
     added = [t for t in tokenizer.convert_ids_to_tokens(ids) if t in tokenizer.get_added_vocab()]
     assert added == ["<ref>", "</ref>", "<think>", "<det>"]
+
+
+# Every special or ordinary word with which a built-in format writes its answers and questions.
+WORDS = (
+    *("<loc0348>", "<loc1023>", "<loc_0>", "<loc_999>", "<patch_index_0785>"),
+    *("<|begin_of_box|>", "<|end_of_box|>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"),
+    *("<grounding>", "<phrase>", "</phrase>", "<object>", "</object>", "<point>", "</point>"),
+    *("<box>", "</box>", "<ref>", "</ref>", "<|box_start|>", "<|box_end|>"),
+)
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_words_of_the_box_formats_are_tokens_of_answers_and_questions(is_special: bool) -> None:
+    """`<loc>` and `<patch_index_>` are none: they are no locations."""
+    backend = tiny_tokenizer().backend_tokenizer
+    backend.add_tokens([AddedToken(word, special=is_special) for word in WORDS])
+    backend.add_special_tokens(["<loc>", "<patch_index_>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    controls = control_tokens(tokenizer, None, (), own_marks="")
+    assert controls == {"<pad>", "<s>", "</s>", "<image>", "<loc>", "<patch_index_>"}
+    plain = PlainTokenizer(tokenizer, controls)
+    vocabulary = tokenizer.get_added_vocab()
+    size = {"frame": "full", "image_size": (1000, 1000)}
+    for name, rule in BOX_FORMATS.items():
+        if rule.frame is not None:
+            continue
+        text = rule.ask("a") + format_box((100, 200, 300, 400), name, **size)
+        spelled = [word for word in re.findall("<[^<>]*>", text) if word in vocabulary]
+        ids = plain.ids(plain.mark(text))
+        assert [tokenizer.convert_ids_to_tokens(i) for i in ids if i in vocabulary.values()] == (
+            spelled
+        )
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_locations_survive_decoding_and_other_special_tokens_do_not(is_special: bool) -> None:
+    """Special ones, as in Florence-2, and ordinary ones, as in PaliGemma and Kosmos-2."""
+    backend = tiny_tokenizer().backend_tokenizer
+    locations = [f"<loc_{i}>" for i in (53, 331, 909, 780)]
+    backend.add_tokens([AddedToken(word, special=is_special) for word in locations])
+    backend.add_special_tokens(["<|det|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    text = "a car" + "".join(locations)
+    ids = tokenizer(f"{text}<|det|></s>", add_special_tokens=False)["input_ids"]
+    assert decode_completions(tokenizer, [ids, ids[:2], []]) == [
+        text,
+        tokenizer.decode(ids[:2]),
+        "",
+    ]
+    assert parse_box(
+        decode_completions(tokenizer, [ids])[0], "florence-2", frame="full", image_size=(640, 480)
+    ) == pytest.approx((34.24, 159.12, 582.08, 374.64))
+
+
+def test_a_tokenizer_without_locations_decodes_as_before(vlms: dict[str, Vlm]) -> None:
+    for vlm in vlms.values():
+        ids = [vlm.plain.ids("a [0.1, 0.2]"), list(range(3, 40)), [*vlm.eos_token_ids]]
+        usual = vlm.tokenizer.batch_decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert decode_completions(vlm.tokenizer, ids) == usual
 
 
 def test_spaces_that_a_control_token_takes_away_are_taken_away_as_before(

@@ -4,7 +4,8 @@ Two settings decide what the numbers of a box mean, and neither is ever guessed 
 *format* (formats.py) and the *frame* (frames.py).
 
 What counts as parsed, for every format: the *first* place in the text that has the format's shape
-with four plain decimal numbers is taken (or the last one, with `which`), others are ignored.
+with plain decimal numbers (or its location tokens) is taken (or the last one, with `which`), others
+are ignored.
 Nothing is clamped, swapped or rescaled: a box that reaches out of its frame is measured as it
 stands, as the evaluation scripts of the model families do. Only a box more than a thousand million
 pixels away is unparsed. An inverted box (x1 > x2 or y1 > y2) is parsed and returned as it was
@@ -121,9 +122,9 @@ def clip_to_frame(
     return clipped if is_visible else None
 
 
-def _to_image_px(rule: BoxFormat, placement: Placement, written: Box) -> Box | None:
-    """Written coordinates in pixels of the original image; None if they are on no image."""
-    found = placement.to_image_px(np.array(written), rule.scale).tolist()
+def _to_image_px(rule: BoxFormat, placement: Placement, written: tuple[float, ...]) -> Box | None:
+    """Written numbers as a box in pixels of the original image; None if it is on no image."""
+    found = placement.to_image_px(rule.in_units(np.array(written)), rule.scale).tolist()
     x1, y1, x2, y2 = found
     return None if math.isnan(x1) else (x1, y1, x2, y2)
 

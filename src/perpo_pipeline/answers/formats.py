@@ -1,196 +1,39 @@
 """Box formats: how each model family asks for a box and writes it as text.
 
-A format says how four numbers are written, what one unit is (a fraction of the frame, a thousandth
-of it, or one of its pixels), and which question such an answer belongs to. Neither the format nor
-the frame (see frames.py) is ever guessed from the text. A user's own `BoxFormat` is named by its
-import path. This module imports no NumPy, because the settings are checked against it.
+A format says how the numbers of a box are written, what one unit is (a fraction of the frame, a
+thousandth of it, or one of its pixels), and which question such an answer belongs to
+(box_format.py). Neither the format nor the frame (see frames.py) is ever guessed from the text. The
+families' own formats are in builtin_formats.py; a user's own `BoxFormat` is named by its import
+path. This module imports no NumPy, because the settings are checked against it.
 """
 
-import dataclasses
 import functools
 import importlib
-import math
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from perpo_pipeline.answers.box_format import COORDINATES, EXPRESSION, Box, BoxFormat
+from perpo_pipeline.answers.builtin_formats import BOX_FORMATS
 from perpo_pipeline.answers.frames import FRAMES
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.suggestions import did_you_mean
 
-if TYPE_CHECKING:
-    from perpo_pipeline.answers.placement import Placement
+__all__ = [
+    "BOX_FORMATS",
+    "COORDINATES",
+    "PAGE_PROMPT",
+    "REFERRING_PROMPT",
+    "Box",
+    "BoxFormat",
+    "describe_box_format",
+    "frame_fault",
+    "get_box_format",
+    "shown_question",
+]
 
-Box = tuple[float, float, float, float]
-
-COORDINATES = ("x1", "y1", "x2", "y2")
-EXPRESSION = "{expression}"
 # The question for the text of a page, where the data has none of its own.
 PAGE_PROMPT = "Transcribe the text on this page."
-# LLaVA's question, and the paper's (METHOD: 'The paper's recipes').
-_ASK = (
-    "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
-)
-
-
-@dataclass(frozen=True)
-class BoxFormat:
-    """How one model family writes a box; a user's own is named as `pkg.module:attribute`.
-
-    `pattern` finds a box, with the named groups x1, y1, x2, y2; `template` writes one (`str.format`
-    with these names). The frame is `scale` units wide and high, or as many as it has pixels if
-    `scale` is None; coordinates are written with `decimals` decimals. `instruction` asks for the
-    box, with `{expression}` for the description of the object. `frame` is the only frame in which
-    the format makes sense, None if it makes sense in all of them. `no_target` is the answer that
-    there is no such object: SFT writes it, and denials.py reads it. `point_template` writes a point
-    (with the names x, y) in the same unit; all formats read points alike (reading.py).
-    """
-
-    name: str
-    pattern: re.Pattern[str]
-    template: str
-    scale: float | None
-    decimals: int = 0
-    instruction: str = _ASK
-    frame: str | None = None
-    no_target: str = "[]"
-    point_template: str = "[{x}, {y}]"
-
-    def ask(self, expression: str) -> str:
-        """The question for the box of what `expression` describes."""
-        return self.instruction.replace(EXPRESSION, expression)
-
-    def asked_for(self, question: str) -> str | None:
-        """The expression in a question that `ask` made, None for any other text."""
-        before, after = self.instruction.split(EXPRESSION)
-        if not (question.startswith(before) and question.endswith(after)):
-            return None
-        return question.removeprefix(before).removesuffix(after)
-
-    def numbers(self, match: re.Match[str]) -> Box:
-        """The coordinates in a match of `pattern` as they are written; NaN if one is no number."""
-        try:
-            x1, y1, x2, y2 = (float(match[name]) for name in COORDINATES)
-        except (TypeError, ValueError):  # a user's pattern: no such group in this match, or words
-            return (math.nan,) * 4
-        return x1, y1, x2, y2
-
-    def write(self, box_xyxy_px: Box, placement: "Placement") -> str | None:
-        """The text of a box in pixels of the original image; halves round to even.
-
-        None if the box reaches out of the frame by more than one written unit.
-        """
-        import numpy as np
-
-        step = 10.0**-self.decimals
-        values = placement.to_units(np.array(box_xyxy_px, np.float64), self.scale).tolist()
-        sides = [float(units) for units in placement.units(self.scale)] * 2
-        written = {}
-        for name, value, side in zip(COORDINATES, values, sides, strict=True):
-            if not -step <= value <= side + step:
-                return None
-            written[name] = f"{min(max(value, 0.0), side):.{self.decimals}f}"
-        return self.template.format(**written)
-
-    def write_point(self, point_xy_px: tuple[float, float], placement: "Placement") -> str | None:
-        """The text of a point in pixels of the original image, as `write` writes a box."""
-        x, y = point_xy_px
-        corner = dataclasses.replace(self, template="{x1} {y1}").write((x, y, x, y), placement)
-        if corner is None:
-            return None
-        x_written, y_written = corner.split()
-        return self.point_template.format(x=x_written, y=y_written)
-
-
-# A plain decimal, as every built-in format writes its numbers: no plus sign, no exponent.
-DECIMAL = r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
-
-
-def _number(name: str) -> str:
-    return rf"\s*(?P<{name}>{DECIMAL})\s*"
-
-
-_BRACKETED = r"\[" + ",".join(map(_number, COORDINATES)) + r"\]"
-_POINTS = r"\({},{}\)\s*(?:,\s*)?\({},{}\)".format(*map(_number, COORDINATES))
-# JSON as models write it. Qwen's own reader takes Python literals (single quotes, tuples, a comma
-# after the last element) and mends an object that is cut off; the rest is ours: numbers in quotes,
-# full-width commas and colons, and the box as the first list in a list.
-JSON_COMMA = "[,\uff0c]"
-JSON_OPENING, JSON_CLOSING = r"[\[(]", rf"(?:{JSON_COMMA}\s*)?[\])]"
-
-
-def json_number(name: str) -> str:
-    """The pattern of a number in a list, in quotes or without, as the group `name`."""
-    return rf"\s*(?:[\"']\s*)?(?P<{name}>{DECIMAL})\s*(?:[\"']\s*)?"
-
-
-_JSON = (
-    rf"[\"']bbox_2d[\"']\s*[:\uff1a]\s*(?:{JSON_OPENING}\s*)?{JSON_OPENING}"
-    + JSON_COMMA.join(map(json_number, COORDINATES))
-    + JSON_CLOSING
-)
-_NO_OBJECT = "There is no such object in the image."  # for formats without a list of boxes
-_JSON_POINT = '{{"point_2d": [{x}, {y}]}}'
-_JSON_TEMPLATE = '{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
-
-BOX_FORMATS: dict[str, BoxFormat] = {
-    box_format.name: box_format
-    for box_format in (
-        BoxFormat("llava", re.compile(_BRACKETED), "[{x1}, {y1}, {x2}, {y2}]", 1.0, decimals=2),
-        BoxFormat(
-            "qwen-vl",
-            re.compile(_POINTS),
-            "<box>({x1},{y1}),({x2},{y2})</box>",
-            1000.0,
-            no_target=_NO_OBJECT,
-            point_template="({x},{y})",
-        ),
-        BoxFormat(
-            "qwen2-vl",
-            re.compile(_POINTS),
-            "<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>",
-            1000.0,
-            no_target=_NO_OBJECT,
-            point_template="({x},{y})",
-        ),
-        BoxFormat(
-            "qwen2.5-vl",  # the question of Qwen's cookbook
-            re.compile(_JSON),
-            _JSON_TEMPLATE,
-            None,
-            instruction="Locate {expression}, output its bbox coordinates using JSON format.",
-            point_template=_JSON_POINT,
-            frame="resized",
-        ),
-        BoxFormat(
-            "qwen3-vl",  # the question of Qwen3-VL's report, appendix on evaluation
-            re.compile(_JSON),
-            _JSON_TEMPLATE,
-            1000.0,
-            instruction='Locate every object that matches the description "{expression}" in the '
-            "image. Report bbox coordinates in JSON format.",
-            point_template=_JSON_POINT,
-        ),
-        BoxFormat(
-            "internvl",  # the question of InternVL's evaluation of RefCOCO
-            re.compile(_BRACKETED),
-            "<box>[[{x1}, {y1}, {x2}, {y2}]]</box>",
-            1000.0,
-            instruction=_ASK.replace(EXPRESSION, f"<ref>{EXPRESSION}</ref>"),
-            no_target="<box>[]</box>",
-        ),
-        BoxFormat("pixel", re.compile(_BRACKETED), "[{x1}, {y1}, {x2}, {y2}]", None),
-    )
-}
-
 REFERRING_PROMPT = BOX_FORMATS["llava"].instruction
 """The paper's grounding instruction (METHOD: 'The paper's recipes')."""
-
-
-JSON_FORMATS = frozenset(
-    name for name, rule in BOX_FORMATS.items() if rule.pattern.pattern == _JSON
-)
-"""The formats in which points and polygons are JSON, too."""
 
 
 def shown_question(prompt: str) -> str:
@@ -212,22 +55,11 @@ def describe_box_format(name: str) -> str | dict[str, Any]:
     """What decides how answers are read, for fingerprints.
 
     That is the name of a built-in format, but the content of a user's own, which may change while
-    its name stays. `frame` is left out: the settings hold the frame that is used.
+    its name stays.
     """
     if name in BOX_FORMATS:
         return name
-    own = get_box_format(name)
-    return {
-        "name": name,
-        "pattern": own.pattern.pattern,
-        "flags": own.pattern.flags,
-        "template": own.template,
-        "scale": own.scale,
-        "decimals": own.decimals,
-        "instruction": own.instruction,
-        "no_target": own.no_target,
-        "point_template": own.point_template,
-    }
+    return {"name": name, **get_box_format(name).describe()}
 
 
 def frame_fault(box_format: str, frame: str) -> str | None:
@@ -272,11 +104,17 @@ def _check_fields(own: BoxFormat, name: str) -> None:
     if own.instruction.count(EXPRESSION) != 1:
         raise ConfigError(f"the instruction of the box format {name!r} needs one {EXPRESSION}")
     groups = getattr(own.pattern, "groupindex", {})
-    absent = [group for group in COORDINATES if group not in groups]
+    absent = [group for group in own.groups if group not in groups]
     if absent:
         raise ConfigError(
             f"the pattern of the box format {name!r} has no group {', '.join(absent)}",
-            fix="give a compiled one that names the four numbers, as in (?P<x1>[0-9]+)",
+            fix="give a compiled one that names the four numbers, as in (?P<x1>[0-9]+); a box of "
+            "two cells names first and last",
+        )
+    if own.point_pattern is not None and not {"x1", "y1"} <= {*own.point_pattern.groupindex}:
+        raise ConfigError(
+            f"the point_pattern of the box format {name!r} lacks the groups x1 and y1",
+            fix="give a compiled one that names both numbers, as in (?P<x1>[0-9]+)",
         )
     if not own.no_target.strip() or own.pattern.search(own.no_target):
         raise ConfigError(
@@ -288,6 +126,12 @@ def _check_fields(own: BoxFormat, name: str) -> None:
         raise ConfigError(
             f"the scale of the box format {name!r} is {own.scale}",
             fix="give the number of units across the frame, or None for its pixels",
+        )
+    if (own.bins or own.cells) and (own.scale is None or own.scale % 1 or own.decimals):
+        raise ConfigError(
+            f"the box format {name!r} writes {'cells' if own.cells else 'bins'}, with the scale "
+            f"{own.scale} and {own.decimals} decimals",
+            fix="give their whole number as scale, and no decimals",
         )
     if own.frame is not None and own.frame not in FRAMES:
         raise ConfigError(
@@ -307,17 +151,16 @@ def _check_round_trip(own: BoxFormat, name: str) -> None:
     try:
         written = own.write(box, placement)
         match = None if written is None else own.pattern.search(written)
-        numbers = None if match is None else np.array(own.numbers(match))
-        found = (
-            None if numbers is None else tuple(placement.to_image_px(numbers, own.scale).tolist())
-        )
+        units = None if match is None else own.in_units(np.array(own.numbers(match)))
+        found = None if units is None else tuple(placement.to_image_px(units, own.scale).tolist())
     except Exception as error:  # the user's template, too
         raise ConfigError(
             f"the box format {name!r} cannot write a box and read it: "
             f"{type(error).__name__}: {error}",
             fix=fix,
         ) from error
-    rounding = 0.51 * 10.0**-own.decimals * 1000 / (own.scale or 1000)
+    half = 1.01 if own.cells else 0.51  # a line of cells is read from edge to edge
+    rounding = half * 10.0**-own.decimals * 1000 / (own.scale or 1000)
     is_same = found is not None and all(
         abs(a - b) <= rounding for a, b in zip(found, box, strict=True)
     )

@@ -11,6 +11,7 @@ last of several boxes, points, polygons or numbers. Half of a surrogate pair, wh
 hold and UTF-8 cannot, counts as a character without meaning. No text raises an error.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, cast
@@ -20,25 +21,21 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from perpo_pipeline.answers.box_format import numbers_of
 from perpo_pipeline.answers.boxes import find_box
-from perpo_pipeline.answers.formats import (
-    BOX_FORMATS,
-    COORDINATES,
+from perpo_pipeline.answers.builtin_formats import (
     DECIMAL,
     JSON_CLOSING,
     JSON_COMMA,
     JSON_FORMATS,
     JSON_OPENING,
-    Box,
-    BoxFormat,
-    get_box_format,
     json_number,
 )
+from perpo_pipeline.answers.formats import BOX_FORMATS, BoxFormat, get_box_format
 from perpo_pipeline.answers.pipeline import Texts, as_series
 from perpo_pipeline.answers.placement import Floats, place_frames
 from perpo_pipeline.answers.settings import Which
 
-NOWHERE: Box = (np.nan, np.nan, np.nan, np.nan)
 _TEXT = pl.col("text")
 
 
@@ -127,12 +124,13 @@ def read_boxes(
     placement = place_frames(frame, sizes, resized, len(series))
     if box_format in BOX_FORMATS:
         groups = _groups(series, _rust(rule.pattern.pattern), which)
-        values = _floats(groups.select(COORDINATES))
+        values = _floats(groups.select(rule.groups))
     else:  # the user's own pattern is written for Python's `re`
         matches = [None if t is None else find_box(rule, t, which) for t in _as_strings(texts)]
-        each = [NOWHERE if match is None else rule.numbers(match) for match in matches]
-        values = np.array(each, dtype=np.float64).reshape(-1, 4)
-    return placement.to_image_px(values, rule.scale)
+        nowhere = (np.nan,) * len(rule.groups)
+        each = [nowhere if match is None else rule.numbers(match) for match in matches]
+        values = np.array(each, dtype=np.float64).reshape(-1, len(rule.groups))
+    return placement.to_image_px(rule.in_units(values), rule.scale)
 
 
 def read_box_lists(
@@ -155,7 +153,8 @@ def read_box_lists(
         rows, values = _read_all(series, rule)
     else:
         rows, values = _read_all_with_re(_as_strings(texts), rule)
-    return _split(placement.take(rows).to_image_px(values, rule.scale), rows, len(series))
+    found = placement.take(rows).to_image_px(rule.in_units(values), rule.scale)
+    return _split(found, rows, len(series))
 
 
 def read_points(
@@ -170,18 +169,21 @@ def read_points(
     """The first (or last) point of each of n texts, `(n, 2)`: x, y in pixels of the originals.
 
     A point is two plain decimals, `[x, y]` (as in Qwen's JSON, `"point_2d": [x, y]`) or `(x, y)`,
-    in the unit of the box format; formats that are JSON also read numbers in quotes and a comma
-    after the last one. The row is NaN if the text has no point. Arguments and errors as
-    in `read_boxes`.
+    in the unit of the box format; Qwen's formats also read numbers in quotes and a comma
+    after the last one, and a format with a `point_pattern` reads that alone. The row is NaN if the
+    text has no point. Arguments and errors as in `read_boxes`.
     """
     rule, series = get_box_format(box_format), as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
-    if box_format in JSON_FORMATS:
-        values = _floats(_groups(series, _rust(_JSON_POINT), which).select("x1", "y1"))
+    if rule.point_pattern is not None and box_format not in BOX_FORMATS:
+        values = _own_points(_as_strings(texts), rule.point_pattern, which)
+    elif rule.point_pattern is not None or box_format in JSON_FORMATS:
+        pattern = _JSON_POINT if rule.point_pattern is None else rule.point_pattern.pattern
+        values = _floats(_groups(series, _rust(pattern), which).select("x1", "y1"))
     else:
         groups = _groups(series, _rust(_POINT), which)
         values = _floats(groups.select(pl.coalesce(f"{axis}1", f"{axis}2") for axis in "xy"))
-    return placement.to_image_px(values, rule.scale)
+    return placement.to_image_px(values + rule.centre, rule.scale)
 
 
 def read_polygons(
@@ -206,7 +208,8 @@ def read_polygons(
     rows = numbers["row"].to_numpy()
     is_even = np.bincount(rows, minlength=len(series))[rows] % 2 == 0
     rows, values = rows[is_even][::2], _floats(numbers.select("text"))[is_even].reshape(-1, 2)
-    polygons = _split(placement.take(rows).to_image_px(values, rule.scale), rows, len(series))
+    found = placement.take(rows).to_image_px(values + rule.centre, rule.scale)
+    polygons = _split(found, rows, len(series))
     return [None if not len(p) or np.isnan(p).any() else p for p in polygons]
 
 
@@ -241,6 +244,16 @@ def read_numbers(texts: Texts, which: Which = "first") -> Floats:
     return np.where(np.isfinite(values), values, np.nan)
 
 
+def _own_points(texts: Iterable[str | None], pattern: re.Pattern[str], which: Which) -> Floats:
+    """The numbers of the first or last point of each text, `(n, 2)`, by a user's own pattern."""
+    found = []
+    for text in texts:
+        matches = [] if text is None else list(pattern.finditer(text))
+        match = matches[0 if which == "first" else -1] if matches else None
+        found.append(numbers_of(match, ("x1", "y1")))
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
 def _one_match(pattern: str, which: Which) -> pl.Expr:
     """The text of the first or last match of a pattern in the column `text`, null for none."""
     if which == "first":
@@ -269,11 +282,11 @@ def _as_strings(texts: Texts) -> Iterable[str | None]:
 
 
 def _read_all(series: pl.Series, rule: BoxFormat) -> tuple[npt.NDArray[Any], Floats]:
-    """The row of every box and its coordinates as they are written, `(k,)` and `(k, 4)`."""
+    """The row of every box and its numbers as they are written, `(k,)` and `(k, 4)` or `(k, 2)`."""
     pattern = _rust(rule.pattern.pattern)
     found = _explode(series, _TEXT.str.extract_all(pattern))
     groups = _collect(found["text"], _TEXT.str.extract_groups(pattern).alias("box"))
-    return found["row"].to_numpy(), _floats(groups.unnest("box").select(COORDINATES))
+    return found["row"].to_numpy(), _floats(groups.unnest("box").select(rule.groups))
 
 
 def _read_all_with_re(
@@ -287,7 +300,8 @@ def _read_all_with_re(
         for match in rule.pattern.finditer(text)
     ]
     rows = np.array([row for row, _ in found], dtype=np.int64)
-    return rows, np.array([box for _, box in found], dtype=np.float64).reshape(-1, 4)
+    numbers = np.array([box for _, box in found], dtype=np.float64)
+    return rows, numbers.reshape(-1, len(rule.groups))
 
 
 def _rust(pattern: str) -> str:

@@ -8,7 +8,9 @@ renamed, the user's lose the mark, and nothing else differs. Texts without a mar
 copy, so their tokens are the tokenizer's own.
 
 A token that the tokenizer lists as ordinary (`special: false`, as `<think>` in Qwen3) is a word of
-the model, not a control token. So are the marks of a region that models write into their answers.
+the model, not a control token. So are the marks of a region that models write into their answers,
+and the tokens that stand for a place on the image: without these an answer says nothing, so that
+they are also kept where a completion's other special tokens are left out (`is_location`).
 """
 
 import copy
@@ -27,10 +29,21 @@ REGION_MARKS = frozenset(
         *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"),
         *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
         *("<|quad_start|>", "<|quad_end|>"),
+        *("<point>", "</point>"),  # MiniCPM-V
+        *("<|begin_of_box|>", "<|end_of_box|>"),  # GLM-4.xV
+        *("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>"),  # DeepSeek-VL2 and OCR
+        *("<grounding>", "<phrase>", "</phrase>", "<object>", "</object>"),  # Kosmos-2
     }
 )
+# PaliGemma's <loc0123>, Florence-2's <loc_123>, Kosmos-2's <patch_index_0123>.
+_LOCATION = re.compile(r"<(?:loc[0-9]{4}|loc_[0-9]{1,3}|patch_index_[0-9]{4})>")
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 MEDIA = ("image_token", "video_token", "audio_token")
+
+
+def is_location(token: str) -> bool:
+    """Whether a token stands for a place on the image, as `<loc0123>` does."""
+    return _LOCATION.fullmatch(token) is not None
 
 
 def control_tokens(
@@ -38,8 +51,8 @@ def control_tokens(
 ) -> frozenset[str]:
     """The tokens that only the chat template and the processor may write.
 
-    They are the tokenizer's special tokens except `REGION_MARKS` and those in `own_marks`, and in
-    any case its named ones, the placeholders, and the tokens with one of `ids`.
+    They are the tokenizer's special tokens except `REGION_MARKS`, locations and those in
+    `own_marks`, and in any case its named ones, the placeholders, and the tokens with one of `ids`.
     """
     added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
     always = {added[i].content for i in ids if i in added}
@@ -47,7 +60,7 @@ def control_tokens(
     always |= {str(getattr(processor, name, None)) for name in MEDIA}
     found = {token.content for token in added.values()}
     words = {token.content for token in added.values() if not token.special} | REGION_MARKS
-    words |= {token for token in found if token in own_marks}
+    words |= {token for token in found if token in own_marks or is_location(token)}
     return frozenset(token for token in found - (words - always) if len(token) > 1)
 
 

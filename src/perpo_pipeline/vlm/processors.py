@@ -14,6 +14,7 @@ from typing import Any
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.families import Family, family_of_type
 from perpo_pipeline.vlm.image_limits import GRIDS, NO_LIMITS, ImageLimits
+from perpo_pipeline.vlm.plain_text import is_location
 
 MOST_TILES = 36  # of LLaVA-OneVision: more than the others
 FILES_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -132,9 +133,19 @@ def _restored(processor_class: Any, state: dict[str, Any]) -> Any:
 
 
 def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
-    """The text of each completion, without special tokens; all backends use this."""
+    """The text of each completion, without special tokens; all backends use this.
+
+    Locations (`plain_text.is_location`) stay, also where the tokenizer calls them special, as
+    Florence-2's does.
+    """
+    added = tokenizer.added_tokens_decoder
+    special = {int(i): token.content for i, token in added.items() if token.special}
+    has_locations = any(map(is_location, special.values()))
+    if has_locations:
+        left_out = {i for i, content in special.items() if not is_location(content)}
+        ids = [[token for token in one if int(token) not in left_out] for one in ids]
     texts: list[str] = tokenizer.batch_decode(
-        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ids, skip_special_tokens=not has_locations, clean_up_tokenization_spaces=False
     )
     return texts
 
