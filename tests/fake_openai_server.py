@@ -173,7 +173,7 @@ def from_a_cache(body: Json, number: int) -> Json:
 
 
 def picture(body: Json) -> Image.Image:
-    parts = body["messages"][0]["content"]
+    parts = body["messages"][-1]["content"]
     (url,) = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     head, data = url.split(",", 1)
     assert head == "data:image/png;base64"
@@ -186,14 +186,18 @@ def make_like_vllm(model_dir: Path) -> Answer:
     lock = threading.Lock()
 
     def answer(body: Json, number: int) -> Json:
+        *system, asked = body["messages"]
         parts = [
-            {"type": "image"} if part["type"] == "image_url" else part
-            for part in body["messages"][0]["content"]
+            {"type": "image"} if part["type"] == "image_url" else part for part in asked["content"]
+        ]
+        turns = [
+            {**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in system
         ]
         with lock:
             text = processor.apply_chat_template(
-                [{"role": body["messages"][0]["role"], "content": parts}],
+                [*turns, {"role": asked["role"], "content": parts}],
                 add_generation_prompt=True,
+                **body.get("chat_template_kwargs", {}),
             )
             ids = processor(
                 images=[picture(body)],

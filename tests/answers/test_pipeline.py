@@ -45,6 +45,8 @@ readings = st.builds(
         (f"{BOX}</answer> and more", BOX),
         (f"<think>maybe</think><answer>{BOX}", BOX),
         ("<think>it is all said</think>", ""),
+        (f"<|channel>thought\nmaybe [0, 0, 1, 1]<channel|>{BOX}", BOX),
+        (f"<|channel>thought\n<channel|>{BOX}", BOX),
         ("<answer></answer>", ""),
         (f"<think>{BOX}", None),
         (f"<think>{BOX}</thin", None),

@@ -171,7 +171,12 @@ def test_a_server_answers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     config = {
         "run": "r",
         "data_root": str(tmp_path / "data"),
-        "model": {"id": str(model), "dtype": "float32", "device": "cpu"},
+        "model": {
+            "id": str(model),
+            "dtype": "float32",
+            "device": "cpu",
+            "system_prompt": "Be kind.",
+        },
         "prepare": {"test": {"source": "testbed", "num_prompts": 2}},
         "sample": {"split": "test"},
         "eval": {
@@ -188,6 +193,7 @@ def test_a_server_answers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     server.stop()
     (body,) = server.bodies
     assert "where is it?" in json.dumps(body["messages"]) and body["temperature"] == 0
+    assert body["messages"][0] == {"role": "system", "content": "Be kind."}
 
 
 def test_a_run_with_both_tasks_asks_which_one_it_is(

@@ -337,6 +337,18 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
             "train.deepspeed: DeepSpeed was not tried with quantised weights",
         ),
         ("model: {quantization: nf8}", "model.quantization"),
+        (
+            "model: {chat_template_kwargs: {tokenize: true}}",
+            "model.chat_template_kwargs: tokenize is no argument of a chat template that a run",
+        ),
+        (
+            "model: {chat_template_kwargs: {date_string: today}}",
+            "model.chat_template_kwargs: date_string is the date, which template_date sets",
+        ),
+        ("model: {chat_template_kwargs: {'no name': 1}}", "no name is no argument"),
+        ("model: {chat_template_kwargs: {mood: [1]}}", "model.chat_template_kwargs.mood"),
+        ("model: {chat_template_kwargs: [mood]}", "model.chat_template_kwargs"),
+        ("model: {system_prompt: 3}", "model.system_prompt"),
         ("model: {max_pixels: 10}", "model.max_pixels: an image needs at least one patch, of 14 x"),
         ("eval: {models: []}", "eval.models"),
         ("eval: {split: train}", "eval.split was renamed: use eval.splits"),
@@ -417,6 +429,23 @@ def test_a_set_reads_its_value_as_yaml_and_reaches_nested_settings(tmp_path: Pat
     assert config.prepare["train"].model_dump()["num_prompts"] == 7
     assert config.score.reward == {"iou": 0.7, "my.pkg:function": 0.3}
     assert (config.eval.models, config.filter.max_lists) == (["base", "perpo"], None)
+
+
+def test_one_argument_of_the_chat_template_is_set_by_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    assert load_config(path).model.chat_template_kwargs == {}
+    one = [parse_set("model.chat_template_kwargs.enable_thinking=false")]
+    assert load_config(path, one).model.chat_template_kwargs == {"enable_thinking": False}
+    values = "{a: 1, b: 0.5, c: 'x', d: null, e: true}"
+    several = [parse_set(f"model.chat_template_kwargs={values}")]
+    found = load_config(path, several).model.chat_template_kwargs
+    assert [(type(value), value) for value in found.values()] == [
+        (int, 1),
+        (float, 0.5),
+        (str, "x"),
+        (type(None), None),
+        (bool, True),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ from perpo_pipeline.inference import openai_backend, openai_prompts
 from perpo_pipeline.inference.backend import BackendSetup, Failure, Row, SampledList
 from perpo_pipeline.inference.openai_backend import OpenAIBackend
 from perpo_pipeline.vlm import openai_server
+from perpo_pipeline.vlm.chat_settings import chat_settings
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
 from perpo_pipeline.vlm.images import load_image
@@ -118,8 +119,10 @@ def connect(model_dir: Path, tmp_path: Path) -> Callable[..., OpenAIBackend]:
         preprocess: str = "processor",
         model: Path = model_dir,
         limits: ImageLimits = NO_LIMITS,
+        model_settings: Json | None = None,
         **sample: Any,
     ) -> OpenAIBackend:
+        config = ModelConfig(id=str(model), **(model_settings or {}))
         url = server if isinstance(server, str) else server.url
         settings: Json = {
             "backend": "openai",
@@ -131,8 +134,10 @@ def connect(model_dir: Path, tmp_path: Path) -> Callable[..., OpenAIBackend]:
         }
         return OpenAIBackend(
             BackendSetup(
-                model=ModelConfig(id=str(model)),
-                resolved=replace(resolve_model(str(model)), limits=limits),
+                model=config,
+                resolved=replace(
+                    resolve_model(str(model)), limits=limits, chat=chat_settings(config)
+                ),
                 model_settings={"preprocess": preprocess},
                 settings=SampleConfig(**settings | sample),
                 scratch=tmp_path,
@@ -383,6 +388,46 @@ class TestVllm:
         assert server.bodies[0]["chat_template_kwargs"] == {"date_string": "26 Jul 2024"}
         with pytest.raises(ConfigError, match="would write that of its own clock"):
             connect(serve(like_vllm, owned_by="llamacpp"), model=model)
+
+    def test_a_system_turn_and_arguments_are_sent_and_read_as_training_reads_them(
+        self, serve: Any, connect: Any, model_dir: Path, tmp_path: Path, plain: Answer
+    ) -> None:
+        model = Path(shutil.copytree(model_dir, tmp_path / "switched"))
+        template = (model / "chat_template.jinja").read_text("utf-8")
+        ending = "{% if enable_thinking is false %}{{ '<no thought>' }}{% endif %}"
+        (model / "chat_template.jinja").write_text(template + ending, "utf-8")
+        settings = {"system_prompt": "Be kind.", "chat_template_kwargs": {"enable_thinking": False}}
+        server = serve(make_like_vllm(model))
+        backend = connect(server, model=model, model_settings=settings)
+        assert all(isinstance(one, SampledList) for one in sample(backend, 2))
+        body = server.bodies[0]
+        assert body["messages"][0] == {"role": "system", "content": "Be kind."}
+        assert [message["role"] for message in body["messages"]] == ["system", "user"]
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+        assert backend.notes() == {}
+        with pytest.raises(ConfigError, match="may ignore enable_thinking"):
+            connect(serve(plain, owned_by="llamacpp"), model=model, model_settings=settings)
+
+    def test_a_server_that_leaves_the_system_turn_out_is_found_by_its_tokens(
+        self, serve: Any, connect: Any, model_dir: Path
+    ) -> None:
+        like_vllm = make_like_vllm(model_dir)
+
+        def forgetful(body: Json, number: int) -> Json:
+            return like_vllm({**body, "messages": body["messages"][-1:]}, number)
+
+        backend = connect(serve(forgetful), model_settings={"system_prompt": "Be kind."})
+        with pytest.raises(ConfigError, match="the server and training read different tokens"):
+            sample(backend, 1)
+
+    def test_an_argument_without_effect_is_noted(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        server = serve(like_vllm)
+        backend = connect(server, model_settings={"chat_template_kwargs": {"mood": 1}})
+        sample(backend, 1)
+        assert "chat_template_kwargs.mood changes nothing" in backend.notes()["chat_template"]
+        assert "chat_template_kwargs" not in server.bodies[0]
 
     def test_answers_of_an_old_vllm_without_token_ids_are_tokenised_and_noted(
         self, serve: Any, connect: Any, plain: Answer, capfd: pytest.CaptureFixture[str]

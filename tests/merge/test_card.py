@@ -1,5 +1,6 @@
 """The model card of a real run: its header, its data and metrics, how to load the model."""
 
+import ast
 import json
 import os
 import re
@@ -286,16 +287,38 @@ def test_given_metrics_replace_those_of_the_run(run: Path, tmp_path: Path) -> No
     assert "does not record which model gave them (`pages`, metrics" in text
 
 
-def test_a_limited_image_size_is_set_where_the_model_is_loaded() -> None:
-    def card(arguments: dict[str, Any], **limit: int) -> str:
-        made = {"counts": {}, "packages": {}, "git_commit": None, "created_at": "today"}
-        settings = {"method": "perpo", "preprocess": "processor", **limit}
-        manifest = {"settings": settings, "notes": {}, **made}
-        adapter: Any = SimpleNamespace(manifest=manifest, variant="perpo", fingerprint="f")
-        record = {"base_model": "b", "base_identity": "i", "base_is_directory": False, **made}
-        record |= {"dtype": "float32", "made_at": "today"}
-        return model_card(record, adapter, [], [], arguments)
+def small_card(arguments: dict[str, Any], **more: Any) -> str:
+    """The card of an adapter with these settings, without data and metrics."""
+    made = {"counts": {}, "packages": {}, "git_commit": None, "created_at": "today"}
+    settings = {"method": "perpo", "preprocess": "processor", **more}
+    manifest = {"settings": settings, "notes": {}, **made}
+    adapter: Any = SimpleNamespace(manifest=manifest, variant="perpo", fingerprint="f")
+    record = {"base_model": "b", "base_identity": "i", "base_is_directory": False, **made}
+    record |= {"dtype": "float32", "made_at": "today"}
+    return model_card(record, adapter, [], [], arguments)
 
+
+def test_the_example_has_the_system_turn_and_arguments_of_training() -> None:
+    """As a call that Python reads: the arguments of its `apply_chat_template`."""
+    text = 'Say "it" in {words}.'
+    given = {"enable_thinking": False, "mood": None}
+    found = small_card({}, system_prompt=text, chat_template_kwargs=given)
+    (call,) = re.findall(r"apply_chat_template\((.*?)\n\)\.to", found, re.DOTALL)
+    call = ast.parse(f"f({call})", mode="eval").body
+    assert isinstance(call, ast.Call)
+    system, _ = call.args[0].elts
+    assert ast.literal_eval(system) == {
+        "role": "system",
+        "content": [{"type": "text", "text": text}],
+    }
+    arguments = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+    assert given.items() <= arguments.items() and arguments["add_generation_prompt"] is True
+    assert "as `chat_template_kwargs`" in found
+    assert "chat_template_kwargs" not in small_card({})
+
+
+def test_a_limited_image_size_is_set_where_the_model_is_loaded() -> None:
+    card = small_card
     size = {"shortest_edge": 1568, "longest_edge": 3136}
     text = card({"size": size}, max_pixels=3136)
     assert f"AutoProcessor.from_pretrained(name, size={json.dumps(size)})" in text

@@ -28,6 +28,7 @@ OTHERS: dict[str, Any] = {
     "model.box_frame": "pad",
     "model.answer": {"which": "last"},
     "model.template_date": datetime.date(2001, 1, 1),
+    "model.chat_template_kwargs": {"enable_thinking": False},
     "prepare.train.path": "{folder}/other.jsonl",
     "prepare.train.image_root": "images",
     "prepare.train.columns": {"image": "file"},

@@ -16,11 +16,11 @@ from perpo_pipeline.vlm.chat import (
     AnswerTurn,
     answer_turn,
     check_thinking,
-    date_for_server,
     find_answer_end,
     find_thought_end,
     opens_thought,
 )
+from perpo_pipeline.vlm.chat_rendering import date_for_server
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import find_model
 from perpo_pipeline.vlm.loading import load_without_weights

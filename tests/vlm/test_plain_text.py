@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from perpo_pipeline.answers.boxes import BOX_FORMATS, format_box, parse_box
+from perpo_pipeline.answers.pipeline import answer_text
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_without_weights
@@ -197,6 +199,17 @@ def test_locations_survive_decoding_and_other_special_tokens_do_not(is_special: 
     assert parse_box(
         decode_completions(tokenizer, [ids])[0], "florence-2", frame="full", image_size=(640, 480)
     ) == pytest.approx((34.24, 159.12, 582.08, 374.64))
+
+
+def test_marks_of_thoughts_survive_decoding() -> None:
+    """Without its end a special token would join a thought and the answer behind it."""
+    backend = tiny_tokenizer().backend_tokenizer
+    backend.add_special_tokens(["<|channel>", "<channel|>", "<|turn>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    text = "<|channel>maybe [0, 0]<channel|>[1, 1]"
+    ids = tokenizer(f"<|turn>{text}</s>", add_special_tokens=False)["input_ids"]
+    (found,) = decode_completions(tokenizer, [ids])
+    assert found == text and answer_text(found, Reading()) == "[1, 1]"
 
 
 def test_a_tokenizer_without_locations_decodes_as_before(vlms: dict[str, Vlm]) -> None:

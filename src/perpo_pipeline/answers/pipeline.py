@@ -19,21 +19,10 @@ from typing import TypeAlias, cast
 import polars as pl
 import pyarrow as pa
 
-from perpo_pipeline.answers.settings import ANSWER_TAG, Reading, Thinking
+from perpo_pipeline.answers.settings import ANSWER_TAG, THOUGHTS, Reading, Thinking
 
 Texts: TypeAlias = Sequence[str | None] | pl.Series | pa.Array | pa.ChunkedArray
 
-THOUGHTS = (
-    ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, GLM-4.1V and 4.5V, VLM-R1, InternVL3.5, MiMo-VL
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<seed:think>", "</seed:think>"),  # Seed-OSS
-    ("◁think▷", "◁/think▷"),  # Kimi-VL
-    ("[THINK]", "[/THINK]"),  # Magistral
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, LlamaV-o1
-)
-"""The marks around a thought, in any letter case; one model uses one pair of them."""
 INNER_ANSWER = ("<|begin_of_box|>", "<|end_of_box|>")
 """What GLM-4.1V and 4.5V write around the answer proper, inside `<answer>` or without it."""
 

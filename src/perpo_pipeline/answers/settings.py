@@ -12,6 +12,19 @@ from perpo_pipeline.answers.formats import describe_box_format
 Thinking: TypeAlias = Literal["auto", "opened", "none"]
 Which: TypeAlias = Literal["first", "last"]
 
+THOUGHTS = (
+    ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, GLM-4.1V and 4.5V, VLM-R1, InternVL3.5, MiMo-VL
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("◁think▷", "◁/think▷"),  # Kimi-VL
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, LlamaV-o1
+    ("<|channel>", "<channel|>"),  # Gemma 4
+)
+"""The marks around a thought, in any letter case; one model uses one pair of them."""
+
 ANSWER_TAG = "answer"
 TAG_PATTERN = r"^[A-Za-z][A-Za-z0-9_:-]*$"
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 IMAGE_SIZE = ("model.min_pixels", "model.max_pixels", "model.max_tiles")
 WEIGHTS = ("model.id", "model.dtype", "model.quantization")
-MODEL = (*WEIGHTS, "model.preprocess", "model.template_date", *IMAGE_SIZE)
+TEMPLATE = ("model.template_date", "model.system_prompt", "model.chat_template_kwargs")
+MODEL = (*WEIGHTS, "model.preprocess", *TEMPLATE, *IMAGE_SIZE)
 BOXES = ("model.box_format", "model.box_frame")
 READING = (*BOXES, "model.answer.thinking", "model.answer.tag", "model.answer.which")
 # Under these names a manifest records settings whose value is not what the file says:
@@ -27,8 +28,13 @@ READING = (*BOXES, "model.answer.thinking", "model.answer.tag", "model.answer.wh
 RECORDED_AS = {"model.id": "model"}
 # Recorded only where the model's chat template writes a date.
 WHERE_USED = frozenset({"template_date"})
-# Recorded only where they are set: older artifacts, which have none, were made with null.
-WHERE_SET = frozenset({"quantization", "min_pixels", "max_pixels", "max_tiles", "shown_image"})
+# Recorded only where they are set: older artifacts, which have none, were made without them.
+WHERE_SET = frozenset(
+    {
+        *("quantization", "min_pixels", "max_pixels", "max_tiles", "shown_image"),
+        *("system_prompt", "chat_template_kwargs"),
+    }
+)
 
 
 def _nothing(_: Mapping[str, Any]) -> Collection[str]:

@@ -11,6 +11,18 @@ from perpo_pipeline.config.dates import TEMPLATE_DATE
 from perpo_pipeline.config.section import Section, conflict
 from perpo_pipeline.errors import ConfigError
 
+TemplateValue = bool | int | float | str | None
+DATE_ARGUMENTS = frozenset({"date_string", "strftime_now"})
+# The program itself gives these to a chat template, or to the function that renders it.
+TAKEN_ARGUMENTS = frozenset(
+    {
+        *("messages", "conversation", "chat_template", "tools", "documents", "tokenize"),
+        *("add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"),
+        *("return_tensors", "return_dict", "load_audio_from_video", "processor_kwargs"),
+        *("bos_token", "eos_token", "pad_token", "unk_token", "raise_exception"),
+    }
+)
+
 SMALLEST_PATCH = 14
 """Pixels along an edge; a family's own minimum needs its processor (vlm/image_limits.py)."""
 
@@ -89,6 +101,16 @@ class ModelConfig(Section):
         description="the date that a chat template with today's date writes (YYYY-MM-DD), so that "
         "every stage reads the same prompt on every day; counts only for such templates",
     )
+    system_prompt: str | None = Field(
+        None,
+        description="the text of a system turn before every question (docs/chat-templates.md); "
+        "null: none, so that the chat template writes its own, if it has one",
+    )
+    chat_template_kwargs: dict[str, TemplateValue] = Field(
+        {},
+        description="arguments for the model's chat template, such as `{enable_thinking: false}` "
+        "(docs/chat-templates.md)",
+    )
     box_format: str = Field(
         "llava",
         description="how the model writes a box and how it is asked for one: the name of a format "
@@ -116,6 +138,20 @@ class ModelConfig(Section):
         except ConfigError as error:
             raise ValueError(error.what) from error
         return name
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _are_the_templates(cls, given: dict[str, TemplateValue]) -> dict[str, TemplateValue]:
+        dated = [name for name in given if name in DATE_ARGUMENTS]
+        if dated:
+            raise ValueError(f"{dated[0]} is the date, which template_date sets")
+        wrong = [name for name in given if name in TAKEN_ARGUMENTS or not name.isidentifier()]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]} is no argument of a chat template that a run may set: give names that "
+                "the template reads, such as enable_thinking"
+            )
+        return given
 
     @field_validator("max_pixels")
     @classmethod

@@ -36,7 +36,7 @@ from perpo_pipeline.inference.backends import check_adapter
 from perpo_pipeline.inference.openai_prompts import PromptReader, RequestPrompt
 from perpo_pipeline.inference.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
-from perpo_pipeline.vlm.chat import date_for_server
+from perpo_pipeline.vlm.chat_rendering import arguments_for_server, idle_notes
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.image_limits import server_advice
 from perpo_pipeline.vlm.inputs import RowError
@@ -123,9 +123,10 @@ class OpenAIBackend:
         asyncio.run(self.server.identify())
         self._check_settings()
         self.reader = PromptReader(setup)
-        self.date = date_for_server(self.reader.weightless, takes_arguments=self.server.is_vllm)
+        vlm, is_vllm = self.reader.weightless, self.server.is_vllm
+        self.template_arguments = arguments_for_server(vlm, takes_arguments=is_vllm)
         self.is_compared = False  # whether a prompt's tokens were found equal to training's
-        self._notes: dict[str, str] = {}
+        self._notes: dict[str, str] = idle_notes(vlm)
         self.equal = EqualLists()
         if not self.server.is_vllm:
             self._notes["token_ids"] = self._retokenised_note()
@@ -294,7 +295,7 @@ class OpenAIBackend:
         how, vllm = self.decoding, self.server.is_vllm
         body = {
             "model": self.server.model,
-            "messages": [prompt.message],
+            "messages": [*self.reader.system, prompt.message],
             "n": num,
             "temperature": how.temperature,
             "top_p": how.top_p,
@@ -317,10 +318,15 @@ class OpenAIBackend:
             "ignore_eos": True,  # the tokenizer's end token need not be one of the model's
             "stop_token_ids": list(self.reader.end_ids),
             "add_special_tokens": prompt.adds_special_tokens,
-            **({"chat_template_kwargs": self.date} if self.date else {}),
+            **self._template_field(),
             "skip_special_tokens": True,
             "return_token_ids": True,
         }
+
+    def _template_field(self) -> dict[str, Any]:
+        """The field of vLLM's protocol with the chat template's arguments, if it needs any."""
+        given = self.template_arguments
+        return {"chat_template_kwargs": given} if given else {}
 
     def _compare(self, prompt: RequestPrompt, served: Sequence[int] | None) -> None:
         """Raise ConfigError if the server reads other tokens than training does."""

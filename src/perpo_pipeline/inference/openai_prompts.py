@@ -11,6 +11,7 @@ from perpo_pipeline.inference.backend import BackendSetup, Row, Size
 from perpo_pipeline.inference.prompt_tokens import compare_prompt_tokens
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.vlm.chat import check_thinking, find_answer_end
+from perpo_pipeline.vlm.chat_rendering import system_message
 from perpo_pipeline.vlm.image_place import split_at_image
 from perpo_pipeline.vlm.inputs import (
     IDENTITY_CACHE,
@@ -54,6 +55,8 @@ class PromptReader:
     def __init__(self, setup: BackendSetup) -> None:
         vlm = load_without_weights(setup.resolved, identity_cache=setup.scratch / IDENTITY_CACHE)
         check_thinking(vlm, setup.model.answer.thinking)
+        system = system_message(vlm)
+        self.system = [] if system is None else [system]
         self.weightless, self.preprocess = vlm, str(setup.model_settings["preprocess"])
         self.image_arguments = vlm.image_arguments
         config: Any = vlm.model.config

@@ -293,7 +293,7 @@ def _model_here(driver: ResolvedModel) -> ResolvedModel:
         found = resolve_model(str(driver.path))
     return replace(
         found,
-        template_date=driver.template_date,
+        chat=driver.chat,
         own_marks=driver.own_marks,
         limits=driver.limits,
         quantization=driver.quantization,

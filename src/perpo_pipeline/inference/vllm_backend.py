@@ -39,6 +39,7 @@ from perpo_pipeline.inference.vllm_engine import (
 from perpo_pipeline.store.artifacts import MERGED
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.vlm.chat import check_thinking
+from perpo_pipeline.vlm.chat_rendering import idle_notes
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.inputs import (
     IDENTITY_CACHE,
@@ -93,7 +94,7 @@ class VllmBackend:
         self.tokenizer = copy.deepcopy(self.weightless.tokenizer)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="render")
         self.openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open")
-        self._notes: dict[str, Any] = {}
+        self._notes: dict[str, Any] = dict(idle_notes(self.weightless))
         lora_rank = None
         if setup.adapter is not None:
             lora_rank = exact_lora_rank(self.weightless, setup.adapter)
@@ -126,7 +127,8 @@ class VllmBackend:
         return path
 
     def notes(self) -> dict[str, Any]:
-        """Where the model that vLLM serves was written, if it is not the base's own folder."""
+        """Where the model that vLLM serves was written, if it is not the base's own folder, and
+        `idle_notes`."""
         return self._notes
 
     def sample(

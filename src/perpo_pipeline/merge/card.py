@@ -90,6 +90,10 @@ def model_card(
         adapter=adapter,
         settings=settings,
         quantization=record.get("base_quantization"),
+        system_turn=_system_turn(settings),
+        template_arguments="".join(
+            f"\n    {name}={value!r}," for name, value in _template_arguments(settings).items()
+        ),
         base_name=record["base_model"].rsplit("/", 1)[-1],
         limits=str(limits_recorded(settings)),
         processor_arguments=_as_python(image_arguments),
@@ -106,6 +110,18 @@ def model_card(
         subjects=SUBJECTS,
         packages=_package_rows(record, manifest),
     )
+
+
+def _system_turn(settings: Json) -> str:
+    """The system turn before a question, as Python writes it, with a comma; "" without one."""
+    text = settings.get("system_prompt")
+    if text is None:
+        return ""
+    return repr({"role": "system", "content": [{"type": "text", "text": text}]}) + ", "
+
+
+def _template_arguments(settings: Json) -> Json:
+    return dict(settings.get("chat_template_kwargs") or {})
 
 
 def _as_python(arguments: Mapping[str, Any]) -> str:

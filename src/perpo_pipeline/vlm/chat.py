@@ -1,89 +1,29 @@
 """What a model's chat template writes around a question and an answer.
 
-Everything is found by rendering a turn: where an answer ends, whether the template opens a thought
-for the model, and how it closes one. The date that some templates write is fixed by the run.
+Everything is found by rendering a turn (chat_rendering.py): where an answer ends, whether the
+template opens a thought for the model, and how it closes one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.vlm.chat_rendering import (
+    ANSWER,
+    QUESTION,
+    THOUGHT,
+    Message,
+    asked,
+    refusals,
+    render_chat,
+    text_part,
+)
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
 OPEN, CLOSE = "<think>", "</think>"
-QUESTION, THOUGHT, ANSWER = "Aquestion", "Bthought", "Canswer"  # stand for texts of a turn
-DATE_FUNCTION = "strftime_now"  # what templates call for today's date
-DATE_VARIABLE = "date_string"  # what some of them let the caller give
-DATE_FORMAT = "%d %b %Y"  # as in Llama's templates
-
-Message = Mapping[str, Any]
-
-
-def template_text(template: Any) -> str:
-    """The source of a processor's chat template; of several, all of them."""
-    return "\n".join(template.values()) if isinstance(template, Mapping) else str(template or "")
-
-
-def writes_date(template: str) -> bool:
-    """Whether a chat template writes a date that the caller decides."""
-    return DATE_FUNCTION in template or DATE_VARIABLE in template
-
-
-def render_chat(vlm: "Vlm", messages: Sequence[Message], *, generation: bool) -> str:
-    """The chat template's text of some messages; `generation` starts the assistant's turn."""
-    return str(
-        vlm.processor.apply_chat_template(
-            [dict(message) for message in messages],
-            add_generation_prompt=generation,
-            **_date_arguments(vlm),
-        )
-    )
-
-
-def _date_arguments(vlm: "Vlm") -> dict[str, Any]:
-    """The run's date in place of today's; nothing for a template without a date."""
-    source, day = template_text(vlm.processor.chat_template), vlm.template_date
-    if DATE_FUNCTION in source:
-        return {DATE_FUNCTION: day.strftime}
-    return {DATE_VARIABLE: day.strftime(DATE_FORMAT)} if DATE_VARIABLE in source else {}
-
-
-def date_for_server(vlm: "Vlm", *, takes_arguments: bool) -> dict[str, str]:
-    """What a server's chat template must be given to write the run's date; often nothing.
-
-    Raises ConfigError where the server would write the date of its own clock: it takes no
-    arguments for its template, or the template reads none.
-    """
-    source, day = template_text(vlm.processor.chat_template), vlm.template_date
-    if DATE_VARIABLE in source and takes_arguments:
-        return {DATE_VARIABLE: day.strftime(DATE_FORMAT)}
-    if DATE_FUNCTION in source:
-        raise ConfigError(
-            "the model's chat template writes today's date, and this server would write that of "
-            "its own clock: sampling and training would read different prompts",
-            fix="use the backend transformers or vllm, or a chat template without a date",
-        )
-    return {}
-
-
-def user_turn(*content: Message) -> Message:
-    """A user's message with these parts."""
-    return {"role": "user", "content": list(content)}
-
-
-def text_part(text: str) -> Message:
-    """A text as a part of a message."""
-    return {"type": "text", "text": text}
-
-
-IMAGE_PART: Message = {"type": "image"}
-
-
-def _asked() -> Message:
-    return user_turn(IMAGE_PART, text_part(QUESTION))
 
 
 @dataclass(frozen=True)
@@ -104,7 +44,7 @@ def answer_turn(vlm: "Vlm") -> AnswerTurn:
 
 def opens_thought(vlm: "Vlm") -> bool:
     """Whether the rendered prompt ends inside a thought, so that every answer begins there."""
-    rendered = _rendered_or_none(vlm, [_asked()], generation=True) or ""
+    rendered = _rendered_or_none(vlm, [asked()], generation=True) or ""
     start = rendered.rpartition(QUESTION)[2]
     return start.rfind(OPEN) > start.rfind(CLOSE)
 
@@ -126,7 +66,7 @@ def find_thought_end(vlm: "Vlm") -> str:
     Raises InputError if no rendered turn shows it.
     """
     for answer in _turns_with_a_thought():
-        rendered = _rendered_or_none(vlm, [_asked(), answer])
+        rendered = _rendered_or_none(vlm, [asked(), answer])
         _, has_thought, after = (rendered or "").rpartition(THOUGHT)
         between, has_answer, _ = after.partition(ANSWER)
         if has_thought and has_answer and CLOSE in between:
@@ -187,7 +127,7 @@ def _written_after_answer(vlm: "Vlm") -> int | None:
     added = {token.content: int(i) for i, token in vlm.tokenizer.added_tokens_decoder.items()}
     for content in ([text_part(ANSWER)], ANSWER):
         turn = {"role": "assistant", "content": content}
-        rendered = _rendered_or_none(vlm, [_asked(), turn]) or ""
+        rendered = _rendered_or_none(vlm, [asked(), turn]) or ""
         _, is_written, rest = rendered.rpartition(ANSWER)
         found = [token for token in added if rest.lstrip().startswith(token)]
         if is_written and found:
@@ -199,9 +139,7 @@ def _rendered_or_none(
     vlm: "Vlm", messages: Sequence[Message], *, generation: bool = False
 ) -> str | None:
     """The text, or None where there is no template or it refuses the form of a message."""
-    from jinja2 import TemplateError
-
     try:
         return render_chat(vlm, messages, generation=generation)
-    except (TemplateError, TypeError, ValueError, KeyError):
+    except refusals():
         return None

@@ -6,11 +6,10 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
-from perpo_pipeline.config.dates import TEMPLATE_DATE
 from perpo_pipeline.errors import InputError, first_line
+from perpo_pipeline.vlm.chat_settings import UNSET, ChatSettings
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
 
 IDENTITY_CACHE = ".model-identity.json"  # in the run's folder
@@ -42,18 +41,23 @@ class ResolvedModel:
     """A model whose files are on this machine.
 
     `commit` is set only for a snapshot of a hub; `weights_sha256` only if it is already known.
-    `template_date` and `own_marks` say how its prompts are written (see `Vlm`), `limits` how large
-    it sees an image, `quantization` how its weights are held once loaded (`model.quantization`).
+    `chat` and `own_marks` say how its prompts are written (see `Vlm`), `limits` how large it sees
+    an image, `quantization` how its weights are held once loaded (`model.quantization`).
     """
 
     path: Path
     model_id: str
     commit: str | None = None
     weights_sha256: str | None = None
-    template_date: date = TEMPLATE_DATE
+    chat: ChatSettings = UNSET
     own_marks: str = ""
     limits: ImageLimits = NO_LIMITS
     quantization: str | None = None
+
+    @property
+    def template_date(self) -> ChatSettings:
+        """`chat`, under the name by which loading.py gives it to `Vlm`."""
+        return self.chat
 
 
 def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:

@@ -1,19 +1,21 @@
 """Find and open the configured model; encode rows of prompts, in every stage in the same way."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perpo_pipeline import advice
+from perpo_pipeline import advice, bars
 from perpo_pipeline.answers.formats import BOX_FORMATS, get_box_format
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.store.places import name_image, name_prompt
 from perpo_pipeline.vlm.cards import check_cards
-from perpo_pipeline.vlm.chat import writes_date
+from perpo_pipeline.vlm.chat_rendering import idle_settings, writes_date
+from perpo_pipeline.vlm.chat_settings import chat_settings, set_in
 from perpo_pipeline.vlm.files import IDENTITY_CACHE as IDENTITY_CACHE
 from perpo_pipeline.vlm.files import (
     ResolvedModel,
@@ -73,8 +75,9 @@ def find_model(
     """Find the model's files, and the values of its settings that count in a fingerprint.
 
     `dtype: auto` is resolved (only this imports torch), since float32 and bfloat16 give different
-    results. The date counts only where the chat template writes one, limits on the image's size and
-    quantisation only where they are set: these are checked before anything large is downloaded.
+    results. The date counts only where the chat template writes one; the system prompt, the
+    template's arguments, limits on the image's size and quantisation only where they are set: the
+    last two are checked before anything large is downloaded.
     MissingDependencyError is raised if bitsandbytes is needed and missing, ConfigError for a limit
     or a quantisation that the model cannot have. Before all of it, this raises as `check_cards`
     does, unless the model does not compute here.
@@ -90,6 +93,7 @@ def find_model(
         "dtype": config.dtype,
         "preprocess": config.preprocess,
         **resolved.limits.given(),
+        **set_in(config),
     }
     if config.quantization is not None:
         settings["quantization"] = config.quantization
@@ -107,7 +111,7 @@ def _as_configured(resolved: ResolvedModel, config: ModelConfig) -> ResolvedMode
     """The model with what the run's file says about its prompts, images and weights."""
     return replace(
         resolved,
-        template_date=config.template_date,
+        chat=chat_settings(config),
         own_marks=_own_marks(config.box_format),
         limits=limits_of(config),
         quantization=config.quantization,
@@ -182,7 +186,10 @@ def open_model(
     run_dir: Path,
     adapter: Path | None = None,
 ) -> "Vlm":
-    """Load the model that `find_model` found; raises first as `check_cards` does."""
+    """Load the model that `find_model` found; raises first as `check_cards` does.
+
+    Prints what the run says about the chat template without effect (`idle_settings`).
+    """
     check_cards(config)
     from transformers.utils import logging
 
@@ -190,13 +197,17 @@ def open_model(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
-    return load_vlm(
+    vlm = load_vlm(
         resolved,
         dtype=settings["dtype"],
         device=config.device,
         adapter=adapter,
         identity_cache=run_dir / IDENTITY_CACHE,
     )
+    if os.environ.get("RANK", "0") == "0":  # of the processes of a training, the first
+        for line in idle_settings(vlm):
+            bars.write(f"warning: {line}")
+    return vlm
 
 
 def prompt_image(row: Mapping[str, Any]) -> "Image":

@@ -2,14 +2,13 @@
 
 import functools
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from perpo_pipeline.config.dates import TEMPLATE_DATE
+from perpo_pipeline.vlm.chat_settings import UNSET, ChatSettings
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
 from perpo_pipeline.vlm.plain_text import PlainTokenizer, control_tokens
@@ -24,9 +23,9 @@ class Vlm:
     exactly. `image_token_ids` are the placeholders for image features: they are input only, and no
     completion may hold one. `full_attention` is false if a text layer attends in another way
     (sliding window, softcap, linear), in which case sharing a prefix would be wrong.
-    `template_date` is what a chat template writes as today's date; `own_marks` is text
-    with special tokens that are words of the answers. `processor` keeps `limits`. `quantization`
-    says how the weights are held (`model.quantization`).
+    `chat` is what the run says about the chat template, `template_date` the name under which
+    loading.py gives it; `own_marks` is text with special tokens that are words of the answers.
+    `processor` keeps `limits`. `quantization` says how the weights are held (`model.quantization`).
     """
 
     model: nn.Module
@@ -40,10 +39,15 @@ class Vlm:
     identity: str
     adapter: Path | None = None
     full_attention: bool = True
-    template_date: date = TEMPLATE_DATE
+    template_date: ChatSettings = UNSET
     own_marks: str = ""
     limits: ImageLimits = NO_LIMITS
     quantization: str | None = None
+
+    @property
+    def chat(self) -> ChatSettings:
+        """What the run says about the chat template."""
+        return self.template_date
 
     @functools.cached_property
     def plain(self) -> PlainTokenizer:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.answers.settings import THOUGHTS
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.families import Family, family_of_type
 from perpo_pipeline.vlm.image_limits import GRIDS, NO_LIMITS, ImageLimits
@@ -135,19 +136,23 @@ def _restored(processor_class: Any, state: dict[str, Any]) -> Any:
 def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
     """The text of each completion, without special tokens; all backends use this.
 
-    Locations (`plain_text.is_location`) stay, also where the tokenizer calls them special, as
-    Florence-2's does.
+    Locations (`plain_text.is_location`, as Florence-2's) and the marks of a thought stay, also
+    where the tokenizer calls them special: an answer could not be read without them.
     """
     added = tokenizer.added_tokens_decoder
     special = {int(i): token.content for i, token in added.items() if token.special}
-    has_locations = any(map(is_location, special.values()))
-    if has_locations:
-        left_out = {i for i, content in special.items() if not is_location(content)}
+    left_out = {i for i, content in special.items() if not _is_kept(content)}
+    keeps = len(left_out) < len(special)
+    if keeps:
         ids = [[token for token in one if int(token) not in left_out] for one in ids]
     texts: list[str] = tokenizer.batch_decode(
-        ids, skip_special_tokens=not has_locations, clean_up_tokenization_spaces=False
+        ids, skip_special_tokens=not keeps, clean_up_tokenization_spaces=False
     )
     return texts
+
+
+def _is_kept(token: str) -> bool:
+    return is_location(token) or any(token in pair for pair in THOUGHTS)
 
 
 def writes_begin_token(tokenizer: Any, text: str) -> bool:

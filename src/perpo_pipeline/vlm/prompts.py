@@ -7,7 +7,7 @@ from torch import Tensor
 
 from perpo_pipeline.answers.frames import Size
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.vlm.chat import (
+from perpo_pipeline.vlm.chat_rendering import (
     ANSWER,
     IMAGE_PART,
     QUESTION,
