@@ -110,6 +110,30 @@ def test_only_numbers_at_an_end_of_several_tried_are_named(tmp_path: Path) -> No
     assert "train.beta 1, chosen for dpo" in smallest and "below it" in smallest
 
 
+def test_a_bound_that_has_nothing_beyond_it_is_no_edge(tmp_path: Path) -> None:
+    """gamma >= 0, list_size <= the 6 samples, min_margin from 0 to 1: all at an end of the grid."""
+    grids = """
+  - methods: [perpo]
+    parameters:
+      train.gamma: [0, 0.5]
+      filter.list_size: [4, 6]
+      filter.min_margin: [0, 1]
+      train.learning_rate: [1, 2]
+"""
+    cells = cells_of(tmp_path, grids)
+    (smallest,) = at_edge(cells, {"perpo": cells[0].setting_json.replace("4, ", "6, ")})
+    assert smallest.startswith("train.learning_rate 1,")
+    ends = {"perpo": cells[-1].setting_json}
+    assert [one.split()[0] for one in at_edge(cells, ends)] == [
+        "train.gamma",  # no largest value
+        "train.learning_rate",
+    ]
+    assert [one.split()[0] for one in at_edge(cells, {"perpo": cells[0].setting_json})] == [
+        "filter.list_size",
+        "train.learning_rate",
+    ]
+
+
 def test_the_example_of_this_folder_is_a_sweep_of_thirteen_cells(tmp_path: Path) -> None:
     assert len(make_cells(read_sweep(write_files(tmp_path, SWEEP)))) == 13
 

@@ -13,6 +13,7 @@ from perpo_pipeline.sweep.cells import make_cells
 from perpo_pipeline.sweep.curves import find_curves, is_geometric
 from perpo_pipeline.sweep.file import read_sweep
 from perpo_pipeline.sweep.page import sweep_page
+from perpo_pipeline.sweep.table import seeds_note, sweep_table
 
 NAMES = ("value", "low", "high")
 
@@ -88,6 +89,31 @@ def test_parameters_that_vary_together_have_one_curve_and_x_chooses_it() -> None
     assert [point.x for point in found["train.lora.rank"][0].points] == [2, 8]
     (only,) = find_curves(ranks, COLOURS, together, x="train.lora.alpha").items()
     assert only[0] == "train.lora.alpha" and [point.x for point in only[1][0].points] == [4, 16]
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ((0,), None),
+        ((0, 1), "chosen with seed 0, reported with seeds 0, 1: seed 0 chose, so its values may"),
+        ((1, 2), "chosen with seed 0, reported with seeds 1, 2: these have chosen nothing"),
+    ],
+)
+def test_the_note_says_which_seeds_chose_where_others_are_reported(
+    tmp_path: Path, reported: tuple[int, ...], expected: str | None
+) -> None:
+    chosen = [{**row, "seed": 0, "num_seeds": 1} for row in ROWS if row["seed"] == 0]
+    base = [row for row in rows_of("base", {}, 0.5, True) if row["seed"] is None]
+    rows = [*base, *chosen]
+    rows += [{**row, "split": "test", "seed": seed} for row in chosen for seed in reported]
+    note = seeds_note(rows)
+    file = read_sweep(write_files(tmp_path))
+    page = sweep_page(file, make_cells(file), METRICS["ap50"], rows, [], [])
+    if expected is None:
+        assert note is None and "Settings were" not in page
+    else:
+        assert note is not None and note.startswith(expected)
+        assert note in sweep_table(rows, []) and f"Settings were {note}." in page
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,55 @@ def test_a_quick_version_in_a_run_of_its_own_says_what_it_is_and_warns_of_no_edg
     assert "A quick version" in text and 'id="edges"' not in text
 
 
+def test_few_seeds_choose_and_only_chosen_settings_are_trained_with_the_others(
+    whole: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = SWEEP.replace("seeds: [0, 1]", "seeds: [0, 1, 2]\nselect_seeds: [0]")
+    file, called = write_files(tmp_path, text), list[str]()
+    monkeypatch.setattr(make_steps, "STAGES", fake_stages(called))
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", str(file), "--dry-run"])
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    # Two methods: 3 settings with seed 0, then the chosen one with 2 seeds more.
+    assert lines["train"][1] == "10" and lines["eval"][1:5] == ["14", "0", "14", "490"]
+    made = sweep(file)
+    said = capsys.readouterr().err
+    assert "sweep beta: 11 cells, 30 calls of stages; 0 are finished, 10 trainings" in said
+    assert "sweep beta: 30/30 eval perpo" in said
+    trained = [title for title in called if title.startswith("train")]
+    assert len(trained) == 10 and sum("seed 0" in title for title in trained) == 6
+    assert all("train.beta 0.5" in title for title in trained if "seed 0" not in title)
+    rows, differences = rows_of(made)
+    on = {split: [row for row in rows if row["split"] == split] for split in ("validation", "test")}
+    assert {row["seed"] for row in on["validation"]} == {None, 0}
+    assert [row["seed"] for row in on["test"]] == [None, 0, 1, 2, None, 0, 1, 2, None]
+    assert {(row["seeds_better"], row["n"]) for row in differences} == {(3, 40)}
+    page = (made.path / "sweep.html").read_text()
+    assert "Settings were chosen with seed 0, reported with seeds 0, 1, 2: seed 0 chose" in page
+    assert sweep(file).path == made.path and len(called) == 30
+    # Seeds that are reported may have chosen nothing; the trainings are there.
+    file.write_text(text.replace("[0, 1, 2]", "[1, 2]"))
+    other, rows = sweep(file), rows_of(sweep(file))[0]
+    assert other.path != made.path and len(called) == 30
+    assert {row["seed"] for row in rows if row["split"] == "test"} == {None, 1, 2}
+    # All seeds choose: nothing of the settings that count has changed.
+    assert "select_seeds" not in whole.version.manifest["settings"]
+
+
+def test_a_cap_that_kept_every_list_is_no_edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(make_steps, "STAGES", fake_stages([]))
+    text = SWEEP.replace("train.beta: [0.1, 0.5, 1], train.gamma: [1]", "filter.max_lists: {caps}")
+    text = text.replace("[dpo, perpo]", "[perpo]").replace("[0, 1]", "[0]")
+    for caps, is_edge in (("[3, 2]", True), ("[800, 2]", False)):  # the first of equals is chosen
+        sweep(write_files(tmp_path, text.replace("{caps}", caps)))
+        assert ("at the edge" in capsys.readouterr().err) == is_edge
+
+
 def test_two_sweeps_of_one_name_in_a_run_are_refused(
     whole: Whole, capsys: pytest.CaptureFixture[str]
 ) -> None:

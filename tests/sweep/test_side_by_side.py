@@ -11,7 +11,7 @@ from perpo_pipeline.run import Console
 from perpo_pipeline.sweep.cells import make_cells
 from perpo_pipeline.sweep.file import read_sweep
 from perpo_pipeline.sweep.make_steps import Made, Progress
-from perpo_pipeline.sweep.side_by_side import _next, make_side_by_side
+from perpo_pipeline.sweep.side_by_side import _next, _stopped, make_side_by_side
 from perpo_pipeline.sweep.steps import Step, make_steps
 
 SWEEP = """
@@ -108,10 +108,22 @@ def test_steps_that_make_the_same_version_wait_for_each_other(
     assert "waits: another process is writing this version" in said and "eval base, model" in said
 
 
+def test_an_interrupted_sweep_counts_its_calls_as_the_lines_before_do() -> None:
+    """Two of five are finished, three are announced; only these three count, in either round."""
+    progress = Progress("two", Console(quiet=True), 5, lambda: (0.0, True), jobs=2, begun=3)
+    made = Made({"old": {}, "a": {}, "b": {}}, {"a": 1.0, "b": 2.0})
+    stopped = _stopped(progress, made, KeyboardInterrupt())
+    assert str(stopped).startswith("sweep two interrupted; 2 of the 5 calls of stages that were to")
+    progress.begun = 6  # more than expected
+    assert "2 of the 6 calls" in str(_stopped(progress, made, KeyboardInterrupt()))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--jobs", "0"], "--jobs is 0"),
+        (["--jobs", "0", "--dry-run"], "--jobs is 0\n  fix:   give 1 or more"),
+        (["--jobs", "-1"], "--jobs is -1"),
         (["--jobs", "3"], "--jobs is 3, and 2 GPUs are visible"),
         (
             ["--jobs", "2", "--set", "sample.num_gpus=2", "--set", "train.num_processes=4"],

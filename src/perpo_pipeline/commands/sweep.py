@@ -77,7 +77,7 @@ def sweep(
 
     opened = open_sweeps(files, [*map(parse_set, sets or ())], is_quick=quick)
     if dry_run:
-        print(plan_sweeps(opened))
+        print(plan_sweeps(opened, jobs))
         return
     finished = []
     for one, made in run_sweeps(opened, Console(quiet), jobs=jobs, max_hours=max_hours):

@@ -40,7 +40,7 @@ class Results:
         nothing that counts."""
         if self.file.select_on is None or self.is_quick:
             return []
-        return at_edge(self.cells, self.chosen)
+        return at_edge(self.cells, self.chosen, self.measured)
 
     def settings(self) -> Json:
         """What decides the content of the artifact, beside the metrics that it is read from."""
@@ -55,6 +55,7 @@ class Results:
                 [one.cell.method, one.cell.setting_json, one.cell.seed] for one in self.measured
             ],
             **words,
+            **({"select_seeds": file.select_seeds} if file.select_seeds is not None else {}),
             **({"quick": True} if self.is_quick else {}),
         }
 

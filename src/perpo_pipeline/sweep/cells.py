@@ -33,13 +33,16 @@ class Cell:
     """One training and its evaluation; of `base` there is no training, and no seed.
 
     `setting` has the varied values by dotted key, as far as the method uses them. `config` is the
-    whole run of the cell, measured on `config.eval.splits`.
+    whole run of the cell, measured on `config.eval.splits`. Its seed `chooses` the method's setting,
+    is one of those that are reported, or both.
     """
 
     method: str
     setting: Setting
     seed: int | None
     config: RunConfig
+    chooses: bool = True
+    is_reported: bool = True
 
     @property
     def setting_json(self) -> str:
@@ -71,7 +74,7 @@ def shown_value(value: Any) -> str:
 
 
 def make_cells(sweep: SweepFile, given: Sequence[Override] = ()) -> list[Cell]:
-    """Every cell once, in the order of the file.
+    """Every cell once, in the order of the file, with every seed that chooses or is reported.
 
     `given` are settings of the command line, which replace those of the key `set`.
 
@@ -83,7 +86,9 @@ def make_cells(sweep: SweepFile, given: Sequence[Override] = ()) -> list[Cell]:
     base = load_config(sweep.config, shared)
     refuse_without_effect(base, shared)
     _check_splits(sweep, base)
-    seeds = sweep.seeds or base.train.seeds
+    reported = sweep.seeds or base.train.seeds
+    choosing = sweep.select_seeds or reported
+    seeds = list(dict.fromkeys([*reported, *choosing]))
     found: dict[tuple[str, str, int | None], Cell] = {}
     for grid in sweep.grids:
         methods = grid.methods or [BASE, *base.train.methods]
@@ -94,7 +99,8 @@ def make_cells(sweep: SweepFile, given: Sequence[Override] = ()) -> list[Cell]:
                 key = (method, json.dumps(setting, sort_keys=True), seed)
                 if key not in found:
                     config = _configure(sweep, shared, base, method, setting, seed)
-                    found[key] = Cell(method, setting, seed, config)
+                    roles = seed is None or seed in choosing, seed is None or seed in reported
+                    found[key] = Cell(method, setting, seed, config, *roles)
     cells = list(found.values())
     _check_choice(sweep, cells)
     return cells

@@ -20,7 +20,7 @@ from perpo_pipeline.sweep.curves import (
 )
 from perpo_pipeline.sweep.file import SweepFile
 from perpo_pipeline.sweep.page import QUICK, method_colours, split_of_curves, x_label
-from perpo_pipeline.sweep.table import difference_lines
+from perpo_pipeline.sweep.table import difference_lines, seeds_note
 
 Row = Mapping[str, Any]
 INDEX = "README.md"
@@ -124,6 +124,8 @@ def _about(sweep: Finished) -> str:
     seeds = sorted({row["seed"] for row in sweep.rows if row["seed"] is not None})
     prompts = " and ".join(f"{n:,} prompts of {split}" for split, n in numbers.items())
     chosen = f" Bold: chosen on {file.select_on}." if file.select_on else ""
+    if note := seeds_note(sweep.rows):
+        chosen += f" Settings were {note}."
     mean = " of the mean over seeds" if len(seeds) > 1 else ""
     lower = lower_is_better([sweep.metric.name])
     more = f" {lower}." if lower else ""

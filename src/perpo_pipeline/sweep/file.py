@@ -68,6 +68,12 @@ class SweepFile(BaseModel):
     seeds: list[Int] | None = Field(
         None, min_length=1, description="seeds of the trainings; none: train.seeds of the run"
     )
+    select_seeds: list[Int] | None = Field(
+        None,
+        min_length=1,
+        description="the seeds with which a setting is chosen on select_on; only the chosen "
+        "settings are trained with `seeds` and measured on report_on; none: `seeds` choose, too",
+    )
     metric: str | None = Field(
         None, description="the metric that decides; none: the main one of the task"
     )
@@ -95,8 +101,26 @@ class SweepFile(BaseModel):
                 f"select_on and report_on are both '{self.select_on}': a setting looks too good "
                 "on the prompts on which it was chosen"
             )
-        if self.seeds and len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} names a seed twice")
+        for name in ("seeds", "select_seeds"):
+            seeds = getattr(self, name) or []
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{name} {seeds} names a seed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_that_choose_have_a_use(self) -> Self:
+        if self.select_seeds is None:
+            return self
+        if self.select_on is None or self.report_on is None:
+            raise ValueError(
+                "select_seeds choose on select_on, and the other seeds are measured on report_on: "
+                "name both"
+            )
+        if self.report_cells == "all":
+            raise ValueError(
+                "select_seeds has no use with report_cells: all, which measures every setting with "
+                "every seed"
+            )
         return self
 
     @model_validator(mode="after")

@@ -112,6 +112,11 @@ class Progress:
     jobs: int = 1
     begun: int = 0
 
+    @property
+    def number(self) -> int:
+        """How many steps there are to make: more than expected where another setting is chosen."""
+        return max(self.total, self.begun)
+
     def begin(self, step: Step) -> None:
         """Announce a step; the time left is unknown while no step of its kind has been made."""
         self.begun += 1
@@ -119,8 +124,7 @@ class Progress:
         seconds /= self.jobs
         left = f"{'about' if is_all else 'more than'} {time_text(seconds)} left"
         time_left = f" ({left})" if seconds >= 1 or is_all else ""
-        total = max(self.total, self.begun)
-        self.console.say(f"sweep {self.sweep}: {self.begun}/{total} {step.title}{time_left}")
+        self.console.say(f"sweep {self.sweep}: {self.begun}/{self.number} {step.title}{time_left}")
 
 
 def make_missing(steps: Iterable[Step], made: Made, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from perpo_pipeline.report.page.plots import Bar, interval_plot
 from perpo_pipeline.sweep.cells import Cell, setting_words
 from perpo_pipeline.sweep.curves import curve_svg, find_curves, value_of_base
 from perpo_pipeline.sweep.file import SweepFile
-from perpo_pipeline.sweep.table import ONE_SEED
+from perpo_pipeline.sweep.table import ONE_SEED, seeds_note
 
 Row = Mapping[str, Any]
 Json = dict[str, Any]
@@ -45,6 +45,7 @@ def sweep_page(
         run=cells[0].config.run,
         num_cells=len(cells),
         seeds=sorted({cell.seed for cell in cells if cell.seed is not None}),
+        seeds_note=seeds_note(rows),
         metric=y_label,
         quick=QUICK if is_quick else None,
         lower=metric.higher_is_better is False,

@@ -18,7 +18,7 @@ def quick_version(file: SweepFile, run: RunConfig) -> SweepFile:
     lists there are is decided by settings, which the caller replaces.
     """
     grids = [_quick_grid(grid, file, run) for grid in file.grids]
-    return file.model_copy(update={"grids": grids, "seeds": [SEED]})
+    return file.model_copy(update={"grids": grids, "seeds": [SEED], "select_seeds": None})
 
 
 def _quick_grid(grid: Grid, file: SweepFile, run: RunConfig) -> Grid:

@@ -41,11 +41,16 @@ Steps = dict[str, Step]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's file with all its cells, each measured on the splits of the first round."""
+    """A sweep's file with the cells of its first round, each measured on the splits of this round.
+
+    `further` are the cells of all settings with seeds that choose nothing. Only those of the chosen
+    settings are made.
+    """
 
     file: SweepFile
     cells: Sequence[Cell]
     is_quick: bool = False
+    further: Sequence[Cell] = ()
 
     @property
     def name(self) -> str:
@@ -67,9 +72,15 @@ class Sweep:
         return {cell.method: cell.setting_json for cell in reversed(self.cells)}
 
     def later_cells(self, chosen: Chosen) -> list[Cell]:
-        """The cells of the chosen settings, on the split on which these alone are measured."""
+        """The cells of the chosen settings, on the split on which these alone are measured, with
+        the seeds that are reported."""
         splits = [] if self.later is None else [self.later]
-        return [c.on(splits) for c in self.cells if chosen[c.method] == c.setting_json]
+        cells = [cell for cell in self.all_cells(chosen) if cell.is_reported]
+        return [c.on(splits) for c in cells if chosen[c.method] == c.setting_json]
+
+    def all_cells(self, chosen: Chosen) -> list[Cell]:
+        """The cells of both rounds."""
+        return [*self.cells, *(c for c in self.further if chosen[c.method] == c.setting_json)]
 
 
 def open_sweeps(
@@ -98,9 +109,9 @@ def _open_sweep(path: Path, given: Sequence[Override], is_quick: bool) -> Sweep:
     except ConfigError as error:
         where = str(path) if error.where in (None, str(path)) else f"{path}: {error.where}"
         raise ConfigError(error.what, where=where, fix=error.fix) from error
-    sweep = Sweep(file, cells)
-    splits = [split for split in file.splits if split != sweep.later]
-    return Sweep(file, [cell.on(splits) for cell in cells], is_quick)
+    splits = [split for split in file.splits if split != Sweep(file, cells).later]
+    first = [cell.on(splits) for cell in cells if cell.chooses]
+    return Sweep(file, first, is_quick, [cell for cell in cells if not cell.chooses])
 
 
 @dataclass
@@ -152,8 +163,12 @@ class _Work:
         return {**steps, **likely}
 
 
-def plan_sweeps(sweeps: Sequence[Sweep]) -> str:
-    """What --dry-run prints: how many steps there are, and about how long they take."""
+def plan_sweeps(sweeps: Sequence[Sweep], jobs: int = 1) -> str:
+    """What --dry-run prints: how many steps there are, and about how long they take one by one.
+
+    Raises `ConfigError` for a number of jobs that no machine can have.
+    """
+    check_jobs(jobs, ())
     work = _Work(sweeps)
     return dry_run_text(_title(sweeps), work.estimates, [*work.every().values()])
 
@@ -195,7 +210,7 @@ def run_sweeps(
 
 
 def _announce(work: _Work, todo: Sequence[Step], console: Console) -> None:
-    cells = [cell for sweep in work.sweeps for cell in sweep.cells]
+    cells = [cell for one in work.sweeps for cell in one.all_cells(one.first_settings())]
     number, trainings = len(work.every()), sum(step.stage == "train" for step in todo)
     console.say(
         f"{_title(work.sweeps)}: {len(cells)} cells, {number} calls of stages; "
@@ -228,7 +243,8 @@ def _run(sweep: Sweep, work: _Work, progress: Progress) -> Version:
         find_made(chosen_steps.values(), sweep.name, made)
         make([*chosen_steps.values()])
         measured += _read(selected, last, [sweep.later], made, metric)
-    results = Results(sweep.file, sweep.cells, measured, chosen, metric, sweep.is_quick)
+    cells = sweep.all_cells(chosen)
+    results = Results(sweep.file, cells, measured, chosen, metric, sweep.is_quick)
     return write_sweep(results, progress.console)
 
 

@@ -72,8 +72,7 @@ def make_side_by_side(
     goes on from what they keep. Raises ProcessError if a process dies.
     """
     every = [*steps]
-    waiting = [step for step in every if step.id not in made.versions]
-    if not waiting:
+    if all(step.id in made.versions for step in every):
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     devices = context.SimpleQueue()
@@ -96,7 +95,7 @@ def make_side_by_side(
                 process.terminate()
             executor.shutdown(wait=True, cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
-                raise _stopped(progress, made, waiting, error) from None
+                raise _stopped(progress, made, error) from None
             raise
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
@@ -150,13 +149,10 @@ def _waits_for_reference(step: Step, under_way: list[Step], every: list[Step], m
     return False
 
 
-def _stopped(
-    progress: Progress, made: Made, waiting: list[Step], interrupt: BaseException
-) -> Stopped:
-    done = sum(step.id in made.versions for step in waiting)
+def _stopped(progress: Progress, made: Made, interrupt: BaseException) -> Stopped:
     return Stopped(
-        f"sweep {progress.sweep} interrupted; {done} of {len(waiting)} calls of stages are "
-        "finished, the same command goes on from there",
+        f"sweep {progress.sweep} interrupted; {len(made.seconds)} of the {progress.number} calls of "
+        "stages that were to be made are finished, the same command goes on from there",
         signal_of(interrupt),
     )
 

@@ -54,8 +54,31 @@ def _notes(rows: Sequence[Row], metric: Metric) -> list[str]:
     several = any(row["num_seeds"] > 1 for row in rows)
     mean = ", of the mean over seeds where there are several" if several else ""
     notes = [f"[ ]: 95 % interval over the prompts{mean}"]
-    lower = lower_is_better([metric.name])
-    return [*notes, *([lower] if lower else [])]
+    more = (seeds_note(rows), lower_is_better([metric.name]))
+    return [*notes, *(note for note in more if note)]
+
+
+def seeds_note(rows: Sequence[Row]) -> str | None:
+    """Which seeds chose and which are reported; None where they are the same."""
+    seeds: dict[str, list[int]] = {}  # by split: first the one that chooses
+    for row in rows:
+        own = seeds.setdefault(row["split"], [])
+        own += [row["seed"]] if row["seed"] not in (None, *own) else []
+    choosing, reported = next(iter(seeds.values())), [*seeds.values()][-1]
+    if set(choosing) == set(reported):
+        return None
+    both = [seed for seed in reported if seed in choosing]
+    role = (
+        f"{_seeds(both)} chose, so {'its values' if len(both) == 1 else 'their values'} may be "
+        "somewhat too good (docs/evidence.md)"
+        if both
+        else "these have chosen nothing"
+    )
+    return f"chosen with {_seeds(choosing)}, reported with {_seeds(reported)}: {role}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _differences(differences: Sequence[Row], metric: Metric) -> list[str]:

@@ -77,8 +77,8 @@ def lipo_loss(
 ) -> Tensor:
     """LiPO with the pairwise logistic loss: all strict pairs weigh the same (PerPO with gamma 0).
 
-    Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878, normalised
-    like PerPO eq. 5.
+    Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878v3, eq. 5,
+    normalised like PerPO eq. 5.
     """
     return perpo_loss(
         policy_logps,
@@ -112,7 +112,7 @@ def lipo_lambda_loss(
     |G_i - G_j|: the expectation over a random order, so that training can start. So they are where
     all s of a list lie within its `ties` `(B,)`, see `tie_tolerance`.
 
-    Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878, eq. 9.
+    Shapes and errors as in `perpo_loss`. Source: Liu et al. 2024, arXiv:2402.01878v3, eq. 8.
     """
     lists = Lists.of(policy_logps, ref_logps, rewards, counts, mask)
     gains = torch.exp2(lists.rewards) - 1
