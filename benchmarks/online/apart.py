@@ -1,7 +1,7 @@
 """Run a function in a process of its own, and measure its processor seconds.
 
-All processes are forked from one that has imported what a training needs, so that no way pays for
-imports. (A stage of ours would pay for them once each, a trainer of TRL once in all.)
+All processes are forked from one that has imported what stages and trainers need, so that no way
+pays for imports. (A stage of ours would pay for them once each, a trainer of TRL once in all.)
 """
 
 import gc
@@ -16,12 +16,30 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 2_000  # characters of a failed process's log
-PRELOADED = ["perpo_pipeline.inference.transformers_backend", "trl", "datasets", "peft"]
+PRELOADED = [
+    "perpo_pipeline.cli",
+    "perpo_pipeline.prepare.prepare_prompts",
+    "perpo_pipeline.sample.sample_prompts",
+    "perpo_pipeline.inference.transformers_backend",
+    "perpo_pipeline.score.score_answers",
+    "perpo_pipeline.filter.filter_lists",
+    "perpo_pipeline.train.train_adapter",
+    "perpo_pipeline.train.fit",
+    "perpo_pipeline.merge.merge_adapter",
+    "perpo_pipeline.evaluate.evaluate_model",
+    "trl.trainer.grpo_trainer",
+    "trl.trainer.dpo_trainer",
+    "trl.trainer.sft_trainer",
+    "datasets",
+    "peft",
+    "deepspeed",  # where it is installed, every trainer imports it
+]
 
 
 def start_server(threads: int) -> None:
     """Start the process from which all others are forked, with so many threads each."""
     os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="PASSIVE")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     forkserver.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 

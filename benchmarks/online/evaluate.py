@@ -9,6 +9,7 @@ from figures import save
 from online.apart import run_apart
 from online.ours import read
 from online.plan import Plan
+from perpo_pipeline.config.run import RunConfig
 
 Row = dict[str, Any]
 
@@ -23,7 +24,7 @@ def measure(plan: Plan, point: Row, split: str) -> Row:
     found = plan.out / "metrics" / f"{name}@{split}.json"
     if not found.is_file():
         log = plan.out / "logs" / f"eval-{name}-{split}.log"
-        run_apart(log, _measure_here, plan, point, split, found)
+        run_apart(log, _measure_here, plan, plan.load(), point, split, found)
     return dict(read(found))
 
 
@@ -33,14 +34,13 @@ def name_of(point: Row) -> str:
     return "base" if folder is None else hashlib.sha256(folder.encode()).hexdigest()[:16]
 
 
-def _measure_here(plan: Plan, point: Row, split: str, found: Path) -> None:
+def _measure_here(plan: Plan, config: RunConfig, point: Row, split: str, found: Path) -> None:
     import pyarrow as pa
 
     from perpo_pipeline.evaluate.summarise import summarise, values_of
     from perpo_pipeline.run import Run
     from perpo_pipeline.store.schemas import PREDICTIONS
 
-    config = plan.load()
     run = Run(config, quiet=True)
     prompts = run.latest("prompts", split)
     answers = _answer(plan, run, prompts, point)

@@ -22,6 +22,7 @@ from online.trl_data import (
     prompt_rows,
     reward_of,
 )
+from perpo_pipeline.config.run import RunConfig
 
 EPOCHS = 3  # as TRL's trainers have by default
 LISTS_PER_STEP = 8  # ours, and TRL's default
@@ -33,22 +34,25 @@ def train(plan: Plan, way: Way, setting: str, limit_s: float) -> list[dict[str, 
     Each point is {cpu_s, samples, steps, adapter}; they lie at the plan's marks of the time.
     """
     folder = plan.out / "ways" / setting
-    if way.needs_lists and (paid := make_lists(part_of(plan))["cpu_s"]) >= limit_s:
+    before = make_lists(part_of(plan)) if way.needs_lists else {"cpu_s": 0.0, "samples": 0}
+    if way.needs_lists and (paid := before["cpu_s"]) >= limit_s:
         raise SystemExit(
             f"--max-seconds {limit_s:g} leaves no time for {way.label}: its lists took {paid:,.0f} "
             "processor seconds; give more"
         )
     if not (folder / POINTS).is_file():
-        run_apart(plan.out / "logs" / f"{setting}.log", train_here, plan, way, setting, limit_s)
+        log = plan.out / "logs" / f"{setting}.log"
+        run_apart(log, train_here, plan, plan.load(), way, setting, limit_s, before)
     return list(read(folder / POINTS))
 
 
-def train_here(plan: Plan, way: Way, setting: str, limit_s: float) -> None:
-    """In the other process."""
+def train_here(
+    plan: Plan, config: RunConfig, way: Way, setting: str, limit_s: float, before: dict[str, Any]
+) -> None:
+    """In the other process; `before` is what the lists have cost."""
     from perpo_pipeline.vlm.adapters import describe_base, write_record
 
-    config, folder = plan.load(), plan.out / "ways" / setting
-    before = make_lists(part_of(plan)) if way.needs_lists else {"cpu_s": 0.0, "samples": 0}
+    folder = plan.out / "ways" / setting
     clock = Clock(before["cpu_s"], limit_s, plan.marks)
     trainer, vlm = _trainer(plan, config, way, way.settings[setting])
     per_step = int(way.settings[setting].get("completions_per_step", 0))

@@ -33,8 +33,8 @@ class Cell:
     """One training and its evaluation; of `base` there is no training, and no seed.
 
     `setting` has the varied values by dotted key, as far as the method uses them. `config` is the
-    whole run of the cell, measured on `config.eval.splits`. Its seed `chooses` the method's setting,
-    is one of those that are reported, or both.
+    whole run of the cell, measured on `config.eval.splits`. Its seed `chooses` the method's
+    setting, is one of those that are reported, or both.
     """
 
     method: str
