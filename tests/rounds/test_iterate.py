@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rounds.fake_rounds import FILE, RIGHT, use_fakes, write_rounds
 
 from perpo_pipeline import cli
 from perpo_pipeline.config.file import load_config
-from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.artifacts import Version, input_of, open_version
 from perpo_pipeline.store.garbage import find_unused
 from perpo_pipeline.store.writing import Writer
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
@@ -215,6 +216,48 @@ def test_without_alpha_all_rounds_are_made_and_the_best_one_is_chosen(
     assert all(own.rows("validation")[n]["merged"] for n in (1, 2, 3))
 
 
+def test_a_share_of_the_last_rounds_lists_is_kept(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    use_fakes(monkeypatch, called)
+    file = write_rounds(tmp_path, FILE.replace("num: 4", "num: 3, keep_lists: 0.5"))
+    iterate(file)
+    own = Whole(file, artifact(file), called)
+    lists = [open_version(own.round(f"round-{n}") / "preferences" / "train") for n in (1, 2, 3)]
+    new = [row["num_lists"] for row in whole.rows("test")[1:4]]  # the same prompts and samples
+    assert [row["num_lists"] for row in own.rows("test")[1:4]] == [
+        new[0],
+        second := new[1] + round(new[0] / 2),
+        new[2] + round(second / 2),
+    ]
+    assert lists[0].manifest["rows"] == new[0] and "earlier" not in lists[0].manifest["inputs"]
+    for number, (before, after) in enumerate(pairwise(lists), start=2):
+        earlier = input_of(after, "preferences").path.resolve()
+        assert earlier == before.path.resolve()
+        rows, old = after.table().to_pylist(), before.table().to_pylist()
+        assert all(row in old for row in rows[new[number - 1] :])
+        config = load_config(own.round(f"round-{number}.yaml"))
+        assert Path(str(config.filter.earlier)).resolve() == earlier
+        assert config.filter.keep_earlier == 0.5
+        adapter = open_version(own.round(f"round-{number}") / "adapter" / "perpo")
+        assert input_of(adapter, "preferences").path.resolve() == after.path.resolve()
+    # Beside them: as many lists as were sampled, none twice.
+    assert load_config(own.round("one-round.yaml")).filter.max_lists == sum(new)
+    assert "keeps <b>0.5</b> of the lists" in (own.version.path / "rounds.html").read_text()
+    assert "keep_lists" not in whole.version.manifest["settings"]
+    called.clear()
+    iterate(file)
+    assert called == [] and artifact(file).path == own.version.path
+    # Other lists in the first round: the second round notices what it was made from.
+    iterate(file, "--set", "filter.seed=3", "--set", "filter.max_lists=5")
+    changed = open_version(own.round("round-2") / "preferences" / "train")
+    assert changed.path != lists[1].path
+    unused = {one.path for one in find_unused(file.parent / "data" / "small", 0.0)}
+    assert lists[0].path.resolve() in unused
+    assert input_of(changed, "preferences").path.resolve() not in unused
+
+
 def test_a_changed_setting_makes_new_rounds_and_keeps_the_old_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +307,7 @@ def test_a_changed_setting_makes_new_rounds_and_keeps_the_old_ones(
         (("num: 4, num_prompts: 9", "num: 40"), "40 rounds with at least one prompt each need 40"),
         (("num: 4", "num: 4, prompts: same"), "num_prompts has no use with prompts same"),
         (("num: 4", "num: 0"), "rounds.num"),
+        (("num: 4", "num: 4, keep_lists: 1.5"), "rounds.keep_lists: Input should be less than or"),
         (("num: 4", "nun: 4"), "rounds.nun: no such setting"),
     ],
 )
@@ -315,3 +359,6 @@ def test_a_dry_run_counts_every_round_and_makes_nothing(
     assert rounds["round 4"] == ["9", "54", "8", "170"]
     assert rounds["one round"] == ["36", "216", "32", "170"]
     assert not (tmp_path / "data").exists()
+    iterate(file, "--dry-run", "--set", "rounds.keep_lists=0.5")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[4] for line in lines[2:7]] == ["8", "12", "14", "15", "32"]

@@ -21,7 +21,7 @@ train:
   lora: {{rank: 4, alpha: 8}}
   methods: {{perpo: {{learning_rate: 1.0e-3}}}}
 eval: {{splits: [validation], max_new_tokens: 24}}
-rounds: {{num: 2, alpha: null, report_on: null}}
+rounds: {{num: 2, alpha: null, report_on: null, keep_lists: 0.5}}
 """
 
 
@@ -29,6 +29,11 @@ def perpo(*arguments: str) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, "--quiet"])
     assert not ended.value.code
+
+
+def logps_of(reference: Path) -> dict[str, list[float]]:
+    columns = open_version(reference).table().to_pydict()
+    return dict(zip(columns["prompt_id"], columns["ref_logps"], strict=True))
 
 
 @pytest.mark.slow
@@ -47,6 +52,13 @@ def test_two_real_rounds_and_a_stage_of_the_second_by_hand(
         assert made.manifest["settings"]["model"] == first["merged"]
     reference = open_version(data / "round-2" / "reference" / "train")
     assert reference.manifest["settings"]["model"] == first["merged"]
+    # The lists that were kept have log-probabilities under the model that this round began with.
+    places = (data / name / "reference" / "train" for name in ("round-1", "round-2"))
+    before, after = map(logps_of, places)
+    kept = before.keys() & after.keys()
+    assert len(kept) == round(len(before) / 2) > 0
+    assert all(before[prompt] != after[prompt] for prompt in kept)
+    assert second["num_lists"] == len(after) > len(kept)
     capsys.readouterr()
     perpo("train", "--config", str(data / "round-2.yaml"))
     assert capsys.readouterr().out.strip() == str(adapter.path)

@@ -1,6 +1,7 @@
 """The settings of filtering."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Gt, Le
@@ -16,6 +17,9 @@ AtLeastOne = Annotated[Int, Gt(0)]
 class FilterConfig(Section):
     """Which lists are worth learning from."""
 
+    operational: ClassVar[frozenset[str]] = frozenset({"earlier"})  # its content counts instead
+    # Counts only where it is set: lists that were kept before it existed had no earlier ones.
+    counted_where_set: ClassVar[frozenset[str]] = frozenset({"keep_earlier"})
     by_task: ClassVar[tuple[str, ...]] = ("min_margin", "max_margin", "max_lists")
     totals: ClassVar[frozenset[str]] = frozenset({"max_lists"})
 
@@ -48,6 +52,19 @@ class FilterConfig(Section):
     seed: Int = Field(
         0, ge=0, description="seed of the random choice when there are more than `max_lists`"
     )
+    earlier: Path | None = Field(
+        None,
+        description="preferences of the same model family (data/RUN/preferences/SPLIT, or one "
+        "version of it) whose lists are trained on, too; the content counts, not the name. "
+        "`perpo iterate` sets it, with rounds.keep_lists",
+    )
+    keep_earlier: Float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the lists of `earlier` that are added, of each task those with the "
+        "widest margin, beyond `max_lists`; a prompt with a new list gets no earlier one",
+    )
 
     @model_validator(mode="after")
     def _margins_are_ordered(self) -> Self:
@@ -62,6 +79,16 @@ class FilterConfig(Section):
                     "max_margin",
                     "min_margin",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _earlier_lists_have_a_share(self) -> Self:
+        if (self.earlier is None) != (self.keep_earlier is None):
+            raise conflict(
+                "earlier names lists and keep_earlier the share of them: give both or neither",
+                "earlier",
+                "keep_earlier",
+            )
         return self
 
 

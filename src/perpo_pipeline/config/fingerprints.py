@@ -32,7 +32,7 @@ WHERE_USED = frozenset({"template_date"})
 WHERE_SET = frozenset(
     {
         *("quantization", "min_pixels", "max_pixels", "max_tiles", "shown_image"),
-        *("system_prompt", "chat_template_kwargs"),
+        *("system_prompt", "chat_template_kwargs", "earlier_lists"),
     }
 )
 
@@ -98,7 +98,7 @@ COUNTED: dict[str, Counted] = {
     "prompts": Counted("prepare", any_facts=True, through_facts=("seed", *BOXES)),
     "samples": Counted("sample", ("seed", *MODEL), unused=_unused_by_backend),
     "scores": Counted("score", READING, facts=("own_rewards",), unused=_unused_by_rewards),
-    "preferences": Counted("filter"),
+    "preferences": Counted("filter", facts=("earlier_lists",)),
     "reference": Counted(None, ("train.forward", *MODEL), facts=("shown_image",)),
     "adapter": Counted("train", (*MODEL, *BOXES), unused=_boxes_unless_trained_on_the_truth),
     "predictions": Counted(

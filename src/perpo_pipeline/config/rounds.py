@@ -1,6 +1,6 @@
 """The settings of further rounds: `perpo iterate`."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,9 @@ from perpo_pipeline.config.section import Float, Int, Name, Section, conflict
 
 class RoundsConfig(Section):
     """Rounds of sampling and training; each begins with the merged model of the round before."""
+
+    # Counts only where it is set: rounds that were made before it existed kept no lists.
+    counted_where_set: ClassVar[frozenset[str]] = frozenset({"keep_lists"})
 
     num: Int = Field(3, ge=1, le=100, description="rounds to make, unless one no longer gains")
     method: Name | None = Field(
@@ -21,6 +24,13 @@ class RoundsConfig(Section):
     )
     num_prompts: Int | None = Field(
         None, gt=0, description="prompts of a round; none: an equal part for each round"
+    )
+    keep_lists: Float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the lists that the round before was trained on, of each task those "
+        "with the widest margin, on which the next one is trained, too; none: new lists alone",
     )
     select_on: Name = Field(
         "validation", description="the split on which a round must gain for the next one to follow"

@@ -5,6 +5,7 @@ computes every list's margin and decides (margins.py), the second writes the lis
 (lists.py). The table `dropped` keeps everything else, with the reason.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
 from perpo_pipeline.config.steps import warn_of_few_of_a_task, warn_of_few_steps
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.filter.earlier import open_earlier, write_earlier
 from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
 from perpo_pipeline.filter.margins import (
     ALL_UNPARSED,
@@ -58,13 +60,15 @@ def filter_lists(run: Run, split: str) -> Version:
     samples = run.latest("samples") if "samples" in run.inputs else input_of(scores, "samples")
     prompts = input_of(scores, "prompts")
     config = fit_to_tasks(run.config.filter, "filter", prompts)
+    earlier = open_earlier(config)
+    facts = {"earlier_lists": earlier["earlier"].fingerprint} if earlier else {}
     recipe = Recipe(
         "preferences",
         split,
         "filter",
         STAGE_VERSION,
-        counted_settings("preferences", config, {}),
-        {"scores": scores, "samples": samples, "prompts": prompts},
+        counted_settings("preferences", config, facts),
+        {"scores": scores, "samples": samples, "prompts": prompts, **earlier},
     )
 
     def work(writer: Writer) -> Mapping[str, Any]:
@@ -82,7 +86,11 @@ def filter_lists(run: Run, split: str) -> Version:
             run.say(margin_table(margin_counts(own, least)))
         _check_some_are_left(lists, scores)
         _write_lists(run, writer, sampled, lists, config)
-        counts = count_lists(by_task, config) | _count_kept(writer)
+        new = lists.filter(pl.col("reason").is_null())["prompt_id"]
+        of_earlier = write_earlier(
+            run, writer, earlier, new, config, first_part=math.ceil(len(new) / LISTS_PER_PART)
+        )
+        counts = count_lists(by_task, config) | _count_kept(writer) | of_earlier
         for task, of_one in counts.get("tasks", {}).items():
             run.say(_sentence(of_one, f" of {task}"))
         run.say(_sentence(counts))

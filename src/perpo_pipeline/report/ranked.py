@@ -60,6 +60,8 @@ def read_ranked(inputs: Inputs, settings: Row, wanted: int) -> list[RankedList]:
     """
     preferences = inputs.preferences
     kept = pl.DataFrame(preferences.table(columns=["prompt_id", "task"]))
+    sampled = pl.DataFrame(inputs.sampled_prompts.table(columns=["prompt_id"]))
+    kept = kept.join(sampled, on="prompt_id", how="semi", maintain_order="left")  # no earlier ones
     if tasks := settings.get("tasks"):
         kept = kept.filter(pl.col("task").is_in(tasks))
     chosen = sorted(kept["prompt_id"], key=lambda key: sha256(key.encode()).digest())[:wanted]

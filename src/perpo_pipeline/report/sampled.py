@@ -63,7 +63,8 @@ def read_sampled(inputs: Inputs) -> dict[str, Sampled]:
     """By task: the scores of all samples as lists, the margins of the kept and dropped lists."""
     lists = read_lists(inputs.scores)
     tasks = lists.select("prompt_id", "task")
-    kept = pl.DataFrame(inputs.preferences.table(columns=["task", "margin"]))
+    kept = pl.DataFrame(inputs.preferences.table(columns=["prompt_id", "task", "margin"]))
+    kept = kept.join(tasks, on="prompt_id", how="semi", maintain_order="left")  # no earlier ones
     columns = ["prompt_id", "reason", "margin"]
     dropped = pl.DataFrame(inputs.preferences.table("dropped", columns=columns)).join(
         tasks, on="prompt_id", how="left", maintain_order="left"

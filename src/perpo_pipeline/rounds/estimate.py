@@ -140,8 +140,17 @@ def _amounts(config: RunConfig, total: int, name: str) -> tuple[int, int]:
     lists = num if None in caps else min(num, sum(cap or 0 for cap in caps))
     if name == ONE_ROUND:
         num *= 1 if rounds.prompts == "same" else rounds.num
-        lists = min(num, lists * rounds.num)
-    return num, lists
+        return num, min(num, lists * rounds.num)
+    kept = _with_kept(lists, rounds.keep_lists or 0.0, int(name.rpartition("-")[2]))
+    return num, min(num, kept) if rounds.prompts == "same" else kept
+
+
+def _with_kept(new: int, share: float, number: int) -> int:
+    """The most lists of a round: new ones, and the share of those of the round before."""
+    total = 0
+    for _ in range(number):
+        total = new + round(share * total)
+    return total
 
 
 def _span(plan: "Plan", shares: dict[str, float]) -> Span | None:

@@ -96,6 +96,7 @@ def _make_round(chain: Chain, number: int) -> None:
         chain.parts[number - 1],
         number=number,
         model=chain.folder,
+        earlier=_lists_to_keep(chain),
     )
     made = chain.make(one.file, _calls(one, [split]))
     if number == 1:
@@ -112,6 +113,13 @@ def _make_round(chain: Chain, number: int) -> None:
         after = replace(after, merged=_identity(folder, one))
     chain.reached.append(after)
     run.say(f"iterate {run.config.run}: {_sentence(chain, before, after, gain, split)}")
+
+
+def _lists_to_keep(chain: Chain) -> Path | None:
+    """The lists of the last round, if the next one is trained on some of them."""
+    if chain.run.config.rounds.keep_lists is None or not chain.rounds:
+        return None
+    return input_of(_adapter(chain.rounds[-1]), "preferences").path
 
 
 def _calls(one: Round, splits: Sequence[str]) -> list[Call]:
@@ -196,7 +204,7 @@ def _beside(chain: Chain) -> Reached:
     config, made = chain.run.config, chain.rounds
     first, last = chain.parts[0], chain.parts[len(made) - 1]
     num = None if last.num is None else last.start + last.num
-    total = sum(one.counts["num_lists"] for one in made)
+    total = sum(one.num_new_lists for one in made)
     caps = config.filter.max_lists
     lists: Any = total or None
     if isinstance(caps, Mapping):

@@ -48,6 +48,14 @@ class Reached:
             "num_lists": kept.manifest["rows"],
         }
 
+    @property
+    def num_new_lists(self) -> int:
+        """How many of its lists the round has sampled; the others are of earlier rounds."""
+        if self.adapter is None or "preferences" not in self.adapter.manifest["inputs"]:
+            return 0
+        kept = input_of(self.adapter, "preferences").manifest
+        return int(kept["rows"]) - int(kept["counts"].get("earlier", {}).get("kept", 0))
+
 
 @dataclass(frozen=True)
 class Gain:

@@ -61,17 +61,22 @@ def write_round(
     *,
     number: int | None,
     model: Path | None = None,
+    earlier: Path | None = None,
     max_lists: Any = None,
 ) -> Round:
     """Write the file of a round, unless it is there, and load it.
 
     prompts: the run's own prompts, by split. model: the merged model that it begins with; None:
-    the run's model. max_lists: replaces `filter.max_lists`.
+    the run's model. earlier: the lists of the round before, of which `rounds.keep_lists` are kept.
+    max_lists: replaces `filter.max_lists`.
     """
     raw = _settings(config, method, prompts, part, number)
     if model is not None:
         raw["model"] = {k: v for k, v in raw.get("model", {}).items() if k != "revision"}
         raw["model"]["id"] = str(model)
+    if earlier is not None:
+        kept = {"earlier": str(earlier), "keep_earlier": config.rounds.keep_lists}
+        raw["filter"] = raw.get("filter", {}) | kept
     if max_lists is not None:
         raw.setdefault("filter", {})["max_lists"] = max_lists
     folder = round_folder(config, number)

@@ -26,7 +26,7 @@ from perpo_pipeline.config.section import Json, Section
 from perpo_pipeline.config.sources import SeveralSources
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.status.graph import Key
-from perpo_pipeline.status.sources import expected_source, flat_sources
+from perpo_pipeline.status.sources import earlier_lists, expected_source, flat_sources
 from perpo_pipeline.store.old_rules import RULES, Rule, as_today
 
 AUTO = "auto"
@@ -37,6 +37,7 @@ SAID = {
     "prompts": "other prompts than the source has now",
     "instruction": "another question for a box than the one of model.box_format",
     "own_rewards": "other code of score.reward",
+    "earlier_lists": "other earlier lists than filter.earlier has now",
     "models": "other models than the configuration names",
     "evaluations": "other evaluations than the configuration names",
     "methods": "other settings of train than the configuration says",
@@ -208,6 +209,9 @@ def _facts(artifact: str, config: RunConfig) -> dict[str, tuple[str, Any]]:
 
             found["own_rewards"] = ("score.reward", own_rewards(weights))
         return found
+    if artifact == "preferences" and config.filter.earlier is not None:
+        now = earlier_lists(config.filter.earlier)
+        return {} if now is None else {"earlier_lists": ("filter.earlier", now)}
     if artifact == "report":
         keys = {"models": "eval.models", "evaluations": "eval", "methods": "train"}
         return {name: (keys[name], value) for name, value in report_facts(config).items()}

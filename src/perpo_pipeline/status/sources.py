@@ -96,6 +96,14 @@ def _identity(source: PromptsSource) -> str | None:
         return None
 
 
+def earlier_lists(path: Path) -> str | None:
+    """What names the lists of `filter.earlier` that are there now; None if they cannot be read."""
+    try:
+        return open_version(path, "preferences").fingerprint
+    except ArtifactError:
+        return None
+
+
 def _has_moved(recorded: str, root: Path) -> bool:
     """Whether a run with a relative folder of images was made at another place, not here."""
     parts = root.parts

@@ -1,7 +1,7 @@
 """Look up rows of a prompts artifact by key, in bounded memory: parts are read when needed.
 
 Samples are in the order of their prompts, so a few parts in memory suffice. Any other order works
-too, with more reading.
+too, with more reading. `prompts_of_lists` finds the artifacts.
 """
 
 import threading
@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.artifacts import Version, input_of, open_version
 
 PARTS_HELD = 8
 
@@ -59,6 +59,19 @@ class PromptLookup:
     def _empty(self) -> pl.DataFrame:
         schema = self.prompts.schema().columns
         return pl.DataFrame(pa.schema([schema.field(c) for c in self.columns]).empty_table())
+
+
+def prompts_of_lists(preferences: Version) -> list[Version]:
+    """The prompts of all lists: those of the new ones first, then those of earlier ones, each once.
+
+    Raises `ArtifactError` if some are not there.
+    """
+    found = {(prompts := input_of(preferences, "prompts")).path.resolve(): prompts}
+    for record in preferences.manifest["inputs"].values():
+        if record["artifact"] == preferences.artifact:
+            earlier = prompts_of_lists(open_version(preferences.path / record["path"]))
+            found |= {one.path.resolve(): one for one in earlier}
+    return list(found.values())
 
 
 def check_unique(rows: pl.DataFrame, keys: Sequence[str], where: str, made: Version) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from perpo_pipeline import advice
@@ -14,9 +15,10 @@ from perpo_pipeline.config.fingerprints import box_settings, counted_settings, s
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.run import Run
-from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.finding import reuse_complete
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.store.prompt_lookup import prompts_of_lists
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.train import integrations
@@ -43,12 +45,15 @@ SHOWN = 5  # prompts in a message
 
 @dataclass(frozen=True)
 class Task:
-    """What one adapter (`variant`: a method, or a method with a seed) is trained from."""
+    """What one adapter (`variant`: a method, or a method with a seed) is trained from.
+
+    `prompts` are those of the new lists, then those of earlier lists that are among them.
+    """
 
     variant: str
     settings: TrainSettings
     preferences: Version
-    prompts: Version
+    prompts: Sequence[Version]
     resolved: "ResolvedModel"
     model_settings: dict[str, Any]
     recipe: Recipe
@@ -74,7 +79,7 @@ def task_of(run: Run, variant: str, *, computes_here: bool = True) -> Task:
     """Find what a variant is trained from, and its recipe; a plan does not compute here."""
     settings = run.config.train.variants()[variant]
     preferences = run.latest("preferences", run.config.sample.split)
-    prompts = input_of(preferences, "prompts")
+    prompts = prompts_of_lists(preferences)
     resolved, model_settings = find_model(
         run.config.model, run.scratch, computes_here=computes_here
     )
@@ -85,7 +90,7 @@ def task_of(run: Run, variant: str, *, computes_here: bool = True) -> Task:
         "train",
         stage_version("adapter", "train", {"method": settings.method}),
         counted_settings("adapter", settings, found),
-        {"preferences": preferences, "prompts": prompts},
+        {"preferences": preferences, "prompts": prompts[0]},
         notes=model_notes(run.config.model),
     )
     return Task(variant, settings, preferences, prompts, resolved, model_settings, recipe)
@@ -112,7 +117,8 @@ def has_older_targets(run: Run, task: Task) -> bool:
     if turn.start or turn.end_id != vlm.eos_token_ids[0]:
         return False
     trained = task.preferences.table(columns=["prompt_id"])["prompt_id"]
-    asked = task.prompts.table(columns=["prompt_id", "prompt", "gt_text"])
+    columns = ["prompt_id", "prompt", "gt_text"]
+    asked = pa.concat_tables([one.table(columns=columns) for one in task.prompts])
     rows = asked.filter(pc.is_in(asked["prompt_id"], trained)).to_pylist()
     texts = (row[name] or "" for row in rows for name in ("prompt", "gt_text"))
     return not any(map(vlm.plain.spelled, texts))
@@ -155,14 +161,15 @@ def _check_tasks_have_lists(task: Task, sampled: Sequence[TrainingList]) -> None
 
 
 def _rows_and_prompts(
-    preferences: Version, prompts: Version
+    preferences: Version, prompts: Sequence[Version]
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """The preferences, and their prompts by id."""
     rows = preferences.table().to_pylist()
     wanted = {row["prompt_id"] for row in rows}
     by_id = {
         row["prompt_id"]: row
-        for part in prompts.batches(columns=PROMPT_COLUMNS)
+        for one in prompts
+        for part in one.batches(columns=PROMPT_COLUMNS)
         for row in part.to_pylist()
         if row["prompt_id"] in wanted
     }

@@ -1,0 +1,83 @@
+"""Lists of an earlier filtering that are trained on again, beside the new ones."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from perpo_pipeline.config.filter import FilterConfig
+from perpo_pipeline.config.section import Json
+from perpo_pipeline.run import Run
+from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.writing import Writer
+
+
+def open_earlier(config: FilterConfig) -> Mapping[str, Version]:
+    """The preferences that `filter.earlier` names, as an input; empty without them.
+
+    Raises `ArtifactError` if none are there.
+    """
+    if config.earlier is None:
+        return {}
+    return {"earlier": open_version(config.earlier, "preferences")}
+
+
+def choose_earlier(earlier: pl.DataFrame, new: pl.Series, share: float) -> pl.Series:
+    """The prompt_ids of the earlier lists that are kept: of each task those of the widest margin.
+
+    `earlier` has prompt_id, task and margin of every earlier list, `new` the prompt_ids of the new
+    lists: their prompts get no earlier one. `share`, in (0, 1], is of all earlier lists of a task,
+    rounded. Equal margins are ordered by the sha256 of the prompt_id, never by place.
+    """
+    ids = earlier["prompt_id"]
+    ordered = earlier.with_columns(
+        draw=pl.Series([hashlib.sha256(key.encode()).hexdigest() for key in ids], dtype=pl.String)
+    ).sort(["margin", "draw"], descending=[True, False])
+    chosen = [
+        own.filter(~pl.col("prompt_id").is_in(new.implode()))["prompt_id"].head(
+            round(share * own.height)
+        )
+        for own in ordered.partition_by("task", maintain_order=True)
+    ]
+    return pl.concat([pl.Series("prompt_id", [], pl.String), *chosen])
+
+
+def write_earlier(
+    run: Run,
+    writer: Writer,
+    earlier: Mapping[str, Version],
+    new: pl.Series,
+    config: FilterConfig,
+    *,
+    first_part: int,
+) -> Json:
+    """Write the earlier lists that are kept, from part `first_part` on; returns their counts.
+
+    `earlier` comes from `open_earlier`, `new` are the prompt_ids of the new lists.
+    """
+    if config.keep_earlier is None:
+        return {}
+    (version,) = earlier.values()
+    kept = 0
+    for index, part in enumerate(_kept_parts(version, new, config.keep_earlier), first_part):
+        kept += part.num_rows
+        if not writer.has_part(index):
+            writer.write_part(index, part)
+    total = int(version.manifest["rows"])
+    run.say(
+        f"filter: {kept:,} of {total:,} earlier lists are trained on, too: those with the widest "
+        "margin, of prompts without a new list"
+    )
+    return {"earlier": {"lists": total, "kept": kept}}
+
+
+def _kept_parts(earlier: Version, new: pl.Series, share: float) -> Iterator[pa.Table]:
+    """The lists of `choose_earlier` as PREFERENCES rows, in their order, part by part."""
+    columns = ["prompt_id", "task", "margin"]
+    chosen = choose_earlier(pl.DataFrame(earlier.table(columns=columns)), new, share)
+    for part in earlier.batches():
+        kept = part.filter(pc.is_in(part["prompt_id"], chosen.to_arrow()))
+        if kept.num_rows:
+            yield kept

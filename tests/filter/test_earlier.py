@@ -1,0 +1,164 @@
+"""Earlier lists beside new ones: which are kept, what is recorded, and what finds them again."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from pydantic import ValidationError
+from synthetic_run import prepare_synthetic, sample_synthetic, synthetic_config
+
+from perpo_pipeline.config.filter import FilterConfig
+from perpo_pipeline.config.fingerprints import counted_settings
+from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.filter import filter_lists as module
+from perpo_pipeline.filter.earlier import choose_earlier
+from perpo_pipeline.filter.filter_lists import filter_lists
+from perpo_pipeline.run import Run
+from perpo_pipeline.score.score_answers import score
+from perpo_pipeline.status.expected import differences
+from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.prompt_lookup import prompts_of_lists
+from perpo_pipeline.store.writing import Writer
+
+EARLIER = pl.DataFrame(
+    {
+        "prompt_id": ["a", "b", "c", "d", "p", "q"],
+        "task": ["grounding"] * 4 + ["ocr"] * 2,
+        "margin": [0.8, 1.0, 0.9, 0.8, 0.04, 0.05],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("share", "new", "kept"),
+    [
+        (0.5, [], ["b", "c", "q"]),  # two of four boxes, one of two pages
+        (1.0, [], ["b", "c", "d", "a", "q", "p"]),  # sha256 of "d" is below that of "a"
+        (0.75, ["b"], ["c", "d", "a", "q", "p"]),  # three of four, and two (1.5) of two
+        (0.25, ["b", "q"], ["c"]),  # a half is rounded to the even number: no page
+    ],
+)
+def test_of_each_task_the_widest_are_kept_without_prompts_that_have_a_new_list(
+    share: float, new: list[str], kept: list[str]
+) -> None:
+    for order in (EARLIER, EARLIER.reverse()):
+        found = choose_earlier(order, pl.Series("prompt_id", new, pl.String), share)
+        assert sorted(found) == sorted(kept)
+
+
+def made_run(root: Path, name: str, *, num_prompts: int = 16, **settings: Any) -> Run:
+    """A run up to its scores; its prompts are as many, its file has these settings of filter."""
+    config = synthetic_config(root, num_prompts=num_prompts, splits=("train",))
+    filtered = config.filter.model_copy(update=settings)
+    run = Run(config.model_copy(update={"run": name, "filter": filtered}), quiet=True)
+    prepare_synthetic(run, "train", expression=f"{name} {{index}}")
+    sample_synthetic(run)
+    score(run, "train")
+    return run
+
+
+def runs_of(*versions: Version) -> list[str]:
+    """The runs whose folders they are in."""
+    return [one.path.resolve().parts[-4] for one in versions]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Version:
+    return filter_lists(made_run(tmp_path_factory.mktemp("first"), "one", num_prompts=24), "train")
+
+
+def test_earlier_lists_follow_the_new_ones_and_their_prompts_are_found(
+    first: Version, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = filter_lists(made_run(tmp_path, "alone"), "train")
+    assert "earlier" not in str(alone.manifest["settings"])
+    made = filter_lists(
+        made_run(tmp_path, "both", earlier=first.path.parent, keep_earlier=0.5), "train"
+    )
+    rows, new, old = (one.table().to_pylist() for one in (made, alone, first))
+    own = {row["prompt_id"] for row in new}
+    ids = [row["prompt_id"] for row in rows]
+    assert set(ids[: len(new)]) == own and len(set(ids)) == len(ids)
+    added = rows[len(new) :]
+    # Both runs have prompts 0 to 15, so an earlier list of them gives way to a new one.
+    others = [row for row in old if row["prompt_id"] not in own]
+    wanted = min(round(0.5 * len(old)), len(others))
+    assert len(added) == wanted > 0 and all(row in others for row in added)
+    left = [row["margin"] for row in others if row not in added]
+    assert min(row["margin"] for row in added) >= max(left, default=0.0)
+    assert made.manifest["counts"]["earlier"] == {"lists": len(old), "kept": wanted}
+    assert made.manifest["counts"]["kept"] == alone.manifest["counts"]["kept"] == len(new)
+    assert runs_of(input_of(made, "prompts")) == ["both"]
+    assert runs_of(*prompts_of_lists(made)) == ["both", "one"]
+    assert runs_of(*prompts_of_lists(alone)) == ["alone"]
+    assert f"{wanted} of {len(old)} earlier lists are trained on, too" in capsys.readouterr().err
+
+
+def test_lists_that_were_kept_before_are_earlier_lists_too(first: Version, tmp_path: Path) -> None:
+    settings = {"earlier": first.path, "keep_earlier": 1.0, "max_lists": 2}
+    second = filter_lists(made_run(tmp_path, "two", num_prompts=4, **settings), "train")
+    settings["earlier"] = second.path
+    third = filter_lists(made_run(tmp_path, "three", num_prompts=4, **settings), "train")
+    assert second.manifest["rows"] > 2 and third.manifest["rows"] >= second.manifest["rows"]
+    assert runs_of(*prompts_of_lists(third)) == ["three", "two", "one"]
+
+
+def test_a_killed_filter_goes_on_and_other_lists_at_the_place_are_noticed(
+    first: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LISTS_PER_PART", 2)
+    run = made_run(tmp_path, "killed", earlier=first.path, keep_earlier=1.0)
+    write, done = Writer.write_part, list[int]()
+
+    def fail(self: Writer, index: int, rows: Any, table: str | None = None) -> None:
+        if self.recipe.artifact == "preferences" and len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(index)
+        write(self, index, rows, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "write_part", fail)
+        with pytest.raises(BaseException, match="interrupted"):
+            filter_lists(run, "train")
+    made = filter_lists(run, "train")
+    monkeypatch.setattr(module, "LISTS_PER_PART", 1024)
+    other = made_run(tmp_path / "other", "killed", earlier=first.path, keep_earlier=1.0)
+    assert made.table().equals(filter_lists(other, "train").table())
+
+    def said(**changes: Any) -> list[str]:
+        changed = run.config.filter.model_copy(update=changes)
+        config = run.config.model_copy(update={"filter": changed})
+        return [str(one) for one in differences(("preferences", "train"), made.manifest, config)]
+
+    assert said() == said(earlier=first.path.parent) == []
+    assert said(earlier=made.path) == ["other earlier lists than filter.earlier has now"]
+    assert said(earlier=None, keep_earlier=None) == [
+        "filter.keep_earlier 1.0, the configuration says null"
+    ]
+    assert said(keep_earlier=0.5) == ["filter.keep_earlier 1.0, the configuration says 0.5"]
+
+
+def test_without_earlier_lists_nothing_new_counts() -> None:
+    counted = counted_settings("preferences", FilterConfig(), {})
+    assert set(counted) == {
+        *("strategy", "min_margin", "max_margin", "list_size", "drop_unparsed"),
+        *("equal_datasets", "max_lists", "seed"),
+    }
+
+
+@pytest.mark.parametrize("given", [{"earlier": "lists"}, {"keep_earlier": 0.5}])
+def test_a_share_without_lists_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="give both or neither"):
+        FilterConfig.model_validate(given)
+
+
+def test_a_place_without_lists_is_named(first: Version, tmp_path: Path) -> None:
+    for place, what in ((tmp_path / "none", "does not exist"), (prompts_at(first), "'prompts'")):
+        run = made_run(tmp_path, "missing", num_prompts=2, earlier=place, keep_earlier=0.5)
+        with pytest.raises(ArtifactError, match=what):
+            filter_lists(run, "train")
+
+
+def prompts_at(preferences: Version) -> Path:
+    return input_of(preferences, "prompts").path
