@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -153,6 +154,27 @@ def kill_everywhere(config: str, stage: str, output: str) -> None:
     Path(output).write_text(
         json.dumps({"reference": reference, "events": events, "outcomes": outcomes})
     )
+
+
+def kill_at_random(command: list[str], seed: int, output: str) -> None:
+    """Run a command in the folder `uninterrupted`, and in `killed` with three kills on the way.
+
+    Both folders hold what it reads. The kills are SIGKILLs at disk events that `seed` draws from
+    those of the first run; then the command runs to its end. Writes the exit codes to `output`.
+    """
+    workdir, count_file = Path.cwd(), Path("events").resolve()
+    os.chdir("uninterrupted")
+    codes = [attempt(command, do_nothing, count_file)]
+    import_modules_of(count_file)
+    events = int(count_file.read_text())
+    # The last few are left out: a command that goes on may have written them already.
+    moments = sorted(random.Random(seed).sample(range(1, events - 10), 3))
+    os.chdir(workdir / "killed")
+    for before, at in zip([0, *moments], moments, strict=False):
+        codes.append(attempt(command, kill_at(at - before)))
+    codes.append(attempt(command))
+    os.chdir(workdir)
+    Path(output).write_text(json.dumps({"codes": codes, "events": events, "moments": moments}))
 
 
 def import_modules_of(count_file: Path) -> None:

@@ -1,25 +1,36 @@
 """Earlier lists beside new ones: which are kept, what is recorded, and what finds them again."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 from pydantic import ValidationError
-from synthetic_run import prepare_synthetic, sample_synthetic, synthetic_config
+from synthetic_run import (
+    evaluate_synthetic,
+    prepare_synthetic,
+    sample_synthetic,
+    synthetic_config,
+    train_synthetic,
+)
 
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import counted_settings
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate.evaluate_model import refuse_images_of
 from perpo_pipeline.filter import filter_lists as module
 from perpo_pipeline.filter.earlier import choose_earlier
 from perpo_pipeline.filter.filter_lists import filter_lists
-from perpo_pipeline.run import Run
+from perpo_pipeline.report.inputs import open_inputs
+from perpo_pipeline.report.ranked import read_ranked
+from perpo_pipeline.report.sampled import read_sampled
+from perpo_pipeline.run import Run, make
 from perpo_pipeline.score.score_answers import score
 from perpo_pipeline.status.expected import differences
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.prompt_lookup import prompts_of_lists
-from perpo_pipeline.store.writing import Writer
+from perpo_pipeline.store.writing import Recipe, Writer
 
 EARLIER = pl.DataFrame(
     {
@@ -47,9 +58,16 @@ def test_of_each_task_the_widest_are_kept_without_prompts_that_have_a_new_list(
         assert sorted(found) == sorted(kept)
 
 
-def made_run(root: Path, name: str, *, num_prompts: int = 16, **settings: Any) -> Run:
+def made_run(
+    root: Path,
+    name: str,
+    *,
+    num_prompts: int = 16,
+    splits: tuple[str, ...] = ("train",),
+    **settings: Any,
+) -> Run:
     """A run up to its scores; its prompts are as many, its file has these settings of filter."""
-    config = synthetic_config(root, num_prompts=num_prompts, splits=("train",))
+    config = synthetic_config(root, num_prompts=num_prompts, splits=splits)
     filtered = config.filter.model_copy(update=settings)
     run = Run(config.model_copy(update={"run": name, "filter": filtered}), quiet=True)
     prepare_synthetic(run, "train", expression=f"{name} {{index}}")
@@ -93,6 +111,36 @@ def test_earlier_lists_follow_the_new_ones_and_their_prompts_are_found(
     assert runs_of(*prompts_of_lists(made)) == ["both", "one"]
     assert runs_of(*prompts_of_lists(alone)) == ["alone"]
     assert f"{wanted} of {len(old)} earlier lists are trained on, too" in capsys.readouterr().err
+
+
+def test_later_stages_read_earlier_lists_too(first: Version, tmp_path: Path) -> None:
+    """No adapter is measured on the images of its earlier lists; the report shows new lists."""
+    settings = {"earlier": first.path, "keep_earlier": 0.3}
+    run = made_run(tmp_path, "late", num_prompts=12, splits=("test",), **settings)
+    made = filter_lists(run, "train")
+    ids = set(made.table()["prompt_id"].to_pylist())
+    (own, old) = [one.table().to_pylist() for one in prompts_of_lists(made)]
+    new_images = {row["image_sha256"] for row in own}
+    old = [row for row in old if row["image_sha256"] not in new_images]
+    seen = {row["image_sha256"] for row in old if row["prompt_id"] in ids}
+    for name in run.config.train.variants():
+        train_synthetic(run, name)
+    adapter = run.latest("adapter", "perpo")
+    for is_seen in (True, False):
+        rows = [row for row in old if (row["image_sha256"] in seen) == is_seen]
+        recipe = Recipe("prompts", f"seen-{is_seen}", "prepare", 4, {})
+        prompts = make(run, recipe, lambda writer, rows=rows: writer.write_part(0, rows))
+        assert prompts.manifest["rows"] == len(rows) > 0
+        with pytest.raises(ArtifactError, match="trained on") if is_seen else nullcontext():
+            refuse_images_of(adapter, prompts)
+    prepare_synthetic(run, "test", expression="{index}")
+    evaluate_synthetic(run, run.config.eval_models())
+    inputs = open_inputs(run)
+    ranked = read_ranked(inputs, adapter.manifest["settings"], wanted=1000)
+    new = made.manifest["counts"]["kept"]
+    assert len(ranked) == new < len(ids)
+    (sampled,) = read_sampled(inputs).values()
+    assert len(sampled.kept_margins) == new
 
 
 def test_lists_that_were_kept_before_are_earlier_lists_too(first: Version, tmp_path: Path) -> None:
