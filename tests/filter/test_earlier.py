@@ -15,9 +15,10 @@ from synthetic_run import (
     train_synthetic,
 )
 
+from perpo_pipeline.commands.make_rules import rules
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import counted_settings
-from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.errors import ArtifactError, ConfigError
 from perpo_pipeline.evaluate.evaluate_model import refuse_images_of
 from perpo_pipeline.filter import filter_lists as module
 from perpo_pipeline.filter.earlier import choose_earlier
@@ -206,6 +207,27 @@ def test_a_place_without_lists_is_named(first: Version, tmp_path: Path) -> None:
         run = made_run(tmp_path, "missing", num_prompts=2, earlier=place, keep_earlier=0.5)
         with pytest.raises(ArtifactError, match=what):
             filter_lists(run, "train")
+
+
+def test_the_lists_that_the_stage_makes_are_no_earlier_ones(tmp_path: Path) -> None:
+    place = tmp_path / "own" / "preferences" / "train"
+    run = made_run(tmp_path, "own", earlier=place, keep_earlier=0.5)
+    with pytest.raises(ConfigError, match="names the lists that this stage makes"):
+        filter_lists(run, "train")
+
+
+def test_make_looks_at_the_earlier_lists(tmp_path: Path) -> None:
+    def needs(earlier: Path | None) -> str:
+        config = synthetic_config(tmp_path)
+        filtered = config.filter.model_copy(update={"earlier": earlier})
+        lines = [*rules(config.model_copy(update={"filter": filtered}))]
+        (line,) = [one for one in lines if one.startswith("$(DATA)/preferences/train/current &:")]
+        return line
+
+    assert "$(wildcard data/one/preferences/train/current)" in needs(
+        Path("data/one/preferences/train")
+    )
+    assert "wildcard" not in needs(None) and "wildcard" not in needs(Path("a folder/train"))
 
 
 def prompts_at(preferences: Version) -> Path:

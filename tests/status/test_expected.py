@@ -39,6 +39,8 @@ OTHERS: dict[str, Any] = {
     "sample.num_actors": 2,
     "eval.num_actors": 2,
     "filter.list_size": 3,
+    "filter.earlier": None,  # the lists there count: tests/filter/test_earlier.py
+    "filter.keep_earlier": 0.5,
     "sample.base_url": "http://localhost:1/v1",
     "score.reward": "giou",
     "train.method": None,  # the methods of the run name their own
@@ -54,6 +56,7 @@ OTHERS: dict[str, Any] = {
     "train.tasks": ["grounding"],
     "train.checkpoint_every": 7,
     "rounds.num_prompts": 7,
+    "rounds.keep_lists": 0.5,
     "filter.min_margin": 0.4,
     "filter.max_margin": 0.9,
     "eval.splits": None,
@@ -125,7 +128,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NEEDS: dict[str, dict[str, Any]] = {
-    "train.activation_offload": {"train__gradient_checkpointing": True}  # no result changes either
+    "train.activation_offload": {"train__gradient_checkpointing": True},  # no result changes either
+    "filter.keep_earlier": {"filter__earlier": "lists"},
 }
 KEYS = {key: field for key, field in every_setting() if OTHERS.get(key, key) is not None}
 

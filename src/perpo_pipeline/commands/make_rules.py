@@ -50,6 +50,8 @@ def rules(config: "RunConfig") -> Iterator[str]:
         needs = [f"$(DATA)/{artifact}/{variant}/current" for artifact, variant in call.needs]
         if call.stage == "prepare":  # a missing file is an error of perpo, not of Make
             needs = [f"$(wildcard $(SOURCES_{call.names[0]}))", *needs]
+        if call.stage == "filter" and (lists := config.filter.earlier) and _fits_make(str(lists)):
+            needs.append(f"$(wildcard {lists}/current)")
         yield f"{' '.join(_targets(call))} &: {' '.join([*needs, '$(SETTINGS)'])}"
         yield f"\t$(call perpo_{call.stage},{' '.join(call.names)})"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -9,18 +10,26 @@ import pyarrow.compute as pc
 
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.section import Json
+from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, open_version
 from perpo_pipeline.store.writing import Writer
 
 
-def open_earlier(config: FilterConfig) -> Mapping[str, Version]:
+def open_earlier(config: FilterConfig, place: Path) -> Mapping[str, Version]:
     """The preferences that `filter.earlier` names, as an input; empty without them.
 
-    Raises `ArtifactError` if none are there.
+    Raises `ArtifactError` if none are there, and `ConfigError` if it is `place`, where the stage
+    writes: each call would add the lists of the call before.
     """
     if config.earlier is None:
         return {}
+    if config.earlier.resolve() == place.resolve():
+        raise ConfigError(
+            "filter.earlier names the lists that this stage makes",
+            where=str(place),
+            fix="name those of another run, or one version of these: a folder in this one",
+        )
     return {"earlier": open_version(config.earlier, "preferences")}
 
 

@@ -60,7 +60,7 @@ def filter_lists(run: Run, split: str) -> Version:
     samples = run.latest("samples") if "samples" in run.inputs else input_of(scores, "samples")
     prompts = input_of(scores, "prompts")
     config = fit_to_tasks(run.config.filter, "filter", prompts)
-    earlier = open_earlier(config)
+    earlier = open_earlier(config, run.out or run.place("preferences", split))
     facts = {"earlier_lists": earlier["earlier"].fingerprint} if earlier else {}
     recipe = Recipe(
         "preferences",
