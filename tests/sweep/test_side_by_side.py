@@ -108,14 +108,20 @@ def test_steps_that_make_the_same_version_wait_for_each_other(
     assert "waits: another process is writing this version" in said and "eval base, model" in said
 
 
-def test_an_interrupted_sweep_counts_its_calls_as_the_lines_before_do() -> None:
-    """Two of five are finished, three are announced; only these three count, in either round."""
-    progress = Progress("two", Console(quiet=True), 5, lambda: (0.0, True), jobs=2, begun=3)
+def test_an_interrupted_sweep_counts_its_calls_as_the_lines_before_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One of five was there, two more are finished, and a third is under way."""
+    step = next(iter(steps_of(tmp_path).values()))
+    progress = Progress("two", Console(), 5, lambda: (0.0, True), jobs=2, finished=1)
+    for _ in range(3):
+        progress.begin(step)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("sweep two: 4/5 prepare")
     made = Made({"old": {}, "a": {}, "b": {}}, {"a": 1.0, "b": 2.0})
-    stopped = _stopped(progress, made, KeyboardInterrupt())
-    assert str(stopped).startswith("sweep two interrupted; 2 of the 5 calls of stages that were to")
-    progress.begun = 6  # more than expected
-    assert "2 of the 6 calls" in str(_stopped(progress, made, KeyboardInterrupt()))
+    stopped = str(_stopped(progress, made, KeyboardInterrupt()))
+    assert stopped.startswith("sweep two interrupted; 3 of 5 calls of stages are finished")
+    progress.begun = 5  # more than expected
+    assert "; 3 of 6 calls" in str(_stopped(progress, made, KeyboardInterrupt()))
 
 
 @pytest.mark.parametrize(

@@ -103,19 +103,23 @@ def find_made(steps: Iterable[Step], sweep: str, made: Made) -> None:
 
 @dataclass
 class Progress:
-    """Announces each step with its number among all, and the time that is left for all of them."""
+    """Announces each step with its number among all, and the time that is left for all of them.
+
+    `finished` steps of the `total` were there at the start.
+    """
 
     sweep: str
     console: Console
     total: int
     seconds_left: Callable[[], tuple[float, bool]]
     jobs: int = 1
+    finished: int = 0
     begun: int = 0
 
     @property
     def number(self) -> int:
-        """How many steps there are to make: more than expected where another setting is chosen."""
-        return max(self.total, self.begun)
+        """How many steps there are: more than expected where another setting is chosen."""
+        return max(self.total, self.finished + self.begun)
 
     def begin(self, step: Step) -> None:
         """Announce a step; the time left is unknown while no step of its kind has been made."""
@@ -124,7 +128,8 @@ class Progress:
         seconds /= self.jobs
         left = f"{'about' if is_all else 'more than'} {time_text(seconds)} left"
         time_left = f" ({left})" if seconds >= 1 or is_all else ""
-        self.console.say(f"sweep {self.sweep}: {self.begun}/{self.number} {step.title}{time_left}")
+        place = f"{self.finished + self.begun}/{self.number}"
+        self.console.say(f"sweep {self.sweep}: {place} {step.title}{time_left}")
 
 
 def make_missing(steps: Iterable[Step], made: Made, progress: Progress) -> None:

@@ -189,7 +189,8 @@ def run_sweeps(
     if todo:
         check_room(work.estimates.adapter_bytes(todo), sweeps[0].cells[0].config.data_root)
         check_time(total_seconds(work.estimates, todo), jobs, max_hours)
-    progress = Progress("", console, len(todo), work.seconds_left, jobs)
+    number = len(work.every())
+    progress = Progress("", console, number, work.seconds_left, jobs, number - len(todo))
     failed = []
     for sweep in sweeps:
         progress.sweep = sweep.name

@@ -151,8 +151,8 @@ def _waits_for_reference(step: Step, under_way: list[Step], every: list[Step], m
 
 def _stopped(progress: Progress, made: Made, interrupt: BaseException) -> Stopped:
     return Stopped(
-        f"sweep {progress.sweep} interrupted; {len(made.seconds)} of the {progress.number} calls "
-        "of stages that were to be made are finished, the same command goes on from there",
+        f"sweep {progress.sweep} interrupted; {progress.finished + len(made.seconds)} of "
+        f"{progress.number} calls of stages are finished, the same command goes on from there",
         signal_of(interrupt),
     )
 
