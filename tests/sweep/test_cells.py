@@ -145,7 +145,7 @@ def test_a_quick_version_has_the_ends_of_the_values_one_seed_and_a_method_that_u
   - {methods: [base, perpo, sft], parameters: {train.beta: [1, 2, 3]}}
   - {methods: [dpo, perpo], parameters: {"train.lora.rank, train.lora.alpha": [[2, 4], [4, 8]]}}
 """
-    text = f"{HEAD}seeds: [4, 5]\ngrids:\n{grids}"
+    text = f"{HEAD}report_on: test\nseeds: [4, 5]\nselect_seeds: [4]\ngrids:\n{grids}"
     file = read_sweep(write_files(tmp_path, text))
     cells = make_cells(quick_version(file, load_config(file.config)))
     assert [(cell.method, [*cell.setting.values()], cell.seed) for cell in cells] == [
