@@ -1,0 +1,243 @@
+"""Tiny layers and models with a recurrent state, from transformers' own classes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_families import (
+    QWEN_IMAGE,
+    TEXT,
+    WEIGHT_STD,
+    chatml_template,
+    qwen_tokenizer,
+    qwen_vl_config,
+)
+from torch import nn
+from transformers import (
+    BambaConfig,
+    FalconH1Config,
+    GraniteMoeHybridConfig,
+    Lfm2Config,
+    Lfm2VlConfig,
+    Lfm2VlForConditionalGeneration,
+    NemotronHConfig,
+    OlmoHybridConfig,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5TextConfig,
+    Qwen3NextConfig,
+    Qwen3VLProcessor,
+    Siglip2VisionConfig,
+    Zamba2Config,
+)
+from transformers.models.bamba.modeling_bamba import BambaMixer
+from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer, compute_mup_vector
+from transformers.models.granitemoehybrid.modeling_granitemoehybrid import (
+    GraniteMoeHybridMambaLayer,
+)
+from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
+from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+from transformers.models.zamba2.modeling_zamba2 import Zamba2MambaMixer
+
+from perpo_pipeline.vlm.processors import without_video
+
+WIDTH = 32
+CHUNK = 16  # Mamba2's; gated delta nets always have 64
+DELTA = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+MAMBA = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": CHUNK,
+}
+
+
+def _short_conv(bias: bool) -> nn.Module:
+    types = ["conv", "full_attention"]
+    config = Lfm2Config(hidden_size=WIDTH, layer_types=types, num_hidden_layers=2, conv_bias=bias)
+    return Lfm2ShortConv(config, 0)
+
+
+def _falcon() -> nn.Module:
+    config = FalconH1Config(**MAMBA, mamba_d_ssm=64)
+    layer = FalconH1Mixer(config, 0)
+    layer.register_buffer("mup_vector", compute_mup_vector(config))  # as its model does
+    return layer
+
+
+def _nemotron() -> nn.Module:
+    config = NemotronHConfig(
+        hidden_size=WIDTH,
+        layers_block_type=["mamba", "attention"],
+        mamba_num_heads=8,
+        mamba_head_dim=8,
+        n_groups=2,
+        ssm_state_size=8,
+        chunk_size=CHUNK,
+    )
+    return NemotronHMamba2Mixer(config, 0)
+
+
+def _zamba() -> nn.Module:
+    config = Zamba2Config(
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        layers_block_type=["mamba", "mamba"],
+        n_mamba_heads=8,
+        mamba_ngroups=2,
+        mamba_d_state=8,
+        chunk_size=CHUNK,
+        num_attention_heads=4,
+    )
+    return Zamba2MambaMixer(config, layer_idx=0)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "qwen3_5": lambda: Qwen3_5GatedDeltaNet(Qwen3_5TextConfig(**DELTA), 0),
+    "qwen3_next": lambda: Qwen3NextGatedDeltaNet(Qwen3NextConfig(**DELTA), 0),
+    "olmo_hybrid": lambda: OlmoHybridGatedDeltaNet(
+        OlmoHybridConfig(**DELTA, num_attention_heads=4), 0
+    ),
+    "lfm2": lambda: _short_conv(bias=False),
+    "lfm2-bias": lambda: _short_conv(bias=True),
+    "bamba": lambda: BambaMixer(BambaConfig(**MAMBA), 0),
+    "granitemoehybrid": lambda: GraniteMoeHybridMambaLayer(
+        GraniteMoeHybridConfig(**MAMBA, layer_types=["mamba", "attention"]), 0
+    ),
+    "falcon_h1": _falcon,
+    "nemotron_h": _nemotron,
+    "zamba2": _zamba,
+}
+
+
+def tiny_layer(name: str) -> nn.Module:
+    """A layer of LAYERS with weights that leave much of a state over tens of tokens."""
+    torch.manual_seed(0)
+    layer = LAYERS[name]()
+    with torch.no_grad():
+        for parameter_name, parameter in layer.named_parameters():
+            if "A_log" in parameter_name:
+                parameter.uniform_(-3, 0)
+            elif parameter.ndim > 2:
+                parameter.normal_(std=0.5)  # kernels of convolutions
+            elif parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+            elif "norm" not in parameter_name:
+                parameter.normal_(std=0.3)
+    return layer
+
+
+class OneLayer(nn.Module):
+    """A text model of a single layer, as far as `use_recurrent_steps` looks at one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def get_decoder(self) -> nn.Module:
+        return self
+
+
+def save_tiny_qwen3_5(directory: Path, seed: int = 0, **text: Any) -> Path:
+    """Three gated delta nets and one attention layer, Qwen3-VL's processor, 2 to 12 image tokens.
+
+    `text` replaces settings of the text model.
+    """
+    tokenizer = qwen_tokenizer()
+    shared = qwen_vl_config(tokenizer, [2, 1, 1], mrope_interleaved=True)
+    shared["text_config"].pop("use_sliding_window")
+    shared["text_config"] |= {
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "rope_parameters": shared["text_config"]["rope_parameters"]
+        | {"partial_rotary_factor": 0.5},
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        **text,
+    }
+    config = Qwen3_5Config(
+        **shared,
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": shared["text_config"]["hidden_size"],
+            "num_position_embeddings": 64,
+        },
+    )
+    torch.manual_seed(seed)
+    model = Qwen3_5ForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.5 if "conv1d" in name else WEIGHT_STD)
+            elif "A_log" in name:
+                parameter.uniform_(-3, 0)
+    processor = without_video(Qwen3VLProcessor)(
+        image_processor=Qwen2VLImageProcessorPil(
+            patch_size=16,
+            size={"shortest_edge": 2 * 32**2, "longest_edge": 12 * 32**2},
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+        ),
+        tokenizer=tokenizer,
+        chat_template=chatml_template(QWEN_IMAGE),
+    )
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    model.generation_config.eos_token_id = ends
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+def tiny_lfm2_vl(vocabulary: int, image_token: int) -> Any:
+    """Two short convolutions around an attention layer; images are 4 x 4 patches of 8 px.
+
+    Its image processor needs torchvision, so there is none: tests make the patches themselves.
+    """
+    config = Lfm2VlConfig(
+        text_config=Lfm2Config(
+            **TEXT,
+            layer_types=["conv", "full_attention", "conv"],
+            vocab_size=vocabulary,
+            block_multiple_of=16,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        ),
+        vision_config=Siglip2VisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            patch_size=8,
+            num_patches=16,
+            vision_use_head=False,
+        ),
+        image_token_id=image_token,
+        projector_hidden_size=32,
+    )
+    torch.manual_seed(0)
+    model = Lfm2VlForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.5 if "conv.conv" in name else WEIGHT_STD)
+    return model.eval()

@@ -1,0 +1,194 @@
+"""Whole models with recurrent layers on packed lists, against their own separate forwards."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import noise_image
+from tiny_recurrent import save_tiny_qwen3_5, tiny_lfm2_vl
+from tiny_training import LENGTHS, completions_of
+from torch import Tensor
+
+from perpo_pipeline.train import shared_prefix
+from perpo_pipeline.train.recurrent_steps import packed_steps
+from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
+from perpo_pipeline.train.shared_prefix import (
+    CompletionList,
+    PackedBatch,
+    pack_lists,
+    packed_logps,
+)
+from perpo_pipeline.vlm.attention import use_shared_prefix_attention
+from perpo_pipeline.vlm.families import FAMILIES, Family
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.vlm.prompts import encode_prompt
+from perpo_pipeline.vlm.recurrent import (
+    masks_by_layer_type,
+    takes_left_padding,
+    use_recurrent_steps,
+    uses_recurrent_steps,
+)
+
+SIZES = [(48, 40), (90, 40), (64, 64)]
+LFM2_IMAGE = 300
+TARGETS = (
+    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|out_proj|in_proj|in_proj_qkv|in_proj_z"
+    r"|in_proj_a|in_proj_b|gate_proj|up_proj|down_proj|w1|w2|w3)"
+)
+
+
+@pytest.fixture(autouse=True)
+def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`packed_logps` gives the recurrent layers their steps."""
+    own = shared_prefix._layer_inputs
+
+    def layer_inputs(inner: Any, batch: PackedBatch) -> dict[str, Any]:
+        inputs = own(inner, batch)
+        if uses_recurrent_steps(inner):
+            steps = packed_steps(
+                batch.layout,
+                batch.input_ids.numel(),
+                batch.input_ids.device,
+                left_padding=takes_left_padding(inner),
+            )
+            inputs["attention_mask"] = masks_by_layer_type(inputs["attention_mask"], steps)
+        return inputs
+
+    monkeypatch.setattr(shared_prefix, "_layer_inputs", layer_inputs)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_qwen3_5(tmp_path_factory.mktemp("qwen3_5"))
+
+
+def qwen3_5(directory: Path) -> tuple[Vlm, list[CompletionList]]:
+    vlm = load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
+    vlm.family = replace(FAMILIES["qwen3_vl"], name="qwen3.5")
+    prompts = [
+        encode_prompt(vlm, noise_image(seed, *size), "where is it" + " on the left?" * seed)
+        for seed, size in enumerate(SIZES)
+    ]
+    return vlm, with_completions(vlm, prompts)
+
+
+def lfm2_vl() -> tuple[Vlm, list[CompletionList]]:
+    class Words:
+        pad_token_id = 0
+
+    vlm = Vlm(
+        model=tiny_lfm2_vl(vocabulary=320, image_token=LFM2_IMAGE),
+        processor=None,
+        tokenizer=Words(),
+        family=Family("lfm2-vl"),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        eos_token_ids=(2,),
+        image_token_ids=(LFM2_IMAGE,),
+        identity="tiny",
+    )
+    return vlm, with_completions(vlm, [_lfm2_prompt(extra) for extra in (0, 9, 4)])
+
+
+def _lfm2_prompt(extra: int) -> EncodedPrompt:
+    """16 patches of 8 x 8 pixels, which become 4 image tokens, and 3 + extra words."""
+    generator = torch.Generator().manual_seed(extra)
+    words = torch.randint(10, 290, (3 + extra,), generator=generator)
+    ids = torch.cat([words[:2], torch.full((4,), LFM2_IMAGE), words[2:]])
+    return EncodedPrompt(
+        input_ids=ids,
+        tensors={
+            "pixel_values": torch.randn(1, 16, 3 * 8 * 8, generator=generator),
+            "spatial_shapes": torch.tensor([[4, 4]]),
+            "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+        },
+        positions=torch.arange(len(ids))[None],
+        next_position=len(ids),
+        image_size=(32, 32),
+        padded_size=(32, 32),
+        resized=(32, 32),
+    )
+
+
+def with_completions(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> list[CompletionList]:
+    completion = completions_of(vlm)
+    return [
+        CompletionList(prompt, [completion(length) for length in lengths])
+        for prompt, lengths in zip(prompts, LENGTHS, strict=True)
+    ]
+
+
+@pytest.fixture(params=["qwen3_5", "lfm2_vl"])
+def family(request: pytest.FixtureRequest, directory: Path) -> tuple[Vlm, list[CompletionList]]:
+    return qwen3_5(directory) if request.param == "qwen3_5" else lfm2_vl()
+
+
+def with_adapter(vlm: Vlm) -> Any:
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS)
+    model = get_peft_model(vlm.model, config).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def gradients(model: Any, logps: Tensor) -> dict[str, Tensor]:
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    (logps * weights).sum().backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("one_row", [False, True])
+def test_values_and_gradients_are_those_of_separate_forwards(
+    family: tuple[Vlm, list[CompletionList]], one_row: bool, split: bool
+) -> None:
+    vlm, lists = family
+    model = with_adapter(vlm)
+    plain = separate_logps(model, separate_lists(vlm, lists))
+    expected = gradients(model, plain)
+    inner = base_model(model)
+    use_recurrent_steps(inner)
+    if split:
+        use_shared_prefix_attention(inner, flex=False)
+    ours = packed_logps(model, pack_lists(vlm, lists, one_row=one_row))
+    torch.testing.assert_close(ours, plain, atol=1e-4, rtol=0)
+    found = gradients(model, ours)
+    assert found.keys() == expected.keys()
+    assert any("in_proj" in name for name in found)
+    for name, gradient in found.items():
+        assert gradient.norm() > 0, name
+        assert (gradient - expected[name]).norm() < 1e-4 * expected[name].norm(), name
+
+
+def test_without_steps_the_row_is_wrong(family: tuple[Vlm, list[CompletionList]]) -> None:
+    """Each answer would continue from the one before it."""
+    vlm, lists = family
+    with torch.no_grad():
+        plain = separate_logps(vlm.model, separate_lists(vlm, lists))
+        ours = packed_logps(vlm.model, pack_lists(vlm, lists))
+    assert (ours - plain).abs().max() > 0.1
+
+
+def test_gradient_checkpointing_runs_the_same_steps_again(directory: Path) -> None:
+    """Also if another batch was packed in between, as for reference log-probabilities."""
+    vlm, lists = qwen3_5(directory)
+    model = with_adapter(vlm)
+    use_recurrent_steps(base_model(model))
+    batch = pack_lists(vlm, lists)
+    expected = gradients(model, packed_logps(model, batch))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    logps = packed_logps(model, batch)
+    with torch.no_grad():
+        packed_logps(model, pack_lists(vlm, lists[:1]))
+    for name, gradient in gradients(model, logps).items():
+        torch.testing.assert_close(gradient, expected[name])
