@@ -1,6 +1,7 @@
 """Tiny layers and models with a recurrent state, from transformers' own classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from transformers import (
     FalconH1Config,
     GraniteMoeHybridConfig,
     Lfm2Config,
+    Lfm2MoeConfig,
     Lfm2VlConfig,
     Lfm2VlForConditionalGeneration,
     NemotronHConfig,
     OlmoHybridConfig,
+    PreTrainedConfig,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
     Qwen3VLProcessor,
@@ -37,14 +41,21 @@ from transformers.models.granitemoehybrid.modeling_granitemoehybrid import (
     GraniteMoeHybridMambaLayer,
 )
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+from transformers.models.lfm2_moe.modeling_lfm2_moe import Lfm2MoeShortConv
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
 from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
+from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeGatedDeltaNet
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 from transformers.models.zamba2.modeling_zamba2 import Zamba2MambaMixer
 
+from perpo_pipeline.vlm.families import FAMILIES
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.processors import without_video
+from perpo_pipeline.vlm.recurrent import use_recurrent_steps
 
 WIDTH = 32
 CHUNK = 16  # Mamba2's; gated delta nets always have 64
@@ -110,12 +121,16 @@ def _zamba() -> nn.Module:
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "qwen3_5": lambda: Qwen3_5GatedDeltaNet(Qwen3_5TextConfig(**DELTA), 0),
+    "qwen3_5_moe": lambda: Qwen3_5MoeGatedDeltaNet(Qwen3_5MoeTextConfig(**DELTA), 0),
     "qwen3_next": lambda: Qwen3NextGatedDeltaNet(Qwen3NextConfig(**DELTA), 0),
     "olmo_hybrid": lambda: OlmoHybridGatedDeltaNet(
         OlmoHybridConfig(**DELTA, num_attention_heads=4), 0
     ),
     "lfm2": lambda: _short_conv(bias=False),
     "lfm2-bias": lambda: _short_conv(bias=True),
+    "lfm2_moe": lambda: Lfm2MoeShortConv(
+        Lfm2MoeConfig(hidden_size=WIDTH, layer_types=["conv", "conv"], num_hidden_layers=2), 0
+    ),
     "bamba": lambda: BambaMixer(BambaConfig(**MAMBA), 0),
     "granitemoehybrid": lambda: GraniteMoeHybridMambaLayer(
         GraniteMoeHybridConfig(**MAMBA, layer_types=["mamba", "attention"]), 0
@@ -146,12 +161,18 @@ def tiny_layer(name: str) -> nn.Module:
 class OneLayer(nn.Module):
     """A text model of a single layer, as far as `use_recurrent_steps` looks at one."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, layer_types: Sequence[str] = ()) -> None:
         super().__init__()
         self.layer = layer
+        self.config = PreTrainedConfig(layer_types=list(layer_types))
 
     def get_decoder(self) -> nn.Module:
         return self
+
+
+def ready(model: OneLayer) -> OneLayer:
+    use_recurrent_steps(model)
+    return model
 
 
 def save_tiny_qwen3_5(directory: Path, seed: int = 0, **text: Any) -> Path:
@@ -207,6 +228,13 @@ def save_tiny_qwen3_5(directory: Path, seed: int = 0, **text: Any) -> Path:
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
+
+
+def as_qwen3_5(directory: Path) -> Vlm:
+    """The model of `save_tiny_qwen3_5`, with what its family shares with Qwen3-VL."""
+    vlm = load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
+    vlm.family = replace(FAMILIES["qwen3_vl"], name="qwen3.5")
+    return vlm
 
 
 def tiny_lfm2_vl(vocabulary: int, image_token: int) -> Any:

@@ -1,7 +1,6 @@
 """Whole models with recurrent layers on packed lists, against their own separate forwards."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import noise_image
-from tiny_recurrent import save_tiny_qwen3_5, tiny_lfm2_vl
+from tiny_recurrent import as_qwen3_5, save_tiny_qwen3_5, tiny_lfm2_vl
 from tiny_training import LENGTHS, completions_of
 from torch import Tensor
 
@@ -23,9 +22,7 @@ from perpo_pipeline.train.shared_prefix import (
     packed_logps,
 )
 from perpo_pipeline.vlm.attention import use_shared_prefix_attention
-from perpo_pipeline.vlm.families import FAMILIES, Family
-from perpo_pipeline.vlm.files import resolve_model
-from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.prompts import encode_prompt
 from perpo_pipeline.vlm.recurrent import (
@@ -69,8 +66,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def qwen3_5(directory: Path) -> tuple[Vlm, list[CompletionList]]:
-    vlm = load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
-    vlm.family = replace(FAMILIES["qwen3_vl"], name="qwen3.5")
+    vlm = as_qwen3_5(directory)
     prompts = [
         encode_prompt(vlm, noise_image(seed, *size), "where is it" + " on the left?" * seed)
         for seed, size in enumerate(SIZES)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_recurrent import LAYERS, WIDTH, OneLayer, tiny_layer
+from tiny_recurrent import LAYERS, WIDTH, OneLayer, ready, tiny_layer
 from torch import Tensor, nn
 from transformers import JambaConfig
 from transformers.models.jamba.modeling_jamba import JambaMambaMixer
@@ -81,11 +81,6 @@ def results(
     gradients = {n: p.grad.clone() for n, p in layer.named_parameters() if p.grad is not None}
     assert hidden.grad is not None
     return output.detach(), gradients | {"hidden": hidden.grad}
-
-
-def ready(model: OneLayer) -> OneLayer:
-    use_recurrent_steps(model)
-    return model
 
 
 def packed_results(
@@ -198,19 +193,20 @@ def test_prefixes_of_one_length_run_together() -> None:
     by_length = packed_steps(lists, places, "cpu", left_padding=False)
     assert [some.places.shape for some in by_length.prefixes] == [(2, 70), (1, 2), (1, 130), (1, 9)]
     assert all(some.is_token is None for some in by_length.prefixes)
-    assert together.answers is not None and together.answers.shape == (8, 66)
+    assert together.answers.shape == (8, 66) and together.counts == (3, 1, 3, 1, 0)
 
 
 def test_without_tokens_inside_there_are_only_prefixes() -> None:
     lists = [PackedList(0, 5, (0, 0)), PackedList(5, 3, (0,))]
     steps = packed_steps(lists, 10, "cpu", left_padding=True)
-    assert steps.answers is None
     layer = tiny_layer("qwen3_5")
     use_recurrent_steps(OneLayer(layer))
     hidden = torch.randn(1, 10, WIDTH, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         packed = layer(hidden, attention_mask=steps)
-        torch.testing.assert_close(packed[:, :5], layer(hidden[:, :5]), atol=1e-6, rtol=0)
+        for places in (slice(0, 5), slice(5, 8)):
+            own = layer(hidden[:, places])
+            torch.testing.assert_close(packed[:, places], own, atol=1e-6, rtol=0)
 
 
 def test_a_layer_still_takes_an_ordinary_mask() -> None:
@@ -248,6 +244,14 @@ def test_a_layer_with_another_cache_is_refused() -> None:
 
     with pytest.raises(InputError, match="no cache that we know"):
         use_recurrent_steps(OneLayer(Own()))
+
+
+def test_layers_of_a_kind_that_is_not_found_are_refused() -> None:
+    """For example linear attention without a convolution, as in MiniMax."""
+    types = ["linear_attention", "full_attention", "linear_attention"]
+    with pytest.raises(InputError, match=r"2 layers .* but only 1 of a kind"):
+        use_recurrent_steps(OneLayer(tiny_layer("qwen3_5"), types))
+    use_recurrent_steps(OneLayer(tiny_layer("qwen3_5"), types[:2]))
 
 
 def test_each_layer_type_gets_its_mask() -> None:

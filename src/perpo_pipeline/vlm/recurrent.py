@@ -23,6 +23,7 @@ from perpo_pipeline.errors import InputError
 
 # transformers' names for the layers that have a recurrent state (its masking_utils).
 LAYER_TYPES = ("linear_attention", "conv")
+WITH_STATE = {*LAYER_TYPES, "mamba", "hybrid", "hybrid_sliding"}  # in configs
 CACHE_ARGUMENTS = ("cache_params", "past_key_values")  # what a layer calls its cache
 PROBE_TOKENS = 4
 LEFT_PADDING = "perpo_left_padding"  # attribute of a prepared text model: see takes_left_padding
@@ -143,14 +144,13 @@ class PackedSteps:
     """Packed lists as batches of prefixes, and all their answers as one batch that continues.
 
     `answers` (S, A) are the places of the answers' tokens, padded on the right, in the order of the
-    prefixes; None if no answer has a token. `counts` has each prefix's answers. `back` (R*T,)
-    says where the output of each place is, counted over prefixes and answers; the output at padding
-    is any other place's, which nothing reads.
+    prefixes; `counts` has each prefix's answers. `back` (R*T,) says where the output of each place
+    is, counted over prefixes and answers; at the rows' padding it is any, which nothing reads.
     """
 
     prefixes: tuple[Prefixes, ...]
     counts: tuple[int, ...]
-    answers: Tensor | None
+    answers: Tensor
     back: Tensor
 
     @torch.compiler.disable
@@ -162,9 +162,8 @@ class PackedSteps:
             after = LayerStates()
             outputs.append(forward(flat[some.places], after, some.is_token))
             states.append(after)
-        if self.answers is not None:
-            continued = joined(states).repeated(self.counts)
-            outputs.append(forward(flat[self.answers], continued, None))
+        continued = joined(states).repeated(self.counts)
+        outputs.append(forward(flat[self.answers], continued, None))
         found = torch.cat([output.flatten(0, 1) for output in outputs])
         return found[self.back].view(hidden.shape)
 
@@ -213,10 +212,11 @@ def _is_depthwise(module: nn.Module) -> bool:
 def use_recurrent_steps(model: Any) -> None:
     """Let the recurrent layers of a transformers VLM take `Steps` as their mask.
 
-    Raises InputError for a layer that cannot continue from a state, or whose state would not
-    carry gradients; see `obstacle`.
+    Raises InputError for a layer that cannot continue from a state with gradients (`obstacle`),
+    and for recurrent layers of a kind that `recurrent_layers` does not find.
     """
     layers = recurrent_layers(model)
+    _check_all_found(model, layers)
     found = {kind: obstacle(layer) for kind, layer in {type(one): one for one in layers}.items()}
     for kind, why in found.items():
         if why is not None:
@@ -228,6 +228,19 @@ def use_recurrent_steps(model: Any) -> None:
         _mix_in(layer)
     if layers:
         setattr(model.get_decoder(), LEFT_PADDING, not any(map(_adds_bias, layers)))
+
+
+def _check_all_found(model: Any, layers: Sequence[nn.Module]) -> None:
+    """Raise InputError if the config names more layers with a state than were found."""
+    text = model.config.get_text_config()
+    types = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
+    named = sum(kind in WITH_STATE for kind in types)
+    if named > len(layers):
+        raise InputError(
+            f"{named} layers of the text model have a recurrent state, but only {len(layers)} of a "
+            "kind that can continue from a shared prefix",
+            fix="use train.forward: separate",
+        )
 
 
 def uses_recurrent_steps(model: Any) -> bool:
@@ -277,23 +290,23 @@ def obstacle(layer: nn.Module) -> str | None:
     name = _cache_argument(type(layer))
     if name is None:
         return "its forward has no cache that we know"
-    weight = next(child.weight for child in layer.children() if _is_depthwise(child))
     size = _input_size(layer)
     if size is None:
         return "its input has no known size"
-    tokens = torch.randn(
-        2, PROBE_TOKENS, size, generator=torch.Generator().manual_seed(0)
-    ).to(weight.device, weight.dtype)  # fmt: skip
-    after = LayerStates()
+    weight = next(child.weight for child in layer.children() if _is_depthwise(child))
+    tokens = torch.randn(2, PROBE_TOKENS, size, generator=torch.Generator().manual_seed(0))
+    tokens, after = tokens.to(weight.device, weight.dtype), LayerStates()
     with torch.no_grad():
         layer(tokens, **{name: after, "attention_mask": None})
     states = after.map(lambda state: state.detach().requires_grad_())
     given = [*states.conv_states.values(), *states.recurrent_states.values()]
+    if not given:
+        return "it leaves no state"
     with torch.enable_grad():
-        output = layer(tokens, **{name: states, "attention_mask": None})
-        if not given or not output.requires_grad:
-            return "it leaves no state"
-        found = torch.autograd.grad(output.sum(), given, allow_unused=True)
+        output = layer(tokens, **{name: states, "attention_mask": None}).sum()
+    found = (
+        torch.autograd.grad(output, given, allow_unused=True) if output.requires_grad else [None]
+    )
     if any(gradient is None for gradient in found):
         return "it ignores the state if a call has several tokens"
     return None
