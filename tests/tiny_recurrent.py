@@ -17,23 +17,31 @@ from tiny_families import (
 from torch import nn
 from transformers import (
     BambaConfig,
+    BambaForCausalLM,
     FalconH1Config,
+    FalconH1ForCausalLM,
     GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
     Lfm2Config,
     Lfm2MoeConfig,
+    Lfm2MoeForCausalLM,
     Lfm2VlConfig,
     Lfm2VlForConditionalGeneration,
     NemotronHConfig,
+    NemotronHForCausalLM,
     OlmoHybridConfig,
+    OlmoHybridForCausalLM,
     PreTrainedConfig,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
+    Qwen3NextForCausalLM,
     Qwen3VLProcessor,
     Siglip2VisionConfig,
     Zamba2Config,
+    Zamba2ForCausalLM,
 )
 from transformers.models.bamba.modeling_bamba import BambaMixer
 from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer, compute_mup_vector
@@ -92,29 +100,32 @@ def _falcon() -> nn.Module:
     return layer
 
 
+NEMOTRON = {
+    "hidden_size": WIDTH,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+    "ssm_state_size": 8,
+    "chunk_size": CHUNK,
+}
+ZAMBA = {
+    "hidden_size": WIDTH,
+    "n_mamba_heads": 8,
+    "mamba_ngroups": 2,
+    "mamba_d_state": 8,
+    "chunk_size": CHUNK,
+}
+
+
 def _nemotron() -> nn.Module:
-    config = NemotronHConfig(
-        hidden_size=WIDTH,
-        layers_block_type=["mamba", "attention"],
-        mamba_num_heads=8,
-        mamba_head_dim=8,
-        n_groups=2,
-        ssm_state_size=8,
-        chunk_size=CHUNK,
-    )
+    config = NemotronHConfig(**NEMOTRON, layers_block_type=["mamba", "attention"])
     return NemotronHMamba2Mixer(config, 0)
 
 
 def _zamba() -> nn.Module:
+    types = ["mamba", "mamba"]
     config = Zamba2Config(
-        hidden_size=WIDTH,
-        num_hidden_layers=2,
-        layers_block_type=["mamba", "mamba"],
-        n_mamba_heads=8,
-        mamba_ngroups=2,
-        mamba_d_state=8,
-        chunk_size=CHUNK,
-        num_attention_heads=4,
+        **ZAMBA, num_hidden_layers=2, layers_block_type=types, num_attention_heads=4
     )
     return Zamba2MambaMixer(config, layer_idx=0)
 
@@ -139,6 +150,73 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "nemotron_h": _nemotron,
     "zamba2": _zamba,
 }
+
+
+# Whole text models with attention layers, too.
+WORDS = {
+    "vocab_size": 320,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "pad_token_id": 0,
+}
+FEW_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+HYBRIDS: dict[str, Callable[[], Any]] = {
+    "qwen3_next": lambda: Qwen3NextForCausalLM(
+        Qwen3NextConfig(**DELTA, **WORDS, **FEW_EXPERTS, head_dim=8)
+    ),
+    "olmo_hybrid": lambda: OlmoHybridForCausalLM(OlmoHybridConfig(**DELTA, **WORDS)),
+    "bamba": lambda: BambaForCausalLM(BambaConfig(**MAMBA, **WORDS, attn_layer_indices=[1])),
+    "granitemoehybrid": lambda: GraniteMoeHybridForCausalLM(
+        GraniteMoeHybridConfig(
+            **MAMBA,
+            **WORDS,
+            layer_types=["mamba", "attention"],
+            num_local_experts=0,
+            shared_intermediate_size=32,
+        )
+    ),
+    "falcon_h1": lambda: FalconH1ForCausalLM(
+        FalconH1Config(**MAMBA, **WORDS, mamba_d_ssm=64, head_dim=8)
+    ),
+    "nemotron_h": lambda: NemotronHForCausalLM(
+        NemotronHConfig(
+            **WORDS,
+            **NEMOTRON,
+            layers_block_type=["mamba", "attention", "mlp", "mamba"],
+            head_dim=8,
+        )
+    ),
+    "zamba2": lambda: Zamba2ForCausalLM(
+        Zamba2Config(
+            **WORDS,
+            **ZAMBA,
+            num_hidden_layers=3,
+            layers_block_type=["mamba", "hybrid", "mamba"],
+        )
+    ),
+    "lfm2_moe": lambda: Lfm2MoeForCausalLM(
+        Lfm2MoeConfig(
+            **WORDS,
+            **FEW_EXPERTS,
+            hidden_size=WIDTH,
+            num_hidden_layers=3,
+            layer_types=["conv", "full_attention", "conv"],
+            num_dense_layers=1,
+        )
+    ),
+}
+
+
+def tiny_hybrid(name: str) -> Any:
+    """A model of HYBRIDS with visible differences between logits."""
+    torch.manual_seed(0)
+    model = HYBRIDS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+    return model
 
 
 def tiny_layer(name: str) -> nn.Module:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import noise_image
-from tiny_recurrent import as_qwen3_5, save_tiny_qwen3_5, tiny_lfm2_vl
+from tiny_recurrent import HYBRIDS, as_qwen3_5, save_tiny_qwen3_5, tiny_hybrid, tiny_lfm2_vl
 from tiny_training import LENGTHS, completions_of
 from torch import Tensor
 
@@ -74,21 +74,26 @@ def qwen3_5(directory: Path) -> tuple[Vlm, list[CompletionList]]:
     return vlm, with_completions(vlm, prompts)
 
 
-def lfm2_vl() -> tuple[Vlm, list[CompletionList]]:
+def without_processor(model: Any, image_token_ids: tuple[int, ...] = ()) -> Vlm:
     class Words:
         pad_token_id = 0
 
-    vlm = Vlm(
-        model=tiny_lfm2_vl(vocabulary=320, image_token=LFM2_IMAGE),
+    return Vlm(
+        model=model,
         processor=None,
         tokenizer=Words(),
-        family=Family("lfm2-vl"),
+        family=Family(model.config.model_type),
         device=torch.device("cpu"),
         dtype=torch.float32,
         eos_token_ids=(2,),
-        image_token_ids=(LFM2_IMAGE,),
+        image_token_ids=image_token_ids,
         identity="tiny",
     )
+
+
+def lfm2_vl() -> tuple[Vlm, list[CompletionList]]:
+    model = tiny_lfm2_vl(vocabulary=320, image_token=LFM2_IMAGE)
+    vlm = without_processor(model, (LFM2_IMAGE,))
     return vlm, with_completions(vlm, [_lfm2_prompt(extra) for extra in (0, 9, 4)])
 
 
@@ -188,3 +193,29 @@ def test_gradient_checkpointing_runs_the_same_steps_again(directory: Path) -> No
         packed_logps(model, pack_lists(vlm, lists[:1]))
     for name, gradient in gradients(model, logps).items():
         torch.testing.assert_close(gradient, expected[name])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("one_row", [False, True])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_steps_reach_the_layers_of_other_hybrids(name: str, one_row: bool) -> None:
+    """Text models only: each hands the masks to its layers in its own way."""
+    vlm = without_processor(tiny_hybrid(name))
+    lists = with_completions(vlm, [_text_prompt(length) for length in (20, 7, 20)])
+    plain = separate_logps(vlm.model, separate_lists(vlm, lists))
+    batch = pack_lists(vlm, lists, one_row=one_row)
+    assert (packed_logps(vlm.model, batch) - plain).abs().max() > 0.1
+    use_recurrent_steps(vlm.model)
+    torch.testing.assert_close(packed_logps(vlm.model, batch), plain, atol=1e-4, rtol=0)
+
+
+def _text_prompt(length: int) -> EncodedPrompt:
+    return EncodedPrompt(
+        input_ids=torch.randint(10, 290, (length,), generator=torch.Generator().manual_seed(9)),
+        tensors={},
+        positions=torch.arange(length)[None],
+        next_position=length,
+        image_size=(1, 1),
+        padded_size=(1, 1),
+        resized=None,
+    )

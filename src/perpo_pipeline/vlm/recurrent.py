@@ -153,7 +153,7 @@ class PackedSteps:
     answers: Tensor
     back: Tensor
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def run(self, layer: int, forward: LayerForward, hidden: Tensor) -> Tensor:
         """See `Steps`."""
         flat = hidden.flatten(0, 1)
@@ -176,7 +176,7 @@ class RecurrentLayer:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         """(R, T, D) -> (R, T, D); as ever, unless `attention_mask` holds `Steps`."""
         steps = kwargs.get("attention_mask")
-        if not hasattr(steps, "run"):
+        if not hasattr(steps, "run"):  # a tensor or None
             usual: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
             return usual
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -293,7 +293,7 @@ def obstacle(layer: nn.Module) -> str | None:
     size = _input_size(layer)
     if size is None:
         return "its input has no known size"
-    weight = next(child.weight for child in layer.children() if _is_depthwise(child))
+    weight: Any = next(child.weight for child in layer.children() if _is_depthwise(child))
     tokens = torch.randn(2, PROBE_TOKENS, size, generator=torch.Generator().manual_seed(0))
     tokens, after = tokens.to(weight.device, weight.dtype), LayerStates()
     with torch.no_grad():
@@ -323,7 +323,7 @@ def _input_size(layer: nn.Module) -> int | None:
 def masks_by_layer_type(mask: Any, steps: Steps) -> dict[str, Any]:
     """What transformers' hybrids take for `attention_mask`: one entry for each layer type.
 
-    `mask` is the attention layers', or already a dict of them.
+    `mask` is the one of layers with full attention, or has one for each type of attention layer.
     """
     masks = mask if isinstance(mask, dict) else {"full_attention": mask}
     return masks | dict.fromkeys(LAYER_TYPES, steps)

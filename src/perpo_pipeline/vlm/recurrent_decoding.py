@@ -71,7 +71,7 @@ class PrefixSteps:
     def _by_length(self, forward: LayerForward, hidden: Tensor) -> tuple[Tensor, LayerStates]:
         lengths = self.is_token.sum(1)
         output, order, states = torch.zeros_like(hidden), [], []
-        for length in lengths.unique().tolist():
+        for length in sorted(set(lengths.tolist())):
             rows = (lengths == length).nonzero().squeeze(1)
             after = LayerStates()
             output[rows, -length:] = forward(hidden[rows, -length:], after, None)
