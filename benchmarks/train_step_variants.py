@@ -193,7 +193,7 @@ def full_row_logps(vlm: Vlm, rows: SeparateBatch, positions: Tensor | None) -> T
     ).last_hidden_state
     answers = rows.is_answer[:, 1:]
     predictors, targets = hidden[:, :-1][answers], rows.input_ids[:, 1:][answers]
-    logps = token_logps(base_model(vlm.model).lm_head, predictors, targets)
+    logps = token_logps(base_model(vlm.model), predictors, targets)
     return logps.view(*rows.num_tokens.shape, -1).sum(-1)
 
 

@@ -112,7 +112,7 @@ def save_tiny_family(model_type: str, directory: Path, seed: int = 0) -> Path:
     return directory
 
 
-def _chatml_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
+def chatml_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
     """Like Qwen's: no begin token, `<|im_end|>` ends a turn, `special` ids after the words."""
     backend = tiny_tokenizer().backend_tokenizer
     backend.post_processor = post_processors.ByteLevel(trim_offsets=False)
@@ -125,7 +125,7 @@ def _chatml_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
     )
 
 
-def _text_ids(tokenizer: Any) -> dict[str, Any]:
+def text_ids(tokenizer: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "bos_token_id": None,
@@ -165,13 +165,13 @@ def _llava_next() -> tuple[Any, Any]:
 
 def _llava_onevision() -> tuple[Any, Any]:
     """Like LLaVA-NeXT; features of more than two tiles are scaled down (`anyres_max_2`)."""
-    tokenizer = _chatml_tokenizer("<video>")
+    tokenizer = chatml_tokenizer("<video>")
     pinpoints = [[24 * rows, 24 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
             **TOWER, image_size=24, patch_size=8, vision_use_head=False
         ),
-        text_config=Qwen2Config(**QWEN_TEXT, **_text_ids(tokenizer)),
+        text_config=Qwen2Config(**QWEN_TEXT, **text_ids(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=pinpoints,
@@ -202,12 +202,12 @@ def qwen_vl_config(tokenizer: Any, sections: list[int], **rope: Any) -> dict[str
             ("vision_end", "vision_end"),
         )
     }
-    text = QWEN_TEXT | _text_ids(tokenizer) | {"rope_parameters": rope_parameters}
+    text = QWEN_TEXT | text_ids(tokenizer) | {"rope_parameters": rope_parameters}
     return markers | {"text_config": text, "tie_word_embeddings": False}
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
-    return _chatml_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    return chatml_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
 def _qwen2_5_vl() -> tuple[Any, Any]:
@@ -266,7 +266,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
 
 def _internvl() -> tuple[Any, Any]:
     """4 tokens per tile of 32 px; up to four tiles and the whole image."""
-    tokenizer = _chatml_tokenizer(
+    tokenizer = chatml_tokenizer(
         "<img>",
         "</img>",
         "<IMG_CONTEXT>",
@@ -278,7 +278,7 @@ def _internvl() -> tuple[Any, Any]:
     )
     config = InternVLConfig(
         vision_config=TOWER | {"image_size": [32, 32], "patch_size": [8, 8]},
-        text_config=Qwen2Config(**QWEN_TEXT, **_text_ids(tokenizer)),
+        text_config=Qwen2Config(**QWEN_TEXT, **text_ids(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         tie_word_embeddings=False,

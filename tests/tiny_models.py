@@ -105,7 +105,14 @@ def save_tiny_llava(
     config.text_config.initializer_range = 0.02 * scale
     model = LlavaForConditionalGeneration(config).eval()
     torch.nn.init.normal_(model.lm_head.weight, std=0.02 * scale)
-    processor = LlavaProcessor(
+    model.save_pretrained(directory)
+    tiny_processor(tokenizer, image_size).save_pretrained(directory)
+    return directory
+
+
+def tiny_processor(tokenizer: PreTrainedTokenizerFast, image_size: int = 32) -> LlavaProcessor:
+    """The processor of `tiny_llava_config`'s models."""
+    return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": image_size},
             crop_size={"height": image_size, "width": image_size},
@@ -116,9 +123,6 @@ def save_tiny_llava(
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
-    return directory
 
 
 def noise_image(seed: int, width: int = 48, height: int = 40) -> Image.Image:

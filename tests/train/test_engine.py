@@ -27,8 +27,9 @@ from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packe
 from perpo_pipeline.vlm.attention import SPLIT, uses_flex_attention
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.layers import LayerKinds
 from perpo_pipeline.vlm.loading import load_vlm
-from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.models import Vlm, Way
 from perpo_pipeline.vlm.prompts import encode_prompt
 
 
@@ -66,33 +67,40 @@ def uneven_lists(vlm: Vlm) -> list[CompletionList]:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "known", "full_attention", "chosen"),
+    ("wanted", "known", "exact", "chosen"),
     [
-        ("auto", True, True, "shared-prefix"),
-        ("auto", False, True, "separate"),
-        ("auto", True, False, "separate"),
+        ("auto", True, None, "shared-prefix"),
+        ("auto", False, True, "shared-prefix"),
         ("auto", False, False, "separate"),
-        ("shared-prefix", True, True, "shared-prefix"),
-        ("shared-prefix", False, True, "shared-prefix"),
-        ("shared-prefix", True, False, None),
-        ("shared-prefix", False, False, None),
-        ("separate", True, True, "separate"),
+        ("shared-prefix", False, False, "shared-prefix"),
+        ("separate", True, None, "separate"),
         ("separate", False, True, "separate"),
-        ("separate", True, False, "separate"),
-        ("separate", False, False, "separate"),
     ],
 )
-def test_the_forward_is_shared_if_tested_or_asked_for_and_never_if_wrong(
-    vlm: Vlm, wanted: str, known: bool, full_attention: bool, chosen: str | None
+def test_the_forward_is_shared_if_tested_or_proven_or_asked_for(
+    vlm: Vlm, wanted: str, known: bool, exact: bool | None, chosen: str
 ) -> None:
-    model = replace(vlm, family=Family("some", known=known), full_attention=full_attention)
-    assert model.shares_prefix is (known and full_attention)
-    if chosen is None:
-        with pytest.raises(ConfigError, match="layers without full attention") as caught:
-            choose_forward(model, wanted)
-        assert caught.value.fix == "use train.forward: separate"
-    else:
-        assert choose_forward(model, wanted) == chosen
+    """A known family is not proven again."""
+
+    def prove(_: Vlm) -> Way:
+        assert exact is not None
+        return Way(exact, "found out")
+
+    model = replace(vlm, family=Family("some", known=known), prove=prove)
+    assert choose_forward(model, wanted) == chosen
+    assert model.shares_prefix is (known or exact)
+    assert (model.way.why == "found out") is not known
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_layers_that_no_mask_describes_are_never_packed(vlm: Vlm, known: bool) -> None:
+    state = LayerKinds({}, ("mamba",), "some of its layers carry a state (mamba)")
+    model = replace(vlm, family=Family("some", known=known))
+    vars(model)["layers"] = state
+    assert choose_forward(model, "auto") == choose_forward(model, "separate") == "separate"
+    with pytest.raises(ConfigError, match=r"would change .* carry a state \(mamba\)") as caught:
+        choose_forward(model, "shared-prefix")
+    assert caught.value.fix == "use train.forward: separate"
 
 
 def batches_of(vlm: Vlm, forward: str) -> list[TrainingBatch]:

@@ -8,14 +8,22 @@ import pytest
 import torch
 from tiny_families import save_tiny_family
 from tiny_models import noise_image
+from tiny_untried import save_untried
 from torch._dynamo.testing import CompileCounter
+from transformers import AttentionInterface
 
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.train import self_check
 from perpo_pipeline.train.compilation import compile_layers
 from perpo_pipeline.train.engine import ready_model
-from perpo_pipeline.train.self_check import Comparison, check_own_head, check_shared_prefix
+from perpo_pipeline.train.self_check import (
+    check_own_head,
+    check_shared_prefix,
+    compare_gradients,
+    few_weights,
+    prove_training,
+)
 from perpo_pipeline.train.separate_rows import separate_lists
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
@@ -23,7 +31,10 @@ from perpo_pipeline.train.shared_prefix import (
     pack_lists,
     packed_logps,
 )
+from perpo_pipeline.vlm.attention import SPLIT, Spans, shared_prefix_attention
+from perpo_pipeline.vlm.exactness import Comparison
 from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.layers import Reach
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
@@ -153,6 +164,115 @@ def test_log_probabilities_that_are_not_numbers_are_refused(
     monkeypatch.setattr(self_check, "packed_logps", lambda *args: torch.full((2, 5), torch.nan))
     with pytest.raises(InputError, match="nan nats"):
         check_shared_prefix(vlm, uneven_list(vlm), max_tokens=10_000)
+
+
+# --- families without tests: windows, a softcap, gradients ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Vlm]:
+    """As loaded, before they are prepared for training."""
+    found = {}
+    for name in ("gemma3", "gemma2"):
+        path = save_untried(name, tmp_path_factory.mktemp(name))
+        found[name] = load_vlm(resolve_model(str(path)), dtype="float32", device="cpu")
+    return found
+
+
+def window_counts_row_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer's first token sees what stands before it in the row, and not the prefix's end."""
+    original = Spans.within
+
+    def by_place(self: Spans, reach: Reach) -> Spans:
+        found = original(self, reach)
+        if reach.window is None:
+            return found
+        first = torch.arange(self.own_start.shape[1]) - reach.window + 1
+        own = torch.maximum(found.own_start, first)
+        start = torch.minimum(torch.maximum(self.prefix_start, first), found.prefix_end)
+        return replace(found, prefix_start=start, own_start=own)
+
+    monkeypatch.setattr(Spans, "within", by_place)
+
+
+def windows_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Spans, "within", lambda spans, reach: spans)
+
+
+def packed_positions_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        self_check, "pack_lists", lambda *a, **k: positions_go_on(pack_lists(*a, **k))
+    )
+
+
+def packed_attention(
+    monkeypatch: pytest.MonkeyPatch, fault: Callable[..., tuple[Any, dict[str, Any]]]
+) -> None:
+    """Change what attention gets, key and options, where the mask is that of packed rows."""
+
+    def faulty(module: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        if mask is not None and mask.dtype != torch.bool:
+            k, options = fault(k, options)
+        return shared_prefix_attention(module, q, k, v, mask, **options)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, SPLIT, faulty)
+
+
+def softcap_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed_attention(monkeypatch, lambda key, options: (key, options | {"softcap": None}))
+
+
+def keys_pass_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values stay as they are."""
+    packed_attention(monkeypatch, lambda key, options: (key.detach(), options))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma2"])
+def test_healthy_windows_are_proven_and_nothing_is_left_trainable(
+    windowed: dict[str, Vlm], name: str
+) -> None:
+    vlm = windowed[name]
+    way = prove_training(vlm, uneven_list(vlm), max_tokens=10_000)
+    assert way.shares_prefix and way.why.startswith("exact on one list; gradients off by ")
+    assert not any(parameter.requires_grad for parameter in vlm.model.parameters())
+    gradients = compare_gradients(vlm, uneven_list(vlm))
+    assert gradients.shared <= 1e-4 and len(few_weights(vlm)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("gemma3", window_counts_row_places),
+        ("gemma3", windows_are_left_out),
+        ("gemma3", packed_positions_go_on),
+        ("gemma2", window_counts_row_places),
+        ("gemma2", softcap_is_left_out),
+    ],
+)
+def test_a_fault_of_a_windowed_model_is_refused(
+    windowed: dict[str, Vlm],
+    name: str,
+    fault: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vlm = windowed[name]
+    fault(monkeypatch)
+    way = prove_training(vlm, uneven_list(vlm), max_tokens=10_000)
+    assert not way.shares_prefix
+    assert way.why.startswith("it is not exact on this model: shared prefix against separate")
+    with pytest.raises(InputError, match="not exact on this model"):
+        check_shared_prefix(vlm, uneven_list(vlm), max_tokens=10_000)
+
+
+def test_wrong_gradients_of_right_values_are_refused(
+    windowed: dict[str, Vlm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = windowed["gemma2"]
+    keys_pass_no_gradient(monkeypatch)
+    assert self_check.compare_forwards(vlm, uneven_list(vlm), max_tokens=10_000).is_exact
+    way = prove_training(vlm, uneven_list(vlm), max_tokens=10_000)
+    assert not way.shares_prefix
+    assert way.why.startswith("it is not exact on this model: gradients off by ")
 
 
 def test_the_figures_are_in_the_message() -> None:

@@ -1,25 +1,32 @@
-"""The shared prefix on all families, against transformers' own plain forward of each completion."""
+"""The shared prefix on all families, against transformers' own plain forward of each completion.
 
-from collections.abc import Sequence
+The untried ones have windows, chunks, a softcap, sinks or experts; the oracle computes attention by
+transformers' eager formula where SDPA would leave something out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
+from tiny_by_hand import BY_HAND, prompts_by_hand, vlm_by_hand
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
 from tiny_training import completions_of
+from tiny_untried import UNTRIED, save_untried
 from torch import Tensor
 
-from perpo_pipeline.train.scope import lora_config
+from perpo_pipeline.train.scope import LORA_LINEARS, lora_config
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.attention import block_mask, use_shared_prefix_attention
 from perpo_pipeline.vlm.decoding import sample_lists
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
-from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, type_arguments
 from perpo_pipeline.vlm.prompts import encode_prompt
 
 # Images that are cut or kept in different ways, with prompts of different lengths.
@@ -31,14 +38,31 @@ PROMPTS = [
 LENGTHS = [[5, 9, 2, 7], [1, 12], [4, 4, 3]]  # tokens of each completion
 
 
-@pytest.fixture(scope="module", params=MODEL_TYPES)
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_family(request.param, tmp_path_factory.mktemp(request.param))
+@dataclass(frozen=True)
+class Family:
+    """A tiny model of a family, loaded anew by each `load()`, and prompts for it."""
+
+    load: Callable[[], Vlm]
+    prompts: Callable[[Vlm], list[EncodedPrompt]]
+
+
+@pytest.fixture(scope="module", params=[*MODEL_TYPES, *UNTRIED, *BY_HAND])
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    name = request.param
+    if name in BY_HAND:
+        return Family(lambda: vlm_by_hand(name), lambda vlm: prompts_by_hand(name))
+    save = save_untried if name in UNTRIED else save_tiny_family
+    directory = save(name, tmp_path_factory.mktemp(name))
+    return Family(lambda: load(directory), prompts)
 
 
 @pytest.fixture(scope="module")
-def vlm(directory: Path) -> Vlm:
-    return load(directory)
+def vlm(family: Family) -> Vlm:
+    """As transformers itself computes it."""
+    loaded = family.load()
+    if loaded.layers.changed_scores:
+        loaded.model.set_attn_implementation({"text_config": "eager"})  # type: ignore[operator]
+    return loaded
 
 
 def load(directory: Path) -> Vlm:
@@ -52,11 +76,11 @@ def prompts(vlm: Vlm) -> list[EncodedPrompt]:
     ]
 
 
-def uneven_lists(vlm: Vlm) -> list[CompletionList]:
+def uneven_lists(family: Family, vlm: Vlm) -> list[CompletionList]:
     completion = completions_of(vlm)
     return [
         CompletionList(prompt, [completion(length) for length in lengths])
-        for prompt, lengths in zip(prompts(vlm), LENGTHS, strict=True)
+        for prompt, lengths in zip(family.prompts(vlm), LENGTHS, strict=True)
     ]
 
 
@@ -64,11 +88,12 @@ def uneven_lists(vlm: Vlm) -> list[CompletionList]:
 def own_forward(vlm: Vlm, prompt: EncodedPrompt, completion: Sequence[int]) -> float:
     """One plain forward of the whole transformers model; it computes positions and mask itself."""
     ids = torch.cat([prompt.input_ids, torch.tensor(completion)])[None]
-    types = {}
-    if prompt.token_types is not None:
-        padded = torch.nn.functional.pad(prompt.token_types, (0, len(completion)))
-        types = {"mm_token_type_ids": padded[None]}
-    logits = vlm.model(input_ids=ids, **types, **prompt.tensors).logits[0]
+    types = prompt.token_types
+    if types is not None:
+        other = 1 if vlm.family.name == "paligemma" else 0
+        types = torch.nn.functional.pad(types, (0, len(completion)), value=other)[None]
+    arguments = type_arguments(vlm.model, types) | prompt.tensors
+    logits = vlm.model(input_ids=ids, **arguments).logits[0]
     logps = logits[prompt.num_tokens - 1 : -1].log_softmax(-1)
     return float(logps.gather(1, torch.tensor(completion)[:, None]).sum())
 
@@ -82,13 +107,13 @@ def own_forwards(vlm: Vlm, lists: Sequence[CompletionList]) -> Tensor:
 @pytest.mark.parametrize("one_row", [False, True])
 @pytest.mark.parametrize("split", [False, True])
 def test_packed_logps_equal_the_models_own_forwards(
-    directory: Path, vlm: Vlm, split: bool, one_row: bool
+    family: Family, vlm: Vlm, split: bool, one_row: bool
 ) -> None:
     """With transformers' SDPA over the whole mask, and with the prefix as a causal part of it."""
-    lists = uneven_lists(vlm)
+    lists = uneven_lists(family, vlm)
     batch = pack_lists(vlm, lists, one_row=one_row)
     assert len(batch.input_ids) == (1 if one_row else 3)
-    packing = load(directory)
+    packing = family.load()
     if split:
         use_shared_prefix_attention(packing.model, flex=False)
     with torch.no_grad():
@@ -96,21 +121,40 @@ def test_packed_logps_equal_the_models_own_forwards(
     torch.testing.assert_close(logps, own_forwards(vlm, lists), atol=1e-4, rtol=0)
 
 
-def test_separate_logps_equal_the_models_own_forwards(vlm: Vlm) -> None:
-    lists = uneven_lists(vlm)
+def test_separate_logps_equal_the_models_own_forwards(family: Family, vlm: Vlm) -> None:
+    lists = uneven_lists(family, vlm)
     with torch.no_grad():
         logps = separate_logps(vlm.model, separate_lists(vlm, lists))
     torch.testing.assert_close(logps, own_forwards(vlm, lists), atol=1e-4, rtol=0)
 
 
+def test_a_model_with_its_head_elsewhere_gets_separate_rows() -> None:
+    """Llama 4."""
+    vlm = vlm_by_hand("llama4")
+    assert vlm.way == Way(False, "its head is inside its language model")
+    family = Family(lambda: vlm, lambda _: prompts_by_hand("llama4"))
+    lists = uneven_lists(family, vlm)
+    with torch.no_grad():
+        logps = separate_logps(vlm.model, separate_lists(vlm, lists))
+    torch.testing.assert_close(logps, own_forwards(vlm, lists), atol=1e-4, rtol=0)
+    (row, *_) = sample_lists(
+        vlm, family.prompts(vlm)[:1], num_samples=2, temperature=1.0, max_new_tokens=3, seeds=[0]
+    )
+    for one in row:
+        expected = own_forward(vlm, lists[0].prompt, one.token_ids)
+        assert one.sampler_logprob == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.slow  # torch compiles its kernel for the CPU
-def test_flex_attention_gives_the_models_own_forwards(directory: Path, vlm: Vlm) -> None:
+def test_flex_attention_gives_the_models_own_forwards(family: Family, vlm: Vlm) -> None:
     """The first list is long enough for blocks in which nothing is masked."""
     question = "".join(f" {number}" for number in range(60))
     answers = [[*range(start, start + 60), vlm.eos_token_ids[0]] for start in (20, 90, 160)]
-    long = CompletionList(encode_prompt(vlm, noise_image(7), question), answers)
-    lists = [long, *uneven_lists(vlm)]
-    flex = load(directory)
+    lists = uneven_lists(family, vlm)
+    if vlm.processor is not None:
+        long = CompletionList(encode_prompt(vlm, noise_image(7), question), answers)
+        lists = [long, *lists]
+    flex = family.load()
     use_shared_prefix_attention(flex.model, flex=True)
     batch = pack_lists(flex, lists)
     assert len(batch.input_ids) == 1
@@ -120,15 +164,15 @@ def test_flex_attention_gives_the_models_own_forwards(directory: Path, vlm: Vlm)
     torch.testing.assert_close(logps, own_forwards(vlm, lists), atol=1e-4, rtol=0)
 
 
-def test_lora_gradients_equal_those_of_separate_forwards(directory: Path) -> None:
+def test_lora_gradients_equal_those_of_separate_forwards(family: Family) -> None:
     """In separate rows and in one row, with both masks, from an adapter that is not zero."""
-    vlm = load(directory)
+    vlm = family.load()
     torch.manual_seed(3)
     vlm.model = get_peft_model(vlm.model, lora_config(vlm, rank=4, alpha=8)).train()
     for name, parameter in vlm.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    lists = uneven_lists(vlm)
+    lists = uneven_lists(family, vlm)
     weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
     def gradients(logps: Tensor) -> dict[str, Tensor]:
@@ -139,8 +183,14 @@ def test_lora_gradients_equal_those_of_separate_forwards(directory: Path) -> Non
         return found
 
     plain = gradients(separate_logps(vlm.model, separate_lists(vlm, lists)))
-    layers = len(vlm.model.get_base_model().model.language_model.layers)
-    assert len(plain) == layers * 7 * 2  # linear layers, A and B
+    layers = vlm.model.get_base_model().get_decoder().layers
+    linears = [
+        name
+        for name, module in layers.named_modules()
+        if name.split(".")[-1] in LORA_LINEARS.split("|")
+    ]
+    assert len(linears) >= 4 * len(layers)
+    assert len(plain) == len(linears) * 2  # A and B
     for split, one_row in product((False, True), (False, True)):
         if split:
             use_shared_prefix_attention(vlm.model.get_base_model(), flex=False)
@@ -151,15 +201,15 @@ def test_lora_gradients_equal_those_of_separate_forwards(directory: Path) -> Non
             assert (gradient - plain[name]).norm() < 1e-4 * plain[name].norm(), name
 
 
-def test_sampled_logprobs_equal_teacher_forcing(vlm: Vlm) -> None:
+def test_sampled_logprobs_equal_the_models_own_forwards(family: Family, vlm: Vlm) -> None:
+    packing, given = replace(family.load(), prove=None), family.prompts(vlm)
+    assert packing.shares_prefix
     drawn = sample_lists(
-        vlm, prompts(vlm), num_samples=5, temperature=1.0, max_new_tokens=6, seeds=[0, 1, 2]
+        packing, given, num_samples=5, temperature=1.0, max_new_tokens=6, seeds=[0, 1, 2]
     )
     lists = [
         CompletionList(prompt, [c.token_ids for c in row])
-        for prompt, row in zip(prompts(vlm), drawn, strict=True)
+        for prompt, row in zip(given, drawn, strict=True)
     ]
-    with torch.no_grad():
-        expected = packed_logps(vlm.model, pack_lists(vlm, lists))
     sampled = torch.tensor([[c.sampler_logprob for c in row] for row in drawn])
-    torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(sampled, own_forwards(vlm, lists), atol=1e-4, rtol=0)

@@ -11,8 +11,8 @@ import pytest
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.store.artifacts import open_version
-from perpo_pipeline.train import batches, image_workers, task
-from perpo_pipeline.vlm import chat, families, models
+from perpo_pipeline.train import batches, image_workers, self_check, task
+from perpo_pipeline.vlm import chat, families, loading, models
 
 CONFIG = """
 run: r
@@ -80,21 +80,56 @@ def test_the_reference_is_computed_once_for_all_methods(
     assert (shared - plain).abs().max() < 1e-4
 
 
-def test_an_untested_family_is_sampled_trained_and_evaluated_the_plain_way(
+def test_an_untested_family_is_proven_on_its_own_weights_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """When sampling, and before training also on one of its lists with gradients."""
     monkeypatch.setattr(families, "FAMILIES", {})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(CONFIG)
     for command in ("prepare", "sample", "score", "filter"):
         assert perpo(command) == 0
+    assert "completions share their prompt: it is exact on this model's own" in notes("samples")
     capsys.readouterr()
     assert perpo("train", "--method", "perpo") == 0
     message = capsys.readouterr().err
-    assert "forward: separate" in message and "'llava'" in message
+    assert message.count("'llava' model shares a prefix: exact on one list; gradients off by") == 1
+    assert "self-check passed" in message
+    assert "shared-prefix: exact on one list; gradients" in notes("adapter")
     assert perpo("eval", "--evaluation", "perpo") == 0
-    assert perpo("train", "--method", "perpo", "--set", "train.forward=shared-prefix") == 0
-    assert "self-check passed" in capsys.readouterr().err
+
+
+def notes(artifact: str) -> str:
+    """What the manifest of the version in use says about its making."""
+    (place,) = Path("data/r", artifact).iterdir()
+    return str(open_version(place).manifest["notes"])
+
+
+@pytest.mark.parametrize("exact", [False, None], ids=["inexact", "when trained"])
+def test_a_family_that_fails_its_proof_is_trained_the_plain_way(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    exact: bool | None,
+) -> None:
+    """By the made-up prompts, or (`None`) by the first list alone."""
+    monkeypatch.setattr(families, "FAMILIES", {})
+    refused = models.Way(False, "it is not exact on this model: 3 nats")
+    if exact is None:
+        monkeypatch.setattr(self_check, "prove_training", lambda *given, **how: refused)
+    else:
+        monkeypatch.setattr(loading, "prove_way", lambda vlm: refused)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(CONFIG)
+    for command in ("prepare", "sample", "score", "filter"):
+        assert perpo(command) == 0
+    assert ("which is slow: it is not exact" in notes("samples")) is (exact is False)
+    capsys.readouterr()
+    assert perpo("train", "--method", "perpo") == 0
+    message = capsys.readouterr().err
+    assert message.count("(forward: separate) for this 'llava' model, which is slow: it is") == 1
+    assert "self-check passed" not in message
+    assert "separate: it is not exact on this model: 3 nats" in notes("adapter")
 
 
 @pytest.fixture

@@ -86,14 +86,11 @@ def test_a_newcomer_is_named_with_and_without_its_weights(
         assert found == (NEWCOMER if is_added else Family("qwen2_vl", "qwen2_vl", known=False))
 
 
-def test_a_newcomers_prompts_have_its_axes_of_positions(vlm: Vlm, is_added: bool) -> None:
+def test_a_newcomers_prompts_have_its_axes_of_positions(vlm: Vlm) -> None:
+    """Also if it is untried: its model computes them from the grid of an image."""
     prompt = encode_prompt(vlm, noise_image(0, 100, 60), QUESTION)
-    places = torch.arange(prompt.num_tokens)
-    if is_added:
-        assert prompt.positions.shape == (3, prompt.num_tokens)
-        assert prompt.next_position < prompt.num_tokens  # an image spans its grid, not its tokens
-    else:
-        assert prompt.positions.equal(places[None])
+    assert prompt.positions.shape == (3, prompt.num_tokens)
+    assert prompt.next_position < prompt.num_tokens  # an image spans its grid, not its tokens
 
 
 def test_a_newcomers_sizes_and_tokens_follow_its_own_rules(vlm: Vlm, is_added: bool) -> None:
@@ -131,8 +128,10 @@ def test_a_newcomers_boxes_are_compared_with_what_it_answers(vlm: Vlm, is_added:
 
 
 def test_a_newcomer_shares_its_prefix(vlm: Vlm, is_added: bool) -> None:
-    assert vlm.shares_prefix is is_added
-    assert choose_forward(vlm, "auto") == ("shared-prefix" if is_added else "separate")
+    """An untried one by proof on its own weights."""
+    assert vlm.shares_prefix
+    assert ("on this model's own weights: shared" in vlm.way.why) is not is_added
+    assert choose_forward(vlm, "auto") == "shared-prefix"
 
 
 def test_a_newcomers_module_paths_are_what_scope_trains(vlm: Vlm, is_added: bool) -> None:

@@ -15,8 +15,10 @@ from tiny_models import CHAT_TEMPLATE, noise_image, save_tiny_llava
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm.attention import SPLIT
 from perpo_pipeline.vlm.families import FAMILIES
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
+from perpo_pipeline.vlm.layers import Reach
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.merging import merge_in_memory
 from perpo_pipeline.vlm.models import Vlm
@@ -175,18 +177,20 @@ class TestLoad:
         load(copy)
         assert not witness.exists()
 
-    def test_a_sliding_window_is_not_full_attention(self, tmp_path: Path) -> None:
-        """As in Mistral, every layer has the window. The model is loaded, but shares no prefix."""
+    def test_a_sliding_window_in_every_layer(self, tmp_path: Path) -> None:
+        """As in Mistral; the model is then proven, although its family is known."""
         directory = save_tiny_llava(tmp_path / "mistral")
-        assert load(directory).full_attention
+        assert load(directory).layers.is_plain
         config = json.loads((directory / "config.json").read_text())
         mistral = config["text_config"] | {"model_type": "mistral", "sliding_window": 8}
         edit_json(directory / "config.json", text_config=mistral)
         vlm = load(directory)
-        assert vlm.family.known and not vlm.full_attention and not vlm.shares_prefix
+        assert vlm.layers.reaches == {"sliding_attention": Reach(window=8)}
+        assert not vlm.layers.is_plain
+        assert vlm.shares_prefix and "on this model's own weights" in vlm.way.why
         unwindowed = mistral | {"sliding_window": None}
         edit_json(directory / "config.json", text_config=unwindowed)
-        assert load(directory).full_attention
+        assert load(directory).layers.is_plain
 
     def test_one_layer_with_a_window_is_enough(self, tmp_path: Path) -> None:
         """Qwen's configs have a window that is off; if on, it starts at some layer."""
@@ -194,37 +198,45 @@ class TestLoad:
         config = json.loads((directory / "config.json").read_text())
         text = config["text_config"] | {"sliding_window": 8}
         edit_json(directory / "config.json", text_config=text)
-        assert load(directory).full_attention
+        assert load(directory).layers.is_plain
         layers = ["full_attention", "full_attention", "sliding_attention"]
         windowed = text | {"use_sliding_window": True, "layer_types": layers}
         edit_json(directory / "config.json", text_config=windowed)
-        assert not load(directory).full_attention
+        assert load(directory).layers.reaches == {
+            "full_attention": Reach(),
+            "sliding_attention": Reach(window=8),
+        }
 
-    def test_a_linear_layer_is_not_full_attention(self, copy: Path) -> None:
+    def test_a_linear_layer_shares_nothing(self, copy: Path) -> None:
         text = json.loads((copy / "config.json").read_text())["text_config"]
         for layer, full in (("full_attention", True), ("linear_attention", False)):
             layers = ["full_attention", layer]
             edit_json(copy / "config.json", text_config=text | {"layer_types": layers})
-            assert load(copy).full_attention is full
+            vlm = load(copy)
+            assert vlm.shares_prefix is full
+            assert vlm.layers.recurrent == (() if full else ("linear_attention",))
+        assert vlm.way.why == "some of its layers carry a state (linear_attention)"
 
-    def test_capped_scores_are_not_full_attention(self, copy: Path) -> None:
-        """As in Gemma 2: a softcap on the scores, which the shared-prefix kernels do not apply."""
+    def test_capped_scores_get_our_attention(self, copy: Path) -> None:
+        """As in Gemma 2: a softcap on the scores, which transformers' SDPA leaves out."""
         text = json.loads((copy / "config.json").read_text())["text_config"]
         edit_json(copy / "config.json", text_config=text | {"attn_logit_softcapping": 50.0})
-        assert not load(copy).full_attention
+        vlm = load(copy)
+        assert vlm.layers.changed_scores and not vlm.layers.is_plain
+        assert vlm.model.config.text_config._attn_implementation == SPLIT
 
     @pytest.mark.parametrize("model_type", MODEL_TYPES)
     def test_every_known_family_shares_its_prefix(self, model_type: str, tmp_path: Path) -> None:
         vlm = load(save_tiny_family(model_type, tmp_path / model_type))
         assert vlm.family is FAMILIES[model_type] and vlm.shares_prefix
 
-    def test_a_family_that_was_never_tried_is_loaded_and_shares_nothing(
+    def test_a_family_that_was_never_tried_is_loaded_and_proven(
         self, model_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delitem(FAMILIES, "llava")
         vlm = load(model_dir)
         assert vlm.family.name == "llava" and not vlm.family.known
-        assert vlm.full_attention and not vlm.shares_prefix
+        assert vlm.shares_prefix and "on this model's own weights" in vlm.way.why
 
     def test_dropout_is_off_even_in_training_mode(self, tmp_path: Path) -> None:
         vlm = load(save_tiny_llava(tmp_path / "dropout", attention_dropout=0.5))

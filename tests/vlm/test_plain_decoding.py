@@ -27,7 +27,7 @@ from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
-from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way
 from perpo_pipeline.vlm.prompts import encode_prompt
 
 IMAGE_ID = 3
@@ -68,8 +68,9 @@ def load(directory: Path) -> Vlm:
 
 
 def untested(vlm: Vlm) -> Vlm:
-    """The same model, as if its family were not in FAMILIES."""
-    return replace(vlm, family=replace(vlm.family, known=False))
+    """The same model, as if its family were not in FAMILIES and failed the proof."""
+    refused = Way(False, "it is not exact on this model")
+    return replace(vlm, family=replace(vlm.family, known=False), prove=lambda _: refused)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
     config = json.loads((directory / "config.json").read_text())
     config["text_config"] |= {"model_type": "mistral", "sliding_window": 8}
     (directory / "config.json").write_text(json.dumps(config))
-    return load(directory)
+    return untested(load(directory))
 
 
 @pytest.fixture(autouse=True)
@@ -258,7 +259,6 @@ def test_every_row_reads_the_whole_image_before_linear_attention() -> None:
         eos_token_ids=(2,),
         image_token_ids=(IMAGE_ID, 6),
         identity="random",
-        full_attention=False,
     )
     input_ids = torch.tensor([1, 40, 4, *[IMAGE_ID] * 6, 5, 41, 42, 43])
     tensors = {
@@ -281,7 +281,7 @@ class TestSlidingWindow:
     def test_completions_and_logprobs_are_those_of_a_forward_without_a_cache(
         self, windowed: Vlm, known: Vlm
     ) -> None:
-        assert windowed.family.known and not windowed.shares_prefix
+        assert not windowed.shares_prefix
         prompt = encode(windowed, 1)
         assert prompt.num_tokens > 24
         (row,) = draw(windowed, [1], max_new_tokens=12)
@@ -428,8 +428,8 @@ def test_sample_and_eval_decode_plainly_and_sample_reports_why(
         printed = capsys.readouterr().err
         assert not ended.value.code, printed
         if command == "sample":
-            assert printed.count("slow: its layers are not all full attention") == 1
+            assert printed.count("slow: it is not exact on this model") == 1
     sampled = open_version(Path("data/r/samples/train")).manifest
     assert sampled["rows"] == 6
-    assert "not all full attention" in sampled["notes"]["slow"]
+    assert "it is not exact on this model" in sampled["notes"]["slow"]
     assert open_version(Path("data/r/predictions/base@test")).manifest["rows"] == 3

@@ -42,7 +42,7 @@ def test_it_encodes_a_prompt_like_the_whole_model(model_type: str, tmp_path: Pat
     directory = save_tiny_family(model_type, tmp_path)
     whole, weightless = load(directory), load_without_weights(resolve_model(str(directory)))
     assert all(parameter.is_meta for parameter in weightless.model.parameters())
-    for name in ("eos_token_ids", "image_token_ids", "identity", "family", "full_attention"):
+    for name in ("eos_token_ids", "image_token_ids", "identity", "family", "layers"):
         assert getattr(weightless, name) == getattr(whole, name), name
     expected, found = (
         encode_prompt(vlm, noise_image(1, 50, 30), "Where?", preprocess="pad")

@@ -106,7 +106,8 @@ class TrainSettings(Section):
     forward: Literal["auto", "shared-prefix", "separate"] = Field(
         "auto",
         description="read each prompt once for its whole list, or one full row per completion "
-        "(separate: slow and safe); auto: shared-prefix where it is known to be exact",
+        "(separate: slow and safe); auto: shared-prefix where it is exact, by tests of the family "
+        "or by proof on the model's own weights",
     )
     compile: bool | None = Field(
         None,

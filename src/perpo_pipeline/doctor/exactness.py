@@ -19,15 +19,9 @@ from perpo_pipeline.testbed import testbed_settings
 from perpo_pipeline.train.compilation import compile_layers
 from perpo_pipeline.train.engine import ListPolicy, ready_model
 from perpo_pipeline.train.scope import make_trainable
-from perpo_pipeline.train.self_check import (
-    ALLOWED,
-    ROUNDING_NATS,
-    ROUNDING_SHARE,
-    ROUNDINGS,
-    Comparison,
-)
 from perpo_pipeline.train.separate_rows import SeparateBatch, separate_lists
 from perpo_pipeline.train.shared_prefix import CompletionList, PackedBatch, pack_lists
+from perpo_pipeline.vlm.exactness import ALLOWED, Comparison, allowed_rounding
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import encode_row
 from perpo_pipeline.vlm.loading import load_without_weights
@@ -220,20 +214,16 @@ def judge(
     `longest` is the number of tokens of the longest answer.
     """
     magnitude = largest(plain.logps)
-    rounding = max(
-        ROUNDING_NATS + ROUNDING_SHARE * magnitude,
-        ROUNDINGS * torch.finfo(dtype).eps * longest**0.5,
-    )
     logps = Comparison(
         largest(shared.logps - plain.logps),
         largest(padded.logps - plain.logps),
-        rounding,
+        allowed_rounding(dtype, magnitude, longest),
         magnitude,
     )
     off, plainly = (relative(one.gradient, plain.gradient) for one in (shared, padded))
     allowed = max(ALLOWED * plainly, GRADIENT_ROUNDING[dtype])
     return verdict(
-        logps.shared <= logps.allowed and off <= allowed,  # false for NaN
+        logps.is_exact and off <= allowed,  # false for NaN
         f"log-probabilities differ by {logps.shared:.2g} nats (allowed {logps.allowed:.2g}, of "
         f"{magnitude:.0f}), gradients by {off:.2g} (allowed {allowed:.2g})",
         SLOW,

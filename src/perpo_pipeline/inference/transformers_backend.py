@@ -40,8 +40,13 @@ class TransformersBackend:
             self.ahead = Ahead(partial(self._encode, _reader(self.vlm)))
 
     def notes(self) -> dict[str, Any]:
-        """Why sampling is slow, if the model cannot share a prompt between completions."""
-        return {} if self.vlm.shares_prefix else {"slow": plain.why_slow(self.vlm)}
+        """Why completions share a prompt, if no test covers the model; why sampling is slow, if
+        they do not."""
+        if not self.vlm.shares_prefix:
+            return {"slow": plain.why_slow(self.vlm)}
+        if self.vlm.is_tested:
+            return {}
+        return {"way": f"completions share their prompt: {self.vlm.way.why}"}
 
     def expect(self, rows: Sequence[Row]) -> None:
         """Begin to read the prompts of the next call (see `backend.Backend`); not on a CPU."""

@@ -23,6 +23,7 @@ from perpo_pipeline.store.artifacts import CURRENT, MANIFEST
 from perpo_pipeline.train.batches import Forward, list_lengths
 from perpo_pipeline.train.compilation import is_compiled
 from perpo_pipeline.train.engine import choose_forward
+from perpo_pipeline.train.forward import choose_forward_and_say
 from perpo_pipeline.train.launch import Launch, command_line
 from perpo_pipeline.train.lists import TrainingList, choose_completions, with_blank_images_of
 from perpo_pipeline.train.memory import Estimate, Shape, estimate_memory, shape_of
@@ -30,7 +31,6 @@ from perpo_pipeline.train.plan import RankStep, make_sampler
 from perpo_pipeline.train.scope import count_trained, make_trainable
 from perpo_pipeline.train.shared_prefix import row_length
 from perpo_pipeline.train.task import Task, check_batch_size, read_lists, task_of, uses_cuda
-from perpo_pipeline.train.train_adapter import choose_forward_and_say
 from perpo_pipeline.train.zero import offloads, read_zero_config, zero_stage
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm

@@ -1,7 +1,7 @@
 """Prepare a model for the log-probabilities of lists, and run the chosen forward.
 
-Reference and policy use the same forward: the shared prefix where that is known to be exact, and
-one full row per completion (`separate`) for untested families and layers.
+Reference and policy use the same forward: the shared prefix where that is exact on this model, else
+one full row per completion (`separate`).
 """
 
 import contextlib
@@ -45,18 +45,21 @@ class ListPolicy(nn.Module):
 
 
 def choose_forward(vlm: Vlm, wanted: str) -> "Forward":
-    """Resolve `train.forward`; raises ConfigError if sharing a prefix would be wrong."""
+    """Resolve `train.forward`; `auto` is what sampling does, too (`Vlm.way`).
+
+    Raises ConfigError if sharing a prefix is asked for and cannot be right.
+    """
     if wanted == "separate":
         return "separate"
-    if not vlm.full_attention:
-        if wanted == "auto":
-            return "separate"
+    if wanted == "auto":
+        return "shared-prefix" if vlm.shares_prefix else "separate"
+    if vlm.layers.why_not is not None:
         raise ConfigError(
-            "forward is shared-prefix, but the language model has layers without full attention "
-            "(sliding window, softcap or linear): a shared prefix would change its results",
+            "forward is shared-prefix, but a shared prefix would change the language model's "
+            f"results: {vlm.layers.why_not}",
             fix="use train.forward: separate",
         )
-    return "shared-prefix" if vlm.family.known or wanted == "shared-prefix" else "separate"
+    return "shared-prefix"
 
 
 def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None:

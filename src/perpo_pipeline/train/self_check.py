@@ -5,55 +5,31 @@ between plain runs with different padding. The padding is on the left: on the ri
 change the rounding of the tokens before it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
+from perpo_pipeline.train.sharded_weights import is_sharded
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
     RowLengths,
     pack_lists,
     packed_logps,
 )
-from perpo_pipeline.vlm.models import Vlm, base_model
+from perpo_pipeline.vlm.exactness import ALLOWED, Comparison, allowed_rounding
+from perpo_pipeline.vlm.models import Vlm, Way, base_model, type_arguments
 from perpo_pipeline.vlm.tensors import cast_tensors
 
-ALLOWED = 3.0  # times the difference between plain runs
 # Padding before each row, which makes kernels split it at other places, and rows per forward.
 PLAIN_RUNS = ((0, None), (67, 1), (131, None))
-# Allowed rounding if plain runs happen to be bit-equal. In fp32: nats, and a share of the
-# log-probability; in bf16: roundings of one nat per token, which add up like a random walk.
-ROUNDING_NATS, ROUNDING_SHARE, ROUNDINGS = 1e-4, 1e-5, 2.0
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Largest |dlogp| in nats over the completions of one list.
-
-    `shared`: between shared prefix and plain rows; `plain`: between plain runs with different
-    padding; `rounding`: a difference that is always allowed; `magnitude`: the largest |logp|.
-    """
-
-    shared: float
-    plain: float
-    rounding: float
-    magnitude: float
-
-    @property
-    def allowed(self) -> float:
-        """The largest `shared` that counts as exact."""
-        return max(ALLOWED * self.plain, self.rounding)
-
-    def __str__(self) -> str:
-        return (
-            f"shared prefix against separate forwards: {self.shared:.2g} nats "
-            f"(allowed {self.allowed:.2g}; separate forwards among themselves {self.plain:.2g}, "
-            f"log-probabilities up to {self.magnitude:.3g})"
-        )
+FEW = 2  # completions whose gradients are compared
+# Relative differences of gradients that are always allowed.
+GRADIENT_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 @torch.no_grad()
@@ -83,10 +59,7 @@ def compare_forwards(
     return Comparison(
         shared=_largest((shared - plain[0][: shared.shape[1]])[packed.mask.to(shared.device)]),
         plain=max(_largest(a - b) for a in plain for b in plain),
-        rounding=max(
-            ROUNDING_NATS + ROUNDING_SHARE * _largest(plain[0]),
-            ROUNDINGS * torch.finfo(vlm.dtype).eps * max(map(len, entry.completions)) ** 0.5,
-        ),
+        rounding=allowed_rounding(vlm.dtype, _largest(plain[0]), max(map(len, entry.completions))),
         magnitude=_largest(plain[0]),
     )
 
@@ -96,7 +69,7 @@ def check_shared_prefix(
 ) -> Comparison:
     """Raise InputError with the figures if the shared prefix is not exact on this model."""
     found = compare_forwards(vlm, entry, max_tokens=max_tokens, row_lengths=row_lengths)
-    if not found.shared <= found.allowed:  # NaN is not allowed either
+    if not found.is_exact:
         raise InputError(
             f"the shared-prefix forward is not exact on this model: {found}",
             fix="use train.forward: separate (slow and safe), and report the model",
@@ -104,22 +77,121 @@ def check_shared_prefix(
     return found
 
 
+@dataclass(frozen=True)
+class GradientComparison:
+    """Largest relative difference of a few weights' gradients; the rest as in `Comparison`."""
+
+    shared: float
+    plain: float
+    rounding: float
+
+    @property
+    def allowed(self) -> float:
+        """The largest `shared` that counts as exact."""
+        return max(ALLOWED * self.plain, self.rounding)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the ways agree; NaN does not."""
+        return self.shared <= self.allowed
+
+    def __str__(self) -> str:
+        return f"gradients off by {self.shared:.2g} (allowed {self.allowed:.2g})"
+
+
+def compare_gradients(vlm: Vlm, entry: CompletionList) -> GradientComparison:
+    """Compare both ways' gradients of a few weights of the first and the last decoder layer, on the
+    first completions of a list."""
+    few = CompletionList(entry.prompt, entry.completions[:FEW])
+    weights = few_weights(vlm)
+    was_training = vlm.model.training
+    vlm.model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            shared = _gradients(weights, lambda: packed_logps(vlm.model, pack_lists(vlm, [few])))
+            plain, padded = (
+                _gradients(
+                    weights,
+                    lambda padding=padding: separate_logps(  # type: ignore[misc]
+                        vlm.model, separate_lists(vlm, [few], left_padding=padding)
+                    ),
+                )
+                for padding in (0, PLAIN_RUNS[1][0])
+            )
+    finally:
+        vlm.model.train(was_training)
+    return GradientComparison(
+        _off(shared, plain), _off(padded, plain), GRADIENT_ROUNDING[vlm.dtype]
+    )
+
+
+def prove_training(vlm: Vlm, entry: CompletionList, *, max_tokens: int) -> Way:
+    """Whether the shared prefix may train this model: values and gradients on one of its lists.
+
+    Gradients are left out where ZeRO-3 shards the weights, which has no backward pass yet.
+    """
+    found = compare_forwards(vlm, entry, max_tokens=max_tokens)
+    if not found.is_exact:
+        return Way(False, f"it is not exact on this model: {found}")
+    if is_sharded(vlm.model):
+        return Way(True, f"exact on one list; {found}")
+    gradients = compare_gradients(vlm, entry)
+    if not gradients.is_exact:
+        return Way(False, f"it is not exact on this model: {gradients}; {found}")
+    return Way(True, f"exact on one list; {gradients}; {found}")
+
+
+def few_weights(vlm: Vlm) -> list[nn.Parameter]:
+    """Norms, and a matrix that is not quantised, of the first and the last decoder layer."""
+    layers: Any = base_model(vlm.model).get_decoder().layers
+    chosen = []
+    for layer in (layers[0], layers[-1]):
+        parts = [p for p in layer.parameters() if p.is_floating_point()]
+        chosen += [next((p for p in parts if p.ndim == n), None) for n in (1, 2)]
+    return list({id(p): p for p in chosen if p is not None}.values())
+
+
+def _gradients(weights: Sequence[nn.Parameter], logps_of: Callable[[], Tensor]) -> list[Tensor]:
+    before = [weight.requires_grad for weight in weights]
+    try:
+        with torch.enable_grad():
+            for weight in weights:
+                weight.requires_grad_(True)
+            logps = logps_of()
+            # Unlike factors: a sum would hide gradients that cancel out.
+            factors = torch.linspace(1, 2, logps.numel(), device=logps.device).view_as(logps)
+            found = torch.autograd.grad((logps * factors).sum(), weights, allow_unused=True)
+    finally:
+        for weight, was in zip(weights, before, strict=True):
+            weight.requires_grad_(was)
+    return [
+        torch.zeros_like(weight) if one is None else one.float()
+        for weight, one in zip(weights, found, strict=True)
+    ]
+
+
+def _off(ours: Sequence[Tensor], plain: Sequence[Tensor]) -> float:
+    """The largest difference, relative to the norm of the plain gradient of that weight."""
+    return max(
+        float((one - other).norm() / other.norm().clamp(min=torch.finfo(torch.float32).tiny))
+        for one, other in zip(ours, plain, strict=True)
+    )
+
+
 @torch.no_grad()
 def check_own_head(vlm: Vlm, entry: CompletionList) -> None:
     """Raise InputError if the model's logits differ from its head applied to its hidden states.
 
-    Some untested families scale or cap the logits (`final_logit_softcapping`, `logits_scaling`),
-    which neither forward here does.
+    Some untested families scale or cap the logits, which vlm/heads.py may not know.
     """
     one = CompletionList(entry.prompt, [max(entry.completions, key=len)])
     batch = separate_lists(vlm, [one]).to(vlm.device)
-    types = {} if batch.token_types is None else {"mm_token_type_ids": batch.token_types}
     with torch.compiler.set_stance("force_eager"):  # rows of this length come only once
         logits = base_model(vlm.model)(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             use_cache=False,
-            **types,
+            **type_arguments(base_model(vlm.model), batch.token_types),
             **cast_tensors(batch.tensors, vlm.dtype),
         ).logits
         ours = separate_logps(vlm.model, batch)[0, 0]

@@ -1,18 +1,19 @@
 """The plain way to a list's log-probabilities: one full row (prompt and answer) per completion.
 
 It is slow (image and prompt are read N times) and simple: causal attention with a 2-D padding mask,
-and positions that the model computes itself. `train.forward: separate` uses it, untested families
-start with it, and the shared prefix is checked against it.
+and positions that the model computes itself. `train.forward: separate` uses it, so do models whose
+completions cannot share a prefix, and the shared prefix is checked against it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perpo_pipeline.train.shared_prefix import CompletionList, check_lists, token_logps
-from perpo_pipeline.vlm.models import Vlm, base_model
+from perpo_pipeline.vlm.models import Vlm, base_model, has_own_head, type_arguments
 from perpo_pipeline.vlm.tensors import cast_tensors, move, stack_image_tensors
 
 
@@ -69,7 +70,7 @@ def separate_lists(
     shape = (len(rows), left_padding + max(lengths))
     ids = torch.full(shape, vlm.pad_token_id)
     attended, is_answer = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    token_types = torch.zeros(shape, dtype=torch.long)
+    token_types = torch.full(shape, vlm.layers.answer_type)
     num_tokens = torch.zeros(len(lists), num, dtype=torch.long)
     for row, ((b, n, entry), length) in enumerate(zip(rows, lengths, strict=True)):
         completion = entry.completions[n]
@@ -102,16 +103,21 @@ def separate_logps(model: nn.Module, batch: SeparateBatch) -> Tensor:
     """Summed log-probabilities (B, N) in nats, fp32; 0 at padding."""
     inner = base_model(model)
     batch = batch.to(inner.get_input_embeddings().weight.device)
-    types = {} if batch.token_types is None else {"mm_token_type_ids": batch.token_types}
-    hidden = inner.model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        **types,
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "use_cache": False,
+        **type_arguments(inner, batch.token_types),
         **cast_tensors(batch.tensors, inner.dtype),
-    ).last_hidden_state
+    }
     answers = batch.is_answer[:, 1:]
-    logps = token_logps(inner.lm_head, hidden[:, :-1][answers], batch.input_ids[:, 1:][answers])
+    targets = batch.input_ids[:, 1:][answers]
+    if has_own_head(inner):
+        hidden = inner.model(**inputs).last_hidden_state
+        logps = token_logps(inner, hidden[:, :-1][answers], targets)
+    else:  # Llama 4: the head is part of its language model
+        logits = inner(**inputs).logits[:, :-1][answers].float()
+        logps = -F.cross_entropy(logits, targets, reduction="none")
     by_row = logps.new_zeros(answers.shape).masked_scatter(answers, logps).sum(-1)
     table = logps.new_zeros(batch.num_tokens.numel()).index_put((batch.places,), by_row)
     return table.view(batch.num_tokens.shape)

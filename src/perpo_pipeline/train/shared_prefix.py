@@ -4,7 +4,7 @@ A list is packed as `[prefix | y_1 | ... | y_n]`. Every y_i sees the prefix and 
 restart after the prefix, and the last prefix token predicts the first token of every y_i. A list
 of N answers of A tokens after a prefix of P tokens costs P + N*A tokens instead of N*(P + A), and
 the image is encoded once. This is exact: log-probabilities and gradients equal those of separate
-forwards, to rounding.
+forwards, to rounding. Layers with windows or chunks get masks of their own (vlm/layers.py).
 
 With FlexAttention (CUDA) many lists share a row, padded at its end to whole blocks of the kernel,
 or to one of few lengths if it is compiled for each; elsewhere each list has its own row.
@@ -31,6 +31,8 @@ from perpo_pipeline.vlm.attention import (
     packs_in_one_row,
     uses_flash_parts,
 )
+from perpo_pipeline.vlm.heads import change_of_logits
+from perpo_pipeline.vlm.layers import LayerKinds, ends_of_blocks
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.tensors import cast_tensors, move, squeeze_positions, stack_image_tensors
 
@@ -106,7 +108,8 @@ def pack_lists(
     if one_row is None:
         one_row = packs_in_one_row(base_model(vlm.model))
     starts = _starts(lists, one_row)
-    packed = [_pack(entry, start) for entry, (_, start) in zip(lists, starts, strict=True)]
+    layers = vlm.layers
+    packed = [_pack(entry, start, layers) for entry, (_, start) in zip(lists, starts, strict=True)]
     rows = [packed] if one_row else [[one] for one in packed]
     joined = [_join(row) for row in rows]
     length = max(row.input_ids.shape[0] for row in joined)
@@ -122,7 +125,7 @@ def pack_lists(
     padded = [_pad(row, length, vlm.pad_token_id) for row in joined]
     return PackedBatch(
         input_ids=torch.stack([row.input_ids for row in padded]),
-        spans=Spans(*(torch.stack([row.spans[i] for row in padded]) for i in range(3))),
+        spans=Spans(*(torch.stack(some) for some in zip(*(r.spans for r in padded), strict=True))),
         positions=torch.stack([row.positions for row in padded], dim=1),
         tensors=stack_image_tensors([entry.prompt for entry in lists]),
         predictors=predictors,
@@ -192,7 +195,7 @@ def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
         predictors = batch.predictors
     else:
         predictors = torch.searchsorted(predicting, batch.predictors)
-    logps = token_logps(inner.lm_head, hidden.flatten(0, 1)[predictors], batch.targets)
+    logps = token_logps(inner, hidden.flatten(0, 1)[predictors], batch.targets)
     # Each token has its own place, so the sum is deterministic on every device.
     table = logps.new_zeros(batch.num_tokens.numel() * batch.max_tokens)
     table = table.index_put((batch.places,), logps)
@@ -213,20 +216,22 @@ def _layer_inputs(inner: Any, batch: PackedBatch) -> dict[str, Any]:
     return inputs
 
 
-def token_logps(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+def token_logps(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """log p(target) at each position, fp32. `hidden` (K, D), `targets` (K,) -> (K,).
 
+    `model` is the transformers model: its head and what the family does after it are applied.
     Logits are computed in chunks of at most LOGIT_BUDGET values, or, with the lever whole-head, of
-    what fits into the free memory; with more than one chunk the
-    backward pass computes them again instead of keeping them.
+    what fits into the free memory; with more than one chunk the backward pass computes them again
+    instead of keeping them.
     """
+    lm_head = model.lm_head
     rows = max(1, LOGIT_BUDGET // lm_head.out_features, fitting_rows(lm_head, hidden))
     num_chunks = _max_over_processes(lm_head, -(-hidden.shape[0] // rows))
     if num_chunks <= 1:
-        return _chunk_logps(lm_head, hidden, targets)
+        return _chunk_logps(model, hidden, targets)
     chunks = zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
     return torch.cat(
-        [checkpoint(_chunk_logps, lm_head, h, t, use_reentrant=False) for h, t in chunks]
+        [checkpoint(_chunk_logps, model, h, t, use_reentrant=False) for h, t in chunks]
     )
 
 
@@ -262,11 +267,11 @@ def check_lists(lists: Sequence[CompletionList], image_token_ids: Sequence[int])
 
 @dataclass(frozen=True)
 class _Row:
-    """A row, or one list's part of it: (t,) ids, (A, t) positions, 3 x (t,) spans."""
+    """A row, or one list's part of it: (t,) ids, (A, t) positions, (t,) each of `Spans`."""
 
     input_ids: Tensor
     positions: Tensor
-    spans: tuple[Tensor, Tensor, Tensor]
+    spans: tuple[Tensor, ...]
 
 
 def _starts(lists: Sequence[CompletionList], one_row: bool) -> list[tuple[int, int]]:
@@ -277,7 +282,7 @@ def _starts(lists: Sequence[CompletionList], one_row: bool) -> list[tuple[int, i
     return [(0, start) for start in [0, *ends[:-1]]]
 
 
-def _pack(entry: CompletionList, start: int) -> _Row:
+def _pack(entry: CompletionList, start: int, layers: LayerKinds) -> _Row:
     """One list, beginning at place `start` of its row."""
     prompt = entry.prompt
     answers = [torch.as_tensor(y[:-1], dtype=torch.long) for y in entry.completions]
@@ -286,6 +291,10 @@ def _pack(entry: CompletionList, start: int) -> _Row:
     first = (end + lengths.cumsum(0) - lengths).repeat_interleave(lengths)  # of each token's answer
     steps = torch.arange(end, end + len(first)) - first + prompt.next_position
     zeros = torch.zeros(prompt.num_tokens, dtype=torch.long)
+    images: tuple[Tensor, ...] = ()
+    if layers.ahead and prompt.token_types is not None:
+        ends = ends_of_blocks(prompt.token_types, layers.block_types)
+        images = (torch.cat([torch.where(ends > 0, ends + start, 0), torch.zeros_like(first)]),)
     return _Row(
         input_ids=torch.cat([prompt.input_ids, *answers]),
         positions=torch.cat([prompt.positions, steps.expand(prompt.positions.shape[0], -1)], dim=1),
@@ -293,18 +302,16 @@ def _pack(entry: CompletionList, start: int) -> _Row:
             torch.cat([zeros, torch.full_like(first, start)]),
             torch.cat([zeros, torch.full_like(first, end)]),
             torch.cat([zeros + start, first]),
+            *images,
         ),
     )
 
 
 def _join(parts: Sequence[_Row]) -> _Row:
-    prefix_start, prefix_end, own_start = (
-        torch.cat([part.spans[i] for part in parts]) for i in range(3)
-    )
     return _Row(
         input_ids=torch.cat([part.input_ids for part in parts]),
         positions=torch.cat([part.positions for part in parts], dim=1),
-        spans=(prefix_start, prefix_end, own_start),
+        spans=tuple(torch.cat(some) for some in zip(*(p.spans for p in parts), strict=True)),
     )
 
 
@@ -312,7 +319,7 @@ def _pad(row: _Row, length: int, pad_token_id: int) -> _Row:
     """Fill up to `length` with tokens that see only themselves."""
     used = row.input_ids.shape[0]
     end = (0, length - used)
-    prefix_start, prefix_end, own_start = row.spans
+    prefix_start, prefix_end, own_start, *images = row.spans
     return _Row(
         input_ids=F.pad(row.input_ids, end, value=pad_token_id),
         positions=F.pad(row.positions, end),
@@ -320,6 +327,7 @@ def _pad(row: _Row, length: int, pad_token_id: int) -> _Row:
             F.pad(prefix_start, end),
             F.pad(prefix_end, end),
             torch.cat([own_start, torch.arange(used, length)]),
+            *(F.pad(ends, end) for ends in images),
         ),
     )
 
@@ -345,5 +353,6 @@ def _targets(
     return torch.tensor(predictors), torch.tensor(targets), torch.tensor(places)
 
 
-def _chunk_logps(lm_head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return -F.cross_entropy(lm_head(hidden).float(), targets, reduction="none")
+def _chunk_logps(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    logits = change_of_logits(model.config)(model.lm_head(hidden))
+    return -F.cross_entropy(logits.float(), targets, reduction="none")

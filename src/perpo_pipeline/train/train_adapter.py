@@ -18,6 +18,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.finding import made_version
 from perpo_pipeline.store.schemas import ADAPTER_LOG
 from perpo_pipeline.store.writing import Writer, adopt_files
+from perpo_pipeline.train.forward import check_forward, prove_forward
 from perpo_pipeline.train.lists import (
     choose_completions,
     with_blank_images_of,
@@ -34,7 +35,7 @@ from perpo_pipeline.train.task import (
 )
 from perpo_pipeline.vlm.adapters import describe_base, read_record, write_record
 from perpo_pipeline.vlm.cards import unlike_cards, visible_cards
-from perpo_pipeline.vlm.inputs import encode_row, open_model
+from perpo_pipeline.vlm.inputs import open_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,13 +131,16 @@ def _train(
             sharded_loading(zero, task.resolved, task.model_settings["dtype"]),
         ):
             vlm = open_model(run.config.model, task.resolved, task.model_settings, run.scratch)
-        forward = choose_forward_and_say(run, vlm, settings)
-        ready_model(vlm, forward, settings)
         found = read_lists(run, task, vlm)
+        with gathered_by_module(vlm.model):
+            forward, why = prove_forward(run, vlm, task, found.first_sampled)
+        ready_model(vlm, forward, settings)
         _warn_of_few_steps(run, task, len(found.lists))
         with gathered_by_module(vlm.model):
-            _check_forward(run, vlm, task, found.first_sampled, forward)
+            check_forward(run, vlm, task, found.first_sampled, forward)
             lists = _lists_for_method(run, vlm, task, found, forward, world)
+        if writer is not None:
+            writer.note("forward", f"{forward}: {why}")
         trainer, history = fit(
             vlm,
             lists,
@@ -182,59 +186,6 @@ def _warn_of_few_steps(run: Run, task: Task, lists: int) -> None:
     sentence = say_few_steps(lists, {task.variant: task.settings})
     if sentence is not None:
         run.say(f"train: {sentence} What would help: {command('filter')}")
-
-
-def choose_forward_and_say(run: Run, vlm: "Vlm", settings: "TrainSettings") -> "Forward":
-    """Resolve `train.forward`; prints why where `auto` chooses the slow one."""
-    from perpo_pipeline.train.engine import choose_forward
-
-    forward = choose_forward(vlm, settings.forward)
-    if settings.forward == "auto" and forward == "separate":
-        why = (
-            "not all of its layers have full attention"
-            if vlm.family.known or not vlm.full_attention
-            else "this family is untested; `forward: shared-prefix` tries it and checks it at start"
-        )
-        run.say(
-            f"train: one full row per completion (forward: separate) for this "
-            f"'{vlm.family.name}' model, which is slow: {why}"
-        )
-        if settings.compile:
-            run.say(
-                "train: nothing is compiled (train.compile: true), because these rows have another "
-                "length at each step"
-            )
-    return forward
-
-
-def _check_forward(
-    run: Run, vlm: "Vlm", task: Task, entry: "TrainingList", forward: "Forward"
-) -> None:
-    """Compare one list's log-probabilities with another way to compute them; InputError if they
-    differ."""
-    from perpo_pipeline.train.engine import memory_explained
-    from perpo_pipeline.train.self_check import check_own_head, check_shared_prefix
-    from perpo_pipeline.train.shared_prefix import CompletionList
-
-    settings, limit = task.settings, task.settings.max_tokens_per_forward
-    prompt = encode_row(vlm, entry.prompt, task.model_settings["preprocess"])
-    encoded = CompletionList(prompt, entry.completions)
-    if not vlm.family.known:
-        with memory_explained(settings, num_lists=1):
-            check_own_head(vlm, encoded)
-    if forward == "separate":
-        return
-    with (
-        run.bar(
-            f"train {task.variant}", doing="comparing one list with a slower way to compute it"
-        ),
-        # A list that fills a forward by itself is computed by itself, whatever the limit.
-        memory_explained(settings, num_lists=encoded.num_packed_tokens >= limit),
-    ):
-        found = check_shared_prefix(
-            vlm, encoded, max_tokens=limit, row_lengths=settings.row_lengths
-        )
-    run.say(f"train: self-check passed; {found}")
 
 
 def _lists_for_method(

@@ -10,13 +10,13 @@ whatever the model's generation_config.json says. Only image placeholder tokens 
 prompt draws from its own seed, so batch size and order do not change its random numbers (float
 rounding differs between batch shapes: about one token in a million may differ).
 
-Models that cannot share a prefix, or were never tested to, go through plain_decoding.py, which does
-the same more slowly.
+Models that cannot share a prefix, or are not proven to (vlm/ways.py), go through plain_decoding.py,
+which does the same more slowly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,25 +26,21 @@ from perpo_pipeline.vlm import plain_decoding as plain
 from perpo_pipeline.vlm.attention import (
     PADDING,
     PREFIX,
-    additive_mask,
+    Segments,
     causal_segments,
+    segment_masks,
     visible_segments,
 )
 from perpo_pipeline.vlm.cache import GrowingCache
+from perpo_pipeline.vlm.choosing import Chooser, Warper, drawer, uniforms_of, warper
 from perpo_pipeline.vlm.completion import Completion
+from perpo_pipeline.vlm.heads import change_of_logits
+from perpo_pipeline.vlm.layers import ends_of_blocks
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.processors import decode_completions
 from perpo_pipeline.vlm.tensors import cast_tensors, squeeze_positions, stack_image_tensors
 
 FILLER = -2  # an unused query slot, in a row with fewer unfinished completions than others
-
-
-# (logits (R, W, V), prompt of each row (R,), completion of each slot (R, W), step) -> ids (R, W)
-Chooser = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-
-
-# (token ids so far (K, L), logits (K, V)) -> logits to draw from, temperature included
-Warper = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.inference_mode()
@@ -84,9 +80,9 @@ def sample_lists(
         )
         drawn = [draw_list(p, seed=seed) for p, seed in zip(prompts, seeds, strict=True)]
         return [_completions(vlm, *one) for one in drawn]
-    warp = _warper(temperature, top_k, top_p, repetition_penalty)
-    uniforms = _uniforms(seeds, max_new_tokens, num_samples).to(vlm.device)
-    draw = _drawer(uniforms, temperature if warp is None else 1.0)
+    warp = warper(temperature, top_k, top_p, repetition_penalty)
+    uniforms = uniforms_of(seeds, max_new_tokens, num_samples).to(vlm.device)
+    draw = drawer(uniforms, temperature if warp is None else 1.0)
     return _decode(vlm, prompts, num_samples, max_new_tokens, draw, warp)
 
 
@@ -111,32 +107,6 @@ def _check_limit(max_new_tokens: int) -> None:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
 
 
-def _uniforms(seeds: Sequence[int], max_new_tokens: int, num_samples: int) -> Tensor:
-    """(B, max_new_tokens, N) uniform random numbers, each prompt's from its own seed."""
-    shape = (max_new_tokens, num_samples)
-    return torch.stack(
-        [
-            torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            for seed in seeds
-        ]
-    )
-
-
-def _drawer(uniforms: Tensor, temperature: float) -> Chooser:
-    """Draw from softmax(logits / temperature) by inverting its CDF at `uniforms`."""
-
-    def draw(logits: Tensor, rows: Tensor, slots: Tensor, step: int) -> Tensor:
-        # The weights are not normalised; u is scaled by their total instead.
-        weights = logits.sub(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
-        cdf = weights.cumsum(-1, dtype=torch.float64)
-        u = uniforms[rows, step].gather(1, slots)[..., None]
-        # The first token whose cumulative weight exceeds u; a token of probability 0 never does.
-        chosen = torch.searchsorted(cdf, u * cdf[..., -1:], right=True).squeeze(-1)
-        return chosen.clamp_(max=logits.shape[-1] - 1)
-
-    return draw
-
-
 @torch.inference_mode()
 def greedy_decode(
     vlm: Vlm, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int
@@ -156,6 +126,28 @@ def greedy_decode(
     return [one for (one,) in _decode(vlm, prompts, 1, max_new_tokens, most_likely)]
 
 
+@torch.inference_mode()
+def force_lists(
+    vlm: Vlm, prompts: Sequence[EncodedPrompt], answers: Sequence[Sequence[Sequence[int]]]
+) -> Tensor:
+    """(B, N) log-probabilities in nats of N given answers per prompt, in the packed cache.
+
+    Each answer must end with an end token, and hold none before.
+    """
+    longest = max(len(answer) for some in answers for answer in some)
+    given = torch.full((len(prompts), len(answers[0]), longest), vlm.eos_token_ids[0])
+    for row, some in enumerate(answers):
+        for slot, answer in enumerate(some):
+            given[row, slot, : len(answer)] = torch.tensor(answer)
+    given = given.to(vlm.device)
+
+    def next_given(logits: Tensor, rows: Tensor, slots: Tensor, step: int) -> Tensor:
+        return given[rows[:, None], slots, step]
+
+    batch = _grow(vlm, prompts, len(answers[0]), longest, next_given)
+    return batch.logprobs.cpu()
+
+
 def _decode(
     vlm: Vlm,
     prompts: Sequence[EncodedPrompt],
@@ -164,9 +156,20 @@ def _decode(
     choose: Chooser,
     warp: Warper | None = None,
 ) -> list[list[Completion]]:
-    """Grow every completion token by token; finished ones leave the batch."""
     if not prompts:
         return []
+    return _grow(vlm, prompts, num_samples, max_new_tokens, choose, warp).completions()
+
+
+def _grow(
+    vlm: Vlm,
+    prompts: Sequence[EncodedPrompt],
+    num_samples: int,
+    max_new_tokens: int,
+    choose: Chooser,
+    warp: Warper | None = None,
+) -> "_Batch":
+    """Grow every completion token by token; finished ones leave the batch."""
     batch = _Batch(vlm, prompts, num_samples, max_new_tokens)
     logits = batch.prefill(prompts)
     for step in range(max_new_tokens):
@@ -178,32 +181,7 @@ def _decode(
         if step + 1 == max_new_tokens or not batch.retire_finished():
             break
         logits = batch.advance(step)
-    return batch.completions()
-
-
-def _warper(
-    temperature: float, top_k: int | None, top_p: float, repetition_penalty: float
-) -> Warper | None:
-    """transformers' own processors, in the order of its `generate`; None if none is needed."""
-    if top_k is None and top_p == 1.0 and repetition_penalty == 1.0:
-        return None
-    from transformers import (
-        LogitsProcessorList,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    steps: list[Any] = [TemperatureLogitsWarper(temperature)]
-    if repetition_penalty != 1.0:
-        steps.insert(0, RepetitionPenaltyLogitsProcessor(repetition_penalty))
-    if top_k is not None:
-        steps.append(TopKLogitsWarper(top_k))
-    if top_p != 1.0:
-        steps.append(TopPLogitsWarper(top_p))
-    processors: Any = LogitsProcessorList(steps)
-    return processors  # type: ignore[no-any-return]
+    return batch
 
 
 def _completions(
@@ -226,7 +204,7 @@ class _Batch:
     """The state of one batch: R running rows with W query slots each.
 
     `rows` (R,) is the prompt of each row, `slots` (R, W) the completion of each slot, `live` (R, W)
-    is false for filler slots; `key_segments` (R, L) is the owner of each cache position.
+    is false for filler slots; `keys` (R, L) says whose each cache position is.
     `output` (B, N, max) and `logprobs` (B, N) collect the results on the device.
     """
 
@@ -238,6 +216,7 @@ class _Batch:
         self.eos = torch.tensor(vlm.eos_token_ids, device=device)
         self.banned = torch.tensor(vlm.banned_token_ids, dtype=torch.long, device=device)
         self.next_position = torch.tensor([p.next_position for p in prompts], device=device)
+        self.prompt_tokens = torch.tensor([p.num_tokens for p in prompts], device=device)
         self.axes = prompts[0].positions.shape[0]
         self.rows = torch.arange(count, device=device)
         self.slots = torch.arange(num_samples, device=device).repeat(count, 1)
@@ -248,6 +227,7 @@ class _Batch:
         layers = self.model.config.get_text_config().num_hidden_layers
         # Most batches end before max_new_tokens: reserve 32 tokens per completion, then grow.
         self.cache = GrowingCache(layers, num_samples * min(max_new_tokens, 32))
+        self.change = change_of_logits(self.model.config)
 
     def prefill(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
         """Read the left-padded prompts and their images; logits (B, N, V) of the first token."""
@@ -256,49 +236,64 @@ class _Batch:
         ids = torch.full((len(prompts), width), self.vlm.pad_token_id)
         segments = torch.full((len(prompts), width), PADDING)
         positions = torch.zeros((self.axes, len(prompts), width), dtype=torch.long)
+        index, image_end = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             ids[row, -prompt.num_tokens :] = prompt.input_ids
             segments[row, -prompt.num_tokens :] = PREFIX
             positions[:, row, -prompt.num_tokens :] = prompt.positions
-        self.key_segments = segments.to(device)
+            index[row, -prompt.num_tokens :] = torch.arange(prompt.num_tokens)
+            if self.vlm.layers.ahead and prompt.token_types is not None:
+                ends = ends_of_blocks(prompt.token_types, self.vlm.layers.block_types)
+                image_end[row, -prompt.num_tokens :] = ends
+        self.keys = Segments(segments.to(device), index.to(device))
         last = torch.stack([prompt.input_ids[-1] for prompt in prompts])
         self.prompt_ids = torch.where(segments == PADDING, last[:, None], ids).to(device)
         tensors = cast_tensors(stack_image_tensors(prompts), self.vlm.dtype)
         logits = self._forward(
             ids.to(device),
             positions.to(device),
-            causal_segments(self.key_segments),
+            replace(self.keys, image_end=image_end.to(device)),
+            causal_segments(self.keys.owners),
             {name: value.to(device) for name, value in tensors.items()},
         )
         return logits.expand(-1, self.slots.shape[1], -1)
 
     def advance(self, step: int) -> Tensor:
         """Feed the last token of every unfinished completion; logits (R, W, V) of the next."""
-        queries = torch.where(self.live, self.slots + 1, FILLER)
-        self.key_segments = torch.cat([self.key_segments, queries], dim=1)
+        owners = torch.where(self.live, self.slots + 1, FILLER)
+        index = (self.prompt_tokens[self.rows] + step)[:, None].expand_as(self.slots)
+        self.keys = Segments(
+            torch.cat([self.keys.owners, owners], dim=1), torch.cat([self.keys.index, index], dim=1)
+        )
         positions = (self.next_position[self.rows] + step)[:, None].expand_as(self.slots)
         return self._forward(
             self.tokens,
             positions.expand(self.axes, -1, -1),
-            visible_segments(queries, self.key_segments),
+            Segments(owners, index),
+            visible_segments(owners, self.keys.owners),
             {},
         )
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, visible: Tensor, tensors: dict[str, Tensor]
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        queries: Segments,
+        visible: Tensor,
+        tensors: dict[str, Tensor],
     ) -> Tensor:
+        layers, dtype = self.vlm.layers, self.vlm.dtype
         hidden = self.model.model(
             input_ids=ids,
             position_ids=squeeze_positions(positions),
-            attention_mask=additive_mask(visible, self.vlm.dtype),
+            attention_mask=segment_masks(layers, queries, self.keys, visible, dtype),
             past_key_values=self.cache,
             use_cache=True,
             **tensors,
         ).last_hidden_state
         if tensors:
             hidden = hidden[:, -1:]
-        logits: Tensor = self.model.lm_head(hidden).float()
-        return logits
+        return self.change(self.model.lm_head(hidden)).float()
 
     def token_ids(self, step: int) -> Tensor:
         """(R * W, P + step) the tokens of prompt and completion so far, for every slot.
@@ -344,7 +339,7 @@ class _Batch:
         self.cache.batch_select_indices(kept)
         self.rows, self.slots = self.rows[kept], self.slots[kept]
         self.live, self.tokens = self.live[kept], self.tokens[kept]
-        self.key_segments = self.key_segments[kept]
+        self.keys = Segments(self.keys.owners[kept], self.keys.index[kept])
 
     def completions(self) -> list[list[Completion]]:
         num = self.output.shape[1]

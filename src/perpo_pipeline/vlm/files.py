@@ -54,11 +54,6 @@ class ResolvedModel:
     limits: ImageLimits = NO_LIMITS
     quantization: str | None = None
 
-    @property
-    def template_date(self) -> ChatSettings:
-        """`chat`, under the name by which loading.py gives it to `Vlm`."""
-        return self.chat
-
 
 def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
     """Find `model_id`: `testbed` (shipped), a local directory, or a hub id (local cache first).

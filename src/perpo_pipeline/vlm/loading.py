@@ -18,6 +18,7 @@ from torch import nn
 
 from perpo_pipeline.errors import ConfigError, InputError, first_line
 from perpo_pipeline.machine import compute_on_cpu
+from perpo_pipeline.vlm.attention import attention_to_load
 from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
 from perpo_pipeline.vlm.models import Vlm, base_model
@@ -28,6 +29,7 @@ from perpo_pipeline.vlm.quantization import (
     compute_alike,
     load_quantised,
 )
+from perpo_pipeline.vlm.ways import prove_way
 from perpo_pipeline.vlm.windows import use_window_attention
 
 
@@ -56,6 +58,7 @@ def load_vlm(
         model = model.to(target)
     model = model.requires_grad_(False).eval()
     vlm = _wrap(resolved, model, processor, target, torch_dtype, identity)
+    vlm.prove = prove_way
     if adapter is None:
         return vlm
     from perpo_pipeline.vlm.adapters import attach_adapter
@@ -148,8 +151,7 @@ def _wrap(
         eos_token_ids=_eos_token_ids(model, processor.tokenizer, str(resolved.path)),
         image_token_ids=_image_token_ids(model.config),
         identity=identity,
-        full_attention=_has_full_attention(model.config),
-        template_date=resolved.template_date,
+        chat=resolved.chat,
         own_marks=resolved.own_marks,
         limits=resolved.limits,
         quantization=resolved.quantization,
@@ -197,19 +199,22 @@ def _build_on_meta(resolved: ResolvedModel) -> Any:
 def _load_pretrained(
     resolved: ResolvedModel, dtype: torch.dtype, device: torch.device
 ) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     quantised: dict[str, Any] = {}
     with _load_errors_explained(resolved):
         processor = load_processor(resolved.path, resolved.limits)
         check_not_quantised(resolved)
+        config = AutoConfig.from_pretrained(
+            resolved.path, local_files_only=True, trust_remote_code=False
+        )
         if resolved.quantization is not None:
             empty = _build_on_meta(resolved)
             quantised = load_quantised(resolved.quantization, empty, dtype, device)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             resolved.path,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=attention_to_load(config),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -227,17 +232,6 @@ def _load_pretrained(
     if resolved.quantization is not None:
         compute_alike(model, device)
     return model, processor
-
-
-def _has_full_attention(config: Any) -> bool:
-    """Whether every text layer attends to all earlier tokens, without softcap."""
-    text = config.get_text_config()
-    layers = set(getattr(text, "layer_types", None) or ["full_attention"])
-    windowed = layers != {"full_attention"} or (
-        getattr(text, "sliding_window", None) is not None
-        and getattr(text, "use_sliding_window", True)
-    )
-    return not windowed and not getattr(text, "attn_logit_softcapping", None)
 
 
 def _disable_dropout(model: nn.Module) -> None:

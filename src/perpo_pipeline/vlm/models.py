@@ -1,6 +1,8 @@
 """A loaded model (`Vlm`) and a prompt in the form that it reads (`EncodedPrompt`)."""
 
 import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,23 @@ from torch import Tensor, nn
 from perpo_pipeline.vlm.chat_settings import UNSET, ChatSettings
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
+from perpo_pipeline.vlm.layers import LayerKinds, layer_kinds
 from perpo_pipeline.vlm.plain_text import PlainTokenizer, control_tokens
 from perpo_pipeline.vlm.processors import image_arguments
+
+# What processors and models of the families call the types of tokens.
+TYPE_NAMES = ("mm_token_type_ids", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the completions of one prompt are computed, and why, in words for messages.
+
+    `shares_prefix`: the prompt is read once for all of them; else once per completion.
+    """
+
+    shares_prefix: bool
+    why: str
 
 
 @dataclass
@@ -21,11 +38,10 @@ class Vlm:
 
     `model` is the transformers model, or a PeftModel around it. `identity` names the base model
     exactly. `image_token_ids` are the placeholders for image features: they are input only, and no
-    completion may hold one. `full_attention` is false if a text layer attends in another way
-    (sliding window, softcap, linear), in which case sharing a prefix would be wrong.
-    `chat` is what the run says about the chat template, `template_date` the name under which
-    loading.py gives it; `own_marks` is text with special tokens that are words of the answers.
-    `processor` keeps `limits`. `quantization` says how the weights are held (`model.quantization`).
+    completion may hold one. `prove` finds out whether completions may share a prefix; None without
+    weights. `chat` is what the run says about the chat template; `own_marks` is text with special
+    tokens that are words of the answers. `processor` keeps `limits`. `quantization` says how the
+    weights are held (`model.quantization`).
     """
 
     model: nn.Module
@@ -38,16 +54,11 @@ class Vlm:
     image_token_ids: tuple[int, ...]
     identity: str
     adapter: Path | None = None
-    full_attention: bool = True
-    template_date: ChatSettings = UNSET
+    prove: "Callable[[Vlm], Way] | None" = None
+    chat: ChatSettings = UNSET
     own_marks: str = ""
     limits: ImageLimits = NO_LIMITS
     quantization: str | None = None
-
-    @property
-    def chat(self) -> ChatSettings:
-        """What the run says about the chat template."""
-        return self.template_date
 
     @functools.cached_property
     def plain(self) -> PlainTokenizer:
@@ -63,10 +74,45 @@ class Vlm:
         model_type = base_model(self.model).config.model_type
         return image_arguments(self.processor.image_processor, model_type, self.limits)
 
+    @functools.cached_property
+    def layers(self) -> LayerKinds:
+        """What the text layers see."""
+        return layer_kinds(base_model(self.model).config)
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether our tests cover the model: a known family whose layers see all earlier tokens."""
+        return self.family.known and self.layers.is_plain
+
+    @functools.cached_property
+    def way(self) -> Way:
+        """Whether completions may share one prefix, for sampling and for training.
+
+        Known families with plain layers may. Others are proven on their own weights, once, when
+        this is first asked for; without weights the proof is taken to succeed.
+        """
+        if self.layers.why_not is not None:
+            return Way(False, self.layers.why_not)
+        if not has_own_head(base_model(self.model)):
+            return Way(False, "its head is inside its language model")
+        if self.is_tested:
+            return Way(True, "tests of this family show it to be exact")
+        if self.prove is None:
+            return Way(True, f"its layers allow it: {self.layers}")
+        return self.prove(self)
+
     @property
     def shares_prefix(self) -> bool:
-        """Whether completions may share one prefix: the family was tried and attention is full."""
-        return self.family.known and self.full_attention
+        """Whether completions may share one prefix (`way`)."""
+        return self.way.shares_prefix
+
+    @property
+    def position_axes(self) -> int:
+        """Axes of the rotary positions: 3 where the model computes them from an image's grid."""
+        if self.family.known:
+            return self.family.position_axes
+        core = getattr(base_model(self.model), "model", None)
+        return 3 if hasattr(core, "get_rope_index") else 1
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
@@ -89,8 +135,8 @@ class EncodedPrompt:
     a leading image axis; `positions` (A, P) rotary positions, A = 1 or 3 axes; the answer's first
     token has position `next_position` on every axis. `image_size` and `resized` are (width,
     height) of the given image and of what the vision tower sees (None if the image is cut into
-    tiles); `padded_size` is the size after `preprocess="pad"`. From `token_types` (P,) models with
-    three axes compute the positions themselves.
+    tiles); `padded_size` is the size after `preprocess="pad"`. From `token_types` (P,), where 1 is
+    an image and 2 a video, models compute positions of three axes, and see what attends both ways.
     """
 
     input_ids: Tensor
@@ -112,6 +158,19 @@ def base_model(model: nn.Module) -> Any:
     """The transformers model inside a PeftModel (adapter layers stay active), or itself."""
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model
+
+
+def has_own_head(model: Any) -> bool:
+    """Whether this transformers VLM is a `model` and an `lm_head`, as a shared prefix needs it."""
+    return hasattr(model, "model") and isinstance(getattr(model, "lm_head", None), nn.Module)
+
+
+def type_arguments(model: Any, types: Tensor | None) -> dict[str, Tensor]:
+    """The argument by which this transformers VLM takes the types of tokens (B, T), if it does."""
+    if types is None:
+        return {}
+    takes = inspect.signature(getattr(model, "model", model).forward).parameters
+    return {name: types for name in TYPE_NAMES if name in takes}
 
 
 def head_size(text_config: Any) -> int:

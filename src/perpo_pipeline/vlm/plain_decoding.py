@@ -1,13 +1,11 @@
 """Plain decoding: transformers' own `generate`, one prompt per call, one copy per completion.
 
-For models whose completions cannot share a prompt, or were never tested to: families outside
-FAMILIES, and layers other than full attention. It is slow, because every completion holds the whole
-prompt. Only the distribution is ours: softmax(logits / T) without image placeholders, see
-`LogprobRecorder`.
+For models whose completions cannot share a prompt, or are not proven to (vlm/ways.py). It is slow,
+because every completion holds the whole prompt. Only the distribution is ours: softmax(logits / T)
+without image placeholders, see `LogprobRecorder`.
 """
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model, type_arguments
 from perpo_pipeline.vlm.tensors import cast_tensors, stack_image_tensors
 
 # Token ids of N completions, and their log-probabilities in nats.
@@ -24,14 +22,9 @@ Drawn = tuple[list[list[int]], list[float]]
 
 def why_slow(vlm: Vlm) -> str:
     """The message for a user whose model is sampled this way."""
-    why = (
-        "its family was never tested with a shared prompt"
-        if vlm.full_attention
-        else "its layers are not all full attention"
-    )
     return (
         f"this '{vlm.family.name}' model reads the prompt once per completion (transformers' "
-        f"generate), which is slow: {why}"
+        f"generate), which is slow: {vlm.way.why}"
     )
 
 
@@ -131,10 +124,9 @@ def _inputs(vlm: Vlm, copies: list[EncodedPrompt]) -> dict[str, Tensor]:
         "attention_mask": torch.ones_like(ids),
         **cast_tensors(stack_image_tensors(copies), vlm.dtype),
     }
-    takes = inspect.signature(base_model(vlm.model).forward).parameters
     types = [prompt.token_types for prompt in copies if prompt.token_types is not None]
-    if types and "mm_token_type_ids" in takes:
-        inputs["mm_token_type_ids"] = torch.stack(types)
+    if types:
+        inputs |= type_arguments(base_model(vlm.model), torch.stack(types))
     return {name: value.to(vlm.device) for name, value in inputs.items()}
 
 

@@ -16,7 +16,7 @@ from perpo_pipeline.vlm.chat_rendering import (
     user_turn,
 )
 from perpo_pipeline.vlm.image_place import IMAGE_PLACE, split_at_image
-from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.vlm.models import TYPE_NAMES, EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.processors import writes_begin_token
 
 if TYPE_CHECKING:
@@ -109,8 +109,10 @@ def encode_prompt(
         return_tensors="pt",
     )
     input_ids = inputs.pop("input_ids")
-    inputs.pop("attention_mask", None)
-    token_types = inputs.pop("mm_token_type_ids", None)
+    for unused in ("attention_mask", "labels"):
+        inputs.pop(unused, None)
+    found = [inputs.pop(name, None) for name in TYPE_NAMES]
+    token_types = next((types for types in found if types is not None), None)
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     positions = _prompt_positions(vlm, input_ids, token_types, tensors)
     return EncodedPrompt(
@@ -151,7 +153,7 @@ def _prompt_positions(
     vlm: Vlm, input_ids: Tensor, token_types: Tensor | None, tensors: dict[str, Tensor]
 ) -> Tensor:
     """Rotary positions (A, P) of a prompt; with three axes they follow the image's grid."""
-    if vlm.family.position_axes == 1:
+    if vlm.position_axes == 1:
         return torch.arange(input_ids.shape[1])[None]
     positions, _ = base_model(vlm.model).model.get_rope_index(
         input_ids, mm_token_type_ids=token_types, image_grid_thw=tensors.get("image_grid_thw")

@@ -14,15 +14,22 @@ T = TypeVar("T")
 
 
 def stack_image_tensors(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """Join the prompts' pixel tensors along the image axis; fewer tiles are padded with zeros."""
+    """Join the prompts' pixel tensors along the image axis; fewer tiles, and smaller images where a
+    model takes them padded, are filled with zeros."""
     joined: dict[str, Tensor] = {}
     for name in prompts[0].tensors:
         parts = [prompt.tensors[name] for prompt in prompts]
-        if parts[0].ndim > 2 and len({p.shape[1] for p in parts}) > 1:
-            most = max(p.shape[1] for p in parts)
-            parts = [F.pad(p, (0, 0) * (p.ndim - 2) + (0, most - p.shape[1])) for p in parts]
+        if parts[0].ndim > 2:
+            most = [max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True)]
+            parts = [_padded(part, most) for part in parts]
         joined[name] = torch.cat(parts)
     return joined
+
+
+def _padded(part: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Zeros at the end of every axis but the first, up to `sizes`."""
+    missing = [size - now for size, now in zip(sizes, part.shape[1:], strict=True)]
+    return F.pad(part, [n for m in reversed(missing) for n in (0, m)]) if any(missing) else part
 
 
 def cast_tensors(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

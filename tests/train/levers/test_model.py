@@ -19,6 +19,7 @@ from perpo_pipeline.train.levers import whole_head
 from perpo_pipeline.train.levers.last_layer import predicting_places, use_last_layer
 from perpo_pipeline.train.levers.model import AUTOTUNE, use_model_levers
 from perpo_pipeline.train.levers.tower import compile_tower, tower_blocks
+from perpo_pipeline.vlm.layers import LayerKinds, Reach
 from perpo_pipeline.vlm.models import base_model
 
 TOGETHER = ["flash-parts", "lora-addmm", "whole-head", "last-layer", "joined-lora"]
@@ -127,6 +128,10 @@ def test_a_lever_that_this_model_rules_out_is_one_error(directory: Path) -> None
     on_cuda = replace(vlm, device=torch.device("cuda"))  # only asked for its kind
     with pytest.raises(ConfigError, match=r"flash-parts, which needs model\.dtype: bfloat16"):
         use_model_levers(on_cuda, "shared-prefix", ["flash-parts"])
+    windowed = replace(vlm)
+    vars(windowed)["layers"] = LayerKinds({"sliding_attention": Reach(window=8)})
+    with pytest.raises(ConfigError, match=r"plain attention only; this model has sliding_atten"):
+        use_model_levers(windowed, "shared-prefix", ["flash-parts"])
     inner = base_model(vlm.model)
     inner.get_decoder().layers[-1].pre_feedforward_layernorm = torch.nn.Identity()
     with pytest.raises(ConfigError, match=r"of another kind \(pre_feedforward_layernorm"):

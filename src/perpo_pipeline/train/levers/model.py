@@ -47,8 +47,10 @@ def use_model_levers(vlm: "Vlm", forward: str, levers: Collection[str]) -> None:
 def _check_flash(vlm: "Vlm", inner: Any) -> None:
     size = head_size(inner.config.get_text_config())
     in_fp32 = vlm.device.type == "cuda" and vlm.dtype == torch.float32
-    if in_fp32 or size % 8 or size > 256:
+    if in_fp32 or size % 8 or size > 256 or not vlm.layers.is_plain:
         why = "needs model.dtype: bfloat16" if in_fp32 else f"has no kernel for heads of {size}"
+        if not vlm.layers.is_plain:
+            why = f"computes plain attention only; this model has {vlm.layers}"
         raise ConfigError(
             f"train.levers has flash-parts, which {why}",
             fix="remove flash-parts from train.levers",

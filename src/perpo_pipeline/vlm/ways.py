@@ -1,0 +1,167 @@
+"""May the completions of a model share their prompt? Proven on its own weights, in seconds.
+
+Made-up prompts and answers are computed twice: by the packed decoding of vlm/decoding.py, and by
+one plain forward of the whole transformers model per answer, which makes its own masks, positions
+and logits. They depend on nothing but the model, so every run and every stage decides alike. The
+prompts are longer than the model's windows, so that those matter. Training repeats the comparison
+with its own lists, kernels and gradients (train/self_check.py).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from perpo_pipeline.errors import first_line
+from perpo_pipeline.vlm.decoding import force_lists
+from perpo_pipeline.vlm.exactness import Comparison, allowed_rounding
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, base_model, type_arguments
+from perpo_pipeline.vlm.prompts import encode_prompt
+from perpo_pipeline.vlm.tensors import cast_tensors
+
+SIZES = ((64, 48), (48, 72))  # of the images, width and height
+ANSWER_TOKENS = (3, 9, 6)
+LONGEST_PROMPT = 4200  # tokens: above the usual windows, and quick on a GPU
+WORDS = " where is it"
+PADDINGS = (0, 67)  # tokens before each plain row
+# What a forward raises that cannot take our masks, positions or cache.
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@torch.inference_mode()
+def prove_way(vlm: Vlm) -> Way:
+    """Find out whether completions may share a prompt on this model.
+
+    Raises what the model raises in a plain forward: then it cannot be used at all.
+    """
+    prompts = made_up_prompts(vlm)
+    answers = [_answers(vlm, seed) for seed in range(len(prompts))]
+    with _as_transformers_computes(vlm):
+        plain = [_plain(vlm, prompts, answers, padding) for padding in _paddings(vlm)]
+    try:
+        shared = force_lists(vlm, prompts, answers)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        return Way(
+            False,
+            "its forward does not take a shared prefix "
+            f"({type(error).__name__}: {first_line(error)})",
+        )
+    magnitude = float(plain[0].abs().max())
+    found = Comparison(
+        shared=float((shared - plain[0]).abs().max()),
+        plain=max(float((one - plain[0]).abs().max()) for one in plain),
+        rounding=allowed_rounding(vlm.dtype, magnitude, max(ANSWER_TOKENS)),
+        magnitude=magnitude,
+    )
+    if not found.is_exact:
+        return Way(False, f"it is not exact on this model: {found}")
+    return Way(True, f"it is exact on this model's own weights: {found}")
+
+
+def made_up_prompts(vlm: Vlm) -> list[EncodedPrompt]:
+    """Two prompts with an image, of unlike lengths, longer than the model's windows if these are
+    not above LONGEST_PROMPT."""
+    short = encode_prompt(vlm, _picture(*SIZES[0]), WORDS)
+    more = len(vlm.plain.ids(WORDS * 2)) - len(vlm.plain.ids(WORDS))
+    wanted = min(vlm.layers.longest_limit + 8, LONGEST_PROMPT) - short.num_tokens
+    repeats = 2 + max(0, wanted) // max(1, more)
+    return [
+        encode_prompt(vlm, _picture(*size), WORDS * number)
+        for size, number in zip(SIZES, (repeats, repeats + 3), strict=True)
+    ]
+
+
+def _picture(width: int, height: int) -> Image.Image:
+    """A picture whose rows and columns differ."""
+    across = Image.linear_gradient("L").rotate(90).resize((width, height))
+    down = Image.linear_gradient("L").resize((width, height))
+    return Image.merge("RGB", (across, down, Image.radial_gradient("L").resize((width, height))))
+
+
+def _answers(vlm: Vlm, seed: int) -> list[list[int]]:
+    """Random tokens that are neither images nor ends; each answer then ends."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = int(base_model(vlm.model).config.get_text_config().vocab_size)
+    allowed = torch.ones(vocabulary)
+    allowed[[t for t in (*vlm.image_token_ids, *vlm.eos_token_ids) if t < vocabulary]] = 0
+    end = vlm.eos_token_ids[0]
+    return [
+        [*torch.multinomial(allowed, count - 1, generator=generator).tolist(), end]
+        for count in ANSWER_TOKENS
+    ]
+
+
+@contextmanager
+def _as_transformers_computes(vlm: Vlm) -> Iterator[None]:
+    """Its eager formula where the text model has our attention because SDPA would not do."""
+    model: Any = base_model(vlm.model)
+    text = model.config.get_text_config()
+    before = text._attn_implementation
+    if vlm.layers.changed_scores:
+        model.set_attn_implementation({"text_config": "eager"})
+    try:
+        yield
+    finally:
+        if vlm.layers.changed_scores:
+            model.set_attn_implementation({"text_config": before})
+
+
+def _paddings(vlm: Vlm) -> tuple[int, ...]:
+    return PADDINGS[:1] if vlm.dtype == torch.float32 else PADDINGS
+
+
+def _plain(
+    vlm: Vlm,
+    prompts: Sequence[EncodedPrompt],
+    answers: Sequence[Sequence[Sequence[int]]],
+    padding: int,
+) -> Tensor:
+    """(B, N) log-probabilities in nats of each answer, by a forward of its own."""
+    rows = [
+        [plain_logprob(vlm, prompt, answer, padding) for answer in some]
+        for prompt, some in zip(prompts, answers, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@torch.inference_mode()
+def plain_logprob(
+    vlm: Vlm, prompt: EncodedPrompt, answer: Sequence[int], padding: int = 0
+) -> float:
+    """Log-probability in nats of an answer under the transformers model's own plain forward."""
+    model: Any = base_model(vlm.model)
+    ids = torch.cat(
+        [torch.full((padding,), vlm.pad_token_id), prompt.input_ids, torch.tensor(answer)]
+    )[None]
+    mask = torch.ones_like(ids)
+    mask[:, :padding] = 0
+    types = prompt.token_types
+    if types is not None:
+        ends, other = (padding, len(answer)), vlm.layers.answer_type
+        types = torch.nn.functional.pad(types, ends, value=other)[None].to(vlm.device)
+    tensors = cast_tensors(prompt.tensors, vlm.dtype)
+    logits = model(
+        input_ids=ids.to(vlm.device),
+        attention_mask=mask.to(vlm.device),
+        use_cache=False,
+        logits_to_keep=len(answer) + 1,
+        **type_arguments(model, types),
+        **{name: value.to(vlm.device) for name, value in tensors.items()},
+    ).logits[0, -len(answer) - 1 : -1]
+    chosen = torch.tensor(answer, device=vlm.device)[:, None]
+    logps = logits.float().gather(1, chosen).squeeze(1) - logits.float().logsumexp(-1)
+    return float(logps.double().sum())

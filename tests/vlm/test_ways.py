@@ -1,0 +1,166 @@
+"""Whether completions may share a prompt is proven on the model's own weights, or refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_untried import NARROW, save_untried
+
+from perpo_pipeline.vlm import attention, decoding, ways
+from perpo_pipeline.vlm.decoding import sample_lists
+from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
+from perpo_pipeline.vlm.models import Vlm, Way
+
+NAMES = ("gemma3", "gemma2", "qwen2_vl-window")
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: save_untried(name, tmp_path_factory.mktemp(name)) for name in NAMES}
+
+
+def load(directory: Path, dtype: str = "float32") -> Vlm:
+    return load_vlm(resolve_model(str(directory)), dtype=dtype, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_healthy_models_share(directories: dict[str, Path], name: str, dtype: str) -> None:
+    vlm = load(directories[name], dtype)
+    assert vlm.shares_prefix
+    assert vlm.way.why.startswith("it is exact on this model's own weights: shared prefix against")
+    assert {"gemma3": "sdpa", "gemma2": attention.SPLIT, "qwen2_vl-window": "sdpa"}[name] == (
+        vlm.model.config.get_text_config()._attn_implementation
+    )
+
+
+def test_it_is_proven_once_and_only_when_asked_for(directories: dict[str, Path]) -> None:
+    asked: list[Vlm] = []
+
+    def prove(vlm: Vlm) -> Way:
+        asked.append(vlm)
+        return Way(True, "counted")
+
+    vlm = replace(load(directories["gemma3"]), prove=prove)
+    assert asked == []
+    assert [vlm.shares_prefix, vlm.shares_prefix, vlm.way.why] == [True, True, "counted"]
+    assert asked == [vlm]
+
+
+def test_without_weights_the_layers_decide(directories: dict[str, Path]) -> None:
+    vlm = load_without_weights(resolve_model(str(directories["gemma3"])))
+    assert vlm.shares_prefix
+    assert vlm.way.why == (
+        f"its layers allow it: sliding_attention (the last {NARROW} tokens, images both ways) and "
+        "full_attention (images both ways)"
+    )
+
+
+def test_prompts_are_longer_than_the_window_and_always_the_same(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = load(directories["gemma3"])
+    for wide, longest in ((60, ways.LONGEST_PROMPT), (100_000, 80)):
+        vlm.layers.reaches["sliding_attention"] = replace(
+            vlm.layers.reaches["sliding_attention"], window=wide
+        )
+        monkeypatch.setattr(ways, "LONGEST_PROMPT", longest)
+        first, second = ways.made_up_prompts(vlm)
+        assert min(wide, longest) - 5 < first.num_tokens < second.num_tokens < longest + 40
+        again = ways.made_up_prompts(vlm)
+        assert torch.equal(again[0].input_ids, first.input_ids)
+
+
+def windows_count_row_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = decoding.segment_masks
+
+    def by_place(kinds: Any, queries: Any, keys: Any, *others: Any) -> Any:
+        places = torch.arange(keys.index.shape[1]).expand_as(keys.index)
+        new = places[:, -queries.index.shape[1] :]
+        return original(kinds, replace(queries, index=new), replace(keys, index=places), *others)
+
+    monkeypatch.setattr(decoding, "segment_masks", by_place)
+
+
+def positions_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = decoding._Batch.__init__
+
+    def shifted(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        self.next_position = self.next_position + 3
+
+    monkeypatch.setattr(decoding._Batch, "__init__", shifted)
+
+
+def images_look_back_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "ends_of_blocks", lambda types, _: torch.zeros_like(types))
+
+
+def softcap_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "attention_by_formula", attention.sdpa_attention_forward)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("gemma3", windows_count_row_places),
+        ("gemma3", positions_go_on),
+        ("gemma3", images_look_back_only),
+        ("gemma2", windows_count_row_places),
+        ("gemma2", softcap_is_left_out),
+        ("qwen2_vl-window", windows_count_row_places),
+        ("qwen2_vl-window", positions_go_on),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_fault_is_refused_with_the_figures(
+    directories: dict[str, Path],
+    name: str,
+    dtype: str,
+    fault: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vlm = load(directories[name], dtype)
+    fault(monkeypatch)
+    assert not vlm.shares_prefix
+    assert vlm.way.why.startswith("it is not exact on this model: shared prefix against")
+
+
+def test_a_forward_that_refuses_our_masks_is_named_and_sampled_plainly(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = load(directories["gemma3"])
+    original = vlm.model.model.forward
+
+    def strict(*given: Any, **how: Any) -> Any:
+        if isinstance(how.get("attention_mask"), dict):
+            raise TypeError("a dict is no mask")
+        return original(*given, **how)
+
+    monkeypatch.setattr(vlm.model.model, "forward", strict)
+    assert vlm.way == Way(
+        False, "its forward does not take a shared prefix (TypeError: a dict is no mask)"
+    )
+    (prompt, _) = ways.made_up_prompts(vlm)
+    ((completion,),) = sample_lists(
+        vlm, [prompt], num_samples=1, temperature=1.0, max_new_tokens=3, seeds=[1]
+    )
+    expected = ways.plain_logprob(vlm, prompt, completion.token_ids)
+    assert completion.sampler_logprob == pytest.approx(expected, abs=1e-4)
+
+
+def test_memory_that_runs_out_is_no_answer(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = load(directories["gemma3"])
+
+    def full(*given: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(ways, "force_lists", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        vlm.way  # noqa: B018
