@@ -1,5 +1,6 @@
 """Counted FLOPs against those that torch counts while the same batch runs."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from perpo_pipeline.train.shared_prefix import (
 )
 from perpo_pipeline.train.throughput import FlopCounter, measured_peak
 from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.layers import Reach
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
 
@@ -94,6 +96,33 @@ def test_plain_rows_cost_what_torch_measures_minus_the_pairs_ahead(vlm: Vlm) -> 
     assert counted == 6 * (WEIGHTS * 100 + WIDTH * VOCABULARY * 20) + A_PAIR * seen
     unseen = A_PAIR * (2 * 50**2 - seen)
     assert measured(vlm, batch) == counted + unseen
+
+
+@pytest.mark.parametrize(
+    ("reach", "packed", "plain"),
+    [
+        # The first seven tokens see 1 to 7, every other one sees 7.
+        (Reach(window=7), 28 + 33 * 7 + 24 * 7, 2 * (28 + 43 * 7)),
+        # Chunks of 1 to 16; 40 to 47 are the second half of the third chunk.
+        (
+            Reach(chunk=16),
+            2 * 136 + 36 + sum(range(9, 13)) + sum(range(9, 17)) + sum(range(9, 17)) + 10,
+            2 * (3 * 136 + 3),
+        ),
+    ],
+)
+def test_windows_and_chunks_leave_pairs_out(
+    vlm: Vlm, reach: Reach, packed: int, plain: int
+) -> None:
+    """In half of the layers."""
+    counter = FlopCounter(vlm.model)
+    lists = pack_lists(vlm, [text_list(40, [5, 9, 13])])
+    rows = separate_lists(vlm, [text_list(40, [10, 10])])
+    whole = counter.count(lists), counter.count(rows)
+    counter.reaches = Counter({reach: 3, Reach(): 3})
+    seen = sum(n * (n + 1) // 2 for n in (40, 4, 8, 12)) + 40 * (4 + 8 + 12)
+    assert whole[0] - counter.count(lists) == counter.per_pair * (seen - packed) / 2
+    assert whole[1] - counter.count(rows) == counter.per_pair * (2 * 50 * 51 // 2 - plain) / 2
 
 
 def test_frozen_weights_under_lora_cost_no_gradient_of_their_own(vlm: Vlm) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_untried import NARROW, save_untried
 
+from perpo_pipeline.errors import InputError
 from perpo_pipeline.vlm import attention, decoding, ways
 from perpo_pipeline.vlm.decoding import sample_lists
 from perpo_pipeline.vlm.files import resolve_model
@@ -151,6 +152,48 @@ def test_a_forward_that_refuses_our_masks_is_named_and_sampled_plainly(
     )
     expected = ways.plain_logprob(vlm, prompt, completion.token_ids)
     assert completion.sampler_logprob == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_that_cannot_be_computed_plainly_is_named(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = load(directories["gemma3"])
+    for error, words in (
+        (ValueError("too small"), "ValueError: too small"),
+        (InputError("no template"), "InputError: no template"),
+    ):
+
+        def refuse(*given: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(ways, "encode_prompt", refuse)
+        assert replace(vlm).way == Way(
+            False, f"made-up prompts cannot be computed one by one ({words})"
+        )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_positions_by_an_unknown_rule_fail_the_proof_of_an_untried_family_alone(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    vlm = load(directories["qwen2_vl-window"])
+
+    original = vlm.model.model.get_rope_index
+
+    def rule(input_ids: torch.Tensor, **given: Any) -> Any:
+        """Takes what its model gives it, and does not say what that is."""
+        if not given:
+            raise TypeError("the grid is missing")
+        return original(input_ids, **given)
+
+    monkeypatch.setattr(vlm.model.model, "get_rope_index", rule)
+    if known:
+        family = replace(vlm.family, known=True, position_axes=3)
+        with pytest.raises(TypeError, match="the grid is missing"):
+            ways.made_up_prompts(replace(vlm, family=family))
+    else:
+        assert ways.made_up_prompts(vlm)[0].positions.shape[0] == 1
+        assert "not exact on this model" in vlm.way.why and not vlm.shares_prefix
 
 
 def test_memory_that_runs_out_is_no_answer(

@@ -6,12 +6,15 @@ needed.
 """
 
 import time
+from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from perpo_pipeline.train.separate_rows import SeparateBatch
 from perpo_pipeline.train.shared_prefix import PackedBatch
+from perpo_pipeline.vlm.layers import Reach, layer_kinds
 from perpo_pipeline.vlm.models import base_model, head_size
 
 MATRIX = 8192
@@ -31,6 +34,9 @@ class FlopCounter:
         linears = [m for m in inner.get_decoder().modules() if isinstance(m, nn.Linear)]
         self.per_token = sum(map(_flops_per_token, linears))
         self.per_target = _flops_per_token(inner.lm_head)
+        kinds = layer_kinds(inner.config).reaches
+        types = getattr(text, "layer_types", None) or list(kinds)
+        self.reaches = Counter(kinds[name] for name in types if name in kinds)
         heads = text.num_hidden_layers * text.num_attention_heads
         self.per_pair = 3 * 2 * 2 * head_size(text) * heads  # query x key and weight x value
 
@@ -38,7 +44,9 @@ class FlopCounter:
         """FLOPs of one training forward and backward over `lists`."""
         num_targets = float(lists.num_tokens.sum())
         linear = self.per_token * lists.num_packed + self.per_target * num_targets
-        return float(linear + self.per_pair * _visible_pairs(lists))
+        layers = self.reaches.total()
+        pairs = sum(n / layers * _visible_pairs(lists, reach) for reach, n in self.reaches.items())
+        return float(linear + self.per_pair * pairs)
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -59,10 +67,13 @@ def _flops_per_token(linear: nn.Linear) -> int:
     return numbers * (6 if linear.weight.requires_grad else 4)
 
 
-def _visible_pairs(lists: PackedBatch | SeparateBatch) -> float:
+def _visible_pairs(lists: PackedBatch | SeparateBatch, reach: Reach) -> float:
+    """Pairs of query and key in a layer with this reach; images look back only."""
     if isinstance(lists, SeparateBatch):
-        lengths = lists.attention_mask.sum(1).double()
-        return float((lengths * (lengths + 1) / 2).sum())
-    spans = lists.spans
+        lengths = lists.attention_mask.sum(1)
+        index = torch.arange(int(lengths.max()), device=lengths.device)
+        seen = (index + 1 - reach.first_seen(index)).cumsum(0)
+        return float(seen[lengths - 1].double().sum())
+    spans = lists.spans.within(replace(reach, ahead=False))
     places = torch.arange(spans.own_start.shape[1], device=spans.own_start.device)
     return float((spans.prefix_end - spans.prefix_start + places + 1 - spans.own_start).sum())

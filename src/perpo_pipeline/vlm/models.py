@@ -108,7 +108,7 @@ class Vlm:
 
     @property
     def position_axes(self) -> int:
-        """Axes of the rotary positions: 3 where the model computes them from an image's grid."""
+        """Axes of the rotary positions: several (3) where the model has a rule for image grids."""
         if self.family.known:
             return self.family.position_axes
         core = getattr(base_model(self.model), "model", None)

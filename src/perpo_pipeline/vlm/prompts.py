@@ -1,5 +1,6 @@
 """An image and an instruction become what a model reads; its tokens and sizes without pixels."""
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -152,12 +153,23 @@ def resized_size(vlm: Vlm, size: Size) -> Size | None:
 def _prompt_positions(
     vlm: Vlm, input_ids: Tensor, token_types: Tensor | None, tensors: dict[str, Tensor]
 ) -> Tensor:
-    """Rotary positions (A, P) of a prompt; with three axes they follow the image's grid."""
+    """Rotary positions (A, P) of a prompt; with several axes they follow the image's grid.
+
+    An untried family whose rule needs something else gets one axis: only a shared prefix reads
+    these positions, and its proof then fails.
+    """
+    one_axis = torch.arange(input_ids.shape[1])[None]
     if vlm.position_axes == 1:
-        return torch.arange(input_ids.shape[1])[None]
-    positions, _ = base_model(vlm.model).model.get_rope_index(
-        input_ids, mm_token_type_ids=token_types, image_grid_thw=tensors.get("image_grid_thw")
-    )
+        return one_axis
+    rule = base_model(vlm.model).model.get_rope_index
+    known = {"mm_token_type_ids": token_types, **tensors}
+    taken = {name: known[name] for name in inspect.signature(rule).parameters if name in known}
+    try:
+        positions, _ = rule(input_ids, **taken)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        if vlm.family.known:
+            raise
+        return one_axis
     return torch.as_tensor(positions)[:, 0]
 
 

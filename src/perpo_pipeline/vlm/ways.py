@@ -7,6 +7,7 @@ prompts are longer than the model's windows, so that those matter. Training repe
 with its own lists, kernels and gradients (train/self_check.py).
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from perpo_pipeline.errors import first_line
+from perpo_pipeline.errors import PerpoError, first_line
 from perpo_pipeline.vlm.decoding import force_lists
 from perpo_pipeline.vlm.exactness import Comparison, allowed_rounding
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, base_model, type_arguments
@@ -27,13 +28,14 @@ ANSWER_TOKENS = (3, 9, 6)
 LONGEST_PROMPT = 4200  # tokens: above the usual windows, and quick on a GPU
 WORDS = " where is it"
 PADDINGS = (0, 67)  # tokens before each plain row
-# What a forward raises that cannot take our masks, positions or cache.
+# What processors and forwards raise that cannot take our prompts, masks, positions or cache.
 REFUSALS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
     LookupError,
     NotImplementedError,
+    PerpoError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -42,24 +44,19 @@ REFUSALS = (
 
 @torch.inference_mode()
 def prove_way(vlm: Vlm) -> Way:
-    """Find out whether completions may share a prompt on this model.
-
-    Raises what the model raises in a plain forward: then it cannot be used at all.
-    """
-    prompts = made_up_prompts(vlm)
-    answers = [_answers(vlm, seed) for seed in range(len(prompts))]
-    with _as_transformers_computes(vlm):
-        plain = [_plain(vlm, prompts, answers, padding) for padding in _paddings(vlm)]
+    """Find out whether completions may share a prompt on this model; OutOfMemoryError passes."""
+    doing = "made-up prompts cannot be computed one by one"
     try:
+        prompts = made_up_prompts(vlm)
+        answers = [_answers(vlm, seed) for seed in range(len(prompts))]
+        with _as_transformers_computes(vlm):
+            plain = [_plain(vlm, prompts, answers, padding) for padding in _paddings(vlm)]
+        doing = "its forward does not take a shared prefix"
         shared = force_lists(vlm, prompts, answers)
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as error:
-        return Way(
-            False,
-            "its forward does not take a shared prefix "
-            f"({type(error).__name__}: {first_line(error)})",
-        )
+        return Way(False, f"{doing} ({type(error).__name__}: {first_line(error)})")
     magnitude = float(plain[0].abs().max())
     found = Comparison(
         shared=float((shared - plain[0]).abs().max()),
@@ -77,7 +74,10 @@ def made_up_prompts(vlm: Vlm) -> list[EncodedPrompt]:
     not above LONGEST_PROMPT."""
     short = encode_prompt(vlm, _picture(*SIZES[0]), WORDS)
     more = len(vlm.plain.ids(WORDS * 2)) - len(vlm.plain.ids(WORDS))
-    wanted = min(vlm.layers.longest_limit + 8, LONGEST_PROMPT) - short.num_tokens
+    text = base_model(vlm.model).config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None) or LONGEST_PROMPT
+    longest = min(LONGEST_PROMPT, context - 2 * max(ANSWER_TOKENS))
+    wanted = min(vlm.layers.longest_limit + 8, longest) - short.num_tokens
     repeats = 2 + max(0, wanted) // max(1, more)
     return [
         encode_prompt(vlm, _picture(*size), WORDS * number)
@@ -154,11 +154,12 @@ def plain_logprob(
         ends, other = (padding, len(answer)), vlm.layers.answer_type
         types = torch.nn.functional.pad(types, ends, value=other)[None].to(vlm.device)
     tensors = cast_tensors(prompt.tensors, vlm.dtype)
+    takes = inspect.signature(model.forward).parameters
     logits = model(
         input_ids=ids.to(vlm.device),
         attention_mask=mask.to(vlm.device),
         use_cache=False,
-        logits_to_keep=len(answer) + 1,
+        **({"logits_to_keep": len(answer) + 1} if "logits_to_keep" in takes else {}),
         **type_arguments(model, types),
         **{name: value.to(vlm.device) for name, value in tensors.items()},
     ).logits[0, -len(answer) - 1 : -1]
