@@ -15,11 +15,23 @@ from transformers import (
     Gemma4Config,
     Gemma4ForConditionalGeneration,
     GemmaConfig,
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
+    GlmOcrConfig,
+    GlmOcrForConditionalGeneration,
+    GotOcr2Config,
+    GotOcr2ForConditionalGeneration,
+    LightOnOcrConfig,
+    LightOnOcrForConditionalGeneration,
     Llama4Config,
     Llama4ForConditionalGeneration,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
+    PaddleOCRVLConfig,
+    PaddleOCRVLForConditionalGeneration,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     SmolVLMConfig,
@@ -29,6 +41,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImagePr
 
 from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.prompts import prompt_positions
 
 VOCABULARY, PAD, END, IMAGE, NARROW = 300, 0, 2, 3, 7
 TEXT_IDS = {
@@ -37,6 +50,7 @@ TEXT_IDS = {
     "eos_token_id": END,
     "pad_token_id": PAD,
 }
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 # (seed, number of text tokens) -> tensors of the image, and its number of tokens
 Pixels = Callable[[int], tuple[dict[str, Tensor], int]]
@@ -65,28 +79,30 @@ def vlm_by_hand(name: str) -> Vlm:
     )
 
 
-def prompts_by_hand(name: str) -> list[EncodedPrompt]:
+def prompts_by_hand(name: str, vlm: Vlm) -> list[EncodedPrompt]:
     """Three prompts of unlike lengths: text, an image, text."""
     pixels = (BY_HAND | ALONE)[name][1]
-    return [_prompt(pixels, seed, words) for seed, words in enumerate((9, 30, 5))]
+    return [_prompt(vlm, pixels, seed, words) for seed, words in enumerate((9, 30, 5))]
 
 
-def _prompt(pixels: Pixels, seed: int, words: int) -> EncodedPrompt:
+def _prompt(vlm: Vlm, pixels: Pixels, seed: int, words: int) -> EncodedPrompt:
     generator = torch.Generator().manual_seed(seed)
     tensors, image_tokens = pixels(seed)
     before, after = (
         torch.randint(10, VOCABULARY, (count,), generator=generator) for count in (4, words)
     )
     ids = torch.cat([before, torch.full((image_tokens,), IMAGE), after])
+    types = torch.zeros_like(ids) if pixels is _tile else (ids == IMAGE).long()
+    positions = prompt_positions(vlm, ids[None], types[None], tensors)
     return EncodedPrompt(
         input_ids=ids,
         tensors=tensors,
-        positions=torch.arange(len(ids))[None],
-        next_position=len(ids),
+        positions=positions,
+        next_position=int(positions.max()) + 1,
         image_size=(32, 32),
         padded_size=(32, 32),
         resized=None,
-        token_types=torch.zeros_like(ids) if pixels is _tile else (ids == IMAGE).long(),
+        token_types=types,
     )
 
 
@@ -153,6 +169,94 @@ def _image_of_any_size(seed: int) -> tuple[dict[str, Tensor], int]:
     pixels = torch.randn(1, 3, height, width, generator=generator)
     tensors = {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
     return tensors, height * width // 16**2
+
+
+def _glm(config: Callable[..., Any], model: Callable[..., Any]) -> Any:
+    """Three axes of positions; gate and up projection are one matrix."""
+    return model(
+        config(
+            text_config=TEXT | TEXT_IDS | {"head_dim": 16, "rope_parameters": ROPE},
+            vision_config={
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 2,
+                "out_hidden_size": 64,
+                "image_size": 56,
+            },
+            image_token_id=IMAGE,
+            video_token_id=4,
+            image_start_token_id=5,
+            image_end_token_id=6,
+        )
+    )
+
+
+def _grid(seed: int) -> tuple[dict[str, Tensor], int]:
+    """Patches of 14 x 14 pixels, two frames each; four of them are a token."""
+    height, width = ((4, 2), (2, 6), (4, 4))[seed]
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(height * width, 3 * 2 * 14 * 14, generator=generator)
+    grid = torch.tensor([[1, height, width]])
+    return {"pixel_values": pixels, "image_grid_thw": grid}, height * width // 4
+
+
+def _paddleocr_vl() -> Any:
+    return PaddleOCRVLForConditionalGeneration(
+        PaddleOCRVLConfig(
+            text_config=TEXT | TEXT_IDS | {"head_dim": 16, "rope_parameters": ROPE},
+            vision_config=TOWER | {"image_size": 56, "patch_size": 14},
+            image_token_id=IMAGE,
+            video_token_id=4,
+            vision_start_token_id=5,
+            vision_end_token_id=6,
+        )
+    )
+
+
+def _grid_of_images(seed: int) -> tuple[dict[str, Tensor], int]:
+    """As `_grid`, one frame, with the patches as little images."""
+    tensors, tokens = _grid(seed)
+    patches = tensors["pixel_values"][:, : 3 * 14 * 14].reshape(-1, 3, 14, 14)
+    return tensors | {"pixel_values": patches}, tokens
+
+
+def _lighton_ocr() -> Any:
+    """Pixtral's tower before a Qwen 3."""
+    text = TEXT | TEXT_IDS | {"head_dim": 16, "model_type": "qwen3"}
+    tower = TOWER | {"image_size": 64, "patch_size": 8, "model_type": "pixtral"}
+    return LightOnOcrForConditionalGeneration(
+        LightOnOcrConfig(
+            vision_config=tower, text_config=text, image_token_id=IMAGE, spatial_merge_size=2
+        )
+    )
+
+
+def _got_ocr2() -> Any:
+    tower = {
+        "hidden_size": 32,
+        "output_channels": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 128,
+        "patch_size": 8,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+        "mlp_dim": 64,
+    }
+    return GotOcr2ForConditionalGeneration(
+        GotOcr2Config(
+            vision_config=tower,
+            text_config=TEXT | TEXT_IDS | {"model_type": "qwen2"},
+            image_token_index=IMAGE,
+            image_seq_length=16,
+        )
+    )
+
+
+def _page(seed: int) -> tuple[dict[str, Tensor], int]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"pixel_values": torch.randn(1, 3, 128, 128, generator=generator)}, 16
 
 
 def _cohere2_vision() -> Any:
@@ -247,6 +351,12 @@ BY_HAND: dict[str, tuple[Callable[[], Any], Pixels]] = {
     "gemma4": (lambda: _gemma4("vision"), _gemma4_pixels),
     "gemma4-causal": (lambda: _gemma4(None), _gemma4_pixels),
     "mistral3": (_mistral3, _image_of_any_size),
+    "glm4v": (lambda: _glm(Glm4vConfig, Glm4vForConditionalGeneration), _grid),
+    "glm46v": (lambda: _glm(Glm46VConfig, Glm46VForConditionalGeneration), _grid),
+    "glm_ocr": (lambda: _glm(GlmOcrConfig, GlmOcrForConditionalGeneration), _grid),
+    "paddleocr_vl": (_paddleocr_vl, _grid_of_images),
+    "lighton_ocr": (_lighton_ocr, _image_of_any_size),
+    "got_ocr2": (_got_ocr2, _page),
     "cohere2_vision": (_cohere2_vision, _tiles),
     "paligemma": (_paligemma, _tile),
     "smolvlm": (_smolvlm, _nested_tiles),

@@ -50,7 +50,7 @@ class Family:
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     name = request.param
     if name in BY_HAND:
-        return Family(lambda: vlm_by_hand(name), lambda vlm: prompts_by_hand(name))
+        return Family(lambda: vlm_by_hand(name), lambda vlm: prompts_by_hand(name, vlm))
     save = save_untried if name in UNTRIED else save_tiny_family
     directory = save(name, tmp_path_factory.mktemp(name))
     return Family(lambda: load(directory), prompts)
@@ -132,7 +132,7 @@ def test_a_model_with_its_head_elsewhere_gets_separate_rows() -> None:
     """Llama 4."""
     vlm = vlm_by_hand("llama4")
     assert vlm.way == Way(False, "its head is inside its language model")
-    family = Family(lambda: vlm, lambda _: prompts_by_hand("llama4"))
+    family = Family(lambda: vlm, lambda _: prompts_by_hand("llama4", vlm))
     lists = uneven_lists(family, vlm)
     with torch.no_grad():
         logps = separate_logps(vlm.model, separate_lists(vlm, lists))

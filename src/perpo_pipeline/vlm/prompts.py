@@ -115,7 +115,7 @@ def encode_prompt(
     found = [inputs.pop(name, None) for name in TYPE_NAMES]
     token_types = next((types for types in found if types is not None), None)
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    positions = _prompt_positions(vlm, input_ids, token_types, tensors)
+    positions = prompt_positions(vlm, input_ids, token_types, tensors)
     return EncodedPrompt(
         input_ids=input_ids[0],
         tensors=tensors,
@@ -150,7 +150,7 @@ def resized_size(vlm: Vlm, size: Size) -> Size | None:
     return vlm.family.resized_size(vlm.processor, size)
 
 
-def _prompt_positions(
+def prompt_positions(
     vlm: Vlm, input_ids: Tensor, token_types: Tensor | None, tensors: dict[str, Tensor]
 ) -> Tensor:
     """Rotary positions (A, P) of a prompt; with several axes they follow the image's grid.
