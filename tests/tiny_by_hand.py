@@ -1,4 +1,5 @@
-"""Tiny random models whose processors need torchvision: prompts and pixels are made by hand."""
+"""Tiny random models of families that are not in FAMILIES and whose processors need torchvision, in
+some version of transformers: their prompts and pixels are made by hand."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from transformers import (
     GlmOcrForConditionalGeneration,
     GotOcr2Config,
     GotOcr2ForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     LightOnOcrConfig,
     LightOnOcrForConditionalGeneration,
     Llama4Config,
@@ -329,9 +332,9 @@ def llama4(*, tuned: bool = False) -> Any:
     )
 
 
-def _smolvlm() -> Any:
-    return SmolVLMForConditionalGeneration(
-        SmolVLMConfig(
+def _idefics(config: Callable[..., Any], model: Callable[..., Any]) -> Any:
+    return model(
+        config(
             vision_config=TOWER | {"image_size": 32, "patch_size": 8},
             text_config=TEXT | TEXT_IDS | {"model_type": "llama"},
             image_token_id=IMAGE,
@@ -359,7 +362,11 @@ BY_HAND: dict[str, tuple[Callable[[], Any], Pixels]] = {
     "got_ocr2": (_got_ocr2, _page),
     "cohere2_vision": (_cohere2_vision, _tiles),
     "paligemma": (_paligemma, _tile),
-    "smolvlm": (_smolvlm, _nested_tiles),
+    "idefics3": (
+        lambda: _idefics(Idefics3Config, Idefics3ForConditionalGeneration),
+        _nested_tiles,
+    ),
+    "smolvlm": (lambda: _idefics(SmolVLMConfig, SmolVLMForConditionalGeneration), _nested_tiles),
 }
 # Those that share no prefix.
 ALONE: dict[str, tuple[Callable[[], Any], Pixels]] = {"llama4": (llama4, _tiles)}

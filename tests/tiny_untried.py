@@ -31,9 +31,6 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3Processor,
     GptOssConfig,
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    Idefics3Processor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
@@ -47,7 +44,6 @@ from transformers import (
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from perpo_pipeline.vlm.processors import without_video
@@ -152,30 +148,6 @@ def _qwen3_vl_moe() -> tuple[Any, Any]:
     return Qwen3VLMoeForConditionalGeneration(config), processor
 
 
-def _idefics3() -> tuple[Any, Any]:
-    """Tiles of 4 tokens and the whole image."""
-    words = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
-    tokenizer = chatml_tokenizer(
-        "<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *words
-    )
-    config = Idefics3Config(
-        vision_config=TOWER | {"image_size": 32, "patch_size": 8},
-        text_config=TEXT | text_ids(tokenizer) | {"model_type": "llama"},
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    processor = Idefics3Processor(
-        image_processor=Idefics3ImageProcessorPil(
-            size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
-        ),
-        tokenizer=tokenizer,
-        image_seq_len=4,
-        chat_template=chatml_template("<image>"),
-    )
-    return Idefics3ForConditionalGeneration(config), processor
-
-
 def _aya_vision() -> tuple[Any, Any]:
     """Cohere 2: windows with rotary positions, full layers without any positions."""
     marks = ("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "TILE", "TILE_GLOBAL")
@@ -220,7 +192,6 @@ UNTRIED: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3-wide": lambda: _gemma3(WIDE),
     "qwen2_vl-window": _qwen2_vl,
     "qwen3_vl_moe": _qwen3_vl_moe,
-    "idefics3": _idefics3,
     "aya_vision": _aya_vision,
     "mistral": lambda: _llava_with(MistralConfig, sliding_window=NARROW),
     "gemma2": lambda: _llava_with(
