@@ -18,6 +18,8 @@ from transformers import (
     GemmaConfig,
     Glm4vConfig,
     Glm4vForConditionalGeneration,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
     Glm46VConfig,
     Glm46VForConditionalGeneration,
     GlmOcrConfig,
@@ -33,6 +35,8 @@ from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
+    Ovis2Config,
+    Ovis2ForConditionalGeneration,
     PaddleOCRVLConfig,
     PaddleOCRVLForConditionalGeneration,
     PaliGemmaConfig,
@@ -52,6 +56,12 @@ TEXT_IDS = {
     "bos_token_id": None,
     "eos_token_id": END,
     "pad_token_id": PAD,
+}
+EXPERTS = {
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "partial_rotary_factor": 1.0,
 }
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -174,11 +184,11 @@ def _image_of_any_size(seed: int) -> tuple[dict[str, Tensor], int]:
     return tensors, height * width // 16**2
 
 
-def _glm(config: Callable[..., Any], model: Callable[..., Any]) -> Any:
+def _glm(config: Callable[..., Any], model: Callable[..., Any], **text: Any) -> Any:
     """Three axes of positions; gate and up projection are one matrix."""
     return model(
         config(
-            text_config=TEXT | TEXT_IDS | {"head_dim": 16, "rope_parameters": ROPE},
+            text_config=TEXT | TEXT_IDS | {"head_dim": 16, "rope_parameters": ROPE} | text,
             vision_config={
                 "depth": 2,
                 "hidden_size": 32,
@@ -231,6 +241,21 @@ def _lighton_ocr() -> Any:
     return LightOnOcrForConditionalGeneration(
         LightOnOcrConfig(
             vision_config=tower, text_config=text, image_token_id=IMAGE, spatial_merge_size=2
+        )
+    )
+
+
+def _ovis2() -> Any:
+    """An image's tokens are mixtures of rows of an embedding table."""
+    tower = TOWER | {"image_size": 32, "patch_size": 8, "vocab_size": 64}
+    return Ovis2ForConditionalGeneration(
+        Ovis2Config(
+            vision_config=tower | {"hidden_stride": 2, "num_visual_indicator_tokens": 5},
+            text_config=TEXT | TEXT_IDS | {"model_type": "qwen2"},
+            image_token_id=IMAGE,
+            visual_indicator_token_ids=[4, 5, 6, 7, 8],
+            vocab_size=VOCABULARY,
+            hidden_size=64,
         )
     )
 
@@ -356,6 +381,11 @@ BY_HAND: dict[str, tuple[Callable[[], Any], Pixels]] = {
     "mistral3": (_mistral3, _image_of_any_size),
     "glm4v": (lambda: _glm(Glm4vConfig, Glm4vForConditionalGeneration), _grid),
     "glm46v": (lambda: _glm(Glm46VConfig, Glm46VForConditionalGeneration), _grid),
+    "glm4v_moe": (
+        lambda: _glm(Glm4vMoeConfig, Glm4vMoeForConditionalGeneration, **EXPERTS),
+        _grid,
+    ),
+    "ovis2": (_ovis2, _tile),
     "glm_ocr": (lambda: _glm(GlmOcrConfig, GlmOcrForConditionalGeneration), _grid),
     "paddleocr_vl": (_paddleocr_vl, _grid_of_images),
     "lighton_ocr": (_lighton_ocr, _image_of_any_size),
