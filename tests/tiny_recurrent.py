@@ -1,7 +1,6 @@
 """Tiny layers and models with a recurrent state, from transformers' own classes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,6 @@ from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeGated
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 from transformers.models.zamba2.modeling_zamba2 import Zamba2MambaMixer
 
-from perpo_pipeline.vlm.families import FAMILIES
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import Vlm
@@ -311,7 +309,6 @@ def save_tiny_qwen3_5(directory: Path, seed: int = 0, **text: Any) -> Path:
 def as_qwen3_5(directory: Path) -> Vlm:
     """The model of `save_tiny_qwen3_5`, with what its family shares with Qwen3-VL."""
     vlm = load_vlm(resolve_model(str(directory)), dtype="float32", device="cpu")
-    vlm.family = replace(FAMILIES["qwen3_vl"], name="qwen3.5")
     return vlm
 
 

@@ -12,12 +12,9 @@ from tiny_recurrent import HYBRIDS, as_qwen3_5, save_tiny_qwen3_5, tiny_hybrid, 
 from tiny_training import LENGTHS, completions_of
 from torch import Tensor
 
-from perpo_pipeline.train import shared_prefix
-from perpo_pipeline.train.recurrent_steps import packed_steps
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
-    PackedBatch,
     pack_lists,
     packed_logps,
 )
@@ -26,10 +23,7 @@ from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.prompts import encode_prompt
 from perpo_pipeline.vlm.recurrent import (
-    masks_by_layer_type,
-    takes_left_padding,
     use_recurrent_steps,
-    uses_recurrent_steps,
 )
 
 SIZES = [(48, 40), (90, 40), (64, 64)]
@@ -38,26 +32,6 @@ TARGETS = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|out_proj|in_proj|in_proj_qkv|in_proj_z"
     r"|in_proj_a|in_proj_b|gate_proj|up_proj|down_proj|w1|w2|w3)"
 )
-
-
-@pytest.fixture(autouse=True)
-def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`packed_logps` gives the recurrent layers their steps."""
-    own = shared_prefix._layer_inputs
-
-    def layer_inputs(inner: Any, batch: PackedBatch) -> dict[str, Any]:
-        inputs = own(inner, batch)
-        if uses_recurrent_steps(inner):
-            steps = packed_steps(
-                batch.layout,
-                batch.input_ids.numel(),
-                batch.input_ids.device,
-                left_padding=takes_left_padding(inner),
-            )
-            inputs["attention_mask"] = masks_by_layer_type(inputs["attention_mask"], steps)
-        return inputs
-
-    monkeypatch.setattr(shared_prefix, "_layer_inputs", layer_inputs)
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +145,11 @@ def test_values_and_gradients_are_those_of_separate_forwards(
         assert (gradient - expected[name]).norm() < 1e-4 * expected[name].norm(), name
 
 
-def test_without_steps_the_row_is_wrong(family: tuple[Vlm, list[CompletionList]]) -> None:
-    """Each answer would continue from the one before it."""
+def test_without_steps_there_is_no_mask(family: tuple[Vlm, list[CompletionList]]) -> None:
+    """Else each answer would continue from the one before it, silently."""
     vlm, lists = family
-    with torch.no_grad():
-        plain = separate_logps(vlm.model, separate_lists(vlm, lists))
-        ours = packed_logps(vlm.model, pack_lists(vlm, lists))
-    assert (ours - plain).abs().max() > 0.1
+    with pytest.raises(KeyError):
+        packed_logps(vlm.model, pack_lists(vlm, lists))
 
 
 def test_gradient_checkpointing_runs_the_same_steps_again(directory: Path) -> None:
@@ -204,7 +176,6 @@ def test_steps_reach_the_layers_of_other_hybrids(name: str, one_row: bool) -> No
     lists = with_completions(vlm, [_text_prompt(length) for length in (20, 7, 20)])
     plain = separate_logps(vlm.model, separate_lists(vlm, lists))
     batch = pack_lists(vlm, lists, one_row=one_row)
-    assert (packed_logps(vlm.model, batch) - plain).abs().max() > 0.1
     use_recurrent_steps(vlm.model)
     torch.testing.assert_close(packed_logps(vlm.model, batch), plain, atol=1e-4, rtol=0)
 

@@ -11,18 +11,13 @@ from torch import Tensor
 
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList
-from perpo_pipeline.vlm import decoding
-from perpo_pipeline.vlm.attention import PREFIX, additive_mask
 from perpo_pipeline.vlm.decoding import sample_lists
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
 from perpo_pipeline.vlm.recurrent import (
-    masks_by_layer_type,
     takes_left_padding,
-    use_recurrent_steps,
 )
 from perpo_pipeline.vlm.recurrent_decoding import GrowingStates
-from perpo_pipeline.vlm.tensors import squeeze_positions
 
 PREFIXES = [3, 70, 3, 20]  # tokens of each prompt
 STEPS = 9
@@ -64,27 +59,6 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
-def plugged_in(self: Any, ids: Tensor, positions: Tensor, visible: Tensor, tensors: Any) -> Tensor:
-    """`_Batch._forward` with states for the recurrent layers."""
-    if tensors:
-        self.states = GrowingStates(self.slots.shape[1])
-        steps: Any = self.states.read_prefixes(
-            self.key_segments == PREFIX, left_padding=takes_left_padding(self.model)
-        )
-    else:
-        steps = self.states.read_tokens(self.rows, self.slots)
-    hidden = self.model.model(
-        input_ids=ids,
-        position_ids=squeeze_positions(positions),
-        attention_mask=masks_by_layer_type(additive_mask(visible, self.vlm.dtype), steps),
-        past_key_values=self.cache,
-        use_cache=True,
-        **tensors,
-    ).last_hidden_state
-    logits: Tensor = self.model.lm_head(hidden[:, -1:] if tensors else hidden).float()
-    return logits
-
-
 def sampled_and_expected(vlm: Vlm) -> tuple[Tensor, Tensor]:
     """Log-probabilities of drawn completions: as drawn, and of the whole rows."""
     prompts = [
@@ -106,12 +80,11 @@ def sampled_and_expected(vlm: Vlm) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def vlm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vlm:
-    monkeypatch.setattr(decoding._Batch, "_forward", plugged_in)
+def vlm(tmp_path: Path) -> Vlm:
     vlm = as_qwen3_5(save_tiny_qwen3_5(tmp_path))
-    vlm.full_attention = True
     vlm.eos_token_ids = tuple(range(10, 50))  # so that completions end often
-    use_recurrent_steps(vlm.model)
+    assert vlm.way.shares_prefix, vlm.way.why
+    print(vlm.way.why)
     return vlm
 
 

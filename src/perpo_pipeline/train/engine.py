@@ -18,6 +18,7 @@ from perpo_pipeline.train.separate_rows import SeparateBatch, separate_logps
 from perpo_pipeline.train.shared_prefix import PackedBatch, packed_logps
 from perpo_pipeline.vlm.attention import use_shared_prefix_attention
 from perpo_pipeline.vlm.models import Vlm, base_model
+from perpo_pipeline.vlm.recurrent import use_recurrent_steps
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
@@ -67,6 +68,7 @@ def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None
     inner = base_model(vlm.model)
     on_cuda = vlm.device.type == "cuda"
     if forward == "shared-prefix":
+        use_recurrent_steps(inner)
         use_shared_prefix_attention(inner, flex=on_cuda)
     options = None
     if settings.levers:

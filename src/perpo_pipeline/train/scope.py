@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
 
 LANGUAGE_MODEL = "language_model"
-LORA_LINEARS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+# Attention, layers with a recurrent state, feed-forward (LFM2's are w1 to w3).
+LORA_LINEARS = (
+    "q_proj|k_proj|v_proj|o_proj|out_proj|in_proj|in_proj_qkv|in_proj_z|in_proj_qkvz"
+    "|gate_proj|up_proj|down_proj|w1|w2|w3"
+)
 
 
 def lora_config(

@@ -23,6 +23,7 @@ from perpo_pipeline.errors import InputError
 from perpo_pipeline.train.layout import PackedList
 from perpo_pipeline.train.levers.last_layer import predicting_places, uses_last_layer
 from perpo_pipeline.train.levers.whole_head import fitting_rows
+from perpo_pipeline.train.recurrent_steps import packed_steps
 from perpo_pipeline.train.sharded_weights import is_sharded
 from perpo_pipeline.vlm.attention import (
     BLOCK_TOKENS,
@@ -34,6 +35,11 @@ from perpo_pipeline.vlm.attention import (
 from perpo_pipeline.vlm.heads import change_of_logits
 from perpo_pipeline.vlm.layers import LayerKinds, ends_of_blocks
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
+from perpo_pipeline.vlm.recurrent import (
+    masks_by_layer_type,
+    takes_left_padding,
+    uses_recurrent_steps,
+)
 from perpo_pipeline.vlm.tensors import cast_tensors, move, squeeze_positions, stack_image_tensors
 
 # Logits computed at a time: 2^26 fp32 values = 256 MiB (2,097 positions with a vocabulary of
@@ -207,6 +213,10 @@ def _layer_inputs(inner: Any, batch: PackedBatch) -> dict[str, Any]:
     (train/levers)."""
     device = batch.input_ids.device
     inputs: dict[str, Any] = {"attention_mask": packed_mask(inner, batch.spans)}
+    if uses_recurrent_steps(inner):
+        padded, places = takes_left_padding(inner), batch.input_ids.numel()
+        steps = packed_steps(batch.layout, places, device, left_padding=padded)
+        inputs["attention_mask"] = masks_by_layer_type(inputs["attention_mask"], steps)
     if uses_flash_parts(inner):
         from perpo_pipeline.train.levers.flash_parts import list_parts
 

@@ -38,6 +38,13 @@ from perpo_pipeline.vlm.heads import change_of_logits
 from perpo_pipeline.vlm.layers import ends_of_blocks
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.processors import decode_completions
+from perpo_pipeline.vlm.recurrent import (
+    Steps,
+    masks_by_layer_type,
+    takes_left_padding,
+    uses_recurrent_steps,
+)
+from perpo_pipeline.vlm.recurrent_decoding import GrowingStates
 from perpo_pipeline.vlm.tensors import cast_tensors, squeeze_positions, stack_image_tensors
 
 FILLER = -2  # an unused query slot, in a row with fewer unfinished completions than others
@@ -227,6 +234,7 @@ class _Batch:
         layers = self.model.config.get_text_config().num_hidden_layers
         # Most batches end before max_new_tokens: reserve 32 tokens per completion, then grow.
         self.cache = GrowingCache(layers, num_samples * min(max_new_tokens, 32))
+        self.states = GrowingStates(num_samples) if uses_recurrent_steps(self.model) else None
         self.change = change_of_logits(self.model.config)
 
     def prefill(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
@@ -282,11 +290,13 @@ class _Batch:
         visible: Tensor,
         tensors: dict[str, Tensor],
     ) -> Tensor:
-        layers, dtype = self.vlm.layers, self.vlm.dtype
+        mask = segment_masks(self.vlm.layers, queries, self.keys, visible, self.vlm.dtype)
+        if self.states is not None:
+            mask = masks_by_layer_type(mask, self._steps(self.states, is_prompt=bool(tensors)))
         hidden = self.model.model(
             input_ids=ids,
             position_ids=squeeze_positions(positions),
-            attention_mask=segment_masks(layers, queries, self.keys, visible, dtype),
+            attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
             **tensors,
@@ -294,6 +304,13 @@ class _Batch:
         if tensors:
             hidden = hidden[:, -1:]
         return self.change(self.model.lm_head(hidden)).float()
+
+    def _steps(self, states: GrowingStates, is_prompt: bool) -> Steps:
+        """What layers with a recurrent state read: whole prompts, or a token of each completion."""
+        if not is_prompt:
+            return states.read_tokens(self.rows, self.slots)
+        padded = takes_left_padding(self.model)
+        return states.read_prefixes(self.keys.owners == PREFIX, left_padding=padded)
 
     def token_ids(self, step: int) -> Tensor:
         """(R * W, P + step) the tokens of prompt and completion so far, for every slot.

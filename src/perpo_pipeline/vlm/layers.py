@@ -2,8 +2,8 @@
 
 A layer sees all earlier tokens, the last few (a sliding window), or those of its own chunk. Windows
 and chunks count tokens of the sequence that the family itself would see, prefix and one answer,
-wherever these stand in a packed row. Layers with a recurrent state have no mask at all: whoever
-builds their way starts at `LayerKinds.recurrent`.
+wherever these stand in a packed row. Layers with a recurrent state have steps in the mask's place
+(vlm/recurrent.py).
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from torch import Tensor
 
 # transformers' names for layers that carry a state instead of looking back.
 RECURRENT = frozenset({"linear_attention", "conv", "mamba", "mamba2", "hybrid", "hybrid_sliding"})
+# Layers that do both: the mask of their attention.
+HYBRID = {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}
 # model_type -> the layer types in which the tokens of one image see each other, both ways, as far
 # as the window allows (transformers' `create_masks_for_vision_model` of these families).
 SEES_AHEAD: dict[str, tuple[str, ...]] = {
@@ -76,7 +78,8 @@ class LayerKinds:
     @property
     def is_plain(self) -> bool:
         """Whether every layer sees all earlier tokens, and nothing changes the scores."""
-        return self.why_not is None and not self.changed_scores and self.alike == Reach()
+        changed = self.changed_scores or self.recurrent
+        return self.why_not is None and not changed and self.alike == Reach()
 
     @property
     def alike(self) -> Reach | None:
@@ -99,6 +102,7 @@ class LayerKinds:
         if self.why_not is not None:
             return self.why_not
         names = [f"{name}{_words(reach)}" for name, reach in self.reaches.items()]
+        names += [f"{name} (a state)" for name in self.recurrent]
         return " and ".join(names + ["scores with a softcap or sinks"] * self.changed_scores)
 
 
@@ -110,11 +114,12 @@ def layer_kinds(config: Any) -> LayerKinds:
     ahead = _types_that_see_ahead(config, text)
     reaches: dict[str, Reach] = {}
     why_not = None
-    for name in types:
+    for name in (HYBRID.get(name, name) for name in types):
+        if name in RECURRENT:
+            continue
         limit = _limit(text, name)
         if limit is None:
-            what = "carry a state" if name in RECURRENT else "look back in a way of their own"
-            why_not = f"some of its layers {what} ({name})"
+            why_not = f"some of its layers look back in a way of their own ({name})"
             continue
         reaches[name] = Reach(**limit, ahead=name in ahead)
     changed = _changes_scores(text)
@@ -126,7 +131,7 @@ def layer_kinds(config: Any) -> LayerKinds:
 
 def by_layer_type(kinds: LayerKinds, mask_of: Callable[[Reach], Any]) -> Any:
     """Masks as transformers' models take them: one where all layers are alike, else one by type."""
-    if kinds.alike is not None:
+    if kinds.alike is not None and not kinds.recurrent:
         return mask_of(kinds.alike)
     made = {reach: mask_of(reach) for reach in dict.fromkeys(kinds.reaches.values())}
     return {name: made[reach] for name, reach in kinds.reaches.items()}

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perpo_pipeline.errors import InputError
 from perpo_pipeline.vlm.chat_settings import UNSET, ChatSettings
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
 from perpo_pipeline.vlm.layers import LayerKinds, layer_kinds
 from perpo_pipeline.vlm.plain_text import PlainTokenizer, control_tokens
 from perpo_pipeline.vlm.processors import image_arguments
+from perpo_pipeline.vlm.recurrent import use_recurrent_steps
 
 # What processors and models of the families call the types of tokens.
 TYPE_NAMES = ("mm_token_type_ids", "token_type_ids")
@@ -99,6 +101,11 @@ class Vlm:
             return Way(True, "tests of this family show it to be exact")
         if self.prove is None:
             return Way(True, f"its layers allow it: {self.layers}")
+        if self.layers.recurrent:
+            try:
+                use_recurrent_steps(base_model(self.model))
+            except InputError as error:
+                return Way(False, error.what)
         return self.prove(self)
 
     @property

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.vlm.layers import RECURRENT
 
-# transformers' names for the layers that have a recurrent state (its masking_utils).
+# What transformers' models call the masks of layers with a recurrent state (its masking_utils).
 LAYER_TYPES = ("linear_attention", "conv")
-WITH_STATE = {*LAYER_TYPES, "mamba", "hybrid", "hybrid_sliding"}  # in configs
 CACHE_ARGUMENTS = ("cache_params", "past_key_values")  # what a layer calls its cache
 PROBE_TOKENS = 4
 LEFT_PADDING = "perpo_left_padding"  # attribute of a prepared text model: see takes_left_padding
@@ -234,7 +234,7 @@ def _check_all_found(model: Any, layers: Sequence[nn.Module]) -> None:
     """Raise InputError if the config names more layers with a state than were found."""
     text = model.config.get_text_config()
     types = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
-    named = sum(kind in WITH_STATE for kind in types)
+    named = sum(kind in RECURRENT for kind in types)
     if named > len(layers):
         raise InputError(
             f"{named} layers of the text model have a recurrent state, but only {len(layers)} of a "
