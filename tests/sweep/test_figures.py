@@ -69,3 +69,10 @@ def test_sections_of_other_sweeps_stay_and_its_own_is_replaced(tmp_path: Path) -
     ]
     again = replace(beta, file=beta.file.model_copy(update={"title": "Beta"}))
     assert write_figures(out, [again]).read_text() == both.replace("The scale", "Beta")
+
+
+def test_a_base_far_off_is_a_number_and_no_line(tmp_path: Path) -> None:
+    far = [{**row, "value": 0.2, "low": 0.15, "high": 0.25} for row in BASE]
+    write_figures(tmp_path / "figures", [finished(tmp_path, rows=[*far, *ROWS])])
+    svg = (tmp_path / "figures" / "beta.svg").read_text()
+    assert ">base: 20.0, below<" in svg and ">base<" not in svg

@@ -86,7 +86,9 @@ def test_chunks_and_scales_by_place_are_read_from_the_config() -> None:
 def test_layers_with_a_state_are_named() -> None:
     kinds = kinds_of(Qwen3_5TextConfig(num_hidden_layers=4))
     assert kinds.recurrent == ("linear_attention",)
-    assert kinds.why_not is None and not kinds.is_plain and list(kinds.reaches) == ["full_attention"]
+    assert (
+        kinds.why_not is None and not kinds.is_plain and list(kinds.reaches) == ["full_attention"]
+    )
     assert str(kinds) == "full_attention and linear_attention (a state)"
 
 

@@ -17,6 +17,7 @@ from perpo_pipeline.sweep.cells import shown_value
 
 Row = Mapping[str, Any]
 LOGARITHMIC = 8  # times between two values from which an axis is logarithmic
+BASE_ROOM = 1.0  # heights of the curves, up to which the base beside them is drawn as a line
 BESIDE = 0.02  # share of the axis by which the methods' points stand beside each other
 
 
@@ -138,7 +139,8 @@ def curve_svg(
 ) -> str:
     """A line per method with 95 % intervals, each seed as a tick, chosen settings as rings.
 
-    `base` is a dashed line; `legend` names the lines in the picture itself.
+    `base` is a dashed line, or only a number where a line would squeeze the curves together;
+    `legend` names the lines in the picture itself.
     """
     every = [point for curve in curves for point in curve.points]
     is_number = _are_numbers(every)
@@ -155,7 +157,7 @@ def curve_svg(
         places = [place(point) for point in every]
         width = (max(places) - min(places)) or 1.0
         if base is not None:
-            axes.axhline(unit.factor * base, color=BASE_COLOUR, linestyle="--", label=BASE)
+            _draw_base(axes, base, every, unit)
         aside = [BESIDE * width * (n - (len(curves) - 1) / 2) for n in range(len(curves))]
         for curve, shift in zip(curves, aside if is_number else [0.0] * len(aside), strict=True):
             _draw_curve(axes, curve, [place(point) + shift for point in curve.points], unit)
@@ -171,6 +173,17 @@ def curve_svg(
             axes.figure.legend(frameon=False, labelcolor=MUTED, fontsize=9, **place_of_legend)
 
     return draw_svg(draw, f"{y_label} by {x_label}", (PANEL_WIDTH, 2.8))
+
+
+def _draw_base(axes: Any, base: float, points: Sequence[Point], unit: Unit) -> None:
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    room = BASE_ROOM * (high - low)
+    if low - room <= base <= high + room:
+        axes.axhline(unit.factor * base, color=BASE_COLOUR, linestyle="--", label=BASE)
+        return
+    side, place = ("below", 0.03) if base < low else ("above", 0.92)
+    words = f"{BASE}: {unit.number(base)}, {side}"
+    axes.text(0.99, place, words, transform=axes.transAxes, ha="right", color=BASE_COLOUR)
 
 
 def _draw_curve(axes: Any, curve: Curve, places: Sequence[float], unit: Unit) -> None:

@@ -30,7 +30,7 @@ INTRODUCTION = """# Figures
 
 Made from sweeps by `perpo sweep --figures`; changes here are lost. Lines are
 means over seeds with 95 % intervals over the prompts, ticks are single seeds, rings chosen
-settings, and the dashed line is the base."""
+settings; the dashed line is the base, unless it lies so far off that only its number is shown."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write_figures(folder: Path, sweeps: Sequence[Finished]) -> Path:
         for name, svg in pictures.items():
             _write(folder / name, svg)
         sections[sweep.file.sweep] = "\n".join(_section(sweep, list(pictures)))
-    marked = [f"<!-- sweep {name} -->\n{text}" for name, text in sections.items()]
+    marked = [f"<!-- sweep {name} -->\n\n{text}" for name, text in sections.items()]
     _write(page, "\n\n".join([INTRODUCTION, *marked]) + "\n")
     return page
 
