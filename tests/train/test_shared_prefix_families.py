@@ -191,7 +191,10 @@ def test_lora_gradients_equal_those_of_separate_forwards(family: Family) -> None
         if name.split(".")[-1] in LORA_LINEARS.split("|")
     ]
     assert len(linears) >= 4 * len(layers)
-    assert len(plain) == len(linears) * 2  # A and B
+    trained = {name for name, p in vlm.model.named_parameters() if p.requires_grad}
+    assert plain.keys() == trained
+    if vlm.family.name != "glm4v_moe":  # there PEFT chooses experts instead of some linear layers
+        assert len(plain) == len(linears) * 2  # A and B
     for split, one_row in product((False, True), (False, True)):
         if split:
             use_shared_prefix_attention(vlm.model.get_base_model(), flex=False)
