@@ -19,6 +19,8 @@ from tiny_training import completions_of
 from tiny_untried import UNTRIED, save_untried
 from torch import Tensor
 
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.scope import LORA_LINEARS, lora_config
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
@@ -132,6 +134,8 @@ def test_a_model_with_its_head_elsewhere_gets_separate_rows() -> None:
     """Llama 4."""
     vlm = vlm_by_hand("llama4")
     assert vlm.way == Way(False, "its head is inside its language model")
+    with pytest.raises(ConfigError, match="its head is inside its language model"):
+        choose_forward(vlm, "shared-prefix")
     family = Family(lambda: vlm, lambda _: prompts_by_hand("llama4", vlm))
     lists = uneven_lists(family, vlm)
     with torch.no_grad():

@@ -39,6 +39,16 @@ def test_healthy_models_share(directories: dict[str, Path], name: str, dtype: st
     )
 
 
+def test_nothing_of_the_proof_is_an_inference_tensor(directories: dict[str, Path]) -> None:
+    vlm = load(directories["gemma3"])
+    seen: list[bool] = []
+    vlm.model.model.language_model.register_forward_hook(
+        lambda module, args, output: seen.append(output.last_hidden_state.is_inference())
+    )
+    assert vlm.shares_prefix
+    assert len(seen) > 6 and not any(seen)
+
+
 def test_it_is_proven_once_and_only_when_asked_for(directories: dict[str, Path]) -> None:
     asked: list[Vlm] = []
 

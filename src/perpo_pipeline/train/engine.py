@@ -54,10 +54,10 @@ def choose_forward(vlm: Vlm, wanted: str) -> "Forward":
         return "separate"
     if wanted == "auto":
         return "shared-prefix" if vlm.shares_prefix else "separate"
-    if vlm.layers.why_not is not None:
+    if vlm.why_never is not None:
         raise ConfigError(
             "forward is shared-prefix, but a shared prefix would change the language model's "
-            f"results: {vlm.layers.why_not}",
+            f"results: {vlm.why_never}",
             fix="use train.forward: separate",
         )
     return "shared-prefix"

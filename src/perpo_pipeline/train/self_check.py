@@ -180,9 +180,9 @@ def _off(ours: Sequence[Tensor], plain: Sequence[Tensor]) -> float:
 
 @torch.no_grad()
 def check_own_head(vlm: Vlm, entry: CompletionList) -> None:
-    """Raise InputError if the model's logits differ from its head applied to its hidden states.
+    """Raise InputError if the model's logits differ from those that this package computes.
 
-    Some untested families scale or cap the logits, which vlm/heads.py may not know.
+    Some untested families scale or cap what their head gives in a way that vlm/heads.py lacks.
     """
     one = CompletionList(entry.prompt, [max(entry.completions, key=len)])
     batch = separate_lists(vlm, [one]).to(vlm.device)

@@ -133,7 +133,7 @@ def greedy_decode(
     return [one for (one,) in _decode(vlm, prompts, 1, max_new_tokens, most_likely)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def force_lists(
     vlm: Vlm, prompts: Sequence[EncodedPrompt], answers: Sequence[Sequence[Sequence[int]]]
 ) -> Tensor:

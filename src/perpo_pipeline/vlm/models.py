@@ -86,6 +86,13 @@ class Vlm:
         """Whether our tests cover the model: a known family whose layers see all earlier tokens."""
         return self.family.known and self.layers.is_plain
 
+    @property
+    def why_never(self) -> str | None:
+        """Why no packed row can be right on this model, or None."""
+        if has_own_head(base_model(self.model)):
+            return self.layers.why_not
+        return "its head is inside its language model"
+
     @functools.cached_property
     def way(self) -> Way:
         """Whether completions may share one prefix, for sampling and for training.
@@ -93,10 +100,8 @@ class Vlm:
         Known families with plain layers may. Others are proven on their own weights, once, when
         this is first asked for; without weights the proof is taken to succeed.
         """
-        if self.layers.why_not is not None:
-            return Way(False, self.layers.why_not)
-        if not has_own_head(base_model(self.model)):
-            return Way(False, "its head is inside its language model")
+        if self.why_never is not None:
+            return Way(False, self.why_never)
         if self.is_tested:
             return Way(True, "tests of this family show it to be exact")
         if self.prove is None:

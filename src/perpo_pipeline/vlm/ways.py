@@ -42,9 +42,12 @@ REFUSALS = (
 )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prove_way(vlm: Vlm) -> Way:
-    """Find out whether completions may share a prompt on this model; OutOfMemoryError passes."""
+    """Find out whether completions may share a prompt on this model; OutOfMemoryError passes.
+
+    Not in inference mode: what a module keeps of it, such as rotary angles, could not be trained.
+    """
     doing = "made-up prompts cannot be computed one by one"
     try:
         prompts = made_up_prompts(vlm)
@@ -138,7 +141,7 @@ def _plain(
     return torch.tensor(rows, dtype=torch.float64)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def plain_logprob(
     vlm: Vlm, prompt: EncodedPrompt, answer: Sequence[int], padding: int = 0
 ) -> float:
