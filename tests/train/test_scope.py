@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from tiny_by_hand import vlm_by_hand
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
 from torch import Tensor, nn
@@ -301,3 +302,14 @@ def test_the_adapter_has_no_dropout_and_the_rank_it_was_asked_for(vlm: Vlm) -> N
     assert layer.scaling["default"] == 2.0
     assert isinstance(layer.lora_dropout["default"], nn.Identity)
     assert torch.count_nonzero(layer.lora_B["default"].weight) == 0  # the start is the base
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, for experts
+def test_layers_that_peft_adds_to_the_scope_are_refused() -> None:
+    """GLM-4.5V: PEFT takes layers by name, wherever they are, and the experts."""
+    vlm = vlm_by_hand("glm4v_moe")
+    make_trainable(vlm, TrainSettings())
+    tower = vlm_by_hand("glm4v_moe")
+    tower.model.model.visual.blocks[0].attn.q_proj = torch.nn.Linear(4, 4)  # type: ignore
+    with pytest.raises(ConfigError, match=r"adapt model\.visual\.blocks\.0\.attn\.q_proj"):
+        make_trainable(tower, TrainSettings())

@@ -80,7 +80,9 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
     if settings.tuning == "lora":
         config = lora_config(vlm, settings.lora.rank, settings.lora.alpha, settings.scope)
         # PEFT's own default, an fp32 adapter on a bf16 base, costs a third of the speed.
+        pattern = str(config.target_modules)  # PEFT writes its own into the config
         policy = get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
+        _check_attached(policy, vlm, pattern)
         if vlm.quantization is not None:
             cast_lora(policy, vlm.dtype)
         if settings.levers:
@@ -95,6 +97,23 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
     if settings.activation_offload:
         offload_layer_inputs(base_model(policy).get_decoder())
     return policy
+
+
+def _check_attached(policy: Any, vlm: Vlm, pattern: str) -> None:
+    """Raise ConfigError for LoRA on a layer that the scope does not name.
+
+    For some models with experts PEFT replaces our pattern by names of layers, which a vision tower
+    may have, too, and adapts the experts besides.
+    """
+    inside = f"{_text_model(vlm)}."
+    for name, module in base_model(policy).named_modules():
+        is_expert = name.startswith(inside) and ".experts" in name
+        if hasattr(module, "lora_A") and not is_expert and not re.fullmatch(pattern, name):
+            raise ConfigError(
+                f"PEFT would also adapt {name}, which train.scope does not name: it changes the "
+                f"choice of layers for '{base_model(policy).config.model_type}' models",
+                fix="use train.tuning: full, or another base model",
+            )
 
 
 def spare_the_tower(inner: Any) -> None:
