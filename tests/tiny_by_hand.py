@@ -81,7 +81,9 @@ def vlm_by_hand(name: str) -> Vlm:
         model=model.requires_grad_(False).eval(),
         processor=None,
         tokenizer=SimpleNamespace(
-            pad_token_id=PAD, batch_decode=lambda ids, **how: [str(y) for y in ids]
+            pad_token_id=PAD,
+            added_tokens_decoder={},
+            batch_decode=lambda ids, **how: [str(y) for y in ids],
         ),
         family=family_of_type(model.config.model_type),
         device=torch.device("cpu"),

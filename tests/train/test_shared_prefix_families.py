@@ -149,15 +149,16 @@ def test_a_model_with_its_head_elsewhere_gets_separate_rows() -> None:
         assert one.sampler_logprob == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.slow  # torch compiles its kernel for the CPU
+# The six known families, windows with images both ways, and a softcap: torch compiles a kernel for
+# each on the CPU. Sinks need a GPU.
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*MODEL_TYPES, "gemma3-wide", "gemma2"], indirect=True)
 def test_flex_attention_gives_the_models_own_forwards(family: Family, vlm: Vlm) -> None:
     """The first list is long enough for blocks in which nothing is masked."""
     question = "".join(f" {number}" for number in range(60))
     answers = [[*range(start, start + 60), vlm.eos_token_ids[0]] for start in (20, 90, 160)]
-    lists = uneven_lists(family, vlm)
-    if vlm.processor is not None:
-        long = CompletionList(encode_prompt(vlm, noise_image(7), question), answers)
-        lists = [long, *lists]
+    long = CompletionList(encode_prompt(vlm, noise_image(7), question), answers)
+    lists = [long, *uneven_lists(family, vlm)]
     flex = family.load()
     use_shared_prefix_attention(flex.model, flex=True)
     batch = pack_lists(flex, lists)

@@ -251,8 +251,11 @@ def test_every_row_reads_the_whole_image_before_linear_attention() -> None:
         model=model.requires_grad_(False).eval(),
         processor=None,
         tokenizer=SimpleNamespace(
-            pad_token_id=0, batch_decode=lambda ids, **how: [str(y) for y in ids]
+            pad_token_id=0,
+            added_tokens_decoder={},
+            batch_decode=lambda ids, **how: [str(y) for y in ids],
         ),
+        prove=lambda _: Way(False, "this test reads the prompt once per completion"),
         family=Family("qwen3_5", known=False),
         device=torch.device("cpu"),
         dtype=torch.float32,
