@@ -14,13 +14,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from tiny_families import save_tiny_family
 
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.merge.card import _over_splits, model_card
 from perpo_pipeline.merge.evaluations import Evaluation
 from perpo_pipeline.merge.folder import CARD, RECORD
-from perpo_pipeline.merge.merge_adapter import merge
+from perpo_pipeline.merge.merge_adapter import merge, trained_system_turn
 from perpo_pipeline.run import Console
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.vlm.decoding import greedy_decode
@@ -287,7 +288,7 @@ def test_given_metrics_replace_those_of_the_run(run: Path, tmp_path: Path) -> No
     assert "does not record which model gave them (`pages`, metrics" in text
 
 
-def small_card(arguments: dict[str, Any], **more: Any) -> str:
+def small_card(arguments: dict[str, Any], system_turn: Any = None, **more: Any) -> str:
     """The card of an adapter with these settings, without data and metrics."""
     made = {"counts": {}, "packages": {}, "git_commit": None, "created_at": "today"}
     settings = {"method": "perpo", "preprocess": "processor", **more}
@@ -295,26 +296,43 @@ def small_card(arguments: dict[str, Any], **more: Any) -> str:
     adapter: Any = SimpleNamespace(manifest=manifest, variant="perpo", fingerprint="f")
     record = {"base_model": "b", "base_identity": "i", "base_is_directory": False, **made}
     record |= {"dtype": "float32", "made_at": "today"}
-    return model_card(record, adapter, [], [], arguments)
+    return model_card(record, adapter, [], [], arguments, system_turn)
 
 
 def test_the_example_has_the_system_turn_and_arguments_of_training() -> None:
     """As a call that Python reads: the arguments of its `apply_chat_template`."""
     text = 'Say "it" in {words}.'
     given = {"enable_thinking": False, "mood": None}
-    found = small_card({}, system_prompt=text, chat_template_kwargs=given)
+    turn = {"role": "system", "content": text}
+    found = small_card({}, turn, system_prompt=text, chat_template_kwargs=given)
     (call,) = re.findall(r"apply_chat_template\((.*?)\n\)\.to", found, re.DOTALL)
     call = ast.parse(f"f({call})", mode="eval").body
     assert isinstance(call, ast.Call)
     system, _ = call.args[0].elts
-    assert ast.literal_eval(system) == {
-        "role": "system",
-        "content": [{"type": "text", "text": text}],
-    }
+    assert ast.literal_eval(system) == turn
     arguments = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
     assert given.items() <= arguments.items() and arguments["add_generation_prompt"] is True
     assert "as `chat_template_kwargs`" in found
     assert "chat_template_kwargs" not in small_card({})
+
+
+@pytest.mark.parametrize(
+    ("writes", "content"),
+    [
+        ("{{ message.content }}", "Be kind."),
+        ("{{ message.content[0].text }}", [{"type": "text", "text": "Be kind."}]),
+    ],
+)
+def test_the_system_turn_has_the_form_that_the_base_s_template_reads(
+    tmp_path: Path, writes: str, content: Any
+) -> None:
+    base = save_tiny_family("qwen3_vl", tmp_path / "base")
+    (base / "chat_template.jinja").write_text(
+        f"{{% for message in messages %}}{writes}{{% endfor %}}"
+    )
+    found = trained_system_turn(base, {"system_prompt": "Be kind."})
+    assert found == {"role": "system", "content": content}
+    assert trained_system_turn(base, {}) is None
 
 
 def test_a_limited_image_size_is_set_where_the_model_is_loaded() -> None:

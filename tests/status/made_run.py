@@ -26,7 +26,7 @@ from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.testbed import testbed_settings
-from perpo_pipeline.vlm.chat_settings import set_in
+from perpo_pipeline.vlm.chat_settings import counted_chat_settings
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
 from perpo_pipeline.vlm.image_limits import limits_of
 
@@ -98,7 +98,7 @@ def settings_of(config: RunConfig, node: Node) -> Mapping[str, Any]:
         "dtype": "bfloat16" if model.dtype == "auto" else model.dtype,
         "preprocess": model.preprocess,
         **limits_of(model).given(),
-        **set_in(model),
+        **counted_chat_settings(model),
         **({} if model.quantization is None else {"quantization": model.quantization}),
     }
     if name == "prompts":

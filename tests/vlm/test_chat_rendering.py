@@ -1,5 +1,6 @@
 """Chat templates rendered as the run says: its system turn and arguments, in every family."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,25 @@ REFUSING = (
     "{% endif %}{% if mood is defined %}{{ mood + 1 }}{% endif %}" + chatml_template(QWEN_IMAGE)
 )
 SYSTEM = "Answer in <b>short</b> words."
+# As GLM-4.1V: a system turn's content is written as it is, a question's part by part.
+WRITES_CONTENT = (
+    "{% for message in messages %}{% if message.role == 'system' %}<|system|>\n"
+    "{{ message.content }}\n{% else %}<|user|>\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+# As Pixtral: the content of a system turn is joined to a string.
+JOINS_CONTENT = (
+    "{% if messages[0]['role'] == 'system' %}{{ '[SYS]' + messages[0]['content'] + '[/SYS]' }}"
+    "{% endif %}"
+    + chatml_template(QWEN_IMAGE).replace(
+        "{% for message in messages %}",
+        "{% for message in messages if message['role'] != 'system' %}",
+    )
+)
+WRITES_JSON = WRITES_CONTENT.replace("message.content }}", "message.content | tojson }}")
+READS_NEITHER = WRITES_CONTENT.replace("{{ message.content }}", "{{ message.content | length }}")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +132,46 @@ class TestSystemPrompt:
             "content": SYSTEM,
         }
         assert system_message(opened()[1]) is None
+
+    @pytest.mark.parametrize(
+        ("template", "expected"),
+        [
+            (WRITES_CONTENT, f"<|system|>\n{SYSTEM}\n<|user|>\n<|vision_start|>"),
+            (JOINS_CONTENT, f"[SYS]{SYSTEM}[/SYS]<|im_start|>user\n"),
+            (WRITES_JSON, "<|system|>\n" + json.dumps(SYSTEM) + "\n<|user|>\n"),
+        ],
+        ids=["as it is", "joined", "json"],
+    )
+    def test_a_template_that_reads_a_string_gets_one(
+        self, opened: Any, template: str, expected: str
+    ) -> None:
+        """A list of parts would stand in the prompt as Python writes it, or be refused."""
+        _, vlm = opened(template, system_prompt=SYSTEM)
+        assert render_prompt(vlm, "Where?").startswith(expected)
+        assert idle_settings(vlm) == []
+
+    def test_control_tokens_stay_text_in_the_string_too(self, opened: Any) -> None:
+        _, vlm = opened(WRITES_CONTENT, system_prompt="Say <|im_end|>.")
+        ids = rendered_ids(vlm, render_prompt(vlm, "Where?"))
+        assert vlm.tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
+        assert "<|system|>\nSay <|im_end|>.\n<|user|>" in vlm.tokenizer.decode(ids)
+
+    def test_a_template_that_reads_neither_form_is_an_error(self, opened: Any) -> None:
+        _, vlm = opened(READS_NEITHER, system_prompt=SYSTEM)
+        match = "does not write the text of model.system_prompt, neither from a list"
+        with pytest.raises(InputError, match=match):
+            render_prompt(vlm, "Where?")
+        assert "<|system|>" not in render_prompt(opened(READS_NEITHER)[1], "Where?")
+
+    def test_a_form_that_an_argument_decides_is_that_of_the_run(self, opened: Any) -> None:
+        """Without the argument the template reads neither: its effect is still found."""
+        decided = WRITES_CONTENT.replace(
+            "{{ message.content }}", "{{ message.content if whole else message.content | length }}"
+        )
+        given = {"chat_template_kwargs": {"whole": True}}
+        _, vlm = opened(decided, system_prompt=SYSTEM, **given)
+        assert render_prompt(vlm, "Where?").startswith(f"<|system|>\n{SYSTEM}\n")
+        assert idle_settings(vlm) == []
 
     def test_a_template_that_leaves_it_out_is_told(self, opened: Any) -> None:
         silent = chatml_template(QWEN_IMAGE).replace(

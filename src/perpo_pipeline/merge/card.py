@@ -76,10 +76,12 @@ def model_card(
     lineage: Iterable[Traced],
     evaluations: Sequence[Evaluation],
     image_arguments: Mapping[str, Any] = MappingProxyType({}),
+    system_turn: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md with the hub's YAML header; `record` is the content of perpo_merge.json.
 
-    `image_arguments` are those of the processor in training, where it limited the images' size.
+    `image_arguments` are those of the processor in training, where it limited the images' size;
+    `system_turn` is the message before every question of training, None without one.
     """
     manifest = adapter.manifest
     settings, box_format = manifest["settings"], manifest["notes"].get("box_format")
@@ -90,7 +92,7 @@ def model_card(
         adapter=adapter,
         settings=settings,
         quantization=record.get("base_quantization"),
-        system_turn=_system_turn(settings),
+        system_turn="" if system_turn is None else f"{dict(system_turn)!r}, ",
         template_arguments="".join(
             f"\n    {name}={value!r}," for name, value in _template_arguments(settings).items()
         ),
@@ -110,14 +112,6 @@ def model_card(
         subjects=SUBJECTS,
         packages=_package_rows(record, manifest),
     )
-
-
-def _system_turn(settings: Json) -> str:
-    """The system turn before a question, as Python writes it, with a comma; "" without one."""
-    text = settings.get("system_prompt")
-    if text is None:
-        return ""
-    return repr({"role": "system", "content": [{"type": "text", "text": text}]}) + ", "
 
 
 def _template_arguments(settings: Json) -> Json:

@@ -4,9 +4,10 @@ The result is not an artifact: the user chooses its folder, which holds the file
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.merge.card import model_card
@@ -25,11 +26,13 @@ from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Version, damaged_f
 from perpo_pipeline.store.provenance import git_commit, package_versions
 from perpo_pipeline.suggestions import closest_path
 from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
+from perpo_pipeline.vlm.chat_rendering import Message, system_form, system_turn
+from perpo_pipeline.vlm.chat_settings import recorded_settings
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
 from perpo_pipeline.vlm.image_limits import limits_recorded
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 from perpo_pipeline.vlm.merging import write_merged
-from perpo_pipeline.vlm.processors import arguments_from_files
+from perpo_pipeline.vlm.processors import arguments_from_files, load_processor
 from perpo_pipeline.vlm.quantization import check_installed
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -67,11 +70,12 @@ def merge(
     place = out.resolve()
     previous = find_previous_merge(place, record)
     evaluations, lineage = evaluations_of(version, metrics), trace([version])
-    limits = limits_recorded(version.manifest["settings"])
-    arguments = arguments_from_files(base.path, limits)
+    settings = version.manifest["settings"]
+    arguments = arguments_from_files(base.path, limits_recorded(settings))
+    system = trained_system_turn(base.path, settings)
 
     def card(record: Record) -> str:
-        return model_card(record, version, lineage, evaluations, arguments)
+        return model_card(record, version, lineage, evaluations, arguments, system)
 
     if previous is not None:
         remove_leftover(place)
@@ -134,6 +138,17 @@ def find_base(
     if resolved.commit is None:  # do not hash it a second time
         return replace(resolved, weights_sha256=identity.removeprefix("sha256:"))
     return resolved
+
+
+def trained_system_turn(base: Path, settings: Mapping[str, Any]) -> Message | None:
+    """The system turn of a training with these settings, as the base's template reads it.
+
+    None without one. Raises InputError as `system_form` does.
+    """
+    chat = recorded_settings(settings)
+    if chat.system_prompt is None:
+        return None
+    return system_turn(system_form(load_processor(base), chat), chat.system_prompt)
 
 
 def _trained_base(adapter: Version) -> tuple[str, str | None]:

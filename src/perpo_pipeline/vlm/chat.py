@@ -4,20 +4,20 @@ Everything is found by rendering a turn (chat_rendering.py): where an answer end
 template opens a thought for the model, and how it closes one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.chat_rendering import (
     ANSWER,
+    FORMS,
     QUESTION,
     THOUGHT,
     Message,
     asked,
     refusals,
     render_chat,
-    text_part,
 )
 
 if TYPE_CHECKING:
@@ -82,14 +82,13 @@ def find_thought_end(vlm: "Vlm") -> str:
 def _turns_with_a_thought() -> list[Message]:
     """An assistant's turn in the forms that templates read."""
     whole = f"{OPEN}\n{THOUGHT}\n{CLOSE}\n\n{ANSWER}"
-    forms: list[Callable[[str], Any]] = [lambda text: [text_part(text)], str]
     return [
         *(
             {"role": "assistant", "content": form(ANSWER), key: THOUGHT}
             for key in ("reasoning_content", "reasoning")
-            for form in forms
+            for form in FORMS
         ),
-        *({"role": "assistant", "content": form(whole)} for form in forms),
+        *({"role": "assistant", "content": form(whole)} for form in FORMS),
     ]
 
 
@@ -125,8 +124,8 @@ def find_answer_end(vlm: "Vlm") -> int:
 def _written_after_answer(vlm: "Vlm") -> int | None:
     """The token that the template writes after an assistant's answer; None if there is none."""
     added = {token.content: int(i) for i, token in vlm.tokenizer.added_tokens_decoder.items()}
-    for content in ([text_part(ANSWER)], ANSWER):
-        turn = {"role": "assistant", "content": content}
+    for form in FORMS:
+        turn = {"role": "assistant", "content": form(ANSWER)}
         rendered = _rendered_or_none(vlm, [asked(), turn]) or ""
         _, is_written, rest = rendered.rpartition(ANSWER)
         found = [token for token in added if rest.lstrip().startswith(token)]

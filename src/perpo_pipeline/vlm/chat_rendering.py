@@ -6,7 +6,7 @@ that come from here.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import ConfigError, InputError, first_line
@@ -15,14 +15,20 @@ from perpo_pipeline.vlm.chat_settings import ChatSettings
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
-QUESTION, THOUGHT, ANSWER = "Aquestion", "Bthought", "Canswer"  # stand for texts of a turn
+# Stand for texts of a turn.
+QUESTION, THOUGHT, ANSWER, SYSTEM = "Aquestion", "Bthought", "Canswer", "Dsystem"
 DATE_FUNCTION = "strftime_now"  # what templates call for today's date
 DATE_VARIABLE = "date_string"  # what some of them let the caller give
 DATE_FORMAT = "%d %b %Y"  # as in Llama's templates
 
 _READS = "what a template reads is in the model's chat_template.jinja"
 
+_QUOTE = r"(?:[\"']|&#?\w+;)"
+# A part that a template wrote out instead of its text: {'type': 'text', 'text': 'Dsystem'}.
+_WRITTEN_PART = re.compile(rf"{_QUOTE}text{_QUOTE}\s*:\s*{_QUOTE}{SYSTEM}")
+
 Message = Mapping[str, Any]
+Form = Callable[[str], Any]
 
 
 def template_text(template: Any) -> str:
@@ -57,16 +63,61 @@ def _render(
 ) -> str:
     system = []
     if settings.system_prompt is not None:
-        text = vlm.plain.mark(settings.system_prompt)
-        system = [{"role": "system", "content": [text_part(text)]}]
+        form = system_form(vlm.processor, settings)
+        system = [system_turn(form, vlm.plain.mark(settings.system_prompt))]
+    return _apply(vlm.processor, settings, [*system, *messages], generation)
+
+
+def _apply(
+    processor: Any, settings: ChatSettings, messages: Sequence[Message], generation: bool
+) -> str:
+    """The template's text of these messages, which are all there are."""
     return str(
-        vlm.processor.apply_chat_template(
-            [*system, *map(dict, messages)],
+        processor.apply_chat_template(
+            [*map(dict, messages)],
             add_generation_prompt=generation,
-            **_read_arguments(vlm, settings),
-            **_date_arguments(vlm),
+            **_read_arguments(processor, settings),
+            **_date_arguments(processor, settings),
         )
     )
+
+
+def system_form(processor: Any, settings: ChatSettings) -> Form:
+    """The form of a system turn's content that the template reads, one of `FORMS`.
+
+    Templates differ: some write what the content holds, in others (GLM-4.1V) a list of parts would
+    stand in the prompt as Python writes it. The form is the first with which a text stands in the
+    prompt and no part does; if there is none, the first that changes nothing (`idle_settings` warns
+    of it). Raises InputError if the template reads neither form, and what the template raises if it
+    refuses both.
+    """
+    refused, written = None, []
+    for form in FORMS:
+        try:
+            found = _apply(processor, settings, [system_turn(form, SYSTEM), asked()], True)
+        except refusals() as error:
+            refused = refused or error
+            continue
+        if SYSTEM in found and not _WRITTEN_PART.search(found):
+            return form
+        written.append((form, found))
+    if refused and not written:
+        raise refused
+    without = _apply(processor, settings, [asked()], True)
+    for form, found in written:
+        if found == without:
+            return form
+    raise InputError(
+        "the model's chat template does not write the text of model.system_prompt, neither from a "
+        "list of parts nor from a string",
+        fix="remove model.system_prompt, or use another chat template (the model's "
+        "chat_template.jinja)",
+    )
+
+
+def system_turn(form: Form, text: str) -> Message:
+    """A system turn with this text, in one of `FORMS`."""
+    return {"role": "system", "content": form(text)}
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -104,7 +155,7 @@ def _renders(
 ) -> bool:
     try:
         _render(vlm, settings, messages, generation)
-    except refusals():
+    except (*refusals(), InputError):
         return False
     return True
 
@@ -142,7 +193,7 @@ def _without(vlm: "Vlm", name: str) -> str | None:
     left = tuple(one for one in chat.arguments if name != f"model.chat_template_kwargs.{one[0]}")
     try:
         return _render(vlm, ChatSettings(chat.day, system, left), [asked()], True)
-    except refusals():
+    except (*refusals(), InputError):
         return None
 
 
@@ -150,15 +201,15 @@ def _is_read(name: str, source: str) -> bool:
     return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
 
-def _read_arguments(vlm: "Vlm", settings: ChatSettings) -> dict[str, Any]:
+def _read_arguments(processor: Any, settings: ChatSettings) -> dict[str, Any]:
     """The arguments that the template reads: transformers gives others to the processor."""
-    source = template_text(vlm.processor.chat_template)
+    source = template_text(processor.chat_template)
     return {name: value for name, value in settings.arguments if _is_read(name, source)}
 
 
-def _date_arguments(vlm: "Vlm") -> dict[str, Any]:
+def _date_arguments(processor: Any, settings: ChatSettings) -> dict[str, Any]:
     """The run's date in place of today's; nothing for a template without a date."""
-    source, day = template_text(vlm.processor.chat_template), vlm.chat.day
+    source, day = template_text(processor.chat_template), settings.day
     if DATE_FUNCTION in source:
         return {DATE_FUNCTION: day.strftime}
     return {DATE_VARIABLE: day.strftime(DATE_FORMAT)} if DATE_VARIABLE in source else {}
@@ -170,7 +221,7 @@ def arguments_for_server(vlm: "Vlm", *, takes_arguments: bool) -> dict[str, Any]
     Raises ConfigError where it would write others: the server takes no arguments for its template
     (`takes_arguments`), or the date would be that of its own clock.
     """
-    found = _read_arguments(vlm, vlm.chat)
+    found = _read_arguments(vlm.processor, vlm.chat)
     if found and not takes_arguments:
         raise ConfigError(
             f"model.chat_template_kwargs: the OpenAI protocol has no such field, and this server "
@@ -182,9 +233,10 @@ def arguments_for_server(vlm: "Vlm", *, takes_arguments: bool) -> dict[str, Any]
 
 
 def system_message(vlm: "Vlm") -> Message | None:
-    """The run's system turn as a server gets it; None if there is none.
+    """The run's system turn as a server gets it, as a string; None if there is none.
 
-    Raises ConfigError for a text that a server would read as control tokens.
+    Some servers give their template a list of parts instead. Raises ConfigError for a text that a
+    server would read as control tokens.
     """
     text = vlm.chat.system_prompt
     if text is None:
@@ -195,7 +247,7 @@ def system_message(vlm: "Vlm") -> Message | None:
             "reads it as that token, not as text",
             fix="use the backend transformers or vllm, or remove it from the text",
         )
-    return {"role": "system", "content": text}
+    return system_turn(str, text)
 
 
 def date_for_server(vlm: "Vlm", *, takes_arguments: bool) -> dict[str, str]:
@@ -226,7 +278,14 @@ def text_part(text: str) -> Message:
     return {"type": "text", "text": text}
 
 
+def text_parts(text: str) -> list[Message]:
+    """A text as the content of a message in parts."""
+    return [text_part(text)]
+
+
 IMAGE_PART: Message = {"type": "image"}
+FORMS: tuple[Form, ...] = (text_parts, str)
+"""The forms of a message's content that templates read."""
 
 
 def asked() -> Message:

@@ -1,5 +1,6 @@
 """What a run says about its model's chat template; the same for all stages and backends."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,19 @@ def chat_settings(config: "ModelConfig") -> ChatSettings:
     return ChatSettings(config.template_date, config.system_prompt, arguments)
 
 
-def set_in(config: "ModelConfig") -> dict[str, Any]:
-    """What of it counts in a fingerprint besides the date: the settings that the run makes."""
+def recorded_settings(manifest_settings: Mapping[str, Any]) -> ChatSettings:
+    """The settings in the manifest of an artifact, where only those are recorded that count."""
+    day = manifest_settings.get("template_date")
+    arguments = manifest_settings.get("chat_template_kwargs") or {}
+    return ChatSettings(
+        TEMPLATE_DATE if day is None else date.fromisoformat(day),
+        manifest_settings.get("system_prompt"),
+        tuple(sorted(arguments.items())),
+    )
+
+
+def counted_chat_settings(config: "ModelConfig") -> dict[str, Any]:
+    """What of it counts in a fingerprint besides the date: only what is set."""
     arguments = dict(chat_settings(config).arguments)
     found = {"system_prompt": config.system_prompt, "chat_template_kwargs": arguments or None}
     return {name: value for name, value in found.items() if value is not None}

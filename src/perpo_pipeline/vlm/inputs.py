@@ -15,7 +15,7 @@ from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoE
 from perpo_pipeline.store.places import name_image, name_prompt
 from perpo_pipeline.vlm.cards import check_cards
 from perpo_pipeline.vlm.chat_rendering import idle_settings, writes_date
-from perpo_pipeline.vlm.chat_settings import chat_settings, set_in
+from perpo_pipeline.vlm.chat_settings import chat_settings, counted_chat_settings
 from perpo_pipeline.vlm.files import IDENTITY_CACHE as IDENTITY_CACHE
 from perpo_pipeline.vlm.files import (
     ResolvedModel,
@@ -93,7 +93,7 @@ def find_model(
         "dtype": config.dtype,
         "preprocess": config.preprocess,
         **resolved.limits.given(),
-        **set_in(config),
+        **counted_chat_settings(config),
     }
     if config.quantization is not None:
         settings["quantization"] = config.quantization
