@@ -420,6 +420,20 @@ class TestVllm:
         with pytest.raises(ConfigError, match="the server and training read different tokens"):
             sample(backend, 1)
 
+    def test_a_server_whose_tokens_are_unknown_is_noted_with_the_system_turn(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        """Of vLLM this is known only after an answer, of others before."""
+        for owner, is_known in (("llamacpp", True), ("vllm", False)):
+            backend = connect(
+                serve(plain, owned_by=owner), model_settings={"system_prompt": "Be kind."}
+            )
+            assert ("token_ids" in backend.notes()) == is_known
+            sample(backend, 1)
+            assert "may leave model.system_prompt out" in backend.notes()["token_ids"]
+        usual = connect(serve(plain, owned_by="llamacpp"))
+        assert "system_prompt" not in usual.notes()["token_ids"]
+
     def test_an_argument_without_effect_is_noted(
         self, serve: Any, connect: Any, like_vllm: Answer
     ) -> None:

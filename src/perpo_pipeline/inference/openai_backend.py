@@ -182,10 +182,13 @@ class OpenAIBackend:
             if self.decoding.is_greedy
             else "draws from softmax(logits / T)"
         )
+        system = ""
+        if self.reader.system:
+            system = " Its chat template may leave model.system_prompt out or write it otherwise."
         return (
             f"{self.server.url} returns no token ids, so completions are tokenised from their "
             "text. Unlike with `vllm serve`, it is unknown whether this server reads prompts as "
-            f"training does and {how} alone."
+            f"training does and {how} alone.{system}"
         )
 
     def _image_note(self) -> str | None:
