@@ -15,8 +15,9 @@ from tiny_models import noise_image, tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from perpo_pipeline.answers.boxes import BOX_FORMATS, format_box, parse_box
+from perpo_pipeline.answers.boxes import BOX_FORMATS, format_box, parse_box, parse_boxes
 from perpo_pipeline.answers.pipeline import answer_text
+from perpo_pipeline.answers.reading import read_points
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.vlm.files import resolve_model
@@ -199,6 +200,31 @@ def test_locations_survive_decoding_and_other_special_tokens_do_not(is_special: 
     assert parse_box(
         decode_completions(tokenizer, [ids])[0], "florence-2", frame="full", image_size=(640, 480)
     ) == pytest.approx((34.24, 159.12, 582.08, 374.64))
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_minicpm_s_boxes_and_points_are_read_from_decoded_completions(is_special: bool) -> None:
+    """Without the marks the last letter of "book" would stand at the box's first number."""
+    backend = tiny_tokenizer().backend_tokenizer
+    marks = ("<ref>", "</ref>", "<box>", "</box>", "<point>", "</point>")
+    backend.add_tokens([AddedToken(mark, special=is_special) for mark in marks])
+    backend.add_special_tokens(["<slice>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+    def decoded(text: str) -> str:
+        ids = tokenizer(f"<slice>{text}</s>", add_special_tokens=False)["input_ids"]
+        return decode_completions(tokenizer, [ids])[0]
+
+    book, pen = "<ref>book</ref><box>120 340 560 780</box>", "<ref>pen</ref><box>1 2 3 4</box>"
+    assert decoded(book + pen) == book + pen
+    size = {"frame": "full", "image_size": (1000, 1000)}
+    assert parse_boxes(decoded(book + pen), "minicpm-v", **size) == [
+        (120, 340, 560, 780),
+        (1, 2, 3, 4),
+    ]
+    point = decoded("<ref>book</ref><point>120 340</point>")
+    found = read_points([point], "minicpm-v", frame="full", sizes=[(1000, 1000)])
+    assert found.tolist() == [[120, 340]]
 
 
 def test_marks_of_thoughts_survive_decoding() -> None:

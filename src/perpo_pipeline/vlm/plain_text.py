@@ -9,8 +9,8 @@ copy, so their tokens are the tokenizer's own.
 
 A token that the tokenizer lists as ordinary (`special: false`, as `<think>` in Qwen3) is a word of
 the model, not a control token. So are the marks of a region that models write into their answers,
-and the tokens that stand for a place on the image: without these an answer says nothing, so that
-they are also kept where a completion's other special tokens are left out (`is_location`).
+and the tokens that stand for a place on the image: those without which an answer could not be read
+are also kept where a completion's other special tokens are left out (`is_read`).
 """
 
 import copy
@@ -23,13 +23,14 @@ from typing import Any
 from perpo_pipeline.errors import InputError
 
 JOINT = "\ufdd0"  # a noncharacter: Unicode reserves it for uses inside a program
+# MiniCPM-V's numbers have no brackets: without its marks "book" and "120" would become "book120".
+READ_MARKS = frozenset({"<ref>", "</ref>", "<box>", "</box>", "<point>", "</point>"})
 # Special tokens with which models ask for and write regions: words of questions and answers.
-REGION_MARKS = frozenset(
+REGION_MARKS = READ_MARKS | frozenset(
     {
-        *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"),
+        *("<quad>", "</quad>"),
         *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
         *("<|quad_start|>", "<|quad_end|>"),
-        *("<point>", "</point>"),  # MiniCPM-V
         *("<|begin_of_box|>", "<|end_of_box|>"),  # GLM-4.xV
         *("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>"),  # DeepSeek-VL2 and OCR
         *("<grounding>", "<phrase>", "</phrase>", "<object>", "</object>"),  # Kosmos-2
@@ -44,6 +45,11 @@ MEDIA = ("image_token", "video_token", "audio_token")
 def is_location(token: str) -> bool:
     """Whether a token stands for a place on the image, as `<loc0123>` does."""
     return _LOCATION.fullmatch(token) is not None
+
+
+def is_read(token: str) -> bool:
+    """Whether an answer could not be read without this token."""
+    return is_location(token) or token in READ_MARKS
 
 
 def control_tokens(

@@ -15,7 +15,7 @@ from perpo_pipeline.answers.settings import THOUGHTS
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.families import Family, family_of_type
 from perpo_pipeline.vlm.image_limits import GRIDS, NO_LIMITS, ImageLimits
-from perpo_pipeline.vlm.plain_text import is_location
+from perpo_pipeline.vlm.plain_text import is_read
 
 MOST_TILES = 36  # of LLaVA-OneVision: more than the others
 FILES_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -136,8 +136,9 @@ def _restored(processor_class: Any, state: dict[str, Any]) -> Any:
 def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
     """The text of each completion, without special tokens; all backends use this.
 
-    Locations (`plain_text.is_location`, as Florence-2's) and the marks of a thought stay, also
-    where the tokenizer calls them special: an answer could not be read without them.
+    Locations (as Florence-2's), the marks of boxes and points (`plain_text.is_read`) and those of a
+    thought stay, also where the tokenizer calls them special: an answer could not be read without
+    them.
     """
     added = tokenizer.added_tokens_decoder
     special = {int(i): token.content for i, token in added.items() if token.special}
@@ -152,7 +153,7 @@ def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str
 
 
 def _is_kept(token: str) -> bool:
-    return is_location(token) or any(token in pair for pair in THOUGHTS)
+    return is_read(token) or any(token in pair for pair in THOUGHTS)
 
 
 def writes_begin_token(tokenizer: Any, text: str) -> bool:
