@@ -24,7 +24,10 @@ from perpo_pipeline.answers.settings import ANSWER_TAG, THOUGHTS, Reading, Think
 Texts: TypeAlias = Sequence[str | None] | pl.Series | pa.Array | pa.ChunkedArray
 
 INNER_ANSWER = ("<|begin_of_box|>", "<|end_of_box|>")
-"""What GLM-4.1V and 4.5V write around the answer proper, inside `<answer>` or without it."""
+"""What GLM-4.1V and 4.5V write around the answer proper, inside `<answer>` or without it.
+
+An answer may have several such spans, as one for each box.
+"""
 
 
 def answer_text(completion: str, reading: Reading) -> str | None:
@@ -69,16 +72,31 @@ def find_answer(texts: pl.Series, reading: Reading) -> pl.Series:
     """What stands inside the answer's tag: the innermost of the first pair, or of the last.
 
     A missing opening tag stands at the start of the text, a missing closing tag at its end; a text
-    without the tag is all answer.
+    without the tag is all answer. Inside it, all that stands from the first of `INNER_ANSWER` to
+    the last is the answer, with a space for each of these marks between.
     """
-    for opening, closing in _answer_marks(reading):
-        to_end, from_start = rf"(?s){_any_of([closing])}.*$", rf"(?s)^.*{_any_of([opening])}"
-        steps = [to_end, from_start] if reading.which == "first" else [from_start, to_end]
-        text = pl.col("text")
-        for step in steps:
-            text = text.str.replace(step, "")
-        texts = _select(texts, text)
-    return texts
+    if reading.tag is None:
+        return texts
+    opening, closing = (_any_of([mark]) for mark in (f"<{reading.tag}>", f"</{reading.tag}>"))
+    to_end, from_start = rf"(?s){closing}.*$", rf"(?s)^.*{opening}"
+    steps = [to_end, from_start] if reading.which == "first" else [from_start, to_end]
+    text = pl.col("text")
+    for step in steps:
+        text = text.str.replace(step, "")
+    texts = _select(texts, text)
+    return _inside_all(texts, *INNER_ANSWER) if reading.tag == ANSWER_TAG else texts
+
+
+def _inside_all(texts: pl.Series, opening: str, closing: str) -> pl.Series:
+    """From the first opening mark to the last closing one; a missing one stands at that end."""
+    opens, closes, either = (_any_of(marks) for marks in ([opening], [closing], [opening, closing]))
+    text = pl.col("text")
+    begins = text.str.extract(f"({either})").str.contains(opens)
+    ends = text.str.extract(f"(?s)^.*({either})").str.contains(closes)
+    inside = pl.when(begins).then(text.str.replace(rf"(?s)^.*?{opens}", "")).otherwise(text)
+    to_last = inside.str.replace(rf"(?s)^(.*){closes}.*$", "${1}")
+    inside = pl.when(ends).then(to_last).otherwise(inside)
+    return _select(texts, inside.str.replace_all(either, " "))
 
 
 def as_series(texts: Texts) -> pl.Series:
