@@ -5,8 +5,8 @@
 A format says how a box is asked for (`instruction`), how it is found in an answer (`pattern`, with
 the groups x1, y1, x2, y2 in any order), how it is written for SFT (`template`), and what its
 numbers are (`scale`: units across the frame, None for pixels; `bins=True` for indices of bins,
-`cells=True` for a first and a last cell). perpo checks that the pattern reads what the template
-writes.
+`cells=True` for a first and a last cell; `y_first=True` for points and polygons in [y, x]). perpo
+checks that the pattern reads what the template writes.
 """
 
 import re

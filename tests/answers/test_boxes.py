@@ -18,6 +18,7 @@ from perpo_pipeline.answers.boxes import (
     BoxFormat,
     clip_to_frame,
     format_box,
+    format_boxes,
     get_box_format,
     parse_box,
     parse_boxes,
@@ -100,6 +101,12 @@ BROKEN = {
     "scaleless": {"scale": 0.0},
     "framed": {"frame": "padded"},
     "pointless": {"point_pattern": re.compile(r"<(?P<x1>\d+)>")},
+    "stringed": {"point_pattern": r"(?P<x1>\d+) (?P<y1>\d+)"},
+    "crosswise": {"point_pattern": re.compile(r"\[(?P<y1>\d+), (?P<x1>\d+)\]")},
+    "unpointed": {"point_pattern": re.compile(r"<(?P<x1>\d+)><(?P<y1>\d+)>")},
+    "misnamed": {"point_pattern": re.compile("(?P<x1>1)(?P<y1>2)"), "point_template": "{x1}{y1}"},
+    "outside": {"around": "<a></a>"},
+    "uncelled": {"cells": True, "pattern": CELLS.pattern, "template": "{x1}-{y1}", "scale": 32.0},
     "binned": {"bins": True, "scale": None},
     "fractional": {"cells": True, "pattern": CELLS.pattern, "scale": 32.5},
     "cornered": {"cells": True},
@@ -116,6 +123,12 @@ def own_module() -> Iterator[None]:
         for name, changes in BROKEN.items():
             setattr(module, name, replace(OWN_FORMAT, **changes))
         module.cells = CELLS
+        module.same = replace(OWN_FORMAT, point_pattern=OWN_FORMAT.pattern)
+        module.pointing = replace(
+            OWN_FORMAT,
+            point_template="({y};{x})",
+            point_pattern=re.compile(r"\((?P<y1>\d+);(?P<x1>\d+)\)"),
+        )
         module.worded = replace(OWN_FORMAT, pattern=re.compile(WORDED))
         module.resized_only = replace(OWN_FORMAT, frame="resized")
         patch.setitem(sys.modules, "my_formats", module)
@@ -512,6 +525,31 @@ def test_an_annotation_a_fraction_of_a_unit_beyond_the_edge_is_written_at_the_ed
             "the point_pattern of the box format 'my_formats:pointless' lacks the groups x1 and y1",
         ),
         (
+            {"box_format": "my_formats:stringed"},
+            "the point_pattern of the box format 'my_formats:stringed' lacks the groups x1 and y1",
+        ),
+        (
+            {"box_format": "my_formats:crosswise"},
+            "'my_formats:crosswise' writes (100.0, 200.0) as '[10, 20]' and reads that "
+            "as (200.0, 100.0)",
+        ),
+        (
+            {"box_format": "my_formats:unpointed"},
+            "'my_formats:unpointed' writes (100.0, 200.0) as '[10, 20]' and reads that as None",
+        ),
+        (
+            {"box_format": "my_formats:misnamed"},
+            "'my_formats:misnamed' cannot write a point and read it: KeyError: 'x1'",
+        ),
+        (
+            {"box_format": "my_formats:outside"},
+            "around the boxes of 'my_formats:outside', its around, needs one {boxes}",
+        ),
+        (
+            {"box_format": "my_formats:uncelled"},
+            "'my_formats:uncelled' cannot write a box and read it: KeyError: 'x1'",
+        ),
+        (
             {"box_format": "my_formats:binned"},
             "'my_formats:binned' writes bins, with the scale None and 0 decimals",
         ),
@@ -587,3 +625,46 @@ def test_smart_resize_equals_transformers(image_size, factor):
 def test_smart_resize_refuses_a_strip():
     with pytest.raises(InputError, match="too narrow"):
         smart_resize((2010, 10))
+
+
+def test_a_format_of_cells_is_told_the_names_of_its_cells() -> None:
+    with pytest.raises(ConfigError) as found:
+        get_box_format("my_formats:uncelled")
+    assert str(found.value.fix).endswith("both with the names first, last")
+
+
+def test_a_format_that_writes_and_reads_its_own_points_is_taken() -> None:
+    assert get_box_format("my_formats:pointing").point_template == "({y};{x})"
+    with pytest.raises(ConfigError, match="as '\\[10, 20\\]' and reads that as None"):
+        get_box_format("my_formats:same")
+
+
+# --- several boxes -------------------------------------------------------------------------------
+
+
+def test_several_boxes_of_glm_stand_in_one_pair_of_marks() -> None:
+    """As its question has them: [[x1,y1,x2,y2], ...]."""
+    options = {"frame": "full", "image_size": (1000, 1000)}
+    written = format_boxes([(1, 2, 3, 4), (5, 6, 7, 8)], "glm-v", **options)
+    assert written == "<|begin_of_box|>[[1,2,3,4],[5,6,7,8]]<|end_of_box|>"
+    assert format_boxes([], "glm-v", **options) == "<|begin_of_box|>[]<|end_of_box|>"
+    assert format_boxes([], "llava", **options) == "[]"
+
+
+def test_the_box_that_reaches_out_of_the_frame_is_named() -> None:
+    with pytest.raises(InputError, match=r"the box \[0, 0, 1200, 9\] reaches out"):
+        format_boxes(
+            [(1, 2, 3, 4), (0, 0, 1200, 9)], "glm-v", frame="full", image_size=(1000, 1000)
+        )
+
+
+def test_what_stands_around_boxes_counts_only_where_it_is_set() -> None:
+    """So that the fingerprint of a user's older format stays."""
+    usual = OWN_FORMAT.describe()
+    assert {"around", "separator", "y_first", "bins", "cells"}.isdisjoint(usual)
+    changed = replace(OWN_FORMAT, around="<a>{boxes}</a>", separator=";", y_first=True)
+    assert changed.describe() == usual | {
+        "around": "<a>{boxes}</a>",
+        "separator": ";",
+        "y_first": True,
+    }

@@ -13,6 +13,7 @@ from perpo_pipeline.answers.pipeline import answer_text
 from perpo_pipeline.answers.placement import place_frame
 from perpo_pipeline.answers.reading import read_points, read_polygons
 from perpo_pipeline.answers.settings import Reading
+from perpo_pipeline.errors import ConfigError
 
 SIZE = (640, 480)
 KILO = {"frame": "full", "image_size": (1000, 1000)}
@@ -47,6 +48,7 @@ def read(text: str, name: str, size: tuple[int, int] = (1000, 1000)):
         ),
         ("glm-v", "<|begin_of_box|>(816,162,838,172)<|end_of_box|>", (816, 162, 838, 172)),
         ("glm-v", "<816,162,838,172>", (816, 162, 838, 172)),
+        ("glm-v", "[816,162,838,172)", (816, 162, 838, 172)),  # a pair need not match: our rule
         # Hugging Face blog, Gemma 4: the button is wider than it is high.
         (
             "gemma",
@@ -234,6 +236,7 @@ def test_minicpm_s_numbers_are_read_with_their_marks_or_without(text: str) -> No
         ("minicpm-v", "[635, 445]", None),
         ("florence-2", "[635, 445]", (635.5, 445.5)),
         ("deepseek-vl2", "[999, 0]", (1000, 0)),
+        ("paligemma", "[0, 1023]", (1000, 0)),
     ],
 )
 def test_a_point_in_the_format_s_own_form(name: str, text: str, expected) -> None:
@@ -265,6 +268,20 @@ def test_the_last_point_is_taken_where_the_run_says_so() -> None:
 def test_a_polygon_of_bins_has_its_points_at_their_centres() -> None:
     (found,) = read_polygons(["[0,0,10,0,10,10]"], "florence-2", frame="full", sizes=[(1000, 1000)])
     assert found.tolist() == [[0.5, 0.5], [10.5, 0.5], [10.5, 10.5]]
+
+
+@pytest.mark.parametrize(
+    "text", ["[0,0,0,10,20,10]", "[[0,0],[0,10],[20,10]]", "(0,0)(0,10)(20,10)"]
+)
+def test_a_polygon_of_a_format_with_y_first_has_y_first(text: str) -> None:
+    for name, scale in (("gemma", 1000), ("paligemma", 1023)):
+        (found,) = read_polygons([text], name, frame="full", sizes=[(scale, scale)])
+        assert found == pytest.approx(np.array([[0, 0], [10, 0], [10, 20]]))
+
+
+def test_a_format_of_cells_refuses_polygons() -> None:
+    with pytest.raises(ConfigError, match="'kosmos-2' writes the cells of a grid and has no"):
+        read_polygons(["[0,0,10,0,10,10]"], "kosmos-2", frame="full", sizes=[(1000, 1000)])
 
 
 # --- edges of the frame --------------------------------------------------------------------------

@@ -2,12 +2,18 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
 
 from perpo_pipeline.answers.denials import read_denials
-from perpo_pipeline.answers.reading import read_points
+from perpo_pipeline.answers.formats import BOX_FORMATS
+from perpo_pipeline.answers.pipeline import answer_texts
+from perpo_pipeline.answers.reading import read_box_lists, read_points
+from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ground_truth_text
@@ -122,6 +128,32 @@ def test_several_true_boxes_are_written_one_after_the_other() -> None:
     several = prompt(gt_box=None, gt_boxes=[[0, 0, 64, 107], [320, 214, 640, 428]])
     written = ground_truth_text(several, ModelConfig())
     assert written == "[0.00, 0.00, 0.10, 0.25], [0.50, 0.50, 1.00, 1.00]"
+
+
+corners = st.tuples(st.integers(0, 900), st.integers(0, 900), st.integers(70, 99))
+
+
+@pytest.mark.parametrize("box_format", BOX_FORMATS)
+@settings(max_examples=20, deadline=None)
+@given(st.lists(corners, max_size=4), st.sampled_from(["first", "last"]))
+def test_the_target_of_n_boxes_reads_as_these_n_boxes(
+    box_format: str, places: list[tuple[int, int, int]], which: Any
+) -> None:
+    """In an image of 1000 x 1000; two units may lie between, or two cells of 32."""
+    true = [[x, y, x + edge, y + edge] for x, y, edge in places]
+    frame = BOX_FORMATS[box_format].frame or "full"
+    model = ModelConfig(box_format=box_format, box_frame=frame)
+    size = (1000, 1000)
+    row = prompt(gt_box=None, gt_boxes=true, width=size[0], height=size[1])
+    target = ground_truth_text(row, model, size)
+    answers = answer_texts([target], Reading(box_format, which=which))
+    (found,) = read_box_lists(answers, box_format, frame=frame, sizes=[size], resized=[size])
+    assert len(found) == len(true)
+    rule = BOX_FORMATS[box_format]
+    unit = 1000 * 10.0**-rule.decimals / (rule.scale or 1000)
+    if true:
+        np.testing.assert_allclose(found, true, rtol=0, atol=2 * unit)
+    assert read_denials([answers[0]], box_format).tolist() == [not true]
 
 
 @pytest.mark.parametrize(

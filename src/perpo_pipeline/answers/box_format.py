@@ -20,7 +20,9 @@ Box = tuple[float, float, float, float]
 
 COORDINATES = ("x1", "y1", "x2", "y2")
 CORNER_CELLS = ("first", "last")
+POINT_GROUPS = ("x1", "y1")
 EXPRESSION = "{expression}"
+BOXES = "{boxes}"
 # LLaVA's question, and the paper's (METHOD: 'The paper's recipes').
 LLAVA_QUESTION = (
     "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
@@ -38,8 +40,12 @@ class BoxFormat:
     the format makes sense, None if it makes sense in all of them. `no_target` is the answer that
     there is no such object: SFT writes it, and denials.py reads it.
 
+    An answer of several boxes has `separator` between them and stands in `around`, at `{boxes}`; so
+    does a single box.
+
     `point_template` writes a point (with the names x, y) in the same unit. `point_pattern` finds
     one, with the groups x1 and y1; with None, points are read as in all formats (reading.py).
+    With `y_first` such points, and those of polygons, are [y, x].
 
     With `bins` a number is no coordinate but the index of the bin that holds it, from 0 to
     `scale` - 1: it is read as the bin's centre. With `cells` a box is written as its first and its
@@ -59,6 +65,9 @@ class BoxFormat:
     point_pattern: re.Pattern[str] | None = None
     bins: bool = False
     cells: bool = False
+    y_first: bool = False
+    around: str = BOXES
+    separator: str = ", "
 
     def ask(self, expression: str) -> str:
         """The question for the box of what `expression` describes."""
@@ -77,8 +86,8 @@ class BoxFormat:
         return CORNER_CELLS if self.cells else COORDINATES
 
     @property
-    def centre(self) -> float:
-        """How far behind a written number its place is, in units: half a bin, or nothing."""
+    def bin_offset(self) -> float:
+        """What is added to a written number to get its place, in units: half a bin, or nothing."""
         return 0.5 if self.bins else 0.0
 
     def numbers(self, match: re.Match[str]) -> tuple[float, ...]:
@@ -92,13 +101,27 @@ class BoxFormat:
         """
         if self.cells:
             return corners_of_cells(written, int(self.scale or 1))
-        return written + self.centre
+        return written + self.bin_offset
 
     def write(self, box_xyxy_px: Box, placement: "Placement") -> str | None:
-        """The text of a box in pixels of the original image; halves round to even.
+        """The answer that is one box, as `write_all` writes it."""
+        return self.write_all([box_xyxy_px], placement)
 
-        None if the box reaches out of the frame by more than one written unit.
+    def write_all(self, boxes_xyxy_px: Sequence[Box], placement: "Placement") -> str | None:
+        """The answer with these boxes in pixels of the original image; halves round to even.
+
+        None if one reaches out of the frame by more than one written unit. Without boxes it is
+        `no_target`.
         """
+        if not boxes_xyxy_px:
+            return self.no_target
+        written = [self._write_one(box, placement) for box in boxes_xyxy_px]
+        inside = [text for text in written if text is not None]
+        if len(inside) < len(written):
+            return None
+        return self.around.replace(BOXES, self.separator.join(inside))
+
+    def _write_one(self, box_xyxy_px: Box, placement: "Placement") -> str | None:
         found = self._inside(box_xyxy_px, placement)
         if found is None:
             return None
@@ -160,8 +183,13 @@ class BoxFormat:
         if self.point_pattern is not None:
             found["point_pattern"] = self.point_pattern.pattern
             found["point_flags"] = self.point_pattern.flags
-        added = {"bins": self.bins, "cells": self.cells}
-        return found | {name: value for name, value in added.items() if value}
+        added = {name: getattr(self, name) for name in _ADDED}
+        return found | {
+            name: value for name, value in added.items() if value != getattr(BoxFormat, name)
+        }
+
+
+_ADDED = ("bins", "cells", "y_first", "around", "separator")
 
 
 def numbers_of(match: re.Match[str] | None, groups: Sequence[str]) -> tuple[float, ...]:

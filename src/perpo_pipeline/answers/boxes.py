@@ -14,6 +14,7 @@ written: the model did write a box, whose overlap with anything is 0.
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,6 +40,7 @@ __all__ = [
     "clip_to_frame",
     "find_box",
     "format_box",
+    "format_boxes",
     "get_box_format",
     "parse_box",
     "parse_boxes",
@@ -89,16 +91,35 @@ def format_box(
 ) -> str:
     """Write a box given in pixels of the original image: the inverse of `parse_box`, rounded.
 
+    Arguments and errors as in `format_boxes`.
+    """
+    return format_boxes(
+        [box_xyxy_px], box_format, frame=frame, image_size=image_size, resized=resized
+    )
+
+
+def format_boxes(
+    boxes_xyxy_px: Sequence[Box],
+    box_format: str,
+    *,
+    frame: str,
+    image_size: Size,
+    resized: Size | None = None,
+) -> str:
+    """Write an answer of several boxes, as `parse_boxes` reads it; without boxes, `no_target`.
+
     Halves round to even. Arguments as in `parse_box`. Raises InputError for a box that is
     inverted, not finite, or reaches out of the frame by more than one written unit (pixels beyond
     a centre crop cannot be written down: `clip_to_frame` first), else as `parse_box`.
     """
     rule, placement = get_box_format(box_format), place_frame(frame, image_size, resized)
-    _check_box(box_xyxy_px)
-    written = rule.write(box_xyxy_px, placement)
+    for box in boxes_xyxy_px:
+        _check_box(box)
+    written = rule.write_all(boxes_xyxy_px, placement)
     if written is None:
+        outside = next(box for box in boxes_xyxy_px if rule.write(box, placement) is None)
         raise InputError(
-            f"the box {list(box_xyxy_px)} reaches out of the frame {frame!r} "
+            f"the box {list(outside)} reaches out of the frame {frame!r} "
             f"of an image of {image_size[0]}x{image_size[1]} pixels",
             fix="check the box, or clip it to the frame before writing it",
         )

@@ -4,7 +4,8 @@ Sources of those that are neither LLaVA's nor Qwen's, and what each decides:
 
 - `glm-v` (GLM-4.1V, 4.5V, 4.6V): README of zai-org/GLM-V, 'Grounding': the question, thousandths of
   width and height, x before y, the marks around the answer; "the bracket style may vary ([], [[]],
-  (), <>, etc.)". These three kinds of brackets are read.
+  (), <>, etc.)". These three kinds of brackets are read; the two of a pair need not match. Several
+  boxes are written as the question has them, in one pair of marks.
 - `gemma` (Gemma 4): the Gemma 4 post of the Hugging Face blog has the answer, finds thousandths,
   and asks "What's the bounding box for the "view recipe" element in the image?", here without
   "element". That y is before x, and that a point is [y, x], is said by Google of Gemini ('Bounding
@@ -14,7 +15,8 @@ Sources of those that are neither LLaVA's nor Qwen's, and what each decides:
   and so on (pp/proj/paligemma/segmentation.py, `refcoco_mask2str`) and the RefCOCO evaluator reads
   token / 1023 (evaluators/proj/paligemma/transfers/segmentation.py): a token is a coordinate from 0
   to 1023, not a bin of 1024. The Hugging Face blog and Google's notebooks divide by 1024, which is
-  0.1 % less. The question is the README's `detect {things}`.
+  0.1 % less. The question is the README's `detect {things}`. For points and polygons in brackets
+  there is no source: they are read y first, as its boxes are.
 - `florence-2`: `Florence2PostProcessor` in transformers, a port of Microsoft's processor: a number
   is the index of one of 1000 bins (`floor`), read as the centre of its bin (+ 0.5). The question is
   what the processor writes for the model card's task <CAPTION_TO_PHRASE_GROUNDING>.
@@ -29,13 +31,15 @@ Sources of those that are neither LLaVA's nor Qwen's, and what each decides:
   which also has the question among others of the kind `refexp_pointing`), a box as two points
   (olmo/util.py, `extract_bboxes`). The model is trained on points, not on boxes.
 
-Qwen3.5 answers as Qwen3-VL does: a maintainer in QwenLM/Qwen3.8-Flash-Next, issue 4 ("should still
-be relative coordinates normalized to [0, 1000]"), so it has no format of its own.
+Qwen3.5 has no format of its own: it is taken to answer as Qwen3-VL does. That is not confirmed: the
+one answer found is about another model (QwenLM/Qwen3.8-Flash-Next, issue 4: "In most cases,
+grounding coordinates should still be relative coordinates normalized to [0, 1000]").
 """
 
 import re
 
 from perpo_pipeline.answers.box_format import (
+    BOXES,
     COORDINATES,
     CORNER_CELLS,
     EXPRESSION,
@@ -89,11 +93,11 @@ def _location(token: str, names: tuple[str, ...]) -> str:
 
 
 _FOUR_DIGITS = r"(?:0[0-9]{{3}}|10[01][0-9]|102[0-3])"  # of 1024 tokens
-_LOC = _location(rf"<loc({{}}{_FOUR_DIGITS})>", YXYX)
-_LOC_ = _location(r"<loc_({}[0-9]{{1,3}})>", COORDINATES)
-_PATCHES = _location(rf"<patch_index_({{}}{_FOUR_DIGITS})>", CORNER_CELLS)
-# Four numbers with white space between, and no fifth beside them. The tokenizer may list <box> as
-# special: then the marks are gone from the text, and other words may stand around.
+_PALIGEMMA_BOX = _location(rf"<loc({{}}{_FOUR_DIGITS})>", YXYX)
+_FLORENCE_BOX = _location(r"<loc_({}[0-9]{{1,3}})>", COORDINATES)
+_KOSMOS_BOX = _location(rf"<patch_index_({{}}{_FOUR_DIGITS})>", CORNER_CELLS)
+# Four numbers with white space between, and no fifth beside them. A server that returns no token
+# ids may leave the marks out of the text; then other words may stand around.
 _SPACED = (
     r"(?:^|[^\s0-9A-Za-z.\-]|[^\s0-9]\s)\s*"
     + r"\s+".join(rf"(?P<{name}>{DECIMAL})" for name in COORDINATES)
@@ -156,11 +160,13 @@ BOX_FORMATS: dict[str, BoxFormat] = {
         BoxFormat(
             "glm-v",
             re.compile(_ANY_BRACKETS),
-            "<|begin_of_box|>[[{x1},{y1},{x2},{y2}]]<|end_of_box|>",
+            "[{x1},{y1},{x2},{y2}]",
             1000.0,
             instruction="Please pinpoint the bounding box [[x1,y1,x2,y2], …] in the image as per "
             "the given description. {expression}",
             no_target="<|begin_of_box|>[]<|end_of_box|>",
+            around=f"<|begin_of_box|>[{BOXES}]<|end_of_box|>",
+            separator=",",
         ),
         BoxFormat(
             "gemma",
@@ -170,18 +176,21 @@ BOX_FORMATS: dict[str, BoxFormat] = {
             instruction='What\'s the bounding box for the "{expression}" in the image?',
             point_template='{{"point": [{y}, {x}]}}',
             point_pattern=re.compile(_json("point", YXYX[:2])),
+            y_first=True,
         ),
         BoxFormat(
             "paligemma",
-            re.compile(_LOC),
+            re.compile(_PALIGEMMA_BOX),
             "<loc{y1:0>4}><loc{x1:0>4}><loc{y2:0>4}><loc{x2:0>4}>",
             1023.0,
             instruction="detect {expression}",
             no_target=_NO_OBJECT,
+            point_template="[{y}, {x}]",
+            y_first=True,
         ),
         BoxFormat(
             "florence-2",
-            re.compile(_LOC_),
+            re.compile(_FLORENCE_BOX),
             "<loc_{x1}><loc_{y1}><loc_{x2}><loc_{y2}>",
             1000.0,
             instruction="Locate the phrases in the caption: {expression}",
@@ -218,7 +227,7 @@ BOX_FORMATS: dict[str, BoxFormat] = {
         ),
         BoxFormat(
             "kosmos-2",
-            re.compile(_PATCHES),
+            re.compile(_KOSMOS_BOX),
             "<object><patch_index_{first:0>4}><patch_index_{last:0>4}></object>",
             32.0,
             instruction="<grounding><phrase>{expression}</phrase>",

@@ -11,7 +11,15 @@ import functools
 import importlib
 from typing import Any
 
-from perpo_pipeline.answers.box_format import COORDINATES, EXPRESSION, Box, BoxFormat
+from perpo_pipeline.answers.box_format import (
+    BOXES,
+    COORDINATES,
+    EXPRESSION,
+    POINT_GROUPS,
+    Box,
+    BoxFormat,
+    numbers_of,
+)
 from perpo_pipeline.answers.builtin_formats import BOX_FORMATS
 from perpo_pipeline.answers.frames import FRAMES
 from perpo_pipeline.errors import ConfigError
@@ -111,7 +119,12 @@ def _check_fields(own: BoxFormat, name: str) -> None:
             fix="give a compiled one that names the four numbers, as in (?P<x1>[0-9]+); a box of "
             "two cells names first and last",
         )
-    if own.point_pattern is not None and not {"x1", "y1"} <= {*own.point_pattern.groupindex}:
+    if own.around.count(BOXES) != 1:
+        raise ConfigError(
+            f"what stands around the boxes of {name!r}, its around, needs one {BOXES}"
+        )
+    point_groups = getattr(own.point_pattern, "groupindex", {})
+    if own.point_pattern is not None and not {*POINT_GROUPS} <= {*point_groups}:
         raise ConfigError(
             f"the point_pattern of the box format {name!r} lacks the groups x1 and y1",
             fix="give a compiled one that names both numbers, as in (?P<x1>[0-9]+)",
@@ -141,32 +154,69 @@ def _check_fields(own: BoxFormat, name: str) -> None:
 
 
 def _check_round_trip(own: BoxFormat, name: str) -> None:
-    """Raise ConfigError unless the pattern finds the box that the template writes."""
+    """Raise ConfigError unless each pattern finds the box or the point that its template writes."""
+    names = ", ".join(own.groups)
+    _check_place(
+        own,
+        name,
+        (100.0, 200.0, 300.0, 400.0),
+        half=1.01 if own.cells else 0.51,  # a line of cells is read from edge to edge
+        fix=f"the template writes what the pattern finds, both with the names {names}",
+    )
+    if own.point_pattern is not None:
+        _check_place(
+            own,
+            name,
+            (100.0, 200.0),
+            half=0.51,
+            fix="point_template writes what point_pattern finds: the names x and y in one, the "
+            "groups x1 and y1 in the other",
+        )
+
+
+def _check_place(
+    own: BoxFormat, name: str, place: tuple[float, ...], *, half: float, fix: str
+) -> None:
+    """Write a box or a point, and read it; `half` is how many written units may lie between."""
+    kind = "box" if len(place) == len(COORDINATES) else "point"
+    try:
+        written, found = _there_and_back(own, place)
+    except Exception as error:  # the user's template, too
+        raise ConfigError(
+            f"the box format {name!r} cannot write a {kind} and read it: "
+            f"{type(error).__name__}: {error}",
+            fix=fix,
+        ) from error
+    rounding = half * 10.0**-own.decimals * 1000 / (own.scale or 1000)
+    is_same = found is not None and all(
+        abs(a - b) <= rounding for a, b in zip(found, place, strict=True)
+    )
+    if not is_same:
+        raise ConfigError(
+            f"the box format {name!r} writes {place} as {written!r} and reads that as {found}",
+            where="an image of 1000x1000 pixels",
+            fix=fix,
+        )
+
+
+def _there_and_back(
+    own: BoxFormat, place: tuple[float, ...]
+) -> tuple[str | None, tuple[float, ...] | None]:
+    """The text of a box or a point in an image of 1000 x 1000 pixels, and where it is read."""
     import numpy as np
 
     from perpo_pipeline.answers.placement import place_frame
 
-    placement, box = place_frame("full", (1000, 1000)), (100.0, 200.0, 300.0, 400.0)
-    fix = "the template writes what the pattern finds, both with the names x1, y1, x2 and y2"
-    try:
-        written = own.write(box, placement)
-        match = None if written is None else own.pattern.search(written)
+    placement = place_frame("full", (1000, 1000))
+    if len(place) == len(COORDINATES):
+        x1, y1, x2, y2 = place
+        written = own.write((x1, y1, x2, y2), placement)
+        match = own.pattern.search(written or "")
         units = None if match is None else own.in_units(np.array(own.numbers(match)))
-        found = None if units is None else tuple(placement.to_image_px(units, own.scale).tolist())
-    except Exception as error:  # the user's template, too
-        raise ConfigError(
-            f"the box format {name!r} cannot write a box and read it: "
-            f"{type(error).__name__}: {error}",
-            fix=fix,
-        ) from error
-    half = 1.01 if own.cells else 0.51  # a line of cells is read from edge to edge
-    rounding = half * 10.0**-own.decimals * 1000 / (own.scale or 1000)
-    is_same = found is not None and all(
-        abs(a - b) <= rounding for a, b in zip(found, box, strict=True)
-    )
-    if not is_same:
-        raise ConfigError(
-            f"the box format {name!r} writes {box} as {written!r} and reads that as {found}",
-            where="an image of 1000x1000 pixels",
-            fix=fix,
-        )
+    else:
+        x, y = place
+        written = own.write_point((x, y), placement)
+        match = None if own.point_pattern is None else own.point_pattern.search(written or "")
+        units = np.array(numbers_of(match, POINT_GROUPS)) + own.bin_offset if match else None
+    found = None if units is None else tuple(placement.to_image_px(units, own.scale).tolist())
+    return written, found

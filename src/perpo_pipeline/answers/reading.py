@@ -21,7 +21,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from perpo_pipeline.answers.box_format import numbers_of
+from perpo_pipeline.answers.box_format import POINT_GROUPS, numbers_of
 from perpo_pipeline.answers.boxes import find_box
 from perpo_pipeline.answers.builtin_formats import (
     DECIMAL,
@@ -35,6 +35,7 @@ from perpo_pipeline.answers.formats import BOX_FORMATS, BoxFormat, get_box_forma
 from perpo_pipeline.answers.pipeline import Texts, as_series
 from perpo_pipeline.answers.placement import Floats, place_frames
 from perpo_pipeline.answers.settings import Which
+from perpo_pipeline.errors import ConfigError
 
 _TEXT = pl.col("text")
 
@@ -46,7 +47,7 @@ def _number(name: str | None = None) -> str:
 
 _POINT = r"\[{},{}\]|\({},{}\)".format(*map(_number, ("x1", "y1", "x2", "y2")))
 _JSON_POINT = (
-    JSON_OPENING + JSON_COMMA.join(json_number(name) for name in ("x1", "y1")) + JSON_CLOSING
+    JSON_OPENING + JSON_COMMA.join(json_number(name) for name in POINT_GROUPS) + JSON_CLOSING
 )
 _FLAT = rf"\[{_number()}(?:,{_number()}){{5,}}\]"
 _NESTED = "|".join(
@@ -169,9 +170,10 @@ def read_points(
     """The first (or last) point of each of n texts, `(n, 2)`: x, y in pixels of the originals.
 
     A point is two plain decimals, `[x, y]` (as in Qwen's JSON, `"point_2d": [x, y]`) or `(x, y)`,
-    in the unit of the box format; Qwen's formats also read numbers in quotes and a comma
-    after the last one, and a format with a `point_pattern` reads that alone. The row is NaN if the
-    text has no point. Arguments and errors as in `read_boxes`.
+    in the unit of the box format; in a format that is `y_first`, y stands before x. Qwen's formats
+    also read numbers in quotes and a comma after the last one, and a format with a `point_pattern`
+    reads that alone. The row is NaN if the text has no point. Arguments and errors as in
+    `read_boxes`.
     """
     rule, series = get_box_format(box_format), as_series(texts)
     placement = place_frames(frame, sizes, resized, len(series))
@@ -179,11 +181,12 @@ def read_points(
         values = _own_points(_as_strings(texts), rule.point_pattern, which)
     elif rule.point_pattern is not None or box_format in JSON_FORMATS:
         pattern = _JSON_POINT if rule.point_pattern is None else rule.point_pattern.pattern
-        values = _floats(_groups(series, _rust(pattern), which).select("x1", "y1"))
+        values = _floats(_groups(series, _rust(pattern), which).select(POINT_GROUPS))
     else:
         groups = _groups(series, _rust(_POINT), which)
         values = _floats(groups.select(pl.coalesce(f"{axis}1", f"{axis}2") for axis in "xy"))
-    return placement.to_image_px(values + rule.centre, rule.scale)
+        values = _x_first(values, rule)
+    return placement.to_image_px(values + rule.bin_offset, rule.scale)
 
 
 def read_polygons(
@@ -199,16 +202,24 @@ def read_polygons(
 
     It is the first (or last) run of plain decimals for 3 points or more: `[x1, y1, x2, y2, x3,
     y3]`, `[x1, y1], [x2, y2], [x3, y3]` or `(x1,y1),(x2,y2),(x3,y3)` (Qwen-VL's `<quad>`), in the
-    unit of the box format. Four numbers are a box, not a polygon. None if the text has no such run,
-    or if this one has an odd count. Arguments and errors as in `read_boxes`.
+    unit of the box format; in a format that is `y_first`, every y stands before its x. Four numbers
+    are a box, not a polygon. None if the text has no such run, or if this one has an odd count.
+    Arguments and errors as in `read_boxes`; also raises ConfigError for a format of cells, which
+    has no unit for a point.
     """
     rule, series = get_box_format(box_format), as_series(texts)
+    if rule.cells:
+        raise ConfigError(
+            f"the box format {box_format!r} writes the cells of a grid and has no polygons",
+            fix="use another model.box_format, or give these prompts true boxes",
+        )
     placement = place_frames(frame, sizes, resized, len(series))
     numbers = _explode(series, _one_match(_rust(_POLYGON), which).str.extract_all(DECIMAL))
     rows = numbers["row"].to_numpy()
     is_even = np.bincount(rows, minlength=len(series))[rows] % 2 == 0
     rows, values = rows[is_even][::2], _floats(numbers.select("text"))[is_even].reshape(-1, 2)
-    found = placement.take(rows).to_image_px(values + rule.centre, rule.scale)
+    values = _x_first(values, rule) + rule.bin_offset
+    found = placement.take(rows).to_image_px(values, rule.scale)
     polygons = _split(found, rows, len(series))
     return [None if not len(p) or np.isnan(p).any() else p for p in polygons]
 
@@ -244,13 +255,18 @@ def read_numbers(texts: Texts, which: Which = "first") -> Floats:
     return np.where(np.isfinite(values), values, np.nan)
 
 
+def _x_first(values: Floats, rule: BoxFormat) -> Floats:
+    """Points as they are written, `(n, 2)`, as x, y."""
+    return values[:, ::-1] if rule.y_first else values
+
+
 def _own_points(texts: Iterable[str | None], pattern: re.Pattern[str], which: Which) -> Floats:
     """The numbers of the first or last point of each text, `(n, 2)`, by a user's own pattern."""
     found = []
     for text in texts:
         matches = [] if text is None else list(pattern.finditer(text))
         match = matches[0 if which == "first" else -1] if matches else None
-        found.append(numbers_of(match, ("x1", "y1")))
+        found.append(numbers_of(match, POINT_GROUPS))
     return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 

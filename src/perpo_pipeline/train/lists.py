@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline import advice
-from perpo_pipeline.answers.boxes import Size, clip_to_frame, format_box, get_box_format
+from perpo_pipeline.answers.boxes import Box, Size, clip_to_frame, format_boxes, get_box_format
 from perpo_pipeline.answers.placement import place_frame
 from perpo_pipeline.config.methods import Method
 from perpo_pipeline.config.model import ModelConfig
@@ -152,8 +152,10 @@ def ground_truth_text(prompt: Row, model: ModelConfig, resized: Size | None = No
     if _has_only_a_point(prompt):
         return _written_point(prompt, model, resized)
     if prompt["task"] == "grounding":
-        boxes = [_written_box(box, prompt, model, resized) for box in _true_boxes(prompt)]
-        return ", ".join(boxes) if boxes else get_box_format(model.box_format).no_target
+        size = (prompt["width"], prompt["height"])
+        frame: dict[str, Any] = {"frame": model.box_frame, "image_size": size, "resized": resized}
+        boxes = [_visible_box(box, prompt, frame) for box in _true_boxes(prompt)]
+        return format_boxes(boxes, model.box_format, **frame)
     return str(prompt["gt_text"])
 
 
@@ -185,21 +187,17 @@ def _true_boxes(prompt: Row) -> list[Sequence[float]]:
     return prompt["gt_boxes"] if prompt["gt_box"] is None else [prompt["gt_box"]]
 
 
-def _written_box(
-    true: Sequence[float], prompt: Row, model: ModelConfig, resized: Size | None
-) -> str:
-    """A true box in the model's text format; raises InputError if it is outside the frame."""
-    size = (prompt["width"], prompt["height"])
-    frame: dict[str, Any] = {"frame": model.box_frame, "image_size": size, "resized": resized}
+def _visible_box(true: Sequence[float], prompt: Row, frame: Mapping[str, Any]) -> Box:
+    """The part of a true box inside the frame; raises InputError if there is none."""
     x1, y1, x2, y2 = true
     box = clip_to_frame((x1, y1, x2, y2), **frame)
     if box is None:
         raise InputError(
             f"the box of {name_prompt(prompt)} lies outside the frame "
-            f"'{model.box_frame}', so no answer can give it",
+            f"'{frame['frame']}', so no answer can give it",
             fix="use model.preprocess: pad with box_frame full, or remove such prompts",
         )
-    return format_box(box, model.box_format, **frame)
+    return box
 
 
 def _resized(prompt: Row, vlm: "Vlm") -> Size:

@@ -165,7 +165,7 @@ def _own_marks(box_format: str) -> str:
     if box_format in BOX_FORMATS:
         return ""
     own = get_box_format(box_format)
-    return own.template + own.instruction
+    return own.template + own.around + own.separator + own.instruction
 
 
 def model_notes(config: ModelConfig) -> dict[str, Any]:
