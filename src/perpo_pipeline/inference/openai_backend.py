@@ -184,7 +184,7 @@ class OpenAIBackend:
         )
         system = ""
         if self.reader.system:
-            system = " Its chat template may leave model.system_prompt out or write it otherwise."
+            system = " The server's template may leave model.system_prompt out."
         return (
             f"{self.server.url} returns no token ids, so completions are tokenised from their "
             "text. Unlike with `vllm serve`, it is unknown whether this server reads prompts as "

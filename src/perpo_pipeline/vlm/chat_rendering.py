@@ -127,6 +127,11 @@ def refusals() -> tuple[type[Exception], ...]:
     return TemplateError, TypeError, ValueError, KeyError
 
 
+def _not_rendered() -> tuple[type[Exception], ...]:
+    """`refusals`, and what `system_form` raises where the template reads no form."""
+    return (*refusals(), InputError)
+
+
 def _refused_setting(vlm: "Vlm", messages: Sequence[Message], generation: bool) -> str | None:
     """The setting that the template refuses; None if it refuses the messages without any."""
     nothing = ChatSettings(vlm.chat.day)
@@ -155,7 +160,7 @@ def _renders(
 ) -> bool:
     try:
         _render(vlm, settings, messages, generation)
-    except (*refusals(), InputError):
+    except _not_rendered():
         return False
     return True
 
@@ -193,7 +198,7 @@ def _without(vlm: "Vlm", name: str) -> str | None:
     left = tuple(one for one in chat.arguments if name != f"model.chat_template_kwargs.{one[0]}")
     try:
         return _render(vlm, ChatSettings(chat.day, system, left), [asked()], True)
-    except (*refusals(), InputError):
+    except _not_rendered():
         return None
 
 
