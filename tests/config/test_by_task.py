@@ -10,7 +10,7 @@ from perpo_pipeline.config.eval import EvalConfig
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.run import RunConfig
-from perpo_pipeline.config.steps import warn_of_few_of_a_task
+from perpo_pipeline.config.steps import warn_of_few_lists
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.status.expected import differences
@@ -147,6 +147,6 @@ def test_too_few_lists_of_a_task_are_named_with_its_own_remedies() -> None:
     boxes = {"lists": 600, "kept": 500, "kept_at": {"0.8": 500}, "dropped": {}}
     trainings = {"both": TrainSettings(), "boxes": TrainSettings(tasks=["grounding"])}
     settings = {"min_margin": {"grounding": 0.8, "ocr": 0.04}, "max_lists": 3000}
-    (said,) = warn_of_few_of_a_task(trainings, {"grounding": boxes, "ocr": pages}, settings)
+    (said,) = warn_of_few_lists(trainings, {"grounding": boxes, "ocr": pages}, settings)
     assert said.startswith("ocr alone: 12 lists make 2 optimiser steps of both (batch_size 8, ")
     assert "  - filter.min_margin.ocr 0.02 keeps 40 lists, 5 steps, the most" in said

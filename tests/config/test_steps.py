@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from perpo_pipeline.config.steps import count_steps, lists_for, warn_of_few_steps
+from perpo_pipeline.config.steps import (
+    count_steps,
+    lists_for,
+    warn_of_few_lists,
+    warn_of_few_steps,
+)
 from perpo_pipeline.config.train import TrainSettings
 
 EIGHT_PHOTOS: dict[str, Any] = {
@@ -68,3 +73,36 @@ def test_enough_steps_say_nothing_and_missing_counts_leave_only_what_is_known() 
     said = warn_of_few_steps(1, {"perpo": TrainSettings()}, {}, {})
     assert said is not None and said.startswith("1 list makes 1 optimiser step")
     assert said.count("\n  - ") == 1 and "train.epochs 50" in said
+
+
+def test_earlier_lists_make_steps_and_no_remedy_changes_them() -> None:
+    """2 new lists and 40 earlier ones; a margin of 0.5 would keep one new list more."""
+    said = warn_of_few_steps(42, {"perpo": TrainSettings()}, EIGHT_PHOTOS, KEPT, earlier=40)
+    assert said is not None
+    first, *remedies = said.splitlines()
+    assert first.startswith("42 lists make 6 optimiser steps of perpo")
+    assert remedies == [
+        "  - filter.min_margin 0.5 keeps 43 lists, 6 steps; min_margin 0.4 keeps 47 lists, 6 "
+        "steps, the most that these samples can give",
+        "  - more prompts: 2 of 8 gave a list, so 200 more would give about 50 lists; 360 new "
+        "lists need about 1,432 more prompts",
+        "  - train.epochs 9 makes 50 steps or more, but from the same lists again",
+    ]
+
+
+def test_a_task_without_a_list_is_named_without_remedies_that_need_one() -> None:
+    counts = {"grounding": {"kept": 0, "lists": 8, "kept_at": {"0.0": 0}}, "ocr": {"kept": 400}}
+    (said,) = warn_of_few_lists({"perpo": TrainSettings()}, counts, KEPT)
+    assert said.startswith("grounding alone: 0 lists make 0 optimiser steps of perpo")
+    assert "What would help" not in said
+
+
+def test_a_task_that_has_earlier_lists_alone_is_counted_by_itself() -> None:
+    """No setting by task names it, and trainings that do not learn it are not warned of it."""
+    trainings = {"both": TrainSettings(), "boxes": TrainSettings(tasks=["grounding"])}
+    new = {"grounding": {"kept": 390}}
+    settings = {"min_margin": {"grounding": 0.8}, "max_lists": 3000}
+    (said,) = warn_of_few_lists(trainings, new, settings, {"grounding": 10, "ocr": 16})
+    assert said.startswith("ocr alone: 16 lists make 2 optimiser steps of both (batch_size 8, ")
+    (said,) = warn_of_few_lists(trainings, new, settings, {"grounding": 1})
+    assert said.startswith("391 lists make 49 optimiser steps of both and boxes (")

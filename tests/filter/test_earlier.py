@@ -1,13 +1,16 @@
 """Earlier lists beside new ones: which are kept, what is recorded, and what finds them again."""
 
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 from pydantic import ValidationError
 from synthetic_run import (
+    BOTH,
     evaluate_synthetic,
     prepare_synthetic,
     sample_synthetic,
@@ -18,10 +21,10 @@ from synthetic_run import (
 from perpo_pipeline.commands.make_rules import rules
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import counted_settings
-from perpo_pipeline.errors import ArtifactError, ConfigError
+from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.evaluate.evaluate_model import refuse_images_of
 from perpo_pipeline.filter import filter_lists as module
-from perpo_pipeline.filter.earlier import choose_earlier
+from perpo_pipeline.filter.earlier import check_same_prompts, choose_earlier
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.report.inputs import open_inputs
 from perpo_pipeline.report.ranked import read_ranked
@@ -30,8 +33,10 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.score.score_answers import score
 from perpo_pipeline.status.expected import differences
 from perpo_pipeline.store.artifacts import Version, input_of
-from perpo_pipeline.store.prompt_lookup import prompts_of_lists
+from perpo_pipeline.store.prompt_lookup import num_new_lists, prompts_of_lists
 from perpo_pipeline.store.writing import Recipe, Writer
+from perpo_pipeline.train.lists import ranked_lists
+from perpo_pipeline.train.task import _rows_and_prompts
 
 EARLIER = pl.DataFrame(
     {
@@ -65,13 +70,18 @@ def made_run(
     *,
     num_prompts: int = 16,
     splits: tuple[str, ...] = ("train",),
+    task: str = "grounding",
+    expression: str = "number {index}",
     **settings: Any,
 ) -> Run:
-    """A run up to its scores; its prompts are as many, its file has these settings of filter."""
-    config = synthetic_config(root, num_prompts=num_prompts, splits=splits)
+    """A run up to its scores; its prompts are as many, its file has these settings of filter.
+
+    Prompt 0 has the same prompt_id in all such runs, and so on; `expression` is its question.
+    """
+    config = synthetic_config(root, num_prompts=num_prompts, splits=splits, task=task)
     filtered = config.filter.model_copy(update=settings)
     run = Run(config.model_copy(update={"run": name, "filter": filtered}), quiet=True)
-    prepare_synthetic(run, "train", expression=f"{name} {{index}}")
+    prepare_synthetic(run, "train", task=task, expression=expression)
     sample_synthetic(run)
     score(run, "train")
     return run
@@ -142,6 +152,100 @@ def test_later_stages_read_earlier_lists_too(first: Version, tmp_path: Path) -> 
     assert len(ranked) == new < len(ids)
     (sampled,) = read_sampled(inputs).values()
     assert len(sampled.kept_margins) == new
+
+
+def test_the_report_shows_new_lists_where_the_earlier_ones_have_the_same_prompts(
+    tmp_path: Path,
+) -> None:
+    """As with `rounds.prompts: same`: the cap leaves out prompts that have an earlier list."""
+    first = filter_lists(made_run(tmp_path, "first"), "train")
+    settings = {"earlier": first.path, "keep_earlier": 1.0, "max_lists": 3}
+    made = filter_lists(made_run(tmp_path, "second", **settings), "train")
+    assert made.manifest["rows"] > made.manifest["counts"]["kept"] == num_new_lists(made) == 3
+    scores = input_of(made, "scores")
+    inputs: Any = SimpleNamespace(
+        preferences=made, scores=scores, sampled_prompts=input_of(scores, "prompts")
+    )
+    new = made.table().to_pylist()[:3]
+    ranked = read_ranked(inputs, {"method": "perpo", "gamma": 1.0}, wanted=1000)
+    assert {one.prompt["prompt_id"] for one in ranked} == {row["prompt_id"] for row in new}
+    (sampled,) = read_sampled(inputs).values()
+    assert sampled.kept_margins.tolist() == [row["margin"] for row in new]
+    dropped = sum(map(len, sampled.dropped_margins.values()))
+    assert len(sampled.kept_margins) + dropped == len(sampled.rewards) == 16
+
+
+def test_equal_ids_of_other_prompts_are_refused(first: Version, tmp_path: Path) -> None:
+    settings = {"earlier": first.path, "keep_earlier": 0.5}
+    run = made_run(tmp_path, "other", expression="another {index}", **settings)
+    with pytest.raises(InputError) as found:
+        filter_lists(run, "train")
+    what, where, fix = found.value.parts()
+    assert what.startswith("16 of the 16 prompts whose prompt_id the new and the earlier lists")
+    assert "drawn, box 0 (prompt " in what and what.endswith("): prompt differs")
+    assert str(input_of(first, "prompts").path) in str(where) and "`dataset`" in str(fix)
+
+
+@pytest.mark.parametrize(
+    ("changed", "differs"),
+    [
+        ({"prompt": "Which?"}, "prompt differs"),
+        ({"image_sha256": "0" * 64}, "image_sha256 differs"),
+        ({"gt_box": [1.0, 2.0, 3.0, 4.5]}, "gt_box differs"),
+        ({"gt_box": None, "gt_boxes": [[1.0, 2.0, 3.0, 4.5]]}, "gt_box and gt_boxes differ"),
+        ({"prompt_id": "0" * 16, "prompt": "Which?"}, None),  # they do not share it
+        ({"place": "elsewhere", "extra": None}, None),
+    ],
+)
+def test_question_image_and_truth_make_a_prompt(
+    first: Version, tmp_path: Path, changed: dict[str, Any], differs: str | None
+) -> None:
+    run = Run(synthetic_config(tmp_path), quiet=True)
+    rows = input_of(first, "prompts").table().to_pylist()[:3]
+    recipe = Recipe("prompts", "changed", "prepare", 4, {})
+    changed_rows = [*rows[:2], rows[2] | changed]
+    prompts = make(run, recipe, lambda writer: writer.write_part(0, changed_rows))
+    with nullcontext() if differs is None else pytest.raises(InputError) as found:
+        check_same_prompts(prompts, {"earlier": first})
+    if differs is not None:
+        assert found.value.what.startswith("1 of the 3 prompts")
+        assert found.value.what.endswith(f": {differs}")
+
+
+def test_each_list_is_trained_with_the_prompt_that_it_was_sampled_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another run's prompts have its prompt_id: lists may be older than the check."""
+    monkeypatch.setattr(module, "check_same_prompts", lambda prompts, earlier: None)
+    made: list[Version] = []
+    for name, num, cap in (("one", 24, 3000), ("two", 16, 2), ("three", 16, 2)):
+        earlier = {"earlier": made[-1].path, "keep_earlier": 1.0} if made else {}
+        asked = {"expression": f"{name} {{index}}", "max_lists": cap, "seed": len(made)}
+        made.append(
+            filter_lists(made_run(tmp_path, name, num_prompts=num, **asked, **earlier), "train")
+        )
+    lists = ranked_lists(*_rows_and_prompts(made[2]))
+    asked_in = [str(one.prompt["prompt"]).split(": ")[-1].split()[0] for one in lists]
+    sampled_by = [{row["prompt_id"] for row in one.table().to_pylist()[:2]} for one in made]
+    own = {key: "two" for key in sampled_by[1]} | {key: "three" for key in sampled_by[2]}
+    assert asked_in == [own.get(one.prompt["prompt_id"], "one") for one in lists]
+    assert asked_in[:2] == ["three", "three"] and {"one", "two"} < set(asked_in)
+
+
+def test_warnings_count_the_earlier_lists_of_each_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = filter_lists(made_run(tmp_path, "first", task=BOTH, splits=("test",)), "train")
+    tasks = Counter(first.table()["task"].to_pylist())
+    settings = {"earlier": first.path, "keep_earlier": 1.0, "max_lists": 2}
+    capsys.readouterr()
+    made = filter_lists(
+        made_run(tmp_path, "second", task=BOTH, splits=("test",), **settings), "train"
+    )
+    said = capsys.readouterr().err
+    assert Counter(made.table()["task"].to_pylist()) == tasks
+    for task, lists in tasks.items():
+        assert lists > 2 and f"filter: {task} alone: {lists} lists make" in said
 
 
 def test_lists_that_were_kept_before_are_earlier_lists_too(first: Version, tmp_path: Path) -> None:

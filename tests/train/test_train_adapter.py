@@ -7,10 +7,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from perpo_pipeline.cli import main
+from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.store.artifacts import open_version
+from perpo_pipeline.run import Run, make
+from perpo_pipeline.store.artifacts import input_of, open_version
+from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.train import batches, image_workers, self_check, task
 from perpo_pipeline.vlm import chat, families, loading, models
 
@@ -177,6 +181,30 @@ def test_a_dry_run_leaves_out_the_lists_that_training_leaves_out(
     assert f"  lists      {kept} of data/r/preferences/train/" in plan
     assert f"{len(too_long)} longer than the model's context are dropped" in plan
     assert f"  steps      {-(-kept // 4)} = {-(-kept // 4)} per epoch ({kept} lists / 4" in plan
+
+
+def test_earlier_lists_of_another_tokenizer_are_refused_before_training(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by a dry run; lists of this model's own samples pass."""
+    first = open_version(Path("data/r/preferences/train"))
+    rows = first.table().to_pylist()
+    for row in rows:
+        row["completion_token_ids"] = [
+            [*ids[-2::-1], ids[-1]] for ids in row["completion_token_ids"]
+        ]
+    run = Run(RunConfig.model_validate(yaml.safe_load(CONFIG)), quiet=True)
+    inputs = {"prompts": input_of(first, "prompts")}
+    recipe = Recipe("preferences", "other", "filter", 1, {}, inputs)
+    other = make(run, recipe, lambda writer: writer.write_part(0, rows) or {})
+    for earlier, code in ((first.path, 0), (other.path, 2)):
+        settings = {"earlier": earlier.resolve(), "keep_earlier": 1.0, "max_lists": 1}
+        sets = [part for k, v in settings.items() for part in ("--set", f"filter.{k}={v}")]
+        assert perpo("filter", *sets) == 0
+        capsys.readouterr()
+        assert perpo("train", "--method", "perpo", "--dry-run") == code
+        said = capsys.readouterr().err
+        assert ("token ids of another tokenizer" in said) is bool(code)
 
 
 def test_images_prepared_by_other_processes_give_the_same_result(workdir: Path) -> None:

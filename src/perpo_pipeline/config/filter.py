@@ -54,8 +54,8 @@ class FilterConfig(Section):
     )
     earlier: Path | None = Field(
         None,
-        description="preferences of the same model family (data/RUN/preferences/SPLIT, or one "
-        "version of it) whose lists are trained on, too; the content counts, not the name. "
+        description="preferences of a model with the same tokenizer (data/RUN/preferences/SPLIT, "
+        "or one version of it) whose lists are trained on, too; the content counts, not the name. "
         "`perpo iterate` sets it, with rounds.keep_lists",
     )
     keep_earlier: Float | None = Field(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from math import ceil
+from types import MappingProxyType
 from typing import Any
 
 from perpo_pipeline.config.by_task import of_task
@@ -41,25 +42,34 @@ def say_few_steps(lists: int, trainings: Mapping[str, TrainSettings]) -> str | N
     )
 
 
-def warn_of_few_of_a_task(
+def warn_of_few_lists(
     trainings: Mapping[str, TrainSettings],
     counts: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
+    earlier: Mapping[str, int] = MappingProxyType({}),
 ) -> list[str]:
     """A warning for each task with too few lists for the trainings that learn it.
 
-    `counts` has each task's counts, as `warn_of_few_steps` reads them; `settings` are those of the
+    `counts` has the counts of each task with new lists, as `warn_of_few_steps` reads them;
+    `earlier` the earlier lists of each task, which may be another one. `settings` are those of the
     preferences' manifest.
     """
     warnings = []
-    for task, of_one in counts.items():
+    tasks = [*counts, *(task for task in earlier if task not in counts)]
+    for task in tasks:
+        of_one, old = counts.get(task, {}), earlier.get(task, 0)
         learn_it = {name: one for name, one in trainings.items() if one.learns(task)}
-        own = {name: of_task(settings.get(name), task) for name in ("min_margin", "max_lists")}
-        if warning := warn_of_few_steps(of_one["kept"], learn_it, of_one, own):
+        own = {
+            name: of_task(settings.get(name), task)
+            for name in ("min_margin", "max_lists")
+            if task in counts  # a setting by task may not name a task without new lists
+        }
+        lists = of_one.get("kept", 0) + old
+        if warning := warn_of_few_steps(lists, learn_it, of_one, own, earlier=old):
             for name in own:
                 if isinstance(settings.get(name), Mapping):
                     warning = warning.replace(name, f"{name}.{task}")
-            warnings.append(f"{task} alone: {warning}")
+            warnings.append(warning if len(tasks) == 1 else f"{task} alone: {warning}")
     return warnings
 
 
@@ -68,12 +78,15 @@ def warn_of_few_steps(
     trainings: Mapping[str, TrainSettings],
     counts: Mapping[str, Any],
     settings: Mapping[str, Any],
+    *,
+    earlier: int = 0,
 ) -> str | None:
     """A warning where `lists` make fewer than `ENOUGH` steps of some training; None elsewhere.
 
     It says what each remedy would give. `counts` and `settings` are those of the preferences'
     manifest: `lists` before filtering, `kept`, `kept_at` and `dropped`, `min_margin` and
-    `max_lists`; a remedy whose figures are missing is left out.
+    `max_lists`; a remedy whose figures are missing is left out. `earlier` of the `lists` are
+    earlier ones, which are not in `counts`: no remedy changes them.
     """
     sentence = say_few_steps(lists, trainings)
     if sentence is None:
@@ -81,10 +94,12 @@ def warn_of_few_steps(
     one = next(iter(_with_few_steps(lists, trainings).values()))
     needed = lists_for(ENOUGH, one)
     remedies = [
-        *_keep_more(lists, one, counts, settings, needed),
-        *_more_prompts(counts, settings, needed),
-        _more_epochs(lists, one),
+        *_keep_more(lists, one, counts, settings, needed, earlier),
+        *_more_prompts(counts, settings, needed, earlier),
+        *_more_epochs(lists, one),
     ]
+    if not remedies:
+        return sentence
     return f"{sentence} What would help:\n" + "\n".join(f"  - {remedy}" for remedy in remedies)
 
 
@@ -104,13 +119,14 @@ def _keep_more(
     counts: Mapping[str, Any],
     settings: Mapping[str, Any],
     needed: int,
+    earlier: int,
 ) -> list[str]:
     """What a higher cap gives where it is reached, and what a lower threshold gives elsewhere."""
     over = _over_cap(counts)
     if over:
         return [f"filter.max_lists null keeps {_steps(lists + over, one)}"]
     cap, kept = settings.get("max_lists"), counts.get("kept_at", {})
-    most = {t: n if cap is None else min(n, cap) for t, n in kept.items()}
+    most = {t: earlier + (n if cap is None else min(n, cap)) for t, n in kept.items()}
     margin = settings.get("min_margin", 0.0)
     lower = {t: n for t, n in most.items() if float(t) < margin and n > max(lists, 1)}
     if not lower:
@@ -128,8 +144,12 @@ def _over_cap(counts: Mapping[str, Any]) -> int:
     return int(counts.get("dropped", {}).get("over_cap", 0))
 
 
-def _more_prompts(counts: Mapping[str, Any], settings: Mapping[str, Any], needed: int) -> list[str]:
+def _more_prompts(
+    counts: Mapping[str, Any], settings: Mapping[str, Any], needed: int, earlier: int
+) -> list[str]:
     """How many prompts are needed if as large a share of them gives a list as now."""
+    needed -= earlier
+    kind = "new lists" if earlier else "lists"
     sampled, kept = counts.get("lists", 0), counts.get("kept", 0) + _over_cap(counts)
     if not sampled or not kept:
         return []
@@ -139,14 +159,16 @@ def _more_prompts(counts: Mapping[str, Any], settings: Mapping[str, Any], needed
     capped = cap is not None and cap < needed
     return [
         f"more prompts: {kept:,} of {sampled:,} gave a list, so 200 more would give about "
-        f"{round(200 * kept / sampled):,} lists; {needed:,} lists need about {more:,} more prompts"
+        f"{round(200 * kept / sampled):,} lists; {needed:,} {kind} need about {more:,} more prompts"
         + (f", and filter.max_lists of {needed:,} or more" if capped else "")
     ]
 
 
-def _more_epochs(lists: int, one: TrainSettings) -> str:
+def _more_epochs(lists: int, one: TrainSettings) -> list[str]:
+    if not lists:
+        return []
     epochs = ceil(ENOUGH / ceil(lists / one.batch_size))
-    return f"train.epochs {epochs} makes {ENOUGH} steps or more, but from the same lists again"
+    return [f"train.epochs {epochs} makes {ENOUGH} steps or more, but from the same lists again"]
 
 
 def _steps(lists: int, one: TrainSettings) -> str:

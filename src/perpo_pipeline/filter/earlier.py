@@ -1,4 +1,8 @@
-"""Lists of an earlier filtering that are trained on again, beside the new ones."""
+"""Lists of an earlier filtering that are trained on again, beside the new ones.
+
+Lists are known by prompt_id, which is made of a row's dataset, split and place in its file. So a
+prompt_id that both have must stand for the same question, image and truth: `check_same_prompts`.
+"""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -10,10 +14,15 @@ import pyarrow.compute as pc
 
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.section import Json
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.store.prompt_lookup import prompts_of_lists
+from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Writer
+
+CONTENT = PROMPTS.pick("task", "prompt", "image_sha256", role="truth")
 
 
 def open_earlier(config: FilterConfig, place: Path) -> Mapping[str, Version]:
@@ -31,6 +40,48 @@ def open_earlier(config: FilterConfig, place: Path) -> Mapping[str, Version]:
             fix="name those of another run, or one version of these: a folder in this one",
         )
     return {"earlier": open_version(config.earlier, "preferences")}
+
+
+def check_same_prompts(prompts: Version, earlier: Mapping[str, Version]) -> None:
+    """Raise `InputError` if new and earlier prompts share a prompt_id, but not its `CONTENT`.
+
+    `prompts` are those of the new lists, `earlier` comes from `open_earlier`. Raises
+    `ArtifactError` if prompts of earlier lists are not there.
+    """
+    new: dict[str, str] | None = None
+    for one in (one for version in earlier.values() for one in prompts_of_lists(version)):
+        if one.path.resolve() == prompts.path.resolve():
+            continue
+        new = new or dict(_digests(prompts))
+        shared = [(key, digest == new[key]) for key, digest in _digests(one) if key in new]
+        others = [key for key, is_same in shared if not is_same]
+        if others:
+            mine, theirs = _row(prompts, others[0]), _row(one, others[0])
+            differ = [name for name in CONTENT if mine[name] != theirs[name]]
+            raise InputError(
+                f"{len(others):,} of the {len(shared):,} prompts whose prompt_id the new and the "
+                f"earlier lists share are not the same prompts; the first is {name_prompt(mine)}: "
+                f"{' and '.join(differ)} {'differs' if len(differ) == 1 else 'differ'}",
+                where=f"{prompts.path} and {one.path}",
+                fix="both data sets have the same names and places of rows: give the rows of one "
+                "another `dataset` and begin with perpo prepare, or remove filter.earlier and "
+                "filter.keep_earlier",
+            )
+
+
+def _digests(prompts: Version) -> Iterator[tuple[str, str]]:
+    """Each prompt_id with a hash of its `CONTENT`, so that memory holds no texts."""
+    for part in prompts.batches(["prompt_id", *CONTENT]):
+        for row in part.to_pylist():
+            content = repr([row[name] for name in CONTENT])
+            yield row["prompt_id"], hashlib.sha256(content.encode()).hexdigest()
+
+
+def _row(prompts: Version, prompt_id: str) -> Json:
+    """The row of a prompt that is there."""
+    parts = prompts.batches(["prompt_id", "place", *CONTENT])
+    found = (part.filter(pc.equal(part["prompt_id"], prompt_id)).to_pylist() for part in parts)
+    return next(row for rows in found for row in rows)
 
 
 def choose_earlier(earlier: pl.DataFrame, new: pl.Series, share: float) -> pl.Series:

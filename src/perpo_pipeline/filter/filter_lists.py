@@ -18,9 +18,9 @@ import polars as pl
 from perpo_pipeline.config.by_task import fit_to_tasks, of_task
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
-from perpo_pipeline.config.steps import warn_of_few_of_a_task, warn_of_few_steps
+from perpo_pipeline.config.steps import warn_of_few_lists
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.filter.earlier import open_earlier, write_earlier
+from perpo_pipeline.filter.earlier import check_same_prompts, open_earlier, write_earlier
 from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
 from perpo_pipeline.filter.margins import (
     ALL_UNPARSED,
@@ -36,7 +36,7 @@ from perpo_pipeline.rewards.margins import ROUNDING, margin_table
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.places import prompts_named
-from perpo_pipeline.store.prompt_lookup import check_unique
+from perpo_pipeline.store.prompt_lookup import check_unique, num_new_lists
 from perpo_pipeline.store.schemas import DROPPED_LISTS, PROMPTS, SAMPLES, SCORES
 from perpo_pipeline.store.writing import Recipe, Writer
 
@@ -72,6 +72,7 @@ def filter_lists(run: Run, split: str) -> Version:
     )
 
     def work(writer: Writer) -> Mapping[str, Any]:
+        check_same_prompts(prompts, earlier)
         sampled = Sampled(samples, scores)
         lists = _all_margins(run, sampled, split, config).join(
             _tasks(prompts), on="prompt_id", how="left", maintain_order="left"
@@ -104,13 +105,12 @@ def filter_lists(run: Run, split: str) -> Version:
 
 def _warn_of_few_steps(run: Run, version: Version) -> None:
     made, trainings = version.manifest, run.config.train.variants()
-    if (of_tasks := made["counts"].get("tasks")) is not None:
-        for line in warn_of_few_of_a_task(trainings, of_tasks, made["settings"]):
-            run.say(f"filter: {line}")
-        return
-    warning = warn_of_few_steps(made["rows"], trainings, made["counts"], made["settings"])
-    if warning is not None:
-        run.say(f"filter: {warning}")
+    tasks = version.table(columns=["task"])["task"].to_pylist()
+    # Counts of a single task do not name it; the first list, which is a new one, has its name.
+    of_tasks = made["counts"].get("tasks") or {tasks[0]: made["counts"]}
+    earlier = Counter(tasks[num_new_lists(version) :])
+    for line in warn_of_few_lists(trainings, of_tasks, made["settings"], earlier):
+        run.say(f"filter: {line}")
 
 
 @dataclass(frozen=True)

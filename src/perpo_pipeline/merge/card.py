@@ -56,6 +56,7 @@ PUBLISHED_SETTINGS = (
     "drop_unparsed",
     "equal_datasets",
     "max_lists",
+    "keep_earlier",
 )
 """The settings of earlier artifacts that the card shows; others may name paths on a disk."""
 SUBJECTS = {

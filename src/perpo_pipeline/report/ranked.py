@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.prompt_lookup import num_new_lists
 from perpo_pipeline.store.schemas import PREFERENCES, PROMPTS
 
 Floats = npt.NDArray[np.float64]
@@ -53,15 +54,14 @@ class RankedList:
 
 
 def read_ranked(inputs: Inputs, settings: Row, wanted: int) -> list[RankedList]:
-    """`wanted` of the lists that an adapter learned from: the smallest sha256 of the prompt_id.
+    """`wanted` of the new lists that an adapter learned from: the smallest sha256 of the prompt_id.
 
     `settings` are those in the adapter's manifest. They name its tasks, if it did not learn from
     all, and decide the weights of the pairs.
     """
     preferences = inputs.preferences
     kept = pl.DataFrame(preferences.table(columns=["prompt_id", "task"]))
-    sampled = pl.DataFrame(inputs.sampled_prompts.table(columns=["prompt_id"]))
-    kept = kept.join(sampled, on="prompt_id", how="semi", maintain_order="left")  # no earlier ones
+    kept = kept.head(num_new_lists(preferences))
     if tasks := settings.get("tasks"):
         kept = kept.filter(pl.col("task").is_in(tasks))
     chosen = sorted(kept["prompt_id"], key=lambda key: sha256(key.encode()).digest())[:wanted]

@@ -19,6 +19,7 @@ from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.report.results import Estimate
+from perpo_pipeline.store.prompt_lookup import num_new_lists
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,11 +61,14 @@ class Oracle:
 
 
 def read_sampled(inputs: Inputs) -> dict[str, Sampled]:
-    """By task: the scores of all samples as lists, the margins of the kept and dropped lists."""
+    """By task: the scores of all samples as lists, the margins of the kept and dropped lists.
+
+    All are lists of the run's own samples; earlier lists are not among them.
+    """
     lists = read_lists(inputs.scores)
     tasks = lists.select("prompt_id", "task")
-    kept = pl.DataFrame(inputs.preferences.table(columns=["prompt_id", "task", "margin"]))
-    kept = kept.join(tasks, on="prompt_id", how="semi", maintain_order="left")  # no earlier ones
+    kept = pl.DataFrame(inputs.preferences.table(columns=["task", "margin"]))
+    kept = kept.head(num_new_lists(inputs.preferences))
     columns = ["prompt_id", "reason", "margin"]
     dropped = pl.DataFrame(inputs.preferences.table("dropped", columns=columns)).join(
         tasks, on="prompt_id", how="left", maintain_order="left"

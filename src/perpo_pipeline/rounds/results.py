@@ -11,6 +11,7 @@ from perpo_pipeline.lines import aligned
 from perpo_pipeline.rounds.round_files import Round
 from perpo_pipeline.run import Console
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.prompt_lookup import num_new_lists
 
 Row = dict[str, Any]
 
@@ -53,8 +54,7 @@ class Reached:
         """How many of its lists the round has sampled; the others are of earlier rounds."""
         if self.adapter is None or "preferences" not in self.adapter.manifest["inputs"]:
             return 0
-        kept = input_of(self.adapter, "preferences").manifest
-        return int(kept["rows"]) - int(kept["counts"].get("earlier", {}).get("kept", 0))
+        return num_new_lists(input_of(self.adapter, "preferences"))
 
 
 @dataclass(frozen=True)

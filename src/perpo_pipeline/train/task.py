@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from perpo_pipeline import advice
 from perpo_pipeline.config.fingerprints import box_settings, counted_settings, stage_version
 from perpo_pipeline.config.train import TrainSettings
@@ -18,10 +15,11 @@ from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.finding import reuse_complete
 from perpo_pipeline.store.places import name_prompt
-from perpo_pipeline.store.prompt_lookup import prompts_of_lists
+from perpo_pipeline.store.prompt_lookup import prompts_of_lists, rows_of_prompts
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.train import integrations
+from perpo_pipeline.train.earlier_lists import check_token_ids
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list, ranked_lists
 from perpo_pipeline.vlm.cards import check_cards
 from perpo_pipeline.vlm.chat import answer_turn, check_thinking
@@ -45,15 +43,11 @@ SHOWN = 5  # prompts in a message
 
 @dataclass(frozen=True)
 class Task:
-    """What one adapter (`variant`: a method, or a method with a seed) is trained from.
-
-    `prompts` are those of the new lists, then those of earlier lists that are among them.
-    """
+    """What one adapter (`variant`: a method, or a method with a seed) is trained from."""
 
     variant: str
     settings: TrainSettings
     preferences: Version
-    prompts: Sequence[Version]
     resolved: "ResolvedModel"
     model_settings: dict[str, Any]
     recipe: Recipe
@@ -79,7 +73,7 @@ def task_of(run: Run, variant: str, *, computes_here: bool = True) -> Task:
     """Find what a variant is trained from, and its recipe; a plan does not compute here."""
     settings = run.config.train.variants()[variant]
     preferences = run.latest("preferences", run.config.sample.split)
-    prompts = prompts_of_lists(preferences)
+    prompts, *_ = prompts_of_lists(preferences)  # raises before a model is loaded
     resolved, model_settings = find_model(
         run.config.model, run.scratch, computes_here=computes_here
     )
@@ -90,10 +84,10 @@ def task_of(run: Run, variant: str, *, computes_here: bool = True) -> Task:
         "train",
         stage_version("adapter", "train", {"method": settings.method}),
         counted_settings("adapter", settings, found),
-        {"preferences": preferences, "prompts": prompts[0]},
+        {"preferences": preferences, "prompts": prompts},
         notes=model_notes(run.config.model),
     )
-    return Task(variant, settings, preferences, prompts, resolved, model_settings, recipe)
+    return Task(variant, settings, preferences, resolved, model_settings, recipe)
 
 
 def reuse_trained(run: Run, variant: str) -> Version | None:
@@ -116,11 +110,12 @@ def has_older_targets(run: Run, task: Task) -> bool:
     turn = answer_turn(vlm)
     if turn.start or turn.end_id != vlm.eos_token_ids[0]:
         return False
-    trained = task.preferences.table(columns=["prompt_id"])["prompt_id"]
-    columns = ["prompt_id", "prompt", "gt_text"]
-    asked = pa.concat_tables([one.table(columns=columns) for one in task.prompts])
-    rows = asked.filter(pc.is_in(asked["prompt_id"], trained)).to_pylist()
-    texts = (row[name] or "" for row in rows for name in ("prompt", "gt_text"))
+    texts = (
+        row[name] or ""
+        for part in rows_of_prompts(task.preferences, ["prompt_id", "prompt", "gt_text"])
+        for row in part.to_pylist()
+        for name in ("prompt", "gt_text")
+    )
     return not any(map(vlm.plain.spelled, texts))
 
 
@@ -128,9 +123,10 @@ def read_lists(run: Run, task: Task, vlm: "Vlm") -> TaskLists:
     """Read the task's lists, choose what the method needs, and leave out what is too long.
 
     Raises InputError for lists that are longer than the model's context, unless the settings drop
-    them, and ArtifactError for a prompt that is missing.
+    them, and for earlier lists of another tokenizer; ArtifactError for a prompt that is missing.
     """
-    sampled = ranked_lists(*_rows_and_prompts(task.preferences, task.prompts))
+    check_token_ids(vlm, task.preferences)
+    sampled = ranked_lists(*_rows_and_prompts(task.preferences))
     _check_tasks_have_lists(task, sampled)
     lists = sampled
     if not task.settings.chosen_method.needs_preferences:
@@ -161,19 +157,15 @@ def _check_tasks_have_lists(task: Task, sampled: Sequence[TrainingList]) -> None
 
 
 def _rows_and_prompts(
-    preferences: Version, prompts: Sequence[Version]
+    preferences: Version,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """The preferences, and their prompts by id."""
-    rows = preferences.table().to_pylist()
-    wanted = {row["prompt_id"] for row in rows}
     by_id = {
         row["prompt_id"]: row
-        for one in prompts
-        for part in one.batches(columns=PROMPT_COLUMNS)
+        for part in rows_of_prompts(preferences, PROMPT_COLUMNS)
         for row in part.to_pylist()
-        if row["prompt_id"] in wanted
     }
-    return rows, by_id
+    return preferences.table().to_pylist(), by_id
 
 
 def _with_prompt_tokens(

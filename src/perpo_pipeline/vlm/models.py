@@ -127,10 +127,14 @@ class Vlm:
         return 3 if hasattr(core, "get_rope_index") else 1
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens have a logit; the tokenizer may know fewer."""
+        return int(base_model(self.model).config.get_text_config().vocab_size)
+
+    @property
     def banned_token_ids(self) -> tuple[int, ...]:
         """The placeholders that have a logit: the model cannot draw the others."""
-        vocabulary = int(base_model(self.model).config.get_text_config().vocab_size)
-        return tuple(token for token in self.image_token_ids if token < vocabulary)
+        return tuple(token for token in self.image_token_ids if token < self.vocab_size)
 
     @property
     def pad_token_id(self) -> int:
