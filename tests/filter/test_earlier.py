@@ -33,7 +33,7 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.score.score_answers import score
 from perpo_pipeline.status.expected import differences
 from perpo_pipeline.store.artifacts import Version, input_of
-from perpo_pipeline.store.prompt_lookup import num_new_lists, prompts_of_lists
+from perpo_pipeline.store.list_prompts import num_new_lists, prompts_of_lists
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.train.lists import ranked_lists
 from perpo_pipeline.train.task import _rows_and_prompts

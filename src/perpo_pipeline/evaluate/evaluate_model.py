@@ -41,8 +41,8 @@ from perpo_pipeline.rewards.builtin import AUTO
 from perpo_pipeline.rewards.normalise import named_forms
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import CURRENT, Version, input_of
+from perpo_pipeline.store.list_prompts import rows_of_prompts
 from perpo_pipeline.store.places import prompts_named
-from perpo_pipeline.store.prompt_lookup import rows_of_prompts
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.inputs import find_model, model_notes
 

@@ -17,8 +17,8 @@ from perpo_pipeline.config.section import Json
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.list_prompts import prompts_of_lists
 from perpo_pipeline.store.places import name_prompt
-from perpo_pipeline.store.prompt_lookup import prompts_of_lists
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Writer
 

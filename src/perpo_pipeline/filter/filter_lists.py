@@ -35,8 +35,9 @@ from perpo_pipeline.filter.margins import (
 from perpo_pipeline.rewards.margins import ROUNDING, margin_table
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
+from perpo_pipeline.store.list_prompts import num_new_lists
 from perpo_pipeline.store.places import prompts_named
-from perpo_pipeline.store.prompt_lookup import check_unique, num_new_lists
+from perpo_pipeline.store.prompt_lookup import check_unique
 from perpo_pipeline.store.schemas import DROPPED_LISTS, PROMPTS, SAMPLES, SCORES
 from perpo_pipeline.store.writing import Recipe, Writer
 

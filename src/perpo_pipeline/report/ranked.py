@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.store.artifacts import Version, input_of
-from perpo_pipeline.store.prompt_lookup import num_new_lists
+from perpo_pipeline.store.list_prompts import num_new_lists
 from perpo_pipeline.store.schemas import PREFERENCES, PROMPTS
 
 Floats = npt.NDArray[np.float64]

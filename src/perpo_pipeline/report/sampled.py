@@ -19,7 +19,7 @@ from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS
 from perpo_pipeline.evaluate.statistics import mean_interval
 from perpo_pipeline.report.inputs import Inputs
 from perpo_pipeline.report.results import Estimate
-from perpo_pipeline.store.prompt_lookup import num_new_lists
+from perpo_pipeline.store.list_prompts import num_new_lists
 
 Floats = npt.NDArray[np.float64]
 

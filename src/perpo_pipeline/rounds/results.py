@@ -11,7 +11,7 @@ from perpo_pipeline.lines import aligned
 from perpo_pipeline.rounds.round_files import Round
 from perpo_pipeline.run import Console
 from perpo_pipeline.store.artifacts import Version, input_of
-from perpo_pipeline.store.prompt_lookup import num_new_lists
+from perpo_pipeline.store.list_prompts import num_new_lists
 
 Row = dict[str, Any]
 

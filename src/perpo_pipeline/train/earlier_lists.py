@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from perpo_pipeline import advice
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.store.artifacts import Version
-from perpo_pipeline.store.prompt_lookup import num_new_lists
+from perpo_pipeline.store.list_prompts import num_new_lists
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm

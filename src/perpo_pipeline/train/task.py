@@ -14,8 +14,8 @@ from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.finding import reuse_complete
+from perpo_pipeline.store.list_prompts import prompts_of_lists, rows_of_prompts
 from perpo_pipeline.store.places import name_prompt
-from perpo_pipeline.store.prompt_lookup import prompts_of_lists, rows_of_prompts
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.train import integrations
