@@ -1,5 +1,5 @@
-"""Tiny random models of families that are not in FAMILIES and whose processors need torchvision, in
-some version of transformers: their prompts and pixels are made by hand."""
+"""Tiny random models of families whose processors need torchvision, in some version of
+transformers: their prompts and pixels are made by hand."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -96,11 +96,12 @@ def vlm_by_hand(name: str) -> Vlm:
 
 def prompts_by_hand(name: str, vlm: Vlm) -> list[EncodedPrompt]:
     """Three prompts of unlike lengths: text, an image, text."""
+    return [prompt_by_hand(name, vlm, seed, words) for seed, words in enumerate((9, 30, 5))]
+
+
+def prompt_by_hand(name: str, vlm: Vlm, seed: int, words: int) -> EncodedPrompt:
+    """Four tokens of text, the image with this seed (0 to 2), and `words` tokens of text."""
     pixels = (BY_HAND | ALONE)[name][1]
-    return [_prompt(vlm, pixels, seed, words) for seed, words in enumerate((9, 30, 5))]
-
-
-def _prompt(vlm: Vlm, pixels: Pixels, seed: int, words: int) -> EncodedPrompt:
     generator = torch.Generator().manual_seed(seed)
     tensors, image_tokens = pixels(seed)
     before, after = (

@@ -33,6 +33,8 @@ from transformers import (
     PreTrainedConfig,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
@@ -57,13 +59,15 @@ from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeGated
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 from transformers.models.zamba2.modeling_zamba2 import Zamba2MambaMixer
 
+from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
-from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
 from perpo_pipeline.vlm.processors import without_video
 from perpo_pipeline.vlm.recurrent import use_recurrent_steps
 
 WIDTH = 32
+LFM2_IMAGE = 300
 CHUNK = 16  # Mamba2's; gated delta nets always have 64
 DELTA = {
     "hidden_size": WIDTH,
@@ -251,10 +255,12 @@ def ready(model: OneLayer) -> OneLayer:
     return model
 
 
-def save_tiny_qwen3_5(directory: Path, seed: int = 0, **text: Any) -> Path:
+def save_tiny_qwen3_5(
+    directory: Path, seed: int = 0, *, experts: bool = False, **text: Any
+) -> Path:
     """Three gated delta nets and one attention layer, Qwen3-VL's processor, 2 to 12 image tokens.
 
-    `text` replaces settings of the text model.
+    `experts`: Qwen3.5-MoE. `text` replaces settings of the text model.
     """
     tokenizer = qwen_tokenizer()
     shared = qwen_vl_config(tokenizer, [2, 1, 1], mrope_interleaved=True)
@@ -270,7 +276,9 @@ def save_tiny_qwen3_5(directory: Path, seed: int = 0, **text: Any) -> Path:
         "linear_value_head_dim": 8,
         **text,
     }
-    config = Qwen3_5Config(
+    if experts:
+        shared["text_config"] |= {**FEW_EXPERTS, "shared_expert_intermediate_size": 16}
+    config = (Qwen3_5MoeConfig if experts else Qwen3_5Config)(
         **shared,
         vision_config={
             "depth": 2,
@@ -282,7 +290,9 @@ def save_tiny_qwen3_5(directory: Path, seed: int = 0, **text: Any) -> Path:
         },
     )
     torch.manual_seed(seed)
-    model = Qwen3_5ForConditionalGeneration(config)
+    model: Any = (
+        Qwen3_5MoeForConditionalGeneration if experts else Qwen3_5ForConditionalGeneration
+    )(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -344,3 +354,45 @@ def tiny_lfm2_vl(vocabulary: int, image_token: int) -> Any:
             if parameter.ndim > 1:
                 parameter.normal_(std=0.5 if "conv.conv" in name else WEIGHT_STD)
     return model.eval()
+
+
+def lfm2_vlm() -> Vlm:
+    """The model of `tiny_lfm2_vl`, without a processor."""
+    return without_processor(tiny_lfm2_vl(320, LFM2_IMAGE), (LFM2_IMAGE,))
+
+
+def lfm2_prompt(extra: int) -> EncodedPrompt:
+    """16 patches of 8 x 8 pixels, which become 4 image tokens, and 3 + extra words."""
+    generator = torch.Generator().manual_seed(extra)
+    words = torch.randint(10, 290, (3 + extra,), generator=generator)
+    ids = torch.cat([words[:2], torch.full((4,), LFM2_IMAGE), words[2:]])
+    return EncodedPrompt(
+        input_ids=ids,
+        tensors={
+            "pixel_values": torch.randn(1, 16, 3 * 8 * 8, generator=generator),
+            "spatial_shapes": torch.tensor([[4, 4]]),
+            "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+        },
+        positions=torch.arange(len(ids))[None],
+        next_position=len(ids),
+        image_size=(32, 32),
+        padded_size=(32, 32),
+        resized=(32, 32),
+    )
+
+
+def without_processor(model: Any, image_token_ids: tuple[int, ...] = ()) -> Vlm:
+    class Words:
+        pad_token_id = 0
+
+    return Vlm(
+        model=model,
+        processor=None,
+        tokenizer=Words(),
+        family=family_of_type(model.config.model_type),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        eos_token_ids=(2,),
+        image_token_ids=image_token_ids,
+        identity="tiny",
+    )

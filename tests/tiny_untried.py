@@ -1,4 +1,4 @@
-"""Tiny random models of families that are not in FAMILIES: windows, softcap, sinks, experts.
+"""Tiny random models of further families: windows, softcap, sinks, experts.
 
 Each has the family's own config, model and processor classes; tests/tiny_by_hand.py has those whose
 processor needs torchvision. Windows are shorter than every prompt, or (WIDE) reach into its middle.
@@ -95,15 +95,16 @@ def _gemma3(window: int) -> tuple[Any, Any]:
     return Gemma3ForConditionalGeneration(config), processor
 
 
-def _qwen2_vl() -> tuple[Any, Any]:
-    """Three axes of positions; the last layer has a window."""
+def _qwen2_vl(*, window: bool) -> tuple[Any, Any]:
+    """Three axes of positions; with `window`, which no checkpoint has, in the last layer."""
     tokenizer = qwen_tokenizer()
     shared = qwen_vl_config(tokenizer, [2, 3, 3])
-    shared["text_config"] |= {
-        "use_sliding_window": True,
-        "sliding_window": NARROW,
-        "layer_types": ["full_attention", "full_attention", "sliding_attention"],
-    }
+    if window:
+        shared["text_config"] |= {
+            "use_sliding_window": True,
+            "sliding_window": NARROW,
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+        }
     tower = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
     processor = without_video(Qwen2VLProcessor)(
         image_processor=Qwen2VLImageProcessorPil(
@@ -190,7 +191,8 @@ def _llava_with(text: Callable[..., PreTrainedConfig], **settings: Any) -> tuple
 UNTRIED: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3": lambda: _gemma3(NARROW),
     "gemma3-wide": lambda: _gemma3(WIDE),
-    "qwen2_vl-window": _qwen2_vl,
+    "qwen2_vl": lambda: _qwen2_vl(window=False),
+    "qwen2_vl-window": lambda: _qwen2_vl(window=True),
     "qwen3_vl_moe": _qwen3_vl_moe,
     "aya_vision": _aya_vision,
     "mistral": lambda: _llava_with(MistralConfig, sliding_window=NARROW),

@@ -1,5 +1,6 @@
 """`perpo doctor --model ID`: how a model would be sampled and trained, without a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,16 +8,34 @@ from tiny_untried import NARROW, save_untried
 
 from perpo_pipeline import cli
 from perpo_pipeline.doctor.model import examine_model
+from perpo_pipeline.vlm.families import FAMILIES, Family
 
 
-def test_an_untested_model_is_proven_and_described(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("record", "tests"),
+    [
+        (FAMILIES["gemma3"], "gemma3, tested"),
+        (None, "gemma3, not among the tested"),
+        (
+            replace(FAMILIES["gemma3"], own_processor=False),
+            "gemma3, tested with images that were prepared without its own processor",
+        ),
+    ],
+)
+def test_a_model_with_windows_is_proven_and_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Family | None, tests: str
+) -> None:
+    if record is None:
+        monkeypatch.delitem(FAMILIES, "gemma3")
+    else:
+        monkeypatch.setitem(FAMILIES, "gemma3", record)
     directory = save_untried("gemma3", tmp_path)
     lines = dict(
         line.split("  ", 1)
         for line in examine_model(str(directory), dtype="float32", device="cpu").splitlines()
     )
     found = {name.strip(): text.strip() for name, text in lines.items()}
-    assert found["family"] == "gemma3, not among the tested"
+    assert found["family"] == tests
     assert found["text layers"] == (
         f"sliding_attention (the last {NARROW} tokens, images both ways) and "
         "full_attention (images both ways)"

@@ -8,7 +8,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import noise_image
-from tiny_recurrent import HYBRIDS, as_qwen3_5, save_tiny_qwen3_5, tiny_hybrid, tiny_lfm2_vl
+from tiny_recurrent import (
+    HYBRIDS,
+    as_qwen3_5,
+    lfm2_prompt,
+    lfm2_vlm,
+    save_tiny_qwen3_5,
+    tiny_hybrid,
+    without_processor,
+)
 from tiny_training import LENGTHS, completions_of
 from torch import Tensor
 
@@ -19,7 +27,6 @@ from perpo_pipeline.train.shared_prefix import (
     packed_logps,
 )
 from perpo_pipeline.vlm.attention import use_shared_prefix_attention
-from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.prompts import encode_prompt
 from perpo_pipeline.vlm.recurrent import (
@@ -27,7 +34,6 @@ from perpo_pipeline.vlm.recurrent import (
 )
 
 SIZES = [(48, 40), (90, 40), (64, 64)]
-LFM2_IMAGE = 300
 TARGETS = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|out_proj|in_proj|in_proj_qkv|in_proj_z"
     r"|in_proj_a|in_proj_b|gate_proj|up_proj|down_proj|w1|w2|w3)"
@@ -39,6 +45,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_qwen3_5(tmp_path_factory.mktemp("qwen3_5"))
 
 
+@pytest.fixture(scope="module")
+def with_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_qwen3_5(tmp_path_factory.mktemp("qwen3_5_moe"), experts=True)
+
+
 def qwen3_5(directory: Path) -> tuple[Vlm, list[CompletionList]]:
     vlm = as_qwen3_5(directory)
     prompts = [
@@ -48,47 +59,9 @@ def qwen3_5(directory: Path) -> tuple[Vlm, list[CompletionList]]:
     return vlm, with_completions(vlm, prompts)
 
 
-def without_processor(model: Any, image_token_ids: tuple[int, ...] = ()) -> Vlm:
-    class Words:
-        pad_token_id = 0
-
-    return Vlm(
-        model=model,
-        processor=None,
-        tokenizer=Words(),
-        family=Family(model.config.model_type),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        eos_token_ids=(2,),
-        image_token_ids=image_token_ids,
-        identity="tiny",
-    )
-
-
 def lfm2_vl() -> tuple[Vlm, list[CompletionList]]:
-    model = tiny_lfm2_vl(vocabulary=320, image_token=LFM2_IMAGE)
-    vlm = without_processor(model, (LFM2_IMAGE,))
-    return vlm, with_completions(vlm, [_lfm2_prompt(extra) for extra in (0, 9, 4)])
-
-
-def _lfm2_prompt(extra: int) -> EncodedPrompt:
-    """16 patches of 8 x 8 pixels, which become 4 image tokens, and 3 + extra words."""
-    generator = torch.Generator().manual_seed(extra)
-    words = torch.randint(10, 290, (3 + extra,), generator=generator)
-    ids = torch.cat([words[:2], torch.full((4,), LFM2_IMAGE), words[2:]])
-    return EncodedPrompt(
-        input_ids=ids,
-        tensors={
-            "pixel_values": torch.randn(1, 16, 3 * 8 * 8, generator=generator),
-            "spatial_shapes": torch.tensor([[4, 4]]),
-            "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
-        },
-        positions=torch.arange(len(ids))[None],
-        next_position=len(ids),
-        image_size=(32, 32),
-        padded_size=(32, 32),
-        resized=(32, 32),
-    )
+    vlm = lfm2_vlm()
+    return vlm, with_completions(vlm, [lfm2_prompt(extra) for extra in (0, 9, 4)])
 
 
 def with_completions(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> list[CompletionList]:
@@ -99,9 +72,13 @@ def with_completions(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> list[Complet
     ]
 
 
-@pytest.fixture(params=["qwen3_5", "lfm2_vl"])
-def family(request: pytest.FixtureRequest, directory: Path) -> tuple[Vlm, list[CompletionList]]:
-    return qwen3_5(directory) if request.param == "qwen3_5" else lfm2_vl()
+@pytest.fixture(params=["qwen3_5", "qwen3_5_moe", "lfm2_vl"])
+def family(
+    request: pytest.FixtureRequest, directory: Path, with_experts: Path
+) -> tuple[Vlm, list[CompletionList]]:
+    if request.param == "lfm2_vl":
+        return lfm2_vl()
+    return qwen3_5(directory if request.param == "qwen3_5" else with_experts)
 
 
 def with_adapter(vlm: Vlm) -> Any:

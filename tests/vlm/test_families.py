@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from peft import get_peft_model
 from tiny_adapters import save_adapter
-from tiny_families import MODEL_TYPES, QWEN_IMAGE, chatml_template, qwen_tokenizer, qwen_vl_config
+from tiny_all import SAVED, long_prompt, tiny_vlm
+from tiny_by_hand import BY_HAND
+from tiny_families import MODEL_TYPES
 from tiny_models import noise_image
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from tiny_untried import save_untried
 
 from perpo_pipeline.answers.formats import BOX_FORMATS, frame_fault
 from perpo_pipeline.config.model import ModelConfig
@@ -18,13 +19,14 @@ from perpo_pipeline.inference.vllm_engine import exact_lora_rank
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list
 from perpo_pipeline.train.scope import lora_config, unfreeze
+from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.chat import answer_turn
-from perpo_pipeline.vlm.families import FAMILIES, Family, family_of, unusual_boxes
+from perpo_pipeline.vlm.families import FAMILIES, Family, family_of, family_of_type, unusual_boxes
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
 from perpo_pipeline.vlm.models import Vlm
-from perpo_pipeline.vlm.processors import without_video
 from perpo_pipeline.vlm.prompts import count_prompt_tokens, encode_prompt, resized_size
+from perpo_pipeline.vlm.recurrent import use_recurrent_steps
 
 QUESTION = "Where is the red square?"
 NEWCOMER = Family(
@@ -47,22 +49,8 @@ NEWCOMER = Family(
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of Qwen2-VL, a family that transformers knows and this package never tried."""
-    tokenizer = qwen_tokenizer()
-    tower = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
-    config = Qwen2VLConfig(**qwen_vl_config(tokenizer, [2, 3, 3]), vision_config=tower)
-    processor = without_video(Qwen2VLProcessor)(
-        image_processor=Qwen2VLImageProcessorPil(
-            size={"shortest_edge": 2 * 28**2, "longest_edge": 12 * 28**2}
-        ),
-        tokenizer=tokenizer,
-        chat_template=chatml_template(QWEN_IMAGE),
-    )
-    path = tmp_path_factory.mktemp("newcomer")
-    torch.manual_seed(0)
-    Qwen2VLForConditionalGeneration(config).save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
+    """A tiny Qwen2-VL, whose own record these tests take away."""
+    return save_untried("qwen2_vl", tmp_path_factory.mktemp("newcomer"))
 
 
 @pytest.fixture(params=[True, False], ids=["added", "untried"])
@@ -70,6 +58,8 @@ def is_added(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Whether the newcomer is one of the families; the other half shows what that changes."""
     if request.param:
         monkeypatch.setitem(FAMILIES, "qwen2_vl", NEWCOMER)
+    else:
+        monkeypatch.delitem(FAMILIES, "qwen2_vl")
     return bool(request.param)
 
 
@@ -83,7 +73,8 @@ def test_a_newcomer_is_named_with_and_without_its_weights(
 ) -> None:
     resolved = resolve_model(str(directory))
     for found in (vlm.family, load_without_weights(resolved).family, family_of(resolved)):
-        assert found == (NEWCOMER if is_added else Family("qwen2_vl", "qwen2_vl", known=False))
+        assert found == (NEWCOMER if is_added else family_of_type("qwen2_vl"))
+        assert found.known is is_added
 
 
 def test_a_newcomers_prompts_have_its_axes_of_positions(vlm: Vlm) -> None:
@@ -163,17 +154,23 @@ def test_vllm_serves_a_newcomers_lora_if_its_record_says_so(
 
 def test_the_families_of_the_paper_and_of_today_are_known() -> None:
     """Other tests run over FAMILIES: one that goes missing here would silently go missing there."""
-    expected = {"llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"}
-    assert set(FAMILIES) >= expected
-    assert {name for name in expected if not FAMILIES[name].lora_in_vllm} == {
+    assert set(FAMILIES) == {*MODEL_TYPES, *SAVED, *BY_HAND, "lfm2_vl"} - {"gemma4-causal"}
+    assert {name for name in FAMILIES if FAMILIES[name].lora_in_vllm} == {*MODEL_TYPES} - {
         "llava_onevision",
         "internvl",
     }
+    assert {name for name in FAMILIES if not FAMILIES[name].own_processor} == {
+        *BY_HAND,
+        "lfm2_vl",
+    } - {"gemma4-causal"}
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: str(family.name))
-def test_a_familys_own_boxes_are_a_valid_pair_of_settings(family: Family) -> None:
-    assert family.known and family.box_format in BOX_FORMATS
+def test_a_familys_own_boxes_are_a_valid_pair_of_settings_with_a_source(family: Family) -> None:
+    assert family.known and (family.box_format is None) == (family.box_source == "")
+    if family.box_format is None:
+        return
+    assert family.box_format in BOX_FORMATS
     assert frame_fault(family.box_format, family.box_frame) is None
     settings = ModelConfig(box_format=family.box_format, box_frame=family.box_frame)
     assert unusual_boxes(family, settings) is None
@@ -182,7 +179,7 @@ def test_a_familys_own_boxes_are_a_valid_pair_of_settings(family: Family) -> Non
 def test_every_family_has_a_name_and_a_label_of_its_own() -> None:
     for attribute in ("name", "label"):
         values = [getattr(family, attribute) for family in FAMILIES.values()]
-        assert all(values) and len(set(values)) == len(MODEL_TYPES)
+        assert all(values) and len(set(values)) == len(FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +198,10 @@ def test_every_family_has_a_name_and_a_label_of_its_own() -> None:
         ("qwen3_vl", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, "answer in qwen3-vl"),
         ("internvl", {"box_format": "internvl"}, None),
         ("internvl", {"box_format": "llava"}, "answer in internvl, full"),
+        ("qwen3_5", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, "answer in qwen3-vl"),
+        ("gemma4", {"box_format": "llava"}, "gemma4 models answer in gemma, full"),
+        ("gemma3", {"box_format": "gemma"}, None),  # Google documents no boxes for it
+        ("got_ocr2", {"box_format": "pixel", "box_frame": "resized"}, None),
     ],
 )
 def test_settings_that_differ_from_the_familys_own_boxes_give_a_warning(
@@ -210,5 +211,64 @@ def test_settings_that_differ_from_the_familys_own_boxes_give_a_warning(
     assert found is None if message is None else message in str(found)
 
 
-def test_an_untried_family_gives_no_warning() -> None:
-    assert unusual_boxes(Family("other", known=False), ModelConfig(box_format="internvl")) is None
+def test_a_family_without_a_record_gives_no_warning() -> None:
+    family = family_of_type("other")
+    assert not family.known and not family.is_tested
+    assert unusual_boxes(family, ModelConfig(box_format="internvl")) is None
+
+
+# --- each record, on its tiny model ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def directory_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(model_type, where its tiny model is)."""
+    return request.param, tmp_path_factory.mktemp(request.param)
+
+
+def test_the_parts_of_a_record_are_those_of_its_model(directory_of: tuple[str, Path]) -> None:
+    vlm = tiny_vlm(*directory_of)
+    assert vlm.family is FAMILIES[directory_of[0]]
+    assert vlm.position_axes == (3 if hasattr(vlm.model.model, "get_rope_index") else 1)
+    parts = {}
+    for part in ("projector", "vision_tower", "language_model"):
+        unfreeze(vlm, [part])
+        parts[part] = {n for n, weight in vlm.model.named_parameters() if weight.requires_grad}
+        assert parts[part]
+    trained = set.union(*parts.values())
+    assert len(trained) == sum(map(len, parts.values()))
+    left = {name for name, _ in vlm.model.named_parameters()} - trained
+    assert {name.rsplit(".", 1)[-1] for name in left} <= {"image_newline"}
+    for path in vlm.family.projector:  # it ends at the width of the text
+        assert path in {name for name, _ in vlm.model.model.named_modules()}
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, for experts
+def test_lora_with_a_trained_projector_reaches_all_of_it(directory_of: tuple[str, Path]) -> None:
+    vlm = tiny_vlm(*directory_of)
+    assert vlm.shares_prefix
+    config = lora_config(vlm, 2, 4, ["language_model", "projector"])
+    use_recurrent_steps(vlm.model)
+    vlm.model = get_peft_model(vlm.model, config)
+    answers = [[11, 12, 13], [14, 15]]
+    batch = pack_lists(vlm, [CompletionList(long_prompt(directory_of[0], vlm, 20), answers)])
+    packed_logps(vlm.model, batch).sum().backward()
+    saved = {n: p for n, p in vlm.model.named_parameters() if "modules_to_save" in n}
+    for path in vlm.family.projector:
+        assert any(f"model.{path}." in name for name in saved)
+    assert all(weight.grad is not None and weight.grad.any() for weight in saved.values())
+
+
+def test_a_prompts_tokens_and_size_are_counted_without_its_pixels(
+    directory_of: tuple[str, Path],
+) -> None:
+    """Where the processor is the family's own, and its rule needs no pixels."""
+    if not FAMILIES[directory_of[0]].own_processor:
+        pytest.skip("its processor needs torchvision")
+    vlm = tiny_vlm(*directory_of)
+    for size in ((48, 40), (90, 40), (64, 64)):
+        prompt = encode_prompt(vlm, noise_image(0, *size), QUESTION)
+        counted = count_prompt_tokens(vlm, prompt.text, size)
+        needs_pixels = directory_of[0] in ("gemma3", "aya_vision")
+        assert counted == (None if needs_pixels else prompt.num_tokens)
+        assert resized_size(vlm, size) in (None, prompt.resized)

@@ -197,10 +197,10 @@ def test_positions_by_an_unknown_rule_fail_the_proof_of_an_untried_family_alone(
         return original(input_ids, **given)
 
     monkeypatch.setattr(vlm.model.model, "get_rope_index", rule)
+    vlm = replace(vlm, family=replace(vlm.family, known=known))
     if known:
-        family = replace(vlm.family, known=True, position_axes=3)
         with pytest.raises(TypeError, match="the grid is missing"):
-            ways.made_up_prompts(replace(vlm, family=family))
+            ways.made_up_prompts(vlm)
     else:
         assert ways.made_up_prompts(vlm)[0].positions.shape[0] == 1
         assert "not exact on this model" in vlm.way.why and not vlm.shares_prefix

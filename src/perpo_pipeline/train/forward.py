@@ -71,7 +71,7 @@ def check_forward(
     settings, limit = task.settings, task.settings.max_tokens_per_forward
     prompt = encode_row(vlm, entry.prompt, task.model_settings["preprocess"])
     encoded = CompletionList(prompt, entry.completions)
-    if not vlm.family.known:
+    if not vlm.family.is_tested:
         with memory_explained(settings, num_lists=1):
             check_own_head(vlm, encoded)
     if forward == "separate":

@@ -83,8 +83,8 @@ class Vlm:
 
     @property
     def is_tested(self) -> bool:
-        """Whether our tests cover the model: a known family whose layers see all earlier tokens."""
-        return self.family.known and self.layers.is_plain
+        """Whether tests cover the model: a tested family whose layers see all earlier tokens."""
+        return self.family.is_tested and self.layers.is_plain
 
     @property
     def why_never(self) -> str | None:
@@ -97,7 +97,7 @@ class Vlm:
     def way(self) -> Way:
         """Whether completions may share one prefix, for sampling and for training.
 
-        Known families with plain layers may. Others are proven on their own weights, once, when
+        Tested families with plain layers may. Others are proven on their own weights, once, when
         this is first asked for; without weights the proof is taken to succeed.
         """
         if self.why_never is not None:

@@ -167,7 +167,7 @@ def prompt_positions(
     try:
         positions, _ = rule(input_ids, **taken)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        if vlm.family.known:
+        if vlm.family.is_tested:
             raise
         return one_axis
     return torch.as_tensor(positions)[:, 0]

@@ -7,8 +7,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.vlm.image_limits import pixel_limits
 from perpo_pipeline.vlm.models import Vlm, base_model
-from perpo_pipeline.vlm.windows import TOWERS_WITH_PARTS
 
 
 def compile_tower(vlm: Vlm, *, backend: Any = "inductor") -> None:
@@ -17,9 +17,9 @@ def compile_tower(vlm: Vlm, *, backend: Any = "inductor") -> None:
     Raises ConfigError for a tower that reads images of any size: each size would be compiled anew.
     """
     inner = base_model(vlm.model)
-    if not vlm.family.known or inner.config.model_type in TOWERS_WITH_PARTS:
+    if not vlm.family.is_tested or vlm.family.image_limits is pixel_limits:
         raise ConfigError(
-            "train.levers has compiled-tower, which needs a known family whose tower sees images "
+            "train.levers has compiled-tower, which needs a tested family whose tower sees images "
             f"of one size; this is a '{vlm.family.name}' model",
             fix="remove compiled-tower from train.levers",
         )
