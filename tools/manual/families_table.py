@@ -1,8 +1,8 @@
-"""Hook of MkDocs: writes the model families into the manual, from `FAMILIES`.
+"""Hook of MkDocs: writes the families' own box formats into the manual, from `FAMILIES`.
 
-`<!-- list of families -->` in a page becomes their names, `<!-- table of families -->` a table with
-what the settings about boxes are for each, `<!-- questions of formats -->` the questions of all
-other box formats.
+`<!-- table of families -->` in a page becomes a table with what the settings about boxes are for
+each family that has a format of its own, `<!-- questions of formats -->` the questions of all other
+box formats.
 """
 
 import html
@@ -11,25 +11,15 @@ from typing import Any
 from perpo_pipeline.answers.boxes import BOX_FORMATS, format_box
 from perpo_pipeline.vlm.families import FAMILIES, Family
 
-HEADER = (
-    "| family | transformers' `model_type` | question for a box | answer | `box_format` "
-    "| `box_frame` | vLLM serves LoRA |"
-)
+HEADER = "| families | question for a box | answer | `box_format` | `box_frame` | source |"
 # The answer of the table: a box of an image with 1000 x 1000 pixels, shown at that size.
 BOX, SIZE = (120.0, 340.0, 560.0, 780.0), (1000, 1000)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """The page with the placeholders replaced."""
-    replaced = markdown.replace("<!-- list of families -->", families_list())
-    replaced = replaced.replace("<!-- questions of formats -->", questions_list())
+    replaced = markdown.replace("<!-- questions of formats -->", questions_list())
     return replaced.replace("<!-- table of families -->", families_table())
-
-
-def families_list() -> str:
-    """The names of all families: `A, B and C`."""
-    *others, last = (family.label for family in FAMILIES.values())
-    return f"{', '.join(others)} and {last}"
 
 
 def questions_list() -> str:
@@ -40,23 +30,24 @@ def questions_list() -> str:
 
 
 def families_table() -> str:
-    """A Markdown table, one row per family."""
-    rows = [_row(model_type, family) for model_type, family in FAMILIES.items()]
+    """A Markdown table, one row for the families that answer alike."""
+    alike: dict[tuple[str, str], list[Family]] = {}
+    for family in FAMILIES.values():
+        if family.box_format is not None:
+            alike.setdefault((family.box_format, family.box_frame), []).append(family)
+    rows = [_row(*settings, families) for settings, families in alike.items()]
     return "\n".join([HEADER, "|---" * HEADER.count(" | ") + "|---|", *rows])
 
 
-def _row(model_type: str, family: Family) -> str:
-    answer = format_box(
-        BOX, family.box_format, frame=family.box_frame, image_size=SIZE, resized=SIZE
-    )
+def _row(box_format: str, box_frame: str, families: list[Family]) -> str:
+    answer = format_box(BOX, box_format, frame=box_frame, image_size=SIZE, resized=SIZE)
     cells = [
-        family.label,
-        f"`{model_type}`",
-        _code(BOX_FORMATS[family.box_format].instruction),
+        ", ".join(family.label for family in families),
+        _code(BOX_FORMATS[box_format].instruction),
         _code(answer),
-        f"`{family.box_format}`",
-        f"`{family.box_frame}`",
-        "yes" if family.lora_in_vllm else "no: merged first",
+        f"`{box_format}`",
+        f"`{box_frame}`",
+        "; ".join(dict.fromkeys(family.box_source for family in families)),
     ]
     return f"| {' | '.join(cells)} |"
 
