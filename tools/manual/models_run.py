@@ -4,6 +4,7 @@ Every family has one list of answers behind one long prompt. Its log-probabiliti
 a LoRA adapter and the time are computed with the shared prefix and with one row per answer.
 """
 
+import importlib
 import sys
 import tempfile
 import time
@@ -40,6 +41,7 @@ class Facts:
     log-probability in nats, `gradients` the largest relative difference of a LoRA weight's
     gradient, `merged` the largest difference in nats after the adapter is merged; `speed` how many
     times less processor time the shared prefix takes, forward and backward; `prompt` its tokens.
+    `loads`: whether perpo can load its processor: `yes`, `with torchvision`, or `no`.
     """
 
     sees: list[str]
@@ -48,6 +50,7 @@ class Facts:
     merged: float
     speed: float
     prompt: int
+    loads: str
 
 
 def run() -> dict[str, Any]:
@@ -74,10 +77,9 @@ def measure(model_type: str, folder: Path) -> Facts:
     """Both ways on the family's tiny model, which is written into `folder`."""
     if str(TESTS) not in sys.path:
         sys.path.append(str(TESTS))
-    from tiny_all import long_prompt, tiny_vlm
-
-    vlm: Vlm = tiny_vlm(model_type, folder)
-    prompt = long_prompt(model_type, vlm, PROMPT)
+    tiny_all = importlib.import_module("tiny_all")
+    vlm: Vlm = tiny_all.tiny_vlm(model_type, folder)
+    prompt = tiny_all.long_prompt(model_type, vlm, PROMPT)
     answers = torch.randint(
         10, 200, (ANSWERS, LENGTH), generator=torch.Generator().manual_seed(0)
     ).tolist()
@@ -106,7 +108,27 @@ def measure(model_type: str, folder: Path) -> Facts:
         merged=float((merged - expected).abs().max()),
         speed=round(plain_s / shared_s, 1),
         prompt=prompt.num_tokens,
+        loads=_loads(model_type),
     )
+
+
+def _loads(model_type: str) -> str:
+    """Whether the library has an image processor that reads with PIL, and what builds it.
+
+    Without torchvision in this environment; `ImportError` says that something needs it.
+    """
+    from transformers import CONFIG_MAPPING, PROCESSOR_MAPPING
+    from transformers.models.auto import image_processing_auto
+
+    names: Any = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"].get(model_type)
+    if names and "pil" not in names:
+        return "no"
+    config: Any = CONFIG_MAPPING[model_type]
+    try:
+        getattr(PROCESSOR_MAPPING.get(config, None), "get_attributes", None)
+    except ImportError:
+        return "with torchvision"
+    return "yes"
 
 
 def _add_adapter(vlm: Vlm) -> None:
@@ -125,7 +147,7 @@ def _timed(vlm: Vlm, compute: Callable[[], Tensor]) -> tuple[Tensor, Gradients, 
         vlm.model.zero_grad()
         start = time.process_time()
         logps = compute()
-        logps.sum().backward()
+        logps.sum().backward()  # type: ignore[no-untyped-call]
         seconds.append(time.process_time() - start)
     named = vlm.model.named_parameters()
     gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}

@@ -130,6 +130,11 @@ def fault_of(facts: Mapping[str, Any] | None) -> str | None:
     """Why a family does not belong in the first table; None if it does."""
     if facts is None:
         return "not in the last run"
+    if facts["loads"] == "no":
+        return (
+            "exact on its tiny model, but not loaded: transformers has its image processor for "
+            "torchvision only, and perpo prepares images with PIL"
+        )
     words = {"logps": "log-probabilities", "gradients": "gradients"}
     found = [
         f"{what} differ by {_figure(facts[name])}"
@@ -152,11 +157,15 @@ def _row(model_type: str, family: Family, facts: Mapping[str, Any]) -> list[str]
         _figure(facts["gradients"]),
         f"{facts['speed']:.1f}x",
         _figure(facts["merged"]),
-        "own" if family.own_processor else "`ours`",
+        "own" if family.own_processor else _ours(facts["loads"]),
         boxes,
         "yes" if family.lora_in_vllm else "no",
         thinking,
     ]
+
+
+def _ours(loads: str) -> str:
+    return "`ours`" if loads == "yes" else f"`ours`; loads {loads}"
 
 
 def _figure(number: float) -> str:

@@ -7,8 +7,6 @@ the PIL backend: it is always installed, and the torchvision backend gives sligh
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from perpo_pipeline.errors import ConfigError, InputError, first_line
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.machine import compute_on_cpu
 from perpo_pipeline.vlm.attention import attention_to_load
 from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
+from perpo_pipeline.vlm.load_errors import load_errors_explained
 from perpo_pipeline.vlm.models import Vlm, base_model
 from perpo_pipeline.vlm.processors import limit_grids, load_processor
 from perpo_pipeline.vlm.quantization import (
@@ -89,7 +88,7 @@ def load_without_weights(
 def check_quantisable(resolved: ResolvedModel) -> None:
     """Raise for a model that cannot be quantised as `resolved` says; needs no weights."""
     check_not_quantised(resolved)
-    with _load_errors_explained(resolved):
+    with load_errors_explained(resolved):
         empty = _build_on_meta(resolved)
     if resolved.quantization is not None:
         check_layers(resolved.quantization, empty)
@@ -158,25 +157,11 @@ def _wrap(
     )
 
 
-@contextmanager
-def _load_errors_explained(resolved: ResolvedModel) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise InputError(
-            f"Model {resolved.model_id!r} cannot be loaded: {first_line(error)}",
-            where=str(resolved.path),
-            fix="give a complete vision-language model in transformers' own layout",
-        ) from error
-
-
 def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
     """The model on the meta device, as `from_pretrained` builds it, and its processor."""
     from transformers import GenerationConfig
 
-    with _load_errors_explained(resolved):
+    with load_errors_explained(resolved):
         model = _build_on_meta(resolved)
         if (resolved.path / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(
@@ -202,7 +187,7 @@ def _load_pretrained(
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     quantised: dict[str, Any] = {}
-    with _load_errors_explained(resolved):
+    with load_errors_explained(resolved):
         processor = load_processor(resolved.path, resolved.limits)
         check_not_quantised(resolved)
         config = AutoConfig.from_pretrained(
@@ -228,6 +213,7 @@ def _load_pretrained(
             f"Model {resolved.model_id!r} lacks {len(absent)} weights that its config needs "
             f"(first: {absent[0]}): they would be random.",
             where=str(resolved.path),
+            fix="take config.json and weights from the same model",
         )
     if resolved.quantization is not None:
         compute_alike(model, device)

@@ -15,6 +15,7 @@ from perpo_pipeline.answers.settings import THOUGHTS
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.families import Family, family_of_type
 from perpo_pipeline.vlm.image_limits import GRIDS, NO_LIMITS, ImageLimits
+from perpo_pipeline.vlm.load_errors import no_pil_version
 from perpo_pipeline.vlm.plain_text import is_read
 
 MOST_TILES = 36  # of LLaVA-OneVision: more than the others
@@ -167,8 +168,5 @@ def _check_backend(processor: Any, path: Path) -> None:
 
     image_processor = getattr(processor, "image_processor", None)
     if image_processor is not None and not isinstance(image_processor, PilBackend):
-        raise InputError(
-            f"The image processor {type(image_processor).__name__} has no PIL version.",
-            where=str(path),
-            fix="use a model whose image processor has one: pixels must be the same everywhere",
-        )
+        what, fix = no_pil_version(type(image_processor).__name__)
+        raise InputError(f"The model cannot be loaded: {what}", where=str(path), fix=fix)
