@@ -32,7 +32,7 @@ def lora_config(
     `language_model`: attention and feed-forward; `vision_tower`: every linear layer of the tower;
     `projector`: trained in full next to the adapter, as in the authors' scripts. The pattern has
     whole module paths, so layers of the same name elsewhere stay frozen. Raises ConfigError for a
-    part whose place is unknown in an untested family.
+    part whose place is unknown, because the family has no record.
     """
     from peft import LoraConfig
 
