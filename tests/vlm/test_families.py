@@ -196,7 +196,8 @@ def test_every_family_has_a_name_and_a_label_of_its_own() -> None:
         ("qwen3_vl", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, "answer in qwen3-vl"),
         ("internvl", {"box_format": "internvl"}, None),
         ("internvl", {"box_format": "llava"}, "answer in internvl, full"),
-        ("qwen3_5", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, "answer in qwen3-vl"),
+        ("qwen3_5", {"box_format": "qwen2.5-vl", "box_frame": "resized"}, None),
+        ("qwen3_vl_moe", {"box_format": "pixel"}, "qwen3-vl-moe models answer in qwen3-vl, full"),
         ("gemma4", {"box_format": "llava"}, "gemma4 models answer in gemma, full"),
         ("gemma3", {"box_format": "gemma"}, None),  # Google documents no boxes for it
         ("got_ocr2", {"box_format": "pixel", "box_frame": "resized"}, None),

@@ -106,7 +106,8 @@ _QWEN3_5 = replace(
     name="qwen3.5",
     label="Qwen3.5",
     projector=("visual.merger",),
-    box_source="a maintainer in QwenLM/Qwen3.8-Flash-Next, issue 4",
+    box_format=None,  # no source says how Qwen3.5 answers; see answers/builtin_formats.py
+    box_source="",
     lora_in_vllm=False,
     lmms_eval=None,
 )
