@@ -3,9 +3,10 @@
 Counted are the weights, the gradients and AdamW state of what is trained, the activations that the
 backward pass keeps from a forward of `tokens` tokens, logits, what one layer computes in passing,
 and a stated amount for the CUDA context. Not counted are the vision tower's activations (a frozen
-tower keeps none) and what the allocator holds in addition (planning leaves a tenth of the card for
-it). One measurement exists, of a prototype and not of this code: LLaVA-1.5-7B with 9,248 tokens per
-forward and without checkpointing peaked at 52 to 63 GiB; this module computes 56 GiB.
+tower keeps none), the states of recurrent layers (one for each answer and layer: docs/training.md)
+and what the allocator holds in addition (planning leaves a tenth of the card for it). One
+measurement exists, of a prototype and not of this code: LLaVA-1.5-7B with 9,248 tokens per forward
+and without checkpointing peaked at 52 to 63 GiB; this module computes 56 GiB.
 """
 
 from dataclasses import dataclass
