@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from tiny_models import save_tiny_llava
+from tiny_recurrent import as_qwen3_5, save_tiny_qwen3_5, tiny_hybrid
 from torch.utils.flop_counter import FlopCounterMode
 
 from perpo_pipeline.train import throughput
@@ -34,7 +35,8 @@ LAYERS, WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 2, 64, 128, 4, 2, 
 Q, KV, MLP = WIDTH * WIDTH, WIDTH * KV_HEADS * HEAD_DIM, WIDTH * INNER
 WEIGHTS = LAYERS * (2 * Q + 2 * KV + 3 * MLP)  # q and o, k and v, gate and up and down
 # Scores and weighted sum, 2 FLOPs a multiplication, forward once and backward twice.
-A_PAIR = 2 * 2 * 3 * HEADS * HEAD_DIM * LAYERS
+IN_A_LAYER = 2 * 2 * 3 * HEADS * HEAD_DIM
+A_PAIR = IN_A_LAYER * LAYERS
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +121,42 @@ def test_windows_and_chunks_leave_pairs_out(
     lists = pack_lists(vlm, [text_list(40, [5, 9, 13])])
     rows = separate_lists(vlm, [text_list(40, [10, 10])])
     whole = counter.count(lists), counter.count(rows)
-    counter.reaches = Counter({reach: 3, Reach(): 3})
+    counter.reaches = Counter({reach: 1, Reach(): 1})
     seen = sum(n * (n + 1) // 2 for n in (40, 4, 8, 12)) + 40 * (4 + 8 + 12)
-    assert whole[0] - counter.count(lists) == counter.per_pair * (seen - packed) / 2
-    assert whole[1] - counter.count(rows) == counter.per_pair * (2 * 50 * 51 // 2 - plain) / 2
+    assert whole[0] - counter.count(lists) == IN_A_LAYER * (seen - packed)
+    assert whole[1] - counter.count(rows) == IN_A_LAYER * (2 * 50 * 51 // 2 - plain)
+
+
+def test_of_a_hybrid_only_the_layers_that_attend_have_pairs(tmp_path: Path) -> None:
+    """Qwen3.5 with one attention layer of four; torch counts the forward products of its pairs."""
+    hybrid = as_qwen3_5(save_tiny_qwen3_5(tmp_path))
+    hybrid.model.set_attn_implementation("eager")
+    unfreeze(hybrid, ["language_model"])
+    lists = separate_lists(hybrid, [text_list(40, [10])])
+    counter = FlopCounter(hybrid.model)
+    seen = 50 * 51 // 2
+    linear = counter.per_token * 50 + counter.per_target * 10
+    assert counter.count(lists) == linear + IN_A_LAYER * seen
+    with torch.no_grad(), FlopCounterMode(display=False) as measuring:
+        separate_logps(hybrid.model, lists)
+    measured_pairs = sum(
+        of_module[torch.ops.aten.bmm]
+        for name, of_module in measuring.get_flop_counts().items()
+        if name.endswith(".self_attn")
+    )
+    assert 3 * measured_pairs == IN_A_LAYER * 50**2  # forward once, backward twice
+
+
+def test_layers_that_attend_and_carry_a_state_have_pairs(vlm: Vlm) -> None:
+    """Falcon-H1: every layer does both."""
+    model = tiny_hybrid("falcon_h1")
+    text = model.config
+    counter, lists = FlopCounter(model), pack_lists(vlm, [text_list(40, [5, 9, 13])])
+    linear = counter.per_token * lists.num_packed + counter.per_target * 27
+    heads = text.num_hidden_layers * text.num_attention_heads
+    pairs = 2 * 2 * 3 * heads * text.head_dim * int(lists.spans.visible().sum())
+    assert pairs > 0
+    assert counter.count(lists) == linear + pairs
 
 
 def test_frozen_weights_under_lora_cost_no_gradient_of_their_own(vlm: Vlm) -> None:

@@ -1,20 +1,22 @@
 """How much of the accelerator a training step uses (model FLOPs utilisation).
 
 Only the necessary work of the text model and its head counts: no vision tower, no recomputation.
-The peak is the measured rate of a large matrix product on the device, so no table of cards is
-needed.
+Linear layers of all kinds count. What layers with a recurrent state do beside those (convolutions
+and the work on the state itself) does not, so the MFU of such models comes out too low by it. The
+peak is the measured rate of a large matrix product on the device, so no table of cards is needed.
 """
 
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from perpo_pipeline.train.separate_rows import SeparateBatch
 from perpo_pipeline.train.shared_prefix import PackedBatch
-from perpo_pipeline.vlm.layers import Reach, layer_kinds
+from perpo_pipeline.vlm.layers import HYBRID, Reach, layer_kinds
 from perpo_pipeline.vlm.models import base_model, head_size
 
 MATRIX = 8192
@@ -26,6 +28,7 @@ class FlopCounter:
 
     Per weight and token: 2 for the forward, 2 for the gradient of the activations, 2 more if the
     weight is trained. Attention counts the pairs that see each other: 1 forward, 2 backward.
+    `reaches`: how many layers attend with each reach, those included that also carry a state.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,18 +37,15 @@ class FlopCounter:
         linears = [m for m in inner.get_decoder().modules() if isinstance(m, nn.Linear)]
         self.per_token = sum(map(_flops_per_token, linears))
         self.per_target = _flops_per_token(inner.lm_head)
-        kinds = layer_kinds(inner.config).reaches
-        types = getattr(text, "layer_types", None) or list(kinds)
-        self.reaches = Counter(kinds[name] for name in types if name in kinds)
-        heads = text.num_hidden_layers * text.num_attention_heads
-        self.per_pair = 3 * 2 * 2 * head_size(text) * heads  # query x key and weight x value
+        self.reaches = _attending_layers(inner.config)
+        # In one layer: query x key and weight x value.
+        self.per_pair = 3 * 2 * 2 * head_size(text) * text.num_attention_heads
 
     def count(self, lists: PackedBatch | SeparateBatch) -> float:
         """FLOPs of one training forward and backward over `lists`."""
         num_targets = float(lists.num_tokens.sum())
         linear = self.per_token * lists.num_packed + self.per_target * num_targets
-        layers = self.reaches.total()
-        pairs = sum(n / layers * _visible_pairs(lists, reach) for reach, n in self.reaches.items())
+        pairs = sum(n * _visible_pairs(lists, reach) for reach, n in self.reaches.items())
         return float(linear + self.per_pair * pairs)
 
 
@@ -59,6 +59,14 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
             a @ b
         torch.cuda.synchronize(device)
     return float(2 * MATRIX**3 * REPEATS / (time.perf_counter() - start))
+
+
+def _attending_layers(config: Any) -> Counter[Reach]:
+    """How many layers of a VLM's text model attend with each reach; none of a type without one."""
+    text, reaches = config.get_text_config(), layer_kinds(config).reaches
+    types = getattr(text, "layer_types", None) or list(reaches) * text.num_hidden_layers
+    attending = (HYBRID.get(name, name) for name in types)
+    return Counter(reaches[name] for name in attending if name in reaches)
 
 
 def _flops_per_token(linear: nn.Linear) -> int:
