@@ -1,5 +1,6 @@
 """What is trained: exactly the layers that the scope names, on every family."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 
 from perpo_pipeline.config.train import LoraSettings, TrainSettings
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.train.scope import lora_config, make_trainable, unfreeze
+from perpo_pipeline.train.scope import attach_lora, lora_config, make_trainable, unfreeze
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
-from perpo_pipeline.vlm.models import Vlm
+from perpo_pipeline.vlm.models import Vlm, base_model
 from perpo_pipeline.vlm.prompts import encode_prompt
 
 QWEN = ("qwen2_5_vl", "qwen3_vl")
@@ -302,6 +303,38 @@ def test_the_adapter_has_no_dropout_and_the_rank_it_was_asked_for(vlm: Vlm) -> N
     assert layer.scaling["default"] == 2.0
     assert isinstance(layer.lora_dropout["default"], nn.Identity)
     assert torch.count_nonzero(layer.lora_B["default"].weight) == 0  # the start is the base
+
+
+def test_of_a_family_that_peft_takes_as_named_no_layer_is_missed(
+    vlm: Vlm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, attached = attach_lora(vlm, rank=2, alpha=4)
+    assert attached.layers.total() == len(adapted_layers(vlm.model))
+    assert attached.layers["q_proj"] == len(base_model(vlm.model).get_decoder().layers)
+    assert not attached.missed
+    assert not attached.experts
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, for experts
+def test_layers_without_an_adapter_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """GLM-4.5V: PEFT attaches to the attention and the experts, not to the other linear layers."""
+    vlm = vlm_by_hand("glm4v_moe")
+    policy = make_trainable(vlm, TrainSettings())
+    on_layers = {
+        name.rpartition(".")[2] for name in adapted_layers(policy) if "experts" not in name
+    }
+    assert on_layers == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    missed = Counter(
+        name.rpartition(".")[2]
+        for name, module in policy.get_base_model().model.language_model.named_modules()
+        if type(module) is nn.Linear and name.endswith(("gate_proj", "up_proj", "down_proj"))
+    )
+    assert missed.total() == 9
+    assert (
+        "train: warning: PEFT puts no LoRA on 9 linear layers that train.scope names "
+        "(down_proj 3, gate_proj 3, up_proj 3)"
+    ) in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, for experts

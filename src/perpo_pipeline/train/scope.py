@@ -1,11 +1,14 @@
 """Which weights of a model are trained: a LoRA adapter, or the weights themselves."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from perpo_pipeline import bars
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.activation_offload import offload_layer_inputs
 from perpo_pipeline.vlm.adapters import cast_lora
@@ -74,15 +77,12 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
     With LoRA this attaches the adapter to the model, in the model's own dtype, and returns a
     PeftModel. Raises ConfigError as `lora_config` does.
     """
-    from peft import get_peft_model
-
     policy: Any = vlm.model
     if settings.tuning == "lora":
-        config = lora_config(vlm, settings.lora.rank, settings.lora.alpha, settings.scope)
-        # PEFT's own default, an fp32 adapter on a bf16 base, costs a third of the speed.
-        pattern = str(config.target_modules)  # PEFT writes its own into the config
-        policy = get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
-        _check_attached(policy, vlm, pattern)
+        lora = settings.lora
+        policy, attached = attach_lora(vlm, lora.rank, lora.alpha, settings.scope)
+        if attached.missed:
+            bars.write(f"train: warning: {attached.warning}")
         if vlm.quantization is not None:
             cast_lora(policy, vlm.dtype)
         if settings.levers:
@@ -99,21 +99,71 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
     return policy
 
 
-def _check_attached(policy: Any, vlm: Vlm, pattern: str) -> None:
-    """Raise ConfigError for LoRA on a layer that the scope does not name.
+@dataclass(frozen=True)
+class Attached:
+    """What PEFT put LoRA on, by the last part of the names: linear layers, and weights of experts.
+
+    `missed` are linear layers that the scope names and that got no adapter.
+    """
+
+    layers: Counter[str] = field(default_factory=Counter)
+    experts: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def warning(self) -> str:
+        """What is missed, in words."""
+        return (
+            f"PEFT puts no LoRA on {self.missed.total()} linear layers that train.scope names "
+            f"({numbers_of(self.missed)}): it changes the choice of layers for this family"
+        )
+
+
+def numbers_of(found: "Counter[str]") -> str:
+    """For messages: `k_proj 3, q_proj 3`."""
+    return ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
+
+
+def attach_lora(
+    vlm: Vlm, rank: int, alpha: int, scope: Collection[str] = (LANGUAGE_MODEL,)
+) -> tuple[Any, Attached]:
+    """Attach LoRA to the layers of `scope`, in the model's own dtype.
+
+    Returns the PeftModel, which holds the model, and what PEFT attached. Raises ConfigError as
+    `lora_config` does, and for LoRA on a layer that the scope does not name.
+    """
+    from peft import get_peft_model
+
+    config = lora_config(vlm, rank, alpha, scope)
+    pattern = str(config.target_modules)  # PEFT writes its own into the config
+    # PEFT's own default, an fp32 adapter on a bf16 base, costs a third of the speed.
+    policy: Any = get_peft_model(vlm.model, config, autocast_adapter_dtype=False)
+    return policy, _check_attached(policy, vlm, pattern)
+
+
+def _check_attached(policy: Any, vlm: Vlm, pattern: str) -> Attached:
+    """What got LoRA; raises ConfigError for LoRA on a layer that the scope does not name.
 
     For some models with experts PEFT replaces our pattern by names of layers, which a vision tower
     may have, too, and adapts the experts besides.
     """
-    inside = f"{_text_model(vlm)}."
+    inside, attached = f"{_text_model(vlm)}.", Attached()
     for name, module in base_model(policy).named_modules():
-        is_expert = name.startswith(inside) and ".experts" in name
-        if hasattr(module, "lora_A") and not is_expert and not re.fullmatch(pattern, name):
+        last, is_named = name.rpartition(".")[2], re.fullmatch(pattern, name) is not None
+        if not hasattr(module, "lora_A"):
+            if is_named and isinstance(module, nn.Linear):
+                attached.missed[last] += 1
+        elif name.startswith(inside) and ".experts" in name:
+            attached.experts[getattr(module, "parameter_name", last)] += 1
+        elif is_named:
+            attached.layers[last] += 1
+        else:
             raise ConfigError(
                 f"PEFT would also adapt {name}, which train.scope does not name: it changes the "
                 f"choice of layers for '{base_model(policy).config.model_type}' models",
                 fix="use train.tuning: full, or another base model",
             )
+    return attached
 
 
 def spare_the_tower(inner: Any) -> None:
