@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from perpo_pipeline.config.faults import Fault, explain, find_options
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.overrides import (
     Key,
     Override,
@@ -15,7 +16,7 @@ from perpo_pipeline.config.overrides import (
     overrides_of,
 )
 from perpo_pipeline.config.run import RunConfig, find_unprepared
-from perpo_pipeline.config.section import Json
+from perpo_pipeline.config.section import Json, Section
 from perpo_pipeline.config.unique_keys import read_mapping
 from perpo_pipeline.errors import ConfigError
 
@@ -34,6 +35,31 @@ def load_config(
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise _config_error(path, _all_faults(error, raw), placed) from None
+
+
+class _ModelAlone(Section):
+    model: ModelConfig
+
+
+def model_settings(model_id: str, overrides: Iterable[Override]) -> ModelConfig:
+    """The settings of a model without a run's file: the defaults under `overrides`.
+
+    Raises ConfigError with every fault, and for overrides of anything but the model.
+    """
+    raw: Json = {"model": {"id": model_id}}
+    given = list(overrides)
+    other = [one for one in given if not one.dotted.startswith("model.")]
+    if other or any(one.dotted == "model.id" for one in given):
+        raise ConfigError(
+            "; ".join(one.as_typed for one in other or given)
+            + ": without a run's file, only settings of the model can be set, and not its id",
+            fix="give --set model.SETTING=VALUE; `perpo settings model` lists them",
+        )
+    placed = apply_overrides(raw, given)
+    try:
+        return _ModelAlone.model_validate(raw).model
+    except ValidationError as error:
+        raise _config_error(Path("--model"), list(explain(error, raw)), placed) from None
 
 
 def _all_faults(error: ValidationError, raw: Json) -> list[Fault]:
