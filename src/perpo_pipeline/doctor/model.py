@@ -151,9 +151,10 @@ def _template(vlm: Vlm) -> str:
     """What the chat template writes for the example question, in one line."""
     if not template_text(vlm.processor.chat_template):
         return "none: no prompt can be written without one (chat_template.jinja)"
+    faults: tuple[type[Exception], ...] = (*refusals(), InputError)
     try:
         return json.dumps(render_prompt(vlm, QUESTION), ensure_ascii=False)
-    except (*refusals(), InputError) as error:
+    except faults as error:
         return f"refuses an image with a question: {first_line(error)}"
 
 
