@@ -11,6 +11,7 @@ from torch import nn
 from perpo_pipeline import bars
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.activation_offload import offload_layer_inputs
+from perpo_pipeline.train.processes import is_first_process
 from perpo_pipeline.vlm.adapters import cast_lora
 from perpo_pipeline.vlm.models import Vlm, base_model
 
@@ -81,7 +82,7 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
     if settings.tuning == "lora":
         lora = settings.lora
         policy, attached = attach_lora(vlm, lora.rank, lora.alpha, settings.scope)
-        if attached.missed:
+        if attached.missed and is_first_process():
             bars.write(f"train: warning: {attached.warning}")
         if vlm.quantization is not None:
             cast_lora(policy, vlm.dtype)
