@@ -11,12 +11,10 @@ from torch import Tensor
 
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList
-from perpo_pipeline.vlm.decoding import sample_lists
+from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
-from perpo_pipeline.vlm.recurrent import (
-    takes_left_padding,
-)
+from perpo_pipeline.vlm.recurrent import takes_left_padding
 from perpo_pipeline.vlm.recurrent_decoding import GrowingStates
 
 PREFIXES = [3, 70, 3, 20]  # tokens of each prompt
@@ -84,13 +82,29 @@ def vlm(tmp_path: Path) -> Vlm:
     vlm = as_qwen3_5(save_tiny_qwen3_5(tmp_path))
     vlm.eos_token_ids = tuple(range(10, 50))  # so that completions end often
     assert vlm.way.shares_prefix, vlm.way.why
-    print(vlm.way.why)
     return vlm
 
 
 def test_sampled_logprobs_equal_teacher_forcing(vlm: Vlm) -> None:
     sampled, expected = sampled_and_expected(vlm)
     torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_a_model_that_is_first_asked_for_completions_shares_the_prompt(
+    tmp_path: Path, draws: bool
+) -> None:
+    """Both are in inference mode; the proof needs gradients, and training uses what it leaves."""
+    vlm = as_qwen3_5(save_tiny_qwen3_5(tmp_path))
+    prompt = encode_prompt(vlm, noise_image(0, 48, 40), "where is it?")
+    if draws:
+        sample_lists(vlm, [prompt], num_samples=2, temperature=1.0, max_new_tokens=3, seeds=[1])
+    else:
+        greedy_decode(vlm, [prompt], max_new_tokens=3)
+    assert vlm.way.shares_prefix, vlm.way.why
+    vlm.model.requires_grad_(True)
+    batch = separate_lists(vlm, [CompletionList(prompt, [[7, vlm.eos_token_ids[0]]])])
+    separate_logps(vlm.model, batch).sum().backward()
 
 
 def test_states_of_another_completion_are_seen(vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:

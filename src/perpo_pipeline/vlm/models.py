@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perpo_pipeline.errors import InputError
 from perpo_pipeline.vlm.chat_settings import UNSET, ChatSettings
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
 from perpo_pipeline.vlm.layers import LayerKinds, layer_kinds
 from perpo_pipeline.vlm.plain_text import PlainTokenizer, control_tokens
 from perpo_pipeline.vlm.processors import image_arguments
-from perpo_pipeline.vlm.recurrent import use_recurrent_steps
 
 # What processors and models of the families call the types of tokens.
 TYPE_NAMES = ("mm_token_type_ids", "token_type_ids")
@@ -106,12 +104,10 @@ class Vlm:
             return Way(True, "tests of this family show it to be exact")
         if self.prove is None:
             return Way(True, f"its layers allow it: {self.layers}")
-        if self.layers.recurrent:
-            try:
-                use_recurrent_steps(base_model(self.model))
-            except InputError as error:
-                return Way(False, error.what)
-        return self.prove(self)
+        # Sampling asks in inference mode: no gradient can be recorded in it, and what a module
+        # keeps of the proof, such as rotary angles, could not be trained.
+        with torch.inference_mode(False), torch.no_grad():
+            return self.prove(self)
 
     @property
     def shares_prefix(self) -> bool:

@@ -21,6 +21,7 @@ from perpo_pipeline.vlm.decoding import force_lists
 from perpo_pipeline.vlm.exactness import Comparison, allowed_rounding
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, base_model, type_arguments
 from perpo_pipeline.vlm.prompts import encode_prompt
+from perpo_pipeline.vlm.recurrent import use_recurrent_steps
 from perpo_pipeline.vlm.tensors import cast_tensors
 
 SIZES = ((64, 48), (48, 72))  # of the images, width and height
@@ -46,10 +47,13 @@ REFUSALS = (
 def prove_way(vlm: Vlm) -> Way:
     """Find out whether completions may share a prompt on this model; OutOfMemoryError passes.
 
-    Not in inference mode: what a module keeps of it, such as rotary angles, could not be trained.
+    Call it outside inference mode (`Vlm.way` does).
     """
-    doing = "made-up prompts cannot be computed one by one"
+    doing = "its layers with a state cannot be prepared"
     try:
+        if vlm.layers.recurrent:
+            use_recurrent_steps(base_model(vlm.model))
+        doing = "made-up prompts cannot be computed one by one"
         prompts = made_up_prompts(vlm)
         answers = [_answers(vlm, seed) for seed in range(len(prompts))]
         with _as_transformers_computes(vlm):
