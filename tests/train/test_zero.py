@@ -4,14 +4,17 @@ import json
 import shutil
 from importlib import util
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from transformers import Qwen3_5Config
 
 from perpo_pipeline.errors import ArtifactError, ConfigError, MissingDependencyError
 from perpo_pipeline.train.checkpoints import WHOLE, Saver, last_complete, remove_incomplete
 from perpo_pipeline.train.processes import World
+from perpo_pipeline.train.sharded_weights import sharded_loading
 from perpo_pipeline.train.zero import (
     check_installed,
     complete_zero_config,
@@ -31,6 +34,19 @@ def test_settings_are_found_by_name(name: str, stage: int, away: bool) -> None:
     beside = Path(__file__).parents[2] / "configs" / "deepspeed" / f"{name}.json"
     assert read_zero_config(str(beside)) == config
     assert zero_stage(None) == 0
+
+
+def test_recurrent_layers_are_refused_under_zero_3_before_weights_are_read(tmp_path: Path) -> None:
+    Qwen3_5Config().save_pretrained(tmp_path)  # a config alone
+    resolved = cast(Any, SimpleNamespace(path=tmp_path))
+    with (
+        pytest.raises(ConfigError, match=r"'qwen3_5' model: .* \(linear_attention\)") as caught,
+        sharded_loading(read_zero_config("zero3"), resolved, "float32"),
+    ):
+        pass
+    assert "train.deepspeed: zero2" in str(caught.value.fix)
+    with sharded_loading(read_zero_config("zero2"), resolved, "float32"):
+        pass
 
 
 @pytest.mark.parametrize(

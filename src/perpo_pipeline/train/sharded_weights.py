@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.zero import ZeroConfig, complete_zero_config, zero_stage
+from perpo_pipeline.vlm.layers import layer_kinds
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.files import ResolvedModel
@@ -26,7 +28,7 @@ def sharded_loading(
 
     This is transformers' own way: the first process reads the files, module by module, and sends
     the others their shards. `config` is the run's DeepSpeed settings, `dtype` float32 or bfloat16.
-    Without ZeRO-3 nothing changes.
+    Without ZeRO-3 nothing changes. Raises ConfigError for a model with recurrent layers.
     """
     if zero_stage(config) != 3 or config is None:
         yield
@@ -37,6 +39,7 @@ def sharded_loading(
     model_config = AutoConfig.from_pretrained(
         resolved.path, local_files_only=True, trust_remote_code=False
     )
+    _refuse_recurrent_layers(model_config)
     whole = complete_zero_config(
         config,
         dtype=getattr(torch, dtype),
@@ -55,6 +58,18 @@ def sharded_loading(
     finally:
         del kept_alive
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+
+
+def _refuse_recurrent_layers(model_config: Any) -> None:
+    """They use the weights of their convolution without a call of it, which would gather them."""
+    recurrent = layer_kinds(model_config).recurrent
+    if recurrent:
+        raise ConfigError(
+            f"ZeRO-3 cannot shard this '{model_config.model_type}' model: it has layers with a "
+            f"recurrent state ({', '.join(recurrent)})",
+            fix="set train.deepspeed: zero2, or leave train.deepspeed out; each GPU then holds "
+            "the whole model",
+        )
 
 
 def is_sharded(model: nn.Module) -> bool:
