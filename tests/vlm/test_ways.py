@@ -7,14 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import noise_image
+from tiny_recurrent import save_tiny_qwen3_5
 from tiny_untried import NARROW, save_untried
 
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm import attention, decoding, ways
 from perpo_pipeline.vlm.decoding import sample_lists
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
 from perpo_pipeline.vlm.models import Vlm, Way
+from perpo_pipeline.vlm.plain_decoding import force_list
+from perpo_pipeline.vlm.prompts import encode_prompt
+from perpo_pipeline.vlm.recurrent import LayerStates
+from perpo_pipeline.vlm.recurrent_decoding import GrowingStates
 
 NAMES = ("gemma3", "gemma2", "qwen2_vl-window")
 
@@ -71,7 +77,7 @@ def test_without_weights_the_layers_decide(directories: dict[str, Path]) -> None
     )
 
 
-def test_prompts_are_longer_than_the_window_and_always_the_same(
+def test_one_prompt_is_longer_than_the_window_and_both_are_always_the_same(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm = load(directories["gemma3"])
@@ -81,7 +87,8 @@ def test_prompts_are_longer_than_the_window_and_always_the_same(
         )
         monkeypatch.setattr(ways, "LONGEST_PROMPT", longest)
         first, second = ways.made_up_prompts(vlm)
-        assert min(wide, longest) - 5 < first.num_tokens < second.num_tokens < longest + 40
+        assert min(wide, longest) - 5 < second.num_tokens < longest + 40
+        assert first.num_tokens < 50  # so that the proof costs one long prompt, not two
         again = ways.made_up_prompts(vlm)
         assert torch.equal(again[0].input_ids, first.input_ids)
 
@@ -206,14 +213,131 @@ def test_positions_by_an_unknown_rule_fail_the_proof_of_an_untried_family_alone(
         assert "not exact on this model" in vlm.way.why and not vlm.shares_prefix
 
 
-def test_memory_that_runs_out_is_no_answer(
-    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        MemoryError("full"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: full"),
+    ],
+)
+@pytest.mark.parametrize("place", ["force_lists", "plain_logprob", "encode_prompt"])
+def test_memory_that_runs_out_is_no_answer_but_one_error(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception, place: str
 ) -> None:
     vlm = load(directories["gemma3"])
+    monkeypatch.setattr(ways, place, failing(error))
+    with pytest.raises(ConfigError, match=r"memory ran out while .* full") as caught:
+        sample_some(vlm)
+    assert "train.forward: separate" in str(caught.value.fix)
 
-    def full(*given: Any) -> None:
-        raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(ways, "force_lists", full)
-    with pytest.raises(torch.OutOfMemoryError):
+@pytest.mark.parametrize("kind", ["AcceleratorError", "RuntimeError"])
+def test_an_error_of_the_accelerator_is_no_refusal(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    vlm = load(directories["gemma3"])
+    words = "CUDA error: an illegal memory access was encountered"
+    error = getattr(torch, kind, RuntimeError)(words)
+    monkeypatch.setattr(ways, "force_lists", failing(error))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         vlm.way  # noqa: B018
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*given: Any, **how: Any) -> None:
+        raise error
+
+    return fail
+
+
+def sample_some(vlm: Vlm) -> None:
+    prompt = encode_prompt(vlm, noise_image(0, 48, 40), "where is it?")
+    sample_lists(vlm, [prompt], num_samples=2, temperature=1.0, max_new_tokens=3, seeds=[1])
+
+
+# Layers with a recurrent state.
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_qwen3_5(tmp_path_factory.mktemp("qwen3_5"))
+
+
+def states_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every completion continues from the states of the first prompt."""
+    original = LayerStates.repeated
+
+    def of_the_first(self: LayerStates, counts: Any) -> LayerStates:
+        return original(self, counts).map(lambda state: state[:1].expand_as(state).clone())
+
+    monkeypatch.setattr(LayerStates, "repeated", of_the_first)
+
+
+def states_do_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay where they were when the completions before them ended."""
+    original = GrowingStates.read_tokens
+
+    def unmoved(self: GrowingStates, prompts: Any, completions: Any) -> Any:
+        steps = original(self, prompts, completions)
+        moved = None if steps.moved is None else torch.arange(len(steps.moved))
+        return replace(steps, moved=moved)
+
+    monkeypatch.setattr(GrowingStates, "read_tokens", unmoved)
+
+
+def states_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completions start from nothing."""
+    original = LayerStates.repeated
+    monkeypatch.setattr(
+        LayerStates, "repeated", lambda self, counts: original(self, counts).map(torch.zeros_like)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_healthy_hybrid_shares(hybrid: Path, dtype: str) -> None:
+    assert load(hybrid, dtype).shares_prefix
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_deep_healthy_hybrid_shares_in_bf16(tmp_path: Path, seed: int) -> None:
+    """16 layers: one token and many have kernels of their own, which round differently."""
+    vlm = load(save_tiny_qwen3_5(tmp_path, seed, num_hidden_layers=16), "bfloat16")
+    assert vlm.shares_prefix, vlm.way.why
+
+
+@pytest.mark.parametrize("layers", [4, 16])
+@pytest.mark.parametrize("fault", [states_are_shared, states_do_not_move, states_are_left_out])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_fault_of_a_hybrid_is_refused_with_the_figures(
+    tmp_path: Path,
+    dtype: str,
+    fault: Callable[[pytest.MonkeyPatch], None],
+    layers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vlm = load(save_tiny_qwen3_5(tmp_path, num_hidden_layers=layers), dtype)
+    fault(monkeypatch)
+    assert not vlm.shares_prefix
+    assert vlm.way.why.startswith("it is not exact on this model: shared prefix against")
+
+
+def test_given_answers_cost_the_same_in_transformers_own_cache(hybrid: Path) -> None:
+    """The further plain run of hybrids in bf16, against one forward per answer."""
+    vlm = load(hybrid)
+    end = vlm.eos_token_ids[0]
+    answers = [[11, 12, end], [13, 14, 15, 16, 17, 18, end], [end]]
+    for prompt in ways.made_up_prompts(vlm):
+        found = force_list(vlm, prompt, answers)
+        expected = [ways.plain_logprob(vlm, prompt, answer) for answer in answers]
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_layers_that_cannot_be_prepared_are_a_reason(hybrid: Path) -> None:
+    """As where ZeRO-3 has taken their weights away."""
+    vlm = load(hybrid)
+    for module in vlm.model.modules():
+        if isinstance(module, torch.nn.Conv1d):
+            module.weight.data = torch.empty(0)
+    assert not vlm.shares_prefix
+    assert vlm.way.why.startswith("its layers with a state cannot be prepared (")

@@ -11,7 +11,8 @@ import torch
 
 ALLOWED = 3.0  # times the difference between plain runs
 # Allowed rounding if plain runs happen to be bit-equal. In fp32: nats, and a share of the
-# log-probability; in bf16: roundings of one nat per token, which add up like a random walk.
+# log-probability; in bf16: roundings of each token, which add up like a random walk: two of one
+# nat, or one of the token's own log-probability, which is as large as the logits that were rounded.
 ROUNDING_NATS, ROUNDING_SHARE, ROUNDINGS = 1e-4, 1e-5, 2.0
 
 
@@ -48,5 +49,6 @@ class Comparison:
 
 def allowed_rounding(dtype: torch.dtype, magnitude: float, longest: int) -> float:
     """Nats that rounding may change; `longest` is the number of tokens of the longest answer."""
-    walked = ROUNDINGS * torch.finfo(dtype).eps * float(longest) ** 0.5
+    per_token = max(ROUNDINGS, magnitude / longest)
+    walked = per_token * torch.finfo(dtype).eps * float(longest) ** 0.5
     return max(ROUNDING_NATS + ROUNDING_SHARE * magnitude, float(walked))

@@ -6,7 +6,7 @@ without image placeholders, see `LogprobRecorder`.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,18 @@ def decode_greedily(vlm: Vlm, prompt: EncodedPrompt, *, max_new_tokens: int) -> 
     return _generate(vlm, prompt, 1, max_new_tokens, {"do_sample": False})
 
 
+def force_list(vlm: Vlm, prompt: EncodedPrompt, answers: Sequence[Sequence[int]]) -> list[float]:
+    """Log-probabilities in nats of N given answers, token by token in transformers' own cache.
+
+    Each answer must end with an end token, and hold none before.
+    """
+    longest = max(map(len, answers))
+    rows = [[*answer, *[vlm.pad_token_id] * (longest - len(answer))] for answer in answers]
+    given = torch.tensor(rows, device=vlm.device)
+    how = {"do_sample": False}
+    return _generate(vlm, prompt, len(answers), longest, how, LogprobForcer(given))[1]
+
+
 class LogprobRecorder:
     """A logits processor that bans the image placeholders and records log-probabilities.
 
@@ -82,12 +94,30 @@ class LogprobRecorder:
             self.logps.append(chosen - self._logits.logsumexp(-1))
 
 
+class LogprobForcer(LogprobRecorder):
+    """Records the log-probabilities of given tokens (N, T), the only ones that it allows."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__(())
+        self.given = given
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        super().__call__(input_ids, scores)
+        tokens = self.given[:, len(self.logps), None]
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
+
+
 def _generate(
-    vlm: Vlm, prompt: EncodedPrompt, num_samples: int, max_new_tokens: int, how: dict[str, Any]
+    vlm: Vlm,
+    prompt: EncodedPrompt,
+    num_samples: int,
+    max_new_tokens: int,
+    how: dict[str, Any],
+    recorder: LogprobRecorder | None = None,
 ) -> Drawn:
     from transformers import GenerationConfig, LogitsProcessorList
 
-    model, recorder = base_model(vlm.model), LogprobRecorder(vlm.banned_token_ids)
+    model, recorder = base_model(vlm.model), recorder or LogprobRecorder(vlm.banned_token_ids)
     inputs = _inputs(vlm, [prompt] * num_samples)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         **how,

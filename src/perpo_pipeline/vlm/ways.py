@@ -1,10 +1,13 @@
-"""May the completions of a model share their prompt? Proven on its own weights, in seconds.
+"""May the completions of a model share their prompt? Proven on its own weights, when first asked.
 
 Made-up prompts and answers are computed twice: by the packed decoding of vlm/decoding.py, and by
 one plain forward of the whole transformers model per answer, which makes its own masks, positions
-and logits. They depend on nothing but the model, so every run and every stage decides alike. The
-prompts are longer than the model's windows, so that those matter. Training repeats the comparison
+and logits. They depend on nothing but the model, so every run and every stage decides alike. One
+prompt is longer than the model's windows, so that those matter. Training repeats the comparison
 with its own lists, kernels and gradients (train/self_check.py).
+
+It costs one plain forward for each of the 6 answers (18 in bf16) and packed steps for the longest
+answer: about what sampling two prompts the plain way costs.
 """
 
 import inspect
@@ -16,38 +19,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from perpo_pipeline.errors import PerpoError, first_line
+from perpo_pipeline.errors import ConfigError, first_line
 from perpo_pipeline.vlm.decoding import force_lists
 from perpo_pipeline.vlm.exactness import Comparison, allowed_rounding
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, base_model, type_arguments
+from perpo_pipeline.vlm.plain_decoding import force_list
 from perpo_pipeline.vlm.prompts import encode_prompt
 from perpo_pipeline.vlm.recurrent import use_recurrent_steps
+from perpo_pipeline.vlm.refusals import REFUSALS, ran_out_of_memory, says_nothing
 from perpo_pipeline.vlm.tensors import cast_tensors
 
 SIZES = ((64, 48), (48, 72))  # of the images, width and height
 ANSWER_TOKENS = (3, 9, 6)
 LONGEST_PROMPT = 4200  # tokens: above the usual windows, and quick on a GPU
 WORDS = " where is it"
-PADDINGS = (0, 67)  # tokens before each plain row
-# What processors and forwards raise that cannot take our prompts, masks, positions or cache.
-REFUSALS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    PerpoError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+PADDINGS = (0, 67, 131)  # tokens before each plain row in bf16, where padding changes the rounding
 
 
 @torch.no_grad()
 def prove_way(vlm: Vlm) -> Way:
-    """Find out whether completions may share a prompt on this model; OutOfMemoryError passes.
+    """Find out whether completions may share a prompt on this model.
 
-    Call it outside inference mode (`Vlm.way` does).
+    Raises ConfigError if memory runs out; errors of the accelerator pass. Call it outside inference
+    mode (`Vlm.way` does).
     """
     doing = "its layers with a state cannot be prepared"
     try:
@@ -57,17 +51,19 @@ def prove_way(vlm: Vlm) -> Way:
         prompts = made_up_prompts(vlm)
         answers = [_answers(vlm, seed) for seed in range(len(prompts))]
         with _as_transformers_computes(vlm):
-            plain = [_plain(vlm, prompts, answers, padding) for padding in _paddings(vlm)]
+            plain = _plain_runs(vlm, prompts, answers)
         doing = "its forward does not take a shared prefix"
         shared = force_lists(vlm, prompts, answers)
-    except torch.OutOfMemoryError:
-        raise
-    except REFUSALS as error:
+    except (*REFUSALS, MemoryError) as error:
+        if ran_out_of_memory(error):
+            raise _out_of_memory(error) from error
+        if says_nothing(error):
+            raise
         return Way(False, f"{doing} ({type(error).__name__}: {first_line(error)})")
     magnitude = float(plain[0].abs().max())
     found = Comparison(
         shared=float((shared - plain[0]).abs().max()),
-        plain=max(float((one - plain[0]).abs().max()) for one in plain),
+        plain=max(float((one - other).abs().max()) for one in plain for other in plain),
         rounding=allowed_rounding(vlm.dtype, magnitude, max(ANSWER_TOKENS)),
         magnitude=magnitude,
     )
@@ -77,8 +73,8 @@ def prove_way(vlm: Vlm) -> Way:
 
 
 def made_up_prompts(vlm: Vlm) -> list[EncodedPrompt]:
-    """Two prompts with an image, of unlike lengths, longer than the model's windows if these are
-    not above LONGEST_PROMPT."""
+    """Two prompts with an image: a short one, and one that is longer than the model's windows if
+    these are not above LONGEST_PROMPT."""
     short = encode_prompt(vlm, _picture(*SIZES[0]), WORDS)
     more = len(vlm.plain.ids(WORDS * 2)) - len(vlm.plain.ids(WORDS))
     text = base_model(vlm.model).config.get_text_config()
@@ -86,10 +82,17 @@ def made_up_prompts(vlm: Vlm) -> list[EncodedPrompt]:
     longest = min(LONGEST_PROMPT, context - 2 * max(ANSWER_TOKENS))
     wanted = min(vlm.layers.longest_limit + 8, longest) - short.num_tokens
     repeats = 2 + max(0, wanted) // max(1, more)
-    return [
-        encode_prompt(vlm, _picture(*size), WORDS * number)
-        for size, number in zip(SIZES, (repeats, repeats + 3), strict=True)
-    ]
+    return [short, encode_prompt(vlm, _picture(*SIZES[1]), WORDS * (repeats + 3))]
+
+
+def _out_of_memory(error: BaseException) -> ConfigError:
+    return ConfigError(
+        "memory ran out while two made-up prompts with three answers each were computed, which "
+        f"shows if answers may share a prompt: {first_line(error)}",
+        fix="end other programs that use this memory (nvidia-smi names those on a GPU), use "
+        "model.dtype: bfloat16 or a smaller model; sample.backend: vllm and train.forward: "
+        "separate do without this",
+    )
 
 
 def _picture(width: int, height: int) -> Image.Image:
@@ -127,8 +130,21 @@ def _as_transformers_computes(vlm: Vlm) -> Iterator[None]:
             model.set_attn_implementation({"text_config": before})
 
 
-def _paddings(vlm: Vlm) -> tuple[int, ...]:
-    return PADDINGS[:1] if vlm.dtype == torch.float32 else PADDINGS
+def _plain_runs(
+    vlm: Vlm, prompts: Sequence[EncodedPrompt], answers: Sequence[Sequence[Sequence[int]]]
+) -> list[Tensor]:
+    """(B, N) log-probabilities in nats from each run; in fp32 one run, as padding changes nothing.
+
+    A layer with a state has one kernel for many tokens and another for a single one, as the packed
+    decoding uses it: in bf16 they round differently, so transformers' own decoding is a run, too.
+    """
+    if vlm.dtype == torch.float32:
+        return [_plain(vlm, prompts, answers, PADDINGS[0])]
+    runs = [_plain(vlm, prompts, answers, padding) for padding in PADDINGS]
+    if vlm.layers.recurrent:
+        rows = [force_list(vlm, *one) for one in zip(prompts, answers, strict=True)]
+        runs.append(torch.tensor(rows, dtype=torch.float64))
+    return runs
 
 
 def _plain(
