@@ -232,13 +232,13 @@ def test_memory_that_runs_out_is_no_answer_but_one_error(
     assert "train.forward: separate" in str(caught.value.fix)
 
 
-@pytest.mark.parametrize("kind", ["AcceleratorError", "RuntimeError"])
+@pytest.mark.parametrize("kind", [torch.AcceleratorError, RuntimeError])
 def test_an_error_of_the_accelerator_is_no_refusal(
-    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError]
 ) -> None:
     vlm = load(directories["gemma3"])
     words = "CUDA error: an illegal memory access was encountered"
-    error = getattr(torch, kind, RuntimeError)(words)
+    error = kind(words)
     monkeypatch.setattr(ways, "force_lists", failing(error))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         vlm.way  # noqa: B018

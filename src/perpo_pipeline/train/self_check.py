@@ -5,14 +5,19 @@ between plain runs with different padding. The padding is on the left: on the ri
 change the rounding of the tokens before it.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import InputError, first_line
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.sharded_weights import is_sharded
 from perpo_pipeline.train.shared_prefix import (
@@ -23,6 +28,7 @@ from perpo_pipeline.train.shared_prefix import (
 )
 from perpo_pipeline.vlm.exactness import ALLOWED, Comparison, allowed_rounding
 from perpo_pipeline.vlm.models import Vlm, Way, base_model, type_arguments
+from perpo_pipeline.vlm.refusals import REFUSALS, ran_out_of_memory, says_nothing
 from perpo_pipeline.vlm.tensors import cast_tensors
 
 # Padding before each row, which makes kernels split it at other places, and rows per forward.
@@ -30,6 +36,7 @@ PLAIN_RUNS = ((0, None), (67, 1), (131, None))
 FEW = 2  # completions whose gradients are compared
 # Relative differences of gradients that are always allowed.
 GRADIENT_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+GRADIENT_CAP = 0.3  # a larger difference is never allowed, however much plain runs differ
 
 
 @torch.no_grad()
@@ -79,66 +86,112 @@ def check_shared_prefix(
 
 @dataclass(frozen=True)
 class GradientComparison:
-    """Largest relative difference of a few weights' gradients; the rest as in `Comparison`."""
+    """Relative differences of a few weights' gradients, one number for each weight.
 
-    shared: float
-    plain: float
+    `shared`: between shared prefix and plain rows; `plain`: the largest between plain runs with
+    different padding; `rounding`: a difference that is always allowed. Each weight is judged alone:
+    one whose gradient is mostly rounding would else excuse the others.
+    """
+
+    shared: tuple[float, ...]
+    plain: tuple[float, ...]
     rounding: float
 
     @property
-    def allowed(self) -> float:
-        """The largest `shared` that counts as exact."""
-        return max(ALLOWED * self.plain, self.rounding)
+    def allowed(self) -> tuple[float, ...]:
+        """For each weight the largest `shared` that counts as exact, never above GRADIENT_CAP."""
+        return tuple(min(GRADIENT_CAP, max(ALLOWED * plain, self.rounding)) for plain in self.plain)
 
     @property
     def is_exact(self) -> bool:
-        """Whether the ways agree; NaN does not."""
-        return self.shared <= self.allowed
+        """Whether the ways agree on every weight; NaN does not."""
+        return all(off <= most for off, most in zip(self.shared, self.allowed, strict=True))
 
     def __str__(self) -> str:
-        return f"gradients off by {self.shared:.2g} (allowed {self.allowed:.2g})"
+        """The figures of the weight that is nearest to its limit, or the furthest beyond it."""
+        pairs = zip(self.shared, self.allowed, strict=True)
+        off, most = max(pairs, key=lambda pair: pair[0] / pair[1] if pair[0] >= 0 else math.inf)
+        return f"gradients off by {off:.2g} (allowed {most:.2g})"
 
 
 def compare_gradients(vlm: Vlm, entry: CompletionList) -> GradientComparison:
     """Compare both ways' gradients of a few weights of the first and the last decoder layer, on the
-    first completions of a list."""
+    first completions of a list; decoder layers keep nothing for the backward pass but their input.
+    """
     few = CompletionList(entry.prompt, entry.completions[:FEW])
     weights = few_weights(vlm)
     was_training = vlm.model.training
     vlm.model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), _layers_computed_again(vlm):
             shared = _gradients(weights, lambda: packed_logps(vlm.model, pack_lists(vlm, [few])))
-            plain, padded = (
+            plain = [
                 _gradients(
                     weights,
                     lambda padding=padding: separate_logps(  # type: ignore[misc]
                         vlm.model, separate_lists(vlm, [few], left_padding=padding)
                     ),
                 )
-                for padding in (0, PLAIN_RUNS[1][0])
-            )
+                for padding, _ in PLAIN_RUNS
+            ]
     finally:
         vlm.model.train(was_training)
+    scales = [one.norm().clamp(min=torch.finfo(torch.float32).tiny) for one in plain[0]]
+    among = [_off(a, b, scales) for a, b in itertools.combinations(plain, 2)]
     return GradientComparison(
-        _off(shared, plain), _off(padded, plain), GRADIENT_ROUNDING[vlm.dtype]
+        shared=_off(shared, plain[0], scales),
+        plain=tuple(map(max, zip(*among, strict=True))),
+        rounding=GRADIENT_ROUNDING[vlm.dtype],
     )
 
 
 def prove_training(vlm: Vlm, entry: CompletionList, *, max_tokens: int) -> Way:
     """Whether the shared prefix may train this model: values and gradients on one of its lists.
 
-    Gradients are left out where ZeRO-3 shards the weights, which has no backward pass yet.
+    Gradients are left out where ZeRO-3 shards the weights, which has no backward pass yet, and
+    where memory runs out.
     """
     found = compare_forwards(vlm, entry, max_tokens=max_tokens)
     if not found.is_exact:
         return Way(False, f"it is not exact on this model: {found}")
     if is_sharded(vlm.model):
         return Way(True, f"exact on one list; {found}")
-    gradients = compare_gradients(vlm, entry)
+    try:
+        gradients = compare_gradients(vlm, entry)
+    except (*REFUSALS, MemoryError) as error:
+        if says_nothing(error):
+            raise
+        if not ran_out_of_memory(error):
+            why = f"{type(error).__name__}: {first_line(error)}"
+            return Way(False, f"its gradients cannot be computed ({why})")
+        why = f"gradients not compared: memory ran out ({first_line(error)})"
+        return Way(True, f"exact on one list; {why}; {found}")
     if not gradients.is_exact:
         return Way(False, f"it is not exact on this model: {gradients}; {found}")
     return Way(True, f"exact on one list; {gradients}; {found}")
+
+
+@contextmanager
+def _layers_computed_again(vlm: Vlm) -> Iterator[None]:
+    """Run each decoder layer again in the backward pass instead of keeping what is inside it.
+
+    transformers' own switch works in training mode alone, where a model may draw random numbers.
+    """
+    again: Any = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    with ExitStack() as undo:
+        for layer in base_model(vlm.model).get_decoder().layers:
+            before = vars(layer).get("forward")
+            undo.callback(_set_forward, layer, before)
+            layer.forward = functools.partial(again, layer.forward)
+        yield
+
+
+def _set_forward(layer: Any, forward: Any) -> None:
+    """Give a module this forward of its own, or that of its class where it had none."""
+    if forward is None:
+        del layer.forward
+    else:
+        layer.forward = forward
 
 
 def few_weights(vlm: Vlm) -> list[nn.Parameter]:
@@ -170,11 +223,13 @@ def _gradients(weights: Sequence[nn.Parameter], logps_of: Callable[[], Tensor]) 
     ]
 
 
-def _off(ours: Sequence[Tensor], plain: Sequence[Tensor]) -> float:
-    """The largest difference, relative to the norm of the plain gradient of that weight."""
-    return max(
-        float((one - other).norm() / other.norm().clamp(min=torch.finfo(torch.float32).tiny))
-        for one, other in zip(ours, plain, strict=True)
+def _off(
+    some: Sequence[Tensor], others: Sequence[Tensor], scales: Sequence[Tensor]
+) -> tuple[float, ...]:
+    """For each weight the norm of the difference, relative to `scales`."""
+    return tuple(
+        float((one - other).norm() / scale)
+        for one, other, scale in zip(some, others, scales, strict=True)
     )
 
 

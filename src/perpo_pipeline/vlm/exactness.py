@@ -11,8 +11,7 @@ import torch
 
 ALLOWED = 3.0  # times the difference between plain runs
 # Allowed rounding if plain runs happen to be bit-equal. In fp32: nats, and a share of the
-# log-probability; in bf16: roundings of each token, which add up like a random walk: two of one
-# nat, or one of the token's own log-probability, which is as large as the logits that were rounded.
+# log-probability; in bf16: roundings of one nat per token, which add up like a random walk.
 ROUNDING_NATS, ROUNDING_SHARE, ROUNDINGS = 1e-4, 1e-5, 2.0
 
 
@@ -49,6 +48,15 @@ class Comparison:
 
 def allowed_rounding(dtype: torch.dtype, magnitude: float, longest: int) -> float:
     """Nats that rounding may change; `longest` is the number of tokens of the longest answer."""
-    per_token = max(ROUNDINGS, magnitude / longest)
-    walked = per_token * torch.finfo(dtype).eps * float(longest) ** 0.5
+    walked = ROUNDINGS * torch.finfo(dtype).eps * float(longest) ** 0.5
     return max(ROUNDING_NATS + ROUNDING_SHARE * magnitude, float(walked))
+
+
+def rounding_of_kernels(dtype: torch.dtype, magnitude: float, longest: int) -> float:
+    """`allowed_rounding` between kernels for many tokens and those for one token at a time.
+
+    Each rounds logits of its own, so a token's log-probability may differ by a rounding of itself,
+    and those of `longest` tokens add up like a random walk.
+    """
+    walked = torch.finfo(dtype).eps * magnitude / float(longest) ** 0.5
+    return max(allowed_rounding(dtype, magnitude, longest), float(walked))

@@ -30,7 +30,6 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 def says_nothing(error: BaseException) -> bool:
     """Whether the error is about the accelerator, not about the model: no more can run on it."""
-    kind = getattr(torch, "AcceleratorError", None)  # before torch 2.8 a RuntimeError
-    if kind is not None and isinstance(error, kind):
+    if isinstance(error, torch.AcceleratorError):
         return True
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")

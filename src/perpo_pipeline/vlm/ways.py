@@ -21,7 +21,7 @@ from torch import Tensor
 
 from perpo_pipeline.errors import ConfigError, first_line
 from perpo_pipeline.vlm.decoding import force_lists
-from perpo_pipeline.vlm.exactness import Comparison, allowed_rounding
+from perpo_pipeline.vlm.exactness import Comparison, rounding_of_kernels
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, base_model, type_arguments
 from perpo_pipeline.vlm.plain_decoding import force_list
 from perpo_pipeline.vlm.prompts import encode_prompt
@@ -64,7 +64,7 @@ def prove_way(vlm: Vlm) -> Way:
     found = Comparison(
         shared=float((shared - plain[0]).abs().max()),
         plain=max(float((one - other).abs().max()) for one in plain for other in plain),
-        rounding=allowed_rounding(vlm.dtype, magnitude, max(ANSWER_TOKENS)),
+        rounding=rounding_of_kernels(vlm.dtype, magnitude, max(ANSWER_TOKENS)),
         magnitude=magnitude,
     )
     if not found.is_exact:
