@@ -68,7 +68,8 @@ def ready_model(vlm: Vlm, forward: "Forward", settings: "TrainSettings") -> None
     inner = base_model(vlm.model)
     on_cuda = vlm.device.type == "cuda"
     if forward == "shared-prefix":
-        use_recurrent_steps(inner)
+        if vlm.layers.recurrent:
+            use_recurrent_steps(inner)
         use_shared_prefix_attention(inner, flex=on_cuda)
     options = None
     if settings.levers:
