@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
     from perpo_pipeline.train.batches import Forward
     from perpo_pipeline.train.lists import TrainingList
-    from perpo_pipeline.vlm.models import Vlm
+    from perpo_pipeline.train.processes import World
+    from perpo_pipeline.vlm.models import Vlm, Way
 
 
 def choose_forward_and_say(run: Run, vlm: "Vlm", settings: "TrainSettings") -> "Forward":
@@ -35,28 +36,43 @@ def _say_slow(run: Run, vlm: "Vlm", settings: "TrainSettings", why: str) -> None
         )
 
 
-def prove_forward(run: Run, vlm: "Vlm", task: Task, entry: "TrainingList") -> tuple["Forward", str]:
-    """The forward to train with, and why. `auto` proves it on one list of a model that no test
-    covers, with the kernels of the plain model: `check_forward` then checks the prepared one."""
-    from perpo_pipeline.train.engine import memory_explained
+def prove_forward(
+    run: Run, vlm: "Vlm", task: Task, entry: "TrainingList", world: "World"
+) -> tuple["Forward", str]:
+    """The forward to train with, and why; both are the same in every process.
+
+    `auto` proves the shared prefix on one list of a model that no test covers, with the kernels of
+    the plain model: `check_forward` then checks the prepared one.
+    """
+    from perpo_pipeline.train.engine import choose_forward, memory_explained
     from perpo_pipeline.train.self_check import prove_training
     from perpo_pipeline.train.shared_prefix import CompletionList
 
     settings = task.settings
-    forward = choose_forward_and_say(run, vlm, settings)
     if settings.forward != "auto":
-        return forward, f"train.forward: {settings.forward}"
-    if forward == "separate" or vlm.is_tested:
-        return forward, vlm.way.why
-    prompt = encode_row(vlm, entry.prompt, task.model_settings["preprocess"])
-    encoded = CompletionList(prompt, entry.completions)
-    with memory_explained(settings, num_lists=1):
-        way = prove_training(vlm, encoded, max_tokens=settings.max_tokens_per_forward)
+        return choose_forward(vlm, settings.forward), f"train.forward: {settings.forward}"
+    way = agreed(world, vlm.way)
+    if way.shares_prefix and not vlm.is_tested:
+        prompt = encode_row(vlm, entry.prompt, task.model_settings["preprocess"])
+        encoded = CompletionList(prompt, entry.completions)
+        with memory_explained(settings, num_lists=1):
+            found = prove_training(vlm, encoded, max_tokens=settings.max_tokens_per_forward)
+        way = agreed(world, found)
+        if way.shares_prefix:
+            run.say(f"train: this '{vlm.family.name}' model shares a prefix: {way.why}")
     if not way.shares_prefix:
         _say_slow(run, vlm, settings, way.why)
         return "separate", way.why
-    run.say(f"train: this '{vlm.family.name}' model shares a prefix: {way.why}")
-    return forward, way.why
+    return "shared-prefix", way.why
+
+
+def agreed(world: "World", way: "Way") -> "Way":
+    """The way that every process takes: a prefix is shared only if all of them found it exact.
+
+    Figures near their limit differ between processes, as their cards' roundings and free memory do.
+    """
+    found = world.gather(way)  # empty in all processes but the first, whose choice counts
+    return world.broadcast(next((one for one in found if not one.shares_prefix), way))
 
 
 def check_forward(

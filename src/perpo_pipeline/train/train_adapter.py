@@ -133,7 +133,7 @@ def _train(
             vlm = open_model(run.config.model, task.resolved, task.model_settings, run.scratch)
         found = read_lists(run, task, vlm)
         with gathered_by_module(vlm.model):
-            forward, why = prove_forward(run, vlm, task, found.first_sampled)
+            forward, why = prove_forward(run, vlm, task, found.first_sampled, world)
         ready_model(vlm, forward, settings)
         _warn_of_few_steps(run, task, len(found.lists))
         with gathered_by_module(vlm.model):
