@@ -85,7 +85,7 @@ def made_up_prompts(vlm: Vlm) -> list[EncodedPrompt]:
     return [short, encode_prompt(vlm, _picture(*SIZES[1]), WORDS * (repeats + 3))]
 
 
-def _out_of_memory(error: BaseException) -> ConfigError:
+def _out_of_memory(error: Exception) -> ConfigError:
     return ConfigError(
         "memory ran out while two made-up prompts with three answers each were computed, which "
         f"shows if answers may share a prompt: {first_line(error)}",
