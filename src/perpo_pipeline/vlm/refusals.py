@@ -4,8 +4,8 @@ import torch
 
 from perpo_pipeline.errors import PerpoError
 
-# What processors and forwards raise that cannot take our prompts, masks, positions or cache. It
-# covers more than refusals: `says_nothing` tells which of them have causes outside the model.
+# What processors and forwards raise that cannot take our prompts, masks, positions or cache. Some
+# have other causes: see the functions below.
 REFUSALS = (
     ArithmeticError,
     AssertionError,

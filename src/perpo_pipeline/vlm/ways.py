@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from perpo_pipeline.errors import ConfigError, first_line
+from perpo_pipeline.errors import ConfigError, InputError, first_line
 from perpo_pipeline.vlm.decoding import force_lists
 from perpo_pipeline.vlm.exactness import Comparison, rounding_of_kernels
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, base_model, type_arguments
@@ -45,8 +45,8 @@ def prove_way(vlm: Vlm) -> Way:
     """
     doing = "its layers with a state cannot be prepared"
     try:
-        if vlm.layers.recurrent:
-            use_recurrent_steps(base_model(vlm.model))
+        if (why := _layers_refuse(vlm)) is not None:
+            return Way(False, why)
         doing = "made-up prompts cannot be computed one by one"
         prompts = made_up_prompts(vlm)
         answers = [_answers(vlm, seed) for seed in range(len(prompts))]
@@ -70,6 +70,16 @@ def prove_way(vlm: Vlm) -> Way:
     if not found.is_exact:
         return Way(False, f"it is not exact on this model: {found}")
     return Way(True, f"it is exact on this model's own weights: {found}")
+
+
+def _layers_refuse(vlm: Vlm) -> str | None:
+    """Prepare the layers that have a state; why they cannot be, or None."""
+    if vlm.layers.recurrent:
+        try:
+            use_recurrent_steps(base_model(vlm.model))
+        except InputError as error:
+            return error.what
+    return None
 
 
 def made_up_prompts(vlm: Vlm) -> list[EncodedPrompt]:
