@@ -23,7 +23,7 @@ from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
 from perpo_pipeline.vlm.models import Vlm, Way, base_model
 from perpo_pipeline.vlm.prompts import encode_prompt, render_prompt
 from perpo_pipeline.vlm.quantization import model_bytes
-from perpo_pipeline.vlm.ways import REFUSALS
+from perpo_pipeline.vlm.refusals import REFUSALS
 
 SIZE = (640, 480)  # of the example image, width and height
 QUESTION = "Where is the dog?"
