@@ -84,7 +84,9 @@ def set_scene(case: Case, dtype: torch.dtype, device: torch.device) -> Scene:
         prompts = [one.prompt for one in random_lists(vlm, case.regime, case.prompts)]
         vlm.model = twin.eval()
         vlm.tokenizer = SimpleNamespace(
-            pad_token_id=vlm.pad_token_id, batch_decode=lambda ids, **_: [""] * len(ids)
+            pad_token_id=vlm.pad_token_id,
+            added_tokens_decoder={},
+            batch_decode=lambda ids, **_: [""] * len(ids),
         )
     end_nothing(vlm)
     return Scene(case, vlm, prompts)
