@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError, first_line
@@ -93,6 +94,7 @@ def _check_memory(config: ModelConfig, size: int) -> None:
 
 
 def _proven_way(config: ModelConfig, resolved: ResolvedModel, cache: Path) -> Way:
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return load_vlm(resolved, dtype=config.dtype, device=config.device, identity_cache=cache).way
 
 
