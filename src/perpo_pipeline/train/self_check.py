@@ -36,6 +36,7 @@ PLAIN_RUNS = ((0, None), (67, 1), (131, None))
 FEW = 2  # completions whose gradients are compared
 # Relative differences of gradients that are always allowed.
 GRADIENT_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+CHUNK = 64  # tokens, of gated delta nets and Mamba 2 in transformers
 GRADIENT_CAP = 0.3  # a larger difference is never allowed, however much plain runs differ
 
 
@@ -132,7 +133,7 @@ def compare_gradients(vlm: Vlm, entry: CompletionList) -> GradientComparison:
                         vlm.model, separate_lists(vlm, [few], left_padding=padding)
                     ),
                 )
-                for padding, _ in PLAIN_RUNS
+                for padding in _paddings(vlm, few)
             ]
     finally:
         vlm.model.train(was_training)
@@ -143,6 +144,19 @@ def compare_gradients(vlm: Vlm, entry: CompletionList) -> GradientComparison:
         plain=tuple(map(max, zip(*among, strict=True))),
         rounding=GRADIENT_ROUNDING[vlm.dtype],
     )
+
+
+def _paddings(vlm: Vlm, entry: CompletionList) -> list[int]:
+    """Tokens before the rows of each plain run.
+
+    Layers with a state compute in chunks, and packed answers begin a chunk: so some of these rows
+    begin one there, too, or half of one later.
+    """
+    paddings = [padding for padding, _ in PLAIN_RUNS]
+    if vlm.layers.recurrent:
+        until_chunk = -entry.prompt.num_tokens % CHUNK
+        paddings += [until_chunk + CHUNK, until_chunk + CHUNK // 2]
+    return paddings
 
 
 def prove_training(vlm: Vlm, entry: CompletionList, *, max_tokens: int) -> Way:

@@ -32,7 +32,8 @@ from perpo_pipeline.vlm.tensors import cast_tensors
 SIZES = ((64, 48), (48, 72))  # of the images, width and height
 ANSWER_TOKENS = (3, 9, 6)
 LONGEST_PROMPT = 4200  # tokens: above the usual windows, and quick on a GPU
-WORDS = " where is it"
+# Unlike, so that the state of one prompt is not that of the other.
+WORDS, LATER_WORDS = " where is it", " it is where"
 PADDINGS = (0, 67, 131)  # tokens before each plain row in bf16, where padding changes the rounding
 
 
@@ -86,13 +87,13 @@ def made_up_prompts(vlm: Vlm) -> list[EncodedPrompt]:
     """Two prompts with an image: a short one, and one that is longer than the model's windows if
     these are not above LONGEST_PROMPT."""
     short = encode_prompt(vlm, _picture(*SIZES[0]), WORDS)
-    more = len(vlm.plain.ids(WORDS * 2)) - len(vlm.plain.ids(WORDS))
+    more = len(vlm.plain.ids(LATER_WORDS * 2)) - len(vlm.plain.ids(LATER_WORDS))
     text = base_model(vlm.model).config.get_text_config()
     context = getattr(text, "max_position_embeddings", None) or LONGEST_PROMPT
     longest = min(LONGEST_PROMPT, context - 2 * max(ANSWER_TOKENS))
     wanted = min(vlm.layers.longest_limit + 8, longest) - short.num_tokens
     repeats = 2 + max(0, wanted) // max(1, more)
-    return [short, encode_prompt(vlm, _picture(*SIZES[1]), WORDS * (repeats + 3))]
+    return [short, encode_prompt(vlm, _picture(*SIZES[1]), LATER_WORDS * (repeats + 3))]
 
 
 def _out_of_memory(error: Exception) -> ConfigError:
