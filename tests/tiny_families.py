@@ -40,6 +40,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from perpo_pipeline.vlm.families import FAMILIES, Family
 from perpo_pipeline.vlm.processors import without_video
 
 MODEL_TYPES = (
@@ -77,6 +78,12 @@ ONEVISION_TEMPLATE = (
     "{{ '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+def without(model_type: str) -> dict[str, Family]:
+    """The records but one, to stand for `families.FAMILIES`: taken out of it and put back, a record
+    would be the last one for the tests that follow."""
+    return {name: record for name, record in FAMILIES.items() if name != model_type}
 
 
 def chatml_template(image: str, system: str = "") -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_by_hand import vlm_by_hand
+from tiny_families import without
 from tiny_models import noise_image
 from tiny_untried import NARROW, save_untried
 
@@ -17,6 +18,7 @@ from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.doctor import model as doctor_model
 from perpo_pipeline.doctor.model import examine_model
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.vlm import families
 from perpo_pipeline.vlm.families import FAMILIES, Family
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_without_weights
@@ -39,7 +41,7 @@ def test_a_model_with_windows_is_proven_and_described(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Family | None, tests: str
 ) -> None:
     if record is None:
-        monkeypatch.delitem(FAMILIES, "gemma3")
+        monkeypatch.setattr(families, "FAMILIES", without("gemma3"))
     else:
         monkeypatch.setitem(FAMILIES, "gemma3", record)
     directory = save_untried("gemma3", tmp_path)
@@ -121,7 +123,7 @@ def test_a_model_without_enough_memory_is_described_without_weights(
     if way == "by its size":
         monkeypatch.setattr(doctor_model, "memory_bytes", lambda: 1000)
     config = ModelConfig(id=str(save_untried("aya_vision", tmp_path)), device="cpu")
-    monkeypatch.delitem(FAMILIES, "aya_vision")
+    monkeypatch.setattr(families, "FAMILIES", without("aya_vision"))
     found = examine_model(config)
     assert found["a prompt is"].startswith("not proven (not enough memory)")
     assert ", not enough memory: " in found["weights"]

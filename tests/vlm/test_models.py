@@ -9,12 +9,13 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_families import MODEL_TYPES, save_tiny_family
+from tiny_families import MODEL_TYPES, save_tiny_family, without
 from tiny_models import CHAT_TEMPLATE, noise_image, save_tiny_llava
 
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm import families
 from perpo_pipeline.vlm.attention import SPLIT
 from perpo_pipeline.vlm.families import FAMILIES
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
@@ -236,7 +237,7 @@ class TestLoad:
     def test_a_family_that_was_never_tried_is_loaded_and_proven(
         self, model_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.delitem(FAMILIES, "llava")
+        monkeypatch.setattr(families, "FAMILIES", without("llava"))
         vlm = load(model_dir)
         assert vlm.family.name == "llava" and not vlm.family.known
         assert vlm.shares_prefix and "on this model's own weights" in vlm.way.why
