@@ -251,6 +251,20 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
+def qwen3_vl_processor(tokenizer: Any) -> Any:
+    """Prepares images of 2 to 12 tokens, for Qwen3-VL and its relatives."""
+    return without_video(Qwen3VLProcessor)(
+        image_processor=Qwen2VLImageProcessorPil(
+            patch_size=16,
+            size={"shortest_edge": 2 * 32**2, "longest_edge": 12 * 32**2},
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+        ),
+        tokenizer=tokenizer,
+        chat_template=chatml_template(QWEN_IMAGE),
+    )
+
+
 def _qwen3_vl() -> tuple[Any, Any]:
     """2 to 12 image tokens of 32 px; two deepstack levels feed the first two decoder layers."""
     tokenizer = qwen_tokenizer()
@@ -267,17 +281,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
         },
     )
     config.text_config.head_dim = 16
-    processor = without_video(Qwen3VLProcessor)(
-        image_processor=Qwen2VLImageProcessorPil(
-            patch_size=16,
-            size={"shortest_edge": 2 * 32**2, "longest_edge": 12 * 32**2},
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
-        ),
-        tokenizer=tokenizer,
-        chat_template=chatml_template(QWEN_IMAGE),
-    )
-    return Qwen3VLForConditionalGeneration(config), processor
+    return Qwen3VLForConditionalGeneration(config), qwen3_vl_processor(tokenizer)
 
 
 def _internvl() -> tuple[Any, Any]:

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from tiny_families import (
-    QWEN_IMAGE,
     TEXT,
     WEIGHT_STD,
-    chatml_template,
+    qwen3_vl_processor,
     qwen_tokenizer,
     qwen_vl_config,
 )
@@ -39,7 +38,6 @@ from transformers import (
     Qwen3_5TextConfig,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
-    Qwen3VLProcessor,
     Siglip2VisionConfig,
     Zamba2Config,
     Zamba2ForCausalLM,
@@ -53,7 +51,6 @@ from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.models.lfm2_moe.modeling_lfm2_moe import Lfm2MoeShortConv
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
 from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeGatedDeltaNet
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
@@ -63,7 +60,6 @@ from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
-from perpo_pipeline.vlm.processors import without_video
 from perpo_pipeline.vlm.recurrent import use_recurrent_steps
 
 WIDTH = 32
@@ -299,16 +295,7 @@ def save_tiny_qwen3_5(
                 parameter.normal_(std=0.5 if "conv1d" in name else WEIGHT_STD)
             elif "A_log" in name:
                 parameter.uniform_(-3, 0)
-    processor = without_video(Qwen3VLProcessor)(
-        image_processor=Qwen2VLImageProcessorPil(
-            patch_size=16,
-            size={"shortest_edge": 2 * 32**2, "longest_edge": 12 * 32**2},
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
-        ),
-        tokenizer=tokenizer,
-        chat_template=chatml_template(QWEN_IMAGE),
-    )
+    processor = qwen3_vl_processor(tokenizer)
     ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.generation_config.eos_token_id = ends
     model.save_pretrained(directory)

@@ -16,6 +16,7 @@ from tiny_families import (
     WEIGHT_STD,
     chatml_template,
     chatml_tokenizer,
+    qwen3_vl_processor,
     qwen_tokenizer,
     qwen_vl_config,
     text_ids,
@@ -40,7 +41,6 @@ from transformers import (
     Qwen2VLProcessor,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
-    Qwen3VLProcessor,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -139,14 +139,7 @@ def _qwen3_vl_moe() -> tuple[Any, Any]:
             "deepstack_visual_indexes": [0, 1],
         },
     )
-    processor = without_video(Qwen3VLProcessor)(
-        image_processor=Qwen2VLImageProcessorPil(
-            patch_size=16, size={"shortest_edge": 2 * 32**2, "longest_edge": 12 * 32**2}
-        ),
-        tokenizer=tokenizer,
-        chat_template=chatml_template(QWEN_IMAGE),
-    )
-    return Qwen3VLMoeForConditionalGeneration(config), processor
+    return Qwen3VLMoeForConditionalGeneration(config), qwen3_vl_processor(tokenizer)
 
 
 def _aya_vision() -> tuple[Any, Any]:
