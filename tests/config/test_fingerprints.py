@@ -21,7 +21,7 @@ ANSWER = {"thinking": "auto", "tag": "answer", "which": "first"}
 
 
 def every_setting() -> Iterator[tuple[str, bool]]:
-    """Dotted key of each setting, and whether its section calls it operational."""
+    """Dotted key of each setting, and whether it is operational, and so is what it names."""
     for section, field in RunConfig.model_fields.items():
         kind = field.annotation
         if section == "train":
@@ -32,7 +32,7 @@ def every_setting() -> Iterator[tuple[str, bool]]:
                     yield f"prepare.train.{name}", name in source.operational
         elif isinstance(kind, type) and issubclass(kind, Section):
             for name in kind.model_fields:
-                yield f"{section}.{name}", name in kind.operational
+                yield f"{section}.{name}", name in kind.operational - kind.counted_by_content
         else:
             yield section, section in {*RunConfig.operational}
 

@@ -62,3 +62,11 @@ def test_two_real_rounds_and_a_stage_of_the_second_by_hand(
     capsys.readouterr()
     perpo("train", "--config", str(data / "round-2.yaml"))
     assert capsys.readouterr().out.strip() == str(adapter.path)
+    # With the base as the reference of all rounds they are what they were.
+    perpo("iterate", "--config", str(file), "--set", "rounds.reference=base")
+    fixed = open_version(data / "round-2" / "reference" / "train")
+    assert fixed.manifest["settings"]["model"] == base["model"]
+    logps = logps_of(fixed.path)
+    assert all(logps[prompt] == pytest.approx(before[prompt], abs=1e-4) for prompt in kept)
+    *_, third = open_version(data / "rounds" / "default").table().to_pylist()
+    assert third["adapter_sha256"] != second["adapter_sha256"]

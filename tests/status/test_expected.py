@@ -49,6 +49,8 @@ OTHERS: dict[str, Any] = {
     "train.lora": {"rank": 8},
     "train.label_smoothing": None,  # not for sft, which is one of the methods
     "train.sft_weight": None,
+    "train.reference_model": None,  # its files count: tests/train/test_train_adapter.py
+    "train.reference_revision": None,
     "train.deepspeed": "zero2",
     "train.log_to": ["tensorboard"],
     "train.num_workers": 1,

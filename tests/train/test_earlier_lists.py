@@ -12,7 +12,7 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.train import earlier_lists
-from perpo_pipeline.train.earlier_lists import check_token_ids
+from perpo_pipeline.train.earlier_lists import check_reference_reads, check_token_ids
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
@@ -66,6 +66,14 @@ def test_ids_that_give_other_texts_are_refused(vlm: Vlm, tmp_path: Path) -> None
     what, where, fix = found.value.parts()
     assert f"prompt {2:016x}" in what and what.index(ANSWERS[0]) < what.index(ANSWERS[1])
     assert where == str(other.path) and "perpo filter" in str(fix)
+
+
+def test_a_reference_model_must_read_the_same_texts_in_all_lists(vlm: Vlm, tmp_path: Path) -> None:
+    right = (ANSWERS, [ids_of(vlm, text) for text in ANSWERS])
+    check_reference_reads(vlm, preferences(tmp_path / "right", 2, right, right))
+    with pytest.raises(InputError, match=r"another tokenizer.* 2 of 4 completions") as found:
+        check_reference_reads(vlm, preferences(tmp_path, 2, right, (ANSWERS, right[1][::-1])))
+    assert found.value.where == "train.reference_model"
 
 
 def test_an_id_that_the_model_does_not_have_is_refused(vlm: Vlm, tmp_path: Path) -> None:

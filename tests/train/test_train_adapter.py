@@ -2,20 +2,32 @@
 
 import re
 import shutil
+from collections.abc import Callable
+from math import log
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from perpo_pipeline.cli import main
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import input_of, open_version
 from perpo_pipeline.store.writing import Recipe
-from perpo_pipeline.train import batches, image_workers, self_check, task
+from perpo_pipeline.testbed import shipped_model_dir
+from perpo_pipeline.train import (
+    batches,
+    image_workers,
+    references,
+    self_check,
+    task,
+    train_adapter,
+)
 from perpo_pipeline.vlm import chat, families, loading, models
 
 CONFIG = """
@@ -82,6 +94,69 @@ def test_the_reference_is_computed_once_for_all_methods(
     ]
     shared, plain = (pl.from_arrow(table)["loss"] for table in log)
     assert (shared - plain).abs().max() < 1e-4
+
+
+@pytest.fixture
+def another_model(tmp_path: Path) -> Path:
+    """The shipped model with other weights."""
+    folder = tmp_path / "another"
+    shutil.copytree(shipped_model_dir(), folder)
+    (file,) = folder.glob("*.safetensors")
+    moved = {name: 1.1 * tensor for name, tensor in load_file(file).items()}
+    save_file(moved, file, metadata={"format": "pt"})
+    return folder
+
+
+def watched(real: Callable[..., models.Vlm], opened: list[str]) -> Callable[..., models.Vlm]:
+    """`open_model`, which adds the id of each model to `opened`."""
+
+    def open_model(config: ModelConfig, *given: Any) -> models.Vlm:
+        opened.append(config.id)
+        return real(config, *given)
+
+    return open_model
+
+
+def test_another_model_gives_the_reference_as_it_would_for_itself(
+    workdir: Path,
+    another_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    opened: list[str] = []
+    for module in (references, train_adapter):
+        monkeypatch.setattr(module, "open_model", watched(module.open_model, opened))
+    reference, adapter = Path("data/r/reference/train"), Path("data/r/adapter/perpo")
+    own = ["train", "--method", "perpo"]
+    given = ("--set", f"train.reference_model={another_model}")
+    assert perpo(*own, *given) == 0
+    assert opened == [str(another_model), "testbed"]
+    made, trained = open_version(reference), open_version(adapter)
+    identity = made.manifest["settings"]["model"]
+    assert trained.manifest["settings"]["reference_model"] == identity
+    assert trained.manifest["settings"]["model"] != identity
+    assert abs(trained.table()["loss"][0].as_py() - log(2)) > 1e-3
+    assert f"the reference is {another_model}" in capsys.readouterr().err
+    # Its log-probabilities are there for other methods, so that the model is not loaded again.
+    assert perpo("train", "--method", "lipo", *given) == 0
+    assert opened == [str(another_model), "testbed", "testbed"]
+    # They are those of a training of the model itself, whose first step has no preference.
+    assert perpo(*own, "--set", f"model.id={another_model}", "--allow-stale") == 0
+    assert "reference train: up to date" in capsys.readouterr().err
+    assert abs(open_version(adapter).table()["loss"][0].as_py() - log(2)) < 1e-3
+    # The trained model as its own reference is no other training; what was trained is stale now.
+    assert perpo(*own) == 0
+    plain = open_version(adapter)
+    capsys.readouterr()
+    assert perpo(*own, "--set", "train.reference_model=testbed") == 0
+    assert "train perpo: up to date" in capsys.readouterr().err
+    assert perpo(*own, *given) == 0
+    assert open_version(adapter).path == trained.path != plain.path
+    assert perpo("eval", "--evaluation", "perpo") == 0
+    said = capsys.readouterr().err
+    assert f"made with train.reference_model {another_model}, the configuration says null" in said
+    assert perpo(*own, "--set", "train.reference_model=nowhere/at/all") == 2
+    assert "train.reference_model: The model directory" in capsys.readouterr().err
 
 
 def test_an_untested_family_is_proven_on_its_own_weights_and_says_so(

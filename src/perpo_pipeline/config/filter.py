@@ -18,6 +18,7 @@ class FilterConfig(Section):
     """Which lists are worth learning from."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"earlier"})  # its content counts instead
+    counted_by_content: ClassVar[frozenset[str]] = operational
     # Counts only where it is set: lists that were kept before it existed had no earlier ones.
     counted_where_set: ClassVar[frozenset[str]] = frozenset({"keep_earlier"})
     by_task: ClassVar[tuple[str, ...]] = ("min_margin", "max_margin", "max_lists")

@@ -26,6 +26,8 @@ READING = (*BOXES, "model.answer.thinking", "model.answer.tag", "model.answer.wh
 # Under these names a manifest records settings whose value is not what the file says:
 # `model` is the identity of the weights, whatever their id or directory is called.
 RECORDED_AS = {"model.id": "model"}
+# Settings that name, together with another one, what counts.
+NAMED_WITH = {"model.revision": "model.id"}
 # Recorded only where the model's chat template writes a date.
 WHERE_USED = frozenset({"template_date"})
 # Recorded only where they are set: older artifacts, which have none, were made without them.
@@ -33,6 +35,7 @@ WHERE_SET = frozenset(
     {
         *("quantization", "min_pixels", "max_pixels", "max_tiles", "shown_image"),
         *("system_prompt", "chat_template_kwargs", "earlier_lists"),
+        "reference_model",
     }
 )
 
@@ -100,7 +103,12 @@ COUNTED: dict[str, Counted] = {
     "scores": Counted("score", READING, facts=("own_rewards",), unused=_unused_by_rewards),
     "preferences": Counted("filter", facts=("earlier_lists",)),
     "reference": Counted(None, ("train.forward", *MODEL), facts=("shown_image",)),
-    "adapter": Counted("train", (*MODEL, *BOXES), unused=_boxes_unless_trained_on_the_truth),
+    "adapter": Counted(
+        "train",
+        (*MODEL, *BOXES),
+        facts=("reference_model",),
+        unused=_boxes_unless_trained_on_the_truth,
+    ),
     "predictions": Counted(
         "eval", (*MODEL, *READING), facts=("image", "reward"), unused=_unused_in_predictions
     ),
@@ -193,6 +201,7 @@ def counts_in(key: str) -> list[str]:
 
     It may have no effect beside other settings: see `Counted.unused`.
     """
+    key = NAMED_WITH.get(key, key)
     section, _, rest = key.partition(".")
     name = rest.split(".")[-1] if section == "prepare" else rest.partition(".")[0]
     return [
@@ -207,15 +216,14 @@ def counts_in(key: str) -> list[str]:
 
 
 def _operational(section: str) -> frozenset[str]:
-    """The settings of a section that never count."""
+    """The settings of a section that never count, and neither does what they name."""
     from perpo_pipeline.config.run import RunConfig
     from perpo_pipeline.config.sources import SOURCE_MODELS
     from perpo_pipeline.config.train import TrainSettings
 
     if section == "train":
-        return TrainSettings.operational
+        return TrainSettings.operational - TrainSettings.counted_by_content
     if section == "prepare":
         return frozenset().union(*(model.operational for model in SOURCE_MODELS))
     kind: Any = RunConfig.model_fields[section].annotation
-    operational: frozenset[str] = kind.operational
-    return operational
+    return frozenset(kind.operational - kind.counted_by_content)

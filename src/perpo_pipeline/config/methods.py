@@ -55,10 +55,11 @@ class Method:
     def uses(self, setting: str) -> bool:
         """Whether a training setting changes this method's result.
 
-        `sft_weight` serves every method with preferences: the trainer adds the anchor. Settings
-        that no loss takes, such as the learning rate, serve every method.
+        `sft_weight` serves every method with preferences: the trainer adds the anchor. So does the
+        model of the reference. Settings that no loss takes, such as the learning rate, serve every
+        method.
         """
-        if setting == "sft_weight":
+        if setting in ("sft_weight", "reference_model", "reference_revision"):
             return self.needs_preferences
         is_for_losses = any(setting in method.settings for method in METHODS.values())
         return setting in self.settings or not is_for_losses

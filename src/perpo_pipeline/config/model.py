@@ -52,6 +52,7 @@ class ModelConfig(Section):
     """The model and how it sees an image; the same for sampling, training and evaluation."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"revision", "device"})
+    counted_by_content: ClassVar[frozenset[str]] = frozenset({"revision"})
 
     id: str = Field(
         "testbed",

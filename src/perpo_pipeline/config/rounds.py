@@ -10,8 +10,9 @@ from perpo_pipeline.config.section import Float, Int, Name, Section, conflict
 class RoundsConfig(Section):
     """Rounds of sampling and training; each begins with the merged model of the round before."""
 
-    # Counts only where it is set: rounds that were made before it existed kept no lists.
-    counted_where_set: ClassVar[frozenset[str]] = frozenset({"keep_lists"})
+    # Count only where they are set: rounds that were made before they existed kept no lists, and
+    # had the model that each of them began with as the reference.
+    counted_where_set: ClassVar[frozenset[str]] = frozenset({"keep_lists", "reference"})
 
     num: Int = Field(3, ge=1, le=100, description="rounds to make, unless one no longer gains")
     method: Name | None = Field(
@@ -31,6 +32,11 @@ class RoundsConfig(Section):
         le=1,
         description="share of the lists that the round before was trained on, of each task those "
         "with the widest margin, on which the next one is trained, too; none: new lists alone",
+    )
+    reference: Literal["base"] | None = Field(
+        None,
+        description="`base`: the reference of every round is the run's own model, so that no round "
+        "moves away from it for free; none: it is the model that the round begins with",
     )
     select_on: Name = Field(
         "validation", description="the split on which a round must gain for the next one to follow"

@@ -40,6 +40,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     operational: ClassVar[frozenset[str]] = frozenset()
+    counted_by_content: ClassVar[frozenset[str]] = frozenset()  # of those: names of what counts
     by_task: ClassVar[tuple[str, ...]] = ()
     totals: ClassVar[frozenset[str]] = frozenset()  # of `by_task`: one value is for all together
     counted_where_set: ClassVar[frozenset[str]] = frozenset()

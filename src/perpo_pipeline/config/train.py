@@ -11,6 +11,7 @@ from perpo_pipeline.config.integrations import check_names
 from perpo_pipeline.config.levers import LEVERS, lever_fault
 from perpo_pipeline.config.levers import check_names as check_levers
 from perpo_pipeline.config.methods import METHODS, Method
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.section import Float, Int, Json, Name, Section
 
 
@@ -39,7 +40,12 @@ class TrainSettings(Section):
             "checkpoint_minutes",
             "log_to",
             "deepspeed",
+            "reference_model",
+            "reference_revision",
         }
+    )
+    counted_by_content: ClassVar[frozenset[str]] = frozenset(
+        {"reference_model", "reference_revision"}
     )
 
     # Count only where they are set: older adapters, which do not have them, were trained on all
@@ -74,6 +80,15 @@ class TrainSettings(Section):
         0.0,
         ge=0,
         description="weight of an anchor: the best completion's negative log-probability per token",
+    )
+    reference_model: str | None = Field(
+        None,
+        min_length=1,
+        description="hub id or folder of the model whose log-probabilities are the reference; "
+        "none: the model that is trained, as it is before training",
+    )
+    reference_revision: str | None = Field(
+        None, description="branch, tag or commit of `reference_model`, if that is a hub id"
     )
     order: Literal["widest-first"] | None = Field(
         None,
@@ -208,6 +223,8 @@ class TrainSettings(Section):
 
     def fault(self) -> str | None:
         """What does not fit together (checked once shared and own settings are merged)."""
+        if self.reference_revision is not None and self.reference_model is None:
+            return "reference_revision is of reference_model, which is not set; remove it"
         if self.tuning == "lora" and self.scope == ["projector"]:
             return "scope [projector] leaves nothing for LoRA; use tuning: full"
         if self.activation_offload and not self.gradient_checkpointing:
@@ -233,6 +250,14 @@ class TrainSettings(Section):
         extras = {"sft_weight": self.sft_weight, "label_smoothing": self.label_smoothing}
         unused = [name for name, value in extras.items() if value]
         return _unused_fault(self.chosen_method, unused)
+
+    def reference_of(self, model: ModelConfig) -> ModelConfig | None:
+        """The model that gives the reference log-probabilities, if it is not the trained one: it
+        sees images and prompts as `model` does. None, too, for a method without a reference."""
+        if self.reference_model is None or not self.chosen_method.needs_preferences:
+            return None
+        other = {"id": self.reference_model, "revision": self.reference_revision}
+        return model.model_copy(update=other)
 
 
 def _unused_fault(method: Method, given: Sequence[str]) -> str | None:

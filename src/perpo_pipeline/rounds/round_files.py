@@ -74,6 +74,8 @@ def write_round(
     if model is not None:
         raw["model"] = {k: v for k, v in raw.get("model", {}).items() if k != "revision"}
         raw["model"]["id"] = str(model)
+        if config.rounds.reference == "base":
+            raw["train"] |= _the_base(config)
     if earlier is not None:
         kept = {"earlier": str(earlier), "keep_earlier": config.rounds.keep_lists}
         raw["filter"] = raw.get("filter", {}) | kept
@@ -116,6 +118,13 @@ def _settings(
         "train": {**train, "methods": {method: own}, "seeds": [seed]},
         "eval": kept | evaluated,
     }
+
+
+def _the_base(config: RunConfig) -> Json:
+    """The run's own model as the reference."""
+    revision = config.model.revision
+    named = {} if revision is None else {"reference_revision": revision}
+    return {"reference_model": config.model.id, **named}
 
 
 def _source(prompts: Version) -> Json:

@@ -15,7 +15,7 @@ from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.status.expected import differences, show
 from perpo_pipeline.status.graph import Key, Node, nodes
-from perpo_pipeline.status.model import model_difference
+from perpo_pipeline.status.model import model_difference, reference_difference
 from perpo_pipeline.status.options import Options, options_of
 from perpo_pipeline.status.sources import newer_files, other_files
 from perpo_pipeline.store.artifacts import (
@@ -264,6 +264,8 @@ def own_reasons(node: Node, path: Path, manifest: Json, config: RunConfig) -> li
     cache = config.run_dir / IDENTITY_CACHE
     found = differences(node.key, manifest, config)
     if node.artifact != "report" and (other := model_difference(manifest, config.model, cache)):
+        found.append(other)
+    if other := reference_difference(node.key, manifest, config, cache):
         found.append(other)
     reasons = [Reason(node, "setting", f"made with {one}", one.key) for one in found]
     if node.artifact == "prompts":

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from perpo_pipeline.config.fingerprints import COUNTED
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.run import RunConfig
-from perpo_pipeline.config.section import Json
+from perpo_pipeline.config.section import Json, Section
 from perpo_pipeline.status.calls import Call, calls
 from perpo_pipeline.status.expected import section_of, value_of
 from perpo_pipeline.status.graph import Key, Node
@@ -57,6 +58,10 @@ class Step:
             key: settings.forward if key == "train.forward" else _recorded(self.config, key)
             for key in COUNTED["reference"].others
         }
+        other = settings.reference_of(self.config.model)
+        counted["model.revision"] = self.config.model.revision
+        if other is not None:
+            counted |= {"model.id": other.id, "model.revision": other.revision}
         images = ("own", "blank") if settings.chosen_method.blank_image else ("own",)
         return tuple(
             fingerprint_of({"counted": counted, "needs": self.needs, "images": shown})
@@ -110,14 +115,22 @@ def _counted(node: Node, config: RunConfig) -> Json:
         own = config.prepare[node.variant].model_dump(mode="json")
     else:
         section = section_of(declared, node.variant, config)
-        own = {} if section is None else section.result_settings()
+        own = {} if section is None else _own(section)
     others = [*declared.others, *declared.through_facts]
+    if "model.id" in others:
+        others += [f"model.{name}" for name in ModelConfig.counted_by_content]
     return {
         "artifact": node.artifact,
         "variant": node.variant,
         "own": own,
         "others": {key: _recorded(config, key) for key in others},
     }
+
+
+def _own(section: Section) -> Json:
+    """The section's settings that may change a result: of files and models that it names, too."""
+    named = section.model_dump(mode="json", include=set(section.counted_by_content))
+    return {**section.result_settings(), **{k: v for k, v in named.items() if v is not None}}
 
 
 def _recorded(config: RunConfig, key: str) -> Any:

@@ -1,4 +1,5 @@
-"""Whether the token ids of earlier lists (`filter.earlier`) are those of the model's tokenizer.
+"""Whether the token ids of lists are those of a model's tokenizer, for lists that another model may
+have sampled (`filter.earlier`) and for a reference model (`train.reference_model`).
 
 Training takes the ids as they are, not the texts: ids of another tokenizer would be other words.
 """
@@ -6,6 +7,8 @@ Training takes the ids as they are, not the texts: ids of another tokenizer woul
 from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from perpo_pipeline import advice
 from perpo_pipeline.errors import InputError
@@ -27,7 +30,41 @@ def check_token_ids(vlm: "Vlm", preferences: Version) -> None:
     earlier = preferences.table(columns=COLUMNS).slice(num_new_lists(preferences))
     if not earlier.num_rows:
         return
-    rows = earlier.take(list(range(0, earlier.num_rows, ceil(earlier.num_rows / CHECKED))))
+    if (said := _reads_others(vlm, earlier)) is None:
+        return
+    number, first = said
+    raise InputError(
+        f"{number} completions of earlier lists have the token ids of another tokenizer than the "
+        f"model's; {first}",
+        where=str(preferences.path),
+        fix="filter.earlier must name lists that this model, or one with the same tokenizer, has "
+        "sampled; name others, or remove filter.earlier and filter.keep_earlier, and run: "
+        + advice.command("filter"),
+    )
+
+
+def check_reference_reads(vlm: "Vlm", preferences: Version) -> None:
+    """Raise InputError where `train.reference_model` reads other texts in the lists' token ids.
+
+    Compares all completions of at most `CHECKED` lists.
+    """
+    if (said := _reads_others(vlm, preferences.table(columns=COLUMNS))) is None:
+        return
+    number, first = said
+    raise InputError(
+        f"the reference model has another tokenizer than the model that sampled: {number} "
+        f"completions are other texts to it; {first}",
+        where="train.reference_model",
+        fix="name a model with the tokenizer of model.id, or remove train.reference_model",
+    )
+
+
+def _reads_others(vlm: "Vlm", lists: pa.Table) -> tuple[str, str] | None:
+    """How many completions the model reads otherwise, and the first of them; None if it reads none.
+
+    `lists` has the columns COLUMNS; at most `CHECKED` of its rows are compared.
+    """
+    rows = lists.take(list(range(0, lists.num_rows, ceil(lists.num_rows / CHECKED))))
     keys, texts, ids = [], [], []
     for row in rows.to_pylist():
         keys += [row["prompt_id"]] * len(row["completions"])
@@ -35,16 +72,11 @@ def check_token_ids(vlm: "Vlm", preferences: Version) -> None:
         ids += row["completion_token_ids"]
     others = _others(vlm, texts, ids)
     if not others:
-        return
+        return None
     first, read = next(iter(others.items()))
-    raise InputError(
-        f"{len(others):,} of {len(texts):,} completions of earlier lists have the token ids of "
-        f"another tokenizer than the model's; the first is of prompt {keys[first]}: its text is "
-        f"{texts[first][:80]!r}, and the model reads {read[:80]!r}",
-        where=str(preferences.path),
-        fix="filter.earlier must name lists that this model, or one with the same tokenizer, has "
-        "sampled; name others, or remove filter.earlier and filter.keep_earlier, and run: "
-        + advice.command("filter"),
+    return f"{len(others):,} of {len(texts):,}", (
+        f"the first is of prompt {keys[first]}: its text is {texts[first][:80]!r}, and the model "
+        f"reads {read[:80]!r}"
     )
 
 

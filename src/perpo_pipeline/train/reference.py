@@ -46,6 +46,24 @@ LISTS_PER_PART = 512
 LISTS_PER_CALL = 16  # encoded together, then grouped by length
 
 
+def reference_recipe(
+    preferences: Version,
+    model_settings: Mapping[str, Any],
+    forward: Forward,
+    image: str | None = None,
+) -> Recipe:
+    """What the log-probabilities of the lists depend on: see `make_reference`."""
+    shown = {} if image is None else {"shown_image": image}
+    return Recipe(
+        "reference",
+        preferences.variant + ("" if image is None else f"-{image}-image"),
+        "reference",
+        STAGE_VERSION,
+        counted_settings("reference", None, {**model_settings, "forward": forward, **shown}),
+        {"preferences": preferences},
+    )
+
+
 def make_reference(
     run: Run,
     vlm: "Vlm",
@@ -64,16 +82,7 @@ def make_reference(
     the method or its training settings. `image` says which image the lists have, if not their own.
     Each list is computed by one of the processes; the first process writes.
     """
-    shown = {} if image is None else {"shown_image": image}
-    key = counted_settings("reference", None, {**model_settings, "forward": forward, **shown})
-    recipe = Recipe(
-        "reference",
-        preferences.variant + ("" if image is None else f"-{image}-image"),
-        "reference",
-        STAGE_VERSION,
-        key,
-        {"preferences": preferences},
-    )
+    recipe = reference_recipe(preferences, model_settings, forward, image)
     collate = ListCollator(
         vlm,
         model_settings["preprocess"],

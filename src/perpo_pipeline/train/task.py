@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline import advice
 from perpo_pipeline.config.fingerprints import box_settings, counted_settings, stage_version
+from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.run import Run
@@ -42,8 +43,20 @@ SHOWN = 5  # prompts in a message
 
 
 @dataclass(frozen=True)
+class ReferenceModel:
+    """Another model than the trained one, whose log-probabilities are the reference."""
+
+    config: ModelConfig
+    resolved: "ResolvedModel"
+    model_settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Task:
-    """What one adapter (`variant`: a method, or a method with a seed) is trained from."""
+    """What one adapter (`variant`: a method, or a method with a seed) is trained from.
+
+    `reference` is None where the trained model, as it is before training, is the reference.
+    """
 
     variant: str
     settings: TrainSettings
@@ -51,6 +64,15 @@ class Task:
     resolved: "ResolvedModel"
     model_settings: dict[str, Any]
     recipe: Recipe
+    reference: "ReferenceModel | None" = None
+
+    def of_reference(self) -> "Task":
+        """The task with the reference model in place of the trained one; raises ValueError if they
+        are the same."""
+        if self.reference is None:
+            raise ValueError("the reference is the trained model")
+        other = self.reference
+        return replace(self, resolved=other.resolved, model_settings=other.model_settings)
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,12 @@ def task_of(run: Run, variant: str, *, computes_here: bool = True) -> Task:
     resolved, model_settings = find_model(
         run.config.model, run.scratch, computes_here=computes_here
     )
+    reference = _reference_model(run, settings, model_settings["model"], computes_here)
     found = {**model_settings, **box_settings(run.config.model)}
+    notes = model_notes(run.config.model)
+    if reference is not None:
+        found["reference_model"] = reference.model_settings["model"]
+        notes["reference_model_id"] = reference.config.id
     recipe = Recipe(
         "adapter",
         variant,
@@ -85,9 +112,25 @@ def task_of(run: Run, variant: str, *, computes_here: bool = True) -> Task:
         stage_version("adapter", "train", {"method": settings.method}),
         counted_settings("adapter", settings, found),
         {"preferences": preferences, "prompts": prompts},
-        notes=model_notes(run.config.model),
+        notes=notes,
     )
-    return Task(variant, settings, preferences, resolved, model_settings, recipe)
+    return Task(variant, settings, preferences, resolved, model_settings, recipe, reference)
+
+
+def _reference_model(
+    run: Run, settings: TrainSettings, trained: str, computes_here: bool
+) -> ReferenceModel | None:
+    """The model of `train.reference_model`; None if it is not set, or is the trained model, whose
+    identity is `trained`."""
+    config = settings.reference_of(run.config.model)
+    if config is None:
+        return None
+    try:
+        resolved, found = find_model(config, run.scratch, computes_here=computes_here)
+    except InputError as error:
+        what = f"train.reference_model: {error.what}"
+        raise InputError(what, where=error.where, fix=error.fix) from error
+    return None if found["model"] == trained else ReferenceModel(config, resolved, found)
 
 
 def reuse_trained(run: Run, variant: str) -> Version | None:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +19,13 @@ from perpo_pipeline.store.finding import made_version
 from perpo_pipeline.store.schemas import ADAPTER_LOG
 from perpo_pipeline.store.writing import Writer, adopt_files
 from perpo_pipeline.train.forward import check_forward, prove_forward
-from perpo_pipeline.train.lists import (
-    choose_completions,
-    with_blank_images_of,
-    with_reference,
+from perpo_pipeline.train.references import (
+    make_references,
+    references_of_another_model,
+    with_references,
 )
 from perpo_pipeline.train.task import (
     Task,
-    TaskLists,
     check_processes,
     has_older_targets,
     read_lists,
@@ -41,12 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from perpo_pipeline.config.train import TrainSettings
-    from perpo_pipeline.train.batches import Forward
-    from perpo_pipeline.train.lists import TrainingList
     from perpo_pipeline.train.processes import World
-    from perpo_pipeline.vlm.models import Vlm
 
-Logps = Mapping[str, Sequence[float]]
 LOG_COLUMNS = [name for name in ADAPTER_LOG.columns.names if name != "step"]
 NO_SPACE_BYTES = 2**20
 # In messages of the libraries that write checkpoints: a full disk, or a user's used-up quota.
@@ -126,6 +121,7 @@ def _train(
     zero = read_zero_config(settings.deepspeed) if settings.deepspeed else None
     interrupted = _interrupt_explained(f"train {task.variant}", path / "checkpoints")
     with _full_disk_explained(path), lost_contact_explained(), interrupted:
+        references = references_of_another_model(run, task, world, zero)
         with (
             run.bar(f"train {task.variant}", doing="loading the model"),
             sharded_loading(zero, task.resolved, task.model_settings["dtype"]),
@@ -138,7 +134,9 @@ def _train(
         _warn_of_few_steps(run, task, len(found.lists))
         with gathered_by_module(vlm.model):
             check_forward(run, vlm, task, found.first_sampled, forward)
-            lists = _lists_for_method(run, vlm, task, found, forward, world)
+            if references is None:
+                references = make_references(run, vlm, task, found, forward, world)
+        lists = with_references(vlm, task, found, references)
         if writer is not None:
             writer.note("forward", f"{forward}: {why}")
         trainer, history = fit(
@@ -186,60 +184,6 @@ def _warn_of_few_steps(run: Run, task: Task, lists: int) -> None:
     sentence = say_few_steps(lists, {task.variant: task.settings})
     if sentence is not None:
         run.say(f"train: {sentence} What would help: {command('filter')}")
-
-
-def _lists_for_method(
-    run: Run, vlm: "Vlm", task: Task, found: TaskLists, forward: "Forward", world: "World"
-) -> "list[TrainingList]":
-    """The lists with the base model's log-probabilities and the completions that the method needs.
-
-    The reference covers whole lists of all tasks, whatever the method needs of them.
-    """
-    method = task.settings.chosen_method
-    if not method.needs_preferences:
-        return found.lists
-
-    def reference(lists: "Sequence[TrainingList]", image: str | None = None) -> "Logps":
-        return _reference(run, vlm, task, lists, forward, world, image)
-
-    logps = reference(found.of_all_tasks)
-    lists = choose_completions(with_reference(found.lists, logps), method)
-    if not method.blank_image:
-        return lists
-    every = choose_completions(found.of_all_tasks, method)
-    blank = [one.negative for one in with_blank_images_of(every, method, vlm) if one.negative]
-    return with_blank_images_of(lists, method, vlm, reference(blank, "blank"))
-
-
-def _reference(
-    run: Run,
-    vlm: "Vlm",
-    task: Task,
-    lists: "Sequence[TrainingList]",
-    forward: "Forward",
-    world: "World",
-    image: str | None,
-) -> "Logps":
-    """The base model's log-probabilities of whole lists, by prompt_id."""
-    from perpo_pipeline.train.reference import make_reference
-
-    suffix = "" if image is None else f"-{image}-image"
-    table = make_reference(
-        run,
-        vlm,
-        task.preferences,
-        lists,
-        task.settings,
-        task.model_settings,
-        forward,
-        place=run.out / f"reference{suffix}"
-        if run.out
-        else run.place("reference", f"{task.preferences.variant}{suffix}"),
-        world=world,
-        image=image,
-    ).table()
-    logps = table.to_pydict()
-    return dict(zip(logps["prompt_id"], logps["ref_logps"], strict=True))
 
 
 @contextmanager
