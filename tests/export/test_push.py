@@ -36,4 +36,4 @@ def test_an_export_is_uploaded_as_a_dataset(
     assert hub.files["lab/prompts"] == files
     assert files.keys() == {"README.md", "data/train-00000-of-00001.parquet"}
     assert captured.out == f"{out}\n" and TOKEN not in captured.err
-    assert f"export: pushed to {hub.url}/datasets/lab/prompts" in captured.err
+    assert f"export: pushed to {hub.url}/lab/prompts" in captured.err
