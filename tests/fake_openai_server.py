@@ -172,12 +172,21 @@ def from_a_cache(body: Json, number: int) -> Json:
     return without_ids({"choices": [choice(i, ids) for i in range(body["n"])]})
 
 
+def pictures(body: Json) -> list[Image.Image]:
+    """The images of all turns, in their order."""
+    found = []
+    for turn in body["messages"]:
+        for part in turn["content"] if isinstance(turn["content"], list) else []:
+            if part["type"] == "image_url":
+                head, data = part["image_url"]["url"].split(",", 1)
+                assert head == "data:image/png;base64"
+                found.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True))))
+    return found
+
+
 def picture(body: Json) -> Image.Image:
-    parts = body["messages"][-1]["content"]
-    (url,) = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-    head, data = url.split(",", 1)
-    assert head == "data:image/png;base64"
-    return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+    (image,) = pictures(body)
+    return image
 
 
 def make_like_vllm(model_dir: Path) -> Answer:
@@ -186,21 +195,21 @@ def make_like_vllm(model_dir: Path) -> Answer:
     lock = threading.Lock()
 
     def answer(body: Json, number: int) -> Json:
-        *system, asked = body["messages"]
-        parts = [
-            {"type": "image"} if part["type"] == "image_url" else part for part in asked["content"]
-        ]
-        turns = [
-            {**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in system
-        ]
+        turns = []
+        for turn in body["messages"]:
+            said = turn["content"]
+            said = [{"type": "text", "text": said}] if isinstance(said, str) else said
+            parts = [{"type": "image"} if part["type"] == "image_url" else part for part in said]
+            turns.append({**turn, "content": parts})
+        shown = pictures(body)
         with lock:
             text = processor.apply_chat_template(
-                [*turns, {"role": asked["role"], "content": parts}],
+                turns,
                 add_generation_prompt=True,
                 **body.get("chat_template_kwargs", {}),
             )
             ids = processor(
-                images=[picture(body)],
+                images=shown if len(shown) == 1 else [shown],
                 text=[text],
                 add_special_tokens=body["add_special_tokens"],
             )["input_ids"][0]

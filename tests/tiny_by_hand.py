@@ -95,19 +95,30 @@ def vlm_by_hand(name: str) -> Vlm:
 
 
 def prompts_by_hand(name: str, vlm: Vlm) -> list[EncodedPrompt]:
-    """Three prompts of unlike lengths: text, an image, text."""
-    return [prompt_by_hand(name, vlm, seed, words) for seed, words in enumerate((9, 30, 5))]
+    """Three prompts of unlike lengths: text, an image, text; the last one has two images."""
+    return [
+        prompt_by_hand(name, vlm, seed, words, *more)
+        for seed, words, *more in ((0, 9), (1, 30), (2, 5, 0))
+    ]
 
 
-def prompt_by_hand(name: str, vlm: Vlm, seed: int, words: int) -> EncodedPrompt:
-    """Four tokens of text, the image with this seed (0 to 2), and `words` tokens of text."""
+def prompt_by_hand(name: str, vlm: Vlm, seed: int, words: int, *more: int) -> EncodedPrompt:
+    """Four tokens of text, the image with this seed (0 to 2), and `words` tokens of text.
+
+    `more` are the seeds of further images, each after three tokens of text.
+    """
     pixels = (BY_HAND | ALONE)[name][1]
     generator = torch.Generator().manual_seed(seed)
     tensors, image_tokens = pixels(seed)
     before, after = (
         torch.randint(10, VOCABULARY, (count,), generator=generator) for count in (4, words)
     )
-    ids = torch.cat([before, torch.full((image_tokens,), IMAGE), after])
+    parts = [before, torch.full((image_tokens,), IMAGE)]
+    for one in more:
+        further, count = pixels(one)
+        tensors = _joined(tensors, further, axis=int(pixels is _nested_tiles))
+        parts += [torch.arange(10, 13), torch.full((count,), IMAGE)]
+    ids = torch.cat([*parts, after])
     types = torch.zeros_like(ids) if pixels is _tile else (ids == IMAGE).long()
     positions = prompt_positions(vlm, ids[None], types[None], tensors)
     return EncodedPrompt(
@@ -120,6 +131,23 @@ def prompt_by_hand(name: str, vlm: Vlm, seed: int, words: int) -> EncodedPrompt:
         resized=None,
         token_types=types,
     )
+
+
+def _joined(first: dict[str, Tensor], second: dict[str, Tensor], axis: int) -> dict[str, Tensor]:
+    """The tensors of two images, the smaller one filled with zeros, as processors do it."""
+    found = {}
+    for name, one in first.items():
+        shapes = [one.shape, second[name].shape]
+        most = [n if i == axis else max(s[i] for s in shapes) for i, n in enumerate(one.shape)]
+        parts = []
+        for part in (one, second[name]):
+            ends = [
+                (0, m - n) if i != axis else (0, 0)
+                for i, (m, n) in enumerate(zip(most, part.shape, strict=True))
+            ]
+            parts.append(torch.nn.functional.pad(part, [n for end in reversed(ends) for n in end]))
+        found[name] = torch.cat(parts, axis)
+    return found
 
 
 def _gemma4(ahead: str | None) -> Any:

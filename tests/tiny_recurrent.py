@@ -348,17 +348,18 @@ def lfm2_vlm() -> Vlm:
     return without_processor(tiny_lfm2_vl(320, LFM2_IMAGE), (LFM2_IMAGE,))
 
 
-def lfm2_prompt(extra: int) -> EncodedPrompt:
-    """16 patches of 8 x 8 pixels, which become 4 image tokens, and 3 + extra words."""
+def lfm2_prompt(extra: int, images: int = 1) -> EncodedPrompt:
+    """Images of 16 patches of 8 x 8 pixels, which become 4 tokens each, and 3 + extra words."""
     generator = torch.Generator().manual_seed(extra)
     words = torch.randint(10, 290, (3 + extra,), generator=generator)
-    ids = torch.cat([words[:2], torch.full((4,), LFM2_IMAGE), words[2:]])
+    shown = torch.cat([torch.full((4,), LFM2_IMAGE), words[:1]] * images)[:-1]
+    ids = torch.cat([words[:2], shown, words[2:]])
     return EncodedPrompt(
         input_ids=ids,
         tensors={
-            "pixel_values": torch.randn(1, 16, 3 * 8 * 8, generator=generator),
-            "spatial_shapes": torch.tensor([[4, 4]]),
-            "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+            "pixel_values": torch.randn(images, 16, 3 * 8 * 8, generator=generator),
+            "spatial_shapes": torch.tensor([[4, 4]] * images),
+            "pixel_attention_mask": torch.ones(images, 16, dtype=torch.long),
         },
         positions=torch.arange(len(ids))[None],
         next_position=len(ids),

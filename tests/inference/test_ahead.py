@@ -193,7 +193,7 @@ def test_images_are_opened_in_several_threads_and_read_in_one_in_order(
             waiting[0] -= 1
         return number
 
-    monkeypatch.setattr(reading_ahead, "prompt_image", open_image)
+    monkeypatch.setattr(reading_ahead, "prompt_images", open_image)
     ahead = Ahead(read)
     rows = [{"number": number} for number in range(30)]
     ahead.expect(rows[:20])
@@ -208,7 +208,7 @@ def test_what_cannot_be_opened_is_raised_where_the_row_is_taken(
     def open_image(row: Row) -> Any:
         raise ValueError(f"image {row['number']}")
 
-    monkeypatch.setattr(reading_ahead, "prompt_image", open_image)
+    monkeypatch.setattr(reading_ahead, "prompt_images", open_image)
     ahead = Ahead(lambda row, opened: opened() if row["number"] else 0)
     rows = [{"number": number} for number in range(20)]
     ahead.expect(rows)

@@ -37,6 +37,7 @@ from fake_openai_server import (
     ignores_n,
     make_like_vllm,
     picture,
+    pictures,
     refuses_n,
     with_thoughts,
     without_ids,
@@ -1111,6 +1112,41 @@ class TestTrouble:
             return reply | {"choices": reply["choices"][::-1]}
 
         assert ids_of(sample(connect(serve(reversed_)), 1)[0]) == expected(0)
+
+    def test_several_images_and_earlier_turns_are_sent_in_their_order(
+        self, serve: Any, connect: Any, like_vllm: Answer
+    ) -> None:
+        """The tokens are compared with training's; a server that moves an image is found."""
+        facts = {"sha256": "", "width": 30, "height": 20, "notes": []}
+        row = {
+            **make_row(1, encoded_file(noise_image(1)), "which <image> is <image>?"),
+            "more_images": [{"bytes": encoded_file(noise_image(2, 30, 20)), "path": None}],
+            "more_image_facts": [facts],
+            "box_image": 1,
+            "history": [
+                {"role": "system", "content": "one two"},
+                {"role": "user", "content": "red"},
+                {"role": "assistant", "content": "blue"},
+            ],
+        }
+        server = serve(like_vllm)
+        backend = connect(server, model_settings={"system_prompt": "not this"})
+        (found,) = backend.sample([row], [seed_of(0)])
+        assert ids_of(found) == expected(0)
+        (body,) = server.bodies
+        assert [image.size for image in pictures(body)] == [(30, 20), (48, 40)]
+        *earlier, asked = body["messages"]
+        assert earlier == row["history"]
+        kinds = [part.get("text", part["type"]) for part in asked["content"]]
+        assert kinds == ["which ", "image_url", " is ", "image_url", "?"]
+
+        def moving(body: Json, number: int) -> Any:
+            parts = body["messages"][-1]["content"]
+            parts[0], parts[1] = parts[1], parts[0]
+            return like_vllm(body, number)
+
+        with pytest.raises(ConfigError, match="the server and training read different tokens"):
+            connect(serve(moving)).sample([row], [seed_of(0)])
 
     def test_a_row_that_cannot_be_read_fails_and_is_never_sent(
         self, serve: Any, connect: Any, like_vllm: Answer

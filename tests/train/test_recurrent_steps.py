@@ -27,13 +27,14 @@ from perpo_pipeline.train.shared_prefix import (
     packed_logps,
 )
 from perpo_pipeline.vlm.attention import use_shared_prefix_attention
+from perpo_pipeline.vlm.image_place import turns_of
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, base_model
 from perpo_pipeline.vlm.prompts import encode_prompt
 from perpo_pipeline.vlm.recurrent import (
     use_recurrent_steps,
 )
 
-SIZES = [(48, 40), (90, 40), (64, 64)]
+SIZES = [[(48, 40)], [(90, 40)], [(64, 64), (40, 72)]]  # of the images of each prompt
 TARGETS = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|out_proj|in_proj|in_proj_qkv|in_proj_z"
     r"|in_proj_a|in_proj_b|gate_proj|up_proj|down_proj|w1|w2|w3)"
@@ -53,15 +54,19 @@ def with_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def qwen3_5(directory: Path) -> tuple[Vlm, list[CompletionList]]:
     vlm = as_qwen3_5(directory)
     prompts = [
-        encode_prompt(vlm, noise_image(seed, *size), "where is it" + " on the left?" * seed)
-        for seed, size in enumerate(SIZES)
+        encode_prompt(
+            vlm,
+            [noise_image(seed, *size) for size in sizes],
+            turns_of("where is it" + " on the left?" * seed, images=len(sizes)),
+        )
+        for seed, sizes in enumerate(SIZES)
     ]
     return vlm, with_completions(vlm, prompts)
 
 
 def lfm2_vl() -> tuple[Vlm, list[CompletionList]]:
     vlm = lfm2_vlm()
-    return vlm, with_completions(vlm, [lfm2_prompt(extra) for extra in (0, 9, 4)])
+    return vlm, with_completions(vlm, [lfm2_prompt(0), lfm2_prompt(9), lfm2_prompt(4, 2)])
 
 
 def with_completions(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> list[CompletionList]:

@@ -27,16 +27,19 @@ from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packe
 from perpo_pipeline.vlm.attention import block_mask, use_shared_prefix_attention
 from perpo_pipeline.vlm.decoding import sample_lists
 from perpo_pipeline.vlm.files import resolve_model
+from perpo_pipeline.vlm.image_place import turns_of
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, type_arguments
-from perpo_pipeline.vlm.prompts import encode_prompt
+from perpo_pipeline.vlm.prompts import count_prompt_tokens, encode_prompt
 
-# Images that are cut or kept in different ways, with prompts of different lengths.
+# Images that are cut or kept in different ways, with prompts of different lengths; the last prompt
+# has two images and an earlier turn.
 PROMPTS = [
-    ((48, 40), "where is it?"),
-    ((90, 40), "Where is the red square right_of the blue circle?"),
-    ((64, 64), "red"),
+    ([(48, 40)], "where is it?"),
+    ([(90, 40)], "Where is the red square right_of the blue circle?"),
+    ([(64, 64), (40, 72)], "red"),
 ]
+EARLIER = [("user", "Is <image> left of <image>?"), ("assistant", "it is")]
 LENGTHS = [[5, 9, 2, 7], [1, 12], [4, 4, 3]]  # tokens of each completion
 
 
@@ -72,10 +75,15 @@ def load(directory: Path) -> Vlm:
 
 
 def prompts(vlm: Vlm) -> list[EncodedPrompt]:
-    return [
-        encode_prompt(vlm, noise_image(seed, *size), text)
-        for seed, (size, text) in enumerate(PROMPTS)
-    ]
+    found = []
+    for seed, (sizes, text) in enumerate(PROMPTS):
+        images = [noise_image(seed + 3 * index, *size) for index, size in enumerate(sizes)]
+        turns = turns_of(text, EARLIER if len(images) > 1 else (), len(images))
+        found.append(encode_prompt(vlm, images, turns, box_image=len(images) - 1))
+        assert found[-1].num_tokens == (
+            count_prompt_tokens(vlm, found[-1].text, *sizes) or found[-1].num_tokens
+        )
+    return found
 
 
 def uneven_lists(family: Family, vlm: Vlm) -> list[CompletionList]:

@@ -10,7 +10,7 @@ from tiny_models import noise_image
 
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.vlm.files import resolve_model
-from perpo_pipeline.vlm.image_place import split_at_image
+from perpo_pipeline.vlm.image_place import turns_of
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import count_prompt_tokens, encode_prompt, moves_image
@@ -61,7 +61,7 @@ def test_a_template_that_puts_images_first_is_found(vlm: Vlm) -> None:
 
 def test_two_places_are_one_too_many() -> None:
     with pytest.raises(InputError, match="holds <image> more than once"):
-        split_at_image("Is <image> left of <image>?")
+        turns_of("Is <image> left of <image>?")
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_two_places_are_one_too_many() -> None:
     ],
 )
 def test_the_texts_before_and_after_it(prompt: str, expected: tuple[str, str]) -> None:
-    assert split_at_image(prompt) == expected
+    assert [turn.texts for turn in turns_of(prompt)] == [expected]

@@ -316,7 +316,7 @@ class TestEngine:
     ) -> None:
         """Prompt 0 is rendered only once the image of prompt 1 is being opened elsewhere."""
         second = threading.Event()
-        real = vllm_backend.prompt_image
+        real = vllm_backend.prompt_images
 
         def opened(row: Row) -> Any:
             if row is ROWS[0]:
@@ -326,7 +326,7 @@ class TestEngine:
             return real(row)
 
         expected = backend.sample(ROWS, SEEDS)
-        monkeypatch.setattr(vllm_backend, "prompt_image", opened)
+        monkeypatch.setattr(vllm_backend, "prompt_images", opened)
         assert backend.sample(ROWS, SEEDS) == expected
 
     def test_a_later_prompt_with_another_length_than_in_training_stops_the_run(
@@ -378,7 +378,7 @@ class TestEngine:
         self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As if vLLM used its own template, with another end."""
-        monkeypatch.setattr(backend, "is_compared", False)
+        monkeypatch.setattr(backend, "compared", set())
         monkeypatch.setattr(
             "perpo_pipeline.inference.vllm_backend.render_prompt",
             lambda vlm, prompt: f"USER: <image>\n{prompt} ASSISTANT: [",

@@ -47,7 +47,8 @@ BoxUnit = Annotated[
     ),
 ]
 Truth = Literal["gt_box", "gt_boxes", "gt_polygon", "gt_point"]
-ColumnOf = Literal["image", "prompt", "expression", "task", "gt_text", "id", "dataset", Truth]
+Shown = Literal["image", "images", "box_image", "prompt", "expression", "history"]
+ColumnOf = Literal[Shown, "task", "gt_text", "id", "dataset", Truth]
 Per = Annotated[
     Literal["label", "box"],
     Field(
@@ -100,7 +101,7 @@ class TableSource(Section):
     @classmethod
     def _lists_have_their_length(cls, columns: dict[str, Any]) -> dict[str, Any]:
         for field, column in columns.items():
-            if not isinstance(column, list):
+            if not isinstance(column, list) or field == "images":
                 continue
             wanted = _IN_SEVERAL_COLUMNS.get(field)
             if wanted is None or len(set(column)) != wanted or len(column) != wanted:

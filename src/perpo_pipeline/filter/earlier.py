@@ -22,7 +22,9 @@ from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Writer
 
-CONTENT = PROMPTS.pick("task", "prompt", "image_sha256", role="truth")
+CONTENT = PROMPTS.pick(
+    *("task", "prompt", "image_sha256", "more_image_facts", "box_image", "history"), role="truth"
+)
 
 
 def open_earlier(config: FilterConfig, place: Path) -> Mapping[str, Version]:

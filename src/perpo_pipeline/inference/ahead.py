@@ -10,17 +10,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from perpo_pipeline.inference.backend import Row
-from perpo_pipeline.vlm.inputs import prompt_image
+from perpo_pipeline.vlm.inputs import prompt_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Found = TypeVar("Found")
-# (row, what returns its image or raises its error) -> what was read
-Read = Callable[[Row, Callable[[], "Image"]], Found]
+# (row, what returns its images or raises their error) -> what was read
+Read = Callable[[Row, Callable[[], "list[Image]"]], Found]
 
 OPENERS = 4  # threads that open and decode images; more would only wait for Python's lock
-OPENED = 8  # images that are decoded and not read yet
+OPENED = 8  # rows whose images are decoded and not read yet
 
 
 def reads_ahead(device: str) -> bool:
@@ -41,7 +41,7 @@ class Ahead(Generic[Found]):
         self.openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open")
         self.begun: dict[int, tuple[Row, Future[Found]]] = {}
         self.unopened: deque[Row] = deque()
-        self.opened: dict[int, Future[Image]] = {}  # of the reader's thread alone
+        self.opened: dict[int, Future[list[Image]]] = {}  # of the reader's thread alone
 
     def expect(self, rows: Sequence[Row]) -> None:
         """Begin to read these rows; `take` gets the same objects later."""
@@ -66,9 +66,9 @@ class Ahead(Generic[Found]):
     def _read(self, row: Row) -> Found:
         while self.unopened and len(self.opened) < OPENED:
             following = self.unopened.popleft()
-            self.opened[id(following)] = self.openers.submit(prompt_image, following)
-        image = self.opened.pop(id(row), None) or self.openers.submit(prompt_image, row)
-        return self.read(row, image.result)
+            self.opened[id(following)] = self.openers.submit(prompt_images, following)
+        images = self.opened.pop(id(row), None) or self.openers.submit(prompt_images, row)
+        return self.read(row, images.result)
 
     def close(self) -> None:
         """Give up what is not taken yet, and end the threads."""

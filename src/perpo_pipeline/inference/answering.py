@@ -7,7 +7,7 @@ same seed gives the same rows.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,10 @@ from perpo_pipeline.inference.parts import Parts
 from perpo_pipeline.inference.progress import Preview, Progress
 from perpo_pipeline.interrupts import signal_of
 from perpo_pipeline.run import Run
+from perpo_pipeline.store.prompt_images import most_images
 from perpo_pipeline.store.writing import Writer
 from perpo_pipeline.vlm.families import family_of, unusual_boxes
+from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 
 # (prompts of a part, SAMPLES and ERRORS rows) -> rows of the artifact, and ERRORS rows
 RowsOf = Callable[[pa.Table, list[Row]], Sequence[Row]]
@@ -56,8 +58,9 @@ def answer_prompts(
 
     A prompt that fails goes to `errors` with its reason. Once more than `max_errors` have failed,
     no new part is begun and InputError is raised; finished parts are kept. `kept` keeps the model
-    for further calls.
+    for further calls. Raises InputError first for several images where the model takes one.
     """
+    setup = _with_most_images(setup, prompts)
     parts = Parts(writer, prompts, setup.settings.prompts_per_part)
     unwritten = parts.unwritten()
     pending = {index: parts.unanswered(index, part) for index, part in unwritten.items()}
@@ -93,6 +96,18 @@ def answer_prompts(
             write(index, rows)
     failures.check()
     return {"prompts": prompts.num_rows, "failed": failures.count}
+
+
+def _with_most_images(setup: BackendSetup, prompts: pa.Table) -> BackendSetup:
+    """The setup for these prompts; raises InputError if the model does not take their images."""
+    most = most_images(prompts)
+    if most > 1:
+        from perpo_pipeline.vlm.loading import load_without_weights
+        from perpo_pipeline.vlm.several_images import refuse_several_images
+
+        cache = setup.scratch / IDENTITY_CACHE
+        refuse_several_images(load_without_weights(setup.resolved, identity_cache=cache), prompts)
+    return replace(setup, most_images=most)
 
 
 def _keep(parts: Parts, index: int, rows: Sequence[Row]) -> None:

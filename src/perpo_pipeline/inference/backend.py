@@ -49,7 +49,8 @@ OnDone = Callable[[int, SampledList | Failure], None]
 class BackendSetup:
     """Everything that a backend needs to open; it can be sent to another process.
 
-    `settings` is the section of the stage, whose `backend` is not `auto`.
+    `settings` is the section of the stage, whose `backend` is not `auto`. No prompt has more than
+    `most_images` images.
     """
 
     model: ModelConfig
@@ -58,6 +59,7 @@ class BackendSetup:
     settings: InferenceConfig
     scratch: Path
     adapter: Path | None = None
+    most_images: int = 1
 
     @property
     def decoding(self) -> Decoding:
@@ -98,8 +100,8 @@ class Backend(Protocol):
     ) -> list[SampledList | Failure]:
         """Draw the list of each prompt; returns them in the order of `rows`.
 
-        `rows` have the columns prompt_id, task, image, image_sha256 and prompt; `seeds` holds one
-        63-bit seed per row. `on_done` is called once per row, as soon as its result is known. Where
+        `rows` have the columns `part_sampler.PROMPT_COLUMNS`; `seeds` holds one 63-bit seed per
+        row. `on_done` is called once per row, as soon as its result is known. Where
         `settings` differ by task and `prompts_per_call` is not 0, all rows are of one task.
 
         A fault of one prompt becomes a `Failure`. A fault of all prompts (the model, the server,

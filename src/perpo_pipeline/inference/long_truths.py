@@ -14,12 +14,15 @@ from perpo_pipeline.errors import InputError
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.vlm.image_place import row_turns
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
 TRUTHS_TOO_LONG = "truths_too_long"
+COLUMNS = PROMPTS.pick("prompt_id", "place", "task", "gt_text", role="asked")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def find_long_truths(vlm: "Vlm", rows: Iterable[Mapping[str, Any]], limit: int) 
         if _surely_fits(row, limit):
             continue
         try:
-            tokens = len(answer_ids(vlm, row["prompt"], row["gt_text"]))
+            tokens = len(answer_ids(vlm, row_turns(row), row["gt_text"]))
         except InputError:
             continue  # the prompt cannot be asked either, which the stage reports
         count += tokens > limit
@@ -68,10 +71,9 @@ def warn_of_long_truths(
 ) -> dict[str, int]:
     """Print how many true texts `max_new_tokens` of a section cuts; returns the manifest's count.
 
-    `prompts` has the columns prompt_id, place, task, prompt and gt_text. Empty without true texts.
+    `prompts` has `COLUMNS`. Empty without true texts.
     """
-    columns = prompts.select(["prompt_id", "place", "task", "prompt", "gt_text"])
-    rows = [row for row in columns.to_pylist() if row["gt_text"] is not None]
+    rows = [r for r in prompts.select(COLUMNS).to_pylist() if r["gt_text"] is not None]
     if not rows:
         return {}
     if all(_surely_fits(row, setup.longest(row)) for row in rows):

@@ -36,6 +36,7 @@ from perpo_pipeline.inference.backends import check_adapter
 from perpo_pipeline.inference.openai_prompts import PromptReader, RequestPrompt
 from perpo_pipeline.inference.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
+from perpo_pipeline.store.prompt_images import num_images
 from perpo_pipeline.vlm.chat_rendering import arguments_for_server, idle_notes
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.image_limits import server_advice
@@ -125,7 +126,8 @@ class OpenAIBackend:
         self.reader = PromptReader(setup)
         vlm, is_vllm = self.reader.weightless, self.server.is_vllm
         self.template_arguments = arguments_for_server(vlm, takes_arguments=is_vllm)
-        self.is_compared = False  # whether a prompt's tokens were found equal to training's
+        # Numbers of images of which a prompt's tokens were found equal to training's.
+        self.compared: set[int] = set()
         self._notes: dict[str, str] = idle_notes(vlm)
         self.equal = EqualLists()
         if not self.server.is_vllm:
@@ -298,7 +300,7 @@ class OpenAIBackend:
         how, vllm = self.decoding, self.server.is_vllm
         body = {
             "model": self.server.model,
-            "messages": [*self.reader.system, prompt.message],
+            "messages": prompt.messages,
             "n": num,
             "temperature": how.temperature,
             "top_p": how.top_p,
@@ -333,7 +335,7 @@ class OpenAIBackend:
 
     def _compare(self, prompt: RequestPrompt, served: Sequence[int] | None) -> None:
         """Raise ConfigError if the server reads other tokens than training does."""
-        is_usual = self.is_compared and not prompt.has_own_place
+        is_usual = num_images(prompt.row) in self.compared and not prompt.has_own_place
         if served is None or (is_usual and len(served) == prompt.num_tokens):
             return
         arguments = self.reader.image_arguments
@@ -346,7 +348,7 @@ class OpenAIBackend:
             + "Serve the model of model.id with its own chat template and image sizes; vLLM may "
             "also not support this model's way to cut images into tokens",
         )
-        self.is_compared = True
+        self.compared.add(num_images(prompt.row))
 
     def _completions(self, choices: Sequence[_Choice], limit: int) -> list[Completion]:
         return [self._completion(choice, limit) for choice in choices]

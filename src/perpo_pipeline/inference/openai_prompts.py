@@ -4,20 +4,21 @@ import functools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.inference.backend import BackendSetup, Row, Size
 from perpo_pipeline.inference.prompt_tokens import compare_prompt_tokens
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.store.prompt_images import box_place
 from perpo_pipeline.vlm.chat import check_thinking, find_answer_end
 from perpo_pipeline.vlm.chat_rendering import system_message
-from perpo_pipeline.vlm.image_place import split_at_image
+from perpo_pipeline.vlm.image_place import SYSTEM, Turn, row_turns
 from perpo_pipeline.vlm.inputs import (
     IDENTITY_CACHE,
     encode_row,
     faults_of_one_row,
-    prompt_image,
+    prompt_images,
 )
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
@@ -32,17 +33,20 @@ from perpo_pipeline.vlm.prompts import (
     resized_size,
 )
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 
 @dataclass(frozen=True)
 class RequestPrompt:
     """A row as it is sent; `num_tokens` includes the image's, None if they are unknown.
 
-    `has_own_place`: the prompt says where its image stands, and the number of tokens alone would
-    not show an image that the server puts elsewhere.
+    `messages` are its turns. `has_own_place`: the prompt has several turns, or says where its image
+    stands, and the number of tokens alone would not show an image that the server puts elsewhere.
     """
 
     row: Row
-    message: Mapping[str, Any]
+    messages: Sequence[Mapping[str, Any]]
     has_own_place: bool
     adds_special_tokens: bool
     num_tokens: int | None
@@ -66,27 +70,34 @@ class PromptReader:
         self.lock = threading.Lock()  # fast tokenizers refuse two threads at once
 
     def read(self, row: Row) -> RequestPrompt:
-        """The request's message for one row; raises RowError if the row cannot be read.
+        """The request's messages for one row; raises RowError if the row cannot be read.
 
-        An image whose pixels the run limits is sent as training resizes it.
+        A system turn of the row stands in place of the run's. An image whose pixels the run limits
+        is sent as training resizes it.
         """
         vlm = self.weightless
         with faults_of_one_row(row):
-            before, after = _texts_to_send(vlm, row["prompt"])
-            image = prepare_image(vlm, prompt_image(row), self.preprocess)
-            text = render_prompt(vlm, row["prompt"])
+            turns = row_turns(row)
+            _check_sendable(vlm, turns)
+            images = [prepare_image(vlm, one, self.preprocess) for one in prompt_images(row)]
+            text = render_prompt(vlm, turns)
             with self.lock:
-                num_tokens = count_prompt_tokens(vlm, text, image.size)
-            resized = resized_size(vlm, image.size)
-        if "size" in self.image_arguments and resized is not None:
-            image = image.resize(resized, vlm.processor.image_processor.resample)
+                num_tokens = count_prompt_tokens(vlm, text, *(image.size for image in images))
+            sizes = [resized_size(vlm, image.size) for image in images]
+        if "size" in self.image_arguments:
+            resample = vlm.processor.image_processor.resample
+            images = [
+                image if size is None else image.resize(size, resample)
+                for image, size in zip(images, sizes, strict=True)
+            ]
+        system = [] if turns[0].role == SYSTEM else self.system
         return RequestPrompt(
             row=row,
-            message=image_message(png_url(image), after, before),
-            has_own_place=bool(before),
+            messages=[*system, *_messages(turns, images)],
+            has_own_place=len(turns) > 1 or any(turns[0].texts[:-1]),
             adds_special_tokens=adds_special_tokens(vlm, text),
             num_tokens=num_tokens,
-            resized=resized,
+            resized=sizes[box_place(row)],
         )
 
     def compare(
@@ -130,20 +141,29 @@ class PromptReader:
         return text
 
 
-def _texts_to_send(vlm: Vlm, prompt: str) -> tuple[str, str]:
-    """The texts before and after the image; raises InputError if a server would read others."""
-    texts = split_at_image(prompt)
-    found = [token for text in texts if (token := vlm.plain.spelled(text))]
+def _check_sendable(vlm: Vlm, turns: Sequence[Turn]) -> None:
+    """Raise InputError for turns whose texts a server would read as others."""
+    found = [token for turn in turns for text in turn.texts if (token := vlm.plain.spelled(text))]
     if found:
         raise InputError(
             f"the prompt spells {found[0]!r}, a control token of the model, and a server reads it "
             "as that token, not as text",
             fix="use the backend transformers or vllm, or remove it from the prompt",
         )
-    if texts[0] and moves_image(vlm):
+    if any(any(turn.texts[:-1]) for turn in turns) and moves_image(vlm):
         raise InputError(
             "the prompt puts its image after some text, and the chat template of a server puts it "
             "first",
             fix="use the backend transformers or vllm, or put <image> first",
         )
-    return texts
+
+
+def _messages(turns: Sequence[Turn], images: Sequence["Image"]) -> list[Mapping[str, Any]]:
+    """The turns as the OpenAI protocol has them, with their images as data URLs."""
+    waiting = iter(images)
+    return [
+        image_message([png_url(next(waiting)) for _ in range(turn.num_images)], turn.texts)
+        if turn.num_images
+        else {"role": turn.role, "content": turn.texts[0]}
+        for turn in turns
+    ]

@@ -10,7 +10,7 @@ from perpo_pipeline.inference.backends import open_backend
 from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.store.schemas import PROMPTS
 
-PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "place", "task", "image", "image_sha256", "prompt")
+PROMPT_COLUMNS = PROMPTS.pick("prompt_id", "place", "task", "prompt", "history", role="image")
 PLACE_IN_PART = "place_in_part"
 
 Row = dict[str, Any]

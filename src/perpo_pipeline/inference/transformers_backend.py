@@ -89,7 +89,7 @@ class TransformersBackend:
         return [self._encode(self.vlm, row) for row in rows]
 
     def _encode(
-        self, reader: Vlm, row: Row, opened: "Callable[[], Image] | None" = None
+        self, reader: Vlm, row: Row, opened: "Callable[[], list[Image]] | None" = None
     ) -> EncodedPrompt | Failure:
         try:
             prompt = encode_row(reader, row, self.setup.model_settings["preprocess"], opened)

@@ -38,16 +38,18 @@ from perpo_pipeline.inference.vllm_engine import (
 )
 from perpo_pipeline.store.artifacts import MERGED
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.store.prompt_images import box_place, images_of, num_images
 from perpo_pipeline.vlm.chat import check_thinking
 from perpo_pipeline.vlm.chat_rendering import idle_notes
 from perpo_pipeline.vlm.completion import Completion
+from perpo_pipeline.vlm.image_place import row_turns
 from perpo_pipeline.vlm.inputs import (
     IDENTITY_CACHE,
     RowError,
     context_length,
     encode_row,
     faults_of_one_row,
-    prompt_image,
+    prompt_images,
 )
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.merging import merge_to_disk
@@ -89,7 +91,8 @@ class VllmBackend:
         check_thinking(self.weightless, setup.model.answer.thinking)
         self.decoding, self.settings, self.longest = setup.decoding, setup.settings, setup.longest
         self.preprocess: str = setup.model_settings["preprocess"]
-        self.is_compared = False  # whether a prompt's tokens were found equal to training's
+        # Numbers of images of which a prompt's tokens were found equal to training's.
+        self.compared: set[int] = set()
         # Fast tokenizers refuse two threads at once: `worker` alone uses the weightless model's.
         self.tokenizer = copy.deepcopy(self.weightless.tokenizer)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="render")
@@ -103,7 +106,9 @@ class VllmBackend:
         path, arguments = self.held.enter_context(
             limited_model(path, self.weightless.image_arguments)
         )
-        self.llm = start_engine(self.vllm, path, dtype, lora_rank, setup.settings, arguments)
+        self.llm = start_engine(
+            self.vllm, path, dtype, lora_rank, setup.settings, arguments, images=setup.most_images
+        )
         self.lora = None
         if lora_rank is not None:
             request = import_vllm("vllm.lora.request").LoRARequest
@@ -186,8 +191,8 @@ class VllmBackend:
         ahead: deque[tuple[int, Future[_Prompt | Failure]]] = deque()
         try:
             for index, row in enumerate(rows):
-                image = self.openers.submit(prompt_image, row)
-                ahead.append((index, self.worker.submit(self._render, row, image)))
+                images = self.openers.submit(prompt_images, row)
+                ahead.append((index, self.worker.submit(self._render, row, images)))
                 if len(ahead) > RENDERED_AHEAD:
                     first, future = ahead.popleft()
                     yield first, future.result()
@@ -199,11 +204,11 @@ class VllmBackend:
             # A render still running would fill a cache that the next call has emptied.
             wait([future for _, future in ahead])
 
-    def _render(self, row: Row, image: "Future[Image]") -> "_Prompt | Failure":
+    def _render(self, row: Row, images: "Future[list[Image]]") -> "_Prompt | Failure":
         """Turn a row into vLLM's input; runs in `worker`, which alone uses the weightless model."""
         try:
             with faults_of_one_row(row, self.refusal):
-                opened, longest = image.result(), self.longest(row)
+                opened, longest = images.result(), self.longest(row)
                 prompt = _read(self.weightless, row, opened, self.preprocess, longest)
                 # Checked before vLLM's caches see the image.
                 if prompt.num_tokens is not None and (
@@ -218,7 +223,8 @@ class VllmBackend:
 
     def _compare(self, prompt: "_Prompt", row: Row) -> None:
         """Raise ConfigError if vLLM reads other tokens than training does."""
-        if self.is_compared and len(prompt.token_ids) == prompt.num_tokens:
+        is_usual = num_images(row) in self.compared
+        if is_usual and len(prompt.token_ids) == prompt.num_tokens:
             return
         expected = encode_row(self.weightless, row, self.preprocess).input_ids.tolist()
         compare_prompt_tokens(
@@ -231,7 +237,7 @@ class VllmBackend:
             "images into a different number of tokens, or the model's tokenizer and processor "
             "files may not match",
         )
-        self.is_compared = True
+        self.compared.add(num_images(row))
 
     def _add(self, index: int, prompt: "_Prompt | Failure", seed: int) -> "_Prompt | Failure":
         """Add a prompt to the engine; returns a Failure if the engine refuses it."""
@@ -332,17 +338,17 @@ class _Prompt:
         return ids
 
 
-def _read(vlm: Vlm, row: Row, opened: "Image", preprocess: str, longest: int) -> _Prompt:
-    image = prepare_image(vlm, opened, preprocess)
-    text = render_prompt(vlm, row["prompt"])
+def _read(vlm: Vlm, row: Row, opened: "Sequence[Image]", preprocess: str, longest: int) -> _Prompt:
+    images = [prepare_image(vlm, image, preprocess) for image in opened]
+    keys = [f"{image['sha256']} {preprocess}" for image in images_of(row)]  # of vLLM's caches
+    text, is_one = render_prompt(vlm, row_turns(row)), len(images) == 1
     return _Prompt(
         inputs={
             "prompt_token_ids": rendered_ids(vlm, text),
-            "multi_modal_data": {"image": image},
-            # The caches' key for an image.
-            "multi_modal_uuids": {"image": f"{row['image_sha256']} {preprocess}"},
+            "multi_modal_data": {"image": images[0] if is_one else images},
+            "multi_modal_uuids": {"image": keys[0] if is_one else keys},
         },
-        num_tokens=count_prompt_tokens(vlm, text, image.size),
-        resized=resized_size(vlm, image.size),
+        num_tokens=count_prompt_tokens(vlm, text, *(image.size for image in images)),
+        resized=resized_size(vlm, images[box_place(row)].size),
         longest=longest,
     )

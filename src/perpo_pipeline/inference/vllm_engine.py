@@ -116,10 +116,13 @@ def start_engine(
     lora_rank: int | None,
     settings: InferenceConfig,
     image_arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    *,
+    images: int = 1,
 ) -> Any:
     """Start vLLM's `LLM` with the model at `path`; raises ConfigError if vLLM cannot serve it.
 
-    `image_arguments` limit the size of images (see `Vlm.image_arguments`).
+    `image_arguments` limit the size of images (see `Vlm.image_arguments`); a prompt has at most
+    `images` of them.
     """
     special: dict[str, Any] = {}
     if lora_rank is not None:
@@ -137,7 +140,7 @@ def start_engine(
                 seed=0,  # each request has its own seed
                 generation_config="vllm",
                 trust_remote_code=False,
-                limit_mm_per_prompt={"image": 1},
+                limit_mm_per_prompt={"image": images},
                 mm_processor_kwargs={**PIL_BACKEND, **image_arguments},
                 enable_prefix_caching=True,
                 max_model_len=-1,  # the model's context, or what fits in memory

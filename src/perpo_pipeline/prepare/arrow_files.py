@@ -6,7 +6,7 @@ is in memory at a time; an Arrow file of `datasets` is mapped and takes none.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,21 +94,24 @@ class HeldImages:
     """The images of one group of one shard, which is all that is in memory at a time."""
 
     def __init__(self) -> None:
-        self.held: tuple[Path, int] | None = None
+        self.held: tuple[Path, int, str] | None = None
         self.column: Any = None
 
     def at(self, shard: Shard, group: int, row: int, column: str) -> Any:
-        """The image of a row of a group: bytes, or {bytes, path}."""
-        if self.held != (shard.path, group):
+        """The images of a row of a group: bytes, or {bytes, path}, or a list of these."""
+        if self.held != (shard.path, group, column):
             self.column = None
             self.column = shard.read(group, [column])[column]
-            self.held = (shard.path, group)
-        return self.column[row].as_py()
+            self.held = (shard.path, group, column)
+        return self.column[row]
 
 
 @dataclass(frozen=True)
 class ShardImage:
-    """An image inside a shard; `number` is its row in the whole file, from 1."""
+    """An image inside a shard; `number` is its row in the whole file, from 1.
+
+    `index` is its place, from 0, in the list of images that the row has; None for a single image.
+    """
 
     shard: Shard
     images: HeldImages
@@ -116,6 +119,7 @@ class ShardImage:
     group: int
     row: int
     number: int
+    index: int | None = None
 
     @property
     def path(self) -> Path | None:
@@ -125,7 +129,8 @@ class ShardImage:
     def read(self) -> bytes:
         """Its bytes; raises `InputError`."""
         try:
-            image = self.images.at(self.shard, self.group, self.row, self.column)
+            found = self.images.at(self.shard, self.group, self.row, self.column)
+            image = (found if self.index is None else found[self.index]).as_py()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"the image cannot be read: {error}", where=str(self)) from error
         data = image.get("bytes") if isinstance(image, dict) else image
@@ -158,28 +163,43 @@ def shard_rows(
 
 
 class ImagePlaces:
-    """Where the images of a shard are: inside it, or in files of their own."""
+    """Where the images of a shard are: inside it, or in files of their own.
 
-    def __init__(self, shard: Shard, column: str, *, fix: str) -> None:
+    `in_lists`: a row of the column may be a list of images.
+    """
+
+    def __init__(self, shard: Shard, column: str, in_lists: bool, *, fix: str) -> None:
         self.shard, self.column, self.group, self.fix = shard, column, -1, fix
+        self.in_lists = in_lists
         self.found: list[Any] = []
 
     def at(self, image: ShardImage) -> Any:
         """The image itself if the row holds its bytes, else the path in the row, else None.
 
-        Raises `InputError` if the file cannot be read.
+        Where the row has a list of images, a list of the same. Raises `InputError` if the file
+        cannot be read.
         """
         if image.group != self.group:
             try:
                 self.found, self.group = self._look(image), image.group
             except (pa.ArrowException, OSError) as error:
                 raise _unreadable(self.shard.path, error, self.fix) from error
-        found = self.found[image.row]
+        found, image = self.found[image.row], replace(image, column=self.column)
+        if self.in_lists and isinstance(found, list):
+            return [replace(image, index=i) if one is True else one for i, one in enumerate(found)]
         return image if found is True else found
 
     def _look(self, first: ShardImage) -> list[Any]:
         kind, before = self.shard.schema.field(self.column).type, first.number - first.row - 1
         column = self.shard.read(first.group, [self.column])[self.column]
+        if self.in_lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            flat = iter(self._look_at(pc.list_flatten(column), kind.value_type, before))
+            lengths = pc.list_value_length(column).to_pylist()
+            return [None if n is None else [next(flat) for _ in range(n)] for n in lengths]
+        return self._look_at(column, kind, before)
+
+    def _look_at(self, column: Any, kind: pa.DataType, before: int) -> list[Any]:
+        """True for each image whose bytes are there, else its path, else None."""
         if _is_binary(kind):
             return [True if there else None for there in pc.is_valid(column).to_pylist()]
         if not pa.types.is_struct(kind):

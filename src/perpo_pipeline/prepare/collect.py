@@ -31,7 +31,7 @@ from perpo_pipeline.prepare.units import (
     refuse_other_units,
 )
 from perpo_pipeline.store.places import full_place
-from perpo_pipeline.vlm.image_place import IMAGE_PLACE, SEVERAL_PLACES, has_several_places
+from perpo_pipeline.vlm.image_place import IMAGE_PLACE, history_fault, places_fault
 from perpo_pipeline.vlm.images import image_sha256, load_image_with_notes
 
 MOST_THREADS = 16
@@ -176,10 +176,14 @@ def collect(
         raise InputError(
             "the dataset is empty", where=faults.where, fix="give a file with at least one row"
         )
-    hashed = (key + facts.sha256 for key, (_, facts) in zip(keys, checked, strict=True))
+    hashed = (
+        key + "".join(image.sha256 for image in images)
+        for key, (_, images) in zip(keys, checked, strict=True)
+    )
     facts: dict[str, Any] = {
         "left_out_by_per_dataset": len(unique) - len(checks.bad) - len(keys),
         "images_sha256": hashlib.sha256("".join(hashed).encode()).hexdigest(),
+        **_facts_of_turns([entry for entry, _ in checked]),
     }
     if per_dataset is not None:
         facts["seed"] = request.seed
@@ -187,9 +191,7 @@ def collect(
     return Prepared(
         RowsOnDemand(
             len(checked),
-            lambda index: prompt_row(
-                checked[index][0], request.split, checked[index][1], embed=embed, file=file
-            ),
+            lambda index: _checked_row(*checked[index], request.split, embed, file),
         ),
         facts,
         counts={} if number is None else {"prompts": number},
@@ -198,6 +200,23 @@ def collect(
         source_rows=[entry.source_row for entry, _ in checked],
         doubt=doubt,
     )
+
+
+def _facts_of_turns(entries: Sequence[Entry]) -> dict[str, bool]:
+    """What counts of images and turns beyond one of each; nothing where there is one of each.
+
+    Programs before it kept these columns as others; their prompts are not these.
+    """
+    several = any(entry.more_images for entry in entries)
+    history = any(entry.history for entry in entries)
+    found = {"several_images": several, "history": history}
+    return {name: True for name, is_there in found.items() if is_there}
+
+
+def _checked_row(
+    entry: Entry, facts: tuple[ImageFacts, ...], split: str, embed: bool, file: Path | None
+) -> Row:
+    return prompt_row(entry, split, facts[0], embed=embed, file=file, more=facts[1:])
 
 
 def _file_of(faults: Faults) -> Path | None:
@@ -234,14 +253,16 @@ def _fix(request: Request) -> str:
 
 
 def _usable_prompts(entries: Iterable[Entry], faults: Faults, split: str) -> dict[str, Entry]:
-    """The entries by prompt_id: with an id of their own, a text, and one place for the image."""
+    """The entries by prompt_id: with an id of their own, a text, and a place for each image."""
     unique: dict[str, Entry] = {}
     for entry in entries:
         key = prompt_id(entry.dataset, split, entry.source_row)
         if key in unique:
             faults.add(entry.place, f"the id {entry.source_row!r} occurs twice", "repeated_id")
-        elif has_several_places(entry.prompt):
-            faults.add(entry.place, SEVERAL_PLACES)
+        elif fault := history_fault(entry.history) or places_fault(
+            entry.prompt, entry.history, len(entry.images)
+        ):
+            faults.add(entry.place, fault)
         elif not entry.prompt.replace(IMAGE_PLACE, "").strip():
             faults.add(entry.place, f"the prompt has no text: {entry.prompt!r}")
         else:
@@ -255,7 +276,7 @@ def _choose_and_check(
     """As `_choose`; where bad rows are left out, others are drawn in their place."""
     request = checks.request
     keys, shortages = _choose(unique, per_dataset, request)
-    checks.look_at(unique[key].image for key in keys)
+    checks.look_at(image for key in keys for image in unique[key].images)
     checks.doubt = checks.doubt_boxes(unique[key] for key in keys)
     refuse_other_units(
         [shape for key in keys for shape in checks.shapes(unique[key])],
@@ -268,7 +289,7 @@ def _choose_and_check(
     while request.leave_out_bad_rows and not checks.bad.isdisjoint(keys):
         others = {key: entry for key, entry in unique.items() if key not in checks.bad}
         keys, shortages = _choose(others, per_dataset, request)
-        checks.look_at(unique[key].image for key in keys)
+        checks.look_at(image for key in keys for image in unique[key].images)
         checks.check({key: unique[key] for key in keys if key not in checks.good})
     return keys, shortages
 
@@ -307,7 +328,7 @@ class _Checks:
     request: Request
     threads: int
     looks: dict[ImageData, ImageFacts | str] = field(default_factory=dict)
-    good: dict[str, tuple[Entry, ImageFacts]] = field(default_factory=dict)
+    good: dict[str, tuple[Entry, tuple[ImageFacts, ...]]] = field(default_factory=dict)
     bad: set[str] = field(default_factory=set)
     doubt: Doubt | None = None
 
@@ -343,14 +364,25 @@ class _Checks:
     def check(self, entries: Mapping[str, Entry]) -> None:
         """Sort entries into good and bad ones, and record the faults of the bad ones."""
         for key, entry in entries.items():
-            image = self.looks[entry.image]
+            looks = [self.looks[image] for image in entry.images]
+            facts = tuple(look for look in looks if isinstance(look, ImageFacts))
             self.bad.add(key)
-            if isinstance(image, str):
-                self.faults.add(entry.place, f"image {entry.image}: {image}", "bad_image")
+            if len(facts) < len(looks):
+                self._add_bad_images(entry, looks)
                 continue
             with self.faults.at(entry.place, "bad_truth"):
-                self.good[key] = (_with_checked_truth(entry, image, self.request), image)
+                self.good[key] = (_with_checked_truth(entry, facts[0], self.request), facts)
                 self.bad.remove(key)
+
+    def _add_bad_images(self, entry: Entry, looks: Sequence[ImageFacts | str]) -> None:
+        """Record what is wrong with the images of an entry; of several, by their numbers."""
+        found = [
+            (f"image {place + 1}, {image}" if entry.more_images else f"image {image}", look)
+            for place, image, look in zip(entry.places, entry.images, looks, strict=True)
+            if isinstance(look, str)
+        ]
+        what = "; ".join(f"{name}: {look}" for name, look in sorted(found))
+        self.faults.add(entry.place, what, "bad_image")
 
 
 def _look_at(image: ImageData) -> ImageFacts | str:

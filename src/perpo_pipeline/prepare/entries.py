@@ -1,7 +1,8 @@
-"""One prompt of a dataset: its key, its image and its truth, and the row that it becomes."""
+"""One prompt of a dataset: its key, its images and its truth, and the row that it becomes."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,6 +83,10 @@ class Entry:
     or raise `RowFault`. `size` is the
     (width, height) that the file claims. `extra` holds other columns of the row,
     as `fields.extra_text` writes them.
+
+    `image` is the one that true boxes refer to. Of a prompt with several, `more_images` are the
+    others, in their order, and `box_image` is the place of `image` among all of them, from 0.
+    `history` are (role, text) of the turns before the last one of the user, which is `prompt`.
     """
 
     place: str
@@ -97,25 +102,65 @@ class Entry:
     gt_point: Any = None
     size: tuple[Any, Any] | None = None
     extra: str | None = None
+    more_images: tuple[ImageData, ...] = ()
+    box_image: int | None = None
+    history: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def images(self) -> tuple[ImageData, ...]:
+        """All images: the one that boxes refer to, then the others."""
+        return (self.image, *self.more_images)
+
+    @property
+    def places(self) -> list[int]:
+        """The places of `images` among the prompt's images, from 0."""
+        own = self.box_image or 0
+        return [own, *(at for at in range(len(self.images)) if at != own)]
 
 
 def prompt_row(
-    entry: Entry, split: str, facts: ImageFacts, *, embed: bool, file: Path | None = None
+    entry: Entry,
+    split: str,
+    facts: ImageFacts,
+    *,
+    embed: bool,
+    file: Path | None = None,
+    more: Sequence[ImageFacts] = (),
 ) -> Row:
-    """The PROMPTS row of a checked entry, with the image's path or (`embed`) its bytes.
+    """The PROMPTS row of a checked entry, with the images' paths or (`embed`) their bytes.
 
-    `file` is the file that `entry.place` is in. Bytes are read again; raises `InputError` if they
-    have changed since they were checked.
+    `more` are the facts of `entry.more_images`; `file` is the file that `entry.place` is in. Bytes
+    are read again; raises `InputError` if they have changed since they were checked.
     """
-    path, data = entry.image.path, None
-    if embed or path is None:
-        path, data = None, entry.image.read()
-        if image_sha256(data) != facts.sha256:
-            raise InputError(
-                "the image has changed since it was checked",
-                where=str(entry.image),
-                fix="run the same command again",
-            )
+    row = _row(entry, split, facts, _stored(entry.image, facts, embed), file)
+    if entry.more_images:
+        pairs = zip(entry.more_images, more, strict=True)
+        row["more_images"] = [_stored(image, of_image, embed) for image, of_image in pairs]
+        row["more_image_facts"] = [
+            {**asdict(of_image), "notes": list(of_image.notes)} for of_image in more
+        ]
+        row["box_image"] = entry.box_image
+    if entry.history:
+        row["history"] = [{"role": role, "content": text} for role, text in entry.history]
+    return row
+
+
+def _stored(image: ImageData, facts: ImageFacts, embed: bool) -> Row:
+    """An image as a table holds it: its path, or its bytes."""
+    path = image.path
+    if not embed and path is not None:
+        return {"bytes": None, "path": str(path.resolve())}
+    data = image.read()
+    if image_sha256(data) != facts.sha256:
+        raise InputError(
+            "the image has changed since it was checked",
+            where=str(image),
+            fix="run the same command again",
+        )
+    return {"bytes": data, "path": None}
+
+
+def _row(entry: Entry, split: str, facts: ImageFacts, image: Row, file: Path | None) -> Row:
     return {
         "prompt_id": prompt_id(entry.dataset, split, entry.source_row),
         "dataset": entry.dataset,
@@ -123,7 +168,7 @@ def prompt_row(
         "task": entry.task,
         "source_row": entry.source_row,
         "place": full_place(file, entry.place),
-        "image": {"bytes": data, "path": None if path is None else str(path.resolve())},
+        "image": image,
         "image_sha256": facts.sha256,
         "image_notes": list(facts.notes),
         "width": facts.width,
@@ -135,4 +180,8 @@ def prompt_row(
         "gt_polygon": entry.gt_polygon,
         "gt_point": entry.gt_point,
         "extra": entry.extra,
+        "more_images": None,
+        "more_image_facts": None,
+        "box_image": None,
+        "history": None,
     }

@@ -62,8 +62,9 @@ class Table:
     has_images: bool = False  # inside the files
 
 
-def open_table(source: TableSource, image_column: str | None, faults: Faults) -> Table:
-    """The table that a source names.
+def open_table(source: TableSource, image_columns: Mapping[str, bool], faults: Faults) -> Table:
+    """The table that a source names; `image_columns` says of each column with images if it may hold
+    lists of them.
 
     Rows that are no objects, or have another number of cells than the header, are faults. Raises
     `ConfigError` for a missing file, `InputError` for a file that cannot be read.
@@ -71,7 +72,7 @@ def open_table(source: TableSource, image_column: str | None, faults: Faults) ->
     if source.source in DELIMITERS:
         return _open_text(source.path, DELIMITERS[source.source], faults)
     if source.source in ("parquet", "datasets"):
-        return _open_shards(source, image_column)
+        return _open_shards(source, image_columns)
     is_list = source.source == "json"
     rows = (read_json_list if is_list else read_json_lines)(source.path, faults)
     unit = "record" if is_list else "line"
@@ -121,22 +122,25 @@ def _lines(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
 
 
-def _open_shards(source: TableSource, image_column: str | None) -> Table:
+def _open_shards(source: TableSource, image_columns: Mapping[str, bool]) -> Table:
     shards = open_shards(_files_of_one_split(source), source.path, fix=_FIX)
     files = {shard.name: shard.path for shard in shards}
     columns = list(dict.fromkeys(name for shard in shards for name in shard.schema.names))
-    return Table(columns, _shard_records(shards, image_column), files, has_images=True)
+    return Table(columns, _shard_records(shards, image_columns), files, has_images=True)
 
 
-def _shard_records(shards: Sequence[Shard], image_column: str | None) -> Iterator[Record]:
+def _shard_records(shards: Sequence[Shard], image_columns: Mapping[str, bool]) -> Iterator[Record]:
     images = HeldImages()
     for shard in shards:
-        column = image_column if image_column in shard.schema.names else None
-        wanted = [name for name in shard.schema.names if name != column]
-        places = None if column is None else ImagePlaces(shard, column, fix=_FIX)
-        for image, row in shard_rows(shard, column or "", images, columns=wanted, fix=_FIX):
-            if places is not None and column is not None:
-                row[column] = places.at(image)
+        names = shard.schema.names
+        places = [
+            ImagePlaces(shard, name, in_lists, fix=_FIX)
+            for name, in_lists in image_columns.items()
+            if name in names
+        ]
+        wanted = [name for name in names if name not in image_columns]
+        for image, row in shard_rows(shard, "", images, columns=wanted, fix=_FIX):
+            row |= {one.column: one.at(image) for one in places}
             number = f"{shard.name}/{image.number}" if len(shards) > 1 else str(image.number)
             yield Record(f"{shard.name}, row {image.number}", number, row)
 

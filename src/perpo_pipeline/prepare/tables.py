@@ -9,11 +9,13 @@ Optional fields: `id` (the row's own name; default: its line number), `dataset`,
 paper's), `gt_boxes` (several true boxes) and `gt_polygon` (x1, y1, x2, y2, x3, y3, ..., three
 points or more), with `gt_box` or instead of it. `"gt_boxes": []` says that what is asked for is not
 in the image; such a row has no other box. `gt_point` is a true point x, y, where `prompt` asks for
-one. All other columns are kept in `extra` (`fields.extra_text`). `image` is relative to the file's
-folder, or to `image_root`; in Parquet and Arrow files it may also be the image's bytes. The setting
-`columns` names the columns that hold these fields under other names; `box` and `unit` say what the
-numbers of a box are. In files that hold texts alone (CSV, TSV) a box is a JSON list, or has four
-columns.
+one. `images` is a list of images in place of `image`, `box_image` the place, from 0, of the one
+that the truth refers to (default: the last), `history` the turns before the prompt
+(several_images.py). All other columns are kept in `extra` (`fields.extra_text`). `image` is
+relative to the file's folder, or to `image_root`; in Parquet and Arrow files it may also be the
+image's bytes. The setting `columns` names the columns that hold these fields under other names;
+`box` and `unit` say what the numbers of a box are. In files that hold texts alone (CSV, TSV) a box
+is a JSON list, or has four columns, and `images` and `history` are JSON lists.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +31,14 @@ from perpo_pipeline.prepare.arrow_files import ShardImage
 from perpo_pipeline.prepare.collect import MOST_THREADS, Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFile
 from perpo_pipeline.prepare.fields import absent, extra_text, is_kept, text_fault
+from perpo_pipeline.prepare.several_images import box_image_in, history_in, images_in
 from perpo_pipeline.prepare.table_files import DELIMITERS, Record, open_table
 from perpo_pipeline.store.atomic import file_sha256
 
 BOXES: tuple[Truth, ...] = get_args(Truth)
 FIELDS: tuple[ColumnOf, ...] = (*get_args(ColumnOf)[:-1], *BOXES)
 TEXTS = ("image", "prompt", "expression", "gt_text")
-ADDRESSES = ("http://", "https://", "data:", "file://")
+NOT_TEXT = (*BOXES, "images", "box_image", "history")  # JSON in files that hold texts alone
 
 
 def read_table(source: TableSource, request: Request) -> Prepared:
@@ -46,7 +49,7 @@ def read_table(source: TableSource, request: Request) -> Prepared:
     """
     faults = Faults(source.path)
     rows = _Rows(source, request, faults)
-    table = open_table(source, rows.fields.image_column, faults)
+    table = open_table(source, rows.fields.image_columns, faults)
     if table.columns is not None:
         rows.fields.check(table.columns, source.path, request.split)
     prepared = collect(
@@ -83,9 +86,10 @@ class _Fields:
     columns: Mapping[Any, str | list[str] | None]
 
     @property
-    def image_column(self) -> str | None:
-        column = self.columns.get("image", "image")
-        return column if isinstance(column, str) else None
+    def image_columns(self) -> dict[str, bool]:
+        """The columns that hold images, and whether they may hold lists of them."""
+        fields = {"image": False, "images": True}
+        return {column: fields[field] for field in fields for column in self.holding(field)}
 
     def holding(self, field: str) -> list[str]:
         """The columns that hold a field."""
@@ -120,7 +124,10 @@ class _Fields:
         taken: Row = {}
         for field in FIELDS:
             columns = self.holding(field)
-            if len(columns) > 1:
+            if len(columns) > 1 and field == "images":
+                found = [row.get(column) for column in columns]
+                taken[field] = [image for image in found if image is not None] or None
+            elif len(columns) > 1:
                 taken[field] = _together([row.get(column) for column in columns])
             elif columns and columns[0] in row:
                 taken[field] = row[columns[0]]
@@ -149,7 +156,7 @@ class _Rows:
             with self.faults.at(record.place):
                 self._keep(extra)
                 if self.source.source not in ("jsonl", "json"):
-                    row.update({name: _from_text(row.get(name)) for name in BOXES})
+                    row.update({name: _from_text(row.get(name)) for name in NOT_TEXT})
                 _check_row(row, extra, self.fields, self.source.task)
                 yield self._entry(record, row, extra_text(extra))
 
@@ -165,16 +172,21 @@ class _Rows:
         self.extra.update(dict.fromkeys(extra))
 
     def _entry(self, record: Record, row: Row, extra: str | None) -> Entry:
+        images = [self._image(image) for image in images_in(row)]
+        box_image = box_image_in(row, len(images))
         return Entry(
             place=record.place,
             dataset=str(row.get("dataset", self._dataset)),
             source_row=str(row.get("id", record.number)),
             task=str(row.get("task", self.source.task)),
-            image=self._image(row["image"]),
+            image=images.pop(box_image or 0),
             prompt=row.get("prompt") or self.request.question(row["expression"]),
             gt_text=row.get("gt_text"),
             **{name: row.get(name) for name in BOXES},
             extra=extra,
+            more_images=tuple(images),
+            box_image=box_image,
+            history=history_in(row),
         )
 
     def _image(self, found: Any) -> ImageData:
@@ -247,10 +259,8 @@ def _check_texts(row: Row, fields: _Fields) -> None:
     for key in (*TEXTS, "id", "dataset"):
         if fault := text_fault(key, str(row.get(key, ""))):
             raise RowFault(fault)
-    if not row.get("image"):
+    if not row.get("image") and row.get("images") is None:
         raise RowFault(_absent(row, "image", fields))
-    if isinstance(row["image"], str) and row["image"].startswith(ADDRESSES):
-        raise RowFault(f"`image` is no path: {row['image'][:60]!r}; nothing is downloaded")
     if bool(row.get("prompt")) == bool(row.get("expression")):
         raise RowFault("give either `prompt` or `expression`")
 

@@ -16,13 +16,15 @@ from perpo_pipeline.inference.long_truths import find_long_truths
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.store.prompt_images import most_images, num_images, sizes_of
+from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.image_limits import pixel_limits
 from perpo_pipeline.vlm.inputs import (
     context_length,
     count_row_parts,
     find_model_here,
-    seen_size,
+    seen_sizes,
 )
 
 if TYPE_CHECKING:
@@ -31,13 +33,15 @@ if TYPE_CHECKING:
 COUNTED_ROWS, LARGEST = 2_000, 100  # prompts that are counted; so many have the largest images
 MANY_TOKENS = 4_096  # of one image: worth a warning where nothing limits it
 USUAL_TOKENS = 1_280  # of a large image, as Qwen recommends (README of Qwen2.5-VL: 256 to 1,280)
-COLUMNS = ("prompt_id", "place", "width", "height", "task", "prompt", "gt_text")
+COLUMNS = (
+    *PROMPTS.pick("prompt_id", "place", "task", "gt_text", "prompt", "history", role="sizes"),
+)
 Row: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of some prompts, row by row: of the image and of the text."""
+    """Tokens of some prompts, row by row: of the images and of the text."""
 
     rows: Sequence[Row]
     image: Sequence[int]
@@ -94,6 +98,9 @@ def _some_rows(prompts: Version) -> list[Row]:
     if number <= COUNTED_ROWS:
         return list(table.to_pylist())
     pixels = np.asarray(table["width"], np.int64) * np.asarray(table["height"], np.int64)
+    if most_images(table) > 1:
+        sizes = [sizes_of(row) for row in table.select(PROMPTS.role("sizes")).to_pylist()]
+        pixels = np.array([sum(width * height for width, height in one) for one in sizes])
     largest = np.argsort(pixels, kind="stable")[-LARGEST:]
     spread = np.linspace(0, number - 1, COUNTED_ROWS - LARGEST).astype(int)
     chosen = np.union1d(largest, spread)
@@ -177,9 +184,11 @@ def _limits(run: Run, vlm: "Vlm", split: str) -> Iterator[tuple[str, int]]:
 def _largest(tokens: Tokens) -> str:
     at = int(np.argmax(tokens.whole))
     row = tokens.rows[at]
+    sizes = " and ".join(f"{width} x {height}" for width, height in sizes_of(row))
+    images = "image" if num_images(row) == 1 else "images"
     return (
-        f"the largest has {tokens.whole[at]:,}, of which {tokens.image[at]:,} are its image of "
-        f"{row['width']} x {row['height']} pixels ({name_prompt(row)})"
+        f"the largest has {tokens.whole[at]:,}, of which {tokens.image[at]:,} are its {images} of "
+        f"{sizes} pixels ({name_prompt(row)})"
     )
 
 
@@ -187,13 +196,15 @@ def _advice(run: Run, vlm: "Vlm", tokens: Tokens, room: int) -> str:
     """The setting with which every counted image has at most `room` tokens; "" if there is none."""
     from perpo_pipeline.vlm.processors import limits_for_tokens
 
+    most = max(map(num_images, tokens.rows))
     by_size = {
-        seen_size(row, run.config.model.preprocess): image
+        size: image
         for row, image in zip(tokens.rows, tokens.image, strict=True)
+        for size in seen_sizes(row, run.config.model.preprocess)
     }
     largest = sorted(by_size, key=lambda size: by_size[size])[-LARGEST:]
-    found = limits_for_tokens(vlm.processor, vlm.family, largest, room, usual=USUAL_TOKENS)
+    found = limits_for_tokens(vlm.processor, vlm.family, largest, room // most, usual=USUAL_TOKENS)
     if found is None:
         return ""
-    limits, most = found
-    return f": set {limits} (the largest image is then {most:,} tokens)"
+    limits, tokens_of_largest = found
+    return f": set {limits} (the largest image is then {tokens_of_largest:,} tokens)"

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from perpo_pipeline.errors import PerpoError
 from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.prompt_images import images_of, num_images
 
 _KEY = re.compile(r"(?<!\()\bprompt ([0-9a-f]{16})\b")  # not one that is named already
 
@@ -60,7 +61,15 @@ def _named(text: str | None, prompts: Version) -> str | None:
     return text and _KEY.sub(lambda found: find_prompt(prompts, found[1]), text)
 
 
-def name_image(row: Mapping[str, Any]) -> str:
-    """The image of a PROMPTS row, for a message: its path if it is a file of its own."""
-    path = (row.get("image") or {}).get("path")
-    return "its image" if path is None else f"image {path}"
+def name_image(row: Mapping[str, Any], at: int | None = None) -> str:
+    """The image of a PROMPTS row, for a message: its path if it is a file of its own.
+
+    Of several, the one at the place `at` (from 0); without `at`, all of them.
+    """
+    if num_images(row) == 1:
+        path = (row.get("image") or {}).get("path")
+        return "its image" if path is None else f"image {path}"
+    if at is None:
+        return f"its {num_images(row)} images"
+    path = images_of(row)[at]["path"]
+    return f"its image {at + 1}" if path is None else f"image {at + 1}, {path}"

@@ -19,13 +19,21 @@ class TableSchema:
     """One table: its name, the version of its meaning and its columns.
 
     `roles` groups columns that readers take together: whoever needs the truth of a prompt asks for
-    `role("truth")` and so gets a truth column that is added here later.
+    `role("truth")` and so gets a truth column that is added here later. `counted` is the version
+    that enters fingerprints, where that is an older one: columns that are null in all that older
+    versions could hold leave it as it is.
     """
 
     name: str
     version: int
     columns: pa.Schema
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    counted: int | None = None
+
+    @property
+    def counted_version(self) -> int:
+        """The version that enters fingerprints."""
+        return self.version if self.counted is None else self.counted
 
     def role(self, name: str) -> tuple[str, ...]:
         """The columns of a role; raises KeyError for a role that the table does not have."""
@@ -43,6 +51,7 @@ def _table(
     version: int,
     /,
     roles: Mapping[str, tuple[str, ...]] | None = None,
+    counted: int | None = None,
     **columns: pa.DataType | tuple[pa.DataType, bool],
 ) -> TableSchema:
     """Build a schema; a column given as `(type, True)` may hold nulls, others may not."""
@@ -50,7 +59,7 @@ def _table(
     for column, spec in columns.items():
         kind, nullable = spec if isinstance(spec, tuple) else (spec, False)
         fields.append(pa.field(column, kind, nullable=nullable))
-    return TableSchema(name, version, pa.schema(fields), roles or {})
+    return TableSchema(name, version, pa.schema(fields), roles or {}, counted)
 
 
 STRING, INT32, INT64, FLOAT, BOOL = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
@@ -60,14 +69,33 @@ POLYGON = pa.list_(FLOAT)  # x1, y1, x2, y2, ... in pixels of the original image
 POINT = pa.list_(FLOAT)  # x, y in pixels of the original image
 SIZE = pa.list_(INT32)  # width, height in pixels
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", STRING)])
+IMAGE_FACTS = pa.struct(
+    [
+        pa.field("sha256", STRING),
+        pa.field("width", INT32),
+        pa.field("height", INT32),
+        pa.field("notes", pa.list_(STRING)),
+    ]
+)
+TURNS = pa.list_(pa.struct([pa.field("role", STRING), pa.field("content", STRING)]))
 
 # `extra` holds other columns of the dataset's row: a JSON object as text, null if there are none.
+# `image` and the columns about it are the image that true boxes refer to. Where a prompt has
+# several, the others are in `more_images`, in their order, with their facts in `more_image_facts`,
+# and `box_image` is the place of `image` among all of them, from 0; all three are null for one
+# image (store/prompt_images.py reads them).
+# `history` holds the turns before the last one of the user, which is `prompt`; null if there is
+# none. `<image>` in a user's text is the place of the next image; without any the images come
+# first.
 PROMPTS = _table(
     "prompts",
-    6,
+    7,
+    counted=6,  # the columns of version 7 are null in what older versions hold
     roles={
-        "image": ("image", "image_sha256"),
         "size": ("width", "height"),
+        "image": ("image", "image_sha256", "more_images", "more_image_facts", "box_image"),
+        "sizes": ("width", "height", "more_image_facts", "box_image"),
+        "asked": ("prompt", "history", "more_image_facts"),
         "truth": ("gt_text", "gt_box", "gt_boxes", "gt_polygon", "gt_point"),
     },
     prompt_id=STRING,
@@ -88,6 +116,10 @@ PROMPTS = _table(
     gt_polygon=(POLYGON, True),
     gt_point=(POINT, True),
     extra=(STRING, True),
+    more_images=(pa.list_(IMAGE), True),
+    more_image_facts=(pa.list_(IMAGE_FACTS), True),
+    box_image=(INT32, True),
+    history=(TURNS, True),
 )
 # The bad rows and images of a dataset that `leave_out_bad_rows` left out.
 LEFT_OUT = _table("left_out", 1, place=STRING, reason=STRING, what=STRING)

@@ -16,11 +16,14 @@ import pyarrow as pa
 from perpo_pipeline.store.schemas import (
     BOX,
     FLOAT,
+    IMAGE,
+    IMAGE_FACTS,
     INT32,
     POINT,
     POLYGON,
     SIZE,
     STRING,
+    TURNS,
     TableSchema,
 )
 
@@ -60,6 +63,12 @@ STEPS: dict[str, tuple[Step, ...]] = {
         _adds("place", STRING, ""),  # messages then name the prompt by its key alone
         _adds("gt_point", POINT),
         _adds("extra", STRING),
+        _both(
+            _adds("more_images", pa.list_(IMAGE)),
+            _adds("more_image_facts", pa.list_(IMAGE_FACTS)),
+            _adds("box_image", INT32),
+            _adds("history", TURNS),
+        ),
     ),
     "samples": (_adds("resized", SIZE),),
     "errors": (_adds("place", STRING, ""),),

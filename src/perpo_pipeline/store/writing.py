@@ -69,7 +69,7 @@ class Recipe:
                 "artifact": self.artifact,
                 "stage": self.stage,
                 "stage_version": self.stage_version,
-                "schema_version": ALL[self.artifact].version,
+                "schema_version": ALL[self.artifact].counted_version,
                 "settings": self.settings,
                 "inputs": {name: version.identity for name, version in self.inputs.items()},
             }

@@ -16,10 +16,12 @@ from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.seeds import tie_break
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.vlm.chat import AnswerTurn
+from perpo_pipeline.vlm.image_place import row_turns
 from perpo_pipeline.vlm.inputs import faults_of_one_row
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
+    from perpo_pipeline.vlm.prompts import Asked
 
 Row = Mapping[str, Any]
 
@@ -137,7 +139,7 @@ def ground_truth_list(
     resized = _resized(entry.prompt, vlm) if needs_size else None
     answer = ground_truth_text(entry.prompt, model, resized)
     with faults_of_one_row(entry.prompt):
-        ids = target_token_ids(vlm, entry.prompt["prompt"], answer, turn)
+        ids = target_token_ids(vlm, row_turns(entry.prompt), answer, turn)
     return TrainingList(entry.prompt, [ids], [1.0], [1], sampled_margin=entry.margin)
 
 
@@ -215,7 +217,7 @@ def _resized(prompt: Row, vlm: "Vlm") -> Size:
     return size
 
 
-def target_token_ids(vlm: "Vlm", prompt: str, answer: str, turn: AnswerTurn) -> list[int]:
+def target_token_ids(vlm: "Vlm", prompt: "Asked", answer: str, turn: AnswerTurn) -> list[int]:
     """Token ids of an answer as the model would write it (`answer_ids`), end token included."""
     from perpo_pipeline.vlm.prompts import answer_ids
 

@@ -30,14 +30,17 @@ from perpo_pipeline.vlm.inputs import (
     find_model,
     model_notes,
 )
+from perpo_pipeline.vlm.several_images import refuse_several_images
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.files import ResolvedModel
     from perpo_pipeline.vlm.models import Vlm
 
-PROMPT_COLUMNS = PROMPTS.pick(
-    "prompt_id", "place", "task", "image", "image_sha256", "width", "height", "prompt", role="truth"
-)
+PROMPT_COLUMNS = [
+    *PROMPTS.pick("prompt_id", "place", "task", "width", "height", "prompt", "history"),
+    *PROMPTS.role("image"),
+    *PROMPTS.role("truth"),
+]
 SHOWN = 5  # prompts in a message
 
 
@@ -125,6 +128,8 @@ def read_lists(run: Run, task: Task, vlm: "Vlm") -> TaskLists:
     Raises InputError for lists that are longer than the model's context, unless the settings drop
     them, and for earlier lists of another tokenizer; ArtifactError for a prompt that is missing.
     """
+    for part in rows_of_prompts(task.preferences, ["prompt_id", "place", "more_image_facts"]):
+        refuse_several_images(vlm, part)
     check_token_ids(vlm, task.preferences)
     sampled = ranked_lists(*_rows_and_prompts(task.preferences))
     _check_tasks_have_lists(task, sampled)

@@ -24,20 +24,27 @@ def mean_rgb(vlm: "Vlm") -> tuple[float, float, float]:
 def with_blank_images(
     rows: Sequence[Mapping[str, Any]], colour: tuple[float, float, float]
 ) -> list[Row]:
-    """Each prompt with an image in one colour, as large as its own image.
+    """Each prompt with an image in one colour, as large as its own image; of several, each.
 
     With the model's `mean_rgb` the normalised pixels are close to zero everywhere.
     """
-    return [{**row, **_blank(row["width"], row["height"], colour)} for row in rows]
+    return [{**row, **_blank(row, colour)} for row in rows]
 
 
-def _blank(width: int, height: int, colour: tuple[float, float, float]) -> Row:
-    data, sha256 = _png(width, height, colour)
-    return {
+def _blank(row: Mapping[str, Any], colour: tuple[float, float, float]) -> Row:
+    data, sha256 = _png(row["width"], row["height"], colour)
+    shown: Row = {
         "image": {"bytes": data, "path": None},
         "image_sha256": sha256,
         "image_prompt_id": "blank",
     }
+    if facts := row.get("more_image_facts"):
+        pngs = [_png(fact["width"], fact["height"], colour) for fact in facts]
+        shown["more_images"] = [{"bytes": png, "path": None} for png, _ in pngs]
+        shown["more_image_facts"] = [
+            {**fact, "sha256": of_png} for fact, (_, of_png) in zip(facts, pngs, strict=True)
+        ]
+    return shown
 
 
 @functools.lru_cache(maxsize=256)  # prompts share sizes, and a photo's takes some milliseconds

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Stand for texts of a turn.
 QUESTION, THOUGHT, ANSWER, SYSTEM = "Aquestion", "Bthought", "Canswer", "Dsystem"
+EARLIER = "Eearlier"
 DATE_FUNCTION = "strftime_now"  # what templates call for today's date
 DATE_VARIABLE = "date_string"  # what some of them let the caller give
 DATE_FORMAT = "%d %b %Y"  # as in Llama's templates
@@ -25,7 +26,7 @@ _READS = "what a template reads is in the model's chat_template.jinja"
 
 _QUOTE = r"(?:[\"']|&#?\w+;)"
 # A part that a template wrote out instead of its text: {'type': 'text', 'text': 'Dsystem'}.
-_WRITTEN_PART = re.compile(rf"{_QUOTE}text{_QUOTE}\s*:\s*{_QUOTE}{SYSTEM}")
+_WRITTEN_PART = re.compile(rf"{_QUOTE}text{_QUOTE}\s*:\s*{_QUOTE}({SYSTEM}|{EARLIER})")
 
 Message = Mapping[str, Any]
 Form = Callable[[str], Any]
@@ -44,8 +45,9 @@ def writes_date(template: str) -> bool:
 def render_chat(vlm: "Vlm", messages: Sequence[Message], *, generation: bool) -> str:
     """The chat template's text of some messages; `generation` starts the assistant's turn.
 
-    The run's system turn stands before them. Raises InputError where the template refuses that, or
-    an argument of the run's; what it raises without them otherwise.
+    The run's system turn stands before them, unless they begin with their own. Raises InputError
+    where the template refuses that, or an argument of the run's; what it raises without them
+    otherwise.
     """
     try:
         return _render(vlm, vlm.chat, messages, generation)
@@ -62,7 +64,7 @@ def _render(
     vlm: "Vlm", settings: ChatSettings, messages: Sequence[Message], generation: bool
 ) -> str:
     system = []
-    if settings.system_prompt is not None:
+    if settings.system_prompt is not None and messages[0]["role"] != "system":
         form = system_form(vlm.processor, settings)
         system = [system_turn(form, vlm.plain.mark(settings.system_prompt))]
     return _apply(vlm.processor, settings, [*system, *messages], generation)
@@ -112,6 +114,26 @@ def system_form(processor: Any, settings: ChatSettings) -> Form:
         "list of parts nor from a string",
         fix="remove model.system_prompt, or use another chat template (the model's "
         "chat_template.jinja)",
+    )
+
+
+def turn_form(vlm: "Vlm", role: str) -> Form:
+    """The form of an earlier turn's content that the template reads, one of `FORMS`.
+
+    Raises InputError if it reads neither in a turn of this role.
+    """
+    for form in FORMS:
+        text = {"role": role, "content": form(EARLIER)}
+        turns = [text, asked()] if role == "system" else [asked(), text, user_turn(text_part("Z"))]
+        try:
+            found = _apply(vlm.processor, vlm.chat, turns, True)
+        except refusals():
+            continue
+        if EARLIER in found and not _WRITTEN_PART.search(found):
+            return form
+    raise InputError(
+        f"the model's chat template does not read earlier turns of the {role}",
+        fix="leave out the rows with `history`, or use another chat template",
     )
 
 

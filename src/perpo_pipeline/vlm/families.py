@@ -29,6 +29,7 @@ from perpo_pipeline.vlm.image_sizes import (
     resized_to_multiples,
     resized_to_one_tile,
     resized_to_setting,
+    uncut_image_tokens,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Family:
     so; without a source there is no format. `seen_frame` is the frame that its processor leaves of
     an unpadded image, if that is a crop. `position_axes` is 3 for multimodal rotary positions
     (time, height, width). `resized_size` and `image_tokens` follow from the processor's settings
-    and the image's size, without pixels. `image_limits` turns the run's limits on pixels or tiles
+    and the image's size, without pixels; `image_tokens_of_several` holds for each image of a prompt
+    with several, where that differs. `image_limits` turns the run's limits on pixels or tiles
     into the processor's settings. `lora_in_vllm`: vLLM applies the family's language-model LoRA
     exactly (tests/with_vllm); other adapters are merged first. `lmms_eval` is lmms-eval's name for
     the class that loads the family's checkpoints.
@@ -64,6 +66,7 @@ class Family:
     position_axes: int = 1
     resized_size: Callable[[Any, Size], Size | None] = resized_by_class
     image_tokens: Callable[[Any, Size], int | None] = image_tokens_by_class
+    image_tokens_of_several: Callable[[Any, Size], int | None] | None = None
     image_limits: Rule = limits_by_class
     lora_in_vllm: bool = False
     lmms_eval: str | None = None
@@ -160,6 +163,7 @@ FAMILIES: dict[str, Family] = {
         box_source="as LLaVA-1.5",
         resized_size=cut_into_tiles,
         image_tokens=library_image_tokens,
+        image_tokens_of_several=uncut_image_tokens,
         image_limits=grid_limits,
         lmms_eval="llava_hf",
     ),

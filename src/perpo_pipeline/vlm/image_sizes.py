@@ -81,6 +81,12 @@ def cropped_image_tokens(processor: Any, size: Size) -> int | None:
     return library_image_tokens(processor, size)
 
 
+def uncut_image_tokens(processor: Any, size: Size) -> int | None:
+    """LLaVA-OneVision with several images: each is one tile and a token that ends it."""
+    is_whole = processor.vision_feature_select_strategy != "default"
+    return int(processor.num_image_tokens) + is_whole
+
+
 def image_tokens_by_class(processor: Any, size: Size) -> int | None:
     """Untried families: the rule that belongs to the processor's class; None for other classes.
 

@@ -13,6 +13,7 @@ from perpo_pipeline.answers.formats import BOX_FORMATS, get_box_format
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError, PerpoError
 from perpo_pipeline.store.places import name_image, name_prompt
+from perpo_pipeline.store.prompt_images import box_place, images_of, num_images, sizes_of
 from perpo_pipeline.vlm.cards import check_cards
 from perpo_pipeline.vlm.chat_rendering import idle_settings, writes_date
 from perpo_pipeline.vlm.chat_settings import chat_settings, counted_chat_settings
@@ -27,6 +28,7 @@ from perpo_pipeline.vlm.files import (
     settings_folder,
 )
 from perpo_pipeline.vlm.image_limits import limits_of
+from perpo_pipeline.vlm.image_place import row_turns
 from perpo_pipeline.vlm.images import load_image
 from perpo_pipeline.vlm.quantization import check_installed
 
@@ -210,10 +212,23 @@ def open_model(
     return vlm
 
 
+def prompt_images(row: Mapping[str, Any]) -> "list[Image]":
+    """The RGB images of a row of the prompts, in their order.
+
+    Raises ArtifactError if the file of one has changed.
+    """
+    return [_open(row, one, at) for at, one in enumerate(images_of(row))]
+
+
 def prompt_image(row: Mapping[str, Any]) -> "Image":
-    """The RGB image of a row of the prompts; raises ArtifactError if its file has changed."""
-    data, path = row["image"]["bytes"], row["image"]["path"]
-    where = f"{name_prompt(row)}, {name_image(row)}"
+    """The RGB image of a row that boxes refer to; raises ArtifactError if its file has changed."""
+    place = box_place(row)
+    return _open(row, images_of(row)[place], place)
+
+
+def _open(row: Mapping[str, Any], image: Mapping[str, Any], at: int) -> "Image":
+    data, path = image["bytes"], image["path"]
+    where = f"{name_prompt(row)}, {name_image(row, at)}"
     if data is not None:
         return load_image(data, where=where)
     try:
@@ -224,7 +239,7 @@ def prompt_image(row: Mapping[str, Any]) -> "Image":
             where=where,
             fix=f"put it back, or set embed_images: true and run: {advice.command('prepare')}",
         ) from error
-    if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
+    if hashlib.sha256(data).hexdigest() != image["sha256"]:
         raise ArtifactError(
             "the image has changed since `perpo prepare`",
             where=where,
@@ -237,35 +252,38 @@ def encode_row(
     vlm: "Vlm",
     row: Mapping[str, Any],
     preprocess: str,
-    opened: "Callable[[], Image] | None" = None,
+    opened: "Callable[[], list[Image]] | None" = None,
 ) -> "EncodedPrompt":
-    """Encode the image and instruction of one row of the prompts; raises RowError if impossible.
+    """Encode the images and turns of one row of the prompts; raises RowError if impossible.
 
-    `opened` returns the row's image, where another thread opens it.
+    `opened` returns the row's images, where another thread opens them.
     """
     from perpo_pipeline.vlm.prompts import encode_prompt
 
     with faults_of_one_row(row):
-        image = prompt_image(row) if opened is None else opened()
-        return encode_prompt(vlm, image, row["prompt"], preprocess=preprocess)
+        images = prompt_images(row) if opened is None else opened()
+        return encode_prompt(
+            vlm, images, row_turns(row), preprocess=preprocess, box_image=box_place(row)
+        )
 
 
-def seen_size(row: Mapping[str, Any], preprocess: str) -> tuple[int, int]:
-    """(width, height) of a row's image as the processor gets it."""
-    side = max(row["width"], row["height"])
-    return (side, side) if preprocess == "pad" else (row["width"], row["height"])
+def seen_sizes(row: Mapping[str, Any], preprocess: str) -> list[tuple[int, int]]:
+    """(width, height) of a row's images as the processor gets them."""
+    sizes = sizes_of(row)
+    return [(max(size), max(size)) for size in sizes] if preprocess == "pad" else sizes
 
 
 def count_row_parts(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> tuple[int, int]:
-    """Tokens of the image and of the text of an encoded row.
+    """Tokens of the images and of the text of an encoded row.
 
     Reads pixels only if the family's rule needs them.
     """
-    from perpo_pipeline.vlm.prompts import render_prompt, rendered_ids
+    from perpo_pipeline.vlm.prompts import count_image_tokens, render_prompt, rendered_ids
 
     with faults_of_one_row(row):
-        text = len(rendered_ids(vlm, render_prompt(vlm, row["prompt"]))) - 1
-        image = vlm.family.image_tokens(vlm.processor, seen_size(row, preprocess))
+        rendered = render_prompt(vlm, row_turns(row))
+        text = len(rendered_ids(vlm, rendered)) - num_images(row)
+        image = count_image_tokens(vlm, *seen_sizes(row, preprocess))
     if image is None:
         image = encode_row(vlm, row, preprocess).num_tokens - text
     return image, text

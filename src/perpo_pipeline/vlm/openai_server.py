@@ -14,7 +14,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -288,12 +288,13 @@ def read_answer(answer: bytes, kind: type[Answer]) -> Answer:
         raise Refused(f"the server's answer is malformed: {where}: {fault['msg']}") from None
 
 
-def image_message(url: str, text: str, before: str = "") -> dict[str, Any]:
-    """A user's message with one image, a text after it, and perhaps one before it."""
-    first = [{"type": "text", "text": before}] if before else []
-    last = [{"type": "text", "text": text}] if text or not before else []
-    picture = {"type": "image_url", "image_url": {"url": url}}
-    return {"role": "user", "content": [*first, picture, *last]}
+def image_message(urls: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+    """A user's message with images between its texts, of which there is one more."""
+    parts: list[dict[str, Any]] = []
+    for url, text in zip((None, *urls), texts, strict=True):
+        parts += [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
+        parts += [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": parts}
 
 
 def png_url(image: "Image.Image") -> str:

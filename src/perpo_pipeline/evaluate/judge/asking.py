@@ -131,7 +131,9 @@ class _Asking:
         if self.takes_images:
             return
         try:
-            await self._post(image_message(png_url(Image.new("RGB", (64, 64), "grey")), PROBE))
+            await self._post(
+                image_message([png_url(Image.new("RGB", (64, 64), "grey"))], ("", PROBE))
+            )
         except (Refused, ConfigError) as error:
             shown = error.what if isinstance(error, ConfigError) else str(error)
             try:
@@ -175,6 +177,6 @@ def _message(question: Question) -> dict[str, Any]:
     if question.image is None:
         return {"role": "user", "content": question.prompt}
     try:
-        return image_message(image_url(question.image), question.prompt)
+        return image_message([image_url(question.image)], ("", question.prompt))
     except (PerpoError, OSError) as error:  # the file has changed since it was checked
         raise Refused(f"the image {question.image.path} cannot be read: {error}") from error
