@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pydantic import ValidationError
-from synthetic_run import BOTH, prepare_synthetic, sample_synthetic, synthetic_config
+from synthetic_run import BOTH, SIZE, prepare_synthetic, sample_synthetic, synthetic_config
 
 from perpo_pipeline.config.messages import MessagesSource
 from perpo_pipeline.errors import InputError
@@ -25,6 +25,7 @@ from perpo_pipeline.export.export_run import export
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.prepare.collect import Request
 from perpo_pipeline.prepare.messages import read_messages
+from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.run import Run
 from perpo_pipeline.score.score_answers import score
 
@@ -221,6 +222,45 @@ def test_the_grounding_rows_of_ms_swift(folder: Path) -> None:
     assert found[5]["prompt"] == "Describe the image." and found[5]["gt_box"] == [10, 5, 60, 25]
 
 
+def test_several_images_and_earlier_turns_stay_in_the_prompt(folder: Path) -> None:
+    before = [
+        {"role": "system", "content": "You find things."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A sheep."}]},
+    ]
+    again = {"role": "user", "content": [TEXT, {"type": "image"}, {"type": "text", "text": "?"}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "[0.1, 0.2, 0.5, 0.6]"}]}
+    images = {"images": ["b.png", "a.png"]}
+    first = swift("<bbox>", "<image> <image> Find the <ref-object>.") | images
+    path = write_lines(
+        folder,
+        {"messages": [*before, again, answer], **images},
+        {"messages": [*before, again, answer], **images, "box_image": 0},
+        first,
+        {**first, "objects": {**first["objects"], "image_id": [1]}},
+        turns("[0.1, 0.2, 0.5, 0.6]", "<image> or <image>?", **images),
+        {**turns("[0.1, 0.2, 0.5, 0.6]", image="a.png"), "system": "Be brief."},
+    )
+    found = read(path, task="grounding", box_format="llava")
+    shown = [
+        [Path(row["image"]["path"]).name, *(Path(one["path"]).name for one in others)]
+        for row in found
+        for others in [row["more_images"] or []]
+    ]
+    a_first = ["a.png", "b.png"]
+    assert shown == [a_first, a_first[::-1], a_first[::-1], a_first, a_first, ["a.png"]]
+    assert [row["box_image"] for row in found] == [1, 0, 0, 1, 1, None]
+    assert found[0]["prompt"] == f"{QUESTION}<image>?"
+    assert [(turn["role"], turn["content"]) for turn in found[0]["history"]] == [
+        ("system", "You find things."),
+        ("user", "<image>What is it?"),
+        ("assistant", "A sheep."),
+    ]
+    assert found[2]["prompt"] == "Find the sheep."  # images come first by default
+    assert found[4]["prompt"] == "<image> or <image>?"
+    assert found[5]["history"] == [{"role": "system", "content": "Be brief."}]
+
+
 def test_task_id_and_dataset_may_have_other_names(folder: Path) -> None:
     row = turns("A sheep.", image="a.png", kind="ocr", key=0, set="farm", colour="red")
     names = {"task": "kind", "id": "key", "dataset": "set"}
@@ -233,10 +273,10 @@ def test_all_faults_of_a_file_are_reported_at_once_each_with_its_line(folder: Pa
     asked = {"role": "user", "content": QUESTION}
     bad: dict[str, Row] = {
         "its last turn is not the assistant's": {"messages": [asked], "image": "a.png"},
-        "more places than images: <image> 2 times, images 1": turns(
+        "the prompt holds <image> more than once": turns(
             "A", "<image> and <image>", images=["a.png"]
         ),
-        "fewer places than images: <image> 1 times, images 2": turns(
+        "it is there once, and the prompt has 2 images": turns(
             "A", "<image> here", images=["a.png", "b.png"]
         ),
         "1 place for images in the turns, and 2 images in the row": {
@@ -274,6 +314,10 @@ def test_all_faults_of_a_file_are_reported_at_once_each_with_its_line(folder: Pa
         "a data URL without base64": turns("A", image="data:image/png,abc"),
         "a data URL that is no base64": turns("A", image="data:image/png;base64,!!"),
         "`task` is 'detect'": turns("A", image="a.png", task="detect"),
+        "`history` has turns of assistant": {
+            "messages": [{"role": "assistant", "content": "A"}, *turns("A")["messages"]],
+            "image": "a.png",
+        },
         "`images` and `image`": turns("A", image="a.png", images=["b.png"]),
     }
     path = write_lines(folder, turns("A", image="a.png"), *bad.values())
@@ -359,3 +403,40 @@ def test_what_is_exported_is_read_again(run: Run, tmp_path: Path, to: str, file:
         else:
             overlap = row["gt_box"][0] - before["gt_box"][0]
             assert abs(overlap) < 8 and row["gt_text"] is None
+
+
+def test_several_images_and_earlier_turns_go_out_and_come_back(tmp_path: Path) -> None:
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", SIZE, colour).save(tmp_path / name)
+    earlier = [("user", "<image>What is it?"), ("assistant", "A sheep.")]
+    rows = []
+    for index in range(8):
+        asked = [*earlier, ("user", f"And number {index} in <image>?")]
+        told = [*asked, ("assistant", f"[0.{index}0, 0.20, 0.80, 0.90]")]
+        chat = [{"role": role, "content": text} for role, text in told]
+        rows.append({"messages": chat, "images": ["b.png", "a.png"]})
+    config = synthetic_config(tmp_path / "data", min_margin=0.01)
+    chats = {"source": "messages", "path": write_lines(tmp_path, *rows), "task": "grounding"}
+    source = MessagesSource(**chats, box_format="llava")
+    run = Run(config.model_copy(update={"prepare": {"train": source}}), quiet=True)
+    before = prepare(run, "train").table().to_pylist()
+    sample_synthetic(run)
+    score(run, "train")
+    filter_lists(run, "train")
+    asked_of = {row["prompt_id"]: row for row in before}
+    for to, file in (("trl", "data"), ("llamafactory", "train.jsonl"), ("lists", "data")):
+        out = export(run, "train", tmp_path / to, Wanted(to))
+        if to == "lists":
+            (table,) = (out / file).iterdir()
+            first = pq.read_table(table).to_pylist()[0]
+            origin = asked_of[first["prompt_id"]]
+            assert [image["path"][-5:] for image in first["images"]] == ["b.png", "a.png"]
+            assert first["box_image"] == 1 and first["history"] == origin["history"]
+            continue
+        found = read(out / file, task="grounding", box_format="llava")
+        assert found
+        for row in found:
+            origin = asked_of[json.loads(row["extra"])["prompt_id"]]
+            for name in ("prompt", "history", "box_image", "image_sha256", "more_image_facts"):
+                assert row[name] == origin[name], (to, name)
+            assert [(turn["role"], turn["content"]) for turn in row["history"]] == earlier

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.answers.formats import frame_fault, get_box_format
 from perpo_pipeline.config.by_task import Task
-from perpo_pipeline.config.parquet_files import parquet_files
+from perpo_pipeline.config.parquet_files import fixed_folder, parquet_files
 from perpo_pipeline.config.section import Section
 from perpo_pipeline.config.source_fields import (
     EmbedImages,
@@ -84,6 +84,13 @@ class MessagesSource(Section):
                 "is (ms-swift's `objects` are), else convert them"
             )
         return self
+
+    @property
+    def folder(self) -> Path:
+        """The folder that `path` is in, or is."""
+        if "*" in str(self.path):
+            return fixed_folder(self.path)
+        return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def frame(self) -> str:

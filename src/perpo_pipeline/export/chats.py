@@ -18,22 +18,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from perpo_pipeline.vlm.image_place import IMAGE_PLACE, split_at_image
+from perpo_pipeline.vlm.image_place import (
+    ASSISTANT,
+    IMAGE_PLACE,
+    SYSTEM,
+    USER,
+    Turn,
+    row_turns,
+)
 
 Row = Mapping[str, Any]
-Turn = tuple[str, tuple[str, ...]]
-"""The role of a turn, and its texts, one more than its images, which stand between them."""
-
-SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 IMAGE, TEXT = "image", "text"
 SHAREGPT_ROLES = {SYSTEM: "system", USER: "human", ASSISTANT: "gpt"}
 _PART = pa.struct([pa.field("type", pa.string()), pa.field("text", pa.string())])
 
 
 def turns_of(row: Row, system_prompt: str | None) -> list[Turn]:
-    """The turns of a prompt, with the run's system turn before them."""
-    system: list[Turn] = [] if system_prompt is None else [(SYSTEM, (system_prompt,))]
-    return [*system, (USER, split_at_image(row["prompt"]))]
+    """The turns of a prompt, after the run's system turn unless they have one of their own."""
+    turns = row_turns(row)
+    if system_prompt is None or turns[0].role == SYSTEM:
+        return [*turns]
+    return [Turn(SYSTEM, (system_prompt,)), *turns]
 
 
 def written(texts: Sequence[str]) -> str:
@@ -52,15 +57,15 @@ class _Structured:
     chats: list[int] = field(default_factory=lambda: [0])
 
     def add(self, turns: Iterable[Turn]) -> None:
-        for role, texts in turns:
-            for index, text in enumerate(texts):
+        for turn in turns:
+            for index, text in enumerate(turn.texts):
                 if index:
                     self.kinds.append(IMAGE)
                     self.texts.append(None)
-                if text or len(texts) == 1:
+                if text or not turn.num_images:
                     self.kinds.append(TEXT)
                     self.texts.append(text)
-            self.roles.append(role)
+            self.roles.append(turn.role)
             self.messages.append(len(self.kinds))
         self.chats.append(len(self.roles))
 
@@ -117,9 +122,9 @@ def sharegpt_answers(texts: pa.Array) -> pa.Array:
 def _flat(chats: Iterable[Sequence[Turn]]) -> tuple[list[int], list[str], list[str]]:
     starts, roles, texts = [0], list[str](), list[str]()
     for turns in chats:
-        for role, parts in turns:
-            roles.append(role)
-            texts.append(written(parts))
+        for turn in turns:
+            roles.append(turn.role)
+            texts.append(written(turn.texts))
         starts.append(len(roles))
     return starts, roles, texts
 

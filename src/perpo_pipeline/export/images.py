@@ -17,6 +17,7 @@ from PIL import Image
 
 from perpo_pipeline.json_files import Faults, RowFault
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.store.prompt_images import images_of
 from perpo_pipeline.vlm.images import image_sha256
 
 FOLDER = "images"
@@ -25,12 +26,6 @@ IMAGE_STRUCT = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.st
 _ENDINGS = {"JPEG": "jpg", "JPEG2000": "jp2"}
 
 Row = Mapping[str, Any]
-
-
-def images_of(row: Row) -> list[Row]:
-    """The images of a PROMPTS row in their order: bytes, path, sha256 and notes of each."""
-    sha256, notes = row["image_sha256"], row["image_notes"]
-    return [{**row["image"], "sha256": sha256, "notes": notes}]
 
 
 @dataclass
@@ -66,7 +61,7 @@ class ExportedImages:
         found = [[self._path(row, image) for image in self._images(row)] for row in rows]
         return pa.array(found, pa.list_(pa.string()))
 
-    def _images(self, row: Row) -> list[Row]:
+    def _images(self, row: Row) -> Sequence[Row]:
         found = images_of(row)
         for image in found:
             if image["notes"]:

@@ -17,16 +17,19 @@ import polars as pl
 import pyarrow as pa
 
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.export.images import ExportedImages, images_of
+from perpo_pipeline.export.images import ExportedImages
 from perpo_pipeline.export.pairs import PAIRS, Pairs, best_of_lists
 from perpo_pipeline.export.targets import ABOUT, TRUTHS, Needs, Part
 from perpo_pipeline.store.artifacts import Version, read_part
 from perpo_pipeline.store.list_prompts import prompts_with_lists
+from perpo_pipeline.store.prompt_images import images_of
 from perpo_pipeline.store.prompt_lookup import PromptLookup
 from perpo_pipeline.store.schemas import PROMPTS
 
 ROWS_AT_ONCE, IMAGE_BYTES_AT_ONCE = 16_384, 64_000_000
-PROMPT_COLUMNS = PROMPTS.pick(*ABOUT, "place", "prompt", "image", "image_sha256", "image_notes")
+PROMPT_COLUMNS = tuple(
+    dict.fromkeys([*ABOUT, "place", "image_notes", *PROMPTS.role("asked"), *PROMPTS.role("image")])
+)
 LIST_COLUMNS = (
     *("prompt_id", "completions", "finish_reasons", "rewards", "parse_ok", "counts", "margin"),
 )

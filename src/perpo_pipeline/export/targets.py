@@ -140,10 +140,10 @@ def _lists(part: Part) -> Columns:
         for name in ("completions", "rewards", "counts", "parse_ok", "finish_reasons", "margin")
     }
     return {
-        **part.about("prompt"),
+        **part.about("prompt", "history"),
         **columns,
         "images": part.images_inside(),
-        **part.about(*ABOUT, *TRUTHS),
+        **part.about(*ABOUT, "box_image", *TRUTHS),
     }
 
 
@@ -151,7 +151,7 @@ def _grpo(part: Part) -> Columns:
     return {
         "prompt": chats.structured_prompts(part.turns()),
         "images": part.images_inside(),
-        **part.about(*ABOUT, "width", "height", *TRUTHS, "extra"),
+        **part.about(*ABOUT, "box_image", "width", "height", *TRUTHS, "extra"),
     }
 
 
@@ -196,7 +196,7 @@ def _ms_swift(part: Part) -> Columns:
 def _answered(part: Part, turns: list[list[chats.Turn]], name: str) -> pa.Array:
     texts = part.answers[name].to_pylist()
     return chats.openai_chats(
-        [*turns[prompt], (chats.ASSISTANT, (text,))]
+        [*turns[prompt], chats.Turn(chats.ASSISTANT, (text,))]
         for prompt, text in zip(part.of_prompt.tolist(), texts, strict=True)
     )
 

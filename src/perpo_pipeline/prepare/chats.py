@@ -21,10 +21,9 @@ from typing import Any, Literal
 
 from perpo_pipeline.json_files import Row, RowFault
 from perpo_pipeline.prepare.fields import text_fault
-from perpo_pipeline.vlm.image_place import IMAGE_PLACE
+from perpo_pipeline.vlm.image_place import ASSISTANT, IMAGE_PLACE, SYSTEM, USER
 
 Layout = Literal["messages", "conversations", "prompt"]
-SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 ROLES = {
     **{name: SYSTEM for name in ("system", "developer")},
     **{name: USER for name in ("user", "human")},

@@ -8,6 +8,7 @@ ends with the user, it is in the row's `gt_box`, `gt_boxes`, `gt_polygon`, `gt_p
 Boxes in texts are rounded, so what reaches beyond the image by one written unit is cut off.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,17 +22,18 @@ from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_rows
 from perpo_pipeline.prepare.chat_images import chat_image
 from perpo_pipeline.prepare.chat_objects import BBOX, Objects, read_objects
-from perpo_pipeline.prepare.chats import USER, Chat, Layout, read_chat
+from perpo_pipeline.prepare.chats import Chat, Layout, read_chat
 from perpo_pipeline.prepare.collect import MOST_THREADS, Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData
 from perpo_pipeline.prepare.fields import absent, extra_text, is_kept, text_fault
 from perpo_pipeline.prepare.table_files import Record, open_table
 from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.schemas import PROMPTS
-from perpo_pipeline.vlm.image_place import IMAGE_PLACE
+from perpo_pipeline.vlm.image_place import IMAGE_PLACE, USER
 
-GROUNDING = "grounding"
+GROUNDING, BOX_IMAGE = "grounding", "box_image"
 TRUTHS = PROMPTS.role("truth")
+IMAGE_COLUMNS = {"images": True, "image": True}  # they may hold lists
 
 
 def read_messages(source: MessagesSource, request: Request) -> Prepared:
@@ -69,7 +71,7 @@ def _open(
     """The rows of a source, its files by their names, and whether images may be inside them."""
     if source.is_table:
         kind = "datasets" if source.is_saved else "parquet"
-        table = open_table(TableSource(source=kind, path=source.path), "image", faults)
+        table = open_table(TableSource(source=kind, path=source.path), IMAGE_COLUMNS, faults)
         return table.records, table.files, True
     rows = read_json_rows(source.path, faults)
     records = (Record(place, place.split()[-1], row) for place, row in rows)
@@ -88,9 +90,7 @@ class _Rows:
 
     @property
     def root(self) -> Path:
-        path = self.source.path
-        folder = path if path.is_dir() else path.parent
-        return self.source.image_root or folder
+        return self.source.image_root or self.source.folder
 
     def entries(self, records: Iterator[Record]) -> Iterator[Entry]:
         """The entries of the good rows; the others become faults."""
@@ -110,14 +110,13 @@ class _Rows:
         truth = self._truth(chat, row, objects, task)
         question = _question(chat)
         images = [chat_image(value, self.root) for value in chat.images]
-        _check_places(question, len(images))
         return Entry(
             place=record.place,
             dataset=self._name(row, "dataset", self._dataset),
             source_row=self._name(row, "id", record.number),
             task=task,
             extra=self._extra(row, chat, objects),
-            **_asked(question, images, 0 if objects is None else objects.image),
+            **_asked(question, images, self._box_image(row, objects, len(images))),
             **truth,
         )
 
@@ -150,6 +149,15 @@ class _Rows:
         if grounded and task != GROUNDING:
             raise RowFault(f"{BBOX} is in the answer, but the task is {task}")
         return str(task)
+
+    def _box_image(self, row: Row, objects: Objects | None, images: int) -> int:
+        """The image that boxes refer to: the row's, else of `objects` the first, else the last."""
+        given = row.get(BOX_IMAGE)
+        if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
+            raise RowFault(f"`{BOX_IMAGE}` is no place of an image, from 0: {given!r}")
+        if objects is not None:
+            return objects.image
+        return max(images - 1, 0) if given is None else given
 
     def _truth(self, chat: Chat, row: Row, objects: Objects | None, task: str) -> Row:
         """The truth of a row, as fields of an entry."""
@@ -185,7 +193,7 @@ class _Rows:
         """The other columns of a row."""
         columns = self.source.columns
         named = [columns.get(name, name) for name in ("task", "id", "dataset")]
-        used = {*chat.used, *named, *(["objects"] if objects is not None else [])}
+        used = {*chat.used, BOX_IMAGE, *named, *(["objects"] if objects is not None else [])}
         if not chat.has_answer:
             used |= {*TRUTHS}
         extra = {
@@ -205,7 +213,7 @@ class _Rows:
     def _dataset(self) -> str:
         path = self.source.path
         is_folder = path.is_dir() or "*" in path.name
-        return self.root.resolve().name if is_folder else path.stem
+        return self.source.folder.resolve().name if is_folder else path.stem
 
 
 def _truth_in_columns(row: Row, task: str) -> Row:
@@ -234,29 +242,32 @@ def _question(chat: Chat) -> list[tuple[str, str]]:
     return turns
 
 
-def _check_places(question: list[tuple[str, str]], images: int) -> None:
-    """Raise `RowFault` unless each image has its place, or none has."""
+def _asked(question: list[tuple[str, str]], images: list[ImageData], box_image: int) -> Row:
+    """The images and the turns of a question, as fields of an entry; `collect` checks them."""
     if not images:
         raise RowFault("there is no image")
-    for role, text in question:
-        if role != USER and IMAGE_PLACE in text:
-            raise RowFault(f"{IMAGE_PLACE} is in a turn of the {role}; images are in the user's")
-    places = sum(text.count(IMAGE_PLACE) for _, text in question)
-    if places not in (0, images):
-        few = "more" if places > images else "fewer"
-        raise RowFault(f"{few} places than images: {IMAGE_PLACE} {places} times, images {images}")
-
-
-def _asked(question: list[tuple[str, str]], images: list[ImageData], box_image: int) -> Row:
-    """The images and the turns of a question, as fields of an entry."""
-    if box_image >= len(images):
+    if not 0 <= box_image < len(images):
         raise RowFault(f"the boxes are of image {box_image}, and there are {len(images)} (from 0)")
-    if len(question) > 1 or len(images) > 1:
-        raise RowFault("turns before the question, and several images, are not read yet")
-    prompt = question[-1][1]
-    if prompt.startswith(IMAGE_PLACE):  # where it is by default
-        prompt = prompt.removeprefix(IMAGE_PLACE).lstrip()
-    return {"image": images[box_image], "prompt": prompt}
+    *history, (_, prompt) = _without_first_places(question, len(images))
+    several = {
+        "more_images": tuple(one for at, one in enumerate(images) if at != box_image),
+        "box_image": box_image,
+    }
+    return {
+        "image": images[box_image],
+        "prompt": prompt,
+        "history": tuple(history),
+        **(several if len(images) > 1 else {}),
+    }
+
+
+def _without_first_places(question: list[tuple[str, str]], images: int) -> list[tuple[str, str]]:
+    """The turns without the places of images where all of them come first: there they are by
+    default."""
+    first = next(at for at, (role, _) in enumerate(question) if role == USER)
+    rest = re.sub(rf"^(?:\s*{IMAGE_PLACE}){{{images}}}\s*", "", question[first][1])
+    told = [*question[:first], (USER, rest), *question[first + 1 :]]
+    return question if any(IMAGE_PLACE in text for _, text in told) else told
 
 
 def _truth_of_objects(objects: Objects) -> Row:
