@@ -3,11 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from perpo_pipeline import advice
 from perpo_pipeline.machine import wait_passively
+
+if TYPE_CHECKING:
+    from fake_hub import FakeHub
 
 wait_passively()  # before any test imports torch; the commands that tests start inherit it
 
@@ -42,3 +46,19 @@ def realdata() -> Path:
     if named:
         pytest.fail(f"PERPO_REALDATA is {named}, which is not a folder")
     pytest.skip(f"the real-data oracles are absent: no folder {folder}")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
+    """A hub on loopback in place of the real one, with a token for it."""
+    from fake_hub import TOKEN, FakeHub
+    from huggingface_hub import constants
+
+    fake = FakeHub()
+    monkeypatch.setattr(constants, "ENDPOINT", fake.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield fake
+    fake.stop()

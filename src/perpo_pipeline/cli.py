@@ -18,6 +18,7 @@ from perpo_pipeline.commands.ask import ask
 from perpo_pipeline.commands.compare import compare
 from perpo_pipeline.commands.doctor import doctor
 from perpo_pipeline.commands.evaluate import eval_command
+from perpo_pipeline.commands.export import export
 from perpo_pipeline.commands.filter import filter_command
 from perpo_pipeline.commands.gc import gc
 from perpo_pipeline.commands.help_text import GroupedCommands, use
@@ -74,6 +75,7 @@ app.command()(ask)
 app.command()(compare)
 app.add_typer(judge_app, name="judge")
 app.command()(merge)
+app.command()(export)
 app.command()(status)
 app.command()(settings)
 app.command()(path)

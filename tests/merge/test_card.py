@@ -18,11 +18,12 @@ from tiny_families import save_tiny_family
 
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.merge.card import _over_splits, _published, model_card
+from perpo_pipeline.merge.card import _over_splits, model_card
 from perpo_pipeline.merge.evaluations import Evaluation
 from perpo_pipeline.merge.folder import CARD, RECORD
 from perpo_pipeline.merge.merge_adapter import merge, trained_system_turn
 from perpo_pipeline.run import Console
+from perpo_pipeline.status.published import published
 from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.vlm.decoding import greedy_decode
 from perpo_pipeline.vlm.files import resolve_model
@@ -126,7 +127,7 @@ def test_the_data_are_listed_back_to_the_prompts(run: Path, card: str) -> None:
 
 def test_the_share_of_earlier_lists_is_listed_and_their_place_is_not() -> None:
     settings = {"min_margin": 0.8, "keep_earlier": 0.5, "earlier": "/home/me", "max_margin": None}
-    assert _published(settings) == "min_margin 0.8, keep_earlier 0.5"
+    assert published(settings) == "min_margin 0.8, keep_earlier 0.5"
 
 
 def test_a_removed_artifact_is_listed_with_its_fingerprint(copy: Path, tmp_path: Path) -> None:

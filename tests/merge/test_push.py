@@ -1,29 +1,16 @@
 """`--push-to-hub` with the real client against a hub on loopback."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_hub import TOKEN, FakeHub
 from huggingface_hub import constants
-from merge.fake_hub import TOKEN, FakeHub
 from tiny_adapters import save_adapter_artifact
 from tiny_models import save_tiny_llava
 
 from perpo_pipeline.cli import main
 
 WHY = {400: "refused", 403: "403 Forbidden", 404: "404", 500: "500"}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    fake = FakeHub()
-    monkeypatch.setattr(constants, "ENDPOINT", fake.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
-    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield fake
-    fake.stop()
 
 
 @pytest.fixture(scope="module")

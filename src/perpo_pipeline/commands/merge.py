@@ -54,8 +54,8 @@ def merge(
 
     Example: perpo merge --adapter data/demo/adapter/perpo --out merged
     """
+    from perpo_pipeline.hub import check_can_push, push
     from perpo_pipeline.merge.merge_adapter import merge as merge_stage
-    from perpo_pipeline.merge.push import check_can_push, push
     from perpo_pipeline.run import Console
 
     if config is not None and model is not None:
@@ -82,7 +82,15 @@ def merge(
         console=console,
     )
     if push_to_hub is not None:
-        push(merged, push_to_hub, private=private, console=console)
+        place = push(
+            merged,
+            push_to_hub,
+            kind="model",
+            private=private,
+            quiet=quiet,
+            message="Merged by perpo",
+        )
+        console.say(f"merge: pushed to {place}")
     print(merged)
 
 

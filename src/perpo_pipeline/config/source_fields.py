@@ -1,11 +1,15 @@
 """Settings that most sources of prompts share."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from perpo_pipeline.config.section import Int
 
+ImageRoot = Annotated[
+    Path | None, Field(description="folder that image paths start from; none: the file's folder")
+]
 PerDataset = Annotated[
     Int | None,
     Field(

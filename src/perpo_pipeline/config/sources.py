@@ -9,9 +9,16 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, field_validator
 
 from perpo_pipeline.config.by_task import Task
+from perpo_pipeline.config.messages import MessagesSource
 from perpo_pipeline.config.pages import PagesSource
+from perpo_pipeline.config.parquet_files import fixed_folder, parquet_files
 from perpo_pipeline.config.section import WORD_PATTERN, Int, Json, Section
-from perpo_pipeline.config.source_fields import EmbedImages, LeaveOutBadRows, PerDataset
+from perpo_pipeline.config.source_fields import (
+    EmbedImages,
+    ImageRoot,
+    LeaveOutBadRows,
+    PerDataset,
+)
 
 Dataset = Literal["refcoco", "refcoco+", "refcocog"]
 Split = Literal["train", "val", "testA", "testB", "test"]
@@ -23,9 +30,6 @@ SPLIT_BY: dict[Dataset, SplitBy] = {"refcoco": "unc", "refcoco+": "unc", "refcoc
 
 SourceFile = Annotated[
     Path, Field(description="the file to read; its content counts, not its name")
-]
-ImageRoot = Annotated[
-    Path | None, Field(description="folder that image paths start from; none: the file's folder")
 ]
 BoxOrder = Annotated[
     Literal["xyxy", "xywh", "cxcywh"],
@@ -327,6 +331,7 @@ Source = (
     | YoloSource
     | FoxSource
     | PagesSource
+    | MessagesSource
     | PerpoJsonSource
     | PromptsSource
 )
@@ -374,7 +379,7 @@ def task_of_source(source: Any) -> Task | None:
             return source.task
         case FoxSource() | PagesSource():
             return "ocr"
-        case TableSource() | PerpoJsonSource() | PromptsSource():
+        case TableSource() | MessagesSource() | PerpoJsonSource() | PromptsSource():
             return None
     return "grounding"
 
@@ -388,21 +393,8 @@ def source_files(source: Any) -> list[Path]:
             return []
         case ReferSource():
             return [f(name) for name in DATASETS for f in (source.refs_file, source.instances_file)]
-        case LmmsLabSource() | TableSource() | YoloSource() | PagesSource() | PromptsSource():
+        case LmmsLabSource() | TableSource() | MessagesSource() | YoloSource():
+            return source.files() or [source.path]
+        case PagesSource() | PromptsSource():
             return source.files() or [source.path]
     return [source.path]
-
-
-def parquet_files(path: Path) -> list[Path]:
-    """The Parquet files that a file, a folder or a pattern with * names, sorted by name."""
-    if path.is_dir():
-        return sorted(path.rglob("*.parquet"))
-    if "*" not in str(path):
-        return [path]
-    fixed = fixed_folder(path)
-    return sorted(fixed.glob(str(path.relative_to(fixed))))
-
-
-def fixed_folder(pattern: Path) -> Path:
-    """The folder of a pattern before its first *."""
-    return next(parent for parent in pattern.parents if "*" not in str(parent))

@@ -14,7 +14,6 @@ and the model's own confidence. Its abstract gives no formula; this one is ours:
   by the order of the list.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +23,7 @@ import polars as pl
 from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.margins import usable_rows
+from perpo_pipeline.seeds import tie_break
 from perpo_pipeline.store.schemas import SAMPLES
 
 SAMPLE_COLUMNS = SAMPLES.pick(
@@ -138,8 +138,7 @@ def _confidence(row: Row) -> float:
 
 
 def _token_hash(row: Row) -> str:
-    ids = ",".join(map(str, _key(row)))
-    return hashlib.sha256(ids.encode()).hexdigest()
+    return tie_break(_key(row))
 
 
 def _preferences_row(prompt_id: str, task: str, ranked: list[Row]) -> Row:

@@ -20,6 +20,7 @@ from perpo_pipeline.evaluate.printing import metrics_table, splits_table
 from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.merge.evaluations import Evaluation
 from perpo_pipeline.status.lineage import Traced
+from perpo_pipeline.status.published import cell, lineage_row
 from perpo_pipeline.store.artifacts import Json, Version
 from perpo_pipeline.vlm.image_limits import (
     GRIDS,
@@ -30,35 +31,6 @@ from perpo_pipeline.vlm.image_limits import (
 
 PAPER = "https://arxiv.org/abs/2502.04371"
 PIPELINE_TAG = "image-text-to-text"
-PUBLISHED_SETTINGS = (
-    "min_pixels",
-    "max_pixels",
-    "max_tiles",
-    "source",
-    "split",
-    "splits",
-    "datasets",
-    "num_prompts",
-    "per_dataset",
-    "backend",
-    "num_samples",
-    "temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "max_new_tokens",
-    "seed",
-    "reward",
-    "strategy",
-    "min_margin",
-    "max_margin",
-    "list_size",
-    "drop_unparsed",
-    "equal_datasets",
-    "max_lists",
-    "keep_earlier",
-)
-"""The settings of earlier artifacts that the card shows; others may name paths on a disk."""
 SUBJECTS = {
     "adapter": "This model",
     "base": "The base model, on the same prompts",
@@ -105,7 +77,7 @@ def model_card(
         grids=image_arguments.get(GRIDS),
         box_format=box_format,
         box_question=_question(box_format) if box_format else "",
-        data=[_data_row(traced) for traced in lineage if traced.artifact != "adapter"],
+        data=[lineage_row(traced) for traced in lineage if traced.artifact != "adapter"],
         counts=", ".join(f"{value} {name}" for name, value in manifest["counts"].items()),
         training=_yaml({name: value for name, value in settings.items() if name != "model"}),
         splits=_over_splits(evaluations),
@@ -133,15 +105,10 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = cell
     environment.filters["condition"] = _condition
     environment.filters["metrics_table"] = metrics_table
     return environment.get_template("card.md")
-
-
-def _cell(text: str) -> str:
-    """A text for a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _condition(evaluation: str) -> str:
@@ -182,19 +149,6 @@ def _question(box_format: str) -> str:
         return get_box_format(box_format).instruction
     except ConfigError:
         return ""
-
-
-def _data_row(traced: Traced) -> tuple[str, ...]:
-    rows, settings = "-", "(removed since)"
-    if traced.version is not None:
-        rows = f"{traced.version.manifest['rows']:,}"
-        settings = _published(traced.version.manifest["settings"])
-    return traced.artifact, traced.variant, f"`{traced.fingerprint}`", rows, settings
-
-
-def _published(settings: Json) -> str:
-    known = {k: settings[k] for k in PUBLISHED_SETTINGS if settings.get(k) not in (None, [], {})}
-    return ", ".join(f"{name} {value}" for name, value in known.items())
 
 
 def _package_rows(record: Mapping[str, Any], manifest: Json) -> list[tuple[str, str, str]]:

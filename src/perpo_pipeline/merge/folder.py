@@ -3,18 +3,17 @@
 Its file `perpo_merge.json` records what the model was made from.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.atomic import os_errors_explained, sync_directory, write_atomically
+from perpo_pipeline.store.whole_folder import locked, part_of, replacing
 
 RECORD, CARD = "perpo_merge.json", "README.md"
 RECORD_FORMAT = 1
@@ -61,7 +60,7 @@ def write_folder(
     out: Path, record: Record, write: Callable[[Path], None], card: Callable[[Record], str]
 ) -> None:
     """Let `write` fill a new folder, add card and record, then move the folder to `out`."""
-    with os_errors_explained(out, RESTARTS), _replacing(out) as folder:
+    with os_errors_explained(out, RESTARTS), replacing(out, settle=_settle_files) as folder:
         write(folder)
         _declare_dtype(folder / "config.json", record["dtype"])
         sizes = {file.name: _size(file) for file in sorted(folder.iterdir())}
@@ -71,8 +70,8 @@ def write_folder(
 
 def remove_leftover(out: Path) -> None:
     """Remove what a merge into `out` left that was killed once its folder was in place."""
-    if _part(out).is_dir():
-        with _locked(out) as part:
+    if part_of(out).is_dir():
+        with locked(out) as part:
             shutil.rmtree(part, ignore_errors=True)
 
 
@@ -99,42 +98,6 @@ def _read_record(out: Path) -> Record | None:
 
 def _size(file: Path) -> int | None:
     return file.stat().st_size if file.is_file() else None
-
-
-def _part(out: Path) -> Path:
-    """Where `out` is written before it is moved to its place."""
-    return out.with_name(f".{out.name}.part")
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[Path]:
-    """The folder beside `out` to write in; only one process at a time gets it."""
-    part = _part(out)
-    part.mkdir(parents=True, exist_ok=True)
-    with (part / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(
-                "another process is writing there", where=str(out), fix="wait until it ends"
-            ) from None
-        yield part
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A new folder that is moved to `out` at the end."""
-    with _locked(out) as part:
-        folder = part / "model"
-        shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
-        try:
-            folder.mkdir()
-            yield folder
-            _settle_files(folder)
-            os.replace(folder, out)
-            sync_directory(out.parent)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def _settle_files(folder: Path) -> None:

@@ -408,10 +408,15 @@ def _with_checked_truth(entry: Entry, image: ImageFacts, request: Request) -> En
     def convert_box(box: Any) -> Any:
         return convert(as_xyxy(box, request.box))
 
-    box = entry.gt_box(width, height) if callable(entry.gt_box) else convert_box(entry.gt_box)
-    boxes, polygon, point = entry.gt_boxes, convert(entry.gt_polygon), convert(entry.gt_point)
-    if isinstance(boxes, list | tuple):
-        boxes = [convert_box(one) for one in boxes]
+    def known(found: Any, convert_it: Callable[[Any], Any]) -> Any:
+        """A truth in pixels: as its function says, or as the file's numbers are converted."""
+        return found(width, height) if callable(found) else convert_it(found)
+
+    box = known(entry.gt_box, convert_box)
+    point, polygon = known(entry.gt_point, convert), convert(entry.gt_polygon)
+    boxes = entry.gt_boxes(width, height) if callable(entry.gt_boxes) else entry.gt_boxes
+    if isinstance(entry.gt_boxes, list | tuple):
+        boxes = [convert_box(one) for one in entry.gt_boxes]
     if fault := truth_fault(box, boxes, polygon, width, height, point):
         raise RowFault(fault + _converted_from(request))
     return replace(

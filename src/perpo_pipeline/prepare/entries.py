@@ -78,8 +78,9 @@ class ImageBytes:
 class Entry:
     """One prompt as its dataset's file has it; its truth is checked when the image is known.
 
-    `place` is its place in the file, for messages: "line 2". Boxes are xyxy in pixels; `gt_box` may
-    also be a function of (width, height) that returns a box or raises `RowFault`. `size` is the
+    `place` is its place in the file, for messages: "line 2". Boxes are xyxy in pixels; `gt_box`,
+    `gt_boxes` and `gt_point` may also be functions of the image's (width, height) that return them
+    or raise `RowFault`. `size` is the
     (width, height) that the file claims. `extra` holds other columns of the row,
     as `fields.extra_text` writes them.
 

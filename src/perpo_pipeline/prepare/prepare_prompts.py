@@ -18,6 +18,7 @@ from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.fox import read_fox
 from perpo_pipeline.prepare.label_studio import read_label_studio
 from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
+from perpo_pipeline.prepare.messages import read_messages
 from perpo_pipeline.prepare.pages import read_pages
 from perpo_pipeline.prepare.perpo_json import read_perpo_json
 from perpo_pipeline.prepare.preview import Sheet, make_sheet
@@ -55,6 +56,7 @@ READERS: dict[str, Callable[[Any, Request], Prepared]] = {
     "yolo": read_yolo,
     "fox": read_fox,
     "pages": read_pages,
+    "messages": read_messages,
     "perpo-json": read_perpo_json,
     "prompts": read_prompts,
 }

@@ -81,7 +81,7 @@ def _expected_of(
         question = get_box_format(config.model.box_format).instruction
         found["instruction"] = ("model.box_format", question)
     for name in ("box_format", "box_frame"):
-        if name in recorded:
+        if name in recorded and name not in found:  # chats have settings of their own
             found[name] = (f"model.{name}", getattr(config.model, name))
     if "seed" in recorded:
         found["seed"] = ("seed", config.seed)

@@ -20,12 +20,14 @@ PARTS_HELD = 8
 class PromptLookup:
     """Columns of prompts by prompt_id; several threads may use it at once.
 
-    Holds the key of every prompt, and the other columns of at most `PARTS_HELD` parts.
+    Holds the key of every prompt, and the other columns of at most `parts_held` parts.
     Raises `ArtifactError` if a prompt_id occurs twice.
     """
 
-    def __init__(self, prompts: Version, columns: Sequence[str]) -> None:
-        self.prompts = prompts
+    def __init__(
+        self, prompts: Version, columns: Sequence[str], parts_held: int = PARTS_HELD
+    ) -> None:
+        self.prompts, self.parts_held = prompts, parts_held
         self.columns = ["prompt_id", *(name for name in columns if name != "prompt_id")]
         self.paths = prompts.parts()
         keys = [
@@ -52,7 +54,7 @@ class PromptLookup:
                 self._held.move_to_end(index)
             else:
                 self._held[index] = pl.DataFrame(self.prompts.part(index, self.columns))
-                while len(self._held) > PARTS_HELD:
+                while len(self._held) > self.parts_held:
                     self._held.popitem(last=False)
             return self._held[index]
 

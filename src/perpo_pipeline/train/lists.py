@@ -3,7 +3,6 @@
 SFT trains on the ground truth, DPO on the best and the worst completion, the others on all.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from perpo_pipeline.answers.placement import place_frame
 from perpo_pipeline.config.methods import Method
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
+from perpo_pipeline.seeds import tie_break
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.vlm.chat import AnswerTurn
 from perpo_pipeline.vlm.image_place import row_turns
@@ -226,11 +226,7 @@ def target_token_ids(vlm: "Vlm", prompt: "Asked", answer: str, turn: AnswerTurn)
 
 def _pick(entry: TrainingList, reward: float) -> int:
     ties = [i for i, r in enumerate(entry.rewards) if r == reward]
-    return min(ties, key=lambda i: _token_hash(entry.completions[i]))
-
-
-def _token_hash(token_ids: Sequence[int]) -> str:
-    return hashlib.sha256(",".join(map(str, token_ids)).encode()).hexdigest()
+    return min(ties, key=lambda i: tie_break(entry.completions[i]))
 
 
 def _find(table: Mapping[str, Any], prompt_id: str, name: str) -> Any:

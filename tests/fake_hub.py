@@ -53,7 +53,7 @@ class FakeHub:
 
     def get(self, path: str) -> tuple[int, Any]:
         self.paths.append(path)
-        name = path.split("?")[0].removeprefix("/api/models/").removesuffix("/revision/main")
+        name = _name_in(path.split("?")[0]).removesuffix("/revision/main")
         if name not in self.private:
             return 404, {"error": "Repository not found"}
         return 200, {"id": name, "private": self.private[name]}
@@ -67,7 +67,7 @@ class FakeHub:
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
-        name, action = path.removeprefix("/api/models/").rsplit("/", 2)[:2]
+        name, action = _name_in(path).rsplit("/", 2)[:2]
         return self.preupload(body) if action == "preupload" else self.commit(name, body)
 
     def create(self, asked: Any) -> tuple[int, Any]:
@@ -91,3 +91,8 @@ class FakeHub:
                 value = line["value"]
                 self.files[name][value["path"]] = base64.b64decode(value["content"])
         return 200, {"commitUrl": f"{self.url}/{name}/commit/0", "commitOid": "0" * 40}
+
+
+def _name_in(path: str) -> str:
+    """What stands behind the kind of repository; datasets have their own."""
+    return path.removeprefix("/api/models/").removeprefix("/api/datasets/")

@@ -1,13 +1,18 @@
-"""Upload a merged model to a hub, as the user who is logged in there."""
+"""Upload a folder to a hub, as the user who is logged in there."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from perpo_pipeline.errors import ArtifactError, ConfigError, first_line
-from perpo_pipeline.run import Console
 
 REASON_LINES = 3  # the first line says "bad request", the next ones say why
+KEPT = {"model": "merged model", "dataset": "export"}
+AGAIN = {
+    "model": "run the same command again",
+    "dataset": "upload the folder: hf upload REPO FOLDER --repo-type dataset",
+}
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
@@ -32,35 +37,41 @@ def check_can_push(name: str) -> None:
         raise ConfigError("--push-to-hub needs a token for the hub, and none is set", fix=LOG_IN)
 
 
-def push(folder: Path, name: str, *, private: bool, console: Console) -> str:
-    """Upload `folder` as the model `name`, which is created if needed; returns its address.
+def push(
+    folder: Path,
+    name: str,
+    *,
+    kind: Literal["model", "dataset"],
+    private: bool,
+    quiet: bool,
+    message: str,
+) -> str:
+    """Upload `folder` as the model or dataset `name`, made if needed; returns its address.
 
-    Raises ArtifactError if the hub or the network refuses the upload, and if a private repository
-    is wanted but the existing one is public. The folder is not changed.
+    `message` is the commit's. Raises ArtifactError if the hub or the network refuses the upload,
+    and if a private repository is wanted but the existing one is public. The folder is not changed.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if console.quiet:
+    if quiet:
         disable_progress_bars()
     api = HfApi()
-    with _refusals_explained(folder, name):
-        repository = api.create_repo(name, private=private or None, exist_ok=True)
-        if private and not api.repo_info(repository.repo_id).private:
+    with _refusals_explained(folder, name, kind):
+        repository = api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
+        found = repository.repo_id
+        if private and not api.repo_info(found, repo_type=kind).private:
             raise ArtifactError(
-                f"{repository.repo_id} already exists and is not private: nothing was uploaded",
+                f"{found} already exists and is not private: nothing was uploaded",
                 where=str(repository),
                 fix="make the repository private on its page, or choose another name",
             )
-        api.upload_folder(
-            repo_id=repository.repo_id, folder_path=folder, commit_message="Merged by perpo"
-        )
-    console.say(f"merge: pushed to {repository}")
+        api.upload_folder(repo_id=found, repo_type=kind, folder_path=folder, commit_message=message)
     return str(repository)
 
 
 @contextmanager
-def _refusals_explained(folder: Path, name: str) -> Iterator[None]:
+def _refusals_explained(folder: Path, name: str, kind: str) -> Iterator[None]:
     """Any error as an ArtifactError without the token.
 
     The library raises its own errors, those of its HTTP client and those of its transfer engine.
@@ -77,6 +88,6 @@ def _refusals_explained(folder: Path, name: str) -> Iterator[None]:
         raise ArtifactError(
             f"{name} could not be pushed: {reason.replace(get_token() or reason, '***')}",
             where=str(folder),
-            fix="the merged model is kept: check that the hub can be reached and that the token "
-            "has write access, then run the same command again",
+            fix=f"the {KEPT[kind]} is kept: check that the hub can be reached and that the token "
+            f"has write access, then {AGAIN[kind]}",
         ) from error

@@ -1,0 +1,106 @@
+"""`perpo export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perpo_pipeline.commands.options import (
+    DEFAULT_CONFIG,
+    AllowStale,
+    Config,
+    Debug,
+    Preferences,
+    Prompts,
+    Quiet,
+    RunName,
+    Set,
+    open_run,
+)
+from perpo_pipeline.errors import ConfigError
+
+
+def export(
+    to: Annotated[
+        str,
+        typer.Option(
+            help="what the folder is for: trl, trl-ranked, lists, llamafactory, ms-swift, sft, grpo"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="folder to write; must be empty or new")],
+    config: Config = DEFAULT_CONFIG,
+    split: Annotated[str, typer.Option(help="the split whose lists or prompts are exported")] = (
+        "train"
+    ),
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            help="best-worst: one pair of each list (the default); all: every two completions of a "
+            "list whose rewards differ"
+        ),
+    ] = None,
+    min_margin: Annotated[
+        float | None,
+        typer.Option(help="keep pairs whose rewards differ by at least this much; default: 0"),
+    ] = None,
+    embed_images: Annotated[
+        bool,
+        typer.Option("--embed-images", help="put the images into the folder, not only their paths"),
+    ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(help="upload as this dataset; the token comes from the login or HF_TOKEN"),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="with --push-to-hub: upload to a private repository")
+    ] = False,
+    preferences: Preferences = None,
+    prompts: Prompts = None,
+    sets: Set = None,
+    run: RunName = None,
+    allow_stale: AllowStale = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's lists or prompts as a dataset that another training tool reads.
+
+    trl, llamafactory and ms-swift are pairs for DPO in the layout of that tool; trl-ranked and
+    lists are whole lists with rewards; sft is the best completion of each list; grpo is the
+    prompts with their truths. Reads preferences (grpo: prompts). Writes a folder with a dataset
+    card, whole or not at all, and prints its path.
+
+    Example: perpo export --to trl --out exports/trl --config configs/demo.yaml
+
+    Example: perpo export --to llamafactory --out exports/factory --pairs all --min-margin 0.4
+    """
+    from perpo_pipeline.export.export_run import Request
+    from perpo_pipeline.export.export_run import export as export_run
+    from perpo_pipeline.hub import check_can_push, push
+
+    if private and push_to_hub is None:
+        raise ConfigError("--private needs --push-to-hub", fix="give both, or neither")
+    if push_to_hub is not None and not embed_images:
+        raise ConfigError(
+            "--push-to-hub without --embed-images would upload paths of this machine",
+            fix="add --embed-images",
+        )
+    request = Request(to, pairs, min_margin, embed_images)
+    request.check()
+    if push_to_hub is not None:
+        check_can_push(push_to_hub)
+    opened = open_run(
+        config,
+        sets,
+        run=run,
+        quiet=quiet,
+        inputs={"preferences": preferences, "prompts": prompts},
+        allow_stale=allow_stale,
+    )
+    export_run(opened, split, out, request)
+    if push_to_hub is not None:
+        message = f"Exported by perpo for {to}"
+        place = push(
+            out, push_to_hub, kind="dataset", private=private, quiet=quiet, message=message
+        )
+        opened.say(f"export: pushed to {place}")
+    print(out)

@@ -1,0 +1,1 @@
+"""A finished run's lists and prompts as the datasets that other training tools read."""

@@ -1,0 +1,242 @@
+"""The tools for which a run can be exported: what each reads, in which files.
+
+A target has a function that turns one part of the run into a table. Sources of the layouts:
+
+- TRL 1.16: docs/source/dataset_formats.md ('Vision datasets': conversational rows with parts, and a
+  list `images`); `DataCollatorForVisionPreference` in trl/trainer/dpo_trainer.py reads `prompt`,
+  `chosen`, `rejected`, `images`, the SFT trainer `prompt`, `completion`, `images`. It has no
+  documented layout for ranked lists; `trl-ranked` has its conversational form.
+- LLaMA-Factory: data/README.md (hiyouga/LlamaFactory at ff6d4d1), 'Sharegpt Format': 'Preference
+  Dataset' and 'Multimodal Image Dataset': as many `<image>` as images.
+- ms-swift: docs/source_en/Customization/Custom-dataset.md (modelscope/ms-swift at 3602360),
+  'DPO/ORPO/CPO/SimPO/RM': with `rejected_messages`, `rejected_images` must be given, too.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from perpo_pipeline.export import chats, files
+from perpo_pipeline.export.images import ExportedImages
+from perpo_pipeline.store.schemas import PROMPTS
+
+Row = Mapping[str, Any]
+Columns = dict[str, pa.Array]
+Needs = Literal["pairs", "best", "lists", "prompts"]
+TRUTHS = PROMPTS.role("truth")
+ABOUT = ("prompt_id", "dataset", "task")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a run: `prompts` (P rows), and what was chosen from the list of each.
+
+    `of_prompt`, `(R,)`, is the prompt of each exported row. Of pairs, `answers` holds `chosen` and
+    `rejected` and `rewards` theirs, of the best alone `chosen`, `(R,)` each; `lists` are the
+    PREFERENCES columns of whole lists.
+    """
+
+    prompts: Sequence[Row]
+    of_prompt: npt.NDArray[np.int64]
+    images: ExportedImages
+    system_prompt: str | None
+    answers: Mapping[str, pa.Array]
+    rewards: Mapping[str, pa.Array]
+    lists: pa.Table | None = None
+
+    def turns(self) -> list[list[chats.Turn]]:
+        """The turns of each prompt, `(P,)`."""
+        return [chats.turns_of(row, self.system_prompt) for row in self.prompts]
+
+    def rows(self, column: pa.Array) -> pa.Array:
+        """A column with a value per prompt, `(P,)`, for the exported rows, `(R,)`."""
+        if len(self.of_prompt) == len(column) and (np.diff(self.of_prompt) == 1).all():
+            return column
+        return column.take(pa.array(self.of_prompt))
+
+    def about(self, *names: str) -> Columns:
+        """Columns of the prompts."""
+        kinds = PROMPTS.columns
+        return {
+            name: self.rows(pa.array([row[name] for row in self.prompts], kinds.field(name).type))
+            for name in names
+        }
+
+    def images_inside(self) -> pa.Array:
+        """The column `images` of tables that hold images."""
+        return self.rows(self.images.inside(self.prompts))
+
+    def image_paths(self) -> pa.Array:
+        """The column `images` of paths."""
+        return self.rows(self.images.paths(self.prompts))
+
+    def of_rewards(self) -> Columns:
+        """The rewards of the answers: `chosen_reward` and `rejected_reward`, or `reward`."""
+        if len(self.rewards) == 1:
+            return {"reward": self.rewards["chosen"]}
+        return {f"{name}_reward": values for name, values in self.rewards.items()}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layout: what it needs of a run, its table, its files, and how its tool reads them.
+
+    `load` shows that in the card: `{folder}`, `{split}` and `{name}` are put in. `text_places`: the
+    layout has the images' places as `<image>` in its texts, so answers must not spell it.
+    """
+
+    needs: Needs
+    table: Callable[[Part], Columns]
+    open: Callable[[Path, str], AbstractContextManager[files.Sink]]
+    load: str
+    language: str = "python"
+    text_places: bool = False
+    beside: Callable[[Path, str, str], None] | None = None  # other files: (folder, split, name)
+
+
+def _trl(part: Part) -> Columns:
+    return {
+        "prompt": part.rows(chats.structured_prompts(part.turns())),
+        "chosen": chats.structured_answers(part.answers["chosen"]),
+        "rejected": chats.structured_answers(part.answers["rejected"]),
+        "images": part.images_inside(),
+        **part.about(*ABOUT),
+        **part.of_rewards(),
+    }
+
+
+def _sft(part: Part) -> Columns:
+    return {
+        "prompt": part.rows(chats.structured_prompts(part.turns())),
+        "completion": chats.structured_answers(part.answers["chosen"]),
+        "images": part.images_inside(),
+        **part.about(*ABOUT),
+        **part.of_rewards(),
+    }
+
+
+def _ranked(part: Part) -> Columns:
+    lists = _lists(part)
+    texts = lists.pop("completions")
+    answers = chats.structured_answers(texts.flatten())
+    return {
+        "prompt": chats.structured_prompts(part.turns()),
+        "completions": pa.ListArray.from_arrays(texts.offsets, answers),
+        **{name: column for name, column in lists.items() if name not in ("prompt", "history")},
+    }
+
+
+def _lists(part: Part) -> Columns:
+    assert part.lists is not None
+    columns = {
+        name: part.lists[name].combine_chunks()
+        for name in ("completions", "rewards", "counts", "parse_ok", "finish_reasons", "margin")
+    }
+    return {
+        **part.about("prompt", "history"),
+        **columns,
+        "images": part.images_inside(),
+        **part.about(*ABOUT, "box_image", *TRUTHS),
+    }
+
+
+def _grpo(part: Part) -> Columns:
+    return {
+        "prompt": chats.structured_prompts(part.turns()),
+        "images": part.images_inside(),
+        **part.about(*ABOUT, "box_image", "width", "height", *TRUTHS, "extra"),
+    }
+
+
+def _llamafactory(part: Part) -> Columns:
+    return {
+        "conversations": part.rows(chats.sharegpt_chats(part.turns())),
+        "chosen": chats.sharegpt_answers(part.answers["chosen"]),
+        "rejected": chats.sharegpt_answers(part.answers["rejected"]),
+        "images": part.image_paths(),
+        **part.about("prompt_id"),
+        **part.of_rewards(),
+    }
+
+
+def _dataset_info(folder: Path, split: str, name: str) -> None:
+    """dataset_info.json: what LLaMA-Factory must know of the file."""
+    columns = {key: key for key in ("chosen", "rejected", "images")}
+    entry = {
+        "file_name": files.json_lines_file(folder, split).name,
+        "formatting": "sharegpt",
+        "ranking": True,
+        "columns": {"messages": "conversations", **columns},
+    }
+    text = json.dumps({name: entry}, indent=2, ensure_ascii=False) + "\n"
+    (folder / "dataset_info.json").write_text(text, encoding="utf-8")
+
+
+def _ms_swift(part: Part) -> Columns:
+    turns = part.turns()
+    images = part.image_paths()
+    whole = {name: _answered(part, turns, name) for name in ("chosen", "rejected")}
+    return {
+        "messages": whole["chosen"],
+        "rejected_messages": whole["rejected"],
+        "images": images,
+        "rejected_images": images,
+        **part.about("prompt_id"),
+        **part.of_rewards(),
+    }
+
+
+def _answered(part: Part, turns: list[list[chats.Turn]], name: str) -> pa.Array:
+    texts = part.answers[name].to_pylist()
+    return chats.openai_chats(
+        [*turns[prompt], chats.Turn(chats.ASSISTANT, (text,))]
+        for prompt, text in zip(part.of_prompt.tolist(), texts, strict=True)
+    )
+
+
+_LOAD = 'from datasets import load_dataset\n\ndataset = load_dataset("{folder}", split="{split}")\n'
+
+
+def _by_trainer(name: str, more: str = "") -> str:
+    length = "" if name == "GRPO" else ", max_length=None"
+    return (
+        f"from trl import {name}Config, {name}Trainer\n{_LOAD}"
+        f'arguments = {name}Config(output_dir="out"{length})\n'
+        f"trainer = {name}Trainer(model, args=arguments, {more}train_dataset=dataset)"
+    )
+
+
+TARGETS: dict[str, Target] = {
+    "trl": Target("pairs", _trl, files.parquet_files, _by_trainer("DPO")),
+    "trl-ranked": Target("lists", _ranked, files.parquet_files, _LOAD.rstrip()),
+    "lists": Target("lists", _lists, files.parquet_files, _LOAD.rstrip()),
+    "llamafactory": Target(
+        "pairs",
+        _llamafactory,
+        files.json_lines,
+        "stage: dpo\ndataset_dir: {folder}\ndataset: {name}",
+        language="yaml",
+        text_places=True,
+        beside=_dataset_info,
+    ),
+    "ms-swift": Target(
+        "pairs",
+        _ms_swift,
+        files.json_lines,
+        "ROOT_IMAGE_DIR={folder} swift rlhf --rlhf_type dpo --dataset {folder}/{split}.jsonl",
+        language="bash",
+        text_places=True,
+    ),
+    "sft": Target("best", _sft, files.parquet_files, _by_trainer("SFT")),
+    "grpo": Target(
+        "prompts", _grpo, files.parquet_files, _by_trainer("GRPO", "reward_funcs=[reward], ")
+    ),
+}
+"""The layouts by the name that `perpo export --to` takes."""
