@@ -114,9 +114,7 @@ def references_are_of_plain_forwards(base: Vlm) -> None:
 def what_has_changed(adapter: Version) -> set[str]:
     """The layers whose LoRA is no longer zero."""
     weights = load_file(adapter.path / "adapter_model.safetensors")
-    return {
-        key.split(".")[-3] for key, value in weights.items() if "lora_B" in key and value.any()
-    }
+    return {key.split(".")[-3] for key, value in weights.items() if "lora_B" in key and value.any()}
 
 
 def predictions_are_greedy(vlm: Vlm) -> list[float]:
@@ -125,7 +123,5 @@ def predictions_are_greedy(vlm: Vlm) -> list[float]:
     evaluated = made("predictions/perpo@test").table().to_pylist()
     prompts = [encode_row(vlm, rows[one["prompt_id"]], "processor") for one in evaluated]
     found = greedy_decode(vlm, prompts, max_new_tokens=12)
-    assert [[*one.token_ids] for one in found] == [
-        one["completion_token_ids"] for one in evaluated
-    ]
+    assert [[*one.token_ids] for one in found] == [one["completion_token_ids"] for one in evaluated]
     return [one.sampler_logprob for one in found]

@@ -103,7 +103,10 @@ class VllmBackend:
         path, arguments = self.held.enter_context(
             limited_model(path, self.weightless.image_arguments)
         )
-        self.llm = start_engine(self.vllm, path, dtype, lora_rank, setup.settings, arguments)
+        own_code = setup.resolved.own_code
+        self.llm = start_engine(
+            self.vllm, path, dtype, lora_rank, setup.settings, arguments, own_code=own_code
+        )
         self.lora = None
         if lora_rank is not None:
             request = import_vllm("vllm.lora.request").LoRARequest

@@ -116,10 +116,13 @@ def start_engine(
     lora_rank: int | None,
     settings: InferenceConfig,
     image_arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    *,
+    own_code: bool = False,
 ) -> Any:
     """Start vLLM's `LLM` with the model at `path`; raises ConfigError if vLLM cannot serve it.
 
-    `image_arguments` limit the size of images (see `Vlm.image_arguments`).
+    `image_arguments` limit the size of images (see `Vlm.image_arguments`). `own_code`: the model's
+    own code may run.
     """
     special: dict[str, Any] = {}
     if lora_rank is not None:
@@ -136,7 +139,7 @@ def start_engine(
                 dtype=dtype,
                 seed=0,  # each request has its own seed
                 generation_config="vllm",
-                trust_remote_code=False,
+                trust_remote_code=own_code,
                 limit_mm_per_prompt={"image": 1},
                 mm_processor_kwargs={**PIL_BACKEND, **image_arguments},
                 enable_prefix_caching=True,

@@ -27,7 +27,8 @@ def model_difference(manifest: Json, model: ModelConfig, cache: Path) -> Differe
     if is_on_hub(model.id):
         return _hub_difference(recorded, name, model)
     try:
-        now = compute_identity(resolve_model(model.id), cache)
+        here = resolve_model(model.id, trust_remote_code=model.trust_remote_code)
+        now = compute_identity(here, cache)
     except (InputError, OSError):
         is_known = name in (None, model.id)
         return None if is_known else Difference(KEY, name, model.id)
