@@ -34,6 +34,22 @@ def _forget_the_invocation() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Qwen3.5 (tests/tiny_recurrent.py); no test may change it."""
+    from tiny_recurrent import save_tiny_qwen3_5
+
+    return save_tiny_qwen3_5(tmp_path_factory.mktemp("qwen3_5"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Gemma 3 (tests/tiny_untried.py); no test may change it."""
+    from tiny_untried import save_untried
+
+    return save_untried("gemma3", tmp_path_factory.mktemp("gemma3"))
+
+
+@pytest.fixture(scope="session")
 def realdata() -> Path:
     """The folder of real data with known answers, which is not part of the project.
 

@@ -38,14 +38,13 @@ from perpo_pipeline.vlm.prompts import encode_prompt
     ],
 )
 def test_a_model_with_windows_is_proven_and_described(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Family | None, tests: str
+    tiny_gemma3: Path, monkeypatch: pytest.MonkeyPatch, record: Family | None, tests: str
 ) -> None:
     if record is None:
         monkeypatch.setattr(families, "FAMILIES", without("gemma3"))
     else:
         monkeypatch.setitem(FAMILIES, "gemma3", record)
-    directory = save_untried("gemma3", tmp_path)
-    found = examine_model(ModelConfig(id=str(directory), dtype="float32", device="cpu"))
+    found = examine_model(ModelConfig(id=str(tiny_gemma3), dtype="float32", device="cpu"))
     assert found["family"] == tests
     assert found["text layers"] == (
         f"sliding_attention (the last {NARROW} tokens, images both ways) and "

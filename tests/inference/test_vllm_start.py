@@ -74,11 +74,18 @@ def test_the_engine_is_in_this_process_whatever_the_environment_says() -> None:
 
 
 class TestStart:
-    def start(self, monkeypatch: pytest.MonkeyPatch, engine: Any, *, is_cpu: bool) -> Any:
+    def start(
+        self, monkeypatch: pytest.MonkeyPatch, engine: Any, *, is_cpu: bool, own_code: bool = False
+    ) -> Any:
         monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda: is_cpu)
         settings = SampleConfig(gpu_memory_utilization=0.4)
         return vllm_engine.start_engine(
-            SimpleNamespace(LLM=engine), Path("model"), "float32", None, settings
+            SimpleNamespace(LLM=engine),
+            Path("model"),
+            "float32",
+            None,
+            settings,
+            own_code=own_code,
         )
 
     def test_the_share_of_memory_is_set_only_on_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +93,14 @@ class TestStart:
         assert given["gpu_memory_utilization"] == 0.4
         given = self.start(monkeypatch, lambda path, **settings: settings, is_cpu=True)
         assert "gpu_memory_utilization" not in given
+
+    @pytest.mark.parametrize("own_code", [False, True])
+    def test_code_of_the_model_runs_only_where_it_is_trusted(
+        self, monkeypatch: pytest.MonkeyPatch, own_code: bool
+    ) -> None:
+        start = lambda path, **settings: settings  # noqa: E731
+        given = self.start(monkeypatch, start, is_cpu=True, own_code=own_code)
+        assert given["trust_remote_code"] is own_code
 
     def test_an_engine_that_cannot_start_says_what_to_change(
         self, monkeypatch: pytest.MonkeyPatch

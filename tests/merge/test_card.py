@@ -332,8 +332,8 @@ def test_the_example_has_the_system_turn_and_arguments_of_training() -> None:
 def test_the_system_turn_has_the_form_that_the_base_s_template_reads(
     tmp_path: Path, writes: str, content: Any
 ) -> None:
-    base = save_tiny_family("qwen3_vl", tmp_path / "base")
-    (base / "chat_template.jinja").write_text(
+    base = resolve_model(str(save_tiny_family("qwen3_vl", tmp_path / "base")))
+    (base.path / "chat_template.jinja").write_text(
         f"{{% for message in messages %}}{writes}{{% endfor %}}"
     )
     found = trained_system_turn(base, {"system_prompt": "Be kind."})

@@ -274,7 +274,7 @@ def test_a_hub_model_is_requested_at_the_commit_of_the_training(
     commit = "0123456789abcdef0123456789abcdef01234567"
     asked = []
 
-    def snapshot(model_id: str, revision: str | None) -> Path:
+    def snapshot(model_id: str, revision: str | None, *, code: bool) -> Path:
         asked.append((model_id, revision))
         if not (tmp_path / commit).exists():
             llava.rename(tmp_path / commit)

@@ -100,6 +100,7 @@ def settings_of(config: RunConfig, node: Node) -> Mapping[str, Any]:
         **limits_of(model).given(),
         **counted_chat_settings(model),
         **({} if model.quantization is None else {"quantization": model.quantization}),
+        **({"trust_remote_code": True} if model.trust_remote_code else {}),
     }
     if name == "prompts":
         return _prompts(config, node.variant)

@@ -42,17 +42,12 @@ TARGETS = (
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_qwen3_5(tmp_path_factory.mktemp("qwen3_5"))
-
-
-@pytest.fixture(scope="module")
 def with_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_qwen3_5(tmp_path_factory.mktemp("qwen3_5_moe"), experts=True)
 
 
-def qwen3_5(directory: Path) -> tuple[Vlm, list[CompletionList]]:
-    vlm = as_qwen3_5(directory)
+def qwen3_5(folder: Path) -> tuple[Vlm, list[CompletionList]]:
+    vlm = as_qwen3_5(folder)
     prompts = [
         encode_prompt(
             vlm,
@@ -79,11 +74,11 @@ def with_completions(vlm: Vlm, prompts: Sequence[EncodedPrompt]) -> list[Complet
 
 @pytest.fixture(params=["qwen3_5", "qwen3_5_moe", "lfm2_vl"])
 def family(
-    request: pytest.FixtureRequest, directory: Path, with_experts: Path
+    request: pytest.FixtureRequest, tiny_qwen3_5: Path, with_experts: Path
 ) -> tuple[Vlm, list[CompletionList]]:
     if request.param == "lfm2_vl":
         return lfm2_vl()
-    return qwen3_5(directory if request.param == "qwen3_5" else with_experts)
+    return qwen3_5(tiny_qwen3_5 if request.param == "qwen3_5" else with_experts)
 
 
 def with_adapter(vlm: Vlm) -> Any:
@@ -134,9 +129,9 @@ def test_without_steps_there_is_no_mask(family: tuple[Vlm, list[CompletionList]]
         packed_logps(vlm.model, pack_lists(vlm, lists))
 
 
-def test_gradient_checkpointing_runs_the_same_steps_again(directory: Path) -> None:
+def test_gradient_checkpointing_runs_the_same_steps_again(tiny_qwen3_5: Path) -> None:
     """Also if another batch was packed in between, as for reference log-probabilities."""
-    vlm, lists = qwen3_5(directory)
+    vlm, lists = qwen3_5(tiny_qwen3_5)
     model = with_adapter(vlm)
     use_recurrent_steps(base_model(model))
     batch = pack_lists(vlm, lists)

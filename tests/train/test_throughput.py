@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from tiny_models import save_tiny_llava
-from tiny_recurrent import as_qwen3_5, save_tiny_qwen3_5, tiny_hybrid
+from tiny_recurrent import as_qwen3_5, tiny_hybrid
 from torch.utils.flop_counter import FlopCounterMode
 
 from perpo_pipeline.train import throughput
@@ -127,9 +127,9 @@ def test_windows_and_chunks_leave_pairs_out(
     assert whole[1] - counter.count(rows) == IN_A_LAYER * (2 * 50 * 51 // 2 - plain)
 
 
-def test_of_a_hybrid_only_the_layers_that_attend_have_pairs(tmp_path: Path) -> None:
+def test_of_a_hybrid_only_the_layers_that_attend_have_pairs(tiny_qwen3_5: Path) -> None:
     """Qwen3.5 with one attention layer of four; torch counts the forward products of its pairs."""
-    hybrid = as_qwen3_5(save_tiny_qwen3_5(tmp_path))
+    hybrid = as_qwen3_5(tiny_qwen3_5)
     hybrid.model.set_attn_implementation("eager")
     unfreeze(hybrid, ["language_model"])
     lists = separate_lists(hybrid, [text_list(40, [10])])

@@ -45,7 +45,8 @@ def test_code_of_its_own_is_refused_by_name_and_not_run(copy: Path, tmp_path: Pa
     edit_config(copy, model_type="homebrew", auto_map=code)
     error = error_of(copy)
     assert "asks for Python code of its own (homebrew.py), which perpo never runs" in str(error)
-    assert "trust_remote_code" not in str(error) and not witness.exists()
+    assert "trust_remote_code=True" not in str(error) and not witness.exists()
+    assert "read that code, and set model.trust_remote_code: true" in str(error.fix)
 
 
 def test_a_type_that_transformers_does_not_know_is_named(copy: Path) -> None:

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from PIL import Image
 from scipy.stats import chisquare
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
-from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from perpo_pipeline import cli
 from perpo_pipeline.errors import ConfigError, InputError
@@ -24,7 +22,6 @@ from perpo_pipeline.vlm import decoding
 from perpo_pipeline.vlm import plain_decoding as plain
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
-from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way
@@ -205,73 +202,10 @@ def test_tiles_and_three_axes_are_read_as_in_one_forward(model_type: str, tmp_pa
     assert greedy.token_ids == packed.token_ids
 
 
-def test_every_row_reads_the_whole_image_before_linear_attention() -> None:
+def test_every_row_reads_the_whole_image_before_linear_attention(tiny_qwen3_5: Path) -> None:
     """Qwen3.5 is one of the families whose image `num_return_sequences` would shuffle."""
-    torch.manual_seed(0)
-    config = Qwen3_5Config(
-        text_config={
-            "vocab_size": 100,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "layer_types": ["linear_attention"] * 3 + ["full_attention"],
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": [1, 1, 0],
-                "rope_theta": 1e4,
-                "partial_rotary_factor": 0.25,
-            },
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "num_position_embeddings": 64,
-            "patch_size": 16,
-        },
-        image_token_id=IMAGE_ID,
-        video_token_id=6,
-        vision_start_token_id=4,
-        vision_end_token_id=5,
-    )
-    model = Qwen3_5ForConditionalGeneration(config)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.12)
-    vlm = Vlm(
-        model=model.requires_grad_(False).eval(),
-        processor=None,
-        tokenizer=SimpleNamespace(
-            pad_token_id=0,
-            added_tokens_decoder={},
-            batch_decode=lambda ids, **how: [str(y) for y in ids],
-        ),
-        prove=lambda _: Way(False, "this test reads the prompt once per completion"),
-        family=Family("qwen3_5", known=False),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        eos_token_ids=(2,),
-        image_token_ids=(IMAGE_ID, 6),
-        identity="random",
-    )
-    input_ids = torch.tensor([1, 40, 4, *[IMAGE_ID] * 6, 5, 41, 42, 43])
-    tensors = {
-        "pixel_values": torch.randn(24, 3 * 2 * 16 * 16),  # 4 x 6 patches, 2 x 3 tokens
-        "image_grid_thw": torch.tensor([[1, 4, 6]]),
-    }
-    types = (input_ids == IMAGE_ID).int()
-    prompt = EncodedPrompt(
-        input_ids, tensors, torch.empty(0), 0, (96, 64), (96, 64), (96, 64), token_types=types
-    )
+    vlm = untested(load(tiny_qwen3_5))
+    prompt = encode_prompt(vlm, noise_image(0, 96, 64), TEXTS[1])
     (row,) = sample_lists(
         vlm, [prompt], num_samples=3, temperature=1.0, max_new_tokens=5, seeds=[1]
     )

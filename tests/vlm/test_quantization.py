@@ -229,7 +229,7 @@ def _low_rank(adapter: Path) -> Tensor:
 def test_without_bitsandbytes_there_is_one_error_before_any_download(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def download(*_: object) -> ResolvedModel:
+    def download(*_: object, **__: object) -> ResolvedModel:
         raise AssertionError("downloads")
 
     monkeypatch.setattr(inputs, "resolve_model", download)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import noise_image
-from tiny_recurrent import LAYERS, WIDTH, OneLayer, as_qwen3_5, ready, save_tiny_qwen3_5, tiny_layer
+from tiny_recurrent import LAYERS, WIDTH, OneLayer, as_qwen3_5, ready, tiny_layer
 from torch import Tensor
 
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
@@ -78,8 +78,8 @@ def sampled_and_expected(vlm: Vlm) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def vlm(tmp_path: Path) -> Vlm:
-    vlm = as_qwen3_5(save_tiny_qwen3_5(tmp_path))
+def vlm(tiny_qwen3_5: Path) -> Vlm:
+    vlm = as_qwen3_5(tiny_qwen3_5)
     vlm.eos_token_ids = tuple(range(10, 50))  # so that completions end often
     assert vlm.way.shares_prefix, vlm.way.why
     return vlm
@@ -92,10 +92,10 @@ def test_sampled_logprobs_equal_teacher_forcing(vlm: Vlm) -> None:
 
 @pytest.mark.parametrize("draws", [True, False])
 def test_a_model_that_is_first_asked_for_completions_shares_the_prompt(
-    tmp_path: Path, draws: bool
+    tiny_qwen3_5: Path, draws: bool
 ) -> None:
     """Both are in inference mode; the proof needs gradients, and training uses what it leaves."""
-    vlm = as_qwen3_5(save_tiny_qwen3_5(tmp_path))
+    vlm = as_qwen3_5(tiny_qwen3_5)
     prompt = encode_prompt(vlm, noise_image(0, 48, 40), "where is it?")
     if draws:
         sample_lists(vlm, [prompt], num_samples=2, temperature=1.0, max_new_tokens=3, seeds=[1])

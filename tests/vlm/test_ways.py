@@ -26,8 +26,9 @@ NAMES = ("gemma3", "gemma2", "qwen2_vl-window")
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: save_untried(name, tmp_path_factory.mktemp(name)) for name in NAMES}
+def directories(tmp_path_factory: pytest.TempPathFactory, tiny_gemma3: Path) -> dict[str, Path]:
+    others = {name: save_untried(name, tmp_path_factory.mktemp(name)) for name in NAMES[1:]}
+    return {"gemma3": tiny_gemma3, **others}
 
 
 def load(directory: Path, dtype: str = "float32") -> Vlm:
@@ -259,11 +260,6 @@ def sample_some(vlm: Vlm) -> None:
 # Layers with a recurrent state.
 
 
-@pytest.fixture(scope="module")
-def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_qwen3_5(tmp_path_factory.mktemp("qwen3_5"))
-
-
 def states_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every completion continues from the states of the first prompt."""
     original = LayerStates.repeated
@@ -295,8 +291,8 @@ def states_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_healthy_hybrid_shares(hybrid: Path, dtype: str) -> None:
-    assert load(hybrid, dtype).shares_prefix
+def test_a_healthy_hybrid_shares(tiny_qwen3_5: Path, dtype: str) -> None:
+    assert load(tiny_qwen3_5, dtype).shares_prefix
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -322,9 +318,9 @@ def test_a_fault_of_a_hybrid_is_refused_with_the_figures(
     assert vlm.way.why.startswith("it is not exact on this model: shared prefix against")
 
 
-def test_given_answers_cost_the_same_in_transformers_own_cache(hybrid: Path) -> None:
+def test_given_answers_cost_the_same_in_transformers_own_cache(tiny_qwen3_5: Path) -> None:
     """The further plain run of hybrids in bf16, against one forward per answer."""
-    vlm = load(hybrid)
+    vlm = load(tiny_qwen3_5)
     end = vlm.eos_token_ids[0]
     answers = [[11, 12, end], [13, 14, 15, 16, 17, 18, end], [end]]
     for prompt in ways.made_up_prompts(vlm):
@@ -333,9 +329,9 @@ def test_given_answers_cost_the_same_in_transformers_own_cache(hybrid: Path) -> 
         assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_layers_that_cannot_be_prepared_are_a_reason(hybrid: Path) -> None:
+def test_layers_that_cannot_be_prepared_are_a_reason(tiny_qwen3_5: Path) -> None:
     """As where ZeRO-3 has taken their weights away."""
-    vlm = load(hybrid)
+    vlm = load(tiny_qwen3_5)
     for module in vlm.model.modules():
         if isinstance(module, torch.nn.Conv1d):
             module.weight.data = torch.empty(0)

@@ -116,6 +116,13 @@ class _Stages:
             from perpo_pipeline.merge.merge_adapter import merge
 
             folder.mkdir(parents=True, exist_ok=True)
-            merge(adapter.path, place, model=model.id, revision=model.revision, console=self.opened)
+            merge(
+                adapter.path,
+                place,
+                model=model.id,
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+                console=self.opened,
+            )
             self.made += 1
         return place

@@ -66,10 +66,11 @@ def merge(
         raise ConfigError("--private needs --push-to-hub", fix="give both, or neither")
     if push_to_hub is not None:
         check_can_push(push_to_hub)
-    revision = None
+    revision, trusts = None, False
     if config is not None:
         opened = open_run(config, sets, quiet=quiet, allow_stale=allow_stale)
         model, revision = opened.config.model.id, opened.config.model.revision
+        trusts = opened.config.model.trust_remote_code
         _check_own(opened, adapter)
     console = Console(quiet)
     merged = merge_stage(
@@ -77,6 +78,7 @@ def merge(
         out,
         model=model,
         revision=revision,
+        trust_remote_code=trusts,
         dtype=dtype,
         metrics=metrics or (),
         console=console,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.config.run import RunConfig
 
 IMAGE_SIZE = ("model.min_pixels", "model.max_pixels", "model.max_tiles")
-WEIGHTS = ("model.id", "model.dtype", "model.quantization")
+WEIGHTS = ("model.id", "model.trust_remote_code", "model.dtype", "model.quantization")
 TEMPLATE = ("model.template_date", "model.system_prompt", "model.chat_template_kwargs")
 MODEL = (*WEIGHTS, "model.preprocess", *TEMPLATE, *IMAGE_SIZE)
 BOXES = ("model.box_format", "model.box_frame")
@@ -34,7 +34,7 @@ WHERE_USED = frozenset({"template_date"})
 WHERE_SET = frozenset(
     {
         *("quantization", "min_pixels", "max_pixels", "max_tiles", "shown_image"),
-        *("system_prompt", "chat_template_kwargs", "earlier_lists"),
+        *("system_prompt", "chat_template_kwargs", "earlier_lists", "trust_remote_code"),
         "reference_model",
     }
 )

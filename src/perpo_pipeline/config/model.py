@@ -60,6 +60,11 @@ class ModelConfig(Section):
         "counts the model's content, not its name",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    trust_remote_code: bool = Field(
+        False,
+        description="runs Python code that comes with the model, in every stage and with a warning "
+        "(docs/models.md); `id` is then a local directory, or `revision` a commit",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="number format of the weights; `auto`: bfloat16 on CUDA, else float32. The "

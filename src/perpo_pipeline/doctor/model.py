@@ -22,6 +22,7 @@ from perpo_pipeline.vlm.files import ResolvedModel
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model
 from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
 from perpo_pipeline.vlm.models import Vlm, Way, base_model
+from perpo_pipeline.vlm.own_code import code_files
 from perpo_pipeline.vlm.prompts import encode_prompt, render_prompt
 from perpo_pipeline.vlm.quantization import model_bytes
 from perpo_pipeline.vlm.refusals import REFUSALS
@@ -57,6 +58,7 @@ def examine_model(config: ModelConfig) -> dict[str, str]:
     return {
         "model": config.id,
         "weights": weights,
+        **({"code": _code(resolved)} if resolved.own_code else {}),
         "family": f"{family.name}, {_tests_of(family)}",
         "text layers": str(empty.layers),
         "a prompt is": _shared(way, empty),
@@ -113,6 +115,11 @@ def _shared(way: Way | None, empty: Vlm) -> str:
         return "not proven (not enough memory); a run proves it when it starts"
     way = way or empty.way
     return f"{SHARED[way.shares_prefix]}: {way.why}"
+
+
+def _code(resolved: ResolvedModel) -> str:
+    files = ", ".join(code_files(resolved.path))
+    return f"of its own, which runs (model.trust_remote_code): {files}"
 
 
 def _tests_of(family: Family) -> str:

@@ -288,9 +288,9 @@ def on_this_machine(setup: BackendSetup, versions: Mapping[str, str], own: Path)
 def _model_here(driver: ResolvedModel) -> ResolvedModel:
     """The driver's model on this machine: by hub snapshot, from the package, or by path."""
     if driver.commit is not None or driver.model_id == "testbed":
-        found = resolve_model(driver.model_id, driver.commit)
+        found = resolve_model(driver.model_id, driver.commit, trust_remote_code=driver.own_code)
     else:
-        found = resolve_model(str(driver.path))
+        found = resolve_model(str(driver.path), trust_remote_code=driver.own_code)
     return replace(
         found,
         chat=driver.chat,

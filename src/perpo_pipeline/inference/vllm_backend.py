@@ -107,7 +107,14 @@ class VllmBackend:
             limited_model(path, self.weightless.image_arguments)
         )
         self.llm = start_engine(
-            self.vllm, path, dtype, lora_rank, setup.settings, arguments, images=setup.most_images
+            self.vllm,
+            path,
+            dtype,
+            lora_rank,
+            setup.settings,
+            arguments,
+            images=setup.most_images,
+            own_code=setup.resolved.own_code,
         )
         self.lora = None
         if lora_rank is not None:

@@ -118,11 +118,12 @@ def start_engine(
     image_arguments: Mapping[str, Any] = NO_ARGUMENTS,
     *,
     images: int = 1,
+    own_code: bool = False,
 ) -> Any:
     """Start vLLM's `LLM` with the model at `path`; raises ConfigError if vLLM cannot serve it.
 
     `image_arguments` limit the size of images (see `Vlm.image_arguments`); a prompt has at most
-    `images` of them.
+    `images` of them. `own_code`: the model's own code may run.
     """
     special: dict[str, Any] = {}
     if lora_rank is not None:
@@ -139,7 +140,7 @@ def start_engine(
                 dtype=dtype,
                 seed=0,  # each request has its own seed
                 generation_config="vllm",
-                trust_remote_code=False,
+                trust_remote_code=own_code,
                 limit_mm_per_prompt={"image": images},
                 mm_processor_kwargs={**PIL_BACKEND, **image_arguments},
                 enable_prefix_caching=True,

@@ -58,6 +58,8 @@ def model_card(
     """
     manifest = adapter.manifest
     settings, box_format = manifest["settings"], manifest["notes"].get("box_format")
+    own_code = bool(record.get("own_code"))
+    trusted = ", trust_remote_code=True" if own_code else ""
     return _template().render(
         header=_header(record, settings["method"]),
         paper=PAPER,
@@ -65,14 +67,16 @@ def model_card(
         adapter=adapter,
         settings=settings,
         quantization=record.get("base_quantization"),
+        own_code=own_code,
         system_turn="" if system_turn is None else f"{dict(system_turn)!r}, ",
         template_arguments="".join(
             f"\n    {name}={value!r}," for name, value in _template_arguments(settings).items()
         ),
         base_name=record["base_model"].rsplit("/", 1)[-1],
         limits=str(limits_recorded(settings)),
-        processor_arguments=_as_python(image_arguments),
-        model_arguments=_as_python({k: v for k, v in image_arguments.items() if k == GRIDS}),
+        processor_arguments=trusted + _as_python(image_arguments),
+        model_arguments=trusted
+        + _as_python({k: v for k, v in image_arguments.items() if k == GRIDS}),
         vllm_arguments=json.dumps({**PIL_BACKEND, **option_arguments(image_arguments)}),
         grids=image_arguments.get(GRIDS),
         box_format=box_format,

@@ -32,6 +32,7 @@ from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_mo
 from perpo_pipeline.vlm.image_limits import limits_recorded
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 from perpo_pipeline.vlm.merging import write_merged
+from perpo_pipeline.vlm.own_code import announce_code, code_files, named_code
 from perpo_pipeline.vlm.processors import arguments_from_files, load_processor
 from perpo_pipeline.vlm.quantization import check_installed
 
@@ -44,6 +45,7 @@ def merge(
     *,
     model: str | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     dtype: str = "auto",
     metrics: Sequence[Path] = (),
     console: Console | None = None,
@@ -51,6 +53,7 @@ def merge(
     """Merge `adapter`, an artifact, into its base; write the model to `out`, whole or not at all.
 
     model, revision: the base, if it is no longer found under the name in the adapter's manifest.
+    trust_remote_code: the base's own code may run (`model.trust_remote_code`).
     dtype: the dtype of the written weights; `auto` is that of the training.
     metrics: artifacts for the model card; by default those in the adapter's run.
 
@@ -65,14 +68,15 @@ def merge(
     console = console or Console()
     started = time.monotonic()
     version = open_adapter(adapter)
-    base = find_base(version, model, revision)
+    base = find_base(version, model, revision, trust_remote_code=trust_remote_code)
+    announce_code(base)
     record = _new_record(version, base, dtype)
     place = out.resolve()
     previous = find_previous_merge(place, record)
     evaluations, lineage = evaluations_of(version, metrics), trace([version])
     settings = version.manifest["settings"]
-    arguments = arguments_from_files(base.path, limits_recorded(settings))
-    system = trained_system_turn(base.path, settings)
+    arguments = arguments_from_files(base.path, limits_recorded(settings), own_code=base.own_code)
+    system = trained_system_turn(base, settings)
 
     def card(record: Record) -> str:
         return model_card(record, version, lineage, evaluations, arguments, system)
@@ -115,19 +119,27 @@ def open_adapter(path: Path) -> Version:
 
 
 def find_base(
-    adapter: Version, model: str | None = None, revision: str | None = None
+    adapter: Version,
+    model: str | None = None,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> ResolvedModel:
     """Find the base on this machine and identify it; raises ArtifactError if it is another model.
 
-    If the manifest names a model on a hub, the commit of the training is requested.
+    If the manifest names a model on a hub, the commit of the training is requested. Raises
+    ConfigError where the base needs code of its own, which `trust_remote_code` does not let run:
+    a manifest that somebody else wrote may not decide that.
     """
     asked, revision = (model, revision) if model else _trained_base(adapter)
     try:
-        resolved = resolve_model(asked, revision)
+        resolved = resolve_model(asked, revision, trust_remote_code=trust_remote_code)
     except InputError as error:
         if_moved = "if the base has moved, name its new place with --model"
         fix = "; ".join(filter(None, [error.fix, None if model else if_moved]))
         raise InputError(error.what, where=error.where, fix=fix) from error
+    if adapter.manifest["settings"].get("trust_remote_code") and not trust_remote_code:
+        _refuse_code(resolved)
     caches = [above / IDENTITY_CACHE for above in adapter.path.resolve().parents[:3]]
     cache = next((file for file in caches if file.is_file()), None)
     identity = compute_identity(resolved, cache)
@@ -140,7 +152,17 @@ def find_base(
     return resolved
 
 
-def trained_system_turn(base: Path, settings: Mapping[str, Any]) -> Message | None:
+def _refuse_code(base: ResolvedModel) -> None:
+    if named_code(base.path):
+        raise ConfigError(
+            f"the adapter was trained on {base.model_id} with the model's own Python code "
+            f"({', '.join(code_files(base.path))}), which does not run without your word",
+            where=str(base.path),
+            fix="name the run's file with --config: its model.trust_remote_code must be true",
+        )
+
+
+def trained_system_turn(base: ResolvedModel, settings: Mapping[str, Any]) -> Message | None:
     """The system turn of a training with these settings, as the base's template reads it.
 
     None without one. Raises InputError as `system_form` does.
@@ -148,7 +170,8 @@ def trained_system_turn(base: Path, settings: Mapping[str, Any]) -> Message | No
     chat = recorded_settings(settings)
     if chat.system_prompt is None:
         return None
-    return system_turn(system_form(load_processor(base), chat), chat.system_prompt)
+    processor = load_processor(base.path, own_code=base.own_code)
+    return system_turn(system_form(processor, chat), chat.system_prompt)
 
 
 def _trained_base(adapter: Version) -> tuple[str, str | None]:
@@ -174,6 +197,7 @@ def _new_record(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
         "base_is_directory": is_directory,
         "base_identity": compute_identity(base),
         **({} if base.quantization is None else {"base_quantization": base.quantization}),
+        **({"own_code": True} if base.own_code else {}),
         "adapter": {"variant": adapter.variant, "fingerprint": adapter.fingerprint},
         "dtype": adapter.manifest["settings"]["dtype"] if dtype == "auto" else dtype,
         "packages": package_versions(),

@@ -10,7 +10,7 @@ from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.planning.hardware import published
 from perpo_pipeline.run import Run
 from perpo_pipeline.train.memory import Shape, shape_of
-from perpo_pipeline.vlm.files import MODEL_FILE_PATTERNS, has_weights
+from perpo_pipeline.vlm.files import file_patterns, has_weights
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model, find_model_here
 
 if TYPE_CHECKING:
@@ -96,9 +96,10 @@ def _download_size(config: ModelConfig) -> tuple[int | None, str]:
         )
     except Exception as error:  # noqa: BLE001 (the hub's client raises errors of three libraries)
         return None, f"size unknown: the hub does not answer ({type(error).__name__})"
+    patterns = file_patterns(code=config.trust_remote_code)
     sizes = [
         file.size or 0
         for file in info.siblings or []
-        if any(fnmatch(file.rfilename, pattern) for pattern in MODEL_FILE_PATTERNS)
+        if any(fnmatch(file.rfilename, pattern) for pattern in patterns)
     ]
     return sum(sizes), "as the hub says"

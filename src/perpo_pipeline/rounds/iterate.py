@@ -163,7 +163,8 @@ def _adapter(one: Reached) -> Version:
 def _identity(folder: Path, one: Round) -> str:
     from perpo_pipeline.vlm.files import IDENTITY_CACHE, compute_identity, resolve_model
 
-    return compute_identity(resolve_model(str(folder)), one.config.run_dir / IDENTITY_CACHE)
+    merged = resolve_model(str(folder), trust_remote_code=one.config.model.trust_remote_code)
+    return compute_identity(merged, one.config.run_dir / IDENTITY_CACHE)
 
 
 def _sentence(chain: Chain, before: Reached, after: Reached, gain: Gain, split: str) -> str:

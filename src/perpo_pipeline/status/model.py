@@ -58,7 +58,8 @@ def _difference(
     if is_on_hub(model.id):
         return _hub_difference(key, recorded, name, model)
     try:
-        now = compute_identity(resolve_model(model.id), cache)
+        here = resolve_model(model.id, trust_remote_code=model.trust_remote_code)
+        now = compute_identity(here, cache)
     except (InputError, OSError):
         is_known = name in (None, model.id)
         return None if is_known else Difference(key, name, model.id)

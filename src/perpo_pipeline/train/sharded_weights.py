@@ -15,6 +15,7 @@ from torch import nn
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.zero import ZeroConfig, complete_zero_config, zero_stage
 from perpo_pipeline.vlm.layers import layer_kinds
+from perpo_pipeline.vlm.processors import files_only
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.files import ResolvedModel
@@ -36,9 +37,8 @@ def sharded_loading(
     from transformers import AutoConfig
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    model_config = AutoConfig.from_pretrained(
-        resolved.path, local_files_only=True, trust_remote_code=False
-    )
+    how = files_only(own_code=resolved.own_code)
+    model_config = AutoConfig.from_pretrained(resolved.path, **how)
     _refuse_recurrent_layers(model_config)
     whole = complete_zero_config(
         config,

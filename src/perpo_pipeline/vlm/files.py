@@ -5,15 +5,17 @@ import fnmatch
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perpo_pipeline.errors import InputError, first_line
 from perpo_pipeline.vlm.chat_settings import UNSET, ChatSettings
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
+from perpo_pipeline.vlm.own_code import CODE_PATTERNS, check_pinned, code_is_complete, has_code
 
 IDENTITY_CACHE = ".model-identity.json"  # in the run's folder
-# Files that a run can depend on: weights, configuration, tokenizer, processor; no code, no pickles.
+# Files that a run can depend on: weights, configuration, tokenizer, processor; no pickles, and code
+# only where the run trusts it (`file_patterns`).
 MODEL_FILE_PATTERNS = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -43,6 +45,7 @@ class ResolvedModel:
     `commit` is set only for a snapshot of a hub; `weights_sha256` only if it is already known.
     `chat` and `own_marks` say how its prompts are written (see `Vlm`), `limits` how large it sees
     an image, `quantization` how its weights are held once loaded (`model.quantization`).
+    `own_code`: it needs Python code of its own, which the run trusts (`model.trust_remote_code`).
     """
 
     path: Path
@@ -53,12 +56,22 @@ class ResolvedModel:
     own_marks: str = ""
     limits: ImageLimits = NO_LIMITS
     quantization: str | None = None
+    own_code: bool = False
 
 
-def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
+def file_patterns(*, code: bool) -> tuple[str, ...]:
+    """Patterns of the files that belong to a model; `code`: its own Python code does, too."""
+    return (*MODEL_FILE_PATTERNS, *CODE_PATTERNS) if code else MODEL_FILE_PATTERNS
+
+
+def resolve_model(
+    model_id: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> ResolvedModel:
     """Find `model_id`: `testbed` (shipped), a local directory, or a hub id (local cache first).
 
-    Raises InputError if it cannot be found or downloaded, or has no safetensors weights.
+    Raises InputError if it cannot be found or downloaded, or has no safetensors weights; with
+    `trust_remote_code` also ConfigError for a hub id whose revision is no commit, and InputError
+    for code from another repository.
     """
     if model_id == "testbed":
         from perpo_pipeline.testbed import shipped_model_dir
@@ -66,42 +79,54 @@ def resolve_model(model_id: str, revision: str | None = None) -> ResolvedModel:
         return _checked(ResolvedModel(Path(shipped_model_dir()), model_id))
     path = Path(model_id).expanduser()
     if path.is_dir():
-        return _checked(ResolvedModel(path.resolve(), model_id))
+        return _checked(ResolvedModel(path.resolve(), model_id), trust_remote_code)
     if path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
         raise InputError(
             f"The model directory {model_id!r} does not exist.",
             fix="check the path, or give a hub id such as llava-hf/llava-1.5-7b-hf",
         )
-    snapshot = _hub_snapshot(model_id, revision)
-    return _checked(ResolvedModel(snapshot, model_id, commit=snapshot.name))
+    if trust_remote_code:
+        check_pinned(model_id, revision)
+    snapshot = _hub_snapshot(model_id, revision, code=trust_remote_code)
+    return _checked(ResolvedModel(snapshot, model_id, commit=snapshot.name), trust_remote_code)
 
 
-def settings_folder(
-    model_id: str, revision: str | None = None, *, download: bool = True
-) -> Path | None:
-    """A folder with a model's files, perhaps without its weights: those are never downloaded.
+def find_settings(
+    model_id: str,
+    revision: str | None = None,
+    *,
+    download: bool = True,
+    trust_remote_code: bool = False,
+) -> ResolvedModel | None:
+    """A model's files, perhaps without its weights: those are never downloaded.
 
-    None if it cannot be had: `resolve_model` then says why.
+    None if they cannot be had: `resolve_model` then says why. Raises as `find_on_this_machine`.
     """
-    found = find_on_this_machine(model_id, revision)
+    found = find_on_this_machine(model_id, revision, trust_remote_code=trust_remote_code)
     if found is not None or not download:
-        return None if found is None else found.path
+        return found
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(model_id, revision=revision, allow_patterns=list(SETTINGS_PATTERNS))
-        )
+        patterns = [*SETTINGS_PATTERNS, *(CODE_PATTERNS if trust_remote_code else ())]
+        folder = snapshot_download(model_id, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None
+    return _with_code(ResolvedModel(Path(folder), model_id), trust_remote_code)
 
 
-def find_on_this_machine(model_id: str, revision: str | None = None) -> ResolvedModel | None:
+def find_on_this_machine(
+    model_id: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> ResolvedModel | None:
     """As `resolve_model`, but downloads nothing and needs no weights; None if it is not here."""
     path = Path(model_id).expanduser()
-    if model_id == "testbed" or path.is_dir():
-        return resolve_model(model_id) if model_id == "testbed" else _if_configured(path, model_id)
+    if model_id == "testbed":
+        return resolve_model(model_id)
+    if path.is_dir():
+        return _if_configured(ResolvedModel(path.resolve(), model_id), trust_remote_code)
+    if trust_remote_code:
+        check_pinned(model_id, revision)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -114,12 +139,20 @@ def find_on_this_machine(model_id: str, revision: str | None = None) -> Resolved
         )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return _if_configured(Path(found), model_id, Path(found).name)
+    path = Path(found)
+    if trust_remote_code and not code_is_complete(path):
+        return None
+    return _if_configured(ResolvedModel(path.resolve(), model_id, path.name), trust_remote_code)
 
 
-def _if_configured(path: Path, model_id: str, commit: str | None = None) -> ResolvedModel | None:
-    has_config = (path / "config.json").is_file()
-    return ResolvedModel(path.resolve(), model_id, commit) if has_config else None
+def _if_configured(found: ResolvedModel, trust_remote_code: bool) -> ResolvedModel | None:
+    has_config = (found.path / "config.json").is_file()
+    return _with_code(found, trust_remote_code) if has_config else None
+
+
+def _with_code(found: ResolvedModel, trust_remote_code: bool) -> ResolvedModel:
+    """The same model, with its own code if it needs some and the run trusts it."""
+    return replace(found, own_code=trust_remote_code and has_code(found.path))
 
 
 def has_weights(resolved: ResolvedModel) -> bool:
@@ -129,6 +162,8 @@ def has_weights(resolved: ResolvedModel) -> bool:
 
 def compute_identity(resolved: ResolvedModel, cache_file: Path | None = None) -> str:
     """The exact model's name: `id@commit` from the hub, else `sha256:...` over its files.
+
+    Its own code is part of the files where the run trusts it.
 
     Hashing 14 GB takes a while, so each file's digest is saved in `cache_file` (JSON, created if
     absent) under the file's path, size and modification time.
@@ -140,7 +175,7 @@ def compute_identity(resolved: ResolvedModel, cache_file: Path | None = None) ->
     known = _read_cache(cache_file)
     digests = dict(known)
     total = hashlib.sha256()
-    for file in _model_files(resolved.path):
+    for file in _model_files(resolved.path, code=resolved.own_code):
         stat = file.stat()
         key = f"{file}|{stat.st_size}|{stat.st_mtime_ns}"
         if key not in digests:
@@ -159,15 +194,16 @@ def read_templates(directory: Path) -> str:
     return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
-def _model_files(directory: Path) -> list[Path]:
+def _model_files(directory: Path, *, code: bool = False) -> list[Path]:
+    patterns = file_patterns(code=code)
     return sorted(
         file
         for file in directory.iterdir()
-        if file.is_file() and any(fnmatch.fnmatch(file.name, p) for p in MODEL_FILE_PATTERNS)
+        if file.is_file() and any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)
     )
 
 
-def _checked(resolved: ResolvedModel) -> ResolvedModel:
+def _checked(resolved: ResolvedModel, trust_remote_code: bool = False) -> ResolvedModel:
     """The same model; InputError if transformers cannot load it or would load a pickle."""
     where = str(resolved.path)
     if not (resolved.path / "config.json").is_file():
@@ -185,7 +221,7 @@ def _checked(resolved: ResolvedModel) -> ResolvedModel:
             fix="convert the weights with save_pretrained(..., safe_serialization=True): "
             "pickled weights can run code and are never loaded",
         )
-    return resolved
+    return _with_code(resolved, trust_remote_code)
 
 
 def _missing_weights(directory: Path) -> list[str]:
@@ -202,12 +238,12 @@ def _missing_weights(directory: Path) -> list[str]:
     return sorted(name for name in shards if not (directory / name).is_file())
 
 
-def _hub_snapshot(model_id: str, revision: str | None) -> Path:
+def _hub_snapshot(model_id: str, revision: str | None, *, code: bool = False) -> Path:
     """The snapshot's folder: in the local cache if complete there, else downloaded from the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = list(MODEL_FILE_PATTERNS)
+    patterns = list(file_patterns(code=code))
     where = f"{model_id}@{revision}" if revision else model_id
     try:
         try:
@@ -216,7 +252,8 @@ def _hub_snapshot(model_id: str, revision: str | None) -> Path:
                     model_id, revision=revision, allow_patterns=patterns, local_files_only=True
                 )
             )
-            if (cached / "config.json").is_file() and not _missing_weights(cached):
+            is_whole = (cached / "config.json").is_file() and not _missing_weights(cached)
+            if is_whole and (not code or code_is_complete(cached)):
                 return cached
         except LocalEntryNotFoundError:
             pass  # not cached: ask the hub

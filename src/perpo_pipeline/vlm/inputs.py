@@ -22,14 +22,15 @@ from perpo_pipeline.vlm.files import (
     ResolvedModel,
     compute_identity,
     find_on_this_machine,
+    find_settings,
     has_weights,
     read_templates,
     resolve_model,
-    settings_folder,
 )
 from perpo_pipeline.vlm.image_limits import limits_of
 from perpo_pipeline.vlm.image_place import row_turns
 from perpo_pipeline.vlm.images import load_image
+from perpo_pipeline.vlm.own_code import announce_code
 from perpo_pipeline.vlm.quantization import check_installed
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def find_model(
 
     `dtype: auto` is resolved (only this imports torch), since float32 and bfloat16 give different
     results. The date counts only where the chat template writes one; the system prompt, the
-    template's arguments, limits on the image's size and quantisation only where they are set: the
-    last two are checked before anything large is downloaded.
+    template's arguments, trust in the model's own code, limits on the image's size and quantisation
+    only where they are set: the last two are checked before anything large is downloaded.
     MissingDependencyError is raised if bitsandbytes is needed and missing, ConfigError for a limit
     or a quantisation that the model cannot have. Before all of it, this raises as `check_cards`
     does, unless the model does not compute here.
@@ -89,7 +90,10 @@ def find_model(
     check_installed(config.quantization)
     check_image_limits(config)
     _check_quantization(config)
-    resolved = _as_configured(resolve_model(config.id, config.revision), config)
+    resolved = _as_configured(
+        resolve_model(config.id, config.revision, trust_remote_code=config.trust_remote_code),
+        config,
+    )
     settings = {
         "model": compute_identity(resolved, run_dir / IDENTITY_CACHE),
         "dtype": config.dtype,
@@ -99,6 +103,8 @@ def find_model(
     }
     if config.quantization is not None:
         settings["quantization"] = config.quantization
+    if config.trust_remote_code:
+        settings["trust_remote_code"] = True
     if writes_date(read_templates(resolved.path)):
         settings["template_date"] = config.template_date.isoformat()
     if config.dtype == "auto":
@@ -110,7 +116,11 @@ def find_model(
 
 
 def _as_configured(resolved: ResolvedModel, config: ModelConfig) -> ResolvedModel:
-    """The model with what the run's file says about its prompts, images and weights."""
+    """The model with what the run's file says about its prompts, images and weights.
+
+    Warns if code of its own is going to run.
+    """
+    announce_code(resolved)
     return replace(
         resolved,
         chat=chat_settings(config),
@@ -122,7 +132,7 @@ def _as_configured(resolved: ResolvedModel, config: ModelConfig) -> ResolvedMode
 
 def find_model_here(config: ModelConfig) -> ResolvedModel | None:
     """As `find_model`, but downloads nothing and needs no weights; None if it is not here."""
-    found = find_on_this_machine(config.id, config.revision)
+    found = _on_this_machine(config)
     return None if found is None else _as_configured(found, config)
 
 
@@ -135,11 +145,20 @@ def check_image_limits(config: ModelConfig, *, download: bool = True) -> None:
     limits = limits_of(config)
     if not limits.given():
         return
-    folder = settings_folder(config.id, config.revision, download=download)
-    if folder is not None:
+    found = _settings(config, download=download)
+    if found is not None:
         from perpo_pipeline.vlm.processors import arguments_from_files
 
-        arguments_from_files(folder, limits)
+        arguments_from_files(found.path, limits, own_code=found.own_code)
+
+
+def _settings(config: ModelConfig, *, download: bool = True) -> ResolvedModel | None:
+    return find_settings(
+        config.id,
+        config.revision,
+        download=download,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def _check_quantization(config: ModelConfig) -> None:
@@ -149,16 +168,20 @@ def _check_quantization(config: ModelConfig) -> None:
     """
     if config.quantization is None or _is_here(config):
         return
-    folder = settings_folder(config.id, config.revision)
-    if folder is not None:
+    found = _settings(config)
+    if found is not None:
         from perpo_pipeline.vlm.loading import check_quantisable
 
-        found = ResolvedModel(folder, config.id, quantization=config.quantization)
-        check_quantisable(found)
+        check_quantisable(replace(found, quantization=config.quantization))
+
+
+def _on_this_machine(config: ModelConfig) -> ResolvedModel | None:
+    trusts = config.trust_remote_code
+    return find_on_this_machine(config.id, config.revision, trust_remote_code=trusts)
 
 
 def _is_here(config: ModelConfig) -> bool:
-    found = find_on_this_machine(config.id, config.revision)
+    found = _on_this_machine(config)
     return found is not None and has_weights(found)
 
 

@@ -3,29 +3,39 @@
 transformers' own errors name settings of its functions, or leave the missing package to its log.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from perpo_pipeline.errors import InputError, first_line
+from perpo_pipeline.errors import InputError, PerpoError, first_line
 from perpo_pipeline.vlm.files import ResolvedModel
+from perpo_pipeline.vlm.own_code import file_of, named_code
 
 _NEEDS = (  # transformers' sentences about a package that is not installed
     re.compile(r"requires the (\w+) library but it was not found"),
     re.compile(r"Missing optional dependencies: ([\w-]+)"),
 )
+_NO_CLASS = "for this kind of AutoModel"
+_AUTO_CLASS = "AutoModelForImageTextToText"
 _NO_PIL = re.compile(r"image processor classes: torchvision: (\w+)\.")
 
 
 @contextmanager
 def load_errors_explained(resolved: ResolvedModel) -> Iterator[None]:
-    """Raise what the library raises while it loads `resolved` as InputError."""
+    """Raise what the library raises while it loads `resolved` as InputError.
+
+    Code of the model's own may raise anything.
+    """
     from safetensors import SafetensorError
 
+    known = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except PerpoError:
+        raise
+    except Exception as error:
+        if not resolved.own_code and not isinstance(error, known):
+            raise
         what, fix = _explain(error, resolved)
         raise InputError(
             f"Model {resolved.model_id!r} cannot be loaded: {what}",
@@ -43,10 +53,12 @@ def no_pil_version(name: str) -> tuple[str, str]:
 
 
 def _explain(error: Exception, resolved: ResolvedModel) -> tuple[str, str]:
-    if code := _own_code(resolved):
+    if code := _refused_code(resolved, error):
         return (
-            f"its config.json asks for Python code of its own ({code}), which perpo never runs",
-            "use a model whose code is part of transformers, or a newer transformers",
+            f"its {code[0]} asks for Python code of its own ({code[1]}), which perpo never runs "
+            "unless model.trust_remote_code is true",
+            "use a model whose code is part of transformers, or a newer transformers; or read that "
+            "code, and set model.trust_remote_code: true (docs/models.md)",
         )
     if "ignore_mismatched_sizes" in str(error):
         return (
@@ -62,21 +74,27 @@ def _explain(error: Exception, resolved: ResolvedModel) -> tuple[str, str]:
             f"({first_line(error).split('. ')[0].rstrip('.')})",
             f"install {package}, in the version that belongs to your torch",
         )
-    return first_line(error), "give a complete vision-language model in transformers' own layout"
+    if resolved.own_code and _NO_CLASS in str(error):
+        named = ", ".join(named_code(resolved.path))
+        return (
+            f"its own code has no class for {_AUTO_CLASS}, only {named}",
+            f"use a version of the model with {_AUTO_CLASS} in auto_map of its config.json",
+        )
+    kind = f"{type(error).__name__}: " if resolved.own_code else ""
+    return (
+        f"{kind}{first_line(error)}",
+        "give a complete vision-language model in transformers' own layout",
+    )
 
 
-def _own_code(resolved: ResolvedModel) -> str | None:
-    """The file of code that config.json names, if transformers has no such model itself."""
-    from transformers import CONFIG_MAPPING
+def _refused_code(resolved: ResolvedModel, error: Exception) -> tuple[str, str] | None:
+    """A file of settings and the file of code that it names, if that is why loading fails.
 
-    try:
-        config = json.loads((resolved.path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    transformers has some of these models itself, and then needs no code of theirs.
+    """
+    if resolved.own_code or "trust_remote_code" not in str(error):
         return None
-    code = config.get("auto_map") if isinstance(config, dict) else None
-    if not isinstance(code, dict) or not code or config.get("model_type") in CONFIG_MAPPING:
-        return None
-    return f"{str(next(iter(code.values()))).rsplit('.', 1)[0]}.py"
+    return next(((name, file_of(one)) for one, name in named_code(resolved.path).items()), None)
 
 
 def _missing_package(error: BaseException | None) -> str | None:

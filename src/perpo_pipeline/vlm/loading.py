@@ -21,7 +21,7 @@ from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
 from perpo_pipeline.vlm.load_errors import load_errors_explained
 from perpo_pipeline.vlm.models import Vlm, base_model
-from perpo_pipeline.vlm.processors import limit_grids, load_processor
+from perpo_pipeline.vlm.processors import files_only, limit_grids, load_processor
 from perpo_pipeline.vlm.quantization import (
     check_layers,
     check_not_quantised,
@@ -45,7 +45,7 @@ def load_vlm(
     dtype: auto (bfloat16 on CUDA, else float32), float32 or bfloat16. device: auto, cpu or cuda.
     Raises InputError for a model that cannot be used, ArtifactError for an adapter that was not
     trained on it, ConfigError for an impossible dtype, device or quantisation. Code in a model's
-    directory is never run and pickled weights are never read.
+    directory runs only where `resolved` says so, and pickled weights are never read.
     """
     target = _choose_device(device)
     torch_dtype = _choose_dtype(dtype, target)
@@ -103,7 +103,8 @@ def without_weights(vlm: Vlm) -> Vlm:
     config = copy.deepcopy(base_model(vlm.model).config)
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
-        return replace(vlm, model=build.from_config(config).requires_grad_(False).eval())
+        model = build.from_config(config, trust_remote_code=vlm.own_code)
+        return replace(vlm, model=model.requires_grad_(False).eval())
 
 
 def _choose_device(device: str) -> torch.device:
@@ -144,7 +145,7 @@ def _wrap(
         model=model,
         processor=processor,
         tokenizer=processor.tokenizer,
-        family=family_of_type(model.config.model_type),
+        family=family_of_type(model.config.model_type, own_code=resolved.own_code),
         device=device,
         dtype=dtype,
         eos_token_ids=_eos_token_ids(model, processor.tokenizer, str(resolved.path)),
@@ -154,6 +155,7 @@ def _wrap(
         own_marks=resolved.own_marks,
         limits=resolved.limits,
         quantization=resolved.quantization,
+        own_code=resolved.own_code,
     )
 
 
@@ -167,18 +169,18 @@ def _load_empty(resolved: ResolvedModel) -> tuple[Any, Any]:
             model.generation_config = GenerationConfig.from_pretrained(
                 resolved.path, local_files_only=True
             )
-        return model, load_processor(resolved.path, resolved.limits)
+        processor = load_processor(resolved.path, resolved.limits, own_code=resolved.own_code)
+        return model, processor
 
 
 def _build_on_meta(resolved: ResolvedModel) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     build: Any = AutoModelForImageTextToText
-    config = AutoConfig.from_pretrained(
-        resolved.path, local_files_only=True, trust_remote_code=False
-    )
+    config = AutoConfig.from_pretrained(resolved.path, **files_only(own_code=resolved.own_code))
     with torch.device("meta"):
-        return build.from_config(config).requires_grad_(False).eval()
+        model = build.from_config(config, trust_remote_code=resolved.own_code)
+    return model.requires_grad_(False).eval()
 
 
 def _load_pretrained(
@@ -187,12 +189,11 @@ def _load_pretrained(
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     quantised: dict[str, Any] = {}
+    how = files_only(own_code=resolved.own_code)
     with load_errors_explained(resolved):
-        processor = load_processor(resolved.path, resolved.limits)
+        processor = load_processor(resolved.path, resolved.limits, own_code=resolved.own_code)
         check_not_quantised(resolved)
-        config = AutoConfig.from_pretrained(
-            resolved.path, local_files_only=True, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(resolved.path, **how)
         if resolved.quantization is not None:
             empty = _build_on_meta(resolved)
             quantised = load_quantised(resolved.quantization, empty, dtype, device)
@@ -201,9 +202,8 @@ def _load_pretrained(
             dtype=dtype,
             attn_implementation=attention_to_load(config),
             use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
+            **how,
             **quantised,
         )
     model, info = loaded

@@ -21,7 +21,7 @@ from perpo_pipeline.vlm.adapters import (
     cast_lora,
     read_record,
 )
-from perpo_pipeline.vlm.files import MODEL_FILE_PATTERNS, ResolvedModel, compute_identity
+from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, file_patterns
 from perpo_pipeline.vlm.quantization import dequantise
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def write_merged(
     The adapter of a quantised base is merged into the dequantised base, whose weights are what it
     was trained on; without an adapter the dequantised base is written. The weights have the names
     that the base's files use: an engine that knows those need not know transformers' internal
-    names. All other files are copies of the base's. Merging runs on the CPU, because an engine may
-    already hold the accelerator's memory.
+    names. All other files are copies of the base's, code of its own included. Merging runs on the
+    CPU, because an engine may already hold the accelerator's memory.
 
     Raises ArtifactError if the adapter does not belong to the base, InputError if the base cannot
     be loaded, OSError if nothing can be written.
@@ -120,8 +120,9 @@ def write_merged(
     for file in directory.iterdir():
         if not _matches(file, WEIGHT_PATTERNS):
             file.unlink()
+    patterns = file_patterns(code=resolved.own_code)
     for file in resolved.path.iterdir():
-        if _matches(file, MODEL_FILE_PATTERNS) and not _matches(file, WEIGHT_PATTERNS):
+        if _matches(file, patterns) and not _matches(file, WEIGHT_PATTERNS):
             shutil.copyfile(file, directory / file.name)
 
 

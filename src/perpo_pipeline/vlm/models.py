@@ -41,7 +41,7 @@ class Vlm:
     completion may hold one. `prove` finds out whether completions may share a prefix; None without
     weights. `chat` is what the run says about the chat template; `own_marks` is text with special
     tokens that are words of the answers. `processor` keeps `limits`. `quantization` says how the
-    weights are held (`model.quantization`).
+    weights are held (`model.quantization`). `own_code`: its Python code is not transformers'.
     """
 
     model: nn.Module
@@ -59,6 +59,7 @@ class Vlm:
     own_marks: str = ""
     limits: ImageLimits = NO_LIMITS
     quantization: str | None = None
+    own_code: bool = False
 
     @functools.cached_property
     def plain(self) -> PlainTokenizer:

@@ -19,26 +19,32 @@ from perpo_pipeline.vlm.load_errors import no_pil_version
 from perpo_pipeline.vlm.plain_text import is_read
 
 MOST_TILES = 36  # of LLaVA-OneVision: more than the others
-FILES_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def load_processor(path: Path, limits: ImageLimits = NO_LIMITS) -> Any:
+def files_only(*, own_code: bool) -> dict[str, Any]:
+    """How transformers loads a model: from its folder, with its own code if that may run."""
+    return {"local_files_only": True, "trust_remote_code": own_code}
+
+
+def load_processor(path: Path, limits: ImageLimits = NO_LIMITS, *, own_code: bool = False) -> Any:
     """Load image processor (always the PIL backend), tokenizer and chat template from `path`.
 
     The torchvision backend gives slightly other pixels (CLIP: by up to 0.015), so it is never used,
-    even if installed. Code in the directory is never run. `limits` become settings of the image
-    processor. Raises InputError if the model's image processor has no PIL version, ConfigError as
-    `image_arguments`, and the library's own OSError or ValueError for missing or damaged files.
+    even if installed. Code in the directory runs only with `own_code`. `limits` become settings of
+    the image processor. Raises InputError if the model's image processor has no PIL version,
+    ConfigError as `image_arguments`, and the library's own OSError or ValueError for missing or
+    damaged files.
     """
     from transformers import PROCESSOR_MAPPING, AutoConfig, AutoProcessor
 
-    config = AutoConfig.from_pretrained(path, **FILES_ONLY)
+    how = files_only(own_code=own_code)
+    config = AutoConfig.from_pretrained(path, **how)
     processor_class: Any = AutoProcessor
     if type(config) in PROCESSOR_MAPPING:
         usual: Any = PROCESSOR_MAPPING[type(config)]
         if usual.get_attributes()[-1:] == ["video_processor"]:
             processor_class = without_video(usual)
-    processor = processor_class.from_pretrained(path, backend="pil", **FILES_ONLY)
+    processor = processor_class.from_pretrained(path, backend="pil", **how)
     _check_backend(processor, path)
     if limits.given():
         image_processor = processor.image_processor
@@ -63,7 +69,9 @@ def image_arguments(image_processor: Any, model_type: str, limits: ImageLimits) 
     )
 
 
-def arguments_from_files(path: Path, limits: ImageLimits) -> dict[str, Any]:
+def arguments_from_files(
+    path: Path, limits: ImageLimits, *, own_code: bool = False
+) -> dict[str, Any]:
     """`image_arguments` of the model in a folder, which needs no weights."""
     if not limits.given():
         return {}
@@ -73,9 +81,10 @@ def arguments_from_files(path: Path, limits: ImageLimits) -> dict[str, Any]:
     # processor takes its image processor from this module, too.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    config = AutoConfig.from_pretrained(path, **FILES_ONLY)
+    how = files_only(own_code=own_code)
+    config = AutoConfig.from_pretrained(path, **how)
     load: Any = AutoImageProcessor.from_pretrained
-    image_processor = load(path, backend="pil", **FILES_ONLY)
+    image_processor = load(path, backend="pil", **how)
     return image_arguments(image_processor, config.model_type, limits)
 
 

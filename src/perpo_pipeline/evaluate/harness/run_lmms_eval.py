@@ -33,7 +33,8 @@ STAGE_VERSION = 1
 LOGS, OUTPUT = "logs", "lmms-eval.log"
 TASK_NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 TAKES_DTYPE = ("llava_hf",)
-OF_THE_MODEL = ("model", "dtype", "quantization", *PIXELS, *TILES)  # settings that count
+# Settings of the model that count.
+OF_THE_MODEL = ("model", "trust_remote_code", "dtype", "quantization", *PIXELS, *TILES)
 IMAGE_SIZE = {
     "qwen2_5_vl": {"min_pixels": "min_pixels", "max_pixels": "max_pixels"},
     "qwen3_vl": {"min_pixels": "min_pixels", "max_pixels": "max_pixels"},
