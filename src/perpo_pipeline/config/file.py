@@ -15,6 +15,7 @@ from perpo_pipeline.config.overrides import (
     apply_overrides,
     overrides_of,
 )
+from perpo_pipeline.config.renamed import take_renamed
 from perpo_pipeline.config.run import RunConfig, find_unprepared
 from perpo_pipeline.config.section import Json, Section
 from perpo_pipeline.config.unique_keys import read_mapping
@@ -34,6 +35,7 @@ def load_config(
     raw = _read_yaml(path)
     given = overrides_of(overrides) if isinstance(overrides, Mapping) else overrides or ()
     placed = apply_overrides(raw, given)
+    raw = take_renamed(raw)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
