@@ -1,4 +1,4 @@
-"""Upload a merged model to a hub, as the user who is logged in there."""
+"""Upload a merged model, or an adapter, to a hub, as the user who is logged in there."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ def push(folder: Path, name: str, *, private: bool, console: Console) -> str:
                 fix="make the repository private on its page, or choose another name",
             )
         api.upload_folder(
-            repo_id=repository.repo_id, folder_path=folder, commit_message="Merged by perpo"
+            repo_id=repository.repo_id, folder_path=folder, commit_message="Made by perpo"
         )
     console.say(f"merge: pushed to {repository}")
     return str(repository)
@@ -77,6 +77,6 @@ def _refusals_explained(folder: Path, name: str) -> Iterator[None]:
         raise ArtifactError(
             f"{name} could not be pushed: {reason.replace(get_token() or reason, '***')}",
             where=str(folder),
-            fix="the merged model is kept: check that the hub can be reached and that the token "
+            fix="the folder is kept: check that the hub can be reached and that the token "
             "has write access, then run the same command again",
         ) from error
