@@ -22,7 +22,7 @@
 #                          QUICK=1 shows in a minute or two that it runs, in data/figures-quick/
 #   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
 #
-# stages/*.mk has the command of each stage; `perpo make-rules` prints which file becomes which.
+# stages/ has the rules of a run and the command of each stage; `perpo make-rules` prints which file becomes which.
 
 RUN    ?= demo
 CONFIG ?= configs/$(RUN).yaml
@@ -32,18 +32,12 @@ VENV   ?= .venv
 PERPO   = $(VENV)/bin/perpo
 PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-# OpenMP threads sleep while they wait: spinning costs six times the processor time beside other work.
-export OMP_WAIT_POLICY ?= PASSIVE
-
-SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
-.DELETE_ON_ERROR:
-.DEFAULT_GOAL := all
-.NOTPARALLEL:  # two trainings at the same time would compute the reference twice
-.PHONY: all setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance sweep figures rounds-shown clean
+CODE      := src/perpo_pipeline
+INSTALLED := $(VENV)/.installed
+include stages/rules.mk
+.PHONY: setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance sweep figures clean
 
 , := ,
-INSTALLED := $(VENV)/.installed
 DEVELOP   := $(VENV)/.installed-dev
 DISTRIBUTED_TESTS := tests/distributed
 DISTRIBUTED := $(VENV)/.installed-distributed
@@ -53,38 +47,6 @@ VLLM_TESTS := tests/with_vllm
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP   = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
-PLAN      := data/.plans/$(subst /,_,$(CONFIG)).mk
-GRAPH     := src/perpo_pipeline/commands/make_rules.py $(wildcard src/perpo_pipeline/status/*.py)
-STAGE_GOALS := all prepare sample score filter train eval report
-
-SETS      := $(foreach setting,$(SET),--set '$(setting)')
-LAST_SET  := $(PLAN:.mk=.set)
-
-ifneq ($(filter $(STAGE_GOALS),$(or $(MAKECMDGOALS),all)),)
-# Make compares times of files, so a file keeps the last SET: it is written when SET changes.
-ifneq ($(file <$(LAST_SET)),$(SETS))
-$(shell mkdir -p $(dir $(LAST_SET)))
-$(file >$(LAST_SET),$(SETS))
-endif
-endif
-
-# The plan has a rule for each call of a stage; it is made from the YAML file and SET.
-# Make calls the stages after any change that may change a result; the fingerprint decides there.
-SETTINGS := $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET)) \
-  $(shell find src -name '*.py' -o -name '*.safetensors')
-
-ifneq ($(filter $(STAGE_GOALS),$(or $(MAKECMDGOALS),all)),)
-include $(PLAN)
-include $(sort $(wildcard stages/*.mk))
-all: $(or $(ALL),report-shown)
-
-rounds-shown: $(SETTINGS)  # for a file with the section `rounds`
-	@$(PERPO) iterate --config $(CONFIG) $(SETS)
-endif
-
-$(PLAN): $(CONFIG) $(INSTALLED) $(wildcard $(LAST_SET)) $(GRAPH)
-	@mkdir -p $(@D)
-	@$(PERPO) make-rules --config $(CONFIG) $(SETS) > $@.part && mv $@.part $@
 
 $(CONFIG):
 	@echo "make: no such configuration: $(CONFIG); choose RUN= from: $(basename $(notdir $(wildcard configs/*.yaml)))" >&2; exit 2

@@ -35,6 +35,7 @@ OF_A_RUN = frozenset(
 )
 # Of the same command, these change only what is printed, or that anything is done at all.
 _LEFT_OUT = frozenset({"--quiet", "--debug", "--json", "--dry-run", "--yes"})
+_CODE = Path(__file__).parent
 _PATH = re.compile(r"[^\s:,][^:,]*?(?=$|:\d|, |: )")
 _FILE = re.compile(r"\.(jsonl?|ya?ml|csv|tsv|parquet|png|jpe?g|webp|pickle|p|txt|html)$")
 
@@ -103,8 +104,21 @@ def command(name: str, *words: str) -> str:
 
 
 def install(extra: str) -> str:
-    """The command that installs one of the extras in pyproject.toml."""
-    return f"pip install -c constraints.txt -e '.[{extra}]'"
+    """The command that installs one of the extras in pyproject.toml; "" is none of them."""
+    extras = f"[{extra}]" if extra else ""
+    what = f".{extras}" if _in_project() else f"perpo-pipeline{extras}"
+    return install_package(("-e " if _in_project() else "") + (f"'{what}'" if extra else what))
+
+
+def install_package(package: str) -> str:
+    """The command that installs a package in a version that goes with the others."""
+    lock = Path("constraints.txt") if _in_project() else _CODE / "shipped" / "constraints.txt"
+    return f"pip install -c {shlex.quote(str(lock))} {package}"
+
+
+def _in_project() -> bool:
+    """Whether the code is that of the project's folder, which is installed from there."""
+    return (_CODE.parents[1] / "pyproject.toml").is_file()
 
 
 def remake(artifact: str, variant: str, stage: str | None = None) -> str:

@@ -8,12 +8,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from perpo_pipeline import advice, bars
+from perpo_pipeline import __version__, advice, bars
 from perpo_pipeline.commands.ask import ask
 from perpo_pipeline.commands.compare import compare
 from perpo_pipeline.commands.doctor import doctor
@@ -22,6 +21,7 @@ from perpo_pipeline.commands.export import export
 from perpo_pipeline.commands.filter import filter_command
 from perpo_pipeline.commands.gc import gc
 from perpo_pipeline.commands.help_text import GroupedCommands, use
+from perpo_pipeline.commands.init import init
 from perpo_pipeline.commands.inspect import inspect
 from perpo_pipeline.commands.iterate import iterate
 from perpo_pipeline.commands.judge import judge_app
@@ -67,6 +67,7 @@ app.command(name="filter")(filter_command)
 app.command()(train)
 app.command(name="eval")(eval_command)
 app.command()(report)
+app.command()(init)
 app.command(name="run")(run_command)
 app.command()(sweep)
 app.command()(iterate)
@@ -89,7 +90,7 @@ use(app)
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        print(f"perpo {metadata.version('perpo-pipeline')}")
+        print(f"perpo {__version__}")
         raise typer.Exit
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from perpo_pipeline.errors import ArtifactError, ConfigError, first_line
 
 REASON_LINES = 3  # the first line says "bad request", the next ones say why
-KEPT = {"model": "merged model", "dataset": "export"}
+KEPT = {"model": "folder", "dataset": "export"}
 AGAIN = {
     "model": "run the same command again",
     "dataset": "upload the folder: hf upload REPO FOLDER --repo-type dataset",

@@ -22,6 +22,7 @@ from perpo_pipeline.rewards.builtin import AUTO, REWARDS
 ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = [
+    "init",
     "prepare",
     "sample",
     "score",

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from perpo_pipeline.config import faults
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import Override, parse_set
 from perpo_pipeline.config.reference import render
+from perpo_pipeline.config.renamed import RENAMED, Renamed
 from perpo_pipeline.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -500,7 +500,7 @@ def test_a_setting_given_twice_is_a_fault_not_an_overwrite(tmp_path: Path, secon
 def test_an_old_key_names_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, text: str, line: str
 ) -> None:
-    monkeypatch.setitem(faults.RENAMED, old, new)
+    monkeypatch.setitem(RENAMED, old, Renamed(new, since="0.1.0"))
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, MINIMAL + text))
     assert line in str(caught.value).splitlines()
@@ -511,8 +511,8 @@ def test_an_old_key_names_the_new_one(
 
 def test_every_renamed_key_leads_to_a_setting_that_exists() -> None:
     listed = render()
-    for old, new in faults.RENAMED.items():
-        assert f"`{new}`" in listed and f"`{old}`" not in listed
+    for old, found in RENAMED.items():
+        assert f"`{found.new}`" in listed and f"`{old}`" not in listed
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def make_targets() -> set[str]:
 
 def check_make(line: str) -> None:
     """Raise Wrong unless the targets, variables, runs and settings of the line exist."""
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text() + (ROOT / "stages/rules.mk").read_text()
     for token in shlex.split(line, comments=True)[1:]:
         name, equals, value = token.partition("=")
         if not equals and token not in make_targets():

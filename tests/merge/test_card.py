@@ -101,6 +101,7 @@ def test_a_hub_reads_its_header(card: str) -> None:
     data = ModelCard(card).data.to_dict()
     assert data == {
         "base_model": "testbed",
+        "license": "apache-2.0",
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["perpo"],

@@ -113,7 +113,7 @@ def test_without_a_network_the_folder_is_kept(
     out = tmp_path / "merged"
     assert merge(adapter, out, "--push-to-hub", "lab/aligned") == 2
     message = capsys.readouterr().err
-    assert "could not be pushed: ConnectError" in message and "the merged model is kept" in message
+    assert "could not be pushed: ConnectError" in message and "the folder is kept" in message
     assert (out / "model.safetensors").is_file()
 
 

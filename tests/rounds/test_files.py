@@ -21,7 +21,7 @@ def test_make_makes_the_rounds_of_a_file_that_has_the_section() -> None:
     assert not [
         line for line in rules(load_config(ROOT / "configs" / "demo.yaml")) if "ALL" in line
     ]
-    text = (ROOT / "Makefile").read_text()
+    text = (ROOT / "stages/rules.mk").read_text()
     assert "\nall: $(or $(ALL),report-shown)\n" in text and "\nrounds-shown: " in text
 
 

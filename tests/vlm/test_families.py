@@ -146,7 +146,9 @@ def test_vllm_serves_a_newcomers_lora_if_its_record_says_so(
     vlm: Vlm, directory: Path, is_added: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = save_adapter(directory, tmp_path / "adapter", ["language_model"])
-    assert exact_lora_rank(vlm, adapter) == (8 if is_added else None)  # the next rank above 4
+    assert exact_lora_rank(vlm.family, adapter) == (
+        8 if is_added else None
+    )  # the next rank above 4
 
 
 # --- the families ---------------------------------------------------------------------------------

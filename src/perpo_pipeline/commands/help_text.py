@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 # The commands in the order of the help.
 GROUPS = {
     "Stages, in their order": ("prepare", "sample", "score", "filter", "train", "eval", "report"),
-    "The whole run": ("run", "plan", "sweep", "iterate", "status", "path", "gc"),
+    "The whole run": ("init", "run", "plan", "sweep", "iterate", "status", "path", "gc"),
     "Models and results": ("ask", "inspect", "compare", "measure", "judge", "merge", "export"),
     "This program": ("settings", "doctor"),
 }

@@ -1,7 +1,9 @@
 """`perpo make-rules`: hidden from --help; the Makefile calls it."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
@@ -11,6 +13,7 @@ from perpo_pipeline.commands.options import (
     Set,
     read_config,
 )
+from perpo_pipeline.shipped.files import CODE
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.run import RunConfig
@@ -18,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def make_rules(
-    config: Config = DEFAULT_CONFIG, sets: Set = None, run: RunName = None, debug: Debug = False
+    config: Config = DEFAULT_CONFIG,
+    code: Annotated[
+        bool, typer.Option("--code", help="print only the folder of the program's code")
+    ] = False,
+    sets: Set = None,
+    run: RunName = None,
+    debug: Debug = False,
 ) -> None:
     """Print a run's graph as Make rules, which the Makefile includes.
 
@@ -27,6 +36,9 @@ def make_rules(
 
     Example: perpo make-rules --config configs/demo.yaml
     """
+    if code:
+        print(CODE)
+        return
     print("\n".join(rules(read_config(config, sets, run=run))))
 
 

@@ -28,6 +28,13 @@ def merge(
     dtype: Annotated[
         str, typer.Option(help="type of the weights: auto (as in training), float32 or bfloat16")
     ] = "auto",
+    adapter_only: Annotated[
+        bool,
+        typer.Option(
+            "--adapter-only",
+            help="merge nothing: write the adapter alone, for PEFT, with a card",
+        ),
+    ] = False,
     metrics: Annotated[
         list[Path] | None,
         typer.Option(
@@ -50,9 +57,12 @@ def merge(
     """Fold an adapter into its base model.
 
     Reads the adapter and its base. Writes a model folder for transformers and vLLM, with a model
-    card, and prints its path. With --config, an adapter of that run must be as the file says.
+    card, and prints its path. With --adapter-only the folder holds the adapter as PEFT loads it,
+    for others who have the base. With --config, an adapter of that run must be as the file says.
 
     Example: perpo merge --adapter data/demo/adapter/perpo --out merged
+
+    Example: perpo merge --adapter data/demo/adapter/perpo --out adapter --adapter-only
     """
     from perpo_pipeline.hub import check_can_push, push
     from perpo_pipeline.merge.merge_adapter import merge as merge_stage
@@ -62,6 +72,11 @@ def merge(
         raise ConfigError("--config and --model both name the base model", fix="give one of them")
     if sets and config is None:
         raise ConfigError("--set changes the settings of a file", fix="name the file with --config")
+    if adapter_only and dtype != "auto":
+        raise ConfigError(
+            "--dtype is the type of merged weights, and --adapter-only merges nothing",
+            fix="give one of them",
+        )
     if private and push_to_hub is None:
         raise ConfigError("--private needs --push-to-hub", fix="give both, or neither")
     if push_to_hub is not None:
@@ -81,6 +96,7 @@ def merge(
         trust_remote_code=trusts,
         dtype=dtype,
         metrics=metrics or (),
+        adapter_only=adapter_only,
         console=console,
     )
     if push_to_hub is not None:
@@ -90,7 +106,7 @@ def merge(
             kind="model",
             private=private,
             quiet=quiet,
-            message="Merged by perpo",
+            message="Made by perpo",
         )
         console.say(f"merge: pushed to {place}")
     print(merged)

@@ -10,6 +10,7 @@ import typer
 
 from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.shipped.files import OWN_CONFIG, find_file
 from perpo_pipeline.suggestions import did_you_mean
 from perpo_pipeline.train.launch import LAUNCHED
 
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
     from perpo_pipeline.config.run import RunConfig
     from perpo_pipeline.run import Run
 
-Config = Annotated[Path, typer.Option("--config", help="the run's YAML file")]
+Config = Annotated[
+    Path,
+    typer.Option(
+        "--config",
+        help="the run's YAML file, or the name of one that ships with perpo, such as demo",
+    ),
+]
 RunName = Annotated[
     str | None, typer.Option("--run", help="name of the run; default: the name in the file")
 ]
@@ -70,9 +77,9 @@ def read_config(
     from perpo_pipeline.config.file import load_config
     from perpo_pipeline.config.overrides import Override, parse_set, refuse_without_effect
 
+    config = _find_config(config)
     options = [Override("run", run, "--run"), *settings]
     given = [option for option in options if option.value is not None]
-    _announce_default(config)
     advice.set_run(config, run, [*_shared_by_stages(given), *(sets or ())])
     overrides = [*given, *map(parse_set, sets or ())]
     loaded = load_config(config, overrides)
@@ -81,18 +88,32 @@ def read_config(
     return loaded
 
 
-def _announce_default(config: Path) -> None:
-    """Say once that no --config was given; raise ConfigError if the default is not there."""
+def _find_config(config: Path) -> Path:
+    """The run's file: `config`, or the one that is here where no --config was given.
+
+    Says once what was not given as a file. Raises ConfigError if there is no file to take.
+    """
     if config != DEFAULT_CONFIG or not advice.has_begun() or advice.was_given("--config"):
-        return
-    if not config.is_file():
+        if (file := find_file(config)) != config:
+            _say_once(f"there is no file {config} here, so it is the one of perpo: {file}")
+        return config
+    found = next((file for file in (OWN_CONFIG, DEFAULT_CONFIG) if file.is_file()), None)
+    if found is None:
         raise ConfigError(
-            f"no --config was given, and there is no {config} here",
+            f"no --config was given, and there is no {DEFAULT_CONFIG} here, nor a {OWN_CONFIG}",
             where=str(Path.cwd()),
-            fix="give the run's file: --config FILE.yaml",
+            fix="give the run's file: --config FILE.yaml, or --config demo for the one that ships "
+            "with perpo; or write a run's folder: perpo init FOLDER",
         )
-    if advice.current().of_run == () and LAUNCHED not in os.environ:
-        print(f"perpo: no --config was given, so it is {config}", file=sys.stderr)
+    if found == DEFAULT_CONFIG:
+        _say_once(f"no --config was given, so it is {found}")
+    return found
+
+
+def _say_once(what: str) -> None:
+    """Say what file a run's is; the same command may open its run again, in other processes too."""
+    if advice.has_begun() and advice.current().of_run == () and LAUNCHED not in os.environ:
+        print(f"perpo: {what}", file=sys.stderr)
 
 
 def _shared_by_stages(given: "Sequence[Override]") -> list[str]:

@@ -9,18 +9,12 @@ from pydantic import ValidationError
 
 from perpo_pipeline.config.by_task import BY_TASK, ONE
 from perpo_pipeline.config.overrides import Place, Placed
+from perpo_pipeline.config.renamed import RENAMED
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import NAME_PATTERN, WORD_PATTERN, Json, Section
 from perpo_pipeline.config.sources import SEVERAL, SOURCE_MODELS, SOURCE_NAMES
 from perpo_pipeline.config.train import LoraSettings, TrainSettings
 from perpo_pipeline.suggestions import did_you_mean
-
-# Old key -> new key. A setting of `train` may also be a setting of one method; SPLIT is any split.
-RENAMED: dict[str, str] = {
-    "train.max_tokens_per_step": "train.max_tokens_per_forward",
-    "eval.split": "eval.splits",
-    "prepare.SPLIT.gt_unit": "prepare.SPLIT.unit",
-}
 
 
 @dataclass(frozen=True)
@@ -133,14 +127,14 @@ def _explain(found: Any, place: Place, raw: Json) -> Fault:
 def _new_key(place: Place) -> str | None:
     """The new name of a renamed setting, in the same place."""
     if place[0] == "prepare" and len(place) > 2:
-        new = RENAMED.get(f"prepare.SPLIT.{place[-1]}")
-        return new.replace("SPLIT", ".".join(place[1:-1])) if new else None
+        found = RENAMED.get(f"prepare.SPLIT.{place[-1]}")
+        return found.new.replace("SPLIT", ".".join(place[1:-1])) if found else None
     in_method = place[:2] == ("train", "methods") and len(place) > 3
     section = ("train", *place[3:]) if in_method else place
-    new = RENAMED.get(".".join(section))
-    if new is None or not in_method:
-        return new
-    return ".".join([*place[:3], new.removeprefix("train.")])
+    found = RENAMED.get(".".join(section))
+    if found is None or not in_method:
+        return found and found.new
+    return ".".join([*place[:3], found.new.removeprefix("train.")])
 
 
 _PATTERNS = {

@@ -15,10 +15,12 @@ from perpo_pipeline.config.overrides import (
     apply_overrides,
     overrides_of,
 )
+from perpo_pipeline.config.renamed import take_renamed
 from perpo_pipeline.config.run import RunConfig, find_unprepared
 from perpo_pipeline.config.section import Json, Section
 from perpo_pipeline.config.unique_keys import read_mapping
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.shipped.files import closest_name, config_names, find_file
 
 
 def load_config(
@@ -26,11 +28,14 @@ def load_config(
 ) -> RunConfig:
     """Load a run's YAML file under the settings of `overrides`, which replace the file's.
 
-    Raises `ConfigError` with every fault, each by its key and by the option that gave it.
+    A bare name that is no file here, such as `demo`, is a file that ships with perpo. Raises
+    `ConfigError` with every fault, each by its key and by the option that gave it.
     """
+    path = find_file(path)
     raw = _read_yaml(path)
     given = overrides_of(overrides) if isinstance(overrides, Mapping) else overrides or ()
     placed = apply_overrides(raw, given)
+    raw = take_renamed(raw)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -91,10 +96,13 @@ def _reference(faults: Sequence[Fault]) -> str:
 
 
 def _read_yaml(path: Path) -> Json:
+    near = closest_name(path)
     return read_mapping(
         path,
         kind="configuration file",
-        otherwise="see the folder configs/",
+        otherwise=f"did you mean {near}, which ships with perpo?"
+        if near
+        else f"give a file, or the name of one that ships with perpo: {', '.join(config_names())}",
         contents="a mapping of sections",
         example="configs/demo.yaml",
     )

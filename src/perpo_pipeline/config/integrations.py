@@ -19,7 +19,7 @@ class Integration:
 
 
 def _package(module: str, package: str, **variables: str) -> Integration:
-    return Integration(module, f"pip install -c constraints.txt {package}", variables)
+    return Integration(module, advice.install_package(package), variables)
 
 
 # transformers' names. An integration without variables writes no files, or always to one place:

@@ -19,7 +19,7 @@ from perpo_pipeline import advice
 from perpo_pipeline.machine import GIB, memory_bytes
 
 PACKAGE = "perpo-pipeline"
-INSTALL = "pip install -c constraints.txt -e ."
+INSTALL = advice.install("")
 DEVELOPMENT = ("dev", "docs", "oracle")  # extras that no command needs
 VLLM_TORCH = {"0.32": "2.13", "0.33": "2.14"}
 """The torch that a vLLM release was built for; vLLM fails at import with another one."""

@@ -100,7 +100,7 @@ class VllmBackend:
         self._notes: dict[str, Any] = dict(idle_notes(self.weightless))
         lora_rank = None
         if setup.adapter is not None:
-            lora_rank = exact_lora_rank(self.weightless, setup.adapter)
+            lora_rank = exact_lora_rank(self.weightless.family, setup.adapter)
         path = self._folder(setup, None if lora_rank else setup.adapter)
         self.held = ExitStack()  # what is removed with the engine
         path, arguments = self.held.enter_context(

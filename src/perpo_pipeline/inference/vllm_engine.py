@@ -17,13 +17,13 @@ from perpo_pipeline.config.inference import Decoding, InferenceConfig
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, MissingDependencyError, first_line
 from perpo_pipeline.vlm.adapters import LORA_WEIGHTS
+from perpo_pipeline.vlm.families import Family
 from perpo_pipeline.vlm.image_limits import (
     GRIDS,
     PIL_BACKEND,
     link_with_grids,
     option_arguments,
 )
-from perpo_pipeline.vlm.models import Vlm
 
 INSTALL = advice.install("vllm")
 # The engine must run in this process. In another process it would receive requests at varying
@@ -89,7 +89,7 @@ def is_cpu_build() -> bool:
     return bool(import_vllm("vllm.platforms").current_platform.is_cpu())
 
 
-def exact_lora_rank(vlm: Vlm, adapter: Path) -> int | None:
+def exact_lora_rank(family: Family, adapter: Path) -> int | None:
     """The max_lora_rank for an adapter that vLLM applies exactly; None for other adapters.
 
     Exact are plain LoRA adapters on the language model's linear layers only, in a tested family.
@@ -97,7 +97,7 @@ def exact_lora_rank(vlm: Vlm, adapter: Path) -> int | None:
     from safetensors import safe_open
 
     weights = adapter / LORA_WEIGHTS
-    if not vlm.family.lora_in_vllm or not weights.is_file():
+    if not family.lora_in_vllm or not weights.is_file():
         return None
     with safe_open(weights, framework="pt") as stored:
         if not all(_LANGUAGE_MODEL_LORA.fullmatch(name) for name in stored.keys()):  # noqa: SIM118

@@ -19,6 +19,7 @@ from perpo_pipeline.evaluate.metrics import METRICS
 from perpo_pipeline.evaluate.printing import metrics_table, splits_table
 from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.merge.evaluations import Evaluation
+from perpo_pipeline.merge.folder import ADAPTER
 from perpo_pipeline.status.lineage import Traced
 from perpo_pipeline.status.published import cell, lineage_row
 from perpo_pipeline.store.artifacts import Json, Version
@@ -50,18 +51,26 @@ def model_card(
     evaluations: Sequence[Evaluation],
     image_arguments: Mapping[str, Any] = MappingProxyType({}),
     system_turn: Mapping[str, Any] | None = None,
+    lora_rank: int | None = None,
 ) -> str:
     """README.md with the hub's YAML header; `record` is the content of perpo_merge.json.
 
     `image_arguments` are those of the processor in training, where it limited the images' size;
-    `system_turn` is the message before every question of training, None without one.
+    `system_turn` is the message before every question of training, None without one. `lora_rank` is
+    the max_lora_rank with which vLLM applies an adapter exactly; None if it would not.
     """
+    alone = record.get("form") == ADAPTER
     manifest = adapter.manifest
     settings, box_format = manifest["settings"], manifest["notes"].get("box_format")
     own_code = bool(record.get("own_code"))
     trusted = ", trust_remote_code=True" if own_code else ""
     return _template().render(
         header=_header(record, settings["method"]),
+        alone=alone,
+        made="written" if alone else "merged",
+        revision=(commit := _commit(record)),
+        base_revision=f', revision="{commit}"' if commit else "",
+        lora_rank=lora_rank,
         paper=PAPER,
         record=record,
         adapter=adapter,
@@ -138,13 +147,22 @@ def _yaml(fields: Mapping[str, Any]) -> str:
 
 def _header(record: Mapping[str, Any], method: str) -> str:
     """The hub's fields; `base_model` is an id on a hub, so a folder has none."""
+    alone = record.get("form") == ADAPTER
     fields = {
         "base_model": None if record["base_is_directory"] else record["base_model"],
-        "library_name": "transformers",
+        "base_model_relation": "adapter" if alone else None,
+        "license": record.get("base_license"),
+        "library_name": "peft" if alone else "transformers",
         "pipeline_tag": PIPELINE_TAG,
-        "tags": list(dict.fromkeys(["perpo", method])),
+        "tags": list(dict.fromkeys(["perpo", method, *["lora"] * alone])),
     }
     return _yaml({name: value for name, value in fields.items() if value is not None})
+
+
+def _commit(record: Mapping[str, Any]) -> str:
+    """The base's commit on a hub, "" for a folder."""
+    name, _, commit = str(record["base_identity"]).rpartition("@")
+    return commit if name and name == record["base_model"] else ""
 
 
 def _question(box_format: str) -> str:

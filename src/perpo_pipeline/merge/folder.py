@@ -17,8 +17,11 @@ from perpo_pipeline.store.whole_folder import locked, part_of, replacing
 
 RECORD, CARD = "perpo_merge.json", "README.md"
 RECORD_FORMAT = 1
-IDENTIFYING = ("merge_format", "base_identity", "adapter", "dtype")
-"""Fields of the record that identify a merge; the others say when and with what it was made."""
+IDENTIFYING = ("merge_format", "base_identity", "adapter", "dtype", "form")
+"""Fields of the record that identify a merge; the others say when and with what it was made.
+
+`form` is ADAPTER for an adapter that was not merged, and absent otherwise."""
+ADAPTER = "adapter"
 RESTARTS = "it starts from the beginning"
 
 Record = dict[str, Any]
@@ -38,9 +41,11 @@ def find_previous_merge(out: Path, wanted: Record) -> Record | None:
             where=str(out),
             fix="name an empty or a new folder with --out",
         )
-    different = [name for name in IDENTIFYING if found.get(name) != wanted[name]]
+    different = [name for name in IDENTIFYING if found.get(name) != wanted.get(name)]
     if different:
-        listed = "; ".join(f"{name} {found.get(name)}, not {wanted[name]}" for name in different)
+        listed = "; ".join(
+            f"{name} {found.get(name)}, not {wanted.get(name)}" for name in different
+        )
         raise ArtifactError(
             f"the folder already holds another merge: {listed}",
             where=str(out),
@@ -62,7 +67,8 @@ def write_folder(
     """Let `write` fill a new folder, add card and record, then move the folder to `out`."""
     with os_errors_explained(out, RESTARTS), replacing(out, settle=_settle_files) as folder:
         write(folder)
-        _declare_dtype(folder / "config.json", record["dtype"])
+        if record.get("form") != ADAPTER:
+            _declare_dtype(folder / "config.json", record["dtype"])
         sizes = {file.name: _size(file) for file in sorted(folder.iterdir())}
         record = {**record, "files": sizes}
         _write_card(folder, record, card(record))

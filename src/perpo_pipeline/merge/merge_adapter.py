@@ -1,4 +1,4 @@
-"""`perpo merge`: an adapter artifact and its base -> one model in the hub's layout.
+"""`perpo merge`: an adapter artifact and its base -> a model, or an adapter, in the hub's layout.
 
 The result is not an artifact: the user chooses its folder, which holds the files a hub expects.
 """
@@ -9,10 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
+from perpo_pipeline.inference.vllm_engine import exact_lora_rank
+from perpo_pipeline.merge.adapter_folder import check_travels, write_adapter
 from perpo_pipeline.merge.card import model_card
 from perpo_pipeline.merge.evaluations import evaluations_of
 from perpo_pipeline.merge.folder import (
+    ADAPTER,
+    CARD,
     RECORD_FORMAT,
     Record,
     find_previous_merge,
@@ -28,6 +34,7 @@ from perpo_pipeline.suggestions import closest_path
 from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
 from perpo_pipeline.vlm.chat_rendering import Message, system_form, system_turn
 from perpo_pipeline.vlm.chat_settings import recorded_settings
+from perpo_pipeline.vlm.families import family_of
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
 from perpo_pipeline.vlm.image_limits import limits_recorded
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
@@ -48,6 +55,7 @@ def merge(
     trust_remote_code: bool = False,
     dtype: str = "auto",
     metrics: Sequence[Path] = (),
+    adapter_only: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Merge `adapter`, an artifact, into its base; write the model to `out`, whole or not at all.
@@ -56,11 +64,13 @@ def merge(
     trust_remote_code: the base's own code may run (`model.trust_remote_code`).
     dtype: the dtype of the written weights; `auto` is that of the training.
     metrics: artifacts for the model card; by default those in the adapter's run.
+    adapter_only: write the adapter alone, as PEFT loads it, with a card; nothing is merged.
 
     If `out` already holds this merge, only the metrics in its card are updated.
 
-    Raises ArtifactError if `adapter` is not an adapter artifact or belongs to another base, and if
-    `out` has other content or cannot be written; InputError if the base is not found; ConfigError
+    Raises ArtifactError if `adapter` is not an adapter artifact or belongs to another base, if
+    weights trained in full are to be an adapter, and if `out` has other content or cannot be
+    written; InputError if the base is not found; ConfigError
     for an unknown dtype.
     """
     if dtype not in DTYPES:
@@ -68,27 +78,37 @@ def merge(
     console = console or Console()
     started = time.monotonic()
     version = open_adapter(adapter)
+    if adapter_only:
+        check_travels(version)
     base = find_base(version, model, revision, trust_remote_code=trust_remote_code)
     announce_code(base)
-    record = _new_record(version, base, dtype)
+    record = _new_record(version, base, dtype) | ({"form": ADAPTER} if adapter_only else {})
     place = out.resolve()
     previous = find_previous_merge(place, record)
     evaluations, lineage = evaluations_of(version, metrics), trace([version])
     settings = version.manifest["settings"]
     arguments = arguments_from_files(base.path, limits_recorded(settings), own_code=base.own_code)
     system = trained_system_turn(base, settings)
+    rank = exact_lora_rank(family_of(base), version.path) if adapter_only else None
 
     def card(record: Record) -> str:
-        return model_card(record, version, lineage, evaluations, arguments, system)
+        return model_card(record, version, lineage, evaluations, arguments, system, rank)
+
+    def write(to: Path) -> None:
+        if adapter_only:
+            write_adapter(version.path, to, record["base_model"], base)
+        else:
+            write_merged(base, version.path, record["dtype"], to)
 
     if previous is not None:
         remove_leftover(place)
         change = update_card(place, previous, card(previous))
         console.say(f"merge {version.variant}: up to date{change} ({out})")
         return out
-    write_folder(
-        place, record, lambda to: write_merged(base, version.path, record["dtype"], to), card
-    )
+    write_folder(place, record, write, card)
+    if adapter_only:
+        console.say(f"merge {version.variant}: the adapter alone, not merged ({out})")
+        return out
     seconds = time.monotonic() - started
     how = f", into the base dequantised from {base.quantization}," if base.quantization else ""
     console.say(f"merge {version.variant}: {record['dtype']}{how} in {seconds:.1f} s ({out})")
@@ -196,6 +216,7 @@ def _new_record(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
         "base_model": base.path.name if is_directory else base.model_id,
         "base_is_directory": is_directory,
         "base_identity": compute_identity(base),
+        **({"base_license": named} if (named := _license(base.path)) else {}),
         **({} if base.quantization is None else {"base_quantization": base.quantization}),
         **({"own_code": True} if base.own_code else {}),
         "adapter": {"variant": adapter.variant, "fingerprint": adapter.fingerprint},
@@ -204,3 +225,16 @@ def _new_record(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
         "git_commit": git_commit(),
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _license(base: Path) -> str | None:
+    """The licence in the header of the base's own card, if that is among its files."""
+    from huggingface_hub.repocard import metadata_load
+
+    card = base / CARD
+    try:
+        found = metadata_load(card) if card.is_file() else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    name = (found or {}).get("license")
+    return name if isinstance(name, str) else None

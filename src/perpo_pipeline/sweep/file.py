@@ -9,6 +9,7 @@ from perpo_pipeline.config.overrides import Override
 from perpo_pipeline.config.section import Int, Json, Name
 from perpo_pipeline.config.unique_keys import read_mapping
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.shipped.files import find_file
 from perpo_pipeline.suggestions import did_you_mean
 
 Parameters = dict[str, Annotated[list[Any], Field(min_length=1)]]
@@ -149,8 +150,10 @@ def split_keys(key: str) -> list[str]:
 def read_sweep(path: Path) -> SweepFile:
     """Read a sweep's file; the base run's file is then relative to the working folder.
 
-    Raises `ConfigError` that names every fault of the file's own keys.
+    `sweeps/demo` is one that ships with perpo, if no such file is here. Raises `ConfigError` that
+    names every fault of the file's own keys.
     """
+    path = find_file(path)
     raw = _read_yaml(path)
     try:
         found = SweepFile.model_validate(raw)

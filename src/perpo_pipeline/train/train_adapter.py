@@ -32,7 +32,7 @@ from perpo_pipeline.train.task import (
     task_of,
     uses_cuda,
 )
-from perpo_pipeline.vlm.adapters import describe_base, read_record, write_record
+from perpo_pipeline.vlm.adapters import describe_base, name_base, read_record, write_record
 from perpo_pipeline.vlm.cards import unlike_cards, visible_cards
 from perpo_pipeline.vlm.inputs import open_model
 
@@ -153,6 +153,8 @@ def _train(
         staging = path / "checkpoints" / "trained"
         trainer.save_trained(staging)
         if writer is not None:
+            if task.resolved.commit is not None:  # a model of a hub, not a folder of this machine
+                name_base(staging, task.resolved.model_id, task.resolved.commit)
             adopt_files(staging, writer)
             write_record(
                 path,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
 
 ADAPTER_RECORD = "perpo_adapter.json"
+PEFT_CONFIG = "adapter_config.json"
 LORA_WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "trained_weights.safetensors"
 
@@ -29,6 +30,21 @@ def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Write the record beside the weights: what `describe_base` says, counts of lists."""
     data = json.dumps(record, indent=1).encode()
     write_atomically(directory / ADAPTER_RECORD, lambda sink: sink.write(data))
+
+
+def name_base(directory: Path, name: str | None, revision: str | None) -> None:
+    """Write the base into the adapter's PEFT configuration: its hub id and commit, never a path.
+
+    None where the base is no model of a hub: whoever loads the adapter then names the base. Nothing
+    is written for weights that were trained in full.
+    """
+    file = directory / PEFT_CONFIG
+    if not file.is_file():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": name, "revision": revision}
+    data = json.dumps(config, indent=2, sort_keys=True).encode()
+    write_atomically(file, lambda sink: sink.write(data))
 
 
 def describe_base(vlm: "Vlm") -> dict[str, str]:
@@ -73,7 +89,12 @@ def save_trained(
         return
     if isinstance(model, PeftModel):
         exact = {n: masters[p] for n, p in model.named_parameters() if p in masters}
-        model.save_pretrained(str(directory), state_dict={**model.state_dict(), **exact})
+        # By default PEFT may ask a hub for the base's vocabulary, which never changes here.
+        model.save_pretrained(
+            str(directory),
+            state_dict={**model.state_dict(), **exact},
+            save_embedding_layers=False,
+        )
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         return
     weights = {n: masters.get(p, p).detach().to(p.dtype).contiguous() for n, p in trained.items()}
@@ -164,9 +185,7 @@ def check_adapter_files(adapter: Path, identity: str, quantization: str | None) 
     a base in 4 bits is another function than the same base in 16.
     """
     weights = FULL_WEIGHTS if (adapter / FULL_WEIGHTS).is_file() else LORA_WEIGHTS
-    needed = [weights, ADAPTER_RECORD] + (
-        ["adapter_config.json"] if weights == LORA_WEIGHTS else []
-    )
+    needed = [weights, ADAPTER_RECORD] + ([PEFT_CONFIG] if weights == LORA_WEIGHTS else [])
     for name in needed:
         if not (adapter / name).is_file():
             raise ArtifactError(

@@ -1,0 +1,104 @@
+"""The folder of a new run: its configuration, a Makefile, a README, a .gitignore."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.shipped.files import CONFIGS, OWN_CONFIG
+
+_TEMPLATES = Path(__file__).parent / "run_folder"
+_GITIGNORE = "/data/\n"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the README names of a run.
+
+    files: what the recipe reads and perpo does not make. command: what runs the whole of it.
+    """
+
+    run: str
+    recipe: str
+    files: Sequence[str]
+    split: str
+    method: str
+    command: str
+    version: str
+
+
+def recipe_text(recipe: str) -> str:
+    """The text of a configuration that ships."""
+    return (CONFIGS / f"{recipe}.yaml").read_text(encoding="utf-8")
+
+
+def about(recipe: str) -> str:
+    """The first sentence of the recipe's own comment."""
+    comment = re.match(r"(?:# .*\n)+", recipe_text(recipe))
+    words = " ".join((comment[0] if comment else "").replace("# ", "").split())
+    return re.split(r"(?<=[^.\d]\.) ", words)[0]
+
+
+def config_text(recipe: str, run: str, sections: Mapping[str, str], version: str) -> str:
+    """The recipe with the run's name and, above each section, what the section is."""
+    lines = [
+        f"# From the recipe `{recipe}` of perpo {version}. `perpo settings` explains every",
+        "# setting, `perpo settings train` those of one section; unknown keys are refused.",
+        "#",
+    ]
+    for line in recipe_text(recipe).splitlines():
+        key = line.partition(":")[0]
+        if key in sections:
+            lines += ["", f"# {sections[key]}"]
+        lines.append(f"run: {run}" if key == "run" else line)
+    return "\n".join(lines) + "\n"
+
+
+def write_run_folder(folder: Path, config: str, contents: Contents) -> list[Path]:
+    """Write the files of a run into `folder`, which is made if needed; returns them.
+
+    Raises ConfigError, with nothing written, if one of them is there already or the folder cannot
+    be written.
+    """
+    makefile = (_TEMPLATES / "Makefile").read_text(encoding="utf-8")
+    texts = {
+        OWN_CONFIG.name: config,
+        "Makefile": makefile,
+        "README.md": _readme(contents),
+        ".gitignore": _GITIGNORE,
+    }
+    if there := [name for name in texts if (folder / name).exists()]:
+        raise ConfigError(
+            f"{', '.join(there)}: already there, and nothing was written",
+            where=str(folder),
+            fix="name a new folder, or move these files away",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            with (folder / name).open("x", encoding="utf-8") as sink:
+                sink.write(text)
+    except OSError as error:
+        raise ConfigError(
+            f"the run's files cannot be written: {error.strerror}",
+            where=str(error.filename or folder),
+            fix="name a folder in which you may write",
+        ) from error
+    return [folder / name for name in texts]
+
+
+def _readme(contents: Contents) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=False,  # Markdown, not HTML
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("README.md").render(
+        **vars(contents), about=about(contents.recipe)
+    )
