@@ -26,6 +26,8 @@ def test_the_file_holds_the_first_lists_of_a_state_and_needs_nothing_else(
     assert sum(link.startswith("data:image/") for link in links) == 5
     assert "script" not in {tag for tag, _ in page.tags} and str(tmp_path) not in text
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert '"Segoe UI"' in style and ".m0 { background: var(--c-" in style
     assert "5 of" in " ".join(page.text) and str(boxes.run.config.run_dir) not in text
 
 

@@ -12,8 +12,8 @@ from perpo_pipeline.browse.visible import as_typed, visible
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("a\x00b\x1b[31m", "a␀b␛[31m"),
-        ("\x7f", "␡"),
+        ("a\x00b\x1b[31m", "a‹U+0000›b‹U+001B›[31m"),
+        ("\x7f\r", "‹U+007F›‹U+000D›"),
         ("abc\u202edcba\u202c", "abc‹U+202E›dcba‹U+202C›"),
         ("\u2066x\u2069\u200e\u200f\u061c", "‹U+2066›x‹U+2069›‹U+200E›‹U+200F›‹U+061C›"),
         ("a\u200bb\ufeff\u00ad", "a‹U+200B›b‹U+FEFF›‹U+00AD›"),

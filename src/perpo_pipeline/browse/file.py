@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from perpo_pipeline.browse.detail import Details
 from perpo_pipeline.browse.images import read_image
 from perpo_pipeline.browse.pages import environment, style_sheet
@@ -51,7 +53,7 @@ def write_file(file: Path, artifacts: Artifacts, view: View, state: State, most:
             notes=[note.partition("; run: ")[0] for note in artifacts.notes],
             shown=shown,
             large=None,
-            style=style_sheet(details),
+            style=Markup(style_sheet(details)),  # no text of the run is in it
         )
     )
     write_atomically(file, lambda sink: sink.write(visible(page).encode()))

@@ -26,7 +26,9 @@ MOST_MODELS = 5
 """Columns of rewards in the table; further models are beside the prompt."""
 MOST_RANKS = 64
 """Answers whose box is shown alone while the pointer is on their row."""
-NUMBERS_OF_LISTS = ("margin", "best", "mean")
+BOUNDED = ("margin", "best", "mean")
+HEADS = ("margin", "mean")
+"""Columns of lists that the form bounds, and that the table has beside the sorted one."""
 
 Json = dict[str, Any]
 
@@ -44,13 +46,11 @@ class Pages:
         view = self.views[state.view]
         order = view.order(state)
         at = view.place_of(state.prompt) if state.prompt else None
-        found = np.flatnonzero(order == at) if at is not None else []
-        position = int(found[0]) if len(found) else None
+        position = _position(order, at)
         pages = max(1, -(-len(order) // ROWS_PER_PAGE))
-        page = state.page or (1 if position is None else position // ROWS_PER_PAGE + 1)
-        page = min(page, pages)
+        page = min(state.page or (position or 0) // ROWS_PER_PAGE + 1, pages)
         places = order[(page - 1) * ROWS_PER_PAGE : page * ROWS_PER_PAGE]
-        if at is None and not state.prompt and len(places):
+        if not state.prompt and len(places):
             at, position = int(places[0]), (page - 1) * ROWS_PER_PAGE
         text = self.environment.get_template("browse.html").render(
             run=self.run,
@@ -58,17 +58,10 @@ class Pages:
             views=[self._tab(one) for one in self.views.values()],
             view=view,
             state=state,
-            pair=view.pair(state) if view.models else None,
-            fields=[self._field(column, state) for column in _bounded(view, state)],
-            orders=[self._order(column) for column in view.columns],
-            heads=[self._head(view, column, state) for column in _heads(view, state)],
-            sorted_by=self._sorted_by(view, state),
-            rows=[self._row(view, row, state, at) for row in self._rows(view, places, state)],
-            has_rewards="rewards" in view.rows.columns,
             total=len(order),
-            every=view.rows.height,
             page=page,
             pages=pages,
+            **self._table(view, state, places, at),
             **self._detail(view, state, order, at, position),
         )
         return visible(text)
@@ -82,8 +75,20 @@ class Pages:
         """The report's style sheet, the page's own, and the colours of this run's models."""
         return style_sheet(self.details)
 
-    def _rows(self, view: View, places: Any, state: State) -> list[tuple[int, Json]]:
-        return list(zip(map(int, places), view.shown(places, state), strict=True))
+    def _table(self, view: View, state: State, places: Any, at: int | None) -> Json:
+        """The form and the rows of one page."""
+        heads = _heads(view, state)
+        rows = zip(map(int, places), view.shown(places, state), strict=True)
+        return {
+            "pair": view.pair(state) if view.models else None,
+            "fields": [self._field(column, state) for column in _bounded(view, state)],
+            "orders": view.columns,
+            "heads": [self._head(view, column, state) for column in heads],
+            "sorted_by": self._sorted_by(view, state),
+            "rows": [self._row(view, row, state, place == at) for place, row in rows],
+            "has_rewards": "rewards" in view.rows.columns,
+            "every": view.rows.height,
+        }
 
     def _tab(self, view: View) -> Json:
         url = State(view.name).url()
@@ -92,9 +97,6 @@ class Pages:
     def _field(self, column: Column, state: State) -> Json:
         low, high = ("" if one is None else f"{one:g}" for one in state.limit(column.name))
         return {"name": column.name, "label": column.label, "low": low, "high": high}
-
-    def _order(self, column: Column) -> Json:
-        return {"name": column.name, "label": column.label}
 
     def _head(self, view: View, column: Column, state: State) -> Json:
         turned = "descending" if state.is_descending else "ascending"
@@ -112,11 +114,10 @@ class Pages:
             return ""
         return f"{labels[state.column]}, {'largest' if state.is_descending else 'smallest'} first"
 
-    def _row(self, view: View, placed: tuple[int, Json], state: State, at: int | None) -> Json:
-        place, row = placed
+    def _row(self, view: View, row: Json, state: State, is_chosen: bool) -> Json:
         version = self.details.prompts[row["prompts"]]
         return {
-            "is_chosen": place == at,
+            "is_chosen": is_chosen,
             "url": state.url(prompt=row["prompt_id"], page=None),
             "thumb": f"{image_url(version, row, 0)}?size=thumb",
             "question": shown_question(row["prompt"]),
@@ -178,15 +179,22 @@ class Pages:
         ]
 
 
+def _position(order: Any, at: int | None) -> int | None:
+    """Where a row is in an order, from 0; None if the filters leave it out."""
+    if at is None:
+        return None
+    found = np.flatnonzero(order == at)
+    return int(found[0]) if len(found) else None
+
+
 def environment() -> jinja2.Environment:
     """The templates of this room and of the report, with what both pages need."""
-    found: Any = page_environment("perpo_pipeline.browse")
+    found = page_environment("perpo_pipeline.browse")
     found.filters["as_typed"] = as_typed
     found.filters["words"] = lambda reason: reason.replace("_", " ")
     found.globals["scale"] = SCALE
     found.globals["truth_colour"] = TRUTH.colour
-    templates: jinja2.Environment = found
-    return templates
+    return found
 
 
 def style_sheet(details: Details) -> str:
@@ -215,7 +223,7 @@ def image_url(prompts: Version, row: Mapping[str, Any], which: int) -> str:
 def _bounded(view: View, state: State) -> list[Column]:
     """The columns that the form has bounds for."""
     if view.test_set is None:
-        names: Sequence[str] = NUMBERS_OF_LISTS
+        names: Sequence[str] = BOUNDED
     else:
         first, second = view.pair(state)
         names = [f"{REWARD}{first}", f"{REWARD}{second}", DISAGREE]
@@ -227,7 +235,7 @@ def _bounded(view: View, state: State) -> list[Column]:
 def _heads(view: View, state: State) -> list[Column]:
     """The columns of the table: the usual ones, and the one that it is sorted by."""
     if view.test_set is None:
-        names: list[str] = list(NUMBERS_OF_LISTS)
+        names = list(HEADS)
     else:
         pair = view.pair(state)
         own = [model for model in view.models if model_of(model) == model and model not in pair]

@@ -6,30 +6,26 @@ words. The whole page goes through `visible`, so no place can be forgotten.
 
 from markupsafe import Markup, escape
 
-_KEPT = {"\n", "\t"}
-_CONTROLS = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "\u2421"}
-_TURNING = [
-    "\u061c",
-    "\u200e",
-    "\u200f",
-    *map(chr, range(0x202A, 0x202F)),
-    *map(chr, range(0x2066, 0x206A)),
-]
-_UNSEEN = [
-    "\u00ad",
-    "\u200b",
-    "\ufeff",
-    *map(chr, range(0x2060, 0x2065)),
-    *map(chr, range(0x206A, 0x2070)),
-]
-_OTHERS = [*map(chr, range(0x80, 0xA0)), "\u2028", "\u2029", *map(chr, range(0xE0000, 0xE0080))]
-_SIGNS = {ord(one): sign for one, sign in _CONTROLS.items() if one not in _KEPT} | {
-    ord(one): f"\u2039U+{ord(one):04X}\u203a" for one in (*_TURNING, *_UNSEEN, *_OTHERS)
+_RANGES = (
+    (0x00, 0x08),  # controls, but for tab and line feed
+    (0x0B, 0x1F),
+    (0x7F, 0x9F),
+    (0x00AD, 0x00AD),  # soft hyphen
+    (0x061C, 0x061C),  # marks and embeddings of direction
+    (0x200B, 0x200B),  # zero-width space; joiners belong to letters and emoji
+    (0x200E, 0x200F),
+    (0x2028, 0x202E),
+    (0x2060, 0x206F),
+    (0xFEFF, 0xFEFF),
+    (0xE0000, 0xE007F),  # tags
+)
+_SIGNS = {
+    code: f"\u2039U+{code:04X}\u203a" for first, last in _RANGES for code in range(first, last + 1)
 }
 
 
 def visible(page: str) -> str:
-    """A page with a sign for each of these characters: `‹U+202E›`, `␀`."""
+    """A page with each of these characters written out, as `‹U+202E›`."""
     return page.translate(_SIGNS)
 
 
