@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import pyarrow as pa
 import pytest
 from browsed_run import HOSTILE, Browsed, browse_run
 from html_page import Page
@@ -16,7 +17,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 from synthetic_run import evaluate_synthetic, prepare_synthetic, synthetic_config
 
-from perpo_pipeline.browse.images import MORE, read_image
+from perpo_pipeline.browse import images
+from perpo_pipeline.browse.detail import _more
+from perpo_pipeline.browse.images import FACTS, MORE, read_image
 from perpo_pipeline.browse.server import (
     HEADERS,
     LOOPBACK,
@@ -298,33 +301,28 @@ def test_answers_to_wrong_images_stand_apart_and_draw_no_box(
 def test_further_images_are_read_beside_the_one_of_the_boxes(
     boxes: Browsed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The column comes with prompts of several images; rows are made up to have it."""
-    import pyarrow as pa
-
-    from perpo_pipeline.browse import images
-    from perpo_pipeline.browse.detail import _more
-
-    row = boxes.run.latest("prompts", "train").table().to_pylist()[0]
-    data, sha256 = row["image"]["bytes"], row["image_sha256"]
-    other = {"bytes": data, "path": None, "sha256": sha256, "width": 64, "height": 48, "notes": []}
-    row = row | {MORE: [other]}
+    """The columns come with prompts of several images; a row is made up to have them."""
+    row, other = boxes.run.latest("prompts", "train").table().to_pylist()[1:3]
+    facts = {"sha256": other["image_sha256"], "width": 64, "height": 48, "notes": []}
+    row = row | {MORE: [row["image"], other["image"]], "box_image": 1}
+    row |= {FACTS: [facts | {"sha256": row["image_sha256"]}, facts]}
 
     class Prompts:
         def rows(self, rows: range, columns: list[str]) -> pa.Table:
             return pa.Table.from_pylist([{name: row[name] for name in columns}])
 
-    more = schemas.TableSchema(
-        "prompts", 7, schemas.PROMPTS.columns.append(pa.field(MORE, pa.list_(pa.struct([]))))
-    )
     prompts: Any = Prompts()
-    if MORE not in schemas.PROMPTS.columns.names:
-        assert read_image(prompts, 0, 1) is None
-    monkeypatch.setattr(images, "PROMPTS", more)
-    second = read_image(prompts, 0, 1)
-    assert second is not None and second.size == (64, 48)
-    assert read_image(prompts, 0, 2) is None
-    (found,) = _more(row, lambda n: f"/image/a/b/{n}")
-    assert found == {"source": "/image/a/b/1", "alt": "further image 1, 64 x 48 pixels"}
+    columns = pa.schema([pa.field(MORE, pa.list_(schemas.IMAGE))])
+    monkeypatch.setattr(images, "PROMPTS", schemas.TableSchema("prompts", 7, columns))
+    wanted = [Image.open(io.BytesIO(one["image"]["bytes"])) for one in (row, row, other)]
+    found = [read_image(prompts, 0, which) for which in range(3)]
+    assert [one and one.tobytes() for one in found] == [one.tobytes() for one in wanted]
+    assert found[0] is not None and found[2] is not None
+    assert found[0].tobytes() != found[2].tobytes() and read_image(prompts, 0, 3) is None
+    assert _more(row, lambda n: f"/image/a/b/{n}") == [
+        {"source": "/image/a/b/1", "alt": "image 1 of 3, 64 x 48 pixels"},
+        {"source": "/image/a/b/2", "alt": "image 3 of 3, 64 x 48 pixels"},
+    ]
 
 
 def test_a_busy_port_says_how_to_choose_another() -> None:

@@ -16,7 +16,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PREDICTIONS, PREFERENCES, PROMPTS, SAMPLES, SCORES
 
 Row = dict[str, Any]
-PROMPT_COLUMNS = [name for name in PROMPTS.columns.names if name != "image"]
+PROMPT_COLUMNS = [name for name in PROMPTS.columns.names if name not in ("image", "more_images")]
 SAMPLE_COLUMNS = SAMPLES.pick(
     "prompt_id",
     "sample_id",
@@ -85,7 +85,7 @@ class Prediction:
 
 
 def read_prompt(prompts: Version, at: int) -> Row:
-    """A row of the prompts, without the image that boxes refer to: browsers ask for that."""
+    """A row of the prompts, without its images: browsers ask for those."""
     return _one(prompts.rows(range(at, at + 1), PROMPT_COLUMNS))
 
 

@@ -19,7 +19,7 @@ from perpo_pipeline.browse.answers import (
     read_prompt,
     read_samples,
 )
-from perpo_pipeline.browse.images import MORE
+from perpo_pipeline.browse.images import FACTS
 from perpo_pipeline.browse.versions import Artifacts, TestSet
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.drawing import marks
@@ -242,10 +242,15 @@ def _extra(text: str | None) -> list[tuple[str, str]]:
 
 
 def _more(prompt: Row, source: Callable[[int], str]) -> list[Json]:
-    """The prompt's images beside the one that boxes refer to."""
+    """The prompt's images beside the one that boxes refer to, with their places among all."""
+    facts = prompt.get(FACTS) or []
+    places = [place for place in range(len(facts) + 1) if place != (prompt.get("box_image") or 0)]
     return [
-        {"source": source(n), "alt": f"further image {n}, {one['width']} x {one['height']} pixels"}
-        for n, one in enumerate(prompt.get(MORE) or [], 1)
+        {
+            "source": source(n),
+            "alt": f"image {place + 1} of {len(facts) + 1}, {one['width']} x {one['height']} pixels",
+        }
+        for n, (place, one) in enumerate(zip(places, facts, strict=True), 1)
     ]
 
 

@@ -16,8 +16,8 @@ SIZES = {"thumb": 96, "page": 1400, "full": 4096}
 EXACT_PX = 640
 """An image of no longer side is sent as PNG, without loss."""
 IMAGE_COLUMNS = PROMPTS.pick("prompt_id", "place", "image", "image_sha256")
-MORE = "more_images"
-"""The column of a prompt's images beside the one that boxes refer to, where the schema has it."""
+MORE, FACTS = "more_images", "more_image_facts"
+"""The columns of a prompt's images beside that of the boxes, where the schema has them."""
 
 Row = Mapping[str, Any]
 
@@ -37,16 +37,14 @@ def read_image(prompts: Version, at: int, which: int = 0) -> Image.Image | None:
     """
     if which and MORE not in PROMPTS.columns.names:
         return None
-    columns = [*IMAGE_COLUMNS, *([MORE] if which else [])]
+    columns = [*IMAGE_COLUMNS, *([MORE, FACTS] if which else [])]
     (row,) = prompts.rows(range(at, at + 1), columns).to_pylist()
     if which == 0:
         return prompt_image(row)
-    others = row[MORE] or []
-    if which > len(others):
+    if which > len(row[MORE] or ()):
         return None
-    other = others[which - 1]
-    image = {"bytes": other["bytes"], "path": other["path"]}
-    return prompt_image({**row, "image": image, "image_sha256": other["sha256"]})
+    other, facts = row[MORE][which - 1], row[FACTS][which - 1]
+    return prompt_image({**row, "image": other, "image_sha256": facts["sha256"]})
 
 
 def encode(image: Image.Image, longest_side_px: int) -> Encoded:
