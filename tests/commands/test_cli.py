@@ -28,6 +28,7 @@ COMMANDS = [
     "filter",
     "train",
     "eval",
+    "browse",
     "ask",
     "measure",
     "compare",

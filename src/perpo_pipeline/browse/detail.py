@@ -244,11 +244,12 @@ def _extra(text: str | None) -> list[tuple[str, str]]:
 def _more(prompt: Row, source: Callable[[int], str]) -> list[Json]:
     """The prompt's images beside the one that boxes refer to, with their places among all."""
     facts = prompt.get(FACTS) or []
-    places = [place for place in range(len(facts) + 1) if place != (prompt.get("box_image") or 0)]
+    total, own = len(facts) + 1, prompt.get("box_image") or 0
+    places = [place for place in range(total) if place != own]
     return [
         {
             "source": source(n),
-            "alt": f"image {place + 1} of {len(facts) + 1}, {one['width']} x {one['height']} pixels",
+            "alt": f"image {place + 1} of {total}, {one['width']} x {one['height']} pixels",
         }
         for n, (place, one) in enumerate(zip(places, facts, strict=True), 1)
     ]

@@ -92,12 +92,13 @@ def _sampled(config: RunConfig, notes: list[str]) -> Sampled | None:
     )
     scores = input_of(preferences, "scores") if preferences is not None else scores
     samples = input_of(scores, "samples") if scores is not None else samples
-    for artifact, version in (("samples", samples), ("scores", scores), ("lists", preferences)):
-        if version is None:
-            made = "preferences" if artifact == "lists" else artifact
-            notes.append(f"there are no {artifact} yet; run: {_command(config, made)}")
-    if samples is None:
-        return None
+    missing = {"samples": samples, "scores": scores, "preferences": preferences}
+    for artifact in [name for name, version in missing.items() if version is None]:
+        what = "lists" if artifact == "preferences" else artifact
+        notes.append(f"there are no {what} yet; run: {_command(config, artifact)}")
+        if samples is None:  # and so nothing else
+            return None
+    assert samples is not None
     prompts = input_of(samples, "prompts")
     others = () if preferences is None else _others(preferences, prompts)
     reference = None if preferences is None else _reference(config, preferences)

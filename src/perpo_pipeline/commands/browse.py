@@ -55,10 +55,10 @@ def browse(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Look through a run's lists, samples and predictions on a local, read-only page.
+    """Show lists, samples and predictions on a local page.
 
-    Prints the page's address; Ctrl-C ends it. With --out it writes one HTML file instead, to send
-    away.
+    The page is read-only and on this machine alone. Prints its address; Ctrl-C ends it. With --out
+    it writes one HTML file instead, to send away.
 
     Example: perpo browse --config configs/demo.yaml
 
