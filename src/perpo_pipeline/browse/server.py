@@ -61,17 +61,20 @@ class Site:
         }
 
     def home(self, request: "Request") -> "Response":
+        """The first view that the run has."""
         from starlette.responses import RedirectResponse
 
         return RedirectResponse(f"/{next(iter(self.views))}")
 
     def file(self, request: "Request") -> "Response":
+        """The style sheet, the script or the icon."""
         from starlette.responses import Response
 
         text, media_type = self.files[request.scope["path"]]
         return Response(text, media_type=media_type)
 
     def view(self, request: "Request") -> "Response":
+        """A view in the state of the address, or what is wrong with it: 400, 404 or 500."""
         view = self.views.get(request.scope["path"].strip("/"))
         if view is None:
             return self.fault("This run has no such view.", 404)
@@ -84,6 +87,7 @@ class Site:
             return self.fault(error, 500)
 
     async def image(self, request: "Request") -> "Response":
+        """An image of a prompt as PNG or JPEG; 404 and the reason if it cannot be read."""
         from starlette.responses import PlainTextResponse, Response
 
         size = SIZES.get(request.query_params.get("size", "page"))
@@ -115,11 +119,13 @@ class Site:
         return None if image is None else encode(image, size)
 
     def html(self, text: str, status: int = 200) -> "Response":
+        """A page."""
         from starlette.responses import HTMLResponse
 
         return HTMLResponse(text, status)
 
     def fault(self, what: PerpoError | str, status: int) -> "Response":
+        """A page that says what is wrong."""
         parts = what.parts() if isinstance(what, PerpoError) else (what, None, None)
         return self.html(self.pages.fault(*parts), status)
 
