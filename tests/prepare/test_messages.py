@@ -412,8 +412,8 @@ def test_several_images_and_earlier_turns_go_out_and_come_back(tmp_path: Path) -
     rows = []
     for index in range(8):
         asked = [*earlier, ("user", f"And number {index} in <image>?")]
-        told = [*asked, ("assistant", f"[0.{index}0, 0.20, 0.80, 0.90]")]
-        chat = [{"role": role, "content": text} for role, text in told]
+        every = [*asked, ("assistant", f"[0.{index}0, 0.20, 0.80, 0.90]")]
+        chat = [{"role": role, "content": text} for role, text in every]
         rows.append({"messages": chat, "images": ["b.png", "a.png"]})
     config = synthetic_config(tmp_path / "data", min_margin=0.01)
     chats = {"source": "messages", "path": write_lines(tmp_path, *rows), "task": "grounding"}

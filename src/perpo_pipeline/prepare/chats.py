@@ -10,7 +10,7 @@
                     columns of truth (`perpo export --to grpo`)
 
 The keys are those of each project's own description: TRL's docs/source/dataset_formats.md,
-LLaVA's docs/Finetune_Custom_Data.md, LLaMA-Factory's data/README.md, ms-swift's
+LLaVA's Finetune_Custom_Data.md, LLaMA-Factory's data/README.md, ms-swift's
 docs/source_en/Customization/Custom-dataset.md, OpenAI's reference of chat completions. Keys of a
 part without a value are none: tables give every part all keys.
 """

@@ -266,8 +266,8 @@ def _without_first_places(question: list[tuple[str, str]], images: int) -> list[
     default."""
     first = next(at for at, (role, _) in enumerate(question) if role == USER)
     rest = re.sub(rf"^(?:\s*{IMAGE_PLACE}){{{images}}}\s*", "", question[first][1])
-    told = [*question[:first], (USER, rest), *question[first + 1 :]]
-    return question if any(IMAGE_PLACE in text for _, text in told) else told
+    turns_now = [*question[:first], (USER, rest), *question[first + 1 :]]
+    return question if any(IMAGE_PLACE in text for _, text in turns_now) else turns_now
 
 
 def _truth_of_objects(objects: Objects) -> Row:
