@@ -151,7 +151,7 @@ def _images(row: Row, own: list[Any]) -> list[Any]:
     given = [row[key] for key in ("images", "image") if row.get(key) is not None]
     if len(given) > 1 and all(given):
         raise RowFault("the row has `images` and `image`; keep one")
-    listed = next((one for one in given if one), [])
+    listed: Any = next((one for one in given if one), [])
     rest = list(listed) if isinstance(listed, list) else [listed]
     if not own:
         return rest
