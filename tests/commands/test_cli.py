@@ -33,6 +33,7 @@ COMMANDS = [
     "compare",
     "judge",
     "merge",
+    "export",
     "report",
     "run",
     "sweep",
