@@ -126,9 +126,9 @@ CONFIG = """
 run: r
 model: {id: testbed, dtype: float32, device: cpu}
 prepare:
-  train: {source: testbed, num_prompts: 6, images_per_prompt: 2}
+  train: {source: testbed, num_prompts: 4, images_per_prompt: 2}
   test: {source: testbed, num_prompts: 4, images_per_prompt: 2}
-sample: {num_samples: 4, temperature: 1.0, max_new_tokens: 20, batch_size: 6}
+sample: {num_samples: 4, temperature: 1.0, max_new_tokens: 20, batch_size: 4}
 filter: {min_margin: 0.01, max_lists: 2}
 train:
   batch_size: 2
@@ -157,12 +157,17 @@ def test_two_images_go_through_all_stages(
             "predictions/perpo@test",
         )
     }
-    assert found["samples/train"].table().num_rows == 6 * 4
+    assert found["samples/train"].table().num_rows == 4 * 4
     for image in ("other-image", "blank-image"):
         version = open_version(Path(f"data/r/predictions/base-{image}@test"))
         assert version.table().num_rows == 4
     (page,) = Path("data/r/report/default").glob("*/report.html")
-    assert "In picture " in page.read_text()
+    shown = page.read_text()
+    assert "In picture " in shown
+    # Each example and list has its other image small beside it.
+    pictures = shown.count('<image id="')
+    assert pictures > 1 and shown.count('<div class="others"><img src="data:image/') == pictures
+    assert 'alt="picture 1 of 2"' in shown or 'alt="picture 2 of 2"' in shown
     capsys.readouterr()
     with pytest.raises(SystemExit):
         cli.main(["status", "--config", "r.yaml", "--set", "prepare.train.images_per_prompt=null"])
