@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ from PIL import Image
 from perpo_pipeline import cli
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.planning.amounts import Split
+from perpo_pipeline.planning.disk import ROW_BYTES, expect_disk
 from perpo_pipeline.prepare import pictures
 from perpo_pipeline.prepare.pictures import put_together
 from perpo_pipeline.prepare.prepare_prompts import prepare, survey
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.inspect import describe
 from perpo_pipeline.store.prompt_images import images_of, num_images
 
 TRUTH = ("gt_box", "gt_text", "image", "image_sha256", "width", "height", "task", "dataset")
@@ -117,9 +121,25 @@ def test_prompts_that_cannot_be_put_together_are_errors(tmp_path: Path) -> None:
         assert row["prompt_id"] in str(caught.value)
 
 
-def test_a_survey_for_a_plan_has_the_images(tmp_path: Path) -> None:
-    found = survey(run_of(tmp_path, images_per_prompt=2), "train", 4)
+def test_a_plan_counts_the_bytes_of_all_images(tmp_path: Path) -> None:
+    run = run_of(tmp_path, images_per_prompt=2)
+    found = survey(run, "train", 4)
     assert found.prompts == 6 and [num_images(row) for row in found.rows] == [2] * 4
+    split = Split("train", 6, "to be rendered", ("sampled",), found.rows)
+    nothing: Any = SimpleNamespace(download=0)
+    _, high = expect_disk(run, nothing, [split], None, nothing, []).parts["prompts"]
+    each = [sum(len(image["bytes"]) for image in images_of(row)) for row in found.rows]
+    assert high == pytest.approx(6 * (ROW_BYTES[1] + sum(each) / 4))
+
+
+def test_inspect_shows_the_bytes_of_an_image_by_their_number(tmp_path: Path) -> None:
+    version = prepared(tmp_path, images_per_prompt=3)
+    said = describe(version.path, rows=1)
+    (row,) = version.table().slice(0, 1).to_pylist()
+    listed = ", ".join(
+        f"{{bytes: <{len(o['bytes'])} bytes>, path: None}}" for o in row["more_images"]
+    )
+    assert f"more_images: [{listed}]" in said
 
 
 CONFIG = """

@@ -57,6 +57,15 @@ def make_row(name: str, seed: int, prompt: str, width: int = 80, height: int = 6
     return {"prompt_id": name, "image": image, "image_sha256": sha256, "prompt": prompt}
 
 
+def with_image(row: Row, seed: int, width: int, height: int) -> Row:
+    """The row with another image before its own."""
+    other = make_row("", seed, "", width, height)
+    facts = {"sha256": other["image_sha256"], "width": width, "height": height, "notes": []}
+    more = {"more_images": [other["image"]], "more_image_facts": [facts], "box_image": 1}
+    earlier = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]
+    return {**row, **more, "history": earlier}
+
+
 # Some prompts are longer than a block of the cache (128 tokens on the CPU), so blocks are shared.
 LONG = "where is the red square? " * 15
 ROWS = [
@@ -68,8 +77,9 @@ ROWS = [
     make_row("other shape", 4, "Where?", 130, 33),
     make_row("spelled tokens", 1, "Is <s>old</s> <|im_end|> out? <video> <|video_pad|> <unk>"),
     make_row("image further on", 4, "leftmost </s>\n<image> or right?", 130, 33),
+    with_image(make_row("two images", 1, "Is <image> left of <image>?"), 5, 60, 90),
 ]
-SEEDS = [101, 102, 103, 104, 105, 106, 107, 108]
+SEEDS = [101, 102, 103, 104, 105, 106, 107, 108, 109]
 # The lists of ROWS by model, and by model with a served adapter: an engine takes long to start.
 FOUND: dict[Path, list[SampledList]] = {}
 SERVED: dict[Path, list[SampledList]] = {}
@@ -85,6 +95,7 @@ def set_up(model: Path, scratch: Path, adapter: Path | None = None, **sample: An
         SampleConfig(**config | sample),
         scratch,
         adapter,
+        most_images=2,
     )
 
 
