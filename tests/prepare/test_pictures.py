@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ from PIL import Image
 from perpo_pipeline import cli
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.planning.amounts import Split
+from perpo_pipeline.planning.disk import ROW_BYTES, expect_disk
 from perpo_pipeline.prepare import pictures
 from perpo_pipeline.prepare.pictures import put_together
 from perpo_pipeline.prepare.prepare_prompts import prepare, survey
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.inspect import describe
 from perpo_pipeline.store.prompt_images import images_of, num_images
 
 TRUTH = ("gt_box", "gt_text", "image", "image_sha256", "width", "height", "task", "dataset")
@@ -117,18 +121,34 @@ def test_prompts_that_cannot_be_put_together_are_errors(tmp_path: Path) -> None:
         assert row["prompt_id"] in str(caught.value)
 
 
-def test_a_survey_for_a_plan_has_the_images(tmp_path: Path) -> None:
-    found = survey(run_of(tmp_path, images_per_prompt=2), "train", 4)
+def test_a_plan_counts_the_bytes_of_all_images(tmp_path: Path) -> None:
+    run = run_of(tmp_path, images_per_prompt=2)
+    found = survey(run, "train", 4)
     assert found.prompts == 6 and [num_images(row) for row in found.rows] == [2] * 4
+    split = Split("train", 6, "to be rendered", ("sampled",), found.rows)
+    nothing: Any = SimpleNamespace(download=0)
+    _, high = expect_disk(run, nothing, [split], None, nothing, []).parts["prompts"]
+    each = [sum(len(image["bytes"]) for image in images_of(row)) for row in found.rows]
+    assert high == pytest.approx(6 * (ROW_BYTES[1] + sum(each) / 4))
+
+
+def test_inspect_shows_the_bytes_of_an_image_by_their_number(tmp_path: Path) -> None:
+    version = prepared(tmp_path, images_per_prompt=3)
+    said = describe(version.path, rows=1)
+    (row,) = version.table().slice(0, 1).to_pylist()
+    listed = ", ".join(
+        f"{{bytes: <{len(o['bytes'])} bytes>, path: None}}" for o in row["more_images"]
+    )
+    assert f"more_images: [{listed}]" in said
 
 
 CONFIG = """
 run: r
 model: {id: testbed, dtype: float32, device: cpu}
 prepare:
-  train: {source: testbed, num_prompts: 6, images_per_prompt: 2}
+  train: {source: testbed, num_prompts: 4, images_per_prompt: 2}
   test: {source: testbed, num_prompts: 4, images_per_prompt: 2}
-sample: {num_samples: 4, temperature: 1.0, max_new_tokens: 20, batch_size: 6}
+sample: {num_samples: 4, temperature: 1.0, max_new_tokens: 20, batch_size: 4}
 filter: {min_margin: 0.01, max_lists: 2}
 train:
   batch_size: 2
@@ -157,12 +177,17 @@ def test_two_images_go_through_all_stages(
             "predictions/perpo@test",
         )
     }
-    assert found["samples/train"].table().num_rows == 6 * 4
+    assert found["samples/train"].table().num_rows == 4 * 4
     for image in ("other-image", "blank-image"):
         version = open_version(Path(f"data/r/predictions/base-{image}@test"))
         assert version.table().num_rows == 4
     (page,) = Path("data/r/report/default").glob("*/report.html")
-    assert "In picture " in page.read_text()
+    shown = page.read_text()
+    assert "In picture " in shown
+    # Each example and list has its other image small beside it.
+    pictures = shown.count('<image id="')
+    assert pictures > 1 and shown.count('<div class="others"><img src="data:image/') == pictures
+    assert 'alt="picture 1 of 2"' in shown or 'alt="picture 2 of 2"' in shown
     capsys.readouterr()
     with pytest.raises(SystemExit):
         cli.main(["status", "--config", "r.yaml", "--set", "prepare.train.images_per_prompt=null"])
