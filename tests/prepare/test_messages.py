@@ -351,6 +351,11 @@ def test_faults_of_boxes(folder: Path, row: Row, what: str) -> None:
     assert "line 1: " in shown and what in shown
 
 
+def test_a_folder_without_a_table_is_named(folder: Path) -> None:
+    write_lines(folder, turns("A", image="a.png"))
+    assert "give the path of the file itself" in faults_of(folder, task="vqa")
+
+
 def test_a_box_without_a_format_is_never_guessed(folder: Path) -> None:
     path = write_lines(folder, turns("[0.1, 0.2, 0.5, 0.6]", image="a.png"))
     assert "nothing says how the box in the answer is written" in faults_of(path, task="grounding")
@@ -412,8 +417,8 @@ def test_several_images_and_earlier_turns_go_out_and_come_back(tmp_path: Path) -
     rows = []
     for index in range(8):
         asked = [*earlier, ("user", f"And number {index} in <image>?")]
-        told = [*asked, ("assistant", f"[0.{index}0, 0.20, 0.80, 0.90]")]
-        chat = [{"role": role, "content": text} for role, text in told]
+        every = [*asked, ("assistant", f"[0.{index}0, 0.20, 0.80, 0.90]")]
+        chat = [{"role": role, "content": text} for role, text in every]
         rows.append({"messages": chat, "images": ["b.png", "a.png"]})
     config = synthetic_config(tmp_path / "data", min_margin=0.01)
     chats = {"source": "messages", "path": write_lines(tmp_path, *rows), "task": "grounding"}

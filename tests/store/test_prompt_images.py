@@ -9,6 +9,7 @@ from perpo_pipeline.store.places import name_image
 from perpo_pipeline.store.prompt_images import (
     box_place,
     first_with_several,
+    hashes_of,
     images_of,
     most_images,
     num_images,
@@ -51,7 +52,7 @@ def test_a_single_image_needs_no_other_column() -> None:
 
 def test_the_most_images_of_a_table_and_its_first_prompt_with_several() -> None:
     def table(*rows: dict[str, Any]) -> pa.Table:
-        names = ["prompt_id", "place", "more_image_facts"]
+        names = ["prompt_id", "place", "image_sha256", "more_image_facts"]
         schema = pa.schema([PROMPTS.columns.field(name) for name in names])
         return pa.Table.from_pylist([{n: row[n] for n in names} for row in rows], schema)
 
@@ -61,3 +62,5 @@ def test_the_most_images_of_a_table_and_its_first_prompt_with_several() -> None:
     assert first_with_several(table(one)) is None
     found = first_with_several(table(one, two, three))
     assert found == {"prompt_id": "bb", "place": "place of bb"}
+    assert hashes_of(table(one)) == {"of a"} and hashes_of(table()) == set()
+    assert hashes_of(table(one, two, three)) == {f"of {name}" for name in ("a", "bb", *"cdef")}

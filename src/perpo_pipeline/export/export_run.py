@@ -52,8 +52,7 @@ class Request:
 
     @property
     def chosen(self) -> Chosen:
-        given = {"pairs": self.pairs, "min_margin": self.min_margin}
-        return Chosen(**{name: value for name, value in given.items() if value is not None})
+        return Chosen(self.pairs or Chosen.pairs, self.min_margin or Chosen.min_margin)
 
     def check(self) -> None:
         """Raise `ConfigError` for an unknown target or rule, and for options without effect."""
@@ -149,7 +148,7 @@ def _write(run: Run, split: str, source: Version, folder: Path, request: Request
                 _check_answers(part, faults)
             sink.write(pa.table(target.table(part)))
             counts.rows += len(part.of_prompt)
-            counts.prompts += len(part.prompts)
+            counts.prompts += part.prompts.num_rows
     reasons = dict.fromkeys(fault.reason for fault in faults.found)
     faults.fix = "; ".join(FIXES[reason] for reason in reasons) + "; nothing was written"
     faults.check()
@@ -163,14 +162,14 @@ def _with_bar(run: Run, request: Request, source: Version, parts: Iterable[Part]
     with run.bar(f"export {request.to}", total, unit=ROWS["prompts"]) as bar:
         for part in parts:
             yield part
-            bar.update(len(part.prompts))
+            bar.update(part.prompts.num_rows)
 
 
 def _check_answers(part: Part, faults: Faults) -> None:
     """Record the answers that spell the place of an image, which the layout would read as one."""
     for texts in part.answers.values():
         for row in pc.indices_nonzero(pc.match_substring(texts, IMAGE_PLACE)).to_pylist():
-            prompt = part.prompts[part.of_prompt[row]]
+            prompt = part.rows_of_prompts[part.of_prompt[row]]
             faults.add(
                 name_prompt(prompt),
                 f"an answer holds {IMAGE_PLACE}, the place of an image",

@@ -22,10 +22,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from perpo_pipeline.export import chats, files
 from perpo_pipeline.export.images import ExportedImages
 from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.vlm.image_place import ASSISTANT, Turn
 
 Row = Mapping[str, Any]
 Columns = dict[str, pa.Array]
@@ -38,12 +40,14 @@ ABOUT = ("prompt_id", "dataset", "task")
 class Part:
     """One part of a run: `prompts` (P rows), and what was chosen from the list of each.
 
+    `rows_of_prompts` are the columns of the same prompts that say what is asked, as Python values.
     `of_prompt`, `(R,)`, is the prompt of each exported row. Of pairs, `answers` holds `chosen` and
     `rejected` and `rewards` theirs, of the best alone `chosen`, `(R,)` each; `lists` are the
     PREFERENCES columns of whole lists.
     """
 
-    prompts: Sequence[Row]
+    prompts: pa.Table
+    rows_of_prompts: Sequence[Row]
     of_prompt: npt.NDArray[np.int64]
     images: ExportedImages
     system_prompt: str | None
@@ -51,9 +55,9 @@ class Part:
     rewards: Mapping[str, pa.Array]
     lists: pa.Table | None = None
 
-    def turns(self) -> list[list[chats.Turn]]:
+    def turns(self) -> list[list[Turn]]:
         """The turns of each prompt, `(P,)`."""
-        return [chats.turns_of(row, self.system_prompt) for row in self.prompts]
+        return [chats.turns_of(row, self.system_prompt) for row in self.rows_of_prompts]
 
     def rows(self, column: pa.Array) -> pa.Array:
         """A column with a value per prompt, `(P,)`, for the exported rows, `(R,)`."""
@@ -63,19 +67,15 @@ class Part:
 
     def about(self, *names: str) -> Columns:
         """Columns of the prompts."""
-        kinds = PROMPTS.columns
-        return {
-            name: self.rows(pa.array([row[name] for row in self.prompts], kinds.field(name).type))
-            for name in names
-        }
+        return {name: self.rows(self.prompts[name].combine_chunks()) for name in names}
 
     def images_inside(self) -> pa.Array:
         """The column `images` of tables that hold images."""
-        return self.rows(self.images.inside(self.prompts))
+        return self.rows(self.images.inside(self.rows_of_prompts))
 
     def image_paths(self) -> pa.Array:
         """The column `images` of paths."""
-        return self.rows(self.images.paths(self.prompts))
+        return self.rows(self.images.paths(self.rows_of_prompts))
 
     def of_rewards(self) -> Columns:
         """The rewards of the answers: `chosen_reward` and `rejected_reward`, or `reward`."""
@@ -126,9 +126,10 @@ def _ranked(part: Part) -> Columns:
     lists = _lists(part)
     texts = lists.pop("completions")
     answers = chats.structured_answers(texts.flatten())
+    starts = pc.subtract(texts.offsets, texts.offsets[0])  # a part of a table begins elsewhere
     return {
         "prompt": chats.structured_prompts(part.turns()),
-        "completions": pa.ListArray.from_arrays(texts.offsets, answers),
+        "completions": pa.ListArray.from_arrays(starts, answers),
         **{name: column for name, column in lists.items() if name not in ("prompt", "history")},
     }
 
@@ -193,10 +194,10 @@ def _ms_swift(part: Part) -> Columns:
     }
 
 
-def _answered(part: Part, turns: list[list[chats.Turn]], name: str) -> pa.Array:
+def _answered(part: Part, turns: list[list[Turn]], name: str) -> pa.Array:
     texts = part.answers[name].to_pylist()
     return chats.openai_chats(
-        [*turns[prompt], chats.Turn(chats.ASSISTANT, (text,))]
+        [*turns[prompt], Turn(ASSISTANT, (text,))]
         for prompt, text in zip(part.of_prompt.tolist(), texts, strict=True)
     )
 

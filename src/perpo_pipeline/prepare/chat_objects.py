@@ -55,13 +55,13 @@ def read_objects(turns: Turns, objects: Any) -> Objects:
         if not isinstance(ref, str):
             raise RowFault(f"`objects.ref` holds {ref!r}, which is no text")
     waiting = iter(refs)
-    told = [(role, _filled(text, waiting)) for role, text in turns]
+    turns_now = [(role, _filled(text, waiting)) for role, text in turns]
     flat = [box for box in boxes if are_numbers(box, 4) or are_numbers(box, 2)]
     if len(flat) < len(boxes):
         wrong = next(box for box in boxes if box not in flat)
         raise RowFault(f"`objects.bbox` holds {wrong!r}, which is neither four nor two numbers")
     return Objects(
-        told,
+        turns_now,
         [[float(v) for v in box] for box in flat if len(box) == 4],
         [[float(v) for v in box] for box in flat if len(box) == 2],
         kind == NORM1,

@@ -10,7 +10,7 @@
                     columns of truth (`perpo export --to grpo`)
 
 The keys are those of each project's own description: TRL's docs/source/dataset_formats.md,
-LLaVA's docs/Finetune_Custom_Data.md, LLaMA-Factory's data/README.md, ms-swift's
+LLaVA's Finetune_Custom_Data.md, LLaMA-Factory's data/README.md, ms-swift's
 docs/source_en/Customization/Custom-dataset.md, OpenAI's reference of chat completions. Keys of a
 part without a value are none: tables give every part all keys.
 """
@@ -151,7 +151,7 @@ def _images(row: Row, own: list[Any]) -> list[Any]:
     given = [row[key] for key in ("images", "image") if row.get(key) is not None]
     if len(given) > 1 and all(given):
         raise RowFault("the row has `images` and `image`; keep one")
-    listed = next((one for one in given if one), [])
+    listed: Any = next((one for one in given if one), [])
     rest = list(listed) if isinstance(listed, list) else [listed]
     if not own:
         return rest

@@ -19,6 +19,7 @@ from perpo_pipeline.answers.formats import BOX_FORMATS, describe_box_format
 from perpo_pipeline.config.by_task import TASKS
 from perpo_pipeline.config.messages import MessagesSource
 from perpo_pipeline.config.sources import TableSource
+from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_rows
 from perpo_pipeline.prepare.chat_images import chat_image
 from perpo_pipeline.prepare.chat_objects import BBOX, Objects, read_objects
@@ -48,7 +49,7 @@ def read_messages(source: MessagesSource, request: Request) -> Prepared:
     prepared = collect(
         rows.entries(records),
         faults,
-        replace(request, unit="px"),
+        request,
         embed=source.embed_images,
         per_dataset=source.per_dataset,
         threads=1 if has_images else MOST_THREADS,
@@ -69,6 +70,12 @@ def _open(
     source: MessagesSource, faults: Faults
 ) -> tuple[Iterator[Record], Mapping[str, Path], bool]:
     """The rows of a source, its files by their names, and whether images may be inside them."""
+    if source.path.is_dir() and not source.files():
+        raise InputError(
+            "the folder holds neither Parquet files nor what `datasets` saved",
+            where=str(source.path),
+            fix="give the path of the file itself (chats.jsonl, chats.json)",
+        )
     if source.is_table:
         kind = "datasets" if source.is_saved else "parquet"
         table = open_table(TableSource(source=kind, path=source.path), IMAGE_COLUMNS, faults)
@@ -266,8 +273,8 @@ def _without_first_places(question: list[tuple[str, str]], images: int) -> list[
     default."""
     first = next(at for at, (role, _) in enumerate(question) if role == USER)
     rest = re.sub(rf"^(?:\s*{IMAGE_PLACE}){{{images}}}\s*", "", question[first][1])
-    told = [*question[:first], (USER, rest), *question[first + 1 :]]
-    return question if any(IMAGE_PLACE in text for _, text in told) else told
+    turns_now = [*question[:first], (USER, rest), *question[first + 1 :]]
+    return question if any(IMAGE_PLACE in text for _, text in turns_now) else turns_now
 
 
 def _truth_of_objects(objects: Objects) -> Row:

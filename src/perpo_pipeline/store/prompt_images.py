@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+HASHES = ("image_sha256", "more_image_facts")  # the columns of `hashes_of`
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Size = tuple[int, int]
@@ -57,6 +58,12 @@ def most_images(prompts: pa.Table) -> int:
     """The most images that one of these prompts has; 1 for no prompts."""
     longest = pc.max(pc.list_value_length(prompts["more_image_facts"])).as_py()
     return 1 + (longest or 0)
+
+
+def hashes_of(prompts: pa.Table) -> set[str]:
+    """The sha256 of all images of these prompts; the table has `HASHES`."""
+    more = pc.struct_field(pc.list_flatten(prompts["more_image_facts"]), "sha256")
+    return {*prompts["image_sha256"].to_pylist(), *more.to_pylist()}
 
 
 def first_with_several(prompts: pa.Table) -> dict[str, Any] | None:

@@ -85,11 +85,11 @@ def turns_of(prompt: str, history: History = (), images: int = 1) -> tuple[Turn,
     """
     if fault := places_fault(prompt, history, images):
         raise InputError(fault, where=repr(prompt[:80]), fix=f"give each image one {IMAGE_PLACE}")
-    told = [*history, (USER, prompt)]
-    split = [(role, tuple(text.split(IMAGE_PLACE))) for role, text in told]
+    every = [*history, (USER, prompt)]
+    split = [(role, tuple(text.split(IMAGE_PLACE))) for role, text in every]
     if all(len(texts) == 1 for _, texts in split):
         first = next(at for at, (role, _) in enumerate(split) if role == USER)
-        split[first] = (USER, (*[""] * images, told[first][1]))
+        split[first] = (USER, (*[""] * images, every[first][1]))
         return tuple(Turn(*one) for one in split)
     return tuple(Turn(role, _without_space(texts)) for role, texts in split)
 
