@@ -9,11 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.entries import Entry, ImageFile
+from perpo_pipeline.prepare.prepare_prompts import prepare
+from perpo_pipeline.prepare.preview import Sheet, write_preview
 from perpo_pipeline.prepare.tables import read_table
+from perpo_pipeline.run import Run
 from perpo_pipeline.store.prompt_images import images_of, num_images, sizes_of
 
 SIZES = {"a.png": (20, 10), "b.png": (30, 40), "c.png": (8, 8)}
@@ -190,6 +194,19 @@ def test_cells_of_text_hold_json_and_columns_hold_one_image_each(folder: Path) -
     source = TableSource(source="csv", path=folder / "u.csv", task="vqa")
     (row_of_json,) = read_table(source, Request("train")).rows
     assert shown(row_of_json) == ["b.png", "a.png"]
+
+
+def test_the_preview_shows_the_other_images_and_the_earlier_turns(folder: Path) -> None:
+    rows = [{**TWO, "box_image": 0, "history": [{**USER, "content": "A <b>?"}, BOT]}, ONE]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = {"source": "jsonl", "path": str(folder / "data.jsonl")}
+    config = {"run": "r", "data_root": str(folder), "prepare": {"train": source, "test": source}}
+    sheets: list[Sheet] = []
+    prepare(Run(RunConfig.model_validate(config), quiet=True), "train", sheets)
+    write_preview(folder / "preview.html", sheets, "r")
+    page = (folder / "preview.html").read_text()
+    assert page.count('alt="picture 2 of 2"') == page.count('class="others"') == 1
+    assert "user: A &lt;b&gt;?" in page and "assistant: x" in page
 
 
 def test_the_places_of_an_entrys_images() -> None:
