@@ -47,6 +47,19 @@ def images_of(row: Row) -> list[dict[str, Any]]:
     return in_order(row, image, others)
 
 
+def hashes_of(row: Row) -> list[str]:
+    """The sha256 of all images of a prompt, in order; needs image_sha256, more_image_facts and,
+    for the order, box_image."""
+    others = [fact["sha256"] for fact in row.get("more_image_facts") or ()]
+    return in_order(row, row["image_sha256"], others)
+
+
+def all_hashes(prompts: pa.Table) -> set[str]:
+    """The sha256 of all images of these prompts: of `image` and of `more_images`."""
+    others = pc.struct_field(pc.list_flatten(prompts["more_image_facts"]), "sha256")
+    return {*prompts["image_sha256"].to_pylist(), *others.to_pylist()}
+
+
 def sizes_of(row: Row) -> list[Size]:
     """(width, height) in pixels of all images of a prompt, in order."""
     others = [(fact["width"], fact["height"]) for fact in row.get("more_image_facts") or ()]
