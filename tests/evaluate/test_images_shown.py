@@ -43,13 +43,6 @@ def test_all_images_are_those_of_the_next_prompt_with_as_many() -> None:
     assert found[0]["image_prompt_id"] == "d+e"
 
 
-def test_a_prompts_own_images_in_another_order_are_not_other_images() -> None:
-    found = with_other_images(
-        [row_of("a", "b"), row_of("b", "a"), row_of("b", "c"), row_of("d", "e")]
-    )
-    assert shown(found) == [["d", "e"], ["d", "e"], ["d", "e"], ["a", "b"]]
-
-
 def test_the_image_of_the_boxes_stays_in_its_place() -> None:
     rows = [row_of("a", "b"), row_of("c", "d", box_image=0), row_of("e", "f")]
     with pytest.raises(InputError, match="no other prompt has other 2 images"):

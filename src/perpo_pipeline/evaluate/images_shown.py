@@ -7,7 +7,7 @@ from typing import Any
 
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.store.places import name_prompt
-from perpo_pipeline.store.prompt_images import box_place, hashes_of, num_images
+from perpo_pipeline.store.prompt_images import box_place, in_order, num_images
 from perpo_pipeline.store.schemas import PROMPTS
 
 Row = dict[str, Any]
@@ -46,11 +46,17 @@ def with_other_images(rows: list[Row]) -> list[Row]:
 
 
 def _can_replace(other: Row, row: Row) -> bool:
-    """Whether the images of `other` are as many, placed alike, and none of the row's, which would
-    be its own in another place."""
+    """Whether the images of `other` are as many, placed alike, and not one of them in its place."""
     if num_images(other) != num_images(row) or box_place(other) != box_place(row):
         return False
-    return set(hashes_of(other)).isdisjoint(hashes_of(row))
+    pairs = zip(_hashes(other), _hashes(row), strict=True)
+    return all(theirs != ours for theirs, ours in pairs)
+
+
+def _hashes(row: Row) -> list[str]:
+    """The sha256 of all images of a row, in their order."""
+    others = [fact["sha256"] for fact in row.get("more_image_facts") or ()]
+    return in_order(row, row["image_sha256"], others)
 
 
 def refuse_trained_images(trained: set[str], asked: set[str], where: str) -> None:
