@@ -291,9 +291,9 @@ def _without_first_places(question: list[tuple[str, str]], images: int) -> list[
     they are by default."""
     first = next(at for at, (role, _) in enumerate(question) if role == USER)
     rest = re.sub(rf"^(?:\s*{IMAGE_PLACE}){{{images}}}\s*", "", question[first][1])
-    told = [*question[:first], (USER, rest), *question[first + 1 :]]
-    has_more = not rest or any(IMAGE_PLACE in text for _, text in told)
-    return question if has_more else told
+    turns_now = [*question[:first], (USER, rest), *question[first + 1 :]]
+    has_more = not rest or any(IMAGE_PLACE in text for _, text in turns_now)
+    return question if has_more else turns_now
 
 
 def _truth_of_objects(objects: Objects) -> Row:
