@@ -8,13 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from synthetic_run import synthetic_config
 
 from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.prepare.arrow_files import ParquetShard
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.entries import Entry, ImageFile
+from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.prepare.tables import read_table
+from perpo_pipeline.run import Run
+from perpo_pipeline.store.inspect import describe
 from perpo_pipeline.store.prompt_images import images_of, num_images, sizes_of
 
 SIZES = {"a.png": (20, 10), "b.png": (30, 40), "c.png": (8, 8)}
@@ -71,6 +75,16 @@ def test_embedded_images_are_all_embedded(folder: Path) -> None:
     (row,) = read(folder, TWO, embed_images=True).rows
     files = [(folder / name).read_bytes() for name in TWO["images"]]
     assert [(one["bytes"], one["path"]) for one in images_of(row)] == [(f, None) for f in files]
+
+
+def test_inspect_prints_the_size_of_each_image_and_no_bytes(folder: Path) -> None:
+    (folder / "data.jsonl").write_text(json.dumps(TWO))
+    source = TableSource(source="jsonl", path=folder / "data.jsonl", embed_images=True)
+    config = synthetic_config(folder / "data").model_copy(update={"prepare": {"train": source}})
+    said = "\n".join(describe(prepare(Run(config, quiet=True), "train").path))
+    for column, name in (("image: ", "b.png"), ("more_images: [", "a.png")):
+        size = (folder / name).stat().st_size
+        assert f"{column}{{bytes: <{size} bytes>, path: None}}" in said
 
 
 def test_history_is_kept_as_turns(folder: Path) -> None:
