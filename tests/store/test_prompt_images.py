@@ -7,6 +7,8 @@ import pytest
 
 from perpo_pipeline.store.places import name_image
 from perpo_pipeline.store.prompt_images import (
+    HASHES,
+    all_hashes,
     box_place,
     first_with_several,
     hashes_of,
@@ -62,5 +64,12 @@ def test_the_most_images_of_a_table_and_its_first_prompt_with_several() -> None:
     assert first_with_several(table(one)) is None
     found = first_with_several(table(one, two, three))
     assert found == {"prompt_id": "bb", "place": "place of bb"}
-    assert hashes_of(table(one)) == {"of a"} and hashes_of(table()) == set()
-    assert hashes_of(table(one, two, three)) == {f"of {name}" for name in ("a", "bb", *"cdef")}
+
+
+def test_the_hashes_of_all_images() -> None:
+    schema = pa.schema([PROMPTS.columns.field(name) for name in HASHES])
+    rows = [row_of("a"), row_of("bb", "c", "a", box_image=1)]
+    assert hashes_of(rows[1]) == ["of bb", "of c", "of a"]
+    table = pa.Table.from_pylist([{n: row[n] for n in HASHES} for row in rows], schema)
+    assert all_hashes(table) == {"of a", "of bb", "of c"}
+    assert all_hashes(table.slice(0, 1)) == {"of a"} and all_hashes(table.slice(0, 0)) == set()

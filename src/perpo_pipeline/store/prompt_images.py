@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-HASHES = ("image_sha256", "more_image_facts")  # the columns of `hashes_of`
+HASHES = ["image_sha256", "more_image_facts"]  # the columns of `all_hashes`
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Size = tuple[int, int]
@@ -48,6 +48,19 @@ def images_of(row: Row) -> list[dict[str, Any]]:
     return in_order(row, image, others)
 
 
+def hashes_of(row: Row) -> list[str]:
+    """The sha256 of all images of a prompt, in order; needs image_sha256, more_image_facts and,
+    for the order, box_image."""
+    others = [fact["sha256"] for fact in row.get("more_image_facts") or ()]
+    return in_order(row, row["image_sha256"], others)
+
+
+def all_hashes(prompts: pa.Table) -> set[str]:
+    """The sha256 of all images of these prompts; the table has `HASHES`."""
+    others = pc.struct_field(pc.list_flatten(prompts["more_image_facts"]), "sha256")
+    return {*prompts["image_sha256"].to_pylist(), *others.to_pylist()}
+
+
 def sizes_of(row: Row) -> list[Size]:
     """(width, height) in pixels of all images of a prompt, in order."""
     others = [(fact["width"], fact["height"]) for fact in row.get("more_image_facts") or ()]
@@ -58,12 +71,6 @@ def most_images(prompts: pa.Table) -> int:
     """The most images that one of these prompts has; 1 for no prompts."""
     longest = pc.max(pc.list_value_length(prompts["more_image_facts"])).as_py()
     return 1 + (longest or 0)
-
-
-def hashes_of(prompts: pa.Table) -> set[str]:
-    """The sha256 of all images of these prompts; the table has `HASHES`."""
-    more = pc.struct_field(pc.list_flatten(prompts["more_image_facts"]), "sha256")
-    return {*prompts["image_sha256"].to_pylist(), *more.to_pylist()}
 
 
 def first_with_several(prompts: pa.Table) -> dict[str, Any] | None:

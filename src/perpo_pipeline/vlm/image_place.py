@@ -44,7 +44,7 @@ def places_fault(prompt: str, history: History, images: int) -> str | None:
     """What is wrong with the places of `images` images in a prompt, or None."""
     for role, text in history:
         if role != USER and IMAGE_PLACE in text:
-            return f"{IMAGE_PLACE} is in a turn of the {role}; images are in turns of the user"
+            return image_in_turn_of(role)
     places = sum(text.count(IMAGE_PLACE) for text in (*(text for _, text in history), prompt))
     if places in (0, images):
         return None
@@ -54,6 +54,11 @@ def places_fault(prompt: str, history: History, images: int) -> str | None:
         f"{IMAGE_PLACE} is the place of an image: it is there {_times(places)}, and the prompt has "
         f"{images} images"
     )
+
+
+def image_in_turn_of(role: str) -> str:
+    """The fault of an image in a turn of another than the user."""
+    return f"{IMAGE_PLACE} is in a turn of the {role}; images are in turns of the user"
 
 
 def history_fault(history: History) -> str | None:
