@@ -149,6 +149,7 @@ def check_image_limits(config: ModelConfig, *, download: bool = True) -> None:
     if found is not None:
         from perpo_pipeline.vlm.processors import arguments_from_files
 
+        announce_code(found)
         arguments_from_files(found.path, limits, own_code=found.own_code)
 
 
@@ -172,6 +173,7 @@ def _check_quantization(config: ModelConfig) -> None:
     if found is not None:
         from perpo_pipeline.vlm.loading import check_quantisable
 
+        announce_code(found)
         check_quantisable(replace(found, quantization=config.quantization))
 
 

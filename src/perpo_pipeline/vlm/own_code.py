@@ -25,7 +25,10 @@ SETTINGS = (
     "tokenizer_config.json",
     "processor_config.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
 )
+# With this file transformers replaces the model's `generate`; no settings name it.
+GENERATE = "custom_generate/generate.py"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -44,11 +47,15 @@ def named_code(folder: Path) -> dict[str, str]:
 
 def _references(settings: Any) -> Iterator[str]:
     """Of all `auto_map`s: a processor's settings hold those of its parts."""
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _references(value)
     if not isinstance(settings, dict):
         return
     for key, value in settings.items():
-        if key == "auto_map" and isinstance(value, dict):
-            for named in value.values():  # of tokenizers there are two, of which one may be null
+        if key == "auto_map" and isinstance(value, dict | list):
+            # A list is the older form of a tokenizer's. Of these there are two, one perhaps null.
+            for named in value.values() if isinstance(value, dict) else value:
                 both = named if isinstance(named, list) else [named]
                 yield from (one for one in both if isinstance(one, str))
         else:
@@ -66,9 +73,11 @@ def file_of(reference: str) -> str:
 
 
 def has_code(folder: Path) -> bool:
-    """Whether the model in a folder asks for code; raises InputError for code from elsewhere.
+    """Whether the model in a folder asks for code; raises InputError for code from elsewhere, and
+    for a `generate` of its own.
 
-    Code of another repository has no commit of this one's, so it could be another one tomorrow.
+    Code of another repository has no commit of this one's, so it could be another one tomorrow; and
+    only files beside the settings identify a local model.
     """
     references = named_code(folder)
     for reference, name in references.items():
@@ -81,6 +90,20 @@ def has_code(folder: Path) -> bool:
                 fix=f"copy the code of {other} into a local folder of the model, remove {other}-- "
                 f"from {name}, and give that folder as model.id",
             )
+        if (file := file_of(reference)) != Path(file).name:
+            raise InputError(
+                f"the model's {name} takes its code from another folder ({file})",
+                where=str(folder),
+                fix=f"put the code beside {name}, and name it there without a folder",
+            )
+    if references and (folder / GENERATE).is_file():
+        raise InputError(
+            f"the model's own code replaces how answers are sampled ({GENERATE}), which perpo does "
+            "not use",
+            where=str(folder),
+            fix="copy the model into a local folder without custom_generate, and give that folder "
+            "as model.id",
+        )
     return bool(references)
 
 
@@ -108,13 +131,21 @@ def check_pinned(model_id: str, revision: str | None) -> None:
 def announce_code(resolved: "ResolvedModel") -> None:
     """Warn once, in the first of the processes of a training, that the model's own code runs."""
     if resolved.own_code and os.environ.get("RANK", "0") == "0":
-        _announce(resolved.model_id, resolved.commit, resolved.path)
+        commit = f", commit {resolved.commit[:12]}" if resolved.commit else ""
+        _announce(f"{', '.join(code_files(resolved.path))} of {resolved.model_id}{commit}")
 
 
 @functools.cache
-def _announce(model_id: str, commit: str | None, folder: Path) -> None:
-    at = f"{model_id}, commit {commit[:12]}" if commit else model_id
+def _announce(what: str) -> None:
     bars.write(
         f"warning: model.trust_remote_code: Python code of the model's author runs in this program "
-        f"({', '.join(code_files(folder))} of {at})"
+        f"({what})"
     )
+
+
+def never_ask() -> None:
+    """Let transformers refuse code about which its caller says nothing, such as that of a part of a
+    model: it would ask on the terminal, and run the code after a `y`."""
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
