@@ -67,7 +67,7 @@ def asked(prompt: Row) -> list[Row]:
     return [{"role": "user", "content": parts}]
 
 
-def told(text: str) -> list[Row]:
+def answered(text: str) -> list[Row]:
     return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
@@ -82,7 +82,7 @@ def test_trl_gets_the_best_and_worst_answer_of_each_list(
         assert row["prompt"] == asked(prompt)
         assert row["images"] == [{"bytes": prompt["image"]["bytes"], "path": None}]
         assert rewards[row["chosen"][0]["content"][0]["text"]] == max(one["rewards"])
-        assert row["rejected"] == told(row["rejected"][0]["content"][0]["text"])
+        assert row["rejected"] == answered(row["rejected"][0]["content"][0]["text"])
         assert row["rejected_reward"] == min(one["rewards"])
         assert row["chosen_reward"] - row["rejected_reward"] == one["margin"]
 
@@ -97,7 +97,7 @@ def test_lists_have_every_completion_with_its_reward(
         shared = ("prompt_id", "rewards", "counts", "parse_ok", "finish_reasons", "margin")
         assert {name: row[name] for name in shared} == {name: one[name] for name in shared}
         assert row["completions"] == one["completions"] and row["prompt"] == prompt["prompt"]
-        assert chat["completions"] == [told(text) for text in one["completions"]]
+        assert chat["completions"] == [answered(text) for text in one["completions"]]
         assert chat["prompt"] == asked(prompt) and chat["rewards"] == one["rewards"]
         assert row["gt_box"] == prompt["gt_box"] and row["gt_text"] == prompt["gt_text"]
 
@@ -148,7 +148,9 @@ def test_sft_gets_the_best_answers_and_grpo_the_truths(
     best = read(export(run, "train", tmp_path / "sft", Request("sft")))
     for row, one in zip(best, lists, strict=True):
         text = row["completion"][0]["content"][0]["text"]
-        assert row["completion"] == told(text) and row["prompt"] == asked(prompts[row["prompt_id"]])
+        assert row["completion"] == answered(text) and row["prompt"] == asked(
+            prompts[row["prompt_id"]]
+        )
         assert dict(zip(one["completions"], one["rewards"], strict=True))[text] == row["reward"]
         assert row["reward"] == max(one["rewards"])
     rows = read(export(run, "train", tmp_path / "grpo", Request("grpo")))

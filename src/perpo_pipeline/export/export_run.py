@@ -52,8 +52,7 @@ class Request:
 
     @property
     def chosen(self) -> Chosen:
-        given = {"pairs": self.pairs, "min_margin": self.min_margin}
-        return Chosen(**{name: value for name, value in given.items() if value is not None})
+        return Chosen(self.pairs or Chosen.pairs, self.min_margin or Chosen.min_margin)
 
     def check(self) -> None:
         """Raise `ConfigError` for an unknown target or rule, and for options without effect."""

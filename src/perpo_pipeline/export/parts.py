@@ -156,12 +156,14 @@ class _Lists:
 
     @cached_property
     def offsets(self) -> Places:
-        found = self._completions.offsets.to_numpy().astype(np.int64)
-        return found - found[0]
+        found: Places = self._completions.offsets.to_numpy().astype(np.int64)
+        return found - int(found[0])
 
     @cached_property
     def rewards(self) -> npt.NDArray[np.float64]:
-        return self.table["rewards"].combine_chunks().flatten().to_numpy()
+        found: npt.NDArray[np.float64]
+        found = self.table["rewards"].combine_chunks().flatten().to_numpy()
+        return found
 
     def token_ids(self, places: Places) -> list[str]:
         """Those of some completions, with commas between them; they are read only where needed."""

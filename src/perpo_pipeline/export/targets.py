@@ -26,6 +26,7 @@ import pyarrow as pa
 from perpo_pipeline.export import chats, files
 from perpo_pipeline.export.images import ExportedImages
 from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.vlm.image_place import ASSISTANT, Turn
 
 Row = Mapping[str, Any]
 Columns = dict[str, pa.Array]
@@ -51,7 +52,7 @@ class Part:
     rewards: Mapping[str, pa.Array]
     lists: pa.Table | None = None
 
-    def turns(self) -> list[list[chats.Turn]]:
+    def turns(self) -> list[list[Turn]]:
         """The turns of each prompt, `(P,)`."""
         return [chats.turns_of(row, self.system_prompt) for row in self.prompts]
 
@@ -193,10 +194,10 @@ def _ms_swift(part: Part) -> Columns:
     }
 
 
-def _answered(part: Part, turns: list[list[chats.Turn]], name: str) -> pa.Array:
+def _answered(part: Part, turns: list[list[Turn]], name: str) -> pa.Array:
     texts = part.answers[name].to_pylist()
     return chats.openai_chats(
-        [*turns[prompt], chats.Turn(chats.ASSISTANT, (text,))]
+        [*turns[prompt], Turn(ASSISTANT, (text,))]
         for prompt, text in zip(part.of_prompt.tolist(), texts, strict=True)
     )
 
