@@ -86,6 +86,7 @@ class Reader:
                 {name: lists.texts.take(at) for name, at in places.items()},
                 {name: pa.array(lists.rewards).take(at) for name, at in places.items()},
                 lists.table.slice(start, end - start) if self.needs == "lists" else None,
+                int(lists.cut[picks["chosen"][cut]].sum()) if "chosen" in picks else 0,
             )
 
     def _pick(self, lists: "_Lists") -> dict[str, Places]:
@@ -107,12 +108,13 @@ class Reader:
         answers: dict[str, pa.Array],
         rewards: dict[str, pa.Array],
         lists: pa.Table | None = None,
+        cut: int = 0,
     ) -> Part:
         # A prompt without a row has no image to write.
         used = np.unique(of_prompt)
         if len(used) < len(rows):
             rows, of_prompt = [rows[i] for i in used], np.searchsorted(used, of_prompt)
-        return Part(rows, of_prompt, self.images, self.system_prompt, answers, rewards, lists)
+        return Part(rows, of_prompt, self.images, self.system_prompt, answers, rewards, lists, cut)
 
     def _cuts(self, rows: Sequence[Any], counts: Places) -> Iterator[tuple[int, int]]:
         """From and to of the prompts that are written at once; `counts` are their rows, `(P,)`."""
@@ -163,6 +165,13 @@ class _Lists:
     def rewards(self) -> npt.NDArray[np.float64]:
         found: npt.NDArray[np.float64]
         found = self.table["rewards"].combine_chunks().flatten().to_numpy()
+        return found
+
+    @cached_property
+    def cut(self) -> npt.NDArray[np.bool_]:
+        """Which completions max_new_tokens cut."""
+        reasons = self.table["finish_reasons"].combine_chunks().flatten()
+        found: npt.NDArray[np.bool_] = np.array(reasons.to_pylist()) == "length"
         return found
 
     def token_ids(self, places: Places) -> list[str]:

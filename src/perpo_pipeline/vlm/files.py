@@ -11,7 +11,13 @@ from pathlib import Path
 from perpo_pipeline.errors import InputError, first_line
 from perpo_pipeline.vlm.chat_settings import UNSET, ChatSettings
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
-from perpo_pipeline.vlm.own_code import CODE_PATTERNS, check_pinned, code_is_complete, has_code
+from perpo_pipeline.vlm.own_code import (
+    CODE_PATTERNS,
+    announce,
+    check_pinned,
+    code_is_complete,
+    has_code,
+)
 
 IDENTITY_CACHE = ".model-identity.json"  # in the run's folder
 # Files that a run can depend on: weights, configuration, tokenizer, processor; no pickles, and code
@@ -160,6 +166,12 @@ def _if_configured(found: ResolvedModel, trust_remote_code: bool) -> ResolvedMod
 def _with_code(found: ResolvedModel, trust_remote_code: bool) -> ResolvedModel:
     """The same model, with its own code if it needs some and the run trusts it."""
     return replace(found, own_code=trust_remote_code and has_code(found.path))
+
+
+def announce_code(resolved: ResolvedModel) -> None:
+    """Warn, if code of the model's own is going to run (`own_code.announce`)."""
+    if resolved.own_code:
+        announce(resolved.path, resolved.model_id, resolved.commit)
 
 
 def has_weights(resolved: ResolvedModel) -> bool:

@@ -20,6 +20,7 @@ from perpo_pipeline.vlm.chat_settings import chat_settings, counted_chat_setting
 from perpo_pipeline.vlm.files import IDENTITY_CACHE as IDENTITY_CACHE
 from perpo_pipeline.vlm.files import (
     ResolvedModel,
+    announce_code,
     compute_identity,
     find_on_this_machine,
     find_settings,
@@ -30,7 +31,6 @@ from perpo_pipeline.vlm.files import (
 from perpo_pipeline.vlm.image_limits import limits_of
 from perpo_pipeline.vlm.image_place import row_turns
 from perpo_pipeline.vlm.images import load_image
-from perpo_pipeline.vlm.own_code import announce_code
 from perpo_pipeline.vlm.quantization import check_installed
 
 if TYPE_CHECKING:

@@ -11,13 +11,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from perpo_pipeline import bars
 from perpo_pipeline.errors import ConfigError, InputError
-
-if TYPE_CHECKING:
-    from perpo_pipeline.vlm.files import ResolvedModel
 
 CODE_PATTERNS = ("*.py",)  # transformers imports files beside the settings, in no folder of theirs
 SETTINGS = (
@@ -128,11 +125,11 @@ def check_pinned(model_id: str, revision: str | None) -> None:
     )
 
 
-def announce_code(resolved: "ResolvedModel") -> None:
+def announce(folder: Path, model_id: str, commit: str | None) -> None:
     """Warn once, in the first of the processes of a training, that the model's own code runs."""
-    if resolved.own_code and os.environ.get("RANK", "0") == "0":
-        commit = f", commit {resolved.commit[:12]}" if resolved.commit else ""
-        _announce(f"{', '.join(code_files(resolved.path))} of {resolved.model_id}{commit}")
+    if os.environ.get("RANK", "0") == "0":
+        at = f", commit {commit[:12]}" if commit else ""
+        _announce(f"{', '.join(code_files(folder))} of {model_id}{at}")
 
 
 @functools.cache
