@@ -514,6 +514,8 @@ def test_the_command_names_what_is_wrong_before_it_reads_the_run(
         (["--to", "swift"], "there is no such target; did you mean 'ms-swift'?"),
         (["--to", "trl", "--private"], "--private needs --push-to-hub"),
         (["--to", "trl", "--push-to-hub", "me/pairs"], "add --embed-images"),
+        (["--to", "trl", "--prompts", "x"], "--prompts changes nothing with --to trl"),
+        (["--to", "grpo", "--preferences", "x"], "--preferences changes nothing with --to grpo"),
     ):
         assert command(*arguments, *out) == 2
         assert message in capsys.readouterr().err

@@ -186,18 +186,18 @@ def _with_bar(run: Run, request: Request, source: Version, parts: Iterable[Part]
     with run.bar(f"export {request.to}", total, unit=ROWS["prompts"]) as bar:
         for part in parts:
             yield part
-            bar.update(len(part.prompts))
+            bar.update(part.prompts.num_rows)
 
 
 def _check_texts(part: Part, mark: str, faults: Faults) -> None:
     """Record the texts that spell a mark, which the layout would read as a place."""
     place = f"holds {mark}, the place of {MARKS[mark]}"
-    for prompt, turns in zip(part.prompts, part.turns(), strict=True):
+    for prompt, turns in zip(part.rows_of_prompts, part.turns(), strict=True):
         if any(mark in text for turn in turns for text in turn.texts):
             faults.add(name_prompt(prompt), f"the prompt {place}", "bad_text")
     for texts in part.answers.values():
         for row in pc.indices_nonzero(pc.match_substring(texts, mark)).to_pylist():
-            prompt = part.prompts[part.of_prompt[row]]
+            prompt = part.rows_of_prompts[part.of_prompt[row]]
             faults.add(name_prompt(prompt), f"an answer {place}", "bad_text")
 
 

@@ -43,12 +43,14 @@ LARGEST_ARRAY = 2**30  # bytes
 class Part:
     """One part of a run: `prompts` (P rows), and what was chosen from the list of each.
 
+    `rows_of_prompts` are the columns of the same prompts that say what is asked, as Python values.
     `of_prompt`, `(R,)`, is the prompt of each exported row. Of pairs, `answers` holds `chosen` and
     `rejected` and `rewards` theirs, of the best alone `chosen`, `(R,)` each; of the `chosen`, `cut`
     were cut at max_new_tokens. `lists` are the PREFERENCES columns of whole lists.
     """
 
-    prompts: Sequence[Row]
+    prompts: pa.Table
+    rows_of_prompts: Sequence[Row]
     of_prompt: npt.NDArray[np.int64]
     images: ExportedImages
     system_prompt: str | None
@@ -59,7 +61,7 @@ class Part:
 
     def turns(self) -> list[list[Turn]]:
         """The turns of each prompt, `(P,)`."""
-        return [chats.turns_of(row, self.system_prompt) for row in self.prompts]
+        return [chats.turns_of(row, self.system_prompt) for row in self.rows_of_prompts]
 
     def rows(self, column: pa.Array) -> pa.Array:
         """A column with a value per prompt, `(P,)`, for the exported rows, `(R,)`."""
@@ -69,16 +71,12 @@ class Part:
 
     def about(self, *names: str) -> Columns:
         """Columns of the prompts."""
-        kinds = PROMPTS.columns
-        return {
-            name: self.rows(pa.array([row[name] for row in self.prompts], kinds.field(name).type))
-            for name in names
-        }
+        return {name: self.rows(self.prompts[name].combine_chunks()) for name in names}
 
     def images_inside(self) -> pa.Array | pa.ChunkedArray:
         """The column `images` of tables that hold images."""
-        column = self.images.inside(self.prompts)
-        if len(self.prompts) != 1 or column.nbytes * len(self.of_prompt) <= LARGEST_ARRAY:
+        column = self.images.inside(self.rows_of_prompts)
+        if len(column) != 1 or column.nbytes * len(self.of_prompt) <= LARGEST_ARRAY:
             return self.rows(column)
         # The pairs of one list repeat its images, and an Arrow array of bytes has a largest size.
         at_once = max(1, LARGEST_ARRAY // column.nbytes)
@@ -88,7 +86,7 @@ class Part:
 
     def image_paths(self) -> pa.Array:
         """The column `images` of paths."""
-        return self.rows(self.images.paths(self.prompts))
+        return self.rows(self.images.paths(self.rows_of_prompts))
 
     def of_rewards(self) -> Columns:
         """The rewards of the answers: `chosen_reward` and `rejected_reward`, or `reward`."""
@@ -153,7 +151,7 @@ def _lists(part: Part) -> Columns:
         name: part.lists[name].combine_chunks()
         for name in ("completions", "rewards", "counts", "parse_ok", "finish_reasons", "margin")
     }
-    told = [chats.told_before(row, part.system_prompt) for row in part.prompts]
+    told = [chats.told_before(row, part.system_prompt) for row in part.rows_of_prompts]
     return {
         **part.about("prompt"),
         "history": pa.array(told, PROMPTS.columns.field("history").type),
