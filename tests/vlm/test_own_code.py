@@ -174,11 +174,13 @@ def test_a_model_without_code_is_the_same_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "abc123"])
 def test_a_model_of_the_hub_needs_a_commit(revision: str | None) -> None:
-    given = "no revision" if revision is None else f"the revision '{revision}'"
+    given = f"the revision '{revision}' does not fix which: a branch or a tag can move"
+    if revision is None:
+        given = "without a revision nothing fixes which"
     for find in (resolve_model, find_on_this_machine):
         with pytest.raises(ConfigError) as caught:
             find("someone/homebrew", revision, trust_remote_code=True)
-        assert f"someone/homebrew, but {given} does not fix which" in caught.value.what
+        assert caught.value.what.endswith(f"someone/homebrew, but {given}")
         assert "set model.revision to the commit" in str(caught.value.fix)
 
 
@@ -287,6 +289,14 @@ def test_the_warning_comes_before_the_code_that_checks_limits(
         find_model(limited, tmp_path)
     said = capsys.readouterr().err
     assert 0 <= said.find("warning: model.trust_remote_code") < said.find("it runs")
+
+
+def test_limits_of_a_model_that_is_not_trusted_are_one_error(
+    homebrew: Path, tmp_path: Path
+) -> None:
+    untrusted = configured(homebrew, trusts=False).model_copy(update={"max_tiles": 2})
+    with pytest.raises(InputError, match=r"Python code of its own \(brew.py\), which perpo never"):
+        find_model(untrusted, tmp_path)
 
 
 def test_a_folder_that_does_not_exist_is_no_model_of_the_hub(tmp_path: Path) -> None:

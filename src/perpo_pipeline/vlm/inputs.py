@@ -147,10 +147,12 @@ def check_image_limits(config: ModelConfig, *, download: bool = True) -> None:
         return
     found = _settings(config, download=download)
     if found is not None:
+        from perpo_pipeline.vlm.load_errors import load_errors_explained
         from perpo_pipeline.vlm.processors import arguments_from_files
 
         announce_code(found)
-        arguments_from_files(found.path, limits, own_code=found.own_code)
+        with load_errors_explained(found):
+            arguments_from_files(found.path, limits, own_code=found.own_code)
 
 
 def _settings(config: ModelConfig, *, download: bool = True) -> ResolvedModel | None:

@@ -116,10 +116,11 @@ def check_pinned(model_id: str, revision: str | None) -> None:
     """Raise ConfigError for a hub model whose code could change under a name of a revision."""
     if revision is not None and _COMMIT.fullmatch(revision):
         return
-    given = "no revision" if revision is None else f"the revision {revision!r}"
+    given = "without a revision nothing fixes which"
+    if revision is not None:
+        given = f"the revision {revision!r} does not fix which: a branch or a tag can move"
     raise ConfigError(
-        f"model.trust_remote_code runs code of the author of {model_id}, but {given} does not fix "
-        "which: a branch or a tag can move",
+        f"model.trust_remote_code runs code of the author of {model_id}, but {given}",
         fix="read the code on the model's page, then set model.revision to the commit that you "
         "have read (40 hexadecimal digits), or download the model and give its folder as model.id",
     )
