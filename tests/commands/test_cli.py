@@ -29,6 +29,7 @@ COMMANDS = [
     "filter",
     "train",
     "eval",
+    "browse",
     "ask",
     "measure",
     "compare",
