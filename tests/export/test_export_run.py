@@ -190,6 +190,7 @@ def test_what_is_written_at_once_changes_no_row(
     """Tables are cut at a list, and files after a size."""
     request = Request("trl", pairs="all")
     expected = read(export(run, "train", tmp_path / "whole", request))
+    ranked = read(export(run, "train", tmp_path / "ranked", Request("trl-ranked")))
     monkeypatch.setattr(parts, "ROWS_AT_ONCE", 5)
     monkeypatch.setattr(files, "BYTES_PER_FILE", 20_000)
     out = export(run, "train", tmp_path / "cut", request)
@@ -201,6 +202,8 @@ def test_what_is_written_at_once_changes_no_row(
     ]
     rows = [row for piece in pieces for row in pq.read_table(piece).to_pylist()]
     assert rows == expected
+    monkeypatch.setattr(files, "BYTES_PER_FILE", 10**9)
+    assert read(export(run, "train", tmp_path / "lists", Request("trl-ranked"))) == ranked
     metadata = pq.read_schema(pieces[0]).metadata
     assert json.loads(metadata[b"huggingface"])["info"]["features"].keys() == {"images"}
 

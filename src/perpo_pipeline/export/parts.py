@@ -137,14 +137,17 @@ class Reader:
 
     def _image_bytes(self, row: Any) -> int:
         """The bytes of a prompt's images that a table would hold."""
-        if not self.images.embed and row["image"]["bytes"] is None:
-            return 0  # of several images all are embedded, or none
-        return sum(map(_size, images_of(row)))
+        by_path = not self.images.embed
+        if by_path and row["image"]["bytes"] is None and not row.get("more_images"):
+            return 0
+        return sum(_size(image, by_path) for image in images_of(row))
 
 
-def _size(image: Any) -> int:
+def _size(image: Any, by_path: bool) -> int:
     if image["bytes"] is not None:
         return len(image["bytes"])
+    if by_path:
+        return 0
     return os.path.getsize(image["path"]) if os.path.isfile(image["path"]) else 0
 
 

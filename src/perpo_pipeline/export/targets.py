@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from perpo_pipeline.export import chats, files
 from perpo_pipeline.export.images import ExportedImages
@@ -138,9 +139,10 @@ def _ranked(part: Part) -> Columns:
     lists = _lists(part)
     texts = lists.pop("completions")
     answers = chats.structured_answers(texts.flatten())
+    starts = pc.subtract(texts.offsets, texts.offsets[0])  # a part of a table begins elsewhere
     return {
         "prompt": chats.structured_prompts(part.turns()),
-        "completions": pa.ListArray.from_arrays(texts.offsets, answers),
+        "completions": pa.ListArray.from_arrays(starts, answers),
         **{name: column for name, column in lists.items() if name not in ("prompt", "history")},
     }
 
