@@ -1,6 +1,7 @@
 """`perpo export` of a small finished run: each layout by its documented keys, and its errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -381,11 +382,7 @@ def test_the_card_and_the_chats_are_of_the_samples_not_of_todays_settings(
         "system_prompt": "You find things.",
         "chat_template_kwargs": {"enable_thinking": False},
     }
-    notes = {
-        "model_id": "/home/somebody/models/llava",  # of another machine
-        "box_format": "qwen3_vl",
-        "box_frame": "full",
-    }
+    notes = {"model_id": "/home/somebody/models/llava"}  # of another machine
     samples = run.latest("samples", "train")
     recipe = Recipe(
         "samples",
@@ -399,12 +396,13 @@ def test_the_card_and_the_chats_are_of_the_samples_not_of_todays_settings(
     config = run.config.model_copy(update={"data_root": tmp_path / "data"})
     made = Run(config, quiet=True, allow_stale=True)
     synthetic_run._write(made, recipe, samples.table().to_pylist())
-    score(made, "train")
+    read_so = config.model.model_copy(update={"box_format": "qwen3-vl"})
+    score(replace(made, config=config.model_copy(update={"model": read_so})), "train")
     filter_lists(made, "train")
     out = export(made, "train", tmp_path / "out", Request("lists"))
     card = (out / "README.md").read_text("utf-8")
     assert "| model whose answers these are | `llava` |" in card and "somebody" not in card
-    assert "format `qwen3_vl`, frame `full`" in card and "{'enable_thinking': False}" in card
+    assert "format `qwen3-vl`, frame `full`" in card and "{'enable_thinking': False}" in card
     system = {"role": "system", "content": "You find things."}
     assert all(row["history"] == [system] for row in read(out))
 

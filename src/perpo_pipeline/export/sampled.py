@@ -1,4 +1,4 @@
-"""How the exported answers were sampled: as their samples record it, not as the file says today."""
+"""How the exported answers were sampled and read: as recorded, not as the file says today."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,19 +26,27 @@ class Sampled:
 
 
 def sampled_as(source: Version, lineage: Iterable[Traced], model: ModelConfig) -> Sampled:
-    """What the samples behind `source` record; what `model` says where they do not record it."""
-    found = [one.version for one in lineage if one.artifact == "samples" and one.version]
-    own = {record["fingerprint"] for record in source.manifest["inputs"].values()}
-    # Earlier lists have samples of their own; those of the new lists come first.
-    found.sort(key=lambda version: version.fingerprint not in own)
-    notes = found[0].manifest["notes"] if found else {}
-    settings = found[0].manifest["settings"] if found else {}
+    """What the samples and scores behind `source` record, and what `model` says where they do not.
+
+    The scores say how boxes were read, which may be corrected after sampling.
+    """
+    lineage = [*lineage]
+    samples, scores = (_newest(source, lineage, name) for name in ("samples", "scores"))
+    settings = samples[0].manifest["settings"] if samples else {}
+    read = scores[0].manifest["settings"] if scores else {}
     return Sampled(
-        tuple(dict.fromkeys(_name(one, model.id) for one in found)) or (_public(model.id),),
-        notes.get("box_format") or model.box_format,
-        notes.get("box_frame") or model.box_frame,
+        tuple(dict.fromkeys(_name(one, model.id) for one in samples)) or (_public(model.id),),
+        read.get("box_format", model.box_format),
+        read.get("box_frame", model.box_frame),
         recorded_settings(settings) if "model" in settings else chat_settings(model),
     )
+
+
+def _newest(source: Version, lineage: Iterable[Traced], artifact: str) -> list[Version]:
+    """The versions of an artifact: of the new lists first, then those of earlier ones."""
+    found = [one.version for one in lineage if one.artifact == artifact and one.version]
+    own = {record["fingerprint"] for record in source.manifest["inputs"].values()}
+    return sorted(found, key=lambda version: version.fingerprint not in own)
 
 
 def _name(samples: Version, configured: str) -> str:
