@@ -43,6 +43,11 @@ class ExportedImages:
     _found: dict[str, bool] = field(default_factory=dict)
     _written: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def outside(self) -> int:
+        """How many images are exported as paths of this machine."""
+        return len(self._found)
+
     def inside(self, rows: Sequence[Row]) -> pa.Array:
         """The images of each row as a list of {bytes, path}, for tables that hold images."""
         data, paths, starts = list[bytes | None](), list[str | None](), [0]

@@ -28,6 +28,7 @@ from perpo_pipeline.store.schemas import PROMPTS
 
 ROWS_AT_ONCE, IMAGE_BYTES_AT_ONCE = 16_384, 64_000_000
 ASKED = tuple(dict.fromkeys([*PROMPTS.role("asked"), *PROMPTS.role("image")]))
+IMAGES = ("image", "more_images")  # of 1,024 lists more than an Arrow array of bytes holds
 READ_IN_PYTHON = ("prompt_id", "place", "image_notes", *ASKED)
 PROMPT_COLUMNS = tuple(dict.fromkeys([*ABOUT, *READ_IN_PYTHON]))
 LIST_COLUMNS = (
@@ -73,7 +74,7 @@ class Reader:
                 yield from self._of_table(_Lists(path, table), lookup.of_lists(table))
 
     def _of_table(self, lists: "_Lists", prompts: pl.DataFrame) -> Iterator[Part]:
-        rows, whole = _python_rows(prompts), _as_arrow(prompts)
+        rows, whole = _python_rows(prompts), _as_arrow(prompts.drop(IMAGES))
         picks = self._pick(lists)
         per_list = np.bincount(picks["of_list"], minlength=len(rows))
         ends = np.concatenate([[0], np.cumsum(per_list)])
@@ -88,6 +89,7 @@ class Reader:
                 {name: lists.texts.take(at) for name, at in places.items()},
                 {name: pa.array(lists.rewards).take(at) for name, at in places.items()},
                 lists.table.slice(start, end - start) if self.needs == "lists" else None,
+                int(lists.cut[picks["chosen"][cut]].sum()) if "chosen" in picks else 0,
             )
 
     def _pick(self, lists: "_Lists") -> dict[str, Places]:
@@ -110,6 +112,7 @@ class Reader:
         answers: dict[str, pa.Array],
         rewards: dict[str, pa.Array],
         lists: pa.Table | None = None,
+        cut: int = 0,
     ) -> Part:
         # A prompt without a row has no image to write.
         used = np.unique(of_prompt)
@@ -117,7 +120,7 @@ class Reader:
             prompts, rows = prompts.take(pa.array(used)), [rows[i] for i in used]
             of_prompt = np.searchsorted(used, of_prompt)
         return Part(
-            prompts, rows, of_prompt, self.images, self.system_prompt, answers, rewards, lists
+            prompts, rows, of_prompt, self.images, self.system_prompt, answers, rewards, lists, cut
         )
 
     def _cuts(self, rows: Sequence[Any], counts: Places) -> Iterator[tuple[int, int]]:
@@ -172,6 +175,13 @@ class _Lists:
     def rewards(self) -> npt.NDArray[np.float64]:
         found: npt.NDArray[np.float64]
         found = self.table["rewards"].combine_chunks().flatten().to_numpy()
+        return found
+
+    @cached_property
+    def cut(self) -> npt.NDArray[np.bool_]:
+        """Which completions max_new_tokens cut."""
+        reasons = self.table["finish_reasons"].combine_chunks().flatten()
+        found: npt.NDArray[np.bool_] = np.array(reasons.to_pylist()) == "length"
         return found
 
     def token_ids(self, places: Places) -> list[str]:

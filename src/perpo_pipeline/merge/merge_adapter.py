@@ -35,11 +35,11 @@ from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
 from perpo_pipeline.vlm.chat_rendering import Message, system_form, system_turn
 from perpo_pipeline.vlm.chat_settings import recorded_settings
 from perpo_pipeline.vlm.families import family_of
-from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
+from perpo_pipeline.vlm.files import ResolvedModel, announce_code, compute_identity, resolve_model
 from perpo_pipeline.vlm.image_limits import limits_recorded
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
 from perpo_pipeline.vlm.merging import write_merged
-from perpo_pipeline.vlm.own_code import announce_code, code_files, named_code
+from perpo_pipeline.vlm.own_code import code_files, named_code
 from perpo_pipeline.vlm.processors import arguments_from_files, load_processor
 from perpo_pipeline.vlm.quantization import check_installed
 

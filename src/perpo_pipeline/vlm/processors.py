@@ -16,6 +16,7 @@ from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.families import Family, family_of_type
 from perpo_pipeline.vlm.image_limits import GRIDS, NO_LIMITS, ImageLimits
 from perpo_pipeline.vlm.load_errors import no_pil_version
+from perpo_pipeline.vlm.own_code import never_ask
 from perpo_pipeline.vlm.plain_text import is_read
 
 LEFT_OUT = "perpo_left_out"  # attribute of a tokenizer: see _left_out
@@ -24,6 +25,7 @@ MOST_TILES = 36  # of LLaVA-OneVision: more than the others
 
 def files_only(*, own_code: bool) -> dict[str, Any]:
     """How transformers loads a model: from its folder, with its own code if that may run."""
+    never_ask()
     return {"local_files_only": True, "trust_remote_code": own_code}
 
 
