@@ -141,7 +141,7 @@ def test_what_cannot_travel_is_one_error(
     assert "already holds another merge: form None, not adapter" in capsys.readouterr().err
 
 
-def test_training_names_the_hubs_base_and_asks_no_hub(
+def test_a_base_of_a_hub_is_named_by_its_id_and_no_hub_is_asked(
     llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft.utils import save_and_load
@@ -151,10 +151,17 @@ def test_training_names_the_hubs_base_and_asks_no_hub(
 
     monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", refuse)
     version = save_adapter_artifact(llava, tmp_path / "a")
-    adapters.name_base(version, HUB, COMMIT)
+    before = json.loads((version / "adapter_config.json").read_text())
+    adapters.name_base(version, ResolvedModel(llava, HUB, commit=COMMIT))
     found = PeftConfig.from_pretrained(str(version))
     assert (found.base_model_name_or_path, found.revision) == (HUB, COMMIT)
-    adapters.name_base(tmp_path, HUB, COMMIT)  # weights trained in full have no configuration
+    adapters.name_base(version, ResolvedModel(llava, str(llava)))
+    after = json.loads((version / "adapter_config.json").read_text())
+    assert before.pop("base_model_name_or_path") == str(llava)
+    assert after.pop("base_model_name_or_path") is None and after == before
+    adapters.name_base(
+        tmp_path, ResolvedModel(llava, HUB)
+    )  # weights trained in full have no configuration
     assert not (tmp_path / "adapter_config.json").exists()
 
 

@@ -60,9 +60,9 @@ def take_renamed(raw: Json, version: str = __version__) -> Json:
         for name, holder in _holders(read, old):
             own = 2 if old.startswith("prepare.SPLIT.") else 1  # parts of a key outside its holder
             old_key, new_key = old.split(".")[own:], to.new.split(".")[own:]
-            named = [".".join([name, *key]) for key in (old_key, new_key)]
-            if _move(holder, old_key, new_key, named):
-                _warn(*named, to)
+            before, now = ".".join([name, *old_key]), ".".join([name, *new_key])
+            if _move(holder, old_key, new_key, f"{before} is the old name of {now}"):
+                _warn(before, now, to)
     return read
 
 
@@ -85,8 +85,8 @@ def _holders(raw: Json, old: str) -> Iterator[tuple[str, Json]]:
             yield f"train.methods.{method}", own
 
 
-def _move(holder: Json, old: list[str], new: list[str], named: list[str]) -> bool:
-    """Move a value to its new key; False if the old one is not there."""
+def _move(holder: Json, old: list[str], new: list[str], relation: str) -> bool:
+    """Move a value to its new key; False without the old one, or without a place for the new."""
     level: Any = holder
     for part in old[:-1]:
         level = level.get(part) if isinstance(level, dict) else None
@@ -94,12 +94,11 @@ def _move(holder: Json, old: list[str], new: list[str], named: list[str]) -> boo
         return False
     target: Any = holder
     for part in new[:-1]:
-        target = target.setdefault(part, {})
+        target = target.setdefault(part, {}) if isinstance(target, dict) else None
+    if not isinstance(target, dict):  # the reading of the file reports what is there instead
+        return False
     if new[-1] in target:
-        raise ConfigError(
-            f"{named[0]} is the old name of {named[1]}, and both are given",
-            fix="give the new name alone",
-        )
+        raise ConfigError(f"{relation}, and both are given", fix="give the new name alone")
     target[new[-1]] = level.pop(old[-1])
     return True
 

@@ -67,7 +67,7 @@ def write_run_folder(folder: Path, config: str, contents: Contents) -> list[Path
     texts = {
         OWN_CONFIG.name: config,
         "Makefile": makefile,
-        "README.md": _readme(contents),
+        "README.md": readme_text(contents),
         ".gitignore": _GITIGNORE,
     }
     if there := [name for name in texts if (folder / name).exists()]:
@@ -90,7 +90,8 @@ def write_run_folder(folder: Path, config: str, contents: Contents) -> list[Path
     return [folder / name for name in texts]
 
 
-def _readme(contents: Contents) -> str:
+def readme_text(contents: Contents) -> str:
+    """The README of the folder, Markdown."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=False,  # Markdown, not HTML

@@ -153,8 +153,7 @@ def _train(
         staging = path / "checkpoints" / "trained"
         trainer.save_trained(staging)
         if writer is not None:
-            if task.resolved.commit is not None:  # a model of a hub, not a folder of this machine
-                name_base(staging, task.resolved.model_id, task.resolved.commit)
+            name_base(staging, task.resolved)
             adopt_files(staging, writer)
             write_record(
                 path,
