@@ -20,7 +20,7 @@ from perpo_pipeline.config.run import RunConfig, find_unprepared
 from perpo_pipeline.config.section import Json, Section
 from perpo_pipeline.config.unique_keys import read_mapping
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.shipped.files import closest_name, config_names, find_file
+from perpo_pipeline.shipped.files import OWN_CONFIG, closest_name, config_names, find_file
 
 
 def load_config(
@@ -103,6 +103,15 @@ def _reference(faults: Sequence[Fault]) -> str:
 
 
 def _read_yaml(path: Path) -> Json:
+    if path.is_dir():
+        own = path / OWN_CONFIG
+        raise ConfigError(
+            "this is a folder, not a run's file",
+            where=str(path),
+            fix=f"run the command in it, where it reads {OWN_CONFIG}"
+            if own.is_file()
+            else "give a YAML file",
+        )
     near = closest_name(path)
     return read_mapping(
         path,
