@@ -153,7 +153,7 @@ def _header(record: Mapping[str, Any], method: str) -> str:
     is_on_hub = not (record["base_is_directory"] or _ships(record))
     fields = {
         "base_model": record["base_model"] if is_on_hub else None,
-        "base_model_relation": "adapter" if alone else None,
+        "base_model_relation": "adapter" if alone and is_on_hub else None,
         **{name: record.get(f"base_{name}") for name in LICENSE_FIELDS},
         "library_name": "peft" if alone else "transformers",
         "pipeline_tag": PIPELINE_TAG,
