@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +218,9 @@ def test_a_page_names_only_what_exists(page: Path) -> None:
 
 
 def test_the_page_of_a_new_run_names_only_what_exists() -> None:
-    found = Contents("cats", "demo", ["a.json"], "train", "perpo", "perpo run", "0.1.0")
+    found = Contents("cats", "demo", ["a.json"], "train", "perpo", "0.1.0", folders=["images"])
     assert check_page(readme_text(found)) > 6
+    assert check_page(readme_text(replace(found, has_rounds=True))) > 6
 
 
 def test_the_notebook_names_only_what_exists() -> None:

@@ -24,6 +24,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         help="the run's YAML file, or the name of one that ships with perpo, such as demo",
+        show_default="perpo.yaml, else configs/demo.yaml",
     ),
 ]
 RunName = Annotated[

@@ -396,6 +396,14 @@ def task_of_source(source: Any) -> Task | None:
     return "grounding"
 
 
+def image_folders(source: Any) -> list[Path]:
+    """The folders that a source names for its images; none where paths start from its files."""
+    if isinstance(source, SeveralSources):
+        return [folder for one in source.of for folder in image_folders(one)]
+    root = getattr(source, "image_root", None)
+    return [] if root is None else [root]
+
+
 def source_files(source: Any) -> list[Path]:
     """The files that a source is read from, as far as they are known without reading any."""
     match source:
