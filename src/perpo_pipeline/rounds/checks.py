@@ -10,6 +10,7 @@ from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.rounds.round_files import Part
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.store.prompt_images import HASHES
 from perpo_pipeline.suggestions import did_you_mean
 
 
@@ -88,13 +89,13 @@ def check_apart(config: RunConfig, prompts: Mapping[str, Version]) -> None:
     As `perpo eval` refuses an adapter on images that it was trained on; it cannot see those of
     earlier rounds. `eval.allow_train_images` allows them, but no prompt with an equal question.
     """
-    columns = ["image_sha256", "prompt", "prompt_id", "place"]
-    seen = pl.DataFrame(prompts[config.sample.split].table(columns=columns))
+    seen = _by_image(prompts[config.sample.split])
     keys = ["image_sha256"] + ["prompt"] * config.eval.allow_train_images
     for split in (config.rounds.select_on, config.rounds.report_on):
         if split is None:
             continue
-        both = pl.DataFrame(prompts[split].table(columns=columns)).join(seen, on=keys, how="semi")
+        both = _by_image(prompts[split]).join(seen, on=keys, how="semi")
+        both = both.unique("prompt_id", maintain_order=True)
         if both.height:
             what = "image and question" if len(keys) > 1 else "image"
             raise InputError(
@@ -106,3 +107,15 @@ def check_apart(config: RunConfig, prompts: Mapping[str, Version]) -> None:
                 if len(keys) == 1
                 else "leave these prompts out of one of the two",
             )
+
+
+def _by_image(prompts: Version) -> pl.DataFrame:
+    """image_sha256, prompt, prompt_id and place of each image of each prompt."""
+    columns = [*HASHES, "prompt", "prompt_id", "place"]
+    more = pl.col("more_image_facts").list.eval(pl.element().struct.field("sha256"))
+    return (
+        pl.DataFrame(prompts.table(columns=columns))
+        .with_columns(image_sha256=pl.concat_list("image_sha256", more.fill_null([])))
+        .drop("more_image_facts")
+        .explode("image_sha256")
+    )
