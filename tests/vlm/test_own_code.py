@@ -223,6 +223,15 @@ def test_code_of_another_repository_is_refused(homebrew: Path, tmp_path: Path) -
     assert "remove someone/else-- from config.json" in str(caught.value.fix)
 
 
+def test_code_in_another_folder_is_refused(homebrew: Path, tmp_path: Path) -> None:
+    """It would run, but change without changing the model's identity."""
+    config = json.loads((homebrew / "config.json").read_text())
+    config["auto_map"]["AutoConfig"] = "inner/brew.HomebrewConfig"
+    (homebrew / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"names code in another folder \(inner/brew.py\)"):
+        find_model(configured(homebrew), tmp_path)
+
+
 def test_code_without_the_class_that_is_needed_is_named(homebrew: Path, tmp_path: Path) -> None:
     config = json.loads((homebrew / "config.json").read_text())
     del config["auto_map"]["AutoModelForImageTextToText"]

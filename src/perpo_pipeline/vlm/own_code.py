@@ -66,7 +66,7 @@ def file_of(reference: str) -> str:
 
 
 def has_code(folder: Path) -> bool:
-    """Whether the model in a folder asks for code; raises InputError for code from elsewhere.
+    """Whether the model in a folder asks for code; raises InputError for code outside the folder.
 
     Code of another repository has no commit of this one's, so it could be another one tomorrow.
     """
@@ -80,6 +80,13 @@ def has_code(folder: Path) -> bool:
                 where=str(folder),
                 fix=f"copy the code of {other} into a local folder of the model, remove {other}-- "
                 f"from {name}, and give that folder as model.id",
+            )
+        if "/" in reference:
+            raise InputError(
+                f"the model's {name} names code in another folder ({file_of(reference)}): only "
+                "files beside the settings identify a model and are copied with it",
+                where=str(folder),
+                fix="move that code beside config.json, in a local folder of the model",
             )
     return bool(references)
 
