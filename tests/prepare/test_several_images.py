@@ -81,7 +81,7 @@ def test_inspect_prints_the_size_of_each_image_and_no_bytes(folder: Path) -> Non
     (folder / "data.jsonl").write_text(json.dumps(TWO))
     source = TableSource(source="jsonl", path=folder / "data.jsonl", embed_images=True)
     config = synthetic_config(folder / "data").model_copy(update={"prepare": {"train": source}})
-    said = "\n".join(describe(prepare(Run(config, quiet=True), "train").path))
+    said = describe(prepare(Run(config, quiet=True), "train").path)
     for column, name in (("image: ", "b.png"), ("more_images: [", "a.png")):
         size = (folder / name).stat().st_size
         assert f"{column}{{bytes: <{size} bytes>, path: None}}" in said
