@@ -52,6 +52,7 @@ def shown(row: Any) -> list[str]:
     [
         ({}, ["a.png", "b.png"], 1),
         ({"box_image": 0}, ["a.png", "b.png"], 0),
+        ({"box_image": 0.0}, ["a.png", "b.png"], 0),  # as pandas writes a column with gaps
         ({"images": ["a.png", "b.png", "c.png"], "box_image": 1}, ["a.png", "b.png", "c.png"], 1),
         ({"images": ["a.png"]}, ["a.png"], None),
         ({"images": ["a.png"], "box_image": 0}, ["a.png"], None),
@@ -125,6 +126,7 @@ USER, BOT = ({"role": role, "content": "x"} for role in ("user", "assistant"))
         ({**TWO, "box_image": 2}, "`box_image` is 2; it is the place of an image, from 0: the row"),
         ({**TWO, "box_image": -1}, "`box_image` is -1"),
         ({**TWO, "box_image": True}, "`box_image` is True"),
+        ({**TWO, "box_image": 0.5}, "`box_image` is 0.5"),
         ({**ONE, "box_image": 1}, "`box_image` is 1"),
         ({**TWO, "gt_box": [1, 2, 6, 41]}, "gt_box [1, 2, 6, 41] is outside the image of 30x40"),
         ({**TWO, "prompt": "Is <image> red?"}, "it is there once, and the prompt has 2 images"),
@@ -223,6 +225,10 @@ def test_lists_of_a_fixed_length(folder: Path) -> None:
     source = TableSource(source="parquet", path=folder / "t.parquet")
     (row,) = read_table(source, Request("train")).rows
     assert sizes_of(row) == [SIZES["b.png"], SIZES["a.png"]]
+    one = {"prompt": "Which?", "task": "vqa", "gt_text": "x", "images": b"..."}
+    pq.write_table(pa.Table.from_pylist([one]), folder / "t.parquet")
+    with pytest.raises(InputError, match="`images` is no list of images: it is one image"):
+        read_table(source, Request("train"))
 
 
 def test_cells_of_text_hold_json_and_columns_hold_one_image_each(folder: Path) -> None:
