@@ -61,6 +61,13 @@ def test_what_a_version_had_still_works_or_names_what_replaced_it(file: Path) ->
     assert broken(json.loads(file.read_text()), interface()) == []
 
 
+def test_a_released_version_has_recorded_all_its_names() -> None:
+    version, date = releases()[0]
+    if date != "unreleased":  # until then names may still come and go
+        record = json.loads((RECORDS / f"interface-{version}.json").read_text())
+        assert not broken(interface(), record), "run: python -m tools.interface"
+
+
 def test_a_name_that_is_gone_without_a_word_is_found() -> None:
     today = interface()
     older = {
@@ -79,6 +86,8 @@ def test_a_name_that_is_gone_without_a_word_is_found() -> None:
         "schema scores 99",
         "perpo_pipeline.answers.boxes.read",
     ]
+    added = broken(today, older)  # what a record of today would lack
+    assert {"eval.splits", "perpo filter --quiet", "perpo status --config"} <= set(added)
 
 
 def test_the_version_is_in_one_place_and_the_changelog_has_its_section(

@@ -31,18 +31,8 @@ VARIANT_OPTION = {"prompts": "--split", "adapter": "--method"} | dict.fromkeys(
 )
 # The commands that read a run's file; a test compares them with the command line.
 OF_A_RUN = frozenset(
-    {
-        *STAGE_OF.values(),
-        "plan",
-        "make-rules",
-        "status",
-        "gc",
-        "path",
-        "ask",
-        "run",
-        "iterate",
-        "browse",
-    }
+    {*STAGE_OF.values(), "plan", "make-rules", "status", "gc", "path", "ask", "run", "iterate"}
+    | {"browse", "export"}
 )
 # Of the same command, these change only what is printed, or that anything is done at all.
 _LEFT_OUT = frozenset({"--quiet", "--debug", "--json", "--dry-run", "--yes"})
@@ -153,9 +143,9 @@ def with_folder(where: str) -> str:
     if where.startswith(("-", "/", "~")) or "://" in where or not path.parts:
         return where
     depth = len(path.parts)  # a hub id has two parts; `train.jsonl:2` names a file by its name
-    inside = depth == 2 and (Path(path.parts[0]).is_dir() or _FILE.search(str(path)))
+    inside = depth == 2 and (os.path.isdir(path.parts[0]) or _FILE.search(str(path)))
     alone = depth == 1 and str(path) == where and _FILE.search(where)
-    if not (depth > 2 or inside or alone or path.exists()):
+    if not (depth > 2 or inside or alone or os.path.exists(path)):
         return where
     return f"{where} (relative to {Path.cwd()})"
 

@@ -35,6 +35,7 @@ COMMANDS = [
     "compare",
     "judge",
     "merge",
+    "export",
     "report",
     "run",
     "sweep",

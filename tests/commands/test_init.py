@@ -1,7 +1,9 @@
 """`perpo init`: the folder of a run, and that nothing is overwritten."""
 
+import errno
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,10 +40,14 @@ def test_a_recipe_is_the_configuration_that_ships_with_the_name_of_the_folder(
         if section not in ("run", "seed"):
             assert re.search(rf"^# .*\n{section}:", text, re.MULTILINE), section
     readme = (here / "cats/README.md").read_text()
-    assert recipe in readme and about(recipe) in readme and "data/cats/adapter/" in readme
+    assert recipe in readme and about(recipe) in readme
     is_local = loaded.model.id == "testbed"
     assert ("which are not here yet" in readme) == (not is_local)
-    assert ("perpo iterate" in readme) == ("rounds" in loaded.model_fields_set)
+    has_rounds = "rounds" in loaded.model_fields_set
+    assert ("perpo iterate" in readme, "perpo run " in readme) == (has_rounds, not has_rounds)
+    assert ("data/cats/rounds/default" if has_rounds else "data/cats/adapter/") in readme
+    roots = [one.image_root for one in loaded.prepare.values() if hasattr(one, "image_root")]
+    assert (all(f"the images in `{root}/`" in readme for root in roots) and roots) or is_local
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(
@@ -57,6 +63,30 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     assert init("mine") == 0 and init("mine") == 2
     said = capsys.readouterr().err
     assert "perpo.yaml, Makefile, README.md, .gitignore: already there" in said
+    (here / "links").mkdir()
+    (here / "links/README.md").symlink_to("nowhere")
+    assert init("links") == 2 and "README.md: already there" in capsys.readouterr().err
+    assert [file.name for file in (here / "links").iterdir()] == ["README.md"]
+
+
+def test_files_that_a_full_disk_stops_are_removed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Path.open
+
+    def full(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == "README.md" and arguments == ("x",):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert init("mine") == 2 and not list((here / "mine").iterdir())
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["2026-11-29", "1.5", "2024", "on", "null"])
+def test_a_name_that_yaml_reads_as_a_number_or_a_date_is_quoted(here: Path, name: str) -> None:
+    assert init(name) == 0 and load_config(here / name / "perpo.yaml").run == name
 
 
 def test_wrong_names_and_places_are_one_error(
@@ -65,6 +95,11 @@ def test_wrong_names_and_places_are_one_error(
     assert init("cats", "--recipe", "llava15-groundin") == 2
     said = capsys.readouterr().err
     assert "no such recipe; did you mean 'llava15-grounding'?" in said and "demo-both" in said
+    assert init("cats", "--recipe", "configs/ci.yaml") == 2
+    assert "no such recipe; did you mean 'ci'?" in capsys.readouterr().err
+    assert (
+        init("a" * 300) == 2 and "cannot be written: File name too long" in capsys.readouterr().err
+    )
     assert init("my cats") == 2
     assert "'my cats' cannot be the name of a run" in (said := capsys.readouterr().err)
     assert "--run NAME" in said and not list(here.iterdir())

@@ -1,5 +1,6 @@
 """Old names of settings: read with a warning for a while, then refused."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,16 @@ def test_a_run_with_an_old_name_is_the_run_with_the_new_one(
     new = config_file.load_config(path)
     path.write_text(MINIMAL.replace("num_prompts", "rows") + "filter: {margin: 0.25}\n")
     assert config_file.load_config(path) == new
-    with pytest.raises(ConfigError, match="margin is the old name of filter"):
-        config_file.load_config(path, [parse_set("filter.min_margin=0.5")])
-    monkeypatch.setattr(config_file, "take_renamed", lambda raw: take_renamed(raw, "0.4.0"))
+    for other in ("filter.min_margin=0.5", "filter.margin=0.5"):  # options replace the file's
+        assert config_file.load_config(path, [parse_set(other)]).filter.min_margin == 0.5
+    path.write_text(MINIMAL + "filter: {margin: 0.25, min_margin: 0.25}\n")
+    with pytest.raises(ConfigError, match=r"margin is the old name of filter[^\n]*\n.*r\.yaml"):
+        config_file.load_config(path)
+    path.write_text(MINIMAL + "filter: {margin: 0.25}\n")
+    both = [parse_set("filter.margin=0.5"), parse_set("filter.min_margin=0.5")]
+    with pytest.raises(ConfigError, match="and both are given"):
+        config_file.load_config(path, both)
+    monkeypatch.setattr(config_file, "take_renamed", partial(take_renamed, version="0.4.0"))
     with pytest.raises(ConfigError) as caught:
         config_file.load_config(path)
     assert "filter.margin was renamed: use filter.min_margin" in str(caught.value)

@@ -1,10 +1,12 @@
 """Every command, option and setting that README and docs/ name exists."""
 
 import itertools
+import json
 import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from perpo_pipeline.config.overrides import parse_set
 from perpo_pipeline.config.reference import SECTIONS, groups
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import PerpoError
+from perpo_pipeline.shipped.run_folder import Contents, readme_text
 from perpo_pipeline.sweep.cells import make_cells
 from perpo_pipeline.sweep.file import SweepFile
 
@@ -212,6 +215,24 @@ def check_page(text: str) -> int:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_names_only_what_exists(page: Path) -> None:
     check_page(page.read_text())
+
+
+def test_the_page_of_a_new_run_names_only_what_exists() -> None:
+    found = Contents("cats", "demo", ["a.json"], "train", "perpo", "0.1.0", folders=["images"])
+    assert check_page(readme_text(found)) > 6
+    assert check_page(readme_text(replace(found, has_rounds=True))) > 6
+
+
+def test_the_notebook_names_only_what_exists() -> None:
+    cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())["cells"]
+    texts: dict[str, list[str]] = {"code": [], "markdown": []}
+    for cell in cells:
+        texts[cell["cell_type"]].append("".join(cell["source"]))
+    check_page("\n\n".join(texts["markdown"]))
+    calls = [text[1:] for text in texts["code"] if text.startswith("!perpo ")]
+    for call in calls:
+        check_perpo(call, whole=True)
+    assert len(calls) > 6
 
 
 def test_the_pages_name_every_stage_and_more_than_sixty_commands() -> None:

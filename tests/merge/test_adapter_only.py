@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
-from merge.fake_hub import TOKEN, FakeHub
+from fake_hub import FakeHub
+from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
 from tiny_adapters import save_adapter_artifact
 from tiny_models import noise_image, save_tiny_llava
@@ -65,7 +64,7 @@ def adapter(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def from_hub(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base as if it had come from a hub."""
     found = ResolvedModel(llava, HUB, commit=COMMIT)
-    monkeypatch.setattr(stage, "find_base", lambda *_: found)
+    monkeypatch.setattr(stage, "find_base", lambda *_, **__: found)
 
 
 def test_peft_loads_it_onto_the_base_of_the_hub(
@@ -125,6 +124,17 @@ def test_where_vllm_is_not_exact_the_card_says_so(llava: Path, tmp_path: Path) -
     assert "vLLM would not apply this adapter exactly" in card and "lora-modules" not in card
 
 
+def test_the_licence_of_the_base_is_named_with_its_text(llava: Path) -> None:
+    card = "---\nlicense: other\nlicense_name: lab-licence\nlicense_link: {}\n---\n"
+    (llava / "README.md").write_text(card.format("https://lab.example/LICENSE"))
+    named = {"license": "other", "license_name": "lab-licence"}
+    assert stage._license(llava) == {**named, "license_link": "https://lab.example/LICENSE"}
+    (llava / "README.md").write_text(card.format("LICENSE"))  # of the base's repository
+    assert stage._license(llava) == named
+    (llava / "README.md").unlink()
+    assert stage._license(llava) == {}
+
+
 def test_what_cannot_travel_is_one_error(
     llava: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,10 +148,11 @@ def test_what_cannot_travel_is_one_error(
         main(["merge", "--adapter", str(adapter), "--out", str(tmp_path / "merged")])
     capsys.readouterr()
     assert merge(adapter, tmp_path / "merged") == 2
-    assert "already holds another merge: form None, not adapter" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "already holds another merge: a merged model, not an adapter alone\n" in said
 
 
-def test_training_names_the_hubs_base_and_asks_no_hub(
+def test_a_base_of_a_hub_is_named_by_its_id_and_no_hub_is_asked(
     llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft.utils import save_and_load
@@ -151,22 +162,18 @@ def test_training_names_the_hubs_base_and_asks_no_hub(
 
     monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", refuse)
     version = save_adapter_artifact(llava, tmp_path / "a")
-    adapters.name_base(version, HUB, COMMIT)
+    before = json.loads((version / "adapter_config.json").read_text())
+    adapters.name_base(version, ResolvedModel(llava, HUB, commit=COMMIT))
     found = PeftConfig.from_pretrained(str(version))
     assert (found.base_model_name_or_path, found.revision) == (HUB, COMMIT)
-    adapters.name_base(tmp_path, HUB, COMMIT)  # weights trained in full have no configuration
+    adapters.name_base(version, ResolvedModel(llava, str(llava)))
+    after = json.loads((version / "adapter_config.json").read_text())
+    assert before.pop("base_model_name_or_path") == str(llava)
+    assert after.pop("base_model_name_or_path") is None and after == before
+    adapters.name_base(
+        tmp_path, ResolvedModel(llava, HUB)
+    )  # weights trained in full have no configuration
     assert not (tmp_path / "adapter_config.json").exists()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    fake = FakeHub()
-    monkeypatch.setattr(constants, "ENDPOINT", fake.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield fake
-    fake.stop()
 
 
 def test_it_is_pushed_whole(hub: FakeHub, adapter: Path, from_hub: None, tmp_path: Path) -> None:

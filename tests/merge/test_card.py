@@ -100,7 +100,6 @@ def current(run: Path, artifact: str, variant: str) -> str:
 def test_a_hub_reads_its_header(card: str) -> None:
     data = ModelCard(card).data.to_dict()
     assert data == {
-        "base_model": "testbed",
         "license": "apache-2.0",
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
@@ -221,15 +220,22 @@ def test_its_example_gives_the_answer_of_base_and_adapter(
     row = open_version(run / "prompts/train").table().slice(0, 1).to_pylist()[0]
     image = prompt_image(row)
     image.save("photo.png")
-    (block,) = re.findall(r"```python\n(.*?)```", card, re.S)
-    block = block.replace("FOLDER or the id of this repository", str(tmp_path / "merged"))
-    block = block.replace("photo.jpg", "photo.png").replace("What is in the image?", row["prompt"])
-    exec(block, {})  # noqa: S102
+    merge(run / "adapter/perpo", tmp_path / "adapter", adapter_only=True, console=QUIET)
+    alone = (tmp_path / "adapter" / CARD).read_text()
+    answers = []
+    for text, folder in ((card, "merged"), (alone, "adapter")):
+        (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+        block = block.replace("FOLDER or the id of this repository", str(tmp_path / folder))
+        block = block.replace("photo.jpg", "photo.png")
+        exec(block.replace("What is in the image?", row["prompt"]), {})  # noqa: S102
+        answers.append(capsys.readouterr().out)
     adapter = open_version(run / "adapter/perpo").path
     vlm = load_vlm(resolve_model("testbed"), dtype="float32", device="cpu", adapter=adapter)
     (expected,) = greedy_decode(vlm, [encode_prompt(vlm, image, row["prompt"])], max_new_tokens=64)
     assert expected.finish_reason == "stop"
-    assert capsys.readouterr().out == expected.text + "\n"
+    assert answers == 2 * [expected.text + "\n"]
+    assert "is on no hub" in alone and "base_model" not in ModelCard(alone).data.to_dict()
+    assert "vllm serve BASE --dtype" in alone
 
 
 def test_its_vllm_command_has_the_stored_dtype(run: Path, tmp_path: Path) -> None:
@@ -295,14 +301,16 @@ def test_given_metrics_replace_those_of_the_run(run: Path, tmp_path: Path) -> No
     assert "does not record which model gave them (`pages`, metrics" in text
 
 
-def small_card(arguments: dict[str, Any], system_turn: Any = None, **more: Any) -> str:
+def small_card(
+    arguments: dict[str, Any], system_turn: Any = None, recorded: Any = None, **more: Any
+) -> str:
     """The card of an adapter with these settings, without data and metrics."""
     made = {"counts": {}, "packages": {}, "git_commit": None, "created_at": "today"}
     settings = {"method": "perpo", "preprocess": "processor", **more}
     manifest = {"settings": settings, "notes": {}, **made}
     adapter: Any = SimpleNamespace(manifest=manifest, variant="perpo", fingerprint="f")
     record = {"base_model": "b", "base_identity": "i", "base_is_directory": False, **made}
-    record |= {"dtype": "float32", "made_at": "today"}
+    record |= {"dtype": "float32", "made_at": "today", **(recorded or {})}
     return model_card(record, adapter, [], [], arguments, system_turn)
 
 
@@ -354,3 +362,15 @@ def test_a_limited_image_size_is_set_where_the_model_is_loaded() -> None:
     assert tiles.count("image_grid_pinpoints=[[24, 48]]") == 2, "for the model and its processor"
     assert 'a copy of FOLDER with `"image_grid_pinpoints": [[24, 48]]`' in tiles
     assert "limited" not in card({})
+
+
+def test_an_adapter_of_a_quantised_base_or_with_its_own_code_says_what_it_needs() -> None:
+    """The lines that load it load the base in full; vLLM's LoRA would, too."""
+    text = small_card({}, recorded={"form": "adapter", "base_quantization": "nf4"})
+    assert "load the base in\nfull, which is not quite the same" in text
+    assert "nf4 with double quantisation" in text and "lora-modules" not in text
+    assert "vLLM would add this adapter to the base in full" in text
+    code = small_card({}, recorded={"form": "adapter", "own_code": True})
+    assert "which is in the base's repository (`*.py`).\n" in code
+    assert code.count("trust_remote_code=True") == 2
+    assert "which is in this repository" in small_card({}, recorded={"own_code": True})

@@ -72,6 +72,20 @@ def test_nothing_exists_and_nothing_is_made(perpo: Callable[..., tuple[int, str,
     assert all(0 <= s["low"] <= s["high"] < 600 for s in stages.values())
 
 
+def test_a_hybrid_under_zero_3_is_announced_as_refused(
+    perpo: Callable[..., tuple[int, str, str]], tiny_qwen3_5: Path
+) -> None:
+    """The same error ends `perpo train`, before it loads weights."""
+    sets = ("--set", f"model.id={tiny_qwen3_5}", "--set", "train.methods.sft.deepspeed=zero3")
+    code, out, err = perpo("plan", "--json", "--hardware", "h100x2", *sets)
+    assert code == 0, err
+    (note,) = (one for one in json.loads(out)["notes"] if "ZeRO-3" in one)
+    assert note.endswith(
+        "which has layers with a recurrent state (linear_attention), so `perpo train --method sft` "
+        "will refuse train.deepspeed zero3: set it to zero2, or leave it out"
+    )
+
+
 def test_the_dry_run_needs_no_lists_and_reads_those_that_are_there(
     perpo: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,15 @@ def test_a_wrong_name_is_answered_with_the_names_that_ship() -> None:
         load_config(Path("zzz.yaml"))
 
 
+def test_a_folder_is_no_run_and_not_taken_for_the_name_of_one_that_ships(folder: Path) -> None:
+    (folder / "ci").mkdir()
+    with pytest.raises(ConfigError, match=r"a folder, not a run's file(.|\n)*give a YAML file"):
+        load_config(Path("ci"))
+    (folder / "ci/perpo.yaml").write_text("run: ci\n")
+    with pytest.raises(ConfigError, match=r"run the command in it, where it reads perpo\.yaml"):
+        load_config(Path("ci"))
+
+
 def test_a_command_says_which_file_a_name_is(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["status", "--config", "ci"])

@@ -12,6 +12,8 @@ import pytest
 from perpo_pipeline import __version__
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("src", "configs", "stages")
+FILES = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('wheel')"
 PERPO = '#!/bin/sh\nexec "{python}" -m perpo_pipeline.cli "$@"\n'
 
@@ -22,9 +24,9 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "project"
     skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("src", "configs", "stages"):
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=skipped)
-    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+    for name in FILES:
         shutil.copy(ROOT / name, copy / name)
     built = subprocess.run([sys.executable, "-c", BUILD], cwd=copy, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr

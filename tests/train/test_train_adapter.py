@@ -1,5 +1,6 @@
 """`perpo train` as a command: forwards, lists that are too long, and the shared reference."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.run import Run, make
-from perpo_pipeline.store.artifacts import input_of, open_version
+from perpo_pipeline.store.artifacts import follow_current, input_of, open_version
 from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.testbed import shipped_model_dir
 from perpo_pipeline.train import (
@@ -79,6 +80,9 @@ def test_the_reference_is_computed_once_for_all_methods(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert perpo("train", "--method", "perpo") == 0
+    place = follow_current(Path("data/r/adapter/perpo"))
+    config = json.loads((place / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None  # the testbed is no model of a hub
     message = capsys.readouterr().err
     assert "self-check passed" in message and "reference train: up to date" not in message
     assert re.search(r"train: \d lists make \d optimiser steps? of perpo", message)

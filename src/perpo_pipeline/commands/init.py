@@ -8,6 +8,7 @@ import typer
 
 from perpo_pipeline.commands.options import Debug
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.shipped.files import CONFIGS, closest_name, config_names
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.run import RunConfig
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def init(
     folder: Annotated[Path, typer.Argument(help="the folder; made if it is not there")],
     recipe: Annotated[
-        str, typer.Option(help="the configuration to begin with, such as llava15-grounding")
+        str, typer.Option(help=f"the configuration to begin with: {', '.join(config_names())}")
     ] = "demo",
     run: Annotated[
         str | None, typer.Option("--run", help="name of the run; default: the folder's name")
@@ -38,15 +39,13 @@ def init(
     from perpo_pipeline.config.file import load_config
     from perpo_pipeline.config.reference import SECTIONS, groups
     from perpo_pipeline.config.section import NAME_PATTERN
-    from perpo_pipeline.shipped.files import CONFIGS, config_names
     from perpo_pipeline.shipped.run_folder import config_text, write_run_folder
-    from perpo_pipeline.suggestions import did_you_mean
 
-    names = config_names()
-    if recipe not in names:
+    if recipe not in config_names():
+        near = closest_name(Path(recipe))  # also of `configs/demo.yaml`
         raise ConfigError(
-            f"--recipe {recipe}: no such recipe{did_you_mean(recipe, names)}",
-            fix=f"choose one of {', '.join(names)}",
+            f"--recipe {recipe}: no such recipe" + (f"; did you mean '{near}'?" if near else ""),
+            fix=f"choose one of {', '.join(config_names())}",
         )
     name = run or folder.resolve().name
     if not re.fullmatch(NAME_PATTERN, name):
@@ -66,19 +65,17 @@ def init(
 def _contents(config: "RunConfig", run: str, recipe: str) -> "Contents":
     """What the README says: the files that the recipe reads, and the commands of this run."""
     from perpo_pipeline import __version__
-    from perpo_pipeline.config.sources import source_files
+    from perpo_pipeline.config.sources import image_folders, source_files
     from perpo_pipeline.shipped.run_folder import Contents
 
-    files = dict.fromkeys(str(f) for one in config.prepare.values() for f in source_files(one))
-    rounds = "rounds" in config.model_fields_set
+    sources = config.prepare.values()
     return Contents(
         run=run,
         recipe=recipe,
-        files=list(files),
+        files=list(dict.fromkeys(str(file) for one in sources for file in source_files(one))),
         split=config.sample.split,
         method=[*config.train.variants()][-1],
-        command="perpo iterate     # its rounds, up to the last report"
-        if rounds
-        else "perpo run         # all of it, up to the report",
         version=__version__,
+        folders=list(dict.fromkeys(str(found) for one in sources for found in image_folders(one))),
+        has_rounds="rounds" in config.model_fields_set,
     )

@@ -24,6 +24,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         help="the run's YAML file, or the name of one that ships with perpo, such as demo",
+        show_default="perpo.yaml, else configs/demo.yaml",
     ),
 ]
 RunName = Annotated[
@@ -105,7 +106,7 @@ def _find_config(config: Path) -> Path:
             fix="give the run's file: --config FILE.yaml, or --config demo for the one that ships "
             "with perpo; or write a run's folder: perpo init FOLDER",
         )
-    if found == DEFAULT_CONFIG:
+    if DEFAULT_CONFIG.is_file():  # the project's folder, or one with both
         _say_once(f"no --config was given, so it is {found}")
     return found
 

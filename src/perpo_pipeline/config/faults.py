@@ -133,7 +133,7 @@ def _new_key(place: Place) -> str | None:
     section = ("train", *place[3:]) if in_method else place
     found = RENAMED.get(".".join(section))
     if found is None or not in_method:
-        return found and found.new
+        return None if found is None else found.new
     return ".".join([*place[:3], found.new.removeprefix("train.")])
 
 

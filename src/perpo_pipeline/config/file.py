@@ -1,6 +1,6 @@
 """Reading a run's YAML file and the command line's settings; every fault is reported at once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from perpo_pipeline.config.run import RunConfig, find_unprepared
 from perpo_pipeline.config.section import Json, Section
 from perpo_pipeline.config.unique_keys import read_mapping
 from perpo_pipeline.errors import ConfigError
-from perpo_pipeline.shipped.files import closest_name, config_names, find_file
+from perpo_pipeline.shipped.files import OWN_CONFIG, closest_name, config_names, find_file
 
 
 def load_config(
@@ -32,14 +32,21 @@ def load_config(
     `ConfigError` with every fault, each by its key and by the option that gave it.
     """
     path = find_file(path)
-    raw = _read_yaml(path)
+    raw = _todays_names(_read_yaml(path), path)  # before options replace what the file has
     given = overrides_of(overrides) if isinstance(overrides, Mapping) else overrides or ()
     placed = apply_overrides(raw, given)
-    raw = take_renamed(raw)
+    raw = _todays_names(raw, path, {".".join(one.place) for one in placed})
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise _config_error(path, _all_faults(error, raw), placed) from None
+
+
+def _todays_names(raw: Json, path: Path, given: Collection[str] | None = None) -> Json:
+    try:
+        return take_renamed(raw, given=given)
+    except ConfigError as error:
+        raise ConfigError(error.what, where=str(path), fix=error.fix) from None
 
 
 class _ModelAlone(Section):
@@ -96,6 +103,15 @@ def _reference(faults: Sequence[Fault]) -> str:
 
 
 def _read_yaml(path: Path) -> Json:
+    if path.is_dir():
+        own = path / OWN_CONFIG
+        raise ConfigError(
+            "this is a folder, not a run's file",
+            where=str(path),
+            fix=f"run the command in it, where it reads {OWN_CONFIG}"
+            if own.is_file()
+            else "give a YAML file",
+        )
     near = closest_name(path)
     return read_mapping(
         path,

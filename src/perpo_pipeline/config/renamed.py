@@ -8,7 +8,7 @@ first release are refused.
 import copy
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +48,14 @@ RENAMED: dict[str, Renamed] = {
 }
 
 
-def take_renamed(raw: Json, version: str = __version__) -> Json:
+def take_renamed(
+    raw: Json, version: str = __version__, given: Collection[str] | None = None
+) -> Json:
     """The settings of a file under today's names, with a warning for each that has an old one.
 
-    Names that `version` refuses stay, for `config/faults.py` to name the new one. Raises
-    ConfigError if a setting is given under both names.
+    Names that `version` refuses stay, for `config/faults.py` to name the new one. `given` are the
+    keys that options have set: an option under an old name replaces the value of any other key.
+    Raises ConfigError if a setting is given under both names.
     """
     taken = {old: to for old, to in RENAMED.items() if Version(version) < to.refused_from}
     read = copy.deepcopy(raw) if taken else raw
@@ -60,9 +63,10 @@ def take_renamed(raw: Json, version: str = __version__) -> Json:
         for name, holder in _holders(read, old):
             own = 2 if old.startswith("prepare.SPLIT.") else 1  # parts of a key outside its holder
             old_key, new_key = old.split(".")[own:], to.new.split(".")[own:]
-            named = [".".join([name, *key]) for key in (old_key, new_key)]
-            if _move(holder, old_key, new_key, named):
-                _warn(*named, to)
+            before, now = ".".join([name, *old_key]), ".".join([name, *new_key])
+            twice = "" if given and now not in given else f"{before} is the old name of {now}"
+            if _move(holder, old_key, new_key, twice):
+                _warn(before, now, to)
     return read
 
 
@@ -85,8 +89,11 @@ def _holders(raw: Json, old: str) -> Iterator[tuple[str, Json]]:
             yield f"train.methods.{method}", own
 
 
-def _move(holder: Json, old: list[str], new: list[str], named: list[str]) -> bool:
-    """Move a value to its new key; False if the old one is not there."""
+def _move(holder: Json, old: list[str], new: list[str], twice: str) -> bool:
+    """Move a value to its new key; False without the old one, or without a place for the new.
+
+    If the new key is there, it is an error that says `twice`, or is replaced if that is empty.
+    """
     level: Any = holder
     for part in old[:-1]:
         level = level.get(part) if isinstance(level, dict) else None
@@ -94,12 +101,11 @@ def _move(holder: Json, old: list[str], new: list[str], named: list[str]) -> boo
         return False
     target: Any = holder
     for part in new[:-1]:
-        target = target.setdefault(part, {})
-    if new[-1] in target:
-        raise ConfigError(
-            f"{named[0]} is the old name of {named[1]}, and both are given",
-            fix="give the new name alone",
-        )
+        target = target.setdefault(part, {}) if isinstance(target, dict) else None
+    if not isinstance(target, dict):  # the reading of the file reports what is there instead
+        return False
+    if twice and new[-1] in target:
+        raise ConfigError(f"{twice}, and both are given", fix="give the new name alone")
     target[new[-1]] = level.pop(old[-1])
     return True
 

@@ -36,7 +36,7 @@ def write_adapter(adapter: Path, directory: Path, base_name: str, base: Resolved
     """
     for name in (LORA_WEIGHTS, PEFT_CONFIG):
         shutil.copyfile(adapter / name, directory / name)
-    name_base(directory, base.model_id if base.commit else None, base.commit)
+    name_base(directory, base)
     record = read_record(adapter)
     known = {name: record[name] for name in RECORDED if name in record}
     write_record(directory, {**known, "base_model": base_name})

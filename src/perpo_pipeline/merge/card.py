@@ -31,6 +31,7 @@ from perpo_pipeline.vlm.image_limits import (
 )
 
 PAPER = "https://arxiv.org/abs/2502.04371"
+LICENSE_FIELDS = ("license", "license_name", "license_link")
 PIPELINE_TAG = "image-text-to-text"
 SUBJECTS = {
     "adapter": "This model",
@@ -67,6 +68,7 @@ def model_card(
     return _template().render(
         header=_header(record, settings["method"]),
         alone=alone,
+        ships=_ships(record),
         made="written" if alone else "merged",
         revision=(commit := _commit(record)),
         base_revision=f', revision="{commit}"' if commit else "",
@@ -146,17 +148,22 @@ def _yaml(fields: Mapping[str, Any]) -> str:
 
 
 def _header(record: Mapping[str, Any], method: str) -> str:
-    """The hub's fields; `base_model` is an id on a hub, so a folder has none."""
+    """The hub's fields; `base_model` is an id on a hub, so a folder and the testbed have none."""
     alone = record.get("form") == ADAPTER
+    is_on_hub = not (record["base_is_directory"] or _ships(record))
     fields = {
-        "base_model": None if record["base_is_directory"] else record["base_model"],
-        "base_model_relation": "adapter" if alone else None,
-        "license": record.get("base_license"),
+        "base_model": record["base_model"] if is_on_hub else None,
+        "base_model_relation": "adapter" if alone and is_on_hub else None,
+        **{name: record.get(f"base_{name}") for name in LICENSE_FIELDS},
         "library_name": "peft" if alone else "transformers",
         "pipeline_tag": PIPELINE_TAG,
         "tags": list(dict.fromkeys(["perpo", method, *["lora"] * alone])),
     }
     return _yaml({name: value for name, value in fields.items() if value is not None})
+
+
+def _ships(record: Mapping[str, Any]) -> bool:
+    return record["base_model"] == "testbed" and not record["base_is_directory"]
 
 
 def _commit(record: Mapping[str, Any]) -> str:

@@ -44,7 +44,9 @@ def find_previous_merge(out: Path, wanted: Record) -> Record | None:
     different = [name for name in IDENTIFYING if found.get(name) != wanted.get(name)]
     if different:
         listed = "; ".join(
-            f"{name} {found.get(name)}, not {wanted.get(name)}" for name in different
+            ("" if name == "form" else f"{name} ")
+            + f"{_shown(name, found.get(name))}, not {_shown(name, wanted.get(name))}"
+            for name in different
         )
         raise ArtifactError(
             f"the folder already holds another merge: {listed}",
@@ -59,6 +61,15 @@ def find_previous_merge(out: Path, wanted: Record) -> Record | None:
             fix=f"remove the folder, then run the same command: {RESTARTS}",
         )
     return found
+
+
+def _shown(name: str, value: Any) -> str:
+    """A field of a record and its value, for people."""
+    if name == "form":
+        return "an adapter alone" if value == ADAPTER else "a merged model"
+    if isinstance(value, dict):
+        return " ".join(map(str, value.values()))
+    return str(value)
 
 
 def write_folder(

@@ -14,7 +14,7 @@ import yaml
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.inference.vllm_engine import exact_lora_rank
 from perpo_pipeline.merge.adapter_folder import check_travels, write_adapter
-from perpo_pipeline.merge.card import model_card
+from perpo_pipeline.merge.card import LICENSE_FIELDS, model_card
 from perpo_pipeline.merge.evaluations import evaluations_of
 from perpo_pipeline.merge.folder import (
     ADAPTER,
@@ -92,7 +92,9 @@ def merge(
         limits = limits_recorded(settings)
         arguments = arguments_from_files(base.path, limits, own_code=base.own_code)
         system = trained_system_turn(base, settings)
-    rank = exact_lora_rank(family_of(base), version.path) if adapter_only else None
+    rank = None
+    if adapter_only and base.quantization is None:  # vLLM would load the base in full
+        rank = exact_lora_rank(family_of(base), version.path)
 
     def card(record: Record) -> str:
         return model_card(record, version, lineage, evaluations, arguments, system, rank)
@@ -219,7 +221,7 @@ def _new_record(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
         "base_model": base.path.name if is_directory else base.model_id,
         "base_is_directory": is_directory,
         "base_identity": compute_identity(base),
-        **({"base_license": named} if (named := _license(base.path)) else {}),
+        **{f"base_{name}": value for name, value in _license(base.path).items()},
         **({} if base.quantization is None else {"base_quantization": base.quantization}),
         **({"own_code": True} if base.own_code else {}),
         "adapter": {"variant": adapter.variant, "fingerprint": adapter.fingerprint},
@@ -230,14 +232,20 @@ def _new_record(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
     }
 
 
-def _license(base: Path) -> str | None:
-    """The licence in the header of the base's own card, if that is among its files."""
+def _license(base: Path) -> dict[str, str]:
+    """The licence in the header of the base's own card, if that is among its files.
+
+    A licence that the hub does not know is `other`, with a name and an address of its text.
+    """
     from huggingface_hub.repocard import metadata_load
 
     card = base / CARD
     try:
         found = metadata_load(card) if card.is_file() else None
     except (OSError, ValueError, yaml.YAMLError):
-        return None
-    name = (found or {}).get("license")
-    return name if isinstance(name, str) else None
+        return {}
+    named = {name: (found or {}).get(name) for name in LICENSE_FIELDS}
+    texts = {name: value for name, value in named.items() if isinstance(value, str)}
+    if "://" not in texts.get("license_link", ""):  # a file in the base's repository
+        texts.pop("license_link", None)
+    return texts if "license" in texts else {}

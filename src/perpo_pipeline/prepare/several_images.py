@@ -60,15 +60,15 @@ def history_in(row: Row) -> tuple[tuple[str, str], ...]:
 
 
 def _turn(index: int, turn: Any) -> tuple[str, str]:
-    texts = [turn.get(key) for key in ("role", "content")] if isinstance(turn, dict) else []
-    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+    role, text = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+    if not isinstance(role, str) or not isinstance(text, str):
         raise RowFault(
             f"`history[{index}]` is no turn with a `role` and a text as `content`: {_shown(turn)}"
         )
-    for text in texts:
-        if fault := text_fault(f"history[{index}]", text):
+    for one in (role, text):
+        if fault := text_fault(f"history[{index}]", one):
             raise RowFault(fault)
-    return texts[0], texts[1]
+    return role, text
 
 
 def _checked(name: str, image: Any) -> Any:

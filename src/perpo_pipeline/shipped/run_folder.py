@@ -1,11 +1,13 @@
 """The folder of a new run: its configuration, a Makefile, a README, a .gitignore."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import yaml
 
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.shipped.files import CONFIGS, OWN_CONFIG
@@ -18,7 +20,8 @@ _GITIGNORE = "/data/\n"
 class Contents:
     """What the README names of a run.
 
-    files: what the recipe reads and perpo does not make. command: what runs the whole of it.
+    files, folders: what the recipe reads and perpo does not make; folders hold images.
+    has_rounds: `perpo iterate` makes the run, not `perpo run`.
     """
 
     run: str
@@ -26,8 +29,9 @@ class Contents:
     files: Sequence[str]
     split: str
     method: str
-    command: str
     version: str
+    folders: Sequence[str] = ()
+    has_rounds: bool = False
 
 
 def recipe_text(recipe: str) -> str:
@@ -53,7 +57,8 @@ def config_text(recipe: str, run: str, sections: Mapping[str, str], version: str
         key = line.partition(":")[0]
         if key in sections:
             lines += ["", f"# {sections[key]}"]
-        lines.append(f"run: {run}" if key == "run" else line)
+        # Quoted where YAML would read no text: a name such as 2026-11-29 or 1.5.
+        lines.append(yaml.safe_dump({"run": run}).rstrip() if key == "run" else line)
     return "\n".join(lines) + "\n"
 
 
@@ -67,30 +72,35 @@ def write_run_folder(folder: Path, config: str, contents: Contents) -> list[Path
     texts = {
         OWN_CONFIG.name: config,
         "Makefile": makefile,
-        "README.md": _readme(contents),
+        "README.md": readme_text(contents),
         ".gitignore": _GITIGNORE,
     }
-    if there := [name for name in texts if (folder / name).exists()]:
+    if there := [name for name in texts if os.path.lexists(folder / name)]:
         raise ConfigError(
             f"{', '.join(there)}: already there, and nothing was written",
             where=str(folder),
             fix="name a new folder, or move these files away",
         )
+    written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             with (folder / name).open("x", encoding="utf-8") as sink:
+                written.append(folder / name)
                 sink.write(text)
     except OSError as error:
+        for file in written:
+            file.unlink()
         raise ConfigError(
             f"the run's files cannot be written: {error.strerror}",
             where=str(error.filename or folder),
             fix="name a folder in which you may write",
         ) from error
-    return [folder / name for name in texts]
+    return written
 
 
-def _readme(contents: Contents) -> str:
+def readme_text(contents: Contents) -> str:
+    """The README of the folder, Markdown."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=False,  # Markdown, not HTML

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from perpo_pipeline.vlm.files import ResolvedModel
     from perpo_pipeline.vlm.models import Vlm
 
 ADAPTER_RECORD = "perpo_adapter.json"
@@ -32,17 +33,18 @@ def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     write_atomically(directory / ADAPTER_RECORD, lambda sink: sink.write(data))
 
 
-def name_base(directory: Path, name: str | None, revision: str | None) -> None:
+def name_base(directory: Path, base: "ResolvedModel") -> None:
     """Write the base into the adapter's PEFT configuration: its hub id and commit, never a path.
 
-    None where the base is no model of a hub: whoever loads the adapter then names the base. Nothing
+    A base that is no model of a hub has no name there: whoever loads the adapter gives it. Nothing
     is written for weights that were trained in full.
     """
     file = directory / PEFT_CONFIG
     if not file.is_file():
         return
     config = json.loads(file.read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": name, "revision": revision}
+    name = None if base.commit is None else base.model_id
+    config |= {"base_model_name_or_path": name, "revision": base.commit}
     data = json.dumps(config, indent=2, sort_keys=True).encode()
     write_atomically(file, lambda sink: sink.write(data))
 

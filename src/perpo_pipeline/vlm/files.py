@@ -262,7 +262,7 @@ def _hub_snapshot(model_id: str, revision: str | None, *, code: bool = False) ->
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = list(file_patterns(code=code))
+    patterns = [*file_patterns(code=code), "README.md"]  # which names the licence
     where = f"{model_id}@{revision}" if revision else model_id
     try:
         try:
