@@ -309,7 +309,7 @@ def test_inspect_prints_rows_lineage_settings_and_notices_damage(
     capsys.readouterr()
     assert run("inspect", "data/r/prompts/test", "--rows", "1", "--verify") == 0
     shown = capsys.readouterr().out
-    for expected in ("prompts / test", "rows            4", "schema version  6", "row 1", "preset"):
+    for expected in ("prompts / test", "rows            4", "schema version  7", "row 1", "preset"):
         assert expected in shown
     (part,) = (workdir / "data/r/prompts/test").glob("*/part-00000.parquet")
     part.write_bytes(part.read_bytes() + b"x")

@@ -88,7 +88,7 @@ prepare:
     for expected in (
         "prepare.train: there is no source 'refr'; did you mean 'refer'?",
         "testbed, jsonl, json, csv, tsv, parquet, datasets, refer, lmms-lab, rec-jsonl, shikra, "
-        "minigpt4, coco, label-studio, yolo, fox, pages, perpo-json",
+        "minigpt4, coco, label-studio, yolo, fox, pages, messages, perpo-json",
         "prepare.test.per_datset: no such setting; did you mean 'per_dataset'?",
         "prepare.test.splits.0: Input should be 'train', 'val', 'testA', 'testB' or 'test'",
         "prepare.pages.per_dataset: source fox has no such setting; it has path",
