@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 from synthetic_run import make_synthetic_run
 
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.evaluate import compare
 from perpo_pipeline.evaluate.compare import (
     compare_predictions,
     compare_versions,
@@ -296,3 +300,23 @@ def test_rows_that_are_known_by_their_line_alone_are_named(tmp_path, capsys):
     assert "2 rows have no `id` and the truth of other rows" in capsys.readouterr().err
     compare_versions(pictured, pictured, out=None, console=Console())
     assert "no `id`" not in capsys.readouterr().err
+
+
+def test_prompts_with_other_images_beside_that_of_the_truth_are_refused(monkeypatch):
+    def prompts(name, *others):
+        facts = [{"sha256": other, "width": 1, "height": 1, "notes": []} for other in others]
+        row = {"prompt_id": "p", "image_sha256": "a", "more_image_facts": facts, "box_image": 1}
+        row = dict.fromkeys(compare.TRUTH) | row
+        table = pa.Table.from_pylist([row])
+        return SimpleNamespace(
+            manifest={"settings": {}},
+            fingerprint=name,
+            path=name,
+            table=lambda columns: table.select(columns),
+        )
+
+    monkeypatch.setattr(compare, "input_of", lambda version, name: version)
+    rows = pl.DataFrame({"prompt_id": ["p"]})
+    compare._check_truth(rows, prompts("one", "b"), prompts("two", "b"))
+    with pytest.raises(ArtifactError, match="1 prompts have a different image or truth"):
+        compare._check_truth(rows, prompts("one", "b"), prompts("two", "c"))
