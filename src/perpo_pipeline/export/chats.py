@@ -42,12 +42,12 @@ def turns_of(row: Row, system_prompt: str | None) -> list[Turn]:
     return [Turn(SYSTEM, (system_prompt,)), *turns]
 
 
-def told_before(row: Row, system_prompt: str | None) -> list[dict[str, str]] | None:
+def turns_before(row: Row, system_prompt: str | None) -> list[dict[str, str]] | None:
     """The turns before a prompt in the form of its `history`, with the run's system turn."""
-    told = [{"role": role, "content": text} for role, text in history_of(row)]
-    if system_prompt is not None and (not told or told[0]["role"] != SYSTEM):
-        told.insert(0, {"role": SYSTEM, "content": system_prompt})
-    return told or None
+    earlier = [{"role": role, "content": text} for role, text in history_of(row)]
+    if system_prompt is not None and (not earlier or earlier[0]["role"] != SYSTEM):
+        earlier.insert(0, {"role": SYSTEM, "content": system_prompt})
+    return earlier or None
 
 
 def written(texts: Sequence[str]) -> str:
