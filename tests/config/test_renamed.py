@@ -9,7 +9,7 @@ import pytest
 from perpo_pipeline.config import file as config_file
 from perpo_pipeline.config import renamed
 from perpo_pipeline.config.overrides import parse_set
-from perpo_pipeline.config.renamed import RENAMED, Renamed, take_renamed
+from perpo_pipeline.config.renamed import RENAMED, Renamed, take_renamed, take_renamed_option
 from perpo_pipeline.errors import ConfigError
 
 MINIMAL = """run: r
@@ -89,9 +89,32 @@ def test_a_run_with_an_old_name_is_the_run_with_the_new_one(
         config_file.load_config(path)
     path.write_text(MINIMAL + "filter: {margin: 0.25}\n")
     both = [parse_set("filter.margin=0.5"), parse_set("filter.min_margin=0.5")]
-    with pytest.raises(ConfigError, match="and both are given"):
+    with pytest.raises(
+        ConfigError, match=r"filter\.min_margin is given twice: --set filter\.margin"
+    ):
         config_file.load_config(path, both)
-    monkeypatch.setattr(config_file, "take_renamed", partial(take_renamed, version="0.4.0"))
+    with pytest.raises(ConfigError, match=r"where: --set filter\.margin=much"):
+        config_file.load_config(path, [parse_set("filter.margin=much")])
+    for take in (take_renamed, take_renamed_option):
+        monkeypatch.setattr(config_file, take.__name__, partial(take, version="0.4.0"))
     with pytest.raises(ConfigError) as caught:
         config_file.load_config(path)
     assert "filter.margin was renamed: use filter.min_margin" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [
+        ("train.rank", "train.lora.rank"),
+        ("train.methods.dpo.rank", "train.methods.dpo.lora.rank"),
+        ("prepare.train.rows", "prepare.train.num_prompts"),
+        ("prepare.train.0.rows", "prepare.train.0.num_prompts"),
+        ("prepare.rows", "prepare.rows"),
+        ("train.methods.rank", "train.methods.rank"),
+        ("train.lora.rank", "train.lora.rank"),
+        ("rank", "rank"),
+    ],
+)
+def test_an_option_with_an_old_name_sets_what_has_it_now(typed: str, key: str) -> None:
+    option = take_renamed_option(parse_set(f"{typed}=2"))
+    assert option.key == key and option.as_typed == f"--set {typed}=2"

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from synthetic_run import BOTH, SIZE, prepare_synthetic, sample_synthetic, synthetic_config
 
 from perpo_pipeline.config.messages import MessagesSource
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.export.export_run import Request as Wanted
 from perpo_pipeline.export.export_run import export
 from perpo_pipeline.filter.filter_lists import filter_lists
@@ -277,7 +277,7 @@ def test_boxes_belong_to_the_image_that_the_row_names(folder: Path) -> None:
     none = {"ref": ["sheep"], "bbox": None, "image_id": None}
     written = turns("[0.1, 0.2, 0.5, 0.6]", "<image><image> Find the <ref-object>.", objects=none)
     path = folder / "chats.parquet"
-    rows = [{**named, "box_image": 1}, {**written, **two}, named]
+    rows = [{**named, "box_image": 1.0}, {**written, **two}, named]
     pq.write_table(pa.Table.from_pylist(rows), path)
     found = read(path, task="grounding", box_format="llava")
     assert [row["box_image"] for row in found] == [1, 1, 0]
@@ -300,7 +300,8 @@ def test_files_that_hold_no_rows_are_one_clear_error(folder: Path) -> None:
     assert "not JSON: Expecting value: line 2" in faults_of(path, task="vqa")
     path.write_text("[]")
     assert "the dataset is empty" in faults_of(path, task="vqa")
-    assert "there is no Parquet file in the folder" in faults_of(folder, task="vqa")
+    with pytest.raises(ConfigError, match="the folder has no Parquet file"):
+        read(folder, task="vqa")
 
 
 def test_all_faults_of_a_file_are_reported_at_once_each_with_its_line(folder: Path) -> None:

@@ -54,6 +54,7 @@ def shown(row: Any) -> list[str]:
     [
         ({}, ["a.png", "b.png"], 1),
         ({"box_image": 0}, ["a.png", "b.png"], 0),
+        ({"box_image": 0.0}, ["a.png", "b.png"], 0),  # as pandas writes a column with gaps
         ({"images": ["a.png", "b.png", "c.png"], "box_image": 1}, ["a.png", "b.png", "c.png"], 1),
         ({"images": ["a.png"]}, ["a.png"], None),
         ({"images": ["a.png"], "box_image": 0}, ["a.png"], None),
@@ -83,7 +84,7 @@ def test_inspect_prints_the_size_of_each_image_and_no_bytes(folder: Path) -> Non
     (folder / "data.jsonl").write_text(json.dumps(TWO))
     source = TableSource(source="jsonl", path=folder / "data.jsonl", embed_images=True)
     config = synthetic_config(folder / "data").model_copy(update={"prepare": {"train": source}})
-    said = "\n".join(describe(prepare(Run(config, quiet=True), "train").path))
+    said = describe(prepare(Run(config, quiet=True), "train").path)
     for column, name in (("image: ", "b.png"), ("more_images: [", "a.png")):
         size = (folder / name).stat().st_size
         assert f"{column}{{bytes: <{size} bytes>, path: None}}" in said
@@ -127,6 +128,7 @@ USER, BOT = ({"role": role, "content": "x"} for role in ("user", "assistant"))
         ({**TWO, "box_image": 2}, "`box_image` is 2; it is the place of an image, from 0: the row"),
         ({**TWO, "box_image": -1}, "`box_image` is -1"),
         ({**TWO, "box_image": True}, "`box_image` is True"),
+        ({**TWO, "box_image": 0.5}, "`box_image` is 0.5"),
         ({**ONE, "box_image": 1}, "`box_image` is 1"),
         ({**TWO, "gt_box": [1, 2, 6, 41]}, "gt_box [1, 2, 6, 41] is outside the image of 30x40"),
         ({**TWO, "prompt": "Is <image> red?"}, "it is there once, and the prompt has 2 images"),
@@ -225,6 +227,10 @@ def test_lists_of_a_fixed_length(folder: Path) -> None:
     source = TableSource(source="parquet", path=folder / "t.parquet")
     (row,) = read_table(source, Request("train")).rows
     assert sizes_of(row) == [SIZES["b.png"], SIZES["a.png"]]
+    one = {"prompt": "Which?", "task": "vqa", "gt_text": "x", "images": b"..."}
+    pq.write_table(pa.Table.from_pylist([one]), folder / "t.parquet")
+    with pytest.raises(InputError, match="`images` is no list of images: it is one image"):
+        read_table(source, Request("train"))
 
 
 def test_cells_of_text_hold_json_and_columns_hold_one_image_each(folder: Path) -> None:

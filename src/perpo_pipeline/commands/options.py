@@ -77,12 +77,13 @@ def read_config(
     """
     from perpo_pipeline.config.file import load_config
     from perpo_pipeline.config.overrides import Override, parse_set, refuse_without_effect
+    from perpo_pipeline.config.renamed import take_renamed_option
 
     config = _find_config(config)
     options = [Override("run", run, "--run"), *settings]
     given = [option for option in options if option.value is not None]
     advice.set_run(config, run, [*_shared_by_stages(given), *(sets or ())])
-    overrides = [*given, *map(parse_set, sets or ())]
+    overrides = [*given, *(take_renamed_option(parse_set(text)) for text in sets or ())]
     loaded = load_config(config, overrides)
     if methods_are_known:
         refuse_without_effect(loaded, overrides)

@@ -1,6 +1,6 @@
 """Reading a run's YAML file and the command line's settings; every fault is reported at once."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from perpo_pipeline.config.overrides import (
     apply_overrides,
     overrides_of,
 )
-from perpo_pipeline.config.renamed import take_renamed
+from perpo_pipeline.config.renamed import take_renamed, take_renamed_option
 from perpo_pipeline.config.run import RunConfig, find_unprepared
 from perpo_pipeline.config.section import Json, Section
 from perpo_pipeline.config.unique_keys import read_mapping
@@ -34,17 +34,17 @@ def load_config(
     path = find_file(path)
     raw = _todays_names(_read_yaml(path), path)  # before options replace what the file has
     given = overrides_of(overrides) if isinstance(overrides, Mapping) else overrides or ()
-    placed = apply_overrides(raw, given)
-    raw = _todays_names(raw, path, {".".join(one.place) for one in placed})
+    placed = apply_overrides(raw, map(take_renamed_option, given))
+    raw = _todays_names(raw, path)  # those in a whole section that an option gave
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise _config_error(path, _all_faults(error, raw), placed) from None
 
 
-def _todays_names(raw: Json, path: Path, given: Collection[str] | None = None) -> Json:
+def _todays_names(raw: Json, path: Path) -> Json:
     try:
-        return take_renamed(raw, given=given)
+        return take_renamed(raw)
     except ConfigError as error:
         raise ConfigError(error.what, where=str(path), fix=error.fix) from None
 
@@ -59,7 +59,7 @@ def model_settings(model_id: str, overrides: Iterable[Override]) -> ModelConfig:
     Raises ConfigError with every fault, and for overrides of anything but the model.
     """
     raw: Json = {"model": {"id": model_id}}
-    given = list(overrides)
+    given = [take_renamed_option(one) for one in overrides]
     other = [one for one in given if not one.dotted.startswith("model.")]
     if other or any(one.dotted == "model.id" for one in given):
         raise ConfigError(

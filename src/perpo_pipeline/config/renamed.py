@@ -8,13 +8,14 @@ first release are refused.
 import copy
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from packaging.version import Version
 
 from perpo_pipeline import __version__
+from perpo_pipeline.config.overrides import Override
 from perpo_pipeline.config.section import Json
 from perpo_pipeline.errors import ConfigError
 
@@ -48,26 +49,52 @@ RENAMED: dict[str, Renamed] = {
 }
 
 
-def take_renamed(
-    raw: Json, version: str = __version__, given: Collection[str] | None = None
-) -> Json:
+def take_renamed(raw: Json, version: str = __version__) -> Json:
     """The settings of a file under today's names, with a warning for each that has an old one.
 
-    Names that `version` refuses stay, for `config/faults.py` to name the new one. `given` are the
-    keys that options have set: an option under an old name replaces the value of any other key.
-    Raises ConfigError if a setting is given under both names.
+    Names that `version` refuses stay, for `config/faults.py` to name the new one. Raises
+    ConfigError if a setting is given under both names.
     """
-    taken = {old: to for old, to in RENAMED.items() if Version(version) < to.refused_from}
+    taken = _taken(version)
     read = copy.deepcopy(raw) if taken else raw
     for old, to in taken.items():
         for name, holder in _holders(read, old):
-            own = 2 if old.startswith("prepare.SPLIT.") else 1  # parts of a key outside its holder
-            old_key, new_key = old.split(".")[own:], to.new.split(".")[own:]
+            old_key, new_key = _in_holder(old), _in_holder(to.new)
             before, now = ".".join([name, *old_key]), ".".join([name, *new_key])
-            twice = "" if given and now not in given else f"{before} is the old name of {now}"
-            if _move(holder, old_key, new_key, twice):
+            if _move(holder, old_key, new_key, f"{before} is the old name of {now}"):
                 _warn(before, now, to)
     return read
+
+
+def take_renamed_option(option: Override, version: str = __version__) -> Override:
+    """An option under today's name of its setting, with a warning if it has an old one."""
+    parts = option.key.split(".") if isinstance(option.key, str) else list(option.key)
+    for old, to in _taken(version).items():
+        old_key = _in_holder(old)
+        holder = parts[: -len(old_key)]
+        if parts[len(holder) :] == old_key and _may_hold(holder, old):
+            now = [*holder, *_in_holder(to.new)]
+            _warn(option.dotted, ".".join(now), to)
+            return replace(option, key=".".join(now) if isinstance(option.key, str) else tuple(now))
+    return option
+
+
+def _taken(version: str) -> dict[str, Renamed]:
+    return {old: to for old, to in RENAMED.items() if Version(version) < to.refused_from}
+
+
+def _in_holder(key: str) -> list[str]:
+    """The parts of a key of RENAMED within its section, or within one source of a split."""
+    return key.split(".")[2 if key.startswith("prepare.SPLIT.") else 1 :]
+
+
+def _may_hold(holder: list[str], old: str) -> bool:
+    """Whether `holder` is where the setting may stand: see `_holders`."""
+    section = old.split(".")[0]
+    if section == "prepare":
+        return holder[:1] == ["prepare"] and len(holder) > 1
+    in_method = section == "train" and holder[:2] == ["train", "methods"] and len(holder) == 3
+    return holder == [section] or in_method
 
 
 def _holders(raw: Json, old: str) -> Iterator[tuple[str, Json]]:
@@ -89,11 +116,8 @@ def _holders(raw: Json, old: str) -> Iterator[tuple[str, Json]]:
             yield f"train.methods.{method}", own
 
 
-def _move(holder: Json, old: list[str], new: list[str], twice: str) -> bool:
-    """Move a value to its new key; False without the old one, or without a place for the new.
-
-    If the new key is there, it is an error that says `twice`, or is replaced if that is empty.
-    """
+def _move(holder: Json, old: list[str], new: list[str], relation: str) -> bool:
+    """Move a value to its new key; False without the old one, or without a place for the new."""
     level: Any = holder
     for part in old[:-1]:
         level = level.get(part) if isinstance(level, dict) else None
@@ -104,8 +128,8 @@ def _move(holder: Json, old: list[str], new: list[str], twice: str) -> bool:
         target = target.setdefault(part, {}) if isinstance(target, dict) else None
     if not isinstance(target, dict):  # the reading of the file reports what is there instead
         return False
-    if twice and new[-1] in target:
-        raise ConfigError(f"{twice}, and both are given", fix="give the new name alone")
+    if new[-1] in target:
+        raise ConfigError(f"{relation}, and both are given", fix="give the new name alone")
     target[new[-1]] = level.pop(old[-1])
     return True
 

@@ -171,7 +171,6 @@ def _write(
                 _check_texts(part, mark, faults)
             sink.write(pa.table(target.table(part)))
             counts.rows += len(part.of_prompt)
-            counts.prompts += part.prompts.num_rows
             counts.cut += part.cut
     counts.outside = images.outside
     reasons = dict.fromkeys(fault.reason for fault in faults.found)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.json_files import Row, missing_file
 
 
@@ -62,11 +62,11 @@ def open_shards(files: Sequence[Path], path: Path, *, fix: str) -> list[Shard]:
     """The files as shards, named from the folder that they have in common.
 
     `path` is the setting that names them. Raises `ConfigError` if there are none or one is missing,
-    `InputError` for a folder without any and for a file that is neither Parquet nor Arrow.
+    `InputError` for a file that is neither Parquet nor Arrow.
     """
     if not files and path.is_dir():
-        raise InputError(
-            "there is no Parquet file in the folder, and no Arrow file that `datasets` saved",
+        raise ConfigError(
+            "no such file: the folder has no Parquet file, and no Arrow file that `datasets` saved",
             where=str(path),
             fix="name the folder that has them, or a single file",
         )

@@ -27,6 +27,7 @@ from perpo_pipeline.prepare.chats import Chat, Layout, read_chat
 from perpo_pipeline.prepare.collect import MOST_THREADS, Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData
 from perpo_pipeline.prepare.fields import absent, extra_text, is_kept, text_fault
+from perpo_pipeline.prepare.several_images import whole_number
 from perpo_pipeline.prepare.table_files import Record, open_table
 from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.schemas import PROMPTS
@@ -176,7 +177,7 @@ class _Rows:
     def _box_image(self, row: Row, objects: Objects | None, images: int) -> int:
         """The image that boxes refer to: the one that the row names, else of the boxes of `objects`
         the first, else the last."""
-        given = row.get(BOX_IMAGE)
+        given = whole_number(row.get(BOX_IMAGE))
         if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
             raise RowFault(f"`{BOX_IMAGE}` is no place of an image, from 0: {given!r}")
         named = None if objects is None else objects.image
