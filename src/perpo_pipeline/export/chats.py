@@ -44,10 +44,10 @@ def turns_of(row: Row, system_prompt: str | None) -> list[Turn]:
 
 def turns_before(row: Row, system_prompt: str | None) -> list[dict[str, str]] | None:
     """The turns before a prompt in the form of its `history`, with the run's system turn."""
-    turns = [{"role": role, "content": text} for role, text in history_of(row)]
-    if system_prompt is not None and (not turns or turns[0]["role"] != SYSTEM):
-        turns.insert(0, {"role": SYSTEM, "content": system_prompt})
-    return turns or None
+    earlier = [{"role": role, "content": text} for role, text in history_of(row)]
+    if system_prompt is not None and (not earlier or earlier[0]["role"] != SYSTEM):
+        earlier.insert(0, {"role": SYSTEM, "content": system_prompt})
+    return earlier or None
 
 
 def written(texts: Sequence[str]) -> str:

@@ -153,10 +153,10 @@ def _lists(part: Part) -> Columns:
         name: part.lists[name].combine_chunks()
         for name in ("completions", "rewards", "counts", "parse_ok", "finish_reasons", "margin")
     }
-    turns = [chats.turns_before(row, part.system_prompt) for row in part.rows_of_prompts]
+    earlier = [chats.turns_before(row, part.system_prompt) for row in part.rows_of_prompts]
     return {
         **part.about("prompt"),
-        "history": pa.array(turns, PROMPTS.columns.field("history").type),
+        "history": pa.array(earlier, PROMPTS.columns.field("history").type),
         **columns,
         "images": part.images_inside(),
         **part.about(*ABOUT, "box_image", *TRUTHS),

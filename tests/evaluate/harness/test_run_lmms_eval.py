@@ -190,7 +190,7 @@ def test_a_family_without_a_class_is_refused_by_name(
 def test_a_model_that_names_code_of_its_own_is_refused(
     calls: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """perpo loads it without its code; some classes of lmms-eval run code that nobody trusted."""
+    """perpo loads it without its code; some classes of lmms-eval trust code unasked."""
     save_tiny_family("qwen3_vl", tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     named = {"auto_map": {"AutoConfig": "own.Config"}}
