@@ -1,6 +1,6 @@
 # perpo in a container; docs/installing.md has the commands. It has not been built yet: no Docker was at hand.
-#   docker build -t perpo .                                      for CPUs
-#   docker build -t perpo --build-arg TORCH_BUILD=cu130 .        for CUDA: the name of one of PyTorch's builds
+#   docker build -t perpo .                                      for CUDA and CPUs
+#   docker build -t perpo --build-arg TORCH_INDEX=URL .          with another build of torch: a smaller one for CPUs alone
 #   docker build -t perpo --build-arg "EXTRAS=[openai,pdf]" .    with extras of pyproject.toml
 FROM python:3.11-slim AS wheel
 WORKDIR /project
@@ -11,15 +11,15 @@ COPY stages stages
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheel . && cp constraints.txt /wheel
 
 FROM python:3.11-slim
-ARG TORCH_BUILD=cpu
+ARG TORCH_INDEX=
 ARG EXTRAS=
 # Compiled layers need a compiler at run time, a folder of `perpo init` needs Make.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ make \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /wheel /wheel
-# torch alone comes from PyTorch's own builds; its version, and those of all others, from the lock.
-RUN pip install --no-cache-dir --no-deps --index-url "https://download.pytorch.org/whl/${TORCH_BUILD}" \
+# torch alone may come from another index; its version, and those of all others, from the lock.
+RUN pip install --no-cache-dir --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
         "$(grep '^torch==' /wheel/constraints.txt)" \
     && pip install --no-cache-dir --constraint /wheel/constraints.txt "$(ls /wheel/*.whl)${EXTRAS}" \
     && useradd --create-home --uid 1000 perpo \

@@ -1,15 +1,20 @@
 """The prompts, lists and reward of our run in the form that TRL's trainers read."""
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.export.export_run import Request, export
+from perpo_pipeline.export.files import DATA
 from perpo_pipeline.rewards.choice import columns_of
 from perpo_pipeline.rewards.scoring import score_samples
 from perpo_pipeline.run import Run
-from perpo_pipeline.train.lists import best_against_worst, ranked_lists
+from perpo_pipeline.vlm.images import load_image
 from perpo_pipeline.vlm.inputs import encode_row, prompt_image
 
 Row = dict[str, Any]
@@ -29,17 +34,12 @@ def asked(row: Row) -> Row:
 
 def pairs(config: RunConfig) -> list[Row]:
     """Best and worst completion of each of our lists, as our own DPO chooses them."""
-    return [
-        asked(prompt) | {"chosen": _answer(best), "rejected": _answer(worst)}
-        for prompt, best, worst in _best_and_worst(config)
-    ]
+    return _exported(config, "trl")
 
 
 def best_answers(config: RunConfig) -> list[Row]:
     """The best completion of each of our lists: rejection sampling."""
-    return [
-        asked(prompt) | {"completion": _answer(best)} for prompt, best, _ in _best_and_worst(config)
-    ]
+    return _exported(config, "sft")
 
 
 def reward_of(config: RunConfig) -> Callable[..., list[float]]:
@@ -71,18 +71,15 @@ def check_prompts(vlm: Any, rows: Sequence[Row], ids: Sequence[Sequence[int]], h
         assert list(found) == ours, f"prompt {row['prompt_id']}: {list(found)} instead of {ours}"
 
 
-def _best_and_worst(config: RunConfig) -> list[tuple[Row, str, str]]:
-    prompts = {row["prompt_id"]: row for row in prompt_rows(config)}
-    kept = Run(config).latest("preferences", "train").table().to_pylist()
-    found = []
-    for row, entry in zip(kept, ranked_lists(kept, prompts), strict=True):
-        ids = row["completion_token_ids"]
-        texts = [
-            row["completions"][ids.index(one)] for one in best_against_worst(entry).completions
-        ]
-        found.append((prompts[row["prompt_id"]], *texts))
-    return found
-
-
-def _answer(text: str) -> list[Row]:
-    return [{"role": "assistant", "content": text}]
+def _exported(config: RunConfig, to: str) -> list[Row]:
+    """What `perpo export --to` writes, the images opened as our stages open them."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = export(
+            Run(config, quiet=True), "train", Path(folder) / to, Request(to, None, None, True)
+        )
+        rows = pq.read_table(out / DATA).to_pylist()
+    return [
+        row
+        | {"images": [load_image(one["bytes"], where=row["prompt_id"]) for one in row["images"]]}
+        for row in rows
+    ]

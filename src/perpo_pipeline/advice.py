@@ -32,7 +32,7 @@ VARIANT_OPTION = {"prompts": "--split", "adapter": "--method"} | dict.fromkeys(
 # The commands that read a run's file; a test compares them with the command line.
 OF_A_RUN = frozenset(
     {*STAGE_OF.values(), "plan", "make-rules", "status", "gc", "path", "ask", "run", "iterate"}
-    | {"export"}
+    | {"browse", "export"}
 )
 # Of the same command, these change only what is printed, or that anything is done at all.
 _LEFT_OUT = frozenset({"--quiet", "--debug", "--json", "--dry-run", "--yes"})

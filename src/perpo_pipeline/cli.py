@@ -14,6 +14,7 @@ import typer
 
 from perpo_pipeline import __version__, advice, bars
 from perpo_pipeline.commands.ask import ask
+from perpo_pipeline.commands.browse import browse
 from perpo_pipeline.commands.compare import compare
 from perpo_pipeline.commands.doctor import doctor
 from perpo_pipeline.commands.evaluate import eval_command
@@ -72,6 +73,7 @@ app.command(name="run")(run_command)
 app.command()(sweep)
 app.command()(iterate)
 app.add_typer(measure_app, name="measure")
+app.command()(browse)
 app.command()(ask)
 app.command()(compare)
 app.add_typer(judge_app, name="judge")

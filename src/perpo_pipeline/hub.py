@@ -1,5 +1,6 @@
 """Upload a folder to a hub, as the user who is logged in there."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ REASON_LINES = 3  # the first line says "bad request", the next ones say why
 KEPT = {"model": "folder", "dataset": "export"}
 AGAIN = {
     "model": "run the same command again",
-    "dataset": "upload the folder: hf upload REPO FOLDER --repo-type dataset",
+    "dataset": "run: hf upload --repo-type dataset {name} {folder}",
 }
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with write access"
 
@@ -89,5 +90,6 @@ def _refusals_explained(folder: Path, name: str, kind: str) -> Iterator[None]:
             f"{name} could not be pushed: {reason.replace(get_token() or reason, '***')}",
             where=str(folder),
             fix=f"the {KEPT[kind]} is kept: check that the hub can be reached and that the token "
-            f"has write access, then {AGAIN[kind]}",
+            "has write access, then "
+            + AGAIN[kind].format(name=name, folder=shlex.quote(str(folder))),
         ) from error

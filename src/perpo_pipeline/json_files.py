@@ -161,13 +161,14 @@ def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
 def read_json_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
     """(place, object) of JSON lines ("line 3") or of a JSON list ("record 3").
 
-    Raises as `read_text`.
+    Raises as `read_text`, and `InputError` for a list that is not JSON.
     """
     text = read_text(path)
-    if not _is_list(text):
+    records = _list_of(text, path)
+    if records is None:
         yield from ((f"line {number}", row) for number, row in json_lines(text, faults.add))
         return
-    for number, record in enumerate(parse_json(text), start=1):
+    for number, record in enumerate(records, start=1):
         if isinstance(record, dict):
             yield f"record {number}", record
         else:
@@ -223,6 +224,32 @@ def _cut(what: str) -> str:
         return what
     start, end = LONGEST_FAULT - 200, 200
     return f"{what[:start]} ... ({len(what) - start - end:,} characters) ... {what[-end:]}"
+
+
+def _list_of(text: str, path: Path) -> list[Any] | None:
+    """The JSON list that a text is; None for JSON lines.
+
+    Raises `InputError` for a list that is not whole: its first line is no JSON of its own.
+    """
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        if _is_json(text.lstrip().partition("\n")[0]):
+            return None
+        raise InputError(
+            f"not JSON: {error}", where=str(path), fix="give the whole file, as it was saved"
+        ) from error
+    return list(found)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_list(text: str) -> bool:

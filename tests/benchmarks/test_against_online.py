@@ -143,8 +143,8 @@ def test_pairs_are_the_best_and_worst_of_our_lists(bench: SimpleNamespace, done:
     for row, pair, one in zip(kept, pairs, best, strict=True):
         rewards = dict(zip(row["completions"], row["rewards"], strict=True))
         assert pair["prompt_id"] == one["prompt_id"] == row["prompt_id"]
-        assert rewards[pair["chosen"][0]["content"]] == max(row["rewards"])
-        assert rewards[pair["rejected"][0]["content"]] == min(row["rewards"])
+        assert rewards[pair["chosen"][0]["content"][0]["text"]] == max(row["rewards"])
+        assert rewards[pair["rejected"][0]["content"][0]["text"]] == min(row["rewards"])
         assert one["completion"] == pair["chosen"]
 
 

@@ -27,6 +27,8 @@ def test_the_overlay_has_the_coordinates_of_the_image() -> None:
     assert "stroke-dasharray" not in lines[0].attrib and "stroke-dasharray" in lines[1].attrib
     assert [e.text for e in root.iter("text")] == ["<b>&"]
     assert "<text" not in overlay(marks, 640, 480, labels=False)
+    plain = overlay(marks, 640, 480, styled=False)  # for pages that allow no style attribute
+    assert " style=" in overlay(marks, 640, 480) and " style=" not in plain
 
 
 def pixels_of(picture: Image.Image, colour: str) -> tuple[int, int, int, int]:

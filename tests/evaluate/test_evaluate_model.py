@@ -12,6 +12,7 @@ from synthetic_run import make_synthetic_run
 from tiny_families import save_tiny_family
 
 from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.conditioning import (
     IMAGES,
@@ -171,6 +172,16 @@ def test_prompts_whose_images_the_adapter_was_trained_on_are_refused(tmp_path: P
     images = {row["image_sha256"] for row in rows if row["prompt_id"] in kept}
     with pytest.raises(ArtifactError, match=f"trained on {len(images)} of the 6 images"):
         refuse_images_of(adapter, run.latest("prompts", "train"))
+    # An image of several counts wherever it stands.
+    seen = next(row["image"]["bytes"] for row in rows if row["prompt_id"] in kept)
+    (tmp_path / "seen.png").write_bytes(seen)
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "new.png")
+    asked = {"task": "vqa", "prompt": "Which is red?", "gt_text": "the second"}
+    (tmp_path / "two.jsonl").write_text(json.dumps({**asked, "images": ["seen.png", "new.png"]}))
+    source = TableSource(source="jsonl", path=tmp_path / "two.jsonl")
+    both = Run(run.config.model_copy(update={"prepare": {"two": source}}), quiet=True)
+    with pytest.raises(ArtifactError, match="trained on 1 of the 2 images"):
+        refuse_images_of(adapter, prepare(both, "two"))
 
 
 def test_wrong_images_are_measured_with_the_same_normal_forms(

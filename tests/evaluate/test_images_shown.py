@@ -37,18 +37,22 @@ def shown(rows: list[dict[str, Any]]) -> list[list[str]]:
 def test_all_images_are_those_of_the_next_prompt_with_as_many() -> None:
     rows = [row_of("a", "b"), row_of("c"), row_of("d", "e"), row_of("f"), row_of("g", "e")]
     found = with_other_images(rows)
-    # "g" and "e" share an image with the prompt before them, in the same place.
+    # "e" is the image of the truth in the third and in the last prompt.
     assert shown(found) == [["d", "e"], ["f"], ["a", "b"], ["c"], ["a", "b"]]
     assert [row["prompt_id"] for row in found] == [row["prompt_id"] for row in rows]
     assert found[0]["image_prompt_id"] == "d+e"
 
 
-def test_the_image_of_the_boxes_stays_in_its_place() -> None:
-    rows = [row_of("a", "b"), row_of("c", "d", box_image=0), row_of("e", "f")]
-    with pytest.raises(InputError, match="no other prompt has other 2 images"):
-        with_other_images(rows)
-    found = with_other_images([*rows, row_of("g", "h", box_image=0)])
-    assert shown(found) == [["e", "f"], ["g", "h"], ["a", "b"], ["c", "d"]]
+def test_the_place_of_the_boxes_stays() -> None:
+    found = with_other_images([row_of("a", "b"), row_of("c", "d", box_image=0)])
+    assert shown(found) == [["c", "d"], ["a", "b"]]
+    assert [(row["image"]["path"], row["box_image"]) for row in found] == [("d", 1), ("a", 0)]
+    assert [row["image_sha256"] for row in found] == ["of d", "of a"]
+
+
+def test_a_prompt_without_another_that_has_as_many_is_an_error() -> None:
+    with pytest.raises(InputError, match="no other prompt has 2 images without the one of"):
+        with_other_images([row_of("a", "b"), row_of("c"), row_of("b", "c")])
 
 
 def test_blank_images_have_the_sizes_of_all() -> None:

@@ -1,6 +1,7 @@
 """`perpo export` of a small finished run: each layout by its documented keys, and its errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from synthetic_run import (
 )
 
 from perpo_pipeline.cli import main
+from perpo_pipeline.config.fingerprints import STAGE_VERSIONS
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
-from perpo_pipeline.export import files, parts
+from perpo_pipeline.export import files, parts, targets
 from perpo_pipeline.export.export_run import Request, export
 from perpo_pipeline.export.targets import TARGETS
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.run import Run
 from perpo_pipeline.score.score_answers import score
+from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.vlm.images import image_sha256
 
 Row = dict[str, Any]
@@ -67,7 +70,7 @@ def asked(prompt: Row) -> list[Row]:
     return [{"role": "user", "content": parts}]
 
 
-def told(text: str) -> list[Row]:
+def answered(text: str) -> list[Row]:
     return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
@@ -82,7 +85,7 @@ def test_trl_gets_the_best_and_worst_answer_of_each_list(
         assert row["prompt"] == asked(prompt)
         assert row["images"] == [{"bytes": prompt["image"]["bytes"], "path": None}]
         assert rewards[row["chosen"][0]["content"][0]["text"]] == max(one["rewards"])
-        assert row["rejected"] == told(row["rejected"][0]["content"][0]["text"])
+        assert row["rejected"] == answered(row["rejected"][0]["content"][0]["text"])
         assert row["rejected_reward"] == min(one["rewards"])
         assert row["chosen_reward"] - row["rejected_reward"] == one["margin"]
 
@@ -97,7 +100,7 @@ def test_lists_have_every_completion_with_its_reward(
         shared = ("prompt_id", "rewards", "counts", "parse_ok", "finish_reasons", "margin")
         assert {name: row[name] for name in shared} == {name: one[name] for name in shared}
         assert row["completions"] == one["completions"] and row["prompt"] == prompt["prompt"]
-        assert chat["completions"] == [told(text) for text in one["completions"]]
+        assert chat["completions"] == [answered(text) for text in one["completions"]]
         assert chat["prompt"] == asked(prompt) and chat["rewards"] == one["rewards"]
         assert row["gt_box"] == prompt["gt_box"] and row["gt_text"] == prompt["gt_text"]
 
@@ -148,7 +151,9 @@ def test_sft_gets_the_best_answers_and_grpo_the_truths(
     best = read(export(run, "train", tmp_path / "sft", Request("sft")))
     for row, one in zip(best, lists, strict=True):
         text = row["completion"][0]["content"][0]["text"]
-        assert row["completion"] == told(text) and row["prompt"] == asked(prompts[row["prompt_id"]])
+        assert row["completion"] == answered(text) and row["prompt"] == asked(
+            prompts[row["prompt_id"]]
+        )
         assert dict(zip(one["completions"], one["rewards"], strict=True))[text] == row["reward"]
         assert row["reward"] == max(one["rewards"])
     rows = read(export(run, "train", tmp_path / "grpo", Request("grpo")))
@@ -186,6 +191,7 @@ def test_what_is_written_at_once_changes_no_row(
     """Tables are cut at a list, and files after a size."""
     request = Request("trl", pairs="all")
     expected = read(export(run, "train", tmp_path / "whole", request))
+    ranked = read(export(run, "train", tmp_path / "ranked", Request("trl-ranked")))
     monkeypatch.setattr(parts, "ROWS_AT_ONCE", 5)
     monkeypatch.setattr(files, "BYTES_PER_FILE", 20_000)
     out = export(run, "train", tmp_path / "cut", request)
@@ -197,6 +203,8 @@ def test_what_is_written_at_once_changes_no_row(
     ]
     rows = [row for piece in pieces for row in pq.read_table(piece).to_pylist()]
     assert rows == expected
+    monkeypatch.setattr(files, "BYTES_PER_FILE", 10**9)
+    assert read(export(run, "train", tmp_path / "lists", Request("trl-ranked"))) == ranked
     metadata = pq.read_schema(pieces[0]).metadata
     assert json.loads(metadata[b"huggingface"])["info"]["features"].keys() == {"images"}
 
@@ -243,6 +251,11 @@ def test_images_go_along_as_paths_or_as_they_are(
         assert line["images"] == [image["path"]]
         assert copied["images"] == [f"images/{image_sha256(data)[:32]}.png"]
         assert (out / copied["images"][0]).read_bytes() == data
+    count = len({row["images"][0]["path"] for row in by_path})
+    said = f"| images | {count}, as paths on the machine that made this |"
+    for name, by_paths in (("a", True), ("b", False), ("c", True), ("d", False)):
+        card = (tmp_path / name / "README.md").read_text("utf-8")
+        assert (said in card) is by_paths and str(folder) not in card
 
 
 def test_images_that_are_gone_or_changed_are_named_together_and_nothing_is_written(
@@ -291,6 +304,138 @@ def test_an_answer_that_spells_the_place_of_an_image_cannot_go_into_texts_with_p
     assert rows[0]["chosen"][0]["content"][0]["text"].endswith(" <image>")
 
 
+def made_by_hand(tmp_path: Path, run: Run, **patches: Any) -> Run:
+    """A run like `run` with other functions of synthetic_run."""
+    import synthetic_run
+
+    config = run.config.model_copy(update={"data_root": tmp_path / "data"})
+    made = Run(config, quiet=True, allow_stale=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in patches.items():
+            patch.setattr(synthetic_run, name, function)
+        prepare_synthetic(made, "train", task=BOTH)
+        sample_synthetic(made)
+    score(made, "train")
+    filter_lists(made, "train")
+    return made
+
+
+def test_texts_that_spell_the_place_of_a_video_cannot_go_to_llama_factory(
+    run: Run, tmp_path: Path
+) -> None:
+    """It counts them in all turns, and stops; to other tools they are text."""
+    import synthetic_run
+
+    answer, prompt = synthetic_run._answer, synthetic_run._prompt
+
+    def asks_for_sound(split: str, index: int, *rest: Any) -> Row:
+        row = prompt(split, index, *rest)
+        return {**row, "prompt": f"{row['prompt']} <audio>"}
+
+    made = made_by_hand(
+        tmp_path,
+        run,
+        _answer=lambda row, *rest: answer(row, *rest) + " <video>",
+        _prompt=asks_for_sound,
+    )
+    with pytest.raises(InputError) as refused:
+        export(made, "train", tmp_path / "out", Request("llamafactory"))
+    assert "an answer holds <video>, the place of a video" in str(refused.value)
+    assert "the prompt holds <audio>, the place of a sound" in str(refused.value)
+    (row, *_) = read(export(made, "train", tmp_path / "out", Request("ms-swift")))
+    assert row["messages"][0]["content"].endswith(" <audio>")
+    assert row["rejected_messages"][1]["content"].endswith(" <video>")
+
+
+def test_better_answers_that_were_cut_are_counted(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sampled token ids have no end there; the end of a text is an end to any tool."""
+    import synthetic_run
+
+    real = synthetic_run._completion
+
+    def cut(answer: str) -> Row:
+        reason = "length" if answer.startswith("[0.1") else "stop"
+        return {**real(answer), "finish_reason": reason}
+
+    made = made_by_hand(tmp_path, run, _completion=cut)
+    rows = read(out := export(made, "train", tmp_path / "out", Request("trl", pairs="all")))
+    better = [row["chosen"][0]["content"][0]["text"] for row in rows]
+    count = sum(text.startswith("[0.1") for text in better)
+    assert 0 < count < len(rows)
+    said = f"{count} of the {len(rows)} better answers were cut at sample.max_new_tokens"
+    assert said in capsys.readouterr().err
+    card = (out / "README.md").read_text("utf-8")
+    assert f"Of the better answers, {count} of {len(rows)} were cut at max_new_tokens" in card
+
+
+def test_the_card_and_the_chats_are_of_the_samples_not_of_todays_settings(
+    run: Run, tmp_path: Path
+) -> None:
+    """With --allow-stale the file may say something else; a folder's path is nobody's business."""
+    import synthetic_run
+
+    prepared = run.latest("prompts", "train")
+    counted = run.config.sample.result_settings() | {
+        "model": "sha256:0",
+        "system_prompt": "You find things.",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    notes = {"model_id": "/home/somebody/models/llava"}  # of another machine
+    samples = run.latest("samples", "train")
+    recipe = Recipe(
+        "samples",
+        "train",
+        "sample",
+        STAGE_VERSIONS["samples"],
+        counted,
+        {"prompts": prepared},
+        notes,
+    )
+    config = run.config.model_copy(update={"data_root": tmp_path / "data"})
+    made = Run(config, quiet=True, allow_stale=True)
+    synthetic_run._write(made, recipe, samples.table().to_pylist())
+    read_so = config.model.model_copy(update={"box_format": "qwen3-vl"})
+    score(replace(made, config=config.model_copy(update={"model": read_so})), "train")
+    filter_lists(made, "train")
+    out = export(made, "train", tmp_path / "out", Request("lists"))
+    card = (out / "README.md").read_text("utf-8")
+    assert "| model whose answers these are | `llava` |" in card and "somebody" not in card
+    assert "format `qwen3-vl`, frame `full`" in card and "{'enable_thinking': False}" in card
+    system = {"role": "system", "content": "You find things."}
+    assert all(row["history"] == [system] for row in read(out))
+
+
+def test_a_split_has_a_name_that_datasets_takes(run: Run, tmp_path: Path) -> None:
+    splits = {**run.config.prepare, "val-2": run.config.prepare["test"]}
+    update = {"prepare": splits, "data_root": tmp_path / "data"}
+    named = run.config.model_copy(update=update)
+    made = Run(named, quiet=True)
+    prepare_synthetic(made, "val-2")
+    out = export(made, "val-2", tmp_path / "out", Request("grpo"))
+    _, header, text = (out / "README.md").read_text("utf-8").split("---\n", 2)
+    (data,) = yaml.safe_load(header)["configs"][0]["data_files"]
+    assert data["split"] == "val_2" and len(list(out.glob(data["path"]))) == 1
+    assert 'split="val_2"' in text
+
+
+def test_pairs_of_large_images_are_written_in_groups_that_can_be_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Arrow array holds 2 GB, which the pairs of one list can exceed."""
+    request = Request("trl", pairs="all")
+    expected = read(export(run, "train", tmp_path / "whole", request))
+    monkeypatch.setattr(parts, "IMAGE_BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(targets, "LARGEST_ARRAY", 1000)
+    monkeypatch.setattr(files, "BYTES_PER_GROUP", 2000)
+    out = export(run, "train", tmp_path / "cut", request)
+    (file,) = (out / "data").iterdir()
+    assert pq.read_table(file).to_pylist() == expected
+    groups = pq.ParquetFile(file).metadata
+    assert max(groups.row_group(i).num_rows for i in range(groups.num_row_groups)) < 6
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -334,6 +479,16 @@ def test_an_existing_folder_is_never_written_to(
     assert sorted(out.rglob("*")) == before
 
 
+def test_nothing_is_written_among_the_artifacts(run: Run, tmp_path: Path) -> None:
+    """`perpo gc` would remove it, and a folder beside versions would be taken for one."""
+    version = run.latest("preferences", "train").path
+    for out in (version / "mine", version.parent / "mine", run.config.run_dir / "prompts" / "mine"):
+        with pytest.raises(ArtifactError, match="among the artifacts of a run"):
+            export(run, "train", out, Request("trl"))
+        assert not out.exists()
+    export(run, "train", run.config.run_dir / "exported", Request("trl"))
+
+
 def test_an_export_that_fails_in_the_middle_leaves_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +515,8 @@ def test_the_command_names_what_is_wrong_before_it_reads_the_run(
         (["--to", "swift"], "there is no such target; did you mean 'ms-swift'?"),
         (["--to", "trl", "--private"], "--private needs --push-to-hub"),
         (["--to", "trl", "--push-to-hub", "me/pairs"], "add --embed-images"),
+        (["--to", "trl", "--prompts", "x"], "--prompts changes nothing with --to trl"),
+        (["--to", "grpo", "--preferences", "x"], "--preferences changes nothing with --to grpo"),
     ):
         assert command(*arguments, *out) == 2
         assert message in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`perpo export --push-to-hub` with the real client against a hub on loopback."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def test_an_export_is_uploaded_as_a_dataset(
     file.write_text(yaml.safe_dump(settings))
     arguments = ["export", "--to", "grpo", "--out", str(out), "--config", str(file)]
     arguments += ["--prompts", str(prompts.path), "--embed-images"]
+    hub.refuse["/create"] = 403
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--out", str(tmp_path / "first"), "--push-to-hub", "lab/refused"])
+    assert ended.value.code == 2
+    again = f"the export is kept: .* then run: hf upload --repo-type dataset lab/refused {tmp_path}"
+    assert re.search(again, capsys.readouterr().err.replace("\n", " "))
+    hub.refuse.clear()
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--push-to-hub", "lab/prompts", "--private"])
     captured = capsys.readouterr()

@@ -14,6 +14,7 @@ from perpo_pipeline.errors import ConfigError, MissingDependencyError
 from perpo_pipeline.inference import vllm_backend, vllm_engine
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.vlm.files import ResolvedModel
+from perpo_pipeline.vlm.layers import LayerKinds, Reach
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def test_the_engine_is_in_this_process_whatever_the_environment_says() -> None:
 
 class TestStart:
     def start(
-        self, monkeypatch: pytest.MonkeyPatch, engine: Any, *, is_cpu: bool, own_code: bool = False
+        self, monkeypatch: pytest.MonkeyPatch, engine: Any, *, is_cpu: bool, **model: bool
     ) -> Any:
         monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda: is_cpu)
         settings = SampleConfig(gpu_memory_utilization=0.4)
@@ -85,7 +86,7 @@ class TestStart:
             "float32",
             None,
             settings,
-            own_code=own_code,
+            **model,
         )
 
     def test_the_share_of_memory_is_set_only_on_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +102,31 @@ class TestStart:
         start = lambda path, **settings: settings  # noqa: E731
         given = self.start(monkeypatch, start, is_cpu=True, own_code=own_code)
         assert given["trust_remote_code"] is own_code
+
+    @pytest.mark.parametrize(
+        ("is_cpu", "has_states", "cached"),
+        [(True, False, True), (True, True, False), (False, True, True)],
+    )
+    def test_prefixes_are_cached_unless_the_cpu_build_cannot_keep_states(
+        self, monkeypatch: pytest.MonkeyPatch, is_cpu: bool, has_states: bool, cached: bool
+    ) -> None:
+        start = lambda path, **settings: settings  # noqa: E731
+        given = self.start(monkeypatch, start, is_cpu=is_cpu, has_states=has_states)
+        assert given["enable_prefix_caching"] is cached
+
+    def test_images_that_see_both_ways_are_refused_on_the_cpu(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As Gemma 3's: vLLM's CPU build computes them as text, without a word."""
+        layers = LayerKinds({"full_attention": Reach(ahead=True)})
+        for is_cpu in (True, False):
+            monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda is_cpu=is_cpu: is_cpu)
+            vllm_engine.check_layers(LayerKinds({"full_attention": Reach(window=8)}), "llava")
+            if not is_cpu:
+                vllm_engine.check_layers(layers, "gemma3")
+                continue
+            with pytest.raises(ConfigError, match="in gemma3 models the tokens of an image see"):
+                vllm_engine.check_layers(layers, "gemma3")
 
     def test_an_engine_that_cannot_start_says_what_to_change(
         self, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 """Computed speeds against arithmetic by hand and one measured prototype."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,12 @@ def test_a_batch_that_is_too_large_for_the_card_is_answered_with_one_that_fits(r
     shown = found.describe(0.9 * 24 * GIB, "24 GiB")
     assert "is too much for 24 GiB: sample.batch_size=7 fits" in shown
     assert "fits into 80 GiB" in found.describe(0.9 * 80 * GIB, "80 GiB")
+
+
+def test_a_hybrid_keeps_states_for_the_prompt_and_for_each_answer(run: Run) -> None:
+    """Half of the layers have keys and values; 3,000 bytes of states for each of 1 + 20."""
+    plain = expect_sampling(run, MODEL, TOKENS, "transformers")
+    hybrid = replace(MODEL, shape=replace(SHAPE, recurrent=16, state_bytes=3000))
+    found = expect_sampling(run, hybrid, TOKENS, "transformers")
+    assert plain is not None and found is not None
+    assert found.cache_per_prompt == plain.cache_per_prompt / 2 + 21 * 3000

@@ -77,6 +77,20 @@ def test_nothing_exists_and_nothing_is_made(perpo: Callable[..., tuple[int, str,
     assert all(0 <= s["low"] <= s["high"] < 600 for s in stages.values())
 
 
+def test_a_hybrid_under_zero_3_is_announced_as_refused(
+    perpo: Callable[..., tuple[int, str, str]], tiny_qwen3_5: Path
+) -> None:
+    """The same error ends `perpo train`, before it loads weights."""
+    sets = ("--set", f"model.id={tiny_qwen3_5}", "--set", "train.methods.sft.deepspeed=zero3")
+    code, out, err = perpo("plan", "--json", "--hardware", "h100x2", *sets)
+    assert code == 0, err
+    (note,) = (one for one in json.loads(out)["notes"] if "ZeRO-3" in one)
+    assert note.endswith(
+        "which has layers with a recurrent state (linear_attention), so `perpo train --method sft` "
+        "will refuse train.deepspeed zero3: set it to zero2, or leave it out"
+    )
+
+
 def test_the_dry_run_needs_no_lists_and_reads_those_that_are_there(
     perpo: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +222,7 @@ def test_without_prompts_the_tokens_are_not_said_to_lack_a_processor(
 @pytest.mark.parametrize(("name", "has_rounds"), [("demo-rounds", True), ("demo", False)])
 def test_a_file_with_rounds_is_told_what_plans_them(name: str, has_rounds: bool) -> None:
     elsewhere: Any = SimpleNamespace(here=False, count=1)
-    model: Any = SimpleNamespace(id="testbed", vlm=None, shape=None)
+    model: Any = SimpleNamespace(id="testbed", vlm=None, shape=None, family=None)
     lists: Any = SimpleNamespace(high=None, known=False)
     found = notes_of(Run(load_config(CONFIGS / f"{name}.yaml")), elsewhere, model, lists, None)
     assert any("perpo iterate" in note and "--dry-run" in note for note in found) == has_rounds

@@ -8,12 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from synthetic_run import synthetic_config
 
+from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.prepare.arrow_files import ParquetShard
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.entries import Entry, ImageFile
+from perpo_pipeline.prepare.prepare_prompts import prepare
+from perpo_pipeline.prepare.preview import Sheet, write_preview
 from perpo_pipeline.prepare.tables import read_table
+from perpo_pipeline.run import Run
+from perpo_pipeline.store.inspect import describe
 from perpo_pipeline.store.prompt_images import images_of, num_images, sizes_of
 
 SIZES = {"a.png": (20, 10), "b.png": (30, 40), "c.png": (8, 8)}
@@ -47,6 +54,7 @@ def shown(row: Any) -> list[str]:
     [
         ({}, ["a.png", "b.png"], 1),
         ({"box_image": 0}, ["a.png", "b.png"], 0),
+        ({"box_image": 0.0}, ["a.png", "b.png"], 0),  # as pandas writes a column with gaps
         ({"images": ["a.png", "b.png", "c.png"], "box_image": 1}, ["a.png", "b.png", "c.png"], 1),
         ({"images": ["a.png"]}, ["a.png"], None),
         ({"images": ["a.png"], "box_image": 0}, ["a.png"], None),
@@ -70,6 +78,16 @@ def test_embedded_images_are_all_embedded(folder: Path) -> None:
     (row,) = read(folder, TWO, embed_images=True).rows
     files = [(folder / name).read_bytes() for name in TWO["images"]]
     assert [(one["bytes"], one["path"]) for one in images_of(row)] == [(f, None) for f in files]
+
+
+def test_inspect_prints_the_size_of_each_image_and_no_bytes(folder: Path) -> None:
+    (folder / "data.jsonl").write_text(json.dumps(TWO))
+    source = TableSource(source="jsonl", path=folder / "data.jsonl", embed_images=True)
+    config = synthetic_config(folder / "data").model_copy(update={"prepare": {"train": source}})
+    said = describe(prepare(Run(config, quiet=True), "train").path)
+    for column, name in (("image: ", "b.png"), ("more_images: [", "a.png")):
+        size = (folder / name).stat().st_size
+        assert f"{column}{{bytes: <{size} bytes>, path: None}}" in said
 
 
 def test_history_is_kept_as_turns(folder: Path) -> None:
@@ -110,6 +128,7 @@ USER, BOT = ({"role": role, "content": "x"} for role in ("user", "assistant"))
         ({**TWO, "box_image": 2}, "`box_image` is 2; it is the place of an image, from 0: the row"),
         ({**TWO, "box_image": -1}, "`box_image` is -1"),
         ({**TWO, "box_image": True}, "`box_image` is True"),
+        ({**TWO, "box_image": 0.5}, "`box_image` is 0.5"),
         ({**ONE, "box_image": 1}, "`box_image` is 1"),
         ({**TWO, "gt_box": [1, 2, 6, 41]}, "gt_box [1, 2, 6, 41] is outside the image of 30x40"),
         ({**TWO, "prompt": "Is <image> red?"}, "it is there once, and the prompt has 2 images"),
@@ -176,6 +195,44 @@ def test_lists_of_images_in_parquet_files(folder: Path, kind: str) -> None:
             assert (image["bytes"] or Path(image["path"]).read_bytes()) == data
 
 
+def test_images_in_several_columns_are_read_once_per_group(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group has megabytes of images: to read it again for each row would take hours."""
+    data = {name: (folder / name).read_bytes() for name in SIZES}
+    row = {**TRUTH, "prompt": "Which?", "left": data["a.png"], "right": data["b.png"]}
+    pq.write_table(pa.Table.from_pylist([row] * 5), folder / "t.parquet")
+    read_columns, real = list[Any](), ParquetShard.read
+
+    def read(shard: ParquetShard, group: int, columns: Any) -> pa.Table:
+        read_columns.append(list(columns))
+        return real(shard, group, columns)
+
+    monkeypatch.setattr(ParquetShard, "read", read)
+    columns: Any = {"images": ["left", "right"]}
+    source = TableSource(source="parquet", path=folder / "t.parquet", columns=columns)
+    prepared = read_table(source, Request("train"))
+    read_columns.clear()
+    images = [[image["bytes"] for image in images_of(row)] for row in prepared.rows]
+    assert images == [[data["a.png"], data["b.png"]]] * 5
+    assert len(read_columns) <= 2
+
+
+def test_lists_of_a_fixed_length(folder: Path) -> None:
+    """As `datasets` saves a sequence that has a length."""
+    images = pa.array([[(folder / name).read_bytes() for name in ("b.png", "a.png")]])
+    table = pa.table({"prompt": ["Which?"], "task": ["vqa"], "gt_text": ["x"]})
+    table = table.append_column("images", images.cast(pa.list_(pa.binary(), 2)))
+    pq.write_table(table, folder / "t.parquet")
+    source = TableSource(source="parquet", path=folder / "t.parquet")
+    (row,) = read_table(source, Request("train")).rows
+    assert sizes_of(row) == [SIZES["b.png"], SIZES["a.png"]]
+    one = {"prompt": "Which?", "task": "vqa", "gt_text": "x", "images": b"..."}
+    pq.write_table(pa.Table.from_pylist([one]), folder / "t.parquet")
+    with pytest.raises(InputError, match="`images` is no list of images: it is one image"):
+        read_table(source, Request("train"))
+
+
 def test_cells_of_text_hold_json_and_columns_hold_one_image_each(folder: Path) -> None:
     head = "left,right,prompt,task,gt_box,history\n"
     history = json.dumps(SAID[:0]).replace('"', '""')
@@ -186,10 +243,26 @@ def test_cells_of_text_hold_json_and_columns_hold_one_image_each(folder: Path) -
     two, one = read_table(source, Request("train")).rows
     assert shown(two) == ["a.png", "b.png"] and shown(one) == ["a.png"]
     assert two["extra"] is None
+    (folder / "t.csv").write_text(head + row.replace("a.png", ""))
+    with pytest.raises(InputError, match=r"line 2: `images\[0\]` is no path: None"):
+        read_table(source, Request("train"))
     (folder / "u.csv").write_text('images,prompt,gt_text\n"[""b.png"", ""a.png""]",Which?,x\n')
     source = TableSource(source="csv", path=folder / "u.csv", task="vqa")
     (row_of_json,) = read_table(source, Request("train")).rows
     assert shown(row_of_json) == ["b.png", "a.png"]
+
+
+def test_the_preview_shows_the_other_images_and_the_earlier_turns(folder: Path) -> None:
+    rows = [{**TWO, "box_image": 0, "history": [{**USER, "content": "A <b>?"}, BOT]}, ONE]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = {"source": "jsonl", "path": str(folder / "data.jsonl")}
+    config = {"run": "r", "data_root": str(folder), "prepare": {"train": source, "test": source}}
+    sheets: list[Sheet] = []
+    prepare(Run(RunConfig.model_validate(config), quiet=True), "train", sheets)
+    write_preview(folder / "preview.html", sheets, "r")
+    page = (folder / "preview.html").read_text()
+    assert page.count('alt="picture 2 of 2"') == page.count('class="others"') == 1
+    assert "user: A &lt;b&gt;?" in page and "assistant: x" in page
 
 
 def test_the_places_of_an_entrys_images() -> None:

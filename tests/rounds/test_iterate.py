@@ -309,6 +309,13 @@ def test_a_changed_setting_makes_new_rounds_and_keeps_the_old_ones(
         (("num: 4", "num: 0"), "rounds.num"),
         (("num: 4", "num: 4, keep_lists: 1.5"), "rounds.keep_lists: Input should be less than or"),
         (("num: 4", "nun: 4"), "rounds.nun: no such setting"),
+        (
+            (
+                "{{beta: 0.3}}}}}}\nrounds: {{",
+                "{{beta: 0.3, reference_model: a}}}}}}\nrounds: {{reference: base, ",
+            ),
+            "rounds.reference: the training 'perpo' has a reference model of its own",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_one_error_before_anything_is_sampled(

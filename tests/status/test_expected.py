@@ -59,6 +59,7 @@ OTHERS: dict[str, Any] = {
     "train.checkpoint_every": 7,
     "rounds.num_prompts": 7,
     "rounds.keep_lists": 0.5,
+    **dict.fromkeys(("prepare.train.images_per_prompt", "prepare.test.images_per_prompt"), 2),
     "filter.min_margin": 0.4,
     "filter.max_margin": 0.9,
     "eval.splits": None,

@@ -42,6 +42,22 @@ def test_rows_come_back_in_order_through_current(tmp_path: Path) -> None:
     assert (tmp_path / "current").read_text().strip() == version.path.name
 
 
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 0), (1, 3), (17, 20), (30, 40), (38, 99), (40, 41)]
+)
+def test_some_rows_are_those_of_the_whole_table(tmp_path: Path, start: int, stop: int) -> None:
+    rows = [ROWS[0] | {"sample_id": i} for i in range(40)]
+    with open_writer(tmp_path, recipe()) as writer:
+        for index, part in enumerate((rows[:2], rows[2:37], rows[37:])):
+            writer.write_part(index, part)
+        version = writer.finish()
+    columns = ["sample_id", "reward"]
+    found = version.rows(range(start, stop), columns)
+    assert found.column_names == columns
+    assert found.equals(version.table(columns=columns).slice(start, max(0, stop - start)))
+    assert version.rows(range(start, stop)).to_pylist() == rows[start:stop]
+
+
 def test_a_changed_setting_makes_a_version_beside_the_old_one(tmp_path: Path) -> None:
     first, second = write(tmp_path), write(tmp_path, recipe(extra=1))
     assert first.path != second.path

@@ -7,8 +7,11 @@ import pytest
 
 from perpo_pipeline.store.places import name_image
 from perpo_pipeline.store.prompt_images import (
+    HASHES,
+    all_hashes,
     box_place,
     first_with_several,
+    hashes_of,
     images_of,
     most_images,
     num_images,
@@ -51,7 +54,7 @@ def test_a_single_image_needs_no_other_column() -> None:
 
 def test_the_most_images_of_a_table_and_its_first_prompt_with_several() -> None:
     def table(*rows: dict[str, Any]) -> pa.Table:
-        names = ["prompt_id", "place", "more_image_facts"]
+        names = ["prompt_id", "place", "image_sha256", "more_image_facts"]
         schema = pa.schema([PROMPTS.columns.field(name) for name in names])
         return pa.Table.from_pylist([{n: row[n] for n in names} for row in rows], schema)
 
@@ -61,3 +64,12 @@ def test_the_most_images_of_a_table_and_its_first_prompt_with_several() -> None:
     assert first_with_several(table(one)) is None
     found = first_with_several(table(one, two, three))
     assert found == {"prompt_id": "bb", "place": "place of bb"}
+
+
+def test_the_hashes_of_all_images() -> None:
+    schema = pa.schema([PROMPTS.columns.field(name) for name in HASHES])
+    rows = [row_of("a"), row_of("bb", "c", "a", box_image=1)]
+    assert hashes_of(rows[1]) == ["of bb", "of c", "of a"]
+    table = pa.Table.from_pylist([{n: row[n] for n in HASHES} for row in rows], schema)
+    assert all_hashes(table) == {"of a", "of bb", "of c"}
+    assert all_hashes(table.slice(0, 1)) == {"of a"} and all_hashes(table.slice(0, 0)) == set()

@@ -26,7 +26,7 @@ from perpo_pipeline.train.scope import count_trained, make_trainable
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList
 from perpo_pipeline.vlm.files import resolve_model
-from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
 from perpo_pipeline.vlm.models import Vlm, base_model
 from perpo_pipeline.vlm.prompts import encode_prompt
 
@@ -48,6 +48,26 @@ def test_one_process_holds_everything() -> None:
     assert found.working == 3 * (3 * 20 + 4 * 10) * 2
     assert found.total == 10_000 + 200 + 1200 + 1812 + 252 + 600 + CONTEXT
     assert found.reference == 10_000 + 252 + 600 + CONTEXT
+
+
+def test_each_answer_has_the_states_of_recurrent_layers() -> None:
+    """Of all layers, or of one at a time where layers are computed again."""
+    hybrid = replace(SMALL, layers=4, recurrent=2, state_bytes=100)
+    for checkpointing, each in ((False, 100), (True, 50)):
+        with_answers, without = (
+            estimate_memory(hybrid, 3, checkpointing=checkpointing, answers=n) for n in (5, 0)
+        )
+        assert with_answers.activations - without.activations == 5 * each
+
+
+def test_the_states_of_a_hybrid_are_counted(tiny_qwen3_5: Path) -> None:
+    """Three gated delta nets: 4 inputs of a convolution of 2 x 16 + 32 channels; 4 heads of 8 x 8,
+    which are in fp32 also where the model computes in bf16."""
+    vlm = load_without_weights(resolve_model(str(tiny_qwen3_5)))
+    for weight_bytes in (2, 4):
+        shape = shape_of(vlm, weight_bytes=weight_bytes)
+        assert shape.recurrent == 3
+        assert shape.state_bytes == 3 * (4 * 64 * weight_bytes + 4 * 8 * 8 * 4)
 
 
 def test_processes_without_zero_hold_the_gradients_twice() -> None:

@@ -418,6 +418,38 @@ def test_states_that_pass_no_gradient_are_refused(
     assert way.why.startswith("it is not exact on this model: gradients off by ")
 
 
+@pytest.mark.parametrize("place", [0, -1], ids=["first", "last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layers", [4, 16])
+def test_states_of_another_list_are_refused(
+    hybrids: dict[tuple[int, str], Vlm],
+    layers: int,
+    dtype: str,
+    place: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All answers continue from the state that the first or the last prompt has left."""
+    vlm = hybrids[layers, dtype]
+    states_are(lambda state: state[[place]].expand_as(state).clone())(monkeypatch)
+    way = prove_training(vlm, uneven_list(vlm), max_tokens=10_000)
+    assert not way.shares_prefix
+    assert way.why.startswith("it is not exact on this model: shared prefix against separate")
+
+
+def test_the_second_list_of_a_hybrid_has_another_prompt_of_the_same_kind(
+    hybrids: dict[tuple[int, str], Vlm],
+) -> None:
+    vlm = hybrids[4, "float32"]
+    entry = uneven_list(vlm)
+    first, second = self_check._as_in_a_batch(vlm, entry, 10_000)
+    assert first is entry and second.completions == entry.completions[:2]
+    ids, others = first.prompt.input_ids, second.prompt.input_ids
+    is_image = torch.isin(ids, torch.tensor(vlm.image_token_ids))
+    last = int(is_image.nonzero().max())
+    assert torch.equal(ids[: last + 1], others[: last + 1]) and not torch.equal(ids, others)
+    assert torch.equal(ids[last + 1 :].sort().values, others[last + 1 :].sort().values)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "change", [torch.zeros_like, lambda state: state.roll(1, 1)], ids=["none", "of-another-head"]
@@ -428,7 +460,7 @@ def test_wrong_states_are_refused(
     change: Callable[[torch.Tensor], torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """tests/vlm/test_ways.py has states of another prompt: here both lists have the same one."""
+    """Each answer's state is none, or another head's."""
     vlm = hybrids[4, dtype]
     states_are(change)(monkeypatch)
     way = prove_training(vlm, uneven_list(vlm), max_tokens=10_000)

@@ -11,6 +11,7 @@ from tiny_models import noise_image
 
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.vlm import chat_rendering
 from perpo_pipeline.vlm.chat import AnswerTurn, answer_turn, check_thinking, opens_thought
 from perpo_pipeline.vlm.chat_rendering import (
     arguments_for_server,
@@ -96,6 +97,25 @@ class TestSystemPrompt:
         for prompt in ("Where?", "Is <image> red?"):
             assert render_prompt(vlm, prompt).startswith(turn)
         assert idle_settings(vlm) == [] and idle_notes(vlm) == {}
+
+    def test_its_form_is_found_once_for_a_template(
+        self, opened: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, vlm = opened(system_prompt=SYSTEM)
+        found: list[str] = []
+        original = chat_rendering.system_form
+
+        def counted(processor: Any, settings: Any) -> Any:
+            found.append(processor.chat_template)
+            return original(processor, settings)
+
+        monkeypatch.setattr(chat_rendering, "system_form", counted)
+        whole = [render_prompt(vlm, prompt) for prompt in ("Where?", "Who?", "Is it red?")]
+        assert len(found) == 1
+        vlm.processor.chat_template = WRITES_CONTENT  # reads the other form
+        assert render_prompt(vlm, "Where?").startswith(f"<|system|>\n{SYSTEM}\n<|user|>")
+        vlm.processor.chat_template = found[0]
+        assert render_prompt(vlm, "Where?") == whole[0] and len(found) == 2
 
     def test_an_empty_one_is_a_turn_too(self, opened: Any) -> None:
         _, vlm = opened(system_prompt="")

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from transformers import LlavaForConditionalGeneration, dynamic_module_utils
 
 from perpo_pipeline.cli import main
 from perpo_pipeline.config.model import ModelConfig
+from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.doctor.model import examine_model
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.inference import ray_actors
 from perpo_pipeline.status.model import model_difference
+from perpo_pipeline.train import task
 from perpo_pipeline.train.sharded_weights import sharded_loading
 from perpo_pipeline.train.zero import read_zero_config
 from perpo_pipeline.vlm import own_code
@@ -111,14 +114,18 @@ def logprob(vlm: Vlm) -> float:
     return plain_logprob(vlm, prompt, [20, 21, 22, vlm.eos_token_ids[0]])
 
 
+def warnings(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [one for one in capsys.readouterr().err.splitlines() if one.startswith("warning:")]
+
+
 def test_it_runs_where_it_is_trusted_under_one_warning(
     homebrew: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match=r"Python code of its own \(brew.py\), which perpo never"):
         opened(configured(homebrew, trusts=False), tmp_path)
-    assert capsys.readouterr().err == ""
+    assert warnings(capsys) == []
     vlm = opened(configured(homebrew), tmp_path)
-    (warning,) = capsys.readouterr().err.splitlines()
+    (warning,) = warnings(capsys)
     assert warning == (
         "warning: model.trust_remote_code: Python code of the model's author runs in this program "
         f"(brew.py of {homebrew})"
@@ -127,7 +134,7 @@ def test_it_runs_where_it_is_trusted_under_one_warning(
     halved = vlm.model.get_output_embeddings()
     torch.testing.assert_close(halved(torch.ones(64)), 0.5 * halved.weight.sum(1))
     opened(configured(homebrew), tmp_path)
-    assert capsys.readouterr().err == ""  # it was said
+    assert warnings(capsys) == []  # it was said
 
 
 @pytest.mark.parametrize("model_type", ["homebrew", "llava"])
@@ -171,11 +178,13 @@ def test_a_model_without_code_is_the_same_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "abc123"])
 def test_a_model_of_the_hub_needs_a_commit(revision: str | None) -> None:
-    given = "no revision" if revision is None else f"the revision '{revision}'"
+    given = f"the revision '{revision}' does not fix which: a branch or a tag can move"
+    if revision is None:
+        given = "without a revision nothing fixes which"
     for find in (resolve_model, find_on_this_machine):
         with pytest.raises(ConfigError) as caught:
             find("someone/homebrew", revision, trust_remote_code=True)
-        assert f"someone/homebrew, but {given} does not fix which" in caught.value.what
+        assert caught.value.what.endswith(f"someone/homebrew, but {given}")
         assert "set model.revision to the commit" in str(caught.value.fix)
 
 
@@ -217,6 +226,98 @@ def test_code_of_another_repository_is_refused(homebrew: Path, tmp_path: Path) -
     with pytest.raises(InputError, match=r"from another repository \(someone/else\)") as caught:
         find_model(configured(homebrew), tmp_path)
     assert "remove someone/else-- from config.json" in str(caught.value.fix)
+
+
+def test_code_of_another_repository_is_refused_in_a_tokenizers_older_settings(
+    homebrew: Path, tmp_path: Path
+) -> None:
+    """`auto_map` is a list there, which transformers still reads."""
+    file = homebrew / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"auto_map": ["someone/else--tok.Tok", None]}))
+    with pytest.raises(InputError, match=r"from another repository \(someone/else\)") as caught:
+        find_model(configured(homebrew), tmp_path)
+    assert "remove someone/else-- from tokenizer_config.json" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_code_in_another_folder_is_refused(homebrew: Path, tmp_path: Path, absolute: bool) -> None:
+    """It would run and not count: a local model is known by the files in its folder."""
+    (homebrew / "code").mkdir()
+    for name in FILES:
+        (homebrew / name).rename(homebrew / "code" / name)
+    at = homebrew / "code" if absolute else Path("code")
+    config = json.loads((homebrew / "config.json").read_text())
+    config["auto_map"] = {name: f"{at}/{one}" for name, one in CODE.items()}
+    (homebrew / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"takes its code from another folder \(.*code/brew.py"):
+        opened(configured(homebrew), tmp_path)
+
+
+def test_a_generate_of_its_own_is_refused(homebrew: Path, tmp_path: Path) -> None:
+    (homebrew / "custom_generate").mkdir()
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\ndef generate(model, **_): return 'mine'\n"
+    (homebrew / own_code.GENERATE).write_text(code)
+    with pytest.raises(InputError, match="own code replaces how answers are sampled"):
+        opened(configured(homebrew), tmp_path)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+def test_code_of_a_part_is_never_asked_about_on_the_terminal(
+    tmp_path: Path, trusts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks, where its own class passes no word on, and runs the code after a `y`."""
+    folder, ran = save_tiny_llava(tmp_path / "llava"), tmp_path / "ran"
+    config = json.loads((folder / "config.json").read_text())
+    named = {"auto_map": {"AutoModel": "part.Part"}, "_name_or_path": str(folder)}
+    config["text_config"] = {"model_type": "aimv2_text_model", "tie_word_embeddings": False} | named
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "part.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    asked: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    resolved, _ = find_model(configured(folder, trusts=trusts), tmp_path)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_without_weights(resolved)
+    assert not asked and not ran.exists()
+
+
+def test_the_warning_comes_before_the_code_that_checks_limits(
+    homebrew: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (homebrew / "brew.py").read_text()
+    (homebrew / "brew.py").write_text(f"import sys\nprint('it runs', file=sys.stderr)\n{code}")
+    limited = configured(homebrew).model_copy(update={"max_tiles": 2})
+    with pytest.raises(ConfigError):
+        find_model(limited, tmp_path)
+    said = capsys.readouterr().err
+    assert 0 <= said.find("warning: model.trust_remote_code") < said.find("it runs")
+
+
+def test_limits_of_a_model_that_is_not_trusted_are_one_error(
+    homebrew: Path, tmp_path: Path
+) -> None:
+    untrusted = configured(homebrew, trusts=False).model_copy(update={"max_tiles": 2})
+    with pytest.raises(InputError, match=r"Python code of its own \(brew.py\), which perpo never"):
+        find_model(untrusted, tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_no_model_of_the_hub(tmp_path: Path) -> None:
+    missing = configured(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"The model directory .* does not exist"):
+        find_model(missing, tmp_path)
+
+
+def test_a_reference_model_is_pinned_by_its_own_setting(tmp_path: Path) -> None:
+    trusted = ModelConfig(id="testbed", trust_remote_code=True)
+    settings = TrainSettings(reference_model="someone/homebrew", reference_revision="main")
+    run = SimpleNamespace(config=SimpleNamespace(model=trusted), scratch=tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        task._reference_model(cast(Any, run), settings, "sha256:0", computes_here=False)
+    assert "train.reference_model: model.trust_remote_code runs code of" in caught.value.what
+    assert "then set train.reference_revision to the commit" in str(caught.value.fix)
+    assert "give its folder as train.reference_model" in str(caught.value.fix)
 
 
 def test_code_without_the_class_that_is_needed_is_named(homebrew: Path, tmp_path: Path) -> None:

@@ -238,6 +238,24 @@ def test_marks_of_thoughts_survive_decoding() -> None:
     assert found == text and answer_text(found, Reading()) == "[1, 1]"
 
 
+def test_a_tokenizer_s_added_tokens_are_listed_once() -> None:
+    looked: list[int] = []
+
+    class Counting(PreTrainedTokenizerFast):
+        @property
+        def added_tokens_decoder(self) -> Any:
+            looked.append(1)
+            return super().added_tokens_decoder
+
+    backend = tiny_tokenizer().backend_tokenizer
+    backend.add_special_tokens(["<box>", "<slice>"])
+    tokenizer = Counting(tokenizer_object=backend, eos_token="</s>")
+    ids = tokenizer("<slice><box>7</s>", add_special_tokens=False)["input_ids"]
+    looked.clear()
+    assert [decode_completions(tokenizer, [ids]) for _ in range(3)] == [["<box>7"]] * 3
+    assert len(looked) == 1
+
+
 def test_a_tokenizer_without_locations_decodes_as_before(vlms: dict[str, Vlm]) -> None:
     for vlm in vlms.values():
         ids = [vlm.plain.ids("a [0.1, 0.2]"), list(range(3, 40)), [*vlm.eos_token_ids]]

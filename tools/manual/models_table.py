@@ -26,6 +26,18 @@ THINKING = {
     ),
     "glm4v": ("GLM-4.1V-9B-Thinking is a reasoning model", "its README"),
 }
+# What tests/with_vllm found, with the real vLLM on the CPU; the others were not tried
+VLLM = {
+    **dict.fromkeys(
+        (
+            *("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl"),
+            *("qwen3_vl", "qwen3_vl_moe", "internvl"),
+        ),
+        "yes",
+    ),
+    "qwen3_5": "yes, in bf16",
+    "gemma3": "refused on a CPU",
+}
 # model_type, name, reason
 OTHERS = (
     (
@@ -63,6 +75,7 @@ EXACT = (
     "after merging, nats",
     "images of the tests",
     "box format, frame (source)",
+    "vLLM draws as training",
     "vLLM serves LoRA",
     "thinking (source)",
 )
@@ -159,6 +172,7 @@ def _row(model_type: str, family: Family, facts: Mapping[str, Any]) -> list[str]
         _figure(facts["merged"]),
         "own" if family.own_processor else _ours(facts["loads"]),
         boxes,
+        VLLM.get(model_type, "-"),
         "yes" if family.lora_in_vllm else "no",
         thinking,
     ]

@@ -53,7 +53,7 @@ def draw() -> str:
             parts.append(f'<text class="note" x="150" y="{line}">{escape(summary(room))}</text>')
         y += height + 8
     title = "Each room imports only rooms below it; rooms in one box do not import each other."
-    more = "Of the stages, report and merge may import only evaluate."
+    more = "Of the stages, report, merge and export may import only evaluate."
     head = [
         f'<text x="{MARGIN}" y="{MARGIN + LINE * line}">{text}</text>'
         for line, text in enumerate((title, more), start=1)

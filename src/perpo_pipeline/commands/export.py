@@ -62,7 +62,7 @@ def export(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run's lists or prompts as a dataset that another training tool reads.
+    """Write a run's lists as a dataset for another training tool.
 
     trl, llamafactory and ms-swift are pairs for DPO in the layout of that tool; trl-ranked and
     lists are whole lists with rewards; sft is the best completion of each list; grpo is the
@@ -86,6 +86,13 @@ def export(
         )
     request = Request(to, pairs, min_margin, embed_images)
     request.check()
+    reads_prompts = request.target.needs == "prompts"
+    unread = {"preferences": preferences} if reads_prompts else {"prompts": prompts}
+    for name in (name for name, given in unread.items() if given is not None):
+        raise ConfigError(
+            f"--{name} changes nothing with --to {to}",
+            fix="leave it out" if reads_prompts else "leave it out: prompts are those of the lists",
+        )
     if push_to_hub is not None:
         check_can_push(push_to_hub)
     opened = open_run(

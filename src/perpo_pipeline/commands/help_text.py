@@ -11,7 +11,9 @@ from typer.core import TyperCommand, TyperGroup
 GROUPS = {
     "Stages, in their order": ("prepare", "sample", "score", "filter", "train", "eval", "report"),
     "The whole run": ("init", "run", "plan", "sweep", "iterate", "status", "path", "gc"),
-    "Models and results": ("ask", "inspect", "compare", "measure", "judge", "merge", "export"),
+    "Models and results": (
+        *("browse", "ask", "inspect", "compare", "measure", "judge", "merge", "export"),
+    ),
     "This program": ("settings", "doctor"),
 }
 EXAMPLE = "Example: "

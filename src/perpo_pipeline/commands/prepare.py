@@ -106,6 +106,7 @@ def prepare(
     yolo       YOLO's data.yaml, with images/ and labels/                  cxcywh norm
     fox        list of Fox's pages: image, conversations                   none: text
     pages      folder with page.png beside page.txt, PDFs, or one PDF      none: text
+    messages   chats: JSON, Parquet, `datasets`: messages, conversations   box_format
     perpo-json PerPO's released lists, which also become samples and
                scores: image_path, question, answer, answers_gen,
                iou_scores                                                  text

@@ -8,12 +8,13 @@ from pydantic import Field, field_validator, model_validator
 from perpo_pipeline.answers.formats import frame_fault, get_box_format
 from perpo_pipeline.config.by_task import Task
 from perpo_pipeline.config.parquet_files import fixed_folder, parquet_files
-from perpo_pipeline.config.section import Section
 from perpo_pipeline.config.source_fields import (
     EmbedImages,
     ImageRoot,
+    ImagesPerPrompt,
     LeaveOutBadRows,
     PerDataset,
+    SourceSection,
 )
 from perpo_pipeline.errors import PerpoError
 
@@ -21,7 +22,7 @@ LINES = (".json", ".jsonl", ".ndjson")
 ColumnOfChat = Literal["task", "id", "dataset"]
 
 
-class MessagesSource(Section):
+class MessagesSource(SourceSection):
     """Chats: OpenAI's and TRL's `messages`, ShareGPT's `conversations`, ms-swift's grounding."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -58,6 +59,7 @@ class MessagesSource(Section):
         ),
     ] = None
     embed_images: EmbedImages = False
+    images_per_prompt: ImagesPerPrompt = None
     per_dataset: PerDataset = None
     leave_out_bad_rows: LeaveOutBadRows = False
 

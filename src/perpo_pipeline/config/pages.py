@@ -13,8 +13,14 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from perpo_pipeline.answers.formats import PAGE_PROMPT
-from perpo_pipeline.config.section import WORD_PATTERN, Float, Int, Section
-from perpo_pipeline.config.source_fields import EmbedImages, LeaveOutBadRows, PerDataset
+from perpo_pipeline.config.section import WORD_PATTERN, Float, Int
+from perpo_pipeline.config.source_fields import (
+    EmbedImages,
+    ImagesPerPrompt,
+    LeaveOutBadRows,
+    PerDataset,
+    SourceSection,
+)
 from perpo_pipeline.store.atomic import file_sha256
 
 # Those of vlm/images.py, IMAGE_FORMATS.
@@ -91,7 +97,7 @@ def content_sha256(documents: Sequence[Document]) -> str:
     return digest.hexdigest()
 
 
-class PagesSource(Section):
+class PagesSource(SourceSection):
     """Pages of your own: images with text files beside them, and PDFs with a text layer."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -125,6 +131,7 @@ class PagesSource(Section):
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
     leave_out_bad_rows: LeaveOutBadRows = False
+    images_per_prompt: ImagesPerPrompt = None
 
     @field_validator("share")
     @classmethod

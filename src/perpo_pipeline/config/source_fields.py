@@ -1,11 +1,11 @@
 """Settings that most sources of prompts share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from perpo_pipeline.config.section import Int
+from perpo_pipeline.config.section import Int, Section
 
 ImageRoot = Annotated[
     Path | None, Field(description="folder that image paths start from; none: the file's folder")
@@ -28,3 +28,19 @@ LeaveOutBadRows = Annotated[
         "table `left_out` of the artifact lists; false: each is an error"
     ),
 ]
+ImagesPerPrompt = Annotated[
+    Int | None,
+    Field(
+        ge=2,
+        le=4,
+        description="put so many images into each prompt: its own, and those of other prompts of "
+        "the source, which distract; the question names the picture that is meant, and the truth "
+        "stays. The run's seed draws them. None: as the data has them",
+    ),
+]
+
+
+class SourceSection(Section):
+    """A source whose prompts may get the images of others (prepare/pictures.py)."""
+
+    counted_where_set: ClassVar[frozenset[str]] = frozenset({"images_per_prompt"})

@@ -16,8 +16,10 @@ from perpo_pipeline.config.section import WORD_PATTERN, Int, Json, Section
 from perpo_pipeline.config.source_fields import (
     EmbedImages,
     ImageRoot,
+    ImagesPerPrompt,
     LeaveOutBadRows,
     PerDataset,
+    SourceSection,
 )
 
 Dataset = Literal["refcoco", "refcoco+", "refcocog"]
@@ -60,7 +62,7 @@ Per = Annotated[
 _IN_SEVERAL_COLUMNS = {"gt_box": 4, "gt_point": 2}
 
 
-class TestbedSource(Section):
+class TestbedSource(SourceSection):
     """Prompts rendered by the embedded testbed."""
 
     source: Literal["testbed"] = Field(description="the layout to read")
@@ -68,9 +70,10 @@ class TestbedSource(Section):
         "grounding", description="what to render: scenes with boxes, or pages with their text"
     )
     num_prompts: Int = Field(gt=0, description="number of prompts to render")
+    images_per_prompt: ImagesPerPrompt = None
 
 
-class TableSource(Section):
+class TableSource(SourceSection):
     """Prompts in the rows of a table: JSON lines, a JSON list, CSV, TSV, Parquet or `datasets`."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -96,6 +99,7 @@ class TableSource(Section):
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
     leave_out_bad_rows: LeaveOutBadRows = False
+    images_per_prompt: ImagesPerPrompt = None
 
     @field_validator("columns")
     @classmethod
@@ -125,7 +129,7 @@ class TableSource(Section):
         return self.path if self.path.is_dir() else self.path.parent
 
 
-class ReferSource(Section):
+class ReferSource(SourceSection):
     """RefCOCO, RefCOCO+ and RefCOCOg in REFER's own layout."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -156,6 +160,7 @@ class ReferSource(Section):
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
     leave_out_bad_rows: LeaveOutBadRows = False
+    images_per_prompt: ImagesPerPrompt = None
 
     @field_validator("datasets", "splits")
     @classmethod
@@ -174,7 +179,7 @@ class ReferSource(Section):
         return self.path / dataset / "instances.json"
 
 
-class LmmsLabSource(Section):
+class LmmsLabSource(SourceSection):
     """The Parquet files of lmms-lab/RefCOCO and its siblings, images inside."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -188,13 +193,14 @@ class LmmsLabSource(Section):
     )
     per_dataset: PerDataset = None
     leave_out_bad_rows: LeaveOutBadRows = False
+    images_per_prompt: ImagesPerPrompt = None
 
     def files(self) -> list[Path]:
         """The files that `path` names, in order of their names."""
         return parquet_files(self.path)
 
 
-class RecSource(Section):
+class RecSource(SourceSection):
     """Expressions and boxes in the layouts of Qwen-VL and InternVL, Shikra, or MiniGPT-4."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -206,9 +212,10 @@ class RecSource(Section):
     per_dataset: PerDataset = None
     unit: BoxUnit = None
     leave_out_bad_rows: LeaveOutBadRows = False
+    images_per_prompt: ImagesPerPrompt = None
 
 
-class CocoSource(Section):
+class CocoSource(SourceSection):
     """Labelled boxes in COCO's detection JSON (instances_*.json)."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -221,9 +228,10 @@ class CocoSource(Section):
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
     leave_out_bad_rows: LeaveOutBadRows = False
+    images_per_prompt: ImagesPerPrompt = None
 
 
-class LabelStudioSource(Section):
+class LabelStudioSource(SourceSection):
     """Labelled rectangles in the JSON that Label Studio exports."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -237,9 +245,10 @@ class LabelStudioSource(Section):
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
     leave_out_bad_rows: LeaveOutBadRows = False
+    images_per_prompt: ImagesPerPrompt = None
 
 
-class YoloSource(Section):
+class YoloSource(SourceSection):
     """Labelled boxes in the folders of YOLO: data.yaml, images/ and labels/."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -261,6 +270,7 @@ class YoloSource(Section):
     embed_images: EmbedImages = False
     per_dataset: PerDataset = None
     leave_out_bad_rows: LeaveOutBadRows = False
+    images_per_prompt: ImagesPerPrompt = None
 
     def files(self) -> list[Path]:
         """data.yaml and the label files beside it."""
@@ -269,7 +279,7 @@ class YoloSource(Section):
         return [self.path, *sorted(file for found in labels for file in found)]
 
 
-class FoxSource(Section):
+class FoxSource(SourceSection):
     """Pages with their text, in Fox's layout."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its files are hashed instead
@@ -279,6 +289,7 @@ class FoxSource(Section):
     image_root: ImageRoot = None
     embed_images: EmbedImages = False
     leave_out_bad_rows: LeaveOutBadRows = False
+    images_per_prompt: ImagesPerPrompt = None
 
 
 class PerpoJsonSource(Section):
@@ -293,7 +304,7 @@ class PerpoJsonSource(Section):
     leave_out_bad_rows: LeaveOutBadRows = False
 
 
-class PromptsSource(Section):
+class PromptsSource(SourceSection):
     """Prompts that another run has prepared, or a part of them."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"path"})  # its content counts instead
@@ -312,6 +323,7 @@ class PromptsSource(Section):
     num_prompts: Int | None = Field(
         None, gt=0, description="number of prompts to take from `start` on; none: all"
     )
+    images_per_prompt: ImagesPerPrompt = None
 
     def files(self) -> list[Path]:
         """The manifest of the version that `path` names, which is written last."""

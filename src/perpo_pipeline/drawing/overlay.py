@@ -24,10 +24,13 @@ _FONT = 'text-anchor="middle" font-family="system-ui, sans-serif" font-weight="6
 _FILL_PARENT = "position:absolute;inset:0;width:100%;height:100%;max-width:none"
 
 
-def overlay(marks: Sequence[Mark], width: int, height: int, *, labels: bool = True) -> str:
+def overlay(
+    marks: Sequence[Mark], width: int, height: int, *, labels: bool = True, styled: bool = True
+) -> str:
     """An `<svg>` element to put over an image of `width` x `height` pixels, shown at any size.
 
-    It fills its parent, which must be the image's own box with `position: relative`. Screen
+    It fills its parent, which must be the image's own box with `position: relative`; without
+    `styled` the page's own style sheet makes it do so, where none may be in an element. Screen
     readers skip it: the image's alt text says what `marks.describe` returns.
     """
     radius = POINT_SHARE * max(width, height)
@@ -35,9 +38,10 @@ def overlay(marks: Sequence[Mark], width: int, height: int, *, labels: bool = Tr
     halos = [_shape(mark, radius, halo=True) for mark in marks]
     lines = [_shape(mark, radius, halo=False) for mark in marks]
     placed = place_tags(marks, size, (width, height)) if labels else []
+    style = f' style="{_FILL_PARENT}"' if styled else ""
     return (
         f'<svg class="marks" viewBox="0 0 {width} {height}" preserveAspectRatio="none" '
-        f'aria-hidden="true" style="{_FILL_PARENT}">'
+        f'aria-hidden="true"{style}>'
         + "".join([*halos, *lines, *(_tag(tag, size) for tag in placed)])
         + "</svg>"
     )

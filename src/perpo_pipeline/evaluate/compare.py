@@ -30,7 +30,7 @@ STAGE_VERSION = 1
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
-TRUTH = PROMPTS.pick("prompt_id", "image_sha256", role="truth")
+TRUTH = PROMPTS.pick("prompt_id", "image_sha256", "more_image_facts", "box_image", role="truth")
 
 
 def compare_predictions(

@@ -43,6 +43,7 @@ from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import CURRENT, Version, input_of
 from perpo_pipeline.store.list_prompts import rows_of_prompts
 from perpo_pipeline.store.places import prompts_named
+from perpo_pipeline.store.prompt_images import HASHES, all_hashes
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.inputs import find_model, model_notes
 
@@ -204,7 +205,7 @@ def refuse_images_of(adapter: Version, prompts: Version) -> None:
     trained = preferences.table(columns=["prompt_id", "task"])
     if (tasks := adapter.manifest["settings"].get("tasks")) is not None:
         trained = trained.filter(pc.is_in(trained["task"], pa.array(tasks)))
-    sampled = pa.concat_tables([*rows_of_prompts(preferences, ["prompt_id", "image_sha256"])])
-    shown = sampled.filter(pc.is_in(sampled["prompt_id"], trained["prompt_id"]))["image_sha256"]
-    asked = prompts.table(columns=["image_sha256"])["image_sha256"]
-    refuse_trained_images(set(shown.to_pylist()), set(asked.to_pylist()), str(prompts.path))
+    sampled = pa.concat_tables([*rows_of_prompts(preferences, ["prompt_id", *HASHES])])
+    shown = sampled.filter(pc.is_in(sampled["prompt_id"], trained["prompt_id"]))
+    asked = prompts.table(columns=HASHES)
+    refuse_trained_images(all_hashes(shown), all_hashes(asked), str(prompts.path))

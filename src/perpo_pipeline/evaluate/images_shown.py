@@ -7,8 +7,7 @@ from typing import Any
 
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.store.places import name_prompt
-from perpo_pipeline.store.prompt_images import box_place, in_order, num_images
-from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.store.prompt_images import box_place, images_of, num_images
 
 Row = dict[str, Any]
 
@@ -16,8 +15,8 @@ Row = dict[str, Any]
 def with_other_images(rows: list[Row]) -> list[Row]:
     """Each prompt with the images of the next prompt, cyclically, whose images differ.
 
-    All images of a prompt are replaced, so the other prompt has as many, and its image that boxes
-    refer to stands in the same place. Raises `InputError` for a prompt without such another.
+    All images of a prompt are replaced, in their order, by those of a prompt that has as many and
+    does not show the image of the truth. Raises `InputError` for a prompt without such another.
     """
     shown = []
     for i, row in enumerate(rows):
@@ -25,8 +24,8 @@ def with_other_images(rows: list[Row]) -> list[Row]:
         other = next((r for r in others if _can_replace(r, row)), None)
         if other is None and num_images(row) > 1:
             raise InputError(
-                f"no other prompt has other {num_images(row)} images with that of its boxes in the "
-                "same place, so no other images can be shown",
+                f"no other prompt has {num_images(row)} images without the one of the truth, so no "
+                "other images can be shown",
                 where=name_prompt(row),
                 fix="leave other-image out of eval.conditions",
             )
@@ -38,25 +37,34 @@ def with_other_images(rows: list[Row]) -> list[Row]:
         shown.append(
             {
                 **row,
-                **{name: other.get(name) for name in PROMPTS.role("image")},
+                **_images_for(row, other),
                 "image_prompt_id": other["prompt_id"],
             }
         )
     return shown
 
 
+def _images_for(row: Row, other: Row) -> Row:
+    """The columns about images with those of another prompt, as `row` places its own."""
+    place, found = box_place(row), images_of(other)
+    image = found.pop(place)
+    shown = {"image": _stored(image), "image_sha256": image["sha256"]}
+    if found:
+        facts = ("sha256", "width", "height")
+        shown["more_images"] = [_stored(one) for one in found]
+        shown["more_image_facts"] = [{**{n: one[n] for n in facts}, "notes": []} for one in found]
+    return shown
+
+
+def _stored(image: Row) -> Row:
+    return {"bytes": image["bytes"], "path": image["path"]}
+
+
 def _can_replace(other: Row, row: Row) -> bool:
-    """Whether the images of `other` are as many, placed alike, and not one of them in its place."""
-    if num_images(other) != num_images(row) or box_place(other) != box_place(row):
+    """Whether the images of `other` are as many, and that of the row's truth is not among them."""
+    if num_images(other) != num_images(row):
         return False
-    pairs = zip(_hashes(other), _hashes(row), strict=True)
-    return all(theirs != ours for theirs, ours in pairs)
-
-
-def _hashes(row: Row) -> list[str]:
-    """The sha256 of all images of a row, in their order."""
-    others = [fact["sha256"] for fact in row.get("more_image_facts") or ()]
-    return in_order(row, row["image_sha256"], others)
+    return row["image_sha256"] not in [image["sha256"] for image in images_of(other)]
 
 
 def refuse_trained_images(trained: set[str], asked: set[str], where: str) -> None:

@@ -1,8 +1,8 @@
 """The card of an export: what it is, from which run, and how its tool reads it (README.md)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -12,10 +12,10 @@ from perpo_pipeline import __version__
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.export.files import DATA, json_lines
 from perpo_pipeline.export.parts import Chosen
+from perpo_pipeline.export.sampled import Sampled
 from perpo_pipeline.export.targets import TARGETS
-from perpo_pipeline.status.lineage import Traced, trace
+from perpo_pipeline.status.lineage import Traced
 from perpo_pipeline.status.published import cell, lineage_row
-from perpo_pipeline.store.artifacts import Version
 
 PAPER = "https://arxiv.org/abs/2502.04371"
 DESCRIPTIONS = {
@@ -32,25 +32,28 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What the card says of the export itself; `name` is the dataset's, `place` its folder."""
+    """What the card says of the export itself; `name` is the dataset's.
+
+    `notes` counts the images that `perpo prepare` converted, by the kind of conversion; `outside`
+    the images that are exported as paths. Of the better answers, `cut` were cut at max_new_tokens.
+    """
 
     config: RunConfig
     split: str
     name: str
-    place: Path
     to: str
     chosen: Chosen
     rows: int
+    cut: int
+    notes: Mapping[str, int]
+    outside: int
 
 
-def dataset_card(facts: Facts, source: Version, notes: Mapping[str, int]) -> str:
-    """README.md with the hub's YAML header.
-
-    `notes` counts the images that `perpo prepare` converted, by the kind of conversion.
-    """
-    target, lineage = TARGETS[facts.to], trace([source])
+def dataset_card(facts: Facts, sampled: Sampled, lineage: list[Traced]) -> str:
+    """README.md with the hub's YAML header; `lineage` are the artifacts behind the export."""
+    target = TARGETS[facts.to]
     settings = {one.artifact: _settings(one) for one in lineage}
-    model, score = facts.config.model, settings.get("scores", {})
+    score = settings.get("scores", {})
     return _template().render(
         header=_header(facts),
         facts=facts,
@@ -60,12 +63,13 @@ def dataset_card(facts: Facts, source: Version, notes: Mapping[str, int]) -> str
         target=target,
         pairs=PAIRS[facts.chosen.pairs] if target.needs == "pairs" else None,
         reward=_weights(score.get("reward") or facts.config.score.reward),
-        sampled_from=_model_name(lineage, model.id),
-        model=model,
-        load=target.load.format(folder="FOLDER", split=facts.split, name=facts.name),
+        sampled=sampled,
+        load=target.load.format(
+            folder="FOLDER", split=facts.split, split_name=_split_name(facts.split), name=facts.name
+        ),
         lineage=[lineage_row(one) for one in lineage],
-        notes=dict(sorted(notes.items())),
-        arguments=dict(model.chat_template_kwargs),
+        notes=dict(sorted(facts.notes.items())),
+        arguments=dict(sampled.chat.arguments),
     )
 
 
@@ -77,13 +81,18 @@ def _header(facts: Facts) -> str:
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": facts.split, "path": files}],
+                "data_files": [{"split": _split_name(facts.split), "path": files}],
             }
         ],
         "tags": ["perpo", facts.to],
         "task_categories": ["image-text-to-text"],
     }
     return str(yaml.safe_dump(fields, sort_keys=False))
+
+
+def _split_name(split: str) -> str:
+    """The split's name in `datasets`, which takes letters, digits and underscores."""
+    return re.sub(r"\W", "_", split)
 
 
 def _settings(traced: Traced) -> Mapping[str, Any]:
@@ -97,14 +106,6 @@ def _weights(reward: Any) -> str:
     if len(reward) == 1:
         return str(next(iter(reward)))
     return ", ".join(f"{name} {weight:g}" for name, weight in reward.items())
-
-
-def _model_name(lineage: list[Traced], configured: str) -> str:
-    """The model that was sampled; of a folder only its name, because cards are published."""
-    for one in lineage:
-        if one.artifact == "samples" and one.version is not None:
-            configured = str(one.version.manifest["notes"].get("model_id") or configured)
-    return Path(configured).name if Path(configured).is_dir() else configured
 
 
 def _template() -> jinja2.Template:

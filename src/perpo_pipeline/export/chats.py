@@ -24,6 +24,7 @@ from perpo_pipeline.vlm.image_place import (
     SYSTEM,
     USER,
     Turn,
+    history_of,
     row_turns,
 )
 
@@ -39,6 +40,14 @@ def turns_of(row: Row, system_prompt: str | None) -> list[Turn]:
     if system_prompt is None or turns[0].role == SYSTEM:
         return [*turns]
     return [Turn(SYSTEM, (system_prompt,)), *turns]
+
+
+def told_before(row: Row, system_prompt: str | None) -> list[dict[str, str]] | None:
+    """The turns before a prompt in the form of its `history`, with the run's system turn."""
+    told = [{"role": role, "content": text} for role, text in history_of(row)]
+    if system_prompt is not None and (not told or told[0]["role"] != SYSTEM):
+        told.insert(0, {"role": SYSTEM, "content": system_prompt})
+    return told or None
 
 
 def written(texts: Sequence[str]) -> str:

@@ -19,21 +19,24 @@ from perpo_pipeline.export.card import Facts, dataset_card
 from perpo_pipeline.export.images import ExportedImages
 from perpo_pipeline.export.pairs import PAIRS
 from perpo_pipeline.export.parts import Chosen, Reader
-from perpo_pipeline.export.targets import TARGETS, Part, Target
+from perpo_pipeline.export.sampled import Sampled, sampled_as
+from perpo_pipeline.export.targets import MARKS, TARGETS, Part, Target
 from perpo_pipeline.json_files import Faults
 from perpo_pipeline.run import Run
-from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.status.graph import ORDER
+from perpo_pipeline.status.lineage import trace
+from perpo_pipeline.store.artifacts import MANIFEST, Version
 from perpo_pipeline.store.atomic import os_errors_explained, sync_directory
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.store.whole_folder import replacing
 from perpo_pipeline.suggestions import did_you_mean
-from perpo_pipeline.vlm.image_place import IMAGE_PLACE
 
 CARD = "README.md"
 ROWS = {"pairs": "pairs", "best": "answers", "lists": "lists", "prompts": "prompts"}
 FIXES = {
     "bad_image": "put these images back as they were, or run `perpo prepare` again",
-    "bad_answer": "export to trl or sft, whose images have no places in the texts",
+    "bad_text": "export to trl or sft, whose images have no places in the texts (a model whose own "
+    "mark of an image is <image> reads it there, too)",
 }
 
 
@@ -52,8 +55,7 @@ class Request:
 
     @property
     def chosen(self) -> Chosen:
-        given = {"pairs": self.pairs, "min_margin": self.min_margin}
-        return Chosen(**{name: value for name, value in given.items() if value is not None})
+        return Chosen(self.pairs or Chosen.pairs, self.min_margin or Chosen.min_margin)
 
     def check(self) -> None:
         """Raise `ConfigError` for an unknown target or rule, and for options without effect."""
@@ -89,11 +91,13 @@ class Request:
 
 @dataclass
 class _Counts:
-    """What was written: rows, and lists that gave none, by reason."""
+    """What was written: rows, better answers that were cut, conversions of images by their kind,
+    and images as paths."""
 
     rows: int = 0
-    prompts: int = 0
+    cut: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    outside: int = 0
 
 
 def export(run: Run, split: str, out: Path, request: Request) -> Path:
@@ -104,29 +108,45 @@ def export(run: Run, split: str, out: Path, request: Request) -> Path:
     missing or have changed, and all answers that the layout cannot hold.
     """
     request.check()
-    _check_free(out)
+    with os_errors_explained(out, "it starts from the beginning"):
+        _check_free(run, out)
     started = time.monotonic()
     source = run.latest("prompts" if request.target.needs == "prompts" else "preferences", split)
-    place = out.resolve()
+    lineage = trace([source])
+    sampled = sampled_as(source, lineage, run.config.model)
     with (
         os_errors_explained(out, "it starts from the beginning"),
-        replacing(place, _settle) as folder,
+        replacing(out.resolve(), _settle) as folder,
     ):
-        counts = _write(run, split, source, folder, request)
+        counts = _write(run, split, source, sampled, folder, request)
         name = f"{run.config.run}_{split}"
         if request.target.beside is not None:
             request.target.beside(folder, split, name)
-        facts = Facts(run.config, split, name, place, request.to, request.chosen, counts.rows)
-        text = dataset_card(facts, source, counts.notes)
+        facts = Facts(run.config, split, name, request.to, request.chosen, **vars(counts))
+        text = dataset_card(facts, sampled, lineage)
         (folder / CARD).write_text(text, encoding="utf-8")
     seconds = time.monotonic() - started
     what = ROWS[request.target.needs]
     of = f" of {source.manifest['rows']:,} lists" if what in ("pairs", "answers") else ""
     run.say(f"export {request.to}: {counts.rows:,} {what}{of} in {seconds:.1f} s ({out})")
+    if counts.cut:
+        run.say(
+            f"warning: export {request.to}: {counts.cut:,} of the {counts.rows:,} better answers "
+            "were cut at sample.max_new_tokens; a tool that puts an end token behind every answer "
+            "teaches the model to stop there"
+        )
     return out
 
 
-def _check_free(out: Path) -> None:
+def _check_free(run: Run, out: Path) -> None:
+    place, data = out.resolve(), run.config.run_dir.resolve()
+    is_version = any((above / MANIFEST).is_file() for above in place.parents)
+    if is_version or any(place.is_relative_to(data / artifact) for artifact in ORDER):
+        raise ArtifactError(
+            "this path is among the artifacts of a run",
+            where=str(out),
+            fix="name another folder with --out, such as exports/NAME",
+        )
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
@@ -137,19 +157,22 @@ def _check_free(out: Path) -> None:
         )
 
 
-def _write(run: Run, split: str, source: Version, folder: Path, request: Request) -> _Counts:
+def _write(
+    run: Run, split: str, source: Version, sampled: Sampled, folder: Path, request: Request
+) -> _Counts:
     target, counts = request.target, _Counts()
     faults = Faults(source.path)
     images = ExportedImages(folder, request.embed_images, faults, counts.notes)
-    reader = Reader(target.needs, request.chosen, images, run.config.model.system_prompt)
+    reader = Reader(target.needs, request.chosen, images, sampled.chat.system_prompt)
     read = reader.prompts if target.needs == "prompts" else reader.lists
     with target.open(folder, split) as sink:
         for part in _with_bar(run, request, source, read(source)):
-            if target.text_places:
-                _check_answers(part, faults)
+            for mark in target.marks:
+                _check_texts(part, mark, faults)
             sink.write(pa.table(target.table(part)))
             counts.rows += len(part.of_prompt)
-            counts.prompts += len(part.prompts)
+            counts.cut += part.cut
+    counts.outside = images.outside
     reasons = dict.fromkeys(fault.reason for fault in faults.found)
     faults.fix = "; ".join(FIXES[reason] for reason in reasons) + "; nothing was written"
     faults.check()
@@ -163,19 +186,19 @@ def _with_bar(run: Run, request: Request, source: Version, parts: Iterable[Part]
     with run.bar(f"export {request.to}", total, unit=ROWS["prompts"]) as bar:
         for part in parts:
             yield part
-            bar.update(len(part.prompts))
+            bar.update(part.prompts.num_rows)
 
 
-def _check_answers(part: Part, faults: Faults) -> None:
-    """Record the answers that spell the place of an image, which the layout would read as one."""
+def _check_texts(part: Part, mark: str, faults: Faults) -> None:
+    """Record the texts that spell a mark, which the layout would read as a place."""
+    place = f"holds {mark}, the place of {MARKS[mark]}"
+    for prompt, turns in zip(part.rows_of_prompts, part.turns(), strict=True):
+        if any(mark in text for turn in turns for text in turn.texts):
+            faults.add(name_prompt(prompt), f"the prompt {place}", "bad_text")
     for texts in part.answers.values():
-        for row in pc.indices_nonzero(pc.match_substring(texts, IMAGE_PLACE)).to_pylist():
-            prompt = part.prompts[part.of_prompt[row]]
-            faults.add(
-                name_prompt(prompt),
-                f"an answer holds {IMAGE_PLACE}, the place of an image",
-                "bad_answer",
-            )
+        for row in pc.indices_nonzero(pc.match_substring(texts, mark)).to_pylist():
+            prompt = part.rows_of_prompts[part.of_prompt[row]]
+            faults.add(name_prompt(prompt), f"an answer {place}", "bad_text")
 
 
 def _nothing(source: Version, request: Request) -> ArtifactError:

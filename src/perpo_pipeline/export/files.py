@@ -14,6 +14,7 @@ from perpo_pipeline.export.images import IMAGE_STRUCT
 
 DATA = "data"  # the folder of Parquet files, as the hub names it
 BYTES_PER_FILE = 500_000_000  # the size in which the hub wants files
+BYTES_PER_GROUP = 100_000_000  # of rows that are read at once
 IMAGES = pa.list_(IMAGE_STRUCT)
 
 
@@ -67,7 +68,9 @@ class _Parquet:
             self.folder.mkdir(exist_ok=True)
             self.files.append(self.folder / f"{self.split}-{len(self.files):05d}.parquet")
             self.writer = pq.ParquetWriter(self.files[-1], table.schema)
-        self.writer.write_table(table)
+        # Readers cannot take a group of rows whose images exceed an Arrow array.
+        at_once = max(1, len(table) * BYTES_PER_GROUP // max(1, table.nbytes))
+        self.writer.write_table(table, row_group_size=at_once)
         if self.files[-1].stat().st_size >= BYTES_PER_FILE:
             self.close()
 

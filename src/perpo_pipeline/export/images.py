@@ -43,6 +43,11 @@ class ExportedImages:
     _found: dict[str, bool] = field(default_factory=dict)
     _written: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def outside(self) -> int:
+        """How many images are exported as paths of this machine."""
+        return len(self._found)
+
     def inside(self, rows: Sequence[Row]) -> pa.Array:
         """The images of each row as a list of {bytes, path}, for tables that hold images."""
         data, paths, starts = list[bytes | None](), list[str | None](), [0]
@@ -93,20 +98,21 @@ class ExportedImages:
 
     def _bytes(self, row: Row, image: Row) -> bytes | None:
         """The bytes of an image as it was prepared; None, and a fault, if they are not there."""
+        found: bytes | None = None
         with self.faults.at(name_prompt(row), "bad_image"):
-            data = image["bytes"]
-            if data is None:
-                try:
-                    data = Path(image["path"]).read_bytes()
-                except OSError as error:
-                    reason = error.strerror or str(error)
-                    raise RowFault(f"image {image['path']}: {reason}") from None
+            data = bytes(image["bytes"] or _file_bytes(image["path"]))
             if image_sha256(data) != image["sha256"]:
-                raise RowFault(
-                    f"image {image['path'] or 'of the prompt'} has changed since it was prepared"
-                )
-            return bytes(data)
-        return None
+                name = "inside the prompts" if image["path"] is None else image["path"]
+                raise RowFault(f"image {name} has changed since it was prepared")
+            found = data
+        return found
+
+
+def _file_bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise RowFault(f"image {path}: {error.strerror or error}") from None
 
 
 def _ending(data: bytes) -> str:

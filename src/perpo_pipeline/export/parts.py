@@ -5,7 +5,7 @@ prompts. What is written at once is cut so that it holds 64 MB of images or less
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,10 @@ from perpo_pipeline.store.prompt_lookup import PromptLookup
 from perpo_pipeline.store.schemas import PROMPTS
 
 ROWS_AT_ONCE, IMAGE_BYTES_AT_ONCE = 16_384, 64_000_000
-PROMPT_COLUMNS = tuple(
-    dict.fromkeys([*ABOUT, "place", "image_notes", *PROMPTS.role("asked"), *PROMPTS.role("image")])
-)
+ASKED = tuple(dict.fromkeys([*PROMPTS.role("asked"), *PROMPTS.role("image")]))
+IMAGES = ("image", "more_images")  # of 1,024 lists more than an Arrow array of bytes holds
+READ_IN_PYTHON = ("prompt_id", "place", "image_notes", *ASKED)
+PROMPT_COLUMNS = tuple(dict.fromkeys([*ABOUT, *READ_IN_PYTHON]))
 LIST_COLUMNS = (
     *("prompt_id", "completions", "finish_reasons", "rewards", "parse_ok", "counts", "margin"),
 )
@@ -58,10 +59,10 @@ class Reader:
         """The prompts of a split."""
         columns = [*PROMPT_COLUMNS, "width", "height", *TRUTHS, "extra"]
         for batch in prompts.batches(columns):
-            rows = pl.DataFrame(batch).to_dicts()
-            each = np.arange(len(rows))
+            rows, each = _python_rows(pl.DataFrame(batch)), np.arange(batch.num_rows)
             for start, end in self._cuts(rows, np.ones(len(rows), np.int64)):
-                yield self._part(rows[start:end], each[: end - start], {}, {})
+                part = batch.slice(start, end - start)
+                yield self._part(part, rows[start:end], each[: end - start], {}, {})
 
     def lists(self, preferences: Version) -> Iterator[Part]:
         """The lists of a split, with their prompts; raises `ArtifactError` if one is missing."""
@@ -70,9 +71,10 @@ class Reader:
         for path in preferences.parts():
             table = read_part(path, LIST_COLUMNS, preferences.artifact)
             if table.num_rows:
-                yield from self._of_table(_Lists(path, table), lookup.rows_of(table))
+                yield from self._of_table(_Lists(path, table), lookup.of_lists(table))
 
-    def _of_table(self, lists: "_Lists", rows: Sequence[Any]) -> Iterator[Part]:
+    def _of_table(self, lists: "_Lists", prompts: pl.DataFrame) -> Iterator[Part]:
+        rows, whole = _python_rows(prompts), _as_arrow(prompts.drop(IMAGES))
         picks = self._pick(lists)
         per_list = np.bincount(picks["of_list"], minlength=len(rows))
         ends = np.concatenate([[0], np.cumsum(per_list)])
@@ -81,11 +83,13 @@ class Reader:
             names = [name for name in picks if name != "of_list"]
             places = {name: pa.array(picks[name][cut]) for name in names}
             yield self._part(
+                whole.slice(start, end - start),
                 rows[start:end],
                 picks["of_list"][cut] - start,
                 {name: lists.texts.take(at) for name, at in places.items()},
                 {name: pa.array(lists.rewards).take(at) for name, at in places.items()},
                 lists.table.slice(start, end - start) if self.needs == "lists" else None,
+                int(lists.cut[picks["chosen"][cut]].sum()) if "chosen" in picks else 0,
             )
 
     def _pick(self, lists: "_Lists") -> dict[str, Places]:
@@ -102,17 +106,22 @@ class Reader:
 
     def _part(
         self,
+        prompts: pa.Table,
         rows: Sequence[Any],
         of_prompt: Places,
         answers: dict[str, pa.Array],
         rewards: dict[str, pa.Array],
         lists: pa.Table | None = None,
+        cut: int = 0,
     ) -> Part:
         # A prompt without a row has no image to write.
         used = np.unique(of_prompt)
         if len(used) < len(rows):
-            rows, of_prompt = [rows[i] for i in used], np.searchsorted(used, of_prompt)
-        return Part(rows, of_prompt, self.images, self.system_prompt, answers, rewards, lists)
+            prompts, rows = prompts.take(pa.array(used)), [rows[i] for i in used]
+            of_prompt = np.searchsorted(used, of_prompt)
+        return Part(
+            prompts, rows, of_prompt, self.images, self.system_prompt, answers, rewards, lists, cut
+        )
 
     def _cuts(self, rows: Sequence[Any], counts: Places) -> Iterator[tuple[int, int]]:
         """From and to of the prompts that are written at once; `counts` are their rows, `(P,)`."""
@@ -128,14 +137,17 @@ class Reader:
 
     def _image_bytes(self, row: Any) -> int:
         """The bytes of a prompt's images that a table would hold."""
-        if not self.images.embed and row["image"]["bytes"] is None:
-            return 0  # of several images all are embedded, or none
-        return sum(map(_size, images_of(row)))
+        by_path = not self.images.embed
+        if by_path and row["image"]["bytes"] is None and not row.get("more_images"):
+            return 0
+        return sum(_size(image, by_path) for image in images_of(row))
 
 
-def _size(image: Any) -> int:
+def _size(image: Any, by_path: bool) -> int:
     if image["bytes"] is not None:
         return len(image["bytes"])
+    if by_path:
+        return 0
     return os.path.getsize(image["path"]) if os.path.isfile(image["path"]) else 0
 
 
@@ -156,12 +168,21 @@ class _Lists:
 
     @cached_property
     def offsets(self) -> Places:
-        found = self._completions.offsets.to_numpy().astype(np.int64)
-        return found - found[0]
+        found: Places = self._completions.offsets.to_numpy().astype(np.int64)
+        return found - int(found[0])
 
     @cached_property
     def rewards(self) -> npt.NDArray[np.float64]:
-        return self.table["rewards"].combine_chunks().flatten().to_numpy()
+        found: npt.NDArray[np.float64]
+        found = self.table["rewards"].combine_chunks().flatten().to_numpy()
+        return found
+
+    @cached_property
+    def cut(self) -> npt.NDArray[np.bool_]:
+        """Which completions max_new_tokens cut."""
+        reasons = self.table["finish_reasons"].combine_chunks().flatten()
+        found: npt.NDArray[np.bool_] = np.array(reasons.to_pylist()) == "length"
+        return found
 
     def token_ids(self, places: Places) -> list[str]:
         """Those of some completions, with commas between them; they are read only where needed."""
@@ -179,27 +200,41 @@ class _Prompts:
 
     def __init__(self, preferences: Version, columns: Sequence[str]) -> None:
         self.found = [
-            (PromptLookup(prompts, columns, parts_held=2), ids)
+            (PromptLookup(prompts, columns, parts_held=2), pl.Series(list(ids), dtype=pl.String))
             for prompts, ids in prompts_with_lists(preferences)
         ]
         self.where = str(preferences.path)
 
-    def rows_of(self, lists: pa.Table) -> list[Any]:
-        """The prompts of these lists, in their order."""
-        ids = lists["prompt_id"].to_pylist()
-        rows = {row["prompt_id"]: row for row in self._rows(ids)}
-        for prompt_id in ids:
-            if prompt_id not in rows:
-                raise ArtifactError(
-                    f"prompt {prompt_id} is in the preferences but not in the prompts",
-                    where=self.where,
-                    fix="run `perpo prepare`, then the stages after it, for this split",
-                )
-        return [rows[prompt_id] for prompt_id in ids]
+    def of_lists(self, lists: pa.Table) -> pl.DataFrame:
+        """The prompts of these lists, in their order; raises `ArtifactError` if one is missing."""
+        ids = pl.DataFrame(lists.select(["prompt_id"])).with_row_index("list")
+        frames = [
+            lookup.join(ids.filter(pl.col("prompt_id").is_in(known.implode())))
+            for lookup, known in self.found
+        ]
+        found = pl.concat(frames).filter(pl.col("task").is_not_null()).sort("list")
+        missing = ids.join(found, on="prompt_id", how="anti")
+        if missing.height:
+            raise ArtifactError(
+                f"prompt {missing['prompt_id'][0]} is in the preferences but not in the prompts",
+                where=self.where,
+                fix="run `perpo prepare`, then the stages after it, for this split",
+            )
+        return found.drop("list")
 
-    def _rows(self, ids: Sequence[str]) -> Iterable[Any]:
-        for lookup, known in self.found:
-            own = [prompt_id for prompt_id in ids if prompt_id in known]
-            if own:
-                found = lookup.join(pl.DataFrame({"prompt_id": own}))
-                yield from (row for row in found.to_dicts() if row["task"] is not None)
+
+def _python_rows(prompts: pl.DataFrame) -> list[Any]:
+    """What says what is asked, as dictionaries; columns that are empty in all rows are left out."""
+    columns = [name for name in READ_IN_PYTHON if not _is_empty(prompts[name])]
+    return prompts.select(columns).to_dicts()
+
+
+def _is_empty(column: pl.Series) -> bool:
+    if column.null_count() == len(column):
+        return True
+    return bool(column.dtype == pl.List and (column.list.len().fill_null(0) == 0).all())
+
+
+def _as_arrow(prompts: pl.DataFrame) -> pa.Table:
+    schema = pa.schema([PROMPTS.columns.field(name) for name in prompts.columns])
+    return prompts.to_arrow().cast(schema)

@@ -22,38 +22,47 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from perpo_pipeline.export import chats, files
 from perpo_pipeline.export.images import ExportedImages
 from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.vlm.image_place import ASSISTANT, IMAGE_PLACE, Turn
 
 Row = Mapping[str, Any]
 Columns = dict[str, pa.Array]
 Needs = Literal["pairs", "best", "lists", "prompts"]
 TRUTHS = PROMPTS.role("truth")
 ABOUT = ("prompt_id", "dataset", "task")
+MARKS = {IMAGE_PLACE: "an image", "<video>": "a video", "<audio>": "a sound"}
+"""What LLaMA-Factory counts in all turns (`_validate_messages` in src/llamafactory/data/
+mm_plugin.py); ms-swift replaces those for which there is a file (swift/template/base.py)."""
+LARGEST_ARRAY = 2**30  # bytes
 
 
 @dataclass(frozen=True)
 class Part:
     """One part of a run: `prompts` (P rows), and what was chosen from the list of each.
 
+    `rows_of_prompts` are the columns of the same prompts that say what is asked, as Python values.
     `of_prompt`, `(R,)`, is the prompt of each exported row. Of pairs, `answers` holds `chosen` and
-    `rejected` and `rewards` theirs, of the best alone `chosen`, `(R,)` each; `lists` are the
-    PREFERENCES columns of whole lists.
+    `rejected` and `rewards` theirs, of the best alone `chosen`, `(R,)` each; of the `chosen`, `cut`
+    were cut at max_new_tokens. `lists` are the PREFERENCES columns of whole lists.
     """
 
-    prompts: Sequence[Row]
+    prompts: pa.Table
+    rows_of_prompts: Sequence[Row]
     of_prompt: npt.NDArray[np.int64]
     images: ExportedImages
     system_prompt: str | None
     answers: Mapping[str, pa.Array]
     rewards: Mapping[str, pa.Array]
     lists: pa.Table | None = None
+    cut: int = 0
 
-    def turns(self) -> list[list[chats.Turn]]:
+    def turns(self) -> list[list[Turn]]:
         """The turns of each prompt, `(P,)`."""
-        return [chats.turns_of(row, self.system_prompt) for row in self.prompts]
+        return [chats.turns_of(row, self.system_prompt) for row in self.rows_of_prompts]
 
     def rows(self, column: pa.Array) -> pa.Array:
         """A column with a value per prompt, `(P,)`, for the exported rows, `(R,)`."""
@@ -63,19 +72,22 @@ class Part:
 
     def about(self, *names: str) -> Columns:
         """Columns of the prompts."""
-        kinds = PROMPTS.columns
-        return {
-            name: self.rows(pa.array([row[name] for row in self.prompts], kinds.field(name).type))
-            for name in names
-        }
+        return {name: self.rows(self.prompts[name].combine_chunks()) for name in names}
 
-    def images_inside(self) -> pa.Array:
+    def images_inside(self) -> pa.Array | pa.ChunkedArray:
         """The column `images` of tables that hold images."""
-        return self.rows(self.images.inside(self.prompts))
+        column = self.images.inside(self.rows_of_prompts)
+        if len(column) != 1 or column.nbytes * len(self.of_prompt) <= LARGEST_ARRAY:
+            return self.rows(column)
+        # The pairs of one list repeat its images, and an Arrow array of bytes has a largest size.
+        at_once = max(1, LARGEST_ARRAY // column.nbytes)
+        starts = range(0, len(self.of_prompt), at_once)
+        places = [pa.array(self.of_prompt[start : start + at_once]) for start in starts]
+        return pa.chunked_array([column.take(some) for some in places])
 
     def image_paths(self) -> pa.Array:
         """The column `images` of paths."""
-        return self.rows(self.images.paths(self.prompts))
+        return self.rows(self.images.paths(self.rows_of_prompts))
 
     def of_rewards(self) -> Columns:
         """The rewards of the answers: `chosen_reward` and `rejected_reward`, or `reward`."""
@@ -88,8 +100,9 @@ class Part:
 class Target:
     """A layout: what it needs of a run, its table, its files, and how its tool reads them.
 
-    `load` shows that in the card: `{folder}`, `{split}` and `{name}` are put in. `text_places`: the
-    layout has the images' places as `<image>` in its texts, so answers must not spell it.
+    `load` shows that in the card: `{folder}`, `{split}`, `{split_name}` (that in `datasets`) and
+    `{name}` are put in. `marks` are those of `MARKS` that the tool reads in texts as the places of
+    images and others, so that no answer or question may spell them.
     """
 
     needs: Needs
@@ -97,7 +110,7 @@ class Target:
     open: Callable[[Path, str], AbstractContextManager[files.Sink]]
     load: str
     language: str = "python"
-    text_places: bool = False
+    marks: tuple[str, ...] = ()
     beside: Callable[[Path, str, str], None] | None = None  # other files: (folder, split, name)
 
 
@@ -126,9 +139,10 @@ def _ranked(part: Part) -> Columns:
     lists = _lists(part)
     texts = lists.pop("completions")
     answers = chats.structured_answers(texts.flatten())
+    starts = pc.subtract(texts.offsets, texts.offsets[0])  # a part of a table begins elsewhere
     return {
         "prompt": chats.structured_prompts(part.turns()),
-        "completions": pa.ListArray.from_arrays(texts.offsets, answers),
+        "completions": pa.ListArray.from_arrays(starts, answers),
         **{name: column for name, column in lists.items() if name not in ("prompt", "history")},
     }
 
@@ -139,8 +153,10 @@ def _lists(part: Part) -> Columns:
         name: part.lists[name].combine_chunks()
         for name in ("completions", "rewards", "counts", "parse_ok", "finish_reasons", "margin")
     }
+    told = [chats.told_before(row, part.system_prompt) for row in part.rows_of_prompts]
     return {
-        **part.about("prompt", "history"),
+        **part.about("prompt"),
+        "history": pa.array(told, PROMPTS.columns.field("history").type),
         **columns,
         "images": part.images_inside(),
         **part.about(*ABOUT, "box_image", *TRUTHS),
@@ -193,15 +209,18 @@ def _ms_swift(part: Part) -> Columns:
     }
 
 
-def _answered(part: Part, turns: list[list[chats.Turn]], name: str) -> pa.Array:
+def _answered(part: Part, turns: list[list[Turn]], name: str) -> pa.Array:
     texts = part.answers[name].to_pylist()
     return chats.openai_chats(
-        [*turns[prompt], chats.Turn(chats.ASSISTANT, (text,))]
+        [*turns[prompt], Turn(ASSISTANT, (text,))]
         for prompt, text in zip(part.of_prompt.tolist(), texts, strict=True)
     )
 
 
-_LOAD = 'from datasets import load_dataset\n\ndataset = load_dataset("{folder}", split="{split}")\n'
+_LOAD = """from datasets import load_dataset
+
+dataset = load_dataset("{folder}", split="{split_name}")
+"""
 
 
 def _by_trainer(name: str, more: str = "") -> str:
@@ -223,7 +242,7 @@ TARGETS: dict[str, Target] = {
         files.json_lines,
         "stage: dpo\ndataset_dir: {folder}\ndataset: {name}",
         language="yaml",
-        text_places=True,
+        marks=tuple(MARKS),
         beside=_dataset_info,
     ),
     "ms-swift": Target(
@@ -232,7 +251,7 @@ TARGETS: dict[str, Target] = {
         files.json_lines,
         "ROOT_IMAGE_DIR={folder} swift rlhf --rlhf_type dpo --dataset {folder}/{split}.jsonl",
         language="bash",
-        text_places=True,
+        marks=(IMAGE_PLACE,),
     ),
     "sft": Target("best", _sft, files.parquet_files, _by_trainer("SFT")),
     "grpo": Target(

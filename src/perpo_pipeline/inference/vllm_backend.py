@@ -30,6 +30,7 @@ from perpo_pipeline.inference.prompt_tokens import (
     prompt_too_long,
 )
 from perpo_pipeline.inference.vllm_engine import (
+    check_layers,
     check_settings,
     exact_lora_rank,
     import_vllm,
@@ -88,6 +89,7 @@ class VllmBackend:
         self.weightless = load_without_weights(
             setup.resolved, adapter=setup.adapter, identity_cache=cache
         )
+        check_layers(self.weightless.layers, self.weightless.family.name)
         check_thinking(self.weightless, setup.model.answer.thinking)
         self.decoding, self.settings, self.longest = setup.decoding, setup.settings, setup.longest
         self.preprocess: str = setup.model_settings["preprocess"]
@@ -115,6 +117,7 @@ class VllmBackend:
             arguments,
             images=setup.most_images,
             own_code=setup.resolved.own_code,
+            has_states=bool(self.weightless.layers.recurrent),
         )
         self.lora = None
         if lora_rank is not None:

@@ -24,6 +24,7 @@ from perpo_pipeline.vlm.image_limits import (
     link_with_grids,
     option_arguments,
 )
+from perpo_pipeline.vlm.layers import LayerKinds
 
 INSTALL = advice.install("vllm")
 # The engine must run in this process. In another process it would receive requests at varying
@@ -44,6 +45,17 @@ _LANGUAGE_MODEL_LORA = re.compile(
     r".*\.language_model\.layers\.\d+\."
     r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.lora_[AB]\.weight"
 )
+
+
+def check_layers(layers: LayerKinds, family: str) -> None:
+    """Raise ConfigError for layers that vLLM's CPU build computes in another way than training."""
+    if layers.ahead and is_cpu_build():
+        raise ConfigError(
+            f"vLLM's CPU build lets a token of an image see only what stands before it, but in "
+            f"{family} models the tokens of an image see each other: it would draw from other "
+            "probabilities than training",
+            fix="use the backend transformers, or vLLM on a GPU",
+        )
 
 
 def import_vllm(module: str) -> Any:
@@ -119,18 +131,22 @@ def start_engine(
     *,
     images: int = 1,
     own_code: bool = False,
+    has_states: bool = False,
 ) -> Any:
     """Start vLLM's `LLM` with the model at `path`; raises ConfigError if vLLM cannot serve it.
 
     `image_arguments` limit the size of images (see `Vlm.image_arguments`); a prompt has at most
-    `images` of them. `own_code`: the model's own code may run.
+    `images` of them. `own_code`: the model's own code may run. `has_states`: some of its layers
+    have a recurrent state.
     """
-    special: dict[str, Any] = {}
+    special: dict[str, Any] = {"enable_prefix_caching": True}
     if lora_rank is not None:
         special |= {"enable_lora": True, "max_lora_rank": lora_rank}
     if is_cpu_build():
         # vLLM's CPU engine fails on a seeded request whose prompt is read in several chunks.
         special |= {"enforce_eager": True, "enable_chunked_prefill": False}
+        if has_states:  # whose cache it keeps only for prompts that are read in chunks
+            special["enable_prefix_caching"] = False
     else:
         special["gpu_memory_utilization"] = settings.gpu_memory_utilization
     try:
@@ -143,7 +159,6 @@ def start_engine(
                 trust_remote_code=own_code,
                 limit_mm_per_prompt={"image": images},
                 mm_processor_kwargs={**PIL_BACKEND, **image_arguments},
-                enable_prefix_caching=True,
                 max_model_len=-1,  # the model's context, or what fits in memory
                 use_tqdm_on_load=False,
                 **special,

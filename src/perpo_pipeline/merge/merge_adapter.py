@@ -35,11 +35,12 @@ from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
 from perpo_pipeline.vlm.chat_rendering import Message, system_form, system_turn
 from perpo_pipeline.vlm.chat_settings import recorded_settings
 from perpo_pipeline.vlm.families import family_of
-from perpo_pipeline.vlm.files import ResolvedModel, compute_identity, resolve_model
+from perpo_pipeline.vlm.files import ResolvedModel, announce_code, compute_identity, resolve_model
 from perpo_pipeline.vlm.image_limits import limits_recorded
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE
+from perpo_pipeline.vlm.load_errors import load_errors_explained
 from perpo_pipeline.vlm.merging import write_merged
-from perpo_pipeline.vlm.own_code import announce_code, code_files, named_code
+from perpo_pipeline.vlm.own_code import code_files, named_code
 from perpo_pipeline.vlm.processors import arguments_from_files, load_processor
 from perpo_pipeline.vlm.quantization import check_installed
 
@@ -87,8 +88,10 @@ def merge(
     previous = find_previous_merge(place, record)
     evaluations, lineage = evaluations_of(version, metrics), trace([version])
     settings = version.manifest["settings"]
-    arguments = arguments_from_files(base.path, limits_recorded(settings), own_code=base.own_code)
-    system = trained_system_turn(base, settings)
+    with load_errors_explained(base):
+        limits = limits_recorded(settings)
+        arguments = arguments_from_files(base.path, limits, own_code=base.own_code)
+        system = trained_system_turn(base, settings)
     rank = None
     if adapter_only and base.quantization is None:  # vLLM would load the base in full
         rank = exact_lora_rank(family_of(base), version.path)

@@ -10,6 +10,7 @@ from perpo_pipeline.planning.model import Model
 from perpo_pipeline.planning.tokens import Answers
 from perpo_pipeline.planning.training import Training
 from perpo_pipeline.run import Run
+from perpo_pipeline.store.prompt_images import images_of
 from perpo_pipeline.train.checkpoints import KEPT_CHECKPOINTS
 
 # Bytes per token of a sampled answer (its text and its ids) and per row. The demo's 48,000 answers
@@ -70,7 +71,7 @@ def expect_disk(
 
 def _prompt_bytes(split: Split) -> float:
     """Of one prompt, with its image where that is stored inside."""
-    images = [len(row["image"]["bytes"] or b"") for row in split.rows]
+    images = [sum(len(one["bytes"] or b"") for one in images_of(row)) for row in split.rows]
     return ROW_BYTES[1] + (sum(images) / len(images) if images else 0)
 
 

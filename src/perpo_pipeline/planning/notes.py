@@ -11,6 +11,7 @@ from perpo_pipeline.planning.hardware import Hardware
 from perpo_pipeline.planning.model import Model
 from perpo_pipeline.planning.tokens import PromptTokens
 from perpo_pipeline.run import Run
+from perpo_pipeline.train.zero import read_zero_config, zero_stage
 from perpo_pipeline.vlm.inputs import context_length
 
 BUSY = 0.75  # of the cores
@@ -22,6 +23,7 @@ def notes_of(
     """The notes below the plan, none if there is nothing to say."""
     notes = _busy() if hardware.here else []
     notes += _too_long(run, model, tokens)
+    notes += _not_sharded(run, model)
     if "rounds" in run.config.model_fields_set:
         notes.append(
             "this is the plan of one run of all stages, without the rounds of the file; theirs: "
@@ -80,6 +82,21 @@ def _too_long(run: Run, model: Model, tokens: PromptTokens | None) -> list[str]:
         f"{number} of {len(tokens.whole)} prompts exceed the model's context of {limit:,} tokens "
         f"with an answer of sample.max_new_tokens {answer:,}: lists that do so are left out"
     ]
+
+
+def _not_sharded(run: Run, model: Model) -> list[str]:
+    """That ZeRO-3 will refuse the model, where a training asks for it."""
+    recurrent = () if model.vlm is None else model.vlm.layers.recurrent
+    if not recurrent:
+        return []
+    found = [
+        f"ZeRO-3 cannot shard {model.id}, which has layers with a recurrent state "
+        f"({', '.join(recurrent)}), so `perpo train --method {name}` will refuse "
+        f"train.deepspeed {settings.deepspeed}: set it to zero2, or leave it out"
+        for name, settings in run.config.train.variants().items()
+        if settings.deepspeed is not None and zero_stage(read_zero_config(settings.deepspeed)) == 3
+    ]
+    return found
 
 
 def _busy() -> list[str]:

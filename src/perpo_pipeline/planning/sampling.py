@@ -75,11 +75,12 @@ def expect_sampling(
     if model.shape is None or tokens is None or backend == "openai":
         return None
     shape, config = model.shape, run.config.sample
-    per_token = 2 * shape.layers * shape.kv_width * shape.weight_bytes
+    per_token = 2 * (shape.layers - shape.recurrent) * shape.kv_width * shape.weight_bytes
     longest = max(tokens.whole) + config.num_samples * config.longest()
+    states = shape.state_bytes * (1 + config.num_samples)  # of the prompt and of each answer
     return Sampling(
         shape.weights,
-        per_token * longest,
+        per_token * longest + states,
         config.largest_batch,
         backend == "vllm",
         working_bytes(shape, max(tokens.whole)),

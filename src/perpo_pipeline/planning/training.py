@@ -75,6 +75,7 @@ class Training:
     shape: Shape
     size: int
     on_gpu: bool
+    answers: int  # of a list, at most
 
     @property
     def steps(self) -> int:
@@ -94,7 +95,9 @@ class Training:
             tokens = row_length(tokens, wanted.row_lengths)
         shape = replace(self.shape, quantization=quantization)
         compiled = is_compiled(wanted, self.forward, on_cuda=self.on_gpu, quantization=quantization)
-        return _estimate(shape, wanted, tokens, self.size, compiled)
+        shared = self.forward == "shared-prefix"
+        answers = self.answers * max(1, round(tokens / fmean(self.epoch.lengths))) if shared else 0
+        return _estimate(shape, wanted, tokens, self.size, compiled, answers)
 
 
 def expect_training(
@@ -128,7 +131,17 @@ def expect_training(
     sampler = make_sampler(lengths, settings, in_one_row=in_one_row, rank=0, size=size)
     shape = _trained_shape(model.shape, settings, _count_trained(model, settings))
     epoch = Epoch(list(sampler.steps_of_all_ranks()), lengths)
-    return Training(variant, settings, lists, epoch, forward, shape, size, on_gpu=in_one_row)
+    return Training(
+        variant,
+        settings,
+        lists,
+        epoch,
+        forward,
+        shape,
+        size,
+        on_gpu=in_one_row,
+        answers=len(longest),
+    )
 
 
 def _packed(answers: Sequence[int], prompt: int, forward: Forward) -> int:
@@ -186,7 +199,8 @@ def _tries(training: Training) -> Iterator[dict[str, Any]]:
     yield {**again, **shorter}
     yield {**offload, **shorter}
     if training.size > 1 and training.settings.deepspeed is None:
-        for stage in ("zero2", "zero3"):
+        stages = ("zero2",) if training.shape.recurrent else ("zero2", "zero3")
+        for stage in stages:
             yield {"train.deepspeed": stage, **again, **shorter}
     if training.settings.tuning == "lora" and training.shape.quantization is None:
         quantised: dict[str, Any] = {"model.quantization": "nf4"}
@@ -259,7 +273,15 @@ def _from_lists(run: Run, variant: str, size: int) -> tuple[Training, str, dict[
     )
     place = (run.out or run.place("adapter", variant)) / task.recipe.fingerprint
     training = Training(
-        variant, settings, len(lists), epoch, forward, shape, size, on_gpu=uses_cuda(run)
+        variant,
+        settings,
+        len(lists),
+        epoch,
+        forward,
+        shape,
+        size,
+        on_gpu=uses_cuda(run),
+        answers=max((len(one.completions) for one in lists), default=0),
     )
     return training, described, {"writes": str(place)}
 
@@ -345,7 +367,12 @@ def _step(epoch: Epoch, settings: TrainSettings, size: int) -> str:
 
 
 def _estimate(
-    shape: Shape, settings: TrainSettings, tokens: int, size: int, compiled: bool
+    shape: Shape,
+    settings: TrainSettings,
+    tokens: int,
+    size: int,
+    compiled: bool,
+    answers: int,
 ) -> Estimate:
     zero = None if settings.deepspeed is None else read_zero_config(settings.deepspeed)
     return estimate_memory(
@@ -357,6 +384,7 @@ def _estimate(
         activation_offload=settings.activation_offload,
         compiled=compiled,
         offload=zero is not None and offloads(zero),
+        answers=answers,
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.json_files import Row, missing_file
 
 
@@ -64,6 +64,12 @@ def open_shards(files: Sequence[Path], path: Path, *, fix: str) -> list[Shard]:
     `path` is the setting that names them. Raises `ConfigError` if there are none or one is missing,
     `InputError` for a file that is neither Parquet nor Arrow.
     """
+    if not files and path.is_dir():
+        raise ConfigError(
+            "no such file: the folder has no Parquet file, and no Arrow file that `datasets` saved",
+            where=str(path),
+            fix="name the folder that has them, or a single file",
+        )
     if not files or not all(file.is_file() for file in files):
         raise missing_file(path)
     base = common_folder(files)
@@ -91,19 +97,22 @@ def common_folder(files: Sequence[Path]) -> Path:
 
 
 class HeldImages:
-    """The images of one group of one shard, which is all that is in memory at a time."""
+    """The images of one group of one shard, which is all that is in memory at a time.
+
+    Columns of one group are held together: rows whose images are in several take turns.
+    """
 
     def __init__(self) -> None:
-        self.held: tuple[Path, int, str] | None = None
-        self.column: Any = None
+        self.held: tuple[Path, int] | None = None
+        self.columns: dict[str, Any] = {}
 
     def at(self, shard: Shard, group: int, row: int, column: str) -> Any:
         """The images of a row of a group: bytes, or {bytes, path}, or a list of these."""
-        if self.held != (shard.path, group, column):
-            self.column = None
-            self.column = shard.read(group, [column])[column]
-            self.held = (shard.path, group, column)
-        return self.column[row]
+        if self.held != (shard.path, group):
+            self.held, self.columns = (shard.path, group), {}
+        if column not in self.columns:
+            self.columns[column] = shard.read(group, [column])[column]
+        return self.columns[column][row]
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,9 @@ class ImagePlaces:
     def _look(self, first: ShardImage) -> list[Any]:
         kind, before = self.shard.schema.field(self.column).type, first.number - first.row - 1
         column = self.shard.read(first.group, [self.column])[self.column]
+        if self.in_lists and pa.types.is_fixed_size_list(kind):  # as `datasets` saves a length
+            kind = pa.list_(kind.value_type)
+            column = column.cast(kind)
         if self.in_lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
             flat = iter(self._look_at(pc.list_flatten(column), kind.value_type, before))
             lengths = pc.list_value_length(column).to_pylist()

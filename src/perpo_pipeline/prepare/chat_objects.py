@@ -15,6 +15,7 @@ from typing import Any
 
 from perpo_pipeline.answers.truth import are_numbers
 from perpo_pipeline.json_files import Row, RowFault
+from perpo_pipeline.vlm.image_place import ASSISTANT
 
 REF, BBOX = "<ref-object>", "<bbox>"
 REAL, NORM1 = "real", "norm1"
@@ -27,14 +28,19 @@ class Objects:
     """The turns with their references written out, and the boxes of the last turn.
 
     `boxes` are xyxy in pixels, or from 0 to 1 (`is_norm`); `points` are x, y. `image` is the place
-    of their image among the row's.
+    of their image among the row's; None where there are none, or `image_id` is not given.
     """
 
     turns: Turns
     boxes: list[list[float]]
     points: list[list[float]]
     is_norm: bool
-    image: int
+    image: int | None
+
+    @property
+    def are_there(self) -> bool:
+        """Whether there is a box or a point."""
+        return bool(self.boxes or self.points)
 
 
 def read_objects(turns: Turns, objects: Any) -> Objects:
@@ -46,22 +52,22 @@ def read_objects(turns: Turns, objects: Any) -> Objects:
     if kind not in (REAL, NORM1):
         raise RowFault(f"`objects.bbox_type` is {kind!r}; {REAL} and {NORM1} are read")
     _check_counts(turns, refs, boxes)
-    earlier = [text for _, text in turns[:-1]]
+    earlier = [text for _, text in (turns[:-1] if turns[-1][0] == ASSISTANT else turns)]
     if any(BBOX in text for text in earlier):
         raise RowFault(
-            f"{BBOX} stands before the last turn; write those boxes as the model reads them"
+            f"{BBOX} stands before the answer; write those boxes as the model reads them"
         )
     for ref in refs:
         if not isinstance(ref, str):
             raise RowFault(f"`objects.ref` holds {ref!r}, which is no text")
     waiting = iter(refs)
-    told = [(role, _filled(text, waiting)) for role, text in turns]
+    turns_now = [(role, _filled(text, waiting)) for role, text in turns]
     flat = [box for box in boxes if are_numbers(box, 4) or are_numbers(box, 2)]
     if len(flat) < len(boxes):
         wrong = next(box for box in boxes if box not in flat)
         raise RowFault(f"`objects.bbox` holds {wrong!r}, which is neither four nor two numbers")
     return Objects(
-        told,
+        turns_now,
         [[float(v) for v in box] for box in flat if len(box) == 4],
         [[float(v) for v in box] for box in flat if len(box) == 2],
         kind == NORM1,
@@ -94,16 +100,16 @@ def _filled(text: str, refs: Any) -> str:
     return first + "".join(next(refs) + other for other in others)
 
 
-def _image_of(objects: Row, count: int) -> int:
-    """The one image that all boxes are of."""
+def _image_of(objects: Row, count: int) -> int | None:
+    """The one image that all boxes are of; None if nothing says which."""
     found = objects.get("image_id")
     if found is None or not count:
-        return 0
-    if not isinstance(found, list) or len(found) != count:
+        return None
+    if not isinstance(found, list) or len(found) != count or not are_numbers(found, count):
         raise RowFault(f"`objects.image_id` is no list with one number per box: {found!r}")
-    if len({*map(str, found)}) > 1 or not isinstance(found[0], int):
+    if len({*found}) > 1:
         raise RowFault(f"the boxes are of several images (`objects.image_id` {found}); one is read")
-    return found[0]
+    return int(found[0])
 
 
 def _times(count: int) -> str:

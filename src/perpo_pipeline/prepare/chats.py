@@ -10,7 +10,7 @@
                     columns of truth (`perpo export --to grpo`)
 
 The keys are those of each project's own description: TRL's docs/source/dataset_formats.md,
-LLaVA's docs/Finetune_Custom_Data.md, LLaMA-Factory's data/README.md, ms-swift's
+LLaVA's Finetune_Custom_Data.md, LLaMA-Factory's data/README.md, ms-swift's
 docs/source_en/Customization/Custom-dataset.md, OpenAI's reference of chat completions. Keys of a
 part without a value are none: tables give every part all keys.
 """
@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from perpo_pipeline.json_files import Row, RowFault
 from perpo_pipeline.prepare.fields import text_fault
-from perpo_pipeline.vlm.image_place import ASSISTANT, IMAGE_PLACE, SYSTEM, USER
+from perpo_pipeline.vlm.image_place import ASSISTANT, IMAGE_PLACE, SYSTEM, USER, image_in_turn_of
 
 Layout = Literal["messages", "conversations", "prompt"]
 ROLES = {
@@ -37,7 +37,9 @@ ANSWERS: dict[Layout, tuple[str, ...]] = {
 """Where the answer is that a chat does not have itself."""
 KEYS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 IMAGE_KEYS = ("image", "image_url", "path", "url")
+CALLS = ("tool_calls", "function_call")  # what an assistant does beside what it says
 USED = ("system", "images", "image")
+OTHER_MEDIA = ("videos", "video", "audios", "audio")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def layout_of(row: Row) -> Layout:
 def read_chat(row: Row) -> Chat:
     """The chat of a row; raises `RowFault` for its first fault."""
     layout = layout_of(row)
+    if other := next((key for key in OTHER_MEDIA if row.get(key)), None):
+        raise RowFault(f"the row has `{other}`, which the prompt would be without: images are read")
     answer = next((key for key in ANSWERS[layout] if row.get(key) is not None), None)
     messages = _messages(row, layout) + ([] if answer is None else _answer(row, answer))
     turns, own = list[tuple[str, str]](), list[Any]()
@@ -78,7 +82,9 @@ def read_chat(row: Row) -> Chat:
         role, text, images = _turn(message, number)
         turns.append((role, text))
         own += images
-    if isinstance(system := row.get("system"), str) and system:
+    if system := row.get("system"):
+        if not isinstance(system, str):
+            raise RowFault(f"`system` is no text: {system!r}")
         if any(role == SYSTEM for role, _ in turns):
             raise RowFault("the row has `system` and a system turn; keep one")
         turns.insert(0, (SYSTEM, system))
@@ -119,11 +125,16 @@ def _turn(message: Any, number: int) -> tuple[str, str, list[Any]]:
         raise RowFault(
             f"turn {number} is of {role!r}; turns of {SYSTEM}, {USER} and {ASSISTANT} are read"
         )
+    if called := next((key for key in CALLS if message.get(key)), None):
+        raise RowFault(f"turn {number} has `{called}`, which is not read: {message[called]!r}")
     if isinstance(content, str):
         return ROLES[role], content, []
     if not isinstance(content, list):
         raise RowFault(f"turn {number} has no text in `{content_key}`: {content!r}")
-    return ROLES[role], *_of_parts(content, number)
+    text, images = _of_parts(content, number)
+    if images and ROLES[role] != USER:
+        raise RowFault(f"turn {number}: {image_in_turn_of(ROLES[role])}")
+    return ROLES[role], text, images
 
 
 def _of_parts(parts: list[Any], number: int) -> tuple[str, list[Any]]:
@@ -151,7 +162,7 @@ def _images(row: Row, own: list[Any]) -> list[Any]:
     given = [row[key] for key in ("images", "image") if row.get(key) is not None]
     if len(given) > 1 and all(given):
         raise RowFault("the row has `images` and `image`; keep one")
-    listed = next((one for one in given if one), [])
+    listed: Any = next((one for one in given if one), [])
     rest = list(listed) if isinstance(listed, list) else [listed]
     if not own:
         return rest

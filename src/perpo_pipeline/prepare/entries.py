@@ -73,6 +73,9 @@ class ImageBytes:
         """The bytes."""
         return self.data
 
+    def __str__(self) -> str:
+        return f"of {len(self.data):,} bytes"
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

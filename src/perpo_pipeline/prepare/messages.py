@@ -19,6 +19,7 @@ from perpo_pipeline.answers.formats import BOX_FORMATS, describe_box_format
 from perpo_pipeline.config.by_task import TASKS
 from perpo_pipeline.config.messages import MessagesSource
 from perpo_pipeline.config.sources import TableSource
+from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_rows
 from perpo_pipeline.prepare.chat_images import chat_image
 from perpo_pipeline.prepare.chat_objects import BBOX, Objects, read_objects
@@ -26,6 +27,7 @@ from perpo_pipeline.prepare.chats import Chat, Layout, read_chat
 from perpo_pipeline.prepare.collect import MOST_THREADS, Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData
 from perpo_pipeline.prepare.fields import absent, extra_text, is_kept, text_fault
+from perpo_pipeline.prepare.several_images import whole_number
 from perpo_pipeline.prepare.table_files import Record, open_table
 from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.schemas import PROMPTS
@@ -48,11 +50,12 @@ def read_messages(source: MessagesSource, request: Request) -> Prepared:
     prepared = collect(
         rows.entries(records),
         faults,
-        replace(request, unit="px"),
+        request,
         embed=source.embed_images,
         per_dataset=source.per_dataset,
         threads=1 if has_images else MOST_THREADS,
     )
+    rows.check_columns(request.split)
     hashes = {name: file_sha256(file) for name, file in files.items()}
     prepared.facts.update(file_sha256=hashes, image_root=str(rows.root.resolve()))
     if source.box_format is not None and source.box_format not in BOX_FORMATS:
@@ -69,6 +72,12 @@ def _open(
     source: MessagesSource, faults: Faults
 ) -> tuple[Iterator[Record], Mapping[str, Path], bool]:
     """The rows of a source, its files by their names, and whether images may be inside them."""
+    if source.path.is_dir() and not source.files():
+        raise InputError(
+            "the folder holds neither Parquet files nor what `datasets` saved",
+            where=str(source.path),
+            fix="give the path of the file itself (chats.jsonl, chats.json)",
+        )
     if source.is_table:
         kind = "datasets" if source.is_saved else "parquet"
         table = open_table(TableSource(source=kind, path=source.path), IMAGE_COLUMNS, faults)
@@ -86,6 +95,7 @@ class _Rows:
     faults: Faults
     extra: dict[str, None] = field(default_factory=dict)  # names of other columns, in their order
     left_out: dict[str, None] = field(default_factory=dict)  # and of those that cannot be kept
+    seen: dict[str, None] = field(default_factory=dict)  # the keys of all rows
     first: tuple[Layout, str] | None = None  # the layout of the first row, and its place
 
     @property
@@ -95,8 +105,22 @@ class _Rows:
     def entries(self, records: Iterator[Record]) -> Iterator[Entry]:
         """The entries of the good rows; the others become faults."""
         for record in records:
+            self.seen.update(dict.fromkeys(record.row))
             with self.faults.at(record.place):
                 yield self._entry(record)
+
+    def check_columns(self, split: str) -> None:
+        """Raise `InputError` if the settings name columns that no row has."""
+        named = self.source.columns.items()
+        if absent_columns := [
+            f"{its!r} (columns.{ours})" for ours, its in named if its not in self.seen
+        ]:
+            raise InputError(
+                f"there is no column {', '.join(absent_columns)}; the file has "
+                + ", ".join(map(repr, self.seen)),
+                where=str(self.source.path),
+                fix=f"correct prepare.{split}.columns (ours: theirs)",
+            )
 
     def _entry(self, record: Record) -> Entry:
         row = record.row
@@ -141,7 +165,7 @@ class _Rows:
         return default if found is None or found == "" else str(found)
 
     def _task(self, row: Row, objects: Objects | None) -> str:
-        grounded = objects is not None and bool(objects.boxes or objects.points)
+        grounded = objects is not None and objects.are_there
         task = self._value(row, "task") or (GROUNDING if grounded else self.source.task)
         if task not in TASKS:
             what = absent(row, "task") if task is None else f"`task` is {task!r}"
@@ -151,13 +175,19 @@ class _Rows:
         return str(task)
 
     def _box_image(self, row: Row, objects: Objects | None, images: int) -> int:
-        """The image that boxes refer to: the row's, else of `objects` the first, else the last."""
-        given = row.get(BOX_IMAGE)
+        """The image that boxes refer to: the one that the row names, else of the boxes of `objects`
+        the first, else the last."""
+        given = whole_number(row.get(BOX_IMAGE))
         if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
             raise RowFault(f"`{BOX_IMAGE}` is no place of an image, from 0: {given!r}")
-        if objects is not None:
-            return objects.image
-        return max(images - 1, 0) if given is None else given
+        named = None if objects is None else objects.image
+        if None not in (given, named) and given != named:
+            raise RowFault(
+                f"`{BOX_IMAGE}` is {given}, but the boxes are of image {named} "
+                "(`objects.image_id`); keep one"
+            )
+        usual = 0 if objects is not None and objects.are_there else max(images - 1, 0)
+        return next((one for one in (given, named) if one is not None), usual)
 
     def _truth(self, chat: Chat, row: Row, objects: Objects | None, task: str) -> Row:
         """The truth of a row, as fields of an entry."""
@@ -168,7 +198,7 @@ class _Rows:
             raise RowFault("the last turn of the assistant is empty")
         if task != GROUNDING:
             return {"gt_text": answer}
-        if objects is not None and (objects.boxes or objects.points):
+        if objects is not None and objects.are_there:
             return _truth_of_objects(objects)
         return self._boxes_in(answer)
 
@@ -225,10 +255,12 @@ def _truth_in_columns(row: Row, task: str) -> Row:
             "the chat has no answer: its last turn is not the assistant's, and no column "
             f"({', '.join(TRUTHS)}) has the truth"
         )
-    if task != GROUNDING and not (isinstance(text, str) and text):
-        raise RowFault(
-            f"{absent(row, 'gt_text')} (task {task})" if text is None else "`gt_text` is no text"
-        )
+    if not isinstance(text, str | None) or text == "":
+        raise RowFault(f"`gt_text` is no text: {text!r}")
+    if fault := text_fault("gt_text", text or ""):
+        raise RowFault(fault)
+    if task != GROUNDING and text is None:
+        raise RowFault(f"{absent(row, 'gt_text')} (task {task})")
     if task == GROUNDING and truth.keys() <= {"gt_text"}:
         raise RowFault("the task is grounding, and the truth is a text")
     return truth
@@ -262,12 +294,13 @@ def _asked(question: list[tuple[str, str]], images: list[ImageData], box_image: 
 
 
 def _without_first_places(question: list[tuple[str, str]], images: int) -> list[tuple[str, str]]:
-    """The turns without the places of images where all of them come first: there they are by
-    default."""
+    """The turns without the places of images where all of them come first, before a text: there
+    they are by default."""
     first = next(at for at, (role, _) in enumerate(question) if role == USER)
     rest = re.sub(rf"^(?:\s*{IMAGE_PLACE}){{{images}}}\s*", "", question[first][1])
-    told = [*question[:first], (USER, rest), *question[first + 1 :]]
-    return question if any(IMAGE_PLACE in text for _, text in told) else told
+    turns_now = [*question[:first], (USER, rest), *question[first + 1 :]]
+    has_more = not rest or any(IMAGE_PLACE in text for _, text in turns_now)
+    return question if has_more else turns_now
 
 
 def _truth_of_objects(objects: Objects) -> Row:

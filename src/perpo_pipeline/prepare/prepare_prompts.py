@@ -21,6 +21,7 @@ from perpo_pipeline.prepare.lmms_lab import read_lmms_lab
 from perpo_pipeline.prepare.messages import read_messages
 from perpo_pipeline.prepare.pages import read_pages
 from perpo_pipeline.prepare.perpo_json import read_perpo_json
+from perpo_pipeline.prepare.pictures import put_together, with_other_pictures
 from perpo_pipeline.prepare.preview import Sheet, make_sheet
 from perpo_pipeline.prepare.prompts import read_prompts
 from perpo_pipeline.prepare.rec import read_rec
@@ -116,14 +117,26 @@ def _survey(run: Run, split: str, source: Any, at_most: int) -> Survey:
     prepared = READERS[source.source](source, request)
     every = len(prepared.rows)
     spread = [i * every // at_most for i in range(at_most)] if every > at_most else range(every)
-    return Survey(prepared.counts.get("prompts", every), [prepared.rows[i] for i in spread])
+    rows = [prepared.rows[i] for i in spread]
+    if (images := _images_per_prompt(source)) is not None:
+        rows = list(put_together(rows, images, run.config.seed))
+    return Survey(prepared.counts.get("prompts", every), rows)
 
 
 def _read(run: Run, split: str, source: Source | SeveralSources) -> Prepared:
     """Read a source; those of a list one after the other, as one."""
-    sources = list_sources(source)
-    read = [READERS[one.source](one, _request(run, split, one)) for one in sources]
+    sources, seed = list_sources(source), run.config.seed
+    read = [
+        with_other_pictures(
+            READERS[one.source](one, _request(run, split, one)), _images_per_prompt(one), seed
+        )
+        for one in sources
+    ]
     return join_sources(sources, read) if isinstance(source, SeveralSources) else read[0]
+
+
+def _images_per_prompt(source: Any) -> int | None:
+    return getattr(source, "images_per_prompt", None)
 
 
 def _request(run: Run, split: str, source: Source) -> Request:

@@ -18,12 +18,17 @@ from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.vlm.image_place import history_of
 from perpo_pipeline.vlm.inputs import prompt_image
+from perpo_pipeline.vlm.thumbnails import Thumbnail, thumbnails
 
 SHOWN = 24
 SHORT_TEXT = 280  # characters of a true text that are shown before it is unfolded
 COLUMNS = PROMPTS.pick("prompt_id", "place", "task", "image_sha256", role="size")
-SHOWN_COLUMNS = PROMPTS.pick(*COLUMNS, "image", "image_notes", "dataset", "prompt", role="truth")
+SHOWN_COLUMNS = [
+    *PROMPTS.pick(*COLUMNS, "image_notes", "dataset", "prompt", "history", role="truth"),
+    *(name for name in PROMPTS.role("image") if name not in COLUMNS),
+]
 TRUTHS = PROMPTS.role("truth")
 
 Row = dict[str, Any]
@@ -31,7 +36,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shown:
-    """One prompt on the page; `image` is a data URI, `marks` an SVG element."""
+    """One prompt on the page; `image` is a data URI, `marks` an SVG element.
+
+    `more` are its other images, if it has several, `history` (role, text) of its earlier turns.
+    """
 
     place: str
     task: str
@@ -43,6 +51,8 @@ class Shown:
     marks: Markup
     truth: str
     notes: str
+    more: Sequence[Thumbnail]
+    history: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,8 @@ def _shown(row: Row) -> Shown:
         marks=Markup(overlay(marks, width, height) if marks else ""),
         truth=truth_in_words(row),
         notes=", ".join(row["image_notes"]),
+        more=thumbnails(row),
+        history=history_of(row),
     )
 
 

@@ -36,7 +36,7 @@ def box_image_in(row: Row, images: int) -> int | None:
 
     Raises `RowFault` for a place where no image is.
     """
-    place = row.get("box_image")
+    place = whole_number(row.get("box_image"))
     if place is None:
         return None if images == 1 else images - 1
     if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < images:
@@ -44,6 +44,11 @@ def box_image_in(row: Row, images: int) -> int | None:
             f"`box_image` is {place!r}; it is the place of an image, from 0: the row has {images}"
         )
     return None if images == 1 else place
+
+
+def whole_number(value: Any) -> Any:
+    """1 for 1.0, as tables hold a column of numbers with gaps; other values as they are."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def history_in(row: Row) -> tuple[tuple[str, str], ...]:
@@ -60,15 +65,15 @@ def history_in(row: Row) -> tuple[tuple[str, str], ...]:
 
 
 def _turn(index: int, turn: Any) -> tuple[str, str]:
-    texts = [turn.get(key) for key in ("role", "content")] if isinstance(turn, dict) else []
-    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+    role, text = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+    if not isinstance(role, str) or not isinstance(text, str):
         raise RowFault(
             f"`history[{index}]` is no turn with a `role` and a text as `content`: {_shown(turn)}"
         )
-    for text in texts:
-        if fault := text_fault(f"history[{index}]", text):
+    for one in (role, text):
+        if fault := text_fault(f"history[{index}]", one):
             raise RowFault(fault)
-    return texts[0], texts[1]
+    return role, text
 
 
 def _checked(name: str, image: Any) -> Any:
@@ -84,4 +89,4 @@ def _checked(name: str, image: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return repr(value)[:80]
+    return "it is one image" if isinstance(value, ShardImage) else repr(value)[:80]

@@ -125,8 +125,7 @@ class _Fields:
         for field in FIELDS:
             columns = self.holding(field)
             if len(columns) > 1 and field == "images":
-                found = [row.get(column) for column in columns]
-                taken[field] = [image for image in found if image is not None] or None
+                taken[field] = _without_last_nulls([row.get(column) for column in columns])
             elif len(columns) > 1:
                 taken[field] = _together([row.get(column) for column in columns])
             elif columns and columns[0] in row:
@@ -198,6 +197,16 @@ class _Rows:
         path = self.source.path
         is_folder = path.is_dir() or "*" in path.name
         return self.source.folder.resolve().name if is_folder else path.stem
+
+
+def _without_last_nulls(images: list[Any]) -> list[Any] | None:
+    """The images of several columns, of which the last may be empty; None if all are.
+
+    An empty one before another stays and is a fault: without it `box_image` would name another.
+    """
+    while images and images[-1] is None:
+        del images[-1]
+    return images or None
 
 
 def _together(cells: Sequence[Any]) -> list[Any] | None:

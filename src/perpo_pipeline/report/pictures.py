@@ -20,6 +20,7 @@ from perpo_pipeline.report.inputs import SplitInputs
 from perpo_pipeline.report.paired import Floats, Outcomes
 from perpo_pipeline.store.schemas import PREDICTIONS, PROMPTS
 from perpo_pipeline.vlm.inputs import prompt_image
+from perpo_pipeline.vlm.thumbnails import Thumbnail, thumbnails
 
 IMPROVED, UNCHANGED, WORSENED = "improved", "unchanged", "worsened"
 SHARES = {IMPROVED: 0.5, UNCHANGED: 0.25, WORSENED: 0.25}
@@ -30,9 +31,10 @@ LARGEST_IMAGE = 400_000
 """Characters of an image on the page: the first of SIDES_PX that fits. So the size of a page is at
 most this for each example and each list, and LONGEST_TEXT for each text."""
 LONGEST_TEXT = 20_000
-PROMPT_COLUMNS = PROMPTS.pick(
-    "prompt_id", "place", "image", "image_sha256", "width", "height", "prompt", role="truth"
-)
+PROMPT_COLUMNS = [
+    *PROMPTS.pick("prompt_id", "place", "width", "height", "prompt", role="truth"),
+    *PROMPTS.role("image"),
+]
 
 Row = dict[str, Any]
 
@@ -59,7 +61,8 @@ class Chosen:
 class Picture:
     """One example; `prompt` is its row of the prompts, `source` its image as a data URI.
 
-    `chosen` says how it was chosen. `others` are the answers of other methods, by variant.
+    `more` are its other images, if it has several. `chosen` says how it was chosen. `others` are
+    the answers of other methods, by variant.
     """
 
     outcome: str
@@ -71,6 +74,7 @@ class Picture:
     before: Answer
     after: Answer
     others: dict[str, Answer] = field(default_factory=dict)
+    more: Sequence[Thumbnail] = ()
 
     @property
     def change(self) -> float:
@@ -204,6 +208,7 @@ def _picture(prompt: Row, why: tuple[str, Chosen], answers: Mapping[str, Answer]
         before=before,
         after=after,
         others=dict(list(answers.items())[2:]),
+        more=thumbnails(prompt),
     )
 
 

@@ -18,9 +18,10 @@ from perpo_pipeline.store.schemas import PREFERENCES, PROMPTS
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
-PROMPT_COLUMNS = PROMPTS.pick(
-    "prompt_id", "place", "image", "image_sha256", "width", "height", "prompt", role="truth"
-)
+PROMPT_COLUMNS = [
+    *PROMPTS.pick("prompt_id", "place", "width", "height", "prompt", role="truth"),
+    *PROMPTS.role("image"),
+]
 
 
 @dataclass(frozen=True)

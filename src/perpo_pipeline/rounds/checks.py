@@ -1,8 +1,7 @@
 """What must hold before rounds are made: the settings, and that no round sees what is measured."""
 
 from collections.abc import Mapping
-
-import polars as pl
+from typing import Any
 
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import PerpoJsonSource
@@ -10,7 +9,10 @@ from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.rounds.round_files import Part
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.places import name_prompt
+from perpo_pipeline.store.prompt_images import hashes_of
+from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.suggestions import did_you_mean
+from perpo_pipeline.vlm.image_place import history_of
 
 
 def method_of(config: RunConfig) -> str:
@@ -25,6 +27,11 @@ def method_of(config: RunConfig) -> str:
         )
     elif rounds.method is None and len(names) > 1:
         faults.append(f"rounds.method: name one of the trainings {', '.join(names)}")
+    elif rounds.reference and config.train.variants()[method].reference_model is not None:
+        faults.append(
+            f"rounds.reference: the training '{method}' has a reference model of its own "
+            "(train.reference_model); keep one of the two"
+        )
     faults += _faults_of_stages(config)
     if faults:
         raise ConfigError(
@@ -88,21 +95,35 @@ def check_apart(config: RunConfig, prompts: Mapping[str, Version]) -> None:
     As `perpo eval` refuses an adapter on images that it was trained on; it cannot see those of
     earlier rounds. `eval.allow_train_images` allows them, but no prompt with an equal question.
     """
-    columns = ["image_sha256", "prompt", "prompt_id", "place"]
-    seen = pl.DataFrame(prompts[config.sample.split].table(columns=columns))
-    keys = ["image_sha256"] + ["prompt"] * config.eval.allow_train_images
+    by_question = config.eval.allow_train_images
+    seen = {key for row in _asked(prompts[config.sample.split]) for key in _keys(row, by_question)}
     for split in (config.rounds.select_on, config.rounds.report_on):
         if split is None:
             continue
-        both = pl.DataFrame(prompts[split].table(columns=columns)).join(seen, on=keys, how="semi")
-        if both.height:
-            what = "image and question" if len(keys) > 1 else "image"
+        rows = _asked(prompts[split])
+        both = [row for row in rows if not seen.isdisjoint(_keys(row, by_question))]
+        if both:
+            what = "image and question" if by_question else "image"
             raise InputError(
-                f"{both.height:,} prompts of '{split}' have the {what} of a prompt that the rounds "
-                f"are trained on, first {name_prompt(both.row(0, named=True))}",
+                f"{len(both):,} prompts of '{split}' have the {what} of a prompt that the rounds "
+                f"are trained on, first {name_prompt(both[0])}",
                 where=f"prepare.{config.sample.split} and prepare.{split}",
                 fix="leave these prompts out of one of the two; eval.allow_train_images: true "
                 "allows equal images with other questions"
-                if len(keys) == 1
+                if not by_question
                 else "leave these prompts out of one of the two",
             )
+
+
+def _asked(prompts: Version) -> list[dict[str, Any]]:
+    """What decides whether two prompts meet, and what names them."""
+    columns = PROMPTS.pick("prompt_id", "place", "image_sha256", role="asked")
+    return list(prompts.table(columns=columns).to_pylist())
+
+
+def _keys(row: Mapping[str, Any], by_question: bool) -> set[Any]:
+    """Each image of a prompt, also of several; or (`by_question`) all of them and its turns."""
+    images = hashes_of(row)
+    if not by_question:
+        return set(images)
+    return {(frozenset(images), row["prompt"], history_of(row))}

@@ -10,7 +10,7 @@ from perpo_pipeline.errors import InputError
 from perpo_pipeline.status.expected import Difference
 from perpo_pipeline.status.graph import Key
 from perpo_pipeline.store.artifacts import Json
-from perpo_pipeline.vlm.files import compute_identity, resolve_model
+from perpo_pipeline.vlm.files import compute_identity, is_path, resolve_model
 
 KEY, REFERENCE_KEY = "model.id", "train.reference_model"
 REVISIONS = {KEY: "model.revision", REFERENCE_KEY: "train.reference_revision"}
@@ -72,9 +72,8 @@ def _difference(
 
 def is_on_hub(model_id: str) -> bool:
     """Whether `resolve_model` would look for the model on the hub."""
-    path = Path(model_id).expanduser()
-    is_path = path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1
-    return model_id != "testbed" and not is_path and not path.is_dir()
+    is_folder = is_path(model_id) or Path(model_id).expanduser().is_dir()
+    return model_id != "testbed" and not is_folder
 
 
 def _hub_difference(

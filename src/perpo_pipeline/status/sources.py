@@ -60,7 +60,11 @@ def _expected_of(
     config: RunConfig, split: str, source: Any, key: str, recorded: Json
 ) -> dict[str, tuple[str, Any]]:
     """As `expected_source`, of one source whose settings are under `key`."""
-    found = {k: (f"{key}.{k}", v) for k, v in source.result_settings().items()}
+    settings = {
+        **dict.fromkeys(source.counted_where_set & recorded.keys()),
+        **source.result_settings(),
+    }
+    found = {name: (f"{key}.{name}", value) for name, value in settings.items()}
     if isinstance(source, TestbedSource):
         facts = testbed_settings(config.seed, split, source.num_prompts, source.task)
         if "scene_seed" in recorded:

@@ -26,6 +26,7 @@ from perpo_pipeline import advice
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.atomic import file_sha256, write_atomically
 from perpo_pipeline.store.old_rules import as_today
+from perpo_pipeline.store.row_ranges import open_parquet, read_columns
 from perpo_pipeline.store.schemas import ALL, TableSchema
 from perpo_pipeline.store.upgrades import columns_to_read, is_readable, upgrade_table
 from perpo_pipeline.suggestions import closest_path
@@ -83,12 +84,8 @@ class Version:
 
     def table(self, table: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all rows of `table` into memory."""
-        schema = self.schema(table).columns
         tables = [read_part(part, columns, table or self.artifact) for part in self.parts(table)]
-        if tables:
-            return pa.concat_tables(tables)
-        wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
-        return wanted.empty_table()
+        return pa.concat_tables(tables) if tables else self.schema(table).empty(columns)
 
     def schema(self, table: str | None = None) -> TableSchema:
         """The schema of `table` (default: the artifact's own table)."""
@@ -97,6 +94,20 @@ class Version:
     def part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part of the artifact's own table."""
         return read_part(self.parts()[index], columns, self.artifact)
+
+    def rows(
+        self, rows: range, columns: Sequence[str] | None = None, table: str | None = None
+    ) -> pa.Table:
+        """Read some rows of `table`, counted over all of its parts; memory holds no others."""
+        name = table or self.artifact
+        records = [one for one in self.manifest["parts"] if one["table"] == name]
+        found, start = [], 0
+        for record in records:
+            inside = range(max(rows.start - start, 0), min(rows.stop - start, record["rows"]))
+            if inside:
+                found.append(read_part(self.path / record["file"], columns, name, inside))
+            start += record["rows"]
+        return pa.concat_tables(found) if found else self.schema(name).empty(columns)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the artifact's rows part by part."""
@@ -294,18 +305,21 @@ def _check_schema_version(directory: Path, manifest: Json) -> None:
 
 
 def read_part(
-    part: Path, columns: Sequence[str] | None = None, table: str | None = None
+    part: Path,
+    columns: Sequence[str] | None = None,
+    table: str | None = None,
+    rows: range | None = None,
 ) -> pa.Table:
-    """Read a Parquet part; one of an older schema version of `table` as today's.
+    """Read a Parquet part, or some `rows` of it; an older schema version of `table` as today's.
 
     Without `table` it is read as it is. Raises `ArtifactError` if it is missing or damaged, or if
     its schema version is newer than this program.
     """
     try:
-        with pq.ParquetFile(part) as file:
+        with open_parquet(part, rows) as file:
             if table is None:
-                return file.read(columns=None if columns is None else list(columns))
-            return _read_as_today(file, part, columns, ALL[table])
+                return read_columns(file, columns, rows)
+            return _read_as_today(file, part, columns, ALL[table], rows)
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(
             f"a part is missing or damaged: {error}",
@@ -328,12 +342,16 @@ def _remake(directory: Path) -> str:
 
 
 def _read_as_today(
-    file: pq.ParquetFile, part: Path, columns: Sequence[str] | None, schema: TableSchema
+    file: pq.ParquetFile,
+    part: Path,
+    columns: Sequence[str] | None,
+    schema: TableSchema,
+    rows: range | None,
 ) -> pa.Table:
     metadata = file.schema_arrow.metadata or {}
     version = int(metadata.get(SCHEMA_VERSION_KEY, str(schema.version)))
     if version == schema.version:
-        return file.read(columns=None if columns is None else list(columns))
+        return read_columns(file, columns, rows)
     if not is_readable(schema, version):
         raise _OtherSchema(
             f"this program reads schema version {schema.version} of '{schema.name}', not version "
@@ -342,4 +360,4 @@ def _read_as_today(
             fix="a newer perpo made it: upgrade perpo",
         )
     stored = columns_to_read(schema, version, columns, file.schema_arrow.names)
-    return upgrade_table(file.read(columns=stored), schema, version, columns)
+    return upgrade_table(read_columns(file, stored, rows), schema, version, columns)

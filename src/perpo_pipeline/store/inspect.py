@@ -92,5 +92,7 @@ def _cell(value: Any) -> str:
         return f"<{len(value)} bytes>"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {_cell(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list) and any(isinstance(one, dict | bytes) for one in value):
+        return "[" + ", ".join(map(_cell, value)) + "]"
     text = repr(value)
     return text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + "..."

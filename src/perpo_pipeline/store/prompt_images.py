@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+HASHES = ["image_sha256", "more_image_facts"]  # the columns of `all_hashes`
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Size = tuple[int, int]
@@ -45,6 +46,19 @@ def images_of(row: Row) -> list[dict[str, Any]]:
         {**one, **fact} for one, fact in zip(row.get("more_images") or (), facts, strict=True)
     ]
     return in_order(row, image, others)
+
+
+def hashes_of(row: Row) -> list[str]:
+    """The sha256 of all images of a prompt, in order; needs image_sha256, more_image_facts and,
+    for the order, box_image."""
+    others = [fact["sha256"] for fact in row.get("more_image_facts") or ()]
+    return in_order(row, row["image_sha256"], others)
+
+
+def all_hashes(prompts: pa.Table) -> set[str]:
+    """The sha256 of all images of these prompts; the table has `HASHES`."""
+    others = pc.struct_field(pc.list_flatten(prompts["more_image_facts"]), "sha256")
+    return {*prompts["image_sha256"].to_pylist(), *others.to_pylist()}
 
 
 def sizes_of(row: Row) -> list[Size]:

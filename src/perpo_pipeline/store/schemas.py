@@ -8,7 +8,7 @@ row, for messages: `train.jsonl:2`, `train.json, record 2`. `resized` is the siz
 vision tower saw the image, null if the image was cut into tiles.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -44,6 +44,11 @@ class TableSchema:
         if unknown := [name for name in names if name not in self.columns.names]:
             raise KeyError(f"the table '{self.name}' has no column {', '.join(unknown)}")
         return [*names, *(self.roles[role] if role else ())]
+
+    def empty(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """A table of these columns (default: all) without rows."""
+        named = self.columns if columns is None else map(self.columns.field, columns)
+        return pa.schema(named).empty_table()
 
 
 def _table(

@@ -64,7 +64,7 @@ def _reads_others(vlm: "Vlm", lists: pa.Table) -> tuple[str, str] | None:
 
     `lists` has the columns COLUMNS; at most `CHECKED` of its rows are compared.
     """
-    rows = lists.take(list(range(0, lists.num_rows, ceil(lists.num_rows / CHECKED))))
+    rows = lists.take(list(range(0, lists.num_rows, max(1, ceil(lists.num_rows / CHECKED)))))
     keys, texts, ids = [], [], []
     for row in rows.to_pylist():
         keys += [row["prompt_id"]] * len(row["completions"])

@@ -16,6 +16,7 @@ from perpo_pipeline.machine import GIB
 from perpo_pipeline.train.shared_prefix import LOGIT_BUDGET
 from perpo_pipeline.vlm.models import Vlm, base_model, head_size
 from perpo_pipeline.vlm.quantization import weight_bytes
+from perpo_pipeline.vlm.recurrent import recurrent_layers, state_bytes
 
 MOMENTS = 8  # bytes: AdamW's two, in fp32
 MASTER = 4  # bytes: the fp32 master of a half-precision weight; during a step its gradient, too
@@ -33,7 +34,8 @@ class Shape:
     sizes of the queries and of the keys of all heads together; `trained` counts the numbers that
     are trained, those of LoRA with its `rank` included. `weight_bytes` are those of the dtype that
     the model computes in; `quantization` is that of the linear layers. `norms_queries`: queries and
-    keys are normalised, as in Qwen3.
+    keys are normalised, as in Qwen3. Of the layers `recurrent` keep a state instead of keys and
+    values, `state_bytes` of all of them for one sequence.
     """
 
     parameters: int
@@ -48,6 +50,8 @@ class Shape:
     rank: int = 0
     quantization: str | None = None
     norms_queries: bool = False
+    recurrent: int = 0
+    state_bytes: int = 0
 
     @property
     def queries(self) -> int:
@@ -123,6 +127,8 @@ def shape_of(vlm: Vlm, *, weight_bytes: int, quantization: str | None = None) ->
         query_width=head_dim * text.num_attention_heads,
         quantization=quantization,
         norms_queries=any(name.endswith("q_norm") for name, _ in modules),
+        recurrent=len(recurrent_layers(inner)),
+        state_bytes=state_bytes(inner, weight_bytes),
     )
 
 
@@ -136,13 +142,15 @@ def estimate_memory(
     activation_offload: bool = False,
     compiled: bool = True,
     offload: bool = False,
+    answers: int = 0,
 ) -> Estimate:
     """Bytes on each of `processes` GPUs for forwards of `tokens` packed tokens.
 
     Without ZeRO, several processes hold the gradients twice: DDP sends them from buckets of its
     own. ZeRO-1 shards the optimiser state over the processes, ZeRO-2 also the gradients, ZeRO-3
     also the weights (of which two layers at a time are whole). Offloaded shards are in the
-    machine's memory.
+    machine's memory. `answers` of a forward continue from a prefix: each has copies of the states
+    of recurrent layers, with checkpointing of one layer at a time.
     """
     gradient_shards = processes if zero_stage >= 2 else 1
     copies = 2 if processes > 1 and not zero_stage else 1
@@ -160,6 +168,8 @@ def estimate_memory(
     if checkpointing:
         on_device = 2 * boundary if activation_offload else inputs
         activations = on_device + one_layer
+    layers_kept = min(1, shape.recurrent) if checkpointing else shape.recurrent
+    activations += answers * shape.state_bytes * layers_kept / max(1, shape.recurrent)
     rows = min(tokens, max(1, LOGIT_BUDGET // shape.vocabulary))
     return Estimate(
         weights=weights,

@@ -6,9 +6,11 @@ is loaded, so that a card never holds both.
 
 import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perpo_pipeline.errors import InputError
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.finding import version_of
@@ -69,6 +71,34 @@ def with_references(
     return with_blank_images_of(lists, method, vlm, references[BLANK])
 
 
+def lists_that_both_read(run: Run, found: TaskLists, references: References) -> TaskLists:
+    """The lists without those that are too long for the model of `references`.
+
+    `train.drop_too_long` leaves these out, of which there are none without it. Raises InputError if
+    no list is left.
+    """
+    known = references.get(OWN, {})
+    missing = [p for one in found.of_all_tasks if (p := one.prompt["prompt_id"]) not in known]
+    if not missing:
+        return found
+    lists = [one for one in found.lists if one.prompt["prompt_id"] in known]
+    if not lists:
+        raise InputError(
+            "every list is too long for train.reference_model",
+            fix="name a reference model with a longer context, or lower sample.max_new_tokens",
+        )
+    run.say(
+        f"train: dropped {len(missing)} lists that are too long for train.reference_model, though "
+        "not for the trained model"
+    )
+    return replace(
+        found,
+        lists=lists,
+        of_all_tasks=[one for one in found.of_all_tasks if one.prompt["prompt_id"] in known],
+        dropped=[*found.dropped, *missing],
+    )
+
+
 def references_of_another_model(
     run: Run, task: Task, world: "World", zero: "ZeroConfig | None"
 ) -> References | None:
@@ -85,7 +115,11 @@ def references_of_another_model(
     other = task.of_reference()
     light = load_without_weights(other.resolved, identity_cache=run.scratch / IDENTITY_CACHE)
     check_reference_reads(light, task.preferences)
-    found = read_lists(run, other, light)
+    try:
+        found = read_lists(run, other, light)
+    except InputError as error:
+        what = f"train.reference_model: {error.what}"
+        raise InputError(what, where=error.where, fix=error.fix) from error
     forward = _known_forward(light, other)
     is_there = forward is not None and _is_complete(run, other, forward)
     if world.broadcast(is_there) and forward is not None:

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from perpo_pipeline.train.shared_prefix import (
     packed_logps,
 )
 from perpo_pipeline.vlm.exactness import ALLOWED, Comparison, allowed_rounding
-from perpo_pipeline.vlm.models import Vlm, Way, base_model, type_arguments
+from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, base_model, type_arguments
 from perpo_pipeline.vlm.refusals import REFUSALS, ran_out_of_memory, says_nothing
 from perpo_pipeline.vlm.tensors import cast_tensors
 
@@ -51,24 +51,27 @@ def compare_forwards(
     """
     was_training = vlm.model.training
     vlm.model.eval()
-    lists = _as_in_a_batch(entry, max_tokens)
+    lists = _as_in_a_batch(vlm, entry, max_tokens)
     fill = max_tokens if row_lengths == "bucketed" else 0
     try:
         packed = pack_lists(vlm, lists, row_lengths=row_lengths, min_tokens=fill)
         shared = packed_logps(vlm.model, packed)
         # The plain rows have lengths of their own.
         with torch.compiler.set_stance("force_eager"):
-            plain = [
-                torch.cat(list(_plain(vlm, entry, padding, max_tokens if rows is None else 1)))
-                for padding, rows in PLAIN_RUNS
-            ]
+            plain = [_plain_runs(vlm, one, max_tokens) for one in _of_unlike_prompts(lists)]
     finally:
         vlm.model.train(was_training)
+    counts = packed.mask.sum(1).tolist()
+    off = [
+        _largest(shared[row, :count] - plain[min(row, len(plain) - 1)][0][:count])
+        for row, count in enumerate(counts)
+    ]
+    magnitude = max(_largest(runs[0]) for runs in plain)
     return Comparison(
-        shared=_largest((shared - plain[0][: shared.shape[1]])[packed.mask.to(shared.device)]),
-        plain=max(_largest(a - b) for a in plain for b in plain),
-        rounding=allowed_rounding(vlm.dtype, _largest(plain[0]), max(map(len, entry.completions))),
-        magnitude=_largest(plain[0]),
+        shared=_largest(torch.tensor(off)),
+        plain=max(_largest(a - b) for runs in plain for a in runs for b in runs),
+        rounding=allowed_rounding(vlm.dtype, magnitude, max(map(len, entry.completions))),
+        magnitude=magnitude,
     )
 
 
@@ -274,10 +277,11 @@ def check_own_head(vlm: Vlm, entry: CompletionList) -> None:
         )
 
 
-def _as_in_a_batch(entry: CompletionList, max_tokens: int) -> list[CompletionList]:
+def _as_in_a_batch(vlm: Vlm, entry: CompletionList, max_tokens: int) -> list[CompletionList]:
     """The list and, as far as they fit into `max_tokens` with it, its first completions again.
 
-    So it stands next to another list: in a row of its own, or after it in one row.
+    So it stands next to another list: in a row of its own, or after it in one row. Where layers
+    have a state, a few completions are behind another prompt, so that its state is another one.
     """
     left = max_tokens - entry.num_packed_tokens - entry.prompt.num_tokens
     again = []
@@ -286,7 +290,35 @@ def _as_in_a_batch(entry: CompletionList, max_tokens: int) -> list[CompletionLis
         if left < 0:
             break
         again.append(completion)
-    return [entry, CompletionList(entry.prompt, again)] if again else [entry]
+    second = CompletionList(entry.prompt, again)
+    if vlm.layers.recurrent:
+        second = CompletionList(_turned_round(vlm, entry.prompt), again[:FEW])
+    return [entry, second] if again else [entry]
+
+
+def _turned_round(vlm: Vlm, prompt: EncodedPrompt) -> EncodedPrompt:
+    """The same prompt with the text behind its last image the other way round.
+
+    Its tokens have the same types and positions, but leave another state.
+    """
+    images = torch.isin(prompt.input_ids, torch.tensor(vlm.image_token_ids)).nonzero()
+    begin = int(images.max()) + 1 if len(images) else 0
+    ids = prompt.input_ids
+    return replace(prompt, input_ids=torch.cat([ids[:begin], ids[begin:].flip(0)]))
+
+
+def _of_unlike_prompts(lists: Sequence[CompletionList]) -> list[CompletionList]:
+    """The first list, which also has the completions of a second one behind the same prompt."""
+    first, *others = lists
+    return [first, *(one for one in others if one.prompt is not first.prompt)]
+
+
+def _plain_runs(vlm: Vlm, entry: CompletionList, max_tokens: int) -> list[Tensor]:
+    """(N,) log-probabilities of the list's completions from each of PLAIN_RUNS."""
+    return [
+        torch.cat(list(_plain(vlm, entry, padding, max_tokens if rows is None else 1)))
+        for padding, rows in PLAIN_RUNS
+    ]
 
 
 def _plain(vlm: Vlm, entry: CompletionList, padding: int, max_tokens: int) -> Iterator[Tensor]:

@@ -43,6 +43,9 @@ PROMPT_COLUMNS = [
     *PROMPTS.role("truth"),
 ]
 SHOWN = 5  # prompts in a message
+# What a message about the trained model calls its settings, and what they are of the reference.
+_REVISION = ("model.revision", "train.reference_revision")
+_ID = ("model.id", "train.reference_model")
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,11 @@ def _reference_model(
         return None
     try:
         resolved, found = find_model(config, run.scratch, computes_here=computes_here)
-    except InputError as error:
+    except (InputError, ConfigError) as error:
+        kind = InputError if isinstance(error, InputError) else ConfigError
+        fix = (error.fix or "").replace(*_REVISION).replace(*_ID)
         what = f"train.reference_model: {error.what}"
-        raise InputError(what, where=error.where, fix=error.fix) from error
+        raise kind(what, where=error.where, fix=fix or None) from error
     return None if found["model"] == trained else ReferenceModel(config, resolved, found)
 
 

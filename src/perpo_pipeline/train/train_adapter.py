@@ -20,6 +20,7 @@ from perpo_pipeline.store.schemas import ADAPTER_LOG
 from perpo_pipeline.store.writing import Writer, adopt_files
 from perpo_pipeline.train.forward import check_forward, prove_forward
 from perpo_pipeline.train.references import (
+    lists_that_both_read,
     make_references,
     references_of_another_model,
     with_references,
@@ -128,6 +129,8 @@ def _train(
         ):
             vlm = open_model(run.config.model, task.resolved, task.model_settings, run.scratch)
         found = read_lists(run, task, vlm)
+        if references is not None:
+            found = lists_that_both_read(run, found, references)
         with gathered_by_module(vlm.model):
             forward, why = prove_forward(run, vlm, task, found.first_sampled, world)
         ready_model(vlm, forward, settings)

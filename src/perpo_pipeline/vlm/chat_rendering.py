@@ -65,9 +65,17 @@ def _render(
 ) -> str:
     system = []
     if settings.system_prompt is not None and messages[0]["role"] != "system":
-        form = system_form(vlm.processor, settings)
+        form = _known_form(vlm, settings)
         system = [system_turn(form, vlm.plain.mark(settings.system_prompt))]
     return _apply(vlm.processor, settings, [*system, *messages], generation)
+
+
+def _known_form(vlm: "Vlm", settings: ChatSettings) -> Form:
+    """`system_form`, found once for a model with these settings and this template."""
+    key = (template_text(vlm.processor.chat_template), settings)
+    if key not in vlm.system_forms:
+        vlm.system_forms[key] = system_form(vlm.processor, settings)
+    return vlm.system_forms[key]
 
 
 def _apply(

@@ -11,7 +11,13 @@ from pathlib import Path
 from perpo_pipeline.errors import InputError, first_line
 from perpo_pipeline.vlm.chat_settings import UNSET, ChatSettings
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
-from perpo_pipeline.vlm.own_code import CODE_PATTERNS, check_pinned, code_is_complete, has_code
+from perpo_pipeline.vlm.own_code import (
+    CODE_PATTERNS,
+    announce,
+    check_pinned,
+    code_is_complete,
+    has_code,
+)
 
 IDENTITY_CACHE = ".model-identity.json"  # in the run's folder
 # Files that a run can depend on: weights, configuration, tokenizer, processor; no pickles, and code
@@ -80,7 +86,7 @@ def resolve_model(
     path = Path(model_id).expanduser()
     if path.is_dir():
         return _checked(ResolvedModel(path.resolve(), model_id), trust_remote_code)
-    if path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
+    if is_path(model_id):
         raise InputError(
             f"The model directory {model_id!r} does not exist.",
             fix="check the path, or give a hub id such as llava-hf/llava-1.5-7b-hf",
@@ -89,6 +95,12 @@ def resolve_model(
         check_pinned(model_id, revision)
     snapshot = _hub_snapshot(model_id, revision, code=trust_remote_code)
     return _checked(ResolvedModel(snapshot, model_id, commit=snapshot.name), trust_remote_code)
+
+
+def is_path(model_id: str) -> bool:
+    """Whether a name can only be that of a folder, which may not exist."""
+    is_absolute = Path(model_id).expanduser().is_absolute()
+    return is_absolute or model_id.startswith((".", "~")) or model_id.count("/") > 1
 
 
 def find_settings(
@@ -113,7 +125,8 @@ def find_settings(
         folder = snapshot_download(model_id, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None
-    return _with_code(ResolvedModel(Path(folder), model_id), trust_remote_code)
+    snapshot = Path(folder)
+    return _with_code(ResolvedModel(snapshot, model_id, snapshot.name), trust_remote_code)
 
 
 def find_on_this_machine(
@@ -125,7 +138,7 @@ def find_on_this_machine(
         return resolve_model(model_id)
     if path.is_dir():
         return _if_configured(ResolvedModel(path.resolve(), model_id), trust_remote_code)
-    if trust_remote_code:
+    if trust_remote_code and not is_path(model_id):
         check_pinned(model_id, revision)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -153,6 +166,12 @@ def _if_configured(found: ResolvedModel, trust_remote_code: bool) -> ResolvedMod
 def _with_code(found: ResolvedModel, trust_remote_code: bool) -> ResolvedModel:
     """The same model, with its own code if it needs some and the run trusts it."""
     return replace(found, own_code=trust_remote_code and has_code(found.path))
+
+
+def announce_code(resolved: ResolvedModel) -> None:
+    """Warn, if code of the model's own is going to run (`own_code.announce`)."""
+    if resolved.own_code:
+        announce(resolved.path, resolved.model_id, resolved.commit)
 
 
 def has_weights(resolved: ResolvedModel) -> bool:

@@ -44,7 +44,7 @@ def places_fault(prompt: str, history: History, images: int) -> str | None:
     """What is wrong with the places of `images` images in a prompt, or None."""
     for role, text in history:
         if role != USER and IMAGE_PLACE in text:
-            return f"{IMAGE_PLACE} is in a turn of the {role}; images are in turns of the user"
+            return image_in_turn_of(role)
     places = sum(text.count(IMAGE_PLACE) for text in (*(text for _, text in history), prompt))
     if places in (0, images):
         return None
@@ -54,6 +54,11 @@ def places_fault(prompt: str, history: History, images: int) -> str | None:
         f"{IMAGE_PLACE} is the place of an image: it is there {_times(places)}, and the prompt has "
         f"{images} images"
     )
+
+
+def image_in_turn_of(role: str) -> str:
+    """The fault of an image in a turn of another than the user."""
+    return f"{IMAGE_PLACE} is in a turn of the {role}; images are in turns of the user"
 
 
 def history_fault(history: History) -> str | None:
@@ -85,11 +90,11 @@ def turns_of(prompt: str, history: History = (), images: int = 1) -> tuple[Turn,
     """
     if fault := places_fault(prompt, history, images):
         raise InputError(fault, where=repr(prompt[:80]), fix=f"give each image one {IMAGE_PLACE}")
-    told = [*history, (USER, prompt)]
-    split = [(role, tuple(text.split(IMAGE_PLACE))) for role, text in told]
+    every = [*history, (USER, prompt)]
+    split = [(role, tuple(text.split(IMAGE_PLACE))) for role, text in every]
     if all(len(texts) == 1 for _, texts in split):
         first = next(at for at, (role, _) in enumerate(split) if role == USER)
-        split[first] = (USER, (*[""] * images, told[first][1]))
+        split[first] = (USER, (*[""] * images, every[first][1]))
         return tuple(Turn(*one) for one in split)
     return tuple(Turn(role, _without_space(texts)) for role, texts in split)
 

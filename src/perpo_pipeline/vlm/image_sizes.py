@@ -83,8 +83,8 @@ def cropped_image_tokens(processor: Any, size: Size) -> int | None:
 
 def uncut_image_tokens(processor: Any, size: Size) -> int | None:
     """LLaVA-OneVision with several images: each is one tile and a token that ends it."""
-    is_whole = processor.vision_feature_select_strategy != "default"
-    return int(processor.num_image_tokens) + is_whole
+    ends = processor.vision_feature_select_strategy != "default"
+    return int(processor.num_image_tokens) + int(ends)
 
 
 def image_tokens_by_class(processor: Any, size: Size) -> int | None:

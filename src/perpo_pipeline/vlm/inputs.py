@@ -20,6 +20,7 @@ from perpo_pipeline.vlm.chat_settings import chat_settings, counted_chat_setting
 from perpo_pipeline.vlm.files import IDENTITY_CACHE as IDENTITY_CACHE
 from perpo_pipeline.vlm.files import (
     ResolvedModel,
+    announce_code,
     compute_identity,
     find_on_this_machine,
     find_settings,
@@ -30,7 +31,6 @@ from perpo_pipeline.vlm.files import (
 from perpo_pipeline.vlm.image_limits import limits_of
 from perpo_pipeline.vlm.image_place import row_turns
 from perpo_pipeline.vlm.images import load_image
-from perpo_pipeline.vlm.own_code import announce_code
 from perpo_pipeline.vlm.quantization import check_installed
 
 if TYPE_CHECKING:
@@ -147,9 +147,12 @@ def check_image_limits(config: ModelConfig, *, download: bool = True) -> None:
         return
     found = _settings(config, download=download)
     if found is not None:
+        from perpo_pipeline.vlm.load_errors import load_errors_explained
         from perpo_pipeline.vlm.processors import arguments_from_files
 
-        arguments_from_files(found.path, limits, own_code=found.own_code)
+        announce_code(found)
+        with load_errors_explained(found):
+            arguments_from_files(found.path, limits, own_code=found.own_code)
 
 
 def _settings(config: ModelConfig, *, download: bool = True) -> ResolvedModel | None:
@@ -172,6 +175,7 @@ def _check_quantization(config: ModelConfig) -> None:
     if found is not None:
         from perpo_pipeline.vlm.loading import check_quantisable
 
+        announce_code(found)
         check_quantisable(replace(found, quantization=config.quantization))
 
 

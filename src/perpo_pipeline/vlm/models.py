@@ -69,6 +69,11 @@ class Vlm:
             self.tokenizer, control_tokens(self.tokenizer, self.processor, ids, self.own_marks)
         )
 
+    @functools.cached_property
+    def system_forms(self) -> dict[tuple[str, ChatSettings], Callable[[str], Any]]:
+        """The form of a system turn for each chat template and settings (vlm/chat_rendering.py)."""
+        return {}
+
     @property
     def image_arguments(self) -> dict[str, Any]:
         """The arguments with which another engine's processor keeps `limits`; often none."""

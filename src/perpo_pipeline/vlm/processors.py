@@ -16,13 +16,16 @@ from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.vlm.families import Family, family_of_type
 from perpo_pipeline.vlm.image_limits import GRIDS, NO_LIMITS, ImageLimits
 from perpo_pipeline.vlm.load_errors import no_pil_version
+from perpo_pipeline.vlm.own_code import never_ask
 from perpo_pipeline.vlm.plain_text import is_read
 
+LEFT_OUT = "perpo_left_out"  # attribute of a tokenizer: see _left_out
 MOST_TILES = 36  # of LLaVA-OneVision: more than the others
 
 
 def files_only(*, own_code: bool) -> dict[str, Any]:
     """How transformers loads a model: from its folder, with its own code if that may run."""
+    never_ask()
     return {"local_files_only": True, "trust_remote_code": own_code}
 
 
@@ -150,16 +153,24 @@ def decode_completions(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str
     thought stay, also where the tokenizer calls them special: an answer could not be read without
     them.
     """
-    added = tokenizer.added_tokens_decoder
-    special = {int(i): token.content for i, token in added.items() if token.special}
-    left_out = {i for i, content in special.items() if not _is_kept(content)}
-    keeps = len(left_out) < len(special)
-    if keeps:
+    if not hasattr(tokenizer, LEFT_OUT):  # its added tokens are listed anew at each look
+        setattr(tokenizer, LEFT_OUT, _left_out(tokenizer))
+    left_out: frozenset[int] | None = getattr(tokenizer, LEFT_OUT)
+    keeps = left_out is not None
+    if left_out is not None:
         ids = [[token for token in one if int(token) not in left_out] for one in ids]
     texts: list[str] = tokenizer.batch_decode(
         ids, skip_special_tokens=not keeps, clean_up_tokenization_spaces=False
     )
     return texts
+
+
+def _left_out(tokenizer: Any) -> frozenset[int] | None:
+    """The special tokens that no text shows, if it shows some; None if it shows none of them."""
+    added = tokenizer.added_tokens_decoder
+    special = {int(i): token.content for i, token in added.items() if token.special}
+    found = frozenset(i for i, content in special.items() if not _is_kept(content))
+    return found if len(found) < len(special) else None
 
 
 def _is_kept(token: str) -> bool:

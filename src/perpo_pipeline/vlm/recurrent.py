@@ -312,6 +312,33 @@ def obstacle(layer: nn.Module) -> str | None:
     return None
 
 
+def state_bytes(model: Any, weight_bytes: int) -> int:
+    """Bytes of the states of all recurrent layers of a transformers VLM for one sequence.
+
+    Each layer is asked with a few tokens, which needs no weights. Convolutions keep their inputs in
+    the model's dtype (`weight_bytes`), and what else is kept is in fp32, as transformers computes
+    it. Layers without a cache that we know have none.
+    """
+    return sum(_state_bytes(layer, weight_bytes) for layer in recurrent_layers(model))
+
+
+def _state_bytes(layer: nn.Module, weight_bytes: int) -> int:
+    name, size = _cache_argument(type(layer)), _input_size(layer)
+    if isinstance(layer, RecurrentLayer):
+        name = layer.cache_argument
+    if name is None or size is None:
+        return 0
+    weight: Any = next(child.weight for child in layer.children() if _is_depthwise(child))
+    tokens, after = weight.new_zeros(1, PROBE_TOKENS, size), LayerStates()
+    with torch.no_grad():
+        layer(tokens, **{name: after, "attention_mask": None})
+    conv, other = (
+        sum(state.numel() for state in states.values())
+        for states in (after.conv_states, after.recurrent_states)
+    )
+    return conv * weight_bytes + 4 * other
+
+
 def _input_size(layer: nn.Module) -> int | None:
     """D of the hidden states; every such layer in transformers says it in one of these ways."""
     size = getattr(layer, "hidden_size", None)

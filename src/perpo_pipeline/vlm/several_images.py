@@ -37,13 +37,19 @@ def _why_one_image(vlm: "Vlm") -> str | None:
 
     from perpo_pipeline.vlm.prompts import count_prompt_tokens, encode_prompt
 
+    refused: tuple[type[Exception], ...] = (
+        *refusals(),
+        LookupError,
+        RuntimeError,
+        AttributeError,
+    )
     images = [Image.new("RGB", SIZE, colour) for colour in ("grey", "white")]
     try:
         encoded = encode_prompt(vlm, images, turns_of(QUESTION, images=len(images)))
         expected = count_prompt_tokens(vlm, encoded.text, *[SIZE] * len(images))
     except InputError as error:
         return error.what
-    except (*refusals(), LookupError, RuntimeError, AttributeError) as error:
+    except refused as error:
         return f"{type(error).__name__}: {first_line(error)}"
     if expected not in (None, encoded.num_tokens):
         return f"its processor makes {encoded.num_tokens} tokens of two, not {expected}"

@@ -187,6 +187,19 @@ def test_a_family_without_a_class_is_refused_by_name(
     assert "Qwen2.5-VL (qwen2_5_vl)" in said
 
 
+def test_a_model_that_names_code_of_its_own_is_refused(
+    calls: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """perpo loads it without its code; some classes of lmms-eval trust code without being told."""
+    save_tiny_family("qwen3_vl", tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    named = {"auto_map": {"AutoConfig": "own.Config"}}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | named))
+    assert evaluate("--evaluation", "base", "--tasks", "quiz", "--model", str(tmp_path / "m")) == 2
+    assert "Python code (own.Config), and lmms-eval may run it" in capsys.readouterr().err
+    assert not words_of(calls)
+
+
 @pytest.mark.parametrize(
     ("model_class", "limits", "given"),
     [

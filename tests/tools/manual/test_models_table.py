@@ -5,10 +5,19 @@ from pathlib import Path
 
 import pytest
 from transformers import CONFIG_MAPPING
+from with_vllm import hub_models as with_vllm
 
 from perpo_pipeline.vlm.families import FAMILIES
 from tools.manual import models_run
-from tools.manual.models_table import EXACT, OTHERS, PAGE, THINKING, models_page, read_record
+from tools.manual.models_table import (
+    EXACT,
+    OTHERS,
+    PAGE,
+    THINKING,
+    VLLM,
+    models_page,
+    read_record,
+)
 
 
 def tables(page: str) -> tuple[list[list[str]], list[list[str]]]:
@@ -35,6 +44,12 @@ def test_every_family_is_in_the_first_table_and_no_other_type_twice() -> None:
     assert all(len(row) == len(EXACT) for row in exact) and all(len(row) == 3 for row in others)
     assert all(float(row[3]) < 1e-4 and float(row[4]) < 1e-4 for row in exact)
     assert set(THINKING) <= set(FAMILIES)
+
+
+def test_what_is_said_of_vllm_is_what_its_tests_cover() -> None:
+    exactly = [name for name, found in VLLM.items() if found == "yes"]
+    assert sorted(exactly) == sorted((*with_vllm.FAMILIES, *with_vllm.FURTHER))
+    assert set(VLLM) <= set(FAMILIES)
 
 
 def test_the_others_are_names_of_transformers() -> None:

@@ -28,6 +28,7 @@ from perpo_pipeline.vlm.families import FAMILIES, family_of
 from perpo_pipeline.vlm.files import ResolvedModel
 from perpo_pipeline.vlm.image_limits import PIXELS, TILES
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model, model_notes
+from perpo_pipeline.vlm.own_code import named_code
 
 STAGE_VERSION = 1
 LOGS, OUTPUT = "logs", "lmms-eval.log"
@@ -78,6 +79,7 @@ def run_lmms_eval(run: Run, model: str, task: str, asked: Asked) -> Version:
     """
     resolved, found = find_model(run.config.model, run.scratch)
     model_class = _model_class(resolved)
+    _refuse_code(resolved)
     inputs: dict[str, Version] = {}
     if model != BASE:
         place = run.inputs.get("adapter") or run.place("adapter", model)
@@ -130,6 +132,18 @@ def _model_class(resolved: ResolvedModel) -> str:
             "(`perpo merge`) and give its logs to `perpo measure harness`",
         )
     return family.lmms_eval
+
+
+def _refuse_code(resolved: ResolvedModel) -> None:
+    """Raise ConfigError for a model that names code: lmms-eval trusts it in some classes (0.7.3:
+    qwen3_vl), whatever the run says."""
+    if named := named_code(resolved.path):
+        raise ConfigError(
+            f"the model's files name Python code ({', '.join(named)}), and lmms-eval may run it",
+            where=str(resolved.path),
+            fix="evaluate a copy of the model without `auto_map` in its files; or run a harness "
+            "yourself and give its logs to `perpo measure harness`",
+        )
 
 
 def _model_folder(

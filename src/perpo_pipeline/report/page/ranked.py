@@ -17,6 +17,7 @@ from perpo_pipeline.report.page.texts import EXCERPT, marked
 from perpo_pipeline.report.pictures import embedded, shortened_text
 from perpo_pipeline.report.ranked import RankedAnswer, RankedList, compares_answers
 from perpo_pipeline.vlm.inputs import prompt_image
+from perpo_pipeline.vlm.thumbnails import thumbnails
 
 Json = dict[str, Any]
 
@@ -57,6 +58,7 @@ def _list(at: int, one: RankedList, *, any_space: bool) -> Json:
         "repeated": len(one.answers) < one.size,
         "margin": f"{one.margin:.2f}",
         "source": embedded(prompt_image(prompt)),
+        "more": thumbnails(prompt),
         "width": size[0],
         "height": size[1],
         "overlay": Markup(overlay(drawn, *size, labels=False)),

@@ -1,0 +1,73 @@
+"""`perpo browse --out`: the first lists of a run as one HTML file, to send away."""
+
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from perpo_pipeline.browse.detail import Details
+from perpo_pipeline.browse.images import read_image
+from perpo_pipeline.browse.pages import environment, style_sheet
+from perpo_pipeline.browse.state import State
+from perpo_pipeline.browse.versions import Artifacts
+from perpo_pipeline.browse.views import View
+from perpo_pipeline.browse.visible import visible
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.report.pictures import embedded
+from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.store.atomic import write_atomically
+
+SUFFIXES = (".html", ".htm")
+
+
+def check_file(file: Path) -> None:
+    """Raise ConfigError if the page cannot be written to `file`."""
+    if file.is_dir() or file.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"--out {file}: this is not a file that ends in .html",
+            fix="name the file to write, for example --out lists.html",
+        )
+    if not file.parent.is_dir():
+        raise ConfigError(
+            f"--out {file}: the folder {file.parent} does not exist", fix="make it, or name another"
+        )
+
+
+def write_file(file: Path, artifacts: Artifacts, view: View, state: State, most: int) -> int:
+    """Write the first `most` prompts of a state, in its order; returns how many there are.
+
+    The file holds the images, smaller if they are large, and no script. It names no path of this
+    machine. Raises `PerpoError` if an image cannot be read.
+    """
+    details = Details(artifacts, _embedded)
+    places = view.order(state)[:most]
+    shown = [_shown(details, view, int(place)) for place in places]
+    page = (
+        environment()
+        .get_template("lists_file.html")
+        .render(
+            run=artifacts.config.run,
+            view=view,
+            every=view.rows.height,
+            total=len(view.order(state)),
+            notes=[note.partition("; run: ")[0] for note in artifacts.notes],
+            shown=shown,
+            large=None,
+            style=Markup(style_sheet(details)),  # no text of the run is in it
+        )
+    )
+    write_atomically(file, lambda sink: sink.write(visible(page).encode()))
+    return len(shown)
+
+
+def _shown(details: Details, view: View, place: int) -> Any:
+    row = view.rows.row(place, named=True)
+    if view.test_set is None:
+        return details.of_list(row)
+    return details.of_predictions(view.test_set, row)
+
+
+def _embedded(prompts: Version, row: Any, which: int) -> str:
+    image = read_image(prompts, row["prompt_at"], which)
+    assert image is not None
+    return embedded(image)
