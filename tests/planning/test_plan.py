@@ -4,15 +4,20 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from perpo_pipeline.cli import main
+from perpo_pipeline.config.file import load_config
 from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning import plan as planning
 from perpo_pipeline.planning.calibration import Calibration
+from perpo_pipeline.planning.notes import notes_of
 from perpo_pipeline.planning.rates import Rate
 from perpo_pipeline.planning.tokens import Answers
+from perpo_pipeline.run import Run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = """
@@ -212,3 +217,12 @@ def test_without_prompts_the_tokens_are_not_said_to_lack_a_processor(
     code, out, _ = perpo("plan")
     assert code == 0 and "unknown until there are prompts to count them in" in out
     assert "train  " in out and "no such file" in out
+
+
+@pytest.mark.parametrize(("name", "has_rounds"), [("demo-rounds", True), ("demo", False)])
+def test_a_file_with_rounds_is_told_what_plans_them(name: str, has_rounds: bool) -> None:
+    elsewhere: Any = SimpleNamespace(here=False, count=1)
+    model: Any = SimpleNamespace(id="testbed", vlm=None, shape=None, family=None)
+    lists: Any = SimpleNamespace(high=None, known=False)
+    found = notes_of(Run(load_config(CONFIGS / f"{name}.yaml")), elsewhere, model, lists, None)
+    assert any("perpo iterate" in note and "--dry-run" in note for note in found) == has_rounds

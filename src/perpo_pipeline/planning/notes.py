@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 
+from perpo_pipeline.advice import command
 from perpo_pipeline.config.steps import lists_for
 from perpo_pipeline.machine import cores
 from perpo_pipeline.planning.amounts import Lists, Row
@@ -23,6 +24,11 @@ def notes_of(
     notes = _busy() if hardware.here else []
     notes += _too_long(run, model, tokens)
     notes += _not_sharded(run, model)
+    if "rounds" in run.config.model_fields_set:
+        notes.append(
+            "this is the plan of one run of all stages, without the rounds of the file; theirs: "
+            f"{command('iterate', '--dry-run')}"
+        )
     if hardware.count > 1:
         notes.append(
             f"all {hardware.count} devices work: set sample.num_gpus and eval.num_gpus to "

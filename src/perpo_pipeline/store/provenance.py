@@ -49,17 +49,19 @@ def git_commit() -> str | None:
     """
     here = Path(__file__).parent
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        commit = _git("describe", "--always", "--abbrev=12", "--exclude=*", cwd=here)
+        # `describe --dirty` locks the index; killed on a busy machine it would leave it locked.
+        changed = _git("status", "--porcelain", "--untracked-files=no", cwd=here)
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip() or None
+    return f"{commit}-dirty" if commit and changed else commit or None
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    """What git prints, without taking a lock."""
+    command = ["git", "--no-optional-locks", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
 
 
 def machine_kind() -> dict[str, Any]:
