@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from synthetic_run import BOTH, SIZE, prepare_synthetic, sample_synthetic, synthetic_config
 
 from perpo_pipeline.config.messages import MessagesSource
-from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.errors import InputError
 from perpo_pipeline.export.export_run import Request as Wanted
 from perpo_pipeline.export.export_run import export
 from perpo_pipeline.filter.filter_lists import filter_lists
@@ -300,8 +300,9 @@ def test_files_that_hold_no_rows_are_one_clear_error(folder: Path) -> None:
     assert "not JSON: Expecting value: line 2" in faults_of(path, task="vqa")
     path.write_text("[]")
     assert "the dataset is empty" in faults_of(path, task="vqa")
-    with pytest.raises(ConfigError, match="the folder has no Parquet file"):
-        read(folder, task="vqa")
+    assert "the folder holds neither Parquet files nor" in faults_of(folder, task="vqa")
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert "the folder holds 2 splits" in faults_of(folder, task="vqa")
 
 
 def test_all_faults_of_a_file_are_reported_at_once_each_with_its_line(folder: Path) -> None:

@@ -280,7 +280,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such folder"):
         read("datasets", tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="no such file: the folder has no Parquet file"):
         read("datasets", tmp_path / "empty")
 
 

@@ -72,7 +72,7 @@ def _open(
     source: MessagesSource, faults: Faults
 ) -> tuple[Iterator[Record], Mapping[str, Path], bool]:
     """The rows of a source, its files by their names, and whether images may be inside them."""
-    if source.path.is_dir() and not source.files():
+    if source.path.is_dir() and not source.is_saved and not source.files():
         raise InputError(
             "the folder holds neither Parquet files nor what `datasets` saved",
             where=str(source.path),
