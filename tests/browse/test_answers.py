@@ -124,6 +124,10 @@ def test_earlier_lists_are_shown_with_their_own_prompts(tmp_path: Path) -> None:
         found = read_samples(sampled_of(browsed), row)
         assert [answer.text for answer in found] == one["completions"]
         assert row["prompt"] and row["margin"] == one["margin"]
+        numbers = [row["best"], row["worst"]]
+        assert numbers == pytest.approx([max(one["rewards"]), min(one["rewards"])])
+        total = sum(a * b for a, b in zip(one["rewards"], one["counts"], strict=True))
+        assert row["mean"] == pytest.approx(total / sum(one["counts"])) and row["rewards"]
     assert browsed.views["samples"].rows.height == 6
 
 

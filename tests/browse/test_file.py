@@ -1,6 +1,7 @@
 """`perpo browse --out`: one file with the first lists, which needs nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browsed_run import Browsed
@@ -8,7 +9,7 @@ from html_page import Page
 
 from perpo_pipeline.browse.file import check_file, write_file
 from perpo_pipeline.browse.state import State
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, InputError
 
 
 def test_the_file_holds_the_first_lists_of_a_state_and_needs_nothing_else(
@@ -37,6 +38,31 @@ def test_predictions_can_be_sent_too(texts: Browsed, tmp_path: Path) -> None:
     state = State(view.name, sort="-change")
     assert write_file(file, texts.artifacts, view, state, 100) == view.rows.height
     assert {"Base", "PerPO"} <= set(Page(file.read_text()).text)
+
+
+def test_an_address_with_a_page_begins_there_and_one_with_a_prompt_is_that_prompt(
+    boxes: Browsed, tmp_path: Path
+) -> None:
+    view, file = boxes.views["samples"], tmp_path / "some.html"
+    ids = view.rows["prompt_id"].to_list()
+
+    def written(**state: Any) -> list[str]:
+        write_file(file, boxes.artifacts, view, State("samples", **state), 2)
+        return [a["id"] or "" for t, a in Page(file.read_text()).tags if t == "article"]
+
+    assert written(page=2) == ids[50:52]
+    assert written(prompt=ids[7], sort="-mean") == [ids[7]]
+    with pytest.raises(InputError, match="there is no prompt 0123 in the view samples"):
+        written(prompt="0123")
+
+
+def test_a_file_of_another_program_is_not_replaced(boxes: Browsed, tmp_path: Path) -> None:
+    file = tmp_path / "notes.html"
+    file.write_text("<p>my notes</p>")
+    with pytest.raises(ConfigError, match="was not written by perpo browse, and would be lost"):
+        check_file(file)
+    assert write_file(file, boxes.artifacts, boxes.views["lists"], State("lists", q="none"), 2) == 0
+    check_file(file)  # its own page, with no prompt on it, is replaced
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,37 @@ def test_the_pointer_on_an_answer_shows_its_box_alone(open_page: Any) -> None:
     assert picture == pytest.approx(marks, abs=1) and picture[0] > 300
 
 
+def test_a_keyboard_keeps_its_place_and_shows_a_box_alone(open_page: Any, boxes: Browsed) -> None:
+    page = open_page("/samples")
+    has_focus = "document.activeElement.%s"
+    page.locator("tbody tr:nth-child(3) th a").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#detail :text('3 of 60')")
+    question = page.locator("#question").inner_text()
+    assert page.evaluate(has_focus % "innerText") == question
+    page.get_by_role("link", name="mean").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("th[aria-sort=descending]")
+    assert "mean" in page.evaluate(has_focus % "innerText")
+    page.keyboard.press("/")
+    page.keyboard.type(">7<")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".count:has-text('1 of 60')")
+    assert page.evaluate(has_focus % "className") == "table"
+    page.locator("a.skip").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**#detail")
+    page.wait_for_timeout(300)
+    assert page.evaluate(has_focus % "id") == "detail"
+    row = page.locator(".ranked tr[tabindex]").first
+    for _ in range(8):  # the links, and what is folded
+        page.keyboard.press("Tab")
+        if row.evaluate("one => one === document.activeElement"):
+            break
+    alone = page.locator(f".one[data-rank='{row.get_attribute('data-rank')}']")
+    assert alone.evaluate("one => getComputedStyle(one).visibility") == "visible"
+
+
 def test_without_scripts_links_and_forms_are_pages(open_page: Any, boxes: Browsed) -> None:
     page = open_page("/samples", java_script_enabled=False)
     page.locator("a[rel=next]").click()

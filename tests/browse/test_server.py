@@ -17,9 +17,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 from synthetic_run import evaluate_synthetic, prepare_synthetic, synthetic_config
 
-from perpo_pipeline.browse import images
+from perpo_pipeline.browse import images, pages
 from perpo_pipeline.browse.detail import _more
 from perpo_pipeline.browse.images import FACTS, MORE, read_image
+from perpo_pipeline.browse.pages import _dots
 from perpo_pipeline.browse.server import (
     HEADERS,
     LOOPBACK,
@@ -159,6 +160,7 @@ def test_a_host_that_is_not_this_machine_is_refused(
 
 def test_a_server_for_the_network_knows_the_names_of_this_machine() -> None:
     assert allowed_hosts("127.0.0.1") == allowed_hosts("::1") == list(LOOPBACK)
+    assert allowed_hosts("127.0.0.2") == [*LOOPBACK, "127.0.0.2"]
     assert socket.gethostname().lower() in allowed_hosts("0.0.0.0")
     assert "evil.example" not in allowed_hosts("0.0.0.0")
     assert "[2001:db8::1]" in allowed_hosts("2001:db8::1")
@@ -177,6 +179,8 @@ def test_a_server_for_the_network_knows_the_names_of_this_machine() -> None:
         "/image/%2fetc/{id}/0",
         "/image/{prompts}/{id}/1",
         "/image/{prompts}/{id}/-1",
+        "/image/{prompts}/{id}/٣",
+        pytest.param("/image/{prompts}/{id}/" + 5000 * "9", id="a number of 5000 digits"),
         "/image/{prompts}/0000000000000000/0",
         "/image/0000000000000000/{id}/0",
         "/browse.py",
@@ -256,6 +260,7 @@ def test_predictions_on_other_prompts_are_left_out_and_named(tmp_path: Path) -> 
     [
         ("/lists?sort=marging", "did you mean 'margin'?"),
         ("/predictions/test?b=nobody", "names the model nobody"),
+        ("/lists?sort=-", "sorts by -, which this view has not"),
         ("/lists?page=x", "page=x in the address is not a number"),
     ],
 )
@@ -333,5 +338,35 @@ def test_a_busy_port_says_how_to_choose_another() -> None:
             listen("127.0.0.1", port)
     assert f"port {port} of 127.0.0.1 is in use" in str(error.value)
     assert "perpo browse --port 0" in str(error.value)
-    with pytest.raises(ConfigError, match="nothing can listen there"):
-        listen("203.0.113.7", 0)
+    for nowhere in ("203.0.113.7", "..", "a..b"):
+        with pytest.raises(ConfigError, match="nothing can listen there"):
+            listen(nowhere, 0)
+
+
+@pytest.mark.parametrize("host", ["", "0", "::0"])
+def test_the_network_is_served_only_where_its_address_says_so(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"every address, which is written 0\.0\.0\.0 or ::"):
+        listen(host, 0)
+
+
+def test_a_list_of_nearly_equal_rewards_has_colours() -> None:
+    dots = _dots([0.1234, 0.1236, 0.1241])
+    assert [place for place, _ in dots] == ["12.3", "12.4"]
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for _, colour in dots)
+
+
+def test_answers_beyond_those_that_can_stand_alone_do_not_fade_the_others(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, boxes: Browsed
+) -> None:
+    monkeypatch.setattr(pages, "MOST_RANKS", 2)
+    with client_of(boxes) as few:
+        found = shown(few, "/samples?sort=-margin")
+    rows = [attrs for attrs, _ in found.rows if "data-rank" in attrs]
+    assert [attrs["data-rank"] for attrs in rows] == ["1", "2"]
+    assert rows[0]["tabindex"] == "0"  # so that a keyboard shows its box alone
+
+
+def test_a_prompt_that_is_not_there_has_a_way_back(client: TestClient) -> None:
+    page = shown(client, "/lists?sort=-mean&prompt=0123")
+    (back,) = [a["href"] for t, a in page.tags if t == "a" and a.get("class") == "back"]
+    assert back == "/lists?sort=-mean"

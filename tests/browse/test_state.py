@@ -11,7 +11,7 @@ from perpo_pipeline.errors import InputError
 
 COLUMNS = ("margin", "best", "reward.base")
 WORDS = st.text(min_size=1).map(str.strip).filter(bool)
-BOUND = st.none() | st.integers(-1000, 1000).map(lambda n: n / 8)
+BOUND = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 LIMITS = st.tuples(BOUND, BOUND).filter(lambda pair: pair != (None, None))
 
 
@@ -26,7 +26,7 @@ def read(url: str) -> State:
         State,
         st.just("lists"),
         q=WORDS | st.just(""),
-        dataset=WORDS | st.just(""),
+        dataset=st.text().filter(lambda text: text == "" or text.strip() != ""),
         reason=WORDS | st.just(""),
         prompt=WORDS | st.just(""),
         sort=st.sampled_from(["", "margin", "-reward.base"]),
@@ -61,6 +61,7 @@ def test_a_column_is_sorted_from_the_largest_then_from_the_smallest_then_not() -
     ("query", "message"),
     [
         ("sort=marging", "sorts by marging, which this view has not; did you mean 'margin'?"),
+        ("sort=-", "sorts by -, which this view has not"),
         ("min_margin=wide", "min_margin=wide in the address is not a number"),
         ("max_best=nan", "max_best=nan in the address is not a number"),
         ("page=0", "page=0 in the address is not a whole number from 1 on"),

@@ -18,6 +18,7 @@ from perpo_pipeline.browse.visible import as_typed, visible
         ("\u2066x\u2069\u200e\u200f\u061c", "‹U+2066›x‹U+2069›‹U+200E›‹U+200F›‹U+061C›"),
         ("a\u200bb\ufeff\u00ad", "a‹U+200B›b‹U+FEFF›‹U+00AD›"),
         ("\U000e0041", "‹U+E0041›"),
+        ("\udcff\ufff9", "‹U+DCFF›‹U+FFF9›"),
         ("\x85\u2028", "‹U+0085›‹U+2028›"),
         ("a\tb\nc é 漢 👩‍🚀 नि‍", "a\tb\nc é 漢 👩‍🚀 नि‍"),  # joiners belong to letters and emoji
     ],

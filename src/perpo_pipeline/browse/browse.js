@@ -3,7 +3,23 @@
 "use strict";
 
 const PARTS = ["filters", "rows", "detail"];
+const STOPS = "a[href], button, input, select, summary, [tabindex]";
 let loading = null;
+let at = location.pathname + location.search;
+
+// What finds the element with the focus again after its part of the page was exchanged: the table
+// after a search, else the same field, the link to the same neighbour, or what has its place.
+function focused() {
+  const one = document.activeElement;
+  const part = one.closest("#filters, #rows, #detail, .top");
+  if (!part) return null;
+  const inside = (query) => document.querySelector(part.id ? "#" + part.id : ".top").querySelectorAll(query);
+  if (one.matches("input")) return () => document.querySelector(".table");
+  if (one.name) return () => inside(`[name="${CSS.escape(one.name)}"]`)[0];
+  if (one.rel) return () => inside(`a[rel="${one.rel}"]`)[0];
+  const place = [...inside(STOPS)].indexOf(one);
+  return () => inside(STOPS)[place];
+}
 
 async function show(url, push) {
   if (loading) loading.abort();
@@ -23,7 +39,9 @@ async function show(url, push) {
   const table = document.querySelector(".table");
   const old = document.getElementById("rows").dataset.order;
   const place = table ? table.scrollTop : 0;
+  const again = focused();
   if (push) history.pushState(null, "", address);
+  at = location.pathname + location.search;
   for (const id of PARTS) document.getElementById(id).replaceWith(document.adoptNode(page.getElementById(id)));
   document.querySelector(".top").replaceWith(document.adoptNode(page.querySelector(".top")));
   document.querySelector("main").className = page.querySelector("main").className;
@@ -33,6 +51,13 @@ async function show(url, push) {
   const now = document.querySelector("tr.now");
   if (now) now.scrollIntoView({ block: "nearest" });
   document.getElementById("detail").scrollTop = 0;
+  if (again) {
+    const several = [again(), document.getElementById("detail"), fresh]; // a phone hides some
+    for (const one of several) {
+      if (one) one.focus({ preventScroll: true });
+      if (one && document.activeElement === one) break;
+    }
+  }
   if (matchMedia("(max-width: 900px)").matches) scrollTo(0, 0);
 }
 
@@ -59,7 +84,9 @@ document.addEventListener("change", (event) => {
   if (event.target.matches("#filters select")) event.target.form.requestSubmit();
 });
 
-addEventListener("popstate", () => show(location.href, false));
+addEventListener("popstate", () => {
+  if (location.pathname + location.search !== at) show(location.href, false); // not for "#detail"
+});
 
 document.addEventListener("keydown", (event) => {
   const field = event.target.matches("input, select, textarea");

@@ -152,6 +152,7 @@ class Details:
     def _sample(self, rank: int, one: Sample, colour: str, prompt: Row) -> Json:
         return {
             "rank": rank,
+            "has_box": one.box is not None,
             "reward": one.reward,
             "colour": colour,
             "count": one.count,
@@ -174,6 +175,7 @@ class Details:
             "model": one.model,
             "label": label,
             "number": number,
+            "has_box": one.box is not None,
             "style": style if one.box is not None and one.saw_image else None,
             "reward": one.reward,
             "colour": reward_colour(min(max(one.reward, 0.0), 1.0)),

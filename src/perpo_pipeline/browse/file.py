@@ -1,5 +1,6 @@
 """`perpo browse --out`: the first lists of a run as one HTML file, to send away."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from perpo_pipeline.browse.images import read_image
 from perpo_pipeline.browse.pages import environment, style_sheet
 from perpo_pipeline.browse.state import State
 from perpo_pipeline.browse.versions import Artifacts
-from perpo_pipeline.browse.views import View
+from perpo_pipeline.browse.views import ROWS_PER_PAGE, View
 from perpo_pipeline.browse.visible import visible
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.report.pictures import embedded
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
 
 SUFFIXES = (".html", ".htm")
+GENERATOR = '<meta name="generator" content="perpo browse">'
+HEAD_BYTES = 4096
+"""Where GENERATOR is: a file without it is somebody's own, and is not replaced."""
 
 
 def check_file(file: Path) -> None:
@@ -31,21 +35,36 @@ def check_file(file: Path) -> None:
         raise ConfigError(
             f"--out {file}: the folder {file.parent} does not exist", fix="make it, or name another"
         )
+    if file.exists() and not _is_own(file):
+        raise ConfigError(
+            f"--out {file}: this file was not written by perpo browse, and would be lost",
+            fix="name another file, or remove this one",
+        )
+
+
+def _is_own(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return GENERATOR.encode() in stream.read(HEAD_BYTES)
+    except OSError:
+        return False
 
 
 def write_file(file: Path, artifacts: Artifacts, view: View, state: State, most: int) -> int:
     """Write the first `most` prompts of a state, in its order; returns how many there are.
 
-    The file holds the images, smaller if they are large, and no script. It names no path of this
-    machine. Raises `PerpoError` if an image cannot be read.
+    They begin with the state's page; of a state with a prompt, it is that prompt alone. The file
+    holds the images, smaller if they are large, and no script. It names no path of this machine.
+    Raises `PerpoError` if an image cannot be read, and `InputError` if there is no such prompt.
     """
     details = Details(artifacts, _embedded)
-    places = view.order(state)[:most]
-    shown = [_shown(details, view, int(place)) for place in places]
+    places = _places(view, state)[:most]
+    shown = [_shown(details, view, place) for place in places]
     page = (
         environment()
         .get_template("lists_file.html")
         .render(
+            generator=Markup(GENERATOR),
             run=artifacts.config.run,
             view=view,
             every=view.rows.height,
@@ -58,6 +77,16 @@ def write_file(file: Path, artifacts: Artifacts, view: View, state: State, most:
     )
     write_atomically(file, lambda sink: sink.write(visible(page).encode()))
     return len(shown)
+
+
+def _places(view: View, state: State) -> Sequence[int]:
+    if not state.prompt:
+        first = ((state.page or 1) - 1) * ROWS_PER_PAGE
+        return [int(place) for place in view.order(state)[first:]]
+    at = view.place_of(state.prompt)
+    if at is None:
+        raise InputError(f"there is no prompt {state.prompt} in the view {view.name}")
+    return [at]
 
 
 def _shown(details: Details, view: View, place: int) -> Any:

@@ -44,7 +44,8 @@ def read_image(prompts: Version, at: int, which: int = 0) -> Image.Image | None:
     if which > len(row[MORE] or ()):
         return None
     other, facts = row[MORE][which - 1], row[FACTS][which - 1]
-    return prompt_image({**row, "image": other, "image_sha256": facts["sha256"]})
+    alone = {MORE: None, FACTS: None}  # an error names its file, not its place among the images
+    return prompt_image({**row, **alone, "image": other, "image_sha256": facts["sha256"]})
 
 
 def encode(image: Image.Image, longest_side_px: int) -> Encoded:

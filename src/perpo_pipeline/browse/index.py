@@ -27,7 +27,8 @@ def sampled_index(sampled: Sampled) -> pl.DataFrame:
     Columns: those of PROMPT_COLUMNS, `prompts` (a fingerprint) and `prompt_at`; `samples_at`, `n`;
     with scores `rewards` (a list), `best`, `mean`, `worst`, `margin` (of all samples, or of the
     list as it was filtered) and `parsed` (a share); with lists `reason` (null if it was kept) and
-    `list_at` (null if it was not). What an earlier list has not is null.
+    `list_at` (null if it was not). Of an earlier list the rewards are those in the list; `n` and
+    `samples_at` are null.
     """
     rows = _samples(sampled)
     if sampled.scores is not None:
@@ -108,6 +109,8 @@ def _with_lists(rows: pl.DataFrame, preferences: Version) -> pl.DataFrame:
     earlier = lists.slice(new.height).with_columns(
         order=pl.int_range(rows.height, rows.height + lists.height - new.height, dtype=pl.UInt32)
     )
+    if earlier.height:
+        earlier = earlier.join(_measured(preferences), "prompt_id", "left")
     dropped = pl.DataFrame(preferences.table("dropped"))
     dropped = dropped.filter(pl.col("sample_id").is_null()).select(
         "prompt_id", "reason", dropped_margin="margin"
@@ -116,6 +119,21 @@ def _with_lists(rows: pl.DataFrame, preferences: Version) -> pl.DataFrame:
     found = pl.concat([joined, earlier], how="diagonal")
     margin = pl.coalesce("list_margin", "dropped_margin", "margin")
     return found.with_columns(margin=margin).drop("list_margin", "dropped_margin")
+
+
+def _measured(preferences: Version) -> pl.DataFrame:
+    """What earlier lists know of their rewards, which are in no scores of this run."""
+    columns = ["prompt_id", "rewards", "parse_ok", "counts"]
+    lists = pl.DataFrame(preferences.table(columns=columns)).slice(num_new_lists(preferences))
+    reward, count = pl.col("rewards"), pl.col("counts")
+    each = lists.explode("rewards", "parse_ok", "counts").group_by("prompt_id")
+    return each.agg(
+        reward,
+        best=reward.max(),
+        mean=(reward * count).sum() / count.sum(),
+        worst=reward.min(),
+        parsed=(pl.col("parse_ok") * count).sum() / count.sum(),
+    )
 
 
 def predicted_index(test_set: TestSet) -> pl.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 from perpo_pipeline.answers.formats import shown_question
 from perpo_pipeline.browse.detail import Details
 from perpo_pipeline.browse.index import REWARD
-from perpo_pipeline.browse.state import State
+from perpo_pipeline.browse.state import State, as_number
 from perpo_pipeline.browse.versions import Artifacts
 from perpo_pipeline.browse.views import CHANGE, DISAGREE, ROWS_PER_PAGE, Column, View
 from perpo_pipeline.browse.visible import as_typed, visible
@@ -25,7 +25,8 @@ SCALE = [reward_colour(step / 10) for step in range(11)]
 MOST_MODELS = 5
 """Columns of rewards in the table; further models are beside the prompt."""
 MOST_RANKS = 64
-"""Answers whose box is shown alone while the pointer is on their row."""
+"""Answers whose box is shown alone while the pointer, or the keyboard, is on their row."""
+POINTED = ":is(:hover, :focus-visible)"
 BOUNDED = ("margin", "best", "mean")
 HEADS = ("margin", "mean")
 """Columns of lists that the form bounds, and that the table has beside the sorted one."""
@@ -95,7 +96,7 @@ class Pages:
         return {"name": view.name, "title": view.title, "number": view.number, "url": url}
 
     def _field(self, column: Column, state: State) -> Json:
-        low, high = ("" if one is None else f"{one:g}" for one in state.limit(column.name))
+        low, high = ("" if one is None else as_number(one) for one in state.limit(column.name))
         return {"name": column.name, "label": column.label, "low": low, "high": high}
 
     def _head(self, view: View, column: Column, state: State) -> Json:
@@ -193,6 +194,7 @@ def environment() -> jinja2.Environment:
     found.filters["as_typed"] = as_typed
     found.filters["words"] = lambda reason: reason.replace("_", " ")
     found.globals["scale"] = SCALE
+    found.globals["most_ranks"] = MOST_RANKS
     found.globals["truth_colour"] = TRUTH.colour
     return found
 
@@ -208,10 +210,10 @@ def style_sheet(details: Details) -> str:
         parts.append(f".m{number} {{ background: {themed(style.colour)}; }}")
     ranks = range(1, MOST_RANKS + 1)
     alone = ",\n".join(
-        f'.parts:has(tr[data-rank="{n}"]:hover) .one[data-rank="{n}"]' for n in ranks
+        f'.parts:has(tr[data-rank="{n}"]{POINTED}) .one[data-rank="{n}"]' for n in ranks
     )
     parts.append(f"{alone} {{ visibility: visible; }}")
-    parts.append(".parts:has(tr[data-rank]:hover) .all { opacity: 0.18; }")
+    parts.append(f".parts:has(tr[data-rank]{POINTED}) .all {{ opacity: 0.18; }}")
     return with_colours("\n".join(parts))
 
 
@@ -270,10 +272,11 @@ def _dots(rewards: Sequence[float] | None) -> list[tuple[str, str]]:
     if not rewards:
         return []
     low, high = min(rewards), max(rewards)
+    places = {round(one, 3): one for one in rewards}  # the colour is that of a reward itself
     return [
         (
-            f"{100 * min(max(value, 0.0), 1.0):.1f}",
+            f"{100 * min(max(place, 0.0), 1.0):.1f}",
             reward_colour((value - low) / (high - low) if high > low else 1.0),
         )
-        for value in sorted({round(one, 3) for one in rewards})
+        for place, value in sorted(places.items())
     ]

@@ -20,6 +20,7 @@ from perpo_pipeline.browse.pages import Pages
 from perpo_pipeline.browse.state import read_state
 from perpo_pipeline.browse.versions import Artifacts
 from perpo_pipeline.browse.views import View
+from perpo_pipeline.browse.visible import visible
 from perpo_pipeline.errors import ConfigError, InputError, PerpoError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8765
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+EVERYWHERE = ("0.0.0.0", "::")
 IMAGES_AT_ONCE = 2
 """So that decoding images does not keep a page waiting."""
 HEADERS = {
@@ -99,18 +101,22 @@ class Site:
                 self._encoded,
                 keys["prompts"],
                 keys["prompt_id"],
-                keys["which"],
+                _which(keys["which"]),
                 size,
                 limiter=self.limiter,
             )
         except PerpoError as error:
-            return PlainTextResponse(str(error), 404)
+            return PlainTextResponse(visible(str(error)), 404)
         if found is None:
             return PlainTextResponse("there is no such image", 404)
         kept = {"Cache-Control": "private, max-age=86400, immutable"}
         return Response(found.data, media_type=found.media_type, headers=kept)
 
-    def _encoded(self, prompts: str, prompt_id: str, which: int, size: int) -> Encoded | None:
+    def _encoded(
+        self, prompts: str, prompt_id: str, which: int | None, size: int
+    ) -> Encoded | None:
+        if which is None:
+            return None
         version = self.prompts.get(prompts)
         views = (view for view in self.views.values() if prompts in view.prompts)
         rows = (view.rows.filter(prompts=prompts, prompt_id=prompt_id) for view in views)
@@ -130,6 +136,11 @@ class Site:
         return self.html(self.pages.fault(*parts), status)
 
 
+def _which(text: str) -> int | None:
+    """The number of an image in an address; None for what is no number of an image."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
+
+
 def make_app(artifacts: Artifacts, views: dict[str, View], host: str = DEFAULT_HOST) -> "Starlette":
     """The application; it answers requests whose Host names this machine as `host` says."""
     from starlette.applications import Starlette
@@ -146,7 +157,7 @@ def make_app(artifacts: Artifacts, views: dict[str, View], host: str = DEFAULT_H
         routes=[
             Route("/", site.home, methods=["GET"]),
             *(Route(path, site.file, methods=["GET"]) for path in site.files),
-            Route("/image/{prompts}/{prompt_id}/{which:int}", site.image, methods=["GET"]),
+            Route("/image/{prompts}/{prompt_id}/{which}", site.image, methods=["GET"]),
             Route("/{view:path}", site.view, methods=["GET"]),
         ],
         middleware=[
@@ -184,12 +195,13 @@ def allowed_hosts(host: str) -> list[str]:
     A page elsewhere can make its own name point to this machine (DNS rebinding); it cannot change
     the Host that the browser sends.
     """
+    found = [*LOOPBACK, _bracketed(host)]
     if is_loopback(host):
-        return list(LOOPBACK)
+        return list(dict.fromkeys(found))
     import psutil
 
-    found = [*LOOPBACK, _bracketed(host), socket.gethostname(), socket.getfqdn()]
-    if host in ("0.0.0.0", "::"):
+    found += [socket.gethostname(), socket.getfqdn()]
+    if host in EVERYWHERE:
         addresses = [one.address for every in psutil.net_if_addrs().values() for one in every]
         with_scope = (address.partition("%")[0] for address in addresses)
         found += [_bracketed(one) for one in with_scope if _is_address(one)]
@@ -218,8 +230,11 @@ def listen(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        is_everywhere = ip_address(sock.getsockname()[0].partition("%")[0]).is_unspecified
+        if is_everywhere and host not in EVERYWHERE:  # "", 0 and 0x0 are, too
+            raise ValueError("it means every address, which is written 0.0.0.0 or ::")
         sock.listen(128)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # UnicodeError: no name of a machine
         sock.close()
         raise _cannot_listen(host, port, error) from error
     return sock

@@ -10,6 +10,8 @@ from perpo_pipeline.errors import InputError
 from perpo_pipeline.suggestions import did_you_mean
 
 TEXTS = ("q", "dataset", "task", "reason", "a", "b", "sort", "prompt")
+EXACT = ("dataset", "task", "reason")
+"""Compared with values of the artifacts, which may begin or end with a space."""
 LEAST, MOST = "min_", "max_"
 
 
@@ -65,8 +67,8 @@ class State:
         state = replace(self, **changes)
         pairs = [(name, getattr(state, name)) for name in TEXTS if getattr(state, name)]
         for name, low, high in state.limits:
-            pairs += [(LEAST + name, f"{low:g}")] if low is not None else []
-            pairs += [(MOST + name, f"{high:g}")] if high is not None else []
+            pairs += [(LEAST + name, as_number(low))] if low is not None else []
+            pairs += [(MOST + name, as_number(high))] if high is not None else []
         pairs += [("page", str(state.page))] if state.page not in (None, 1) else []
         return f"/{state.view}" + (f"?{urlencode(pairs)}" if pairs else "")
 
@@ -82,7 +84,8 @@ def read_state(view: str, query: Mapping[str, str], columns: Iterable[str]) -> S
     `columns` are those that can be sorted and bounded. A parameter without a value counts as
     absent, since forms send all of theirs.
     """
-    given = {name: value.strip() for name, value in query.items() if value.strip()}
+    kept = {name: value for name, value in query.items() if value.strip()}
+    given = {name: v if name in EXACT else v.strip() for name, v in kept.items()}
     known = list(columns)
     named = {LEAST + c for c in known} | {MOST + c for c in known}
     if unknown := sorted(given.keys() - {*TEXTS, "page"} - named):
@@ -91,7 +94,7 @@ def read_state(view: str, query: Mapping[str, str], columns: Iterable[str]) -> S
             + did_you_mean(unknown[0], [*TEXTS, "page", *sorted(named)])
         )
     sort = given.get("sort", "")
-    if sort.removeprefix("-") not in ("", *known):
+    if sort and sort.removeprefix("-") not in known:
         raise InputError(
             f"the address sorts by {sort}, which this view has not"
             + did_you_mean(sort.removeprefix("-"), known),
@@ -104,6 +107,11 @@ def read_state(view: str, query: Mapping[str, str], columns: Iterable[str]) -> S
         raise InputError(f"page={given['page']} in the address is not a whole number from 1 on")
     texts = {name: given[name] for name in TEXTS if name in given}
     return State(view, **texts, page=None if page is None else int(page), limits=limits)
+
+
+def as_number(bound: float) -> str:
+    """A bound as an address and the form have it: read again it is the same number."""
+    return repr(bound).removesuffix(".0")
 
 
 def _number(given: Mapping[str, str], name: str) -> float | None:

@@ -16,7 +16,9 @@ _RANGES = (
     (0x200E, 0x200F),
     (0x2028, 0x202E),
     (0x2060, 0x206F),
+    (0xD800, 0xDFFF),  # surrogates, which stand for bytes of a path that are no UTF-8
     (0xFEFF, 0xFEFF),
+    (0xFFF9, 0xFFFB),
     (0xE0000, 0xE007F),  # tags
 )
 _SIGNS = {
