@@ -234,7 +234,7 @@ def listen(host: str, port: int) -> socket.socket:
         if is_everywhere and host not in EVERYWHERE:  # "", 0 and 0x0 are, too
             raise ValueError("it means every address, which is written 0.0.0.0 or ::")
         sock.listen(128)
-    except (OSError, OverflowError, ValueError) as error:  # UnicodeError: no name of a machine
+    except (OSError, OverflowError, ValueError) as error:
         sock.close()
         raise _cannot_listen(host, port, error) from error
     return sock
