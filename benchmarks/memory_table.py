@@ -59,12 +59,15 @@ def with_adapter(shape: Shape) -> Shape:
 
 def training_of(model: str, recipe: str, tokens: int) -> Training:
     """The PerPO training of a recipe on lists of `tokens` tokens."""
-    settings = load_config(CONFIGS / f"{recipe}.yaml").train.variants()["perpo"]
+    config = load_config(CONFIGS / f"{recipe}.yaml")
+    settings, answers = config.train.variants()["perpo"], config.sample.num_samples
     lengths = [tokens] * LISTS
     sampler = make_sampler(lengths, settings, in_one_row=True, rank=0, size=1)
     epoch = Epoch(list(sampler.steps_of_all_ranks()), lengths)
     shape = published_shape(model)
-    return Training("perpo", settings, LISTS, epoch, "shared-prefix", shape, 1, on_gpu=True)
+    return Training(
+        "perpo", settings, LISTS, epoch, "shared-prefix", shape, 1, on_gpu=True, answers=answers
+    )
 
 
 def one_gpu() -> Iterator[str]:

@@ -129,6 +129,7 @@ def test_the_page_is_served_until_ctrl_c_and_nothing_is_written(finished: Path) 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's test
     )
     assert process.stdout is not None
     address = process.stdout.readline().strip()

@@ -38,7 +38,7 @@ def test_settings_are_found_by_name(name: str, stage: int, away: bool) -> None:
 
 def test_recurrent_layers_are_refused_under_zero_3_before_weights_are_read(tmp_path: Path) -> None:
     Qwen3_5Config().save_pretrained(tmp_path)  # a config alone
-    resolved = cast(Any, SimpleNamespace(path=tmp_path))
+    resolved = cast(Any, SimpleNamespace(path=tmp_path, own_code=False))
     with (
         pytest.raises(ConfigError, match=r"'qwen3_5' model: .* \(linear_attention\)") as caught,
         sharded_loading(read_zero_config("zero3"), resolved, "float32"),

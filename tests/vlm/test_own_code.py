@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tiny_adapters import save_adapter_artifact
 from tiny_models import noise_image, save_tiny_llava
 from transformers import LlavaForConditionalGeneration, dynamic_module_utils
+from transformers.integrations import deepspeed
 
 from perpo_pipeline.cli import main
 from perpo_pipeline.config.model import ModelConfig
@@ -338,7 +339,9 @@ def test_code_that_fails_is_one_error(homebrew: Path, tmp_path: Path) -> None:
         opened(configured(homebrew), tmp_path)
 
 
-def test_other_processes_and_programs_get_the_same_code(homebrew: Path, tmp_path: Path) -> None:
+def test_other_processes_and_programs_get_the_same_code(
+    homebrew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Workers that prepare images, actors on other machines, ZeRO-3, `perpo doctor --model`."""
     resolved, _ = find_model(configured(homebrew), tmp_path)
     light = without_weights(opened(configured(homebrew), tmp_path)).model
@@ -346,6 +349,8 @@ def test_other_processes_and_programs_get_the_same_code(homebrew: Path, tmp_path
     assert load_without_weights(resolved).model.config.model_type == "homebrew"
     there = replace(resolved, chat=replace(resolved.chat, system_prompt="Be kind."))
     assert ray_actors._model_here(there) == there
+    # What needs DeepSpeed is in tests/distributed; here only the config is read.
+    monkeypatch.setattr(deepspeed, "HfDeepSpeedConfig", dict)
     with sharded_loading(read_zero_config("zero3"), resolved, "float32"):
         pass
     found = examine_model(configured(homebrew))

@@ -52,11 +52,11 @@ def sharded_loading(
         # All buffers: in bf16, rotary frequencies would give other angles than in the whole model.
         "data_types": {"keep_in_fp32_modules": ["*"]},
     }
-    kept_alive = HfDeepSpeedConfig({**known, **loading})  # type: ignore[no-untyped-call]
     try:
+        kept_alive = HfDeepSpeedConfig({**known, **loading})  # type: ignore[no-untyped-call]
         yield
-    finally:
         del kept_alive
+    finally:  # also if DeepSpeed is not installed: every later model would be loaded for it
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
