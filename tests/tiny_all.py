@@ -18,7 +18,7 @@ QUESTION = "red square right_of the blue circle " * 40
 # Further models in the hub's layout, with the family's own processor: (model_type, folder)
 SAVED: dict[str, Callable[[str, Path], Path]] = {
     **dict.fromkeys(
-        ("gemma3", "qwen2_vl", "qwen3_vl_moe", "aya_vision"),
+        ("gemma3", "qwen2_vl", "qwen3_vl_moe", "aya_vision", "ernie4_5_vl_moe"),
         save_untried,
     ),
     "qwen3_5": lambda name, folder: save_tiny_qwen3_5(folder),

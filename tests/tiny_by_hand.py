@@ -13,6 +13,8 @@ from transformers import (
     Cohere2Config,
     Cohere2VisionConfig,
     Cohere2VisionForConditionalGeneration,
+    DeepseekOcr2Config,
+    DeepseekOcr2ForConditionalGeneration,
     Gemma4Config,
     Gemma4ForConditionalGeneration,
     GemmaConfig,
@@ -318,6 +320,44 @@ def _page(seed: int) -> tuple[dict[str, Tensor], int]:
     return {"pixel_values": torch.randn(1, 3, 128, 128, generator=generator)}, 16
 
 
+def _deepseek_ocr2() -> Any:
+    """144 tokens for each tile and for the whole image, by learned queries; experts."""
+    sam = {
+        "hidden_size": 32,
+        "output_channels": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "window_size": 2,
+        "global_attn_indexes": [1],
+        "mlp_dim": 64,
+        "downsample_channels": [16, 32],
+    }
+    encoder = TOWER | {"num_key_value_heads": 2}
+    experts = {
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+    }
+    return DeepseekOcr2ForConditionalGeneration(
+        DeepseekOcr2Config(
+            text_config=TEXT | TEXT_IDS | {"max_position_embeddings": 1024} | experts,
+            vision_config={"sam_config": sam, "encoder_config": encoder},
+            image_token_id=IMAGE,
+        )
+    )
+
+
+def _tiles_of_large_images(seed: int) -> tuple[dict[str, Tensor], int]:
+    """One tile, none or two; without a tile a prompt lacks the tensor."""
+    generator, count = torch.Generator().manual_seed(seed), (1, 0, 2)[seed]
+    whole, tiles = (torch.randn(n, 3, 64, 64, generator=generator) for n in (1, count))
+    tensors = {"pixel_values": whole, "num_local_patches": torch.tensor([count])}
+    return tensors | ({"pixel_values_local": tiles} if count else {}), 144 * (count + 1) + 1
+
+
 def _cohere2_vision() -> Any:
     tower = TOWER | {
         "image_size": 32,
@@ -422,6 +462,7 @@ BY_HAND: dict[str, tuple[Callable[[], Any], Pixels]] = {
     "lighton_ocr": (_lighton_ocr, _image_of_any_size),
     "got_ocr2": (_got_ocr2, _page),
     "cohere2_vision": (_cohere2_vision, _tiles),
+    "deepseek_ocr2": (_deepseek_ocr2, _tiles_of_large_images),
     "paligemma": (_paligemma, _tile),
     "idefics3": (
         lambda: _idefics(Idefics3Config, Idefics3ForConditionalGeneration),

@@ -27,6 +27,9 @@ from transformers import (
     AyaVisionForConditionalGeneration,
     AyaVisionProcessor,
     Cohere2Config,
+    Ernie4_5_VLMoeConfig,
+    Ernie4_5_VLMoeForConditionalGeneration,
+    Ernie4_5_VLMoeProcessor,
     Gemma2Config,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -35,15 +38,23 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaProcessor,
     PreTrainedConfig,
+    ProcessorMixin,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
 )
+from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import (
+    Ernie4_5_VLMoeImageProcessorPil,
+)
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from perpo_pipeline.vlm.processors import without_video
@@ -53,16 +64,18 @@ MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
 def save_untried(name: str, directory: Path, seed: int = 0) -> Path:
-    """Write the model `name` (one of UNTRIED) in the hub's layout and return `directory`."""
+    """Write the model `name` of UNTRIED or ALONE in the hub's layout and return `directory`."""
     torch.manual_seed(seed)
-    model, processor = UNTRIED[name]()
+    model, processor = (UNTRIED | ALONE)[name]()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim > 1 or "sinks" in parameter_name:
                 parameter.normal_(std=WEIGHT_STD)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(directory)
-    processor.save_pretrained(directory)
+    # The class's own method saves a font of the video part, which is left out.
+    ernie = isinstance(processor, Ernie4_5_VLMoeProcessor)
+    (ProcessorMixin if ernie else type(processor)).save_pretrained(processor, directory)
     return directory
 
 
@@ -172,6 +185,71 @@ def _aya_vision() -> tuple[Any, Any]:
     return AyaVisionForConditionalGeneration(config), processor
 
 
+def _ernie() -> tuple[Any, Any]:
+    """Four experts for text and four for images, whose marks at both ends count as images."""
+    names = ("IMAGE_PLACEHOLDER", "IMAGE_START", "IMAGE_END")
+    names += ("VIDEO_PLACEHOLDER", "VIDEO_START", "VIDEO_END")
+    roles = ("image_token", "image_start_token", "image_end_token")
+    roles += ("video_token", "video_start_token", "video_end_token")
+    marks = {role: f"<|{name}|>" for role, name in zip(roles, names, strict=True)}
+    tokenizer = chatml_tokenizer(*marks.values(), **marks)
+    experts = {
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_num_shared_experts": 1,
+        "moe_intermediate_size": [32, 48],
+    }
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}
+    config = Ernie4_5_VLMoeConfig(
+        text_config=TEXT | text_ids(tokenizer) | experts | {"rope_parameters": rope},
+        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2},
+        **{f"{role}_id": tokenizer.convert_tokens_to_ids(mark) for role, mark in marks.items()},
+    )
+    processor = without_video(Ernie4_5_VLMoeProcessor)(
+        image_processor=Ernie4_5_VLMoeImageProcessorPil(
+            size={"shortest_edge": 2 * 28**2, "longest_edge": 12 * 28**2}
+        ),
+        tokenizer=tokenizer,
+        chat_template=chatml_template("<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"),
+    )
+    return Ernie4_5_VLMoeForConditionalGeneration(config), processor
+
+
+def _mllama() -> tuple[Any, Any]:
+    """Llama 3.2 Vision: two layers of four look at up to four tiles, with gates that are open."""
+    tokenizer = chatml_tokenizer("<|python_tag|>", "<|image|>", image_token="<|image|>")
+    tokenizer.bos_token = "<s>"
+    tower = {
+        "hidden_size": 32,
+        "attention_heads": 2,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "intermediate_size": 64,
+        "vision_output_dim": 64,
+        "image_size": 32,
+        "patch_size": 8,
+        "intermediate_layers_indices": [0],
+    }
+    ids = text_ids(tokenizer) | {"vocab_size": len(tokenizer) - 1, "bos_token_id": 1}
+    layers = {"num_hidden_layers": 4, "cross_attention_layers": [1, 3]}
+    config = MllamaConfig(
+        text_config=TEXT | ids | layers,
+        vision_config=tower,
+        image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
+    )
+    model = MllamaForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gate" in name and parameter.ndim == 1:
+                parameter.fill_(0.7)
+    processor = MllamaProcessor(
+        image_processor=MllamaImageProcessorPil(size={"height": 32, "width": 32}),
+        tokenizer=tokenizer,
+        chat_template=chatml_template("<|image|>"),
+    )
+    return model, processor
+
+
 def _llava_with(text: Callable[..., PreTrainedConfig], **settings: Any) -> tuple[Any, Any]:
     """LLaVA's tower and projector before another text model."""
     tokenizer = tiny_tokenizer()
@@ -181,6 +259,8 @@ def _llava_with(text: Callable[..., PreTrainedConfig], **settings: Any) -> tuple
     return LlavaForConditionalGeneration(config), tiny_processor(tokenizer)
 
 
+# Those that share no prefix.
+ALONE = {"mllama": _mllama}
 UNTRIED: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3": lambda: _gemma3(NARROW),
     "gemma3-wide": lambda: _gemma3(WIDE),
@@ -188,6 +268,7 @@ UNTRIED: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_vl-window": lambda: _qwen2_vl(window=True),
     "qwen3_vl_moe": _qwen3_vl_moe,
     "aya_vision": _aya_vision,
+    "ernie4_5_vl_moe": _ernie,
     "mistral": lambda: _llava_with(MistralConfig, sliding_window=NARROW),
     "gemma2": lambda: _llava_with(
         Gemma2Config,

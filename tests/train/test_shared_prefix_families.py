@@ -19,9 +19,10 @@ from tiny_training import completions_of
 from tiny_untried import UNTRIED, save_untried
 from torch import Tensor
 
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.scope import LORA_LINEARS, lora_config
+from perpo_pipeline.train.self_check import check_own_head
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.attention import block_mask, use_shared_prefix_attention
@@ -30,7 +31,9 @@ from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.image_place import turns_of
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, type_arguments
+from perpo_pipeline.vlm.plain_decoding import force_list
 from perpo_pipeline.vlm.prompts import count_prompt_tokens, encode_prompt
+from perpo_pipeline.vlm.ways import plain_logprob
 
 # Images that are cut or kept in different ways, with prompts of different lengths; the last prompt
 # has two images and an earlier turn.
@@ -155,6 +158,30 @@ def test_a_model_with_its_head_elsewhere_gets_separate_rows() -> None:
     for one in row:
         expected = own_forward(vlm, lists[0].prompt, one.token_ids)
         assert one.sampler_logprob == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_with_layers_that_look_at_images_gets_separate_rows(tmp_path: Path) -> None:
+    """Llama 3.2 Vision, as transformers' own decoding computes it token by token; its mask of the
+    images is as long as the prompt."""
+    vlm = load(save_untried("mllama", tmp_path))
+    assert "look at images" in vlm.way.why and not vlm.shares_prefix
+    family = Family(lambda: vlm, prompts)
+    lists = uneven_lists(family, vlm)
+    rows = [force_list(vlm, entry.prompt, entry.completions) for entry in lists]
+    own = torch.tensor([row + [0.0] * (4 - len(row)) for row in rows], dtype=torch.float64)
+    for padding in (0, 5):
+        for some in (slice(0, 2), slice(2, 3)):
+            batch = separate_lists(vlm, lists[some], left_padding=padding)
+            with torch.no_grad():
+                logps = separate_logps(vlm.model, batch).double()
+            torch.testing.assert_close(logps, own[some, : logps.shape[1]], atol=1e-4, rtol=0)
+        found = plain_logprob(vlm, lists[1].prompt, lists[1].completions[1], padding)
+        assert found == pytest.approx(rows[1][1], abs=1e-4)
+    with pytest.raises(InputError, match="prompts with 1 and 2 images together"):
+        separate_lists(vlm, lists)
+    check_own_head(vlm, lists[1])
+    blind = replace(lists[0].prompt, tensors={})
+    assert abs(force_list(vlm, blind, lists[0].completions[:1])[0] - rows[0][0]) > 1e-2
 
 
 # The six known families, windows with images both ways, and a softcap: torch compiles a kernel for

@@ -98,6 +98,7 @@ def test_layers_with_a_state_are_named() -> None:
         ({"layer_types": ["new_attention"]}, "a way of their own (new_attention)"),
         ({"layer_types": ["sliding_attention"]}, "a way of their own (sliding_attention)"),
         ({"use_bidirectional_attention": True}, "attends both ways"),
+        ({"cross_attention_layers": [1, 3]}, "look at images instead of tokens"),
     ],
 )
 def test_what_no_mask_describes_has_a_reason(text: dict[str, Any], why: str) -> None:

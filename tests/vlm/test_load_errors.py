@@ -13,7 +13,7 @@ from tiny_families import save_tiny_family
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.load_errors import load_errors_explained
-from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.loading import load_vlm, load_without_weights
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,15 @@ def test_code_of_its_own_is_refused_by_name_and_not_run(copy: Path, tmp_path: Pa
 def test_a_type_that_transformers_does_not_know_is_named(copy: Path) -> None:
     edit_config(copy, model_type="homebrew")
     assert "model type `homebrew`" in str(error_of(copy))
+
+
+def test_an_encoder_with_a_decoder_is_refused_with_and_without_weights(copy: Path) -> None:
+    """Florence-2."""
+    (copy / "config.json").write_text(json.dumps({"model_type": "florence2"}))
+    error = error_of(copy)
+    assert "(florence2) reads the prompt with an encoder and writes the answer with" in str(error)
+    with pytest.raises(InputError, match="florence2"):
+        load_without_weights(resolve_model(str(copy)))
 
 
 def test_weights_of_other_shapes_than_the_config_says(copy: Path) -> None:

@@ -8,7 +8,7 @@ import importlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,6 @@ from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.attention import use_shared_prefix_attention
-from perpo_pipeline.vlm.families import FAMILIES
 from perpo_pipeline.vlm.layers import PROMPT_IS_BLOCK
 from perpo_pipeline.vlm.models import Vlm, base_model
 from perpo_pipeline.vlm.recurrent import use_recurrent_steps
@@ -53,15 +52,15 @@ class Facts:
     loads: str
 
 
-def run() -> dict[str, Any]:
-    """The facts of all families, and with which versions they were found."""
+def run(model_types: Sequence[str]) -> dict[str, Any]:
+    """The facts of these families, and with which versions they were found."""
     import peft
     import transformers
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
         found = {}
-        for model_type in FAMILIES:
+        for model_type in model_types:
             folder = Path(root) / model_type
             folder.mkdir()
             found[model_type] = asdict(measure(model_type, folder))

@@ -1,7 +1,8 @@
 """Writes the tables of docs/models.md: what a run over tiny models found for each family.
 
 `python -m tools.manual.models_table` writes them from models.json, the record of the last run,
-and from `FAMILIES`; `--run` computes models.json anew first (about a minute).
+and from `FAMILIES`; `--run` computes models.json anew first (about a minute), and
+`--run MODEL_TYPE ...` those families alone, if the libraries are still those of the record.
 """
 
 import json
@@ -38,6 +39,10 @@ VLLM = {
     "qwen3_5": "yes, in bf16",
     "gemma3": "refused on a CPU",
 }
+TORCHVISION_ONLY = (
+    "exact on its tiny model, but not loaded: transformers has its image processor for torchvision "
+    "only, and perpo prepares images with PIL"
+)
 # model_type, name, reason
 OTHERS = (
     (
@@ -52,17 +57,31 @@ OTHERS = (
         "separate rows, by proof: its forward does not take one mask per kind of layer",
     ),
     ("jamba", "text models with Mamba 1", "separate rows: these layers ignore a given state"),
-    ("mllama", "Llama 3.2 Vision", "not tried: layers with cross-attention to the image"),
-    ("deepseek_ocr2", "DeepSeek-OCR 2", "not tried"),
-    ("kimi_k25", "Kimi-K2.5", "not tried"),
-    ("minicpmv4_6", "MiniCPM-V 4.6", "not tried"),
     (
-        "ernie4_5_vl_moe",
-        "ERNIE-4.5-VL",
-        "not tried: experts are chosen by token types, which packed rows do not pass on",
+        "mllama",
+        "Llama 3.2 Vision",
+        "separate rows, which are exact: some of its layers look at images instead of tokens; all "
+        "prompts must have the same number of images",
     ),
-    ("gemma3n", "Gemma 3n", "not tried"),
-    ("florence2", "Florence-2", "not tried: an encoder and a decoder"),
+    ("kimi_k25", "Kimi-K2.5", TORCHVISION_ONLY),
+    (
+        "minicpmv4_6",
+        "MiniCPM-V 4.6",
+        "not loaded: its processor cannot be built without its video part, which has no PIL "
+        "version",
+    ),
+    (
+        "gemma3n",
+        "Gemma 3n",
+        "exact on its tiny model with another image tower, but not loaded: its own tower needs "
+        "the package timm, which needs torchvision",
+    ),
+    (
+        "florence2",
+        "Florence-2",
+        "refused: an encoder reads the prompt and a decoder writes the answer, which does not "
+        "continue the prompt",
+    ),
 )
 
 EXACT = (
@@ -83,12 +102,15 @@ EXACT = (
 
 def main(arguments: list[str]) -> None:
     """Write the tables; with `--run`, compute its figures first."""
-    if arguments not in ([], ["--run"]):
-        raise SystemExit("usage: python -m tools.manual.models_table [--run]")
+    if arguments and (arguments[0] != "--run" or not set(arguments[1:]) <= set(FAMILIES)):
+        raise SystemExit("usage: python -m tools.manual.models_table [--run [MODEL_TYPE ...]]")
     if arguments:
         from tools.manual.models_run import run
 
-        RECORD.write_text(json.dumps(run(), indent=1) + "\n", encoding="utf-8")
+        found = run(arguments[1:] or list(FAMILIES))
+        if arguments[1:]:
+            found = added(read_record(), found)
+        RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(models_page(read_record(), page), encoding="utf-8")
 
@@ -96,6 +118,13 @@ def main(arguments: list[str]) -> None:
 def read_record() -> dict[str, Any]:
     """What the last run found."""
     return dict(json.loads(RECORD.read_text(encoding="utf-8")))
+
+
+def added(record: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with what a run over some families found; raises SystemExit for other versions."""
+    if record["versions"] != found["versions"]:
+        raise SystemExit(f"models.json has {record['versions']}: run over all families (--run)")
+    return {"versions": record["versions"], "models": record["models"] | found["models"]}
 
 
 def models_page(record: Mapping[str, Any], page: str) -> str:
@@ -144,10 +173,7 @@ def fault_of(facts: Mapping[str, Any] | None) -> str | None:
     if facts is None:
         return "not in the last run"
     if facts["loads"] == "no":
-        return (
-            "exact on its tiny model, but not loaded: transformers has its image processor for "
-            "torchvision only, and perpo prepares images with PIL"
-        )
+        return TORCHVISION_ONLY
     words = {"logps": "log-probabilities", "gradients": "gradients"}
     found = [
         f"{what} differ by {_figure(facts[name])}"

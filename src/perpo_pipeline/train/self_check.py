@@ -267,8 +267,10 @@ def check_own_head(vlm: Vlm, entry: CompletionList) -> None:
             **cast_tensors(batch.tensors, vlm.dtype),
         ).logits
         ours = separate_logps(vlm.model, batch)[0, 0]
-    logps = logits[0, :-1].float().log_softmax(-1)
-    logps = logps.gather(-1, batch.input_ids[0, 1:, None])[batch.is_answer[0, 1:]].sum()
+    # Of the answer alone: the vocabulary may end before the placeholders of a prompt's images.
+    answer = batch.is_answer[0, 1:]
+    logps = logits[0, :-1][answer].float().log_softmax(-1)
+    logps = logps.gather(-1, batch.input_ids[0, 1:][answer][:, None]).sum()
     if not float((ours - logps).abs()) <= max(1e-3, 16 * torch.finfo(vlm.dtype).eps):
         raise InputError(
             f"the model's own log-probability of a completion is {float(logps):.4g} nats, here it "

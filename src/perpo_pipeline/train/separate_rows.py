@@ -6,7 +6,7 @@ completions cannot share a prefix, and the shared prefix is checked against it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from perpo_pipeline.train.shared_prefix import CompletionList, check_lists, token_logps
 from perpo_pipeline.vlm.models import Vlm, base_model, has_own_head, type_arguments
+from perpo_pipeline.vlm.per_token import over_row
 from perpo_pipeline.vlm.tensors import cast_tensors, move, stack_image_tensors
 
 
@@ -84,13 +85,17 @@ def separate_lists(
         if entry.prompt.token_types is not None:
             token_types[row, left_padding:prefix_end] = entry.prompt.token_types
     typed = lists[0].prompt.token_types is not None
-    prompts = [entry.prompt for entry in lists]
+    prompts = [
+        replace(p, tensors=over_row(p.tensors, left_padding, max(lengths) - p.num_tokens))
+        for p in (entry.prompt for entry in lists)
+    ]
+    images = stack_image_tensors(prompts)
     return SeparateBatch(
         input_ids=ids,
         attention_mask=attended,
         is_answer=is_answer,
-        images=stack_image_tensors(prompts),
-        image_parts={n: [p.tensors[n].shape[0] for p in prompts] for n in prompts[0].tensors},
+        images=images,
+        image_parts={n: [len(p.tensors.get(n, ())) for p in prompts] for n in images},
         rows=[len(entry.completions) for entry in lists],
         token_types=token_types if typed else None,
         places=torch.tensor([b * num + n for b, n, _ in rows]),

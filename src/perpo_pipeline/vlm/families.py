@@ -250,6 +250,16 @@ FAMILIES: dict[str, Family] = {
     "idefics3": _IDEFICS3,
     "smolvlm": replace(_IDEFICS3, name="smolvlm", label="SmolVLM"),
     "lfm2_vl": Family("lfm2-vl", "LFM2-VL", own_processor=False),
+    "deepseek_ocr2": Family("deepseek-ocr2", "DeepSeek-OCR 2", own_processor=False),
+    "ernie4_5_vl_moe": Family(
+        "ernie-4.5-vl",
+        "ERNIE-4.5-VL",
+        projector=("resampler_model",),
+        position_axes=3,
+        resized_size=resized_to_multiples,
+        image_tokens=library_image_tokens,
+        image_limits=pixel_limits,
+    ),
 }
 
 

@@ -125,7 +125,7 @@ def layer_kinds(config: Any) -> LayerKinds:
     changed = _changes_scores(text)
     if config.model_type in PROMPT_IS_BLOCK:
         return LayerKinds(reaches, recurrent, why_not, changed, block_types=(0,), answer_type=1)
-    why_not = why_not or _looks_ahead(text) or _counts_row_places(text)
+    why_not = why_not or _looks_ahead(text) or _counts_row_places(text) or _looks_at_images(text)
     return LayerKinds(reaches, recurrent, why_not, changed)
 
 
@@ -195,6 +195,12 @@ def _counts_row_places(text: Any) -> str | None:
 def _looks_ahead(text: Any) -> str | None:
     both_ways = getattr(text, "use_bidirectional_attention", None) in (True, "all")
     return "its text attends both ways (use_bidirectional_attention)" if both_ways else None
+
+
+def _looks_at_images(text: Any) -> str | None:
+    if getattr(text, "cross_attention_layers", None):
+        return "some of its layers look at images instead of tokens (cross_attention_layers)"
+    return None
 
 
 def _changes_scores(text: Any) -> bool:

@@ -21,6 +21,7 @@ from perpo_pipeline.vlm.families import family_of_type
 from perpo_pipeline.vlm.files import ResolvedModel, compute_identity
 from perpo_pipeline.vlm.load_errors import load_errors_explained
 from perpo_pipeline.vlm.models import Vlm, base_model
+from perpo_pipeline.vlm.per_token import use_expert_types
 from perpo_pipeline.vlm.processors import files_only, limit_grids, load_processor
 from perpo_pipeline.vlm.quantization import (
     check_layers,
@@ -53,6 +54,7 @@ def load_vlm(
     model, processor = _load_pretrained(resolved, torch_dtype, target)
     _disable_dropout(model)
     use_window_attention(model)
+    use_expert_types(model)
     if resolved.quantization is None:  # quantised weights are on their device already
         model = model.to(target)
     model = model.requires_grad_(False).eval()
@@ -178,6 +180,7 @@ def _build_on_meta(resolved: ResolvedModel) -> Any:
 
     build: Any = AutoModelForImageTextToText
     config = AutoConfig.from_pretrained(resolved.path, **files_only(own_code=resolved.own_code))
+    _check_decoder(resolved, config)
     with torch.device("meta"):
         model = build.from_config(config, trust_remote_code=resolved.own_code)
     return model.requires_grad_(False).eval()
@@ -191,9 +194,10 @@ def _load_pretrained(
     quantised: dict[str, Any] = {}
     how = files_only(own_code=resolved.own_code)
     with load_errors_explained(resolved):
+        config = AutoConfig.from_pretrained(resolved.path, **how)
+        _check_decoder(resolved, config)
         processor = load_processor(resolved.path, resolved.limits, own_code=resolved.own_code)
         check_not_quantised(resolved)
-        config = AutoConfig.from_pretrained(resolved.path, **how)
         if resolved.quantization is not None:
             empty = _build_on_meta(resolved)
             quantised = load_quantised(resolved.quantization, empty, dtype, device)
@@ -218,6 +222,18 @@ def _load_pretrained(
     if resolved.quantization is not None:
         compute_alike(model, device)
     return model, processor
+
+
+def _check_decoder(resolved: ResolvedModel, config: Any) -> None:
+    """Raise InputError for an encoder with a decoder: its answer does not continue the prompt."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"Model {resolved.model_id!r} ({config.model_type}) reads the prompt with an encoder "
+            "and writes the answer with a decoder; perpo needs a model whose answer continues the "
+            "prompt.",
+            where=str(resolved.path),
+            fix="use a vision-language model that is a decoder only",
+        )
 
 
 def _disable_dropout(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from perpo_pipeline.vlm.chat_rendering import (
 )
 from perpo_pipeline.vlm.image_place import IMAGE_PLACE, USER, Turn, turns_of
 from perpo_pipeline.vlm.models import TYPE_NAMES, EncodedPrompt, Vlm, base_model
+from perpo_pipeline.vlm.per_token import EXPERT_TYPES
 from perpo_pipeline.vlm.plain_text import JOINT
 from perpo_pipeline.vlm.processors import writes_begin_token
 
@@ -173,7 +174,7 @@ def encode_prompt(
         return_tensors="pt",
     )
     input_ids = inputs.pop("input_ids")
-    for unused in ("attention_mask", "labels"):
+    for unused in ("attention_mask", "labels", EXPERT_TYPES):
         inputs.pop(unused, None)
     found = [inputs.pop(name, None) for name in TYPE_NAMES]
     token_types = next((types for types in found if types is not None), None)
@@ -256,5 +257,7 @@ def _resized(vlm: Vlm, tensors: dict[str, Tensor], place: int) -> tuple[int, int
         return int(grid[place, 2]) * patch, int(grid[place, 1]) * patch
     pixels = tensors.get("pixel_values")
     if pixels is None or pixels.ndim != 4 or pixels.shape[0] != 1:
+        return None
+    if "num_local_patches" in tensors:  # DeepSeek-OCR 2: tiles, and a view padded to a square
         return None
     return pixels.shape[3], pixels.shape[2]

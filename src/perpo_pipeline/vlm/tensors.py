@@ -9,16 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perpo_pipeline.vlm.models import EncodedPrompt
+from perpo_pipeline.vlm.per_token import check_numbers_of_images
 
 T = TypeVar("T")
 
 
 def stack_image_tensors(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
     """Join the prompts' pixel tensors along the image axis; fewer tiles, and smaller images where a
-    model takes them padded, are filled with zeros."""
+    model takes them padded, are filled with zeros. A prompt may lack a tensor: DeepSeek-OCR 2 has
+    one for the tiles, into which it cuts large images only.
+
+    Raises InputError as `check_numbers_of_images`.
+    """
+    check_numbers_of_images([prompt.tensors for prompt in prompts])
     joined: dict[str, Tensor] = {}
-    for name in prompts[0].tensors:
-        parts = [prompt.tensors[name] for prompt in prompts]
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt.tensors):
+        parts = [prompt.tensors[name] for prompt in prompts if name in prompt.tensors]
         if parts[0].ndim > 2:
             most = [max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True)]
             parts = [_padded(part, most) for part in parts]

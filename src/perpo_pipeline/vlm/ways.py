@@ -23,6 +23,7 @@ from perpo_pipeline.errors import ConfigError, InputError, first_line
 from perpo_pipeline.vlm.decoding import force_lists
 from perpo_pipeline.vlm.exactness import Comparison, rounding_of_kernels
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm, Way, base_model, type_arguments
+from perpo_pipeline.vlm.per_token import over_row
 from perpo_pipeline.vlm.plain_decoding import force_list
 from perpo_pipeline.vlm.prompts import encode_prompt
 from perpo_pipeline.vlm.recurrent import use_recurrent_steps
@@ -187,7 +188,7 @@ def plain_logprob(
     if types is not None:
         ends, other = (padding, len(answer)), vlm.layers.answer_type
         types = torch.nn.functional.pad(types, ends, value=other)[None].to(vlm.device)
-    tensors = cast_tensors(prompt.tensors, vlm.dtype)
+    tensors = cast_tensors(over_row(prompt.tensors, padding, len(answer)), vlm.dtype)
     takes = inspect.signature(model.forward).parameters
     logits = model(
         input_ids=ids.to(vlm.device),

@@ -15,6 +15,8 @@ from tools.manual.models_table import (
     PAGE,
     THINKING,
     VLLM,
+    added,
+    main,
     models_page,
     read_record,
 )
@@ -77,6 +79,17 @@ def test_a_family_that_is_not_exact_moves_to_the_second_table(
     exact, others = tables(models_page(record, PAGE.read_text()))
     assert len(exact) == len(FAMILIES) - 3 and "`gemma3`" not in [row[0] for row in exact]
     assert others[0][:2] == ["`gemma3`", "Gemma 3"] and others[0][2].startswith(reason)
+
+
+def test_a_run_over_some_families_changes_theirs_alone() -> None:
+    record = read_record()
+    found = {"versions": record["versions"], "models": {"gemma3": {"speed": 9.0}}}
+    merged = added(record, found)
+    assert merged["models"] == record["models"] | {"gemma3": {"speed": 9.0}}
+    with pytest.raises(SystemExit, match="run over all families"):
+        added(record, found | {"versions": {"torch": "1.0"}})
+    with pytest.raises(SystemExit, match="usage"):
+        main(["--run", "homebrew"])
 
 
 def test_a_run_finds_what_the_page_says(tmp_path: Path) -> None:
