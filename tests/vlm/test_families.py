@@ -8,7 +8,7 @@ from peft import get_peft_model
 from tiny_adapters import save_adapter
 from tiny_all import SAVED, long_prompt, tiny_vlm
 from tiny_by_hand import BY_HAND
-from tiny_families import MODEL_TYPES
+from tiny_families import MODEL_TYPES, without
 from tiny_models import noise_image
 from tiny_untried import save_untried
 
@@ -20,6 +20,7 @@ from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.lists import TrainingList, ground_truth_list
 from perpo_pipeline.train.scope import lora_config, unfreeze
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
+from perpo_pipeline.vlm import families
 from perpo_pipeline.vlm.chat import answer_turn
 from perpo_pipeline.vlm.families import FAMILIES, Family, family_of, family_of_type, unusual_boxes
 from perpo_pipeline.vlm.files import resolve_model
@@ -59,7 +60,7 @@ def is_added(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param:
         monkeypatch.setitem(FAMILIES, "qwen2_vl", NEWCOMER)
     else:
-        monkeypatch.delitem(FAMILIES, "qwen2_vl")
+        monkeypatch.setattr(families, "FAMILIES", without("qwen2_vl"))
     return bool(request.param)
 
 
