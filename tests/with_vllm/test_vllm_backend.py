@@ -452,7 +452,7 @@ class TestEngine:
         monkeypatch.setattr(backend, "compared", set())
         monkeypatch.setattr(
             "perpo_pipeline.inference.vllm_backend.render_prompt",
-            lambda vlm, prompt: f"USER: <image>\n{prompt} ASSISTANT: [",
+            lambda vlm, turns: f"USER: <image>\n{''.join(turns[-1].texts)} ASSISTANT: [",
         )
         with pytest.raises(ConfigError) as caught:
             backend.sample(ROWS[2:], SEEDS[2:])
