@@ -23,11 +23,11 @@ RUN pip install --no-cache-dir --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDE
         "$(grep '^torch==' /wheel/constraints.txt)" \
     && pip install --no-cache-dir --constraint /wheel/constraints.txt "$(ls /wheel/*.whl)${EXTRAS}" \
     && useradd --create-home --uid 1000 perpo \
-    && mkdir --parents /work/data \
-    && chown --recursive perpo:perpo /work
+    && mkdir --parents /runs/data \
+    && chown --recursive perpo:perpo /runs
 USER perpo
-WORKDIR /work
+WORKDIR /runs
 ENV OMP_WAIT_POLICY=PASSIVE
-VOLUME /work/data
+VOLUME /runs/data
 ENTRYPOINT ["perpo"]
 CMD ["--help"]

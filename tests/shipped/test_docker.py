@@ -32,7 +32,7 @@ def test_the_lock_is_used_and_the_program_is_not_root() -> None:
     assert "--constraint /wheel/constraints.txt" in rest
     assert re.search(r"^torch==[\d.]+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     last = {name: words for name, words in STEPS}
-    assert last["USER"] == "perpo" and last["VOLUME"] == "/work/data" == last["WORKDIR"] + "/data"
+    assert last["USER"] == "perpo" and last["VOLUME"] == "/runs/data" == last["WORKDIR"] + "/data"
     assert last["ENTRYPOINT"] == '["perpo"]'
     arguments = {words.split("=")[0]: words for name, words in STEPS if name == "ARG"}
     assert '${TORCH_INDEX:+--index-url "$TORCH_INDEX"}' in torch and "--index-url" not in rest
