@@ -1,7 +1,6 @@
 """The page in headless Chromium: nothing of a model runs, keys and links work, phone, contrast."""
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,19 +30,6 @@ def address(boxes: Browsed) -> Iterator[str]:
     server.should_exit = True
     thread.join()
     sock.close()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The preview in headless Chromium: nothing serious for axe, and no wider than a phone."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +36,17 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
 def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
-    page: Path, viewport: Any
+    page: Path, viewport: Any, chromium: Any
 ) -> None:
     import axe_playwright_python
-    from playwright.sync_api import sync_playwright
 
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        tab = browser.new_page(viewport=viewport)
-        tab.goto(page.as_uri())
-        assert tab.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-        tab.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
-        tab.add_script_tag(path=Path(axe_playwright_python.__file__).with_name("axe.min.js"))
-        results = tab.evaluate("axe.run()")
-        browser.close()
+    tab = chromium.new_page(viewport=viewport)
+    tab.goto(page.as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    tab.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    tab.add_script_tag(path=Path(axe_playwright_python.__file__).with_name("axe.min.js"))
+    results = tab.evaluate("axe.run()")
+    tab.close()
     serious = [v for v in results["violations"] if v["impact"] in ("serious", "critical")]
     assert not serious, json.dumps(serious, indent=1)
     assert results["passes"]

@@ -1,7 +1,6 @@
 """The page in headless Chromium, without scripts: keyboard, phone, contrast, alt texts."""
 
 import json
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,19 +30,6 @@ def pages(tmp_path_factory):
     drawn = {"task": TEXTS, "pages": True, "expression": words, "min_margin": 0.04}
     texts = make_synthetic_run(root / "texts", num_prompts=12, **drawn, **few)
     return {GROUNDING: report(boxes).path, TEXTS: report(texts).path}
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

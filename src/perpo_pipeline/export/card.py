@@ -15,7 +15,7 @@ from perpo_pipeline.export.parts import Chosen
 from perpo_pipeline.export.sampled import Sampled
 from perpo_pipeline.export.targets import TARGETS
 from perpo_pipeline.status.lineage import Traced
-from perpo_pipeline.status.published import cell, lineage_row
+from perpo_pipeline.status.published import card_environment, lineage_row
 
 PAPER = "https://arxiv.org/abs/2502.04371"
 DESCRIPTIONS = {
@@ -109,14 +109,6 @@ def _weights(reward: Any) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("perpo_pipeline.export", "."),
-        autoescape=False,  # Markdown, not HTML
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = cell
+    environment = card_environment("perpo_pipeline.export")
     environment.filters["commas"] = "{:,}".format
     return environment.get_template("card.md")

@@ -21,7 +21,7 @@ from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.merge.evaluations import Evaluation
 from perpo_pipeline.merge.folder import ADAPTER
 from perpo_pipeline.status.lineage import Traced
-from perpo_pipeline.status.published import cell, lineage_row
+from perpo_pipeline.status.published import card_environment, lineage_row
 from perpo_pipeline.store.artifacts import Json, Version
 from perpo_pipeline.vlm.image_limits import (
     GRIDS,
@@ -112,15 +112,7 @@ def _as_python(arguments: Mapping[str, Any]) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("perpo_pipeline.merge", "."),
-        autoescape=False,  # Markdown, not HTML
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = cell
+    environment = card_environment("perpo_pipeline.merge")
     environment.filters["condition"] = _condition
     environment.filters["metrics_table"] = metrics_table
     return environment.get_template("card.md")

@@ -80,6 +80,36 @@ def is_kept(value: Any) -> bool:
     return all(map(is_kept, value)) if isinstance(value, list | tuple) else not _is_bytes(value)
 
 
+class OtherColumns:
+    """The columns that no field reads, over the rows of a file: the names of those that are kept
+    with the prompts, and of those that cannot be, in their order."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, None] = {}
+        self.left_out: dict[str, None] = {}
+
+    def keep(self, row: dict[str, Any]) -> None:
+        """Take from the other columns of a row what cannot be kept; raises `RowFault`."""
+        try:
+            left_out = [name for name, value in row.items() if not is_kept(value)]
+        except RecursionError:
+            raise RowFault("its other columns are nested too deeply") from None
+        for name in left_out:
+            del row[name]
+            self.left_out[name] = None
+        self.kept.update(dict.fromkeys(row))
+
+    def notes(self) -> dict[str, str]:
+        """What a manifest says of them."""
+        found = {}
+        if self.kept:
+            found["extra"] = f"other columns, kept with the prompts: {', '.join(self.kept)}"
+        if self.left_out:
+            named = ", ".join(self.left_out)
+            found["columns_left_out"] = f"columns of bytes, which are left out: {named}"
+        return found
+
+
 def _is_bytes(value: Any) -> bool:
     return isinstance(value, bytes | bytearray | memoryview)
 

@@ -26,7 +26,7 @@ from perpo_pipeline.prepare.chat_objects import BBOX, Objects, read_objects
 from perpo_pipeline.prepare.chats import Chat, Layout, read_chat
 from perpo_pipeline.prepare.collect import MOST_THREADS, Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData
-from perpo_pipeline.prepare.fields import absent, extra_text, is_kept, text_fault
+from perpo_pipeline.prepare.fields import OtherColumns, absent, extra_text, text_fault
 from perpo_pipeline.prepare.several_images import whole_number
 from perpo_pipeline.prepare.table_files import Record, open_table
 from perpo_pipeline.store.atomic import file_sha256
@@ -60,11 +60,7 @@ def read_messages(source: MessagesSource, request: Request) -> Prepared:
     prepared.facts.update(file_sha256=hashes, image_root=str(rows.root.resolve()))
     if source.box_format is not None and source.box_format not in BOX_FORMATS:
         prepared.facts["own_box_format"] = describe_box_format(source.box_format)
-    if rows.extra:
-        prepared.notes["extra"] = f"other columns, kept with the prompts: {', '.join(rows.extra)}"
-    if rows.left_out:
-        named = ", ".join(rows.left_out)
-        prepared.notes["columns_left_out"] = f"columns of bytes, which are left out: {named}"
+    prepared.notes.update(rows.others.notes())
     return prepared
 
 
@@ -93,8 +89,7 @@ class _Rows:
 
     source: MessagesSource
     faults: Faults
-    extra: dict[str, None] = field(default_factory=dict)  # names of other columns, in their order
-    left_out: dict[str, None] = field(default_factory=dict)  # and of those that cannot be kept
+    others: OtherColumns = field(default_factory=OtherColumns)
     seen: dict[str, None] = field(default_factory=dict)  # the keys of all rows
     first: tuple[Layout, str] | None = None  # the layout of the first row, and its place
 
@@ -229,14 +224,7 @@ class _Rows:
         extra = {
             name: value for name, value in row.items() if name not in used and value is not None
         }
-        try:
-            left_out = [name for name, value in extra.items() if not is_kept(value)]
-        except RecursionError:
-            raise RowFault("its other columns are nested too deeply") from None
-        for name in left_out:
-            del extra[name]
-            self.left_out[name] = None
-        self.extra.update(dict.fromkeys(extra))
+        self.others.keep(extra)
         return extra_text(extra)
 
     @property

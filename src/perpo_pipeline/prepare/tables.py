@@ -30,7 +30,7 @@ from perpo_pipeline.json_files import Faults, Row, RowFault, parse_json
 from perpo_pipeline.prepare.arrow_files import ShardImage
 from perpo_pipeline.prepare.collect import MOST_THREADS, Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFile
-from perpo_pipeline.prepare.fields import absent, extra_text, is_kept, text_fault
+from perpo_pipeline.prepare.fields import OtherColumns, absent, extra_text, text_fault
 from perpo_pipeline.prepare.several_images import box_image_in, history_in, images_in
 from perpo_pipeline.prepare.table_files import DELIMITERS, Record, open_table
 from perpo_pipeline.store.atomic import file_sha256
@@ -69,13 +69,9 @@ def read_table(source: TableSource, request: Request) -> Prepared:
         image_root=str(rows.root.resolve()),
         instruction=request.instruction if rows.has_expressions else None,
     )
-    if rows.extra:
-        prepared.notes["extra"] = f"other columns, kept with the prompts: {', '.join(rows.extra)}"
+    prepared.notes.update(rows.others.notes())
     if source.source in DELIMITERS and "" in (table.columns or ()):
         prepared.notes["column_without_name"] = "a column without a name is left out"
-    if rows.left_out:
-        named = ", ".join(rows.left_out)
-        prepared.notes["columns_left_out"] = f"columns of bytes, which are left out: {named}"
     return prepared
 
 
@@ -143,8 +139,7 @@ class _Rows:
         self.root = source.image_root or source.folder
         self.has_expressions = False
         self.seen: dict[str, None] = {}  # the keys of all rows
-        self.extra: dict[str, None] = {}  # names of the other columns, in their order
-        self.left_out: dict[str, None] = {}  # and of those that cannot be kept
+        self.others = OtherColumns()
 
     def entries(self, records: Iterator[Record]) -> Iterator[Entry]:
         """The entries of the good rows; the others become faults."""
@@ -153,22 +148,11 @@ class _Rows:
             row, extra = self.fields.take(record.row)
             self.has_expressions |= bool(row.get("expression"))
             with self.faults.at(record.place):
-                self._keep(extra)
+                self.others.keep(extra)
                 if self.source.source not in ("jsonl", "json"):
                     row.update({name: _from_text(row.get(name)) for name in NOT_TEXT})
                 _check_row(row, extra, self.fields, self.source.task)
                 yield self._entry(record, row, extra_text(extra))
-
-    def _keep(self, extra: Row) -> None:
-        """Take from the other columns of a row what cannot be kept; raises `RowFault`."""
-        try:
-            left_out = [name for name, value in extra.items() if not is_kept(value)]
-        except RecursionError:
-            raise RowFault("its other columns are nested too deeply") from None
-        for name in left_out:
-            del extra[name]
-            self.left_out[name] = None
-        self.extra.update(dict.fromkeys(extra))
 
     def _entry(self, record: Record, row: Row, extra: str | None) -> Entry:
         images = [self._image(image) for image in images_in(row)]

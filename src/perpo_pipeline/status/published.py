@@ -1,7 +1,12 @@
 """What the cards of models and datasets show of the artifacts that they were made from."""
 
+from typing import TYPE_CHECKING
+
 from perpo_pipeline.status.lineage import Traced
 from perpo_pipeline.store.artifacts import Json
+
+if TYPE_CHECKING:
+    import jinja2
 
 PUBLISHED_SETTINGS = (
     "min_pixels",
@@ -47,6 +52,22 @@ def published(settings: Json) -> str:
     """The settings that may be shown, as one text; empty ones are left out."""
     known = {k: settings[k] for k in PUBLISHED_SETTINGS if settings.get(k) not in (None, [], {})}
     return ", ".join(f"{name} {value}" for name, value in known.items())
+
+
+def card_environment(package: str) -> "jinja2.Environment":
+    """Renders the Markdown of a package's card; a value that is missing is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(package, "."),
+        autoescape=False,  # Markdown, not HTML
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = cell
+    return environment
 
 
 def cell(text: str) -> str:
