@@ -1,6 +1,7 @@
 """What each lever of `train.levers` saves on a card, one by one and together; ms per prompt.
 
     python benchmarks/gpu/levers.py --seconds 110 --json levers.json
+    python benchmarks/gpu/levers.py --setting "all levers" flash-parts (beside "as it is")
     python benchmarks/gpu/levers.py --preset dry                       (tiny shapes on the CPU)
 
 A step is forward, loss and backward of 8 lists of the LLaVA-1.5 grounding shape, on random weights.
@@ -59,6 +60,15 @@ def settings(preset: str) -> list[Setting]:
     ]
 
 
+def choose(options: argparse.Namespace) -> list[Setting]:
+    """All settings, or the first one, with which the others are compared, and those named."""
+    known = settings(options.preset)
+    names = [name for name, _, _ in known]
+    if unknown := sorted(set(options.setting) - set(names)):
+        sys.exit(f"--setting {unknown[0]}: no such setting; choose from {', '.join(names)}")
+    return [one for one in known if not options.setting or one[0] in {names[0], *options.setting}]
+
+
 @dataclass(frozen=True)
 class Scene:
     """A model on a device, with the lists of one step."""
@@ -72,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.preset == "h200" and not torch.cuda.is_available():
         sys.exit("--preset h200 needs a CUDA device")
     end = time.monotonic() + options.seconds
-    on_cuda, chosen = options.preset == "h200", settings(options.preset)
+    on_cuda, chosen = options.preset == "h200", choose(options)
     result: dict[str, Any] = {
         "torch": torch.__version__,
         "machine": torch.cuda.get_device_name() if on_cuda else "cpu",
@@ -114,6 +124,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--preset", choices=("h200", "dry"), default="h200")
     parser.add_argument("--seconds", type=float, default=600, help="begin no setting after these")
+    parser.add_argument("--setting", nargs="+", default=[], help="only these, and the first one")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--profile", type=Path, help="write the kernels of a step here (CUDA)")
     return parser.parse_args(arguments)
