@@ -14,6 +14,7 @@ speed-up as a share of what it would be if the time depended on the number of to
 
 `--preset cpu`: one list, float32, one thread, processor seconds. `--preset cuda`: four lists,
 models with the widths of those of 2B weights, layers compiled as in training, and the wall clock.
+`--preset dry`: a rehearsal with tiny models, in seconds.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
 from perpo_pipeline.vlm.families import family_of_type
+from perpo_pipeline.vlm.loading import compute_whole_float32
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
 from perpo_pipeline.vlm.windows import use_window_attention
 
@@ -70,6 +72,7 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(Size(256, 1024, 4, 2, 64, 4, 1), 1, 2, False, time.process_time),
+    "dry": Preset(Size(64, 128, 2, 1, 32, 2, 1), 1, 20, False, time.process_time),
     "cuda": Preset(Size(2048, 8192, 8, 4, 256, 16, 1), 4, 20, None, time.perf_counter),
 }
 
@@ -165,9 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if options.preset == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "--preset cuda needs a CUDA device\n")
     preset = PRESETS[options.preset]
-    if options.preset == "cpu":
+    device = torch.device("cuda" if options.preset == "cuda" else "cpu")
+    if device.type == "cpu":
         torch.set_num_threads(1)
-    device = torch.device(options.preset)
     bound = NUM * (PREFIX + ANSWER) / (PREFIX + NUM * ANSWER)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {options.dtype}")
     print("| model | shared prefix, s | separate rows, s | speed-up | of the token bound | exact |")
@@ -234,6 +237,7 @@ def settings(is_compiled: bool | None) -> Any:
 
 def build(config: Any, device: torch.device, dtype: torch.dtype) -> Vlm:
     """A random model, the same at every call."""
+    compute_whole_float32(dtype, device)
     torch.manual_seed(0)
     with device:
         model: Any = AutoModelForImageTextToText.from_config(

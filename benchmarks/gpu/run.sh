@@ -6,14 +6,14 @@
 #
 #   OUT=gpu-results   where the JSON of each part and run.log go
 #   BUDGET=540        seconds for everything; a part without time is skipped and named
-#   PARTS="check train step levers sample"  which parts
+#   PARTS="check train step levers sample ways pages"  which parts
 #   WHEELS=folder     wheels to install first, beside the Python that is there (pip --target)
 #   PREFERENCES=data/demo/preferences/train  lists of a finished demo run; otherwise it makes its own
 #   PYTHON=python3
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 OUT=${OUT:-gpu-results}; BUDGET=${BUDGET:-540}; PYTHON=${PYTHON:-python3}; DRY=${DRY:-}
-PARTS=${PARTS:-check train step levers sample}
+PARTS=${PARTS:-check train step levers sample ways pages}
 LEAST=20  # seconds: less is not worth starting a part for
 mkdir -p "$OUT" || exit 2
 OUT=$(cd "$OUT" && pwd); LOG=$OUT/run.log; : > "$LOG"
@@ -48,16 +48,20 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>
 git rev-parse HEAD 2>/dev/null | sed 's/^/commit /' | tee -a "$LOG"
 gpu=benchmarks/gpu
 if [ -n "$DRY" ]; then check=(--cpu --check driver --check bfloat16 --check flex-float32); preset=dry; train=dry
-else check=(); preset=h200; train=gpu; fi
+  layers=(--preset dry --repeats 1)
+else check=(); preset=h200; train=gpu; layers=(--preset cuda --dtype bfloat16); fi
 
 part check 170 "$PYTHON" -m perpo_pipeline.cli doctor --gpu --json "$OUT/check.json" "${check[@]}"
 part train 110 "$PYTHON" $gpu/train_run.py --preset $train --json "$OUT/train.json" \
   ${PREFERENCES:+--preferences "$PREFERENCES"}
-part step 140 "$PYTHON" benchmarks/train_step.py --preset $preset --regime llava15-grounding dense-ocr \
-  --variant shared-prefix concatenated-same-settings --repeats 2 --json "$OUT/step.json"
-part levers 150 "$PYTHON" $gpu/levers.py --preset $preset --seconds 110 --json "$OUT/levers.json" \
+ways=(--variant shared-prefix concatenated-same-settings --repeats 2)
+part step 100 "$PYTHON" benchmarks/train_step.py --preset $preset --regime llava15-grounding "${ways[@]}" \
+  --json "$OUT/step.json"
+part levers 150 "$PYTHON" $gpu/levers.py --preset $preset --seconds 130 --json "$OUT/levers.json" \
   --profile "$OUT/profile.txt"
 part sample 70 "$PYTHON" benchmarks/sample.py --preset $preset --case llava15-grounding --repeats 1 \
   --no-memory --json "$OUT/sample.json"
+part ways 90 "$PYTHON" benchmarks/layer_ways.py "${layers[@]}" --json "$OUT/ways.json"
+part pages 140 "$PYTHON" benchmarks/train_step.py --preset $preset --regime dense-ocr "${ways[@]}" --json "$OUT/pages.json"
 echo "end at $SECONDS s; results in $OUT" | tee -a "$LOG"
 exit $failed

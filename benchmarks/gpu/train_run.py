@@ -11,6 +11,7 @@ figures come from the training log. It needs torch, transformers, peft, pydantic
 import argparse
 import importlib.util
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -96,6 +97,8 @@ def train(folder: Path, preferences: Path) -> float:
     paths = [str(SOURCE), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     environment.setdefault("TORCH_LOGS", "recompiles")
+    # run.sh stops a part with SIGTERM; the command must not go on compiling and hold its output.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start = time.perf_counter()
     ended = subprocess.run(command, cwd=folder, env=environment, check=False)
     if ended.returncode:

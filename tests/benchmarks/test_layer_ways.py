@@ -1,4 +1,4 @@
-"""benchmarks/layer_ways.py on a few tokens: it runs, both ways agree, and it counts what it says."""
+"""benchmarks/layer_ways.py on a few tokens: both ways agree, and it counts what it says."""
 
 from pathlib import Path
 

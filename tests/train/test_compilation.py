@@ -105,17 +105,32 @@ def run_reference_and_policy(
 
 
 @pytest.mark.parametrize("family", PROMPTS)
-def test_rows_of_any_length_take_three_graphs(
+def test_rows_of_any_length_take_two_graphs(
     directories: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reference, and the policy with and without a gradient for the layer's input."""
+    """The reference's and the policy's."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     counter = GraphCounter(width=64)
     vlm = load_flex(directories[family], "any", counter)
     lengths = run_reference_and_policy(vlm, family, counter, "any")
     assert len(lengths) >= 4 and all(length % 128 == 0 for length in lengths)
-    assert counter.graphs == 3
+    assert counter.graphs == 2
     assert not counters["graph_break"]
+
+
+def test_recurrent_layers_are_compiled_once(tiny_qwen3_5: Path) -> None:
+    """All of a kind into the same graphs: more layers take no more of them."""
+    counter = CompileCounter()
+    vlm = load(tiny_qwen3_5)
+    kinds = vlm.model.config.text_config.layer_types
+    assert kinds.count("linear_attention") == 3 and kinds.count("full_attention") == 1
+    ready_model(vlm, "shared-prefix", TrainSettings())
+    compile_layers(vlm.model, "any", backend=counter)
+    add_lora(vlm)
+    batch = pack_lists(vlm, [text_list(40, [5, 7], axes=3)])
+    packed_logps(vlm.model, batch).sum().backward()
+    # Before and after the net, and the layer of full attention.
+    assert counter.frame_count == 3
 
 
 def test_bucketed_rows_take_a_graph_for_each_length_in_every_thread(
@@ -172,7 +187,7 @@ def test_ddp_does_not_split_the_graphs(
                 graphs.append(counter.frame_count)
     finally:
         dist.destroy_process_group()
-    assert graphs[0] > graphs[1] == 2  # with and without a gradient for the layer's input
+    assert graphs[0] > graphs[1] == 1
 
 
 def image_lists(vlm: Vlm, lengths: list[list[int]]) -> list[CompletionList]:
@@ -194,8 +209,8 @@ def test_any_and_bucketed_lengths_give_what_separate_rows_give(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Values and gradients of rows of two lengths one after the other, which share their graphs in
-    the case of `any`: Flex with a dense backward, layers as Dynamo compiles them. Checkpointing
-    gives the first layer's input a gradient, too, so that all layers have the same graph."""
+    the case of `any`: Flex with a dense backward, layers as Dynamo compiles them. The first layer's
+    input has a gradient, too, so that all layers have the same graph."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     shapes = [[[60, 50, 41]], [[60, 70, 90], [30, 9]]]
     found: dict[str, list[Any]] = {"any": [], "bucketed": [], "separate": []}
@@ -215,8 +230,7 @@ def test_any_and_bucketed_lengths_give_what_separate_rows_give(
             else:
                 logps = packed_logps(vlm.model, pack_lists(vlm, lists, row_lengths=lengths))
             results.append(with_gradients(vlm, logps))
-        kinds = 1 if checkpointing else 2
-        graphs = {"any": kinds, "bucketed": 2 * kinds, "separate": 0}
+        graphs = {"any": 1, "bucketed": 2, "separate": 0}
         assert counters["stats"]["unique_graphs"] == graphs[way]
     for any_, bucketed, separate in zip(*found.values(), strict=True):
         assert_same(any_, bucketed)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from perpo_pipeline.vlm.attention import SPLIT
 from perpo_pipeline.vlm.families import FAMILIES
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
 from perpo_pipeline.vlm.layers import Reach
-from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.loading import compute_whole_float32, load_vlm
 from perpo_pipeline.vlm.merging import merge_in_memory
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
@@ -255,6 +257,24 @@ class TestLoad:
     def test_unknown_settings_are_refused(self, model_dir: Path, setting: dict[str, str]) -> None:
         with pytest.raises(ConfigError, match="it must be auto"):
             load_vlm(resolve_model(str(model_dir)), **setting)
+
+    def test_float32_on_a_card_is_float32_in_convolutions_too(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        compute_whole_float32(torch.bfloat16, torch.device("cuda"))
+        compute_whole_float32(torch.float32, torch.device("cpu"))
+        assert torch.backends.cudnn.allow_tf32
+        compute_whole_float32(torch.float32, torch.device("cuda"))
+        assert not torch.backends.cudnn.allow_tf32
+
+    def test_kernels_for_a_card_are_not_run_on_the_cpu(
+        self, tiny_qwen3_5: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "fla", types.ModuleType("fla"))
+        with pytest.raises(ConfigError, match="flash-linear-attention, and that runs on a CUDA"):
+            load_vlm(resolve_model(str(tiny_qwen3_5)), device="cpu")
+        load_vlm(resolve_model(str(model_dir)), device="cpu")  # has no such layers
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_cuda_without_a_device_is_refused(self, model_dir: Path) -> None:

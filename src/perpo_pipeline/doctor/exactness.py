@@ -24,7 +24,7 @@ from perpo_pipeline.train.shared_prefix import CompletionList, PackedBatch, pack
 from perpo_pipeline.vlm.exactness import ALLOWED, Comparison, allowed_rounding
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import encode_row
-from perpo_pipeline.vlm.loading import load_without_weights
+from perpo_pipeline.vlm.loading import compute_whole_float32, load_without_weights
 from perpo_pipeline.vlm.models import Vlm, base_model
 
 LORA_RANK = 16
@@ -161,6 +161,7 @@ def random_model(device: str, dtype: torch.dtype, size: Size) -> Vlm:
     text.num_attention_heads = text.num_key_value_heads = size.heads
     text.head_dim, text.num_hidden_layers = size.hidden // size.heads, 2
     text.max_position_embeddings = 4096
+    compute_whole_float32(dtype, torch.device(device))
     torch.manual_seed(0)
     build: Any = AutoModelForImageTextToText
     with torch.device(device):

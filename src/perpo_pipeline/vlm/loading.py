@@ -6,6 +6,7 @@ the PIL backend: it is always installed, and the torchvision backend gives sligh
 """
 
 import copy
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,7 @@ def load_vlm(
     """
     target = _choose_device(device)
     torch_dtype = _choose_dtype(dtype, target)
+    compute_whole_float32(torch_dtype, target)
     identity = compute_identity(resolved, identity_cache)
     model, processor = _load_pretrained(resolved, torch_dtype, target)
     _disable_dropout(model)
@@ -59,6 +61,7 @@ def load_vlm(
         model = model.to(target)
     model = model.requires_grad_(False).eval()
     vlm = _wrap(resolved, model, processor, target, torch_dtype, identity)
+    _check_kernels(vlm)
     vlm.prove = prove_way
     if adapter is None:
         return vlm
@@ -122,6 +125,30 @@ def _choose_device(device: str) -> torch.device:
             fix="set device to cpu or auto, or install a CUDA build of torch",
         )
     return torch.device(device)
+
+
+def _check_kernels(vlm: Vlm) -> None:
+    """Raise ConfigError if gated delta nets would run on the CPU with kernels for a card.
+
+    transformers uses the package wherever it can be imported.
+    """
+    on_cpu, needs_card = vlm.device.type == "cpu", "fla" in sys.modules
+    if on_cpu and needs_card and "linear_attention" in vlm.layers.recurrent:
+        raise ConfigError(
+            f"{vlm.family.name} has gated delta nets, which transformers computes with the "
+            "installed flash-linear-attention, and that runs on a CUDA card only",
+            fix="set model.device: cuda, or pip uninstall flash-linear-attention fla-core",
+        )
+
+
+def compute_whole_float32(dtype: torch.dtype, device: torch.device) -> None:
+    """Where a model computes in float32 on a card, let its convolutions do so, too.
+
+    cuDNN otherwise rounds their inputs to TF32, of 10 bits, for some numbers of images and not for
+    others. torch does so by default, in convolutions only.
+    """
+    if device.type == "cuda" and dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

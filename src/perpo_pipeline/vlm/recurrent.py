@@ -13,6 +13,7 @@ A forward finds what to do in its `attention_mask`: transformers hands one to ea
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -265,10 +266,14 @@ def _adds_bias(layer: nn.Module) -> bool:
 
 
 def _mix_in(layer: nn.Module) -> None:
-    kind = type(layer)
-    if not issubclass(kind, RecurrentLayer):
-        members = {"cache_argument": _cache_argument(kind)}
-        layer.__class__ = type(f"SharedPrefix{kind.__name__}", (RecurrentLayer, kind), members)
+    if not isinstance(layer, RecurrentLayer):
+        layer.__class__ = _mixed(type(layer))
+
+
+@cache  # one class for all layers: compiled layers of unlike classes are compiled one by one
+def _mixed(kind: type) -> type:
+    members = {"cache_argument": _cache_argument(kind)}
+    return type(f"SharedPrefix{kind.__name__}", (RecurrentLayer, kind), members)
 
 
 def _cache_argument(kind: type) -> str | None:
