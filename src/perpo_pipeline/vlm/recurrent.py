@@ -271,7 +271,7 @@ def _mix_in(layer: nn.Module) -> None:
 
 
 @cache  # one class for all layers: compiled layers of unlike classes are compiled one by one
-def _mixed(kind: type) -> type:
+def _mixed(kind: Any) -> type:
     members = {"cache_argument": _cache_argument(kind)}
     return type(f"SharedPrefix{kind.__name__}", (RecurrentLayer, kind), members)
 
