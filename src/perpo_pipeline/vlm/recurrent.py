@@ -266,12 +266,13 @@ def _adds_bias(layer: nn.Module) -> bool:
 
 
 def _mix_in(layer: nn.Module) -> None:
-    if not isinstance(layer, RecurrentLayer):
-        layer.__class__ = _mixed(type(layer))
+    kind: Any = type(layer)
+    if not issubclass(kind, RecurrentLayer):
+        layer.__class__ = _mixed(kind)
 
 
 @cache  # one class for all layers: compiled layers of unlike classes are compiled one by one
-def _mixed(kind: Any) -> type:
+def _mixed(kind: type) -> type:
     members = {"cache_argument": _cache_argument(kind)}
     return type(f"SharedPrefix{kind.__name__}", (RecurrentLayer, kind), members)
 
