@@ -82,6 +82,14 @@ class Training:
         """Optimiser steps of all epochs."""
         return count_steps(self.lists, self.settings)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its first step compiles the decoder layers."""
+        quantization = self.shape.quantization
+        return is_compiled(
+            self.settings, self.forward, on_cuda=self.on_gpu, quantization=quantization
+        )
+
     def memory(self, changed: Mapping[str, Any] = NOTHING) -> Estimate:
         """Bytes in each process, with other settings: `changed` has values by their whole keys."""
         update = {key.removeprefix("train."): value for key, value in changed.items()}
