@@ -49,7 +49,7 @@ def test_a_list_of_1156_tokens_takes_its_operations_at_the_stated_share_of_the_p
 ) -> None:
     """4 x 7.06e9 x 1,156 = 32.7 TFLOP; at 989 TFLOP/s x 0.5 that is 66 ms, at x 0.2 165 ms.
 
-    A step of these shapes took 66.6 ms on an H200 (benchmarks/RESULTS.md), with nothing but the step.
+    A step of these shapes took 66.6 ms on an H200 (benchmarks/RESULTS.md), without image files.
     """
     hardware = describe_hardware("h200")
     some = [training(run, "perpo"), training(run, "sft")]
