@@ -53,12 +53,15 @@ def model_card(
     image_arguments: Mapping[str, Any] = MappingProxyType({}),
     system_turn: Mapping[str, Any] | None = None,
     lora_rank: int | None = None,
+    *,
+    add_special_tokens: bool = False,
 ) -> str:
     """README.md with the hub's YAML header; `record` is the content of perpo_merge.json.
 
     `image_arguments` are those of the processor in training, where it limited the images' size;
     `system_turn` is the message before every question of training, None without one. `lora_rank` is
     the max_lora_rank with which vLLM applies an adapter exactly; None if it would not.
+    `add_special_tokens`: a vLLM server must be asked for the begin token of a chat.
     """
     alone = record.get("form") == ADAPTER
     manifest = adapter.manifest
@@ -73,6 +76,7 @@ def model_card(
         revision=(commit := _commit(record)),
         base_revision=f', revision="{commit}"' if commit else "",
         lora_rank=lora_rank,
+        add_special_tokens=add_special_tokens,
         paper=PAPER,
         record=record,
         adapter=adapter,
