@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from perpo_pipeline.advice import with_pages
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.shipped.files import CONFIGS, OWN_CONFIG
 
@@ -53,7 +54,7 @@ def config_text(recipe: str, run: str, sections: Mapping[str, str], version: str
         "# setting, `perpo settings train` those of one section; unknown keys are refused.",
         "#",
     ]
-    for line in recipe_text(recipe).splitlines():
+    for line in with_pages(recipe_text(recipe)).splitlines():
         key = line.partition(":")[0]
         if key in sections:
             lines += ["", f"# {sections[key]}"]
