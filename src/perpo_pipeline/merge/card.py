@@ -6,6 +6,7 @@ no path of this machine.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -116,7 +117,7 @@ def _as_python(arguments: Mapping[str, Any]) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = card_environment("perpo_pipeline.merge")
+    environment = card_environment(Path(__file__).parent)
     environment.filters["condition"] = _condition
     environment.filters["metrics_table"] = metrics_table
     return environment.get_template("card.md")
