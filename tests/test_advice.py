@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from perpo_pipeline import advice, cli
+from perpo_pipeline.shipped.run_folder import config_text
 
 COMMANDS: Any = typer.main.get_command(cli.app)
 
@@ -173,3 +174,14 @@ def test_the_commands_of_a_run_are_those_that_take_its_file() -> None:
         if any("--config" in p.opts for p in command.params)
     }
     assert takes == advice.OF_A_RUN | {"merge"}
+
+
+@pytest.mark.parametrize(
+    ("in_project", "named"), [(True, "docs/data.md"), (False, 'the manual\'s page "data"')]
+)
+def test_a_page_is_named_as_it_can_be_found(
+    in_project: bool, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "_in_project", lambda: in_project)
+    assert advice.page("data") == named
+    assert f"# Data ({named}): RefCOCO" in config_text("llava15-grounding", "r", {}, "0.1")

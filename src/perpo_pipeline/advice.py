@@ -117,6 +117,17 @@ def install_package(package: str) -> str:
     return f"pip install -c {shlex.quote(str(lock))} {package}"
 
 
+def page(name: str) -> str:
+    """How a message names a page of the manual, such as `boxes`: docs/boxes.md in the project's
+    folder. A wheel has no pages, so elsewhere it is the page's name."""
+    return f"docs/{name}.md" if _in_project() else f'the manual\'s page "{name}"'
+
+
+def with_pages(text: str) -> str:
+    """A text of the project whose readers may not have its folder: its pages named by `page`."""
+    return re.sub(r"docs/([\w-]+)\.md", lambda found: page(found[1]), text)
+
+
 def _in_project() -> bool:
     """Whether the code is that of the project's folder, which is installed from there."""
     return (_CODE.parents[1] / "pyproject.toml").is_file()

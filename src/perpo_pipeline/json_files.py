@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.suggestions import closest_path
 
@@ -104,7 +105,8 @@ def missing_file(path: Path) -> ConfigError:
         where=str(path),
         fix=f"did you mean {near}?"
         if near
-        else "correct the path, or fetch the file first (public datasets: see docs/data.md)",
+        else "correct the path, or fetch the file first "
+        f"(public datasets: see {advice.page('data')})",
     )
 
 

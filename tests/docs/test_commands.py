@@ -1,5 +1,6 @@
 """Every command, option and setting that README and docs/ name exists."""
 
+import ast
 import itertools
 import json
 import re
@@ -329,9 +330,33 @@ def test_extras_that_pages_name_exist() -> None:
 def test_pages_that_messages_and_comments_name_exist() -> None:
     folders = [ROOT / "src", ROOT / "configs", ROOT / "benchmarks", ROOT / "stages"]
     files = [f for folder in folders for f in folder.rglob("*") if f.suffix in SOURCES]
-    named = {name for file in files for name in re.findall(r"docs/[\w-]+\.md", file.read_text())}
-    assert len(named) > 3
+    texts = [file.read_text() for file in files]
+    named = {name for text in texts for name in re.findall(r"docs/[\w-]+\.md", text)}
+    pages = {name for text in texts for name in re.findall(r"\bpage\([\"']([\w-]+)", text)}
+    assert len(named) > 3 and len(pages) > 10
+    named |= {f"docs/{name}.md" for name in pages}
     assert not {name for name in named if not (ROOT / name).is_file()} - {"docs/settings.md"}
+
+
+def texts_that_are_printed(source: str) -> Iterator[str]:
+    """The strings of a module; docstrings are for who reads the code."""
+    tree = ast.parse(source)
+    bodies = [body for node in ast.walk(tree) if isinstance(body := getattr(node, "body", 0), list)]
+    alone = {line.value for body in bodies for line in body if isinstance(line, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in alone:
+            yield node.value
+
+
+def test_messages_name_pages_as_they_can_be_found() -> None:
+    """By `advice.page`: a wheel has no docs/. Docstrings of commands are printed as their help."""
+    source = ROOT / "src/perpo_pipeline"
+    found = []
+    for file in source.rglob("*.py"):
+        text = file.read_text()
+        printed = [text] if file.parent.name == "commands" else texts_that_are_printed(text)
+        found += [(file, one) for one in printed if re.search(r"docs/[\w-]+\.md", one)]
+    assert not found
 
 
 def test_the_picture_of_the_rooms_is_current() -> None:

@@ -99,6 +99,7 @@ def test_peft_loads_it_onto_the_base_of_the_hub(
     assert f'from_pretrained(base, dtype="float32", revision="{COMMIT}")' in card
     assert f"vllm serve {HUB} --revision {COMMIT} --dtype float32" in card
     assert "--enable-lora --max-lora-rank 8 --lora-modules perpo=FOLDER" in card
+    assert '`"add_special_tokens": true`' in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert code and compile(code[1], "card", "exec") and "merged" not in card.split("##")[0]
 

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from tiny_families import save_tiny_family
+from tiny_models import save_tiny_llava
 
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import ArtifactError
@@ -25,10 +26,13 @@ from perpo_pipeline.merge.merge_adapter import merge, trained_system_turn
 from perpo_pipeline.run import Console
 from perpo_pipeline.status.published import published
 from perpo_pipeline.store.artifacts import open_version
+from perpo_pipeline.vlm.chat_rendering import leaves_begin_token
+from perpo_pipeline.vlm.chat_settings import UNSET
 from perpo_pipeline.vlm.decoding import greedy_decode
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.inputs import prompt_image
 from perpo_pipeline.vlm.loading import load_vlm
+from perpo_pipeline.vlm.processors import load_processor
 from perpo_pipeline.vlm.prompts import encode_prompt
 
 CONFIG = """
@@ -243,6 +247,7 @@ def test_its_vllm_command_has_the_stored_dtype(run: Path, tmp_path: Path) -> Non
     for dtype in ("float32", "bfloat16"):
         merge(run / "adapter/perpo", tmp_path / dtype, dtype=dtype, console=QUIET)
         assert f"vllm serve FOLDER --dtype {dtype} " in (tmp_path / dtype / CARD).read_text()
+        assert '`"add_special_tokens": true`' in (tmp_path / dtype / CARD).read_text()
 
 
 def test_metrics_made_after_the_merge_are_added_to_the_card(copy: Path, tmp_path: Path) -> None:
@@ -302,7 +307,13 @@ def test_given_metrics_replace_those_of_the_run(run: Path, tmp_path: Path) -> No
 
 
 def small_card(
-    arguments: dict[str, Any], system_turn: Any = None, recorded: Any = None, **more: Any
+    arguments: dict[str, Any],
+    system_turn: Any = None,
+    recorded: Any = None,
+    lora_rank: int | None = None,
+    *,
+    add_special_tokens: bool = False,
+    **more: Any,
 ) -> str:
     """The card of an adapter with these settings, without data and metrics."""
     made = {"counts": {}, "packages": {}, "git_commit": None, "created_at": "today"}
@@ -311,7 +322,16 @@ def small_card(
     adapter: Any = SimpleNamespace(manifest=manifest, variant="perpo", fingerprint="f")
     record = {"base_model": "b", "base_identity": "i", "base_is_directory": False, **made}
     record |= {"dtype": "float32", "made_at": "today", **(recorded or {})}
-    return model_card(record, adapter, [], [], arguments, system_turn)
+    return model_card(
+        record,
+        adapter,
+        [],
+        [],
+        arguments,
+        system_turn,
+        lora_rank,
+        add_special_tokens=add_special_tokens,
+    )
 
 
 def test_the_example_has_the_system_turn_and_arguments_of_training() -> None:
@@ -341,13 +361,28 @@ def test_the_example_has_the_system_turn_and_arguments_of_training() -> None:
 def test_the_system_turn_has_the_form_that_the_base_s_template_reads(
     tmp_path: Path, writes: str, content: Any
 ) -> None:
-    base = resolve_model(str(save_tiny_family("qwen3_vl", tmp_path / "base")))
-    (base.path / "chat_template.jinja").write_text(
+    base = save_tiny_family("qwen3_vl", tmp_path / "base")
+    (base / "chat_template.jinja").write_text(
         f"{{% for message in messages %}}{writes}{{% endfor %}}"
     )
-    found = trained_system_turn(base, {"system_prompt": "Be kind."})
+    processor = load_processor(base)
+    found = trained_system_turn(processor, {"system_prompt": "Be kind."})
     assert found == {"role": "system", "content": content}
-    assert trained_system_turn(base, {}) is None
+    assert trained_system_turn(processor, {}) is None
+
+
+def test_a_begin_token_that_only_the_tokenizer_writes_must_be_asked_of_vllm(tmp_path: Path) -> None:
+    """vLLM's server adds none to a chat by itself (tests/with_vllm/test_served_adapter.py)."""
+    llava = load_processor(save_tiny_llava(tmp_path / "llava"))
+    qwen = load_processor(save_tiny_family("qwen3_vl", tmp_path / "qwen"))
+    assert leaves_begin_token(llava, UNSET) and not leaves_begin_token(qwen, UNSET)
+    llava.chat_template = "<s>" + llava.chat_template
+    assert not leaves_begin_token(llava, UNSET)
+    asks = '`"add_special_tokens": true`'
+    assert asks in small_card({}, add_special_tokens=True) and asks not in small_card({})
+    alone = {"recorded": {"form": "adapter"}, "add_special_tokens": True}
+    assert asks in small_card({}, **alone, lora_rank=8)
+    assert asks not in small_card({}, **alone), "vLLM would not apply it exactly"
 
 
 def test_a_limited_image_size_is_set_where_the_model_is_loaded() -> None:

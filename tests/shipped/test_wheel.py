@@ -84,5 +84,7 @@ def test_a_run_folder_works_where_only_the_wheel_is(unpacked: Path, tmp_path: Pa
     assert list(dict.fromkeys(stages)) == list(order)
     assert all("--config perpo.yaml" in line for line in commands if line.startswith("perpo "))
 
+    settings = call("perpo", "settings", "model")
+    assert 'the manual\'s page "boxes"' in settings and "docs/" not in settings, "it has no pages"
     state = call("perpo", "status")
     assert "run glasses (data/glasses)" in state and "perpo run --config perpo.yaml" in state

@@ -3,6 +3,7 @@
 All tests except that of the hostile generation_config.json share one server; one test restarts it.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -43,19 +44,23 @@ sample:
     temperature: {TEMPERATURE}, prompts_per_part: {PROMPTS_PER_PART}, concurrency: 4}}}}
 """
 AS_DOCUMENTED = ("--generation-config", "vllm")
-SERVER = (
-    "-m",
-    "vllm.entrypoints.openai.api_server",
+# What `vllm serve` runs; the program itself asks for the version of a package `vllm`, and the CPU
+# build's name is another.
+API_SERVER = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model")
+SERVED_AS = (
     "--served-model-name",
     "tiny",
-    "--host",
-    "127.0.0.1",
     "--mm-processor-kwargs",
     '{"use_fast": false}',
-    "--limit-mm-per-prompt",
-    '{"image": 1}',
     "--dtype",
     "float32",
+)
+# What any server needs on this machine, beside what its user asks of it.
+ON_THE_CPU = (
+    "--host",
+    "127.0.0.1",
+    "--limit-mm-per-prompt",
+    '{"image": 1}',
     "--enforce-eager",
     "--max-model-len",
     "512",
@@ -80,11 +85,11 @@ SERVER_ENVIRONMENT = {
 class Server:
     """vLLM's HTTP server with its engine, in its own process group, always at the same port."""
 
-    def __init__(self, log: Path, model: Path, *flags: str) -> None:
+    def __init__(self, log: Path, *model_and_flags: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.log, self.command = log, [sys.executable, *SERVER, "--model", str(model), *flags]
+        self.log, self.command = log, [*API_SERVER, *model_and_flags, *ON_THE_CPU]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.start()
 
@@ -114,7 +119,8 @@ class Server:
 
     def kill(self) -> None:
         """Kill the server and its engine."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -216,7 +222,9 @@ class TestRun:
 
     @pytest.fixture(scope="class")
     def server(self, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-        server = Server(tmp_path_factory.mktemp("server") / "log", model, *AS_DOCUMENTED)
+        server = Server(
+            tmp_path_factory.mktemp("server") / "log", str(model), *SERVED_AS, *AS_DOCUMENTED
+        )
         yield server
         server.kill()
 
@@ -333,7 +341,7 @@ def test_a_hostile_generation_config_and_a_reasoning_parser_change_nothing(
     (tmp_path / "run").mkdir()
     folder = prepare(tmp_path / "run", hostile, 6)
     name_thoughts(hostile)
-    server = Server(tmp_path / "log", hostile, "--reasoning-parser", "deepseek_r1")
+    server = Server(tmp_path / "log", str(hostile), *SERVED_AS, "--reasoning-parser", "deepseek_r1")
     try:
         message = message_of(server)
         assert message["reasoning"] and not message["content"]

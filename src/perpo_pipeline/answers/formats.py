@@ -11,6 +11,7 @@ import functools
 import importlib
 from typing import Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.answers.box_format import (
     BOXES,
     COORDINATES,
@@ -101,7 +102,7 @@ def _load_own(name: str) -> BoxFormat:
     if not isinstance(found, BoxFormat):
         raise ConfigError(
             f"the box format {name!r} has type {type(found).__name__}, not BoxFormat",
-            fix="name a perpo_pipeline.answers.BoxFormat (see docs/boxes.md)",
+            fix=f"name a perpo_pipeline.answers.BoxFormat (see {advice.page('boxes')})",
         )
     _check_fields(found, name)
     _check_round_trip(found, name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -190,7 +191,7 @@ def _position(order: Any, at: int | None) -> int | None:
 
 def environment() -> jinja2.Environment:
     """The templates of this room and of the report, with what both pages need."""
-    found = page_environment("perpo_pipeline.browse")
+    found = page_environment(Path(__file__).parent)
     found.filters["as_typed"] = as_typed
     found.filters["words"] = lambda reason: reason.replace("_", " ")
     found.globals["scale"] = SCALE

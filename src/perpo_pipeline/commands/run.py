@@ -235,5 +235,5 @@ def refuse_launchers() -> None:
         raise ConfigError(
             f"a launcher has started {placed['WORLD_SIZE']} processes of perpo run",
             fix="start it once, with --num-processes for the training; on several nodes, run the "
-            "stages one by one (docs/many-gpus.md)",
+            f"stages one by one ({advice.page('many-gpus')})",
         )

@@ -51,7 +51,7 @@ def score(
     texts     edit_similarity, character_accuracy, word_accuracy, token_f1, exact_match
     numbers   count_match, numeric_closeness
     auto      chooses by the prompt's task
-    your own  package.module:function (docs/rewards.md)
+    your own  package.module:function (the manual's page "rewards")
 
     Several rewards are added up by their weights.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from perpo_pipeline import advice
 from perpo_pipeline.commands.options import Debug, Json, Quiet, Set
 from perpo_pipeline.commands.output import print_rows
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 def sweep(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE.yaml...", help="files of sweeps (docs/sweeps.md)")
+        list[Path],
+        typer.Argument(metavar="FILE.yaml...", help=f"files of sweeps ({advice.page('sweeps')})"),
     ],
     dry_run: Annotated[
         bool,

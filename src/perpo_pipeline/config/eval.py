@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.by_task import ByTask
 from perpo_pipeline.config.evaluations import Evaluation
 from perpo_pipeline.config.inference import Decoding, InferenceConfig, Positive
@@ -70,12 +71,12 @@ class EvalConfig(InferenceConfig):
     normalise: NormalForms = Field(
         default=[],
         description="normal forms of the true and the answered text before they are compared: "
-        "`none`, one, or several in a list (docs/rewards.md); the tables name them",
+        f"`none`, one, or several in a list ({advice.page('rewards')}); the tables name them",
     )
     by: Splits = Field(
         default=[],
         description="extra columns of the data, such as category: each metric is also measured on "
-        "the prompts of each of their values, its slices (docs/evaluation.md)",
+        f"the prompts of each of their values, its slices ({advice.page('evaluation')})",
     )
     batch_size: ByTask[Positive] = Field(
         64,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge, Gt, Le
 from pydantic import Field, model_validator
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.by_task import ByTask
 from perpo_pipeline.config.section import Float, Int, Section, conflict
 
@@ -26,7 +27,8 @@ class FilterConfig(Section):
 
     strategy: Literal["lists", "m3po"] = Field(
         "lists",
-        description="keep whole lists, or one pair per list as M3PO chooses it (docs/rewards.md)",
+        description="keep whole lists, or one pair per list as M3PO chooses it "
+        f"({advice.page('rewards')})",
     )
     min_margin: ByTask[Share] = Field(
         0.8,

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 from pydantic import Field
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.by_task import ByTask, of_task, values_of
 from perpo_pipeline.config.section import Float, Int, Section
 
@@ -80,7 +81,7 @@ class InferenceConfig(Section):
     engine: Literal["local", "ray"] = Field(
         "local",
         description="where the backend runs: in processes on this machine, or in actors of a Ray "
-        "cluster (docs/sampling.md)",
+        f"cluster ({advice.page('sampling')})",
     )
     num_actors: Int | None = Field(
         None,

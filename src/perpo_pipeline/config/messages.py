@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from perpo_pipeline import advice
 from perpo_pipeline.answers.formats import frame_fault, get_box_format
 from perpo_pipeline.config.by_task import Task
 from perpo_pipeline.config.parquet_files import fixed_folder, parquet_files
@@ -46,8 +47,8 @@ class MessagesSource(SourceSection):
     box_format: Annotated[
         str | None,
         Field(
-            description="how true boxes are written in the last turn of the assistant (docs/"
-            "boxes.md); none: grounding needs `objects` or `gt_box`"
+            description="how true boxes are written in the last turn of the assistant "
+            f"({advice.page('boxes')}); none: grounding needs `objects` or `gt_box`"
         ),
     ] = None
     box_frame: Annotated[

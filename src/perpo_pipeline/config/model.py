@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from perpo_pipeline import advice
 from perpo_pipeline.answers.formats import frame_fault, get_box_format
 from perpo_pipeline.answers.settings import ANSWER_TAG, TAG_PATTERN, Reading, Thinking, Which
 from perpo_pipeline.config.dates import TEMPLATE_DATE
@@ -63,7 +64,7 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(
         False,
         description="runs Python code that comes with the model, in every stage and with a warning "
-        "(docs/models.md); `id` is then a local directory, or `revision` a commit",
+        f"({advice.page('models')}); `id` is then a local directory, or `revision` a commit",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -76,7 +77,7 @@ class ModelConfig(Section):
     quantization: Literal["nf4", "int8"] | None = Field(
         None,
         description="keeps the weights of the language model's layers in 4 bits (`nf4`) or 8 "
-        "(`int8`), in every stage; only LoRA trains beside them (docs/small-cards.md)",
+        f"(`int8`), in every stage; only LoRA trains beside them ({advice.page('small-cards')})",
     )
     preprocess: Literal["processor", "pad"] = Field(
         "processor",
@@ -87,20 +88,20 @@ class ModelConfig(Section):
         None,
         ge=1,
         description="smaller images are enlarged to about this number of pixels (Qwen-VL families; "
-        "docs/image-size.md); null: as the model's processor does",
+        f"{advice.page('image-size')}); null: as the model's processor does",
     )
     max_pixels: int | None = Field(
         None,
         ge=1,
         description="larger images are reduced to at most this number of pixels (Qwen-VL families; "
-        "docs/image-size.md); null: as the model's processor does",
+        f"{advice.page('image-size')}); null: as the model's processor does",
     )
     max_tiles: int | None = Field(
         None,
         ge=1,
         description="most tiles that an image is cut into, the whole image not counted "
-        "(LLaVA-NeXT, LLaVA-OneVision, InternVL; docs/image-size.md); null: as the model's "
-        "processor does",
+        f"(LLaVA-NeXT, LLaVA-OneVision, InternVL; {advice.page('image-size')}); null: as the "
+        "model's processor does",
     )
     template_date: date = Field(
         TEMPLATE_DATE,
@@ -109,27 +110,29 @@ class ModelConfig(Section):
     )
     system_prompt: str | None = Field(
         None,
-        description="the text of a system turn before every question (docs/chat-templates.md); "
-        "null: none, so that the chat template writes its own, if it has one",
+        description="the text of a system turn before every question "
+        f"({advice.page('chat-templates')}); null: none, so that the chat template writes its own, "
+        "if it has one",
     )
     chat_template_kwargs: dict[str, TemplateValue] = Field(
         {},
         description="arguments for the model's chat template, such as `{enable_thinking: false}` "
-        "(docs/chat-templates.md)",
+        f"({advice.page('chat-templates')})",
     )
     box_format: str = Field(
         "llava",
         description="how the model writes a box and how it is asked for one: the name of a format "
-        "(docs/boxes.md), or pkg.module:attribute for your own",
+        f"({advice.page('boxes')}), or pkg.module:attribute for your own",
     )
     box_frame: Literal["full", "crop", "pad", "resized"] = Field(
         "full",
         description="what the numbers of a box refer to: the full image, its centre square, the "
-        "padded square, or the image as Qwen2.5-VL resizes it (docs/boxes.md)",
+        f"padded square, or the image as Qwen2.5-VL resizes it ({advice.page('boxes')})",
     )
 
     answer: AnswerConfig = Field(
-        AnswerConfig(), description="how an answer is found in a completion (docs/boxes.md)"
+        AnswerConfig(),
+        description=f"how an answer is found in a completion ({advice.page('boxes')})",
     )
 
     def reading(self) -> Reading:

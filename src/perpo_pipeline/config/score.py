@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.section import NormalForms, Section
 from perpo_pipeline.suggestions import did_you_mean
 
@@ -15,14 +16,14 @@ class ScoreConfig(Section):
 
     reward: str | dict[str, float] = Field(
         "auto",
-        description="a reward (docs/rewards.md), your own as pkg.module:function, or several "
-        "with weights: `{iou: 0.7, token_f1: 0.3}`",
+        description=f"a reward ({advice.page('rewards')}), your own as pkg.module:function, or "
+        "several with weights: `{iou: 0.7, token_f1: 0.3}`",
     )
 
     normalise: NormalForms = Field(
         default=[],
         description="normal forms of the true and the answered text before they are compared: "
-        "`none`, one, or several in a list (docs/rewards.md)",
+        f"`none`, one, or several in a list ({advice.page('rewards')})",
     )
 
     @field_validator("reward", mode="before")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.by_task import Task
 from perpo_pipeline.config.messages import MessagesSource
 from perpo_pipeline.config.pages import PagesSource
@@ -89,9 +90,9 @@ class TableSource(SourceSection):
     image_root: ImageRoot = None
     columns: dict[ColumnOf, str | list[str] | None] = Field(
         default={},
-        description="perpo's fields (docs/data.md) and the columns that hold them, such as {image: "
-        "file, gt_box: [x1, y1, x2, y2]}; a field that is not named is read from the column of its "
-        "name, `null` from none",
+        description=f"perpo's fields ({advice.page('data')}) and the columns that hold them, such "
+        "as {image: file, gt_box: [x1, y1, x2, y2]}; a field that is not named is read from the "
+        "column of its name, `null` from none",
     )
     box: BoxOrder = "xyxy"
     unit: BoxUnit = None

@@ -5,6 +5,7 @@ from math import ceil
 from types import MappingProxyType
 from typing import Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.by_task import of_task
 from perpo_pipeline.config.train import TrainSettings
 
@@ -38,7 +39,7 @@ def say_few_steps(lists: int, trainings: Mapping[str, TrainSettings]) -> str | N
         f"{_plural(lists, 'list')} {'makes' if lists == 1 else 'make'} "
         f"{_plural(steps, 'optimiser step')} of {names} (batch_size {one.batch_size}, "
         f"epochs {one.epochs:g}); {ENOUGH} steps need about {needed:,} lists. {ENOUGH} are the "
-        "fewest after which a clear gain was measured (docs/choosing.md)."
+        f"fewest after which a clear gain was measured ({advice.page('choosing')})."
     )
 
 

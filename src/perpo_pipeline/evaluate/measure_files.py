@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from perpo_pipeline import advice
 from perpo_pipeline.answers.formats import describe_box_format, frame_fault, get_box_format
 from perpo_pipeline.answers.frames import FRAMES, Size
 from perpo_pipeline.answers.settings import Reading
@@ -65,7 +66,7 @@ def measure_boxes(
     if not (box_format and frame):
         raise ConfigError(
             "grounding needs to know how its boxes are written and in which frame",
-            fix="give --box-format and --frame (docs/boxes.md); neither is ever guessed",
+            fix=f"give --box-format and --frame ({advice.page('boxes')}); neither is ever guessed",
         )
     get_box_format(box_format)
     box_frame, size = parse_frame(frame)

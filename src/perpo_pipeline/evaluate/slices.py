@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import polars as pl
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.metric import Bools
 from perpo_pipeline.run import Run
@@ -63,7 +64,7 @@ def check_slices(run: Run, splits: Sequence[str]) -> None:
         if all(values is None for values in found.values()):
             raise ConfigError(
                 f"eval.by: the prompts have no column {column!r}; {_columns(extras)}",
-                fix="name one of the other columns of your data (docs/data.md)",
+                fix=f"name one of the other columns of your data ({advice.page('data')})",
             )
         for split, values in found.items():
             if values is None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -109,6 +110,6 @@ def _weights(reward: Any) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = card_environment("perpo_pipeline.export")
+    environment = card_environment(Path(__file__).parent)
     environment.filters["commas"] = "{:,}".format
     return environment.get_template("card.md")

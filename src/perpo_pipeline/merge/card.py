@@ -6,6 +6,7 @@ no path of this machine.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -53,12 +54,15 @@ def model_card(
     image_arguments: Mapping[str, Any] = MappingProxyType({}),
     system_turn: Mapping[str, Any] | None = None,
     lora_rank: int | None = None,
+    *,
+    add_special_tokens: bool = False,
 ) -> str:
     """README.md with the hub's YAML header; `record` is the content of perpo_merge.json.
 
     `image_arguments` are those of the processor in training, where it limited the images' size;
     `system_turn` is the message before every question of training, None without one. `lora_rank` is
     the max_lora_rank with which vLLM applies an adapter exactly; None if it would not.
+    `add_special_tokens`: a vLLM server must be asked for the begin token of a chat.
     """
     alone = record.get("form") == ADAPTER
     manifest = adapter.manifest
@@ -73,6 +77,7 @@ def model_card(
         revision=(commit := _commit(record)),
         base_revision=f', revision="{commit}"' if commit else "",
         lora_rank=lora_rank,
+        add_special_tokens=add_special_tokens,
         paper=PAPER,
         record=record,
         adapter=adapter,
@@ -112,7 +117,7 @@ def _as_python(arguments: Mapping[str, Any]) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = card_environment("perpo_pipeline.merge")
+    environment = card_environment(Path(__file__).parent)
     environment.filters["condition"] = _condition
     environment.filters["metrics_table"] = metrics_table
     return environment.get_template("card.md")

@@ -32,7 +32,12 @@ from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Version, damaged_f
 from perpo_pipeline.store.provenance import git_commit, package_versions
 from perpo_pipeline.suggestions import closest_path
 from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
-from perpo_pipeline.vlm.chat_rendering import Message, system_form, system_turn
+from perpo_pipeline.vlm.chat_rendering import (
+    Message,
+    leaves_begin_token,
+    system_form,
+    system_turn,
+)
 from perpo_pipeline.vlm.chat_settings import recorded_settings
 from perpo_pipeline.vlm.families import family_of
 from perpo_pipeline.vlm.files import ResolvedModel, announce_code, compute_identity, resolve_model
@@ -91,13 +96,24 @@ def merge(
     with load_errors_explained(base):
         limits = limits_recorded(settings)
         arguments = arguments_from_files(base.path, limits, own_code=base.own_code)
-        system = trained_system_turn(base, settings)
+        processor = load_processor(base.path, own_code=base.own_code)
+        system = trained_system_turn(processor, settings)
+        lacks_begin = leaves_begin_token(processor, recorded_settings(settings))
     rank = None
     if adapter_only and base.quantization is None:  # vLLM would load the base in full
         rank = exact_lora_rank(family_of(base), version.path)
 
     def card(record: Record) -> str:
-        return model_card(record, version, lineage, evaluations, arguments, system, rank)
+        return model_card(
+            record,
+            version,
+            lineage,
+            evaluations,
+            arguments,
+            system,
+            rank,
+            add_special_tokens=lacks_begin,
+        )
 
     def write(to: Path) -> None:
         if adapter_only:
@@ -187,7 +203,7 @@ def _refuse_code(base: ResolvedModel) -> None:
         )
 
 
-def trained_system_turn(base: ResolvedModel, settings: Mapping[str, Any]) -> Message | None:
+def trained_system_turn(processor: Any, settings: Mapping[str, Any]) -> Message | None:
     """The system turn of a training with these settings, as the base's template reads it.
 
     None without one. Raises InputError as `system_form` does.
@@ -195,7 +211,6 @@ def trained_system_turn(base: ResolvedModel, settings: Mapping[str, Any]) -> Mes
     chat = recorded_settings(settings)
     if chat.system_prompt is None:
         return None
-    processor = load_processor(base.path, own_code=base.own_code)
     return system_turn(system_form(processor, chat), chat.system_prompt)
 
 

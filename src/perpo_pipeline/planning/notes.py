@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from perpo_pipeline.advice import command
+from perpo_pipeline.advice import command, page
 from perpo_pipeline.config.steps import lists_for
 from perpo_pipeline.machine import cores
 from perpo_pipeline.planning.amounts import Lists, Row
@@ -40,7 +40,7 @@ def notes_of(
         bound = "" if lists.known else "at most "
         notes.append(
             f"{bound}{lists.high:,} lists are too few: 50 optimiser steps need about {needed:,} "
-            "(docs/choosing.md)"
+            f"({page('choosing')})"
         )
     if model.shape is None:
         notes.append(

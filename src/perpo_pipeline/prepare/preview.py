@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import polars as pl
 from markupsafe import Markup
@@ -18,6 +17,7 @@ from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.schemas import PROMPTS
+from perpo_pipeline.templates import html_environment
 from perpo_pipeline.vlm.image_place import history_of
 from perpo_pipeline.vlm.inputs import prompt_image
 from perpo_pipeline.vlm.thumbnails import Thumbnail, thumbnails
@@ -77,13 +77,7 @@ def check_preview(file: Path) -> None:
 
 def write_preview(file: Path, sheets: Sequence[Sheet], run_name: str) -> None:
     """Write one self-contained HTML file."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("perpo_pipeline.prepare", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment(Path(__file__).parent)
     shown = [one for sheet in sheets for one in sheet.shown]
     page = environment.get_template("preview.html").render(
         sheets=sheets,

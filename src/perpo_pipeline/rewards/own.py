@@ -34,6 +34,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.rewards.builtin import (
     AUTO,
@@ -75,7 +76,8 @@ def load_own(name: str) -> OwnReward:
     if not callable(found):
         raise ConfigError(
             f"the reward {name!r} has type {type(found).__name__} and is not callable",
-            fix="name a function that follows the contract of rewards (see docs/rewards.md)",
+            fix="name a function that follows the contract of rewards "
+            f"(see {advice.page('rewards')})",
         )
     return cast(OwnReward, found)
 

@@ -1,6 +1,7 @@
 """The page of the rounds: one HTML file without anything from elsewhere."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.config.run import RunConfig
@@ -26,7 +27,7 @@ def rounds_page(config: RunConfig, method: str, rows: Sequence[Row]) -> str:
     last = max(row["round"] or 0 for row in rows)
     of_split = {split: [row for row in rows if row["split"] == split] for split in splits}
     ends = [r for r in of_split[rounds.select_on] if r["round"] and not r["gains"]]
-    template = page_environment("perpo_pipeline.rounds").get_template("rounds.html")
+    template = page_environment(Path(__file__).parent).get_template("rounds.html")
     text = template.render(
         run=config.run,
         method=method,

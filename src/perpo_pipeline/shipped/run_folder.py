@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import yaml
 
+from perpo_pipeline.advice import with_pages
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.shipped.files import CONFIGS, OWN_CONFIG
+from perpo_pipeline.templates import markdown_environment
 
 _TEMPLATES = Path(__file__).parent / "run_folder"
 _GITIGNORE = "/data/\n"
@@ -53,7 +54,7 @@ def config_text(recipe: str, run: str, sections: Mapping[str, str], version: str
         "# setting, `perpo settings train` those of one section; unknown keys are refused.",
         "#",
     ]
-    for line in recipe_text(recipe).splitlines():
+    for line in with_pages(recipe_text(recipe)).splitlines():
         key = line.partition(":")[0]
         if key in sections:
             lines += ["", f"# {sections[key]}"]
@@ -101,14 +102,5 @@ def write_run_folder(folder: Path, config: str, contents: Contents) -> list[Path
 
 def readme_text(contents: Contents) -> str:
     """The README of the folder, Markdown."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=False,  # Markdown, not HTML
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("README.md").render(
-        **vars(contents), about=about(contents.recipe)
-    )
+    template = markdown_environment(_TEMPLATES).get_template("README.md")
+    return template.render(**vars(contents), about=about(contents.recipe))

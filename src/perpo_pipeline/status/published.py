@@ -1,9 +1,11 @@
 """What the cards of models and datasets show of the artifacts that they were made from."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perpo_pipeline.status.lineage import Traced
 from perpo_pipeline.store.artifacts import Json
+from perpo_pipeline.templates import markdown_environment
 
 if TYPE_CHECKING:
     import jinja2
@@ -54,18 +56,9 @@ def published(settings: Json) -> str:
     return ", ".join(f"{name} {value}" for name, value in known.items())
 
 
-def card_environment(package: str) -> "jinja2.Environment":
-    """Renders the Markdown of a package's card; a value that is missing is an error."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package, "."),
-        autoescape=False,  # Markdown, not HTML
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+def card_environment(folder: Path) -> "jinja2.Environment":
+    """Renders the Markdown of a card in a package's folder."""
+    environment = markdown_environment(folder)
     environment.filters["cell"] = cell
     return environment
 

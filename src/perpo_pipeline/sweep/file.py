@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.overrides import Override
 from perpo_pipeline.config.section import Int, Json, Name
 from perpo_pipeline.config.unique_keys import read_mapping
@@ -163,7 +164,7 @@ def read_sweep(path: Path) -> SweepFile:
         raise ConfigError(
             f"{count} in the sweep's file:\n" + "\n".join(lines),
             where=str(path),
-            fix="correct it; docs/sweeps.md has every key",
+            fix=f"correct it; {advice.page('sweeps')} has every key",
         ) from None
     return found.model_copy(update={"config": path.parent / found.config})
 
@@ -179,13 +180,13 @@ def _read_yaml(path: Path) -> Json:
         kind="sweep file",
         otherwise="give the path of a sweep's YAML file",
         contents="a mapping",
-        example="docs/sweeps.md",
+        example=advice.page("sweeps"),
     )
     if "run" in raw and "sweep" not in raw:
         raise ConfigError(
             "this is the file of a run, not of a sweep",
             where=str(path),
-            fix=f"name it in the sweep's file as `config: {path.name}` (docs/sweeps.md)",
+            fix=f"name it in the sweep's file as `config: {path.name}` ({advice.page('sweeps')})",
         )
     return raw
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.metric import Metric
@@ -30,7 +31,7 @@ def check_metric(sweep: SweepFile, config: RunConfig) -> None:
     if sweep.metric is not None and sweep.metric not in METRICS:
         raise ConfigError(
             f"metric: there is no metric '{sweep.metric}'{did_you_mean(sweep.metric, METRICS)}",
-            fix="choose one that `perpo eval` prints of this task (docs/evaluation.md)",
+            fix=f"choose one that `perpo eval` prints of this task ({advice.page('evaluation')})",
         )
     if tasks is None:
         return

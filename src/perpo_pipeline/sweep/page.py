@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.config.evaluations import BASE
@@ -39,7 +40,7 @@ def sweep_page(
     split = split_of_curves(file)
     own = [row for row in rows if row["split"] == split]
     curves = find_curves(own, colours, file.together(), file.x)
-    template = page_environment("perpo_pipeline.sweep").get_template("sweep.html")
+    template = page_environment(Path(__file__).parent).get_template("sweep.html")
     text = template.render(
         file=file,
         run=cells[0].config.run,

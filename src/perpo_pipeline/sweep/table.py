@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.evaluate.compare import p_text
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better
@@ -70,7 +71,7 @@ def seeds_note(rows: Sequence[Row]) -> str | None:
     both = [seed for seed in reported if seed in choosing]
     role = (
         f"{_seeds(both)} chose, so {'its values' if len(both) == 1 else 'their values'} may be "
-        "somewhat too good (docs/evidence.md)"
+        f"somewhat too good ({advice.page('evidence')})"
         if both
         else "these have chosen nothing"
     )
@@ -84,7 +85,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 def _differences(differences: Sequence[Row], metric: Metric) -> list[str]:
     about = (
         f"chosen settings on the same {differences[0]['n']:,} prompts; the interval and p count "
-        "prompts and seeds (docs/evidence.md)"
+        f"prompts and seeds ({advice.page('evidence')})"
     )
     return [*aligned(difference_lines(differences, metric)), about]
 

@@ -195,10 +195,14 @@ def use_shared_prefix_attention(model: Any, *, flex: bool) -> None:
 
 def attention_to_load(config: Any) -> Any:
     """transformers' `attn_implementation` for loading a VLM: SDPA, or our function for the text
-    layers where SDPA would leave out a softcap or sinks."""
+    layers where SDPA would leave out a softcap or sinks.
+
+    It replaces all that config.json says: None lets transformers choose for another part.
+    """
     if not layer_kinds(config).changed_scores:
         return "sdpa"
-    return {"": "sdpa", "text_config": _registered(SPLIT)}
+    parts: dict[str, str | None] = dict.fromkeys(config.sub_configs)
+    return parts | {"": "sdpa", "text_config": _registered(SPLIT)}
 
 
 def _registered(name: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.errors import ConfigError, InputError, first_line
 from perpo_pipeline.vlm.chat_settings import ChatSettings
+from perpo_pipeline.vlm.processors import writes_begin_token
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm
@@ -123,6 +124,17 @@ def system_form(processor: Any, settings: ChatSettings) -> Form:
         fix="remove model.system_prompt, or use another chat template (the model's "
         "chat_template.jinja)",
     )
+
+
+def leaves_begin_token(processor: Any, settings: ChatSettings) -> bool:
+    """Whether the tokenizer adds the begin token to a rendered question.
+
+    Then vLLM's server must be asked for it (`add_special_tokens`): it adds none to a chat by
+    itself.
+    """
+    tokenizer = processor.tokenizer
+    text = _apply(processor, settings, [asked()], True)
+    return tokenizer.num_special_tokens_to_add() > 0 and not writes_begin_token(tokenizer, text)
 
 
 def turn_form(vlm: "Vlm", role: str) -> Form:

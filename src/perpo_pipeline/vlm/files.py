@@ -10,6 +10,7 @@ from pathlib import Path
 
 from perpo_pipeline.errors import InputError, first_line
 from perpo_pipeline.vlm.chat_settings import UNSET, ChatSettings
+from perpo_pipeline.vlm.hub_kernels import check_no_kernels
 from perpo_pipeline.vlm.image_limits import NO_LIMITS, ImageLimits
 from perpo_pipeline.vlm.own_code import (
     CODE_PATTERNS,
@@ -75,9 +76,9 @@ def resolve_model(
 ) -> ResolvedModel:
     """Find `model_id`: `testbed` (shipped), a local directory, or a hub id (local cache first).
 
-    Raises InputError if it cannot be found or downloaded, or has no safetensors weights; with
-    `trust_remote_code` also ConfigError for a hub id whose revision is no commit, and InputError
-    for code from another repository.
+    Raises InputError if it cannot be found or downloaded, or has no safetensors weights. Without
+    `trust_remote_code` also for a kernel in its config.json; with it also for code from another
+    repository, and ConfigError for a hub id whose revision is no commit.
     """
     if model_id == "testbed":
         from perpo_pipeline.testbed import shipped_model_dir
@@ -164,7 +165,12 @@ def _if_configured(found: ResolvedModel, trust_remote_code: bool) -> ResolvedMod
 
 
 def _with_code(found: ResolvedModel, trust_remote_code: bool) -> ResolvedModel:
-    """The same model, with its own code if it needs some and the run trusts it."""
+    """The same model, with its own code if it needs some and the run trusts it.
+
+    Raises InputError for a kernel of a hub where the run trusts no code.
+    """
+    if not trust_remote_code:
+        check_no_kernels(found.path)
     return replace(found, own_code=trust_remote_code and has_code(found.path))
 
 

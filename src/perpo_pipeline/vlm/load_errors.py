@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from perpo_pipeline import advice
 from perpo_pipeline.errors import InputError, PerpoError, first_line
 from perpo_pipeline.vlm.files import ResolvedModel
 from perpo_pipeline.vlm.own_code import file_of, named_code
@@ -58,7 +59,7 @@ def _explain(error: Exception, resolved: ResolvedModel) -> tuple[str, str]:
             f"its {code[0]} asks for Python code of its own ({code[1]}), which perpo never runs "
             "unless model.trust_remote_code is true",
             "use a model whose code is part of transformers, or a newer transformers; or read that "
-            "code, and set model.trust_remote_code: true (docs/models.md)",
+            f"code, and set model.trust_remote_code: true ({advice.page('models')})",
         )
     if "ignore_mismatched_sizes" in str(error):
         return (

@@ -208,6 +208,7 @@ def _build_on_meta(resolved: ResolvedModel) -> Any:
     build: Any = AutoModelForImageTextToText
     config = AutoConfig.from_pretrained(resolved.path, **files_only(own_code=resolved.own_code))
     _check_decoder(resolved, config)
+    config._attn_implementation = None  # transformers' choice, whatever config.json says
     with torch.device("meta"):
         model = build.from_config(config, trust_remote_code=resolved.own_code)
     return model.requires_grad_(False).eval()
@@ -230,6 +231,7 @@ def _load_pretrained(
             quantised = load_quantised(resolved.quantization, empty, dtype, device)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             resolved.path,
+            config=config,  # read a second time, its own attention function would stay
             dtype=dtype,
             attn_implementation=attention_to_load(config),
             use_safetensors=True,

@@ -26,6 +26,7 @@ from perpo_pipeline.store.artifacts import MERGED, Version, open_version
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.vlm.families import FAMILIES, family_of
 from perpo_pipeline.vlm.files import ResolvedModel
+from perpo_pipeline.vlm.hub_kernels import named_kernels
 from perpo_pipeline.vlm.image_limits import PIXELS, TILES
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, find_model, model_notes
 from perpo_pipeline.vlm.own_code import named_code
@@ -137,11 +138,11 @@ def _model_class(resolved: ResolvedModel) -> str:
 def _refuse_code(resolved: ResolvedModel) -> None:
     """Raise ConfigError for a model that names code: lmms-eval trusts it in some classes (0.7.3:
     qwen3_vl), whatever the run says."""
-    if named := named_code(resolved.path):
+    if named := [*named_code(resolved.path), *named_kernels(resolved.path)]:
         raise ConfigError(
             f"the model's files name Python code ({', '.join(named)}), and lmms-eval may run it",
             where=str(resolved.path),
-            fix="evaluate a copy of the model without `auto_map` in its files; or run a harness "
+            fix="evaluate a copy of the model whose files do not name it; or run a harness "
             "yourself and give its logs to `perpo measure harness`",
         )
 

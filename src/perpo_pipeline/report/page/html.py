@@ -1,24 +1,19 @@
 """What every HTML page shares: its environment of Jinja and the colours of its style sheet."""
 
 from functools import partial
+from pathlib import Path
 
 import jinja2
 
 from perpo_pipeline.report.page.colours import themed, variables
+from perpo_pipeline.templates import html_environment
 
 PLACE_OF_COLOURS = "@@colours@@"
 
 
-def page_environment(package: str | None = None) -> jinja2.Environment:
-    """The templates beside a package's modules (None: the report's alone) and the report's own."""
-    own = [] if package is None else [jinja2.PackageLoader(package, "")]
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([*own, jinja2.PackageLoader("perpo_pipeline.report", "page")]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def page_environment(*folders: Path) -> jinja2.Environment:
+    """The templates in the folders of other packages, and the report's own."""
+    environment = html_environment(*folders, Path(__file__).parent)
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["themed"] = themed
     environment.filters["themed_text"] = partial(themed, is_text=True)

@@ -1,0 +1,59 @@
+"""Kernels that a model's config.json names: code that transformers takes from a hub.
+
+A name such as `owner/repository` in place of an attention function makes transformers download that
+repository and run its code, without asking, while it builds the model. So does the name of some
+functions for experts. perpo computes attention in its own way, whatever a model's config.json says.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from perpo_pipeline.errors import InputError
+
+_SETTING = re.compile(r"(attn|experts)_implementation")  # some write an underscore before it
+LOCAL_EXPERTS = frozenset({"eager", "batched_mm", "grouped_mm"})
+"""transformers' own functions for experts; the others are kernels."""
+
+
+def named_kernels(folder: Path) -> dict[str, str]:
+    """The kernels in the config.json of a model's folder, each with the setting that names it."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {value: name for name, value in _functions(settings) if _is_kernel(name, value)}
+
+
+def check_no_kernels(folder: Path) -> None:
+    """Raise InputError if the config.json of a model's folder names a kernel."""
+    for kernel, name in named_kernels(folder).items():
+        raise InputError(
+            f"the model's config.json names a kernel ({name}: {kernel}), code that transformers "
+            "would take from a hub and run; it is refused unless model.trust_remote_code is true",
+            where=str(folder),
+            fix=f"copy the model into a local folder, remove {name} from its config.json, and give "
+            "that folder as model.id",
+        )
+
+
+def _functions(settings: Any) -> Iterator[tuple[str, str]]:
+    """(setting, name of a function) of a model and of its parts: a function for each is a dict."""
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _functions(value)
+    if not isinstance(settings, Mapping):
+        return
+    for key, value in settings.items():
+        if _SETTING.search(key):
+            for one in value.values() if isinstance(value, Mapping) else [value]:
+                if isinstance(one, str):
+                    yield key, one
+        else:
+            yield from _functions(value)
+
+
+def _is_kernel(name: str, value: str) -> bool:
+    return "/" in value or ("experts" in name and value not in LOCAL_EXPERTS)
