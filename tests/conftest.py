@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,17 @@ wait_passively()  # before any test imports torch; the commands that tests start
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 SLOWEST_FIRST = ("test_kill.py", "test_make.py", "test_trainer.py")  # minutes: no process ends late
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """No garbage collection visits what the test files import: a million objects, in .7 s."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

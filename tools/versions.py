@@ -5,8 +5,9 @@
 
 Each environment is made once, in .venvs/NAME, and used again. `lowest` is read from pyproject.toml,
 `highest` is the newest that pip finds within its range, `locked` is that of constraints.txt. Where
-Python and torch are the locked ones, the environment stands on .venv and adds transformers alone
-(seconds); otherwise everything is installed (minutes, and gigabytes where pip takes a CUDA build).
+Python and torch are the locked ones, the environment stands on the one that runs this (.venv) and
+adds transformers alone (seconds); otherwise everything is installed (minutes, and gigabytes where
+pip takes a CUDA build).
 Results go to stdout, one line per environment; exit code 1 if tests failed in one of them.
 """
 
@@ -65,7 +66,7 @@ class Environment:
 
     @property
     def stands_on_venv(self) -> bool:
-        """Whether all but transformers is what .venv has."""
+        """Whether all but transformers is what this Python's environment has."""
         return self.python == RUNNING and self.torch == "locked"
 
 
@@ -136,7 +137,7 @@ def _install(folder: Path, interpreter: str, environment: Environment) -> bool:
     lock.write_text("".join(_constraints(environment)))
     if environment.stands_on_venv:
         packages = next((folder / "lib").glob("python*/site-packages"))
-        below = next((ROOT / ".venv" / "lib").glob("python*/site-packages"))
+        below = next((Path(sys.prefix) / "lib").glob("python*/site-packages"))
         (packages / "below.pth").write_text(f"import site; site.addsitedir({str(below)!r})\n")
         wanted = [_request("transformers", environment.transformers)]
     else:

@@ -43,7 +43,7 @@ from perpo_pipeline.commands.sweep import sweep
 from perpo_pipeline.commands.train import train
 from perpo_pipeline.errors import PerpoError, Stopped
 from perpo_pipeline.interrupts import signal_of, sigterm_like_ctrl_c
-from perpo_pipeline.machine import wait_passively
+from perpo_pipeline.machine import collect_garbage_less_often, wait_passively
 from perpo_pipeline.train.launch import LAUNCHED, write_failure
 
 EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's error is one message and exit code 2."""
     _escape_what_cannot_be_printed()
     wait_passively()
+    collect_garbage_less_often()
     arguments = sys.argv[1:] if argv is None else argv
     command: Callable[..., Any] = app
     advice.begin(arguments)

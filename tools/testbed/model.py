@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,23 @@ MODEL_SIZES = {"small": ModelSize(128, 5, 192, 5), "full": ModelSize(192, 5, 256
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the testbed's own words and some common English; encodes any text."""
+    make: Any = PreTrainedTokenizerFast
+    built: PreTrainedTokenizerFast = make(
+        tokenizer_object=Tokenizer.from_str(_trained_tokenizer()),
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        extra_special_tokens={"image_token": IMAGE},
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_max_length=1024,
+    )
+    return built
+
+
+@cache
+def _trained_tokenizer() -> str:
+    """The tokenizer as JSON: learning it takes a second, and each caller gets one of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -111,18 +129,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos_id)]
     )
-    make: Any = PreTrainedTokenizerFast
-    built: PreTrainedTokenizerFast = make(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        extra_special_tokens={"image_token": IMAGE},
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-        model_max_length=1024,
-    )
-    return built
+    trained: str = tokenizer.to_str()
+    return trained
 
 
 def _tokenizer_corpus() -> list[str]:

@@ -337,9 +337,11 @@ def stop_after(monkeypatch, steps):
 
 @pytest.fixture
 def quick_figures(monkeypatch):
-    from tools.testbed import pretrain
+    """Figures of one example, from answers of two tokens (test_measure.py has whole answers)."""
+    from tools.testbed import measure, pretrain
 
     monkeypatch.setattr(pretrain, "EVAL_EXAMPLES", 1)
+    monkeypatch.setattr(measure, "MAX_NEW_TOKENS", {"box": 2, "text": 2})
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, quick_figures):
