@@ -1,8 +1,9 @@
 """Rows per second of `perpo export`, for each target: python benchmarks/export.py
 
-Lists of 20 completions with 26 token ids each, 15 % of the rewards 0, and images by path, are
-written once; every target then reads them as a command does. Seconds are those of the processor, so
-that other work on the machine does not count; `completions_per_s` counts what was read.
+Lists of 20 completions with 26 token ids each, 15 % of the rewards 0 (`--zeros`), and images by
+path, are written once; every target then reads them as a command does. Equal rewards at the end of
+a list make it read the token ids, which decide. Seconds are those of the processor, so that other
+work on the machine does not count; `completions_per_s` counts what was read.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.writing import Recipe, Writer
 
 Row = dict[str, Any]
-LISTS, COMPLETIONS, TOKENS, PER_PART = 20_480, 20, 26, 1024
+LISTS, COMPLETIONS, TOKENS, PER_PART, ZEROS = 20_480, 20, 26, 1024, 0.15
 QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: glass"
 WAYS = {**{name: Request(name) for name in TARGETS}, "trl, all pairs": Request("trl", pairs="all")}
 
@@ -34,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Measure the ways that the command line names; prints and returns a row for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lists", type=int, default=LISTS)
+    parser.add_argument(
+        "--zeros", type=float, default=ZEROS, help="share of the rewards that are 0"
+    )
     parser.add_argument("--only", nargs="*", choices=WAYS, default=list(WAYS))
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        run = make_lists(Path(folder), asked.lists)
+        run = make_lists(Path(folder), asked.lists, asked.zeros)
         rows = [measure(run, name, Path(folder)) for name in asked.only]
     for row in rows:
         print(json.dumps(row))
@@ -66,7 +70,7 @@ def measure(run: Run, name: str, folder: Path) -> Row:
     }
 
 
-def make_lists(folder: Path, number: int) -> Run:
+def make_lists(folder: Path, number: int, zeros: float = ZEROS) -> Run:
     """A run with prompts and preferences of that many lists."""
     scenes = {"source": "testbed", "num_prompts": 1}
     settings = {"run": "export", "data_root": str(folder / "data")}
@@ -78,7 +82,7 @@ def make_lists(folder: Path, number: int) -> Run:
     starts = range(0, number, PER_PART)
     parts = [range(start, min(start + PER_PART, number)) for start in starts]
     prompts = _write(made, "prompts", {}, [[_prompt(i, image) for i in part] for part in parts])
-    lists = [[_list(i, rng) for i in part] for part in parts]
+    lists = [[_list(i, rng, zeros) for i in part] for part in parts]
     preferences = _write(made, "preferences", {"prompts": prompts}, lists)
     given = {"prompts": prompts.path, "preferences": preferences.path}
     return Run(config, quiet=True, inputs=given)
@@ -110,8 +114,8 @@ def _prompt(index: int, image: Path) -> Row:
     }
 
 
-def _list(index: int, rng: np.random.Generator) -> Row:
-    drawn = np.where(rng.random(COMPLETIONS) < 0.15, 0.0, rng.random(COMPLETIONS))
+def _list(index: int, rng: np.random.Generator, zeros: float) -> Row:
+    drawn = np.where(rng.random(COMPLETIONS) < zeros, 0.0, rng.random(COMPLETIONS))
     rewards = np.sort(drawn)[::-1].tolist()
     return {
         "prompt_id": f"{index:016x}",

@@ -1,11 +1,13 @@
 """JSON files that users give: one reader and one collector of faults for all of them.
 
-A file holds one JSON object per line, or one JSON value. Each key may occur once per object. Faults
-are collected with their places, so that one error reports all of them.
+A file holds one JSON object per line, or one JSON value. Lines are read one by one, a value whole.
+Each key may occur once per object. Faults are collected with their places, so that one error
+reports all of them.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,14 @@ AddFault = Callable[[str, str], object]
 
 FAULTS_SHOWN = 20
 LONGEST_FAULT = 1000  # characters
+UNPACKED_BY = {
+    ".gz": "gunzip -k",
+    ".bz2": "bunzip2 -k",
+    ".xz": "unxz -k",
+    ".zst": "unzstd",
+    ".zip": "unzip",
+}
+"""The endings of compressed files, and the command that unpacks one beside it."""
 FOLDED_FROM = 6  # places: from here on, the same fault is listed once for all of them
 
 
@@ -77,8 +87,9 @@ class Faults:
 def read_text(path: Path) -> str:
     """The file's UTF-8 text, without a byte order mark.
 
-    Raises `ConfigError` if the file is missing, `InputError` if it cannot be read.
+    Raises `ConfigError` if the file is missing, `InputError` if it cannot be read or is compressed.
     """
+    refuse_compressed(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -95,6 +106,17 @@ def read_text(path: Path) -> str:
         raise InputError(
             f"cannot be read: {reason}", where=str(path), fix="give a file that can be read"
         ) from error
+
+
+def refuse_compressed(path: Path) -> None:
+    """Raise `InputError` for a file whose name says that it is compressed."""
+    unpack = UNPACKED_BY.get(path.suffix.lower())
+    if unpack is not None and path.is_file():
+        raise InputError(
+            f"cannot be read: the file is compressed ({path.suffix})",
+            where=str(path),
+            fix=f"unpack it, and give the unpacked file: {unpack} {shlex.quote(path.name)}",
+        )
 
 
 def missing_file(path: Path) -> ConfigError:
@@ -139,8 +161,13 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> Any:
 
 
 def read_json_lines(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
-    """(line number from 1, object) of each line that is not blank; raises as `read_text`."""
-    return json_lines(read_text(path), faults.add)
+    """(line number from 1, object) of each line that is not blank; raises as `read_text`.
+
+    Memory holds one line, unless the file is a list or starts like one.
+    """
+    if _starts_as_list(path):
+        return json_lines(read_text(path), faults.add)
+    return _objects(_lines(path), faults.add)
 
 
 def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
@@ -163,12 +190,12 @@ def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
 def read_json_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
     """(place, object) of JSON lines ("line 3") or of a JSON list ("record 3").
 
-    Raises as `read_text`, and `InputError` for a list that is not JSON.
+    Raises as `read_text`, and `InputError` for a list that is not JSON. Memory holds one line, or a
+    whole list.
     """
-    text = read_text(path)
-    records = _list_of(text, path)
+    records = _list_of(read_text(path), path) if _starts_as_list(path) else None
     if records is None:
-        yield from ((f"line {number}", row) for number, row in json_lines(text, faults.add))
+        yield from ((f"line {number}", row) for number, row in read_json_lines(path, faults))
         return
     for number, record in enumerate(records, start=1):
         if isinstance(record, dict):
@@ -182,7 +209,11 @@ def json_lines(text: str, add_fault: AddFault) -> Iterator[tuple[int, Row]]:
     if _is_list(text):
         add_fault("line 1", "the file is a JSON list; give one JSON object per line")
         return
-    for number, line in enumerate(text.split("\n"), start=1):
+    yield from _objects(text.split("\n"), add_fault)
+
+
+def _objects(lines: Iterable[str], add_fault: AddFault) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -194,6 +225,22 @@ def json_lines(text: str, add_fault: AddFault) -> Iterator[tuple[int, Row]]:
             yield number, found
         else:
             add_fault(f"line {number}", "not a JSON object")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file, read one by one; raises as `read_text`."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
+    except (OSError, UnicodeDecodeError):
+        read_text(path)  # says what is wrong, and in which line
+        raise
+
+
+def _starts_as_list(path: Path) -> bool:
+    refuse_compressed(path)
+    first = next((line for line in _lines(path) if line.strip()), "")
+    return first.lstrip().startswith("[")
 
 
 def list_faults(faults: Sequence[str]) -> str:

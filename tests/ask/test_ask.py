@@ -19,6 +19,8 @@ from perpo_pipeline.evaluate.evaluate_model import evaluate
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.rewards.grounding import iou_xyxy
 from perpo_pipeline.run import Run
+from perpo_pipeline.store.prompt_images import images_of
+from perpo_pipeline.vlm import several_images
 
 NUM_PROMPTS = 4
 
@@ -162,6 +164,39 @@ def test_wrong_options_are_one_error_each(
 ) -> None:
     assert ask(folder, str(folder / "0.png"), "circle", *wrong) == 2
     assert message in capsys.readouterr().err
+
+
+def test_several_images_are_asked_about_as_eval_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"source": "testbed", "num_prompts": 2, "images_per_prompt": 2}
+    config = {
+        "run": "r",
+        "data_root": str(tmp_path / "data"),
+        "model": {"id": "testbed", "dtype": "float32", "device": "cpu"},
+        "prepare": {"train": source, "test": source},
+        "eval": {"max_new_tokens": 48, "batch_size": 2, "allow_train_images": True},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(config))
+    run = Run(load_config(tmp_path / "r.yaml"), quiet=True)
+    prepare(run, "test")
+    evaluate(run, "base@test")
+    for _, prompt, prediction in rows_of(tmp_path, "base@test"):
+        paths = [tmp_path / f"image{at}.png" for at in range(2)]
+        for path, image in zip(paths, images_of(prompt), strict=True):
+            path.write_bytes(image["bytes"])
+        place = str(prompt["box_image"])
+        given = [str(paths[0]), prompt["prompt"], "--image", str(paths[1]), "--verbatim"]
+        given += ["--box-image", place, "--truth", json.dumps(prompt["gt_box"]), "--json"]
+        assert ask(tmp_path, *given) == 0
+        (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+        assert answer["completion"] == prediction["completion"]
+        assert answer["reward"] == prediction["reward"]
+    monkeypatch.setattr(several_images, "_why_one_image", lambda vlm: "it sees the first")
+    assert ask(tmp_path, *given) == 2
+    said = capsys.readouterr().err
+    assert "the prompt has several images, and this LLaVA-1.5 model takes one" in said
+    assert ask(tmp_path, *given[:2]) == 0
 
 
 def test_a_server_answers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from perpo_pipeline.ask.question import make_question, task_of_truth
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, PerpoError
+from perpo_pipeline.store.prompt_images import images_of, sizes_of
 
 INSTRUCTION = (
     "Please provide the bounding box coordinate of the region this sentence describes: red cup"
@@ -93,6 +94,46 @@ def test_a_missing_image_and_an_empty_question_are_errors(image: Path) -> None:
         make_question(image, "caf\udce9", task="grounding")
     with pytest.raises(ConfigError, match="--truth holds bytes that are no text"):
         make_question(image, "What?", task="ocr", truth="caf\udce9")
+
+
+def test_the_row_of_several_images_has_them_in_order_and_boxes_on_the_last(image: Path) -> None:
+    paths = [image]
+    for name in ("b.png", "c.png"):
+        paths.append(image.with_name(name))
+        Image.new("RGB", (30 + len(paths), 20), "red").save(paths[-1])
+    asked = make_question(
+        image, "cup", task="grounding", truth="[1, 2, 9, 9]", more_images=paths[1:]
+    )
+    assert [one["path"] for one in images_of(asked.row)] == [str(path) for path in paths]
+    assert sizes_of(asked.row) == [(64, 48), (32, 20), (33, 20)]
+    assert asked.row["box_image"] == 2 and asked.row["width"] == 33
+    assert asked.image_of_boxes == "image 3 of 3 (33 x 20)"
+    with pytest.raises(ConfigError, match="outside the image of 33x20"):
+        make_question(image, "cup", task="grounding", truth="[1, 2, 60, 9]", more_images=paths[1:])
+    first = make_question(
+        image, "cup", task="grounding", truth="[1, 2, 60, 9]", more_images=paths[1:], box_image=0
+    )
+    assert [one["path"] for one in images_of(first.row)] == [str(path) for path in paths]
+    assert first.row["box_image"] == 0 and first.row["width"] == 64
+    alone = make_question(image, "cup", task="grounding")
+    assert alone.row["more_images"] is alone.row["box_image"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "fault"),
+    [
+        ("<image> or <image>", {}, "holds <image> more than once"),
+        ("<image>?", {"more": 1}, "it is there once, and the prompt has 2 images"),
+        ("cup", {"box_image": 1}, "--box-image 1: .* the question has 1"),
+        ("cup", {"more": 1, "box_image": -1}, "--box-image -1"),
+    ],
+)
+def test_places_and_images_that_do_not_fit_are_errors(
+    image: Path, text: str, given: dict[str, int], fault: str
+) -> None:
+    more = [image] * given.pop("more", 0)
+    with pytest.raises(PerpoError, match=fault):
+        make_question(image, text, task="vqa", more_images=more, **given)
 
 
 def test_the_row_is_that_of_the_upright_image(tmp_path: Path) -> None:

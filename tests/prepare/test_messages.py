@@ -6,7 +6,9 @@ LLaMA-Factory's data/README.md ('Sharegpt Format'), ms-swift's Custom-dataset.md
 """
 
 import base64
+import gzip
 import json
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,16 @@ from pydantic import ValidationError
 from synthetic_run import BOTH, SIZE, prepare_synthetic, sample_synthetic, synthetic_config
 
 from perpo_pipeline.config.messages import MessagesSource
+from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.export.export_run import Request as Wanted
 from perpo_pipeline.export.export_run import export
 from perpo_pipeline.filter.filter_lists import filter_lists
+from perpo_pipeline.json_files import Faults, read_json_rows
 from perpo_pipeline.prepare.collect import Request
 from perpo_pipeline.prepare.messages import read_messages
 from perpo_pipeline.prepare.prepare_prompts import prepare
+from perpo_pipeline.prepare.tables import read_table
 from perpo_pipeline.run import Run
 from perpo_pipeline.score.score_answers import score
 
@@ -303,6 +308,41 @@ def test_files_that_hold_no_rows_are_one_clear_error(folder: Path) -> None:
     assert "the folder holds neither Parquet files nor" in faults_of(folder, task="vqa")
     (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     assert "the folder holds 2 splits" in faults_of(folder, task="vqa")
+
+
+@pytest.mark.parametrize(("source", "ending"), [("messages", ".gz"), ("jsonl", ".zst")])
+def test_a_compressed_file_is_refused_with_the_command_that_unpacks_it(
+    folder: Path, source: str, ending: str
+) -> None:
+    plain = write_lines(folder, {"messages": []})
+    path = plain.with_name(plain.name + ending)
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(InputError) as refused:
+        if source == "messages":
+            read(path)
+        else:
+            read_table(TableSource(source="jsonl", path=path), Request("train"))
+    unpack = {".gz": "gunzip -k", ".zst": "unzstd"}[ending]
+    assert refused.value.parts() == (
+        f"cannot be read: the file is compressed ({ending})",
+        str(path),
+        f"unpack it, and give the unpacked file: {unpack} {path.name}",
+    )
+
+
+def test_json_lines_are_read_one_by_one(tmp_path: Path) -> None:
+    path, long = tmp_path / "lines.jsonl", "x" * 50_000
+    path.write_text("".join(json.dumps({"n": n, "x": long}) + "\r\n" for n in range(100)), "utf-8")
+    tracemalloc.start()
+    found = [(place, row["n"]) for place, row in read_json_rows(path, Faults(path))]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [(f"line {n + 1}", n) for n in range(100)]
+    assert peak < 1_000_000 < path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b'{"n": "\xff"}\n')
+    with pytest.raises(InputError, match="line 101 is not UTF-8"):
+        list(read_json_rows(path, Faults(path)))
 
 
 def test_all_faults_of_a_file_are_reported_at_once_each_with_its_line(folder: Path) -> None:

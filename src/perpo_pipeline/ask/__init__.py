@@ -1,5 +1,5 @@
-"""One question about one image, asked as a run asks its prompts.
+"""One question about an image or several, asked as a run asks its prompts.
 
-question    an image, a question and perhaps a truth -> a row of prompts
+question    images, a question and perhaps a truth -> a row of prompts
 ask_model   the row and a model -> answers, how they were read, and their rewards
 """

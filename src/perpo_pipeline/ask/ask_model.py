@@ -17,7 +17,7 @@ from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.inference import InferenceConfig
 from perpo_pipeline.drawing.marks import ANSWER, Mark, box, outline, point, truth_marks
 from perpo_pipeline.errors import ConfigError, InputError, PerpoError
-from perpo_pipeline.inference.answering import warn_of_boxes
+from perpo_pipeline.inference.answering import warn_of_boxes, with_most_images
 from perpo_pipeline.inference.backend import BackendSetup
 from perpo_pipeline.inference.backends import check_adapter, choose_backend
 from perpo_pipeline.inference.part_sampler import PLACE_IN_PART, PartSampler
@@ -172,6 +172,7 @@ def _answer(run: Run, row: Row, config: InferenceConfig, adapter: Path | None) -
         adapter=adapter,
     )
     warn_of_boxes(run, "ask", setup, pa.table({"task": [row["task"]]}))
+    setup = with_most_images(setup, pa.Table.from_pylist([row], schema=PROMPTS.columns))
     with closing(PartSampler(setup, run.config.seed)) as sampler:
         rows = sampler.sample([{**row, PLACE_IN_PART: 0}], lambda prompts, found: None)
         for note in sampler.backend.notes().values():

@@ -40,6 +40,21 @@ def ask(
             help="what to look for (grounding), or the question word for word",
         ),
     ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            metavar="FILE",
+            help="another image of the same question, after IMAGE; repeatable; each <image> in "
+            "QUESTION is the place of the next one, and without any they come first",
+        ),
+    ] = None,
+    box_image: Annotated[
+        int | None,
+        typer.Option(
+            help="the image, from 0, that boxes and --truth refer to; default: the last one"
+        ),
+    ] = None,
     config: Config = DEFAULT_CONFIG,
     adapter: Annotated[
         str | None,
@@ -76,7 +91,7 @@ def ask(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Ask the run's model one question about one image.
+    """Ask the run's model one question about an image, or about several.
 
     The image, the prompt and the answer go through exactly what the run's stages do with theirs:
     preprocess, chat template, backend and decoding; box_format, box_frame and the settings of the
@@ -87,6 +102,8 @@ def ask(
     Example: perpo ask photo.jpg "red circle" --config configs/demo.yaml --adapter perpo
 
     Example: perpo ask photo.jpg "red circle" --samples 20 --truth "[10,20,110,220]" --out seen.png
+
+    Example: perpo ask before.jpg "What is new in the second picture?" --image after.jpg --task vqa
 
     Example: perpo ask page.png "What does this page say?" --task ocr
     """
@@ -115,6 +132,8 @@ def ask(
         truth=truth,
         verbatim=verbatim,
         box_format=opened.config.model.box_format,
+        more_images=images or (),
+        box_image=box_image,
     )
     opened.say(f"ask: {_how_asked(asked, opened, adapter)}")
     answers = ask_model(opened, asked, find_adapter(opened, adapter), samples)
@@ -151,9 +170,8 @@ def _rows(answers: "Sequence[Answer]") -> list[dict[str, Any]]:
 
 
 def _shown(answers: "Sequence[Answer]", question: "Question") -> str:
-    size = f"{question.row['width']} x {question.row['height']}"
     if len(answers) == 1:
-        return "\n".join(_lines_of_one(answers[0], size))
+        return "\n".join(_lines_of_one(answers[0], question))
     lines = [_line_of_many(number, one) for number, one in enumerate(answers, 1)]
     rewards = [one.reward for one in answers if one.reward is not None]
     if rewards:
@@ -162,11 +180,11 @@ def _shown(answers: "Sequence[Answer]", question: "Question") -> str:
     return "\n".join(lines)
 
 
-def _lines_of_one(answer: "Answer", size: str) -> list[str]:
+def _lines_of_one(answer: "Answer", question: "Question") -> list[str]:
     cut_off = " (cut off at max_new_tokens)" if answer.finish_reason == "length" else ""
     lines = [f"answer  {answer.completion}{cut_off}", f"read    {answer.read}"]
     if answer.marks:
-        lines[-1] += f" in pixels of the image of {size}"
+        lines[-1] += f" in pixels of {question.image_of_boxes}"
     if answer.reward is not None:
         unread = "" if answer.parse_ok else " (the answer could not be read)"
         lines.append(f"reward  {answer.reward:.3f}{unread}")

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from perpo_pipeline.errors import ArtifactError, ConfigError
 from perpo_pipeline.export.card import Facts, dataset_card
+from perpo_pipeline.export.chats import chats_with
 from perpo_pipeline.export.images import ExportedImages
 from perpo_pipeline.export.pairs import PAIRS
 from perpo_pipeline.export.parts import Chosen, Reader
@@ -27,7 +28,6 @@ from perpo_pipeline.status.graph import ORDER
 from perpo_pipeline.status.lineage import trace
 from perpo_pipeline.store.artifacts import MANIFEST, Version
 from perpo_pipeline.store.atomic import os_errors_explained, sync_directory
-from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.store.whole_folder import replacing
 from perpo_pipeline.suggestions import did_you_mean
 
@@ -192,13 +192,11 @@ def _with_bar(run: Run, request: Request, source: Version, parts: Iterable[Part]
 def _check_texts(part: Part, mark: str, faults: Faults) -> None:
     """Record the texts that spell a mark, which the layout would read as a place."""
     place = f"holds {mark}, the place of {MARKS[mark]}"
-    for prompt, turns in zip(part.rows_of_prompts, part.turns(), strict=True):
-        if any(mark in text for turn in turns for text in turn.texts):
-            faults.add(name_prompt(prompt), f"the prompt {place}", "bad_text")
+    for asked in chats_with(part.turns, mark).tolist():
+        faults.add(part.name_of(asked), f"the prompt {place}", "bad_text")
     for texts in part.answers.values():
         for row in pc.indices_nonzero(pc.match_substring(texts, mark)).to_pylist():
-            prompt = part.rows_of_prompts[part.of_prompt[row]]
-            faults.add(name_prompt(prompt), f"an answer {place}", "bad_text")
+            faults.add(part.name_of(part.of_prompt[row]), f"an answer {place}", "bad_text")
 
 
 def _nothing(source: Version, request: Request) -> ArtifactError:

@@ -7,17 +7,20 @@ is a fault, and so is one that is missing.
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from perpo_pipeline.json_files import Faults, RowFault
+from perpo_pipeline.store.list_columns import Places, lengths_of, list_column, starts_of
 from perpo_pipeline.store.places import name_prompt
-from perpo_pipeline.store.prompt_images import images_of
+from perpo_pipeline.store.prompt_images import image_lists
 from perpo_pipeline.vlm.images import image_sha256
 
 FOLDER = "images"
@@ -26,11 +29,12 @@ IMAGE_STRUCT = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.st
 _ENDINGS = {"JPEG": "jpg", "JPEG2000": "jp2"}
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass
 class ExportedImages:
-    """Writes the images of rows into the columns of one export.
+    """Writes the images of prompts into the columns of one export.
 
     `folder` is the export's; with `embed` the images themselves are exported, not their paths.
     `notes` counts the conversions that `perpo prepare` noted, each with its images.
@@ -48,34 +52,51 @@ class ExportedImages:
         """How many images are exported as paths of this machine."""
         return len(self._found)
 
-    def inside(self, rows: Sequence[Row]) -> pa.Array:
-        """The images of each row as a list of {bytes, path}, for tables that hold images."""
-        data, paths, starts = list[bytes | None](), list[str | None](), [0]
-        for row in rows:
-            for image in self._images(row):
-                inside = self.embed or image["bytes"] is not None
-                data.append(self._bytes(row, image) if inside else None)
-                paths.append(None if inside else self._there(row, image["path"]))
-            starts.append(len(data))
-        columns = [pa.array(data, pa.binary()), pa.array(paths, pa.string())]
-        images = pa.StructArray.from_arrays(columns, fields=list(IMAGE_STRUCT))
-        return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), images)
+    def inside(self, prompts: pa.Table) -> pa.Array:
+        """The images of each prompt as a list of {bytes, path}, for tables that hold images."""
+        starts, data, paths = self._exported(prompts, self._bytes)
+        columns = [pa.array(data, pa.binary()), paths]
+        return list_column(starts, pa.StructArray.from_arrays(columns, fields=list(IMAGE_STRUCT)))
 
-    def paths(self, rows: Sequence[Row]) -> pa.Array:
-        """The paths of the images of each row as a list; those in the export start from it."""
-        found = [[self._path(row, image) for image in self._images(row)] for row in rows]
-        return pa.array(found, pa.list_(pa.string()))
+    def paths(self, prompts: pa.Table) -> pa.Array:
+        """The paths of the images of each prompt as a list; those in the export start from it."""
+        starts, names, paths = self._exported(prompts, self._file)
+        return list_column(starts, pc.coalesce(paths, pa.array(names, pa.string())))
 
-    def _images(self, row: Row) -> Sequence[Row]:
-        found = images_of(row)
-        for image in found:
-            if image["notes"]:
-                self.notes.update(image["notes"])
-        return found
+    def _exported(
+        self, prompts: pa.Table, write: Callable[[Row, Row], T | None]
+    ) -> tuple[Places, Sequence[T | None], pa.Array]:
+        """Where the images of each prompt begin; of all images what `write` makes of those that are
+        exported themselves, and the paths of the others."""
+        lists = image_lists(prompts)
+        starts, images = starts_of(lengths_of(lists)), lists.flatten()
+        self.notes.update(pc.struct_field(images, "notes").flatten().to_pylist())
+        paths = pc.struct_field(images, "path")
+        along = pc.or_(self.embed, pc.is_valid(pc.struct_field(images, "bytes")))
+        paths = pc.if_else(along, pa.scalar(None, pa.string()), paths)
+        gone = pc.is_in(paths, pa.array(self._gone(paths), pa.string()))
+        made: list[T | None] = [None] * len(images)
+        wanted = pc.indices_nonzero(pc.or_(along, gone)).to_pylist()
+        rows = prompts.select(["prompt_id", "place"]).to_pylist() if wanted else []
+        of_prompt = np.repeat(np.arange(len(prompts)), np.diff(starts))
+        for at in wanted:
+            row = rows[of_prompt[at]]
+            if path := paths[at].as_py():
+                self.faults.add(name_prompt(row), f"there is no image {path}", "bad_image")
+            else:
+                made[at] = write(row, images[at].as_py())
+        return starts, made, paths
 
-    def _path(self, row: Row, image: Row) -> str:
-        if not self.embed and image["bytes"] is None:
-            return self._there(row, image["path"])
+    def _gone(self, paths: pa.Array) -> list[str]:
+        """The paths at which there is no file."""
+        here: list[str] = paths.unique().drop_null().to_pylist()
+        for path in here:
+            if path not in self._found:
+                self._found[path] = os.path.isfile(path)
+        return [path for path in here if not self._found[path]]
+
+    def _file(self, row: Row, image: Row) -> str:
+        """The name of the file in the export that holds an image."""
         sha256 = image["sha256"]
         if sha256 in self._written:
             return self._written[sha256]
@@ -87,14 +108,6 @@ class ExportedImages:
         (self.folder / name).write_bytes(data)
         self._written[sha256] = name
         return name
-
-    def _there(self, row: Row, path: str) -> str:
-        """The path; that there is no such file is a fault."""
-        if path not in self._found:
-            self._found[path] = os.path.isfile(path)
-        if not self._found[path]:
-            self.faults.add(name_prompt(row), f"there is no image {path}", "bad_image")
-        return path
 
     def _bytes(self, row: Row, image: Row) -> bytes | None:
         """The bytes of an image as it was prepared; None, and a fault, if they are not there."""

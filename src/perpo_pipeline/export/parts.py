@@ -9,31 +9,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.export.images import ExportedImages
 from perpo_pipeline.export.pairs import PAIRS, Pairs, best_of_lists
 from perpo_pipeline.export.targets import ABOUT, TRUTHS, Needs, Part
 from perpo_pipeline.store.artifacts import Version, read_part
+from perpo_pipeline.store.list_columns import lengths_of, list_column, starts_of
 from perpo_pipeline.store.list_prompts import prompts_with_lists
-from perpo_pipeline.store.prompt_images import images_of
 from perpo_pipeline.store.prompt_lookup import PromptLookup
 from perpo_pipeline.store.schemas import PROMPTS
 
 ROWS_AT_ONCE, IMAGE_BYTES_AT_ONCE = 16_384, 64_000_000
 ASKED = tuple(dict.fromkeys([*PROMPTS.role("asked"), *PROMPTS.role("image")]))
-IMAGES = ("image", "more_images")  # of 1,024 lists more than an Arrow array of bytes holds
-READ_IN_PYTHON = ("prompt_id", "place", "image_notes", *ASKED)
-PROMPT_COLUMNS = tuple(dict.fromkeys([*ABOUT, *READ_IN_PYTHON]))
-LIST_COLUMNS = (
-    *("prompt_id", "completions", "finish_reasons", "rewards", "parse_ok", "counts", "margin"),
-)
+PROMPT_COLUMNS = tuple(dict.fromkeys([*ABOUT, "place", "image_notes", *ASKED]))
+ANSWER_COLUMNS = ("prompt_id", "completions", "finish_reasons", "rewards")
+LIST_COLUMNS = (*ANSWER_COLUMNS, "parse_ok", "counts", "margin")
 
 Places = npt.NDArray[np.int64]
 
@@ -59,32 +56,30 @@ class Reader:
         """The prompts of a split."""
         columns = [*PROMPT_COLUMNS, "width", "height", *TRUTHS, "extra"]
         for batch in prompts.batches(columns):
-            rows, each = _python_rows(pl.DataFrame(batch)), np.arange(batch.num_rows)
-            for start, end in self._cuts(rows, np.ones(len(rows), np.int64)):
-                part = batch.slice(start, end - start)
-                yield self._part(part, rows[start:end], each[: end - start], {}, {})
+            each = np.arange(batch.num_rows)
+            for start, end in self._cuts(batch, np.ones_like(each)):
+                yield self._part(batch.slice(start, end - start), each[: end - start], {}, {})
 
     def lists(self, preferences: Version) -> Iterator[Part]:
         """The lists of a split, with their prompts; raises `ArtifactError` if one is missing."""
         truths = TRUTHS if self.needs == "lists" else ()
+        columns = LIST_COLUMNS if self.needs == "lists" else ANSWER_COLUMNS
         lookup = _Prompts(preferences, [*PROMPT_COLUMNS, *truths])
         for path in preferences.parts():
-            table = read_part(path, LIST_COLUMNS, preferences.artifact)
+            table = read_part(path, columns, preferences.artifact)
             if table.num_rows:
                 yield from self._of_table(_Lists(path, table), lookup.of_lists(table))
 
-    def _of_table(self, lists: "_Lists", prompts: pl.DataFrame) -> Iterator[Part]:
-        rows, whole = _python_rows(prompts), _as_arrow(prompts.drop(IMAGES))
+    def _of_table(self, lists: "_Lists", prompts: pa.Table) -> Iterator[Part]:
         picks = self._pick(lists)
-        per_list = np.bincount(picks["of_list"], minlength=len(rows))
+        per_list = np.bincount(picks["of_list"], minlength=len(prompts))
         ends = np.concatenate([[0], np.cumsum(per_list)])
-        for start, end in self._cuts(rows, per_list):
+        for start, end in self._cuts(prompts, per_list):
             cut = slice(ends[start], ends[end])
             names = [name for name in picks if name != "of_list"]
             places = {name: pa.array(picks[name][cut]) for name in names}
             yield self._part(
-                whole.slice(start, end - start),
-                rows[start:end],
+                _as_stored(prompts.slice(start, end - start)),
                 picks["of_list"][cut] - start,
                 {name: lists.texts.take(at) for name, at in places.items()},
                 {name: pa.array(lists.rewards).take(at) for name, at in places.items()},
@@ -107,7 +102,6 @@ class Reader:
     def _part(
         self,
         prompts: pa.Table,
-        rows: Sequence[Any],
         of_prompt: Places,
         answers: dict[str, pa.Array],
         rewards: dict[str, pa.Array],
@@ -116,16 +110,15 @@ class Reader:
     ) -> Part:
         # A prompt without a row has no image to write.
         used = np.unique(of_prompt)
-        if len(used) < len(rows):
-            prompts, rows = prompts.take(pa.array(used)), [rows[i] for i in used]
-            of_prompt = np.searchsorted(used, of_prompt)
+        if len(used) < len(prompts):
+            prompts, of_prompt = prompts.take(pa.array(used)), np.searchsorted(used, of_prompt)
         return Part(
-            prompts, rows, of_prompt, self.images, self.system_prompt, answers, rewards, lists, cut
+            prompts, of_prompt, self.images, self.system_prompt, answers, rewards, lists, cut
         )
 
-    def _cuts(self, rows: Sequence[Any], counts: Places) -> Iterator[tuple[int, int]]:
+    def _cuts(self, prompts: pa.Table, counts: Places) -> Iterator[tuple[int, int]]:
         """From and to of the prompts that are written at once; `counts` are their rows, `(P,)`."""
-        weights = counts * np.array([self._image_bytes(row) for row in rows], dtype=np.int64)
+        weights = counts * self._image_bytes(prompts)
         start, held, size = 0, 0, 0
         for at, (count, weight) in enumerate(zip(counts.tolist(), weights.tolist(), strict=True)):
             over = held + count > ROWS_AT_ONCE or size + weight > IMAGE_BYTES_AT_ONCE
@@ -133,22 +126,25 @@ class Reader:
                 yield start, at
                 start, held, size = at, 0, 0
             held, size = held + count, size + weight
-        yield start, len(rows)
+        yield start, len(prompts)
 
-    def _image_bytes(self, row: Any) -> int:
-        """The bytes of a prompt's images that a table would hold."""
-        by_path = not self.images.embed
-        if by_path and row["image"]["bytes"] is None and not row.get("more_images"):
-            return 0
-        return sum(_size(image, by_path) for image in images_of(row))
+    def _image_bytes(self, prompts: pa.Table) -> Places:
+        """The bytes of each prompt's images that a table would hold, `(P,)`."""
+        found, others = self._sizes(prompts["image"]), prompts["more_images"]
+        of_prompt = np.repeat(np.arange(len(prompts)), lengths_of(others))
+        if len(of_prompt):
+            np.add.at(found, of_prompt, self._sizes(pc.list_flatten(others)))
+        return found
 
-
-def _size(image: Any, by_path: bool) -> int:
-    if image["bytes"] is not None:
-        return len(image["bytes"])
-    if by_path:
-        return 0
-    return os.path.getsize(image["path"]) if os.path.isfile(image["path"]) else 0
+    def _sizes(self, images: pa.ChunkedArray) -> Places:
+        """The bytes of some images that a table would hold, `(I,)`."""
+        sizes = pc.binary_length(pc.struct_field(images, "bytes"))
+        found = pc.fill_null(sizes, 0).to_numpy().astype(np.int64)
+        if self.images.embed:
+            paths = pc.struct_field(images, "path").to_pylist()
+            for at in pc.indices_nonzero(pc.is_null(sizes)).to_pylist():
+                found[at] = os.path.getsize(paths[at]) if os.path.isfile(paths[at]) else 0
+        return found
 
 
 @dataclass(frozen=True)
@@ -181,13 +177,15 @@ class _Lists:
     def cut(self) -> npt.NDArray[np.bool_]:
         """Which completions max_new_tokens cut."""
         reasons = self.table["finish_reasons"].combine_chunks().flatten()
-        found: npt.NDArray[np.bool_] = np.array(reasons.to_pylist()) == "length"
+        found: npt.NDArray[np.bool_]
+        found = pc.equal(reasons, "length").to_numpy(zero_copy_only=False)
         return found
 
     def token_ids(self, places: Places) -> list[str]:
         """Those of some completions, with commas between them; they are read only where needed."""
-        texts = pl.Series(self._ids.take(pa.array(places))).cast(pl.List(pl.String))
-        return list(texts.list.join(",").to_list())
+        ids = self._ids.take(pa.array(places))
+        texts = list_column(starts_of(lengths_of(ids)), ids.flatten().cast(pa.string()))
+        return list(pc.binary_join(texts, ",").to_pylist())
 
     @cached_property
     def _ids(self) -> pa.Array:
@@ -205,36 +203,27 @@ class _Prompts:
         ]
         self.where = str(preferences.path)
 
-    def of_lists(self, lists: pa.Table) -> pl.DataFrame:
+    def of_lists(self, lists: pa.Table) -> pa.Table:
         """The prompts of these lists, in their order; raises `ArtifactError` if one is missing."""
         ids = pl.DataFrame(lists.select(["prompt_id"])).with_row_index("list")
-        frames = [
-            lookup.join(ids.filter(pl.col("prompt_id").is_in(known.implode())))
-            for lookup, known in self.found
-        ]
-        found = pl.concat(frames).filter(pl.col("task").is_not_null()).sort("list")
-        missing = ids.join(found, on="prompt_id", how="anti")
-        if missing.height:
+        if len(self.found) == 1:
+            found = self.found[0][0].join(ids)
+        else:
+            own = [
+                ids.filter(pl.col("prompt_id").is_in(known.implode())) for _, known in self.found
+            ]
+            joined = [lookup.join(some) for (lookup, _), some in zip(self.found, own, strict=True)]
+            found = pl.concat(joined).sort("list")
+        if len(found) < len(ids) or found["task"].null_count():
+            missing = ids.join(found.drop_nulls("task"), on="prompt_id", how="anti")
             raise ArtifactError(
                 f"prompt {missing['prompt_id'][0]} is in the preferences but not in the prompts",
                 where=self.where,
                 fix="run `perpo prepare`, then the stages after it, for this split",
             )
-        return found.drop("list")
+        return found.drop("list").to_arrow()
 
 
-def _python_rows(prompts: pl.DataFrame) -> list[Any]:
-    """What says what is asked, as dictionaries; columns that are empty in all rows are left out."""
-    columns = [name for name in READ_IN_PYTHON if not _is_empty(prompts[name])]
-    return prompts.select(columns).to_dicts()
-
-
-def _is_empty(column: pl.Series) -> bool:
-    if column.null_count() == len(column):
-        return True
-    return bool(column.dtype == pl.List and (column.list.len().fill_null(0) == 0).all())
-
-
-def _as_arrow(prompts: pl.DataFrame) -> pa.Table:
-    schema = pa.schema([PROMPTS.columns.field(name) for name in prompts.columns])
-    return prompts.to_arrow().cast(schema)
+def _as_stored(prompts: pa.Table) -> pa.Table:
+    """Prompts from polars, whose arrays may exceed 2 GB, with the types of the artifact."""
+    return prompts.cast(pa.schema([PROMPTS.columns.field(name) for name in prompts.column_names]))

@@ -13,23 +13,24 @@ A target has a function that turns one part of the run into a table. Sources of 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from perpo_pipeline.export import chats, files
 from perpo_pipeline.export.images import ExportedImages
+from perpo_pipeline.store.list_columns import lengths_of, list_column, starts_of
+from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.store.schemas import PROMPTS
-from perpo_pipeline.vlm.image_place import ASSISTANT, IMAGE_PLACE, Turn
+from perpo_pipeline.vlm.image_place import IMAGE_PLACE
 
-Row = Mapping[str, Any]
 Columns = dict[str, pa.Array]
 Needs = Literal["pairs", "best", "lists", "prompts"]
 TRUTHS = PROMPTS.role("truth")
@@ -44,14 +45,12 @@ LARGEST_ARRAY = 2**30  # bytes
 class Part:
     """One part of a run: `prompts` (P rows), and what was chosen from the list of each.
 
-    `rows_of_prompts` are the columns of the same prompts that say what is asked, as Python values.
     `of_prompt`, `(R,)`, is the prompt of each exported row. Of pairs, `answers` holds `chosen` and
     `rejected` and `rewards` theirs, of the best alone `chosen`, `(R,)` each; of the `chosen`, `cut`
     were cut at max_new_tokens. `lists` are the PREFERENCES columns of whole lists.
     """
 
     prompts: pa.Table
-    rows_of_prompts: Sequence[Row]
     of_prompt: npt.NDArray[np.int64]
     images: ExportedImages
     system_prompt: str | None
@@ -60,9 +59,16 @@ class Part:
     lists: pa.Table | None = None
     cut: int = 0
 
-    def turns(self) -> list[list[Turn]]:
-        """The turns of each prompt, `(P,)`."""
-        return [chats.turns_of(row, self.system_prompt) for row in self.rows_of_prompts]
+    @cached_property
+    def turns(self) -> pa.ListArray:
+        """The turns of each prompt, `(P,)`: see `chats.turns_of`."""
+        return chats.turns_of(self.prompts, self.system_prompt)
+
+    def name_of(self, prompt: int) -> str:
+        """What messages call a prompt, by its place in `(P,)`."""
+        return name_prompt(
+            self.prompts.select(["prompt_id", "place"]).slice(prompt, 1).to_pylist()[0]
+        )
 
     def rows(self, column: pa.Array) -> pa.Array:
         """A column with a value per prompt, `(P,)`, for the exported rows, `(R,)`."""
@@ -76,7 +82,7 @@ class Part:
 
     def images_inside(self) -> pa.Array | pa.ChunkedArray:
         """The column `images` of tables that hold images."""
-        column = self.images.inside(self.rows_of_prompts)
+        column = self.images.inside(self.prompts)
         if len(column) != 1 or column.nbytes * len(self.of_prompt) <= LARGEST_ARRAY:
             return self.rows(column)
         # The pairs of one list repeat its images, and an Arrow array of bytes has a largest size.
@@ -87,7 +93,7 @@ class Part:
 
     def image_paths(self) -> pa.Array:
         """The column `images` of paths."""
-        return self.rows(self.images.paths(self.rows_of_prompts))
+        return self.rows(self.images.paths(self.prompts))
 
     def of_rewards(self) -> Columns:
         """The rewards of the answers: `chosen_reward` and `rejected_reward`, or `reward`."""
@@ -116,7 +122,7 @@ class Target:
 
 def _trl(part: Part) -> Columns:
     return {
-        "prompt": part.rows(chats.structured_prompts(part.turns())),
+        "prompt": part.rows(chats.structured_prompts(part.turns)),
         "chosen": chats.structured_answers(part.answers["chosen"]),
         "rejected": chats.structured_answers(part.answers["rejected"]),
         "images": part.images_inside(),
@@ -127,7 +133,7 @@ def _trl(part: Part) -> Columns:
 
 def _sft(part: Part) -> Columns:
     return {
-        "prompt": part.rows(chats.structured_prompts(part.turns())),
+        "prompt": part.rows(chats.structured_prompts(part.turns)),
         "completion": chats.structured_answers(part.answers["chosen"]),
         "images": part.images_inside(),
         **part.about(*ABOUT),
@@ -139,10 +145,9 @@ def _ranked(part: Part) -> Columns:
     lists = _lists(part)
     texts = lists.pop("completions")
     answers = chats.structured_answers(texts.flatten())
-    starts = pc.subtract(texts.offsets, texts.offsets[0])  # a part of a table begins elsewhere
     return {
-        "prompt": chats.structured_prompts(part.turns()),
-        "completions": pa.ListArray.from_arrays(starts, answers),
+        "prompt": chats.structured_prompts(part.turns),
+        "completions": list_column(starts_of(lengths_of(texts)), answers),
         **{name: column for name, column in lists.items() if name not in ("prompt", "history")},
     }
 
@@ -153,10 +158,9 @@ def _lists(part: Part) -> Columns:
         name: part.lists[name].combine_chunks()
         for name in ("completions", "rewards", "counts", "parse_ok", "finish_reasons", "margin")
     }
-    earlier = [chats.turns_before(row, part.system_prompt) for row in part.rows_of_prompts]
     return {
         **part.about("prompt"),
-        "history": pa.array(earlier, PROMPTS.columns.field("history").type),
+        "history": chats.turns_before(part.prompts, part.system_prompt),
         **columns,
         "images": part.images_inside(),
         **part.about(*ABOUT, "box_image", *TRUTHS),
@@ -165,7 +169,7 @@ def _lists(part: Part) -> Columns:
 
 def _grpo(part: Part) -> Columns:
     return {
-        "prompt": chats.structured_prompts(part.turns()),
+        "prompt": chats.structured_prompts(part.turns),
         "images": part.images_inside(),
         **part.about(*ABOUT, "box_image", "width", "height", *TRUTHS, "extra"),
     }
@@ -173,7 +177,7 @@ def _grpo(part: Part) -> Columns:
 
 def _llamafactory(part: Part) -> Columns:
     return {
-        "conversations": part.rows(chats.sharegpt_chats(part.turns())),
+        "conversations": part.rows(chats.sharegpt_chats(part.turns)),
         "chosen": chats.sharegpt_answers(part.answers["chosen"]),
         "rejected": chats.sharegpt_answers(part.answers["rejected"]),
         "images": part.image_paths(),
@@ -196,25 +200,16 @@ def _dataset_info(folder: Path, split: str, name: str) -> None:
 
 
 def _ms_swift(part: Part) -> Columns:
-    turns = part.turns()
+    asked = part.rows(chats.openai_chats(part.turns))
     images = part.image_paths()
-    whole = {name: _answered(part, turns, name) for name in ("chosen", "rejected")}
     return {
-        "messages": whole["chosen"],
-        "rejected_messages": whole["rejected"],
+        "messages": chats.openai_answered(asked, part.answers["chosen"]),
+        "rejected_messages": chats.openai_answered(asked, part.answers["rejected"]),
         "images": images,
         "rejected_images": images,
         **part.about("prompt_id"),
         **part.of_rewards(),
     }
-
-
-def _answered(part: Part, turns: list[list[Turn]], name: str) -> pa.Array:
-    texts = part.answers[name].to_pylist()
-    return chats.openai_chats(
-        [*turns[prompt], Turn(ASSISTANT, (text,))]
-        for prompt, text in zip(part.of_prompt.tolist(), texts, strict=True)
-    )
 
 
 _LOAD = """from datasets import load_dataset

@@ -60,7 +60,7 @@ def answer_prompts(
     no new part is begun and InputError is raised; finished parts are kept. `kept` keeps the model
     for further calls. Raises InputError first for several images where the model takes one.
     """
-    setup = _with_most_images(setup, prompts)
+    setup = with_most_images(setup, prompts)
     parts = Parts(writer, prompts, setup.settings.prompts_per_part)
     unwritten = parts.unwritten()
     pending = {index: parts.unanswered(index, part) for index, part in unwritten.items()}
@@ -98,7 +98,7 @@ def answer_prompts(
     return {"prompts": prompts.num_rows, "failed": failures.count}
 
 
-def _with_most_images(setup: BackendSetup, prompts: pa.Table) -> BackendSetup:
+def with_most_images(setup: BackendSetup, prompts: pa.Table) -> BackendSetup:
     """The setup for these prompts; raises InputError if the model does not take their images."""
     most = most_images(prompts)
     if most > 1:

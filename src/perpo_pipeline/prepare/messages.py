@@ -20,7 +20,7 @@ from perpo_pipeline.config.by_task import TASKS
 from perpo_pipeline.config.messages import MessagesSource
 from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_rows
+from perpo_pipeline.json_files import Faults, Row, RowFault, read_json_rows, refuse_compressed
 from perpo_pipeline.prepare.chat_images import chat_image
 from perpo_pipeline.prepare.chat_objects import BBOX, Objects, read_objects
 from perpo_pipeline.prepare.chats import Chat, Layout, read_chat
@@ -74,6 +74,7 @@ def _open(
             where=str(source.path),
             fix="give the path of the file itself (chats.jsonl, chats.json)",
         )
+    refuse_compressed(source.path)
     if source.is_table:
         kind = "datasets" if source.is_saved else "parquet"
         table = open_table(TableSource(source=kind, path=source.path), IMAGE_COLUMNS, faults)

@@ -7,8 +7,11 @@ others, and `box_image` says where `image` stands among all of them.
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from perpo_pipeline.store.list_columns import insert, lengths_of, list_column, starts_of
 
 HASHES = ["image_sha256", "more_image_facts"]  # the columns of `all_hashes`
 T = TypeVar("T")
@@ -46,6 +49,30 @@ def images_of(row: Row) -> list[dict[str, Any]]:
         {**one, **fact} for one, fact in zip(row.get("more_images") or (), facts, strict=True)
     ]
     return in_order(row, image, others)
+
+
+def image_lists(prompts: pa.Table) -> pa.ListArray:
+    """The images of each prompt as `images_of`: structs of bytes, path, sha256 and notes, `(P,)`.
+
+    The table needs the columns of `PROMPTS.role("image")` and image_notes, and holds less than 2 GB
+    of images.
+    """
+    column = {name: prompts[name].combine_chunks() for name in prompts.column_names}
+    image, facts = column["image"], column["more_image_facts"].flatten()
+    own = _image_structs(image, column["image_sha256"], column["image_notes"])
+    others = column["more_images"]
+    hashes, notes = (pc.struct_field(facts, name) for name in ("sha256", "notes"))
+    more = _image_structs(others.flatten(), hashes, notes.cast(own.type.field("notes").type))
+    places = pc.fill_null(column["box_image"], 0).to_numpy().astype(np.int64)
+    lists = list_column(starts_of(lengths_of(others)), more)
+    return insert(lists, own, np.arange(len(own)), places)
+
+
+def _image_structs(images: pa.Array, hashes: pa.Array, notes: pa.Array) -> pa.StructArray:
+    data, paths = (pc.struct_field(images, name) for name in ("bytes", "path"))
+    return pa.StructArray.from_arrays(
+        [data, paths, hashes, notes], names=["bytes", "path", "sha256", "notes"]
+    )
 
 
 def hashes_of(row: Row) -> list[str]:

@@ -42,8 +42,7 @@ class PromptLookup:
 
     def join(self, rows: pl.DataFrame) -> pl.DataFrame:
         """`rows` with the columns of their prompts, in order; null for an unknown prompt_id."""
-        keys = rows.select("prompt_id").unique(maintain_order=True)
-        places = keys.join(self.places, on="prompt_id", how="inner")
+        places = self.places.join(rows, on="prompt_id", how="semi")
         found = [self._part(index) for index in places["part"].unique().sort()]
         known = pl.concat(found) if found else self._empty()
         return rows.join(known, on="prompt_id", how="left", maintain_order="left")
