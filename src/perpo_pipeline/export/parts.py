@@ -139,7 +139,7 @@ class Reader:
     def _sizes(self, images: pa.ChunkedArray) -> Places:
         """The bytes of some images that a table would hold, `(I,)`."""
         sizes = pc.binary_length(pc.struct_field(images, "bytes"))
-        found = pc.fill_null(sizes, 0).to_numpy().astype(np.int64)
+        found: Places = pc.fill_null(sizes, 0).to_numpy().astype(np.int64)
         if self.images.embed:
             paths = pc.struct_field(images, "path").to_pylist()
             for at in pc.indices_nonzero(pc.is_null(sizes)).to_pylist():
