@@ -41,9 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _forget_the_invocation() -> Iterator[None]:
-    """The command line that one test gave in this process is not that of the next test."""
+    """The command line that one test gave in this process is not that of the next test, nor how
+    often the command looks for garbage."""
+    thresholds = gc.get_threshold()
     yield
     advice.adopt(advice.Invocation())
+    gc.set_threshold(*thresholds)
 
 
 @pytest.fixture(scope="session")

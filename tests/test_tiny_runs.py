@@ -1,7 +1,5 @@
 """Whole runs of a tiny hybrid and of a tiny model with windows: every stage, and the merge."""
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +30,6 @@ report: {{num_resamples: 100, pictures: 1}}
 WITH_STATE = {"in_proj_qkv", "in_proj_z", "out_proj"}  # what a gated delta net trains
 EVERYWHERE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 EXACT = 1e-4  # nats
-
-
-@pytest.fixture(autouse=True)
-def _collects_only_its_own() -> Iterator[None]:
-    """`perpo run` collects garbage after each stage: a second each, beside all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def perpo(*arguments: str) -> None:

@@ -104,6 +104,8 @@ def _test(name: str, environment: Environment) -> str:
     python = str(folder / "bin" / "python")
     if not (folder / ".installed").exists() and not _install(folder, interpreter, environment):
         return "failed: not installed, see above"
+    if environment.stands_on_venv:
+        _stand_on_this(folder)  # another one may have made the folder
     found = subprocess.check_output([python, "-c", SHOW_VERSIONS], text=True).strip()
     print(f"{name}: tests with {found}", file=sys.stderr, flush=True)
     spread = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile")
@@ -129,6 +131,13 @@ def _runs(interpreter: str) -> bool:
     return subprocess.run([interpreter, "--version"], capture_output=True).returncode == 0
 
 
+def _stand_on_this(folder: Path) -> None:
+    """Let an environment see the packages of the one that runs this."""
+    packages = next((folder / "lib").glob("python*/site-packages"))
+    below = next((Path(sys.prefix) / "lib").glob("python*/site-packages"))
+    (packages / "below.pth").write_text(f"import site; site.addsitedir({str(below)!r})\n")
+
+
 def _install(folder: Path, interpreter: str, environment: Environment) -> bool:
     """Make the environment; a second call goes on where an interrupted one ended."""
     print(f"{folder.name}: installs in {folder.relative_to(ROOT)}", file=sys.stderr, flush=True)
@@ -136,9 +145,7 @@ def _install(folder: Path, interpreter: str, environment: Environment) -> bool:
     lock = folder / "constraints.txt"
     lock.write_text("".join(_constraints(environment)))
     if environment.stands_on_venv:
-        packages = next((folder / "lib").glob("python*/site-packages"))
-        below = next((Path(sys.prefix) / "lib").glob("python*/site-packages"))
-        (packages / "below.pth").write_text(f"import site; site.addsitedir({str(below)!r})\n")
+        _stand_on_this(folder)
         wanted = [_request("transformers", environment.transformers)]
     else:
         of_tests = [*NEEDED_BY_TESTS, "-e", str(ROOT)]

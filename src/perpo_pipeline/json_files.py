@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,10 +113,12 @@ def refuse_compressed(path: Path) -> None:
     """Raise `InputError` for a file whose name says that it is compressed."""
     unpack = UNPACKED_BY.get(path.suffix.lower())
     if unpack is not None and path.is_file():
+        if path.suffix.lower() == ".zip":  # goes into the current folder by itself
+            unpack += f" -d {shlex.quote(str(path.parent))}"
         raise InputError(
             f"cannot be read: the file is compressed ({path.suffix})",
             where=str(path),
-            fix=f"unpack it, and give the unpacked file: {unpack} {shlex.quote(path.name)}",
+            fix=f"unpack it, and give the unpacked file: {unpack} {shlex.quote(str(path))}",
         )
 
 
@@ -165,9 +168,8 @@ def read_json_lines(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
 
     Memory holds one line, unless the file is a list or starts like one.
     """
-    if _starts_as_list(path):
-        return json_lines(read_text(path), faults.add)
-    return _objects(_lines(path), faults.add)
+    is_list, lines = _peeked(path)
+    return json_lines("\n".join(lines), faults.add) if is_list else _objects(lines, faults.add)
 
 
 def read_json_list(path: Path, faults: Faults) -> Iterator[tuple[int, Row]]:
@@ -193,9 +195,12 @@ def read_json_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
     Raises as `read_text`, and `InputError` for a list that is not JSON. Memory holds one line, or a
     whole list.
     """
-    records = _list_of(read_text(path), path) if _starts_as_list(path) else None
+    is_list, lines = _peeked(path)
+    text = "\n".join(lines) if is_list else ""
+    records = _list_of(text, path) if is_list else None
     if records is None:
-        yield from ((f"line {number}", row) for number, row in read_json_lines(path, faults))
+        found = json_lines(text, faults.add) if is_list else _objects(lines, faults.add)
+        yield from ((f"line {number}", row) for number, row in found)
         return
     for number, record in enumerate(records, start=1):
         if isinstance(record, dict):
@@ -231,16 +236,23 @@ def _lines(path: Path) -> Iterator[str]:
     """The lines of a file, read one by one; raises as `read_text`."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            yield from file
+            for line in file:
+                yield line.removesuffix("\n")
     except (OSError, UnicodeDecodeError):
         read_text(path)  # says what is wrong, and in which line
         raise
 
 
-def _starts_as_list(path: Path) -> bool:
+def _peeked(path: Path) -> tuple[bool, Iterator[str]]:
+    """Whether a file begins as a JSON list, and its lines; a pipe can be read once only."""
     refuse_compressed(path)
-    first = next((line for line in _lines(path) if line.strip()), "")
-    return first.lstrip().startswith("[")
+    lines, first = _lines(path), []
+    for line in lines:
+        first.append(line)
+        if line.strip():
+            break
+    is_list = bool(first) and first[-1].lstrip().startswith("[")
+    return is_list, chain(first, lines)
 
 
 def list_faults(faults: Sequence[str]) -> str:

@@ -61,6 +61,7 @@ def test_a_list_of_1156_tokens_takes_its_operations_at_the_stated_share_of_the_p
     compiling = published()["compile"]["seconds"]
     evaluation = rates["eval", ""].start  # reads the same weights and compiles nothing
     assert perpo.start == pytest.approx([a + b for a, b in zip(evaluation, compiling, strict=True)])
+    assert rates["train", "sft"].start == evaluation  # finds what was compiled
     assert rates["train", "sft"].low == pytest.approx(perpo.low * 662 / 1156)
     assert rates["reference", ""].low == pytest.approx(perpo.low / 2)
     blank = rates["reference", "blank"].low  # the prompt and one answer of 26 tokens

@@ -8,6 +8,7 @@ LLaMA-Factory's data/README.md ('Sharegpt Format'), ms-swift's Custom-dataset.md
 import base64
 import gzip
 import json
+import os
 import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from perpo_pipeline.errors import InputError
 from perpo_pipeline.export.export_run import Request as Wanted
 from perpo_pipeline.export.export_run import export
 from perpo_pipeline.filter.filter_lists import filter_lists
-from perpo_pipeline.json_files import Faults, read_json_rows
+from perpo_pipeline.json_files import Faults, read_json_lines, read_json_rows
 from perpo_pipeline.prepare.collect import Request
 from perpo_pipeline.prepare.messages import read_messages
 from perpo_pipeline.prepare.prepare_prompts import prepare
@@ -326,8 +327,31 @@ def test_a_compressed_file_is_refused_with_the_command_that_unpacks_it(
     assert refused.value.parts() == (
         f"cannot be read: the file is compressed ({ending})",
         str(path),
-        f"unpack it, and give the unpacked file: {unpack} {path.name}",
+        f"unpack it, and give the unpacked file: {unpack} {path}",
     )
+
+
+@pytest.mark.parametrize("reader", [read_json_lines, read_json_rows])
+def test_a_pipe_is_read_whole(reader: Any) -> None:
+    """It can be read only once: what was looked at is not lost."""
+    rows = [{"n": n, "x": "y" * 100} for n in range(400)]  # several buffers, and less than a pipe
+    out, into = os.pipe()
+    os.write(into, ("\n" + "".join(json.dumps(row) + "\n" for row in rows)).encode())
+    os.close(into)
+    path = Path(f"/dev/fd/{out}")
+    found = [row for _, row in reader(path, Faults(path))]
+    os.close(out)
+    assert found == rows
+
+
+def test_a_fault_in_a_line_counts_columns_of_that_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"n": 1}\n{"n": \n{"n": 3}\n', "utf-8")
+    faults = Faults(path)
+    assert [row for _, row in read_json_lines(path, faults)] == [{"n": 1}, {"n": 3}]
+    assert [(fault.place, fault.what) for fault in faults.found] == [
+        ("line 2", "not JSON: Expecting value: line 1 column 7 (char 6)")
+    ]
 
 
 def test_json_lines_are_read_one_by_one(tmp_path: Path) -> None:

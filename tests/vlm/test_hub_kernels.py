@@ -59,12 +59,19 @@ def test_a_kernel_is_refused_wherever_the_model_is_looked_up(
     model: Path, tmp_path: Path, name: str, value: Any, part: str
 ) -> None:
     folder = with_setting(model, tmp_path / "m", name, value, part)
+    kernel = value["vision_config"] if isinstance(value, dict) else value
     for look_up in (resolve_model, find_on_this_machine):
-        with pytest.raises(InputError) as found:
-            look_up(str(folder))
-        kernel = value["vision_config"] if isinstance(value, dict) else value
-        assert f"names a kernel ({name}: {kernel})" in str(found.value)
-        assert "unless model.trust_remote_code is true" in str(found.value)
+        for trusts in (False, True):  # it is not the model's own code
+            with pytest.raises(InputError) as found:
+                look_up(str(folder), trust_remote_code=trusts)
+            assert f"names a kernel ({name}: {kernel})" in str(found.value)
+
+
+def test_no_other_file_is_read_in_place_of_config_json(model: Path, tmp_path: Path) -> None:
+    """transformers would read it, and it is not in the model's identity."""
+    folder = with_setting(model, tmp_path / "m", "configuration_files", ["config.4.0.0.json"])
+    with pytest.raises(InputError, match=r"names other files \(configuration_files\)"):
+        resolve_model(str(folder))
 
 
 def test_a_stage_says_so_in_one_error(
@@ -80,8 +87,7 @@ def test_a_stage_says_so_in_one_error(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("attn_implementation", KERNEL),
-        ("_attn_implementation", KERNEL),
+        ("attn_implementation", "flash_attention_3"),
         ("_attn_implementation", "flash_attention_2"),
         ("_attn_implementation", "eager"),
     ],
@@ -91,7 +97,7 @@ def test_attention_is_perpo_s_whatever_config_json_says(
 ) -> None:
     """flash_attention_2 is a kernel of a hub, too, where the package is not installed."""
     folder = with_setting(model, tmp_path / "m", name, value)
-    resolved = resolve_model(str(folder), trust_remote_code="/" in value)
+    resolved = resolve_model(str(folder))
     for vlm in (load_vlm(resolved, dtype="float32", device="cpu"), load_without_weights(resolved)):
         config: Any = vlm.model.config
         parts = (config, config.text_config, config.vision_config)

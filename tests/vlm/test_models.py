@@ -17,7 +17,7 @@ from tiny_models import CHAT_TEMPLATE, noise_image, save_tiny_llava
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.train.scope import lora_config
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
-from perpo_pipeline.vlm import families
+from perpo_pipeline.vlm import families, merging
 from perpo_pipeline.vlm.attention import SPLIT
 from perpo_pipeline.vlm.families import FAMILIES
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
@@ -275,6 +275,7 @@ class TestLoad:
         with pytest.raises(ConfigError, match="flash-linear-attention, and that runs on a CUDA"):
             load_vlm(resolve_model(str(tiny_qwen3_5)), device="cpu")
         load_vlm(resolve_model(str(model_dir)), device="cpu")  # has no such layers
+        merging._with_full_weights(resolve_model(str(tiny_qwen3_5)), None, "float32", None)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_cuda_without_a_device_is_refused(self, model_dir: Path) -> None:

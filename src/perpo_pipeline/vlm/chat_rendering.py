@@ -127,13 +127,15 @@ def system_form(processor: Any, settings: ChatSettings) -> Form:
 
 
 def leaves_begin_token(processor: Any, settings: ChatSettings) -> bool:
-    """Whether the tokenizer adds the begin token to a rendered question.
+    """Whether the tokenizer adds the begin token to a rendered question, after the system turn.
 
     Then vLLM's server must be asked for it (`add_special_tokens`): it adds none to a chat by
     itself.
     """
-    tokenizer = processor.tokenizer
-    text = _apply(processor, settings, [asked()], True)
+    tokenizer, turns = processor.tokenizer, [asked()]
+    if settings.system_prompt is not None:  # some templates refuse a question without one
+        turns.insert(0, system_turn(system_form(processor, settings), settings.system_prompt))
+    text = _apply(processor, settings, turns, True)
     return tokenizer.num_special_tokens_to_add() > 0 and not writes_begin_token(tokenizer, text)
 
 

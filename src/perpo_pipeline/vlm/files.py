@@ -167,10 +167,9 @@ def _if_configured(found: ResolvedModel, trust_remote_code: bool) -> ResolvedMod
 def _with_code(found: ResolvedModel, trust_remote_code: bool) -> ResolvedModel:
     """The same model, with its own code if it needs some and the run trusts it.
 
-    Raises InputError for a kernel of a hub where the run trusts no code.
+    Raises InputError for a kernel of a hub: it is no code of the model's own.
     """
-    if not trust_remote_code:
-        check_no_kernels(found.path)
+    check_no_kernels(found.path)
     return replace(found, own_code=trust_remote_code and has_code(found.path))
 
 

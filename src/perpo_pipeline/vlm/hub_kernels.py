@@ -14,29 +14,44 @@ from typing import Any
 from perpo_pipeline.errors import InputError
 
 _SETTING = re.compile(r"(attn|experts)_implementation")  # some write an underscore before it
+OTHER_FILES = "configuration_files"
 LOCAL_EXPERTS = frozenset({"eager", "batched_mm", "grouped_mm"})
 """transformers' own functions for experts; the others are kernels."""
 
 
 def named_kernels(folder: Path) -> dict[str, str]:
     """The kernels in the config.json of a model's folder, each with the setting that names it."""
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    settings = _read(folder)
     return {value: name for name, value in _functions(settings) if _is_kernel(name, value)}
 
 
 def check_no_kernels(folder: Path) -> None:
-    """Raise InputError if the config.json of a model's folder names a kernel."""
+    """Raise InputError if the config.json of a model's folder names a kernel, or another file that
+    transformers would read in its place."""
+    away = "and give that folder as model.id"
     for kernel, name in named_kernels(folder).items():
         raise InputError(
             f"the model's config.json names a kernel ({name}: {kernel}), code that transformers "
-            "would take from a hub and run; it is refused unless model.trust_remote_code is true",
+            "would take from a hub and run, at no fixed version",
             where=str(folder),
-            fix=f"copy the model into a local folder, remove {name} from its config.json, and give "
-            "that folder as model.id",
+            fix=f"copy the model into a local folder, remove {name} from its config.json, {away}",
         )
+    settings = _read(folder)
+    if isinstance(settings, Mapping) and settings.get(OTHER_FILES):
+        raise InputError(
+            f"the model's config.json names other files ({OTHER_FILES}), one of which transformers "
+            "would read in its place",
+            where=str(folder),
+            fix="copy the model into a local folder, put the contents of the file for your version "
+            f"of transformers into config.json, {away}",
+        )
+
+
+def _read(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # loading says what is wrong with it
+        return None
 
 
 def _functions(settings: Any) -> Iterator[tuple[str, str]]:

@@ -41,10 +41,12 @@ def load_vlm(
     device: str = "auto",
     adapter: Path | None = None,
     identity_cache: Path | None = None,
+    computes: bool = True,
 ) -> Vlm:
     """Load a model (and an adapter) ready for inference, gradients off.
 
     dtype: auto (bfloat16 on CUDA, else float32), float32 or bfloat16. device: auto, cpu or cuda.
+    computes: false where only the weights are wanted, to merge them.
     Raises InputError for a model that cannot be used, ArtifactError for an adapter that was not
     trained on it, ConfigError for an impossible dtype, device or quantisation. Code in a model's
     directory runs only where `resolved` says so, and pickled weights are never read.
@@ -61,7 +63,8 @@ def load_vlm(
         model = model.to(target)
     model = model.requires_grad_(False).eval()
     vlm = _wrap(resolved, model, processor, target, torch_dtype, identity)
-    _check_kernels(vlm)
+    if computes:
+        _check_kernels(vlm)
     vlm.prove = prove_way
     if adapter is None:
         return vlm

@@ -132,7 +132,7 @@ def _with_full_weights(
     """The model on the CPU in `dtype`, a quantised one dequantised, with the adapter beside it."""
     from perpo_pipeline.vlm.loading import load_vlm
 
-    how: dict[str, Any] = {"device": "cpu", "identity_cache": identity_cache}
+    how: dict[str, Any] = {"device": "cpu", "identity_cache": identity_cache, "computes": False}
     if resolved.quantization is None:
         return load_vlm(resolved, dtype=dtype, adapter=adapter, **how)
     trained = {} if adapter is None else read_record(adapter)  # the dtype it was quantised from
