@@ -379,13 +379,13 @@ def test_a_begin_token_that_only_the_tokenizer_writes_must_be_asked_of_vllm(tmp_
     assert leaves_begin_token(llava, UNSET) and not leaves_begin_token(qwen, UNSET)
     llava.chat_template = "<s>" + llava.chat_template
     assert not leaves_begin_token(llava, UNSET)
-    told = replace(UNSET, system_prompt="Be kind.")
+    kind = replace(UNSET, system_prompt="Be kind.")
     for first, leaves in (("", True), ("<s>", False)):
         llava.chat_template = (
             "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
             f"{first}{{% for m in messages %}}{{{{ m.content[0].text }}}}{{% endfor %}}"
         )
-        assert leaves_begin_token(llava, told) is leaves
+        assert leaves_begin_token(llava, kind) is leaves
     asks = '`"add_special_tokens": true`'
     assert asks in small_card({}, add_special_tokens=True) and asks not in small_card({})
     alone = {"recorded": {"form": "adapter"}, "add_special_tokens": True}
