@@ -91,7 +91,7 @@ def ask(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Ask the run's model one question about an image, or about several.
+    """Ask the run's model one question about one image or several.
 
     The image, the prompt and the answer go through exactly what the run's stages do with theirs:
     preprocess, chat template, backend and decoding; box_format, box_frame and the settings of the
