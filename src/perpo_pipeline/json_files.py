@@ -24,11 +24,11 @@ AddFault = Callable[[str, str], object]
 FAULTS_SHOWN = 20
 LONGEST_FAULT = 1000  # characters
 UNPACKED_BY = {
-    ".gz": "gunzip -k",
-    ".bz2": "bunzip2 -k",
-    ".xz": "unxz -k",
-    ".zst": "unzstd",
-    ".zip": "unzip",
+    ".gz": "gunzip -k {file}",
+    ".bz2": "bunzip2 -k {file}",
+    ".xz": "unxz -k {file}",
+    ".zst": "unzstd {file}",
+    ".zip": "unzip -d {folder} {file}",
 }
 """The endings of compressed files, and the command that unpacks one beside it."""
 FOLDED_FROM = 6  # places: from here on, the same fault is listed once for all of them
@@ -113,12 +113,11 @@ def refuse_compressed(path: Path) -> None:
     """Raise `InputError` for a file whose name says that it is compressed."""
     unpack = UNPACKED_BY.get(path.suffix.lower())
     if unpack is not None and path.is_file():
-        if path.suffix.lower() == ".zip":  # goes into the current folder by itself
-            unpack += f" -d {shlex.quote(str(path.parent))}"
+        file, folder = (shlex.quote(str(place)) for place in (path, path.parent))
         raise InputError(
             f"cannot be read: the file is compressed ({path.suffix})",
             where=str(path),
-            fix=f"unpack it, and give the unpacked file: {unpack} {shlex.quote(str(path))}",
+            fix="unpack it, and give the unpacked file: " + unpack.format(file=file, folder=folder),
         )
 
 
@@ -196,10 +195,12 @@ def read_json_rows(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
     whole list.
     """
     is_list, lines = _peeked(path)
-    text = "\n".join(lines) if is_list else ""
-    records = _list_of(text, path) if is_list else None
+    if is_list:
+        text = "\n".join(lines)
+        records, found = _list_of(text, path), json_lines(text, faults.add)
+    else:
+        records, found = None, _objects(lines, faults.add)
     if records is None:
-        found = json_lines(text, faults.add) if is_list else _objects(lines, faults.add)
         yield from ((f"line {number}", row) for number, row in found)
         return
     for number, record in enumerate(records, start=1):

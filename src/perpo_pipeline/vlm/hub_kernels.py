@@ -21,22 +21,20 @@ LOCAL_EXPERTS = frozenset({"eager", "batched_mm", "grouped_mm"})
 
 def named_kernels(folder: Path) -> dict[str, str]:
     """The kernels in the config.json of a model's folder, each with the setting that names it."""
-    settings = _read(folder)
-    return {value: name for name, value in _functions(settings) if _is_kernel(name, value)}
+    return _kernels(_read(folder))
 
 
 def check_no_kernels(folder: Path) -> None:
     """Raise InputError if the config.json of a model's folder names a kernel, or another file that
     transformers would read in its place."""
-    away = "and give that folder as model.id"
-    for kernel, name in named_kernels(folder).items():
+    settings, away = _read(folder), "and give that folder as model.id"
+    for kernel, name in _kernels(settings).items():
         raise InputError(
             f"the model's config.json names a kernel ({name}: {kernel}), code that transformers "
             "would take from a hub and run, at no fixed version",
             where=str(folder),
             fix=f"copy the model into a local folder, remove {name} from its config.json, {away}",
         )
-    settings = _read(folder)
     if isinstance(settings, Mapping) and settings.get(OTHER_FILES):
         raise InputError(
             f"the model's config.json names other files ({OTHER_FILES}), one of which transformers "
@@ -52,6 +50,10 @@ def _read(folder: Path) -> Any:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # loading says what is wrong with it
         return None
+
+
+def _kernels(settings: Any) -> dict[str, str]:
+    return {value: name for name, value in _functions(settings) if _is_kernel(name, value)}
 
 
 def _functions(settings: Any) -> Iterator[tuple[str, str]]:
