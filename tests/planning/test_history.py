@@ -74,6 +74,15 @@ def test_versions_of_about_the_planned_size_come_first_and_span_the_range(run: R
     assert far.high == pytest.approx(1.2 * 2) and "much larger or smaller" in far.source
 
 
+def test_a_computer_that_slept_does_not_make_times_long(run: Run) -> None:
+    settings = {**OF_MODEL, "num_samples": 6, "max_new_tokens": 64}
+    for name, seconds in enumerate((100.0, 110.0, 90.0, 120.0, 36_000.0)):
+        write(run, "samples", str(name), settings=settings, wall_s=seconds, rows=600)
+    found = past_rates(run, MODEL, {("sample", ""): 100})["sample", ""]
+    assert found.low == pytest.approx(1.0 / 1.125) and found.high == pytest.approx(1.2 * 1.125)
+    assert "5 finished versions" in found.source
+
+
 def test_damaged_manifests_are_passed_over(run: Run) -> None:
     folder = run.config.data_root / "r" / "samples" / "train" / "x"
     folder.mkdir(parents=True)

@@ -89,14 +89,18 @@ def _is_of_this_machine(manifest: Manifest) -> bool:
 
 
 def _rate(measured: list[_Measured], planned: float, root: Path) -> Rate:
+    """From the middle half of what is about as large as planned."""
     near = [m for m in measured if m.amount / NEAR <= planned <= m.amount * NEAR]
     spread = SPREAD if near else FAR_SPREAD
     used = near or [min(measured, key=lambda m: max(m.amount / planned, planned / m.amount))]
-    rates = [m.seconds / m.amount for m in used]
+    rates = sorted(m.seconds / m.amount for m in used)
+    rates = rates[
+        len(rates) // 4 : len(rates) - len(rates) // 4
+    ]  # a computer may have slept in one
     several = f"{len(used)} finished versions" if len(used) > 1 else "1 finished version"
     size = "" if near else ", much larger or smaller ones"
     edge = spread if len(used) == 1 else 1 + (spread - 1) / 2
-    return Rate(min(rates) / edge, max(rates) * edge, f"{several} in {root}{size}")
+    return Rate(rates[0] / edge, rates[-1] * edge, f"{several} in {root}{size}")
 
 
 def _has_backend(manifest: Manifest, config: InferenceConfig, run: Run) -> bool:
