@@ -6,7 +6,7 @@
 #   make all SET="train.lora.rank=8 filter.min_margin=0.4"
 #                          the same with other settings than the file's; no blanks within a value
 #   make test              all tests that need no accelerator
-#   make test-distributed  those with several processes (Ray, DeepSpeed; the latter needs g++, apt-get install g++)
+#   make test-distributed  those with several processes (Ray, DeepSpeed)
 #   make test-vllm         those with the real vLLM, on the CPU, in an environment of its own
 #   make test-versions     quick tests with other versions of Python, torch and transformers
 #   make check-cuda        compiles the decoder layers for a CUDA card, without one (needs a CUDA build of torch)

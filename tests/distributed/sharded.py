@@ -1,10 +1,9 @@
-"""Run by torchrun: sharded models against the same models whole, one line of JSON per process.
+"""Sharded models against the same models whole, one line of JSON per process of torchrun.
 
-python -m torch.distributed.run ... sharded.py DTYPE:SETTINGS:MODEL...
+A case is named DTYPE:SETTINGS:MODEL.
 """
 
 import json
-import sys
 
 import torch
 from PIL import Image
@@ -85,7 +84,3 @@ def main(*cases: str) -> None:
     for case in cases:
         compare(world.rank, *case.split(":", 2))
     leave_world()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,6 +1,5 @@
 """Start `perpo train` in real processes, watch its checkpoints, and read what it wrote."""
 
-import functools
 import io
 import os
 import signal
@@ -65,16 +64,8 @@ def perpo(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-@functools.cache
-def compile_collectives() -> None:
-    """Let DeepSpeed compile what it would at its first use: that minute is no test's time."""
-    build = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
-    subprocess.run([sys.executable, "-c", build], check=True, capture_output=True)
-
-
 def prepare_run(folder: Path, config: str) -> None:
     """Write the run's file to `d.yaml` and make its preferences."""
-    compile_collectives()
     (folder / "d.yaml").write_text(config)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
@@ -161,9 +152,11 @@ def checkpoints(out: Path) -> list[int]:
     )
 
 
-def run_training(workdir: Path, out: str, *flags: str, python: Sequence[str] = ()) -> Version:
+def run_training(
+    workdir: Path, out: str, *flags: str, python: Sequence[str] = (), **environment: str
+) -> Version:
     """Train to the end in other processes; the adapter's version, undamaged."""
-    ended = Training(workdir, out, *flags, python=python).end()
+    ended = Training(workdir, out, *flags, python=python, **environment).end()
     assert ended.code == 0, ended.stderr
     version = trained(workdir / out)
     assert ended.stdout.strip() == str(version.path.relative_to(workdir))

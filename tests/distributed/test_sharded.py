@@ -2,51 +2,43 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import forking
+from forked_commands import ForkedCommand
 from safetensors.torch import load_file, save_file
 from tiny_families import MODEL_TYPES, save_tiny_family
 
 pytestmark = pytest.mark.distributed
 
-SCRIPT = Path(__file__).with_name("sharded.py")
 Found = dict[str, list[dict[str, Any]]]
 
 
-def run_both(*cases: str) -> Found:
+def run_both(folder: Path, *cases: str) -> Found:
     """What both processes found, by case."""
-    # DeepSpeed's ninja comes last, as in `perpo train`: another one would compile everything again.
-    path = f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}"
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(SCRIPT),
-            *cases,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": path},
+    out, err = folder / "out", folder / "err"
+    command = ForkedCommand(
+        forking.compare_sharded,
+        [cases],
+        folder=folder,
+        environment=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        out=out,
+        err=err,
     )
-    assert ran.returncode == 0, ran.stderr
+    try:
+        assert command.wait(300) == 0, err.read_text()
+    finally:
+        command.kill()
     # Two processes may write into one line.
-    lines = ran.stdout.replace("}{", "}\n{").splitlines()
+    printed = out.read_text().replace("}{", "}\n{")
     found: Found = {case: [] for case in cases}
-    for line in lines:
+    for line in printed.splitlines():
         if line.startswith('{"rank"'):
             one = json.loads(line)
             found[one["case"]].append(one)
-    assert all(sorted(one["rank"] for one in both) == [0, 1] for both in found.values()), ran.stdout
+    assert all(sorted(one["rank"] for one in both) == [0, 1] for both in found.values()), printed
     return found
 
 
@@ -63,7 +55,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     cases = {name: f"bfloat16:zero3:{model}" for name, model in models.items()}
     cases |= {settings: f"float32:{settings}:testbed" for settings in ("zero3", "zero3-offload")}
     cases["torn"] = f"float32:zero3:{remove_weight(folder / 'torn')}"
-    by_case = run_both(*cases.values())
+    by_case = run_both(folder, *cases.values())
     return {name: by_case[case] for name, case in cases.items()}
 
 

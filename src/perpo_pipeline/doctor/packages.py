@@ -150,6 +150,6 @@ def _compiler_line(fixes: list[str]) -> str:
     path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=path) is None]
     if installed_version("deepspeed") is None or not missing:
-        return _line("compiler", shutil.which("g++") or "none (only DeepSpeed needs one)")
+        return _line("compiler", shutil.which("g++") or "none (only ZeRO with offload needs one)")
     fixes.append("apt-get install g++ ninja-build")
-    return _line("compiler", f"{', '.join(missing)} missing (DeepSpeed builds its CPU collectives)")
+    return _line("compiler", f"{', '.join(missing)} missing (ZeRO with offload needs them)")

@@ -63,6 +63,11 @@ class MarkWhole(TrainerCallback):
         self.world.wait()  # if another node left first, srun could end this one while it writes
 
 
+def saver_now(checkpoints: Path, stage: int, world: World) -> Saver:
+    """The training under way, at ZeRO's `stage`, with `checkpoints` in its version's folder."""
+    return Saver(world.size if stage else 1, stage, checkpoints.parent.name)
+
+
 def remove_incomplete(checkpoints: Path) -> None:
     """Remove the checkpoints that some process has not saved to the end."""
     for path in checkpoints.glob("checkpoint-*"):

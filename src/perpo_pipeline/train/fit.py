@@ -28,9 +28,9 @@ from perpo_pipeline.train.batches import (
 from perpo_pipeline.train.checkpoints import (
     KEPT_CHECKPOINTS,
     MarkWhole,
-    Saver,
     last_complete,
     remove_incomplete,
+    saver_now,
     step_of,
 )
 from perpo_pipeline.train.engine import ListPolicy
@@ -89,7 +89,7 @@ def fit(
     """
     torch.manual_seed(settings.seed)
     zero = _zero_config(vlm, settings)
-    saver = Saver(world.size if zero else 1, zero_stage(zero), checkpoints.parent.name)
+    saver = saver_now(checkpoints, zero_stage(zero), world)
     request = StopRequest(
         f"{name}: this step is finished and saved first; Ctrl-C again ends at once and loses the "
         "steps since the last checkpoint"

@@ -4,6 +4,7 @@ These values go over gloo on the CPU; gradients and weights use the device's own
 CUDA). A single process needs none of this.
 """
 
+import importlib
 import os
 import re
 import socket
@@ -218,13 +219,23 @@ def _init_process_group(on_cuda: bool, with_deepspeed: bool) -> Any:
 
         # torch repeats it at each of DeepSpeed's many calls
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-        with redirect_stdout(sys.stderr):  # DeepSpeed prints what it compiled
+        _without_shared_memory()
+        with redirect_stdout(sys.stderr):  # DeepSpeed prints what it does
             deepspeed.init_distributed(
                 backend, timeout=TIME_OUT, auto_mpi_discovery=False, verbose=False
             )
     else:
         dist.init_process_group(backend, timeout=TIME_OUT)
     return dist.new_group(backend="gloo", timeout=TIME_OUT)
+
+
+def _without_shared_memory() -> None:
+    """Let DeepSpeed not compile its collective for CPUs, which only its inference uses.
+
+    It would compile it for a minute at the first use, and look for compilers in every process.
+    """
+    comm: Any = importlib.import_module("deepspeed.comm.torch")
+    comm.build_shm_op = lambda: None
 
 
 def _first_node(nodes: str) -> str:

@@ -302,7 +302,7 @@ def check_processes(run: Run, settings: TrainSettings, world_size: int) -> None:
     check_levers(settings.levers, zero_stage=zero_stage(zero), on_cuda=on_cuda, compiled=compiled)
     if zero is not None:
         put_ninja_on_path()
-        check_installed(zero, on_cuda=on_cuda)
+        check_installed(zero)
 
 
 def check_batch_size(batch_size: int, num_processes: int) -> None:

@@ -112,16 +112,20 @@ def _train(
     run: Run, task: Task, world: "World", path: Path, writer: Writer | None = None
 ) -> list[dict[str, Any]]:
     """Train; with a writer, add the trained weights to the version. Returns the log's rows."""
+    from perpo_pipeline.train.checkpoints import last_complete, saver_now
     from perpo_pipeline.train.engine import ready_model
     from perpo_pipeline.train.fit import fit
     from perpo_pipeline.train.sharded_weights import gathered_by_module, sharded_loading
-    from perpo_pipeline.train.zero import read_zero_config
+    from perpo_pipeline.train.zero import read_zero_config, zero_stage
 
     settings = task.settings
     _start_image_workers(run, settings)
     zero = read_zero_config(settings.deepspeed) if settings.deepspeed else None
-    interrupted = _interrupt_explained(f"train {task.variant}", path / "checkpoints")
+    checkpoints = path / "checkpoints"
+    interrupted = _interrupt_explained(f"train {task.variant}", checkpoints)
     with _full_disk_explained(path), lost_contact_explained(), interrupted:
+        # Whether a checkpoint can be resumed is known before the model is loaded.
+        last_complete(checkpoints, saver_now(checkpoints, zero_stage(zero), world), world)
         references = references_of_another_model(run, task, world, zero)
         with (
             run.bar(f"train {task.variant}", doing="loading the model"),
@@ -148,12 +152,12 @@ def _train(
             settings,
             task.model_settings["preprocess"],
             forward,
-            path / "checkpoints",
+            checkpoints,
             name=f"train {task.variant}",
             quiet=run.quiet,
             world=world,
         )
-        staging = path / "checkpoints" / "trained"
+        staging = checkpoints / "trained"
         trainer.save_trained(staging)
         if writer is not None:
             name_base(staging, task.resolved)

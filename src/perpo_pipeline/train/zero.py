@@ -86,19 +86,20 @@ def offloads(config: Mapping[str, Any]) -> bool:
     return any(place not in (None, "none") for place in places)
 
 
-def check_installed(config: Mapping[str, Any], *, on_cuda: bool) -> None:
+def check_installed(config: Mapping[str, Any]) -> None:
     """Raise MissingDependencyError, with the command that installs it, for what is missing.
 
-    DeepSpeed compiles its CPU collectives and its CPU optimiser at their first use.
+    DeepSpeed compiles its CPU optimiser, which works with offload, at its first use.
     """
     if util.find_spec("deepspeed") is None:
         raise MissingDependencyError("train.deepspeed needs DeepSpeed", fix=f"run: {INSTALL}")
-    if on_cuda and not offloads(config):
+    if not offloads(config):
         return
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if missing:
         raise MissingDependencyError(
-            f"DeepSpeed compiles its CPU code, but {' and '.join(missing)} is missing",
+            f"DeepSpeed compiles its CPU optimiser for offload, but {' and '.join(missing)} is "
+            "missing",
             fix=f"run: {COMPILER}",
         )
 
