@@ -1,15 +1,10 @@
-"""Imports the parts of vLLM that an engine on the CPU needs, and lets it start faster.
+"""Imports what vLLM's engine on the CPU and its server need, and lets an engine start faster.
 
 vLLM inspects every model class once, in a new Python, so as not to initialise CUDA. On the CPU this
 is not needed, and it takes about ten seconds per class until the result is cached.
 """
 
-import importlib.util
-
 from perpo_pipeline.inference.vllm_engine import import_vllm
-
-if importlib.util.find_spec("vllm") is None:
-    raise ImportError("vLLM is not installed")
 
 for module in (
     "vllm",
@@ -17,6 +12,9 @@ for module in (
     "vllm.v1.worker.cpu_worker",
     "vllm.v1.worker.cpu_model_runner",
     "vllm.lora.request",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
     "perpo_pipeline.inference.vllm_backend",
 ):
     import_vllm(module)
