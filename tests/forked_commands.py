@@ -1,7 +1,7 @@
 """Run commands in processes forked from one that has imported what a training needs.
 
 A new Python takes about eight seconds of processor time for these imports, a forked one almost
-none. (With vLLM it would be fifteen; a command that uses vLLM imports it itself.)
+none. Tests that need more imported add it to PRELOADED, in a conftest.py.
 """
 
 import gc

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_commands import ForkedCommand, start_perpo
+from forked_commands import ForkedCommand
+from with_vllm.forking import start_perpo
 
 from perpo_pipeline.store.artifacts import open_version
 

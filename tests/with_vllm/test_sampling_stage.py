@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_commands import ForkedCommand, start_perpo
+from forked_commands import ForkedCommand
 from tiny_models import noise_image
+from with_vllm.forking import start_perpo
 
 from perpo_pipeline.store.artifacts import Version, open_version
 

@@ -9,8 +9,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from typing import Any
 import pytest
 from forked_commands import start_perpo
 from tiny_models import noise_image
+from with_vllm.forking import start_server
 from with_vllm.test_vllm_backend import HOSTILE, drawn, load, running, worst_difference
 
 from perpo_pipeline import cli
@@ -44,9 +43,6 @@ sample:
     temperature: {TEMPERATURE}, prompts_per_part: {PROMPTS_PER_PART}, concurrency: 4}}}}
 """
 AS_DOCUMENTED = ("--generation-config", "vllm")
-# What `vllm serve` runs; the program itself asks for the version of a package `vllm`, and the CPU
-# build's name is another.
-API_SERVER = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model")
 SERVED_AS = (
     "--served-model-name",
     "tiny",
@@ -76,7 +72,6 @@ SERVER_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
-    "TORCH_COMPILE_DISABLE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "INFO",  # an engine in this process has it changed
 }
@@ -89,20 +84,15 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.log, self.command = log, [*API_SERVER, *model_and_flags, *ON_THE_CPU]
+        self.log, self.arguments = log, ["--model", *model_and_flags, *ON_THE_CPU]
+        self.arguments += ["--port", str(self.port)]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.start()
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self.command, "--port", str(self.port)],
-                start_new_session=True,
-                env=os.environ | SERVER_ENVIRONMENT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        environment = os.environ | SERVER_ENVIRONMENT
+        self.process = start_server(self.arguments, environment=environment, log=self.log)
         deadline = time.monotonic() + START_S
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -230,7 +230,11 @@ class TestFamily:
         assert [one.completions[0].text for one in found] == [answer.text for answer in expected]
         assert {len(answer.token_ids) for answer in expected} != {1}, "not only an end token"
 
-    def test_token_counts_equal_training_at_every_image_size(self, backend: VllmBackend) -> None:
+    def test_token_counts_equal_training_at_every_image_size(
+        self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One answer each: it is the prompts that are compared."""
+        monkeypatch.setattr(backend, "decoding", replace(backend.decoding, num_samples=1))
         sizes = [(7 * i % 151 + 20, 13 * i % 149 + 20) for i in range(30)]
         rows = [make_row(f"{w}x{h}", w, "Where?", w, h) for w, h in sizes]
         drawn(backend.sample(rows, list(range(30))))  # a difference stops the run
@@ -335,8 +339,12 @@ class TestEngine:
         with running(llava, tmp_path_factory.mktemp("scratch"), preprocess="pad") as backend:
             yield backend
 
-    def test_padded_images_equal_training(self, llava: Path, backend: VllmBackend) -> None:
-        assert_drawn_from(load(llava), backend.sample(ROWS, SEEDS), "pad")
+    @pytest.fixture(scope="class")
+    def expected(self, backend: VllmBackend) -> list[SampledList]:
+        return drawn(backend.sample(ROWS, SEEDS))
+
+    def test_padded_images_equal_training(self, llava: Path, expected: list[SampledList]) -> None:
+        assert_drawn_from(load(llava), expected, "pad")
 
     def test_a_prompt_that_cannot_be_read_fails_alone(
         self, backend: VllmBackend, tmp_path: Path
@@ -383,7 +391,10 @@ class TestEngine:
         assert unfinished == [0] * len(ROWS)
 
     def test_images_are_opened_beside_the_thread_that_renders_prompts(
-        self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
+        self,
+        backend: VllmBackend,
+        expected: list[SampledList],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Prompt 0 is rendered only once the image of prompt 1 is being opened elsewhere."""
         second = threading.Event()
@@ -396,15 +407,16 @@ class TestEngine:
                 second.set()
             return real(row)
 
-        expected = backend.sample(ROWS, SEEDS)
         monkeypatch.setattr(vllm_backend, "prompt_images", opened)
         assert backend.sample(ROWS, SEEDS) == expected
 
     def test_a_later_prompt_with_another_length_than_in_training_stops_the_run(
-        self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
+        self,
+        backend: VllmBackend,
+        expected: list[SampledList],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """As if vLLM cut large images differently: the first prompts are equal."""
-        expected = backend.sample(ROWS, SEEDS)
         real = vllm_backend._read
 
         def longer(vlm: Vlm, row: Row, *others: Any) -> Any:
@@ -435,12 +447,14 @@ class TestEngine:
         ]
 
     def test_more_prompts_than_the_engine_takes_at_once(
-        self, backend: VllmBackend, monkeypatch: pytest.MonkeyPatch
+        self,
+        backend: VllmBackend,
+        expected: list[SampledList],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        expected = backend.sample(ROWS, SEEDS)
         monkeypatch.setattr(backend, "window", 1)
         found = backend.sample(ROWS, SEEDS)
-        for one, other in zip(drawn(found), drawn(expected), strict=True):
+        for one, other in zip(drawn(found), expected, strict=True):
             assert [c.token_ids for c in one.completions] == [
                 c.token_ids for c in other.completions
             ]
