@@ -1,4 +1,7 @@
-"""`perpo sample` with backend vllm as a user runs it: killed, resumed, and in two processes."""
+"""`perpo sample` with backend vllm as a user runs it: killed, resumed, and in two processes.
+
+The two processes are new Pythons, as a user's are; those of test_evaluation_stage.py are forked.
+"""
 
 import json
 import os
@@ -9,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_commands import ForkedCommand
+from forked_commands import ForkedCommand, start_perpo
 from tiny_models import noise_image
-from with_vllm.forking import start_perpo
 
 from perpo_pipeline.store.artifacts import Version, open_version
 
