@@ -8,7 +8,8 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -91,19 +92,43 @@ def make_threads_anew(environment: Mapping[str, str]) -> None:
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or torch.get_num_threads()))
 
 
+@contextmanager
+def forked_processes(method: str = "forkserver") -> Iterator[None]:
+    """Let `perpo` fork the processes that answer prompts, where a user's are new Pythons.
+
+    They are forked from the server of this module, or, with "fork", from the process itself: that
+    is for one that was forked and has no threads yet.
+    """
+    get_context = multiprocessing.get_context
+
+    def get(wanted: str | None = None) -> Any:
+        return get_context(method if wanted == "spawn" else wanted)
+
+    if method == "forkserver":
+        start_server()
+    with patch.object(multiprocessing, "get_context", get):
+        yield
+
+
 def start_perpo(
-    *arguments: str, folder: Path, environment: Mapping[str, str], out: Path, err: Path
+    *arguments: str,
+    folder: Path,
+    environment: Mapping[str, str],
+    out: Path,
+    err: Path,
+    forks: bool = False,
 ) -> ForkedCommand:
-    """Start `perpo` with these arguments."""
+    """Start `perpo` with these arguments; with `forks`, its processes are forked, too."""
     return ForkedCommand(
-        _perpo, [arguments], folder=folder, environment=environment, out=out, err=err
+        _perpo, [arguments, forks], folder=folder, environment=environment, out=out, err=err
     )
 
 
-def _perpo(arguments: Sequence[str]) -> None:
+def _perpo(arguments: Sequence[str], forks: bool) -> None:
     from perpo_pipeline import cli
 
-    cli.main(list(arguments))
+    with forked_processes("fork") if forks else nullcontext():
+        cli.main(list(arguments))
 
 
 def _run(

@@ -116,7 +116,9 @@ def test_an_evaluation_killed_in_two_processes_ends_in_one_with_the_same_rows(
     run_stage(tmp_path, "prepare")
     out, err = tmp_path / "out", tmp_path / "err"
     command = ("eval", "--config", "k.yaml", "--quiet", "--set", "eval.num_gpus=2")
-    killed = start_perpo(*command, folder=tmp_path, environment=os.environ, out=out, err=err)
+    killed = start_perpo(
+        *command, folder=tmp_path, environment=os.environ, out=out, err=err, forks=True
+    )
     predictions = tmp_path / "data/k/predictions/base@test"
     while not (parts := list(predictions.glob("*/part-*.parquet"))):
         assert killed.poll() is None, err.read_text()

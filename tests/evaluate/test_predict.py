@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from forked_commands import forked_processes
 from PIL import Image
 
 from perpo_pipeline import cli
@@ -140,7 +141,8 @@ def test_several_processes_and_a_restart_give_the_same_rows(prepared: Path) -> N
     rows = one.table().to_pylist()
     assert len(one.parts()) == 2
     shutil.rmtree(PREDICTIONS)
-    assert evaluate("--set", "eval.num_gpus=2") == 0
+    with forked_processes():
+        assert evaluate("--set", "eval.num_gpus=2") == 0
     assert predicted().fingerprint == one.fingerprint
     assert predicted().table().to_pylist() == rows
     # The state after a kill: no manifest, and the second part is missing.

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from forked_commands import forked_processes
 from PIL import Image
 
 from perpo_pipeline import cli
@@ -91,7 +92,8 @@ def test_an_error_in_another_process_is_reported_and_parts_under_way_are_kept(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (broken.parent / "0.png").write_bytes(b"damaged")
-    assert run("sample", "--set", "sample.num_gpus=2") == 2
+    with forked_processes():
+        assert run("sample", "--set", "sample.num_gpus=2") == 2
     assert "has changed since `perpo prepare`" in capsys.readouterr().err
     assert len(list(Path("data/r/samples/train").glob("*/part-*.parquet"))) == 2
 
@@ -351,7 +353,8 @@ def test_an_error_while_another_process_opens_the_model_is_reported(
     testbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree("data/r/samples")
-    assert run("sample", "--backend", "vllm", "--set", "sample.num_gpus=2") == 2
+    with forked_processes():
+        assert run("sample", "--backend", "vllm", "--set", "sample.num_gpus=2") == 2
     assert "vLLM is not installed" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""vLLM's server, and `perpo` with several processes, forked where a user's are new Pythons.
+"""vLLM's server and its engine, forked where a user's are new Pythons.
 
 What is spared is a new Python for each, which takes ten seconds of processor time for its imports.
 """
@@ -7,28 +7,16 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 from forked_commands import ForkedCommand
 
-from perpo_pipeline import cli
-
 # What `vllm serve` runs; the program itself asks for the version of a package `vllm`, and the CPU
 # build's name is another.
 API_SERVER = "vllm.entrypoints.openai.api_server"
-
-
-def start_perpo(
-    *arguments: str, folder: Path, environment: Mapping[str, str], out: Path, err: Path
-) -> ForkedCommand:
-    """Start `perpo` with these arguments; the processes that answer prompts are forked from it."""
-    return ForkedCommand(
-        _perpo, [arguments], folder=folder, environment=environment, out=out, err=err
-    )
 
 
 def start_server(
@@ -40,11 +28,6 @@ def start_server(
     )
 
 
-def _perpo(arguments: Sequence[str]) -> None:
-    with patch.object(multiprocessing, "get_context", _forks(multiprocessing.get_context)):
-        cli.main([*arguments])
-
-
 def _serve(arguments: Sequence[str]) -> None:
     from vllm.v1.engine import utils
 
@@ -53,12 +36,3 @@ def _serve(arguments: Sequence[str]) -> None:
     forks = partial(multiprocessing.get_context, "fork")
     with patch.object(utils, "get_mp_context", forks):
         runpy.run_module(API_SERVER, run_name="__main__")
-
-
-def _forks(get_context: Callable[..., Any]) -> Callable[..., Any]:
-    """`get_context`, with the context "fork" for "spawn"."""
-
-    def get(method: str | None = None) -> Any:
-        return get_context("fork" if method == "spawn" else method)
-
-    return get

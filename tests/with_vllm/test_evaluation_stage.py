@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_commands import ForkedCommand
-from with_vllm.forking import start_perpo
+from forked_commands import ForkedCommand, start_perpo
 
 from perpo_pipeline.store.artifacts import open_version
 
@@ -40,6 +39,7 @@ def start(folder: Path, *arguments: str) -> ForkedCommand:
         environment=os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
         out=folder / "out",
         err=folder / "err",
+        forks=True,
     )
 
 
