@@ -93,10 +93,8 @@ def _rate(measured: list[_Measured], planned: float, root: Path) -> Rate:
     near = [m for m in measured if m.amount / NEAR <= planned <= m.amount * NEAR]
     spread = SPREAD if near else FAR_SPREAD
     used = near or [min(measured, key=lambda m: max(m.amount / planned, planned / m.amount))]
-    rates = sorted(m.seconds / m.amount for m in used)
-    rates = rates[
-        len(rates) // 4 : len(rates) - len(rates) // 4
-    ]  # a computer may have slept in one
+    quarter = len(used) // 4  # left out at either end: a computer may have slept in one
+    rates = sorted(m.seconds / m.amount for m in used)[quarter : len(used) - quarter]
     several = f"{len(used)} finished versions" if len(used) > 1 else "1 finished version"
     size = "" if near else ", much larger or smaller ones"
     edge = spread if len(used) == 1 else 1 + (spread - 1) / 2
