@@ -363,11 +363,15 @@ def clean_figures(job: Job) -> dict[str, float] | None:
 
 
 def command_of(job: Job) -> str:
-    """The command that trains such a model, without the settings, which the card lists."""
+    """The command that trains such a model, with the settings that are not the preset's."""
     num_processes = process_share()[1]
     start = "python" if num_processes == 1 else f"torchrun --nproc-per-node {num_processes}"
-    options = f"--preset {job.preset} --device {job.device.type} {job.speed_options}--out DIR"
-    return f"{start} -m tools.testbed.pretrain {options}"
+    options = f"--preset {job.preset} --device {job.device.type} {job.speed_options}"
+    usual = asdict(RECIPES[job.preset])
+    for name, value in asdict(job.recipe).items():
+        if value != usual[name]:
+            options += f"--{name.replace('_', '-')} {value} "
+    return f"{start} -m tools.testbed.pretrain {options}--out DIR"
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -396,12 +400,17 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The preset's recipe with the settings that were given."""
+    given = {name: getattr(options, name) for name in asdict(Recipe())}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return replace(RECIPES[options.preset], **changed)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the requested phases."""
     options = parse_options(arguments)
-    given = {name: getattr(options, name) for name in asdict(Recipe())}
-    changed = {name: value for name, value in given.items() if value is not None}
-    recipe = replace(RECIPES[options.preset], **changed)
+    recipe = recipe_of(options)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.threads:
         torch.set_num_threads(options.threads)

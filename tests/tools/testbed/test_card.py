@@ -10,10 +10,11 @@ from safetensors import safe_open
 
 from perpo_pipeline.testbed import shipped_model_dir
 from tools.testbed.card import figure_table, model_card
-from tools.testbed.pretrain import EVAL_EXAMPLES
+from tools.testbed.pretrain import EVAL_EXAMPLES, parse_options, recipe_of
 from tools.testbed.recipe import RECIPES
 
-CLEAN_DIR = Path(__file__).parents[3] / "tools" / "testbed" / "clean"
+TESTBED = Path(__file__).parents[3] / "tools" / "testbed"
+CLEAN_DIR, SHORT_DIR = TESTBED / "clean", TESTBED / "short"
 
 
 def record_of(folder):
@@ -25,10 +26,12 @@ def number_of_parameters(folder):
         return sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
 
 
-@pytest.mark.parametrize("folder", [shipped_model_dir(), CLEAN_DIR])
+@pytest.mark.parametrize("folder", [shipped_model_dir(), CLEAN_DIR, SHORT_DIR])
 def test_a_card_is_what_the_code_writes_of_its_record(folder):
     card, record = (folder / "README.md").read_text(), record_of(folder)
-    (command,) = re.findall(r"`(torchrun .*)`", card)
+    (command,) = re.findall(r"`(.* -m tools.testbed.pretrain .*)`", card)
+    given = command.partition(" -m tools.testbed.pretrain ")[2]
+    assert asdict(recipe_of(parse_options(given.split()))) == record["recipe"]
     side = json.loads((folder / "config.json").read_text())["vision_config"]["image_size"]
     assert card == model_card(
         preset=record["preset"],
@@ -49,6 +52,13 @@ def test_the_default_recipe_is_the_one_of_the_weights():
     assert shipped["recipe"] == clean["recipe"] == asdict(RECIPES["small"])
     assert (shipped["phase"], clean["phase"]) == ("misaligned", "clean")
     assert shipped["clean_figures"] == clean["figures"]
+
+
+def test_the_card_of_a_model_of_scenes_says_nothing_of_pages():
+    card = (SHORT_DIR / "README.md").read_text()
+    assert record_of(SHORT_DIR)["recipe"]["pages"] == 0
+    assert "Transcribe" not in card and "edit_distance" not in card
+    assert "--pages 0 --vision-steps 500" in card
 
 
 def test_a_table_of_figures_has_a_column_for_the_clean_model_if_there_is_one():
