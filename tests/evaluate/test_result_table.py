@@ -79,6 +79,17 @@ def test_a_wider_terminal_shows_more_metrics() -> None:
     assert head.split(" image")[1].split() == ["ap75,", "%", "parse_rate,", "%"]
 
 
+def test_the_title_counts_every_prompt_where_the_main_metric_has_fewer() -> None:
+    class Half(Measured):
+        def table(self) -> pa.Table:
+            rows = super().table().to_pylist()
+            few = [{**row, "n": 400} if row["name"] == "mean_set_iou" else row for row in rows]
+            return pa.Table.from_pylist(few, METRICS.columns)
+
+    text = result_table([Half("base@testA", {"mean_set_iou": 0.5, "n_acc": 0.2})])  # type: ignore[list-item]
+    assert text.startswith("testA, 2,048 prompts: 400 with mean_set_iou")
+
+
 def test_without_the_base_there_are_no_differences_and_splits_have_blocks_of_their_own() -> None:
     pages = Measured("perpo@pages", {"edit_distance": 0.25, "bleu": math.nan})
     blocks = result_table([ALL[3], pages]).split("\n\n")  # type: ignore[list-item]

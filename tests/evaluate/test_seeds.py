@@ -60,6 +60,12 @@ def test_methods_that_are_equal_in_everything_do_not_differ() -> None:
     assert (found.low, found.high, found.p_value) == (0.0, 0.0, 1.0)
 
 
+def test_a_difference_without_any_spread_has_no_test() -> None:
+    """Three prompts, all right against all wrong: McNemar's p-value is 0.25, not 0."""
+    found = difference_over_seeds(np.ones((2, 3)), np.zeros((2, 3)), range(3))
+    assert found.difference == 1.0 and math.isnan(found.p_value) and math.isnan(found.low)
+
+
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="not the seeds of two methods"):
         difference_over_seeds(np.ones((2, 3)), np.ones((2, 4)), range(3))

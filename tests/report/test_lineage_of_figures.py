@@ -10,6 +10,7 @@ from synthetic_run import evaluate_synthetic, make_synthetic_run, train_syntheti
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.report.inputs import open_inputs
+from perpo_pipeline.report.training_log import read_trained
 from perpo_pipeline.report.write_report import report
 from perpo_pipeline.run import Run
 
@@ -47,6 +48,18 @@ def test_the_lists_of_an_adapter_are_those_that_it_was_trained_on(mixed):
     assert set(inputs.lists) == {"perpo", "dpo"}
     assert {version.fingerprint for version in inputs.lists.values()} == {older.fingerprint}
     assert inputs.preferences.fingerprint == older.fingerprint != newer.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_whole"),
+    [({}, True), ({"list_size": 4}, False), ({"drop_unparsed": True}, False)]
+    + [({"strategy": name}, name == "lists") for name in ("lists", "m3po")],
+)
+def test_lists_without_some_samples_are_not_called_lists_of_all(mixed, settings, is_whole):
+    run, older, _, _ = mixed
+    adapter = next(iter(open_inputs(run).adapters.values()))
+    manifest = {**older.manifest, "settings": {**older.manifest["settings"], **settings}}
+    assert read_trained(adapter, dataclasses.replace(older, manifest=manifest)).is_whole == is_whole
 
 
 def test_each_number_of_lists_on_the_page_is_that_of_the_adapter(mixed):

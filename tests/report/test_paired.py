@@ -1,11 +1,14 @@
 """Which metrics the methods are compared in, on splits of one task and of several."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
 
 from perpo_pipeline.evaluate.ocr import FOX_METRICS
 from perpo_pipeline.report.methods import ReportedMethod
+from perpo_pipeline.report.page.headline import _paired
 from perpo_pipeline.report.page.paired import _cell
 from perpo_pipeline.report.paired import Comparison, Outcomes, compare
 
@@ -26,7 +29,8 @@ def test_each_task_of_a_mixed_split_is_compared_in_its_own_metrics_on_its_own_pr
     }
     mixed = Outcomes("test", prompts, {"base": before, "perpo": after}, pages)
     rows = {c.metric: c for c in compare(mixed, PERPO, [BASE], 200)}
-    assert list(rows) == ["ap50", *FOX_METRICS, "mean_reward"]
+    assert list(rows) == ["ap50", "miou", *FOX_METRICS, "mean_reward"]
+    assert (rows["miou"].n, rows["miou"].difference) == (4, pytest.approx(0.3))
     assert (rows["ap50"].n, rows["ap50"].difference) == (4, pytest.approx(0.5))
     assert (rows["edit_distance"].n, rows["edit_distance"].difference) == (4, pytest.approx(-0.3))
     assert (rows["mean_reward"].n, rows["mean_reward"].difference) == (8, pytest.approx(0.3))
@@ -34,6 +38,44 @@ def test_each_task_of_a_mixed_split_is_compared_in_its_own_metrics_on_its_own_pr
         "ap50",
         "mean_reward",
     ]
+
+
+def _compared(tasks, before, after):
+    keys = [str(at) for at in range(len(tasks))]
+    prompts = pl.DataFrame({"prompt_id": keys, "image_sha256": keys, "task": tasks})
+    rewards = {"base": np.array(before), "perpo": np.array(after)}
+    return {c.metric: c for c in compare(Outcomes("t", prompts, rewards), PERPO, [BASE], 200)}
+
+
+def test_a_metric_is_never_compared_on_the_prompts_of_another_task():
+    """Boxes that become worse beside short answers that become better."""
+    rows = _compared(["grounding", "vqa"] * 4, [0.6, 0.0] * 4, [0.4, 0.5] * 4)
+    assert list(rows) == ["ap50", "miou", "edit_distance", "mean_reward"]
+    assert (rows["ap50"].n, rows["ap50"].difference) == (4, -1)
+    assert (rows["edit_distance"].n, rows["edit_distance"].difference) == (4, -0.5)
+    sets = _compared(["grounding-set", "no-target"] * 4, [0.6, 0.0] * 4, [0.4, 1.0] * 4)
+    assert list(sets) == ["mean_set_iou", "denial_rate", "mean_reward"]
+    assert (sets["mean_set_iou"].n, round(sets["mean_set_iou"].difference, 6)) == (4, -0.2)
+    assert list(_compared(["vqa"] * 4, [0.0] * 4, [0.5] * 4)) == ["edit_distance", "mean_reward"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "tasks", "expected"),
+    [
+        ("ap50", ["grounding", "vqa"], "ap50"),
+        ("mean_set_iou", ["grounding-set", "no-target"], "mean_set_iou"),
+        ("mean_set_iou", ["grounding-set"] * 2, "mean_reward"),
+        ("all_found", ["no-target"] * 2, "mean_reward"),
+        ("all_found", ["no-target", "vqa"], "denial_rate"),
+    ],
+)
+def test_the_headline_takes_a_difference_on_its_own_prompts(metric, tasks, expected):
+    found = _compared(tasks * 2, [0.2, 0.4] * 2, [0.6, 0.1] * 2)
+    prompts = pl.DataFrame({"prompt_id": tasks, "task": tasks})
+    contents = SimpleNamespace(
+        comparisons=list(found.values()), outcomes=Outcomes("t", prompts, {})
+    )
+    assert _paired(contents, metric).metric == expected
 
 
 @pytest.mark.parametrize(

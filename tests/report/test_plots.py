@@ -8,8 +8,10 @@ from perpo_pipeline.evaluate.metric import FRACTION, PERCENT, Unit
 from perpo_pipeline.report.page.plots import (
     Bar,
     Curve,
+    Part,
     best_of_n_plot,
     curve_plot,
+    histogram,
     histogram_edges,
     interval_plot,
 )
@@ -71,6 +73,18 @@ def test_a_small_threshold_is_the_edge_of_a_bin_with_two_bins_below_it():
     assert len(usual) == 21 and 0.8 in usual and usual[-1] == 1
     for none in (None, 0.0):
         assert histogram_edges(none, []) == usual or len(histogram_edges(none, [])) == 21
+
+
+def test_a_tiny_threshold_is_an_edge_and_the_bins_stay_few():
+    for threshold in (0.003, 1e-6):
+        edges = histogram_edges(threshold, [np.array([0.2, 1.0])])
+        assert threshold in edges and len(edges) <= 122 and edges == sorted(edges)
+        assert edges[-1] == 1 and edges[0] == 0
+
+
+def test_a_histogram_of_nothing_is_an_empty_plot():
+    empty = [Part("kept", "#000000", np.array([]))]
+    assert "<svg" in histogram(empty, x_label="x", y_label="y", name="n", threshold=0.8)
 
 
 def test_a_curve_that_equals_an_earlier_one_is_dashed_so_that_both_are_seen():

@@ -91,6 +91,14 @@ def test_a_paired_gain_in_edit_distance_is_a_lower_one():
     assert "is a loss whose" in _sentence(after, 0.01, 0.04, metric="edit_distance")
 
 
+def test_a_difference_in_another_metric_is_named_and_none_says_nothing():
+    after = Estimate(0.44, 0.39, 0.49, 100)
+    paired = _paired(0.01, 0.07, "mean_reward")
+    sentence = verdict("all_found", "PerPO", BASE, after, paired)
+    assert "the paired difference in mean reward is a gain" in sentence
+    assert verdict("ap50", "PerPO", BASE, after, None).endswith("intervals overlap.")
+
+
 def test_a_gain_that_only_the_interval_or_only_the_p_value_shows_is_borderline():
     """11 answers gained and 3 lost on 200 prompts: McNemar gives 2 * B(3; 14, 1/2) = .057."""
     a, b = np.zeros(200), np.zeros(200)

@@ -17,6 +17,14 @@ def test_a_threshold_of_four_hundredths_divides_the_first_tenth() -> None:
     assert 0.125 in margin_edges(0.125, np.array([]))
 
 
+def test_a_threshold_that_reads_like_another_edge_takes_its_place() -> None:
+    for threshold in (0.7999999, 0.3000001, 0.8000004, 1e-6, 0.9999999):
+        edges = margin_edges(threshold, np.array([]))
+        counts = count_margins(np.array([0.1, 0.9]), np.array([True, True]), edges)
+        assert threshold in edges and len(counts["kept_at"]) == len(edges)
+        assert "kept with" in margin_table(counts)
+
+
 def test_small_margins_divide_the_first_tenth_whatever_the_threshold_is() -> None:
     assert margin_edges(0.8, np.array([0.02, 0.05, 0.9]))[1] == 0.01
     assert margin_edges(0.8, np.array([0.02, 0.5, 0.9]))[1] == 0.1

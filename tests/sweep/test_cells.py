@@ -134,6 +134,16 @@ def test_a_bound_that_has_nothing_beyond_it_is_no_edge(tmp_path: Path) -> None:
     ]
 
 
+def test_no_limit_lies_above_every_number(tmp_path: Path) -> None:
+    grids = """
+  - {methods: [perpo], parameters: {filter.max_lists: [100, 200, null]}}
+"""
+    cells = cells_of(tmp_path, grids)
+    named = [at_edge(cells, {"perpo": cell.setting_json}) for cell in cells]
+    assert [len(warnings) for warnings in named] == [1, 0, 0]
+    assert "(100, 200, null): also try values below it" in named[0][0]
+
+
 def test_the_example_of_this_folder_is_a_sweep_of_thirteen_cells(tmp_path: Path) -> None:
     assert len(make_cells(read_sweep(write_files(tmp_path, SWEEP)))) == 13
 

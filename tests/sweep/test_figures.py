@@ -47,7 +47,8 @@ def test_a_sweep_without_parameters_shows_the_methods_and_a_quick_one_says_so(
     tmp_path: Path,
 ) -> None:
     rows = [*BASE, *rows_of("perpo", {}, 0.7, True)[:1]]
-    unknown = {**DONE, "better": "perpo", "worse": "base", "p_adjusted": float("nan")}
+    names = {"better": "perpo", "worse": "base", "seeds_better": 1}
+    unknown = {**DONE, **names, "p_adjusted": float("nan")}
     one = finished(tmp_path, rows=rows, differences=[unknown], is_quick=True)
     page = write_figures(tmp_path / "figures", [one]).read_text()
     svg = (tmp_path / "figures" / "beta.svg").read_text()

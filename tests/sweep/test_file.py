@@ -47,6 +47,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         ("seeds: [0, 1]", "seeds: [0, 1]\nmetric: bleu", "prompts of grounding have no bleu"),
         ("seeds: [0, 1]", "seeds: [0, 1]\nmetric: out_of_frame_rate", "neither a high nor a low"),
+        ("seeds: [0, 1]", "seeds: [0, 1]\nmetric: unanswered_rate", "is left out where it is 0"),
         ("[dpo, perpo]", "[dop, perpo]", "there is no method 'dop'; did you mean 'dpo'?"),
         ("config: run.yaml", "config: rum.yaml", "no such configuration file"),
         ("train.beta: [0.1, 0.5, 1]", "train.betta: [1]", "train.methods.dpo.betta"),

@@ -1,6 +1,7 @@
 """The page of a sweep, from rows made by hand."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 from sweep.fake_stages import SWEEP, write_files
 
+from perpo_pipeline.evaluate.metric import PERCENT
 from perpo_pipeline.evaluate.metrics import METRICS
 from perpo_pipeline.sweep.cells import make_cells
-from perpo_pipeline.sweep.curves import find_curves, is_geometric
+from perpo_pipeline.sweep.curves import Curve, Point, curve_svg, find_curves, is_geometric
 from perpo_pipeline.sweep.file import read_sweep
 from perpo_pipeline.sweep.page import sweep_page
-from perpo_pipeline.sweep.table import seeds_note, sweep_table
+from perpo_pipeline.sweep.table import claim_words, seeds_note, sweep_table
 
 NAMES = ("value", "low", "high")
 
@@ -58,6 +60,8 @@ DIFFERENCE = {
     "se_seeds": 0.01,
     "n": 1000,
     "is_claimed": True,
+    "seeds_better": 2,
+    "seeds_worse": 2,
 }
 
 
@@ -89,6 +93,35 @@ def test_parameters_that_vary_together_have_one_curve_and_x_chooses_it() -> None
     assert [point.x for point in found["train.lora.rank"][0].points] == [2, 8]
     (only,) = find_curves(ranks, COLOURS, together, x="train.lora.alpha").items()
     assert only[0] == "train.lora.alpha" and [point.x for point in only[1][0].points] == [4, 16]
+
+
+def test_a_setting_of_another_grid_without_the_parameter_has_no_point_on_its_curve() -> None:
+    rows = [
+        *rows_of("perpo", {"train.learning_rate": 1, "train.beta": 1}, 0.6, True),
+        *rows_of("perpo", {"train.learning_rate": 1, "train.beta": 2}, 0.5, False),
+        *rows_of("perpo", {"train.learning_rate": 1}, 0.4, False),
+        *rows_of("perpo", {"train.learning_rate": 2}, 0.4, False),
+    ]
+    found = find_curves(rows, COLOURS)
+    assert [(name, len(curve.points)) for name, (curve,) in found.items()] == [("train.beta", 2)]
+
+
+@pytest.mark.parametrize(("base", "side"), [(0.9, "above"), (0.1, "below"), (0.62, "")])
+def test_the_base_stands_on_its_side_also_where_curves_have_no_intervals(
+    base: float, side: str
+) -> None:
+    points = tuple(Point(x, v, math.nan, math.nan, (v,), False) for x, v in ((1, 0.6), (2, 0.64)))
+    svg = curve_svg(
+        [Curve("perpo", "#1d5fd1", points)], unit=PERCENT, x_label="x", y_label="y", base=base
+    )
+    assert [word for word in ("above", "below") if word in svg] == [side] * bool(side)
+
+
+def test_the_table_says_why_nothing_is_claimed() -> None:
+    known = {"p_adjusted": 0.2, "is_claimed": False, "seeds_better": 3, "seeds_worse": 3}
+    assert claim_words(known) == "no"
+    assert claim_words({**known, "p_adjusted": math.nan}) == "no p-value: not claimed"
+    assert claim_words({**known, "p_adjusted": math.nan, "seeds_worse": 1}).startswith("one seed")
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,10 @@ def compare_predictions(
     """COMPARISON rows: `better` - `worse` in every compared metric of two `predictions` artifacts.
 
     The metrics are those of METRICS whose `compared_on` names the prompts' task (`ap50` and `miou`
-    for one box, `mean_set_iou` for several, `edit_distance` for page OCR, `accuracy` for POPE); on
-    all other prompts it is `mean_reward`. Prompts that share an image are drawn together. Raises
-    `ArtifactError` unless both have the same prompts, with the same truth, and the same reward.
+    for one box, `mean_set_iou` for several, `edit_distance` for pages and short answers, `accuracy`
+    for POPE); on all other prompts it is `mean_reward`. Prompts that share an image are drawn
+    together. Raises `ArtifactError` unless both have the same prompts, with the same truth, and the
+    same reward.
     """
     _check_rewards(better, worse)
     rows = _paired(better, worse)

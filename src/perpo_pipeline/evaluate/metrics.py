@@ -294,7 +294,7 @@ _IN_ORDER = (
         (OCR, VQA),
         of_answers=_edit_distances,
         of_reward=lambda rewards: 1.0 - rewards,
-        compared_on=(OCR,),
+        compared_on=(OCR, VQA),
         in_report=FRACTION,
         higher_is_better=False,
     ),

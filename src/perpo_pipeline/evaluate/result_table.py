@@ -144,13 +144,15 @@ def _block(split: _Split, columns: int) -> str:
 
 
 def _prompts(split: _Split, mains: Sequence[str]) -> str:
-    """`512 prompts`; of several tasks how many of each metric's: `256 of ap50 and ...`."""
+    """`512 prompts`; where a main metric has fewer, their number: `800 prompts: 400 with ...`."""
     numbers = {
         name: next(rows[name]["n"] for rows in split.rows.values() if name in rows)
         for name in mains
     }
+    every = max(row["n"] for rows in split.rows.values() for row in rows.values())
     if len(numbers) == 1:
-        return f"{next(iter(numbers.values())):,} prompts"
+        ((name, n),) = numbers.items()
+        return f"{n:,} prompts" if n == every else f"{every:,} prompts: {n:,} with {name}"
     apart = " and ".join(f"{n:,} with {name}" for name, n in numbers.items())
     return f"{sum(numbers.values()):,} prompts: {apart}"
 

@@ -20,7 +20,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """mean(a) - mean(b), its interval and two-sided p-value; NaN where a method has one seed.
+    """mean(a) - mean(b), its interval and two-sided p-value.
+
+    The last two are NaN where a method has one seed, where all prompts share one image, and where
+    a difference has no spread, as of three prompts that all changed.
 
     `se_prompts` and `se_seeds` are the two standard errors, `df` the degrees of freedom.
     """
@@ -67,14 +70,14 @@ def difference_over_seeds(
             parts.append(_seed_part(values))
     total = sum(part for part, _ in parts)
     se_seeds = math.sqrt(sum(part for part, _ in parts[1:]))
-    if math.isnan(total):
+    if math.isnan(total) or (total == 0 and difference):
         nan = math.nan
         return SeedDifference(difference, nan, nan, nan, math.sqrt(squared), nan, nan)
     se = math.sqrt(total)
     weights = sum(part**2 / df for part, df in parts if part > 0)
     df = total**2 / weights if weights else groups - 1.0
     half = float(stdtrit(df, (1 + confidence) / 2)) * se
-    p = 2 * float(stdtr(df, -abs(difference) / se)) if se > 0 else float(difference == 0)
+    p = 2 * float(stdtr(df, -abs(difference) / se)) if se > 0 else 1.0
     low, high = difference - half, difference + half
     return SeedDifference(difference, low, high, p, math.sqrt(squared), se_seeds, df)
 

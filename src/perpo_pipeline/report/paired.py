@@ -13,16 +13,7 @@ from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import paired_row
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.evaluate.metrics import (
-    ANY_NUMBER,
-    GROUNDING,
-    METRICS,
-    OCR,
-    POINTING,
-    VQA,
-    reward_metrics,
-    task_of_prompt,
-)
+from perpo_pipeline.evaluate.metrics import GROUNDING, METRICS, OCR, VQA, task_of_prompt
 from perpo_pipeline.evaluate.ocr import FOX_METRICS
 from perpo_pipeline.evaluate.statistics import prompts_needed
 from perpo_pipeline.evaluate.summarise import ANSWER_COLUMNS, QUESTION_COLUMNS, values_of
@@ -33,7 +24,6 @@ from perpo_pipeline.store.schemas import REPORT
 
 Floats = npt.NDArray[np.float64]
 
-COMPARED_TASKS = (GROUNDING, *ANY_NUMBER, POINTING, OCR)
 TO_SHOW = 0.02
 """The difference for which the page says how many prompts would show it: 2 points."""
 LEVEL = 0.05
@@ -55,23 +45,22 @@ class Outcomes:
 
     @property
     def task(self) -> str | None:
-        """The task, as METRICS names it, if all prompts have one whose metrics are compared."""
-        (task, *others) = self.prompts["task"].unique().to_list()
-        return task if task in COMPARED_TASKS and not others else None
+        """The task, as METRICS names it, that all prompts have; None if they have several."""
+        return next(iter(self.tasks)) if len(self.tasks) == 1 else None
 
-    def by_task(self) -> "list[Outcomes]":
-        """One for each task of a split that has several, in the order of METRICS; else itself."""
-        there = [task for task in COMPARED_TASKS if (self.prompts["task"] == task).any()]
-        return [self.only(task) for task in there] if len(there) > 1 else [self]
+    @property
+    def tasks(self) -> set[str]:
+        """The tasks of the prompts, as METRICS names them."""
+        return set(self.prompts["task"])
 
     @property
     def is_text(self) -> bool:
         """Whether every answer is a text with a true text."""
         return bool(self.prompts["task"].is_in([OCR, VQA]).all())
 
-    def only(self, task: str) -> "Outcomes":
-        """The prompts of one task, as METRICS names it, with their rewards and metrics."""
-        where = (self.prompts["task"] == task).to_numpy()
+    def only(self, *tasks: str) -> "Outcomes":
+        """The prompts of these tasks, as METRICS names them, with their rewards and metrics."""
+        where = self.prompts["task"].is_in(tasks).to_numpy()
         return Outcomes(
             self.split,
             self.prompts.filter(where),
@@ -185,12 +174,11 @@ def compare(
     """`main` minus each other method on the same prompts, in the compared metrics of each task.
 
     Grounding gives AP@50 and further entries of METRICS, pages the FOX_METRICS, each on the prompts
-    of its task; the mean reward of all prompts is always the last. With several seeds each prompt
+    that have it; the mean reward of all prompts is always the last. With several seeds each prompt
     counts with its mean over seeds. The images are the clusters.
     """
-    asked = [(part, metric) for part in outcomes.by_task() for metric in _compared(part)]
     found = []
-    for part, metric in [*asked, (outcomes, METRICS["mean_reward"])]:
+    for part, metric in [*_compared(outcomes), (outcomes, METRICS["mean_reward"])]:
         images = part.prompts["image_sha256"].to_list()
         ours = part.of(main, metric)
         for other in others:
@@ -202,11 +190,15 @@ def compare(
     return found
 
 
-def _compared(outcomes: Outcomes) -> list[Metric]:
-    """The metrics of one task, without the mean reward and others that equal it."""
-    if outcomes.task == OCR:
-        measured = next(iter(outcomes.pages.values()))
-        return [METRICS[name] for name in FOX_METRICS if name in measured]
-    reward = METRICS["mean_reward"]
-    found = reward_metrics(outcomes.task)
-    return [metric for metric in found if metric.of_reward is not reward.of_reward]
+def _compared(outcomes: Outcomes) -> list[tuple[Outcomes, Metric]]:
+    """Each metric with the prompts that have it, without those that equal their mean reward."""
+    of_pages = next(iter(outcomes.pages.values()), {})
+    found = []
+    for metric in METRICS.values():
+        tasks = outcomes.tasks & {OCR} if metric.name in of_pages else set()
+        if metric.of_reward is not None:
+            tasks |= outcomes.tasks.intersection(metric.compared_on)
+        is_mean_reward = metric.of_reward is METRICS["mean_reward"].of_reward
+        if tasks and not (is_mean_reward and tasks == outcomes.tasks):
+            found.append((outcomes.only(*tasks), metric))
+    return found

@@ -26,8 +26,9 @@ class Trained:
     """What an adapter was trained on, by its own manifest and lists.
 
     `kept` of `sampled` lists have at least `min_margin`; `used` of them were trained on (all but
-    those that were too long), in `steps` optimiser steps. `fingerprint` names the lists. Of a
-    training on some tasks alone these are the figures of their lists; `tasks` is else "".
+    those that were too long), in `steps` optimiser steps. `fingerprint` names the lists, which
+    hold every sample if `is_whole`. Of a training on some tasks alone these are the figures of
+    their lists; `tasks` is else "".
     """
 
     used: int
@@ -37,6 +38,7 @@ class Trained:
     steps: int
     wall_s: float
     fingerprint: str
+    is_whole: bool
     tasks: str = ""
 
 
@@ -60,6 +62,8 @@ def read_trained(adapter: Version, lists: Version) -> Trained:
         steps=counts.get("steps", adapter.manifest["rows"]),
         wall_s=adapter.manifest["wall_s"],
         fingerprint=lists.fingerprint,
+        is_whole=not any(settings.get(name) for name in ("list_size", "drop_unparsed"))
+        and settings.get("strategy", "lists") == "lists",
     )
 
 

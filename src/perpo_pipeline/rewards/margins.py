@@ -31,7 +31,9 @@ def margin_edges(threshold: float, margins: Floats) -> list[float]:
         edges |= _hundredths(cut)
     if len(margins) and np.mean(margins < TENTHS[1] - ROUNDING) > 0.5:
         edges |= _hundredths(0)
-    return sorted({round(edge, 9) for edge in edges})
+    by_text = {edge_text(edge): edge for edge in sorted({round(edge, 9) for edge in edges})}
+    by_text[edge_text(threshold)] = round(threshold, 9)  # one edge where two would read the same
+    return sorted(by_text.values())
 
 
 def _hundredths(tenth: int) -> set[float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.evaluate.metrics import METRICS, main_metrics, measured_metrics, tasks_of
+from perpo_pipeline.evaluate.metrics import METRICS, main_metrics, tasks_of
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.suggestions import did_you_mean
@@ -37,7 +37,7 @@ def metric_of(config: RunConfig, prompts: Iterable[Version]) -> Metric:
                 fix=f"choose one of {', '.join(metric.name for metric in usable)}",
             )
         return METRICS[name]
-    mains = main_metrics([metric.name for metric in measured_metrics(tasks)])
+    mains = main_metrics([metric.name for metric in usable])
     if len(mains) > 1:
         raise ConfigError(
             f"the prompts have several tasks ({', '.join(sorted(tasks))}), and rounds.metric names "

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import compare_versions, p_text
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better
@@ -73,7 +74,13 @@ def compare(
     pair = [input_of(one.metrics[split], "predictions") for one in (better, worse)]
     out = better.round.config.run_dir / "comparison" / f"{split}-against-{_word(worse.title)}"
     rows = compare_versions(pair[0], pair[1], out=out, console=_Silent(quiet=True))
-    row = next(row for row in rows if row["metric"] == metric.name)
+    row = next((row for row in rows if row["metric"] == metric.name), None)
+    if row is None:
+        raise ArtifactError(
+            f"the comparison has no row of {metric.name}",
+            where=str(out),
+            fix="remove it, then run the same command again",
+        )
     sign = -1 if metric.higher_is_better is False else 1
     is_sure = alpha is None or row["p_value"] < alpha
     return Gain(worse.title, row, sign * row["difference"] > 0 and is_sure)

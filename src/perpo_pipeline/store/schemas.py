@@ -284,7 +284,8 @@ SWEEP = _table(
     adapter=(STRING, True),
 )
 # The difference of two methods' selected settings over prompts and seeds (evaluate/seeds.py): NaN
-# where a method has one seed. `p_adjusted` is Holm's over all rows; `is_claimed`: below 0.05.
+# where there is no test, as of one seed. `p_adjusted` is Holm's over all rows; `is_claimed`: below
+# 0.05.
 SEED_DIFFERENCES = _table(
     "seed_differences",
     1,

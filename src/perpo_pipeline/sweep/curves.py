@@ -72,11 +72,15 @@ def find_curves(
 def _points(
     rows: Sequence[Row], method: str, chosen: Row, key: str, group: Sequence[str]
 ) -> list[Point]:
-    """The settings that equal the chosen one in all but `group`, in the order of `key`'s values."""
+    """The settings that equal the chosen one in all but `group`, in the order of `key`'s values.
+
+    Grids may differ in their parameters: a setting that does not name `key` has no place here.
+    """
     by_setting: dict[str, list[Row]] = {}
     for row in rows:
         setting = json.loads(row["setting"])
-        if row["method"] == method and _without(setting, group) == _without(chosen, group):
+        same = row["method"] == method and _without(setting, group) == _without(chosen, group)
+        if same and key in setting:
             by_setting.setdefault(row["setting"], []).append(row)
     points = [_point(json.loads(setting)[key], own) for setting, own in by_setting.items()]
     return sorted(points, key=lambda point: point.x) if _are_numbers(points) else points
@@ -176,7 +180,8 @@ def curve_svg(
 
 
 def _draw_base(axes: Any, base: float, points: Sequence[Point], unit: Unit) -> None:
-    low, high = min(point.low for point in points), max(point.high for point in points)
+    shown = [y for p in points for y in (p.low, p.value, p.high) if not math.isnan(y)]
+    low, high = min(shown, default=base), max(shown, default=base)
     room = BASE_ROOM * (high - low)
     if low - room <= base <= high + room:
         axes.axhline(unit.factor * base, color=BASE_COLOUR, linestyle="--", label=BASE)

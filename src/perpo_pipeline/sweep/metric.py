@@ -61,10 +61,17 @@ def _check(name: str, tasks: Collection[str], shown: Collection[str]) -> Metric:
     if metric not in measured:
         why = metric.missing() if metric.of_answers is not None else None
         none = f"prompts of {' and '.join(shown)} have no {name}"
-        usable = [one.name for one in measured if one.higher_is_better is not None]
+        usable = [
+            one.name for one in measured if one.higher_is_better is not None and not one.only_if_any
+        ]
         raise ConfigError(
             f"metric: {why or none}",
             fix=f"choose one of {', '.join(usable)}",
+        )
+    if metric.only_if_any:
+        raise ConfigError(
+            f"metric: {name} is left out where it is 0, so it cannot choose a setting",
+            fix="name another metric",
         )
     if metric.higher_is_better is None:
         raise ConfigError(

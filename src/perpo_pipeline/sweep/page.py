@@ -17,7 +17,7 @@ from perpo_pipeline.report.page.plots import Bar, interval_plot
 from perpo_pipeline.sweep.cells import Cell, setting_words
 from perpo_pipeline.sweep.curves import curve_svg, find_curves, value_of_base
 from perpo_pipeline.sweep.file import SweepFile
-from perpo_pipeline.sweep.table import ONE_SEED, seeds_note
+from perpo_pipeline.sweep.table import claim_words, seeds_note
 
 Row = Mapping[str, Any]
 Json = dict[str, Any]
@@ -139,11 +139,7 @@ def _differences(differences: Sequence[Row], metric: Metric) -> list[Json]:
             "difference": unit.signed(row["difference"]),
             "interval": f"[{unit.signed(row['low'])}, {unit.signed(row['high'])}]",
             "p": p_text(row["p_adjusted"]),
-            "claimed": ONE_SEED
-            if isnan(row["p_adjusted"])
-            else "yes"
-            if row["is_claimed"]
-            else "no",
+            "claimed": claim_words(row),
             "se_prompts": unit.number(row["se_prompts"]),
             "se_seeds": unit.number(row["se_seeds"]),
             "n": row["n"],

@@ -13,7 +13,7 @@ from perpo_pipeline.lines import aligned
 from perpo_pipeline.sweep.cells import setting_words
 
 Row = Mapping[str, Any]
-ONE_SEED = "one seed: not claimed"
+ONE_SEED, NO_P_VALUE = "one seed: not claimed", "no p-value: not claimed"
 
 
 def sweep_table(rows: Sequence[Row], differences: Sequence[Row]) -> str:
@@ -111,7 +111,14 @@ def difference_lines(differences: Sequence[Row], metric: Metric) -> list[list[st
                 unit.signed(row["difference"]),
                 interval if is_known else "-",
                 p_text(row["p_adjusted"]) if is_known else "-",
-                ("yes" if row["is_claimed"] else "no") if is_known else ONE_SEED,
+                claim_words(row),
             ]
         )
     return lines
+
+
+def claim_words(row: Row) -> str:
+    """Whether a SEED_DIFFERENCES row is claimed; without a p-value, why there is none."""
+    if math.isnan(row["p_adjusted"]):
+        return ONE_SEED if 1 in (row["seeds_better"], row["seeds_worse"]) else NO_P_VALUE
+    return "yes" if row["is_claimed"] else "no"

@@ -18,6 +18,7 @@ from perpo_pipeline.report.page.wording import (
     paired_sentence,
     verdict,
 )
+from perpo_pipeline.report.paired import Comparison
 from perpo_pipeline.report.results import MethodResults
 
 Json = dict[str, Any]
@@ -64,9 +65,9 @@ def _sentences(contents: Contents, metric: str, main: ReportedMethod) -> list[st
     sentences = []
     if BASE in rows:
         before = rows[BASE].metrics[metric]
-        paired = [c for c in contents.comparisons if c.worse == BASE][:1]
-        sentences.append(verdict(metric, main.label, before, after, paired[0] if paired else None))
-        sentences += [paired_sentence(c) for c in paired]
+        paired = _paired(contents, metric)
+        sentences.append(verdict(metric, main.label, before, after, paired))
+        sentences += [paired_sentence(paired)] if paired else []
         sentences += _other_tasks(contents, metric, main)
     other = rows[main.name].conditions[OTHER_IMAGE].get(metric)
     if other is not None:
@@ -74,10 +75,20 @@ def _sentences(contents: Contents, metric: str, main: ReportedMethod) -> list[st
     return sentences
 
 
+def _paired(contents: Contents, metric: str) -> Comparison | None:
+    """The difference to the base that says the most of a metric, on the prompts that have it."""
+    found = {c.metric: c for c in contents.comparisons if c.worse == BASE}
+    tasks = contents.outcomes.tasks & {*find_metric(metric).tasks}
+    near = [name for name in found if tasks & {*find_metric(name).compared_on}]
+    if contents.outcomes.task is not None:
+        near.append("mean_reward")
+    return next((found[name] for name in (metric, *near) if name in found), None)
+
+
 def _other_tasks(contents: Contents, headline: str, main: ReportedMethod) -> list[str]:
     """A sentence for each further task of a split that mixes several, in its first metric."""
     rows = {row.method.name: row.metrics for row in contents.results}
-    parts = {part.task for part in contents.outcomes.by_task()} - set(find_metric(headline).tasks)
+    parts = contents.outcomes.tasks - set(find_metric(headline).tasks)
     found = []
     for comparison in contents.comparisons:
         name = comparison.metric

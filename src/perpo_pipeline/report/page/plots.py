@@ -18,6 +18,9 @@ SMOOTHING = 0.05
 """Curves are averaged over this share of the steps; the raw values are drawn pale behind them."""
 
 
+MOST_BINS = 120
+
+
 @dataclass(frozen=True)
 class Bar:
     """One line of an interval plot: a value with its interval."""
@@ -150,15 +153,15 @@ def histogram(
     edges = histogram_edges(threshold, [part.values for part in parts])
 
     def draw(axes: Any) -> None:
-        shown = [part for part in parts if len(part.values)]
-        axes.hist(
-            [part.values for part in shown],
-            bins=edges,
-            stacked=True,
-            color=[part.colour for part in shown],
-            edgecolor="white",
-            linewidth=0.6,
-        )
+        if shown := [part for part in parts if len(part.values)]:
+            axes.hist(
+                [part.values for part in shown],
+                bins=edges,
+                stacked=True,
+                color=[part.colour for part in shown],
+                edgecolor="white",
+                linewidth=0.6,
+            )
         if threshold is not None:
             axes.axvline(threshold, color=INK, linewidth=1.3, linestyle=(0, (4, 3)))
         axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, edges[-1]))
@@ -172,13 +175,16 @@ def histogram_edges(threshold: float | None, values: Sequence[Floats]) -> list[f
     """Edges of equal bins from 0 to 1 that show a threshold; to less if all values are small.
 
     The threshold is an edge with at least two bins below it, each at most 0.05 wide: margins of
-    edit distances lie around 0.04, where bins of 0.05 would hide it.
+    edit distances lie around 0.04, where bins of 0.05 would hide it. Where that makes more than
+    MOST_BINS, there are so many equal ones, and the threshold cuts the one that it lies in.
     """
     if not threshold:
         return [float(edge) for edge in np.linspace(0, 1, 21)]
     width = threshold / max(2, np.ceil(threshold / 0.05))
     largest = max((float(part.max()) for part in values if len(part)), default=1.0)
     end = min(1.0, max(largest, 4 * threshold))
+    if end / width > MOST_BINS:
+        return sorted({*(float(edge) for edge in np.linspace(0, end, MOST_BINS + 1)), threshold})
     number = int(np.ceil(end / width - 1e-9))
     return [min(1.0, round(width * edge, 12)) for edge in range(number + 1)]
 

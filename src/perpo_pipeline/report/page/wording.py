@@ -72,8 +72,8 @@ def verdict(
     """One sentence on what training changed, as firm as the intervals allow.
 
     If the intervals overlap, `paired` decides: the difference on the same prompts, in this metric
-    or in the mean reward, is a gain or a loss if its interval and its p-value both show one. A
-    difference that is not shown is never called no change.
+    or in the mean reward, is a gain or a loss if its interval and its p-value both show one.
+    Without it nothing is said. A difference that is not shown is never called no change.
     """
     how = format_of(metric)
     change = f"{how.label} from {how.full(base)} to {how.full(after)}"
@@ -87,20 +87,24 @@ def verdict(
     start = f"{label} changes {change}"
     if after.value == base.value:
         start = f"{label} leaves {how.label} at {how.full(after)}"
-    if paired is None or paired.low != paired.low or paired.high != paired.high:
+    if paired is None:
+        return f"{start}; the 95{SPACE}% intervals overlap."
+    if paired.low != paired.low or paired.high != paired.high:
         return f"{start}; there are too few images for an interval."
+    of = "" if paired.metric == metric else f" in {format_of(paired.metric).label}"
     if paired.is_settled:
         gained = (paired.difference > 0) == format_of(paired.metric).higher_is_better
         return (
-            f"{start}; the 95{SPACE}% intervals overlap, but the paired difference is "
+            f"{start}; the 95{SPACE}% intervals overlap, but the paired difference{of} is "
             f"{'a gain' if gained else 'a loss'} whose interval excludes zero."
         )
     if paired.is_borderline:
         return (
-            f"{start}; the 95{SPACE}% intervals overlap, and the paired difference is "
+            f"{start}; the 95{SPACE}% intervals overlap, and the paired difference{of} is "
             f"{borderline(paired)}."
         )
-    return f"{start}, and the interval of the paired difference includes zero: {unsettled(paired)}."
+    shown = f"the interval of the paired difference{of} includes zero: {unsettled(paired)}"
+    return f"{start}, and {shown}."
 
 
 def borderline(paired: Comparison) -> str:
