@@ -272,10 +272,11 @@ def _check_names(manifest: Json) -> None:
     """Raise KeyError, TypeError or AttributeError unless all is there that every manifest has."""
     _ = [manifest[name] for name in IN_EVERY_MANIFEST]
     _ = [manifest[name].items() for name in ("settings", "notes", "counts", "packages")]
-    of_table = {"inputs": ("artifact", "variant", "path", "fingerprint")}
-    of_table |= {"parts": ("file", "table", "rows", "sha256"), "files": ("file", "sha256")}
-    for table, names in of_table.items():
-        records = manifest[table].values() if table == "inputs" else manifest[table]
+    for records, names in (
+        (manifest["inputs"].values(), ("artifact", "variant", "path", "fingerprint")),
+        (manifest["parts"], ("file", "table", "rows", "sha256")),
+        (manifest["files"], ("file", "sha256")),
+    ):
         _ = [record[name] for record in records for name in names]
 
 
