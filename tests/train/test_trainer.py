@@ -28,7 +28,7 @@ from perpo_pipeline.train.lists import (
     with_reference,
 )
 from perpo_pipeline.train.losses import diagnose_lists, lipo_lambda_loss
-from perpo_pipeline.train.token_budget import Forward
+from perpo_pipeline.train.token_budget import Forward, forward_tokens
 from perpo_pipeline.train.trainer import ListTrainer, batch_losses
 from perpo_pipeline.vlm.adapters import attach_adapter, write_record
 from perpo_pipeline.vlm.decoding import sample_lists
@@ -231,6 +231,8 @@ def test_the_best_completion_is_read_behind_a_blank_image_in_the_same_forward(
     assert list_rows(vlm, both, PREPROCESS, "shared-prefix") == together
     for forward in ("shared-prefix", "separate"):
         (batch,) = ListCollator(vlm, PREPROCESS, forward, 10_000)(both)["batches"]
+        counted = forward_tokens(list_rows(vlm, both, PREPROCESS, forward), in_one_row=False)
+        assert counted == batch.lists.input_ids.numel()
         with torch.no_grad():
             logps = ListPolicy(vlm.model)(batch.lists)
         own, wrong = batch.split(logps)
