@@ -146,6 +146,27 @@ def test_the_policy_module_runs_either_forward(lora_vlm: Vlm) -> None:
     assert trained and all(p.grad is not None for p in trained)
 
 
+def test_batch_norms_keep_their_statistics_in_training(lora_vlm: Vlm) -> None:
+    """FastVLM's frozen tower has them: an answer must not depend on the lists beside it."""
+    core = lora_vlm.model.get_base_model().model
+    norm = torch.nn.BatchNorm1d(lora_vlm.model.config.get_text_config().hidden_size)
+    norm.running_mean.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
+    before = norm.running_mean.clone()
+    core.in_the_way = norm
+    hook = core.get_decoder().embed_tokens.register_forward_hook(
+        lambda module, args, output: norm(output.flatten(0, -2)).view_as(output)
+    )
+    policy = ListPolicy(lora_vlm.model).train()
+    lists = uneven_lists(lora_vlm)
+    with torch.no_grad():
+        together = policy(separate_lists(lora_vlm, lists))
+        alone = policy(separate_lists(lora_vlm, lists[:1]))
+    hook.remove()
+    del core.in_the_way
+    assert lora_vlm.model.training and torch.equal(norm.running_mean, before)
+    torch.testing.assert_close(together[:1, : alone.shape[1]], alone, atol=1e-4, rtol=0)
+
+
 def test_gradient_checkpointing_gives_the_same_gradients(lora_vlm: Vlm) -> None:
     """Decoder layers run twice, the frozen vision tower's blocks once."""
     ready_model(lora_vlm, "shared-prefix", TrainSettings())

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from tiny_by_hand import vlm_by_hand
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image
 from torch import Tensor, nn
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from perpo_pipeline.config.train import LoraSettings, TrainSettings
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.scope import attach_lora, lora_config, make_trainable, unfreeze
 from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packed_logps
-from perpo_pipeline.vlm.families import Family
+from perpo_pipeline.vlm.families import Family, family_of_type
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import Vlm, base_model
@@ -34,6 +36,8 @@ TEXT_LINEARS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+
+GLM_LINEARS = ("o_proj", "gate_up_proj", "down_proj")
 
 # Blocks of the tiny towers x linear layers of a block.
 TOWER_LINEARS = {
@@ -314,6 +318,44 @@ def test_of_a_family_that_peft_takes_as_named_no_layer_is_missed(
     assert not attached.missed
     assert not attached.experts
     assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "adapted", "unknown"),
+    [
+        ("phi3", {"qkv_proj": 2, "o_proj": 2, "gate_up_proj": 2, "down_proj": 2}, {}),
+        ("glm4", dict.fromkeys(("q_proj", "k_proj", "v_proj", *GLM_LINEARS), 2), {}),
+        ("phi", {"q_proj": 2, "k_proj": 2, "v_proj": 2}, {"dense": 2, "fc1": 2, "fc2": 2}),
+    ],
+)
+def test_a_llava_with_any_text_model_has_all_of_its_layers_adapted_or_named(
+    text: str,
+    adapted: dict[str, int],
+    unknown: dict[str, int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Joined projections are adapted; layers of names that nobody has listed are said."""
+    vlm = _llava_with(text)
+    _, attached = attach_lora(vlm, rank=2, alpha=4)
+    assert (attached.layers, attached.unknown) == (adapted, unknown)
+    assert len(attached.warnings) == bool(unknown)
+    if unknown:
+        make_trainable(_llava_with(text), TrainSettings())
+        said = "no LoRA on 6 linear layers of the text model (dense 2, fc1 2, fc2 2)"
+        assert said in capsys.readouterr().err
+
+
+def _llava_with(text: str) -> Vlm:
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    tower = {"model_type": "clip_vision_model", **size, "num_attention_heads": 2}
+    config = LlavaConfig(
+        vision_config={**tower, "image_size": 28, "patch_size": 14},
+        text_config={"model_type": text, **size, **heads, "vocab_size": 100, "pad_token_id": 0},
+        image_token_index=99,
+    )
+    model = LlavaForConditionalGeneration(config)
+    return SimpleNamespace(model=model, family=family_of_type("llava"), quantization=None)  # type: ignore[return-value]
 
 
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, for experts

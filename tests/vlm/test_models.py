@@ -6,6 +6,7 @@ import sys
 import types
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from perpo_pipeline.vlm.attention import SPLIT
 from perpo_pipeline.vlm.families import FAMILIES
 from perpo_pipeline.vlm.files import compute_identity, resolve_model
 from perpo_pipeline.vlm.layers import Reach
-from perpo_pipeline.vlm.loading import compute_whole_float32, load_vlm
+from perpo_pipeline.vlm.loading import _disable_dropout, compute_whole_float32, load_vlm
 from perpo_pipeline.vlm.merging import merge_in_memory
 from perpo_pipeline.vlm.models import Vlm
 from perpo_pipeline.vlm.prompts import encode_prompt
@@ -252,6 +253,12 @@ class TestLoad:
         with torch.no_grad():
             first, second = (packed_logps(vlm.model, batch) for _ in range(2))
         assert torch.equal(first, second)
+
+    def test_dropped_paths_and_layers_are_off_too(self) -> None:
+        module: Any = torch.nn.Linear(1, 1)
+        module.drop_prob, module.layerdrop, module.dropping = 0.1, 0.2, "no rate"
+        _disable_dropout(torch.nn.Sequential(module))
+        assert (module.drop_prob, module.layerdrop, module.dropping) == (0.0, 0.0, "no rate")
 
     @pytest.mark.parametrize("setting", [{"dtype": "float16"}, {"device": "tpu"}])
     def test_unknown_settings_are_refused(self, model_dir: Path, setting: dict[str, str]) -> None:

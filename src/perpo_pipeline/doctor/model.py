@@ -195,4 +195,6 @@ def _adapter(vlm: Vlm) -> str:
         text += f" and on {found.experts.total()} weights of experts ({numbers_of(found.experts)})"
     if found.missed:
         text += f"; none on {found.missed.total()} in its scope ({numbers_of(found.missed)})"
+    if found.unknown:
+        text += f"; none on {found.unknown.total()} of unknown names ({numbers_of(found.unknown)})"
     return text

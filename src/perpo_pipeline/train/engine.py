@@ -7,10 +7,11 @@ one full row per completion (`separate`).
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.train.compilation import compile_layers, is_compiled, whole_graphs
@@ -44,6 +45,18 @@ class ListPolicy(nn.Module):
             if isinstance(lists, PackedBatch):
                 return packed_logps(self.model, lists)
             return separate_logps(self.model, lists)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, which checkpointing needs; but batch norms keep their statistics.
+
+        Those of a batch would make an answer depend on the lists beside it, and no adapter would
+        hold them.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
 
 def choose_forward(vlm: Vlm, wanted: str) -> "Forward":

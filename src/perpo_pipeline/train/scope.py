@@ -21,10 +21,26 @@ if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
 
 LANGUAGE_MODEL = "language_model"
-# Attention, layers with a recurrent state, feed-forward (LFM2's are w1 to w3).
+# Attention (Phi-3's is in one), layers with a recurrent state, feed-forward (LFM2's are w1 to w3,
+# GLM's first two are one).
 LORA_LINEARS = (
-    "q_proj|k_proj|v_proj|o_proj|out_proj|in_proj|in_proj_qkv|in_proj_z|in_proj_qkvz"
-    "|gate_proj|up_proj|down_proj|w1|w2|w3"
+    "q_proj|k_proj|v_proj|qkv_proj|o_proj|out_proj|in_proj|in_proj_qkv|in_proj_z|in_proj_qkvz"
+    "|gate_proj|up_proj|gate_up_proj|down_proj|w1|w2|w3"
+)
+# Linear layers beside these that stay as they are: the routers of experts, and small ones that give
+# a number to each head or layer (Qwen3.5, Gemma 4).
+LEFT_FROZEN = frozenset(
+    [
+        "gate",
+        "router",
+        "shared_expert_gate",
+        "in_proj_a",
+        "in_proj_b",
+        "in_proj_ba",
+        "per_layer_input_gate",
+        "per_layer_projection",
+        "per_layer_model_projection",
+    ]
 )
 
 
@@ -82,8 +98,8 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
     if settings.tuning == "lora":
         lora = settings.lora
         policy, attached = attach_lora(vlm, lora.rank, lora.alpha, settings.scope)
-        if attached.missed and is_first_process():
-            bars.write(f"train: warning: {attached.warning}")
+        for warning in attached.warnings if is_first_process() else []:
+            bars.write(f"train: warning: {warning}")
         if vlm.quantization is not None:
             cast_lora(policy, vlm.dtype)
         if settings.levers:
@@ -104,20 +120,30 @@ def make_trainable(vlm: Vlm, settings: "TrainSettings") -> Any:
 class Attached:
     """What PEFT put LoRA on, by the last part of the names: linear layers, and weights of experts.
 
-    `missed` are linear layers that the scope names and that got no adapter.
+    `missed` are linear layers that the scope names and that got no adapter; `unknown` are those of
+    the decoder layers whose names are neither in LORA_LINEARS nor in LEFT_FROZEN.
     """
 
     layers: Counter[str] = field(default_factory=Counter)
     experts: Counter[str] = field(default_factory=Counter)
     missed: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
 
     @property
-    def warning(self) -> str:
-        """What is missed, in words."""
-        return (
-            f"PEFT puts no LoRA on {self.missed.total()} linear layers that train.scope names "
-            f"({numbers_of(self.missed)}): it changes the choice of layers for this family"
-        )
+    def warnings(self) -> list[str]:
+        """What got no adapter, in words."""
+        found = []
+        if self.missed:
+            found.append(
+                f"PEFT puts no LoRA on {self.missed.total()} linear layers that train.scope names "
+                f"({numbers_of(self.missed)}): it changes the choice of layers for this family"
+            )
+        if self.unknown:
+            found.append(
+                f"no LoRA on {self.unknown.total()} linear layers of the text model "
+                f"({numbers_of(self.unknown)}): their names are unknown, and they stay as they are"
+            )
+        return found
 
 
 def numbers_of(found: "Counter[str]") -> str:
@@ -149,11 +175,16 @@ def _check_attached(policy: Any, vlm: Vlm, pattern: str) -> Attached:
     may have, too, and adapts the experts besides.
     """
     inside, attached = f"{_text_model(vlm)}.", Attached()
+    text_layers = f"{inside}layers." if LORA_LINEARS in pattern else None
     for name, module in base_model(policy).named_modules():
         last, is_named = name.rpartition(".")[2], re.fullmatch(pattern, name) is not None
         if not hasattr(module, "lora_A"):
-            if is_named and isinstance(module, nn.Linear):
+            if not isinstance(module, nn.Linear) or ".lora_" in name or ".base_layer" in name:
+                continue
+            if is_named:
                 attached.missed[last] += 1
+            elif text_layers and name.startswith(text_layers) and last not in LEFT_FROZEN:
+                attached.unknown[last] += 1
         elif name.startswith(inside) and ".experts" in name:
             attached.experts[getattr(module, "parameter_name", last)] += 1
         elif is_named:

@@ -269,12 +269,15 @@ def _check_decoder(resolved: ResolvedModel, config: Any) -> None:
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    """Turn dropout off: completions that share a prefix would also share its noise."""
+    """Turn dropout off: completions that share a prefix would also share its noise.
+
+    So are dropped paths and layers: whatever a module calls its rate of them.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
