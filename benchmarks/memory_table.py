@@ -15,9 +15,8 @@ from typing import Any
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning.hardware import published
-from perpo_pipeline.planning.training import FITS, Epoch, Training, remedies
+from perpo_pipeline.planning.training import FITS, Training, plan_epoch, remedies
 from perpo_pipeline.train.memory import Shape, estimate_memory
-from perpo_pipeline.train.plan import make_sampler
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RANK = 128
@@ -61,9 +60,8 @@ def training_of(model: str, recipe: str, tokens: int) -> Training:
     """The PerPO training of a recipe on lists of `tokens` tokens."""
     config = load_config(CONFIGS / f"{recipe}.yaml")
     settings, answers = config.train.variants()["perpo"], config.sample.num_samples
-    lengths = [tokens] * LISTS
-    sampler = make_sampler(lengths, settings, in_one_row=True, rank=0, size=1)
-    epoch = Epoch(list(sampler.steps_of_all_ranks()), lengths)
+    rows = [(tokens,)] * LISTS
+    epoch = plan_epoch(rows, settings, "shared-prefix", 1, on_gpu=True)
     shape = published_shape(model)
     return Training(
         "perpo", settings, LISTS, epoch, "shared-prefix", shape, 1, on_gpu=True, answers=answers

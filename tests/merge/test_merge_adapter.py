@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from tiny_adapters import save_adapter, save_adapter_artifact
 from tiny_families import MODEL_TYPES, save_tiny_family
 from tiny_models import noise_image, save_tiny_llava
@@ -202,6 +203,36 @@ def test_a_folder_with_another_merge_is_refused_with_the_difference(
     with pytest.raises(ArtifactError, match="another merge: dtype float32, not bfloat16"):
         merge(adapter, out, dtype="bfloat16", console=QUIET)
     assert names_and_sizes(out) == before
+
+
+def test_other_weights_of_the_same_training_are_another_merge(
+    adapter: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained again with another rounding: its variant and fingerprint are what they were."""
+    merge(adapter, out, console=QUIET)
+    record = json.loads((out / RECORD).read_text())
+    weights = adapter / "adapter_model.safetensors"
+    assert record["adapter_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    save_file({name: 0.5 * one for name, one in load_file(weights).items()}, weights)
+    update_manifest(adapter)
+    now = hashlib.sha256(weights.read_bytes()).hexdigest()
+    changed = f"another merge: adapter_sha256 {record['adapter_sha256']}, not {now}"
+    with pytest.raises(ArtifactError, match=changed):
+        merge(adapter, out, console=QUIET)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    # The record of an earlier version has no sha256: it counts unless the adapter is newer.
+    del record["adapter_sha256"]
+    (out / RECORD).write_text(json.dumps(record))
+    merge(adapter, out)
+    said = capsys.readouterr().err
+    assert f"merge perpo: up to date ({out}); an earlier version wrote its record, without" in said
+    assert "adapter_sha256" not in json.loads((out / RECORD).read_text())  # it is not known
+    manifest = json.loads((adapter / "manifest.json").read_text())
+    later = {**manifest, "created_at": "2999-01-01T00:00:00Z"}
+    (adapter / "manifest.json").write_text(json.dumps(later))
+    with pytest.raises(ArtifactError, match="before this adapter was trained at 2999"):
+        merge(adapter, out, console=QUIET)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])

@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Run:
 
 def training(run: Run, name: str, size: int = 1) -> Training:
     settings = run.config.train.variants()[name]
-    found = expect_training(name, settings, 3000, MODEL, TOKENS, ANSWERS, size, in_one_row=True)
+    found = expect_training(name, settings, 3000, MODEL, TOKENS, ANSWERS, size, on_gpu=True)
     assert found is not None
     return found
 

@@ -15,7 +15,7 @@ from perpo_pipeline.prepare import token_counts
 from perpo_pipeline.prepare.token_counts import token_lines
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version, open_version
-from perpo_pipeline.train.batches import list_lengths
+from perpo_pipeline.train.batches import list_rows
 from perpo_pipeline.train.lists import TrainingList
 from perpo_pipeline.vlm.inputs import encode_row, find_model_here
 from perpo_pipeline.vlm.loading import load_without_weights
@@ -82,7 +82,7 @@ def test_tokens_are_those_of_processor_and_training_and_the_advice_would_do(
             sum(int(i) in of_image for i in one.input_ids) for one in encoded
         ]
     one_token = [TrainingList(row, [[5, 6]], [1.0], [1]) for row in rows]
-    lengths = list_lengths(vlm, one_token, "processor", "shared-prefix")
+    lengths = [n for (n,) in list_rows(vlm, one_token, "processor", "shared-prefix")]
     assert [length - whole for length, whole in zip(lengths, tokens.whole, strict=True)] == [
         lengths[0] - tokens.whole[0]
     ] * len(rows)

@@ -3,25 +3,36 @@
 How often a round is right depends on its name alone, so it is known where the rounds must end.
 """
 
+import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import prepare_synthetic, sample_synthetic, train_synthetic, write_evaluation
+from synthetic_run import (
+    BOTH,
+    prepare_synthetic,
+    sample_synthetic,
+    train_synthetic,
+    write_evaluation,
+)
 
 from perpo_pipeline.commands import run as command
 from perpo_pipeline.commands.run import Given
 from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import parse_set
+from perpo_pipeline.config.sources import list_sources
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.merge import merge_adapter
-from perpo_pipeline.merge.folder import RECORD
+from perpo_pipeline.merge.folder import RECORD, WEIGHTS
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.run import Run
 from perpo_pipeline.score.score_answers import score
+from perpo_pipeline.store.artifacts import open_version
 from perpo_pipeline.testbed import shipped_model_dir
+from perpo_pipeline.vlm.adapters import weights_sha256
 
 FILE = """
 run: small
@@ -74,7 +85,9 @@ def use_fakes(
         note("merge", out.parent.parent.name)
         shutil.copytree(shipped_model_dir(), out)
         (out / "chat_template.extra").write_text(out.name)  # another model than the shipped one
-        (out / RECORD).write_text("{}")
+        made_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = {WEIGHTS: weights_sha256(open_version(adapter)), "made_at": made_at, "files": {}}
+        (out / RECORD).write_text(json.dumps(record))
         return out
 
     patch.setattr(command, "STAGES", {name: stage(name) for name in command.STAGES})
@@ -86,8 +99,8 @@ def _make(run: Run, stage: str, names: Sequence[str], right: Mapping[str, float]
     match stage:
         case "prepare":
             (split,) = names
-            is_drawn = run.config.prepare[split].source == "testbed"
-            _ = prepare_synthetic(run, split) if is_drawn else prepare(run, split)
+            is_drawn = list_sources(run.config.prepare[split])[0].source == "testbed"
+            _ = prepare_synthetic(run, split, task=BOTH) if is_drawn else prepare(run, split)
         case "sample":
             sample_synthetic(run)
         case "score":

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from perpo_pipeline.config.run import RunConfig
-from perpo_pipeline.errors import InputError
+from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.prepare.prepare_prompts import prepare
-from perpo_pipeline.rounds.checks import check_apart
+from perpo_pipeline.rounds.checks import check_apart, method_of
 from perpo_pipeline.run import Run
 
 ASKED = {"task": "vqa", "prompt": "Which is red?", "gt_text": "the first"}
@@ -49,3 +49,14 @@ def test_with_equal_images_allowed_the_whole_question_counts(tmp_path: Path) -> 
         check(tmp_path, two, {"images": ["b.png", "a.png"]}, allow=True)
     for other in ({"images": ["c.png", "b.png"]}, {**two, "history": SAID}, {**two, "prompt": "?"}):
         check(tmp_path, two, other, allow=True)
+
+
+def test_one_round_may_have_quantised_weights_and_several_may_not() -> None:
+    source = {"source": "testbed", "num_prompts": 4}
+    splits = dict.fromkeys(("train", "validation", "test"), source)
+    given = {"run": "r", "prepare": splits, "train": {"methods": {"perpo": {}}}}
+    given["model"] = {"quantization": "nf4"}
+    one, two = (RunConfig.model_validate({**given, "rounds": {"num": n}}) for n in (1, 2))
+    assert method_of(one) == "perpo"
+    with pytest.raises(ConfigError, match=r"rounds.num to 1 \(.*small-cards"):
+        method_of(two)

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,8 @@ from rounds.fake_rounds import FILE, RIGHT, use_fakes, write_rounds
 
 from perpo_pipeline import cli
 from perpo_pipeline.config.file import load_config
+from perpo_pipeline.merge.folder import RECORD, WEIGHTS
+from perpo_pipeline.rounds.iterate import lists_in_all
 from perpo_pipeline.store.artifacts import Version, input_of, open_version
 from perpo_pipeline.store.garbage import find_unused
 from perpo_pipeline.store.writing import Writer
@@ -41,6 +44,18 @@ def iterate(file: Path, *arguments: str) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["iterate", "--config", str(file), "--quiet", *arguments])
     assert not ended.value.code
+
+
+def fails(file: Path, *arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["iterate", "--config", str(file), "--quiet", *arguments])
+    assert ended.value.code == 2
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """The bytes and the time of every file."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
 
 def artifact(file: Path) -> Version:
@@ -160,6 +175,46 @@ def test_a_chain_that_was_moved_goes_on_at_its_new_place(
     iterate(file)
     assert called == ["merge round-2"]  # into the merged model that is here
     assert artifact(file).path.name == whole.version.path.name
+
+
+def test_a_merged_model_of_other_weights_of_the_adapter_is_not_taken(
+    whole: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As after `rm -r round-1/adapter` and a training with another number of processes."""
+    file, data = write_rounds(tmp_path), tmp_path / "data" / "small"
+    shutil.copytree(whole.file.parent / "data", tmp_path / "data")
+    use_fakes(monkeypatch, [])
+    trained = open_version(data / "round-1" / "adapter" / "perpo").path / "manifest.json"
+    merged = data / "round-1" / "model" / trained.parent.name
+    manifest, record = json.loads(trained.read_text()), json.loads((merged / RECORD).read_text())
+
+    def state(sha256: str, created_at: str, recorded: dict[str, Any]) -> None:
+        files = [{"file": "adapter_model.safetensors", "sha256": sha256}]
+        trained.write_text(json.dumps({**manifest, "files": files, "created_at": created_at}))
+        (merged / RECORD).write_text(json.dumps(recorded))
+
+    state("b" * 64, "2026-01-02T00:00:00Z", {**record, WEIGHTS: "a" * 64})
+    before = contents(merged)
+    for arguments in ([], ["--dry-run"]):
+        fails(file, *arguments)
+        said = capsys.readouterr().err
+        assert "merged from other weights of the adapter: adapter_sha256 " + "a" * 64 in said
+        assert str(merged) in said and "move this folder away, or remove it, then run" in said
+    assert contents(merged) == before
+    # An earlier version recorded no sha256: its merge counts unless the adapter is newer.
+    old = {"made_at": "2026-01-02T00:00:00Z", "files": {}}
+    state("b" * 64, "2026-01-02T00:00:01Z", old)
+    fails(file)
+    said = capsys.readouterr().err
+    assert "2026-01-02T00:00:00Z, before this adapter was trained at 2026-01-02T00:00:01Z" in said
+    state("b" * 64, "2026-01-02T00:00:00Z", old)
+    iterate(file)
+    said = capsys.readouterr().err
+    assert f"merge perpo: taken ({merged}); an earlier version wrote its record" in said
+    assert json.loads((merged / RECORD).read_text()) == old  # nothing is filled in by a guess
 
 
 def test_a_chain_that_is_killed_at_three_random_moments_ends_with_the_same_rows(
@@ -303,6 +358,10 @@ def test_a_changed_setting_makes_new_rounds_and_keeps_the_old_ones(
         (("rounds: {{", "rounds: {{metric: ap5, "), "rounds.metric: there is no metric 'ap5'"),
         (("rounds: {{", "rounds: {{metric: parse_rate, "), "parse_rate is not compared prompt by"),
         (("num_samples: 6", "num_samples: 6, backend: openai"), "a server answers with its own"),
+        (
+            ("run: small", "run: small\nmodel: {{quantization: nf4}}"),
+            "model.quantization: nf4 would quantise each merged model anew",
+        ),
         (("num_prompts: 9", "num_prompts: 10"), "need 40, and 'train' has 36"),
         (("num: 4, num_prompts: 9", "num: 40"), "40 rounds with at least one prompt each need 40"),
         (("num: 4", "num: 4, prompts: same"), "num_prompts has no use with prompts same"),
@@ -369,3 +428,57 @@ def test_a_dry_run_counts_every_round_and_makes_nothing(
     iterate(file, "--dry-run", "--set", "rounds.keep_lists=0.5")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[4] for line in lines[2:7]] == ["8", "12", "14", "15", "32"]
+
+
+def test_a_dry_run_writes_no_file_of_a_chain(
+    whole: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither a round's file nor a comparison, the artifact, `current` or a model's digests."""
+    monkeypatch.setattr("perpo_pipeline.planning.plan.is_small", lambda model: False)  # no trial
+    use_fakes(monkeypatch, [])
+    file, data = write_rounds(tmp_path), tmp_path / "data" / "small"
+    shutil.copytree(whole.file.parent / "data", tmp_path / "data")
+    for digests in data.rglob(".model-identity.json"):
+        digests.unlink()
+
+    def dry_run(*arguments: str) -> list[str]:
+        before = contents(tmp_path)
+        iterate(file, "--dry-run", *arguments)
+        assert contents(tmp_path) == before
+        return capsys.readouterr().out.splitlines()
+
+    for folder in (data / "rounds", *list(data.rglob("comparison"))):
+        shutil.rmtree(folder)
+    (said,) = dry_run()
+    assert said.endswith("all is finished but the table and the page of all rounds")
+    shutil.rmtree(data / "one-round" / "adapter")
+    ends = [line.split()[-1] for line in dry_run()[2:7]]
+    assert ends[:3] == ["finished"] * 3 and "finished" not in ends[3:]
+    assert "finished" not in " ".join(dry_run("--set", "train.methods.perpo.beta=2.5"))
+
+
+def test_one_round_beside_has_as_many_lists_of_each_task_as_the_rounds_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fakes(monkeypatch, [])
+    pages = "{{source: testbed, num_prompts: 18, task: ocr}}"
+    text = FILE.replace(
+        "train: {{source: testbed, num_prompts: 36}}",
+        f"train: [{{{{source: testbed, num_prompts: 18}}}}, {pages}]",
+    )
+    text = text.replace("min_margin: 0.6", "min_margin: {{grounding: 0.6, ocr: 0.2}}")
+    text = text.replace("max_lists: 8", "max_lists: {{grounding: 6, ocr: null}}")
+    file = write_rounds(tmp_path, text.replace("num: 4", "num: 2, alpha: null, report_on: null"))
+    iterate(file)
+    data = tmp_path / "data" / "small"
+    lists = [open_version(data / f"round-{n}" / "preferences" / "train") for n in (1, 2)]
+    made = Counter(task for one in lists for task in one.table()["task"].to_pylist())
+    assert made["grounding"] < 12 and made["ocr"]  # not all that the caps allow
+    assert load_config(data / "one-round.yaml").filter.max_lists == made
+    # 1 is the smallest cap, and no cap would be all lists.
+    none = Counter({"grounding": 3})
+    assert lists_in_all({"grounding": 4, "ocr": None}, none) == {"grounding": 3, "ocr": 1}
+    assert (lists_in_all(None, none), lists_in_all(4, Counter())) == (3, None)

@@ -25,10 +25,10 @@ from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import (
     CompletionList,
     RowLengths,
-    group_by_tokens,
     pack_lists,
     packed_logps,
 )
+from perpo_pipeline.train.token_budget import group_by_tokens
 from perpo_pipeline.vlm.attention import use_shared_prefix_attention
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.loading import load_vlm
@@ -90,8 +90,8 @@ def run_reference_and_policy(
         text_list(n, [5 + (i + j) % 30 for j in range(4 + i % 5)], axes=axes)
         for i, n in enumerate(PROMPTS[family])
     ]
-    tokens = [entry.num_packed_tokens for entry in lists]
-    groups = [[0], [1], *group_by_tokens(tokens, 3000, in_one_row=True)]
+    rows = [(entry.num_packed_tokens,) for entry in lists]
+    groups = [[0], [1], *group_by_tokens(rows, 3000, in_one_row=True)]
     batches = [pack_lists(vlm, [lists[i] for i in g], row_lengths=row_lengths) for g in groups]
     vlm.model.eval()
     for batch in batches:

@@ -1,6 +1,7 @@
 """Lists are distributed so that processes wait little, and never for one that has ended."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -15,9 +16,17 @@ from perpo_pipeline.train.plan import (
     plan_step,
     share_out,
 )
-from perpo_pipeline.train.shared_prefix import group_by_tokens
+from perpo_pipeline.train.token_budget import Rows, group_by_tokens
 
 lengths_of_lists = st.lists(st.integers(1, 1000), min_size=1, max_size=24)
+rows_of_lists = st.lists(
+    st.lists(st.integers(1, 1000), min_size=1, max_size=4).map(tuple), min_size=1, max_size=24
+)
+
+
+def each(lengths: Sequence[int]) -> list[Rows]:
+    """Lists of one row each."""
+    return [(tokens,) for tokens in lengths]
 
 
 def test_the_longest_list_goes_first_to_the_process_with_the_fewest_tokens() -> None:
@@ -40,16 +49,17 @@ def test_every_list_has_one_process_and_no_process_much_more_than_its_share(
 
 
 @given(
-    lengths=lengths_of_lists,
+    rows=rows_of_lists,
     size=st.integers(1, 8),
     max_tokens=st.integers(1, 3000),
     in_one_row=st.booleans(),
 )
 def test_all_processes_make_equally_many_forwards_and_each_list_counts_once(
-    lengths: list[int], size: int, max_tokens: int, in_one_row: bool
+    rows: list[Rows], size: int, max_tokens: int, in_one_row: bool
 ) -> None:
-    numbers = [100 + i for i in range(len(lengths))]
-    steps = plan_step(numbers, lengths, size, max_tokens, in_one_row=in_one_row)
+    numbers = [100 + i for i in range(len(rows))]
+    lengths = [sum(own) if in_one_row else len(own) * max(own) for own in rows]
+    steps = plan_step(numbers, rows, size, max_tokens, in_one_row=in_one_row)
     assert len(steps) == size
     assert len({len(step.forwards) for step in steps}) == 1
     counted: Counter[int] = Counter()
@@ -58,35 +68,35 @@ def test_all_processes_make_equally_many_forwards_and_each_list_counts_once(
         real = step.forwards[: len(step.forwards) - step.num_dummies]
         counted.update(number for forward in real for number in forward)
         for forward in real:
-            tokens = [lengths[number - 100] for number in forward]
+            tokens = [tokens for number in forward for tokens in rows[number - 100]]
             cost = sum(tokens) if in_one_row else len(tokens) * max(tokens)
-            assert cost <= max_tokens or len(tokens) == 1
+            assert cost <= max_tokens or len(forward) == 1
         for forward in step.forwards[len(real) :]:
             assert [lengths[number - 100] for number in forward] == [min(lengths)]
     assert counted == Counter(numbers)
 
 
 def test_one_process_keeps_its_token_budget() -> None:
-    lengths = [300, 200, 310, 100, 290]
-    (step,) = plan_step([7, 3, 5, 1, 9], lengths, 1, 600, in_one_row=True)
-    groups = group_by_tokens(lengths, 600, in_one_row=True)
+    rows = each([300, 200, 310, 100, 290])
+    (step,) = plan_step([7, 3, 5, 1, 9], rows, 1, 600, in_one_row=True)
+    groups = group_by_tokens(rows, 600, in_one_row=True)
     assert step.forwards == tuple(tuple([7, 3, 5, 1, 9][i] for i in group) for group in groups)
     assert step.num_dummies == 0
 
 
 def test_a_process_splits_its_forward_before_it_repeats_a_list() -> None:
     """By hand, at most 100 tokens per forward: 70 to 0, 60 to 1, 40 to 1 (100), 40 to 0 (110)."""
-    first, second = plan_step(range(4), [70, 60, 40, 40], 2, 100, in_one_row=True)
+    first, second = plan_step(range(4), each([70, 60, 40, 40]), 2, 100, in_one_row=True)
     assert first.forwards == ((0,), (3,)) and second.forwards == ((1,), (2,))
     assert first.num_dummies == second.num_dummies == 0
 
 
 def test_a_process_with_too_few_lists_repeats_the_shortest() -> None:
     """By hand, at most 50 tokens per forward: 80 to 0, 50 to 1, 40 to 1 (90, two forwards)."""
-    first, second = plan_step(range(3), [80, 50, 40], 2, 50, in_one_row=True)
+    first, second = plan_step(range(3), each([80, 50, 40]), 2, 50, in_one_row=True)
     assert (first.forwards, first.num_dummies) == (((0,), (2,)), 1)
     assert (second.forwards, second.num_dummies) == (((1,), (2,)), 0)
-    _, idle = plan_step([8], [80], 2, 50, in_one_row=True)
+    _, idle = plan_step([8], each([80]), 2, 50, in_one_row=True)
     assert (idle.forwards, idle.num_dummies, idle.step_lists) == (((8,),), 1, (8,))
 
 
@@ -100,7 +110,7 @@ def test_the_order_is_that_of_torchs_sampler_with_the_seed_of_the_epoch(epoch: i
 
 def steps_of(rank: int, size: int, epoch: int = 0) -> list[tuple[int, ...]]:
     sampler = StepSampler(
-        [10, 20, 30, 40, 50, 60, 70], 3, 0, 1000, in_one_row=True, rank=rank, size=size
+        each([10, 20, 30, 40, 50, 60, 70]), 3, 0, 1000, in_one_row=True, rank=rank, size=size
     )
     sampler.set_epoch(epoch)
     assert len(sampler) == 3
@@ -134,7 +144,7 @@ def test_every_process_has_the_same_curriculum() -> None:
             {"batch_size": 3, "max_tokens_per_forward": 1000, "order": order}
         )
         sampler = make_sampler(
-            lengths, chosen, in_one_row=True, rank=rank, size=size, margins=margins
+            each(lengths), chosen, in_one_row=True, rank=rank, size=size, margins=margins
         )
         return [step.step_lists for (step,) in sampler]
 

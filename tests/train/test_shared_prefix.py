@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
 from peft import get_peft_model
 from tiny_models import noise_image, save_tiny_llava
 from torch import Tensor
@@ -22,7 +19,6 @@ from perpo_pipeline.train.separate_rows import separate_lists, separate_logps
 from perpo_pipeline.train.shared_prefix import (
     LENGTHS_PER_OCTAVE,
     CompletionList,
-    group_by_tokens,
     pack_lists,
     packed_logps,
     row_length,
@@ -175,43 +171,6 @@ def test_a_batch_moves_with_every_tensor_in_it(vlm: Vlm) -> None:
         *moved.tensors.values(),
     ]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-
-
-class TestGrouping:
-    LENGTHS = st.lists(st.integers(1, 300), max_size=40)
-
-    @given(LENGTHS, st.integers(50, 400), st.booleans())
-    @example([], 100, True)
-    def test_every_list_once_and_the_budget_kept(
-        self, lengths: list[int], max_tokens: int, in_one_row: bool
-    ) -> None:
-        groups = group_by_tokens(lengths, max_tokens, in_one_row=in_one_row)
-        assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-        for group in groups:
-            sizes = [lengths[i] for i in group]
-            tokens = sum(sizes) if in_one_row else len(sizes) * max(sizes)
-            assert tokens <= max_tokens or len(group) == 1
-        assert all(len(g) == 1 for g in groups if max(lengths[i] for i in g) > max_tokens)
-
-    @given(LENGTHS, st.integers(50, 400))
-    def test_no_two_rows_would_fit_into_one(self, lengths: list[int], max_tokens: int) -> None:
-        groups = group_by_tokens(lengths, max_tokens, in_one_row=True)
-        used = sorted(sum(lengths[i] for i in group) for group in groups)
-        assert len(used) < 2 or used[0] + used[1] > max_tokens
-
-    @given(LENGTHS, st.integers(50, 400))
-    def test_padded_rows_of_a_group_have_similar_lengths(
-        self, lengths: list[int], max_tokens: int
-    ) -> None:
-        """Sorted by length, the groups are consecutive: none overlaps another."""
-        groups = group_by_tokens(lengths, max_tokens, in_one_row=False)
-        ranges = [(max(g), min(g)) for g in ([lengths[i] for i in group] for group in groups)]
-        assert all(shortest >= longest for (_, shortest), (longest, _) in pairwise(ranges))
-
-    def test_padding_counts_where_rows_are_padded(self) -> None:
-        """60 + 30 + 30 fit into 120 in one row; as three rows of 60 they would be 180 tokens."""
-        assert group_by_tokens([30, 60, 30], 120, in_one_row=True) == [[1, 0, 2]]
-        assert group_by_tokens([30, 60, 30], 120, in_one_row=False) == [[1, 0], [2]]
 
 
 def test_rows_of_any_length_are_padded_to_whole_blocks() -> None:

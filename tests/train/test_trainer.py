@@ -1,6 +1,7 @@
 """Training on the shipped testbed model: the step, its settings, and its files."""
 
 import errno
+import logging
 import signal
 import sys
 from collections import Counter
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import ArtifactError, InputError, Stopped
 from perpo_pipeline.prepare import testbed as testbed_prompts
-from perpo_pipeline.train.batches import Forward, ListCollator, list_lengths
+from perpo_pipeline.train.batches import ListCollator, list_rows
+from perpo_pipeline.train.checkpoints import MarkWhole
 from perpo_pipeline.train.engine import ListPolicy, reference_logps
 from perpo_pipeline.train.fit import fit
 from perpo_pipeline.train.lists import (
@@ -26,6 +28,7 @@ from perpo_pipeline.train.lists import (
     with_reference,
 )
 from perpo_pipeline.train.losses import diagnose_lists, lipo_lambda_loss
+from perpo_pipeline.train.token_budget import Forward, forward_tokens
 from perpo_pipeline.train.trainer import ListTrainer, batch_losses
 from perpo_pipeline.vlm.adapters import attach_adapter, write_record
 from perpo_pipeline.vlm.decoding import sample_lists
@@ -223,11 +226,13 @@ def test_the_best_completion_is_read_behind_a_blank_image_in_the_same_forward(
     shown = reference_logps(vlm.model, collate(pairs)["batches"])
     assert all(abs(alone[p][0] - shown[p][0]) > 0.1 for p in shown)  # the image matters
     both = with_blank_images_of(pairs, chosen.chosen_method, vlm, alone)
-    lengths = [list_lengths(vlm, some, PREPROCESS, "shared-prefix") for some in (pairs, blank)]
-    together = [a + b for a, b in zip(*lengths, strict=True)]
-    assert list_lengths(vlm, both, PREPROCESS, "shared-prefix") == together
+    rows = [list_rows(vlm, some, PREPROCESS, "shared-prefix") for some in (pairs, blank)]
+    together = [a + b for a, b in zip(*rows, strict=True)]
+    assert list_rows(vlm, both, PREPROCESS, "shared-prefix") == together
     for forward in ("shared-prefix", "separate"):
         (batch,) = ListCollator(vlm, PREPROCESS, forward, 10_000)(both)["batches"]
+        counted = forward_tokens(list_rows(vlm, both, PREPROCESS, forward), in_one_row=False)
+        assert counted == batch.lists.input_ids.numel()
         with torch.no_grad():
             logps = ListPolicy(vlm.model)(batch.lists)
         own, wrong = batch.split(logps)
@@ -407,8 +412,8 @@ def test_a_run_resumed_within_its_second_epoch_goes_on_in_that_epochs_order(
     if order:  # each epoch begins with the lists of margins 4 and 3
         widest = sorted(lists, key=lambda e: -e.margin)[:4]
         assert [e.margin for e in widest] == [4.0, 4.0, 3.0, 3.0]
-        lengths = list_lengths(load_testbed(), widest, PREPROCESS, "shared-prefix")
-        assert expected[0]["tokens"] == expected[3]["tokens"] == sum(lengths)
+        rows = list_rows(load_testbed(), widest, PREPROCESS, "shared-prefix")
+        assert expected[0]["tokens"] == expected[3]["tokens"] == sum(n for (n,) in rows)
 
 
 @pytest.mark.parametrize(("dtype", "files"), [("bfloat16", 0), ("float32", 1)])
@@ -432,6 +437,59 @@ def test_a_checkpoint_holds_each_trained_number_once_with_its_two_moments(
         torch.save(state, checkpoint / "optimizer.pt")
     with pytest.raises(ArtifactError, match="lacks weights that were trained"):
         run(lists, settings(**{**chosen.model_dump(), "epochs": 2.0}), tmp_path, dtype=dtype)
+
+
+def test_a_resumed_run_saves_in_the_intervals_of_its_own_settings(
+    lists: list[TrainingList],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Stopped without intervals, it then saves each step; of warnings only the others come."""
+    saved: list[int] = []
+    real = MarkWhole.on_save
+    logger = logging.getLogger("transformers.trainer_utils")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    type(logger).warning_once.cache_clear()
+
+    def on_save(self: MarkWhole, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved.append(state.global_step)
+        logger.warning(f"saved {state.global_step}")
+        real(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(MarkWhole, "on_save", on_save)
+    with monkeypatch.context() as patched:
+        patched.setattr(ListTrainer, "training_step", signalled([signal.SIGINT]))
+        with pytest.raises(Stopped):
+            run(lists[:4], settings(checkpoint_every=None, batch_size=1), tmp_path)
+    assert saved == [2]
+    run(lists[:4], settings(checkpoint_every=1, batch_size=1), tmp_path)
+    assert saved == [2, 3, 4]
+    warned = {record.getMessage() for record in caplog.records}
+    assert {f"saved {step}" for step in saved} <= warned
+    assert not [text for text in warned if "trainer_state.json" in text]
+
+
+@torch.no_grad()
+def test_separate_rows_keep_the_token_budget_with_their_padding(
+    lists: list[TrainingList],
+) -> None:
+    """Lists of 1 to 4 rows; the log-probabilities are those of one forward over all of them."""
+    vlm = load_testbed()
+    some = [replace(e, completions=e.completions[: 1 + i % 4]) for i, e in enumerate(lists)]
+    some = [
+        replace(e, rewards=e.rewards[:n], counts=e.counts[:n], ref_logps=None)
+        for e, n in zip(some, [len(e.completions) for e in some], strict=True)
+    ]
+    whole, parts = (
+        ListCollator(vlm, PREPROCESS, "separate", budget)(some)["batches"]
+        for budget in (100_000, 1_500)
+    )
+    assert len(whole) == 1 and 1 < len(parts) < len(some)
+    assert all(batch.lists.input_ids.numel() <= 1_500 for batch in parts)
+    expected, found = (reference_logps(vlm.model, batches) for batches in (whole, parts))
+    for prompt_id, logps in expected.items():
+        assert found[prompt_id] == pytest.approx(logps, abs=1e-4)
 
 
 def test_a_disk_that_fills_up_at_a_checkpoint_leaves_the_one_before(

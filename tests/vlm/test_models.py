@@ -1,5 +1,6 @@
 """Models: what is loaded, what is refused, and how images and prompts are encoded."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -21,7 +22,7 @@ from perpo_pipeline.train.shared_prefix import CompletionList, pack_lists, packe
 from perpo_pipeline.vlm import families, merging
 from perpo_pipeline.vlm.attention import SPLIT
 from perpo_pipeline.vlm.families import FAMILIES
-from perpo_pipeline.vlm.files import compute_identity, resolve_model
+from perpo_pipeline.vlm.files import compute_identity, keeping_no_digests, resolve_model
 from perpo_pipeline.vlm.layers import Reach
 from perpo_pipeline.vlm.loading import _disable_dropout, compute_whole_float32, load_vlm
 from perpo_pipeline.vlm.merging import merge_in_memory
@@ -134,6 +135,17 @@ class TestIdentity:
         edit_json(copy / "config.json", note="changed")
         assert compute_identity(resolved, cache) != compute_identity(resolved)
         assert len(set(json.loads(cache.read_text()).values())) == 2
+
+    def test_digests_may_be_kept_in_memory_alone(
+        self, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache, resolved = tmp_path / "cache.json", resolve_model(str(copy))
+        with keeping_no_digests():
+            identity = compute_identity(resolved, cache)
+            monkeypatch.setattr(hashlib, "file_digest", None)  # no file is hashed again
+            assert compute_identity(resolved, cache) == identity and not cache.exists()
+        monkeypatch.undo()
+        assert compute_identity(resolved, cache) == identity and cache.exists()
 
     def test_a_damaged_cache_is_ignored(self, copy: Path, tmp_path: Path) -> None:
         cache = tmp_path / "cache.json"

@@ -188,6 +188,31 @@ def test_logprobs_equal_teacher_forcing(stopping: Vlm) -> None:
     torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=0)
 
 
+def test_a_penalty_changes_the_draws_and_not_their_logprobs(stopping: Vlm) -> None:
+    """Drawn as by `generate` with the penalty in its own config, of the same seed."""
+    prompt, how = encode(stopping, 1), {"num_samples": 4, "temperature": 0.8, "top_p": 0.9}
+    (row,) = draw(stopping, [1], repetition_penalty=1.5, **how)
+    assert ids([row]) != ids(draw(stopping, [1], **how))
+    with plain._seeded(stopping.device, 101), plain._without_generation_config(stopping.model):
+        generated = stopping.model.generate(
+            **plain._inputs(stopping, [prompt] * 4),
+            do_sample=True,
+            temperature=0.8,
+            top_k=0,
+            top_p=0.9,
+            repetition_penalty=1.5,
+            suppress_tokens=[IMAGE_ID],
+            max_new_tokens=9,
+            eos_token_id=list(MANY_ENDS),
+            pad_token_id=stopping.pad_token_id,
+        )
+    rows = generated[:, prompt.num_tokens :].tolist()
+    assert [list(c.token_ids) for c in row] == [plain._until_end(r, set(MANY_ENDS)) for r in rows]
+    for one in row:
+        expected = forced_logprob(stopping, prompt, one.token_ids)
+        assert one.sampler_logprob == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name != "llava"])
 def test_tiles_and_three_axes_are_read_as_in_one_forward(model_type: str, tmp_path: Path) -> None:
     tested = load(save_tiny_family(model_type, tmp_path))

@@ -22,6 +22,7 @@ from perpo_pipeline.commands.run import Given, duration, make_calls, refuse_laun
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.model import ModelConfig
+    from perpo_pipeline.rounds.round_files import Round
     from perpo_pipeline.run import Run
     from perpo_pipeline.status.calls import Call
     from perpo_pipeline.store.artifacts import Version
@@ -97,10 +98,10 @@ class _Stages:
         self.opened, self.config, self.sets, self.run = opened, config, sets, run
         self.num_processes, self.made = num_processes, 0
 
-    def make(self, file: Path | None, calls: "Sequence[Call]") -> "Run":
+    def make(self, one: "Round | None", calls: "Sequence[Call]") -> "Run":
         """Make what is not current of these calls; advice names the file of the round."""
         quiet = self.opened.quiet
-        own = (self.config, self.sets, self.run) if file is None else (file, None, None)
+        own = (self.config, self.sets, self.run) if one is None else (one.file, None, None)
         opened = open_run(own[0], own[1], run=own[2], quiet=quiet)
         common = {"config": own[0], "sets": own[1], "run": own[2], "quiet": quiet}
         given = Given(common, self.num_processes, allow_stale=False)
@@ -108,11 +109,14 @@ class _Stages:
         return opened
 
     def merge(self, adapter: "Version", model: "ModelConfig", folder: Path) -> Path:
-        """Merge an adapter, unless that is done; its own folder is named like its fingerprint."""
-        from perpo_pipeline.merge.folder import RECORD
+        """Merge an adapter, unless that is done; its own folder is named like its fingerprint.
+
+        Raises `ArtifactError` if that folder was merged from other weights of the adapter.
+        """
+        from perpo_pipeline.merge.folder import doubt, find_merged
 
         place = folder / adapter.fingerprint
-        if not (place / RECORD).is_file():
+        if (found := find_merged(place, adapter)) is None:
             from perpo_pipeline.merge.merge_adapter import merge
 
             folder.mkdir(parents=True, exist_ok=True)
@@ -125,4 +129,6 @@ class _Stages:
                 console=self.opened,
             )
             self.made += 1
+        elif why := doubt(found):
+            self.opened.say(f"merge {adapter.variant}: taken ({place}); {why}")
         return place

@@ -32,7 +32,14 @@ def load_config(
     `ConfigError` with every fault, each by its key and by the option that gave it.
     """
     path = find_file(path)
-    raw = _todays_names(_read_yaml(path), path)  # before options replace what the file has
+    return config_of(_read_yaml(path), path, overrides)
+
+
+def config_of(
+    raw: Json, path: Path, overrides: Mapping[Key, Any] | Iterable[Override] | None = None
+) -> RunConfig:
+    """As `load_config`, of the mapping `raw` that the file `path` holds or will hold."""
+    raw = _todays_names(raw, path)  # before options replace what the file has
     given = overrides_of(overrides) if isinstance(overrides, Mapping) else overrides or ()
     placed = apply_overrides(raw, map(take_renamed_option, given))
     raw = _todays_names(raw, path)  # those in a whole section that an option gave

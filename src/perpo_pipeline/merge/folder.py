@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import os_errors_explained, sync_directory, write_atomically
 from perpo_pipeline.store.whole_folder import locked, part_of, replacing
+from perpo_pipeline.vlm.adapters import weights_sha256
 
 RECORD, CARD = "perpo_merge.json", "README.md"
 RECORD_FORMAT = 1
+WEIGHTS = "adapter_sha256"
 IDENTIFYING = ("merge_format", "base_identity", "adapter", "dtype", "form")
-"""Fields of the record that identify a merge; the others say when and with what it was made.
+"""Fields of the record that identify a merge, beside WEIGHTS, which the records of earlier versions
+lack (`how_weights_differ`); the others say when and with what it was made.
 
 `form` is ADAPTER for an adapter that was not merged, and absent otherwise."""
 ADAPTER = "adapter"
@@ -27,8 +31,10 @@ RESTARTS = "it starts from the beginning"
 Record = dict[str, Any]
 
 
-def find_previous_merge(out: Path, wanted: Record) -> Record | None:
+def find_previous_merge(out: Path, wanted: Record, adapter: Version) -> Record | None:
     """The record in `out` if it holds the wanted merge; None if it is empty or does not exist.
+
+    `adapter` is the one to merge.
 
     Raises ArtifactError if `out` holds something else, or the wanted merge with changed files.
     """
@@ -41,15 +47,17 @@ def find_previous_merge(out: Path, wanted: Record) -> Record | None:
             where=str(out),
             fix="name an empty or a new folder with --out",
         )
-    different = [name for name in IDENTIFYING if found.get(name) != wanted.get(name)]
+    different = [
+        ("" if name == "form" else f"{name} ")
+        + f"{_shown(name, found.get(name))}, not {_shown(name, wanted.get(name))}"
+        for name in IDENTIFYING
+        if found.get(name) != wanted.get(name)
+    ]
+    if found.get("adapter") == wanted["adapter"]:  # another one has other weights anyway
+        different += filter(None, [how_weights_differ(found, adapter)])
     if different:
-        listed = "; ".join(
-            ("" if name == "form" else f"{name} ")
-            + f"{_shown(name, found.get(name))}, not {_shown(name, wanted.get(name))}"
-            for name in different
-        )
         raise ArtifactError(
-            f"the folder already holds another merge: {listed}",
+            f"the folder already holds another merge: {'; '.join(different)}",
             where=str(out),
             fix="name another folder with --out, or remove this one",
         )
@@ -61,6 +69,45 @@ def find_previous_merge(out: Path, wanted: Record) -> Record | None:
             fix=f"remove the folder, then run the same command: {RESTARTS}",
         )
     return found
+
+
+def find_merged(out: Path, adapter: Version) -> Record | None:
+    """The record in `out`, where this adapter is merged if it is; None without a record.
+
+    Raises ArtifactError if `out` was merged from other weights of the adapter, which has been
+    trained again since.
+    """
+    found = _read_record(out)
+    if found is not None and (how := how_weights_differ(found, adapter)):
+        raise ArtifactError(
+            f"this model was merged from other weights of the adapter: {how}",
+            where=str(out),
+            fix="move this folder away, or remove it, then run the same command: it merges the "
+            "adapter's weights of today",
+        )
+    return found
+
+
+def how_weights_differ(found: Record, adapter: Version) -> str:
+    """How the merged weights differ from those of `adapter`, in words; "" if nothing says so.
+
+    Without a sha256 in the record, a merge before the adapter was trained had other weights.
+    """
+    if WEIGHTS in found:
+        own = weights_sha256(adapter)
+        return "" if found[WEIGHTS] == own else f"{WEIGHTS} {found[WEIGHTS]}, not {own}"
+    merged, trained = str(found.get("made_at", "")), str(adapter.manifest["created_at"])
+    return f"made at {merged}, before this adapter was trained at {trained}" * (merged < trained)
+
+
+def doubt(found: Record) -> str:
+    """What to say where the record names no sha256 of the adapter's weights; "" where it does."""
+    if WEIGHTS in found:
+        return ""
+    return (
+        "an earlier version wrote its record, without the sha256 of the adapter's weights, so they "
+        "are known by fingerprint and dates alone"
+    )
 
 
 def _shown(name: str, value: Any) -> str:

@@ -20,7 +20,9 @@ from perpo_pipeline.merge.folder import (
     ADAPTER,
     CARD,
     RECORD_FORMAT,
+    WEIGHTS,
     Record,
+    doubt,
     find_previous_merge,
     remove_leftover,
     update_card,
@@ -31,7 +33,7 @@ from perpo_pipeline.status.lineage import trace
 from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Version, damaged_files, open_version
 from perpo_pipeline.store.provenance import git_commit, package_versions
 from perpo_pipeline.suggestions import closest_path
-from perpo_pipeline.vlm.adapters import check_adapter_files, read_record
+from perpo_pipeline.vlm.adapters import check_adapter_files, read_record, weights_sha256
 from perpo_pipeline.vlm.chat_rendering import (
     Message,
     leaves_begin_token,
@@ -72,7 +74,7 @@ def merge(
     metrics: artifacts for the model card; by default those in the adapter's run.
     adapter_only: write the adapter alone, as PEFT loads it, with a card; nothing is merged.
 
-    If `out` already holds this merge, only the metrics in its card are updated.
+    If `out` already holds the merge of these weights, only the metrics in its card are updated.
 
     Raises ArtifactError if `adapter` is not an adapter artifact or belongs to another base, if
     weights trained in full are to be an adapter, and if `out` has other content or cannot be
@@ -90,7 +92,7 @@ def merge(
     announce_code(base)
     record = _new_record(version, base, dtype) | ({"form": ADAPTER} if adapter_only else {})
     place = out.resolve()
-    previous = find_previous_merge(place, record)
+    previous = find_previous_merge(place, record, version)
     evaluations, lineage = evaluations_of(version, metrics), trace([version])
     settings = version.manifest["settings"]
     with load_errors_explained(base):
@@ -124,7 +126,8 @@ def merge(
     if previous is not None:
         remove_leftover(place)
         change = update_card(place, previous, card(previous))
-        console.say(f"merge {version.variant}: up to date{change} ({out})")
+        said = "; ".join(filter(None, [f"up to date{change} ({out})", doubt(previous)]))
+        console.say(f"merge {version.variant}: {said}")
         return out
     write_folder(place, record, write, card)
     if adapter_only:
@@ -240,6 +243,7 @@ def _new_record(adapter: Version, base: ResolvedModel, dtype: str) -> Record:
         **({} if base.quantization is None else {"base_quantization": base.quantization}),
         **({"own_code": True} if base.own_code else {}),
         "adapter": {"variant": adapter.variant, "fingerprint": adapter.fingerprint},
+        WEIGHTS: weights_sha256(adapter),
         "dtype": adapter.manifest["settings"]["dtype"] if dtype == "auto" else dtype,
         "packages": package_versions(),
         "git_commit": git_commit(),

@@ -142,7 +142,7 @@ def _trainings(
             tokens,
             answers,
             size,
-            in_one_row=hardware.is_gpu,
+            on_gpu=hardware.is_gpu,
         )
         found += [training] if training is not None else []
     return found

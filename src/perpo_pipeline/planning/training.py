@@ -6,6 +6,7 @@ before they exist it plans for the number that is expected, with lengths of a sa
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,7 @@ from perpo_pipeline.planning.model import Model, look_at_model
 from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, expect_answers
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import CURRENT, MANIFEST
-from perpo_pipeline.train.batches import Forward, list_lengths
+from perpo_pipeline.train.batches import list_rows
 from perpo_pipeline.train.compilation import is_compiled
 from perpo_pipeline.train.engine import choose_forward
 from perpo_pipeline.train.forward import choose_forward_and_say
@@ -31,6 +32,7 @@ from perpo_pipeline.train.plan import RankStep, make_sampler
 from perpo_pipeline.train.scope import count_trained, make_trainable
 from perpo_pipeline.train.shared_prefix import row_length
 from perpo_pipeline.train.task import Task, check_batch_size, read_lists, task_of, uses_cuda
+from perpo_pipeline.train.token_budget import Forward, Rows, are_in_one_row, forward_tokens, rows_of
 from perpo_pipeline.train.zero import offloads, read_zero_config, zero_stage
 from perpo_pipeline.vlm.loading import load_without_weights
 from perpo_pipeline.vlm.models import Vlm
@@ -41,14 +43,20 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Epoch:
-    """The steps of every process in the first epoch, and the tokens of each list."""
+    """The steps of every process in the first epoch, and the rows of each list."""
 
     steps: Sequence[Sequence[RankStep]]
-    lengths: Sequence[int]
+    rows: Sequence[Rows]
+    in_one_row: bool
 
     def tokens(self, forward: Sequence[int]) -> int:
-        """Tokens of one forward."""
-        return sum(self.lengths[i] for i in forward)
+        """Tokens of one forward, padding included."""
+        return forward_tokens([self.rows[i] for i in forward], in_one_row=self.in_one_row)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each list in a forward by itself."""
+        return [self.tokens([i]) for i in range(len(self.rows))]
 
     @property
     def largest_forward(self) -> int:
@@ -117,7 +125,7 @@ def expect_training(
     answers: Answers,
     size: int,
     *,
-    in_one_row: bool,
+    on_gpu: bool,
 ) -> Training | None:
     """Plan for `lists` lists as long as the sample's; None if the model's shape is unknown."""
     if model.shape is None:
@@ -132,13 +140,12 @@ def expect_training(
         longest = [max(tokens.truth, default=most)]
     else:
         longest = [most] * (2 if kind == "pair" else max(2, round(answers.distinct[1])))
-    one = [_packed(longest, count, forward) for count in prompts]
+    one = [rows_of(count, longest, forward) for count in prompts]
     if settings.chosen_method.blank_image:
-        one = [n + _packed([most], p, forward) for n, p in zip(one, prompts, strict=True)]
-    lengths = [one[i % len(one)] for i in range(lists)]
-    sampler = make_sampler(lengths, settings, in_one_row=in_one_row, rank=0, size=size)
+        one = [own + rows_of(p, [most], forward) for own, p in zip(one, prompts, strict=True)]
+    rows = [one[i % len(one)] for i in range(lists)]
     shape = _trained_shape(model.shape, settings, _count_trained(model, settings))
-    epoch = Epoch(list(sampler.steps_of_all_ranks()), lengths)
+    epoch = plan_epoch(rows, settings, forward, size, on_gpu=on_gpu)
     return Training(
         variant,
         settings,
@@ -147,15 +154,26 @@ def expect_training(
         forward,
         shape,
         size,
-        on_gpu=in_one_row,
+        on_gpu=on_gpu,
         answers=len(longest),
     )
 
 
-def _packed(answers: Sequence[int], prompt: int, forward: Forward) -> int:
-    if forward == "shared-prefix":
-        return prompt + sum(tokens - 1 for tokens in answers)
-    return len(answers) * (prompt + max(answers))
+def plan_epoch(
+    rows: Sequence[Rows],
+    settings: TrainSettings,
+    forward: Forward,
+    size: int,
+    *,
+    on_gpu: bool,
+    margins: Sequence[float] | None = None,
+) -> Epoch:
+    """The steps of `size` processes over lists with these rows; `margins`: see `make_sampler`."""
+    in_one_row = are_in_one_row(forward, packs=on_gpu)
+    sampler = make_sampler(
+        rows, settings, in_one_row=in_one_row, rank=0, size=size, margins=margins
+    )
+    return Epoch(list(sampler.steps_of_all_ranks()), rows, in_one_row)
 
 
 def _count_trained(model: Model, settings: TrainSettings) -> int:
@@ -318,7 +336,7 @@ def _expected(run: Run, variant: str, size: int) -> tuple[Training, str, dict[st
         tokens,
         answers,
         size,
-        in_one_row=hardware.is_gpu,
+        on_gpu=hardware.is_gpu,
     )
     assert training is not None
     bound = "" if lists.known else "at most "
@@ -339,13 +357,9 @@ def is_half(run: Run, hardware: Hardware) -> bool:
 def _plan(
     run: Run, task: Task, vlm: Vlm, lists: Sequence[TrainingList], forward: Forward, size: int
 ) -> Epoch:
-    lengths = list_lengths(vlm, lists, task.model_settings["preprocess"], forward)
-    in_one_row = forward == "separate" or uses_cuda(run)
+    rows = list_rows(vlm, lists, task.model_settings["preprocess"], forward)
     margins = [entry.margin for entry in lists]
-    sampler = make_sampler(
-        lengths, task.settings, in_one_row=in_one_row, rank=0, size=size, margins=margins
-    )
-    return Epoch(list(sampler.steps_of_all_ranks()), lengths)
+    return plan_epoch(rows, task.settings, forward, size, on_gpu=uses_cuda(run), margins=margins)
 
 
 def _dropped(dropped: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from perpo_pipeline import advice
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import PerpoJsonSource
 from perpo_pipeline.errors import ConfigError, InputError
@@ -63,6 +64,13 @@ def _faults_of_stages(config: RunConfig) -> list[str]:
         for name, section in (("sample", config.sample), ("eval", config.eval))
         if section.backend == "openai"
     ]
+    if config.model.quantization is not None and rounds.num > 1:
+        faults.append(
+            f"model.quantization: {config.model.quantization} would quantise each merged model "
+            "anew, so a round would begin with another model than the one that it is compared "
+            "with; remove it, so that all rounds train beside full weights, or set rounds.num to 1 "
+            f"({advice.page('small-cards')})"
+        )
     if isinstance(config.prepare[sampled], PerpoJsonSource):
         faults.append(
             f"prepare.{sampled}: released lists have the answers of another model; rounds need "

@@ -1,7 +1,8 @@
 """`perpo iterate --dry-run`: how much there is to make, and about how long it takes.
 
 Times are those of `perpo plan` for one round of the run, by the numbers of prompts and lists of
-each round. A finished round is found as the chain itself would find it, without making anything.
+each round. A finished round is found as the chain itself would find it. Nothing is written: no
+round's file, no artifact, no `current`, no digest of a model.
 """
 
 from collections.abc import Sequence
@@ -9,28 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perpo_pipeline.config.by_task import values_of
-from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.lines import aligned
-from perpo_pipeline.merge.folder import RECORD
+from perpo_pipeline.merge.folder import find_merged
 from perpo_pipeline.rounds.checks import method_of
-from perpo_pipeline.rounds.iterate import iterate
-from perpo_pipeline.rounds.round_files import ONE_ROUND
-from perpo_pipeline.run import Run
+from perpo_pipeline.rounds.iterate import TABLE, iterate
+from perpo_pipeline.rounds.round_files import ONE_ROUND, Round
+from perpo_pipeline.run import NotMade, Run
 from perpo_pipeline.status.calls import Call
 from perpo_pipeline.status.pending import find_pending
 from perpo_pipeline.store.artifacts import Version
+from perpo_pipeline.vlm.files import keeping_no_digests
 
 if TYPE_CHECKING:
     from perpo_pipeline.planning.plan import Plan
 
 Span = tuple[float, float]  # seconds, from low to high
-
-
-class _NotMade(Exception):
-    """Something of the chain is not made yet."""
 
 
 class _Finished:
@@ -39,35 +36,42 @@ class _Finished:
     def __init__(self, run: Run) -> None:
         self.run, self.names = run, dict[str, None]()
 
-    def follow(self) -> bool:
-        """Whether all of the chain is finished."""
+    def follow(self) -> str | None:
+        """What of the chain is made next; None if all of it is finished."""
         quiet = Run(self.run.config, quiet=True, muted=True, options=self.run.options)
         try:
-            iterate(quiet, self._make, self._merge)
-        except _NotMade:
-            return False
-        return True
+            iterate(quiet, self._make, self._merge, writes=False)
+        except NotMade as first:
+            return str(first)
+        return None
 
-    def _make(self, file: Path | None, calls: Sequence[Call]) -> Run:
-        config = self.run.config if file is None else load_config(file)
-        if find_pending(config, calls):
-            raise _NotMade
-        if file is not None:
-            self.names[file.stem] = None
+    def _make(self, one: Round | None, calls: Sequence[Call]) -> Run:
+        config = self.run.config if one is None else one.config
+        if pending := find_pending(config, calls):
+            raise NotMade(pending[0].call.title)
+        if one is not None:
+            self.names[one.name] = None
         return Run(config, quiet=True, muted=True)
 
     def _merge(self, adapter: Version, _: ModelConfig, folder: Path) -> Path:
-        if not (folder / adapter.fingerprint / RECORD).is_file():
-            raise _NotMade
+        if find_merged(folder / adapter.fingerprint, adapter) is None:
+            raise NotMade(f"merge {adapter.variant}")
         return folder / adapter.fingerprint
 
 
 def dry_run_text(run: Run) -> str:
-    """A line for each round: samples, lists, prompts to evaluate, time. Makes nothing."""
+    """A line for each round: samples, lists, prompts to evaluate, time. Writes nothing."""
+    with keeping_no_digests():
+        return _dry_run_text(run)
+
+
+def _dry_run_text(run: Run) -> str:
     config, method = run.config, method_of(run.config)
     finished = _Finished(run)
-    if finished.follow():
+    if (first := finished.follow()) is None:
         return f"rounds of {config.run}: everything is finished"
+    if first == TABLE:
+        return f"rounds of {config.run}: all is finished but {TABLE}"
     from perpo_pipeline.planning.plan import make_plan  # imports torch
 
     plan = make_plan(Run(_one_round(config, method), quiet=True, options=run.options))

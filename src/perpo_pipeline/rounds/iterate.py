@@ -4,6 +4,7 @@ Every round is an ordinary run with a file of its own (round_files.py), made by 
 Nothing else is remembered: a chain that was stopped goes on because stages do.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,20 +19,22 @@ from perpo_pipeline.rounds.checks import check_apart, method_of, parts_of
 from perpo_pipeline.rounds.metric import check_metric, metric_of
 from perpo_pipeline.rounds.results import Gain, Reached, compare, rows_of, value_of
 from perpo_pipeline.rounds.round_files import Part, Round, round_folder, write_round
-from perpo_pipeline.run import Run
+from perpo_pipeline.run import NotMade, Run
 from perpo_pipeline.run import make as make_artifact
 from perpo_pipeline.status.calls import Call, calls
 from perpo_pipeline.store.artifacts import MODEL, Version, input_of
 from perpo_pipeline.store.atomic import write_atomically
+from perpo_pipeline.store.finding import version_of
 from perpo_pipeline.store.writing import Recipe, Writer
 
 STAGE_VERSION = STAGE_VERSIONS["rounds"]
 PAGE = "rounds.html"
 BASE_TITLE = "base"
+TABLE = "the table and the page of all rounds"
 
-Make = Callable[[Path | None, Sequence[Call]], Run]
-"""Makes what is not current of these calls of a run, by its file (None: the run itself); returns
-the run."""
+Make = Callable[[Round | None, Sequence[Call]], Run]
+"""Makes what is not current of these calls of a round (None: of the run itself); returns its run.
+"""
 Merge = Callable[[Version, ModelConfig, Path], Path]
 """Merges an adapter into the model that it was trained on, in a folder, unless it is there."""
 
@@ -47,6 +50,7 @@ class Chain:
     parts: Sequence[Part]
     make: Make
     merge: Merge
+    writes: bool = True
     reached: list[Reached] = field(default_factory=list)
     gains: dict[tuple[str, str], Gain] = field(default_factory=dict)
     folder: Path | None = None  # of the last merged model
@@ -57,8 +61,11 @@ class Chain:
         return [one for one in self.reached if one.adapter is not None]
 
 
-def iterate(run: Run, make: Make, merge: Merge) -> Version:
+def iterate(run: Run, make: Make, merge: Merge, *, writes: bool = True) -> Version:
     """Make all rounds and return the `rounds` artifact; stops where a round no longer gains.
+
+    Unless it `writes`, it finds what is finished and writes no file; then raises `NotMade` where
+    the artifact is not there, as `make` and `merge` may where something else is not.
 
     Raises `ConfigError` for settings that do not fit, `InputError` where the rounds' prompts meet
     those that are measured; then nothing was sampled.
@@ -73,7 +80,7 @@ def iterate(run: Run, make: Make, merge: Merge) -> Version:
     check_apart(config, prompts)
     parts = parts_of(config, prompts[config.sample.split])
     metric = metric_of(config, [prompts[split] for split in splits[1:]])
-    chain = Chain(run, method, metric, prompts, parts, make, merge)
+    chain = Chain(run, method, metric, prompts, parts, make, merge, writes)
     for number in range(1, rounds.num + 1):
         _make_round(chain, number)
         gains = chain.gains[chain.reached[-1].title, rounds.select_on].gains
@@ -97,15 +104,15 @@ def _make_round(chain: Chain, number: int) -> None:
         number=number,
         model=chain.folder,
         earlier=_lists_to_keep(chain),
+        writes=chain.writes,
     )
-    made = chain.make(one.file, _calls(one, [split]))
+    made = chain.make(one, _calls(one, [split]))
     if number == 1:
         metrics = {split: made.latest("metrics", Evaluation(BASE, split).name)}
         began_with = _model(input_of(metrics[split], "predictions"), one)
         chain.reached.append(Reached(BASE_TITLE, 0, one, began_with, metrics))
     before, after = chain.reached[-1], _reached(chain, one, made, [split])
-    gain = compare(after, before, split, chain.metric, run.config.rounds.alpha)
-    chain.gains[after.title, split] = gain
+    chain.gains[after.title, split] = gain = _gain(chain, after, before, split)
     if gain.gains or run.config.rounds.alpha is None:
         trained_on = one.config.model  # the manifest names the place where it was then
         folder = chain.merge(_adapter(after), trained_on, round_folder(run.config, number) / MODEL)
@@ -113,6 +120,11 @@ def _make_round(chain: Chain, number: int) -> None:
         after = replace(after, merged=_identity(folder, one))
     chain.reached.append(after)
     run.say(f"iterate {run.config.run}: {_sentence(chain, before, after, gain, split)}")
+
+
+def _gain(chain: Chain, better: Reached, worse: Reached, split: str) -> Gain:
+    alpha = chain.run.config.rounds.alpha
+    return compare(better, worse, split, chain.metric, alpha, writes=chain.writes)
 
 
 def _lists_to_keep(chain: Chain) -> Path | None:
@@ -205,28 +217,31 @@ def _beside(chain: Chain) -> Reached:
     config, made = chain.run.config, chain.rounds
     first, last = chain.parts[0], chain.parts[len(made) - 1]
     num = None if last.num is None else last.start + last.num
-    total = sum(one.num_new_lists for one in made)
-    caps = config.filter.max_lists
-    lists: Any = total or None
-    if isinstance(caps, Mapping):
-        lists = {task: cap and cap * len(made) for task, cap in caps.items()}
+    new = sum((one.new_lists for one in made), Counter[str]())
     one = write_round(
         config,
         chain.method,
         chain.prompts,
         Part(first.start, num),
         number=None,
-        max_lists=lists,
+        max_lists=lists_in_all(config.filter.max_lists, new),
+        writes=chain.writes,
     )
     split = config.rounds.select_on
-    after = _reached(chain, one, chain.make(one.file, _calls(one, [split])), [split])
-    chain.gains[after.title, split] = _against_last(chain, after, split)
+    after = _reached(chain, one, chain.make(one, _calls(one, [split])), [split])
+    chain.gains[after.title, split] = _gain(chain, after, chain.reached[-1], split)
     return after
 
 
-def _against_last(chain: Chain, beside: Reached, split: str) -> Gain:
-    config = chain.run.config.rounds
-    return compare(beside, chain.reached[-1], split, chain.metric, config.alpha)
+def lists_in_all(caps: Any, new: Counter[str]) -> Any:
+    """`filter.max_lists` for as many lists as all rounds have sampled; `caps`: that of each round.
+
+    A number, or one for each task where `caps` are by task; at least 1, which is the smallest cap.
+    None if the rounds have no lists.
+    """
+    if not new:
+        return None
+    return {task: max(1, new[task]) for task in caps} if isinstance(caps, Mapping) else new.total()
 
 
 def _report(chain: Chain, split: str, beside: list[Reached]) -> None:
@@ -234,15 +249,14 @@ def _report(chain: Chain, split: str, beside: list[Reached]) -> None:
     before: Reached | None = None
     for models in (chain.reached, beside):
         for place, one in enumerate(models):
-            made = chain.make(one.round.file, _calls(one.round, [split]))
+            made = chain.make(one.round, _calls(one.round, [split]))
             name = chain.method if one.adapter is not None else BASE
             metrics = made.latest("metrics", Evaluation(name, split).name)
             models[place] = after = replace(one, metrics={**one.metrics, split: metrics})
             if models is beside:
-                chain.gains[after.title, split] = _against_last(chain, after, split)
+                chain.gains[after.title, split] = _gain(chain, after, chain.reached[-1], split)
             elif before is not None:
-                alpha = chain.run.config.rounds.alpha
-                chain.gains[after.title, split] = compare(after, before, split, chain.metric, alpha)
+                chain.gains[after.title, split] = _gain(chain, after, before, split)
             before = after
 
 
@@ -262,6 +276,10 @@ def _write(chain: Chain, models: Sequence[Reached], chosen: Reached) -> Version:
         "files": {one.title: str(one.round.file) for one in models if one.adapter is not None},
     }
     recipe = Recipe("rounds", "default", "iterate", STAGE_VERSION, settings, inputs, notes)
+    if not chain.writes:
+        if (found := version_of(run.place("rounds"), recipe)) is None:
+            raise NotMade(TABLE)
+        return found
 
     def work(writer: Writer) -> None:
         rows = rows_of(models, chain.gains, chain.metric, chosen.title)

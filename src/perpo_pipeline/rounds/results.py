@@ -1,5 +1,6 @@
 """What each round reached: its rows, and the table that is printed."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from perpo_pipeline.lines import aligned
 from perpo_pipeline.rounds.round_files import Round
 from perpo_pipeline.run import Console
 from perpo_pipeline.store.artifacts import Version, input_of
-from perpo_pipeline.store.list_prompts import num_new_lists
+from perpo_pipeline.store.list_prompts import new_lists_by_task
+from perpo_pipeline.vlm.adapters import weights_sha256
 
 Row = dict[str, Any]
 
@@ -51,11 +53,11 @@ class Reached:
         }
 
     @property
-    def num_new_lists(self) -> int:
-        """How many of its lists the round has sampled; the others are of earlier rounds."""
+    def new_lists(self) -> Counter[str]:
+        """How many lists the round has sampled, by task; its others are of earlier rounds."""
         if self.adapter is None or "preferences" not in self.adapter.manifest["inputs"]:
-            return 0
-        return num_new_lists(input_of(self.adapter, "preferences"))
+            return Counter()
+        return new_lists_by_task(input_of(self.adapter, "preferences"))
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,22 @@ class Gain:
 
 
 def compare(
-    better: Reached, worse: Reached, split: str, metric: Metric, alpha: float | None
+    better: Reached,
+    worse: Reached,
+    split: str,
+    metric: Metric,
+    alpha: float | None,
+    *,
+    writes: bool = True,
 ) -> Gain:
-    """Compare two models on the same prompts, as `perpo compare`; kept in the round's folder."""
+    """Compare two models on the same prompts, as `perpo compare`.
+
+    The comparison is kept in the round's folder if `writes`.
+    """
     pair = [input_of(one.metrics[split], "predictions") for one in (better, worse)]
     out = better.round.config.run_dir / "comparison" / f"{split}-against-{_word(worse.title)}"
-    rows = compare_versions(pair[0], pair[1], out=out, console=_Silent(quiet=True))
+    console = _Silent(quiet=True)
+    rows = compare_versions(pair[0], pair[1], out=out if writes else None, console=console)
     row = next((row for row in rows if row["metric"] == metric.name), None)
     if row is None:
         raise ArtifactError(
@@ -131,7 +143,7 @@ def _row(one: Reached, split: str, metric: Metric, gain: Gain | None, is_chosen:
         "model": one.base,
         "merged": one.merged,
         "adapter": None if adapter is None else adapter.fingerprint,
-        "adapter_sha256": None if adapter is None else _weights_sha256(adapter),
+        "adapter_sha256": None if adapter is None else weights_sha256(adapter),
         "metrics": measured.fingerprint,
     }
 
@@ -144,11 +156,6 @@ def value_of(metrics: Version, metric: Metric) -> Row:
         for row in rows
         if row["name"] == metric.name and row["dataset"] == "all" and row["slice_column"] is None
     )
-
-
-def _weights_sha256(adapter: Version) -> str | None:
-    files = adapter.manifest["files"]
-    return next((one["sha256"] for one in files if one["file"].endswith(".safetensors")), None)
 
 
 def rounds_table(rows: Sequence[Row]) -> str:

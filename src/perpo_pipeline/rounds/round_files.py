@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from perpo_pipeline.config.evaluations import BASE
-from perpo_pipeline.config.file import load_config
+from perpo_pipeline.config.file import config_of
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import Json
 from perpo_pipeline.store.artifacts import Version
@@ -63,8 +63,9 @@ def write_round(
     model: Path | None = None,
     earlier: Path | None = None,
     max_lists: Any = None,
+    writes: bool = True,
 ) -> Round:
-    """Write the file of a round, unless it is there, and load it.
+    """A round, whose file is written unless it is there, or unless not `writes`.
 
     prompts: the run's own prompts, by split. model: the merged model that it begins with; None:
     the run's model. earlier: the lists of the round before, of which `rounds.keep_lists` are kept.
@@ -85,9 +86,9 @@ def write_round(
     file = folder.with_suffix(".yaml")
     head = HEAD.format(name=folder.name.capitalize(), run=config.run, file=file)
     text = head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+    if writes and (not file.is_file() or file.read_text(encoding="utf-8") != text):
         write_atomically(file, lambda sink: sink.write(text.encode()))
-    return Round(number, file, load_config(file))
+    return Round(number, file, config_of(yaml.safe_load(text), file))
 
 
 def _settings(

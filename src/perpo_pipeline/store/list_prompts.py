@@ -4,6 +4,7 @@ Each list belongs to the prompts that it was sampled for: a prompt_id alone says
 question and the image.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,12 @@ def num_new_lists(preferences: Version) -> int:
     """
     manifest = preferences.manifest
     return int(manifest["rows"]) - int(manifest["counts"].get("earlier", {}).get("kept", 0))
+
+
+def new_lists_by_task(preferences: Version) -> Counter[str]:
+    """How many of the lists of `num_new_lists` have prompts of each task."""
+    tasks = preferences.table(columns=["task"])["task"].to_pylist()
+    return Counter(tasks[: num_new_lists(preferences)])
 
 
 def prompts_with_lists(preferences: Version) -> list[tuple[Version, set[str]]]:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,14 @@ from perpo_pipeline.train.shared_prefix import (
     CompletionList,
     PackedBatch,
     RowLengths,
-    group_by_tokens,
     pack_lists,
+)
+from perpo_pipeline.train.token_budget import (
+    Forward,
+    Rows,
+    are_in_one_row,
+    group_by_tokens,
+    rows_of,
 )
 from perpo_pipeline.vlm.attention import packs_in_one_row
 from perpo_pipeline.vlm.inputs import count_row_tokens, encode_row
@@ -31,8 +37,6 @@ from perpo_pipeline.vlm.tensors import cast_tensors, map_tensors, move, tensors_
 if TYPE_CHECKING:
     from perpo_pipeline.train.plan import RankStep
     from perpo_pipeline.vlm.models import Vlm
-
-Forward = Literal["shared-prefix", "separate"]
 
 
 @dataclass(frozen=True)
@@ -134,10 +138,11 @@ class ListCollator:
 
     def _batches(self, lists: Sequence[TrainingList]) -> list[TrainingBatch]:
         encoded = self._encode(lists)
-        lengths = [
-            forward_tokens(e.completions, e.prompt.num_tokens, self.forward) for e in encoded
+        rows = [
+            _rows(entry, one.prompt.num_tokens, self.forward)
+            for entry, one in zip(lists, encoded, strict=True)
         ]
-        groups = group_by_tokens(lengths, self.max_tokens, in_one_row=self.in_one_row)
+        groups = group_by_tokens(rows, self.max_tokens, in_one_row=self.in_one_row)
         return [
             self._batch([lists[i] for i in group], [encoded[i] for i in group]) for group in groups
         ]
@@ -203,29 +208,23 @@ def make_step(lists: Sequence[TrainingList], method: Method, planned: "RankStep"
     )
 
 
-def forward_tokens(
-    completions: Sequence[Sequence[int]], prompt_tokens: int, forward: Forward
-) -> int:
-    """Tokens that a list takes up in a forward; known before its image is encoded."""
-    if forward == "shared-prefix":
-        return prompt_tokens + sum(len(ids) - 1 for ids in completions)
-    return len(completions) * (prompt_tokens + max(map(len, completions)))
-
-
-def list_lengths(
+def list_rows(
     vlm: "Vlm", lists: Sequence[TrainingList], preprocess: str, forward: Forward
-) -> list[int]:
-    """Tokens that each list takes up in a forward; counts the prompts that nobody has counted."""
-    lengths = []
+) -> list[Rows]:
+    """The rows of each list in a forward; counts the prompts that nobody has counted."""
+    rows = []
     for entry in lists:
         tokens = entry.prompt_tokens
         if tokens is None:
             tokens = count_row_tokens(vlm, entry.prompt, preprocess)
-        needed = forward_tokens(entry.completions, tokens, forward)
-        if entry.negative is not None:
-            needed += forward_tokens(entry.negative.completions, tokens, forward)
-        lengths.append(needed)
-    return lengths
+        rows.append(_rows(entry, tokens, forward))
+    return rows
+
+
+def _rows(entry: TrainingList, prompt_tokens: int, forward: Forward) -> Rows:
+    """With those behind a blank image, which has as many tokens as the list's own."""
+    own = rows_of(prompt_tokens, [len(ids) for ids in entry.completions], forward)
+    return own if entry.negative is None else own + _rows(entry.negative, prompt_tokens, forward)
 
 
 def raise_failure(collated: Mapping[str, Any]) -> None:
@@ -236,11 +235,8 @@ def raise_failure(collated: Mapping[str, Any]) -> None:
 
 
 def is_in_one_row(vlm: "Vlm", forward: Forward) -> bool:
-    """Whether the tokens of all lists of a forward add up: in one row, or in full rows.
-
-    Otherwise each list has a row of its own, padded to the longest.
-    """
-    return forward == "separate" or packs_in_one_row(base_model(vlm.model))
+    """Whether all lists of a forward of this model stand in one row."""
+    return are_in_one_row(forward, packs=packs_in_one_row(base_model(vlm.model)))
 
 
 def _shared_by_worker(batches: list[TrainingBatch]) -> list[TrainingBatch]:

@@ -5,8 +5,11 @@ state over the processes and the shards fit no other number of them. It also rec
 that the checkpoint belongs to; otherwise a run could silently resume from another run's checkpoint.
 """
 
+import contextlib
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,37 @@ class MarkWhole(TrainerCallback):
             text = json.dumps(asdict(self.saver)) + "\n"
             write_atomically(directory / WHOLE, lambda sink: sink.write(text.encode()))
         self.world.wait()  # if another node left first, srun could end this one while it writes
+
+
+class IntervalsOfNow(TrainerCallback):
+    """Saves and logs in the intervals of this run's settings.
+
+    transformers takes those of the checkpoint that a run resumes from.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def without_comparison() -> Iterator[None]:
+    """Leave out transformers' warning that settings differ from the checkpoint's.
+
+    It would be wrong: `IntervalsOfNow` takes the run's own, and the plan of the steps, which no
+    number of processes changes, decides the batches.
+    """
+    logger = logging.getLogger("transformers.trainer_utils")
+    logger.addFilter(_is_no_comparison)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_comparison)
+
+
+def _is_no_comparison(record: logging.LogRecord) -> bool:
+    return "do not match the ones in the `trainer_state.json`" not in str(record.msg)
 
 
 def saver_now(checkpoints: Path, stage: int, world: World) -> Saver:

@@ -15,7 +15,7 @@ from perpo_pipeline.train.zero import read_zero_config, zero_stage
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
-    from perpo_pipeline.train.batches import Forward
+    from perpo_pipeline.train.token_budget import Forward
 
 RECOMPILE_LIMIT = 256  # bucketed lengths need more graphs than the 8 that torch allows
 

@@ -23,7 +23,8 @@ from perpo_pipeline.vlm.recurrent import use_recurrent_steps
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
-    from perpo_pipeline.train.batches import Forward, TrainingBatch
+    from perpo_pipeline.train.batches import TrainingBatch
+    from perpo_pipeline.train.token_budget import Forward
 
 
 KERNEL_TOO_LARGE = re.compile(r"out of resource: shared memory, Required: \d+, Hardware limit: \d+")

@@ -18,20 +18,21 @@ from perpo_pipeline.config.train import TrainSettings
 from perpo_pipeline.errors import Stopped
 from perpo_pipeline.interrupts import StopRequest
 from perpo_pipeline.train.batches import (
-    Forward,
     ListCollator,
     Step,
     is_in_one_row,
-    list_lengths,
+    list_rows,
     make_step,
 )
 from perpo_pipeline.train.checkpoints import (
     KEPT_CHECKPOINTS,
+    IntervalsOfNow,
     MarkWhole,
     last_complete,
     remove_incomplete,
     saver_now,
     step_of,
+    without_comparison,
 )
 from perpo_pipeline.train.engine import ListPolicy
 from perpo_pipeline.train.image_workers import (
@@ -52,6 +53,7 @@ from perpo_pipeline.train.processes import World
 from perpo_pipeline.train.progress import Progress
 from perpo_pipeline.train.scope import make_trainable
 from perpo_pipeline.train.stopping import StopAtRequest
+from perpo_pipeline.train.token_budget import Forward
 from perpo_pipeline.train.trainer import ListTrainer
 from perpo_pipeline.train.zero import (
     ZeroConfig,
@@ -102,7 +104,7 @@ def fit(
         remove_incomplete(checkpoints)
     start = last_complete(checkpoints, saver, world)
     sampler = make_sampler(
-        list_lengths(vlm, lists, preprocess, forward),
+        list_rows(vlm, lists, preprocess, forward),
         settings,
         in_one_row=is_in_one_row(vlm, forward),
         rank=world.rank,
@@ -125,6 +127,7 @@ def fit(
                 {"lr": settings.learning_rate},
             ),
             callbacks=[
+                IntervalsOfNow(),
                 MarkWhole(saver, world),
                 stopping,
                 progress,
@@ -154,7 +157,7 @@ def _run(trainer: ListTrainer, request: StopRequest, start: str | None) -> None:
         steps: Any = trainer.steps
         steps.set_epoch(step_of(start) // len(steps))
     try:
-        with request.listening(), deaths_explained():
+        with request.listening(), deaths_explained(), without_comparison():
             trainer.train(resume_from_checkpoint=start)
     finally:  # otherwise transformers would shard the next model that is loaded, too
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]

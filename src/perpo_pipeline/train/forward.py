@@ -8,9 +8,9 @@ from perpo_pipeline.vlm.inputs import encode_row
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.train import TrainSettings
-    from perpo_pipeline.train.batches import Forward
     from perpo_pipeline.train.lists import TrainingList
     from perpo_pipeline.train.processes import World
+    from perpo_pipeline.train.token_budget import Forward
     from perpo_pipeline.vlm.models import Vlm, Way
 
 

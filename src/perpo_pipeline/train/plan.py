@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Sampler
 
 from perpo_pipeline.config.train import TrainSettings
-from perpo_pipeline.train.shared_prefix import group_by_tokens
+from perpo_pipeline.train.token_budget import Rows, forward_tokens, group_by_tokens
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,18 @@ def share_out(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def plan_step(
-    numbers: Sequence[int], lengths: Sequence[int], size: int, max_tokens: int, *, in_one_row: bool
+    numbers: Sequence[int], rows: Sequence[Rows], size: int, max_tokens: int, *, in_one_row: bool
 ) -> list[RankStep]:
-    """The step of each process over the lists `numbers`, which have `lengths` tokens.
+    """The step of each process over the lists `numbers`, which have these `rows`.
 
     A forward has at most `max_tokens` tokens (see `group_by_tokens`). A process with fewer forwards
     than another splits its forwards; if it has too few lists for that, it repeats the step's
     shortest list with weight 0.
     """
+    lengths = [forward_tokens([own], in_one_row=in_one_row) for own in rows]
     planned = []
     for share in share_out(lengths, size):
-        some = [lengths[i] for i in share]
+        some = [rows[i] for i in share]
         groups = group_by_tokens(some, max_tokens, in_one_row=in_one_row)
         planned.append([[share[i] for i in group] for group in groups])
     most = max(map(len, planned))
@@ -90,7 +91,7 @@ class StepSampler(Sampler[list[RankStep]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        rows: Sequence[Rows],
         batch_size: int,
         seed: int,
         max_tokens: int,
@@ -101,7 +102,7 @@ class StepSampler(Sampler[list[RankStep]]):
         margins: Sequence[float] | None = None,
     ) -> None:
         self.margins = margins
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.max_tokens, self.in_one_row = max_tokens, in_one_row
         self.rank, self.size, self.epoch = rank, size, 0
 
@@ -110,7 +111,7 @@ class StepSampler(Sampler[list[RankStep]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[RankStep]]:
         for steps in self.steps_of_all_ranks():
@@ -118,12 +119,12 @@ class StepSampler(Sampler[list[RankStep]]):
 
     def steps_of_all_ranks(self) -> Iterator[list[RankStep]]:
         """For each optimiser step of the epoch, the step of every process."""
-        order = epoch_order(len(self.lengths), self.seed, self.epoch, self.margins)
+        order = epoch_order(len(self.rows), self.seed, self.epoch, self.margins)
         for start in range(0, len(order), self.batch_size):
             numbers = order[start : start + self.batch_size]
             yield plan_step(
                 numbers,
-                [self.lengths[i] for i in numbers],
+                [self.rows[i] for i in numbers],
                 self.size,
                 self.max_tokens,
                 in_one_row=self.in_one_row,
@@ -131,7 +132,7 @@ class StepSampler(Sampler[list[RankStep]]):
 
 
 def make_sampler(
-    lengths: Sequence[int],
+    rows: Sequence[Rows],
     settings: TrainSettings,
     *,
     in_one_row: bool,
@@ -139,13 +140,13 @@ def make_sampler(
     size: int,
     margins: Sequence[float] | None = None,
 ) -> StepSampler:
-    """The plan of a training in which the lists have `lengths` tokens.
+    """The plan of a training in which the lists have these `rows`.
 
     `margins` are those of the lists, for `settings.order`; without them the order is random, as in
     a plan for lists that do not exist yet.
     """
     return StepSampler(
-        lengths,
+        rows,
         settings.batch_size,
         settings.seed,
         settings.max_tokens_per_forward,

@@ -22,7 +22,6 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.finding import made_version
 from perpo_pipeline.store.writing import Recipe, Writer
 from perpo_pipeline.train.batches import (
-    Forward,
     ListCollator,
     TrainingBatch,
     raise_failure,
@@ -37,6 +36,7 @@ from perpo_pipeline.train.image_workers import (
 from perpo_pipeline.train.lists import TrainingList
 from perpo_pipeline.train.processes import World
 from perpo_pipeline.train.sharded_weights import is_sharded
+from perpo_pipeline.train.token_budget import Forward
 
 if TYPE_CHECKING:
     from perpo_pipeline.vlm.models import Vlm

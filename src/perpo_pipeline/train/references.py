@@ -21,9 +21,9 @@ from perpo_pipeline.train.task import Task, TaskLists, read_lists
 from perpo_pipeline.vlm.inputs import IDENTITY_CACHE, open_model
 
 if TYPE_CHECKING:
-    from perpo_pipeline.train.batches import Forward
     from perpo_pipeline.train.lists import TrainingList
     from perpo_pipeline.train.processes import World
+    from perpo_pipeline.train.token_budget import Forward
     from perpo_pipeline.train.zero import ZeroConfig
     from perpo_pipeline.vlm.models import Vlm
 

@@ -147,32 +147,6 @@ def pack_lists(
     )
 
 
-def group_by_tokens(
-    lengths: Sequence[int], max_tokens: int, *, in_one_row: bool
-) -> list[list[int]]:
-    """Split lists into groups of at most `max_tokens` tokens, padding included.
-
-    `lengths` has the tokens of each list. Lists with their own rows are padded to the longest; in
-    one row only the row's end is padded, which does not count here (`row_length`). The longest list
-    goes first, each into the first group with room, so the lists of a group have similar lengths. A
-    list longer than `max_tokens` is a group by itself. Returns indices into `lengths`.
-    """
-    groups: list[list[int]] = []
-    used: list[int] = []  # tokens of each group
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        for number, group in enumerate(groups):
-            # Each list's own row is as long as the group's first list, the longest.
-            cost = lengths[index] if in_one_row else lengths[group[0]]
-            if used[number] + cost <= max_tokens:
-                group.append(index)
-                used[number] += cost
-                break
-        else:
-            groups.append([index])
-            used.append(lengths[index])
-    return groups
-
-
 def row_length(num_tokens: int, row_lengths: RowLengths = "any") -> int:
     """The length that a row of `num_tokens` is padded to, a multiple of Flex's blocks.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from perpo_pipeline.store.artifacts import Version
     from perpo_pipeline.vlm.files import ResolvedModel
     from perpo_pipeline.vlm.models import Vlm
 
@@ -68,6 +69,16 @@ def read_record(directory: Path) -> dict[str, Any]:
         if isinstance(record, dict):
             return record
     return {}
+
+
+def weights_sha256(adapter: "Version") -> str | None:
+    """The sha256 of an adapter's weights, as its manifest has it; None if it names no such file.
+
+    A fingerprint says how an adapter was trained. Trained again, on another card or with another
+    number of processes, it has other weights under the same fingerprint.
+    """
+    sha256 = {one["file"]: str(one["sha256"]) for one in adapter.manifest["files"]}
+    return sha256.get(FULL_WEIGHTS, sha256.get(LORA_WEIGHTS))
 
 
 def save_trained(

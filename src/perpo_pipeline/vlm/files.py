@@ -5,6 +5,8 @@ import fnmatch
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,8 +198,9 @@ def compute_identity(resolved: ResolvedModel, cache_file: Path | None = None) ->
         return f"{resolved.model_id}@{resolved.commit}"
     if resolved.weights_sha256 is not None:
         return f"sha256:{resolved.weights_sha256}"
+    memory = _in_memory.get()
     known = _read_cache(cache_file)
-    digests = dict(known)
+    digests = known | (memory or {})
     total = hashlib.sha256()
     for file in _model_files(resolved.path, code=resolved.own_code):
         stat = file.stat()
@@ -206,9 +209,25 @@ def compute_identity(resolved: ResolvedModel, cache_file: Path | None = None) ->
             with file.open("rb") as stream:
                 digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         total.update(f"{file.name}\0{digests[key]}\n".encode())
-    if cache_file is not None and digests != known:
+    if memory is not None:
+        memory.update(digests)
+    elif cache_file is not None and digests != known:
         _write_cache(cache_file, digests)
     return f"sha256:{total.hexdigest()}"
+
+
+# Digests by path, size and time within `keeping_no_digests`, which the caches of runs do not get.
+_in_memory: ContextVar[dict[str, str] | None] = ContextVar("digests in memory", default=None)
+
+
+@contextlib.contextmanager
+def keeping_no_digests() -> Iterator[None]:
+    """Within, `compute_identity` reads caches of digests and writes none: it remembers them."""
+    token = _in_memory.set({})
+    try:
+        yield
+    finally:
+        _in_memory.reset(token)
 
 
 def read_templates(directory: Path) -> str:

@@ -46,10 +46,11 @@ def draw_list(
         "temperature": float(temperature),
         "top_k": top_k or 0,
         "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
     }
     with _seeded(vlm.device, seed):
-        return _generate(vlm, prompt, num_samples, max_new_tokens, how)
+        return _generate(
+            vlm, prompt, num_samples, max_new_tokens, how, repetition_penalty=repetition_penalty
+        )
 
 
 def decode_greedily(vlm: Vlm, prompt: EncodedPrompt, *, max_new_tokens: int) -> Drawn:
@@ -114,8 +115,13 @@ def _generate(
     max_new_tokens: int,
     how: dict[str, Any],
     recorder: LogprobRecorder | None = None,
+    repetition_penalty: float = 1.0,
 ) -> Drawn:
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessorList,
+        RepetitionPenaltyLogitsProcessor,
+    )
 
     model, recorder = base_model(vlm.model), recorder or LogprobRecorder(vlm.banned_token_ids)
     inputs = _inputs(vlm, [prompt] * num_samples)
@@ -126,9 +132,12 @@ def _generate(
         eos_token_id=list(vlm.eos_token_ids),
         pad_token_id=vlm.pad_token_id,
     )
+    processors: list[Any] = [recorder]
+    if repetition_penalty != 1.0:  # in `config` it would come before the recorder
+        processors.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
     with _without_generation_config(model):
         rows = model.generate(
-            **inputs, generation_config=config, logits_processor=LogitsProcessorList([recorder])
+            **inputs, generation_config=config, logits_processor=LogitsProcessorList(processors)
         )
     if not torch.equal(rows[:, : prompt.num_tokens].cpu(), prompt.input_ids.expand(len(rows), -1)):
         raise InputError(
