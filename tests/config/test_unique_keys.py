@@ -18,7 +18,7 @@ from perpo_pipeline.config.unique_keys import load_yaml
         ("a: !!int abc", "'abc' is no int"),
         ("a: !!int ''", "'' is no int;"),
         ("a: !!bool abc", "'abc' is no bool;"),
-        ("a: !!map [b]", "this sequence is no map;"),
+        ("a: !!map [b]", "what stands here is no map;"),
         ("a: " + "1" * 5000, f"'{'1' * 60}' is no int (Exceeds the limit (4300 digits)"),
         ("a: 0x" + "f" * 5000, "is no int (Exceeds the limit (4300 digits)"),
         ("[" * 500, "it is nested too deeply"),

@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
 
 def _bad_value(node: yaml.Node, error: Exception) -> yaml.MarkedYAMLError:
     is_scalar = isinstance(node, yaml.ScalarNode)
-    shown = repr(node.value[:LONGEST_SHOWN]) if is_scalar else f"this {node.id}"
+    shown = repr(node.value[:LONGEST_SHOWN]) if is_scalar else "what stands here"
     # Errors of other types speak of PyYAML's code, not of the value.
     says = isinstance(error, ValueError | OverflowError) and is_scalar
     why = f" ({re.split('[:;]', str(error))[0]})" if says else ""
