@@ -20,7 +20,7 @@
 #                          many settings, methods and seeds; ARGS=--dry-run only counts them
 #   make figures           all sweeps of configs/figures/, in hours on a CPU: pictures and tables in docs/figures/;
 #                          QUICK=1 shows in a minute or two that it runs, in data/figures-quick/
-#   make clean             remove this run's artifacts (asks nothing; RUN=demo by default)
+#   make clean             remove data/RUN (RUN=demo by default); with CONFIG= or SET= the folder of that run (asks nothing)
 #
 # stages/ has the rules of a run and the command of each stage; `perpo make-rules` prints which file becomes which.
 
@@ -34,6 +34,11 @@ PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
 
 CODE      := src/perpo_pipeline
 INSTALLED := $(VENV)/.installed
+
+# One word, as `run` in the files: it becomes a path, which `clean` removes.
+ifneq ($(shell LC_ALL=C; case '$(subst ','\'',$(RUN))' in (''|[!A-Za-z0-9]*|*[!A-Za-z0-9._-]*) ;; (*) echo fits;; esac),fits)
+$(error RUN='$(RUN)' is no name of a run: one word of letters, digits, '.', '_' and '-', as in $(basename $(notdir $(wildcard configs/*.yaml))))
+endif
 include stages/rules.mk
 .PHONY: setup setup-vllm test test-distributed test-vllm test-versions check-cuda lint types docs bench bench-gpu acceptance sweep figures clean
 
@@ -141,6 +146,11 @@ figures: $(INSTALLED)
 	@$(PERPO) sweep $(or $(FIGURES),$(error there is no configs/figures/*.yaml)) \
 	  $(if $(QUICK),--quick --figures data/figures-quick/figures $(QUICK_SETS:%=--set %),--figures docs/figures) $(SETS) $(ARGS)
 
+# Another file, or SET, may name any run and any data_root; perpo knows which, and without it nothing is removed.
+CLEANED = data/$(RUN)
+ifneq ($(origin CONFIG)$(SET),file)
+CLEANED = $(or $(shell $(PERPO) make-rules --config $(CONFIG) $(SETS) | sed -n 's/^DATA := //p'),$(error the folder of the \
+  run of $(CONFIG) is not known (above is why), so nothing was removed: mend that, or remove the folder by hand))
+endif
 clean:
-	@test -n "$(RUN)" || { echo "make: RUN is empty" >&2; exit 2; }
-	rm -rf data/$(RUN) $(PLAN) $(LAST_SET)
+	rm -rf $(call QUOTED,$(CLEANED)) $(PLAN) $(LAST_SET)

@@ -4,7 +4,8 @@
 #   CODE    the program's source  INSTALLED     what must have been made before the program can be called (may be empty)
 
 RULES := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
-PLAN  := data/.plans/$(subst /,_,$(CONFIG)).mk
+$(if $(filter 1,$(words $(CONFIG))),,$(error CONFIG='$(CONFIG)' is not one word, and Make has no way to quote a path: use `perpo run`))
+PLAN  := data/.plans/$(subst /,__,$(subst _,_u,$(CONFIG))).mk
 GRAPH := $(CODE)/commands/make_rules.py $(wildcard $(CODE)/status/*.py)
 STAGE_GOALS := all prepare sample score filter train eval report
 
@@ -18,7 +19,8 @@ SHELL := /bin/bash
 .NOTPARALLEL:  # two trainings at the same time would compute the reference twice
 .PHONY: all rounds-shown
 
-SETS      := $(foreach setting,$(SET),--set '$(setting)')
+QUOTED     = '$(subst ','\'',$(1))'
+SETS      := $(foreach setting,$(SET),--set $(call QUOTED,$(setting)))
 LAST_SET  := $(PLAN:.mk=.set)
 
 ifneq ($(filter $(STAGE_GOALS),$(or $(MAKECMDGOALS),all)),)

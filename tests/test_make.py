@@ -1,6 +1,8 @@
-"""`make` as a user runs it: twice, after a changed setting or SET, and after it is changed back."""
+"""`make` as a user runs it: twice, after a changed setting or SET, and after it is changed back;
+and what it removes and refuses."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from forked_perpo import forked_perpo
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(sys.prefix)
+MODULE = "perpo_pipeline.cli"
 CONFIG = """
 run: m
 data_root: {data}
@@ -52,7 +55,7 @@ def make(config: Path, *arguments: str) -> tuple[str, float]:
 def config(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "m.yaml"
     yield path
-    plan = str(path).replace("/", "_")
+    plan = str(path).replace("_", "_u").replace("/", "__")
     for suffix in (".mk", ".set"):
         (ROOT / f"data/.plans/{plan}{suffix}").unlink(missing_ok=True)
 
@@ -160,3 +163,73 @@ def test_one_call_evaluates_a_model_on_all_its_splits(tmp_path: Path, config: Pa
         f"{model}@test --evaluation {model}@train --evaluation {model}-blank-image@test"
         for model in ("base", "perpo")
     ]
+
+
+has_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+def dry(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What Make would do; it makes nothing."""
+    installed = f"--old-file={VENV}/.installed"
+    command = ["make", "--no-print-directory", "--dry-run", "-C", str(ROOT), f"VENV={VENV}"]
+    return subprocess.run([*command, installed, *arguments], capture_output=True, text=True)
+
+
+@has_make
+def test_clean_removes_the_folder_of_the_run_that_is_meant(tmp_path: Path, config: Path) -> None:
+    assert shlex.split(dry("clean", "RUN=ci").stdout)[:3] == ["rm", "-rf", "data/ci"]
+    config.write_text(CONFIG.format(data=tmp_path / "it_s", margin=0.01))
+    for settings, folder in (("", "it_s/m"), (f"run=n data_root={tmp_path}/b", "b/n")):
+        given = (f"CONFIG={config}", f"SET={settings}", f"PERPO={sys.executable} -m {MODULE}")
+        removed = shlex.split(dry("clean", *given).stdout)
+        assert removed[:3] == ["rm", "-rf", str(tmp_path / folder)]
+
+
+@has_make
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("RUN=../docs",), "RUN='../docs' is no name of a run"),
+        (("RUN=demo docs",), "is no name of a run"),
+        (("RUN=",), "is no name of a run"),
+        (("RUN=.plans",), "is no name of a run"),
+        (("RUN=demo;echo",), "is no name of a run"),
+        (("CONFIG=a.yaml b.yaml",), "is not one word"),
+        (("CONFIG=a.yaml", "PERPO=false"), "the run of a.yaml is not known"),
+        (("SET=run=n", "PERPO=false"), "nothing was removed"),
+    ],
+)
+def test_clean_removes_nothing_where_it_is_not_clear_what(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    done = dry("clean", *arguments)
+    assert done.returncode == 2 and message in done.stderr and "rm" not in done.stdout
+
+
+@has_make
+def test_two_files_never_share_a_plan(tmp_path: Path) -> None:
+    program = tmp_path / "perpo"
+    program.write_text("#!/bin/sh\necho DATA := data/r\n")
+    program.chmod(0o755)
+    files = [
+        "a/b.yaml",
+        "a_b.yaml",
+        "a__b.yaml",
+        "a_/b.yaml",
+        "a/_b.yaml",
+        "a_ub.yaml",
+        "/a/b.yaml",
+    ]
+    removed = [
+        shlex.split(dry("clean", f"CONFIG={file}", f"PERPO={program}").stdout) for file in files
+    ]
+    assert all(len(words) == 5 for words in removed)
+    assert len({word for words in removed for word in words[3:]}) == 2 * len(files)
+
+
+@has_make
+def test_a_quote_in_a_setting_reaches_perpo() -> None:
+    done = dry("sweep", "SWEEP=s.yaml", "SET=sample.prefix=it's train.seed=1")
+    assert done.returncode == 0, done.stderr
+    given = shlex.split(done.stdout)
+    assert given[-4:] == ["--set", "sample.prefix=it's", "--set", "train.seed=1"]

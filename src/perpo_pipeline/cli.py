@@ -41,7 +41,7 @@ from perpo_pipeline.commands.settings import settings
 from perpo_pipeline.commands.status import status
 from perpo_pipeline.commands.sweep import sweep
 from perpo_pipeline.commands.train import train
-from perpo_pipeline.errors import PerpoError, Stopped
+from perpo_pipeline.errors import PerpoError, Stopped, of_the_system
 from perpo_pipeline.interrupts import signal_of, sigterm_like_ctrl_c
 from perpo_pipeline.machine import collect_garbage_less_often, wait_passively
 from perpo_pipeline.train.launch import LAUNCHED, write_failure
@@ -123,14 +123,23 @@ def main(argv: list[str] | None = None) -> None:
     except Stopped as stopped:
         _exit_stopped(stopped)
     except PerpoError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        _print(error, f"perpo: error: {_with_folder(error)}")
-        sys.exit(EXIT_USER_ERROR)
+        _exit_with(error, arguments)
+    except OSError as error:
+        explained = of_the_system(error)
+        if explained is None:
+            raise
+        _exit_with(explained, arguments)
     except SystemExit as ended:  # typer turns Ctrl-C into this
         if ended.code != EXIT_INTERRUPTED:
             raise
         _exit_stopped(Stopped("interrupted; run the same command to resume", signal_of(ended)))
+
+
+def _exit_with(error: PerpoError, arguments: list[str]) -> NoReturn:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    _print(error, f"perpo: error: {_with_folder(error)}")
+    sys.exit(EXIT_USER_ERROR)
 
 
 def _exit_stopped(stopped: Stopped) -> NoReturn:

@@ -10,7 +10,23 @@ PerpoError
     └── LostContactError   another process noticed that it ended
 """
 
+import errno
+import os
 import signal
+
+_PERMISSIONS = "check the permissions of this file and of the folders above it"
+_SPACE = "free some space, then run the same command"
+_DISK = "check the disk, or the network that it is on, then run the same command"
+_WHAT_TO_CHECK = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: "name a place that can be written: this disk can only be read",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EIO: _DISK,
+    errno.ESTALE: _DISK,
+}
 
 
 class PerpoError(Exception):
@@ -69,6 +85,24 @@ class Stopped(Exception):
     def exit_code(self) -> int:
         """130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.number
+
+
+def what_to_check(error: OSError) -> str:
+    """What to do about an operating system's error about a file."""
+    return _WHAT_TO_CHECK.get(error.errno or 0, f"{_PERMISSIONS}, and the disk")
+
+
+def of_the_system(error: OSError) -> PerpoError | None:
+    """The error for one of the operating system that a user can correct, such as a file that may
+    not be read; None for all others, which a command must not have met."""
+    if error.errno not in _WHAT_TO_CHECK:
+        return None
+    named = isinstance(error.filename, str | bytes | os.PathLike)
+    return PerpoError(
+        f"the operating system refused: {error.strerror or os.strerror(error.errno)}",
+        where=os.fsdecode(error.filename) if named else None,
+        fix=what_to_check(error) if named else f"{what_to_check(error)}; --debug shows where",
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -136,6 +136,27 @@ def test_what_was_asked_is_said_and_the_picture_has_truth_and_answer(
     assert (0x0F, 0x60, 0x30) in colours and (0x1D, 0x5F, 0xD1) in colours
 
 
+def test_a_picture_is_never_drawn_over_the_photo_or_another_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes((folder / "0.png").read_bytes())
+    other = tmp_path / "other.png"
+    other.write_bytes((folder / "1.png").read_bytes())
+    before = photo.read_bytes(), other.read_bytes()
+    for options, message in (
+        (("--out", str(photo)), f"--out {photo}: this is the image {photo} itself"),
+        (("--image", str(other), "--out", str(other)), f"this is the image {other} itself"),
+        (("--out", str(other)), "was not written by perpo ask, and would be lost"),
+    ):
+        assert ask(folder, str(photo), "red circle", *options) == 2
+        said = capsys.readouterr()
+        assert message in said.err and "ask: " not in said.err.replace("perpo ask", "")
+    assert (photo.read_bytes(), other.read_bytes()) == before
+    for _ in range(2):  # its own picture is replaced
+        assert ask(folder, str(photo), "red circle", "--out", str(tmp_path / "seen.jpg")) == 0
+
+
 def test_a_text_is_asked_word_for_word_and_measured_as_a_text(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

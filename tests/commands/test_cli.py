@@ -1,5 +1,6 @@
 """The command line: answers at once, one clear message and exit code 2 for a user's error."""
 
+import errno
 import json
 import os
 import re
@@ -263,6 +264,56 @@ def test_a_typo_in_the_configuration_is_one_message_without_traceback(
 def test_debug_shows_the_traceback(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("score", "--config", "none.yaml", "--debug") == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "check the permissions of this file and of the folders above it"),
+        (errno.EPERM, "check the permissions"),
+        (errno.EROFS, "name a place that can be written"),
+        (errno.ESTALE, "check the disk, or the network"),
+        (errno.ENOSPC, "free some space"),
+    ],
+)
+def test_what_the_system_refuses_is_one_message_without_traceback(
+    workdir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    advice: str,
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert run("inspect", "priv/scores") == 2
+    error = capsys.readouterr().err
+    assert f"perpo: error: the operating system refused: {os.strerror(number)}" in error
+    assert f"where: priv/scores/current (relative to {workdir})" in error
+    assert f"fix:   {advice}" in error and "Traceback" not in error
+    assert run("inspect", "priv/scores", "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_name_that_is_too_long_is_one_message(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["inspect", "x" * 300], ["status", "--config", f"{'x' * 300}.yaml"]):
+        assert run(*arguments) == 2
+        error = capsys.readouterr().err
+        assert "xxx" in error and "fix:" in error and "Traceback" not in error
+
+
+def test_an_error_of_the_system_that_no_user_can_correct_stays_a_bug(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_(path: Path) -> bool:
+        raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
+
+    monkeypatch.setattr(Path, "is_file", break_)
+    with pytest.raises(OSError, match="Exec format"):
+        cli.main(["inspect", "scores"])
 
 
 def test_a_stage_without_its_input_names_the_missing_place(

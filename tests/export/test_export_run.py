@@ -520,6 +520,18 @@ def test_the_command_names_what_is_wrong_before_it_reads_the_run(
     ):
         assert command(*arguments, *out) == 2
         assert message in capsys.readouterr().err
+    file = tmp_path / "r.yaml"
+    source = {"source": "testbed", "num_prompts": 4}
+    splits = {"prepare": {"train": source, "test": source}}
+    file.write_text(yaml.safe_dump({"run": "r", "data_root": str(tmp_path / "d"), **splits}))
+    given = ["--to", "trl", "--out", str(tmp_path / "out"), "--config", str(file)]
+    for split, message in (
+        ("trian", "this run has no such split; did you mean 'train'?"),
+        ("test", f"perpo run --config {file} --to filter --set sample.split=test"),
+        ("train", f"run: perpo filter --config {file}"),
+    ):
+        assert command(*given, "--split", split) == 2
+        assert message in capsys.readouterr().err
     help_ = TARGETS.keys()
     with pytest.raises(SystemExit):
         main(["export", "--help"])

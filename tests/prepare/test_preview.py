@@ -99,6 +99,20 @@ def test_a_preview_that_is_no_page_is_refused_before_anything_is_read(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_page_of_somebody_else_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.html"
+    file.write_text("<p>my notes</p>")
+    rows = rows_on(tmp_path, BOXES)
+    assert prepare(tmp_path, rows, "--preview", str(file)) == 2
+    assert "was not written by perpo prepare, and would be lost" in capsys.readouterr().err
+    assert file.read_text() == "<p>my notes</p>" and not (tmp_path / "out").exists()
+    file.unlink()
+    for _ in range(2):  # its own page is
+        assert prepare(tmp_path, rows, "--preview", str(file)) == 0
+
+
 def test_tasks_take_turns_and_the_order_of_the_rows_does_not_matter() -> None:
     keys = [(f"g{n}", "grounding") for n in range(500)] + [(f"o{n}", "ocr") for n in range(3)]
     chosen = choose(keys, seed=0)

@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from perpo_pipeline.commands.make_rules import rules
 from perpo_pipeline.config.run import RunConfig
+from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.status.calls import calls
 from perpo_pipeline.status.graph import STAGES, nodes
 
@@ -93,3 +96,12 @@ def test_the_table_of_the_stages_is_the_graph() -> None:
         lineage = set().union(*(above[node.artifact] for node in own)) | {"prompts"}
         assert set(re.findall(r"`([a-z]+)", writes)) - {"reference"} == made, stage
         assert needed <= set(re.findall(r"`([a-z]+)", reads)) <= lineage, stage
+
+
+@pytest.mark.parametrize("folder", ["my data", "a#b", "it's", "data(1)", "$HOME"])
+def test_a_folder_that_make_cannot_name_is_refused_with_what_to_use(folder: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot have the run's folder[\s\S]*use: perpo run;"):
+        list(rules(config(data_root=folder)))
+    with pytest.raises(ConfigError, match="use: perpo iterate;"):
+        list(rules(config(data_root=folder, rounds={})))
+    assert next(rules(config(data_root="/daten/ä_1"))) == "DATA := /daten/ä_1/r"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.store import schemas
+from perpo_pipeline.store import artifacts, schemas
 from perpo_pipeline.store.artifacts import Version, damaged_files, input_of, open_version
 from perpo_pipeline.store.finding import reuse_complete
 from perpo_pipeline.store.writing import Recipe, adopt_files, open_writer
@@ -194,6 +194,55 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     assert damaged_files(version) == ["part-00001.parquet"]
     with pytest.raises(ArtifactError, match="part-00001"):
         version.table()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_the_system_does_not_let_be_read_is_not_to_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    version = write(tmp_path)
+
+    def refuse(file: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(file))
+
+    for owner, name, what in (
+        (artifacts, "open_parquet", "a part"),
+        (Path, "read_text", "the manifest"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            with pytest.raises(ArtifactError) as caught:
+                version.table() if what == "a part" else artifacts.read_manifest(version.path)
+        assert f"{what} cannot be read: {os.strerror(number)}" in str(caught.value)
+        assert "check the" in str(caught.value) and "remove" not in str(caught.value)
+        assert caught.value.where is not None and version.path.name in caught.value.where
+
+
+def test_a_part_that_is_gone_or_whose_bytes_changed_is_damaged(tmp_path: Path) -> None:
+    """pyarrow raises an OSError for bytes it cannot unpack, too."""
+    part = write(tmp_path).parts()[0]
+    content = part.read_bytes()
+    part.write_bytes(content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :])
+    with pytest.raises(ArtifactError, match="missing or damaged") as caught:
+        artifacts.read_part(part)
+    assert isinstance(caught.value.__cause__, OSError)
+    part.unlink()
+    with pytest.raises(ArtifactError, match="missing or damaged"):
+        artifacts.read_part(part)
+
+
+def test_a_manifest_without_a_name_that_every_one_has_is_damaged(tmp_path: Path) -> None:
+    file = write(tmp_path).path / "manifest.json"
+    whole = json.loads(file.read_text())
+    for name in set(whole) - {"manifest_format", "options", "machine"}:  # which nothing reads,
+        file.write_text(json.dumps({n: value for n, value in whole.items() if n != name}))
+        with pytest.raises(ArtifactError, match=f"cannot be read: it has no '{name}'"):
+            open_version(tmp_path)  # or which older manifests lack
+    for name in ("file", "table", "rows", "sha256"):
+        parts = [{n: value for n, value in p.items() if n != name} for p in whole["parts"]]
+        file.write_text(json.dumps(whole | {"parts": parts}))
+        with pytest.raises(ArtifactError, match=f"it has no '{name}'"):
+            open_version(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,37 +17,18 @@ from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.report.pictures import embedded
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
+from perpo_pipeline.store.own_files import check_page, page_mark
 
-SUFFIXES = (".html", ".htm")
-GENERATOR = '<meta name="generator" content="perpo browse">'
-HEAD_BYTES = 4096
-"""Where GENERATOR is: a file without it is somebody's own, and is not replaced."""
+COMMAND = "browse"
 
 
 def check_file(file: Path) -> None:
     """Raise ConfigError if the page cannot be written to `file`."""
-    if file.is_dir() or file.suffix.lower() not in SUFFIXES:
-        raise ConfigError(
-            f"--out {file}: this is not a file that ends in .html",
-            fix="name the file to write, for example --out lists.html",
-        )
+    check_page(file, "--out", COMMAND)
     if not file.parent.is_dir():
         raise ConfigError(
             f"--out {file}: the folder {file.parent} does not exist", fix="make it, or name another"
         )
-    if file.exists() and not _is_own(file):
-        raise ConfigError(
-            f"--out {file}: this file was not written by perpo browse, and would be lost",
-            fix="name another file, or remove this one",
-        )
-
-
-def _is_own(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return GENERATOR.encode() in stream.read(HEAD_BYTES)
-    except OSError:
-        return False
 
 
 def write_file(file: Path, artifacts: Artifacts, view: View, state: State, most: int) -> int:
@@ -64,7 +45,7 @@ def write_file(file: Path, artifacts: Artifacts, view: View, state: State, most:
         environment()
         .get_template("lists_file.html")
         .render(
-            generator=Markup(GENERATOR),
+            generator=Markup(page_mark(COMMAND)),
             run=artifacts.config.run,
             view=view,
             every=view.rows.height,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from perpo_pipeline.ask.question import Question
     from perpo_pipeline.run import Run
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+COMMAND = "ask"
 
 
 def ask(
@@ -111,13 +111,12 @@ def ask(
     from perpo_pipeline.ask.ask_model import choose_task, find_adapter
     from perpo_pipeline.ask.question import TASKS, make_question
     from perpo_pipeline.config.overrides import Override
+    from perpo_pipeline.store.own_files import check_picture
 
     if task is not None and task not in TASKS:
         raise ConfigError(f"--task {task}: there is no such task", fix=f"one of {', '.join(TASKS)}")
-    if out is not None and out.suffix.lower() not in PICTURES:
-        raise ConfigError(
-            f"--out {out}: this is no file name of a picture", fix=f"end it in {PICTURES[0]}"
-        )
+    if out is not None:
+        check_picture(out, "--out", COMMAND, [image, *(images or ())])
     opened = open_run(
         config,
         sets,
@@ -202,11 +201,12 @@ def _draw(out: Path, question: "Question", answers: "Sequence[Answer]", opened: 
     from perpo_pipeline.ask.ask_model import all_marks
     from perpo_pipeline.drawing.raster import draw
     from perpo_pipeline.store.atomic import write_atomically
+    from perpo_pipeline.store.own_files import PICTURES, picture_mark
     from perpo_pipeline.vlm.inputs import prompt_image
 
     marks = all_marks(question, answers)
     picture = draw(prompt_image(question.row), marks)
-    kind = {".png": "PNG", ".webp": "WEBP"}.get(out.suffix.lower(), "JPEG")
-    write_atomically(out, lambda sink: picture.save(sink, format=kind))
+    kind, mark = PICTURES[out.suffix.lower()], picture_mark(COMMAND)
+    write_atomically(out, lambda sink: picture.save(sink, format=kind, exif=mark))
     drawn = f"{len(marks)} shape{'s' * (len(marks) > 1)} drawn" if marks else "nothing to draw"
     opened.say(f"ask: the picture is {out} ({drawn})")

@@ -1,10 +1,11 @@
 """`perpo export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from perpo_pipeline import advice
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
     AllowStale,
@@ -15,9 +16,13 @@ from perpo_pipeline.commands.options import (
     Quiet,
     RunName,
     Set,
+    choose_names,
     open_run,
 )
 from perpo_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from perpo_pipeline.run import Run
 
 
 def export(
@@ -103,6 +108,9 @@ def export(
         inputs={"preferences": preferences, "prompts": prompts},
         allow_stale=allow_stale,
     )
+    choose_names(list(opened.config.prepare), split, None, option="--split", what="split")
+    if not reads_prompts and preferences is None:
+        _check_has_lists(opened, split)
     export_run(opened, split, out, request)
     if push_to_hub is not None:
         message = f"Exported by perpo for {to}"
@@ -111,3 +119,16 @@ def export(
         )
         opened.say(f"export: pushed to {place}")
     print(out)
+
+
+def _check_has_lists(run: "Run", split: str) -> None:
+    """Raise ConfigError for a split of which there are no lists, and no command makes any as the
+    run's file stands."""
+    sampled = run.config.sample.split
+    if split != sampled and not run.place("preferences", split).is_dir():
+        others = advice.command("run", "--to", "filter", "--set", f"sample.split={split}")
+        raise ConfigError(
+            f"--split {split}: there are no lists of it; those of this run are of {sampled} "
+            "(sample.split)",
+            fix=f"choose --split {sampled}; or make lists of {split}: {others}",
+        )

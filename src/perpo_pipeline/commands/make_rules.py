@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from perpo_pipeline import advice
 from perpo_pipeline.commands.options import (
     DEFAULT_CONFIG,
     Config,
@@ -13,11 +14,14 @@ from perpo_pipeline.commands.options import (
     Set,
     read_config,
 )
+from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.shipped.files import CODE
 
 if TYPE_CHECKING:
     from perpo_pipeline.config.run import RunConfig
     from perpo_pipeline.status.calls import Call
+
+OF_THE_SHELL = "*?[](){}<>'\"&~`!"  # the rules name the run's folder without quotes
 
 
 def make_rules(
@@ -43,11 +47,15 @@ def make_rules(
 
 
 def rules(config: "RunConfig") -> Iterator[str]:
-    """Yield the lines: what the goal of each stage is, and a rule for each call of a stage."""
+    """Yield the lines: what the goal of each stage is, and a rule for each call of a stage.
+
+    Raises ConfigError if Make cannot work with the name of the run's folder.
+    """
     from perpo_pipeline.config.sources import source_files
     from perpo_pipeline.status.calls import calls
     from perpo_pipeline.status.graph import STAGES
 
+    _check_folder(config)
     every = calls(config)
     yield f"DATA := {config.run_dir}"
     if "rounds" in config.model_fields_set:  # `make all` makes the rounds
@@ -66,6 +74,19 @@ def rules(config: "RunConfig") -> Iterator[str]:
             needs.append(f"$(wildcard {lists}/current)")
         yield f"{' '.join(_targets(call))} &: {' '.join([*needs, '$(SETTINGS)'])}"
         yield f"\t$(call perpo_{call.stage},{' '.join(call.names)})"
+
+
+def _check_folder(config: "RunConfig") -> None:
+    """Raise ConfigError if the run's folder, of which Make's rules are full, has no name for it."""
+    folder = str(config.run_dir)
+    if not _fits_make(folder) or any(one in folder for one in OF_THE_SHELL):
+        instead = "iterate" if "rounds" in config.model_fields_set else "run"
+        raise ConfigError(
+            f"Make cannot have the run's folder '{folder}' in its rules: spaces and signs such as "
+            "$ # : ' ( mean something to Make or its shell",
+            where="data_root",
+            fix=f"use: {advice.command(instead)}; or choose another data_root",
+        )
 
 
 def _fits_make(file: str) -> bool:

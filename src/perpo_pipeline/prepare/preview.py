@@ -13,15 +13,16 @@ from markupsafe import Markup
 from perpo_pipeline.answers.truth import truth_in_words
 from perpo_pipeline.drawing.marks import Mark, describe, truth_marks
 from perpo_pipeline.drawing.overlay import data_uri, overlay
-from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
+from perpo_pipeline.store.own_files import check_page, page_mark
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.templates import html_environment
 from perpo_pipeline.vlm.image_place import history_of
 from perpo_pipeline.vlm.inputs import prompt_image
 from perpo_pipeline.vlm.thumbnails import Thumbnail, thumbnails
 
+COMMAND = "prepare"
 SHOWN = 24
 SHORT_TEXT = 280  # characters of a true text that are shown before it is unfolded
 COLUMNS = PROMPTS.pick("prompt_id", "place", "task", "image_sha256", role="size")
@@ -68,11 +69,7 @@ class Sheet:
 
 def check_preview(file: Path) -> None:
     """Raise ConfigError if the page cannot be written to `file`."""
-    if file.is_dir() or file.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(
-            f"--preview {file}: this is not a file that ends in .html",
-            fix="name the file to write, for example --preview preview.html",
-        )
+    check_page(file, "--preview", COMMAND)
 
 
 def write_preview(file: Path, sheets: Sequence[Sheet], run_name: str) -> None:
@@ -80,6 +77,7 @@ def write_preview(file: Path, sheets: Sequence[Sheet], run_name: str) -> None:
     environment = html_environment(Path(__file__).parent)
     shown = [one for sheet in sheets for one in sheet.shown]
     page = environment.get_template("preview.html").render(
+        generator=Markup(page_mark(COMMAND)),
         sheets=sheets,
         run=run_name,
         short_text=SHORT_TEXT,

@@ -12,8 +12,10 @@ Every file is written, synced to disk and renamed, so a process killed at any mo
 whole files. The same command then resumes after the last whole part. Nothing overwrites a version.
 """
 
+import errno
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perpo_pipeline import advice
-from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.errors import ArtifactError, what_to_check
 from perpo_pipeline.store.atomic import file_sha256, write_atomically
 from perpo_pipeline.store.old_rules import as_today
 from perpo_pipeline.store.row_ranges import open_parquet, read_columns
@@ -37,6 +39,10 @@ OPTIONS = "options.json"  # beside `current`: the options that chose each versio
 MERGED = "merged"  # the folder of a run that holds merged models
 MODEL = "model"  # the folder of a round that holds its merged model
 SHOWN = 8  # artifacts named in a message
+IN_EVERY_MANIFEST = (
+    *("artifact", "variant", "stage", "stage_version", "schema_version", "fingerprint"),
+    *("rows", "wall_s", "created_at", "git_commit"),
+)
 FINGERPRINT_KEY = b"perpo_fingerprint"
 SCHEMA_VERSION_KEY = b"perpo_schema_version"
 
@@ -244,22 +250,43 @@ def follow_current(path: Path) -> Path:
 def read_manifest(directory: Path) -> Json:
     """The manifest of a version, of whatever schema version; raises `ArtifactError`."""
     file = directory / MANIFEST
-    if not file.is_file():
-        raise _nothing_there(directory)
     try:
-        manifest: Json = json.loads(file.read_text())
-        _ = [manifest[n] for n in ("artifact", "schema_version", "fingerprint", "stage")]
-        _ = manifest["settings"].items()
-        named = ("artifact", "variant", "path", "fingerprint")
-        _ = [record[name] for record in manifest["inputs"].values() for name in named]
+        if not file.is_file():
+            raise _nothing_there(directory)
+        manifest: Json = json.loads(file.read_text(encoding="utf-8"))
+        _check_names(manifest)
+    except OSError as error:
+        raise _cannot_be_read("the manifest", file, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        lacks = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ArtifactError(
-            f"the manifest cannot be read: {error}",
+            f"the manifest cannot be read: {lacks}",
             where=str(file),
             fix="remove this directory and the file `current` beside it, then run: "
             + _remake(directory),
         ) from error
     return manifest
+
+
+def _check_names(manifest: Json) -> None:
+    """Raise KeyError, TypeError or AttributeError unless all is there that every manifest has."""
+    _ = [manifest[name] for name in IN_EVERY_MANIFEST]
+    _ = [manifest[name].items() for name in ("settings", "notes", "counts", "packages")]
+    for records, names in (
+        (manifest["inputs"].values(), ("artifact", "variant", "path", "fingerprint")),
+        (manifest["parts"], ("file", "table", "rows", "sha256")),
+        (manifest["files"], ("file", "sha256")),
+    ):
+        _ = [record[name] for record in records for name in names]
+
+
+def _cannot_be_read(what: str, file: Path, error: OSError) -> ArtifactError:
+    """The error for a file that is there: it may be whole, so nobody should remove it."""
+    return ArtifactError(
+        f"{what} cannot be read: {os.strerror(error.errno) if error.errno else error}",
+        where=str(file),
+        fix=what_to_check(error),
+    )
 
 
 def _nothing_there(directory: Path) -> ArtifactError:
@@ -312,8 +339,8 @@ def read_part(
 ) -> pa.Table:
     """Read a Parquet part, or some `rows` of it; an older schema version of `table` as today's.
 
-    Without `table` it is read as it is. Raises `ArtifactError` if it is missing or damaged, or if
-    its schema version is newer than this program.
+    Without `table` it is read as it is. Raises `ArtifactError` if it is missing or damaged, if the
+    system does not let it be read, or if its schema version is newer than this program.
     """
     try:
         with open_parquet(part, rows) as file:
@@ -321,6 +348,8 @@ def read_part(
                 return read_columns(file, columns, rows)
             return _read_as_today(file, part, columns, ALL[table], rows)
     except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise _cannot_be_read("a part", part, error) from error
         raise ArtifactError(
             f"a part is missing or damaged: {error}",
             where=str(part),
