@@ -62,8 +62,8 @@ class Faults:
         self.fix, self.found = fix, list[Fault]()
 
     def add(self, place: str, what: str, reason: str = "bad_row") -> None:
-        """Record that something is wrong at `place`."""
-        self.found.append(Fault(place, _cut(what), reason))
+        """Record that something is wrong at `place`; what is not text (UTF-8) is escaped."""
+        self.found.append(Fault(_as_text(place), _as_text(_cut(what)), reason))
 
     @contextmanager
     def at(self, place: str, reason: str = "bad_row") -> Iterator[None]:
@@ -278,6 +278,10 @@ def list_faults(faults: Sequence[str]) -> str:
     if left:
         shown.append(f"... and {left} more")
     return "\n".join(f"  - {line}" for line in shown)
+
+
+def _as_text(found: str) -> str:
+    return found.encode(errors="backslashreplace").decode()
 
 
 def _cut(what: str) -> str:

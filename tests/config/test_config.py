@@ -319,6 +319,15 @@ def test_operational_settings_do_not_count_in_the_result(tmp_path: Path) -> None
         ("train: {methods: {perpo: {seed: 5}}}", "give `seeds: [...]`"),
         ("sample: {temperature: .inf}", "sample.temperature"),
         ("sample: {num_samples: true}", "sample.num_samples: Input should be a number"),
+        ("sample: {num_samples: 1000000000000}", "than or equal to 100000 (got 1000000000000)"),
+        (f"seed: {10**26}", "seed: Input should be less than or equal to 9223372036854775807"),
+        ("train: {seeds: [0, 4294967296]}", "train.seeds.1: Input should be less than or equal"),
+        ("train: {seeds: [-1]}", "train.seeds.0: Input should be greater than or equal to 0"),
+        ("train: {seeds: [1, 2, 1]}", "train.seeds: [1, 2, 1] names a seed twice"),
+        ("model: {answer: {tag: <answer>}}", "answer for <answer>: letters, digits, '_', ':'"),
+        ("model: {answer: {tag: final answer}}", "null for no tag; 'final answer' does not fit"),
+        ("model: {answer: {tag: ''}}", "model.answer.tag: the tag is its name alone"),
+        ("model: {template_date: 2024-02-30}", "'2024-02-30' is no timestamp (day is out of"),
         ("model: {box_format: lava}", "model.box_format"),
         ("model: {box_format: qwen2.5-vl}", "model: box_format qwen2.5-vl needs the frame"),
         ("model: {box_format: qwen2.5-vl, box_frame: pad}", "set box_frame to resized"),
@@ -455,6 +464,7 @@ def test_one_argument_of_the_chat_template_is_set_by_its_name(tmp_path: Path) ->
         ("=3", "--set =3: this is not section.key=value"),
         ("eval.models=[base", "--set eval.models=[base: the value cannot be read as YAML"),
         ("score.reward={a: 1, a: 2}", "the key 'a' is given twice"),
+        ("model.template_date=2024-02-30", "as YAML: '2024-02-30' is no timestamp (day is out of"),
     ],
 )
 def test_a_set_that_cannot_be_read_is_a_fault(text: str, message: str) -> None:

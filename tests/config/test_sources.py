@@ -14,6 +14,7 @@ from perpo_pipeline.config.sources import (
     ReferSource,
     source_files,
 )
+from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.prepare.prepare_prompts import READERS
 from perpo_pipeline.store.artifacts import open_version
 
@@ -226,6 +227,9 @@ def test_files_of_a_pattern_and_a_folder(tmp_path: Path) -> None:
     ]:
         source = LmmsLabSource(source="lmms-lab", path=tmp_path / path)
         assert [file.stem for file in source_files(source)] == names
+    source = LmmsLabSource(source="lmms-lab", path=tmp_path / "d/*x***y")
+    with pytest.raises(ConfigError, match="this is no pattern: Invalid pattern"):
+        source_files(source)
 
 
 def test_every_source_has_a_reader() -> None:

@@ -14,6 +14,7 @@ from perpo_pipeline.config.file import load_config
 from perpo_pipeline.machine import GIB
 from perpo_pipeline.planning import plan as planning
 from perpo_pipeline.planning.calibration import Calibration
+from perpo_pipeline.planning.hardware import Hardware
 from perpo_pipeline.planning.notes import notes_of
 from perpo_pipeline.planning.rates import Rate
 from perpo_pipeline.planning.tokens import Answers
@@ -75,6 +76,19 @@ def test_nothing_exists_and_nothing_is_made(perpo: Callable[..., tuple[int, str,
     starting = stages.pop("starting")  # as long as this process, which runs other tests, too
     assert 0 < starting["low"] <= starting["high"]
     assert all(0 <= s["low"] <= s["high"] < 600 for s in stages.values())
+
+
+def test_what_does_not_fit_is_computed_and_not_tried(
+    perpo: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial of 100,000 answers per prompt took all memory."""
+    here = Hardware("a small machine", 1, GIB, 1e12, 1e10, "t", here=True, is_gpu=False)
+    monkeypatch.setattr(planning, "this_machine", lambda _: here)
+    monkeypatch.setattr(planning, "calibrate", lambda *_: pytest.fail("it was tried"))
+    code, out, _ = perpo("plan", "--set", "sample.num_samples=20000")
+    assert code == 0 and "is too much for 1 GiB: no batch size fits" in " ".join(out.split())
+    source = re.search(r"sample +8 prompts .*  (\[.\])\n", out)
+    assert source is not None and f"{source[1]} computed from FLOPs" in out
 
 
 def test_a_hybrid_under_zero_3_is_announced_as_refused(

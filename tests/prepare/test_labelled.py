@@ -1,6 +1,7 @@
 """COCO, Label Studio and YOLO: the same labelled boxes give the same prompts; faults are named."""
 
 import json
+import os
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -33,6 +34,7 @@ PER_LABEL = [
     ("b.png", "dog", [[0, 0, 20, 10]]),
 ]
 NAMES = ["car", "dog"]
+LONG = "x" * 300  # as the name of a file, an OSError
 
 
 def write_images(folder: Path) -> None:
@@ -223,12 +225,14 @@ def changed(found: Any, *steps: Any) -> Any:
         (("annotations", 1, "bbox", [1, 2, 300, 4]), "(converted from xywh)"),
         (("annotations", 1, "image_id", [1]), "annotation 2 (id 101): `image_id` is neither text"),
         (("annotations", 1, "category_id", {}), "annotation 2 (id 101): `category_id` is neither"),
+        (("annotations", 1, "iscrowd", "0"), "annotation 2 (id 101): `iscrowd` is neither 0 nor 1"),
         (("annotations", []), "makes a prompt: 3 images, 0 boxes, 3 images without boxes, 0 crowd"),
         (("annotations", 1, 5), "annotation 2: not a JSON object"),
         (("images", 1, "id", 0), "image 2 (id 0): the id 0 occurs twice"),
         (("images", 0, "file_name", "no.png"), "no.png: No such file"),
         (("images", 0, "file_name", 3), "image 1 (id 0): `file_name` is not text: 3"),
         (("categories", 0, "name", ""), "category 1 (id 7): `name` is missing"),
+        (("categories", 0, "name", " \t"), "(id 7): `name` is white space alone: ' \\t'"),
         (("images", {}), "it has no list images"),
     ],
 )
@@ -257,6 +261,16 @@ def test_a_bad_record_of_coco_is_named(tmp_path: Path, steps: Any, expected: str
             "the file says the image is 1000",
         ),
         ((0, "data", "image", "http://[::1/a.png"), "the image's address 'http://[::1/a.png' is"),
+        (
+            (0, "id", "\ud800"),
+            "record 1, label 'car': its id '\\ud800/car' of 'export' is not text",
+        ),
+        ((0, "data", "image", f"https://host/{LONG}.png"), "File name too long"),
+        ((0, "data", "image", f"data:image/png;base64,{LONG}"), "the image is in the task itself"),
+        (
+            (0, "annotations", 0, "result", 0, "value", "rectanglelabels", [" "]),
+            "the label of rectangle 1 is not text: ' '",
+        ),
         ((0, "data", {"img": "a.png"}), "`data` has no 'image', but 'img' (image_key)"),
         ((0, "data", "image", "https://host/x/no.png"), "no.png (from https://host/x/no.png)"),
         (
@@ -330,6 +344,18 @@ def test_bad_boxes_leave_out_the_prompt_whose_truth_is_not_whole(tmp_path: Path)
     assert prepared.left_out == {"bad_truth": 2} and len(prepared.bad_rows) == 2
 
 
+def test_a_name_that_is_not_utf_8_is_a_fault_of_its_rows(tmp_path: Path) -> None:
+    path = write_yolo(tmp_path / "y")
+    for folder, ending in (("images", "png"), ("labels", "txt")):
+        at = os.fsencode(tmp_path / "y" / "train" / folder)
+        os.rename(at + b"/a." + ending.encode(), at + b"/\xff." + ending.encode())
+    source = YoloSource(source="yolo", path=path, leave_out_bad_rows=True)
+    prepared = read_yolo(source, request(source))
+    assert len(prepared.rows) == 1 and prepared.left_out == {"bad_row": 2}
+    assert r"labels/\udcff.txt, label 'car'" in prepared.bad_rows[0]["place"]
+    assert r"images/\udcff.png/car' of 'y_train' is not text" in prepared.bad_rows[0]["what"]
+
+
 def test_the_splits_folders_and_lists_of_yolo(tmp_path: Path) -> None:
     path = write_yolo(tmp_path / "y")
     described = path.read_text()
@@ -343,6 +369,17 @@ def test_the_splits_folders_and_lists_of_yolo(tmp_path: Path) -> None:
     assert [file.name for file in source_files(source)] == ["data.yaml", "a.txt", "b.txt"]
 
 
+def test_what_a_list_of_yolo_names_need_not_be_there(tmp_path: Path) -> None:
+    path = write_yolo(tmp_path / "y")
+    lines = ["./train/images/b.png", f"./train/images/{LONG}.png", "./images/gone/a.png"]
+    (tmp_path / "y" / "val.txt").write_text("\n".join(lines))
+    path.write_text(path.read_text() + "val: val.txt\npath: .\n")
+    source = YoloSource(source="yolo", path=path, splits=["val"])
+    prepared = read_yolo(source, request(source))
+    assert len(prepared.rows) == 1
+    assert prepared.notes["without_boxes"].startswith("2 of 3 images without a box")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -354,6 +391,12 @@ def test_the_splits_folders_and_lists_of_yolo(tmp_path: Path) -> None:
         ("names: {0: a, 1: }\ntrain: .\n", "the name of class 1 is None, not text"),
         ("names: [a]\ntrain: .\npath: gone\n", "there is no folder"),
         ("names: [a]\ntrain: .\n", "the dataset is empty"),
+        ("names: [a]\ntrain: 2024-02-30\n", "not YAML: '2024-02-30' is no timestamp"),
+        (f"names: [a]\ntrain: {LONG}\n", "there are no images at"),
+        (f"names: [a]\ntrain: .\npath: {LONG}\n", "there is no folder"),
+        ('names: ["\\uD800"]\ntrain: .\n', r"the name of class 0 is '\\ud800', not text"),
+        ('names: ["a\\0"]\ntrain: .\n', r"the name of class 0 is 'a\\x00', not text"),
+        ("names: [a, '  ']\ntrain: .\n", "the name of class 1 is '  ', not text"),
     ],
 )
 def test_a_bad_data_yaml_is_refused(tmp_path: Path, text: str, expected: str) -> None:

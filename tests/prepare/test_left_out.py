@@ -10,6 +10,8 @@ from prepare.refer_tree import Tree
 
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import InputError
+from perpo_pipeline.json_files import Fault
+from perpo_pipeline.prepare.collect import in_order_of_numbers
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version
@@ -146,3 +148,10 @@ def test_faults_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     version = prepare_source(tmp_path, **write(tmp_path, *rows))
     places = version.table("left_out")["place"].to_pylist()
     assert places == [f"data.jsonl:{line}" for line in range(1, 12)]
+
+
+def test_digits_of_other_scripts_are_letters_in_the_order_of_faults() -> None:
+    names = ["page 10.png", "page １2.png", "page 9.png", f"page {'7' * 5000}.png"]
+    faults = [Fault(name, "", "") for name in names]
+    ordered = [fault.place for fault in sorted(faults, key=in_order_of_numbers)]
+    assert ordered == [names[2], names[0], names[3], names[1]]

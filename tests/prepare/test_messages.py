@@ -436,6 +436,15 @@ def test_all_faults_of_a_file_are_reported_at_once_each_with_its_line(folder: Pa
             "gt_text": "\ud800",
         },
         "image of 3 bytes: it is not an image": turns("A", image="data:image/png;base64,AAAA"),
+        "turn 1 is of ['user']": {
+            "messages": [{"role": ["user"], "content": QUESTION}],
+            "image": "a.png",
+        },
+        "turn 1 is of {'a': 1}": {
+            "messages": [{"from": {"a": 1}, "value": QUESTION}],
+            "image": "a.png",
+        },
+        "an image's address 'file://[a/b.png' is none": turns("A", image="file://[a/b.png"),
     }
     path = write_lines(folder, turns("A", image="a.png"), *bad.values())
     shown = faults_of(path, task="vqa")
@@ -460,6 +469,7 @@ def test_all_faults_of_a_file_are_reported_at_once_each_with_its_line(folder: Pa
         (swift("<bbox>", image_id=[1]), "the boxes are of image 1, and there are 1"),
         (swift("<bbox>", image_id=[True]), "no list with one number per box: [True]"),
         (swift("<bbox>", image_id=["0"]), "no list with one number per box: ['0']"),
+        (swift("<bbox>", image_id=[0.7]), "holds a number that is not whole: [0.7]"),
         ({**swift("<bbox>", image_id=[0]), "box_image": 1}, "but the boxes are of image 0"),
         (
             {**swift("<bbox>"), "messages": turns("", "<ref-object> <bbox>")["messages"][:1]},

@@ -27,13 +27,16 @@ ROWS = [
     {"file": "b.png", "text": 'the "red"\none', "bbox": [10, 0, 10, 10], "category": None},
     {"file": "a.png", "text": "another", "bbox": [0.5, 1.5, 3, 4], "category": "cat"},
 ]
+SIZE = 200  # bytes of each image
 XYXY = [[1, 2, 8, 9], [10, 0, 20, 10], [0.5, 1.5, 3.5, 5.5]]
 
 
 @pytest.fixture(autouse=True)
 def images(tmp_path: Path) -> None:
-    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
-    Image.new("RGB", (20, 10), "blue").save(tmp_path / "b.png")
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (20, 10), colour).save(tmp_path / name)
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data.ljust(SIZE, b"\0"))
 
 
 def write_jsonl(folder: Path) -> Path:
@@ -69,6 +72,14 @@ def write_parquet(folder: Path, inside: str = "") -> Path:
     return folder / "t.parquet"
 
 
+def write_inside(folder: Path, kind: pa.DataType) -> Path:
+    """With the bytes of images in a column of another type."""
+    table = as_table(folder, inside="bytes")
+    images = pa.array(table["file"].to_pylist(), kind)
+    pq.write_table(table.set_column(0, "file", images), folder / "t.parquet", row_group_size=2)
+    return folder / "t.parquet"
+
+
 def write_saved(folder: Path, inside: str = "struct") -> Path:
     """As `save_to_disk` of datasets 5.2 does it, in two files whose order only state.json knows."""
     saved, table = folder / "t", as_table(folder, inside=inside)
@@ -98,6 +109,9 @@ def read(source: str, path: Path, **settings: Any) -> Prepared:
         ("parquet", write_parquet),
         ("parquet", lambda folder: write_parquet(folder, "bytes")),
         ("parquet", lambda folder: write_parquet(folder, "struct")),
+        ("parquet", lambda folder: write_inside(folder, pa.binary_view())),
+        ("parquet", lambda folder: write_inside(folder, pa.dictionary(pa.int32(), pa.binary()))),
+        ("parquet", lambda folder: write_inside(folder, pa.binary(SIZE))),
         ("datasets", write_saved),
         ("datasets", lambda folder: write_saved(folder, "")),
     ],
@@ -132,6 +146,23 @@ def test_a_real_folder_of_datasets_is_read_with_the_names_of_its_classes(tmp_pat
             assert row["image_sha256"] == image_sha256((tmp_path / "a.png").read_bytes())
     with pytest.raises(InputError, match=r"the folder holds 2 splits[\s\S]*saved/test, .*/train"):
         read("datasets", tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("column", "names"),
+    [("text", ["cat", "dog"]), ("bbox", ["cat"]), ("number", None), ("none", ["cat"])],
+)
+def test_classes_that_the_metadata_cannot_mean_are_none(
+    tmp_path: Path, column: str, names: list[str] | None
+) -> None:
+    table = as_table(tmp_path).append_column("number", pa.array([0, 1, 2]))
+    features = {column: {"_type": "ClassLabel", "names": names}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "t.parquet")
+    rows = list(read("parquet", tmp_path / "t.parquet").rows)
+    assert [row["gt_box"] for row in rows] == XYXY
+    assert [row["prompt"].partition(": ")[2] for row in rows] == [row["text"] for row in ROWS]
+    assert [json.loads(row["extra"])["number"] for row in rows] == [0, 1, 2]
 
 
 def test_other_columns_are_kept_exactly(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_embedded_images_are_the_files_bytes(tmp_path: Path) -> None:
         ({**GOOD, "expression": "x"}, "either `prompt` or `expression`"),
         ({**GOOD, "prompt": 3}, "`prompt` is not text"),
         ({**GOOD, "prompt": " <image>\n"}, "the prompt has no text"),
+        ({**GOOD, "prompt": None, "expression": " \n"}, "`expression` is white space alone"),
         ({**GOOD, "id": {"a": 1}}, "`id` is neither text nor a whole number"),
         ({**GOOD, "dataset": ["x"]}, "`dataset` is neither text nor a whole number"),
         ({**GOOD, "image": "https://a.org/x.png"}, "nothing is downloaded"),

@@ -124,6 +124,16 @@ def test_a_resumed_writer_knows_its_whole_parts_and_drops_foreign_ones(tmp_path:
         assert not list(path.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("name", ["mine.parquet", "mine-00007.parquet", "part-x.parquet"])
+def test_a_resumed_writer_leaves_files_that_are_not_its_own(tmp_path: Path, name: str) -> None:
+    with open_writer(tmp_path, recipe()) as writer:
+        writer.write_part(0, ROWS[:2])
+        (writer.path / name).write_bytes(b"mine")
+    with open_writer(tmp_path, recipe()) as writer:
+        assert [writer.has_part(i) for i in range(2)] == [True, False] and writer.num_rows() == 2
+        assert (writer.path / name).read_bytes() == b"mine"
+
+
 def test_two_writers_of_one_version_are_refused(tmp_path: Path) -> None:
     with (
         open_writer(tmp_path, recipe()),

@@ -27,6 +27,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("sweep: beta\n", "", "sweep: Field required"),
         ("seeds: [0, 1]", "seeds: [one]", "seeds.0: Input should be a valid integer"),
         ("seeds: [0, 1]", "seeds: [1, 1]", "seeds [1, 1] names a seed twice"),
+        ("seeds: [0, 1]", "seeds: [4294967296]", "seeds.0: Input should be less than or equal to"),
+        ("seeds: [0, 1]", "seeds: [0b_]", "cannot be read as YAML: '0b_' is no int"),
         ("seeds: [0, 1]", "select_seeds: [1, 1]", "select_seeds [1, 1] names a seed twice"),
         ("seeds: [0, 1]", "select_seeds: []", "select_seeds: List should have at least 1 item"),
         ("report_on: test", "select_seeds: [0]", "on report_on: name both"),

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from perpo_pipeline.answers.settings import TAG_PATTERN
 from perpo_pipeline.config.by_task import BY_TASK, ONE
 from perpo_pipeline.config.overrides import Place, Placed
 from perpo_pipeline.config.renamed import RENAMED
@@ -111,8 +112,8 @@ def _explain(found: Any, place: Place, raw: Json) -> Fault:
         return Fault(place, _unknown_setting(place, raw))
     if kind == "missing":
         return Fault(place, "is required", missing=True)
-    if kind == "string_pattern_mismatch":
-        return Fault(place, f"{_PATTERNS[found['ctx']['pattern']]}; {got!r} does not fit")
+    if kind == "string_pattern_mismatch" and (rule := _PATTERNS.get(found["ctx"]["pattern"])):
+        return Fault(place, f"{rule}; {got!r} does not fit")
     if kind.startswith("union_tag"):
         return Fault(place, _no_source(got, place, raw))
     if kind in ("model_type", "model_attributes_type"):
@@ -140,6 +141,8 @@ def _new_key(place: Place) -> str | None:
 _PATTERNS = {
     NAME_PATTERN: "a name has letters, digits, '.', '_' and '-', and begins with a letter or digit",
     WORD_PATTERN: "this must be one word without blanks",
+    TAG_PATTERN: "the tag is its name alone, such as answer for <answer>: letters, digits, '_', "
+    "':' and '-', and a letter first; null for no tag",
 }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from perpo_pipeline.config.section import Json
-from perpo_pipeline.config.unique_keys import UniqueKeyLoader
+from perpo_pipeline.config.unique_keys import load_yaml
 from perpo_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def parse_set(text: str) -> Override:
             fix="name the setting and its value, e.g. --set filter.min_margin=0.4",
         )
     try:
-        read = yaml.load(value, Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        read = load_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"--set {text}: the value cannot be read as YAML: {error}",

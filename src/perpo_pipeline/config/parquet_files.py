@@ -2,15 +2,27 @@
 
 from pathlib import Path
 
+from perpo_pipeline.errors import ConfigError
+
 
 def parquet_files(path: Path) -> list[Path]:
-    """The Parquet files that a file, a folder or a pattern with * names, sorted by name."""
+    """The Parquet files that a file, a folder or a pattern with * names, sorted by name.
+
+    Raises `ConfigError` for a pattern that is none.
+    """
     if path.is_dir():
         return sorted(path.rglob("*.parquet"))
     if "*" not in str(path):
         return [path]
     fixed = fixed_folder(path)
-    return sorted(fixed.glob(str(path.relative_to(fixed))))
+    try:
+        return sorted(fixed.glob(str(path.relative_to(fixed))))
+    except ValueError as error:
+        raise ConfigError(
+            f"this is no pattern: {error}",
+            where=str(path),
+            fix="write * for a part of a name; ** is a folder of its own: data/**/*.parquet",
+        ) from None
 
 
 def fixed_folder(pattern: Path) -> Path:

@@ -19,7 +19,7 @@ from perpo_pipeline.config.report import ReportConfig
 from perpo_pipeline.config.rounds import RoundsConfig
 from perpo_pipeline.config.sample import SampleConfig
 from perpo_pipeline.config.score import ScoreConfig
-from perpo_pipeline.config.section import Int, Name, Section, several_faults
+from perpo_pipeline.config.section import LARGEST_SEED, Int, Name, Section, several_faults
 from perpo_pipeline.config.sources import SEVERAL, PrepareConfig, list_sources, task_of_source
 from perpo_pipeline.config.train import TrainConfig
 
@@ -31,7 +31,10 @@ class RunConfig(Section):
 
     run: Name = Field(description="name of the run, and of its folder under `data_root`")
     seed: Int = Field(
-        0, ge=0, description="seed of rendered prompts, of samples and of `per_dataset`"
+        0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="seed of rendered prompts, of samples and of `per_dataset`",
     )
     data_root: Path = Field(Path("data"), description="folder that holds the runs")
     model: ModelConfig = ModelConfig()

@@ -7,6 +7,9 @@ from pydantic import Field
 from perpo_pipeline.config.inference import Decoding, InferenceConfig
 from perpo_pipeline.config.section import Float, Int, Name
 
+MOST_SAMPLES = 100_000
+"""Ten times the 10,000 of Brown et al. 2024 (arXiv:2407.21787); a list of all fits into memory."""
+
 
 class SampleConfig(InferenceConfig):
     """How the candidates are drawn: from softmax(logits / T) and nothing else."""
@@ -18,7 +21,7 @@ class SampleConfig(InferenceConfig):
     }
 
     split: Name = Field("train", description="the prepared split to sample from")
-    num_samples: Int = Field(20, ge=1, description="completions per prompt")
+    num_samples: Int = Field(20, ge=1, le=MOST_SAMPLES, description="completions per prompt")
     temperature: Float = Field(0.5, gt=0, description="T of softmax(logits / T)")
     top_k: Int | None = Field(
         None, ge=1, description="draw from the k likeliest tokens; none: the whole vocabulary"

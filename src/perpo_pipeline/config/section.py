@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 Json = dict[str, Any]
+LARGEST_SEED = 2**63 - 1  # what whole numbers of 64 bits hold, in tables and elsewhere
 NAME_PATTERN, WORD_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^\S+$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 

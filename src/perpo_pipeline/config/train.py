@@ -1,8 +1,9 @@
 """The training settings: the methods to compare, and what is set for each of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from annotated_types import Ge, Le
 from pydantic import Field, field_validator, model_validator
 
 from perpo_pipeline.config.by_task import TASKS, Task
@@ -13,6 +14,9 @@ from perpo_pipeline.config.levers import check_names as check_levers
 from perpo_pipeline.config.methods import METHODS, Method
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.section import Float, Int, Json, Name, Section
+
+TrainingSeed = Annotated[Int, Ge(0), Le(2**32 - 1)]
+"""The Trainer seeds NumPy with it, which takes 32 bits."""
 
 
 class LoraSettings(Section):
@@ -60,7 +64,7 @@ class TrainSettings(Section):
         min_length=1,
         description="train on the lists of these tasks alone, e.g. `[ocr]`; none: on all lists",
     )
-    seed: Int = Field(0, ge=0, description="set by `train.seeds`")
+    seed: TrainingSeed = Field(0, description="set by `train.seeds`")
     beta: Float = Field(
         0.1, gt=0, description="strength of the preferences; a low beta moves further from the base"
     )
@@ -278,9 +282,16 @@ class TrainConfig(Section):
         description="the trainings by name, each with its own settings; an entry whose name is not "
         "a method must set `method`",
     )
-    seeds: list[Int] = Field(
+    seeds: list[TrainingSeed] = Field(
         default_factory=lambda: [0], min_length=1, description="train each method once per seed"
     )
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{seeds} names a seed twice")
+        return seeds
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,8 @@
-"""YAML files: a key given twice, which YAML would silently overwrite, is refused."""
+"""YAML: one way to read it, which refuses a key given twice instead of overwriting it silently."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -8,12 +10,44 @@ from perpo_pipeline.config.section import Json
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.suggestions import closest_path
 
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that raises MarkedYAMLError for a key given twice."""
+LONGEST_SHOWN = 60  # characters of a value
 
 
-def _unique_mapping(loader: UniqueKeyLoader, node: yaml.MappingNode) -> Json:
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text; raises `yaml.YAMLError` whatever is wrong with the text."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that raises MarkedYAMLError for a key given twice, and for every bad value."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; PyYAML's own errors for a bad one are of many types."""
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                str(value)  # Python refuses to write a number of many digits
+        except (ValueError, LookupError, AttributeError, OverflowError, TypeError) as error:
+            raise _bad_value(node, error) from error
+        return value
+
+
+def _bad_value(node: yaml.Node, error: Exception) -> yaml.MarkedYAMLError:
+    is_scalar = isinstance(node, yaml.ScalarNode)
+    shown = repr(node.value[:LONGEST_SHOWN]) if is_scalar else "what stands here"
+    # Errors of other types speak of PyYAML's code, not of the value.
+    says = isinstance(error, ValueError | OverflowError) and is_scalar
+    why = f" ({re.split('[:;]', str(error))[0]})" if says else ""
+    return yaml.MarkedYAMLError(
+        problem=f"{shown} is no {node.tag.rpartition(':')[2]}{why}; put it in quotes if it is text",
+        problem_mark=node.start_mark,
+    )
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> Json:
     seen: set[str] = set()
     for key_node, _ in node.value:
         key = str(loader.construct_object(key_node))
@@ -25,7 +59,7 @@ def _unique_mapping(loader: UniqueKeyLoader, node: yaml.MappingNode) -> Json:
     return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
 
 
-UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
 def read_mapping(path: Path, *, kind: str, otherwise: str, contents: str, example: str) -> Json:
@@ -35,8 +69,7 @@ def read_mapping(path: Path, *, kind: str, otherwise: str, contents: str, exampl
     contents: what it must contain ("a mapping"), and `example` shows one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = closest_path(path)
         raise ConfigError(

@@ -31,7 +31,7 @@ from perpo_pipeline.planning.notes import note_of_tasks, notes_of
 from perpo_pipeline.planning.rates import ROWS_PER_S, Key, Rate, Rates
 from perpo_pipeline.planning.sampling import Sampling, expect_sampling
 from perpo_pipeline.planning.tokens import Answers, PromptTokens, count_tokens, expect_answers
-from perpo_pipeline.planning.training import Training, expect_training, is_half
+from perpo_pipeline.planning.training import FITS, Training, expect_training, is_half
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.calls import calls
 from perpo_pipeline.status.check import Check
@@ -97,8 +97,10 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
     number = run.config.sample.num_samples
     completions = None if sampled.prompts is None else sampled.prompts * number
     trainings = _trainings(run, hardware, model, lists, tokens, answers)
+    sampling = expect_sampling(run, model, tokens, _backend(run, hardware))
     done = _Amounts(run, splits, sampled, lists)
-    rates, answers = _rates(run, hardware, model, tokens, answers, trainings, rows, done)
+    tried = rows if _fits(hardware, sampling, trainings) else []
+    rates, answers = _rates(run, hardware, model, tokens, answers, trainings, tried, done)
     return Plan(
         run,
         hardware,
@@ -108,7 +110,7 @@ def make_plan(run: Run, described: Hardware | None = None) -> Plan:
         lists,
         tokens,
         answers,
-        expect_sampling(run, model, tokens, _backend(run, hardware)),
+        sampling,
         trainings,
         expect_disk(run, model, splits, completions, answers, trainings),
         [
@@ -181,6 +183,13 @@ class _Amounts:
         found["eval", ""] = self.prompts(config.eval.splits[0])
         found["report", ""] = 1.0
         return {key: amount for key, amount in found.items() if amount}
+
+
+def _fits(hardware: Hardware, sampling: Sampling | None, trainings: Sequence[Training]) -> bool:
+    """Whether a trial of the work would not take more memory than there is."""
+    needed = [one.memory().total for one in trainings]
+    needed += [sampling.total] if sampling is not None else []
+    return max(needed, default=0.0) <= FITS * hardware.memory
 
 
 def _rates(

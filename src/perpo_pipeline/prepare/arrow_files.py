@@ -212,6 +212,8 @@ class ImagePlaces:
 
     def _look_at(self, column: Any, kind: pa.DataType, before: int) -> list[Any]:
         """True for each image whose bytes are there, else its path, else None."""
+        if pa.types.is_dictionary(kind) and _is_binary(kind.value_type):
+            column, kind = column.cast(kind.value_type), kind.value_type
         if _is_binary(kind):
             return [True if there else None for there in pc.is_valid(column).to_pylist()]
         if not pa.types.is_struct(kind):
@@ -226,20 +228,32 @@ class ImagePlaces:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
 
 
 def _class_names(schema: pa.Schema) -> Mapping[str, Sequence[str]]:
-    """The names of each ClassLabel column's classes, which `datasets` keeps beside the schema."""
+    """The names of each ClassLabel column's classes, which `datasets` keeps beside the schema.
+
+    A column of anything but whole numbers has none, whatever the metadata says.
+    """
     try:
         text = (schema.metadata or {}).get(b"huggingface", b"{}")
         features = json.loads(text).get("info", {}).get("features", {})
         return {
             name: feature["names"]
             for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            if isinstance(feature, dict)
+            and feature.get("_type") == "ClassLabel"
+            and isinstance(feature.get("names"), list)
+            and name in schema.names
+            and pa.types.is_integer(schema.field(name).type)
         }
-    except (ValueError, AttributeError, KeyError):  # somebody else's metadata
+    except (ValueError, AttributeError, RecursionError):  # somebody else's metadata
         return {}
 
 

@@ -39,8 +39,16 @@ def chat_image(value: Any, root: Path) -> ImageData:
     if value.startswith(DATA):
         return ImageBytes(_decoded(value))
     if value.startswith(FILE):
-        value = unquote(urlsplit(value).path)
+        value = _path_in(value)
     return ImageFile(root / value)
+
+
+def _path_in(address: str) -> str:
+    """The path of `file:///photos/a.png`."""
+    try:
+        return unquote(urlsplit(address).path)
+    except ValueError as error:
+        raise RowFault(f"an image's address {address[:120]!r} is none: {error}") from None
 
 
 def _decoded(address: str) -> bytes:

@@ -107,6 +107,8 @@ def _image_of(objects: Row, count: int) -> int | None:
         return None
     if not isinstance(found, list) or len(found) != count or not are_numbers(found, count):
         raise RowFault(f"`objects.image_id` is no list with one number per box: {found!r}")
+    if any(number != int(number) for number in found):
+        raise RowFault(f"`objects.image_id` holds a number that is not whole: {found!r}")
     if len({*found}) > 1:
         raise RowFault(f"the boxes are of several images (`objects.image_id` {found}); one is read")
     return int(found[0])

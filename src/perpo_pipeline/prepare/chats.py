@@ -121,7 +121,7 @@ def _turn(message: Any, number: int) -> tuple[str, str, list[Any]]:
         raise RowFault(f"turn {number} has neither `role` nor `from`")
     role_key, content_key = names
     role, content = message[role_key], message.get(content_key)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise RowFault(
             f"turn {number} is of {role!r}; turns of {SYSTEM}, {USER} and {ASSISTANT} are read"
         )

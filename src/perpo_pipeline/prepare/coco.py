@@ -116,12 +116,15 @@ def _boxes_by_image(parts: dict[str, list[Any]], faults: Faults) -> dict[Id, _Fo
         with faults.at(_place(record, number, "annotation")):
             image, label, extra = _checked(record, images, categories)
             found = by_image.setdefault(image, _Found())
-            if record.get("iscrowd"):
+            crowd = record.get("iscrowd")
+            if crowd == 1:
                 found.crowds.append(label)
                 continue
             place = _place(record, number, "annotation")
             key = str(record.get("id", number))
             fault = absent(record, "bbox") if record.get("bbox") is None else ""
+            if crowd not in (None, 0):
+                fault = f"`iscrowd` is neither 0 nor 1: {crowd!r}"
             found.boxes.append(LabelledBox(label, record.get("bbox"), key, place, extra, fault))
     return by_image
 

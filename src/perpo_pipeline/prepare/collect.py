@@ -150,7 +150,7 @@ def collect(
     checks = _Checks(faults, request, threads)
     keys, shortages = _choose_and_check(unique, per_dataset, checks)
     checked = [checks.good[key] for key in keys if key in checks.good]
-    faults.found.sort(key=_in_order_of_numbers)
+    faults.found.sort(key=in_order_of_numbers)
     doubt = None
     if checks.doubt is not None:
         doubt = checks.doubt.sentence(request.split, request.settings)
@@ -225,9 +225,10 @@ def _file_of(faults: Faults) -> Path | None:
     return where if where is not None and where.is_file() else None
 
 
-def _in_order_of_numbers(fault: Fault) -> list[Any]:
-    """The key that puts line 9 before line 10."""
-    return [int(part) if part.isdecimal() else part for part in _NUMBER.split(fault.place)]
+def in_order_of_numbers(fault: Fault) -> list[Any]:
+    """The key that puts line 9 before line 10: texts, and between them numbers of any length."""
+    parts = _NUMBER.split(fault.place)
+    return [(len(digits := p.lstrip("0")), digits) if i % 2 else p for i, p in enumerate(parts)]
 
 
 def _fix_of_all(faults: Faults) -> str:
@@ -256,7 +257,12 @@ def _usable_prompts(entries: Iterable[Entry], faults: Faults, split: str) -> dic
     """The entries by prompt_id: with an id of their own, a text, and a place for each image."""
     unique: dict[str, Entry] = {}
     for entry in entries:
-        key = prompt_id(entry.dataset, split, entry.source_row)
+        try:
+            key = prompt_id(entry.dataset, split, entry.source_row)
+        except UnicodeEncodeError:
+            what = f"its id {entry.source_row!r} of {entry.dataset!r} is not text (UTF-8)"
+            faults.add(entry.place, what)
+            continue
         if key in unique:
             faults.add(entry.place, f"the id {entry.source_row!r} occurs twice", "repeated_id")
         elif fault := history_fault(entry.history) or places_fault(

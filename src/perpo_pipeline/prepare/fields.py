@@ -17,13 +17,13 @@ def absent(raw: Mapping[str, Any], key: str) -> str:
 
 
 def text_at(raw: Mapping[str, Any], key: str) -> str:
-    """The text under `key`; raises `RowFault` if it is missing or no table can hold it."""
+    """The text under `key`; raises `RowFault` if it is missing or blank, or fits into no table."""
     value = raw.get(key)
     if not isinstance(value, str) or not value:
         raise RowFault(
             absent(raw, key) if value in (None, "") else f"`{key}` is not text: {value!r}"
         )
-    if fault := text_fault(key, value):
+    if fault := text_fault(key, value) or blank_fault(key, value):
         raise RowFault(fault)
     return value
 
@@ -43,6 +43,11 @@ def text_fault(key: str, text: str) -> str | None:
     if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
         return f"`{key}` holds a character that is not text: {text[:60]!r}"
     return None
+
+
+def blank_fault(key: str, text: str) -> str | None:
+    """The fault of a text of white space alone, which would ask for nothing."""
+    return None if not text or text.strip() else f"`{key}` is white space alone: {text[:60]!r}"
 
 
 def without_first_place(question: str) -> str:

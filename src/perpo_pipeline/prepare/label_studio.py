@@ -15,6 +15,7 @@ is looked for under `image_root` by the path in a local-files address, else by i
 without the eight characters that an upload puts before it. `dataset` is the file's name.
 """
 
+import os.path
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -129,7 +130,7 @@ def _boxes(results: Sequence[Row], extra: Row, key: str, place: str) -> Iterator
             raise RowFault(f"rectangle {number} has no label")
         box = _in_pixels(value, integer_at(result, "original_width"), _height(result))
         for label in labels:
-            if not isinstance(label, str) or text_fault("label", label):
+            if not isinstance(label, str) or not label.strip() or text_fault("label", label):
                 raise RowFault(f"the label of rectangle {number} is not text: {label!r}")
             where, name = f"{place}, rectangle {number}", f"{key}/{number}"
             name = f"{name}/{label}" if len(labels) > 1 else name
@@ -164,7 +165,7 @@ def _image(task: Row, key: str, root: Path) -> ImageFile:
         raise RowFault(f"`data` has no {key!r}, but {', '.join(map(repr, data))} (image_key)")
     address = text_at(data, key)
     places = [root / name for name in _local_names(address)]
-    found = next((place for place in places if place.is_file()), places[0])
+    found = next((place for place in places if os.path.isfile(place)), places[0])
     return ImageFile(found, "" if str(found).endswith(address) else f"from {address[:120]}")
 
 
@@ -174,6 +175,11 @@ def _local_names(address: str) -> list[str]:
         parts = urlsplit(address)
     except ValueError as error:
         raise RowFault(f"the image's address {address[:120]!r} is none: {error}") from None
+    if parts.scheme == "data":
+        raise RowFault(
+            f"the image is in the task itself ({address[:60]!r}); save it as a file under "
+            "`image_root`, and write its name there"
+        )
     if parts.path.endswith(_LOCAL) and (given := parse_qs(parts.query).get("d")):
         return [given[0], PurePosixPath(given[0]).name]
     if not (parts.scheme or address.startswith("/data/")):

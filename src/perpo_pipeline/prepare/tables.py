@@ -30,7 +30,7 @@ from perpo_pipeline.json_files import Faults, Row, RowFault, parse_json
 from perpo_pipeline.prepare.arrow_files import ShardImage
 from perpo_pipeline.prepare.collect import MOST_THREADS, Prepared, Request, collect
 from perpo_pipeline.prepare.entries import Entry, ImageData, ImageFile
-from perpo_pipeline.prepare.fields import OtherColumns, absent, extra_text, text_fault
+from perpo_pipeline.prepare.fields import OtherColumns, absent, blank_fault, extra_text, text_fault
 from perpo_pipeline.prepare.several_images import box_image_in, history_in, images_in
 from perpo_pipeline.prepare.table_files import DELIMITERS, Record, open_table
 from perpo_pipeline.store.atomic import file_sha256
@@ -252,6 +252,8 @@ def _check_texts(row: Row, fields: _Fields) -> None:
     for key in (*TEXTS, "id", "dataset"):
         if fault := text_fault(key, str(row.get(key, ""))):
             raise RowFault(fault)
+    if fault := blank_fault("expression", row.get("expression") or ""):
+        raise RowFault(fault)
     if not row.get("image") and row.get("images") is None:
         raise RowFault(_absent(row, "image", fields))
     if bool(row.get("prompt")) == bool(row.get("expression")):

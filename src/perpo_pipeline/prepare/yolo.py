@@ -13,6 +13,7 @@ with an empty one, make no prompt. Outlines (more than five numbers) are bad row
 """
 
 import hashlib
+import os.path
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,12 @@ import yaml
 
 from perpo_pipeline.config.pages import IMAGE_SUFFIXES
 from perpo_pipeline.config.sources import YoloSource
-from perpo_pipeline.config.unique_keys import UniqueKeyLoader
+from perpo_pipeline.config.unique_keys import load_yaml
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import Faults, Row, RowFault, read_text
 from perpo_pipeline.prepare.collect import Prepared, Request
 from perpo_pipeline.prepare.entries import Entry, ImageFile
+from perpo_pipeline.prepare.fields import text_fault
 from perpo_pipeline.prepare.labelled import (
     LabelledBox,
     LabelledImage,
@@ -39,7 +41,7 @@ def read_yolo(source: YoloSource, request: Request) -> Prepared:
     """Read the splits; raises `InputError` with the faults of all label files."""
     described = _describe(source.path)
     root = source.image_root or source.path.parent / str(described.get("path") or ".")
-    if not root.is_dir():
+    if not os.path.isdir(root):  # also for a name that no file can have
         raise InputError(
             f"there is no folder {root} (`path` of the file)",
             where=str(source.path),
@@ -73,7 +75,7 @@ def _describe(path: Path) -> Row:
     """data.yaml, its `names` by the number of the class as text."""
     fix = "give YOLO's data.yaml, with `names` and the folders of images (`train`, `val`)"
     try:
-        found = yaml.load(read_text(path), UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        found = load_yaml(read_text(path))
     except yaml.YAMLError as error:
         raise InputError(f"not YAML: {error}", where=str(path), fix=fix) from error
     names = found.get("names") if isinstance(found, dict) else None
@@ -82,13 +84,20 @@ def _describe(path: Path) -> Row:
     if not isinstance(names, dict) or not names:
         raise InputError("the file has no `names` of classes", where=str(path), fix=fix)
     for number, name in names.items():
-        if isinstance(name, bool) or not isinstance(name, str | int | float) or name == "":
+        if not _is_name(name):
             raise InputError(
                 f"the name of class {number} is {name!r}, not text",
                 where=str(path),
                 fix="give it a name, in quotes if it is one such as yes, no, on, off or null",
             )
     return {**found, "names": {number: str(name) for number, name in names.items()}}
+
+
+def _is_name(name: Any) -> bool:
+    """Whether the name of a class is a text, or a number, that a question can name."""
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        return False
+    return bool(str(name).strip()) and text_fault("names", str(name)) is None
 
 
 def _images(
@@ -118,7 +127,7 @@ def _existing(root: Path, place: str, path: Path) -> Path:
     if place.startswith("../"):
         candidates.append(root / place.removeprefix("../"))
     for candidate in candidates:
-        if candidate.exists():
+        if os.path.exists(candidate):
             return candidate
     raise InputError(
         f"there are no images at {root / place}",
@@ -144,8 +153,8 @@ def _labelled(
     labels = _label_file(path)
     shown = str(labels.relative_to(root)) if labels.is_relative_to(root) else str(labels)
     boxes: list[LabelledBox] = []
-    text = read_text(labels) if labels.is_file() else ""
-    digest.update(f"{name}\0{text}\0".encode())
+    text = read_text(labels) if os.path.isfile(labels) else ""
+    digest.update(f"{name}\0{text}\0".encode(errors="surrogateescape"))  # any name of a file
     for number, line in enumerate(text.splitlines(), start=1):
         place = f"{shown}, line {number}"
         if line.strip():
@@ -168,7 +177,7 @@ def _label_file(image: Path) -> Path:
 def _labels_without_image(folder: Path) -> list[Path]:
     """The label files of a folder of images that belong to none of them."""
     labels = _label_file(folder / "any").parent
-    if labels == folder:
+    if labels == folder or not os.path.isdir(folder):
         return []  # any text file may stand beside images
     stems = {file.stem for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES}
     files = sorted(labels.glob("*.txt"))

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ from perpo_pipeline.store.schemas import ALL, TableSchema
 MANIFEST_FORMAT = 1
 WALL_S = "wall_s"  # in the notes: the seconds of earlier sittings
 KEEP_TIME_S = 30.0
+_PART = re.compile(rf"(?:part|{'|'.join(ALL)})-([0-9]{{5,}})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -226,13 +228,14 @@ class Writer:
         """The number of rows in each part that an interrupted run of this recipe left.
 
         Removes all other parts, and parts of other tables whose main part is missing: the stage
-        writes them again.
+        writes them again. Files of other names are not perpo's, and stay.
         """
         done = {}
         for part in sorted(self.path.glob("*.parquet")):
+            if (named := _PART.fullmatch(part.name)) is None:
+                continue
             rows = _rows_if_of(part, self.recipe.fingerprint)
-            index = int(part.stem.rsplit("-", 1)[1])
-            main = self.path / self._part_name(self.recipe.artifact, index)
+            main = self.path / self._part_name(self.recipe.artifact, int(named[1]))
             if rows is None or not main.is_file():
                 part.unlink()
             else:

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from perpo_pipeline import advice
 from perpo_pipeline.config.overrides import Override
-from perpo_pipeline.config.section import Int, Json, Name
+from perpo_pipeline.config.section import Json, Name
+from perpo_pipeline.config.train import TrainingSeed
 from perpo_pipeline.config.unique_keys import read_mapping
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.shipped.files import find_file
@@ -67,10 +68,10 @@ class SweepFile(BaseModel):
     grids: list[Grid] = Field(
         min_length=1, description="what varies; the cells are those of all grids, each once"
     )
-    seeds: list[Int] | None = Field(
+    seeds: list[TrainingSeed] | None = Field(
         None, min_length=1, description="seeds of the trainings; none: train.seeds of the run"
     )
-    select_seeds: list[Int] | None = Field(
+    select_seeds: list[TrainingSeed] | None = Field(
         None,
         min_length=1,
         description="the seeds with which a setting is chosen on select_on; only the chosen "
