@@ -1,5 +1,6 @@
 """`perpo gc`: what nothing refers to, what it is of, and what is left for some days."""
 
+import errno
 import json
 import os
 import re
@@ -125,3 +126,24 @@ def test_versions_beside_a_damaged_current_and_what_they_came_from_are_left(
     again = made("preferences", {"min_margin": 0.8}, scores=old_scores)
     (again.path / "manifest.json").write_text("{")
     assert gc(capsys)[0] == []
+
+
+def test_a_manifest_that_may_not_be_read_stops_it_before_anything_is_removed(
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it names would look unused."""
+    scores = made("scores", {"reward": {"giou": 1.0}})
+    made("scores", {"reward": {"iou": 1.0}})
+    made("preferences", {"min_margin": 0.8}, scores=scores)
+    real = Path.read_text
+
+    def read(path: Path, *arguments: str, **named: str) -> str:
+        if path.name == "manifest.json" and path.parent.parent.parent.name == "preferences":
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["gc", "--config", "r.yaml", "--yes", "--keep-days", "0"])
+    assert ended.value.code == 2 and "Stale file handle" in capsys.readouterr().err
+    assert scores.path.is_dir()

@@ -1,11 +1,13 @@
 """Whatever cannot be read as YAML is one type of error, which names the value."""
 
 from datetime import date
+from pathlib import Path
 
 import pytest
 import yaml
 
-from perpo_pipeline.config.unique_keys import load_yaml
+from perpo_pipeline.config.unique_keys import load_yaml, read_mapping
+from perpo_pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,9 @@ def test_what_cannot_be_read_is_one_type_of_error(text: str, message: str) -> No
 def test_the_rest_is_read_as_it_was() -> None:
     found = load_yaml("{a: '2024-02-30', 1: [0x1F, yes], d: 2024-02-29}")
     assert found == {"a": "2024-02-30", "1": [31, True], "d": date(2024, 2, 29)}
+
+
+def test_a_folder_is_no_file_to_correct(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the sweep file cannot be read: Is a directory") as found:
+        read_mapping(tmp_path, kind="sweep file", otherwise="", contents="", example="")
+    assert found.value.fix == "name a sweep file"

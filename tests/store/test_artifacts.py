@@ -124,6 +124,23 @@ def test_a_resumed_writer_knows_its_whole_parts_and_drops_foreign_ones(tmp_path:
         assert not list(path.glob("*.tmp"))
 
 
+def test_a_part_that_may_not_be_read_is_not_taken_for_a_torn_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_writer(tmp_path, recipe()) as writer:
+        writer.write_part(0, ROWS[:2])
+    part = writer.path / "part-00000.parquet"
+    whole = part.read_bytes()
+
+    def stale(path: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr("perpo_pipeline.store.writing.pq.read_metadata", stale)
+    with pytest.raises(OSError, match="Stale"), open_writer(tmp_path, recipe()):
+        pass
+    assert part.read_bytes() == whole
+
+
 @pytest.mark.parametrize("name", ["mine.parquet", "mine-00007.parquet", "part-x.parquet"])
 def test_a_resumed_writer_leaves_files_that_are_not_its_own(tmp_path: Path, name: str) -> None:
     with open_writer(tmp_path, recipe()) as writer:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from perpo_pipeline.config.section import Json
-from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.errors import ConfigError, what_to_check
 from perpo_pipeline.suggestions import closest_path
 
 LONGEST_SHOWN = 60  # characters of a value
@@ -77,7 +77,12 @@ def read_mapping(path: Path, *, kind: str, otherwise: str, contents: str, exampl
             where=str(path),
             fix=f"did you mean {near}?" if near else otherwise,
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        fix = f"name a {kind}" if path.is_dir() else what_to_check(error)
+        raise ConfigError(
+            f"the {kind} cannot be read: {error.strerror or error}", where=str(path), fix=fix
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"the file cannot be read as YAML: {error}", where=str(path), fix="correct the file"
         ) from error

@@ -162,9 +162,12 @@ def _shown(value: Any) -> str:
 
 
 def _read(file: Path) -> Json:
-    """A JSON object; empty if the file is missing or damaged."""
+    """A JSON object; empty if the file is missing or damaged.
+
+    Raises OSError where the system does not let it be read: what it names would look unused.
+    """
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}

@@ -1,5 +1,6 @@
 """Writing artifacts: a recipe, its fingerprint, and a writer that survives a kill at any moment."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -324,9 +325,15 @@ def _conform(rows: pa.Table | list[Json], schema: TableSchema, fingerprint: str)
 
 
 def _rows_if_of(part: Path, fingerprint: str) -> int | None:
+    """The number of rows of a part of this recipe; None for another one, or one that is torn.
+
+    Raises OSError where the system does not let it be read: it may be whole.
+    """
     try:
         metadata = pq.read_metadata(part)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise
         return None
     found = (metadata.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
     return int(metadata.num_rows) if found == fingerprint else None
