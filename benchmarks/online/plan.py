@@ -84,8 +84,11 @@ class Plan:
     rounds: int = 3
 
     def as_json(self) -> dict[str, Any]:
-        """What decides the result, for a file."""
-        return {name: str(value) for name, value in asdict(self).items() if name != "out"}
+        """What decides the result, for a file: the options, and the settings of each way."""
+        options = {name: str(value) for name, value in asdict(self).items() if name != "out"}
+        place = Path(os.path.relpath(self.sweep.resolve(), root().resolve()))
+        ways = {way.name: str(dict(way.settings)) for way in self.ways()}
+        return {**options, "sweep": place.as_posix(), "ways": ways}
 
     @property
     def config(self) -> Path:

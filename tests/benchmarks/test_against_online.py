@@ -337,3 +337,20 @@ def test_a_failed_process_shows_its_log(bench: SimpleNamespace, tmp_path: Path):
         SystemExit, match=r"this directory does not exist[\s\S]*open_version failed; its log is"
     ):
         bench.apart.run_apart(tmp_path / "log", open_version, tmp_path / "absent", "samples")
+
+
+def test_a_folder_of_another_comparison_is_refused_and_that_of_another_checkout_is_not(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(BENCHMARKS.parent / "configs", tmp_path / "configs")
+    sweep = tmp_path / "configs" / "sweeps" / "demo.yaml"
+    arguments = ["--sweep", str(sweep), "--out", str(tmp_path / "out")]
+    here = bench.script.parse(["--out", str(tmp_path / "out")])
+    bench.script.check_same(here)
+    monkeypatch.setattr(bench.plan, "root", lambda: tmp_path)
+    bench.script.check_same(bench.script.parse(arguments))
+    sweep.write_text(sweep.read_text().replace("5.0e-4", "6.0e-4"))
+    bench.plan._cells.cache_clear()
+    with pytest.raises(SystemExit, match="has other options than this command"):
+        bench.script.check_same(bench.script.parse(arguments))
+    bench.plan._cells.cache_clear()
