@@ -11,8 +11,15 @@ from sweep.fake_stages import SWEEP, write_files
 
 from perpo_pipeline.evaluate.metric import PERCENT
 from perpo_pipeline.evaluate.metrics import METRICS
-from perpo_pipeline.sweep.cells import make_cells
-from perpo_pipeline.sweep.curves import Curve, Point, curve_svg, find_curves, is_geometric
+from perpo_pipeline.sweep.cells import make_cells, shown_value
+from perpo_pipeline.sweep.curves import (
+    Curve,
+    Point,
+    curve_svg,
+    find_curves,
+    is_geometric,
+    would_touch,
+)
 from perpo_pipeline.sweep.file import read_sweep
 from perpo_pipeline.sweep.page import sweep_page
 from perpo_pipeline.sweep.table import claim_words, seeds_note, sweep_table
@@ -115,6 +122,18 @@ def test_the_base_stands_on_its_side_also_where_curves_have_no_intervals(
         [Curve("perpo", "#1d5fd1", points)], unit=PERCENT, x_label="x", y_label="y", base=base
     )
     assert [word for word in ("above", "below") if word in svg] == [side] * bool(side)
+
+
+def test_labels_that_would_touch_are_turned() -> None:
+    rates = [5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+    places = [math.log(rate) for rate in rates]
+    assert would_touch(places, [shown_value(rate) for rate in rates])
+    assert not would_touch([math.log(n) for n in (2, 4, 8, 12, 20)], ["2", "4", "8", "12", "20"])
+    points = tuple(Point(rate, 0.5, 0.4, 0.6, (0.5,), False) for rate in rates)
+    curve = Curve("perpo", "#1d5fd1", points)
+    assert "rotate(-40)" in curve_svg([curve], unit=PERCENT, x_label="x", y_label="y")
+    few = Curve("perpo", "#1d5fd1", points[::3])
+    assert "rotate(-40)" not in curve_svg([few], unit=PERCENT, x_label="x", y_label="y")
 
 
 def test_the_table_says_why_nothing_is_claimed() -> None:

@@ -18,6 +18,7 @@ from perpo_pipeline.sweep.cells import shown_value
 Row = Mapping[str, Any]
 LOGARITHMIC = 8  # times between two values from which an axis is logarithmic
 BASE_ROOM = 1.0  # heights of the curves, up to which the base beside them is drawn as a line
+AXIS_WIDTH, LETTER = 3.2, 0.075  # inches: from the first to the last value; a letter of a label
 BESIDE = 0.02  # share of the axis by which the methods' points stand beside each other
 
 
@@ -132,6 +133,15 @@ def is_geometric(values: Sequence[float]) -> bool:
     return max(ratios) / min(ratios) < max(gaps) / min(gaps)
 
 
+def would_touch(ticks: Sequence[float], labels: Sequence[str]) -> bool:
+    """Whether labels at these ascending places would touch if they stood side by side."""
+    unit = AXIS_WIDTH / ((ticks[-1] - ticks[0]) or 1.0)
+    return any(
+        unit * (b - a) < LETTER * (len(left) + len(right) + 2) / 2
+        for (a, b), (left, right) in zip(pairwise(ticks), pairwise(labels), strict=True)
+    )
+
+
 def curve_svg(
     curves: Sequence[Curve],
     *,
@@ -166,8 +176,11 @@ def curve_svg(
         for curve, shift in zip(curves, aside if is_number else [0.0] * len(aside), strict=True):
             _draw_curve(axes, curve, [place(point) + shift for point in curve.points], unit)
         if is_number:
-            ticks = [math.log(value) if is_log else value for value in values]
-            axes.set_xticks(ticks, [shown_value(value) for value in values])
+            ticks = [math.log(value) if is_log else float(value) for value in values]
+            labels = [shown_value(value) for value in values]
+            axes.set_xticks(ticks, labels)
+            if would_touch(ticks, labels):
+                axes.tick_params(axis="x", labelrotation=40)
         else:
             axes.set_xticks(range(len(names)), names)
         axes.set(xlabel=x_label, ylabel=y_label)

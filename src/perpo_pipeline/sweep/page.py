@@ -137,11 +137,13 @@ def _differences(differences: Sequence[Row], metric: Metric) -> list[Json]:
         {
             "pair": f"{row['better']} − {row['worse']}",
             "difference": unit.signed(row["difference"]),
-            "interval": f"[{unit.signed(row['low'])}, {unit.signed(row['high'])}]",
-            "p": p_text(row["p_adjusted"]),
+            "interval": "–"
+            if isnan(row["low"])
+            else f"[{unit.signed(row['low'])}, {unit.signed(row['high'])}]",
+            "p": "–" if isnan(row["p_adjusted"]) else p_text(row["p_adjusted"]),
             "claimed": claim_words(row),
             "se_prompts": unit.number(row["se_prompts"]),
-            "se_seeds": unit.number(row["se_seeds"]),
+            "se_seeds": "–" if isnan(row["se_seeds"]) else unit.number(row["se_seeds"]),
             "n": row["n"],
         }
         for row in differences
