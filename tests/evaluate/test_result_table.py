@@ -88,6 +88,9 @@ def test_the_title_counts_every_prompt_where_the_main_metric_has_fewer() -> None
 
     text = result_table([Half("base@testA", {"mean_set_iou": 0.5, "n_acc": 0.2})])  # type: ignore[list-item]
     assert text.startswith("testA, 2,048 prompts: 400 with mean_set_iou")
+    both = {"mean_set_iou": 0.5, "out_of_frame_rate": 0.2, "edit_distance": 0.1, "mean_reward": 0.7}
+    text = result_table([Half("base@t", both)])  # type: ignore[list-item]
+    assert text.startswith("t, 4,096 prompts: 400 with mean_set_iou and 2,048 with edit_distance")
 
 
 def test_without_the_base_there_are_no_differences_and_splits_have_blocks_of_their_own() -> None:

@@ -12,7 +12,7 @@ METRICS is the only list of metrics. Its order is that of metrics rows and of th
 pope.py and judge/ measure the metrics of their benchmarks, so those records have no function.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,20 @@ def main_metrics(names: Collection[str]) -> list[str]:
             found.append(metric.name)
             named |= of
     return found or [main_metric(names)]
+
+
+def num_prompts(counts: Mapping[str, int], mains: Collection[str]) -> int:
+    """How many prompts a split has, from the numbers of prompts that its metrics were measured on.
+
+    `mains` are its `main_metrics`; boxes, sets of boxes and points are one task, as there.
+    """
+    total = 0
+    for main in mains:
+        tasks = set(find_metric(main).tasks)
+        tasks |= set(_REGIONS) if tasks.intersection(_REGIONS) else set()
+        of = {name: set(find_metric(name).tasks) for name in counts}
+        total += max(n for name, n in counts.items() if name == main or set() < of[name] <= tasks)
+    return total
 
 
 def reward_metrics(task: str | None) -> list[Metric]:

@@ -15,7 +15,12 @@ from perpo_pipeline.config.evaluations import (
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.evaluate.compare import compare_predictions
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better, main_metrics
+from perpo_pipeline.evaluate.metrics import (
+    find_metric,
+    lower_is_better,
+    main_metrics,
+    num_prompts,
+)
 from perpo_pipeline.evaluate.printing import estimate, has_several_tasks, tasks_table
 from perpo_pipeline.evaluate.summarise import ALL
 from perpo_pipeline.store.artifacts import Version, input_of
@@ -145,16 +150,14 @@ def _block(split: _Split, columns: int) -> str:
 
 def _prompts(split: _Split, mains: Sequence[str]) -> str:
     """`512 prompts`; where a main metric has fewer, their number: `800 prompts: 400 with ...`."""
-    numbers = {
-        name: next(rows[name]["n"] for rows in split.rows.values() if name in rows)
-        for name in mains
-    }
-    every = max(row["n"] for rows in split.rows.values() for row in rows.values())
-    if len(numbers) == 1:
-        ((name, n),) = numbers.items()
-        return f"{n:,} prompts" if n == every else f"{every:,} prompts: {n:,} with {name}"
-    apart = " and ".join(f"{n:,} with {name}" for name, n in numbers.items())
-    return f"{sum(numbers.values()):,} prompts: {apart}"
+    counts: dict[str, int] = {}
+    for rows in split.rows.values():
+        for name, row in rows.items():
+            counts[name] = max(row["n"], counts.get(name, 0))
+    every = f"{num_prompts(counts, mains):,} prompts"
+    if len(mains) == 1 and num_prompts(counts, mains) == counts[mains[0]]:
+        return every
+    return f"{every}: {' and '.join(f'{counts[name]:,} with {name}' for name in mains)}"
 
 
 def _columns(split: _Split, mains: Sequence[str]) -> list[Column]:
