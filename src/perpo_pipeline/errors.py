@@ -13,6 +13,7 @@ PerpoError
 import errno
 import os
 import signal
+from typing import TypeGuard
 
 _PERMISSIONS = "check the permissions of this file and of the folders above it"
 _SPACE = "free some space, then run the same command"
@@ -90,6 +91,14 @@ class Stopped(Exception):
 def what_to_check(error: OSError) -> str:
     """What to do about an operating system's error about a file."""
     return _WHAT_TO_CHECK.get(error.errno or 0, f"{_PERMISSIONS}, and the disk")
+
+
+def may_be_whole(error: Exception) -> TypeGuard[OSError]:
+    """Whether a file is there, and the system does not let it be read: nothing says it is damaged.
+
+    An OSError without a number is a library's own, of what it read.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
 
 
 def of_the_system(error: OSError) -> PerpoError | None:

@@ -77,7 +77,7 @@ def main_metrics(names: Collection[str]) -> list[str]:
     found: list[str] = []
     named: set[str] = set()
     for metric in METRICS.values():
-        of = {GROUNDING if task in _REGIONS else task for task in metric.tasks}
+        of = _tasks_of_data(metric)
         is_shown = metric.in_report is not None and not metric.only_if_any
         if metric.name in names and is_shown and of and named.isdisjoint(of):
             found.append(metric.name)
@@ -88,15 +88,16 @@ def main_metrics(names: Collection[str]) -> list[str]:
 def num_prompts(counts: Mapping[str, int], mains: Collection[str]) -> int:
     """How many prompts a split has, from the numbers of prompts that its metrics were measured on.
 
-    `mains` are its `main_metrics`; boxes, sets of boxes and points are one task, as there.
+    `mains` are its `main_metrics`, which are among them.
     """
-    total = 0
-    for main in mains:
-        tasks = set(find_metric(main).tasks)
-        tasks |= set(_REGIONS) if tasks.intersection(_REGIONS) else set()
-        of = {name: set(find_metric(name).tasks) for name in counts}
-        total += max(n for name, n in counts.items() if name == main or set() < of[name] <= tasks)
-    return total
+    of = {name: _tasks_of_data(find_metric(name)) for name in counts}
+    near = {main: [name for name in of if of[name] and of[name] <= of[main]] for main in mains}
+    return sum(max(counts[name] for name in (main, *near[main])) for main in mains)
+
+
+def _tasks_of_data(metric: Metric) -> set[str]:
+    """Its tasks as the data name them: boxes, sets of boxes and points are one."""
+    return {GROUNDING if task in _REGIONS else task for task in metric.tasks}
 
 
 def reward_metrics(task: str | None) -> list[Metric]:

@@ -154,10 +154,10 @@ def _prompts(split: _Split, mains: Sequence[str]) -> str:
     for rows in split.rows.values():
         for name, row in rows.items():
             counts[name] = max(row["n"], counts.get(name, 0))
-    every = f"{num_prompts(counts, mains):,} prompts"
-    if len(mains) == 1 and num_prompts(counts, mains) == counts[mains[0]]:
-        return every
-    return f"{every}: {' and '.join(f'{counts[name]:,} with {name}' for name in mains)}"
+    every = num_prompts(counts, mains)
+    apart = " and ".join(f"{counts[name]:,} with {name}" for name in mains)
+    alone = len(mains) == 1 and counts[mains[0]] == every
+    return f"{every:,} prompts" + ("" if alone else f": {apart}")
 
 
 def _columns(split: _Split, mains: Sequence[str]) -> list[Column]:

@@ -12,7 +12,6 @@ Every file is written, synced to disk and renamed, so a process killed at any mo
 whole files. The same command then resumes after the last whole part. Nothing overwrites a version.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perpo_pipeline import advice
-from perpo_pipeline.errors import ArtifactError, what_to_check
+from perpo_pipeline.errors import ArtifactError, may_be_whole, what_to_check
 from perpo_pipeline.store.atomic import file_sha256, write_atomically
 from perpo_pipeline.store.old_rules import as_today
 from perpo_pipeline.store.row_ranges import open_parquet, read_columns
@@ -348,7 +347,7 @@ def read_part(
                 return read_columns(file, columns, rows)
             return _read_as_today(file, part, columns, ALL[table], rows)
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        if may_be_whole(error):
             raise _cannot_be_read("a part", part, error) from error
         raise ArtifactError(
             f"a part is missing or damaged: {error}",

@@ -1,6 +1,5 @@
 """Writing artifacts: a recipe, its fingerprint, and a writer that survives a kill at any moment."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,7 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perpo_pipeline.errors import ArtifactError, BeingWrittenError
+from perpo_pipeline.errors import ArtifactError, BeingWrittenError, may_be_whole
 from perpo_pipeline.store.artifacts import (
     FINGERPRINT_KEY,
     LOCK,
@@ -332,7 +331,7 @@ def _rows_if_of(part: Path, fingerprint: str) -> int | None:
     try:
         metadata = pq.read_metadata(part)
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        if may_be_whole(error):
             raise
         return None
     found = (metadata.metadata or {}).get(FINGERPRINT_KEY, b"").decode()

@@ -16,9 +16,7 @@ PANEL_WIDTH = 4.2  # inches; an inch is 96 px on the page
 
 SMOOTHING = 0.05
 """Curves are averaged over this share of the steps; the raw values are drawn pale behind them."""
-
-
-MOST_BINS = 120
+MOST_BINS = 120  # of a histogram
 
 
 @dataclass(frozen=True)
