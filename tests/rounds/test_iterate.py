@@ -458,6 +458,12 @@ def test_a_dry_run_writes_no_file_of_a_chain(
     ends = [line.split()[-1] for line in dry_run()[2:7]]
     assert ends[:3] == ["finished"] * 3 and "finished" not in ends[3:]
     assert "finished" not in " ".join(dry_run("--set", "train.methods.perpo.beta=2.5"))
+    shutil.rmtree(data / "round-2" / "metrics" / "perpo@test")
+    said = dry_run()[2:7]
+    assert said[0].endswith("finished") and said[2].endswith("finished")
+    assert "finished, to be evaluated on test, " in said[1]
+    shutil.rmtree(data / "round-2" / "model")
+    assert "finished, to be merged and evaluated on test, " in dry_run()[3]
 
 
 def test_one_round_beside_has_as_many_lists_of_each_task_as_the_rounds_had(

@@ -45,7 +45,7 @@ def find_previous_merge(out: Path, wanted: Record, adapter: Version) -> Record |
         raise ArtifactError(
             "this path already holds something else",
             where=str(out),
-            fix="name an empty or a new folder with --out",
+            fix="move what is there away, or name an empty or a new folder (perpo merge --out)",
         )
     different = [
         ("" if name == "form" else f"{name} ")
@@ -59,7 +59,7 @@ def find_previous_merge(out: Path, wanted: Record, adapter: Version) -> Record |
         raise ArtifactError(
             f"the folder already holds another merge: {'; '.join(different)}",
             where=str(out),
-            fix="name another folder with --out, or remove this one",
+            fix="move this folder away, or name another one (perpo merge --out)",
         )
     changed = [name for name, size in found["files"].items() if _size(out / name) != size]
     if changed:

@@ -16,7 +16,7 @@ from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.lines import aligned
 from perpo_pipeline.merge.folder import find_merged
 from perpo_pipeline.rounds.checks import method_of
-from perpo_pipeline.rounds.iterate import TABLE, iterate
+from perpo_pipeline.rounds.iterate import TABLE, calls_of, iterate
 from perpo_pipeline.rounds.round_files import ONE_ROUND, Round
 from perpo_pipeline.run import NotMade, Run
 from perpo_pipeline.status.calls import Call
@@ -31,10 +31,15 @@ Span = tuple[float, float]  # seconds, from low to high
 
 
 class _Finished:
-    """Follows a chain as far as it is finished; `names` are the rounds that are."""
+    """Follows a chain as far as it is finished.
+
+    `rounds` are those that are made and evaluated on rounds.select_on, by name; `unmerged` is the
+    one whose merged model the chain makes next, if it is that.
+    """
 
     def __init__(self, run: Run) -> None:
-        self.run, self.names = run, dict[str, None]()
+        self.run, self.rounds = run, dict[str, Round]()
+        self.unmerged: str | None = None
 
     def follow(self) -> str | None:
         """What of the chain is made next; None if all of it is finished."""
@@ -50,13 +55,19 @@ class _Finished:
         if pending := find_pending(config, calls):
             raise NotMade(pending[0].call.title)
         if one is not None:
-            self.names[one.name] = None
+            self.rounds[one.name] = one
         return Run(config, quiet=True, muted=True)
 
     def _merge(self, adapter: Version, _: ModelConfig, folder: Path) -> Path:
         if find_merged(folder / adapter.fingerprint, adapter) is None:
+            self.unmerged = list(self.rounds)[-1]
             raise NotMade(f"merge {adapter.variant}")
         return folder / adapter.fingerprint
+
+    def to_report(self, name: str) -> bool:
+        """Whether a finished round is still to be evaluated on rounds.report_on."""
+        one, split = self.rounds[name], self.run.config.rounds.report_on
+        return split is not None and bool(find_pending(one.config, calls_of(one, [split])))
 
 
 def dry_run_text(run: Run) -> str:
@@ -81,15 +92,40 @@ def _dry_run_text(run: Run) -> str:
     spans: list[Span | None] = []
     for name in names:
         cells, span = _round(config, plan, name)
-        is_done = name in finished.names
-        lines.append([name.replace("-", " "), *cells, "finished" if is_done else _time(span)])
-        spans += [] if is_done else [span]
+        text = _time(span)
+        if name in finished.rounds:
+            text, span = _left(finished, plan, name)
+        lines.append([name.replace("-", " "), *cells, text])
+        spans.append(span)
     known = [span for span in spans if span is not None]
     both = (sum(low for low, _ in known), sum(high for _, high in known))
     lines.append(["all", "", "", "", "", _time(both if len(known) == len(spans) else None)])
     notes = "fewer where a round no longer gains" if config.rounds.alpha is not None else ""
     head = f"rounds of {config.run}, training {method}" + (f" ({notes}):" if notes else ":")
     return "\n".join([head, *aligned(lines)])
+
+
+def _left(finished: _Finished, plan: "Plan", name: str) -> tuple[str, Span | None]:
+    """What is left of a round that is made, in words, and its time; a merge takes seconds."""
+    config, words = finished.run.config, []
+    span: Span | None = (0.0, 0.0)
+    if name == finished.unmerged:
+        words.append("merged")
+    if finished.to_report(name):
+        words.append(f"evaluated on {config.rounds.report_on}")
+        splits = {one.name: one.prompts or 0 for one in plan.splits}
+        num = splits[config.rounds.report_on or ""]
+        share = num / max(1, num + splits[config.rounds.select_on])
+        span = _span(plan, {"eval": share * _models(name)})
+    if not words:
+        return "finished", span
+    time = f", {_time(span)}" if span != (0.0, 0.0) else ""
+    return f"finished, to be {' and '.join(words)}{time}", span
+
+
+def _models(name: str) -> int:
+    """How many models are evaluated with a round: the base with the first."""
+    return 2 if name == "round-1" else 1
 
 
 def _one_round(config: RunConfig, method: str) -> RunConfig:
@@ -118,7 +154,7 @@ def _round(config: RunConfig, plan: "Plan", name: str) -> tuple[list[str], Span 
         for s in plan.splits
         if s.name in (config.rounds.select_on, config.rounds.report_on)
     )
-    models = 2 if name == "round-1" else 1
+    models = _models(name)
     most = plan.lists.high or 1
     shares = {
         "sample": num / total,

@@ -106,7 +106,7 @@ def _make_round(chain: Chain, number: int) -> None:
         earlier=_lists_to_keep(chain),
         writes=chain.writes,
     )
-    made = chain.make(one, _calls(one, [split]))
+    made = chain.make(one, calls_of(one, [split]))
     if number == 1:
         metrics = {split: made.latest("metrics", Evaluation(BASE, split).name)}
         began_with = _model(input_of(metrics[split], "predictions"), one)
@@ -134,7 +134,7 @@ def _lists_to_keep(chain: Chain) -> Path | None:
     return input_of(_adapter(chain.rounds[-1]), "preferences").path
 
 
-def _calls(one: Round, splits: Sequence[str]) -> list[Call]:
+def calls_of(one: Round, splits: Sequence[str]) -> list[Call]:
     """The calls of a round without its report; evaluations on these splits alone."""
     chosen = []
     for call in calls(one.config):
@@ -228,7 +228,7 @@ def _beside(chain: Chain) -> Reached:
         writes=chain.writes,
     )
     split = config.rounds.select_on
-    after = _reached(chain, one, chain.make(one, _calls(one, [split])), [split])
+    after = _reached(chain, one, chain.make(one, calls_of(one, [split])), [split])
     chain.gains[after.title, split] = _gain(chain, after, chain.reached[-1], split)
     return after
 
@@ -249,7 +249,7 @@ def _report(chain: Chain, split: str, beside: list[Reached]) -> None:
     before: Reached | None = None
     for models in (chain.reached, beside):
         for place, one in enumerate(models):
-            made = chain.make(one.round, _calls(one.round, [split]))
+            made = chain.make(one.round, calls_of(one.round, [split]))
             name = chain.method if one.adapter is not None else BASE
             metrics = made.latest("metrics", Evaluation(name, split).name)
             models[place] = after = replace(one, metrics={**one.metrics, split: metrics})
