@@ -239,12 +239,12 @@ def _answer(row: Row, probability: float, rng: np.random.Generator) -> str:
     return format_box((box[0], box[1], box[2], box[3]), "llava", frame="full", image_size=SIZE)
 
 
-def sample_synthetic(run: Run) -> Version:
-    """Write the samples of the prompts in use, drawn around the truth."""
+def sample_synthetic(run: Run, seed: int = 1) -> Version:
+    """Write the samples of the prompts in use, drawn around the truth; `seed` is in no setting."""
     prompts = run.latest("prompts", "train")
     rows = []
     for i, prompt in enumerate(prompts.table().to_pylist()):
-        rng = np.random.default_rng([1, i])
+        rng = np.random.default_rng([seed, i])
         probability = rng.choice([0.0, 0.5, 1.0], p=[0.2, 0.6, 0.2])
         for sample_id in range(run.config.sample.num_samples):
             answer = _answer(prompt, probability, rng)

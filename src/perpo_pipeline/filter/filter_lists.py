@@ -36,6 +36,7 @@ from perpo_pipeline.rewards.margins import ROUNDING, margin_table
 from perpo_pipeline.run import Run, make
 from perpo_pipeline.store.artifacts import Version, input_of
 from perpo_pipeline.store.list_prompts import num_new_lists
+from perpo_pipeline.store.made_from import was_made_again
 from perpo_pipeline.store.places import prompts_named
 from perpo_pipeline.store.prompt_lookup import check_unique
 from perpo_pipeline.store.schemas import DROPPED_LISTS, PROMPTS, SAMPLES, SCORES
@@ -122,11 +123,16 @@ class Sampled:
     scores: Version
 
     def __post_init__(self) -> None:
-        scored = self.scores.manifest["inputs"]["samples"]["fingerprint"]
-        if scored != self.samples.fingerprint:
+        scored = self.scores.manifest["inputs"]["samples"]
+        is_earlier = was_made_again(scored, self.samples)
+        if is_earlier or scored["fingerprint"] != self.samples.fingerprint:
+            which = (
+                f"other samples ({scored['fingerprint']}) than these ({self.samples.fingerprint})"
+            )
+            if is_earlier:
+                which = "the samples as they were before they were made again"
             raise ArtifactError(
-                f"the scores belong to other samples ({scored}) than these "
-                f"({self.samples.fingerprint}): their rewards are those of other completions",
+                f"the scores belong to {which}: their rewards are those of other completions",
                 where=f"{self.samples.path} and {self.scores.path}",
                 fix=f"run: {self.scores.remake()}",
             )

@@ -297,7 +297,7 @@ def _from_lists(run: Run, variant: str, size: int) -> tuple[Training, str, dict[
         f"{len(lists)} of {task.preferences.path}, {forward}: {fmean(epoch.lengths):,.0f} "
         f"tokens on average, at most {max(epoch.lengths):,}" + _dropped(found.dropped)
     )
-    place = (run.out or run.place("adapter", variant)) / task.recipe.fingerprint
+    place = task.recipe.place(run.out or run.place("adapter", variant))
     training = Training(
         variant,
         settings,

@@ -15,6 +15,7 @@ from perpo_pipeline.report.methods import main_method, reported_methods
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.graph import nodes
 from perpo_pipeline.store.artifacts import CURRENT, Version, input_of, open_version
+from perpo_pipeline.store.made_from import is_of
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,7 @@ def _find_benchmarks(run: Run, adapters: Mapping[str, Version]) -> dict[str, Ver
                 continue
             metrics = open_version(place, "metrics")
             measured = input_of(metrics, "harness").manifest["inputs"].get("adapter")
-            if model != BASE and (
-                measured is None or measured["fingerprint"] != adapters[model].fingerprint
-            ):
+            if model != BASE and (measured is None or not is_of(measured, adapters[model])):
                 run.say(f"report: {name} is about an older adapter and is left out; measure again")
                 continue
             found[name] = metrics

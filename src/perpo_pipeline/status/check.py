@@ -29,6 +29,7 @@ from perpo_pipeline.store.artifacts import (
     require_parts,
 )
 from perpo_pipeline.store.finding import remembered
+from perpo_pipeline.store.made_from import is_of, was_made_again
 from perpo_pipeline.store.old_rules import RULES, Trust
 from perpo_pipeline.vlm.files import IDENTITY_CACHE
 
@@ -252,8 +253,11 @@ class Check:
         except ArtifactError:
             text = f"{need[0]}/{need[1]} is broken"
             return Reason(node, "missing", text, f"{need[0]}/{need[1]}", need)
-        if record is not None and _is_of(record, now):
+        if record is not None and is_of(record, now):
             return None
+        if record is not None and was_made_again(record, now):
+            text = f"made from {need[0]}/{need[1]} as it was before it was made again"
+            return Reason(node, "input", text, f"{need[0]}/{need[1]}", need)
         other = "another adapter" if need[0] == "adapter" else f"other {need[0]}"
         text = f"made from {other} than the run's now{_how_other(path, record, now)}"
         return Reason(node, "input", text, f"{need[0]}/{need[1]}", need)
@@ -318,10 +322,3 @@ def _how_other(path: Path, record: Json | None, now: Version) -> str:
     names = [name for name in old if name in new and old[name] != new[name]]
     shown = [f"{name} {show(old[name])}, now {show(new[name])}" for name in names[:SHOWN]]
     return f" ({'; '.join(shown)})" if shown else ""
-
-
-def _is_of(record: Json, version: Version) -> bool:
-    """Whether a recorded input is this version, with the same failed prompts if they are known."""
-    if "identity" in record:
-        return bool(record["identity"] == version.identity)
-    return bool(record["fingerprint"] == version.fingerprint)

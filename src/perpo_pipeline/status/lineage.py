@@ -7,6 +7,7 @@ from pathlib import Path
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.status.graph import ORDER
 from perpo_pipeline.store.artifacts import Json, Version, open_version
+from perpo_pipeline.store.made_from import is_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def _of_record(record: Json, child: Path) -> Traced:
         version = open_version(child / record["path"])
     except ArtifactError:
         version = None
-    if version is not None and version.fingerprint != record["fingerprint"]:
+    if version is not None and not is_of(record, version):
         version = None
     return Traced(record["artifact"], record["variant"], record["fingerprint"], version)
 

@@ -22,6 +22,7 @@ from perpo_pipeline.store.artifacts import (
     require_parts,
 )
 from perpo_pipeline.store.atomic import write_atomically
+from perpo_pipeline.store.made_from import of_earlier_inputs, was_made_again
 from perpo_pipeline.store.old_rules import RULES, Trust, same_settings
 from perpo_pipeline.store.schemas import ALL
 from perpo_pipeline.store.writing import Recipe, Writer, fingerprint_of, use
@@ -57,9 +58,10 @@ def reuse_complete(
 
 def version_of(root: Path, recipe: Recipe) -> Version | None:
     """The complete version of a recipe: today's, or the older one that was found before."""
-    for name in (recipe.fingerprint, remembered(root).get(recipe.fingerprint)):
-        if name is not None and (root / name / MANIFEST).is_file():
-            version = open_version(root / name, recipe.artifact)
+    older = remembered(root).get(recipe.fingerprint)
+    for path in (recipe.place(root), *([root / older] if older else [])):
+        if (path / MANIFEST).is_file() and not of_earlier_inputs(path, recipe.inputs):
+            version = open_version(path, recipe.artifact)
             require_parts(version)
             return version
     return None
@@ -67,7 +69,7 @@ def version_of(root: Path, recipe: Recipe) -> Version | None:
 
 def made_version(root: Path, recipe: Recipe) -> Version:
     """The complete version of a recipe that was made or found before; raises ArtifactError."""
-    return version_of(root, recipe) or open_version(root / recipe.fingerprint, recipe.artifact)
+    return version_of(root, recipe) or open_version(recipe.place(root), recipe.artifact)
 
 
 def older_versions(root: Path, recipe: Recipe) -> Iterator[Older]:
@@ -170,7 +172,7 @@ def _plain(recipe: Recipe) -> Json:
 def _same_inputs(recorded: Json, recipe: Recipe) -> bool:
     return {name: record["fingerprint"] for name, record in recorded.items()} == {
         name: version.fingerprint for name, version in recipe.inputs.items()
-    }
+    } and not any(was_made_again(recorded[name], one) for name, one in recipe.inputs.items())
 
 
 def _is_as_recorded(version: Version) -> bool:

@@ -18,6 +18,7 @@ from perpo_pipeline.store.artifacts import (
     being_written,
     follow_current,
 )
+from perpo_pipeline.store.made_from import is_same_input
 
 OPTIONS = "options.json"
 DAY_S = 86_400
@@ -138,7 +139,7 @@ def _difference(path: Path) -> str:
     inputs = [
         record["artifact"]
         for name, record in own.get("inputs", {}).items()
-        if record["fingerprint"] != other.get("inputs", {}).get(name, {}).get("fingerprint")
+        if not is_same_input(record, other.get("inputs", {}).get(name, {}))
     ]
     return f"made from other {' and '.join(inputs)}" if inputs else "the same settings and inputs"
 

@@ -35,6 +35,7 @@ from perpo_pipeline.store.atomic import (
     sync_directory,
     write_atomically,
 )
+from perpo_pipeline.store.made_from import place_of, records_of
 from perpo_pipeline.store.provenance import git_commit, machine_kind, package_versions
 from perpo_pipeline.store.schemas import ALL, TableSchema
 
@@ -77,6 +78,10 @@ class Recipe:
             }
         )
 
+    def place(self, root: Path) -> Path:
+        """The version's folder under `root` (store/made_from.py), which need not exist."""
+        return place_of(root, self.fingerprint, self.inputs)
+
 
 def fingerprint_of(recipe: Mapping[str, Any]) -> str:
     """First 16 hex digits of the sha256 of a recipe, in canonical JSON."""
@@ -89,7 +94,7 @@ class Writer:
 
     def __init__(self, root: Path, recipe: Recipe) -> None:
         self.root, self.recipe = root, recipe
-        self.path = root / recipe.fingerprint
+        self.path = recipe.place(root)
         self.learned: Json = self._earlier_notes()
         self.earlier_s = float(self.learned.pop(WALL_S, 0.0))
         self.started_at = self.time_kept_at = time.monotonic()
@@ -186,7 +191,7 @@ class Writer:
             "settings": recipe.settings,
             "notes": recipe.notes | self.learned,
             "options": recipe.options,
-            "inputs": _lineage_records(self.path, recipe.inputs),
+            "inputs": records_of(self.path, recipe.inputs),
             "rows": sum(p["rows"] for p in parts if p["table"] == main.name),
             "parts": parts,
             "files": self._other_files(),
@@ -256,7 +261,7 @@ def open_writer(root: Path, recipe: Recipe) -> Iterator[Writer]:
     Raises `BeingWrittenError` if another process is writing it, and `ArtifactError` if the disk
     refuses.
     """
-    path = root / recipe.fingerprint
+    path = recipe.place(root)
     with os_errors_explained(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / LOCK).open("w")
@@ -269,7 +274,7 @@ def open_writer(root: Path, recipe: Recipe) -> Iterator[Writer]:
             "stage": recipe.stage,
             "settings": recipe.settings,
             "options": recipe.options,
-            "inputs": _lineage_records(path, recipe.inputs),
+            "inputs": records_of(path, recipe.inputs),
         }
         text = json.dumps(started, indent=2, allow_nan=False) + "\n"
         if not (path / STARTED).is_file():
@@ -336,16 +341,3 @@ def _rows_if_of(part: Path, fingerprint: str) -> int | None:
         return None
     found = (metadata.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
     return int(metadata.num_rows) if found == fingerprint else None
-
-
-def _lineage_records(path: Path, inputs: Mapping[str, Version]) -> Json:
-    return {
-        name: {
-            "artifact": version.artifact,
-            "variant": version.variant,
-            "path": os.path.relpath(version.path.resolve(), path.resolve()),
-            "fingerprint": version.fingerprint,
-            "identity": version.identity,
-        }
-        for name, version in inputs.items()
-    }

@@ -71,7 +71,7 @@ def train(run: Run, variant: str) -> Version:
     if world.is_first:
         _train_and_write(run, task, world, place)
     elif world.broadcast(False):
-        _train(run, task, world, place / task.recipe.fingerprint)
+        _train(run, task, world, task.recipe.place(place))
     world.wait()
     return made_version(place, task.recipe)
 
