@@ -235,6 +235,17 @@ def test_unanswered_prompts_are_wrong_even_where_nothing_is_the_truth() -> None:
     assert (found["cer"], found["wer"]) == (1 / 5, 1.0), "one edit, however the row is marked"
 
 
+def test_no_answer_is_wrong_where_the_truth_is_an_article_or_white_space() -> None:
+    """Choice A of four: only the third answer is right. " " is a truth of no words."""
+    no_answer = {"finish_reason": "unanswered", "parse_ok": False}
+    cut = ("vqa", "<think>A or", {"gt_text": "A", "parse_ok": False})
+    lost = ("vqa", "", {"gt_text": "A", **no_answer})
+    found = values(summarise(*tables(lost, cut, ("vqa", "A.", {"gt_text": "A"}))))
+    assert found["exact_match"] == found["token_f1"] == pytest.approx(1 / 3)
+    found = values(summarise(*tables(("vqa", "", {"gt_text": " ", **no_answer}))))
+    assert found["exact_match"] == found["token_f1"] == 0 and found["edit_distance"] == 1
+
+
 def test_unanswered_prompts_are_no_sign_of_a_wrong_format() -> None:
     no_answer = {"gt_box": BOX, "finish_reason": "unanswered", "parse_ok": False}
     lost = [("grounding", 0.0, {**no_answer}) for _ in range(4)]

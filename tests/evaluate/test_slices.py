@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import polars as pl
 import pyarrow as pa
@@ -15,6 +16,7 @@ from perpo_pipeline import cli
 from perpo_pipeline.evaluate.slices import slice_values, sorted_slices
 from perpo_pipeline.evaluate.statistics import wilson_interval
 from perpo_pipeline.evaluate.summarise import summarise
+from perpo_pipeline.prepare import prepare_prompts
 from perpo_pipeline.store.artifacts import open_version
 
 CATEGORIES = ("dog", "dog", "cat", None)
@@ -41,19 +43,26 @@ def test_each_value_of_a_column_is_a_slice_with_its_own_interval() -> None:
     rows = summarise(*made, by=["category", "hard"])
     assert values(rows) == values(summarise(*made)), "nobody takes a slice for the whole"
     ap50 = {row["dataset"]: row for row in rows if row["name"] == "ap50"}
-    assert list(ap50) == ["all", "category=cat", "category=dog", "category=null", "hard=true"]
+    assert list(ap50) == ["all", "category=cat", "category=dog", "category (none)", "hard=true"]
     dog = ap50["category=dog"]
     assert (dog["slice_column"], dog["slice_value"], dog["n"]) == ("category", "dog", 2)
     assert (dog["value"], dog["low"], dog["high"]) == pytest.approx(wilson_interval(2, 2))
-    assert ap50["category=cat"]["value"] == 0 and ap50["category=null"]["slice_value"] is None
+    assert ap50["category=cat"]["value"] == 0 and ap50["category (none)"]["slice_value"] is None
     assert ap50["all"]["slice_column"] is None and ap50["hard=true"]["n"] == 4
 
 
 def test_a_row_without_the_column_is_in_the_slice_of_null() -> None:
     rows = summarise(*with_extra({"category": "a"}, {}, None, {"other": 1}), by=["category"])
     counts = {row["dataset"]: row["n"] for row in rows if row["name"] == "ap50"}
-    assert counts == {"all": 4, "category=a": 1, "category=null": 3}
+    assert counts == {"all": 4, "category=a": 1, "category (none)": 3}
     assert len(summarise(*with_extra(None, None, None, None), by=["category"])) == 5, "no slices"
+
+
+def test_the_text_null_is_another_slice_than_no_value() -> None:
+    columns = ({"c": "null"}, {"c": None}, {"c": "(none)"}, {"c": "dog"})
+    rows = summarise(*with_extra(*columns), by=["c"])
+    named = [row["dataset"] for row in rows if row["name"] == "ap50"]
+    assert named == ["all", "c=(none)", "c=dog", "c=null", "c (none)"]
 
 
 def test_values_are_their_texts() -> None:
@@ -70,6 +79,30 @@ def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as exit_:
         cli.main([*arguments, "--config", "r.yaml"])
     return int(exit_.value.code or 0)
+
+
+def test_a_dataset_called_all_is_refused_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By prepare; prompts of an earlier program by eval, before it reads the model."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), (60, 0, 0)).save("0.png")
+    row = {"image": "0.png", "prompt": "?", "gt_box": [0, 0, 16, 16]}
+    Path("data.jsonl").write_text("\n".join(json.dumps(row | {"dataset": d}) for d in ("all", "b")))
+    Path("r.yaml").write_text(CONFIG)
+    assert run("prepare", "--split", "test") == 2
+    assert "a dataset of the split 'test' is called 'all'" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_prompts, "refuse_dataset_called_all", lambda *_: None)
+        assert run("prepare", "--split", "test") == 0
+    patched = Mock(side_effect=AssertionError("decodes"))
+    monkeypatch.setattr("perpo_pipeline.evaluate.evaluate_model.find_model", patched)
+    assert run("eval") == 2
+    assert "give it another name: that of the file or folder" in capsys.readouterr().err
+    assert not Path("data/r/predictions").exists()
+
+    Path("data.jsonl").write_text(json.dumps(row | {"dataset": "all"}))
+    assert run("prepare", "--split", "test") == 0, "alone it is the whole"
 
 
 def test_slices_are_measured_without_decoding_again(

@@ -10,6 +10,7 @@ from perpo_pipeline.evaluate.ocr import FOX_METRICS
 from perpo_pipeline.report.methods import ReportedMethod
 from perpo_pipeline.report.page.headline import _paired
 from perpo_pipeline.report.page.paired import _cell
+from perpo_pipeline.report.page.wording import unsettled
 from perpo_pipeline.report.paired import Comparison, Outcomes, compare
 
 BASE, PERPO = (ReportedMethod(n, n, "#000000", n, (n,)) for n in ("base", "perpo"))
@@ -38,6 +39,19 @@ def test_each_task_of_a_mixed_split_is_compared_in_its_own_metrics_on_its_own_pr
         "ap50",
         "mean_reward",
     ]
+
+
+def test_seeds_that_all_answer_as_the_base_differ_from_it_by_nothing():
+    """The mean of three equal numbers may differ from them in the last digit."""
+    answers = np.random.default_rng(0).choice(np.round(np.random.default_rng(9).random(40), 2), 30)
+    assert (np.mean([answers] * 3, axis=0) != answers).any()
+    keys = [str(at) for at in range(30)]
+    prompts = pl.DataFrame({"prompt_id": keys, "image_sha256": keys, "task": ["grounding"] * 30})
+    seeds = ReportedMethod("perpo", "PerPO", "#000000", "perpo", ("p0", "p1", "p2"))
+    rewards = {name: answers for name in ("base", *seeds.variants)}
+    for row in compare(Outcomes("t", prompts, rewards), seeds, [BASE], 200):
+        assert (row.difference, row.low, row.high, row.p_value) == (0, 0, 0, 1)
+        assert unsettled(row) == "both gave the same result on each of the 30 prompts"
 
 
 def _compared(tasks, before, after):

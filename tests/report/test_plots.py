@@ -75,6 +75,15 @@ def test_a_small_threshold_is_the_edge_of_a_bin_with_two_bins_below_it():
         assert histogram_edges(none, []) == usual or len(histogram_edges(none, [])) == 21
 
 
+def test_the_last_bin_holds_the_largest_value():
+    """A margin of .1 - .01 is 0.09000000000000001, which no edge at 0.09 holds."""
+    values = np.array([0.1 - 0.01, 0.02])
+    assert values[0] > 0.09
+    edges = histogram_edges(0.02, [values])
+    assert np.histogram(values, bins=edges)[0].sum() == 2
+    assert edges[-1] == values[0] and len(edges) == 10
+
+
 def test_a_tiny_threshold_is_an_edge_and_the_bins_stay_few():
     for threshold in (0.003, 1e-6):
         edges = histogram_edges(threshold, [np.array([0.2, 1.0])])

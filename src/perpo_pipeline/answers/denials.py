@@ -9,8 +9,9 @@ An answer denies only if all of it does (a code fence around it is taken off). I
   show a dog.", "The dog is not in the image.", "I cannot find a dog in the photo."
 
 Everything else is no denial, or garbled answers would be rewarded: an empty answer, "No.", a
-sentence without an object, coordinates beside it, a refusal ("I cannot see the image"), a sentence
-that affirms ("There is no doubt ..."), a loop. Other languages are not read.
+sentence without an object, coordinates beside it, a refusal ("I cannot see the image", "The image
+is not visible"), a sentence that affirms ("There is no doubt ...", "The dog is not on the sofa"),
+a loop. Other languages are not read.
 """
 
 import re
@@ -48,21 +49,24 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 _IMAGE = "(?:image|picture|photo|photograph|scene|screenshot|screen|page|frame)"
 _IS = "(?:is|are|was|were)"
 _NOT = "(?:not|n't|n\u2019t)"
-_THERE = "(?:present|visible|found|shown|seen|there|depicted|detected|in|on|within|anywhere)"
+_IN_IMAGE = rf"(?:in|on|within) (?:the|this|that) {_IMAGE}"
+_SEEN = "present|visible|found|shown|seen|there|depicted|detected|anywhere"
+_THERE = rf"(?:{_SEEN}|{_IN_IMAGE})"  # "The dog is not on the sofa" says that there is a dog
+_ANYWHERE = rf"(?:{_SEEN}|in|on|within)"  # "No dog is on the sofa" says that there is none
 _SOMETHING = "[\"'\u201c\u2018]?[^\\W_][^.!?]*"
 _SHOWS = "(?:contain|show|have|include|depict|feature)"
 _CANNOT = "(?:cannot|can ?not|can['\u2019]t|could ?(?:not|n't|n\u2019t))"
 _PATTERNS = [
     rf"there(?: {_IS}|'s|\u2019s) (?:no|nothing|nobody|no one|none|not an?|not any) {_SOMETHING}",
     rf"there {_IS} ?{_NOT} (?:an?|any|anything|anybody|anyone) {_SOMETHING}",
-    rf"(?:no|none of the) {_SOMETHING} (?:{_IS}|(?:can|could) be) {_THERE}\b[^.!?]*",
+    rf"(?:no|none of the) {_SOMETHING} (?:{_IS}|(?:can|could) be) {_ANYWHERE}\b[^.!?]*",
     rf"(?:the|this|that) {_IMAGE} (?:does|did) ?{_NOT} {_SHOWS} {_SOMETHING}",
     rf"(?:the|this|that) {_IMAGE} (?:contains|shows|has|includes|depicts|features) no {_SOMETHING}",
     rf"{_SOMETHING} {_IS} ?{_NOT} {_THERE}\b[^.!?]*",
     rf"{_SOMETHING} (?:does|do|did) ?{_NOT} (?:exist|appear)\b[^.!?]*",
     rf"{_SOMETHING} {_CANNOT} be (?:found|seen|located)\b[^.!?]*",
     rf"i (?:{_CANNOT}|do ?{_NOT}) (?:see|find|locate) {_SOMETHING} "
-    rf"(?:in|on|within|anywhere in) (?:the|this|that) {_IMAGE}[^.!?]*",
+    rf"(?:anywhere )?{_IN_IMAGE}[^.!?]*",
 ]
 _BEFORE = r"(?:(?:no|sorry|i'm sorry|i am sorry|unfortunately)[,.:;!]? )?(?:but )?"
 _DENIES = re.compile(f"{_BEFORE}(?:{'|'.join(_PATTERNS)})[.!]?")
@@ -75,7 +79,15 @@ _AFFIRMS = re.compile(
 _AFFIRMS_FIRST = re.compile(
     rf"^(?:(?!\b{_IS}\b).)*\b{_IS}\b(?! ?(?:{_NOT}|no|nothing|nobody|none)\b).*\b{_IS}(?:\b|n)"
 )
-_REFUSES = re.compile(rf"\b(?:see|find|locate|have|is|are) (?:an?|any|the|no|your) {_IMAGE}s?\b")
+# "I cannot see the image", "There isn't an image"; "The image is not visible", "No image is shown".
+_ITS = r"(?:an?|any|the|this|that|no|your|none of the)"
+_KIND = r"(?:(?:attached|given|input|original|provided|referenced|second|uploaded) )?"
+_REFUSES = re.compile(
+    rf"(?:\b(?:see|find|locate|have|is|are|not)|n['\u2019]t|['\u2019]s) {_ITS} {_KIND}{_IMAGE}s?\b"
+    rf"|^{_BEFORE}(?:{_ITS} )?(?:contents? of {_ITS} )?{_KIND}{_IMAGE}s?"
+    rf"(?: (?:itself|of|in question|you|that|which|attached|provided)\b[^.!?]*)?"
+    rf" (?:{_IS}|{_CANNOT}|(?:can|could)|(?:does|did|do) ?{_NOT} (?:exist|appear))(?:\b|n)"
+)
 
 
 def read_denials(texts: Sequence[str | None], box_format: str) -> npt.NDArray[np.bool_]:

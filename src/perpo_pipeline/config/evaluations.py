@@ -6,11 +6,16 @@ An evaluation's name is the variant of its predictions and metrics. This module 
 names and takes them apart.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from perpo_pipeline.errors import InputError
 
 BASE = "base"
 OTHER_IMAGE, BLANK_IMAGE = "-other-image", "-blank-image"
 AT = "@"
+ALL = "all"
+"""The `dataset` of metrics over a whole split."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,17 @@ class Evaluation:
     def name(self) -> str:
         """The whole name."""
         return f"{self.shown}{AT}{self.split}"
+
+
+def refuse_dataset_called_all(datasets: Collection[str], split: str, where: str = "") -> None:
+    """Raise InputError if one of a split's several datasets has the name for all together."""
+    if ALL in datasets and len(set(datasets)) > 1:
+        raise InputError(
+            f"a dataset of the split '{split}' is called '{ALL}', the name for all together",
+            where=where,
+            fix="give it another name: that of the file or folder that its rows come from, or "
+            "`dataset` in the rows; then prepare the split again",
+        )
 
 
 def read_evaluation(name: str) -> Evaluation:

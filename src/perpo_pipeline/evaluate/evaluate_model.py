@@ -19,6 +19,7 @@ from perpo_pipeline.config.evaluations import (
     OTHER_IMAGE,
     Evaluation,
     read_evaluation,
+    refuse_dataset_called_all,
 )
 from perpo_pipeline.config.fingerprints import (
     STAGE_VERSIONS,
@@ -147,6 +148,8 @@ def _listed(names: Sequence[str]) -> str:
 def _open_inputs(run: Run, asked: Evaluation) -> dict[str, Version]:
     """The prompts and, except for the base, the adapter."""
     prompts = run.latest("prompts", asked.split)
+    datasets = pc.unique(prompts.table(columns=["dataset"])["dataset"]).to_pylist()
+    refuse_dataset_called_all(datasets, asked.split, str(prompts.path))
     if asked.model == BASE:
         return {"prompts": prompts}
     adapter = run.latest("adapter", asked.model)

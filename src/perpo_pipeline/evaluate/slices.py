@@ -17,6 +17,8 @@ from perpo_pipeline.run import Run
 
 EXTRA = "extra"
 MOST_SLICES = 100
+NO_VALUE = "(none)"
+"""How the slice of the rows without a value is called, beside its column."""
 NO_SLICE: Mapping[str, None] = {"slice_column": None, "slice_value": None}
 
 
@@ -45,7 +47,7 @@ def is_slice(values: pl.Series, value: str | None) -> Bools:
 
 def slice_names(split: str, column: str, value: str | None) -> dict[str, Any]:
     """The columns of a METRICS row that name a slice."""
-    shown = f"{column}={'null' if value is None else value}"
+    shown = f"{column} {NO_VALUE}" if value is None else f"{column}={value}"
     return {"split": split, "dataset": shown, "slice_column": column, "slice_value": value}
 
 

@@ -29,6 +29,8 @@ MCNEMAR, PAIRED_BOOTSTRAP = "mcnemar", "paired bootstrap"
 _CHUNK_DRAWS = 2_000_000
 # Up to this many kinds of clusters, one multinomial draw says how often each is drawn.
 _MAX_MULTINOMIAL_KINDS = 64
+# Differences of two values below it are rounding: the mean over seeds of equal answers has some.
+_ROUNDING = 1e-12
 # If a larger share of resamples has no value (0 / 0), there is no interval.
 _MAX_UNDEFINED = 0.05
 
@@ -67,11 +69,10 @@ def paired_difference_interval(
     """(mean(a) - mean(b), low, high), where a[i] and b[i] are two systems' values on one prompt.
 
     `a`, `b` and `clusters` are `(n,)`. The bootstrap draws prompts (or clusters of them), so what
-    the systems have in common does not widen the interval. If a and b are equal everywhere, the
-    result is (0, 0, 0). Errors and a single cluster: see `mean_interval`.
+    the systems have in common does not widen the interval. If a and b are equal everywhere, but for
+    rounding, the result is (0, 0, 0). Errors and a single cluster: see `mean_interval`.
     """
-    a, b = _as_pairs(a, b)
-    totals = _cluster_totals(_with_ones(a - b), clusters)
+    totals = _cluster_totals(_with_ones(_differences(a, b)), clusters)
     return _mean(totals), *_bootstrap(totals, _ratios, confidence, num_resamples, seed)
 
 
@@ -147,14 +148,13 @@ def paired_bootstrap_p(
     the intervals, so that the two agree. It is 1 if a and b have the same mean, NaN for a single
     cluster. Shapes and errors: see `paired_difference_interval`.
     """
-    a, b = _as_pairs(a, b)
-    totals = _cluster_totals(_with_ones(a - b), clusters)
+    totals = _cluster_totals(_with_ones(_differences(a, b)), clusters)
     n, seen = len(totals), abs(_mean(totals))
     if n == 1:
         return math.nan
     centred = totals - np.outer(totals[:, 1], [_mean(totals), 0.0])
     drawn = np.abs(_ratios(_resample(centred, num_resamples, seed)))
-    rounding = 1e-12 * max(1.0, seen)
+    rounding = _ROUNDING * max(1.0, seen)
     share = (1 + int((drawn >= seen - rounding).sum())) / (1 + num_resamples)
     z = NormalDist().inv_cdf(share / 2) if share < 1 else 0.0
     return 2.0 * float(stdtr(n - 1, z * math.sqrt((n - 1) / n)))
@@ -228,6 +228,13 @@ def _as_pairs(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[_Floats, _Floats]:
     if len(a) != len(b):
         raise InputError(f"a has {len(a)} values, b has {len(b)}: they are not paired")
     return a, b
+
+
+def _differences(a: npt.ArrayLike, b: npt.ArrayLike) -> _Floats:
+    """a - b, `(n,)`, exactly 0 where the two differ by rounding alone."""
+    a, b = _as_pairs(a, b)
+    rounding = _ROUNDING * np.maximum(1.0, np.maximum(np.abs(a), np.abs(b)))
+    return np.where(np.abs(a - b) <= rounding, 0.0, a - b)
 
 
 def _as_counts(counts: npt.ArrayLike) -> _Floats:

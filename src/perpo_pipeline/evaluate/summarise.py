@@ -18,6 +18,8 @@ import pyarrow as pa
 from perpo_pipeline import advice
 from perpo_pipeline.answers.pipeline import answer_texts
 from perpo_pipeline.answers.settings import Reading
+from perpo_pipeline.config.evaluations import ALL as ALL
+from perpo_pipeline.config.evaluations import refuse_dataset_called_all
 from perpo_pipeline.errors import ArtifactError, InputError
 from perpo_pipeline.evaluate.metric import Answers, Bools, Floats, Metric
 from perpo_pipeline.evaluate.metrics import GROUNDING, measured_metrics, task_of_prompt
@@ -47,8 +49,6 @@ QUESTION_COLUMNS = PROMPTS.pick(
 DEFAULT_READING = Reading()
 NO_ANSWER = "x"
 """The text of no answer where the true text is empty: one edit, and no word in common."""
-ALL = "all"
-"""The `dataset` of metrics over a whole split."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,7 @@ def _groups(rows: pl.DataFrame) -> Iterator[tuple[Row, Bools]]:
         datasets = rows.filter(in_split)["dataset"].unique(maintain_order=True).to_list()
         if len(datasets) == 1:
             continue
-        if ALL in datasets:
-            raise InputError(
-                f"a dataset of the split '{split}' is called '{ALL}', the name for all together",
-                fix="give it another name",
-            )
+        refuse_dataset_called_all(datasets, split)
         for dataset in datasets:
             in_dataset = in_split & (rows["dataset"] == dataset).to_numpy()
             yield {"split": split, "dataset": dataset, **NO_SLICE}, in_dataset
@@ -240,9 +236,9 @@ def _answers(
         beyond=_reach(rows, reading)[:, 0],
         rewards=rows["reward"].to_numpy(),
         parsed=rows["parse_ok"].to_numpy(),
-        # An empty text would be right where the true text is empty: no answer is a wrong answer.
+        # An empty text would be right where the true text is: no answer is a wrong answer.
         texts=[
-            NO_ANSWER if not truth and (lost or is_none) else text
+            NO_ANSWER if not truth.strip() and (lost or is_none) else text
             for text, truth, lost, is_none in zip(
                 texts, truths, unanswered, found.is_null(), strict=True
             )

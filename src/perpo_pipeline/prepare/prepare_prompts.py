@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.config.evaluations import refuse_dataset_called_all
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
 from perpo_pipeline.config.sources import SeveralSources, Source, list_sources
 from perpo_pipeline.errors import ConfigError
@@ -187,6 +188,9 @@ def _write_prompts(
             if not writer.has_part(index):
                 chunk = [rows[i] for i in range(start, min(start + PROMPTS_PER_PART, len(rows)))]
                 writer.write_part(index, chunk)
+        names = (part["dataset"].unique() for part in writer.read_rows(["dataset"]))
+        datasets = {name for part in names for name in part.to_pylist()}
+        refuse_dataset_called_all(datasets, split, f"prepare.{split}")
         if isinstance(source, SeveralSources):
             refuse_repeated(writer, split)
         return {"prompts": len(rows), "left_out": dropped, **prepared.counts}

@@ -21,6 +21,8 @@ from perpo_pipeline.store.artifacts import Version
 Slice = tuple[str, str | None]
 """A column and its value; None: the prompts without one."""
 DATASET = "dataset"
+OWN_DATASET = "dataset (column of the data)"
+"""The column `dataset` of `eval.by`, beside the datasets that a split has."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ def _read_slices(version: Version) -> dict[Slice, dict[str, Estimate]]:
         column, value = row["slice_column"], row["slice_value"]
         if column is None and row["dataset"] == ALL:
             continue
-        name = (DATASET, row["dataset"]) if column is None else (column, value)
+        if column is None:
+            name: Slice = (DATASET, row["dataset"])
+        else:
+            name = (OWN_DATASET if column == DATASET else column, value)
         estimate = Estimate(row["value"], row["low"], row["high"], row["n"])
         found.setdefault(name, {})[row["name"]] = estimate
     return found

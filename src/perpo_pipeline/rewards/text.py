@@ -76,9 +76,11 @@ def word_accuracies(
 def token_f1s(predictions: Sequence[str], ground_truths: Sequence[str]) -> Floats:
     """F1 of the bags of normalised words of each pair, `(n,)` float64 in [0, 1].
 
-    Normalised words are lower case, without ASCII punctuation and the articles a, an, the. Two
-    texts without words give 1, as in SQuAD 2.0; one text without words gives 0. Raises ValueError
-    if the numbers of texts differ. Source: SQuAD v1.1, arXiv:1606.05250.
+    Normalised words are lower case, without ASCII punctuation and the articles a, an, the. Where
+    that leaves nothing of the truth ("A" of multiple choice, "..."), both texts keep the articles,
+    and if need be the punctuation, too. Two texts without words give 1, as in SQuAD 2.0; one text
+    without words gives 0. Raises ValueError if the numbers of texts differ.
+    Source: SQuAD v1.1, arXiv:1606.05250, which takes every answer without words for the truth "A".
     """
     _check_lengths(predictions, ground_truths)
     return _each(_token_f1, predictions, ground_truths)
@@ -91,9 +93,7 @@ def exact_matches(predictions: Sequence[str], ground_truths: Sequence[str]) -> F
     Source: SQuAD v1.1, arXiv:1606.05250.
     """
     _check_lengths(predictions, ground_truths)
-    return _each(
-        lambda a, b: float(_normal_words(a) == _normal_words(b)), predictions, ground_truths
-    )
+    return _each(_exact_match, predictions, ground_truths)
 
 
 def _check_lengths(predictions: Sequence[str], ground_truths: Sequence[str]) -> None:
@@ -114,12 +114,29 @@ def _accuracies(
     return np.asarray(1.0 - np.minimum(distances / lengths, 1.0))
 
 
-def _normal_words(text: str) -> list[str]:
-    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+def _without_punctuation(text: str) -> str:
+    return text.lower().translate(_NO_PUNCTUATION)
+
+
+def _without_articles(text: str) -> str:
+    return _ARTICLES.sub(" ", _without_punctuation(text))
+
+
+def _normal_words(prediction: str, ground_truth: str) -> tuple[list[str], list[str]]:
+    """The words of both, in the first of three forms in which the truth has any."""
+    for form in (_without_articles, _without_punctuation, str.lower):
+        if truth := form(ground_truth).split():
+            return form(prediction).split(), truth
+    return _without_articles(prediction).split(), []
+
+
+def _exact_match(prediction: str, ground_truth: str) -> float:
+    words, truth = _normal_words(prediction, ground_truth)
+    return float(words == truth)
 
 
 def _token_f1(prediction: str, ground_truth: str) -> float:
-    words, truth = _normal_words(prediction), _normal_words(ground_truth)
+    words, truth = _normal_words(prediction, ground_truth)
     if not words or not truth:
         return float(words == truth)
     shared = (Counter(words) & Counter(truth)).total()

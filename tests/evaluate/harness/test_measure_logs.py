@@ -3,6 +3,7 @@
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from perpo_pipeline.errors import ArtifactError, InputError, MissingDependencyError, PerpoError
 from perpo_pipeline.evaluate.harness.compare_harness import compare_harness, find_harness
 from perpo_pipeline.evaluate.harness.measure_logs import measure_logs
+from perpo_pipeline.evaluate.harness.read_logs import read_logs
 from perpo_pipeline.evaluate.measure_files import measure_answers
 from perpo_pipeline.evaluate.metrics import find_metric
 from perpo_pipeline.evaluate.statistics import wilson_interval
@@ -97,6 +99,32 @@ def test_pope_s_f1_has_an_interval_and_its_ratio_of_true_answers_has_none(tmp_pa
         assert row["value"] == value
         assert math.isnan(row["low"]) == (name == "pope_yes_ratio")
         assert name == "pope_yes_ratio" or row["low"] < value < row["high"]
+
+
+def test_an_f1_of_each_question_has_a_mean_and_words_are_whole(tmp_path: Path) -> None:
+    """`eyes_acc` is no share of yes. The mean of -1 and 1 is 0 in any unit, so none is stored."""
+    numbers = {"f1": 0.75, "macro_recall": 0.75, "eyes_acc": 0.75, "change": 0.0}
+    questions = [dict.fromkeys(numbers, 1.0), dict.fromkeys(numbers, 0.5)]
+    for question, change in zip(questions, (-1.0, 1.0), strict=True):
+        question["change"] = change
+    write_lmms_eval(tmp_path / "l", {"t": (numbers, questions)}, aggregation="<function>")
+    metrics = measure_logs(tmp_path / "l", out=tmp_path / "out")
+    rows = {row["name"]: row for row in metrics.table().to_pylist()}
+    assert [(rows[f"t/{n}"]["low"], rows[f"t/{n}"]["high"]) for n in numbers][:3] == [(0.5, 1)] * 3
+    assert math.isnan(rows["t/change"]["low"])
+    stored = input_of(metrics, "harness").table()["metric"].to_pylist()
+    assert set(stored) == {"f1", "macro_recall", "eyes_acc"}
+
+
+def test_nan_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers, questions = accuracy(RIGHT)
+    write_lmms_eval(tmp_path / "l", {"quiz": (numbers | {"other": math.nan}, questions)})
+    assert list(measured(tmp_path / "l", tmp_path / "out")) == ["quiz/acc"]
+    assert "other has no number in the log and is left out" in capsys.readouterr().err
+    numbers = {"split": "dev", "Overall": 0.75, "OCR": "nan"}
+    write_tsv(tmp_path / "m" / "m_Quiz_acc.csv", [numbers, numbers | {"split": "val"}], ",")
+    found = measured(tmp_path / "m", tmp_path / "out2")
+    assert list(found) == ["Quiz/Overall [dev]", "Quiz/Overall [val]"]
 
 
 def test_llava_bench_s_ratio_leaves_out_other_categories(tmp_path: Path) -> None:
@@ -261,6 +289,91 @@ def test_vlmevalkit_s_folder_is_read(tmp_path: Path) -> None:
     assert (overall["value"], overall["n"], overall["split"]) == (0.75, 8, "vlmevalkit")
     assert (overall["low"], overall["high"]) == wilson_interval(6, 8)[1:]
     assert math.isnan(rows["MMBench_DEV_EN/OCR"]["low"])  # a category: some of the questions
+
+
+EN, V11 = "MMBench_DEV_EN", "MMBench_DEV_EN_V11"
+
+
+def outputs(folder: Path, task: str, hits: list[int], *parts: str) -> None:
+    """Some files of a benchmark: `answers`, `numbers`, `scores`, or scores in a `pickle`."""
+    start, judge = f"{folder.name}_{task}", "exact_matching_result"
+    rows: list[Row] = [{"index": i, "question": f"q{i}", "answer": "A"} for i in range(len(hits))]
+    if "answers" in parts:
+        write_tsv(folder / f"{start}.tsv", [row | {"prediction": "A"} for row in rows])
+    if "numbers" in parts:
+        overall = [{"split": "dev", "Overall": sum(hits) / len(hits)}]
+        write_tsv(folder / f"{start}_acc.csv", overall, ",")
+    if "scores" in parts:
+        judged = [row | {"hit": hit} for row, hit in zip(rows, hits, strict=True)]
+        write_tsv(folder / f"{start}_{judge}.tsv", judged)
+    if "pickle" in parts:
+        (folder / f"{start}_{judge}.pkl").write_bytes(b"never read")
+
+
+WHOLE = ("answers", "numbers", "scores")
+BOTH_DONE = {"model_name": "M[1]", "datasets": {name: {"status": "done"} for name in (EN, V11)}}
+
+
+@pytest.mark.parametrize("status", [None, BOTH_DONE])
+@pytest.mark.parametrize(
+    ("of_en", "expected"),
+    [
+        (WHOLE, {EN: (3, True), V11: (4, True)}),
+        (("answers",), {V11: (4, True)}),
+        (("answers", "numbers"), {EN: (0, False), V11: (4, True)}),
+        (("answers", "numbers", "pickle"), {EN: (0, False), V11: (4, True)}),
+        (("numbers", "scores"), {EN: (3, True), V11: (4, True)}),
+    ],
+)
+def test_a_benchmark_whose_name_begins_another_s_has_its_own_files(
+    tmp_path: Path, of_en: Sequence[str], expected: Row, status: Row | None
+) -> None:
+    """Both have questions 0 to 2 and the same answers to them; the accuracies are 2/3 and 1/2."""
+    folder = tmp_path / "M[1]"
+    outputs(folder, V11, [1, 1, 0, 0], *WHOLE)
+    outputs(folder, EN, [1, 0, 1], *of_en)
+    if status:
+        (folder / "status.json").write_text(json.dumps(status))
+    logs = read_logs(folder)
+    found = {log.task: (log.num_questions, log.asked is not None) for log in logs.tasks}
+    assert found == expected
+    values = {log.task: log.aggregates[0].value for log in logs.tasks}
+    assert values == {task: {EN: 2 / 3, V11: 1 / 2}[task] for task in expected}
+    notes = [note for log in logs.tasks for note in log.notes]
+    assert len(notes) == list(expected.values()).count((0, False))
+    assert all(("only in a .pkl file" in note) == ("pickle" in of_en) for note in notes)
+
+
+def test_results_filed_under_another_benchmark_are_not_taken_for_these(tmp_path: Path) -> None:
+    """An earlier program made other tables of the same files: they have another fingerprint."""
+    outputs(tmp_path / "m", V11, [1, 1, 0, 0], *WHOLE)
+    measure_logs(tmp_path / "m", out=tmp_path / "out")
+    assert "told_apart" not in harness_of(tmp_path / "out").manifest["settings"]
+    outputs(tmp_path / "m", EN, [1, 0, 1], "answers")
+    measure_logs(tmp_path / "m", out=tmp_path / "out")
+    assert harness_of(tmp_path / "out").manifest["settings"]["told_apart"] == [EN, V11]
+
+
+def test_what_a_judge_writes_beside_the_answers_is_no_other_benchmark(tmp_path: Path) -> None:
+    """MathVista's file of a judge has the answers, too, and its numbers are named after it."""
+    folder = tmp_path / "m"
+    outputs(folder, "MathVista_MINI", [1, 0, 1], "answers")
+    rows = [{"index": f"{i}.0", "question": f"q{i}", "prediction": "A", "res": i} for i in range(3)]
+    write_tsv(folder / "m_MathVista_MINI_gpt-4-turbo.tsv", rows)
+    write_tsv(folder / "m_MathVista_MINI_gpt-4-turbo_score.csv", [{"Overall": 66.7}], ",")
+    assert [log.task for log in read_logs(folder).tasks] == ["MathVista_MINI"]
+    rows = [row | {"prediction": f"step by step {i}"} for i, row in enumerate(rows)]
+    write_tsv(folder / "m_MathVista_MINI_gpt-4-turbo.tsv", rows)
+    assert [log.task for log in read_logs(folder).tasks] == ["MathVista_MINI_gpt-4-turbo"]
+
+
+def test_precision_that_equals_the_accuracy_by_chance_has_no_interval(tmp_path: Path) -> None:
+    """Without the extracted answers nothing shows which questions it counts."""
+    outputs(tmp_path / "m", "Quiz", [1, 0, 1], "scores")
+    numbers = {"split": "dev", "acc": 2 / 3, "precision": 2 / 3}
+    write_tsv(tmp_path / "m" / "m_Quiz_acc.csv", [numbers], ",")
+    found = measured(tmp_path / "m", tmp_path / "out")
+    assert math.isnan(found["Quiz/precision"]["low"]) and found["Quiz/acc"]["low"] > 0
 
 
 def test_xlsx_is_read_with_calamine_and_refused_without(

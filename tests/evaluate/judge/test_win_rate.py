@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fake_openai_server import UNANSWERED, Json, Reply, Server
 from perpo_pipeline.evaluate.judge.judge_answers import REPLIES_PER_PART
 from perpo_pipeline.evaluate.judge.win_rate import WIN_RATE, measure
 from perpo_pipeline.store.artifacts import Version, open_version
+from perpo_pipeline.store.writing import Writer
 
 KEY = "sk-not-to-be-seen-4711"
 FIRST, SECOND = 1, 2
@@ -268,6 +270,28 @@ def test_max_errors_continues_without_a_reply_and_counts_it(
     assert values(tmp_path / "out")["parse_rate"] == 6 / 8
     failures = [row["failure"] for row in judgements(tmp_path).table().to_pylist()]
     assert sum(failure is not None and "never" in failure for failure in failures) == 2
+
+
+def test_a_kill_after_failures_were_written_asks_these_questions_again(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows say that there is no reply; a part that held nothing else is used again."""
+    replies = [Reply(400, "not now")]
+
+    def opinion(prompt: str) -> str | Reply:
+        return replies[0] if "what is 1?" in prompt and replies else reply(FIRST)
+
+    files, server = write_files(tmp_path, 2), serve(opinion)
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(Writer, "finish", Mock(side_effect=SystemError("killed")))
+        judge(files, server, "--max-errors", "2")
+    assert len(server.bodies) == 4
+    replies.clear()
+    assert judge(files, server) == 0
+    assert len(server.bodies) == 6
+    rows = judgements(tmp_path).table().to_pylist()
+    assert [row["failure"] for row in rows] == [None] * 4 and all(r["parse_ok"] for r in rows)
+    assert len({(row["item_id"], row["order"]) for row in rows}) == 4
 
 
 def test_an_empty_reply_is_reported_with_the_token_limit(

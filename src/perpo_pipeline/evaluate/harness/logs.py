@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,13 +60,17 @@ class TaskLog:
 
 @dataclass(frozen=True)
 class HarnessLogs:
-    """The finished logs of one model; `files` are all files that were read."""
+    """The finished logs of one model; `files` are all files that were read.
+
+    `told_apart` are names of tasks of which one begins another, where files are known by names.
+    """
 
     harness: str
     model: str
     program_version: str | None
     tasks: tuple[TaskLog, ...]
     files: tuple[Path, ...] = field(default=())
+    told_apart: tuple[str, ...] = ()
 
 
 def question_sha256(*parts: Any) -> str:
@@ -75,11 +80,11 @@ def question_sha256(*parts: Any) -> str:
 
 
 def number_of(value: Any) -> float | None:
-    """A number or a truth value as a float; None for anything else."""
+    """A finite number or a truth value as a float; None for anything else, NaN among it."""
     if not isinstance(value, bool | int | float):
         return None
     try:
-        return float(value)
+        return float(value) if math.isfinite(value) else None
     except OverflowError:  # a whole number of more than 308 digits
         return None
 

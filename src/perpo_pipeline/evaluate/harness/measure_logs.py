@@ -66,6 +66,8 @@ def _take_over(
     settings = {
         "harness": logs.harness,
         "files_sha256": {file.name: file_sha256(file) for file in logs.files},
+        # Earlier programs filed the same files of these under another task.
+        **({"told_apart": list(logs.told_apart)} if logs.told_apart else {}),
     }
     recipe = Recipe("harness", variant, STAGE, STAGE_VERSION, settings, inputs, measured.notes)
 

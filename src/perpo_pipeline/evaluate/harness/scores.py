@@ -3,11 +3,12 @@
 A number gets an interval only if one of the rules here makes exactly this number of the questions'
 values: the mean of the scores (as they are, or times 100), precision, recall, F1 and the share of
 "yes" of yes-or-no answers, and the model's mean rating over the reference's. Other numbers (sums of
-sub-scores, means over categories) have no interval. The first rule that fits the metric's name
-decides.
+sub-scores, means over categories) have no interval. The first rule that fits the words of the
+metric's name and the questions' values decides: an F1 of each question has a mean.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,7 +80,7 @@ def explain(aggregate: Aggregate, asked: Sequence[Asked]) -> Explained | None:
     if not pairs or aggregate.formula == UNKNOWN:
         return None
     name = aggregate.formula or metric.lower()
-    for candidate in _candidates(name, pairs):
+    for candidate in _candidates(name, pairs, is_stated=aggregate.formula is not None):
         made = float(candidate.rule(candidate.counts.sum(axis=0)[None])[0])
         for scale in SCALES if aggregate.scale is None else (aggregate.scale,):
             near = ROUNDED if candidate.rule is _ratio else EXACT * max(1.0, abs(scale * made))
@@ -89,11 +90,17 @@ def explain(aggregate: Aggregate, asked: Sequence[Asked]) -> Explained | None:
     return None
 
 
-def _candidates(name: str, pairs: Sequence[tuple[Asked, Any]]) -> list[Explained]:
+def _candidates(
+    name: str, pairs: Sequence[tuple[Asked, Any]], *, is_stated: bool
+) -> list[Explained]:
+    """The rules that the name and the values allow; `is_stated`: no other than the named one."""
     by_name = {"f1": _f1, "precision": _precision, "recall": _recall, "yes": _yes_share}
-    wanted = [rule for part, rule in by_name.items() if part in name]
-    if wanted:
-        return [] if (made := _yes_or_no(pairs, wanted[0])) is None else [made]
+    words = re.findall("[a-z0-9]+", name)
+    if wanted := [rule for word, rule in by_name.items() if word in words]:
+        if (made := _yes_or_no(pairs, wanted[0])) is not None:
+            return [made]
+        if is_stated:
+            return []
     return [made for made in (_rated(pairs), _mean(pairs)) if made is not None]
 
 
@@ -151,7 +158,7 @@ def _interval(explained: Explained) -> tuple[float, float]:
 
 
 def _score_rows(task: str, metric: str, explained: Explained) -> list[Row]:
-    if explained.scores is None:
+    if explained.scores is None or (explained.scale is None and explained.scores.any()):
         return []
     scale = 1.0 if explained.scale is None else explained.scale  # all scores are 0 then
     return [

@@ -29,12 +29,12 @@ def read_table(path: Path) -> list[Row]:
 
 
 def number_in(cell: Any) -> float | None:
-    """A cell's number: a number, a truth value, or a text that writes one; None for others."""
+    """A cell's finite number: a number, a truth value, or a text of one; None for others."""
     if isinstance(cell, str):
         if cell.strip().lower() in ("true", "false"):
             return float(cell.strip().lower() == "true")
         try:
-            return float(cell)
+            return number_of(float(cell))
         except ValueError:
             return None
     return number_of(cell)

@@ -5,12 +5,22 @@
                                                      each question, with `hit` or a score
     status.json                                      (newer versions) model, benchmarks, state
 
+    MODEL_BENCHMARK.xlsx                             the answers, before any judge
+
 The files of questions may be xlsx, tsv or json (its PRED_FORMAT). Its `.pkl` files are never read:
 a pickle can run code. Source: open-compass/VLMEvalKit, vlmeval/smp and vlmeval/dataset, e8e78f0.
+
+A benchmark's name may be the beginning of another's (MMBench_DEV_EN and MMBench_DEV_EN_V11), so a
+file is of the benchmark with the longest name that it begins with. Those names are the ones in
+status.json, and those of files that no other file's name begins; a longer one is a benchmark, and
+no judge's, if its file has answers that were not taken over from the shorter one's.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +43,17 @@ NUMBERS = re.compile(r"_(acc|score)\.(csv|json)$")
 EVAL_ID = re.compile(r"T\d{8}")
 ONE_SCORE = ("hit", "eval_score", "score")
 ALL_ROWS = ("overall", "none", "")
+BY_NAME = ("precision", "recall", "f1", "f1_score")
 # Columns about all questions, in which more is better; the others, such as categories, are about
 # some of them.
 WHOLE = (
     *("overall", "acc", "aacc", "accuracy", "score", "average", "relative score (main)"),
-    *("precision", "recall", "f1", "f1_score"),
+    *BY_NAME,
 )
 ONE_RUN = "give the folder of one finished run"
 REFERENCE_SCORE, EXTRACTED, ANSWER = "gpt4_score", "extracted", "answer"
 ASKED = ("question", "answer", *"ABCDEFGH")
+INDEX, QUESTION, PREDICTION = "index", "question", "prediction"
 
 
 def result_files(path: Path) -> list[Path]:
@@ -68,17 +80,20 @@ def read_vlmevalkit(files: Sequence[Path]) -> HarnessLogs:
     status = _status(folder)
     model = str(status.get("model_name") or _folder_model(folder))
     read = [folder / STATUS] if status else []
+    outputs = _Outputs(folder, model)
+    outputs.find_benchmarks(files, map(str, status.get("datasets", {})))
     tasks: dict[str, TaskLog] = {}
     for file in files:
-        task = _benchmark(file, model, status)
+        task = outputs.benchmark(file)
         if task in tasks:
             raise InputError(
                 f"the benchmark {task} has two files of numbers", where=str(file), fix=ONE_RUN
             )
-        tasks[task] = _task(file, model, task, read)
+        tasks[task] = _task(file, outputs, task, read)
     commit = status.get("commit") or status.get("git_commit")
     named = None if commit is None else str(commit)
-    return HarnessLogs(VLMEVALKIT, model, named, tuple(tasks.values()), tuple(read))
+    found = tuple(tasks.values())
+    return HarnessLogs(VLMEVALKIT, model, named, found, tuple(read), outputs.told_apart())
 
 
 def _status(folder: Path) -> Row:
@@ -105,33 +120,103 @@ def _folder_model(folder: Path) -> str:
     return folder.resolve().parent.name if EVAL_ID.match(folder.name) else folder.resolve().name
 
 
-def _benchmark(file: Path, model: str, status: Row) -> str:
-    """The benchmark of a file MODEL_BENCHMARK[_JUDGE]_acc.csv."""
-    stem = NUMBERS.sub("", file.name)
-    if not stem.startswith(f"{model}_"):
-        raise InputError(
-            f"the file does not begin with its model's name, {model}",
-            where=str(file),
-            fix="keep VLMEvalKit's layout: outputs/MODEL/MODEL_BENCHMARK_acc.csv",
-        )
-    rest = stem.removeprefix(f"{model}_")
-    listed = map(str, status.get("datasets", {}))
-    named = [name for name in listed if (rest + "_").startswith(f"{name}_")]
-    if named:
-        return max(named, key=len)
-    predicted = [
-        other.stem.removeprefix(f"{model}_")
-        for other in file.parent.glob(f"{model}_*")
-        if other.suffix[1:] in FORMATS and not NUMBERS.search(other.name)
-    ]
-    starts = [name for name in predicted if name and (rest + "_").startswith(f"{name}_")]
-    return min(starts, key=len) if starts else rest
+@dataclass
+class _Outputs:
+    """The files of one model in a folder, and which benchmark each of them is of."""
+
+    folder: Path
+    model: str
+    benchmarks: set[str] = field(default_factory=set)
+    table: Callable[[Path], list[Row]] = field(default_factory=lambda: cache(read_table))
+
+    def find_benchmarks(self, numbers: Sequence[Path], listed: Iterable[str]) -> None:
+        """Find the names of all benchmarks, among them those that `listed` has.
+
+        Raises InputError for a file of numbers that does not begin with the model's name.
+        """
+        measured = [self._rest(file) for file in numbers]
+        tables = {self._rest(file): file for file in self._files() if _is_table(file)}
+        self.benchmarks = {name for name in listed if name}
+        for rest in sorted({*measured, *tables} - {""}, key=lambda rest: (len(rest), rest)):
+            shorter, table = self._longest_name(rest), tables.get(rest)
+            is_measured = any(_begins(one, shorter or rest) for one in measured)
+            if shorter is None or (
+                shorter != rest
+                and table is not None
+                and is_measured
+                and self._has_own_answers(table, tables.get(shorter))
+            ):
+                self.benchmarks.add(rest)
+
+    def benchmark(self, file: Path) -> str:
+        """The benchmark of a file MODEL_BENCHMARK[_JUDGE]_acc.csv, or of its questions."""
+        rest = self._rest(file)
+        return self._longest_name(rest) or rest
+
+    def others(self, task: str) -> list[Path]:
+        """The files of a benchmark beside its answers and its numbers, sorted."""
+        prefix = f"{self.model}_{task}_"
+        files = [file for file in self._files() if file.name.startswith(prefix)]
+        return [f for f in files if not NUMBERS.search(f.name) and self.benchmark(f) == task]
+
+    def told_apart(self) -> tuple[str, ...]:
+        """The benchmarks whose names begin another's, and those others, sorted."""
+        pairs = permutations(self.benchmarks, 2)
+        return tuple(sorted({name for pair in pairs if _begins(*pair) for name in pair}))
+
+    def _has_own_answers(self, file: Path, shorter: Path | None) -> bool:
+        """Whether a table is of a benchmark's own answers, not what a judge wrote beside them.
+
+        A judge's file has scores, or no answers, or another column beside the answers of the file
+        with the shorter name, of which it may change a few.
+        """
+        rows = self.table(file)
+        names = set(rows[0]) if rows else set()
+        if not {INDEX, PREDICTION} <= names or names & {*ONE_SCORE}:
+            return False
+        base = [] if shorter is None else self.table(shorter)
+        if not base or names <= set(base[0]):
+            return True
+        given = {_answer(row) for row in base}
+        return 2 * sum(_answer(row) in given for row in rows) <= len(rows)
+
+    def _files(self) -> list[Path]:
+        """The files that begin with the model's name, sorted."""
+        return [f for f in sorted(self.folder.iterdir()) if f.name.startswith(f"{self.model}_")]
+
+    def _longest_name(self, rest: str) -> str | None:
+        return max((n for n in self.benchmarks if _begins(rest, n)), key=len, default=None)
+
+    def _rest(self, file: Path) -> str:
+        """A file's name without the model's and its ending."""
+        stem = NUMBERS.sub("", file.name) if NUMBERS.search(file.name) else file.stem
+        if not stem.startswith(f"{self.model}_"):
+            raise InputError(
+                f"the file does not begin with its model's name, {self.model}",
+                where=str(file),
+                fix="keep VLMEvalKit's layout: outputs/MODEL/MODEL_BENCHMARK_acc.csv",
+            )
+        return stem.removeprefix(f"{self.model}_")
 
 
-def _task(file: Path, model: str, task: str, read: list[Path]) -> TaskLog:
+def _begins(rest: str, name: str) -> bool:
+    return f"{rest}_".startswith(f"{name}_")
+
+
+def _is_table(file: Path) -> bool:
+    return file.suffix[1:] in FORMATS and not NUMBERS.search(file.name)
+
+
+def _answer(row: Row) -> tuple[float | str, ...]:
+    """A question and its answer, the same in every format: 3, "3" and "3.0" are one index."""
+    cells = [row.get(name) for name in (INDEX, QUESTION, PREDICTION)]
+    return tuple(str(cell) if (n := number_in(cell)) is None else n for cell in cells)
+
+
+def _task(file: Path, outputs: _Outputs, task: str, read: list[Path]) -> TaskLog:
     read.append(file)
     notes: list[str] = []
-    rows, source = _questions(file.parent, f"{model}_{task}_", task, notes)
+    rows, source = _questions(outputs, task, notes)
     if source is not None:
         read.append(source)
     aggregates = tuple(_aggregates(task, read_table(file)))
@@ -145,13 +230,15 @@ def _aggregates(task: str, rows: Sequence[Row]) -> Iterator[Aggregate]:
     """Each number under its column's name; in brackets the texts beside it, such as the split."""
     for row in rows:
         numbers = {name: number_in(cell) for name, cell in row.items() if name != "split"}
-        texts = [str(v) for k, v in row.items() if numbers.get(k) is None and v is not None]
+        texts = [str(v) for k, v in row.items() if numbers.get(k) is None and _is_text(v)]
         beside = ", ".join(text for text in texts if text.lower() not in ALL_ROWS)
         several = f" [{beside}]" if beside and len(rows) > 1 else ""
         for name, value in numbers.items():
             if value is not None:
                 is_whole = not several and name.lower() in WHOLE
                 formula = None if is_whole else UNKNOWN
+                if is_whole and name.lower() in BY_NAME:
+                    formula = name.lower()  # the scores of the questions have another mean
                 if task.startswith("POPE") and name == "Overall" and is_whole:
                     formula = "f1"
                 yield Aggregate(
@@ -159,27 +246,36 @@ def _aggregates(task: str, rows: Sequence[Row]) -> Iterator[Aggregate]:
                 )
 
 
+def _is_text(cell: Any) -> bool:
+    """Whether a cell without a number says something; NaN does not."""
+    if cell is None:
+        return False
+    try:
+        float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return True
+    return False
+
+
 def _questions(
-    folder: Path, prefix: str, task: str, notes: list[str]
+    outputs: _Outputs, task: str, notes: list[str]
 ) -> tuple[list[Row] | None, Path | None]:
     """The rows of the benchmark's file that has a score for each question, and that file."""
-    found = []
-    for file in sorted(folder.glob(f"{prefix}*")):
-        if NUMBERS.search(file.name) or file.suffix[1:] not in FORMATS:
-            continue
-        rows = read_table(file)
-        if rows and "index" in rows[0] and any(name in rows[0] for name in ONE_SCORE):
+    found, files = [], outputs.others(task)
+    for file in filter(_is_table, files):
+        rows = outputs.table(file)
+        if rows and INDEX in rows[0] and any(name in rows[0] for name in ONE_SCORE):
             found.append((rows, file))
     if len(found) > 1:
         raise InputError(
             f"{len(found)} files have a score for each question of {task}: "
             + ", ".join(file.name for _, file in found),
-            where=str(folder),
+            where=str(outputs.folder),
             fix="keep the file of the judge that made the numbers",
         )
     if found:
         return found[0]
-    pickled = list(folder.glob(f"{prefix}*.pkl"))
+    pickled = [file for file in files if file.suffix == ".pkl"]
     why = "only in a .pkl file, which is never read" if pickled else "not in this folder"
     notes.append(f"{task}: the scores of its questions are {why}; its numbers have no intervals")
     return None, None

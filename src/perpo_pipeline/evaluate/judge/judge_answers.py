@@ -173,6 +173,7 @@ class _Asking:
         self.writer, self.task, self.judge = writer, task, judge
         self.questions, self.console = questions, console
         self.rows: list[Row] = []
+        self.free: list[int] = []  # parts that hold no reply
 
     def ask(self) -> None:
         """Ask the missing questions; the replies that arrived are on disk even if this raises."""
@@ -197,13 +198,22 @@ class _Asking:
         self._flush()
 
     def _pending(self) -> list[Question]:
-        there = {
-            (row["item_id"], row["order"])
-            for index in range(len(self.questions))
-            if self.writer.has_part(index)
-            for row in self.writer.read_part(index, ["item_id", "order"]).to_pylist()
-        }
+        """The questions without a reply; a kill may have left rows that say so, which go."""
+        there: set[tuple[str, int]] = set()
+        for index in range(len(self.questions)):
+            replies = self._replies(index) if self.writer.has_part(index) else []
+            there.update((row["item_id"], row["order"]) for row in replies)
+            if not replies:
+                self.free.append(index)
         return [q for q in self.questions if (q.item_id, q.order) not in there]
+
+    def _replies(self, index: int) -> list[Row]:
+        """The rows of a part that have a reply; rows without one are removed from the disk."""
+        rows = self.writer.read_part(index).to_pylist()
+        replies = [row for row in rows if row["failure"] is None]
+        if len(replies) < len(rows):
+            self.writer.write_part(index, replies)
+        return replies
 
     def _add(self, bar: Any, question: Question, reply: Reply) -> None:
         self.rows.append(_row(self.task, question, self.judge.model) | _read(self.task, reply))
@@ -213,8 +223,7 @@ class _Asking:
 
     def _flush(self) -> None:
         if self.rows:
-            free = next(i for i in range(len(self.questions)) if not self.writer.has_part(i))
-            self.writer.write_part(free, self.rows)
+            self.writer.write_part(self.free.pop(0), self.rows)
             self.rows = []
 
 

@@ -23,7 +23,7 @@ _RATED = re.compile(
 )
 _BETTER = re.compile(rf"\bbetter{_GAP}(\d++)(?![.,/]?\d)", re.IGNORECASE)
 _TWO_NUMBERS = re.compile(r"(\d++(?:\.\d++)?+)(?:\s*,\s*|\s+)(\d++(?:\.\d++)?+)")
-_NUMBER = r"[*\s]*:[*\s]*(-?\d++(?:\.\d++)?+(?:\s*[-–]\s*\d++)?+)(?!,\d|\s*%)"
+_NUMBER = r"[*\s]*:[*\s]*(-?\d++(?:\.\d++)?+(?:[ \t]*[-–][ \t]*\d++)?+)(?!,\d|\s*%)"
 _RATING = re.compile(rf"\brating{_NUMBER}(?!\s*/\s*(?!6(?!\d)))", re.IGNORECASE)
 _SCORE = re.compile(rf"\bscore{_NUMBER}(?!\s*/)", re.IGNORECASE)
 _ALONE = re.compile(r"\d++(?:\.\d++)?+")

@@ -184,7 +184,8 @@ def histogram_edges(threshold: float | None, values: Sequence[Floats]) -> list[f
     if end / width > MOST_BINS:
         return sorted({*(float(edge) for edge in np.linspace(0, end, MOST_BINS + 1)), threshold})
     number = int(np.ceil(end / width - 1e-9))
-    return [min(1.0, round(width * edge, 12)) for edge in range(number + 1)]
+    edges = [min(1.0, round(width * edge, 12)) for edge in range(number + 1)]
+    return [*edges[:-1], max(edges[-1], end)]  # rounding must not leave out the largest value
 
 
 def best_of_n_plot(values: Floats, *, y_label: str, unit: Unit, colour: str, name: str) -> str:
