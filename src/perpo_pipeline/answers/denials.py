@@ -49,7 +49,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 _IMAGE = "(?:image|picture|photo|photograph|scene|screenshot|screen|page|frame)"
 _IS = "(?:is|are|was|were)"
 _NOT = "(?:not|n't|n\u2019t)"
-_IN_IMAGE = rf"(?:in|on|within) (?:the|this|that) {_IMAGE}"
+_IN_IMAGE = rf"(?:in|on|within) (?:the|this|that) {_IMAGE}(?!['\u2019]s)"
 _SEEN = "present|visible|found|shown|seen|there|depicted|detected|anywhere"
 _THERE = rf"(?:{_SEEN}|{_IN_IMAGE})"  # "The dog is not on the sofa" says that there is a dog
 _ANYWHERE = rf"(?:{_SEEN}|in|on|within)"  # "No dog is on the sofa" says that there is none
@@ -82,10 +82,11 @@ _AFFIRMS_FIRST = re.compile(
 # "I cannot see the image", "There isn't an image"; "The image is not visible", "No image is shown".
 _ITS = r"(?:an?|any|the|this|that|no|your|none of the)"
 _KIND = r"(?:(?:attached|given|input|original|provided|referenced|second|uploaded) )?"
+_CHAT = "(?:question|(?:the|this|that|your) (?:chat|conversation|message|prompt|question|request))"
 _REFUSES = re.compile(
     rf"(?:\b(?:see|find|locate|have|is|are|not)|n['\u2019]t|['\u2019]s) {_ITS} {_KIND}{_IMAGE}s?\b"
-    rf"|^{_BEFORE}(?:{_ITS} )?(?:contents? of {_ITS} )?{_KIND}{_IMAGE}s?"
-    rf"(?: (?:itself|of|in question|you|that|which|attached|provided)\b[^.!?]*)?"
+    rf"|^{_BEFORE}(?:{_ITS} )?(?:contents? of {_ITS} )?{_KIND}{_IMAGE}s?(?: file| link)?"
+    rf"(?: (?:itself|of|above|below|here|you|that|which|attached|provided|in {_CHAT})\b[^.!?]*)?"
     rf" (?:{_IS}|{_CANNOT}|(?:can|could)|(?:does|did|do) ?{_NOT} (?:exist|appear))(?:\b|n)"
 )
 
