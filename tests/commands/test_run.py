@@ -164,12 +164,16 @@ def test_what_is_made_again_with_the_same_content_ends_there(
     made: Path, capsys: pytest.CaptureFixture[str], asked: list[str]
 ) -> None:
     later = time.time_ns() + 10**9
-    os.utime(made.parent / "rows.jsonl", ns=(later, later))
+    rows = made.parent / "rows.jsonl"
+    text = rows.read_text()
+    rows.write_text(text + "\n")
+    os.utime(rows, ns=(later, later))
     (made.parent / "r/prompts/train/current").touch()
     os.utime(made.parent / "r/prompts/train/current", ns=(later - 10**9, later - 10**9))
     monkey = command.STAGES["prepare"]
 
     def prepare(given: command.Given, names: Sequence[str]) -> None:
+        rows.write_text(text)
         monkey(given, names)
         os.utime(made.parent / "r/prompts/train/current", ns=(later + 10**9, later + 10**9))
 

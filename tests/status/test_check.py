@@ -182,7 +182,7 @@ def test_inputs_with_other_failed_prompts_are_other_inputs(file: Path) -> None:
 
 def test_a_source_that_was_written_later_stops(file: Path) -> None:
     rows = file.parent / "rows.jsonl"
-    rows.touch()
+    rows.write_text(rows.read_text() + "\n")
     error = refusal(run_of(file), "samples")
     assert f"prompts/train: {rows} was written later" in error.what
     assert error.fix and "perpo prepare --split train" in error.fix

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from prepare.refer_tree import Tree
@@ -15,6 +17,7 @@ from prepare.refer_tree import Tree
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.prepare.prepare_prompts import prepare
 from perpo_pipeline.run import Run
+from perpo_pipeline.status import sources
 from perpo_pipeline.status.check import Check, Found
 from perpo_pipeline.status.options import Options
 from perpo_pipeline.store.artifacts import open_version
@@ -99,7 +102,52 @@ def test_prompts_are_current_until_their_source_changes(
     file = Path(source["path"])
     later = file if file.is_file() else file / "refcoco" / "instances.json"
     os.utime(later, (2**31, 2**31))
-    assert [reason.kind for reason in found(config).silent.values()] == ["source"]
+    assert found(config) == Found()  # the content is still what was read
+    later.write_bytes(later.read_bytes() + b" ")
+    os.utime(later, (2**31, 2**31))
+    (reason,) = found(config).silent.values()
+    assert (reason.kind, reason.text) == ("source", f"{later} was written later")
+
+
+def test_a_date_in_the_future_is_no_later_than_the_last_change(tmp_path: Path) -> None:
+    """YOLO's label files have no hashes of their own: `perpo prepare` answers, once."""
+    source = yolo(tmp_path / "set")
+    config = config_of(tmp_path, source)
+    label = tmp_path / "set" / "labels" / "train" / "a.txt"
+    os.utime(label, (2**31, 2**31))
+    time.sleep(0.02)
+    prepare(Run(config, quiet=True), "train")
+    assert found(config) == Found()
+    time.sleep(0.02)
+    os.utime(label, (2**31, 2**31))
+    (reason,) = found(config).silent.values()
+    assert reason.text == f"{label} was written later"
+    time.sleep(0.02)
+    prepare(Run(config, quiet=True), "train")
+    assert found(config) == Found()
+
+
+def test_a_file_is_known_by_its_name_below_the_folder_that_all_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_in(tmp_path)
+    row = {name: [value] for name, value in ROW.items()} | {"image": [str(tmp_path / "a.png")]}
+    for folder, prompt in (("a", "Where?"), ("b", "Where is it?")):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        file = tmp_path / "set" / folder / "rows.parquet"
+        pq.write_table(pa.table(row | {"prompt": [prompt]}), file)
+    config = config_of(tmp_path, {"source": "parquet", "path": f"{tmp_path}/set/*/*.parquet"})
+    prepare(Run(config, quiet=True), "train")
+    time.sleep(0.02)
+    file.touch()
+    assert found(config) == Found()
+    file.write_bytes(file.read_bytes().replace(b"Where is", b"Where\tis"))
+    (reason,) = found(config).silent.values()
+    assert reason.text == f"{file} was written later"
+    read: list[Path] = []
+    monkeypatch.setattr(sources, "file_sha256", lambda file: read.append(file) or "")
+    os.utime(made := tmp_path / "data" / "r" / "prompts" / "train" / "current", (2**31, 2**31))
+    assert made.is_file() and found(config) == Found() and not read  # nothing is hashed
 
 
 @pytest.mark.parametrize("layout", [jsonl, csv_elsewhere, coco, yolo, refer])

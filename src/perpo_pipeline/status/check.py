@@ -273,7 +273,7 @@ def own_reasons(node: Node, path: Path, manifest: Json, config: RunConfig) -> li
         found.append(other)
     reasons = [Reason(node, "setting", f"made with {one}", one.key) for one in found]
     if node.artifact == "prompts":
-        newer = newer_files(config, node.variant, path.parent / CURRENT)
+        newer = newer_files(config, node.variant, path.parent / CURRENT, manifest)
         names = ", ".join(str(file) for file in newer[:SHOWN])
         more = f" and {len(newer) - SHOWN} more" if len(newer) > SHOWN else ""
         if newer:

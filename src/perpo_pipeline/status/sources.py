@@ -2,10 +2,11 @@
 
 A reader records facts beside the source's settings, or in their place: the folder of the images,
 the splits that were read, the question of the box format. What follows from the configuration is
-compared. A file that was written after the prompts is another one, as for Make; hashes are compared
-where dates say nothing.
+compared. A file that was written after the prompts is another one, unless its hash is recorded and
+still the same. Hashes are also compared where dates say nothing; never where all files are older.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,47 @@ def _of_refer(
     }
 
 
-def newer_files(config: RunConfig, split: str, made: Path) -> list[Path]:
-    """The source's files that were written after `made`, which names the prompts in use."""
-    since = made.stat().st_mtime_ns if made.is_file() else None
-    files = _present(config, split) if since is not None else []
-    return [file for file in files if file.stat().st_mtime_ns > (since or 0)]
+def newer_files(config: RunConfig, split: str, made: Path, manifest: Json) -> list[Path]:
+    """The source's files that were written after `made`, which names the prompts in use.
+
+    Not those whose content is still the one that `manifest` records, where it records one. A date
+    of writing may lie in the future (an archive of another time zone, another computer's clock):
+    what the disk knows about the file's last change then counts.
+    """
+    source: Any = config.prepare.get(split)
+    if source is None or not made.is_file():
+        return []
+    since = made.stat().st_mtime_ns
+    return [
+        file
+        for one, settings, _ in _with_records(source, manifest)
+        for file in _newer_of(one, since, settings)
+    ]
+
+
+def _newer_of(source: Any, since: int, settings: Json) -> list[Path]:
+    """As `newer_files`, of one source; `since` is when the prompts came into use, in ns."""
+    files = [file for file in source_files(source) if file.is_file()]
+    newer = [file for file in files if _written_at(file) > since]
+    if not newer:
+        return []
+    if isinstance(source, PagesSource):
+        return newer if _other_pages(source, settings, None) else []
+    hashes = settings.get("file_sha256")
+    return [file for file in newer if not _is_recorded(file, source, hashes)]
+
+
+def _written_at(file: Path) -> int:
+    """When a file was written, in ns: never later than its last change, which nobody can set."""
+    found = file.stat()
+    return min(found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _is_recorded(file: Path, source: Any, hashes: str | Json | None) -> bool:
+    """Whether a hash of the file is recorded, and still its own; False for one without a hash."""
+    if hashes is None or (isinstance(hashes, str) and file != source.path):
+        return False
+    return not _is_other(file, source, hashes)
 
 
 def other_files(config: RunConfig, split: str, made: Path, manifest: Json) -> list[Path]:
@@ -160,15 +197,26 @@ def other_files(config: RunConfig, split: str, made: Path, manifest: Json) -> li
     date of writing, as by `cp -p`, `mv` and `unzip`.
     """
     source: Any = config.prepare.get(split)
-    settings, notes = manifest["settings"], manifest["notes"]
     if not made.is_file():
         return []
     since = made.stat().st_mtime_ns
+    return [
+        file
+        for one, settings, path in _with_records(source, manifest)
+        for file in _others_of(one, since, settings, path)
+    ]
+
+
+def _with_records(source: Any, manifest: Json) -> list[tuple[Any, Json, str | None]]:
+    """Each source of a split with its settings, and the path that was read, as they are recorded.
+
+    Not those whose number is beyond the sources that were read: that is a difference by itself.
+    """
+    settings, notes = manifest["settings"], manifest["notes"]
     if not isinstance(source, SeveralSources):
-        return _others_of(source, since, settings, notes.get("path"))
+        return [(source, settings, notes.get("path"))]
     paths = notes.get("paths") or [None] * len(source.of)
-    every = zip(source.of, settings.get("of", []), paths, strict=False)
-    return [file for one in every for file in _others_of(one[0], since, *one[1:])]
+    return list(zip(source.of, settings.get("of", []), paths, strict=False))
 
 
 def _others_of(source: Any, since: int, settings: Json, path: str | None) -> list[Path]:
@@ -212,17 +260,22 @@ def _is_there(source: Any) -> bool:
     return any(file.exists() for file in source_files(source))
 
 
-def _present(config: RunConfig, split: str) -> list[Path]:
-    source = config.prepare.get(split)
-    return [] if source is None else [file for file in source_files(source) if file.is_file()]
-
-
 def _is_other(file: Path, source: Any, recorded: str | Json) -> bool:
     """Whether a file's hash is not the recorded one: of the source's own file, or by name."""
     if isinstance(recorded, str):
-        return file == source.path and file_sha256(file) != recorded
-    inside = str(file.relative_to(source.path)) if file.is_relative_to(source.path) else file.name
-    known = recorded.get(inside, recorded.get(file.name))
-    if known is None:  # REFER's folder has files of other datasets, too
+        return file == source.path and _sha256(file) != recorded
+    names = [name for name in recorded if file.parts[-len(Path(name).parts) :] == Path(name).parts]
+    if not names:  # REFER's folder has files of other datasets, too
         return not isinstance(source, ReferSource)
-    return bool(known != file_sha256(file))
+    return bool(recorded[max(names, key=len)] != _sha256(file))
+
+
+def _sha256(file: Path) -> str:
+    """As `file_sha256`, once in a process for a file that does not change meanwhile."""
+    found = file.stat()
+    return _sha256_of(file, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of(file: Path, *_: int) -> str:
+    return file_sha256(file)
