@@ -304,6 +304,50 @@ def test_only_one_split_is_read_from_a_folder_of_the_hub(tmp_path: Path) -> None
         assert prepared.rows[3]["place"] == "train-00001-of-00002.parquet, row 1"
 
 
+@pytest.mark.parametrize(
+    ("source", "names", "advice"),
+    [
+        ("parquet", ["train", "test"], "hub/test.parquet, {}/hub/train.parquet; or each"),
+        ("datasets", ["train", "test"], "/hub/train.parquet, with source parquet; or each"),
+        ("parquet", ["a_train", "b_train", "data_validation"], "{}/hub/*_train.parquet, "),
+        ("parquet", ["train/data", "test/data"], "test/data.parquet, {}/hub/train/data.parquet;"),
+        ("datasets", ["train/a", "train/b", "Test/a", "Test/b"], "hub/Test, {}/hub/train; or each"),
+        ("parquet", ["refcoco_testA", "refcoco_testB"], "hub/refcoco_testA.parquet, "),
+    ],
+)
+def test_files_whose_names_say_other_splits_are_not_mixed(
+    tmp_path: Path, source: str, names: list[str], advice: str
+) -> None:
+    for name in names:
+        (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(as_table(tmp_path), tmp_path / "hub" / f"{name}.parquet")
+    with pytest.raises(InputError, match="the folder holds 2 splits, whose rows") as caught:
+        read(source, tmp_path / "hub", image_root=tmp_path)
+    assert advice.format(tmp_path) in str(caught.value)
+    if source == "parquet":
+        with pytest.raises(InputError, match="holds 2 splits"):
+            read(source, tmp_path / "hub" / ("*/*" if "/" in names[0] else "*"))
+        one = read(source, tmp_path / "hub" / f"{names[-1]}.parquet", image_root=tmp_path)
+        assert len(one.rows) == 3
+
+
+def test_words_that_name_no_other_split_are_read_together(tmp_path: Path) -> None:
+    names = ("contest", "train1", "train/2_train", "more_train", "latest", "train/test_free/train")
+    for name in names:
+        file = tmp_path / "test" / f"{name}.parquet"  # all of them are below it
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(as_table(tmp_path).slice(0, 1), file)
+    assert len(read("parquet", tmp_path / "test", image_root=tmp_path).rows) == len(names)
+
+
+def test_rows_that_a_saved_folder_leaves_out_are_not_read(tmp_path: Path) -> None:
+    """As versions of `datasets` before 2 saved what `select` had chosen."""
+    state = {"_data_files": [{"filename": "a.arrow"}], "_indices_data_files": [{"filename": "i"}]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match=r"_indices_data_files[\s\S]*flatten_indices"):
+        read("datasets", tmp_path)
+
+
 def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
     for source in ("csv", "parquet"):
         with pytest.raises(ConfigError, match="no such file"):

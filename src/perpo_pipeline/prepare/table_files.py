@@ -8,7 +8,8 @@
 
 All of them give the same: rows with the file's own names. Images may be inside Parquet and Arrow
 files (arrow_files.py); they stay there until they are used. A folder with several splits is
-refused, because its rows would be mixed.
+refused, because its rows would be mixed: names such as `train-00000-of-00002` say so, and words
+such as `train` and `test` in the names of files and folders.
 """
 
 import csv
@@ -16,6 +17,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from perpo_pipeline.prepare.arrow_files import (
     HeldImages,
     ImagePlaces,
     Shard,
+    common_folder,
     open_shards,
     shard_rows,
 )
@@ -40,6 +43,7 @@ from perpo_pipeline.prepare.arrow_files import (
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 LONGEST_CELL = 2**31 - 1
 _SHARD_NAME = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}.*")
+_SPLITS = {"train", "validation", "val", "valid", "dev", "test", "eval", "testa", "testb"}
 _FIX = "give whole files, as they were saved"
 
 
@@ -157,19 +161,33 @@ def _files_of_one_split(source: TableSource) -> list[Path]:
     if source.source == "datasets" and (folder / "dataset_dict.json").is_file():
         found = read_json(folder / "dataset_dict.json")
         splits = found.get("splits", []) if isinstance(found, dict) else []
-        raise _several_splits(folder, [str(folder / str(name)) for name in splits])
+        raise _several_splits(source, [str(folder / str(name)) for name in splits])
     if source.source == "datasets" and (state := folder / "state.json").is_file():
         return _saved_files(state)
     files = source.files()
-    by_split = {_split_of(file): file for file in reversed(files)}
-    if len(by_split) > 1:
-        raise _several_splits(folder, [_pattern_of(file) for file in by_split.values()])
+    by_shard = {_shards_of(file): file for file in reversed(files)}
+    if len(by_shard) > 1:
+        raise _several_splits(source, [_pattern_of(file) for file in by_shard.values()])
+    by_word: dict[str, list[Path]] = {}
+    for file in files:
+        if word := _split_word(file.relative_to(source.folder)):
+            by_word.setdefault(word, []).append(file)
+    if len(by_word) > 1:
+        raise _several_splits(source, [_name_of(some) for some in by_word.values()])
     return files
 
 
 def _saved_files(state: Path) -> list[Path]:
     """The Arrow files of a saved dataset, in the order of its rows."""
     found = read_json(state)
+    if isinstance(found, dict) and found.get("_indices_data_files"):
+        raise InputError(
+            "the folder was saved with a choice of rows in a file of their numbers "
+            "(`_indices_data_files`), which is not read: rows outside the choice would be taken",
+            where=str(state),
+            fix="save it anew, with these rows alone: datasets.load_from_disk(FOLDER)"
+            ".flatten_indices().save_to_disk(OTHER_FOLDER)",
+        )
     try:
         return [state.parent / str(one["filename"]) for one in found["_data_files"]]
     except (KeyError, TypeError) as error:
@@ -178,14 +196,27 @@ def _saved_files(state: Path) -> list[Path]:
         ) from error
 
 
-def _split_of(file: Path) -> str:
-    """The split in the name of a file of the hub: `train-00000-of-00002`, or `train/0000`.
+def _shards_of(file: Path) -> str:
+    """What a file of the hub is a shard of: `train-00000-of-00002`, or `train/0000`.
 
-    "" for a name of another kind, which names none.
+    "" for a name of another kind.
     """
     if shard := _SHARD_NAME.fullmatch(file.stem):
         return str(file.parent / shard[1])
     return str(file.parent) if file.stem.isdecimal() else ""
+
+
+def _split_word(place: Path) -> str:
+    """The split that the name of a file says as a word of its own, or else its nearest folder.
+
+    "" where none does: `data_train.parquet` and `train/a.parquet` are of `train`, `contest.parquet`
+    of no split.
+    """
+    for name in (place.stem, *(folder.name for folder in place.parents)):
+        words = (word.lower() for word in re.findall("[A-Za-z]+", name))
+        if found := [word for word in words if word in _SPLITS]:
+            return " ".join(found)
+    return ""
 
 
 def _pattern_of(file: Path) -> str:
@@ -194,9 +225,31 @@ def _pattern_of(file: Path) -> str:
     return str(file.parent / (f"{shard[1]}-*.parquet" if shard else "*.parquet"))
 
 
-def _several_splits(folder: Path, splits: Sequence[str]) -> InputError:
+def _name_of(files: Sequence[Path]) -> str:
+    """What names these files of a split: the only one, their folder, or a pattern."""
+    folder = common_folder(files)
+    if len(files) == 1 or any(file.parent != folder for file in files):
+        return str(files[0] if len(files) == 1 else folder)
+    if not _split_word(Path(files[0].name)):
+        return str(folder)
+    names = [file.name for file in files]
+    last = _beginning([name[::-1] for name in names])[::-1]
+    return str(folder / f"{_beginning(names)}*{last}")
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """The characters that all names begin with."""
+    alike = takewhile(lambda characters: len(set(characters)) == 1, zip(*names, strict=False))
+    return "".join(characters[0] for characters in alike)
+
+
+def _several_splits(source: TableSource, splits: Sequence[str]) -> InputError:
+    are_folders = all(Path(name).is_dir() for name in splits)
+    other = source.source == "datasets" and not are_folders
     return InputError(
         f"the folder holds {len(splits)} splits, whose rows would be mixed",
-        where=str(folder),
-        fix=f"give the path of one of them: {', '.join(sorted(splits))}",
+        where=str(source.path),
+        fix=f"give the path of one of them: {', '.join(sorted(splits))}"
+        + ", with source parquet" * other
+        + "; or each in a source of its own, in a list of sources",
     )
