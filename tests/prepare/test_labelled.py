@@ -156,6 +156,18 @@ def test_each_label_of_an_image_is_one_prompt_with_all_its_boxes(
     assert 1 in prepared.counts["found"].values(), "the image without a box is counted"
 
 
+def test_images_and_labels_of_yolo_behind_links_are_read(tmp_path: Path) -> None:
+    data = write_yolo(tmp_path)
+    here = YoloSource(source="yolo", path=data)
+    before, labels = len(read_yolo(here, request(here)).rows), len(here.files())
+    for kind in ("images", "labels"):
+        (tmp_path / "train" / kind).rename(tmp_path / f"other_{kind}")
+        (tmp_path / "train" / kind).mkdir()
+        (tmp_path / "train" / kind / "more").symlink_to(tmp_path / f"other_{kind}")
+    assert len(read_yolo(here, request(here)).rows) == before > 0
+    assert len(here.files()) == labels > 1
+
+
 @pytest.mark.parametrize("read", READERS)
 def test_each_box_may_be_a_prompt_of_its_own(tmp_path: Path, read: Callable[..., Prepared]) -> None:
     rows = list(read(tmp_path, per="box").rows)

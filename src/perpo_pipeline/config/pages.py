@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from perpo_pipeline.answers.formats import PAGE_PROMPT
+from perpo_pipeline.config.folders import files_below
 from perpo_pipeline.config.section import WORD_PATTERN, Float, Int
 from perpo_pipeline.config.source_fields import (
     EmbedImages,
@@ -59,7 +60,7 @@ def find_page_files(path: Path) -> PageFiles:
     documents: list[Document] = []
     others: list[str] = []
     pairs: dict[str, tuple[list[Path], list[Path]]] = {}
-    for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix()):
+    for file in sorted(files_below(path), key=lambda file: file.relative_to(path).as_posix()):
         place = file.relative_to(path)
         if any(part.startswith(".") for part in place.parts) or not file.is_file():
             continue

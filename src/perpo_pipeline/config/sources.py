@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from perpo_pipeline import advice
 from perpo_pipeline.config.by_task import Task
+from perpo_pipeline.config.folders import files_below
 from perpo_pipeline.config.messages import MessagesSource
 from perpo_pipeline.config.pages import PagesSource
 from perpo_pipeline.config.parquet_files import fixed_folder, parquet_files
@@ -276,8 +277,9 @@ class YoloSource(SourceSection):
     def files(self) -> list[Path]:
         """data.yaml and the label files beside it."""
         folder = self.path.parent
-        labels = (folder.glob(f"{place}labels/**/*.txt") for place in ("", "*/"))
-        return [self.path, *sorted(file for found in labels for file in found)]
+        places = [*folder.glob("labels"), *folder.glob("*/labels")]
+        labels = (file for place in places for file in files_below(place))
+        return [self.path, *sorted(file for file in labels if file.name.endswith(".txt"))]
 
 
 class FoxSource(SourceSection):

@@ -233,8 +233,9 @@ def _name_of(files: Sequence[Path]) -> str:
     if not _split_word(Path(files[0].name)):
         return str(folder)
     names = [file.name for file in files]
-    last = _beginning([name[::-1] for name in names])[::-1]
-    return str(folder / f"{_beginning(names)}*{last}")
+    first = _beginning(names)
+    last = _beginning([name[: len(first) - 1 : -1] if first else name[::-1] for name in names])
+    return str(folder / f"{first}*{last[::-1]}")
 
 
 def _beginning(names: Sequence[str]) -> str:

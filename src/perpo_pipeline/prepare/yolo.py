@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from perpo_pipeline.config.folders import files_below
 from perpo_pipeline.config.pages import IMAGE_SUFFIXES
 from perpo_pipeline.config.sources import YoloSource
 from perpo_pipeline.config.unique_keys import load_yaml
@@ -137,7 +138,7 @@ def _existing(root: Path, place: str, path: Path) -> Path:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return [file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+    return [file for file in files_below(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _listed(file: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.answers.formats import get_box_format
+from perpo_pipeline.config.folders import folders_below
 from perpo_pipeline.config.pages import PagesSource, content_sha256
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.section import Json
@@ -249,7 +250,7 @@ def _other_pages(source: PagesSource, recorded: Json, since: int | None) -> list
         return []
     documents = source.documents()
     places = {file for one in documents for file in one.files} | {source.path}
-    places |= {folder for folder in source.path.rglob("*") if folder.is_dir()}
+    places |= {folder for folder, _ in folders_below(source.path)}
     is_old = since is not None and all(place.stat().st_ctime_ns < since for place in places)
     if is_old or content_sha256(documents) == recorded.get("texts_sha256"):
         return []
