@@ -11,7 +11,7 @@ import pytest
 
 from perpo_pipeline import cli
 from perpo_pipeline.store.artifacts import Version
-from perpo_pipeline.store.garbage import shown_size
+from perpo_pipeline.store.garbage import find_unused, shown_size
 from perpo_pipeline.store.writing import Recipe, open_writer
 
 CONFIG = """
@@ -37,9 +37,16 @@ def gc(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[str], 
     return said.out.splitlines(), said.err
 
 
-def made(artifact: str, settings: dict[str, object], **inputs: Version) -> Version:
-    recipe = Recipe(artifact, "train", "filter", 1, settings, dict(inputs))
-    with open_writer(Path("data/r") / artifact / "train", recipe) as writer:
+def made(
+    artifact: str,
+    settings: dict[str, object],
+    *,
+    run: str = "r",
+    notes: dict[str, object] | None = None,
+    **inputs: Version,
+) -> Version:
+    recipe = Recipe(artifact, "train", "filter", 1, settings, dict(inputs), notes or {})
+    with open_writer(Path("data") / run / artifact / "train", recipe) as writer:
         (writer.path / "weights.bin").write_bytes(bytes(2_000_000))
         return writer.finish()
 
@@ -108,6 +115,84 @@ def test_gc_leaves_a_version_that_is_being_written(
         assert writer.path.is_dir() and merged.is_dir()
     gc(capsys, "--keep-days", "0", "--yes")
     assert not writer.path.exists() and not merged.exists()
+
+
+def test_what_other_runs_were_made_from_is_held_and_says_by_which(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = made("scores", {"reward": {"iou": 1.0}})
+    lists = made("preferences", {"min_margin": 0.4}, scores=scores)  # filter.earlier of b
+    given = made("preferences", {"min_margin": 0.5})  # --preferences of a training that was begun
+    prompts = made("prompts", {"number": 1})  # of b's source `prompts`
+    part = made("prompts", {"number": 2})  # of a round's list of sources
+    model = workdir / "data/r/merged/m"  # of c's model.id
+    model.mkdir(parents=True)
+    unused = [made(name, {"number": 3}) for name in ("scores", "preferences", "prompts")]
+    for name in ("scores", "preferences", "prompts"):
+        made(name, {"number": 4})
+    made("preferences", {"min_margin": 0.9}, run="b", earlier=lists)
+    made("prompts", {"source": "prompts"}, run="b", notes={"path": str(prompts.path.resolve())})
+    sources = {"of": [{"source": "jsonl"}, {"source": "prompts"}]}
+    made("prompts", sources, run="b/round-2", notes={"paths": ["x", str(part.path.resolve())]})
+    with open_writer(
+        Path("data/c/adapter/dpo"), Recipe("adapter", "dpo", "train", 1, {}, {"preferences": given})
+    ):
+        pass
+    made("samples", {}, run="c", notes={"model_id": "data/r/merged/m"})
+    lines, said = gc(capsys, "--keep-days", "0", "--yes")
+    held = {line.split()[1]: line for line in lines if line.startswith("held ")}
+    holders = {lists.path: "b", scores.path: "b", prompts.path: "b", part.path: "b/round-2"}
+    holders |= {given.path: "c", model: "c"}
+    assert held.keys() == {str(path.resolve()) for path in holders}
+    for path, run in holders.items():
+        assert held[str(path.resolve())].endswith(f" (the run {run} was made from it)")
+        assert path.is_dir()
+    removed = [line.split()[1] for line in lines if line.startswith("removed ")]
+    assert sorted(removed) == sorted(str(one.path.resolve()) for one in unused)
+    assert "gc: 6 held by other runs: b, b/round-2, c" in said
+
+
+def test_the_reference_of_the_lists_of_an_adapter_in_use_is_in_use(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep makes it aside, and no manifest of an adapter names it."""
+    lists = made("preferences", {"min_margin": 0.4})
+    model = {"model": "sha256:1"}
+    reference = made("reference", {**model, "forward": "shared-prefix"}, preferences=lists)
+    other = made("reference", {"model": "sha256:2"}, preferences=lists)
+    made("adapter", {**model, "method": "dpo"}, preferences=lists)
+    (other.path.parent / "current").unlink()
+    assert [line.split()[1] for line in gc(capsys)[0]] == [str(other.path.resolve())]
+    assert reference.path.is_dir()
+
+
+def test_what_a_version_that_is_left_or_being_written_was_made_from_is_left_too(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, other = made("preferences", {"min_margin": 0.4}), made("preferences", {"min_margin": 0.5})
+    made("preferences", {"min_margin": 0.8})
+    root = Path("data/r/adapter/dpo")
+    with open_writer(root, Recipe("adapter", "dpo", "train", 1, {}, {"preferences": old})):
+        pass
+    with open_writer(root, Recipe("adapter", "dpo", "train", 1, {}, {"preferences": other})):
+        lines = gc(capsys, "--yes")[0]
+    assert [line.split()[0] for line in lines] == ["left", "left"]
+    assert "(unfinished; " in lines[0] and "(what is left was made from it)" in lines[1]
+    assert old.path.is_dir() and other.path.is_dir()
+
+
+def test_what_came_into_use_since_it_was_looked_at_is_not_removed(workdir: Path) -> None:
+    one = made("scores", {"reward": {"iou": 1.0}})
+    made("scores", {"reward": {"giou": 1.0}})
+    (found,) = find_unused(Path("data/r"), 0.0)
+    with open_writer(
+        one.path.parent, Recipe("scores", "train", "filter", 1, one.manifest["settings"])
+    ):
+        assert found.remove() == "a process writes it now" and one.path.is_dir()
+    (one.path.parent / "current").write_text(f"{one.path.name}\n")
+    assert found.remove() == "it is in use now" and one.path.is_dir()
+    (one.path.parent / "current").write_text("another\n")
+    assert found.remove() == "" and not one.path.exists()
 
 
 def test_a_size_has_three_digits_at_most() -> None:

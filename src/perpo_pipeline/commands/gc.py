@@ -34,29 +34,36 @@ def gc(
     """List or remove the versions that nothing refers to.
 
     Looks in the run's folder; removes only with --yes. A version is in use if a `current` file
-    leads to it, directly or through the lineage. Each line has the size, and the settings in which
-    the version differs from the one in use.
+    leads to it, directly or through the lineage, in this run or in another one under the same
+    data_root. Each line has the size, and the settings in which the version differs from the one in
+    use.
 
     Example: perpo gc --config configs/demo.yaml
 
     Example: perpo gc --config configs/demo.yaml --keep-days 1 --yes
     """
-    from perpo_pipeline.store.garbage import find_unused, shown_size
+    from perpo_pipeline.store.garbage import look_for_unused, shown_size
 
     opened = open_run(config, sets, run=run)
-    found = find_unused(opened.config.run_dir, keep_days)
-    gone = [one for one in found if not one.kept]
-    for one in gone:
-        if yes:
-            one.remove()
-        word = "removed " if yes else "unused  "
-        print(f"{word}{one.path}  {shown_size(one.size)}, {one.what}")
-    kept = [one for one in found if one.kept]
-    for one in kept:
-        print(f"left    {one.path}  {shown_size(one.size)}, {one.what} ({one.kept})")
+    found = look_for_unused(opened.config.run_dir, keep_days)
+    gone = []
+    for one in found:
+        shown = f"{one.path}  {shown_size(one.size)}, {one.what}"
+        if one.holder:
+            print(f"held    {shown} (the run {one.holder} was made from it)")
+        elif one.kept:
+            print(f"left    {shown} ({one.kept})")
+        elif yes and (why := one.remove()):
+            print(f"left    {shown} ({why})")
+        else:
+            print(f"{'removed' if yes else 'unused '} {shown}")
+            gone.append(one)
     total = shown_size(sum(one.size for one in gone))
     done = "removed" if yes else "unused"
     more = "; --yes removes them" if gone and not yes else ""
     opened.say(f"gc: {len(gone)} {done} ({total}){more}")
-    if kept:
-        opened.say(f"gc: {len(kept)} left for {keep_days:g} days (--keep-days)")
+    if kept := sum(1 for one in found if one.kept):
+        opened.say(f"gc: {kept} left for {keep_days:g} days (--keep-days)")
+    if holders := sorted({one.holder for one in found if one.holder}):
+        held = sum(1 for one in found if one.holder)
+        opened.say(f"gc: {held} held by other runs: {', '.join(holders)}")

@@ -1,82 +1,144 @@
 """Versions of a run that nothing refers to, for `perpo gc`: their size, and what they are of."""
 
+import fcntl
 import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.artifacts import (
     CURRENT,
+    LOCK,
     MANIFEST,
     MERGED,
     MODEL,
     STARTED,
     being_written,
-    follow_current,
+)
+from perpo_pipeline.store.in_use import (
+    Lineage,
+    current_in,
+    folders_of,
+    read_json_object,
+    runs_beside,
+    versions_in,
 )
 from perpo_pipeline.store.made_from import is_same_input
 
 OPTIONS = "options.json"
 DAY_S = 86_400
 SHOWN = 4  # settings named in a line
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Unused:
-    """A folder that nothing refers to.
+    """A folder that nothing of its run refers to.
 
-    `what` says how it differs from the version in use; `kept` why it is left for now, or is "".
+    `what` says how it differs from the version in use; `kept` why it is left for now, or is "";
+    `holder` names another run that was made from it, or is "".
     """
 
     path: Path
     size: int  # bytes
     what: str
     kept: str
+    holder: str = ""
 
-    def remove(self) -> None:
-        """Remove the folder with all that is in it."""
-        shutil.rmtree(self.path)
+    def remove(self) -> str:
+        """Remove the folder with all that is in it; returns why it is left, or "".
+
+        It is left if it has come into use, or a process writes it, since it was looked at.
+        """
+        with ExitStack() as stack:
+            if (self.path / STARTED).is_file():
+                lock = stack.enter_context((self.path / LOCK).open("a"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return "a process writes it now"
+                pointer = self.path.parent / CURRENT
+                if pointer.is_file() and pointer.read_text().strip() == self.path.name:
+                    return "it is in use now"
+            shutil.rmtree(self.path)
+        return ""
 
 
 def find_unused(run_dir: Path, keep_days: float) -> list[Unused]:
-    """Version directories under `run_dir` that no `current` file and no lineage of one refers to.
+    """Version directories under `run_dir` that no `current` file and no lineage of one refers to,
+    in this run and in the others under its `data_root`: see `look_for_unused`."""
+    return [one for one in look_for_unused(run_dir, keep_days) if not one.holder]
+
+
+def look_for_unused(run_dir: Path, keep_days: float) -> list[Unused]:
+    """As `find_unused`, and those to which only other runs refer, which `holder` names.
 
     A version that options asked for, and one that is unfinished, is kept for `keep_days` after it
-    was last written. A version that a process is writing is no candidate. Merged models are
-    unused while no process is writing: stages make them again. Of a run that was made in rounds
-    (`perpo iterate`) the rounds' own folders count as well; a round's merged model is in use as
-    long as its adapter is.
+    was last written, with what it was made from. A version that a process is writing is no
+    candidate. Merged models are unused while no process is writing: stages make them again. Of a
+    run that was made in rounds (`perpo iterate`) the rounds' own folders count as well; a round's
+    merged model is in use as long as its adapter is.
     """
-    rounds = _rounds_of(run_dir)
-    folders = [run_dir, *rounds]
-    found = {p.parent.resolve() for one in folders for p in one.glob(f"*/*/*/{STARTED}")}
-    used = {path for one in folders for path in _used(one)}
+    folders, lineage = folders_of(run_dir), Lineage()
+    found = {path for one in folders for path in versions_in(one)}
+    written = {path for path in found if being_written(path)}
+    used = lineage.follow([*(path for one in folders for path in current_in(one)), *written])
+    holders, models = _held_by_others(run_dir, lineage)
     unused = [
         Unused(path, _size(path), _difference(path), _why_kept(path, keep_days))
-        for path in sorted(found - used)
-        if not being_written(path)
+        for path in sorted(found - lineage.reached)
     ]
-    if not any(being_written(path) for path in found):
-        merged = sorted(path.resolve() for path in (run_dir / MERGED).glob("*") if path.is_dir())
-        unused += [Unused(path, _size(path), "a merged model", "") for path in merged]
-        adapters = {path.name for path in used if path.parent.parent.name == "adapter"}
-        models = (path.resolve() for one in rounds for path in sorted((one / MODEL).glob("*")))
-        unused += [
-            Unused(path, _size(path), "the merged model of an adapter that is not in use", "")
-            for path in models
-            if path.name not in adapters
-        ]
+    of_left = lineage.follow(one.path for one in unused if one.kept)
+    unused = [
+        replace(one, kept="what is left was made from it")
+        if not one.kept and one.path in of_left
+        else one
+        for one in unused
+    ]
+    unused += [
+        Unused(path, _size(path), _difference(path), "", holders[path])
+        for path in sorted(found & holders.keys())
+    ]
+    if not written:
+        unused += _merged_models(folders, used, models)
     return unused
 
 
-def _rounds_of(run_dir: Path) -> list[Path]:
-    """The folders of rounds inside the folder of a run: each has artifacts of its own."""
-    return sorted({pointer.parents[2] for pointer in run_dir.glob(f"*/*/*/{CURRENT}")})
+def _held_by_others(run_dir: Path, lineage: Lineage) -> tuple[dict[Path, str], dict[Path, str]]:
+    """The versions to which other runs lead and the run itself does not, and the models that they
+    were made with: the name of such a run by the folder.
+
+    What another run has begun counts, too: its command goes on from there.
+    """
+    holders: dict[Path, str] = {}
+    models: dict[Path, str] = {}
+    for name, folder in runs_beside(run_dir).items():
+        begun = [path for path in versions_in(folder) if not (path / MANIFEST).is_file()]
+        reached = lineage.follow([*current_in(folder), *begun])
+        holders |= dict.fromkeys(reached, name)
+        models |= dict.fromkeys(lineage.models_of(reached), name)
+    return holders, models
+
+
+def _merged_models(
+    folders: list[Path], used: set[Path], holders: Mapping[Path, str]
+) -> list[Unused]:
+    run_dir, *rounds = folders
+    merged = sorted(path.resolve() for path in (run_dir / MERGED).glob("*") if path.is_dir())
+    whats = dict.fromkeys(merged, "a merged model")
+    adapters = {path.name for path in used if path.parent.parent.name == "adapter"}
+    models = (path.resolve() for one in rounds for path in sorted((one / MODEL).glob("*")))
+    whats |= {
+        path: "the merged model of an adapter that is not in use"
+        for path in models
+        if path.name not in adapters
+    }
+    return [
+        Unused(path, _size(path), what, "", holders.get(path, "")) for path, what in whats.items()
+    ]
 
 
 def shown_size(size: int) -> str:
@@ -87,24 +149,6 @@ def shown_size(size: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-
-
-def _used(run_dir: Path) -> set[Path]:
-    """All that a `current` file leads to; where one is damaged, every version beside it counts."""
-    used: set[Path] = set()
-    frontier: list[Path] = []
-    for pointer in sorted(run_dir.glob(f"*/*/{CURRENT}")):
-        try:
-            frontier.append(follow_current(pointer.parent))
-        except ArtifactError:
-            frontier += [file.parent for file in pointer.parent.glob(f"*/{STARTED}")]
-    while frontier:
-        path = frontier.pop().resolve()
-        if path not in used:
-            used.add(path)
-            inputs = (_read(path / MANIFEST) or _read(path / STARTED)).get("inputs", {})
-            frontier += [path / record["path"] for record in inputs.values()]
-    return used
 
 
 def _size(path: Path) -> int:
@@ -120,19 +164,20 @@ def _why_kept(path: Path, keep_days: float) -> str:
         return ""
     if not (path / MANIFEST).is_file():
         return "unfinished; its stage resumes it"
-    options = _read(path.parent / OPTIONS).get(path.name) or _read(path / MANIFEST).get("options")
+    options = read_json_object(path.parent / OPTIONS).get(path.name)
+    options = options or read_json_object(path / MANIFEST).get("options")
     asked = [option for given in (options or {}).values() for option in given.values()]
     return f"{', '.join(map(str, asked))} asked for it" if asked else ""
 
 
 def _difference(path: Path) -> str:
     """How a version differs from the one in use, in its settings or its inputs."""
-    own = _read(path / MANIFEST) or _read(path / STARTED)
+    own = read_json_object(path / MANIFEST) or read_json_object(path / STARTED)
     pointer = path.parent / CURRENT
     current = path.parent / pointer.read_text().strip() if pointer.is_file() else None
     if current is None:
         return "none is in use"
-    other = _read(current / MANIFEST)
+    other = read_json_object(current / MANIFEST)
     changed = list(_changed(own.get("settings", {}), other.get("settings", {})))
     if changed:
         return "; ".join([*changed[:SHOWN], *["..."] * (len(changed) > SHOWN)])
@@ -160,15 +205,3 @@ def _changed(own: Mapping[str, Any], other: Mapping[str, Any], under: str = "") 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _read(file: Path) -> Json:
-    """A JSON object; empty if the file is missing or damaged.
-
-    Raises OSError where the system does not let it be read: what it names would look unused.
-    """
-    try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
