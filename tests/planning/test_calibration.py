@@ -22,8 +22,12 @@ def test_on_a_busy_machine_it_begins_where_all_threads_would_work() -> None:
 def test_equal_answers_are_lists_that_a_step_can_be_timed_on(method: str) -> None:
     """At a low temperature, or for one prompt; there were no lists, and a division by zero."""
     (settings,) = TrainConfig(methods={method: {}}).variants().values()
-    run: Any = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(preprocess="pad")))
+    sections = {"model": SimpleNamespace(preprocess="pad"), "filter": SimpleNamespace(list_size=2)}
+    run: Any = SimpleNamespace(config=SimpleNamespace(**sections))
     answers: Any = [SimpleNamespace(token_ids=[5, 6, 7])] * 20
     worker = _Worker(run, cast(Any, None), Seconds(1, 1))
     (made,) = worker._lists([{"prompt_id": "a"}], [answers], settings)
     assert len(made.counts) == 2
+    many: Any = [SimpleNamespace(token_ids=[number]) for number in range(20)]
+    (made,) = worker._lists([{"prompt_id": "a"}], [many], settings)
+    assert len(made.counts) == 2  # filter.list_size

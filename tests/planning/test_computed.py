@@ -11,8 +11,14 @@ from perpo_pipeline.planning.amounts import Lists
 from perpo_pipeline.planning.computed import computed_rates
 from perpo_pipeline.planning.hardware import describe_hardware, published
 from perpo_pipeline.planning.model import Model, _published_shape
+from perpo_pipeline.planning.rates import Rates
 from perpo_pipeline.planning.sampling import expect_sampling
-from perpo_pipeline.planning.tokens import Answers, PromptTokens
+from perpo_pipeline.planning.tokens import (
+    Answers,
+    PromptTokens,
+    expect_answers,
+    measured_answers,
+)
 from perpo_pipeline.planning.training import Training, expect_training, remedies
 from perpo_pipeline.run import Run
 
@@ -70,6 +76,43 @@ def test_a_list_of_1156_tokens_takes_its_operations_at_the_stated_share_of_the_p
         run, describe_hardware("h200x8"), SHAPE, TOKENS, ANSWERS, some, backend="transformers"
     )
     assert eight["train", "perpo"].low == pytest.approx(perpo.low / 8)
+
+
+def test_separate_rows_read_the_prompt_once_for_each_answer_that_a_method_trains_on(
+    tmp_path: Path,
+) -> None:
+    """SFT one, DPO two, mDPO three (one behind a blank image), PerPO and the reference all 20."""
+    methods = {"sft": 1, "dpo": 2, "mdpo": 3, "perpo": 20}
+    run = Run(synthetic_config(tmp_path, methods=tuple(methods)))
+    hardware = describe_hardware("h200")
+
+    def rates_of(answers: Answers, some: list[Training]) -> Rates:
+        return computed_rates(run, hardware, SHAPE, TOKENS, answers, some, backend="transformers")
+
+    some = [replace(training(run, name), forward="separate") for name in methods]
+    rates = rates_of(ANSWERS, some)
+    row = 7.063e9 * 662 / 989e12 / 0.5
+    for name, rows in methods.items():
+        assert rates["train", name].low == pytest.approx(4 * rows * row, rel=1e-3)
+    assert rates["reference", ""].low == pytest.approx(2 * 20 * row, rel=1e-3)
+    assert rates["reference", "blank"].low == pytest.approx(2 * row, rel=1e-3)
+    of_four = rates_of(replace(ANSWERS, distinct=(2, 4)), some)
+    assert of_four["train", "perpo"].low == pytest.approx(4 * 2 * row, rel=1e-3)
+    assert of_four["train", "perpo"].high == pytest.approx(2.5 * 4 * 4 * row, rel=1e-3)
+    assert rates_of(ANSWERS, [])["reference", ""].low == pytest.approx(
+        2 * 1156 / 662 * row, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(("size", "most"), [(None, 20), (4, 4), (30, 20)])
+def test_a_list_has_as_many_answers_as_the_filter_takes(
+    run: Run, size: int | None, most: int
+) -> None:
+    filtered = run.config.filter.model_copy(update={"list_size": size})
+    limited = Run(run.config.model_copy(update={"filter": filtered}))
+    assert expect_answers(limited, TOKENS).distinct == (2, most)
+    ids = [[1], [1], [2], [3], [4], [5]]
+    assert measured_answers(ids, 3, size and 2).distinct == ((1.5, 1.5) if size else (2.5, 2.5))
 
 
 def test_writing_reads_all_weights_once_per_token_of_a_small_batch(run: Run) -> None:

@@ -96,7 +96,9 @@ def calibrate(run: Run, model: Model, rows: Sequence[Row]) -> Calibration:
     rates["eval", ""] = worker.rate(seconds, len(greedy))
     rates |= worker.train(batch, lists)
     every = [one.token_ids for answers in lists for one in answers]
-    return Calibration(rates, measured_answers(every, config.sample.num_samples))
+    return Calibration(
+        rates, measured_answers(every, config.sample.num_samples, config.filter.list_size)
+    )
 
 
 def _timed(work: Callable[[], Any]) -> tuple["Seconds", Any]:
@@ -165,9 +167,9 @@ class _Worker:
 
         Where all answers to a prompt are equal, a second one is made up, too.
         """
-        lists = []
+        lists, kept = [], self.run.config.filter.list_size
         for row, answers in zip(rows, sampled, strict=True):
-            distinct = list(dict.fromkeys(tuple(one.token_ids) for one in answers))
+            distinct = list(dict.fromkeys(tuple(one.token_ids) for one in answers[:kept]))
             if len(distinct) == 1:  # a list needs two, and a trial has few prompts to find one in
                 distinct.append((*distinct[0], *distinct[0][:1]))
             rewards = [1 - i / (len(distinct) + 1) for i in range(len(distinct))]

@@ -8,7 +8,7 @@ through the language model. Attention over long prompts is not counted.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perpo_pipeline.planning.hardware import Hardware, published
@@ -44,6 +44,8 @@ def computed_rates(
     truth = sum(tokens.truth) / len(tokens.truth) if len(tokens.truth) else answers.tokens[0]
     sample, evaluate = run.config.sample, run.config.eval
     n = sample.num_samples
+    whole = _Trained(answers.distinct, answers.list_tokens())
+    separate = any(one.forward == "separate" and _needs_reference(one) for one in trainings)
     rates: Rates = {
         ("sample", ""): machine.answering(
             prompt, answers.tokens, n, _rows(backend, sample.largest_batch, n)
@@ -54,19 +56,16 @@ def computed_rates(
             1,
             _rows(backend, evaluate.largest_batch, 1),
         ),
-        ("reference", ""): machine.training(prompt, answers.list_tokens(), 2),
-        ("reference", "blank"): machine.training(prompt, answers.tokens, 2),
+        ("reference", ""): machine.training(_read(prompt, whole, separate), whole.tokens, 2),
+        ("reference", "blank"): machine.training((prompt, prompt), answers.tokens, 2),
     }
     first = next((training for training in trainings if training.is_compiled), None)
     for training in trainings:
-        low, high = _list_tokens(training, answers, truth)
+        trained = _trained(training, answers, truth)
         each = 6 if training.settings.tuning == "full" else 4
         each += 2 * training.settings.gradient_checkpointing
-        repeats = training.forward == "separate"
-        read = prompt
-        if training.settings.chosen_method.blank_image:  # a second prefix, with the best answer
-            read, low, high = 2 * prompt, low * 1.5, high * 1.5
-        rate = machine.training(read, (low, high), each, repeats)
+        read = _read(prompt, trained, training.forward == "separate")
+        rate = machine.training(read, trained.tokens, each)
         rates["train", training.variant] = _compiling(rate) if training is first else rate
     return rates
 
@@ -82,14 +81,38 @@ def _rows(backend: str, batch_size: int, num_samples: int) -> int:
     return VLLM_ROWS if backend == "vllm" else batch_size * num_samples
 
 
-def _list_tokens(training: Training, answers: Answers, truth: float) -> tuple[float, float]:
-    """Tokens of the answers of a list, as far as the method trains on them."""
-    match training.settings.chosen_method.trains_on:
-        case "truth":
-            return truth, truth
-        case "pair":
-            return 2 * answers.tokens[0], 2 * answers.tokens[1]
-    return answers.list_tokens()
+@dataclass(frozen=True)
+class _Trained:
+    """What a method trains on of a list, (low, high): its answers and their tokens.
+
+    `prompts` counts the prompt itself, and again where it is behind a blank image.
+    """
+
+    answers: tuple[float, float]
+    tokens: tuple[float, float]
+    prompts: int = 1
+
+
+def _trained(training: Training, answers: Answers, truth: float) -> _Trained:
+    method = training.settings.chosen_method
+    low, high = answers.tokens
+    if method.trains_on == "truth":
+        return _Trained((1, 1), (truth, truth))
+    if method.blank_image:  # a second prefix, with the best answer
+        return _Trained((3, 3), (3 * low, 3 * high), prompts=2)
+    if method.trains_on == "pair":
+        return _Trained((2, 2), (2 * low, 2 * high))
+    return _Trained(answers.distinct, answers.list_tokens())
+
+
+def _read(prompt: float, trained: _Trained, separate: bool) -> tuple[float, float]:
+    """Tokens of the prompt that are read for a list: once, or in a row for each of its answers."""
+    low, high = trained.answers if separate else (trained.prompts, trained.prompts)
+    return low * prompt, high * prompt
+
+
+def _needs_reference(training: Training) -> bool:
+    return training.settings.chosen_method.needs_preferences
 
 
 class _Machine:
@@ -128,14 +151,15 @@ class _Machine:
         return max(reading, 2 * shape.parameters / flops)
 
     def training(
-        self, prompt: float, answers: tuple[float, float], each: int, separate: bool = False
+        self, prompt: tuple[float, float], answers: tuple[float, float], each: int
     ) -> Rate:
-        """Seconds per list; `each` operations per parameter and token."""
-        seconds = []
-        for flops, tokens in zip(self.flops, answers, strict=True):
-            whole = prompt + tokens if not separate else 20 * prompt + tokens
-            seconds.append(each * self.shape.parameters * whole / flops)
-        return self._rate(*seconds)
+        """Seconds per list with these tokens; `each` operations per parameter and token."""
+        return self._rate(
+            *(
+                each * self.shape.parameters * (read + written) / flops
+                for flops, read, written in zip(self.flops, prompt, answers, strict=True)
+            )
+        )
 
     def _rate(self, low: float, high: float) -> Rate:
         return Rate(low / self.count, high / self.count, self.source, self._start())

@@ -87,24 +87,32 @@ def _truths(run: Run, vlm: "Vlm", rows: Sequence[Row]) -> list[int]:
 
 def expect_answers(run: Run, tokens: PromptTokens | None) -> Answers:
     """The answers that were sampled, or else bounds: from the truth's length to the longest."""
-    config = run.config.sample
+    config, kept = run.config.sample, run.config.filter.list_size
+    most = config.num_samples if kept is None else min(kept, config.num_samples)
     samples = finished(run, "samples", config.split)
     if samples is not None:
         part = samples.part(0, ["prompt_id", "completion_token_ids"])
-        return measured_answers(part.column("completion_token_ids").to_pylist(), config.num_samples)
+        completions = part.column("completion_token_ids").to_pylist()
+        return measured_answers(completions, config.num_samples, kept)
     if tokens is not None and len(tokens.truth):
         low = min(median(tokens.truth), config.longest())
         return Answers(
             (low, config.longest()),
-            (2, config.num_samples),
+            (min(2, most), most),
             "bounds: from the length of the truth to sample.max_new_tokens",
         )
-    return Answers((1, config.longest()), (2, config.num_samples), "bounds: max_new_tokens")
+    return Answers((1, config.longest()), (min(2, most), most), "bounds: max_new_tokens")
 
 
-def measured_answers(completions: Sequence[Sequence[int]], num_samples: int) -> Answers:
-    """The mean length of completions, whole lists of `num_samples`, and how many are distinct."""
+def measured_answers(
+    completions: Sequence[Sequence[int]], num_samples: int, kept: int | None = None
+) -> Answers:
+    """The mean length of completions, whole lists of `num_samples`, and how many are distinct.
+
+    `kept` is `filter.list_size`: so many of each list are looked at.
+    """
     mean = float(np.mean([len(ids) for ids in completions]))
-    lists = [completions[i : i + num_samples] for i in range(0, len(completions), num_samples)]
+    starts = range(0, len(completions), num_samples)
+    lists = [completions[i : i + num_samples][:kept] for i in starts]
     distinct = float(np.mean([len({tuple(ids) for ids in one}) for one in lists]))
     return Answers((mean, mean), (distinct, distinct), f"of {len(completions):,} sampled answers")
