@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -211,6 +212,32 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     assert damaged_files(version) == ["part-00001.parquet"]
     with pytest.raises(ArtifactError, match="part-00001"):
         version.table()
+
+
+def test_what_is_in_use_is_found_in_a_folder_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"settings": {"reward": "--reward iou"}}
+    first, other = replace(recipe(), options=asked), recipe(reward="giou")
+    made = write(tmp_path, other)
+    in_use = write(tmp_path, first)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    numbers = [errno.EROFS]
+
+    def refuse(*_: object) -> None:
+        raise OSError(numbers[0], os.strerror(numbers[0]))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    for numbers[0] in (errno.EROFS, errno.EACCES, errno.EPERM):
+        found = reuse_complete(tmp_path, first)
+        assert found is not None and found.path == in_use.path
+    for asks in (other, recipe()):  # another version, and other options of the same one
+        with pytest.raises(ArtifactError, match="cannot write: Operation not permitted"):
+            reuse_complete(tmp_path, asks)
+    numbers[0] = errno.ENOSPC
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        reuse_complete(tmp_path, first)
+    assert {file: file.read_bytes() for file in before} == before and made.path.is_dir()
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
