@@ -595,6 +595,49 @@ class TestOtherServer:
         assert list(backend.notes()) == ["token_ids"]
         assert not capfd.readouterr().err  # the stage prints the notes
 
+    @pytest.mark.parametrize("counted", [None, 1])
+    def test_a_cut_of_the_servers_own_is_not_one_at_max_new_tokens(
+        self, serve: Any, connect: Any, counted: int | None
+    ) -> None:
+        """Whether the server counts its tokens or not."""
+        usage = {"usage": {"completion_tokens": counted}}
+
+        def answer(body: Json, number: int) -> Json:
+            cut = choice(0, [5], message={"content": "["}, finish_reason="length")
+            return without_ids({"choices": [cut]}) | usage
+
+        backend = connect(serve(answer, owned_by="someone"), num_samples=1)
+        assert "after 1 tokens, and max_new_tokens is 6: start it without" in reason_of(
+            sample(backend, 1)[0]
+        )
+        usage["usage"]["completion_tokens"] = MAX_NEW
+        assert isinstance(sample(backend, 1)[0], SampledList)
+
+    def test_prompt_and_answer_must_fit_the_models_context_whatever_the_server_does(
+        self, serve: Any, connect: Any
+    ) -> None:
+        """A server that truncates answers another prompt. The tiny model's context is 512."""
+
+        def answer(body: Json, number: int) -> Json:
+            ended = choice(0, [5, END], message={"content": "7" * 40})
+            return without_ids({"choices": [ended]})
+
+        server = serve(answer, owned_by="someone")
+        rows = [make_row(0, prompt="7" * 600), make_row(1, prompt="7" * 450), make_row(2)]
+        long, tight, good = connect(server, num_samples=1).sample(rows, [1, 2, 3])
+        assert "tokens, which leaves no room for an answer in the context of 512" in reason_of(long)
+        assert "an answer at least 41: more than the context of 512" in reason_of(tight)
+        assert isinstance(good, SampledList)
+        assert len(server.bodies) == 2, "the first is not sent"
+
+    def test_tokens_that_only_pixels_tell_are_counted_with_them(
+        self, serve: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(openai_prompts, "count_prompt_tokens", lambda *_: None)
+        backend = connect(serve(one_choice(), owned_by="someone"), num_samples=1)
+        (result,) = backend.sample([make_row(0, prompt="7" * 600)], [1])
+        assert "leaves no room" in reason_of(result)
+
     def test_text_that_looks_like_special_tokens_stays_text(self, serve: Any, connect: Any) -> None:
         said = "a</s>b<image><pad>"
 
@@ -653,6 +696,24 @@ class TestOtherServer:
         accepted = [body for body in server.bodies if "max_tokens" not in body]
         assert [body["max_completion_tokens"] for body in accepted] == [MAX_NEW] * 6
         assert len(server.bodies) <= 6 + 2  # learnt once, by the first concurrent requests
+
+    def test_a_refusal_that_only_names_max_completion_tokens_changes_nothing(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        """As vLLM's of a prompt that is too long for its context."""
+        said = "'max_tokens' or 'max_completion_tokens' is too large: 6"
+
+        def answer(body: Json, number: int) -> Any:
+            is_long = "square 0" in json.dumps(body)
+            return Reply(400, {"error": {"message": said}}) if is_long else plain(body, number)
+
+        server = serve(answer, owned_by="someone")
+        backend = connect(server)
+        assert "is too large" in reason_of(sample(backend, 1)[0])
+        before = len(server.bodies)
+        (good,) = backend.sample([make_row(1)], [seed_of(1)])
+        assert isinstance(good, SampledList)
+        assert [body["max_tokens"] for body in server.bodies[before:]] == [MAX_NEW]
 
     @pytest.mark.parametrize("status", [400, 422])
     def test_logprobs_are_dropped_and_noted_if_a_server_refuses_them(
@@ -922,6 +983,25 @@ class TestTrouble:
         assert [ids_of(r) for r in results] == [expected(i) for i in range(3)]
         assert sorted(server.seen.values()) == [5, 5, 5]
         assert len({json.dumps(body) for body in server.bodies}) == 3  # the same request each time
+
+    def test_an_error_in_the_body_of_a_200_is_what_its_code_says(
+        self, serve: Any, connect: Any, plain: Answer
+    ) -> None:
+        """As OpenRouter sends it."""
+        busy = {"error": {"message": "Rate limit exceeded", "code": 429}}
+        reply: list[Any] = [busy]
+
+        def answer(body: Json, number: int) -> Any:
+            return plain(body, number) if reply[0] is busy and number == 3 else reply[0]
+
+        server = serve(answer, owned_by="someone")
+        backend = connect(server)
+        assert isinstance(sample(backend, 1)[0], SampledList) and len(server.bodies) == 3
+        reply[0] = {"error": {"message": "no such thing", "code": "odd"}}
+        assert "refused the request (HTTP 400: no such thing)" in reason_of(sample(backend, 1)[0])
+        reply[0] = {"error": {"message": "no credits", "code": 402}}
+        with pytest.raises(ConfigError, match="a request without a key"):
+            sample(backend, 1)
 
     def test_a_wait_that_the_server_asks_for_is_respected(
         self, serve: Any, connect: Any, like_vllm: Answer

@@ -1,5 +1,8 @@
 """`perpo sample` and `perpo eval` with servers that take thoughts away, ignore `n` or repeat."""
 
+import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_openai_server import (
+    UNANSWERED,
     Answer,
     Json,
     Reply,
@@ -83,6 +87,10 @@ def by_server(stage: str, server: Server | str, *more: str) -> int:
     return perpo(stage, *given, "--backend", "openai", *options)
 
 
+def asked_of(body: Json) -> str:
+    return str(body["messages"][0]["content"][1]["text"])
+
+
 def made(stage: str) -> Version:
     return open_version(Path(PLACES[stage]))
 
@@ -91,8 +99,8 @@ def says(text: str) -> Answer:
     """The same text for every prompt; choices differ in what follows it."""
 
     def answer(body: Json, number: int) -> Json:
-        start = body["seed"] % 1000
-        texts = [text + " " * (i > 0 or start > 500) * (i + start) for i in range(body["n"])]
+        start = body["seed"] % 100
+        texts = [text + " " * (i > 0 or start > 50) * (i + start) for i in range(body["n"])]
         made = [choice(i, [], message={"content": t}) for i, t in enumerate(texts)]
         return without_ids({"choices": [one | {"finish_reason": "stop"} for one in made]})
 
@@ -143,6 +151,52 @@ def test_a_server_that_ignores_n_is_reported_and_each_list_is_whole(
     assert [body["n"] for body in server.bodies] == [3, *[1] * (3 * NUM - 1)]
     assert made("sample").manifest["rows"] == 3 * NUM
     assert "returned 1 of 3" in made("sample").manifest["notes"]["single_requests"]
+
+
+def test_notes_of_an_interrupted_sitting_are_printed_and_recorded(
+    serve: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C comes while the second prompt of the first part is asked."""
+
+    def answer(body: Json, number: int) -> Any:
+        if len(server.bodies) > NUM:
+            os.kill(os.getpid(), signal.SIGINT)
+            return UNANSWERED
+        return ignores_n(says(RIGHT))(body, number)
+
+    server = serve(answer)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert by_server("sample", server, "concurrency=1") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "returned 1 of 3 choices" in capsys.readouterr().err
+    (notes,) = Path(PLACES["sample"]).glob("*/notes.json")
+    assert "returned 1 of 3" in json.loads(notes.read_text())["single_requests"]
+    server.answer = says(RIGHT)  # gives all that are asked for
+    assert by_server("sample", server) == 0
+    assert "returned 1 of 3" in made("sample").manifest["notes"]["single_requests"]
+
+
+def test_a_server_with_a_fault_ends_the_stage_before_the_part_ends(
+    serve: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A single prompt that fails among others does not: the part is finished first."""
+
+    def broken(body: Json, number: int) -> Any:
+        return says(RIGHT)(body, number) if asked_of(body) == "p0" else Reply(500, "no memory")
+
+    server, whole = serve(broken), ("concurrency=1", "prompts_per_part=9")
+    assert by_server("sample", server, *whole) == 2
+    message = capsys.readouterr().err
+    assert "1 prompts in a row cannot be sampled (max_errors 0)" in message
+    assert "HTTP 500: no memory" in message
+    asked = {asked_of(body) for body in server.bodies if len(server.bodies) > 1}
+    assert len(server.bodies) <= 1 + 6 + 1 and len(asked) < NUM + 1
+    server.answer = says(RIGHT)
+    before = len(server.bodies)
+    assert by_server("sample", server, *whole) == 0
+    assert "p0" not in {asked_of(body) for body in server.bodies[before:]}, "it is kept"
 
 
 def test_a_server_that_repeats_itself_is_reported_with_figures(

@@ -314,6 +314,34 @@ class TestBackend:
     def reasons(self, found: list[SampledList | Failure]) -> list[str | None]:
         return [one.reason if isinstance(one, Failure) else None for one in found]
 
+    def test_memory_that_runs_out_names_what_to_lower(
+        self, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fills(*_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore.")
+
+        backend = self.open(model_dir, tmp_path)
+        monkeypatch.setattr(transformers_backend, "sample_lists", fills)
+        with pytest.raises(ConfigError) as caught:
+            backend.sample([make_row(0), make_row(1)], [1, 2])
+        assert caught.value.what == (
+            "memory ran out while 2 prompts together were answered: CUDA out of memory. Tried to "
+            "allocate 9 GiB."
+        )
+        assert "lower sample.batch_size: it counts, so another version" in str(caught.value.fix)
+        with pytest.raises(ConfigError, match="one prompt was answered") as caught:
+            backend.sample([make_row(0)], [1])
+        fix = str(caught.value.fix)
+        assert "batch_size" not in fix and "sample.max_new_tokens, model.max_pixels" in fix
+        assert "sample.num_samples" in fix
+
+        def breaks(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("shapes differ")
+
+        monkeypatch.setattr(transformers_backend, "sample_lists", breaks)
+        with pytest.raises(RuntimeError, match="shapes differ"):
+            backend.sample([make_row(0)], [1])
+
     def test_an_unreadable_row_fails_alone_and_every_row_is_reported(self, tmp_path: Path) -> None:
         backend = self.open(save_tiny_family("qwen2_5_vl", tmp_path / "qwen"), tmp_path)
         broken = make_row(1) | {"image": {"bytes": b"no image", "path": None}}

@@ -88,6 +88,7 @@ def answer_prompts(
         progress=progress,
         on_notes=partial(_record_notes, run, writer),
         on_kept=partial(_keep, parts),
+        on_alone=lambda rows: failures.watch(rows, setup.settings.concurrency),
         should_stop=lambda: failures.too_many,
         kept=kept,
     )

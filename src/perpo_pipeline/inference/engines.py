@@ -47,12 +47,14 @@ def answer_parts(
     progress: Progress,
     on_notes: Callable[[Notes], None],
     on_kept: OnKept,
+    on_alone: Callable[[Sequence[Row]], None],
     should_stop: Callable[[], bool],
     kept: LastSampler | None = None,
 ) -> Generator[tuple[int, list[Row]]]:
     """Yield index and rows of every pending part as it is done; `on_notes` gets backends' notes.
 
-    `on_kept` gets a part's index and those of its rows that a later sitting need not make again.
+    `on_kept` gets a part's index and those of its rows that a later sitting need not make again,
+    `on_alone` all rows of a prompt that is answered independently of the others; it may raise.
     Once `should_stop` is true, no new part is begun; parts under way are finished and yielded.
     `kept` keeps the model of this process for the next call; other processes end with their parts.
     """
@@ -83,6 +85,13 @@ def answer_parts(
     with closing(LastSampler()) if kept is None else nullcontext(kept) as samplers:
         sampler = samplers.get(setup, run_seed)
         on_notes(sampler.backend.notes())
+
+        def on_rows(prompts: Sequence[Row], rows: Sequence[Row]) -> None:
+            on_notes(sampler.backend.notes())  # an interrupt may come before the part's end
+            progress.add(prompts, rows)
+            if sampler.backend.answers_alone:
+                on_alone(rows)
+
         progress.begin()
         for index, part in pending.items():
             if should_stop():
@@ -90,8 +99,10 @@ def answer_parts(
             whole = sampler.answers_whole_parts
             keep = None if whole else partial(on_kept, index)
             with request.listening() if whole else nullcontext():
-                rows = sampler.sample(part.to_pylist(), progress.add, keep)
-                on_notes(sampler.backend.notes())
+                try:
+                    rows = sampler.sample(part.to_pylist(), on_rows, keep)
+                finally:
+                    on_notes(sampler.backend.notes())
                 yield index, rows
             request.check()
 

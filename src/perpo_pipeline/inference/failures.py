@@ -1,7 +1,7 @@
 """Prompts that get no answer: counted during the stage, reported after it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perpo_pipeline import advice
 from perpo_pipeline.errors import InputError
@@ -24,15 +24,40 @@ class Failures:
     done: str
     count: int = 0
     first: Row | None = None
+    in_a_row: list[Row] = field(default_factory=list)
 
     @property
     def too_many(self) -> bool:
         return self.count > self.allowed
 
     def add(self, errors: Sequence[Row]) -> None:
-        """Count ERRORS rows."""
+        """Count the ERRORS rows of a part."""
         self.count += len(errors)
         self.first = self.first or next(iter(errors), None)
+        self.in_a_row.clear()
+
+    def watch(self, rows: Sequence[Row], at_once: int) -> None:
+        """Look at the rows of one prompt of the part under way; `at_once` are asked side by side.
+
+        Raises InputError if more fail in a row than allowed, and as many as are asked side by side:
+        a server with a fault answers none of the others either. A bad prompt among good ones does
+        not end its part.
+        """
+        if not any("reason" in row for row in rows):
+            self.in_a_row.clear()
+            return
+        self.in_a_row += rows
+        number = len(self.in_a_row)
+        if number < at_once or self.count + number <= self.allowed:
+            return
+        last = self.in_a_row[-1]
+        raise InputError(
+            f"{number} prompts in a row cannot be {self.done} (max_errors {self.allowed}), the "
+            f"last of them {name_prompt(last)}: {last['reason']}",
+            where=self.where,
+            fix="if the server has a fault, mend it; if the prompts have, repair them or raise "
+            "max_errors. The same command asks them again and goes on from what is kept",
+        )
 
     def check(self) -> None:
         """Raise InputError if more prompts failed than allowed."""

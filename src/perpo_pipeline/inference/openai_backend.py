@@ -22,84 +22,32 @@ import asyncio
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from perpo_pipeline.answers.pipeline import answer_text
 from perpo_pipeline.answers.settings import Reading
 from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.inference.answer_lengths import ended_early, length_fault
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
 from perpo_pipeline.inference.backends import check_adapter
 from perpo_pipeline.inference.openai_prompts import PromptReader, RequestPrompt
+from perpo_pipeline.inference.openai_replies import Choice, EqualLists, Reply
+from perpo_pipeline.inference.prompt_tokens import answer_too_long, prompt_too_long
 from perpo_pipeline.inference.vllm_engine import TEMPERATURES
 from perpo_pipeline.seeds import derive_seed
 from perpo_pipeline.store.prompt_images import num_images
 from perpo_pipeline.vlm.chat_rendering import arguments_for_server, idle_notes
 from perpo_pipeline.vlm.completion import Completion
 from perpo_pipeline.vlm.image_limits import server_advice
-from perpo_pipeline.vlm.inputs import RowError
-from perpo_pipeline.vlm.openai_server import Message, Refused, Server, Wire, read_answer
+from perpo_pipeline.vlm.inputs import RowError, context_length
+from perpo_pipeline.vlm.openai_server import Refused, Server, read_answer
 
 if TYPE_CHECKING:
     import httpx
 
 READ_AHEAD = 8  # prompts that are ready to be sent, or being read, while all requests are open
 NAMES_N = re.compile(r"\bn\b(?!'t)")  # in a refusal: the parameter of the request
-
-
-class _Token(Wire):
-    logprob: float | None = None
-
-
-class _Logprobs(Wire):
-    content: list[_Token] | None = None
-
-
-class _Choice(Wire):
-    message: Message
-    index: int = 0
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-    token_ids: list[Annotated[int, Field(ge=0)]] | None = None
-
-
-class _Reply(Wire):
-    choices: list[_Choice]
-    prompt_token_ids: list[int] | None = None
-    usage: Any = None
-
-    def thought_tokens(self) -> int:
-        """How many tokens of thoughts the server counts in all choices; 0 if it does not say."""
-        found = self.usage
-        for name in ("completion_tokens_details", "reasoning_tokens"):
-            found = found.get(name) if isinstance(found, dict) else None
-        return found if isinstance(found, int) else 0
-
-
-@dataclass
-class EqualLists:
-    """Counts the prompts whose completions are all equal, as from a cache."""
-
-    lists: int = 0
-    equal: int = 0
-    noted: int = 0
-
-    def add(self, found: Sequence[SampledList | Failure], several: int = 2) -> str | None:
-        """A warning, if `several` are, and most; again only when twice as many are there."""
-        lists = [f.completions for f in found if isinstance(f, SampledList) and f.completions[1:]]
-        self.lists += len(lists)
-        self.equal += sum(len({c.token_ids for c in each}) == 1 for each in lists)
-        if self.equal < several or 2 * self.equal < self.lists or self.lists < 2 * self.noted:
-            return None
-        self.noted = self.lists
-        return (
-            f"all completions are equal for {self.equal} of {self.lists} prompts. The server may "
-            "answer from a cache or ignore `seed` and the temperature, or the model is this "
-            "certain; nothing can be learnt from such lists"
-        )
 
 
 class OpenAIBackend:
@@ -124,6 +72,7 @@ class OpenAIBackend:
         asyncio.run(self.server.identify())
         self._check_settings()
         self.reader = PromptReader(setup)
+        self.context = context_length(self.reader.weightless)
         vlm, is_vllm = self.reader.weightless, self.server.is_vllm
         self.template_arguments = arguments_for_server(vlm, takes_arguments=is_vllm)
         # Numbers of images of which a prompt's tokens were found equal to training's.
@@ -146,12 +95,7 @@ class OpenAIBackend:
 
         Raises ConfigError if the server reads a prompt as other tokens than training does.
         """
-        found = asyncio.run(self._sample(list(zip(rows, seeds, strict=True)), on_done))
-        # A server that ignores n may ignore the seed as well.
-        several = 2 if self.server.gives_n else 1
-        if not self.server.is_vllm and (note := self.equal.add(found, several)):
-            self._notes["equal_completions"] = f"{self.server.url}: {note}"
-        return found
+        return asyncio.run(self._sample(list(zip(rows, seeds, strict=True)), on_done))
 
     def close(self) -> None:
         """Nothing is held: each call opens its own connections."""
@@ -213,11 +157,13 @@ class OpenAIBackend:
     ) -> list[SampledList | Failure]:
         slots = asyncio.Semaphore(self.settings.concurrency)
         ahead = asyncio.Semaphore(self.settings.concurrency + READ_AHEAD)
+        done: list[SampledList | Failure] = []
         async with self.server.client() as client:
 
             async def sample_one(index: int, row: Row, seed: int) -> SampledList | Failure:
                 async with ahead:
                     result = await self._sample_one(client, slots, row, seed)
+                done.append(result)
                 if on_done is not None:
                     on_done(index, result)
                 return result
@@ -227,15 +173,28 @@ class OpenAIBackend:
                     tasks = [group.create_task(sample_one(i, *job)) for i, job in enumerate(jobs)]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
+            finally:  # an interrupt, too: what is kept of the call counts
+                self._note_equal_lists(done)
         return [task.result() for task in tasks]
+
+    def _note_equal_lists(self, done: Sequence[SampledList | Failure]) -> None:
+        # A server that ignores n may ignore the seed as well.
+        several = 2 if self.server.gives_n else 1
+        if not self.server.is_vllm and (note := self.equal.add(done, several)):
+            self._notes["equal_completions"] = f"{self.server.url}: {note}"
 
     async def _sample_one(
         self, client: "httpx.AsyncClient", slots: asyncio.Semaphore, row: Row, seed: int
     ) -> SampledList | Failure:
         try:
             prompt = await asyncio.to_thread(self.reader.read, row)
+            if failure := prompt_too_long(prompt.num_tokens, self.context):
+                return failure
             async with slots:
-                return SampledList(await self._draw(client, prompt, seed), prompt.resized)
+                drawn = await self._draw(client, prompt, seed)
+            longest = max(len(one.token_ids) for one in drawn)
+            failure = answer_too_long(prompt.num_tokens, longest, self.context)
+            return failure or SampledList(drawn, prompt.resized)
         except RowError as error:
             return Failure(error.reason)
         except Refused as error:
@@ -256,9 +215,8 @@ class OpenAIBackend:
             if not 0 < len(reply.choices) <= missing:
                 raise Refused(f"the server sent {len(reply.choices)} choices instead of {missing}")
             self._check_thoughts(reply)
-            choices = sorted(reply.choices, key=lambda choice: choice.index)
-            drawn += await asyncio.to_thread(self._completions, choices, self.longest(prompt.row))
-            if any(choice.token_ids is None for choice in choices):
+            drawn += await asyncio.to_thread(self._completions, reply, self.longest(prompt.row))
+            if any(choice.token_ids is None for choice in reply.choices):
                 self._notes["token_ids"] = self._retokenised_note()
             if not self.server.gives_logprobs:
                 self._notes["logprobs"] = (
@@ -269,7 +227,7 @@ class OpenAIBackend:
 
     async def _ask(
         self, client: "httpx.AsyncClient", prompt: RequestPrompt, num: int, seed: int
-    ) -> _Reply:
+    ) -> Reply:
         """One reply with up to `num` choices; notices a server that always returns one."""
         if not self.server.gives_n:
             num = 1
@@ -283,7 +241,7 @@ class OpenAIBackend:
             except Refused:
                 raise error from None
             self._ask_singly(f"refuses to return {num} choices")
-        reply = read_answer(answer, _Reply)
+        reply = read_answer(answer, Reply)
         if len(reply.choices) == 1 and num > 1:
             self._ask_singly(f"returned 1 of {num} choices")
         return reply
@@ -350,10 +308,16 @@ class OpenAIBackend:
         )
         self.compared.add(num_images(prompt.row))
 
-    def _completions(self, choices: Sequence[_Choice], limit: int) -> list[Completion]:
-        return [self._completion(choice, limit) for choice in choices]
+    def _completions(self, reply: Reply, limit: int) -> list[Completion]:
+        choices = sorted(reply.choices, key=lambda choice: choice.index)
+        made = [self._completion(choice, limit) for choice in choices]
+        if all(choice.token_ids is None for choice in choices) and (
+            fault := length_fault(made, reply.counted_tokens, limit)
+        ):
+            raise Refused(fault)
+        return made
 
-    def _completion(self, choice: _Choice, limit: int) -> Completion:
+    def _completion(self, choice: Choice, limit: int) -> Completion:
         reason, content = choice.finish_reason, choice.message.text
         if reason not in ("stop", "length"):
             raise Refused(f"the server ended an answer with finish_reason {reason!r}")
@@ -373,7 +337,7 @@ class OpenAIBackend:
                 logprobs = None
         return Completion(content, ids, reason, _sum(logprobs))
 
-    def _check_thoughts(self, reply: _Reply) -> None:
+    def _check_thoughts(self, reply: Reply) -> None:
         """Raise ConfigError if thoughts are missing in a completion that has no token ids."""
         textual = [choice.message for choice in reply.choices if choice.token_ids is None]
         for message in textual:
@@ -383,7 +347,7 @@ class OpenAIBackend:
                     f"took the model's thoughts out of its answer (message.{name}: "
                     f"{thoughts[:80]!r})"
                 )
-        number = reply.thought_tokens()
+        number = reply.thought_tokens
         if number and not any(_holds_thoughts(message.text) for message in textual) and textual:
             raise self._without_thoughts(
                 f"counts {number} tokens of thoughts (usage.completion_tokens_details) that its "
@@ -410,11 +374,7 @@ class OpenAIBackend:
                 f"the server stopped at token {last}, which is not an end token of the model"
             )
         if len(ids) > limit or (reason == "length" and len(ids) < limit):
-            raise Refused(
-                f"the server ended an answer after {len(ids)} tokens, and max_new_tokens is "
-                f"{limit}: start it with --generation-config vllm and a --max-model-len that holds "
-                "prompt and answer"
-            )
+            raise Refused(ended_early(len(ids), limit))
         return tuple(ids)
 
 

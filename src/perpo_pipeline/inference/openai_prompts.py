@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RequestPrompt:
-    """A row as it is sent; `num_tokens` includes the image's, None if they are unknown.
+    """A row as it is sent; `num_tokens` includes the images'.
 
     `messages` are its turns. `has_own_place`: the prompt has several turns, or says where its image
     stands, and the number of tokens alone would not show an image that the server puts elsewhere.
@@ -49,7 +49,7 @@ class RequestPrompt:
     messages: Sequence[Mapping[str, Any]]
     has_own_place: bool
     adds_special_tokens: bool
-    num_tokens: int | None
+    num_tokens: int
     resized: Size | None
 
 
@@ -83,6 +83,8 @@ class PromptReader:
             text = render_prompt(vlm, turns)
             with self.lock:
                 num_tokens = count_prompt_tokens(vlm, text, *(image.size for image in images))
+                if num_tokens is None:  # only pixels say it
+                    num_tokens = encode_row(vlm, row, self.preprocess).num_tokens
             sizes = [resized_size(vlm, image.size) for image in images]
         if "size" in self.image_arguments:
             resample = vlm.processor.image_processor.resample

@@ -91,8 +91,9 @@ def sample_in_processes(
     except BrokenProcessPool as error:
         raise InputError(
             "a process that answers prompts ended (its own message is above; often memory ran out)",
-            fix="the same command goes on from what is kept; lower num_gpus or batch_size if "
-            "memory ran out",
+            fix="the same command goes on from what is kept. If memory ran out, lower "
+            f"{setup.settings.key('num_gpus')} first: fewer processes make the same rows (another "
+            "batch_size is another version, which is begun from its first prompt)",
         ) from error
     except BaseException:  # otherwise `shutdown` would wait for parts whose answers nobody takes
         for process in [*executor._processes.values()]:

@@ -234,8 +234,9 @@ def _died_too_often(doing: str, last: str) -> ProcessError:
     return ProcessError(
         f"the actor that {doing} died {TRIES} times, last as {last}",
         where="logs/ in Ray's session folder on that machine",
-        fix="often memory ran out: lower batch_size or num_actors; the same command goes on from "
-        "what is kept",
+        fix="the same command goes on from what is kept. Often memory ran out: lower num_actors "
+        "first, fewer actors make the same rows (another batch_size is another version, which is "
+        "begun from its first prompt)",
     )
 
 

@@ -1,11 +1,14 @@
 """The backend that runs in this process: transformers, through vlm/decoding.py."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from perpo_pipeline.config.inference import InferenceConfig
+from perpo_pipeline.errors import ConfigError, first_line
 from perpo_pipeline.inference.ahead import Ahead, reads_ahead
 from perpo_pipeline.inference.backend import BackendSetup, Failure, OnDone, Row, SampledList
 from perpo_pipeline.inference.prompt_tokens import answer_too_long, prompt_too_long
@@ -16,6 +19,7 @@ from perpo_pipeline.vlm.decoding import greedy_decode, sample_lists
 from perpo_pipeline.vlm.inputs import RowError, context_length, encode_row, open_model
 from perpo_pipeline.vlm.merging import merge_in_memory
 from perpo_pipeline.vlm.models import EncodedPrompt, Vlm
+from perpo_pipeline.vlm.refusals import ran_out_of_memory
 from perpo_pipeline.vlm.tensors import cast_tensors
 
 if TYPE_CHECKING:
@@ -105,10 +109,33 @@ class TransformersBackend:
         how = self.setup.decoding
         if rows:
             how = replace(how, max_new_tokens=max(map(self.setup.longest, rows)))
-        if how.is_greedy:
-            answers = greedy_decode(self.vlm, prompts, max_new_tokens=how.max_new_tokens)
-            return [[answer] for answer in answers]
-        return sample_lists(self.vlm, prompts, seeds=seeds, **asdict(how))
+        with _memory_explained(self.setup.settings, len(prompts)):
+            if how.is_greedy:
+                answers = greedy_decode(self.vlm, prompts, max_new_tokens=how.max_new_tokens)
+                return [[answer] for answer in answers]
+            return sample_lists(self.vlm, prompts, seeds=seeds, **asdict(how))
+
+
+@contextmanager
+def _memory_explained(settings: InferenceConfig, num_prompts: int) -> Iterator[None]:
+    """Name the settings to lower if memory runs out on prompts that are decoded together."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        lower = [settings.key("batch_size")]
+        if num_prompts == 1:
+            lower = [settings.key("max_new_tokens"), "model.max_pixels or model.max_tiles"]
+            lower += [settings.key("num_samples")] * (settings.decoding().num_samples > 1)
+        together = "one prompt" if num_prompts == 1 else f"{num_prompts} prompts together"
+        raise ConfigError(
+            f"memory ran out while {together} {'was' if num_prompts == 1 else 'were'} answered: "
+            f"{first_line(error)}",
+            fix=f"lower {', '.join(lower)}: it counts, so another version is begun, from its first "
+            "prompt; or, if another program took the memory, end it: the same command then goes on "
+            "from what is kept",
+        ) from error
 
 
 def _reader(vlm: Vlm) -> Vlm:

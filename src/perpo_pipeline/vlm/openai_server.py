@@ -169,9 +169,12 @@ class Server:
             and "max_tokens" in body
             and "max_completion_tokens" in response.text
         ):
-            self.limit_name = "max_completion_tokens"
+            newer = "max_completion_tokens"
             others = {name: value for name, value in body.items() if name != "max_tokens"}
-            return await self.ask(client, others | {self.limit_name: body["max_tokens"]})
+            answer = await self.ask(client, others | {newer: body["max_tokens"]})
+            # Not before that answer: a refusal of a long prompt may name both fields.
+            self.limit_name = newer
+            return answer
         if (
             response.status_code in (400, 422)
             and "logprobs" in body
@@ -210,7 +213,8 @@ class Server:
             except httpx.RequestError as error:
                 fault = f"{type(error).__name__}: {error}"
             else:
-                self.is_away, status = False, response.status_code
+                response.status_code = status = _status_of(response)
+                self.is_away = False
                 if status not in RETRIED and status < 500:
                     return response
                 fault = f"HTTP {status}: {self._message_in(response)}"
@@ -276,6 +280,25 @@ class Server:
         if self.key:
             text = text.replace(self.key, "(the key)")
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:SHOWN_TEXT]
+
+
+def _status_of(response: "httpx.Response") -> int:
+    """The HTTP status, or that of an error in the body of a 200, as OpenRouter sends it.
+
+    An error without a status of its own is about the request (400).
+    """
+    status = response.status_code
+    if not 200 <= status < 300 or b'"error"' not in response.content:
+        return status
+    try:
+        found = response.json()
+    except (ValueError, RecursionError):
+        return status
+    if not isinstance(found, dict) or not found.get("error") or found.get("choices"):
+        return status
+    error = found["error"]
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 400
 
 
 def read_answer(answer: bytes, kind: type[Answer]) -> Answer:
