@@ -1,5 +1,6 @@
 """`perpo export` of a small finished run: each layout by its documented keys, and its errors."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 from synthetic_run import (
     BOTH,
     prepare_synthetic,
@@ -19,6 +21,7 @@ from perpo_pipeline.cli import main
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS
 from perpo_pipeline.errors import ArtifactError, ConfigError, InputError
 from perpo_pipeline.export import files, parts, targets
+from perpo_pipeline.export import images as exported_images
 from perpo_pipeline.export.export_run import Request, export
 from perpo_pipeline.export.targets import TARGETS
 from perpo_pipeline.filter.filter_lists import filter_lists
@@ -258,6 +261,15 @@ def test_images_go_along_as_paths_or_as_they_are(
         assert (said in card) is by_paths and str(folder) not in card
 
 
+def test_the_photo_of_a_camera_with_further_pictures_behind_it_is_a_jpg() -> None:
+    """Pillow calls the format MPO; its bytes begin as any JPEG's."""
+    sink, pictures = io.BytesIO(), [Image.new("RGB", (8, 8), one) for one in ("red", "blue")]
+    pictures[0].save(sink, format="MPO", save_all=True, append_images=pictures[1:])
+    with Image.open(io.BytesIO(sink.getvalue())) as found:
+        assert found.format == "MPO" and sink.getvalue()[:3] == b"\xff\xd8\xff"
+    assert exported_images._ending(sink.getvalue()) == "jpg"
+
+
 def test_images_that_are_gone_or_changed_are_named_together_and_nothing_is_written(
     with_files: tuple[Run, Path], tmp_path: Path
 ) -> None:
@@ -368,6 +380,47 @@ def test_better_answers_that_were_cut_are_counted(
     assert said in capsys.readouterr().err
     card = (out / "README.md").read_text("utf-8")
     assert f"Of the better answers, {count} of {len(rows)} were cut at max_new_tokens" in card
+
+
+def asked_with(
+    system: str, root: Path, num_prompts: int, monkeypatch: pytest.MonkeyPatch, **filtered: Any
+) -> Run:
+    """A run of its own up to its lists, whose samples record this system prompt."""
+    config = synthetic_config(root / system, num_prompts=num_prompts)
+    update = {"filter": config.filter.model_copy(update=filtered), "run": system}
+    made = Run(config.model_copy(update=update), quiet=True, allow_stale=True)
+    prepare_synthetic(made, "train")
+
+    def recorded(*given: Any) -> Recipe:
+        more = {"model": "sha256:0", "system_prompt": system}
+        return Recipe(*given[:4], {**given[4], **more}, *given[5:])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("synthetic_run.Recipe", recorded)
+        sample_synthetic(made)
+    score(made, "train")
+    filter_lists(made, "train")
+    return made
+
+
+def test_lists_that_were_asked_with_different_system_prompts_are_not_exported_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier ones got the system turn of the newest; each run's own lists have theirs."""
+    first = asked_with("Round one", tmp_path, 12, monkeypatch)
+    earlier = {"earlier": first.latest("preferences", "train").path, "keep_earlier": 1.0}
+    same = asked_with("Round one", tmp_path / "again", 6, monkeypatch, **earlier)
+    for one in (first, same):
+        rows = read(export(one, "train", tmp_path / f"{id(one)}", Request("trl")))
+        assert {row["prompt"][0]["content"][0]["text"] for row in rows} == {"Round one"}
+        assert len(rows) > 6
+    other = asked_with("Round two", tmp_path, 6, monkeypatch, **earlier)
+    with pytest.raises(ConfigError) as caught:
+        export(other, "train", tmp_path / "out", Request("trl"))
+    what = caught.value.what
+    assert "were sampled with model.system_prompt 'Round one', the others with" in what
+    assert "'Round two'; an export has one chat" in what and str(earlier["earlier"]) in what
+    assert "filter.earlier" in str(caught.value.fix) and not (tmp_path / "out").exists()
 
 
 def test_the_card_and_the_chats_are_of_the_samples_not_of_todays_settings(

@@ -26,7 +26,8 @@ from perpo_pipeline.vlm.images import image_sha256
 FOLDER = "images"
 IMAGE_STRUCT = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 """An image as `datasets` stores it: its bytes, or else its path."""
-_ENDINGS = {"JPEG": "jpg", "JPEG2000": "jp2"}
+_ENDINGS = {"JPEG": "jpg", "JPEG2000": "jp2", "MPO": "jpg"}
+"""Of Pillow's formats. MPO is a JPEG of a camera with further pictures behind it."""
 
 Row = Mapping[str, Any]
 T = TypeVar("T")

@@ -36,16 +36,26 @@ def prompts_with_lists(preferences: Version) -> list[tuple[Version, set[str]]]:
     no list here. Raises `ArtifactError` if an artifact is not there.
     """
     found: dict[Path, tuple[Version, set[str]]] = {}
+    for filtered, ids in filterings_of_lists(preferences):
+        prompts = input_of(filtered, "prompts")
+        found.setdefault(prompts.path.resolve(), (prompts, set()))[1].update(ids)
+    return list(found.values())
+
+
+def filterings_of_lists(preferences: Version) -> Iterator[tuple[Version, set[str]]]:
+    """The preferences that all lists were new in, with the prompt_ids of those lists.
+
+    First these preferences, then the earlier ones, which may have no list here.
+    """
     at: Version | None = preferences
     wanted: set[str] | None = None
     while at is not None:
         ids = at.table(columns=["prompt_id"])["prompt_id"].to_pylist()
         wanted = set(ids) if wanted is None else wanted
-        prompts, new = input_of(at, "prompts"), set(ids[: num_new_lists(at)])
-        found.setdefault(prompts.path.resolve(), (prompts, set()))[1].update(wanted & new)
+        new = set(ids[: num_new_lists(at)])
+        yield at, wanted & new
         wanted -= new
         at = _earlier_of(at)
-    return list(found.values())
 
 
 def prompts_of_lists(preferences: Version) -> list[Version]:
