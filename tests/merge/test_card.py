@@ -20,6 +20,7 @@ from tiny_models import save_tiny_llava
 
 from perpo_pipeline.cli import main
 from perpo_pipeline.errors import ArtifactError
+from perpo_pipeline.merge import folder as merged_folder
 from perpo_pipeline.merge.card import _over_splits, model_card
 from perpo_pipeline.merge.evaluations import Evaluation
 from perpo_pipeline.merge.folder import CARD, RECORD
@@ -264,6 +265,70 @@ def test_metrics_made_after_the_merge_are_added_to_the_card(copy: Path, tmp_path
     assert (out / "model.safetensors").stat().st_mtime_ns == weights
     merge(copy / "adapter/perpo", out, console=QUIET)
     assert (out / CARD).read_text() == renewed
+
+
+def test_metrics_in_use_are_published_not_the_newest(copy: Path, tmp_path: Path) -> None:
+    """Of adapter and base: a newer version with other settings was made and then left."""
+
+    def add(name: str, fingerprint: str) -> None:
+        used = open_version(copy / "metrics" / name)
+        newer = shutil.copytree(used.path, used.path.with_name(fingerprint))
+        text = (newer / "manifest.json").read_text().replace(used.fingerprint, fingerprint)
+        manifest = json.loads(text) | {"created_at": "2999-01-01T00:00:00Z"}
+        (newer / "manifest.json").write_text(json.dumps(manifest))
+
+    add("perpo@test", "f" * 16)
+    add("base@test", "e" * 16)
+    merge(copy / "adapter/perpo", tmp_path / "merged", console=QUIET)
+    text = (tmp_path / "merged" / CARD).read_text()
+    for name in ("perpo@test", "base@test"):
+        assert f"(`{name}`, metrics `{current(copy, 'metrics', name)}`)" in text
+    assert "f" * 16 not in text and "e" * 16 not in text
+    (copy / "metrics/perpo@test/current").write_text("0" * 16)  # of another adapter, or gone
+    merge(copy / "adapter/perpo", tmp_path / "newest", console=QUIET)
+    assert f"(`perpo@test`, metrics `{'f' * 16}`)" in (tmp_path / "newest" / CARD).read_text()
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_kill_while_the_card_is_renewed_freezes_no_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """The kill comes before the first or the second of its two files is in place."""
+    merged_folder._write_card(tmp_path, {"files": {}}, "one")
+    real, left = merged_folder._write_text, [written]
+
+    def killed(file: Path, text: str) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(file, text)
+
+    def update(text: str) -> str:
+        return merged_folder.update_card(
+            tmp_path, json.loads((tmp_path / RECORD).read_text()), text
+        )
+
+    for text in ("two", "three"):
+        left[0] = written
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(merged_folder, "_write_text", killed)
+            update(text)
+    assert update("three") == "; README.md updated"
+    assert (tmp_path / CARD).read_text() == "three" and update("three") == ""
+    assert update("four") == "; README.md updated"
+    (tmp_path / CARD).write_text("mine")
+    assert update("five") == "; README.md was edited by hand and is kept"
+
+
+def test_a_card_that_an_earlier_version_wrote_before_a_kill_is_not_taken_for_edited(
+    tmp_path: Path,
+) -> None:
+    """It wrote the card first, so the record has the sha256 of the card before."""
+    merged_folder._write_card(tmp_path, {"files": {}}, "one")
+    (tmp_path / CARD).write_text("two")
+    for said in ("; README.md updated", ""):
+        record = json.loads((tmp_path / RECORD).read_text())
+        assert merged_folder.update_card(tmp_path, record, "two") == said
 
 
 def test_an_edited_card_is_kept(

@@ -10,7 +10,7 @@ from typing import Literal
 from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, read_evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.status.lineage import trace
-from perpo_pipeline.store.artifacts import MANIFEST, Json, Version, open_version
+from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Json, Version, open_version
 
 Subject = Literal["adapter", "base", "answers"]
 
@@ -30,7 +30,9 @@ class Evaluation:
 
 
 def evaluations_of(adapter: Version, given: Iterable[Path]) -> list[Evaluation]:
-    """The given metrics, or the newest in the adapter's run, those of one split together.
+    """The given metrics, or those in use in the adapter's run, those of one split together.
+
+    Where the metrics in use were not made from this adapter, the newest that were are taken.
 
     The base's metrics on the same prompts follow those of each split. Raises ArtifactError if given
     metrics belong to another adapter or to a model without one.
@@ -39,7 +41,7 @@ def evaluations_of(adapter: Version, given: Iterable[Path]) -> list[Evaluation]:
     for metrics in own:
         _check_belongs_to(metrics, adapter)
     groups: dict[str | None, list[Version]] = {}
-    for metrics in own or _newest_of(adapter):
+    for metrics in own or _in_use_of(adapter):
         groups.setdefault(_prompts(metrics), []).append(metrics)
     base = [m for m in _metrics_in_run(adapter, BASE) if not read_evaluation(m.variant).image]
     found = []
@@ -54,13 +56,13 @@ def _evaluation(subject: Subject, metrics: Version) -> Evaluation:
     return Evaluation(subject, metrics.variant, metrics.fingerprint, metrics.table().to_pylist())
 
 
-def _newest_of(adapter: Version) -> list[Version]:
-    """The newest metrics of each of the adapter's evaluations, by split and image."""
-    newest: dict[str, Version] = {}
+def _in_use_of(adapter: Version) -> list[Version]:
+    """The metrics of each of the adapter's evaluations, by split and image."""
+    found: dict[str, Version] = {}
     for metrics in _metrics_in_run(adapter, adapter.variant):
         if _rests_on(metrics, adapter):
-            newest.setdefault(metrics.variant, metrics)
-    return [newest[name] for name in sorted(newest, key=_place)]
+            found.setdefault(metrics.variant, metrics)
+    return [found[name] for name in sorted(found, key=_place)]
 
 
 def _place(name: str) -> tuple[str, int]:
@@ -69,7 +71,10 @@ def _place(name: str) -> tuple[str, int]:
 
 
 def _metrics_in_run(adapter: Version, model: str) -> list[Version]:
-    """A model's metrics in the adapter's run, newest first; none if it is in no run's folder."""
+    """A model's metrics in the adapter's run, those in use first, then the newest.
+
+    None if the adapter is in no run's folder.
+    """
     above = adapter.path.resolve().parents
     if len(above) < 3 or above[1].name != adapter.artifact:
         return []
@@ -78,7 +83,13 @@ def _metrics_in_run(adapter: Version, model: str) -> list[Version]:
         with contextlib.suppress(ArtifactError):  # an older schema
             found.append(open_version(file.parent, "metrics"))
     own = [metrics for metrics in found if _is_of(model, metrics.variant)]
-    return sorted(own, key=lambda m: str(m.manifest["created_at"]), reverse=True)
+    return sorted(own, key=lambda m: (_is_in_use(m), str(m.manifest["created_at"])), reverse=True)
+
+
+def _is_in_use(metrics: Version) -> bool:
+    """Whether `current` names this version."""
+    file = metrics.path.parent / CURRENT
+    return file.is_file() and file.read_text(encoding="utf-8").strip() == metrics.path.name
 
 
 def _is_of(model: str, name: str) -> bool:

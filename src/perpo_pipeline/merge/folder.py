@@ -20,6 +20,7 @@ from perpo_pipeline.vlm.adapters import weights_sha256
 RECORD, CARD = "perpo_merge.json", "README.md"
 RECORD_FORMAT = 1
 WEIGHTS = "adapter_sha256"
+CARD_SHA256, CARD_BEFORE = "card_sha256", "card_sha256_before"
 IDENTIFYING = ("merge_format", "base_identity", "adapter", "dtype", "form")
 """Fields of the record that identify a merge, beside WEIGHTS, which the records of earlier versions
 lack (`how_weights_differ`); the others say when and with what it was made.
@@ -141,10 +142,11 @@ def remove_leftover(out: Path) -> None:
 
 def update_card(out: Path, record: Record, text: str) -> str:
     """Write the card again if its text has changed; returns what was done, for a message."""
-    if _sha256(text.encode()) == record["card_sha256"]:
+    new, found = _sha256(text.encode()), _card_sha256(out)
+    before = record.get(CARD_BEFORE, "")  # a kill came between the record and its card
+    if new == record[CARD_SHA256] and found != before:
         return ""
-    card = out / CARD
-    if not card.is_file() or _sha256(card.read_bytes()) != record["card_sha256"]:
+    if found not in (new, record[CARD_SHA256], before):
         return f"; {CARD} was edited by hand and is kept"
     _write_card(out, record, text)
     return f"; {CARD} updated"
@@ -186,9 +188,17 @@ def _declare_dtype(file: Path, dtype: str) -> None:
 
 
 def _write_card(folder: Path, record: Record, text: str) -> None:
-    _write_text(folder / CARD, text)
-    entire = {**record, "card_sha256": _sha256(text.encode())}
+    # The record first: it knows both cards, whichever a kill leaves.
+    new, before = _sha256(text.encode()), _card_sha256(folder)
+    entire = {name: value for name, value in record.items() if name != CARD_BEFORE}
+    entire |= {CARD_SHA256: new} | ({} if before in (None, new) else {CARD_BEFORE: before})
     _write_text(folder / RECORD, json.dumps(entire, indent=2, ensure_ascii=False) + "\n")
+    _write_text(folder / CARD, text)
+
+
+def _card_sha256(folder: Path) -> str | None:
+    card = folder / CARD
+    return _sha256(card.read_bytes()) if card.is_file() else None
 
 
 def _write_text(file: Path, text: str) -> None:
