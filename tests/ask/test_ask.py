@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_openai_server import Server, make_like_vllm
+from fake_openai_server import END, Json, Server, choice, make_like_vllm, without_ids
 from PIL import Image
 from tiny_adapters import save_adapter_artifact
 from tiny_models import noise_image, save_tiny_llava
@@ -177,6 +177,7 @@ def test_a_text_is_asked_word_for_word_and_measured_as_a_text(
         (("--adapter", "perpo"), "has no finished adapter 'perpo'"),
         (("--task", "reading"), "grounding, ocr, vqa"),
         (("--out", "seen.txt"), "no file name of a picture"),
+        (("--samples", "100001"), "--samples 100001: at most 100,000 answers are drawn"),
         (("--truth", "[1, 2, 900, 3]"), "outside the image"),
     ],
 )
@@ -185,6 +186,18 @@ def test_wrong_options_are_one_error_each(
 ) -> None:
     assert ask(folder, str(folder / "0.png"), "circle", *wrong) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_picture_too_long_for_its_format_is_refused_before_the_model_is_asked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (17_000, 40)).save(tmp_path / "long.png")
+    out = tmp_path / "o.webp"
+    assert ask(folder, str(tmp_path / "long.png"), "circle", "--out", str(out)) == 2
+    said = capsys.readouterr().err
+    assert "the picture has 17000 x 40 pixels, and a .webp file has at most 16383" in said
+    assert "end it in .png" in said and "ask: " not in said.replace("perpo ask", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["long.png"]
 
 
 def test_several_images_are_asked_about_as_eval_asks(
@@ -221,8 +234,17 @@ def test_several_images_are_asked_about_as_eval_asks(
 
 
 def test_a_server_answers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What its answer would do to a terminal is written out."""
     model = save_tiny_llava(tmp_path / "model")
-    server = Server(make_like_vllm(model))
+    like_vllm, said_by_model = make_like_vllm(model), "one\x1b[2J\u202e two"
+
+    def answer(body: Json, number: int) -> Any:
+        made = like_vllm(body, number)
+        message = {"content": said_by_model}
+        ended = choice(0, [5, END], message=message)
+        return without_ids({**made, "choices": [ended]}) if isinstance(made, dict) else made
+
+    server = Server(answer)
     noise_image(0).save(tmp_path / "a.png")
     config = {
         "run": "r",
@@ -245,7 +267,8 @@ def test_a_server_answers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(config))
     assert ask(tmp_path, str(tmp_path / "a.png"), "where is it?") == 0
     said = capsys.readouterr()
-    assert "answer  " in said.out
+    assert "answer  one\u2039U+001B\u203a[2J\u2039U+202E\u203a two\n" in said.out
+    assert "\x1b" not in said.out
     server.stop()
     (body,) = server.bodies
     assert "where is it?" in json.dumps(body["messages"]) and body["temperature"] == 0

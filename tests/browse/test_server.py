@@ -19,6 +19,7 @@ from synthetic_run import evaluate_synthetic, prepare_synthetic, synthetic_confi
 
 from perpo_pipeline.browse import images, pages
 from perpo_pipeline.browse.detail import _more
+from perpo_pipeline.browse.file import write_file
 from perpo_pipeline.browse.images import FACTS, MORE, read_image
 from perpo_pipeline.browse.pages import _dots
 from perpo_pipeline.browse.server import (
@@ -29,6 +30,7 @@ from perpo_pipeline.browse.server import (
     listen,
     make_app,
 )
+from perpo_pipeline.browse.state import State
 from perpo_pipeline.browse.versions import open_artifacts
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.run import Run
@@ -229,6 +231,13 @@ def test_an_image_that_is_gone_or_changed_says_so(tmp_path: Path) -> None:
         file.write_bytes(b"another")
         assert "the image has changed since `perpo prepare`" in client.get(url).text
         notes = " ".join(shown(client, "/predictions/test").text)
+    said: list[str] = []
+    view, state, page = browsed.views["predictions/test"], State("predictions/test"), tmp_path / "p"
+    assert write_file(page, browsed.artifacts, view, state, 9, said.append) == 4
+    assert said == ["4 images cannot be read; the reason is in the place of each"]
+    sent = page.read_text()
+    assert sent.count('<p class="lost">the image has changed since `perpo prepare`</p>') == 4
+    assert said[0] in sent and "<img" not in sent and str(tmp_path) not in sent
     assert "not as the configuration says: prompts/test: made by version 99" in notes
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 import polars as pl
@@ -15,6 +16,7 @@ import pytest
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store import artifacts, schemas
 from perpo_pipeline.store.artifacts import Version, damaged_files, input_of, open_version
+from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.finding import reuse_complete
 from perpo_pipeline.store.writing import Recipe, adopt_files, open_writer
 
@@ -41,6 +43,32 @@ def test_rows_come_back_in_order_through_current(tmp_path: Path) -> None:
     assert version.table().to_pylist() == ROWS
     assert version.manifest["rows"] == 4
     assert (tmp_path / "current").read_text().strip() == version.path.name
+
+
+def test_parts_are_in_the_order_of_their_numbers_beyond_five_digits(tmp_path: Path) -> None:
+    with open_writer(tmp_path, recipe()) as writer:
+        writer.write_part(100_000, ROWS[2:])
+        writer.write_part(99_999, ROWS[:2])
+        names = [f"part-{index}.parquet" for index in (99_999, 100_000)]
+        assert [part.name for part in writer.parts()] == names
+        rows = [row for part in writer.read_rows(["sample_id"]) for row in part.to_pylist()]
+        assert [row["sample_id"] for row in rows] == [0, 1, 2, 3]
+        version = writer.finish()
+    assert [part["file"] for part in version.manifest["parts"]] == names
+    assert version.table().to_pylist() == ROWS
+
+
+def test_a_file_that_is_not_finished_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Whatever ends the writing, Ctrl-C and a library's own error included."""
+    for error in (KeyboardInterrupt(), ValueError("too large")):
+
+        def fails(sink: IO[bytes], error: BaseException = error) -> None:
+            sink.write(b"half")
+            raise error
+
+        with pytest.raises(type(error)):
+            write_atomically(tmp_path / "o.webp", fails)
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from perpo_pipeline.store.own_files import (
     PICTURES,
     check_page,
     check_picture,
+    check_picture_size,
     page_mark,
     picture_mark,
 )
@@ -32,6 +33,25 @@ def test_a_picture_is_replaced_only_where_the_same_command_drew_it(
         other = save(tmp_path / f"other{suffix}", exif)
         with pytest.raises(ConfigError, match="was not written by perpo ask, and would be lost"):
             check_picture(other, "--out", "ask", [])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "most"), [(".png", None), (".jpg", 65_500), (".jpeg", 65_500), (".webp", 16_383)]
+)
+def test_a_picture_that_its_format_cannot_hold_is_refused(
+    tmp_path: Path, suffix: str, most: int | None
+) -> None:
+    """The limits are those of Pillow's encoders."""
+    file = tmp_path / f"seen{suffix}"
+    check_picture_size(file, "--out", (40, most or 70_000))
+    if most is None:
+        return
+    Image.new("L", (1, most)).convert("RGB").save(file, PICTURES[suffix])
+    with pytest.raises((OSError, ValueError)):
+        Image.new("RGB", (1, most + 1)).save(file, PICTURES[suffix])
+    with pytest.raises(ConfigError, match=f"{suffix} file has at most {most} in each") as caught:
+        check_picture_size(file, "--out", (most + 1, 40))
+    assert caught.value.fix == "end it in .png"
 
 
 def test_what_is_no_picture_is_not_replaced_either(tmp_path: Path) -> None:

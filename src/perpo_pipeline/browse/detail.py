@@ -19,7 +19,7 @@ from perpo_pipeline.browse.answers import (
     read_prompt,
     read_samples,
 )
-from perpo_pipeline.browse.images import FACTS
+from perpo_pipeline.browse.images import FACTS, Lost
 from perpo_pipeline.browse.versions import Artifacts, TestSet
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.drawing import marks
@@ -41,10 +41,13 @@ Row = Mapping[str, Any]
 class Details:
     """Reads the details of prompts; `source` gives the address of an image for a page.
 
-    `source` takes a prompts artifact, the prompt's index row and which of its images it is.
+    `source` takes a prompts artifact, the prompt's index row and which of its images it is; it may
+    say why there is none.
     """
 
-    def __init__(self, artifacts: Artifacts, source: Callable[[Version, Row, int], str]) -> None:
+    def __init__(
+        self, artifacts: Artifacts, source: Callable[[Version, Row, int], str | Lost]
+    ) -> None:
         self.artifacts, self.source = artifacts, source
         self.any_space = artifacts.ignores_space()
         self.prompts = artifacts.prompts()
@@ -134,7 +137,7 @@ class Details:
             "facts": _facts(prompt),
             "extra": _extra(prompt["extra"]),
             "image": {
-                "source": self.source(version, row, 0),
+                **_source(self.source(version, row, 0)),
                 "size": size,
                 "shown": _shown_size(*size),
                 "is_small": max(size) <= SMALL_IMAGE_PX,
@@ -243,14 +246,19 @@ def _extra(text: str | None) -> list[tuple[str, str]]:
     ]
 
 
-def _more(prompt: Row, source: Callable[[int], str]) -> list[Json]:
+def _source(found: str | Lost) -> Json:
+    """The address of an image, or else why it is lost."""
+    return {"lost": found.why} if isinstance(found, Lost) else {"source": found}
+
+
+def _more(prompt: Row, source: Callable[[int], str | Lost]) -> list[Json]:
     """The prompt's images beside the one that boxes refer to, with their places among all."""
     facts = prompt.get(FACTS) or []
     total, own = len(facts) + 1, prompt.get("box_image") or 0
     places = [place for place in range(total) if place != own]
     return [
         {
-            "source": source(n),
+            **_source(source(n)),
             "alt": f"image {place + 1} of {total}, {one['width']} x {one['height']} pixels",
         }
         for n, (place, one) in enumerate(zip(places, facts, strict=True), 1)

@@ -30,6 +30,13 @@ class Encoded:
     media_type: str
 
 
+@dataclass(frozen=True)
+class Lost:
+    """Why an image cannot be shown; a page has it in the picture's place."""
+
+    why: str
+
+
 def read_image(prompts: Version, at: int, which: int = 0) -> Image.Image | None:
     """An image of the prompt in row `at`, RGB: 0 is the one that boxes refer to, then the others.
 

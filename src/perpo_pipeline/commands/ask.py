@@ -110,11 +110,17 @@ def ask(
     from perpo_pipeline.ask.ask_model import ask as ask_model
     from perpo_pipeline.ask.ask_model import choose_task, find_adapter
     from perpo_pipeline.ask.question import TASKS, make_question
+    from perpo_pipeline.browse.visible import visible
     from perpo_pipeline.config.overrides import Override
-    from perpo_pipeline.store.own_files import check_picture
+    from perpo_pipeline.config.sample import MOST_SAMPLES
+    from perpo_pipeline.store.own_files import check_picture, check_picture_size
 
     if task is not None and task not in TASKS:
         raise ConfigError(f"--task {task}: there is no such task", fix=f"one of {', '.join(TASKS)}")
+    if samples is not None and samples > MOST_SAMPLES:
+        raise ConfigError(
+            f"--samples {samples}: at most {MOST_SAMPLES:,} answers are drawn", fix="give fewer"
+        )
     if out is not None:
         check_picture(out, "--out", COMMAND, [image, *(images or ())])
     opened = open_run(
@@ -134,9 +140,12 @@ def ask(
         more_images=images or (),
         box_image=box_image,
     )
+    if out is not None:
+        check_picture_size(out, "--out", (asked.row["width"], asked.row["height"]))
     opened.say(f"ask: {_how_asked(asked, opened, adapter)}")
     answers = ask_model(opened, asked, find_adapter(opened, adapter), samples)
-    print_rows(_rows(answers), lambda rows: _shown(answers, asked), as_json)
+    # Answers are anybody's text: they must not command the terminal, nor turn a line around.
+    print_rows(_rows(answers), lambda rows: visible(_shown(answers, asked)), as_json)
     if out is not None:
         _draw(out, asked, answers, opened)
 
@@ -207,6 +216,8 @@ def _draw(out: Path, question: "Question", answers: "Sequence[Answer]", opened: 
     marks = all_marks(question, answers)
     picture = draw(prompt_image(question.row), marks)
     kind, mark = PICTURES[out.suffix.lower()], picture_mark(COMMAND)
-    write_atomically(out, lambda sink: picture.save(sink, format=kind, exif=mark))
+    write_atomically(
+        out, lambda sink: picture.save(sink, format=kind, exif=mark), "it asks and draws again"
+    )
     drawn = f"{len(marks)} shape{'s' * (len(marks) > 1)} drawn" if marks else "nothing to draw"
     opened.say(f"ask: the picture is {out} ({drawn})")

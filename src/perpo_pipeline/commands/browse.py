@@ -168,6 +168,10 @@ def _write(file: Path, artifacts: "Artifacts", show: str | None, most: int) -> N
         )
     columns = [column.name for column in views[name].columns]
     state = read_state(name, dict(parse_qsl(query)), columns)
-    written = write_file(file, artifacts, views[name], state, most)
+
+    def say(note: str) -> None:
+        print(f"browse: {note}", file=sys.stderr)
+
+    written = write_file(file, artifacts, views[name], state, most, say)
     print(f"browse: {written} of {views[name].rows.height} prompts", file=sys.stderr)
     print(file)

@@ -10,11 +10,19 @@ from typing import IO
 
 from perpo_pipeline.errors import ArtifactError
 
+RESUMES = "it resumes after the last whole part"
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write` with a temporary file, which replaces `path` once it is whole and on disk."""
+
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], object], same_command: str = RESUMES
+) -> None:
+    """Call `write` with a temporary file, which replaces `path` once it is whole and on disk.
+
+    Whatever `write` raises, the temporary file is removed. `same_command`: see
+    `os_errors_explained`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with os_errors_explained(path):
+    with os_errors_explained(path, same_command):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as sink:
@@ -23,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 os.fsync(sink.fileno())
             os.replace(temporary, path)
             sync_directory(path.parent)
-        except OSError:
+        except BaseException:  # Ctrl-C, too
             temporary.unlink(missing_ok=True)
             raise
 
@@ -35,9 +43,7 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def os_errors_explained(
-    path: Path, same_command: str = "it resumes after the last whole part"
-) -> Iterator[None]:
+def os_errors_explained(path: Path, same_command: str = RESUMES) -> Iterator[None]:
     """Turn an operating system's error while writing `path` into an `ArtifactError`.
 
     `same_command` says what happens when the user runs the command again.

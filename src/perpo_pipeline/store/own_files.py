@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PAGES = (".html", ".htm")
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # Pillow's formats
+LARGEST_PX = {"JPEG": 65_500, "WEBP": 16_383}  # the longest side that the format can have
 HEAD_BYTES = 4096  # of a page: its `meta` element is there
 SOFTWARE = 0x0131  # the EXIF tag of the program
 
@@ -64,6 +65,21 @@ def check_picture(file: Path, option: str, command: str, reads: Iterable[Path]) 
             )
     if not _has_picture_mark(file, command):
         raise _would_be_lost(file, option, command)
+
+
+def check_picture_size(file: Path, option: str, size: tuple[int, int]) -> None:
+    """Raise ConfigError if the format of `file`, which `option` named, cannot hold this picture.
+
+    `size` is (width, height) in pixels.
+    """
+    ending = file.suffix.lower()
+    most = LARGEST_PX.get(PICTURES[ending])
+    if most is not None and max(size) > most:
+        raise ConfigError(
+            f"{option} {file}: the picture has {size[0]} x {size[1]} pixels, and a {ending} file "
+            f"has at most {most} in each direction",
+            fix=f"end it in {next(iter(PICTURES))}",
+        )
 
 
 def _would_be_lost(file: Path, option: str, command: str) -> ConfigError:

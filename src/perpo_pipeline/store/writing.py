@@ -112,12 +112,13 @@ class Writer:
     def parts(self) -> list[Path]:
         """Paths of the written parts of the artifact's own table, in order."""
         name = self.recipe.artifact
-        return [self.path / part for part in sorted(self._done) if self._table_of(part) == name]
+        parts = sorted(self._done, key=_place_of)
+        return [self.path / part for part in parts if self._table_of(part) == name]
 
     def read_rows(self, columns: Sequence[str], table: str | None = None) -> Iterator[pa.Table]:
         """Read the written parts of `table`, in order (default: the artifact's own table)."""
         name = table or self.recipe.artifact
-        for part in sorted(self._done):
+        for part in sorted(self._done, key=_place_of):
             if self._table_of(part) == name:
                 yield read_part(self.path / part, columns, name)
 
@@ -179,7 +180,7 @@ class Writer:
     def _manifest(self, counts: Json, extra: Json) -> Json:
         recipe = self.recipe
         main = ALL[recipe.artifact]
-        parts = [self._part_record(name) for name in sorted(self._done)]
+        parts = [self._part_record(name) for name in sorted(self._done, key=_place_of)]
         return {
             "manifest_format": MANIFEST_FORMAT,
             "artifact": recipe.artifact,
@@ -246,6 +247,12 @@ class Writer:
             else:
                 done[part.name] = rows
         return done
+
+
+def _place_of(part: str) -> tuple[str, int]:
+    """What orders parts: their table, then their number, which may have more than five digits."""
+    table, number = part.removesuffix(".parquet").rsplit("-", 1)
+    return table, int(number)
 
 
 def use(root: Path, name: str, recipe: Recipe) -> None:
