@@ -10,6 +10,8 @@ from perpo_pipeline.run import Run
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.places import name_prompt
 
+FEWEST_IN_A_ROW = 4  # prompts that fail one after the other before the server is suspected
+
 
 @dataclass
 class Failures:
@@ -39,16 +41,16 @@ class Failures:
     def watch(self, rows: Sequence[Row], at_once: int) -> None:
         """Look at the rows of one prompt of the part under way; `at_once` are asked side by side.
 
-        Raises InputError if more fail in a row than allowed, and as many as are asked side by side:
-        a server with a fault answers none of the others either. A bad prompt among good ones does
-        not end its part.
+        Raises InputError if more fail in a row than allowed, and as many as are asked side by side,
+        at least `FEWEST_IN_A_ROW`: a server with a fault answers none of the others either. A bad
+        prompt among good ones does not end its part.
         """
         if not any("reason" in row for row in rows):
             self.in_a_row.clear()
             return
         self.in_a_row += rows
         number = len(self.in_a_row)
-        if number < at_once or self.count + number <= self.allowed:
+        if number < max(at_once, FEWEST_IN_A_ROW) or self.count + number <= self.allowed:
             return
         last = self.in_a_row[-1]
         raise InputError(
@@ -67,8 +69,9 @@ class Failures:
             f"{self.count} prompts cannot be {self.done} (max_errors {self.allowed}), "
             f"for example {name_prompt(self.first)}: {self.first['reason']}",
             where=self.where,
-            fix="repair the prompts and run the same command, which retries them and resumes "
-            f"(if the data changes, first run: {advice.command('prepare')}); or raise max_errors",
+            fix="repair what the reason names and run the same command, which retries them and "
+            f"resumes (if the data changes, first run: {advice.command('prepare')}); or raise "
+            "max_errors",
         )
 
 
