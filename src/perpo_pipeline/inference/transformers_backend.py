@@ -126,15 +126,15 @@ def _memory_explained(settings: InferenceConfig, num_prompts: int) -> Iterator[N
             raise
         lower = [settings.key("batch_size")]
         if num_prompts == 1:
-            lower = [settings.key("max_new_tokens"), "model.max_pixels or model.max_tiles"]
+            lower = [settings.key("max_new_tokens"), "model.max_pixels", "model.max_tiles"]
             lower += [settings.key("num_samples")] * (settings.decoding().num_samples > 1)
         together = "one prompt" if num_prompts == 1 else f"{num_prompts} prompts together"
         raise ConfigError(
             f"memory ran out while {together} {'was' if num_prompts == 1 else 'were'} answered: "
             f"{first_line(error)}",
-            fix=f"lower {', '.join(lower)}: it counts, so another version is begun, from its first "
-            "prompt; or, if another program took the memory, end it: the same command then goes on "
-            "from what is kept",
+            fix=f"lower {' or '.join(lower)} (the answers are then another version, begun from the "
+            "first prompt); or, if another program took the memory, end it: the same command then "
+            "goes on from what is kept",
         ) from error
 
 
