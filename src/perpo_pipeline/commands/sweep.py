@@ -74,10 +74,13 @@ def sweep(
     from perpo_pipeline.run import Console
     from perpo_pipeline.store.schemas import SEED_DIFFERENCES
     from perpo_pipeline.sweep.artifact import PAGE
+    from perpo_pipeline.sweep.figures_folder import INDEX, check_folder
     from perpo_pipeline.sweep.run_sweep import open_sweeps, plan_sweeps, run_sweeps
     from perpo_pipeline.sweep.table import sweep_table
 
     opened = open_sweeps(files, [*map(parse_set, sets or ())], is_quick=quick)
+    if figures is not None:
+        check_folder(figures, [(one.file, one.cells[0].config.run) for one in opened])
     if dry_run:
         print(plan_sweeps(opened, jobs))
         return
@@ -93,7 +96,7 @@ def sweep(
         if figures is not None:
             _draw(figures, finished)
     if figures is not None and not as_json:
-        print(figures / "README.md")
+        print(figures / INDEX)
 
 
 def _draw(folder: Path, finished: "Sequence[tuple[Sweep, list[Row], list[Row]]]") -> None:

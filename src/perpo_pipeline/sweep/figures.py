@@ -1,7 +1,6 @@
 """Pictures and tables of sweeps for a document: SVG files beside one Markdown page."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,12 @@ from perpo_pipeline.sweep.curves import (
     methods_as_curves,
     value_of_base,
 )
+from perpo_pipeline.sweep.figures_folder import INDEX, METHOD, picture_name, sections_of
 from perpo_pipeline.sweep.file import SweepFile
 from perpo_pipeline.sweep.page import QUICK, method_colours, split_of_curves, x_label
 from perpo_pipeline.sweep.table import difference_lines, seeds_note
 
 Row = Mapping[str, Any]
-INDEX = "README.md"
-SECTION = re.compile(r"^<!-- sweep (\S+) -->$", re.MULTILINE)  # before each section of the page
-METHOD = "method"
 INTRODUCTION = """# Figures
 
 Made from sweeps by `perpo sweep --figures`; changes here are lost. Lines are
@@ -52,10 +49,11 @@ def write_figures(folder: Path, sweeps: Sequence[Finished]) -> Path:
     """Write the pictures of these sweeps and the page with their tables; returns the page.
 
     Sections of other sweeps that the page has already stay; one of the same name is replaced.
+    Raises `ConfigError` for a page that perpo has not written (`check_folder` sees that early).
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / INDEX
-    sections = _sections_of(page)
+    sections = sections_of(page)
     for sweep in sweeps:
         pictures = draw_pictures(sweep)
         for name, svg in pictures.items():
@@ -78,7 +76,7 @@ def draw_pictures(sweep: Finished) -> dict[str, str]:
     y_label = f"{sweep.metric.label_with_unit} on {split}"
     pictures = {}
     for key, curves in found.items():
-        name = f"{file.sweep}-{key}.svg" if len(found) > 1 else f"{file.sweep}.svg"
+        name = picture_name(file, key, is_only=len(found) == 1)
         pictures[name] = svg_file(
             curve_svg(
                 curves,
@@ -90,14 +88,6 @@ def draw_pictures(sweep: Finished) -> dict[str, str]:
             )
         )
     return pictures
-
-
-def _sections_of(page: Path) -> dict[str, str]:
-    """The sections of a page by the names of their sweeps, in their order; none without a page."""
-    if not page.exists():
-        return {}
-    _, *found = SECTION.split(page.read_text(encoding="utf-8"))
-    return {name: text.strip() for name, text in zip(found[::2], found[1::2], strict=True)}
 
 
 def _write(path: Path, text: str) -> None:
