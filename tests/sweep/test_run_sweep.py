@@ -20,6 +20,7 @@ from perpo_pipeline.store.artifacts import CURRENT, Version, open_version
 from perpo_pipeline.store.garbage import find_unused
 from perpo_pipeline.sweep import make_steps
 from perpo_pipeline.sweep.run_sweep import open_sweeps, run_sweeps
+from perpo_pipeline.sweep.table import sweep_table
 
 Row = dict[str, Any]
 
@@ -106,6 +107,34 @@ def test_differences_count_prompts_and_seeds_and_are_adjusted_for_their_number(
         assert row["p_adjusted"] >= row["p_value"]
         assert (row["seeds_better"], row["n"], row["split"]) == (2, 40, "test")
     assert found[1]["seeds_worse"] == 0 and found[1]["is_claimed"]
+
+
+def test_nothing_is_claimed_of_a_method_on_the_prompts_that_chose_its_setting(
+    whole: Whole, called: list[str]
+) -> None:
+    file = whole.file.with_name("chosen.yaml")
+    one = "  - {methods: [perpo], parameters: {train.beta: [0.5], train.gamma: [1]}}\n"
+    text = SWEEP.replace("sweep: beta", "sweep: chosen").replace("[dpo, perpo]", "[dpo]")
+    text = text.replace(", train.gamma: [1]", "")  # dpo does not use it
+    file.write_text(text.replace("report_on: test\n", "").replace("seeds:", f"{one}seeds:"))
+    version = sweep(file)
+    rows, found = rows_of(version)
+    assert called == [] and {row["split"] for row in rows} == {"validation"}
+    pairs = {f"{row['better']} - {row['worse']}": row for row in found}
+    # dpo has three settings; base and perpo have one each, and nothing chose it.
+    assert {name: row["is_claimed"] for name, row in pairs.items()} == {
+        "dpo - base": False,
+        "perpo - base": True,
+        "perpo - dpo": False,
+    }
+    assert pairs["perpo - dpo"]["p_adjusted"] < 0.05
+    words = "chosen on these prompts: not claimed"
+    table = sweep_table(rows, found)
+    assert [words in line for line in table.splitlines() if "perpo - " in line] == [False, True]
+    page = (version.path / "sweep.html").read_text()
+    assert words in page and "the setting of dpo was chosen, so its value is too good" in page
+    assert version.manifest["stage_version"] == 2 and whole.version.manifest["stage_version"] == 1
+    assert "is too good" not in (whole.version.path / "sweep.html").read_text()
 
 
 def test_the_same_file_finds_everything_and_a_wider_grid_makes_only_what_is_new(

@@ -12,12 +12,13 @@ from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.atomic import write_atomically
 from perpo_pipeline.store.schemas import SEED_DIFFERENCES
 from perpo_pipeline.store.writing import Recipe, Writer
-from perpo_pipeline.sweep.cells import Cell
+from perpo_pipeline.sweep.cells import Cell, chosen_where_compared
 from perpo_pipeline.sweep.edges import at_edge
 from perpo_pipeline.sweep.file import SweepFile
 from perpo_pipeline.sweep.results import Chosen, Measured, Row, compare_methods, sweep_rows
 
 STAGE_VERSION = 1
+CHOSEN_VERSION = 2  # of sweeps without report_on that choose: their differences are not claimed
 PAGE = "sweep.html"
 WORDS = ("title", "paper", "x")
 """Keys of the file that change the page alone; they count where they are given."""
@@ -42,6 +43,11 @@ class Results:
             return []
         return at_edge(self.cells, self.chosen, self.measured)
 
+    @cached_property
+    def unclaimed(self) -> list[str]:
+        """The methods of which nothing is claimed."""
+        return chosen_where_compared(self.file, self.cells)
+
     def settings(self) -> Json:
         """What decides the content of the artifact, beside the metrics that it is read from."""
         file = self.file
@@ -63,7 +69,7 @@ class Results:
         """SEED_DIFFERENCES rows."""
         split = self.file.report_on or self.file.select_on
         compared = [one for one in self.measured if one.split == split]
-        return compare_methods(compared, self.chosen)
+        return compare_methods(compared, self.chosen, unclaimed=self.unclaimed)
 
 
 def write_sweep(results: Results, console: Console) -> Version:
@@ -79,7 +85,8 @@ def write_sweep(results: Results, console: Console) -> Version:
         "file": file.model_dump(mode="json"),
     }
     settings = results.settings()
-    recipe = Recipe("sweep", file.sweep, "sweep", STAGE_VERSION, settings, inputs, notes)
+    version = CHOSEN_VERSION if results.unclaimed else STAGE_VERSION
+    recipe = Recipe("sweep", file.sweep, "sweep", version, settings, inputs, notes)
 
     def work(writer: Writer) -> None:
         differences, rows = results.differences(), sweep_rows(results.measured, results.chosen)
@@ -88,10 +95,10 @@ def write_sweep(results: Results, console: Console) -> Version:
         writer.write_part(0, differences, table=SEED_DIFFERENCES.name)
         writer.write_part(0, rows)
 
-    version = make_artifact(run, recipe, work)
+    made = make_artifact(run, recipe, work)
     for warning in results.edges:
         console.say(f"sweep {file.sweep}: warning: {warning}")
-    return version
+    return made
 
 
 def _page(results: Results, rows: Sequence[Row], differences: Sequence[Row]) -> str:

@@ -246,10 +246,23 @@ def _check_splits(sweep: SweepFile, base: RunConfig) -> None:
             )
 
 
+def with_several_settings(cells: Sequence[Cell]) -> list[str]:
+    """The methods of which one of several settings is chosen."""
+    settings = {(cell.method, cell.setting_json) for cell in cells}
+    return [m for m in {c.method: None for c in cells} if sum(m == n for n, _ in settings) > 1]
+
+
+def chosen_where_compared(sweep: SweepFile, cells: Sequence[Cell]) -> list[str]:
+    """The methods whose setting is chosen on the prompts on which methods are compared.
+
+    It looks too good there, so nothing is claimed of these methods (docs/evidence.md).
+    """
+    return [] if sweep.report_on is not None else with_several_settings(cells)
+
+
 def _check_choice(sweep: SweepFile, cells: Sequence[Cell]) -> None:
     """Raise `ConfigError` where a setting must be chosen and no split is named for it."""
-    settings = {(cell.method, cell.setting_json) for cell in cells}
-    several = [m for m in {c.method: None for c in cells} if sum(m == n for n, _ in settings) > 1]
+    several = with_several_settings(cells)
     if sweep.select_on is None and several:
         raise ConfigError(
             f"{' and '.join(several)} {'has' if len(several) == 1 else 'have'} several settings, "

@@ -14,7 +14,7 @@ from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.report.methods import BASE_COLOUR, MORE_COLOURS
 from perpo_pipeline.report.page.html import page_environment, with_colours
 from perpo_pipeline.report.page.plots import Bar, interval_plot
-from perpo_pipeline.sweep.cells import Cell, setting_words
+from perpo_pipeline.sweep.cells import Cell, chosen_where_compared, setting_words
 from perpo_pipeline.sweep.curves import curve_svg, find_curves, value_of_base
 from perpo_pipeline.sweep.file import SweepFile
 from perpo_pipeline.sweep.table import claim_words, seeds_note
@@ -53,6 +53,7 @@ def sweep_page(
         splits=list(dict.fromkeys(row["split"] for row in rows)),
         table=_table(rows, metric, colours),
         edges=edges,
+        chosen_here=chosen_where_compared(file, cells),
         curves=[
             {
                 "key": key,

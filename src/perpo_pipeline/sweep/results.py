@@ -1,6 +1,6 @@
 """What the measured cells show: rows with intervals, chosen settings, differences of methods."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import combinations
@@ -124,11 +124,14 @@ def _mean_row(group: Sequence[Measured]) -> Row:
     return found | {"value": value, "low": low, "high": high}
 
 
-def compare_methods(measured: Sequence[Measured], chosen: Chosen) -> list[Row]:
+def compare_methods(
+    measured: Sequence[Measured], chosen: Chosen, *, unclaimed: Collection[str] = ()
+) -> list[Row]:
     """SEED_DIFFERENCES rows of all pairs of methods, each with its chosen setting, on one split.
 
     The better method of a pair comes first. Pairs that were not asked the same prompts, and
-    metrics that are no mean over prompts, have no row.
+    metrics that are no mean over prompts, have no row. No difference to one of the methods
+    `unclaimed` is claimed.
     """
     groups = [
         g for g in _groups(measured) if chosen.get(g[0].cell.method) == g[0].cell.setting_json
@@ -139,7 +142,8 @@ def compare_methods(measured: Sequence[Measured], chosen: Chosen) -> list[Row]:
             rows.append(_difference(one, other))
     for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["p_adjusted"] = adjusted
-        row["is_claimed"] = not isnan(adjusted) and adjusted < LEVEL
+        is_small = not isnan(adjusted) and adjusted < LEVEL
+        row["is_claimed"] = is_small and not {row["better"], row["worse"]} & {*unclaimed}
     return rows
 
 

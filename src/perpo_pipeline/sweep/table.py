@@ -11,9 +11,11 @@ from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.evaluate.metrics import find_metric, lower_is_better
 from perpo_pipeline.lines import aligned
 from perpo_pipeline.sweep.cells import setting_words
+from perpo_pipeline.sweep.results import LEVEL
 
 Row = Mapping[str, Any]
 ONE_SEED, NO_P_VALUE = "one seed: not claimed", "no p-value: not claimed"
+CHOSEN_HERE = "chosen on these prompts: not claimed"
 
 
 def sweep_table(rows: Sequence[Row], differences: Sequence[Row]) -> str:
@@ -118,7 +120,9 @@ def difference_lines(differences: Sequence[Row], metric: Metric) -> list[list[st
 
 
 def claim_words(row: Row) -> str:
-    """Whether a SEED_DIFFERENCES row is claimed; without a p-value, why there is none."""
+    """Whether a SEED_DIFFERENCES row is claimed; if it is not, and not for its p-value, why."""
     if math.isnan(row["p_adjusted"]):
         return ONE_SEED if 1 in (row["seeds_better"], row["seeds_worse"]) else NO_P_VALUE
-    return "yes" if row["is_claimed"] else "no"
+    if row["is_claimed"]:
+        return "yes"
+    return CHOSEN_HERE if row["p_adjusted"] < LEVEL else "no"
