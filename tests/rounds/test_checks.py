@@ -17,10 +17,13 @@ ASKED = {"task": "vqa", "prompt": "Which is red?", "gt_text": "the first"}
 SAID = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "I do."}]
 
 
-def check(folder: Path, trained: Any, measured: Any, *, allow: bool = False) -> None:
-    """`check_apart` of one prompt to train on and one of the split that is measured."""
+def check(
+    folder: Path, trained: Any, measured: Any, *, allow: bool = False, test: Any = None
+) -> None:
+    """`check_apart` of one prompt to train on and one of each split that is measured."""
     sources = {}
-    for split, row in (("train", trained), ("validation", measured), ("test", {"image": "d.png"})):
+    test = test or {"image": "d.png"}
+    for split, row in (("train", trained), ("validation", measured), ("test", test)):
         (folder / f"{split}.jsonl").write_text(json.dumps({**ASKED, **row}))
         sources[split] = {"source": "jsonl", "path": str(folder / f"{split}.jsonl")}
     for number, name in enumerate("abcd"):
@@ -41,6 +44,19 @@ def test_an_image_of_several_counts_wherever_it_stands(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="1 prompts of 'validation' have the image of a"):
             check(tmp_path, trained, measured)
     check(tmp_path, two, {"images": ["c.png", "c.png"]})
+
+
+def test_prompts_that_choose_a_round_are_not_those_that_are_reported(tmp_path: Path) -> None:
+    one, two = {"image": "a.png"}, {"image": "b.png"}
+    for allow, what in ((False, "image"), (True, "image and question")):
+        with pytest.raises(InputError) as found:
+            check(tmp_path, one, two, allow=allow, test=two)
+        assert found.value.what.startswith(
+            f"1 prompts of 'test' have the {what} of a prompt of 'validation', on which a round is "
+            "chosen, first test.jsonl:1 ("
+        )
+        assert found.value.where == "prepare.validation and prepare.test"
+    check(tmp_path, one, two, allow=True, test={**two, "prompt": "Which is blue?"})
 
 
 def test_with_equal_images_allowed_the_whole_question_counts(tmp_path: Path) -> None:

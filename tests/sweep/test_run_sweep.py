@@ -192,7 +192,7 @@ def test_a_sweep_that_is_killed_three_times_ends_with_the_same_rows(
 def test_the_run_keeps_its_versions_in_use_and_finds_what_the_sweep_has_made(whole: Whole) -> None:
     config = load_config(whole.file.with_name("run.yaml"))
     in_use = {path.parent.name for path in config.run_dir.glob(f"*/*/{CURRENT}")}
-    assert in_use <= {"beta", "wider"}
+    assert in_use <= {"beta", "wider", "chosen"}
     every = find_unused(config.run_dir, 7.0)
     measured = [
         whole.version.path / one["path"] for one in whole.version.manifest["inputs"].values()

@@ -1,19 +1,15 @@
 """What must hold before rounds are made: the settings, and that no round sees what is measured."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from perpo_pipeline import advice
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.config.sources import PerpoJsonSource
-from perpo_pipeline.errors import ConfigError, InputError
+from perpo_pipeline.errors import ConfigError
+from perpo_pipeline.evaluate.apart import refuse_meeting, rows_to_compare
 from perpo_pipeline.rounds.round_files import Part
 from perpo_pipeline.store.artifacts import Version
-from perpo_pipeline.store.places import name_prompt
-from perpo_pipeline.store.prompt_images import hashes_of
-from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.suggestions import did_you_mean
-from perpo_pipeline.vlm.image_place import history_of
 
 
 def method_of(config: RunConfig) -> str:
@@ -98,40 +94,19 @@ def parts_of(config: RunConfig, prompts: Version) -> list[Part]:
 
 
 def check_apart(config: RunConfig, prompts: Mapping[str, Version]) -> None:
-    """Raise `InputError` where the rounds' prompts have an image of a split that is measured.
+    """Raise `InputError` where prompts meet that must be apart (evaluate/apart.py).
 
-    As `perpo eval` refuses an adapter on images that it was trained on; it cannot see those of
-    earlier rounds. `eval.allow_train_images` allows them, but no prompt with an equal question.
+    These are the rounds' own and those that are measured: `perpo eval` refuses an adapter on images
+    that it was trained on, and cannot see those of earlier rounds. They are also those on which a
+    round is chosen, and those on which it is reported.
     """
-    by_question = config.eval.allow_train_images
-    seen = {key for row in _asked(prompts[config.sample.split]) for key in _keys(row, by_question)}
-    for split in (config.rounds.select_on, config.rounds.report_on):
-        if split is None:
-            continue
-        rows = _asked(prompts[split])
-        both = [row for row in rows if not seen.isdisjoint(_keys(row, by_question))]
-        if both:
-            what = "image and question" if by_question else "image"
-            raise InputError(
-                f"{len(both):,} prompts of '{split}' have the {what} of a prompt that the rounds "
-                f"are trained on, first {name_prompt(both[0])}",
-                where=f"prepare.{config.sample.split} and prepare.{split}",
-                fix="leave these prompts out of one of the two; eval.allow_train_images: true "
-                "allows equal images with other questions"
-                if not by_question
-                else "leave these prompts out of one of the two",
-            )
-
-
-def _asked(prompts: Version) -> list[dict[str, Any]]:
-    """What decides whether two prompts meet, and what names them."""
-    columns = PROMPTS.pick("prompt_id", "place", "image_sha256", role="asked")
-    return list(prompts.table(columns=columns).to_pylist())
-
-
-def _keys(row: Mapping[str, Any], by_question: bool) -> set[Any]:
-    """Each image of a prompt, also of several; or (`by_question`) all of them and its turns."""
-    images = hashes_of(row)
-    if not by_question:
-        return set(images)
-    return {(frozenset(images), row["prompt"], history_of(row))}
+    trained_on, rounds = config.sample.split, config.rounds
+    rows = {split: rows_to_compare(found) for split, found in prompts.items()}
+    measured = [split for split in (rounds.select_on, rounds.report_on) if split is not None]
+    pairs = {(trained_on, split): "that the rounds are trained on" for split in measured}
+    if rounds.report_on is not None:
+        of = f"of '{rounds.select_on}', on which a round is chosen"
+        pairs[rounds.select_on, rounds.report_on] = of
+    for (one, other), use in pairs.items():
+        allowed = config.eval.allow_train_images
+        refuse_meeting(rows[one], rows[other], (one, other), use, allowed=allowed)

@@ -4,7 +4,7 @@ results.
 Sweeps of one call share what they make: a step of several is made once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from perpo_pipeline.sweep.estimate import (
 from perpo_pipeline.sweep.file import SweepFile, read_sweep
 from perpo_pipeline.sweep.make_steps import Made, Progress, find_made, make_missing
 from perpo_pipeline.sweep.metric import check_metric, find_metric_of
+from perpo_pipeline.sweep.prompts import check_prompts
 from perpo_pipeline.sweep.quick import quick_version
 from perpo_pipeline.sweep.results import Chosen, Measured, choose
 from perpo_pipeline.sweep.side_by_side import (
@@ -233,7 +234,7 @@ def _run(sweep: Sweep, work: _Work, progress: Progress) -> Version:
     made = work.made
     steps, last = make_steps(sweep.cells)
     make = partial(_make, made=made, progress=progress)
-    make([step for step in steps.values() if step.stage == "prepare"])
+    _prepare(sweep, work.steps[sweep.place], made, make)
     metric = find_metric_of(sweep.file, _prompts_of(sweep, steps, made))
     make([*steps.values()])
     measured, chosen = _choose(sweep, last, made, metric)
@@ -242,11 +243,29 @@ def _run(sweep: Sweep, work: _Work, progress: Progress) -> Version:
         chosen_steps, last = make_steps(selected)
         work.replace(sweep, {**steps, **chosen_steps})
         find_made(chosen_steps.values(), sweep.name, made)
+        _prepare(sweep, {**steps, **chosen_steps}, made, make)
         make([*chosen_steps.values()])
         measured += _read(selected, last, [sweep.later], made, metric)
     cells = sweep.all_cells(chosen)
     results = Results(sweep.file, cells, measured, chosen, metric, sweep.is_quick)
     return write_sweep(results, progress.console)
+
+
+def _prepare(
+    sweep: Sweep, steps: Steps, made: Made, make: Callable[[Sequence[Step]], None]
+) -> None:
+    """Prepare all prompts before anything is made of them, and check those that are measured."""
+    prepared = [step for step in steps.values() if step.stage == "prepare"]
+    make(prepared)
+    found: dict[str, dict[Path, Version]] = {}  # by split and folder
+    for step in prepared:
+        for (_, split), version in made.versions[step.id].items():
+            if split in sweep.file.splits:
+                found.setdefault(split, {})[version.path] = version
+    allowed = sweep.cells[0].config.eval.allow_train_images
+    check_prompts(
+        sweep.file, {split: one.values() for split, one in found.items()}, allowed=allowed
+    )
 
 
 def _make(steps: Sequence[Step], *, made: Made, progress: Progress) -> None:
