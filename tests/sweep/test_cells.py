@@ -1,5 +1,6 @@
 """Which cells a file has, and the run of each."""
 
+import json
 from pathlib import Path
 
 from sweep.fake_stages import SWEEP, write_files
@@ -66,6 +67,20 @@ def test_a_setting_of_the_command_line_replaces_that_of_the_file(tmp_path: Path)
     (cell,) = make_cells(file, [parse_set("train.epochs=3")])
     settings = cell.config.train.variants()["sft"]
     assert (settings.epochs, settings.batch_size) == (3, 4)
+
+
+def test_a_date_varies_as_its_text(tmp_path: Path) -> None:
+    grid = """
+  - methods: [base]
+    parameters:
+      model.template_date: [2024-07-26, 2026-01-01]
+      "model.system_prompt, model.chat_template_kwargs": [[null, {a: true}]]
+"""
+    cells = cells_of(tmp_path, grid)
+    assert [cell.setting["model.template_date"] for cell in cells] == ["2024-07-26", "2026-01-01"]
+    assert [cell.config.model.template_date.year for cell in cells] == [2024, 2026]
+    assert cells[1].title.startswith("base, model.template_date 2026-01-01, ")
+    assert json.loads(cells[1].setting_json) == cells[1].setting
 
 
 def test_a_method_that_the_run_does_not_list_has_the_shared_settings(tmp_path: Path) -> None:

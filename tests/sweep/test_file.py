@@ -61,6 +61,24 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("train.beta: [0.1, 0.5, 1]", "trian.beta: [1]", "did you mean 'train'?"),
         ("train.beta: [0.1, 0.5, 1]", "train.compile: [true]", "this setting changes no result"),
         ("train.beta: [0.1, 0.5, 1]", "train.seeds: [[1]]", "use the key `seeds`"),
+        ("train.beta: [0.1, 0.5, 1]", "train.method: [dpo, perpo]", "cannot vary; use `methods`"),
+        ("train.beta: [0.1, 0.5, 1]", "rounds.num: [1, 2]", "num: this setting changes no result"),
+        ("train.beta: [0.1, 0.5, 1]", "train.beta: [2026-01-01]", "a valid number"),
+        (
+            "train.beta: [0.1, 0.5, 1]",
+            "model.template_date: [2026-01-01, '2026-01-01']",
+            "'model.template_date' has a value twice",
+        ),
+        (
+            "train.beta: [0.1, 0.5, 1]",
+            "model.template_date: [2026-01-01 10:00:00]",
+            "is of a type of YAML that no setting has (datetime): put it in quotes",
+        ),
+        (
+            "train.beta: [0.1, 0.5, 1]",
+            "prepare.validation.num_prompts: [30, 20]",
+            "prepare.validation.num_prompts: this cannot vary, because the settings are measured",
+        ),
         ("train.beta: [0.1, 0.5, 1]", "train.methods.dpo.beta: [1]", "write train.beta, in a grid"),
         ("[dpo, perpo]", "[sft]", "train.beta: sft does not use it"),
         (
@@ -78,6 +96,21 @@ def test_a_wrong_file_is_refused_with_one_message(
     said = refused(capsys, str(file), "--dry-run")
     assert message in said and "sweep.yaml" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml", "sweep.yaml"]
+
+
+def test_a_quick_version_has_the_settings_of_all_cells_and_refuses_unknown_methods(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "set: {train.methods.mine: {method: perpo, beta: 0.2}}\nseeds:"
+    text = SWEEP.replace("[dpo, perpo]", "[mine]").replace("seeds:", own)
+    file = write_files(tmp_path, text)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sweep", str(file), "--quick", "--dry-run"])
+    assert not ended.value.code
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["train"][1] == "2"  # the ends of beta
+    file.write_text(text.replace("[mine]", "[minne]"))
+    assert "no method 'minne'; did you mean 'mine'?" in refused(capsys, str(file), "--quick")
 
 
 def test_a_file_that_is_missing_or_that_of_a_run_is_named(

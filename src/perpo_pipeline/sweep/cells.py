@@ -23,9 +23,11 @@ OF_THE_SWEEP = {
     "train.seeds": "use the key `seeds` of the sweep",
     "eval.splits": "use `select_on` and `report_on`",
     "eval.models": "use `methods`",
+    "train.method": "use `methods`",
 }
 """Settings that cannot vary: what to use in their place."""
 _MEASURED = frozenset({"prompts", "predictions", "metrics"})
+_OF_NO_CELL = frozenset({"report", "harness", "rounds"})  # artifacts that no cell has
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,10 @@ def shown_value(value: Any) -> str:
 def make_cells(sweep: SweepFile, given: Sequence[Override] = ()) -> list[Cell]:
     """Every cell once, in the order of the file, with every seed that chooses or is reported.
 
-    `given` are settings of the command line, which replace those of the key `set`.
-
     Raises `ConfigError` for a parameter that does not exist, has a wrong value, changes no result
     or is used by no method, and for splits that cannot be measured.
     """
-    asked = {override.dotted for override in given}
-    shared = [*(one for one in shared_overrides(sweep) if one.dotted not in asked), *given]
-    base = load_config(sweep.config, shared)
+    base, shared = open_base(sweep, given)
     refuse_without_effect(base, shared)
     _check_splits(sweep, base)
     reported = sweep.seeds or base.train.seeds
@@ -92,7 +90,7 @@ def make_cells(sweep: SweepFile, given: Sequence[Override] = ()) -> list[Cell]:
     found: dict[tuple[str, str, int | None], Cell] = {}
     for grid in sweep.grids:
         methods = grid.methods or [BASE, *base.train.methods]
-        _check_methods(methods, base)
+        check_methods(methods, base)
         _check_parameters(grid, methods, sweep, base)
         for method, setting in _settings(grid, methods, sweep, base):
             for seed in [None] if method == BASE else seeds:
@@ -104,6 +102,16 @@ def make_cells(sweep: SweepFile, given: Sequence[Override] = ()) -> list[Cell]:
     cells = list(found.values())
     _check_choice(sweep, cells)
     return cells
+
+
+def open_base(sweep: SweepFile, given: Sequence[Override] = ()) -> tuple[RunConfig, list[Override]]:
+    """The run under the settings of every cell, and these settings.
+
+    `given` are those of the command line, which replace those of the key `set`.
+    """
+    asked = {override.dotted for override in given}
+    shared = [*(one for one in shared_overrides(sweep) if one.dotted not in asked), *given]
+    return load_config(sweep.config, shared), shared
 
 
 def _settings(
@@ -131,7 +139,7 @@ def uses(method: str, key: str, sweep: SweepFile, base: RunConfig) -> bool:
     section, _, rest = key.partition(".")
     if method == BASE:
         if section == "prepare":
-            return rest.partition(".")[0] in sweep.splits
+            return False  # that of a measured split cannot vary
         return bool(_MEASURED.intersection(counts_in(key)))
     loss = METHODS[_loss_of(method, base)]
     if section == "train":
@@ -184,7 +192,8 @@ def _quiet(key: Any, value: Any) -> Override:
     return Override(key, value, "the sweep")
 
 
-def _check_methods(methods: Sequence[str], base: RunConfig) -> None:
+def check_methods(methods: Sequence[str], base: RunConfig) -> None:
+    """Raise `ConfigError` for a method that neither the run nor perpo has."""
     known = [BASE, *dict.fromkeys([*base.train.methods, *METHODS])]
     for method in methods:
         if method not in known:
@@ -202,6 +211,12 @@ def _check_parameters(
         where = f"parameters: {key}"
         if key in OF_THE_SWEEP:
             raise ConfigError(f"{where}: this cannot vary; {OF_THE_SWEEP[key]}", fix="remove it")
+        if measured := [s for s in sweep.splits if f"{key}.".startswith(f"prepare.{s}.")]:
+            raise ConfigError(
+                f"{where}: this cannot vary, because the settings are measured on {measured[0]}: "
+                "each on other prompts, and the luckiest would be chosen",
+                fix="remove it; `set` gives every cell the same value",
+            )
         if key.startswith("train.methods."):
             name = key.split(".")[2]
             raise ConfigError(
@@ -220,7 +235,7 @@ def _check_parameters(
                 "it, so it would change nothing",
                 fix="remove it, or name other methods in this grid",
             )
-        if not {*counts_in(key)} - {"report", "harness"}:
+        if not {*counts_in(key)} - _OF_NO_CELL:
             raise ConfigError(
                 f"{where}: this setting changes no result",
                 fix="remove it; `set` gives every cell the same value",

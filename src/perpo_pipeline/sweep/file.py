@@ -1,5 +1,7 @@
 """A sweep's file: what varies, over which methods and seeds, and on which splits it is measured."""
 
+from collections.abc import Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -32,6 +34,12 @@ class Grid(BaseModel):
     parameters: Parameters = Field(
         default_factory=dict, description="values by the dotted key of a setting"
     )
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _values_can_be_recorded(cls, parameters: Any) -> Any:
+        """YAML reads 2026-01-01 as a date; a cell's setting, which is JSON, has it as text."""
+        return _recorded(parameters)
 
     @field_validator("parameters", mode="after")
     @classmethod
@@ -142,6 +150,22 @@ class SweepFile(BaseModel):
     def splits(self) -> list[str]:
         """The splits that are measured, the one that decides first."""
         return [split for split in (self.select_on, self.report_on) if split is not None]
+
+
+def _recorded(value: Any) -> Any:
+    """A value of YAML with dates as text; raises ValueError for what is no value of JSON either."""
+    if isinstance(value, Mapping):
+        return {key: _recorded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_recorded(one) for one in value]
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value.isoformat()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError(
+        f"{value!r} is of a type of YAML that no setting has ({type(value).__name__}): put it in "
+        "quotes if it is text"
+    )
 
 
 def split_keys(key: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from perpo_pipeline.config.evaluations import BASE
 from perpo_pipeline.config.run import RunConfig
-from perpo_pipeline.sweep.cells import uses
+from perpo_pipeline.sweep.cells import check_methods, uses
 from perpo_pipeline.sweep.file import Grid, SweepFile, split_keys
 
 SEED = 0
@@ -15,7 +15,8 @@ def quick_version(file: SweepFile, run: RunConfig) -> SweepFile:
     """The sweep with one seed, and of each grid two methods and the ends of its parameters' values.
 
     The methods are `base` and the last one that uses the parameters. How many prompts and
-    lists there are is decided by settings, which the caller replaces.
+    lists there are is decided by settings, which the caller replaces. `run` is that of the cells,
+    with what the key `set` and the command line say. Raises `ConfigError` for an unknown method.
     """
     grids = [_quick_grid(grid, file, run) for grid in file.grids]
     return file.model_copy(update={"grids": grids, "seeds": [SEED], "select_seeds": None})
@@ -23,6 +24,7 @@ def quick_version(file: SweepFile, run: RunConfig) -> SweepFile:
 
 def _quick_grid(grid: Grid, file: SweepFile, run: RunConfig) -> Grid:
     methods = grid.methods or [BASE, *run.train.methods]
+    check_methods(methods, run)
     names = [name for key in grid.parameters for name in split_keys(key)]
     full = [one for one in methods if all(uses(one, name, file, run) for name in names)]
     last = (full or methods)[-1]

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from perpo_pipeline.config.file import load_config
 from perpo_pipeline.config.overrides import Override
 from perpo_pipeline.errors import ConfigError, PerpoError, ProcessError
 from perpo_pipeline.evaluate.metric import Metric
 from perpo_pipeline.run import Console
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.sweep.artifact import Results, write_sweep
-from perpo_pipeline.sweep.cells import Cell, make_cells
+from perpo_pipeline.sweep.cells import Cell, make_cells, open_base
 from perpo_pipeline.sweep.estimate import (
     Estimates,
     check_room,
@@ -104,7 +103,7 @@ def _open_sweep(path: Path, given: Sequence[Override], is_quick: bool) -> Sweep:
     file = read_sweep(path)
     try:
         if is_quick:
-            file = quick_version(file, load_config(file.config))
+            file = quick_version(file, open_base(file, given)[0])
         cells = make_cells(file, given)
         check_metric(file, cells[0].config)
     except ConfigError as error:
