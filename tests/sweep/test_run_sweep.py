@@ -294,8 +294,10 @@ def test_a_quick_version_in_a_run_of_its_own_says_what_it_is_and_warns_of_no_edg
     called: list[str] = []
     monkeypatch.setattr(make_steps, "STAGES", fake_stages(called))
     with pytest.raises(SystemExit) as ended:
-        cli.main(["sweep", str(write_files(tmp_path)), "--quick", "--set", "run=quick"])
+        file = str(write_files(tmp_path))
+        cli.main(["sweep", file, "--quick", "--set", "run=quick", "--max-hours", "8"])
     said = capsys.readouterr()
+    assert "sweep beta: --max-hours 8 cannot be checked: the time of 8 of 13 calls is" in said.err
     assert not ended.value.code and "at the edge" not in said.err
     trained = [title for title in called if title.startswith("train")]
     assert [title.split(", seed")[0] for title in trained] == [

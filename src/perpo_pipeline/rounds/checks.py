@@ -1,6 +1,7 @@
 """What must hold before rounds are made: the settings, and that no round sees what is measured."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from perpo_pipeline import advice
 from perpo_pipeline.config.run import RunConfig
@@ -75,9 +76,12 @@ def _faults_of_stages(config: RunConfig) -> list[str]:
     return faults
 
 
-def parts_of(config: RunConfig, prompts: Version) -> list[Part]:
-    """The prompts of each round; raises `ConfigError` if there are too few for all of them."""
-    rounds, total = config.rounds, int(prompts.manifest["rows"])
+def parts_of(config: RunConfig, total: int, where: Path | None = None) -> list[Part]:
+    """The prompts of each round, of `total`; raises `ConfigError` if there are too few for all.
+
+    `where` is their folder, if they are prepared.
+    """
+    rounds = config.rounds
     if rounds.prompts == "same":
         return [Part(0, None)] * rounds.num
     num = rounds.num_prompts or total // rounds.num
@@ -86,7 +90,7 @@ def parts_of(config: RunConfig, prompts: Version) -> list[Part]:
         raise ConfigError(
             f"{rounds.num} rounds with {each} need {max(num, 1) * rounds.num:,}, and "
             f"'{config.sample.split}' has {total:,}",
-            where=str(prompts.path),
+            where=None if where is None else str(where),
             fix="prepare more prompts, lower rounds.num or rounds.num_prompts, or set "
             "rounds.prompts to same",
         )

@@ -78,7 +78,8 @@ def iterate(run: Run, make: Make, merge: Merge, *, writes: bool = True) -> Versi
     run = make(None, wanted)
     prompts = dict(zip(splits, run.all_latest([("prompts", s) for s in splits]), strict=True))
     check_apart(config, prompts)
-    parts = parts_of(config, prompts[config.sample.split])
+    own = prompts[config.sample.split]
+    parts = parts_of(config, int(own.manifest["rows"]), own.path)
     metric = metric_of(config, [prompts[split] for split in splits[1:]])
     chain = Chain(run, method, metric, prompts, parts, make, merge, writes)
     for number in range(1, rounds.num + 1):

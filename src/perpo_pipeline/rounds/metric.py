@@ -3,7 +3,7 @@
 It is compared prompt by prompt, so it is one that `perpo compare` compares.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError
@@ -27,13 +27,20 @@ def check_metric(config: RunConfig) -> None:
 def metric_of(config: RunConfig, prompts: Iterable[Version]) -> Metric:
     """The metric, given the prompts that are measured; raises `ConfigError`."""
     columns = PROMPTS.pick("task", role="truth")
-    tasks = {task for one in prompts for task in tasks_of(one.table(columns=columns))}
-    usable = [m for m in METRICS.values() if tasks & {*m.compared_on}]
+    return metric_of_tasks(
+        config, {task for one in prompts for task in tasks_of(one.table(columns=columns))}
+    )
+
+
+def metric_of_tasks(config: RunConfig, tasks: Collection[str]) -> Metric:
+    """The metric, given the tasks as `tasks_of` names them; raises `ConfigError`."""
+    usable = [m for m in METRICS.values() if {*tasks} & {*m.compared_on}]
     name = config.rounds.metric
     if name is not None:
         if METRICS[name] not in usable:
             raise ConfigError(
-                f"rounds.metric: {name} is not compared prompt by prompt on {', '.join(tasks)}",
+                f"rounds.metric: {name} is not compared prompt by prompt on "
+                f"{', '.join(sorted(tasks))}",
                 fix=f"choose one of {', '.join(metric.name for metric in usable)}",
             )
         return METRICS[name]

@@ -200,25 +200,46 @@ def check_room(needed: float, root: Path) -> None:
         )
 
 
-def check_time(seconds: Span | None, jobs: int, max_hours: float | None) -> None:
-    """Raise `ConfigError` if even the shortest expected time is longer than --max-hours."""
-    if max_hours is None or seconds is None:
-        return
-    hours = seconds[0] / jobs / 3600
+def check_time(
+    estimates: Estimates, todo: Sequence[Step], jobs: int, max_hours: float | None
+) -> str | None:
+    """A note where --max-hours cannot be checked, because the time of some steps is unknown.
+
+    Raises `ConfigError` if even the shortest expected time of the others is longer, and for a
+    number that is no limit.
+    """
+    if max_hours is None:
+        return None
+    if not max_hours >= 0:  # NaN, too
+        raise ConfigError(f"--max-hours is {max_hours:g}", fix="give a number of hours")
+    known, unknown = _known_seconds(estimates, todo)
+    hours = known[0] / jobs / 3600
     if hours > max_hours:
         raise ConfigError(
             f"this takes about {hours:.1f} hours or more, and --max-hours is {max_hours:g}",
             fix="name fewer settings and seeds, or raise --max-hours",
         )
+    if not unknown:
+        return None
+    return (
+        f"--max-hours {max_hours:g} cannot be checked: the time of {len(unknown):,} of "
+        f"{len(todo):,} calls is unknown (first {unknown[0].title}), because the data folder has "
+        f"no finished version with these settings; the others take about {hours:.1f} hours or more"
+    )
 
 
 def total_seconds(estimates: Estimates, todo: Sequence[Step]) -> Span | None:
     """The expected time of all these steps; None if that of one is unknown."""
-    spans = [estimates.seconds(step) for step in todo]
-    known = [span for span in spans if span is not None]
-    if len(known) < len(spans):
-        return None
-    return sum(low for low, _ in known), sum(high for _, high in known)
+    known, unknown = _known_seconds(estimates, todo)
+    return None if unknown else known
+
+
+def _known_seconds(estimates: Estimates, todo: Sequence[Step]) -> tuple[Span, list[Step]]:
+    """The expected time of all these steps whose time is known, and the others."""
+    spans = [(step, estimates.seconds(step)) for step in todo]
+    known = [span for _, span in spans if span is not None]
+    total = sum(low for low, _ in known), sum(high for _, high in known)
+    return total, [step for step, span in spans if span is None]
 
 
 def dry_run_text(title: str, estimates: Estimates, steps: Sequence[Step]) -> str:

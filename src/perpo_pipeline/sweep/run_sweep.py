@@ -21,7 +21,6 @@ from perpo_pipeline.sweep.estimate import (
     check_room,
     check_time,
     dry_run_text,
-    total_seconds,
 )
 from perpo_pipeline.sweep.file import SweepFile, read_sweep
 from perpo_pipeline.sweep.make_steps import Made, Progress, find_made, make_missing
@@ -188,7 +187,8 @@ def run_sweeps(
     _announce(work, todo, console)
     if todo:
         check_room(work.estimates.adapter_bytes(todo), sweeps[0].cells[0].config.data_root)
-        check_time(total_seconds(work.estimates, todo), jobs, max_hours)
+    if note := check_time(work.estimates, todo, jobs, max_hours):
+        console.say(f"{_title(sweeps)}: {note}")
     number = len(work.every())
     progress = Progress("", console, number, work.seconds_left, jobs, number - len(todo))
     failed = []
