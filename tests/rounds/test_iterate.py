@@ -428,6 +428,15 @@ def test_a_dry_run_counts_every_round_and_makes_nothing(
     iterate(file, "--dry-run", "--set", "rounds.keep_lists=0.5")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[4] for line in lines[2:7]] == ["8", "12", "14", "15", "32"]
+    for more, what in (
+        (("rounds.num=50", "rounds.num_prompts=null"), "50 rounds with at least one prompt each"),
+        (("rounds.metric=edit_distance",), "edit_distance is not compared prompt by prompt on gro"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            sets = [word for one in more for word in ("--set", one)]
+            cli.main(["iterate", "--config", str(file), "--dry-run", *sets])
+        said = capsys.readouterr()
+        assert ended.value.code == 2 and what in said.err and not said.out
 
 
 def test_a_dry_run_writes_no_file_of_a_chain(

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from perpo_pipeline.config.by_task import values_of
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.run import RunConfig
-from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.lines import aligned
 from perpo_pipeline.merge.folder import find_merged
-from perpo_pipeline.rounds.checks import method_of
+from perpo_pipeline.rounds.checks import method_of, parts_of
 from perpo_pipeline.rounds.iterate import TABLE, calls_of, iterate
 from perpo_pipeline.rounds.round_files import ONE_ROUND, Round
 from perpo_pipeline.run import NotMade, Run
@@ -170,13 +169,7 @@ def _round(config: RunConfig, plan: "Plan", name: str) -> tuple[list[str], Span 
 def _amounts(config: RunConfig, total: int, name: str) -> tuple[int, int]:
     """The prompts of a round, and the most lists that it trains on."""
     rounds, caps = config.rounds, values_of(config.filter.max_lists)
-    num = total if rounds.prompts == "same" else rounds.num_prompts or total // rounds.num
-    if rounds.prompts == "fresh" and num * rounds.num > total:
-        raise ConfigError(
-            f"{rounds.num} rounds with {num:,} prompts each need {num * rounds.num:,}, and "
-            f"'{config.sample.split}' has {total:,}",
-            fix="prepare more prompts, or lower rounds.num or rounds.num_prompts",
-        )
+    num = parts_of(config, total)[0].num or total
     lists = num if None in caps else min(num, sum(cap or 0 for cap in caps))
     if name == ONE_ROUND:
         num *= 1 if rounds.prompts == "same" else rounds.num

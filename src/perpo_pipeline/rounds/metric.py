@@ -8,20 +8,36 @@ from collections.abc import Collection, Iterable
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.evaluate.metric import Metric
-from perpo_pipeline.evaluate.metrics import METRICS, main_metrics, tasks_of
+from perpo_pipeline.evaluate.metrics import (
+    ANY_NUMBER,
+    GROUNDING,
+    METRICS,
+    POINTING,
+    main_metrics,
+    tasks_of,
+)
 from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.suggestions import did_you_mean
 
 
 def check_metric(config: RunConfig) -> None:
-    """Raise `ConfigError` for a name that is no metric, before anything is made."""
+    """Raise `ConfigError` for a metric that cannot decide, before anything is made.
+
+    Where only the data say the tasks, `metric_of` checks it once the prompts are there.
+    """
     name = config.rounds.metric
     if name is not None and name not in METRICS:
         raise ConfigError(
             f"rounds.metric: there is no metric '{name}'{did_you_mean(name, METRICS)}",
             fix=f"choose one of {', '.join(n for n, m in METRICS.items() if m.compared_on)}",
         )
+    splits = [config.rounds.select_on, *filter(None, [config.rounds.report_on])]
+    tasks = config.tasks_of(splits)
+    if tasks is not None and name is not None and GROUNDING in tasks:
+        tasks += [*ANY_NUMBER, POINTING]  # the data say which of these
+    if tasks is not None:
+        _ = metric_of_tasks(config, tasks)
 
 
 def metric_of(config: RunConfig, prompts: Iterable[Version]) -> Metric:
