@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Callable
 from math import log
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -17,7 +18,7 @@ from perpo_pipeline.cli import main
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.config.run import RunConfig
 from perpo_pipeline.errors import InputError
-from perpo_pipeline.run import Run, make
+from perpo_pipeline.run import Pinned, Run, make
 from perpo_pipeline.store.artifacts import follow_current, input_of, open_version
 from perpo_pipeline.store.writing import Recipe
 from perpo_pipeline.testbed import shipped_model_dir
@@ -65,6 +66,18 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in ("prepare", "sample", "score", "filter"):
             assert perpo(stage) == 0
     return folder
+
+
+def test_a_cell_of_a_sweep_is_not_told_to_filter_another_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = RunConfig.model_validate(yaml.safe_load(CONFIG))
+    few = SimpleNamespace(variant="perpo", settings=config.train.variants()["perpo"])
+    for pinned, advises in ((None, True), (Pinned(), False)):
+        train_adapter._warn_of_few_steps(Run(config, pinned=pinned), cast(task.Task, few), 4)
+        said = capsys.readouterr().err
+        assert "train: 4 lists make 1 optimiser step of perpo" in said
+        assert ("What would help: perpo filter" in said) == advises
 
 
 @pytest.fixture

@@ -16,6 +16,11 @@ from scipy.special import stdtr, stdtrit
 from perpo_pipeline.errors import InputError
 
 Floats = npt.NDArray[np.float64]
+ROUNDING = 1e-12
+"""Spread below this share of the largest value is that of rounding: 0.1 + 0.1 is not 0.2 exactly.
+
+One of a million prompts that differs gives 1e-6.
+"""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class SeedDifference:
     """mean(a) - mean(b), its interval and two-sided p-value.
 
     The last two are NaN where a method has one seed, where all prompts share one image, and where
-    a difference has no spread, as of three prompts that all changed.
+    a difference has no spread but that of rounding, as of three prompts that all changed.
 
     `se_prompts` and `se_seeds` are the two standard errors, `df` the degrees of freedom.
     """
@@ -63,14 +68,17 @@ def difference_over_seeds(
         raise InputError(f"{a.shape} and {b.shape} are not the seeds of two methods on n prompts")
     per_prompt = a.mean(axis=0) - b.mean(axis=0)
     difference = float(per_prompt.mean())
+    least = ROUNDING * max(float(np.abs(values).max()) for values in (a, b))
     squared, groups = _squared_error(per_prompt, names)
     parts = [(squared, groups - 1.0)]
     for values, is_trained in zip((a, b), trained, strict=True):
         if is_trained:
             parts.append(_seed_part(values))
+    parts = [(0.0 if part <= least**2 else part, df) for part, df in parts]
+    squared = parts[0][0]
     total = sum(part for part, _ in parts)
     se_seeds = math.sqrt(sum(part for part, _ in parts[1:]))
-    if math.isnan(total) or (total == 0 and difference):
+    if math.isnan(total) or (total == 0 and abs(difference) > least):
         nan = math.nan
         return SeedDifference(difference, nan, nan, nan, math.sqrt(squared), nan, nan)
     se = math.sqrt(total)

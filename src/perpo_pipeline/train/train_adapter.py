@@ -190,8 +190,11 @@ def _start_image_workers(run: Run, settings: "TrainSettings") -> None:
 
 def _warn_of_few_steps(run: Run, task: Task, lists: int) -> None:
     sentence = say_few_steps(lists, {task.variant: task.settings})
-    if sentence is not None:
-        run.say(f"train: {sentence} What would help: {command('filter')}")
+    if sentence is None:
+        return
+    # No command filters the lists of a sweep's cell; its own `perpo filter` has said what helps.
+    more = "" if run.pinned is not None else f" What would help: {command('filter')}"
+    run.say(f"train: {sentence}{more}")
 
 
 @contextmanager
