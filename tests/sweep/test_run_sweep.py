@@ -132,9 +132,9 @@ def test_nothing_is_claimed_of_a_method_on_the_prompts_that_chose_its_setting(
     table = sweep_table(rows, found)
     assert [words in line for line in table.splitlines() if "perpo - " in line] == [False, True]
     page = (version.path / "sweep.html").read_text()
-    assert words in page and "the setting of dpo was chosen, so its value is too good" in page
+    assert words in page and "The settings of dpo were chosen on these prompts, so their" in page
     assert version.manifest["stage_version"] == 2 and whole.version.manifest["stage_version"] == 1
-    assert "is too good" not in (whole.version.path / "sweep.html").read_text()
+    assert "are too good" not in (whole.version.path / "sweep.html").read_text()
 
 
 def test_the_same_file_finds_everything_and_a_wider_grid_makes_only_what_is_new(
