@@ -404,7 +404,7 @@ def asked_with(
 
 
 def test_lists_that_were_asked_with_different_system_prompts_are_not_exported_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The earlier ones got the system turn of the newest; each run's own lists have theirs."""
     first = asked_with("Round one", tmp_path, 12, monkeypatch)
@@ -414,7 +414,10 @@ def test_lists_that_were_asked_with_different_system_prompts_are_not_exported_to
         rows = read(export(one, "train", tmp_path / f"{id(one)}", Request("trl")))
         assert {row["prompt"][0]["content"][0]["text"] for row in rows} == {"Round one"}
         assert len(rows) > 6
+    assert "were sampled with" not in capsys.readouterr().err
     other = asked_with("Round two", tmp_path, 6, monkeypatch, **earlier)
+    said = capsys.readouterr().err
+    assert "were sampled with model.system_prompt 'Round one', the new ones with" in said
     with pytest.raises(ConfigError) as caught:
         export(other, "train", tmp_path / "out", Request("trl"))
     what = caught.value.what

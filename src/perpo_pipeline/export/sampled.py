@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from perpo_pipeline.config.model import ModelConfig
-from perpo_pipeline.errors import ArtifactError, ConfigError
+from perpo_pipeline.errors import ConfigError
 from perpo_pipeline.status.lineage import Traced
-from perpo_pipeline.store.artifacts import Version, input_of
-from perpo_pipeline.store.list_prompts import filterings_of_lists
+from perpo_pipeline.store.artifacts import Version
 from perpo_pipeline.vlm.chat_settings import ChatSettings, chat_settings, recorded_settings
 from perpo_pipeline.vlm.files import is_path
+from perpo_pipeline.vlm.sampled_chats import chats_of_lists, shown_beside
 
 
 @dataclass(frozen=True)
@@ -50,40 +50,17 @@ def _check_one_chat(source: Version) -> None:
     """Raise ConfigError if earlier lists (`filter.earlier`) were sampled with another chat."""
     if source.artifact != "preferences":
         return
-    found: dict[ChatSettings, str] = {}
-    for filtered, ids in filterings_of_lists(source):
-        settings = _settings_of_samples(filtered) if ids else {}
-        if "model" in settings:
-            lists = f"{len(ids):,} of {filtered.path.resolve()}"
-            found.setdefault(recorded_settings(settings), lists)
+    found = chats_of_lists(source)
     if len(found) > 1:
         (one, _), (other, lists) = [*found.items()][:2]
+        mine, theirs = shown_beside(other, one), shown_beside(one, other)
         raise ConfigError(
-            f"{lists} among these lists were sampled with {_shown(other, one)}, the others with "
-            f"{_shown(one, other)}; an export has one chat for all",
+            f"{lists} among these lists were sampled with {mine}, the others with {theirs}; an "
+            "export has one chat for all",
             where=str(source.path),
             fix="export the earlier lists with the file of their own run, or filter without "
             "filter.earlier and filter.keep_earlier",
         )
-
-
-def _settings_of_samples(preferences: Version) -> Mapping[str, Any]:
-    """The settings of the samples of new lists; empty if the samples are gone."""
-    try:
-        settings: Mapping[str, Any] = input_of(preferences, "samples").manifest["settings"]
-    except ArtifactError:
-        return {}
-    return settings
-
-
-def _shown(chat: ChatSettings, other: ChatSettings) -> str:
-    """The settings of a chat that the other one has not."""
-    named = {
-        "model.system_prompt": (chat.system_prompt, other.system_prompt),
-        "model.chat_template_kwargs": (dict(chat.arguments), dict(other.arguments)),
-        "model.template_date": (str(chat.day), str(other.day)),
-    }
-    return ", ".join(f"{name} {own!r}" for name, (own, its) in named.items() if own != its)
 
 
 def _newest(source: Version, lineage: Iterable[Traced], artifact: str) -> list[Version]:

@@ -21,6 +21,7 @@ from perpo_pipeline.store.list_prompts import prompts_of_lists
 from perpo_pipeline.store.places import name_prompt
 from perpo_pipeline.store.schemas import PROMPTS
 from perpo_pipeline.store.writing import Writer
+from perpo_pipeline.vlm.sampled_chats import chats_of_lists, sampled_chat, shown_beside
 
 CONTENT = PROMPTS.pick(
     *("task", "prompt", "image_sha256", "more_image_facts", "box_image", "history"), role="truth"
@@ -69,6 +70,22 @@ def check_same_prompts(prompts: Version, earlier: Mapping[str, Version]) -> None
                 "another `dataset` and begin with perpo prepare, or remove filter.earlier and "
                 "filter.keep_earlier",
             )
+
+
+def note_other_chats(run: Run, samples: Version, earlier: Mapping[str, Version]) -> None:
+    """Say where earlier lists were sampled with another chat than the new ones.
+
+    A training shows the model all of them in the chat of its own run.
+    """
+    new = sampled_chat(samples)
+    for version in earlier.values():
+        for chat, lists in chats_of_lists(version).items():
+            if new is not None and chat != new:
+                run.say(
+                    f"filter: earlier lists ({lists}) were sampled with {shown_beside(chat, new)}, "
+                    f"the new ones with {shown_beside(new, chat)}; a training shows the model all "
+                    "of them as its own run says"
+                )
 
 
 def _digests(prompts: Version) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,12 @@ from perpo_pipeline.config.filter import FilterConfig
 from perpo_pipeline.config.fingerprints import STAGE_VERSIONS, counted_settings
 from perpo_pipeline.config.steps import warn_of_few_lists
 from perpo_pipeline.errors import ArtifactError
-from perpo_pipeline.filter.earlier import check_same_prompts, open_earlier, write_earlier
+from perpo_pipeline.filter.earlier import (
+    check_same_prompts,
+    note_other_chats,
+    open_earlier,
+    write_earlier,
+)
 from perpo_pipeline.filter.lists import SAMPLE_COLUMNS, build_lists, left_out
 from perpo_pipeline.filter.margins import (
     ALL_UNPARSED,
@@ -75,6 +80,7 @@ def filter_lists(run: Run, split: str) -> Version:
 
     def work(writer: Writer) -> Mapping[str, Any]:
         check_same_prompts(prompts, earlier)
+        note_other_chats(run, samples, earlier)
         sampled = Sampled(samples, scores)
         lists = _all_margins(run, sampled, split, config).join(
             _tasks(prompts), on="prompt_id", how="left", maintain_order="left"
