@@ -14,7 +14,8 @@ from perpo_pipeline.config.overrides import Override
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.run import Run
 from perpo_pipeline.status.options import Options, options_of
-from perpo_pipeline.store.artifacts import open_version, set_current
+from perpo_pipeline.store.artifacts import open_version
+from perpo_pipeline.store.current import set_current
 
 
 def run_of(file: Path, **changed: Any) -> Run:

@@ -66,7 +66,9 @@ class EvalConfig(InferenceConfig):
         "report shows them under a heading of their own",
     )
     allow_train_images: bool = Field(
-        False, description="evaluate an adapter even on images that it was trained on"
+        False,
+        description="evaluate an adapter even on images that it was trained on; the prompts that "
+        "choose a sweep's setting or a round may then show images of those that are reported",
     )
     normalise: NormalForms = Field(
         default=[],

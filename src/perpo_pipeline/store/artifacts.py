@@ -12,7 +12,6 @@ Every file is written, synced to disk and renamed, so a process killed at any mo
 whole files. The same command then resumes after the last whole part. Nothing overwrites a version.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 
 from perpo_pipeline import advice
 from perpo_pipeline.errors import ArtifactError, may_be_whole, what_to_check
-from perpo_pipeline.store.atomic import file_sha256, write_atomically
+from perpo_pipeline.store.atomic import file_sha256
 from perpo_pipeline.store.old_rules import as_today
 from perpo_pipeline.store.row_ranges import open_parquet, read_columns
 from perpo_pipeline.store.schemas import ALL, TableSchema
@@ -167,53 +166,6 @@ def _open_input(child: Version, path: str) -> Version:
             where=error.where,
             fix=f"{error.fix}, then the stages after it, up to: {child.remake()}",
         ) from error
-
-
-def set_current(root: Path, name: str, options: Json | None = None) -> None:
-    """Write the name of the version in use to the file `current`, whose time stamp Make reads.
-
-    `options` of the command that chooses it are kept beside it, for status/options.py. Where that
-    version is in use already, a folder that may not be written is left as it is: only the time
-    stamp would change.
-    """
-    try:
-        _keep_options(root, name, options or {})
-        write_atomically(root / CURRENT, lambda sink: sink.write(f"{name}\n".encode()))
-    except ArtifactError as error:
-        if not (_is_read_only(error.__cause__) and _is_in_use(root, name, options or {})):
-            raise
-
-
-def _is_read_only(cause: BaseException | None) -> bool:
-    refused = (errno.EROFS, errno.EACCES, errno.EPERM)
-    return isinstance(cause, OSError) and cause.errno in refused
-
-
-def _is_in_use(root: Path, name: str, options: Json) -> bool:
-    """Whether `current` names this version, and nothing is to be noted of its options."""
-    pointer, known = root / CURRENT, _read_object(root / OPTIONS)
-    if not pointer.is_file() or pointer.read_text(encoding="utf-8").strip() != name:
-        return False
-    own = known[name] if name in known else _read_object(root / name / MANIFEST).get("options", {})
-    return bool(own == options) or not (options or known)
-
-
-def _keep_options(root: Path, name: str, options: Json) -> None:
-    """Note the options of a version; those of removed versions are forgotten."""
-    known = _read_object(root / OPTIONS)
-    kept = {n: given for n, given in known.items() if (root / n).is_dir() and n != name}
-    kept |= {name: options}
-    if kept != known and (options or known):
-        text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(root / OPTIONS, lambda sink: sink.write(text.encode()))
-
-
-def _read_object(file: Path) -> Json:
-    """A JSON object; empty if the file cannot be read."""
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def require_parts(version: Version) -> None:

@@ -284,8 +284,8 @@ SWEEP = _table(
     adapter=(STRING, True),
 )
 # The difference of two methods' selected settings over prompts and seeds (evaluate/seeds.py): NaN
-# where there is no test, as of one seed. `p_adjusted` is Holm's over all rows; `is_claimed`: below
-# 0.05.
+# where there is no test, as of one seed. `p_adjusted` is Holm's over all rows; `is_claimed`: it is
+# below 0.05, and the settings were not chosen on these prompts.
 SEED_DIFFERENCES = _table(
     "seed_differences",
     1,

@@ -27,7 +27,6 @@ from perpo_pipeline.store.artifacts import (
     Json,
     Version,
     read_part,
-    set_current,
 )
 from perpo_pipeline.store.atomic import (
     file_sha256,
@@ -35,6 +34,7 @@ from perpo_pipeline.store.atomic import (
     sync_directory,
     write_atomically,
 )
+from perpo_pipeline.store.current import set_current
 from perpo_pipeline.store.made_from import place_of, records_of
 from perpo_pipeline.store.provenance import git_commit, machine_kind, package_versions
 from perpo_pipeline.store.schemas import ALL, TableSchema
