@@ -48,6 +48,50 @@ DENYING = [
     "The dog is not within the frame.",
     "The page number is not visible.",
     "The picture on the wall is not visible in the photo.",
+    "The dog is not in the provided image.",
+    "The dog is not in the given photo.",
+    "The dog is not in the displayed image.",
+    "The dog is not in the second image.",
+    "The dog is not in either image.",
+    "The dog is not in any of the images.",
+    "The dog is not in any image.",
+    "The dog is not in the images.",
+    "The dog is not in the pictures.",
+    "The dog is not in these two photos.",
+    "The dog is not in your image.",
+    "The dog is not in our image.",
+    "The dog is not in an image like this.",
+    "The dog is not in the black and white image.",
+    "The dog is not in the image provided.",
+    "The dog is not in the video frame.",
+    "The dog is not in view.",
+    "The dog isn't in frame",
+    "The dog is not on screen.",
+    "The dog is not on the screen.",
+    "The dog is not within view.",
+    "The dog is not within the visible area of the image.",
+    "The dog is not within the image boundaries.",
+    "The dog is not in the image's frame.",
+    "The dog is not within the frame of the photo.",
+    "The object is not in the camera's view.",
+    "The dog is not in the image, but there is a cat.",
+    "I cannot find the dog in the provided image.",
+    "I cannot find a picture of a dog in the image.",
+    "The screen of the laptop is not visible in the image.",
+    "The screen is not visible in the image.",
+    "The second screen can't be seen in the image.",
+    "No screen is visible in the image.",
+    "No picture frame is visible in the image.",
+    "The frame of the bicycle is not visible in the image.",
+    "The picture of a dog is not visible in the image.",
+    "The image of a dog is not present.",
+    "The photo of the cat is not in the image.",
+    "The woman's picture is not visible in the image.",
+    "There's no screen in the image.",
+    "There is no screen in the image.",
+    "There isn't a photo frame in the image.",
+    "There is not any frame in the image.",
+    "There isn't a picture on the wall.",
 ]
 OTHERS = [
     "The dog is on the left and is not shown fully.",
@@ -106,17 +150,42 @@ OTHERS = [
     "There is no dog. " * 3,
     "There is no dog and " * 20,
     "asdf qwer [[[",
+    "The cat is not in the picture frame.",
+    "The dog is not in a frame.",
+    "The cup is not on the laptop screen.",
+    "The dog is not on the screen of the laptop.",
+    "The sticker is not on the frame of the bicycle.",
+    "The dog is not in the left image.",
+    "The dog is not in the first image, but it is in the second.",
+    "The dog is not in the second image, only in the first.",
+    "The dog is not in the second image but in the first.",
+    "The dog is not in all of the images.",
+    "The object is not in the lower part of the image.",
+    "The man is not in a red shirt in the image.",
+    "I cannot see the screen.",
+    "There's no image in the photo.",
+    "There is no photo on the page.",
+    "There is no picture in your message.",
+    "There isn't an image supplied.",
+    "There is no image of the dog attached.",
+    "There isn't a picture of it in your message.",
+    "There isn't an attached photo in the image.",
+    "The second image is not visible.",
+    "The image is not in view.",
+    "The image is not visible in the image.",
+    "The image is not visible on the screen.",
+    "Your photo is not shown on this page.",
+    "The photo you sent is not visible in the image.",
+    "The picture is not visible, so I cannot say if a dog is in the image.",
+    "I cannot see the photo, so I can't say whether the dog is in the image.",
 ]
 
 
-@pytest.mark.parametrize("text", DENYING)
-def test_an_answer_that_denies(text: str) -> None:
-    assert read_denials([text, text.upper()], "llava").tolist() == [True, True]
-
-
-@pytest.mark.parametrize("text", OTHERS)
-def test_an_answer_that_does_not_deny(text: str) -> None:
-    assert not read_denials([text], "llava").any()
+@pytest.mark.parametrize(
+    ("text", "denies"), [*((text, True) for text in DENYING), *((text, False) for text in OTHERS)]
+)
+def test_which_answers_deny(text: str, denies: bool) -> None:
+    assert read_denials([text, text.upper()], "llava").tolist() == [denies] * 2
 
 
 def test_the_longest_answer_that_is_read() -> None:
@@ -152,7 +221,20 @@ def test_any_text_is_read_without_an_error(text: str, denial: str) -> None:
     assert read_denials(texts, "qwen3-vl").shape == (4,)
 
 
-@pytest.mark.parametrize("piece", ["there is no ", "is not ", "[", "no a", "can't be ", ". ", "`"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "there is no ",
+        "is not ",
+        "[",
+        "no a",
+        "can't be ",
+        ". ",
+        "`",
+        "is not in the second ",
+        "no page ",
+    ],
+)
 def test_a_long_text_takes_no_time(piece: str) -> None:
     start = time.perf_counter()
     short = (piece * LONGEST)[:LONGEST]

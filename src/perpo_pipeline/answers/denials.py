@@ -10,8 +10,9 @@ An answer denies only if all of it does (a code fence around it is taken off). I
 
 Everything else is no denial, or garbled answers would be rewarded: an empty answer, "No.", a
 sentence without an object, coordinates beside it, a refusal ("I cannot see the image", "The image
-is not visible"), a sentence that affirms ("There is no doubt ...", "The dog is not on the sofa"),
-a loop. Other languages are not read.
+is not visible", while "The screen is not visible in the image" denies), a sentence that affirms
+("There is no doubt ...", "The dog is not on the sofa", "... not in the picture frame"), a loop.
+Other languages are not read.
 """
 
 import re
@@ -46,10 +47,36 @@ _SIGNS = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
-_IMAGE = "(?:image|picture|photo|photograph|scene|screenshot|screen|page|frame)"
+# What may itself be what is asked for; and the words for what was given.
+_OBJECTS = "screenshot|screen|page|frame|picture|photograph|photo"
+_IMAGE = f"(?:image|scene|{_OBJECTS})"
+_SHOWN = "(?:image|scene|screenshot|picture|photograph|photo)"
+_SENT = "attached|given|input|original|provided|referenced|second|uploaded"
+_GIVEN = f"(?:{_SENT}|current|displayed|shown|supplied|first|third|last|two|entire|full|whole)"
+_PLACE = "(?:left|right|upper|lower|top|bottom|middle|central|front|back|background|foreground)"
 _IS = "(?:is|are|was|were)"
 _NOT = "(?:not|n't|n\u2019t)"
-_IN_IMAGE = rf"(?:in|on|within) (?:the|this|that) {_IMAGE}(?!['\u2019]s)"
+_ANY = "any(?: of)?(?: the| these| those| your)?"
+_THE = f"(?:the|this|that|these|those|your|our|either(?: of the)?|{_ANY})"
+_BORDERS = "(?:visible )?(?:frame|view|bounds|boundaries|borders|limits|edges)"
+_VISIBLE = "visible (?:area|part|portion|region)"
+# The image as a place. A picture frame is none, nor is the left half of the image.
+_IMAGES = "|".join(
+    [
+        rf"{_THE} (?:(?!{_PLACE}\b)(?:black and white|[a-z-]+) ){{0,2}}"
+        rf"(?:image|scene|screenshot)s?(?!['\u2019])",
+        rf"{_THE} (?:{_GIVEN} ){{0,2}}(?:picture|photograph|photo)s?(?!['\u2019]| frames?\b)",
+        rf"an? (?:{_GIVEN} )?{_SHOWN}(?!['\u2019]| frames?\b)",
+        rf"{_THE} (?:(?:{_GIVEN}|camera|video) ){{0,2}}(?:frame|view)s?"
+        rf"(?!['\u2019]| of (?!{_THE} (?:{_SHOWN}|camera)))",
+        rf"{_THE} (?:{_GIVEN} ){{0,2}}(?:screen|page)s?(?!['\u2019]| of (?!{_THE} {_SHOWN}))",
+        rf"(?:the|any) (?:{_BORDERS}|{_VISIBLE}|contents?) of {_THE} (?:{_GIVEN} )?{_SHOWN}s?",
+        rf"any (?:part|area|region|portion) of {_THE} (?:{_GIVEN} )?{_SHOWN}s?",
+        rf"{_THE} (?:{_SHOWN}|camera)['\u2019]s (?:{_BORDERS}|{_VISIBLE}|field of view)",
+        "(?:view|frame|screen)(?! of)",
+    ]
+)
+_IN_IMAGE = rf"(?:in|on|within) (?:{_IMAGES})(?![\w-])"
 _SEEN = "present|visible|found|shown|seen|there|depicted|detected|anywhere"
 _THERE = rf"(?:{_SEEN}|{_IN_IMAGE})"  # "The dog is not on the sofa" says that there is a dog
 _ANYWHERE = rf"(?:{_SEEN}|in|on|within)"  # "No dog is on the sofa" says that there is none
@@ -73,7 +100,8 @@ _DENIES = re.compile(f"{_BEFORE}(?:{'|'.join(_PATTERNS)})[.!]?")
 _AFFIRMS = re.compile(
     r"\b(?:doubt|question|problem|need|reason|way|idea|denying|without|except|besides|"
     r"other than|apart from|nothing but|not only|show up|nothing wrong|else but|"
-    r"other .{1,80} than|but (?:rather |instead )?(?:at|in|on|near|to|here))\b"
+    r"other .{1,80} than|(?:but (?:rather |instead )?|but (?:it|he|she) is |but they are |only )"
+    r"(?:at|in|on|near|to|here))\b"
 )
 # "The dog is on the left and is not shown fully": the first verb says that something is there.
 _AFFIRMS_FIRST = re.compile(
@@ -81,12 +109,25 @@ _AFFIRMS_FIRST = re.compile(
 )
 # "I cannot see the image", "There isn't an image"; "The image is not visible", "No image is shown".
 _ITS = r"(?:an?|any|the|this|that|no|your|none of the)"
-_KIND = r"(?:(?:attached|given|input|original|provided|referenced|second|uploaded) )?"
+_KIND = rf"(?:(?:{_SENT}) )?"
 _CHAT = "(?:question|(?:the|this|that|your) (?:chat|conversation|message|prompt|question|request))"
+# No refusal: "The screen is not visible in the image", "There's no picture of a dog".
+_OBJECT = rf"(?:(?:first|second|third|last) )?(?:{_OBJECTS})s?"
+_IN_ONE = rf"(?:in|on|within) {_THE} (?:{_GIVEN} )?{_SHOWN}s?\b(?! (?:field|file|link|attachment))"
+_CAN = rf"(?:{_IS}|{_CANNOT}|can|could|does|did|do)"
+_NOT_SENT = "(?:attached|given|included|provided|sent|shared|supplied|uploaded)"
+_IS_TARGET = (
+    rf"(?:{_IMAGE}s? of (?![^.!?]*\b(?:{_NOT_SENT}|{_CHAT})\b)"
+    rf"|{_OBJECT} on (?:the|an?) (?!(?:{_IMAGE}|link|server|site|website)\b)\w"
+    rf"|{_OBJECT}(?: \w+| (?:in|at|behind|with)(?: \w+){{1,4}})? {_IN_ONE}"
+    rf"|{_OBJECT} {_CAN} ?(?:{_NOT})?(?: \w+){{0,3}} {_IN_ONE})"
+)
 _REFUSES = re.compile(
-    rf"(?:\b(?:see|find|locate|have|is|are|not)|n['\u2019]t|['\u2019]s) {_ITS} {_KIND}{_IMAGE}s?\b"
-    rf"|^{_BEFORE}(?:{_ITS} )?(?:contents? of {_ITS} )?{_KIND}{_IMAGE}s?(?: file| link)?"
-    rf"(?: (?:itself|of|above|below|here|you|that|which|attached|provided|in {_CHAT})\b[^.!?]*)?"
+    rf"(?:\b(?:see|find|locate|have|is|are|not)|n['\u2019]t|['\u2019]s) {_ITS} (?!{_IS_TARGET})"
+    rf"{_KIND}{_IMAGE}s?\b"
+    rf"|^{_BEFORE}(?:{_ITS} )?(?!{_IS_TARGET})"
+    rf"(?:contents? of {_ITS} )?{_KIND}{_IMAGE}s?(?: file| link)?"
+    rf"(?: (?:itself|above|below|here|you|that|which|attached|provided|in {_CHAT})\b[^.!?]*)?"
     rf" (?:{_IS}|{_CANNOT}|(?:can|could)|(?:does|did|do) ?{_NOT} (?:exist|appear))(?:\b|n)"
 )
 
