@@ -79,6 +79,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "prepare.validation.num_prompts: [30, 20]",
             "prepare.validation.num_prompts: this cannot vary, because the settings are measured",
         ),
+        (
+            "train.beta: [0.1, 0.5, 1]",
+            "prepare.test.0.path: [a, b]",
+            "path: this cannot vary, because",
+        ),
+        (
+            "train.beta: [0.1, 0.5, 1]",
+            "prepare.test: [{}]",
+            "prepare.test: this cannot vary, because",
+        ),
         ("train.beta: [0.1, 0.5, 1]", "train.methods.dpo.beta: [1]", "write train.beta, in a grid"),
         ("[dpo, perpo]", "[sft]", "train.beta: sft does not use it"),
         (

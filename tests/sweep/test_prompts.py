@@ -8,9 +8,11 @@ from PIL import Image
 from sweep.fake_stages import SWEEP
 
 from perpo_pipeline.config.overrides import parse_set
+from perpo_pipeline.config.sources import SOURCE_MODELS
 from perpo_pipeline.errors import ConfigError, InputError
 from perpo_pipeline.run import Console, NotMade, Run
 from perpo_pipeline.sweep import make_steps
+from perpo_pipeline.sweep.cells import CHOOSE_PROMPTS
 from perpo_pipeline.sweep.run_sweep import open_sweeps, run_sweeps
 from perpo_pipeline.sweep.steps import Step
 
@@ -90,3 +92,33 @@ def test_settings_that_are_measured_on_different_prompts_are_refused(
     write_prompts(tmp_path, "validation", ("red", "cup"))
     with pytest.raises(MadeOfThem):
         sweep(tmp_path, text)  # those of a file are the same
+
+
+def test_a_question_s_wording_may_vary_over_all_splits_and_the_truth_may_not(
+    tmp_path: Path,
+) -> None:
+    sets = []
+    for number, split in enumerate(("train", "validation", "test")):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 8 + number)).save(tmp_path / split / "page.png")
+        (tmp_path / split / "page.txt").write_text(f"the text of {split}")
+        sets.append(f"prepare.{split}={{source: pages, path: {tmp_path / split}}}")
+    keys = ", ".join(f"prepare.{split}.prompt" for split in ("train", "validation", "test"))
+    words = [[text] * 3 for text in ("Read.", "What does this page say?")]
+    start, end = SWEEP.split("grids:")[0], "seeds: [0]\nselect_on: validation\nreport_on: test\n"
+    text = f"{start}grids: [{{methods: [base, dpo], parameters: {{PARAMETERS}}}}]\n{end}"
+    with pytest.raises(MadeOfThem):
+        sweep(tmp_path, text.replace("PARAMETERS", f'"{keys}": {json.dumps(words)}'), *sets)
+    for split in ("train", "validation"):
+        made = [*tmp_path.glob(f"data/small/prompts/{split}/*/manifest.json")]
+        assert len(made) == 2
+    write_prompts(tmp_path, "validation", ("red", "cup"))
+    write_prompts(tmp_path, "test", ("green", "cup"))
+    text = text.replace("PARAMETERS", "prepare.validation.box: [xyxy, xywh]")
+    message = "box: other values give other true answers of 'validation', on which the settings"
+    with pytest.raises(ConfigError, match=f"parameters: prepare.validation.{message}"):
+        sweep(tmp_path, text)
+
+
+def test_what_chooses_prompts_are_settings_of_sources() -> None:
+    assert {name for model in SOURCE_MODELS for name in model.model_fields} >= CHOOSE_PROMPTS

@@ -27,6 +27,14 @@ OF_THE_SWEEP = {
 }
 """Settings that cannot vary: what to use in their place."""
 _MEASURED = frozenset({"prompts", "predictions", "metrics"})
+# Settings of a source that choose which prompts there are (config/sources.py).
+CHOOSE_PROMPTS = frozenset(
+    {
+        *("source", "path", "num_prompts", "start", "share", "per_dataset", "datasets", "split_by"),
+        *("splits", "per", "task", "leave_out_evaluated", "leave_out_bad_rows"),
+        "images_per_prompt",
+    }
+)
 _OF_NO_CELL = frozenset({"report", "harness", "rounds"})  # artifacts that no cell has
 
 
@@ -139,7 +147,7 @@ def uses(method: str, key: str, sweep: SweepFile, base: RunConfig) -> bool:
     section, _, rest = key.partition(".")
     if method == BASE:
         if section == "prepare":
-            return False  # that of a measured split cannot vary
+            return rest.partition(".")[0] in sweep.splits
         return bool(_MEASURED.intersection(counts_in(key)))
     loss = METHODS[_loss_of(method, base)]
     if section == "train":
@@ -211,9 +219,12 @@ def _check_parameters(
         where = f"parameters: {key}"
         if key in OF_THE_SWEEP:
             raise ConfigError(f"{where}: this cannot vary; {OF_THE_SWEEP[key]}", fix="remove it")
-        if measured := [s for s in sweep.splits if f"{key}.".startswith(f"prepare.{s}.")]:
+        section, split, *names = [*key.split("."), ""]
+        setting = next(name for name in names or [""] if not name.isdecimal())  # of several sources
+        is_measured = section == "prepare" and split in sweep.splits
+        if is_measured and (not setting or setting in CHOOSE_PROMPTS):
             raise ConfigError(
-                f"{where}: this cannot vary, because the settings are measured on {measured[0]}: "
+                f"{where}: this cannot vary, because the settings are measured on {split}: "
                 "each on other prompts, and the luckiest would be chosen",
                 fix="remove it; `set` gives every cell the same value",
             )
