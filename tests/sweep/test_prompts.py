@@ -95,8 +95,9 @@ def test_settings_that_are_measured_on_different_prompts_are_refused(
 
 
 def test_a_question_s_wording_may_vary_over_all_splits_and_the_truth_may_not(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("perpo_pipeline.evaluate.metrics.find_wordnet", lambda: None)  # slow
     sets = []
     for number, split in enumerate(("train", "validation", "test")):
         (tmp_path / split).mkdir()
