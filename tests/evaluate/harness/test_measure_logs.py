@@ -81,6 +81,7 @@ def test_pope_s_f1_has_an_interval_and_its_ratio_of_true_answers_has_none(tmp_pa
     """3 right yes, 1 wrong yes, 2 missed: F1 = 6 / 9, precision 3/4, recall 3/5, accuracy 5/8.
 
     lmms-eval's yes ratio counts the true answers instead of the model's: no rule makes it of them.
+    A word of which "f1" is a part is the F1, or else the mean of the scores.
     """
     pairs = [("yes", "yes")] * 3 + [("yes", "no")] + [("no", "yes")] * 2 + [("no", "no")] * 2
     values = [pope_value(*pair) for pair in pairs]
@@ -89,6 +90,8 @@ def test_pope_s_f1_has_an_interval_and_its_ratio_of_true_answers_has_none(tmp_pa
         "pope_precision": 3 / 4,
         "pope_recall": 3 / 5,
         "pope_f1_score": 6 / 9,
+        "F1Score": 6 / 9,
+        "f1score": 5 / 8,
         "pope_yes_ratio": 0.625,
     }
     questions = [dict.fromkeys(numbers, value) for value in values]
@@ -364,7 +367,26 @@ def test_what_a_judge_writes_beside_the_answers_is_no_other_benchmark(tmp_path: 
     assert [log.task for log in read_logs(folder).tasks] == ["MathVista_MINI"]
     rows = [row | {"prediction": f"step by step {i}"} for i, row in enumerate(rows)]
     write_tsv(folder / "m_MathVista_MINI_gpt-4-turbo.tsv", rows)
+    assert [log.task for log in read_logs(folder).tasks] == ["MathVista_MINI"]
+    rows = [row | {"question": f"another {i}"} for i, row in enumerate(rows)]
+    write_tsv(folder / "m_MathVista_MINI_gpt-4-turbo.tsv", rows)
     assert [log.task for log in read_logs(folder).tasks] == ["MathVista_MINI_gpt-4-turbo"]
+
+
+def test_answers_that_a_judge_rewrites_are_no_benchmark_unless_both_have_numbers(
+    tmp_path: Path,
+) -> None:
+    """AI2D_TEST_NO_MASK asks the questions of AI2D_TEST about other images."""
+    folder = tmp_path / "m"
+    outputs(folder, "X", [1, 0, 1], "answers", "numbers")
+    rows = [{"index": i, "question": f"q{i}", "prediction": f"it is {i}"} for i in range(3)]
+    write_tsv(folder / "m_X_extract.tsv", rows)
+    write_tsv(folder / "m_X_extract_result.tsv", [row | {"hit": row["index"] % 2} for row in rows])
+    (log,) = read_logs(folder).tasks
+    assert (log.task, log.num_questions) == ("X", 3) and log.asked is not None
+    write_tsv(folder / "m_X_extract_acc.csv", [{"split": "dev", "Overall": 1 / 3}], ",")
+    logs = read_logs(folder).tasks
+    assert [(log.task, log.num_questions) for log in logs] == [("X", 0), ("X_extract", 3)]
 
 
 def test_precision_that_equals_the_accuracy_by_chance_has_no_interval(tmp_path: Path) -> None:

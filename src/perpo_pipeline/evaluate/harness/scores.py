@@ -4,7 +4,8 @@ A number gets an interval only if one of the rules here makes exactly this numbe
 values: the mean of the scores (as they are, or times 100), precision, recall, F1 and the share of
 "yes" of yes-or-no answers, and the model's mean rating over the reference's. Other numbers (sums of
 sub-scores, means over categories) have no interval. The first rule that fits the words of the
-metric's name and the questions' values decides: an F1 of each question has a mean.
+metric's name and the questions' values decides: an F1 of each question has a mean, and so has a
+number that is named `F1Score` where the counts do not make it.
 """
 
 import math
@@ -101,7 +102,10 @@ def _candidates(
             return [made]
         if is_stated:
             return []
-    return [made for made in (_rated(pairs), _mean(pairs)) if made is not None]
+    # "F1Score" is one word; of "yes" the same would read `eyes_acc`.
+    inside = [rule for word, rule in by_name.items() if word in name and word != "yes"]
+    counted = [_yes_or_no(pairs, rule) for rule in inside[:1]]
+    return [made for made in (*counted, _rated(pairs), _mean(pairs)) if made is not None]
 
 
 def _mean(pairs: Sequence[tuple[Asked, Any]]) -> Explained | None:

@@ -13,7 +13,8 @@ a pickle can run code. Source: open-compass/VLMEvalKit, vlmeval/smp and vlmeval/
 A benchmark's name may be the beginning of another's (MMBench_DEV_EN and MMBench_DEV_EN_V11), so a
 file is of the benchmark with the longest name that it begins with. Those names are the ones in
 status.json, and those of files that no other file's name begins; a longer one is a benchmark, and
-no judge's, if its file has answers that were not taken over from the shorter one's.
+no judge's, if its file has answers that were not taken over from the shorter one's. A judge may
+rewrite all of them, so it must have other questions, too, or both names have numbers of their own.
 """
 
 import re
@@ -144,7 +145,9 @@ class _Outputs:
                 shorter != rest
                 and table is not None
                 and is_measured
-                and self._has_own_answers(table, tables.get(shorter))
+                and self._has_own_answers(
+                    table, tables.get(shorter), both_measured=_have_both(measured, rest, shorter)
+                )
             ):
                 self.benchmarks.add(rest)
 
@@ -164,21 +167,28 @@ class _Outputs:
         pairs = permutations(self.benchmarks, 2)
         return tuple(sorted({name for pair in pairs if _begins(*pair) for name in pair}))
 
-    def _has_own_answers(self, file: Path, shorter: Path | None) -> bool:
+    def _has_own_answers(self, file: Path, shorter: Path | None, *, both_measured: bool) -> bool:
         """Whether a table is of a benchmark's own answers, not what a judge wrote beside them.
 
-        A judge's file has scores, or no answers, or another column beside the answers of the file
-        with the shorter name, of which it may change a few.
+        A judge's file has scores, or no answers, or the questions of the file with the shorter name
+        (so may a benchmark's, of which there are numbers beside the shorter one's), or another
+        column beside that file's answers, of which it may change a few.
         """
         rows = self.table(file)
         names = set(rows[0]) if rows else set()
         if not {INDEX, PREDICTION} <= names or names & {*ONE_SCORE}:
             return False
         base = [] if shorter is None else self.table(shorter)
-        if not base or names <= set(base[0]):
+        if not base:
             return True
-        given = {_answer(row) for row in base}
-        return 2 * sum(_answer(row) in given for row in rows) <= len(rows)
+        asked = {_cells(row, INDEX, QUESTION) for row in base}
+        if not both_measured and all(_cells(row, INDEX, QUESTION) in asked for row in rows):
+            return False
+        if names <= set(base[0]):
+            return True
+        given = {_cells(row, INDEX, QUESTION, PREDICTION) for row in base}
+        taken = [_cells(row, INDEX, QUESTION, PREDICTION) in given for row in rows]
+        return 2 * sum(taken) <= len(rows)
 
     def _files(self) -> list[Path]:
         """The files that begin with the model's name, sorted."""
@@ -207,9 +217,15 @@ def _is_table(file: Path) -> bool:
     return file.suffix[1:] in FORMATS and not NUMBERS.search(file.name)
 
 
-def _answer(row: Row) -> tuple[float | str, ...]:
+def _have_both(measured: Sequence[str], longer: str, shorter: str) -> bool:
+    """Whether two names have files of numbers with one ending: AI2D_TEST, AI2D_TEST_NO_MASK."""
+    endings = (one.removeprefix(shorter) for one in measured if _begins(one, shorter))
+    return any(f"{longer}{ending}" in measured for ending in endings)
+
+
+def _cells(row: Row, *names: str) -> tuple[float | str, ...]:
     """A question and its answer, the same in every format: 3, "3" and "3.0" are one index."""
-    cells = [row.get(name) for name in (INDEX, QUESTION, PREDICTION)]
+    cells = [row.get(name) for name in names]
     return tuple(str(cell) if (n := number_in(cell)) is None else n for cell in cells)
 
 
