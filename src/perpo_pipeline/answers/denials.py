@@ -52,7 +52,10 @@ _OBJECTS = "screenshot|screen|page|frame|picture|photograph|photo"
 _IMAGE = f"(?:image|scene|{_OBJECTS})"
 _SHOWN = "(?:image|scene|screenshot|picture|photograph|photo)"
 _SENT = "attached|given|input|original|provided|referenced|second|uploaded"
-_GIVEN = f"(?:{_SENT}|current|displayed|shown|supplied|first|third|last|two|entire|full|whole)"
+_GIVEN = (
+    f"(?:{_SENT}|current|displayed|shown|supplied|first|third|fourth|last|two|entire|full|whole|"
+    "particular|specific|cropped|visible|above|following)"
+)
 _PLACE = "(?:left|right|upper|lower|top|bottom|middle|central|front|back|background|foreground)"
 _IS = "(?:is|are|was|were)"
 _NOT = "(?:not|n't|n\u2019t)"
@@ -67,7 +70,7 @@ _IMAGES = "|".join(
         rf"(?:image|scene|screenshot)s?(?!['\u2019])",
         rf"{_THE} (?:{_GIVEN} ){{0,2}}(?:picture|photograph|photo)s?(?!['\u2019]| frames?\b)",
         rf"an? (?:{_GIVEN} )?{_SHOWN}(?!['\u2019]| frames?\b)",
-        rf"{_THE} (?:(?:{_GIVEN}|camera|video) ){{0,2}}(?:frame|view)s?"
+        rf"{_THE} (?:(?:{_GIVEN}|camera|video) ){{0,2}}(?:frame|view|field of view)s?"
         rf"(?!['\u2019]| of (?!{_THE} (?:{_SHOWN}|camera)))",
         rf"{_THE} (?:{_GIVEN} ){{0,2}}(?:screen|page)s?(?!['\u2019]| of (?!{_THE} {_SHOWN}))",
         rf"(?:the|any) (?:{_BORDERS}|{_VISIBLE}|contents?) of {_THE} (?:{_GIVEN} )?{_SHOWN}s?",
