@@ -999,6 +999,8 @@ class TestTrouble:
         assert isinstance(sample(backend, 1)[0], SampledList) and len(server.bodies) == 3
         reply[0] = {"error": {"message": "no such thing", "code": "odd"}}
         assert "refused the request (HTTP 400: no such thing)" in reason_of(sample(backend, 1)[0])
+        reply[0] = {"error": {"message": "flagged by moderation", "code": 403}}
+        assert "refused the request (HTTP 400: flagged" in reason_of(sample(backend, 1)[0])
         reply[0] = {"error": {"message": "no credits", "code": 402}}
         with pytest.raises(ConfigError, match="a request without a key"):
             sample(backend, 1)

@@ -289,6 +289,26 @@ def test_metrics_in_use_are_published_not_the_newest(copy: Path, tmp_path: Path)
     assert f"(`perpo@test`, metrics `{'f' * 16}`)" in (tmp_path / "newest" / CARD).read_text()
 
 
+def test_metrics_of_the_weights_before_a_new_training_are_not_published(
+    copy: Path, tmp_path: Path
+) -> None:
+    """An adapter that was removed and trained again may have other weights, one fingerprint."""
+    for name in ("perpo@test", "perpo@validation"):
+        place = copy / "predictions" / name
+        if place.is_dir():
+            file = open_version(place).path / "manifest.json"
+            manifest = json.loads(file.read_text())
+            assert manifest["inputs"]["adapter"]["content"]
+            manifest["inputs"]["adapter"]["content"] = "0" * 64
+            file.write_text(json.dumps(manifest))
+    merge(copy / "adapter/perpo", tmp_path / "merged", console=QUIET)
+    text = (tmp_path / "merged" / CARD).read_text()
+    assert current(copy, "metrics", "perpo@test") not in text
+    with pytest.raises(ArtifactError, match="these metrics belong to adapter perpo"):
+        given = [copy / "metrics/perpo@test"]
+        merge(copy / "adapter/perpo", tmp_path / "given", metrics=given, console=QUIET)
+
+
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_kill_while_the_card_is_renewed_freezes_no_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int

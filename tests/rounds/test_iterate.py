@@ -342,6 +342,10 @@ def test_a_changed_setting_makes_new_rounds_and_keeps_the_old_ones(
     assert used.name == artifact(file).table()["adapter"].to_pylist()[1]
     models = sorted((folder / "model").iterdir())
     assert [one.name for one in models if one not in unused] == [used.name] and len(models) == 2
+    # Made of inputs that were made again, an adapter lies beside; the model has its fingerprint.
+    beside = used.rename(f"{used}-12345678")
+    (used.parent / "current").write_text(beside.name)
+    assert folder / "model" / used.name not in {one.path for one in find_unused(folder.parent, 0)}
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic_run import make_synthetic_run, sample_synthetic
+from synthetic_run import make_synthetic_run, prepare_synthetic, sample_synthetic
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.filter.filter_lists import filter_lists
 from perpo_pipeline.run import Run
 from perpo_pipeline.score.score_answers import score
 from perpo_pipeline.status.states import State, states
-from perpo_pipeline.store.artifacts import MANIFEST, Version, open_version
+from perpo_pipeline.store.artifacts import MANIFEST, Version, input_of, open_version
 from perpo_pipeline.store.finding import version_of
-from perpo_pipeline.store.made_from import content_of
+from perpo_pipeline.store.inspect import describe
+from perpo_pipeline.store.made_from import content_of, is_of
 from perpo_pipeline.store.writing import Recipe, open_writer
 
 ROW = {"prompt_id": "a", "sample_id": 0, "reward": 0.5, "parse_ok": True, "box": None}
@@ -57,11 +58,58 @@ def test_scores_of_samples_that_were_drawn_again_are_not_taken(run: Run) -> None
     assert state_of(run, "preferences/train").state == "current"
     drawn = samples.table()["completion"].to_pylist()
     assert {text for one in lists.table()["completions"].to_pylist() for text in one} <= {*drawn}
-    # A second time the version beside is found, not made; with the first samples the first one.
+    # A second time the version beside is found, not made, and also where the first was removed
+    # (`perpo gc`); with the first samples the first one is.
     assert score(run, "train").path == anew.path
+    assert "samples/train" in describe(scores.path) and "(made again since)" in describe(
+        scores.path
+    )
+    kept = scores.path.rename(run.config.run_dir / "aside")
+    assert score(run, "train").path == anew.path
+    assert state_of(run, "preferences/train").state == "current"
+    kept.rename(scores.path)
     make_again(run, seed=1)
     assert score(run, "train").path == scores.path
     assert filter_lists(run, "train").path.name == lists.fingerprint
+
+
+def test_prompts_whose_images_have_another_place_are_the_same(run: Run) -> None:
+    """A data folder that moved: its paths are in the table, and change no result."""
+    samples = run.latest("samples", "train")
+    prompts = input_of(samples, "prompts")
+    table = prompts.table().to_pylist()
+    shutil.rmtree(prompts.path)
+    recipe = Recipe("prompts", "train", "prepare", 1, {})
+    with open_writer(prompts.path.parent, recipe) as writer:
+        writer.write_part(0, [row | {"place": "moved"} for row in table])
+        moved = writer.finish()
+    manifest = moved.manifest | {"fingerprint": prompts.fingerprint}
+    assert is_of(samples.manifest["inputs"]["prompts"], Version(moved.path, manifest))
+
+
+def test_lists_with_earlier_ones_that_were_made_again_are_stale(run: Run, tmp_path: Path) -> None:
+    earlier = run.latest("preferences", "train")
+    config = run.config.model_copy(
+        update={
+            "run": "second",
+            "filter": run.config.filter.model_copy(
+                update={"earlier": earlier.path.parent, "keep_earlier": 1.0}
+            ),
+        }
+    )
+    second = Run(config, quiet=True)
+    prepare_synthetic(second, "train")
+    sample_synthetic(second, 3)
+    score(second, "train")
+    filter_lists(second, "train")
+    assert state_of(second, "preferences/train").state == "current"
+    make_again(run, seed=2)
+    score(run, "train")
+    filter_lists(run, "train")
+    shown = state_of(second, "preferences/train")
+    assert shown.why == ["made from earlier lists as they were before they were made again"]
+    filter_lists(second, "train")
+    assert state_of(second, "preferences/train").state == "current"
 
 
 def test_samples_drawn_again_with_the_same_content_are_the_same(run: Run) -> None:

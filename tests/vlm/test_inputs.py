@@ -2,11 +2,13 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 from tiny_families import save_tiny_family
+from transformers import LlamaConfig
 
 from perpo_pipeline.config.model import ModelConfig
 from perpo_pipeline.errors import ArtifactError, InputError
@@ -14,9 +16,21 @@ from perpo_pipeline.train.lists import TrainingList, ground_truth_list
 from perpo_pipeline.vlm.chat import answer_turn
 from perpo_pipeline.vlm.files import resolve_model
 from perpo_pipeline.vlm.images import image_sha256
-from perpo_pipeline.vlm.inputs import RowError, count_row_tokens, encode_row, prompt_image
+from perpo_pipeline.vlm.inputs import (
+    RowError,
+    context_length,
+    count_row_tokens,
+    encode_row,
+    prompt_image,
+)
 from perpo_pipeline.vlm.loading import load_vlm
 from perpo_pipeline.vlm.models import Vlm
+
+LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +94,21 @@ def test_an_embedded_image_is_named_by_its_row(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         prompt_image(row)
     assert caught.value.where == "test.jsonl:7 (prompt 0f3a), its image"
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "default"}, 512),
+        ({"rope_type": "yarn", "factor": 4.0}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "dynamic", "factor": 2.0}, 1024),
+        ({"rope_type": "llama3", "factor": 8.0, **LLAMA3}, 512),  # its number has the factor
+    ],
+)
+def test_the_context_is_as_long_as_the_positions_that_the_config_stretches(
+    rope: dict[str, Any], limit: int
+) -> None:
+    config = LlamaConfig(max_position_embeddings=512, rope_parameters={**rope, "rope_theta": 1e4})
+    vlm: Any = SimpleNamespace(model=SimpleNamespace(config=config))
+    assert context_length(vlm) == limit

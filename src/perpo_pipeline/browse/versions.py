@@ -11,6 +11,7 @@ from perpo_pipeline.status.check import Check
 from perpo_pipeline.status.graph import Key, nodes
 from perpo_pipeline.store.artifacts import CURRENT, Version, input_of, open_version
 from perpo_pipeline.store.list_prompts import prompts_with_lists
+from perpo_pipeline.store.made_from import is_of
 
 PREDICTIONS = "predictions"
 
@@ -113,8 +114,7 @@ def _others(preferences: Version, prompts: Version) -> tuple[Version, ...]:
 def _reference(config: RunConfig, preferences: Version) -> Version | None:
     """The reference log-probabilities of these lists, if a training has computed them."""
     found = _in_use(config, "reference", preferences.variant)
-    of_lists = found and found.manifest["inputs"]["preferences"]["fingerprint"]
-    return found if of_lists == preferences.fingerprint else None
+    return found if found and is_of(found.manifest["inputs"]["preferences"], preferences) else None
 
 
 def _test_sets(config: RunConfig, notes: list[str]) -> Iterator[TestSet]:

@@ -11,6 +11,7 @@ from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, re
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.status.lineage import trace
 from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Json, Version, open_version
+from perpo_pipeline.store.made_from import content_of, differ
 
 Subject = Literal["adapter", "base", "answers"]
 
@@ -100,8 +101,11 @@ def _is_of(model: str, name: str) -> bool:
 
 def _rests_on(metrics: Version, adapter: Version) -> bool:
     """Whether the adapter is among the artifacts that the metrics were made from."""
-    wanted = (adapter.artifact, adapter.fingerprint)
-    return any((t.artifact, t.fingerprint) == wanted for t in trace([metrics]))
+    wanted, weights = (adapter.artifact, adapter.fingerprint), content_of(adapter)
+    return any(
+        (t.artifact, t.fingerprint) == wanted and not differ(t.content, weights)
+        for t in trace([metrics])
+    )
 
 
 def _check_belongs_to(metrics: Version, adapter: Version) -> None:

@@ -227,6 +227,7 @@ class Check:
                 reason := self._input(node, need, path, manifest)
             ):
                 found.append(reason)
+        found += self._earlier(node, manifest)
         needed = {artifact for artifact, _ in node.needs} | set(options.inputs)
         if (
             node.artifact == "samples"
@@ -235,6 +236,18 @@ class Check:
         ):
             found.append(Reason(node, "input", "drawn with an adapter, the run's are not"))
         return found
+
+    def _earlier(self, node: Node, manifest: Json) -> list[Reason]:
+        """The lists of `filter.earlier`, if they were made again; their recipe is a setting."""
+        record, place = manifest["inputs"].get("earlier"), self.config.filter.earlier
+        if record is None or place is None:
+            return []
+        try:
+            again = was_made_again(record, open_version(place))
+        except ArtifactError:
+            return []
+        text = "made from earlier lists as they were before they were made again"
+        return [Reason(node, "input", text)] if again else []
 
     def _need(self, node: Node, artifact: str) -> Key | None:
         return next((need for need in node.needs if need[0] == artifact), None)

@@ -7,17 +7,21 @@ from pathlib import Path
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.status.graph import ORDER
 from perpo_pipeline.store.artifacts import Json, Version, open_version
-from perpo_pipeline.store.made_from import is_of
+from perpo_pipeline.store.made_from import CONTENT, content_of, is_of
 
 
 @dataclass(frozen=True)
 class Traced:
-    """One artifact; `version` is None if it was removed or its schema version is not readable."""
+    """One artifact, and what later stages read of it (store/made_from.py), if that is known.
+
+    `version` is None if it was removed or made again, or its schema version is not readable.
+    """
 
     artifact: str
     variant: str
     fingerprint: str
     version: Version | None
+    content: str | None = None
 
 
 def trace(versions: Iterable[Version]) -> list[Traced]:
@@ -38,7 +42,9 @@ def trace(versions: Iterable[Version]) -> list[Traced]:
 
 
 def _of_version(version: Version) -> Traced:
-    return Traced(version.artifact, version.variant, version.fingerprint, version)
+    return Traced(
+        version.artifact, version.variant, version.fingerprint, version, content_of(version)
+    )
 
 
 def _of_record(record: Json, child: Path) -> Traced:
@@ -49,7 +55,8 @@ def _of_record(record: Json, child: Path) -> Traced:
         version = None
     if version is not None and not is_of(record, version):
         version = None
-    return Traced(record["artifact"], record["variant"], record["fingerprint"], version)
+    named = record["artifact"], record["variant"], record["fingerprint"]
+    return Traced(*named, version, record.get(CONTENT))
 
 
 def _rank(artifact: str) -> int:

@@ -22,7 +22,7 @@ from perpo_pipeline.store.artifacts import (
     require_parts,
 )
 from perpo_pipeline.store.atomic import write_atomically
-from perpo_pipeline.store.made_from import of_earlier_inputs, was_made_again
+from perpo_pipeline.store.made_from import fingerprint_in, of_earlier_inputs, was_made_again
 from perpo_pipeline.store.old_rules import RULES, Trust, same_settings
 from perpo_pipeline.store.schemas import ALL
 from perpo_pipeline.store.writing import Recipe, Writer, fingerprint_of, use
@@ -109,7 +109,8 @@ def left_behind(root: Path, recipe: Recipe) -> list[Path]:
     for folder in (root, *_older_folders(root, recipe)):
         for file in sorted(folder.glob(f"*/{STARTED}")):
             path = file.parent
-            is_open = not (path / MANIFEST).is_file() and path.name != recipe.fingerprint
+            is_other = fingerprint_in(path.name) != recipe.fingerprint
+            is_open = is_other and not (path / MANIFEST).is_file()
             if is_open and any(path.glob("*.parquet")) and _began_as(file, recipe):
                 found.append(path)
     return found

@@ -27,7 +27,7 @@ from perpo_pipeline.store.in_use import (
     runs_beside,
     versions_in,
 )
-from perpo_pipeline.store.made_from import is_same_input
+from perpo_pipeline.store.made_from import fingerprint_in, is_same_input
 
 OPTIONS = "options.json"
 DAY_S = 86_400
@@ -129,7 +129,7 @@ def _merged_models(
     run_dir, *rounds = folders
     merged = sorted(path.resolve() for path in (run_dir / MERGED).glob("*") if path.is_dir())
     whats = dict.fromkeys(merged, "a merged model")
-    adapters = {path.name for path in used if path.parent.parent.name == "adapter"}
+    adapters = {fingerprint_in(path.name) for path in used if path.parent.parent.name == "adapter"}
     models = (path.resolve() for one in rounds for path in sorted((one / MODEL).glob("*")))
     whats |= {
         path: "the merged model of an adapter that is not in use"

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.store.artifacts import Version, damaged_files, open_version
+from perpo_pipeline.store.made_from import was_made_again
 
 LONGEST_CELL = 100
 
@@ -57,12 +58,15 @@ def _pairs(values: dict[str, Any]) -> list[str]:
 
 def _lineage(version: Version, depth: int = 0) -> Iterator[str]:
     for record in version.manifest["inputs"].values():
-        yield "  " * depth + f"{record['artifact']}/{record['variant']} {record['fingerprint']}"
-        parent = version.path / record["path"]
-        if parent.is_dir():
-            yield from _lineage(open_version(parent), depth + 1)
+        place = version.path / record["path"]
+        parent = open_version(place) if place.is_dir() else None
+        again = " (made again since)" if parent and was_made_again(record, parent) else ""
+        named = f"{record['artifact']}/{record['variant']} {record['fingerprint']}"
+        yield "  " * depth + named + again
+        if parent is not None:
+            yield from _lineage(parent, depth + 1)
         else:
-            yield "  " * (depth + 1) + f"(no longer at {parent})"
+            yield "  " * (depth + 1) + f"(no longer at {place})"
 
 
 def _other_tables(version: Version, rows: int) -> Iterator[str]:

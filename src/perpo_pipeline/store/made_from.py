@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from perpo_pipeline.store.artifacts import MANIFEST, STARTED, Json, Version
+from perpo_pipeline.store.schemas import PROMPTS
 
 WEIGHTS = ".safetensors"
 CONTENT = "content"  # in a record; those of earlier versions of this program lack it
@@ -20,9 +21,12 @@ CONTENT = "content"  # in a record; those of earlier versions of this program la
 def content_of(version: Version) -> str | None:
     """A sha256 of what other stages read of a version: its weights, or else its own table.
 
-    None if the manifest names neither.
+    None if the manifest names neither, and for prompts: their fingerprint has the hashes of what
+    they were read from, and their table has paths and places, too, which change no result.
     """
     manifest = version.manifest
+    if version.artifact == PROMPTS.name:
+        return None
     read = [one["sha256"] for one in manifest.get("files", []) if one["file"].endswith(WEIGHTS)]
     if not read:
         read = [one["sha256"] for one in manifest["parts"] if one["table"] == version.artifact]
@@ -58,26 +62,33 @@ def is_of(record: Json, version: Version) -> bool:
 def was_made_again(record: Json, version: Version) -> bool:
     """Whether a recorded input has the version's fingerprint and another content."""
     is_same_recipe = record["fingerprint"] == version.fingerprint
-    return bool(is_same_recipe) and _differ(record.get(CONTENT), content_of(version))
+    return bool(is_same_recipe) and differ(record.get(CONTENT), content_of(version))
 
 
 def is_same_input(record: Json, other: Json) -> bool:
     """Whether two manifests record the same input; contents count where both have them."""
     is_same_recipe = record.get("fingerprint") == other.get("fingerprint")
-    return is_same_recipe and not _differ(record.get(CONTENT), other.get(CONTENT))
+    return is_same_recipe and not differ(record.get(CONTENT), other.get(CONTENT))
 
 
 def place_of(root: Path, fingerprint: str, inputs: Mapping[str, Version]) -> Path:
     """The folder of a version under `root`, which need not exist: named like its fingerprint.
 
     Where that folder has a version of inputs that were made again since, it is another one beside
-    it, whose name also has a hash of their content: nothing overwrites a version.
+    it, whose name also has a hash of their content: nothing overwrites a version. That one stays
+    the place if the first is removed.
     """
-    plain = root / fingerprint
-    if not of_earlier_inputs(plain, inputs):
-        return plain
     contents = [f"{name} {content_of(version)}" for name, version in sorted(inputs.items())]
-    return root / f"{fingerprint}-{_digest(contents)[:8]}"
+    plain = root / fingerprint
+    beside = root / f"{fingerprint}-{_digest(contents)[:8]}"
+    if _is_begun(plain):
+        return beside if of_earlier_inputs(plain, inputs) else plain
+    return beside if _is_begun(beside) else plain
+
+
+def fingerprint_in(name: str) -> str:
+    """The fingerprint in the name of a version's folder (`place_of`)."""
+    return name.partition("-")[0]
 
 
 def of_earlier_inputs(path: Path, inputs: Mapping[str, Version]) -> bool:
@@ -95,8 +106,13 @@ def of_earlier_inputs(path: Path, inputs: Mapping[str, Version]) -> bool:
     return False
 
 
-def _differ(one: str | None, other: str | None) -> bool:
+def differ(one: str | None, other: str | None) -> bool:
+    """Whether two contents are known, and not the same."""
     return None not in (one, other) and one != other
+
+
+def _is_begun(path: Path) -> bool:
+    return (path / MANIFEST).is_file() or (path / STARTED).is_file()
 
 
 def _digest(texts: list[str]) -> str:

@@ -33,6 +33,8 @@ from perpo_pipeline.vlm.image_place import row_turns
 from perpo_pipeline.vlm.images import load_image
 from perpo_pipeline.vlm.quantization import check_installed
 
+STRETCHED = frozenset({"yarn", "linear", "dynamic"})  # rope types with more positions by `factor`
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -322,7 +324,16 @@ def count_row_tokens(vlm: "Vlm", row: Mapping[str, Any], preprocess: str) -> int
 
 
 def context_length(vlm: "Vlm") -> int | None:
-    """The most tokens that the language model was made for; None if its config has no limit."""
-    config: Any = vlm.model.config
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+    """The most tokens that the language model was made for; None if its config has no limit.
+
+    Positions that its config stretches (YaRN, linear, dynamic) count as vLLM counts them.
+    """
+    config: Any = vlm.model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in STRETCHED or not rope.get("factor"):
+        return int(limit)
+    before = rope.get("original_max_position_embeddings") or limit
+    return max(int(limit), int(before * rope["factor"]))

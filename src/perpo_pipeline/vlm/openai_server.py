@@ -285,7 +285,8 @@ class Server:
 def _status_of(response: "httpx.Response") -> int:
     """The HTTP status, or that of an error in the body of a 200, as OpenRouter sends it.
 
-    An error without a status of its own is about the request (400).
+    A 403 there is a prompt that its moderation refused. Such an error, and one without a status of
+    its own, is about the request (400).
     """
     status = response.status_code
     if not 200 <= status < 300 or b'"error"' not in response.content:
@@ -298,7 +299,8 @@ def _status_of(response: "httpx.Response") -> int:
         return status
     error = found["error"]
     code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 400
+    of_all = isinstance(code, int) and (code in {401, 402, *RETRIED} or 500 <= code < 600)
+    return code if of_all else 400
 
 
 def read_answer(answer: bytes, kind: type[Answer]) -> Answer:
