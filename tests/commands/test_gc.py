@@ -232,3 +232,62 @@ def test_a_manifest_that_may_not_be_read_stops_it_before_anything_is_removed(
         cli.main(["gc", "--config", "r.yaml", "--yes", "--keep-days", "0"])
     assert ended.value.code == 2 and "Stale file handle" in capsys.readouterr().err
     assert scores.path.is_dir()
+
+
+def test_merged_models_are_held_by_trainings_against_them_and_wherever_gc_runs(
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made("scores", {})
+    names = ("start", "reference", "elsewhere", "unused")
+    models = {name: workdir / "data/r/merged" / name for name in names}
+    for model in models.values():
+        model.mkdir(parents=True)
+    made("samples", {}, run="b", notes={"model_id": "data/r/merged/start"})
+    notes = {"model_id": "hub/x", "reference_model_id": "data/r/merged/reference"}
+    made("adapter", {}, run="c", notes=notes)
+    made("samples", {}, run="d", notes={"model_id": "../r/merged/elsewhere"})
+    made("samples", {}, run="e", notes={"model_id": "no/r/merged/unused"})
+    (workdir / "r.yaml").write_text(f"data_root: {workdir}/data\n{CONFIG}")
+    for folder in (workdir, workdir / "data"):
+        monkeypatch.chdir(folder)
+        lines = gc(capsys, "--config", str(workdir / "r.yaml"))[0]
+        shown = {Path(line.split()[1]).name: line for line in lines}
+        assert shown["unused"].startswith("unused ")
+        for name, run in (("start", "b"), ("reference", "c"), ("elsewhere", "d")):
+            assert shown[name].endswith(f" (the run {run} was made from it)")
+
+
+def test_what_is_no_run_or_damaged_under_the_data_root_stops_nothing(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = made("scores", {"number": 1})
+    made("scores", {"number": 2})
+    model = workdir / "data/r/merged/m"
+    model.mkdir(parents=True)
+    pointers: list[bytes] = [b"\xff\xfe\x00\x81", b"a" * 300, b"\0", b"a"]
+    for number, content in enumerate(pointers):
+        folder = workdir / f"data/x{number}/a/b"
+        folder.mkdir(parents=True)
+        (folder / "current").write_bytes(content)
+    below_a_file = {"path": "../../../../r/scores/train/current/below"}
+    damaged: list[dict[str, object]] = [
+        {"settings": {"of": 5}},
+        {"settings": {"of": ["a"]}, "notes": {"paths": ["b"]}},
+        {"settings": {"of": [{}]}, "notes": {"paths": None}},
+        {"settings": {"source": "prompts"}, "notes": {"path": "a\0b", "model_id": "a\0b"}},
+        {"settings": {"model": []}, "inputs": {"preferences": "x"}},
+        {"inputs": {"a": {"path": "a\0b"}, "b": below_a_file, "c": {"path": "a" * 300}}},
+        {"settings": {"of": 5}, "inputs": {"scores": {"path": str(old.path.resolve())}}},
+    ]
+    for number, manifest in enumerate(damaged):
+        folder = workdir / f"data/y{number}/adapter/train/abc"
+        other = workdir / f"data/y{number}/reference/train/abc"
+        for one in (folder, other):
+            one.mkdir(parents=True)
+            (one / "started.json").write_text("{}")
+            (one / "manifest.json").write_text(json.dumps(manifest))
+        (folder.parent / "current").write_text("abc")
+    lines = gc(capsys, "--yes")[0]
+    assert [line.split()[0] for line in lines] == ["held", "removed"]
+    assert str(old.path.resolve()) in lines[0] and "the run y6 was" in lines[0]  # as far as read
+    assert str(model) in lines[1]

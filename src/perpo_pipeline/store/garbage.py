@@ -23,6 +23,7 @@ from perpo_pipeline.store.in_use import (
     Lineage,
     current_in,
     folders_of,
+    is_model,
     read_json_object,
     runs_beside,
     versions_in,
@@ -107,14 +108,14 @@ def look_for_unused(run_dir: Path, keep_days: float) -> list[Unused]:
     return unused
 
 
-def _held_by_others(run_dir: Path, lineage: Lineage) -> tuple[dict[Path, str], dict[Path, str]]:
+def _held_by_others(run_dir: Path, lineage: Lineage) -> tuple[dict[Path, str], dict[str, str]]:
     """The versions to which other runs lead and the run itself does not, and the models that they
-    were made with: the name of such a run by the folder.
+    were made with: the name of such a run by the folder, and by the name of the model.
 
     What another run has begun counts, too: its command goes on from there.
     """
     holders: dict[Path, str] = {}
-    models: dict[Path, str] = {}
+    models: dict[str, str] = {}
     for name, folder in runs_beside(run_dir).items():
         begun = [path for path in versions_in(folder) if not (path / MANIFEST).is_file()]
         reached = lineage.follow([*current_in(folder), *begun])
@@ -123,9 +124,7 @@ def _held_by_others(run_dir: Path, lineage: Lineage) -> tuple[dict[Path, str], d
     return holders, models
 
 
-def _merged_models(
-    folders: list[Path], used: set[Path], holders: Mapping[Path, str]
-) -> list[Unused]:
+def _merged_models(folders: list[Path], used: set[Path], names: Mapping[str, str]) -> list[Unused]:
     run_dir, *rounds = folders
     merged = sorted(path.resolve() for path in (run_dir / MERGED).glob("*") if path.is_dir())
     whats = dict.fromkeys(merged, "a merged model")
@@ -136,9 +135,11 @@ def _merged_models(
         for path in models
         if path.name not in adapters
     }
-    return [
-        Unused(path, _size(path), what, "", holders.get(path, "")) for path, what in whats.items()
-    ]
+    holders = {
+        path: next((run for name, run in names.items() if is_model(name, path, run_dir)), "")
+        for path in whats
+    }
+    return [Unused(path, _size(path), what, "", holders[path]) for path, what in whats.items()]
 
 
 def shown_size(size: int) -> str:

@@ -1,6 +1,8 @@
 """Which versions are in use: what the `current` files of a run, and of those beside it, lead to."""
 
+import errno
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from perpo_pipeline.store.made_from import is_same_input
 from perpo_pipeline.store.schemas import ALL
 
 Json = dict[str, Any]
+MODEL_NOTES = ("model_id", "reference_model_id")
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class Lineage:
@@ -23,23 +27,25 @@ class Lineage:
     def follow(self, versions: Iterable[Path]) -> set[Path]:
         """These versions and what they lead to, as far as nothing has led there before.
 
-        Raises OSError where the system does not let a manifest be read.
+        What a damaged manifest names that can be no path is passed over. Raises OSError where the
+        system does not let a manifest be read.
         """
         new: set[Path] = set()
         frontier = list(versions)
         while frontier:
-            path = frontier.pop().resolve()
-            if path not in self.reached:
+            path = _real_place(frontier.pop())
+            if path is not None and path not in self.reached:
                 self.reached.add(path)
                 new.add(path)
                 frontier += self._leads_to(path)
         return new
 
-    def models_of(self, versions: Iterable[Path]) -> set[Path]:
-        """The local models that these versions were made with, such as another run's merged one."""
+    def models_of(self, versions: Iterable[Path]) -> set[str]:
+        """The models that these versions were made with, as the settings named them; the reference
+        models of trainings, too."""
         notes = (_part(self._record(path), "notes") for path in versions)
-        names = {note["model_id"] for note in notes if isinstance(note.get("model_id"), str)}
-        return {Path(name).resolve() for name in names if name}
+        names = (note.get(name) for note in notes for name in MODEL_NOTES)
+        return {name for name in names if isinstance(name, str) and name}
 
     def _record(self, version: Path) -> Json:
         if version not in self._records:
@@ -59,10 +65,11 @@ class Lineage:
         """The prompts that the source `prompts` took, which are no input: their content counts."""
         record = self._record(version)
         settings, notes = _part(record, "settings"), _part(record, "notes")
-        several = zip(settings.get("of", ()), notes.get("paths", ()), strict=False)
+        several = zip(_list(settings, "of"), _list(notes, "paths"), strict=False)
         for source, place in [(settings, notes.get("path")), *several]:
-            if source.get("source") == "prompts" and isinstance(place, str):
-                yield from [Path(place)] * (Path(place) / STARTED).is_file()
+            is_prompts = isinstance(source, dict) and source.get("source") == "prompts"
+            if is_prompts and isinstance(place, str) and os.path.isfile(Path(place) / STARTED):
+                yield Path(place)
 
     def _references_of(self, adapter: Path) -> Iterator[Path]:
         """The reference log-probabilities of the lists that an adapter was trained on.
@@ -70,11 +77,11 @@ class Lineage:
         The adapter does not name them, and another training on these lists would need them.
         """
         own = self._record(adapter)
-        lists = _part(own, "inputs").get("preferences", {})
-        models = {_part(own, "settings").get(name) for name in ("model", "reference_model")}
+        lists = _part(_part(own, "inputs"), "preferences")
+        models = [_part(own, "settings").get(name) for name in ("model", "reference_model")]
         for file in (adapter.parents[2] / "reference").glob(f"*/*/{MANIFEST}"):
             other = self._record(file.parent.resolve())
-            read = _part(other, "inputs").get("preferences", {})
+            read = _part(_part(other, "inputs"), "preferences")
             if is_same_input(read, lists) and _part(other, "settings").get("model") in models:
                 yield file.parent
 
@@ -90,12 +97,18 @@ def versions_in(folder: Path) -> set[Path]:
 
 
 def current_in(folder: Path) -> list[Path]:
-    """The versions that `current` files name; where one is damaged, every version beside it."""
+    """The versions that `current` files name; where one is damaged, every version beside it.
+
+    A file of this name in a folder of another kind leads nowhere. Raises OSError where the system
+    does not let one be read.
+    """
     found: list[Path] = []
     for pointer in sorted(folder.glob(f"*/*/{CURRENT}")):
         try:
             found.append(follow_current(pointer.parent))
-        except ArtifactError:
+        except (ArtifactError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NOT_THERE:
+                raise
             found += [file.parent for file in pointer.parent.glob(f"*/{STARTED}")]
     return found
 
@@ -114,6 +127,22 @@ def runs_beside(run_dir: Path) -> dict[str, Path]:
     return {str(one.relative_to(root)): one for one in folders if one.resolve() not in own}
 
 
+def is_model(name: str, model: Path, run_dir: Path) -> bool:
+    """Whether the model that a version names is this folder of the run in `run_dir`.
+
+    A relative name starts at the folder in which that command ran, which no manifest has: it is
+    looked for from here and from each folder above the run. Where it is in none of them, it is
+    every model whose path ends with it.
+    """
+    place = Path(os.path.expanduser(name))
+    above = [Path.cwd(), *run_dir.absolute().parents, *run_dir.resolve().parents]
+    found = {_real_place(one / place) for one in above if os.path.exists(one / place)}
+    if found or place.is_absolute():
+        return model in found
+    end = tuple(part for part in place.parts if part != "..")
+    return model.parts[-len(end) :] == end
+
+
 def read_json_object(file: Path) -> Json:
     """A JSON object; empty if the file is missing or damaged.
 
@@ -121,7 +150,11 @@ def read_json_object(file: Path) -> Json:
     """
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except ValueError:
+        return {}
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
         return {}
     return read if isinstance(read, dict) else {}
 
@@ -129,3 +162,16 @@ def read_json_object(file: Path) -> Json:
 def _part(record: Json, name: str) -> Json:
     found = record.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def _list(record: Json, name: str) -> list[Any]:
+    found = record.get(name)
+    return found if isinstance(found, list) else []
+
+
+def _real_place(path: Path) -> Path | None:
+    """The path without links; None for what can be none, such as one with a NUL in it."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:
+        return None
