@@ -313,6 +313,15 @@ def test_only_one_split_is_read_from_a_folder_of_the_hub(tmp_path: Path) -> None
         ("parquet", ["train/data", "test/data"], "test/data.parquet, {}/hub/train/data.parquet;"),
         ("datasets", ["train/a", "train/b", "Test/a", "Test/b"], "hub/Test, {}/hub/train; or each"),
         ("parquet", ["refcoco_testA", "refcoco_testB"], "hub/refcoco_testA.parquet, "),
+        ("parquet", ["train", "extra", "test"], "hub/test.parquet, {}/hub/train.parquet; or each"),
+        ("parquet", ["trainData", "testData"], "testData.parquet, {}/hub/trainData.parquet; or"),
+        ("parquet", ["training", "testing"], "testing.parquet, {}/hub/training.parquet; or each"),
+        ("parquet", ["train_coco", "test_flickr"], "flickr.parquet, {}/hub/train_coco.parquet; or"),
+        ("parquet", ["train/x_train", "train/x_val"], "train/x_train.parquet, {}/hub/train/x_val"),
+        ("parquet", ["test/a", "data_train"], "hub/data_train.parquet, {}/hub/test/a.parquet; or"),
+        ("parquet", ["en/train/a", "de/train/b", "en/test/a"], "hub/*/train/*.parquet, {}/hub/en"),
+        ("parquet", ["x_train_1", "y_train_2", "x_test_1"], "train_1.parquet and {}/hub/y_train_2"),
+        ("parquet", ["x-00000-of-00001", "x"], "/x-*.parquet, {}/hub/x.parquet; or each"),
     ],
 )
 def test_files_whose_names_say_other_splits_are_not_mixed(
@@ -326,7 +335,7 @@ def test_files_whose_names_say_other_splits_are_not_mixed(
     assert advice.format(tmp_path) in str(caught.value)
     if source == "parquet":
         with pytest.raises(InputError, match="holds 2 splits"):
-            read(source, tmp_path / "hub" / ("*/*" if "/" in names[0] else "*"))
+            read(source, tmp_path / "hub" / "**" / "*")
         one = read(source, tmp_path / "hub" / f"{names[-1]}.parquet", image_root=tmp_path)
         assert len(one.rows) == 3
 
@@ -338,6 +347,28 @@ def test_words_that_name_no_other_split_are_read_together(tmp_path: Path) -> Non
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(as_table(tmp_path).slice(0, 1), file)
     assert len(read("parquet", tmp_path / "test", image_root=tmp_path).rows) == len(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["dev-tools", "test-tube"],
+        ["train/valid_boxes", "train/other_boxes"],
+        ["train/driving_test", "train/train_stations"],
+        ["test/train-00000-of-00002", "test/train-00001-of-00002"],
+        ["train_stations", "test_tubes", "dogs"],
+        ["evaluation_sets/x", "latest", "COCOtest"],
+    ],
+)
+def test_an_accidental_word_in_a_name_refuses_nothing(tmp_path: Path, names: list[str]) -> None:
+    hidden = [".cache/test/a", "test/.a"]
+    for name in [*names, *hidden]:
+        file = tmp_path / "hub" / f"{name}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(as_table(tmp_path).slice(0, 1), file)
+    for path in ("hub", "hub/**/*.parquet", *["hub/*/*.parquet"] * ("/" in names[-1])):
+        assert len(read("parquet", tmp_path / path, image_root=tmp_path).rows) == len(names)
+    assert len(read("parquet", tmp_path / "hub/*/.*.parquet", image_root=tmp_path).rows) == 1
 
 
 def test_rows_that_a_saved_folder_leaves_out_are_not_read(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from perpo_pipeline.errors import ConfigError
 def parquet_files(path: Path) -> list[Path]:
     """The Parquet files that a file, a folder or a pattern with * names, sorted by name.
 
+    Hidden ones (`.name`, also those in hidden folders) are left out, unless the pattern names them.
     Raises `ConfigError` for a pattern that is none.
     """
     if path.is_dir():
-        return sorted(file for file in files_below(path) if file.name.endswith(".parquet"))
+        return _matching(path, ("**", "*.parquet"))
     if "*" not in str(path):
         return [path]
     fixed = fixed_folder(path)
@@ -22,7 +23,7 @@ def parquet_files(path: Path) -> list[Path]:
     try:
         found = fixed.glob(str(pattern))
         if "**" not in pattern.parts:
-            return sorted(found)
+            return sorted(f for f in found if _matches(f.relative_to(fixed).parts, pattern.parts))
         next(found, None)  # raises
     except ValueError as error:
         raise ConfigError(
@@ -30,18 +31,28 @@ def parquet_files(path: Path) -> list[Path]:
             where=str(path),
             fix="write * for a part of a name; ** is a folder of its own: data/**/*.parquet",
         ) from None
-    every = files_below(fixed)  # pathlib's own ** enters no link
-    return sorted(f for f in every if _matches(f.relative_to(fixed).parts, pattern.parts))
+    return _matching(fixed, pattern.parts)  # pathlib's own ** enters no link
+
+
+def _matching(folder: Path, pattern: Sequence[str]) -> list[Path]:
+    """The files below a folder whose paths in it match."""
+    return sorted(f for f in files_below(folder) if _matches(f.relative_to(folder).parts, pattern))
 
 
 def _matches(place: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether parts of a path match those of a pattern; ** is any number of folders."""
+    """Whether parts of a path match those of a pattern; ** is any number of folders.
+
+    Neither ** nor * begins with the dot of a hidden name.
+    """
     if not pattern:
         return not place
     first, *rest = pattern
+    is_hidden = bool(place) and place[0].startswith(".") and not first.startswith(".")
     if first == "**":
-        return _matches(place, rest) or (bool(place) and _matches(place[1:], pattern))
-    return bool(place) and fnmatchcase(place[0], first) and _matches(place[1:], rest)
+        goes_on = bool(place) and not is_hidden
+        return _matches(place, rest) or (goes_on and _matches(place[1:], pattern))
+    fits = bool(place) and not is_hidden and fnmatchcase(place[0], first)
+    return fits and _matches(place[1:], rest)
 
 
 def fixed_folder(pattern: Path) -> Path:

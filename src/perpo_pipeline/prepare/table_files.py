@@ -9,18 +9,20 @@
 All of them give the same: rows with the file's own names. Images may be inside Parquet and Arrow
 files (arrow_files.py); they stay there until they are used. A folder with several splits is
 refused, because its rows would be mixed: names such as `train-00000-of-00002` say so, and words
-such as `train` and `test` in the names of files and folders.
+such as `train` and `test` in the names of files and folders (`_splits_of`).
 """
 
 import csv
 import io
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from perpo_pipeline.config.parquet_files import parquet_files
 from perpo_pipeline.config.sources import TableSource
 from perpo_pipeline.errors import InputError
 from perpo_pipeline.json_files import (
@@ -43,7 +45,14 @@ from perpo_pipeline.prepare.arrow_files import (
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 LONGEST_CELL = 2**31 - 1
 _SHARD_NAME = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}.*")
-_SPLITS = {"train", "validation", "val", "valid", "dev", "test", "eval", "testa", "testb"}
+_TRAIN = "train"
+_SPLITS = {
+    **{word: word for word in ("validation", "val", "valid", "dev", "eval", "testa", "testb")},
+    **{_TRAIN: _TRAIN, "training": _TRAIN, "test": "test", "testing": "test"},
+}
+# Where a word of camel case begins, but for the letter of REFER's testA and testB.
+_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])(?![AB](?![A-Za-z]))|(?<=[A-Z])(?=[A-Z][a-z])")
+SHOWN = 8  # files of one split, named in a message
 _FIX = "give whole files, as they were saved"
 
 
@@ -165,16 +174,23 @@ def _files_of_one_split(source: TableSource) -> list[Path]:
     if source.source == "datasets" and (state := folder / "state.json").is_file():
         return _saved_files(state)
     files = source.files()
-    by_shard = {_shards_of(file): file for file in reversed(files)}
+    by_shard = _grouped(files, map(_shards_of, files))
     if len(by_shard) > 1:
-        raise _several_splits(source, [_pattern_of(file) for file in by_shard.values()])
-    by_word: dict[str, list[Path]] = {}
-    for file in files:
-        if word := _split_word(file.relative_to(source.folder)):
-            by_word.setdefault(word, []).append(file)
-    if len(by_word) > 1:
-        raise _several_splits(source, [_name_of(some) for some in by_word.values()])
+        names = [_name_of(some, _pattern_of(some[0])) for some in by_shard]
+        raise _several_splits(source, names)
+    splits = _splits_of([file.relative_to(source.folder) for file in files])
+    if splits:
+        named = [file for file, split in zip(files, splits, strict=True) if split]
+        groups = _grouped(named, filter(None, splits))
+        raise _several_splits(source, [_name_of(some) for some in groups])
     return files
+
+
+def _grouped(files: Sequence[Path], keys: Iterable[str]) -> list[list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    for file, key in zip(files, keys, strict=True):
+        groups.setdefault(key, []).append(file)
+    return list(groups.values())
 
 
 def _saved_files(state: Path) -> list[Path]:
@@ -206,17 +222,81 @@ def _shards_of(file: Path) -> str:
     return str(file.parent) if file.stem.isdecimal() else ""
 
 
-def _split_word(place: Path) -> str:
-    """The split that the name of a file says as a word of its own, or else its nearest folder.
+def _splits_of(places: Sequence[Path]) -> list[str]:
+    """The split of each file ("" for none that its name says), or nothing if they are of one split.
 
-    "" where none does: `data_train.parquet` and `train/a.parquet` are of `train`, `contest.parquet`
-    of no split.
+    `places` are paths below the folder of the source. A name says a split by the whole of it, or by
+    its first or its last word; words end at `_`, `-`, `.`, digits and where camel case goes on.
+    Such a word can be there by accident (`driving_test`, `dev-tools`), so names of the same place
+    are compared: whole names, and whole names of folders where a file has none (`train.parquet`,
+    `test/a.parquet`); the names of the files; the names of their folders, or else of the files.
+    `_are_splits` says when those that are not whole count.
     """
-    for name in (place.stem, *(folder.name for folder in place.parents)):
-        words = (word.lower() for word in re.findall("[A-Za-z]+", name))
-        if found := [word for word in words if word in _SPLITS]:
-            return " ".join(found)
-    return ""
+    names = [_mark_of(_without_shard(place)) for place in places]
+    folders = [_mark_of_folder(place) for place in places]
+    whole = [
+        next((mark for mark in marks if mark and mark.is_whole), None)
+        for marks in zip(names, folders, strict=True)
+    ]
+    outer = [folder or name for name, folder in zip(names, folders, strict=True)]
+    for marks in (whole, names, outer):
+        several = len({mark.split for mark in marks if mark}) > 1
+        if several and (marks is whole or _are_splits(marks)):
+            return [mark.split if mark else "" for mark in marks]
+    return []
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """The split that a name says, in its first word, its last word, or both."""
+
+    split: str
+    is_first: bool
+    is_last: bool
+    others: tuple[str, ...]  # the other words
+
+    @property
+    def is_whole(self) -> bool:
+        return self.is_first and self.is_last and not self.others
+
+
+def _are_splits(marks: Sequence[_Mark | None]) -> bool:
+    """Whether words for different splits are no accident.
+
+    They are none where the other words are the same (`train_boxes`, `test_boxes`); nor where every
+    file has such a word, one of them is `train`, and another has its place (`train_coco`,
+    `test_flickr`): then rows of a test would be trained on.
+    """
+    said = [mark for mark in marks if mark]
+    alike: dict[tuple[str, ...], set[str]] = {}
+    for mark in said:
+        alike.setdefault(mark.others, set()).add(mark.split)
+    first = {mark.split for mark in said if mark.is_first}
+    last = {mark.split for mark in said if mark.is_last}
+    has_train = any(_TRAIN in splits and len(splits) > 1 for splits in (first, last))
+    is_each_named = len(said) == len(marks)
+    return any(len(splits) > 1 for splits in alike.values()) or (is_each_named and has_train)
+
+
+def _mark_of(name: str) -> _Mark | None:
+    words = [word.lower() for word in re.findall(r"[^\W\d_]+", _CAMEL_CASE.sub(" ", name))]
+    first, last = (
+        (_SPLITS.get(word) for word in (*words[:1], *words[-1:])) if words else (None,) * 2
+    )
+    found = dict.fromkeys(split for split in (first, last) if split)
+    others = words[bool(first) : len(words) - bool(last)]
+    return _Mark(" ".join(found), bool(first), bool(last), tuple(others)) if found else None
+
+
+def _mark_of_folder(place: Path) -> _Mark | None:
+    """The mark of the nearest folder whose whole name says a split, or else whose name does."""
+    marks = [mark for folder in place.parents if (mark := _mark_of(folder.name))]
+    return next((mark for mark in marks if mark.is_whole), marks[0] if marks else None)
+
+
+def _without_shard(file: Path) -> str:
+    shard = _SHARD_NAME.fullmatch(file.stem)
+    return shard[1] if shard else file.stem
 
 
 def _pattern_of(file: Path) -> str:
@@ -225,17 +305,29 @@ def _pattern_of(file: Path) -> str:
     return str(file.parent / (f"{shard[1]}-*.parquet" if shard else "*.parquet"))
 
 
-def _name_of(files: Sequence[Path]) -> str:
-    """What names these files of a split: the only one, their folder, or a pattern."""
+def _name_of(files: Sequence[Path], pattern: str = "") -> str:
+    """What names these files and no other: `pattern`, the only one, their folder, another pattern.
+
+    The files themselves where nothing does.
+    """
     folder = common_folder(files)
-    if len(files) == 1 or any(file.parent != folder for file in files):
-        return str(files[0] if len(files) == 1 else folder)
-    if not _split_word(Path(files[0].name)):
-        return str(folder)
-    names = [file.name for file in files]
-    first = _beginning(names)
-    last = _beginning([name[: len(first) - 1 : -1] if first else name[::-1] for name in names])
-    return str(folder / f"{first}*{last[::-1]}")
+    own = [pattern] * bool(pattern) + [str(file) for file in files if len(files) == 1]
+    for name in (*own, str(folder), str(folder / _pattern_for(files))):
+        if sorted(parquet_files(Path(name))) == sorted(files):
+            return name
+    more = [f"{len(files) - SHOWN} more"] * (len(files) > SHOWN)
+    return " and ".join([*map(str, files[:SHOWN]), *more])
+
+
+def _pattern_for(files: Sequence[Path]) -> Path:
+    """A pattern for files whose paths differ in some parts, * in the place of what differs."""
+    folder, parts = common_folder(files), []
+    for names in zip(*(file.relative_to(folder).parts for file in files), strict=False):
+        first = _beginning(names)
+        rests = [name[len(first) :][::-1] for name in names]
+        is_same = len(set(names)) == 1
+        parts.append(first if is_same else f"{first}*{_beginning(rests)[::-1]}")
+    return Path(*parts)
 
 
 def _beginning(names: Sequence[str]) -> str:
@@ -245,7 +337,7 @@ def _beginning(names: Sequence[str]) -> str:
 
 
 def _several_splits(source: TableSource, splits: Sequence[str]) -> InputError:
-    are_folders = all(Path(name).is_dir() for name in splits)
+    are_folders = all(os.path.isdir(name) for name in splits)
     other = source.source == "datasets" and not are_folders
     return InputError(
         f"the folder holds {len(splits)} splits, whose rows would be mixed",
