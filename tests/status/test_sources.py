@@ -150,6 +150,39 @@ def test_a_file_is_known_by_its_name_below_the_folder_that_all_have(
     assert made.is_file() and found(config) == Found() and not read  # nothing is hashed
 
 
+def test_files_that_come_and_go_are_a_difference_but_not_data_that_are_elsewhere(
+    tmp_path: Path,
+) -> None:
+    image_in(tmp_path)
+    top = tmp_path / "set"
+    row = {name: [value] for name, value in ROW.items()} | {"image": [str(tmp_path / "a.png")]}
+    for name in ("rows", "en/rows"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(row | {"prompt": [name]}), top / f"{name}.parquet")
+    source = {"source": "parquet", "image_root": str(tmp_path)}
+    config = config_of(tmp_path, source | {"path": str(top)})
+    moved = config_of(tmp_path, source | {"path": str(tmp_path / "moved")})
+    prepare(Run(config, quiet=True), "train")
+    time.sleep(0.02)
+
+    def said(config: RunConfig) -> list[str]:
+        return [reason.text for reason in found(config).silent.values()]
+
+    (top / "de").mkdir()
+    copy = shutil.copy2(top / "rows.parquet", top / "de/rows.parquet")  # `rows` is recorded
+    assert said(config) == [f"read from other data than {copy} has now"]
+    shutil.rmtree(top / "de")
+    assert said(config) == []
+    (top / "rows.parquet").rename(tmp_path / "one")
+    assert said(config) == [f"read from other data than {top} has now"]
+    (tmp_path / "one").rename(top / "rows.parquet")
+    top.rename(tmp_path / "moved")
+    assert said(config) == said(moved) == []
+    (tmp_path / "moved/rows.parquet").unlink()
+    assert said(moved) == [f"read from other data than {tmp_path / 'moved'} has now"]
+    assert said(config) == []
+
+
 @pytest.mark.parametrize("layout", [jsonl, csv_elsewhere, coco, yolo, refer])
 def test_a_file_that_is_put_in_place_with_an_older_date_is_read_again(
     tmp_path: Path, layout: Callable[[Path], Source]

@@ -280,9 +280,9 @@ def _are_splits(marks: Sequence[_Mark | None]) -> bool:
 
 def _mark_of(name: str) -> _Mark | None:
     words = [word.lower() for word in re.findall(r"[^\W\d_]+", _CAMEL_CASE.sub(" ", name))]
-    first, last = (
-        (_SPLITS.get(word) for word in (*words[:1], *words[-1:])) if words else (None,) * 2
-    )
+    if not words:
+        return None
+    first, last = _SPLITS.get(words[0]), _SPLITS.get(words[-1])
     found = dict.fromkeys(split for split in (first, last) if split)
     others = words[bool(first) : len(words) - bool(last)]
     return _Mark(" ".join(found), bool(first), bool(last), tuple(others)) if found else None

@@ -6,6 +6,7 @@ compared. A file that was written after the prompts is another one, unless its h
 still the same. Hashes are also compared where dates say nothing; never where all files are older.
 """
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,8 @@ def _newer_of(source: Any, since: int, settings: Json) -> list[Path]:
     if isinstance(source, PagesSource):
         return newer if _other_pages(source, settings, None) else []
     hashes = settings.get("file_sha256")
-    return [file for file in newer if not _is_recorded(file, source, hashes)]
+    names = _names_of(files, source, hashes)
+    return [file for file in newer if not _is_recorded(file, names[file], source, hashes)]
 
 
 def _written_at(file: Path) -> int:
@@ -183,15 +185,16 @@ def _written_at(file: Path) -> int:
     return min(found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _is_recorded(file: Path, source: Any, hashes: str | Json | None) -> bool:
+def _is_recorded(file: Path, name: str, source: Any, hashes: str | Json | None) -> bool:
     """Whether a hash of the file is recorded, and still its own; False for one without a hash."""
     if hashes is None or (isinstance(hashes, str) and file != source.path):
         return False
-    return not _is_other(file, source, hashes)
+    return not _is_other(file, name, source, hashes)
 
 
 def other_files(config: RunConfig, split: str, made: Path, manifest: Json) -> list[Path]:
-    """The source's files with other content than `manifest` records of the prompts in use.
+    """The source's files with other content than `manifest` records of the prompts in use; its path
+    where files are gone and others of it are there.
 
     Hashes are compared where the dates of the files (`newer_files`) say nothing: the configuration
     names another path than the one that was read, or a file was put there later with an earlier
@@ -232,13 +235,15 @@ def _others_of(source: Any, since: int, settings: Json, path: str | None) -> lis
     is_elsewhere = read != source.path.resolve()
     if is_elsewhere and read.exists() and (isinstance(source, YoloSource) or not _is_there(source)):
         return [source.path]
-    return [
+    files = [file for file in source_files(source) if file.is_file()]
+    names = _names_of(files, source, hashes)
+    others = [
         file
-        for file in source_files(source)
-        if file.is_file()
-        and (is_elsewhere or file.stat().st_ctime_ns >= since)  # equal: in one tick
-        and _is_other(file, source, hashes)
+        for file, name in names.items()
+        if (is_elsewhere or file.stat().st_ctime_ns >= since)  # equal: in one tick
+        and _is_other(file, name, source, hashes)
     ]
+    return others or [source.path] * _are_some_gone(names, source, hashes)
 
 
 def _other_pages(source: PagesSource, recorded: Json, since: int | None) -> list[Path]:
@@ -261,14 +266,34 @@ def _is_there(source: Any) -> bool:
     return any(file.exists() for file in source_files(source))
 
 
-def _is_other(file: Path, source: Any, recorded: str | Json) -> bool:
+def _are_some_gone(names: dict[Path, str], source: Any, recorded: str | Json) -> bool:
+    """Whether files that were read are gone. Where none is there, the data are elsewhere."""
+    if not names or isinstance(recorded, str):
+        return False
+    gone = recorded.keys() - set(names.values())
+    if isinstance(source, ReferSource):  # its setting `split_by` may name other files now
+        gone = {name for name in gone if not (source.path / name).is_file()}
+    return bool(gone)
+
+
+def _names_of(files: list[Path], source: Any, recorded: str | Json | None) -> dict[Path, str]:
+    """The names by which readers record hashes: below the folder that all files have in common,
+    wherever it is now; in REFER's, below `path`. No names where there is a single hash, or none."""
+    if not files or not isinstance(recorded, dict):
+        return dict.fromkeys(files, "")
+    common = source.path
+    if not isinstance(source, ReferSource):
+        common = Path(os.path.commonpath([file.parent for file in files]))
+    return {file: os.path.relpath(file, common) for file in files}
+
+
+def _is_other(file: Path, name: str, source: Any, recorded: str | Json) -> bool:
     """Whether a file's hash is not the recorded one: of the source's own file, or by name."""
     if isinstance(recorded, str):
         return file == source.path and _sha256(file) != recorded
-    names = [name for name in recorded if file.parts[-len(Path(name).parts) :] == Path(name).parts]
-    if not names:  # REFER's folder has files of other datasets, too
+    if name not in recorded:  # REFER's folder has files of other datasets, too
         return not isinstance(source, ReferSource)
-    return bool(recorded[max(names, key=len)] != _sha256(file))
+    return bool(recorded[name] != _sha256(file))
 
 
 def _sha256(file: Path) -> str:
