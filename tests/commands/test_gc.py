@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -291,3 +292,20 @@ def test_what_is_no_run_or_damaged_under_the_data_root_stops_nothing(
     assert [line.split()[0] for line in lines] == ["held", "removed"]
     assert str(old.path.resolve()) in lines[0] and "the run y6 was" in lines[0]  # as far as read
     assert str(model) in lines[1]
+
+
+def test_cells_of_a_sweep_that_is_not_finished_are_left_for_some_days(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe("adapter", "dpo", "train", 1, {}, {"preferences": made("preferences", {})})
+    made("preferences", {"number": 2})
+    with open_writer(Path("data/r/adapter/dpo"), replace(recipe, aside=True)) as writer:
+        cell = writer.finish()
+    lines = gc(capsys, "--yes")[0]
+    assert [line.split()[0] for line in lines] == ["left", "left"]
+    assert "none is in use (a sweep that is not finished may need it)" in lines[0]
+    assert "(what is left was made from it)" in lines[1]
+    week_ago = time.time() - 7 * 86_400 - 60
+    for file in cell.path.iterdir():
+        os.utime(file, (week_ago, week_ago))
+    assert [line.split()[0] for line in gc(capsys, "--yes")[0]] == ["removed", "removed"]

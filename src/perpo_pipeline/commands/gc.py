@@ -23,8 +23,9 @@ def gc(
         float,
         typer.Option(
             min=0,
-            help="leave unfinished versions, and versions that an option such as --min-margin "
-            "asked for, for this many days after they were written",
+            help="leave unfinished versions, those of a sweep that is not finished, and versions "
+            "that an option such as --min-margin asked for, for this many days after they were "
+            "written",
         ),
     ] = 7,
     sets: Set = None,

@@ -278,13 +278,20 @@ def _are_some_gone(names: dict[Path, str], source: Any, recorded: str | Json) ->
 
 def _names_of(files: list[Path], source: Any, recorded: str | Json | None) -> dict[Path, str]:
     """The names by which readers record hashes: below the folder that all files have in common,
-    wherever it is now; in REFER's, below `path`. No names where there is a single hash, or none."""
+    wherever it is now; in REFER's, below `path`. No names where there is a single hash, or none.
+
+    Where files are gone, the others may have a lower folder in common: the one above it with the
+    most recorded names counts.
+    """
     if not files or not isinstance(recorded, dict):
         return dict.fromkeys(files, "")
-    common = source.path
-    if not isinstance(source, ReferSource):
-        common = Path(os.path.commonpath([file.parent for file in files]))
-    return {file: os.path.relpath(file, common) for file in files}
+    if isinstance(source, ReferSource):
+        return {file: os.path.relpath(file, source.path) for file in files}
+    common = Path(os.path.commonpath([file.parent for file in files]))
+    depth = max((len(Path(name).parts) for name in recorded), default=1)
+    above = [common, *common.parents][:depth]
+    named = [{file: str(file.relative_to(folder)) for file in files} for folder in reversed(above)]
+    return max(named, key=lambda names: len(recorded.keys() & set(names.values())))
 
 
 def _is_other(file: Path, name: str, source: Any, recorded: str | Json) -> bool:

@@ -77,8 +77,9 @@ def find_unused(run_dir: Path, keep_days: float) -> list[Unused]:
 def look_for_unused(run_dir: Path, keep_days: float) -> list[Unused]:
     """As `find_unused`, and those to which only other runs refer, which `holder` names.
 
-    A version that options asked for, and one that is unfinished, is kept for `keep_days` after it
-    was last written, with what it was made from. A version that a process is writing is no
+    A version that options asked for, one that is unfinished, and one beside which none is in use (a
+    sweep makes its cells so) is kept for `keep_days` after it was last written, with what it was
+    made from. A version that a process is writing is no
     candidate. Merged models are unused while no process is writing: stages make them again. Of a
     run that was made in rounds (`perpo iterate`) the rounds' own folders count as well; a round's
     merged model is in use as long as its adapter is.
@@ -168,7 +169,9 @@ def _why_kept(path: Path, keep_days: float) -> str:
     options = read_json_object(path.parent / OPTIONS).get(path.name)
     options = options or read_json_object(path / MANIFEST).get("options")
     asked = [option for given in (options or {}).values() for option in given.values()]
-    return f"{', '.join(map(str, asked))} asked for it" if asked else ""
+    if asked:
+        return f"{', '.join(map(str, asked))} asked for it"
+    return "" if (path.parent / CURRENT).is_file() else "a sweep that is not finished may need it"
 
 
 def _difference(path: Path) -> str:
