@@ -262,6 +262,10 @@ def test_what_is_no_run_or_damaged_under_the_data_root_stops_nothing(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = made("scores", {"number": 1})
+    broken = made("scores", {"number": 3}).path
+    manifest = json.loads((broken / "manifest.json").read_text())
+    manifest |= {"settings": 5, "inputs": {"scores": 5}, "options": {"settings": 5}}
+    (broken / "manifest.json").write_text(json.dumps(manifest))
     made("scores", {"number": 2})
     model = workdir / "data/r/merged/m"
     model.mkdir(parents=True)
@@ -289,9 +293,10 @@ def test_what_is_no_run_or_damaged_under_the_data_root_stops_nothing(
             (one / "manifest.json").write_text(json.dumps(manifest))
         (folder.parent / "current").write_text("abc")
     lines = gc(capsys, "--yes")[0]
-    assert [line.split()[0] for line in lines] == ["held", "removed"]
-    assert str(old.path.resolve()) in lines[0] and "the run y6 was" in lines[0]  # as far as read
-    assert str(model) in lines[1]
+    assert [line.split()[0] for line in lines] == ["removed", "held", "removed"]
+    assert f"{broken.resolve()}  2.0 MB, number null, in use 2" in lines[0]
+    assert str(old.path.resolve()) in lines[1] and "the run y6 was" in lines[1]  # as far as read
+    assert str(model) in lines[2]
 
 
 def test_cells_of_a_sweep_that_is_not_finished_are_left_for_some_days(

@@ -24,6 +24,7 @@ from perpo_pipeline.store.in_use import (
     current_in,
     folders_of,
     is_model,
+    part_of,
     read_json_object,
     runs_beside,
     versions_in,
@@ -166,9 +167,9 @@ def _why_kept(path: Path, keep_days: float) -> str:
         return ""
     if not (path / MANIFEST).is_file():
         return "unfinished; its stage resumes it"
-    options = read_json_object(path.parent / OPTIONS).get(path.name)
-    options = options or read_json_object(path / MANIFEST).get("options")
-    asked = [option for given in (options or {}).values() for option in given.values()]
+    options = part_of(read_json_object(path.parent / OPTIONS), path.name)
+    options = options or part_of(read_json_object(path / MANIFEST), "options")
+    asked = [option for kind in options for option in part_of(options, kind).values()]
     if asked:
         return f"{', '.join(map(str, asked))} asked for it"
     return "" if (path.parent / CURRENT).is_file() else "a sweep that is not finished may need it"
@@ -182,13 +183,14 @@ def _difference(path: Path) -> str:
     if current is None:
         return "none is in use"
     other = read_json_object(current / MANIFEST)
-    changed = list(_changed(own.get("settings", {}), other.get("settings", {})))
+    changed = list(_changed(part_of(own, "settings"), part_of(other, "settings")))
     if changed:
         return "; ".join([*changed[:SHOWN], *["..."] * (len(changed) > SHOWN)])
+    read, now = part_of(own, "inputs"), part_of(other, "inputs")
     inputs = [
-        record["artifact"]
-        for name, record in own.get("inputs", {}).items()
-        if not is_same_input(record, other.get("inputs", {}).get(name, {}))
+        str(part_of(read, name).get("artifact", name))
+        for name in read
+        if not is_same_input(part_of(read, name), part_of(now, name))
     ]
     return f"made from other {' and '.join(inputs)}" if inputs else "the same settings and inputs"
 

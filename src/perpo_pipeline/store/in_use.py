@@ -43,7 +43,7 @@ class Lineage:
     def models_of(self, versions: Iterable[Path]) -> set[str]:
         """The models that these versions were made with, as the settings named them; the reference
         models of trainings, too."""
-        notes = (_part(self._record(path), "notes") for path in versions)
+        notes = (part_of(self._record(path), "notes") for path in versions)
         names = (note.get(name) for note in notes for name in MODEL_NOTES)
         return {name for name in names if isinstance(name, str) and name}
 
@@ -54,7 +54,7 @@ class Lineage:
         return self._records[version]
 
     def _leads_to(self, version: Path) -> Iterator[Path]:
-        inputs = _part(self._record(version), "inputs")
+        inputs = part_of(self._record(version), "inputs")
         places = [one.get("path") for one in inputs.values() if isinstance(one, dict)]
         yield from (version / place for place in places if isinstance(place, str))
         yield from self._prompts_read(version)
@@ -64,7 +64,7 @@ class Lineage:
     def _prompts_read(self, version: Path) -> Iterator[Path]:
         """The prompts that the source `prompts` took, which are no input: their content counts."""
         record = self._record(version)
-        settings, notes = _part(record, "settings"), _part(record, "notes")
+        settings, notes = part_of(record, "settings"), part_of(record, "notes")
         several = zip(_list(settings, "of"), _list(notes, "paths"), strict=False)
         for source, place in [(settings, notes.get("path")), *several]:
             is_prompts = isinstance(source, dict) and source.get("source") == "prompts"
@@ -77,12 +77,12 @@ class Lineage:
         The adapter does not name them, and another training on these lists would need them.
         """
         own = self._record(adapter)
-        lists = _part(_part(own, "inputs"), "preferences")
-        models = [_part(own, "settings").get(name) for name in ("model", "reference_model")]
+        lists = part_of(part_of(own, "inputs"), "preferences")
+        models = [part_of(own, "settings").get(name) for name in ("model", "reference_model")]
         for file in (adapter.parents[2] / "reference").glob(f"*/*/{MANIFEST}"):
             other = self._record(file.parent.resolve())
-            read = _part(_part(other, "inputs"), "preferences")
-            if is_same_input(read, lists) and _part(other, "settings").get("model") in models:
+            read = part_of(part_of(other, "inputs"), "preferences")
+            if is_same_input(read, lists) and part_of(other, "settings").get("model") in models:
                 yield file.parent
 
 
@@ -159,7 +159,8 @@ def read_json_object(file: Path) -> Json:
     return read if isinstance(read, dict) else {}
 
 
-def _part(record: Json, name: str) -> Json:
+def part_of(record: Json, name: str) -> Json:
+    """An object in a JSON object; empty if there is none, or something else of that name."""
     found = record.get(name)
     return found if isinstance(found, dict) else {}
 
