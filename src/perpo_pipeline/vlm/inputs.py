@@ -328,7 +328,8 @@ def context_length(vlm: "Vlm") -> int | None:
 
     Positions that its config stretches (YaRN, linear, dynamic) count as vLLM counts them.
     """
-    config: Any = vlm.model.config.get_text_config()
+    whole: Any = vlm.model.config
+    config = whole.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
         return None

@@ -299,8 +299,8 @@ def _status_of(response: "httpx.Response") -> int:
         return status
     error = found["error"]
     code = error.get("code") if isinstance(error, dict) else None
-    of_all = isinstance(code, int) and (code in {401, 402, *RETRIED} or 500 <= code < 600)
-    return code if of_all else 400
+    is_of_all = isinstance(code, int) and (code in {401, 402, *RETRIED} or 500 <= code < 600)
+    return int(code) if code is not None and is_of_all else 400
 
 
 def read_answer(answer: bytes, kind: type[Answer]) -> Answer:
