@@ -127,6 +127,8 @@ def start_perpo(
 def _perpo(arguments: Sequence[str], forks: bool) -> None:
     from perpo_pipeline import cli
 
+    if forks:  # each of them is one more fork
+        os.register_at_fork(after_in_child=lambda: make_threads_anew(os.environ))
     with forked_processes("fork") if forks else nullcontext():
         cli.main(list(arguments))
 
