@@ -10,7 +10,8 @@ from typing import Literal
 from perpo_pipeline.config.evaluations import BASE, BLANK_IMAGE, OTHER_IMAGE, read_evaluation
 from perpo_pipeline.errors import ArtifactError
 from perpo_pipeline.status.lineage import trace
-from perpo_pipeline.store.artifacts import CURRENT, MANIFEST, Json, Version, open_version
+from perpo_pipeline.store.artifacts import MANIFEST, Json, Version, open_version
+from perpo_pipeline.store.current import is_current
 from perpo_pipeline.store.made_from import content_of, differ
 
 Subject = Literal["adapter", "base", "answers"]
@@ -84,13 +85,9 @@ def _metrics_in_run(adapter: Version, model: str) -> list[Version]:
         with contextlib.suppress(ArtifactError):  # an older schema
             found.append(open_version(file.parent, "metrics"))
     own = [metrics for metrics in found if _is_of(model, metrics.variant)]
-    return sorted(own, key=lambda m: (_is_in_use(m), str(m.manifest["created_at"])), reverse=True)
-
-
-def _is_in_use(metrics: Version) -> bool:
-    """Whether `current` names this version."""
-    file = metrics.path.parent / CURRENT
-    return file.is_file() and file.read_text(encoding="utf-8").strip() == metrics.path.name
+    return sorted(
+        own, key=lambda m: (is_current(m.path), str(m.manifest["created_at"])), reverse=True
+    )
 
 
 def _is_of(model: str, name: str) -> bool:

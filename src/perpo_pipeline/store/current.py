@@ -24,6 +24,12 @@ def set_current(root: Path, name: str, options: Json | None = None) -> None:
             raise
 
 
+def is_current(version: Path) -> bool:
+    """Whether `current` beside a version's folder names it."""
+    pointer = version.parent / CURRENT
+    return pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == version.name
+
+
 def _is_read_only(cause: BaseException | None) -> bool:
     refused = (errno.EROFS, errno.EACCES, errno.EPERM)
     return isinstance(cause, OSError) and cause.errno in refused
@@ -31,9 +37,9 @@ def _is_read_only(cause: BaseException | None) -> bool:
 
 def _is_in_use(root: Path, name: str, options: Json) -> bool:
     """Whether `current` names this version, and nothing is to be noted of its options."""
-    pointer, known = root / CURRENT, _read_object(root / OPTIONS)
-    if not pointer.is_file() or pointer.read_text(encoding="utf-8").strip() != name:
+    if not is_current(root / name):
         return False
+    known = _read_object(root / OPTIONS)
     own = known[name] if name in known else _read_object(root / name / MANIFEST).get("options", {})
     return bool(own == options) or not (options or known)
 

@@ -58,9 +58,12 @@ def reuse_complete(
 
 def version_of(root: Path, recipe: Recipe) -> Version | None:
     """The complete version of a recipe: today's, or the older one that was found before."""
+    places = [recipe.place(root)]
     older = remembered(root).get(recipe.fingerprint)
-    for path in (recipe.place(root), *([root / older] if older else [])):
-        if (path / MANIFEST).is_file() and not of_earlier_inputs(path, recipe.inputs):
+    if older is not None and not of_earlier_inputs(root / older, recipe.inputs):
+        places.append(root / older)
+    for path in places:
+        if (path / MANIFEST).is_file():
             version = open_version(path, recipe.artifact)
             require_parts(version)
             return version

@@ -16,9 +16,11 @@ from perpo_pipeline.store.artifacts import (
     MANIFEST,
     MERGED,
     MODEL,
+    OPTIONS,
     STARTED,
     being_written,
 )
+from perpo_pipeline.store.current import is_current
 from perpo_pipeline.store.in_use import (
     Lineage,
     current_in,
@@ -31,7 +33,6 @@ from perpo_pipeline.store.in_use import (
 )
 from perpo_pipeline.store.made_from import fingerprint_in, is_same_input
 
-OPTIONS = "options.json"
 DAY_S = 86_400
 SHOWN = 4  # settings named in a line
 
@@ -62,8 +63,7 @@ class Unused:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     return "a process writes it now"
-                pointer = self.path.parent / CURRENT
-                if pointer.is_file() and pointer.read_text().strip() == self.path.name:
+                if is_current(self.path):
                     return "it is in use now"
             shutil.rmtree(self.path)
         return ""
